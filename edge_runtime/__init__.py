@@ -1,0 +1,1 @@
+"""The device: verify, activate, swap, roll back, infer. onnxruntime + numpy + tokenizers."""

@@ -1,0 +1,1 @@
+"""The command: one Typer app that mounts each role's commands lazily."""

@@ -1,0 +1,116 @@
+"""Which tensors an adapter has: from a plan and a base's manifest to a layout. (P-2.1)
+
+Names are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes:
+``bert.encoder.layer.0.attention.self.query.lora_A`` is ``(r, in)``, ``….lora_B`` is ``(out, r)``
+(PEFT's orientation), ``soft_prompt`` is ``(n, hidden)``, the head ``<path>.weight`` is
+``(labels, in)`` and ``<path>.bias`` ``(labels,)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from protocol.encoding import seed_from
+from protocol.errors import PlanError
+from protocol.layout import Layout, TensorSpec, Tensors
+from protocol.manifest import Linear, Manifest
+from protocol.plan import Adapter, Plan
+from protocol.rules import Role
+
+SOFT_PROMPT = "soft_prompt"
+LORA_A, LORA_B = ".lora_A", ".lora_B"
+
+
+def target_linears(adapter: Adapter, manifest: Manifest) -> tuple[Linear, ...]:
+    """The linears that get LoRA factors, by path. Raises PlanError for a target that is not there.
+
+    A target matches whole trailing path components: ``query`` or ``attention.output.dense``.
+    """
+    if adapter.targets == "all-linear":
+        return tuple(sorted(manifest.linears, key=lambda linear: linear.path))
+    chosen: dict[str, Linear] = {}
+    for target in adapter.targets:
+        found = [x for x in manifest.linears if f".{x.path}".endswith(f".{target}")]
+        if not found:
+            ends = sorted({linear.path.rsplit(".", 1)[-1] for linear in manifest.linears})
+            raise PlanError(
+                f"`adapter.targets`: the base has no linear `{target}`",
+                f"linears end in: {', '.join(ends)}; or use targets = \"all-linear\"",
+            )
+        chosen.update({linear.path: linear for linear in found})
+    return tuple(chosen[path] for path in sorted(chosen))
+
+
+def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -> Layout:
+    """The full adapter's layout, head included; ``rank`` overrides the plan's (mixed ranks)."""
+    specs: list[TensorSpec] = []
+    if plan.adapter.method == "lora":
+        r = plan.adapter.rank if rank is None else rank
+        for linear in target_linears(plan.adapter, manifest):
+            specs.append(
+                TensorSpec(name=linear.path + LORA_A, shape=(r, linear.in_features), role=Role.LORA_A)
+            )
+            specs.append(
+                TensorSpec(name=linear.path + LORA_B, shape=(linear.out_features, r), role=Role.LORA_B)
+            )
+    else:
+        shape = (plan.adapter.tokens, manifest.hidden_size)
+        specs.append(TensorSpec(name=SOFT_PROMPT, shape=shape, role=Role.PROMPT))
+    labels, head = len(plan.task.labels), manifest.head
+    specs.append(
+        TensorSpec(name=f"{head.path}.weight", shape=(labels, head.in_features), role=Role.HEAD)
+    )
+    specs.append(TensorSpec(name=f"{head.path}.bias", shape=(labels,), role=Role.HEAD))
+    return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+
+def lora_scaling(plan: Plan) -> float:
+    """s in W + s * B @ A: alpha / rank of the plan, the same at every rank (FLoRA issue #16)."""
+    return plan.adapter.alpha / plan.adapter.rank
+
+
+def initial_adapter(layout: Layout, *, seed: int, embedding_std: float) -> Tensors:
+    """Round 0: A uniform in ±1/sqrt(in) (PEFT's Kaiming init), B zero, prompt like embeddings.
+
+    The head starts small and random: a zero head would pass no gradient to the adapter. Everyone
+    receives these bytes from the coordinator; nobody derives them.
+    """
+    tensors: Tensors = {}
+    for spec in layout.specs:
+        rng = np.random.default_rng(seed_from("initial", seed, spec.name))
+        if spec.role is Role.LORA_A:
+            bound = 1.0 / math.sqrt(spec.shape[1])
+            value = rng.uniform(-bound, bound, spec.shape)
+        elif spec.role is Role.PROMPT:
+            value = rng.normal(0.0, embedding_std, spec.shape)
+        elif spec.role is Role.HEAD and len(spec.shape) == 2:
+            value = rng.normal(0.0, 0.02, spec.shape)
+        else:
+            value = np.zeros(spec.shape)
+        tensors[spec.name] = value.astype(np.float32)
+    return tensors
+
+
+def client_rank(plan: Plan, client: str) -> int:
+    """The rank a client trains at: dealt from ``client_ranks`` by a hash of its name."""
+    ranks = plan.adapter.client_ranks
+    if not ranks:
+        return plan.adapter.rank
+    return ranks[seed_from("rank", plan.seed, client) % len(ranks)]
+
+
+def cut_to_rank(tensors: Tensors, layout: Layout, rank: int) -> Tensors:
+    """The first ``rank`` rows of every A and columns of every B, zero-padded when there are fewer."""
+    cut: Tensors = {}
+    for spec in layout.specs:
+        value = tensors[spec.name]
+        if spec.role is Role.LORA_A:
+            value = value[:rank]
+            value = np.pad(value, ((0, rank - value.shape[0]), (0, 0)))
+        elif spec.role is Role.LORA_B:
+            value = value[:, :rank]
+            value = np.pad(value, ((0, 0), (0, rank - value.shape[1])))
+        cut[spec.name] = value.astype(np.float32, copy=True)
+    return cut

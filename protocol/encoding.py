@@ -1,0 +1,56 @@
+"""Canonical bytes: one JSON text and one digest for a value, on every platform.
+
+RFC 8785 (JCS) restricted to what needs no number formatting: objects, arrays, strings, integers,
+booleans, null. A real number is carried as the string ``float.hex()`` gives, so that no two
+implementations can disagree about its digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 bytes of ``value`` with sorted keys and no spaces; floats become hex strings."""
+    return json.dumps(
+        _plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a canonical value must be finite")
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        # JCS sorts by UTF-16 code units; ASCII keys sort alike under both orders.
+        if not all(isinstance(key, str) and key.isascii() for key in value):
+            raise ValueError("the keys of a canonical object are ASCII strings")
+        return {key: _plain(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def digest(tag: str, message: bytes) -> str:
+    """``SHA-256("fedge/" tag "/v1" 0x00 message)`` as 64 hex digits: domain-separated."""
+    return hashlib.sha256(b"fedge/" + tag.encode() + b"/v1\x00" + message).hexdigest()
+
+
+def vector_digest(vector: npt.NDArray[np.float32]) -> str:
+    """The identity of an adapter: its flat float32 vector, little-endian. (P-2.4)"""
+    return digest("adapter", np.ascontiguousarray(vector, dtype="<f4").tobytes())
+
+
+def seed_from(*parts: object) -> int:
+    """A 63-bit seed from named parts, so that no two purposes ever share a random stream. (P-1.4)"""
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.sha256(b"fedge/seed/v1\x00" + text).digest()[:8], "big") >> 1

@@ -1,0 +1,61 @@
+"""Every error a user of fedge can meet, split by whose fault it is.
+
+    FedgeError            one line of cause, one line of remedy, an exit code
+    |- PlanError       3  the plan or experiment is wrong: its author mends it
+    |- DataError       4  local data is wrong: the owner of the data mends it
+    |- ArtefactError   5  a base, adapter or run folder is damaged or does not fit: fetch or rebuild it
+    |- UpdateError     6  a client sent something unusable: the coordinator drops that client
+    |- RoundError      7  a round could not be completed (quorum, deadline): run again or resume
+    `- MachineError    8  this machine lacks something (an extra, a file, memory)
+
+Exit code 0 is success, 1 an unexpected failure (a bug of ours), 2 wrong use of the command line.
+"""
+
+from __future__ import annotations
+
+
+class FedgeError(Exception):
+    """An expected failure: ``cause`` says what is wrong and where, ``remedy`` what to do."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause} ({remedy})")
+        self.cause = cause
+        self.remedy = remedy
+
+
+class PlanError(FedgeError):
+    """A plan or experiment that cannot be run as it stands."""
+
+    exit_code = 3
+
+
+class DataError(FedgeError):
+    """Local data that does not fit the plan; names the file, and the line where there is one."""
+
+    exit_code = 4
+
+
+class ArtefactError(FedgeError):
+    """A base, an adapter or a run folder that is damaged, incomplete or of another origin."""
+
+    exit_code = 5
+
+
+class UpdateError(FedgeError):
+    """A client's update that must not enter the aggregate."""
+
+    exit_code = 6
+
+
+class RoundError(FedgeError):
+    """A round that could not be completed; the model is unchanged."""
+
+    exit_code = 7
+
+
+class MachineError(FedgeError):
+    """Something this machine lacks."""
+
+    exit_code = 8

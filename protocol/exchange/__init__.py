@@ -1,0 +1,77 @@
+"""How updates travel from clients to the sum: advertise, share, mask, unmask.
+
+An exchange has a client's side and a coordinator's side. The coordinator asks only for the phases
+an exchange declares; ``plain`` declares ``mask`` alone. Whatever the exchange, the coordinator's
+result is an :class:`Aggregate`, computed in exact integers, so that neither the order of arrival
+nor the platform changes a bit. (P-3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from protocol.layout import Vector
+
+# What every client measures and the coordinator may know the sum of. Order is part of the wire.
+METRICS = (
+    "examples",  # rows trained on, counted once per epoch
+    "loss_sum",  # sum over those rows of the last epoch's training loss, nats
+    "eval_examples",  # rows kept out for local evaluation
+    "eval_correct",  # of those, classified rightly by the adapter *received*
+    "train_seconds",  # wall time of local training
+)
+
+
+class Phase(StrEnum):
+    """A request and its reply; also the action in Flower's message type ``train.<phase>``."""
+
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    MASK = "mask"
+    UNMASK = "unmask"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What one client gives to a round: ``update`` is (d,) float32, unweighted."""
+
+    update: Vector
+    weight: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """What a round yields: the weighted mean update (d,), total weight, summed metrics."""
+
+    mean: Vector
+    weight: int
+    metrics: dict[str, float]
+    clients: tuple[str, ...]
+
+
+class ClientExchange(Protocol):
+    """The client's side."""
+
+    def mask(self, contribution: Contribution) -> bytes:
+        """The message that carries the contribution."""
+        ...
+
+
+class CoordinatorExchange(Protocol):
+    """The coordinator's side for one round."""
+
+    name: str
+    secure: bool
+    phases: tuple[Phase, ...]
+
+    def receive(self, client: str, message: bytes) -> None:
+        """Take a masked contribution; raises UpdateError and stays unchanged if it is unusable."""
+        ...
+
+    def unmask(self) -> Aggregate:
+        """The sum over everything received. Raises RoundError when there is nothing."""
+        ...

@@ -1,0 +1,116 @@
+"""The plain exchange: the coordinator sees every update. INSECURE; for simulation and research.
+
+A message is a header and a little-endian float32 vector (P-3.2). The coordinator adds in fixed
+point: every coordinate is rounded to 2^-32 and summed as an integer times the client's weight, so
+the sum is exact and the same for every order of arrival (P-3.3).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import RoundError, UpdateError
+from protocol.exchange import METRICS, Aggregate, Contribution, Phase
+
+MAGIC = b"fedgeP1\x00"
+HEADER = struct.Struct(f"<8sII{len(METRICS)}d")  # magic, d, weight, metrics
+FRACTION_BITS = 32
+MAX_MAGNITUDE = 64.0  # of one coordinate of an update
+MAX_TOTAL_WEIGHT = 2**24  # 2^6 * 2^32 * 2^24 < 2^63: the sum cannot wrap
+
+
+class PlainClient:
+    """The client's side: encode, nothing else."""
+
+    def mask(self, contribution: Contribution) -> bytes:
+        """Encode. Raises UpdateError for an update that no coordinator may accept."""
+        update = np.ascontiguousarray(contribution.update, dtype="<f4")
+        _check_vector("this client", update)
+        metrics = [float(contribution.metrics[name]) for name in METRICS]
+        return HEADER.pack(MAGIC, len(update), contribution.weight, *metrics) + update.tobytes()
+
+
+def decode(client: str, message: bytes, *, size: int) -> Contribution:
+    """Read one message strictly. Raises UpdateError that names the client and the fault."""
+    if len(message) < HEADER.size:
+        raise _bad(client, f"message of {len(message)} bytes is shorter than its header")
+    magic, length, weight, *metrics = HEADER.unpack_from(message)
+    if magic != MAGIC:
+        raise _bad(client, "not a plain-exchange message of version 1")
+    if length != size or len(message) != HEADER.size + 4 * size:
+        raise _bad(client, f"update has {length} coordinates, the plan says {size}")
+    if not 0 < weight <= MAX_TOTAL_WEIGHT:
+        raise _bad(client, f"weight {weight} is outside 1..{MAX_TOTAL_WEIGHT}")
+    if not all(math.isfinite(value) and value >= 0 for value in metrics):
+        raise _bad(client, "a metric is negative or not finite")
+    update = np.frombuffer(message, "<f4", offset=HEADER.size)
+    _check_vector(client, update)
+    return Contribution(
+        update=update, weight=weight, metrics=dict(zip(METRICS, metrics, strict=True))
+    )
+
+
+class PlainCoordinator:
+    """The coordinator's side: a running fixed-point sum, O(d) memory whatever the cohort."""
+
+    name = "plain"
+    secure = False
+    phases = (Phase.MASK,)
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
+        self._scratch: npt.NDArray[np.float64] = np.empty(size, np.float64)
+        self._weight = 0
+        self._metrics = {name: 0 for name in METRICS}
+        self._clients: list[str] = []
+
+    def receive(self, client: str, message: bytes) -> None:
+        """Add one contribution. Raises UpdateError and stays unchanged if it is unusable."""
+        if client in self._clients:
+            raise _bad(client, "a second update in the same round")
+        contribution = decode(client, message, size=self._size)
+        if self._weight + contribution.weight > MAX_TOTAL_WEIGHT:
+            raise _bad(client, f"total weight would pass {MAX_TOTAL_WEIGHT}")
+        np.multiply(contribution.update, 2.0**FRACTION_BITS, out=self._scratch, dtype=np.float64)
+        np.rint(self._scratch, out=self._scratch)
+        # Weight times a 38-bit integer stays below 2^53: exact in float64 up to weight 2^15.
+        if contribution.weight <= 2**15:
+            self._scratch *= contribution.weight
+            self._sum += self._scratch.astype(np.int64)
+        else:
+            self._sum += self._scratch.astype(np.int64) * np.int64(contribution.weight)
+        self._weight += contribution.weight
+        for name in METRICS:
+            self._metrics[name] += round(contribution.metrics[name] * 2**FRACTION_BITS)
+        self._clients.append(client)
+
+    def unmask(self) -> Aggregate:
+        """Mean and sums: one float64 division and one cast to float32 per coordinate."""
+        if not self._clients:
+            raise RoundError("no usable update arrived", "check the clients, then resume the run")
+        mean = self._sum.astype(np.float64) / (float(self._weight) * 2.0**FRACTION_BITS)
+        return Aggregate(
+            mean=mean.astype(np.float32),
+            weight=self._weight,
+            metrics={name: value / 2**FRACTION_BITS for name, value in self._metrics.items()},
+            clients=tuple(sorted(self._clients)),
+        )
+
+
+def _check_vector(client: str, update: npt.NDArray[np.float32]) -> None:
+    # numpy's min and max pass NaN on, without a temporary copy.
+    low, high = float(update.min(initial=0.0)), float(update.max(initial=0.0))
+    if math.isnan(low) or math.isnan(high):
+        raise _bad(client, "the update holds NaN")
+    peak = max(-low, high)
+    if peak >= MAX_MAGNITUDE:
+        raise _bad(client, f"a coordinate of the update is {peak:g}; the limit is {MAX_MAGNITUDE:g}")
+
+
+def _bad(client: str, fault: str) -> UpdateError:
+    return UpdateError(f"update of {client}: {fault}", "the update is dropped; check that client")

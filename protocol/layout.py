@@ -1,0 +1,100 @@
+"""Adapters as flat vectors: which tensor lies where.
+
+Between training and the decoded sum every stage sees one float32 vector; the layout (name, shape,
+offset), fixed by the plan, is the only thing that knows what its coordinates mean. (P-2)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import ArtefactError
+from protocol.rules import Role
+
+Vector = npt.NDArray[np.float32]  # (d,)
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One trained tensor: canonical name (Hugging Face module path), shape and role."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensors in the order of their names, one behind the other, row-major. (P-2.2)"""
+
+    specs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.specs]
+        if names != sorted(set(names)):
+            raise ValueError("a layout's names are distinct and sorted")
+
+    @cached_property
+    def size(self) -> int:
+        """Number of coordinates d."""
+        return sum(spec.size for spec in self.specs)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each tensor lies in the vector."""
+        where, offset = {}, 0
+        for spec in self.specs:
+            where[spec.name] = slice(offset, offset + spec.size)
+            offset += spec.size
+        return where
+
+    def only(self, roles: Iterable[Role]) -> Layout:
+        """The layout of the tensors that have one of ``roles``."""
+        wanted = frozenset(roles)
+        return Layout(tuple(spec for spec in self.specs if spec.role in wanted))
+
+    def flatten(self, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Vector:
+        """One float32 vector (d,). Raises ArtefactError for a missing name or another shape."""
+        self._check_names(tensors)
+        vector = np.empty(self.size, np.float32)
+        for spec in self.specs:
+            tensor = tensors[spec.name]
+            if tuple(tensor.shape) != spec.shape:
+                raise ArtefactError(
+                    f"tensor {spec.name} has shape {tuple(tensor.shape)}, the plan says {spec.shape}",
+                    "use the adapter and the base that belong to this plan",
+                )
+            vector[self.slices[spec.name]] = np.asarray(tensor, np.float32).reshape(-1)
+        return vector
+
+    def unflatten(self, vector: Vector) -> Tensors:
+        """Tensors by name: copies. Raises ArtefactError when the length differs."""
+        if vector.ndim != 1 or len(vector) != self.size:
+            raise ArtefactError(
+                f"a vector of shape {vector.shape} does not fit a layout of {self.size} coordinates",
+                "use the adapter and the base that belong to this plan",
+            )
+        return {
+            spec.name: vector[self.slices[spec.name]].reshape(spec.shape).astype(np.float32, copy=True)
+            for spec in self.specs
+        }
+
+    def _check_names(self, tensors: Mapping[str, object]) -> None:
+        missing = [spec.name for spec in self.specs if spec.name not in tensors]
+        unknown = sorted(set(tensors) - set(self.slices))
+        if missing or unknown:
+            what = f"misses {missing[0]}" if missing else f"has the unknown tensor {unknown[0]}"
+            raise ArtefactError(
+                f"the adapter {what}", "use the adapter and the base that belong to this plan"
+            )

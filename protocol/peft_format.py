@@ -1,0 +1,129 @@
+"""The published adapter: names in a PEFT folder, names in the edge graph, and release.json.
+
+Pure mapping: no files are opened here. ``server`` writes the PEFT folder with it, ``base_model``
+the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, lora_scaling, target_linears
+from protocol.errors import ArtefactError
+from protocol.layout import Tensors
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+
+PEFT_PREFIX = "base_model.model."
+PROMPT_KEY = "prompt_embeddings"
+CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter.onnx_adapter"
+RELEASE_FILE = "release.json"
+
+
+def to_peft(tensors: Tensors) -> Tensors:
+    """Canonical names to the keys of ``adapter_model.safetensors``."""
+    return {_peft_key(name): value for name, value in tensors.items()}
+
+
+def from_peft(tensors: Tensors) -> Tensors:
+    """The reverse. Raises ArtefactError for a key no fedge adapter has."""
+    named: Tensors = {}
+    for key, value in tensors.items():
+        if key == PROMPT_KEY:
+            named[SOFT_PROMPT] = value
+        elif key.startswith(PEFT_PREFIX):
+            named[key.removeprefix(PEFT_PREFIX).removesuffix(".weight") if ".lora_" in key
+                  else key.removeprefix(PEFT_PREFIX)] = value
+        else:
+            raise ArtefactError(f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote")
+    return named
+
+
+def _peft_key(name: str) -> str:
+    if name == SOFT_PROMPT:
+        return PROMPT_KEY
+    return f"{PEFT_PREFIX}{name}.weight" if ".lora_" in name else f"{PEFT_PREFIX}{name}"
+
+
+def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) -> dict[str, Any]:
+    """``adapter_config.json``. ``rank`` is the adapter's own; scaling stays the plan's."""
+    head = manifest.head.path
+    if plan.adapter.method == "lora":
+        return {
+            "peft_type": "LORA",
+            "task_type": "SEQ_CLS",
+            "base_model_name_or_path": base_name,
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": lora_scaling(plan) * rank,
+            "lora_dropout": plan.adapter.dropout,
+            "bias": "none",
+            "target_modules": [linear.path for linear in target_linears(plan.adapter, manifest)],
+            "modules_to_save": [head],
+        }
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "num_virtual_tokens": plan.adapter.tokens,
+        "token_dim": manifest.hidden_size,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": None,
+        "num_layers": manifest.layers,
+        "prompt_tuning_init": "RANDOM",
+        "modules_to_save": [head],
+    }
+
+
+def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
+    """Canonical tensors to the edge graph's slots: ``A.T`` (in, r) and ``B.T * s`` (r, out)."""
+    slots: Tensors = {}
+    for name, value in tensors.items():
+        if name.endswith(LORA_A):
+            value = value.T
+        elif name.endswith(LORA_B):
+            value = value.T * np.float32(scaling)
+        slots[name] = np.ascontiguousarray(value, np.float32)
+    return slots
+
+
+class Parity(BaseModel):
+    """torch on the codes against ONNX Runtime, same adapter, same rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    rows: Annotated[int, Field(gt=0)]
+    max_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    label_agreement: Annotated[float, Field(ge=0, le=1)]
+    bound: Annotated[float, Field(gt=0)]
+
+
+class ReleaseNote(BaseModel):
+    """``release.json``: what an adapter belongs to and what was measured of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    format: Literal[1] = 1
+    plan_name: str
+    plan_digest: str
+    base_fingerprint: str
+    round: Annotated[int, Field(ge=0)]
+    adapter_digest: str
+    labels: list[str]
+    max_length: Annotated[int, Field(gt=0)]
+    exchange: str
+    files: dict[str, str] = Field(description="sha256 of every file beside this one")
+    metrics: dict[str, float]
+    parity: Parity | None = None
+
+
+def parse_release(text: str, *, source: str) -> ReleaseNote:
+    """Read ``release.json``. Raises ArtefactError."""
+    try:
+        return ReleaseNote.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the document"
+        raise ArtefactError(f"{source}: {where}: {fault['msg']}", "fetch the adapter again") from None

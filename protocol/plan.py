@@ -1,0 +1,226 @@
+"""The plan: everything the parties of a run must agree on, as one validated document.
+
+``parse_plan`` reads TOML text into a frozen :class:`Plan`; ``Plan.digest`` is what clients check
+(and, with secure aggregation, sign). Unknown keys are refused with the nearest known one. Whether
+a *valid* plan is also *legal* (rule, exchange, base and adapter fit together) is decided in
+``protocol.legality``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from protocol.encoding import canonical_json, digest
+from protocol.errors import PlanError
+
+M = TypeVar("M", bound=BaseModel)
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A table of the plan: frozen, and nothing in it is guessed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Base(Section):
+    """The frozen base everyone trains on and serves."""
+
+    fingerprint: Hex64 = Field(description="identity of the base, from `fedge base inspect DIR`")
+
+
+class Task(Section):
+    """What is learnt, and which columns of the local data it is learnt from."""
+
+    kind: Literal["sequence-classification"] = "sequence-classification"
+    labels: list[str] = Field(min_length=2, description="all labels, in the order of the logits")
+    text: str = Field(default="text", min_length=1, description="column with the text")
+    label: str = Field(default="label", min_length=1, description="column with the label")
+    max_length: Positive = Field(default=64, description="tokens; longer texts are cut")
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> Task:
+        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if repeated:
+            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated)}")
+        return self
+
+
+class Adapter(Section):
+    """The parameters that are trained."""
+
+    method: Literal["lora", "prompt"] = "lora"
+    rank: Positive = Field(default=8, description="LoRA rank r")
+    alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
+    targets: list[str] | Literal["all-linear"] = Field(
+        default=["query", "value"], description="last path component of the adapted linears"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tokens: Positive = Field(default=16, description="length of the soft prompt (method = prompt)")
+    client_ranks: list[Positive] = Field(
+        default=[], description="ranks dealt out to clients in turn; needs a rule that allows it"
+    )
+
+
+class Rule(Section):
+    """How updates become the next adapter; see `fedge plan rules`."""
+
+    name: str = "alternating"
+
+
+class Cohort(Section):
+    """Who takes part in a round, and when the round stops waiting."""
+
+    size: Positive = Field(default=10, description="clients asked per round")
+    quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
+    deadline_s: PositiveReal = Field(default=600.0, description="seconds a round waits for updates")
+    attempts: Positive = Field(default=3, description="tries at a round before the run stops")
+    weighting: Literal["examples", "uniform"] = "examples"
+
+    @model_validator(mode="after")
+    def _quorum_fits(self) -> Cohort:
+        if self.quorum > self.size:
+            raise ValueError(f"quorum {self.quorum} is above size {self.size}")
+        return self
+
+
+class Local(Section):
+    """Training on one client in one round."""
+
+    epochs: Positive = 1
+    max_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="0 = no limit")
+    batch_size: Positive = 32
+    learning_rate: PositiveReal = 2e-3
+    head_learning_rate: PositiveReal = 1e-2
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(default=0.0, description="FedProx; 0 = off")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Server(Section):
+    """The server optimiser, applied to the mean update (Reddi et al., arXiv 2003.00295)."""
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    learning_rate: PositiveReal = 1.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: PositiveReal = 1e-3
+
+
+class Evaluation(Section):
+    """What is measured while the run goes on."""
+
+    every: Positive = Field(default=1, description="rounds between evaluations")
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0, description="share of local rows kept for local evaluation"
+    )
+
+
+class Release(Section):
+    """Which rounds become artefacts for devices, and how equal they must be."""
+
+    every: Annotated[int, Field(ge=0)] = Field(default=0, description="0 = the last round only")
+    parity_max_relative: PositiveReal = Field(
+        default=1e-4, description="bound on |torch - onnx| / |torch| of logits"
+    )
+
+
+class Secrecy(Section):
+    """How updates travel. `plain` shows every update to the coordinator: insecure."""
+
+    exchange: Literal["plain"] = "plain"
+
+
+class Privacy(Section):
+    """Client-level differential privacy; none yet."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class Plan(Section):
+    """A whole run. Field order is the order of a written plan."""
+
+    format: Literal[1] = 1
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rounds: Positive = 10
+    base: Base
+    task: Task
+    adapter: Adapter = Adapter()
+    rule: Rule = Rule()
+    cohort: Cohort = Cohort()
+    local: Local = Local()
+    server: Server = Server()
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+    secrecy: Secrecy = Secrecy()
+    privacy: Privacy = Privacy()
+
+    @property
+    def digest(self) -> str:
+        """The plan's identity: comments, order and spelling of defaults do not change it. (P-1.2)"""
+        return digest("plan", canonical_json(self.model_dump(mode="json")))
+
+
+def parse_plan(text: str, *, source: str) -> Plan:
+    """Read a plan from TOML. ``source`` names the text in errors. Raises PlanError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{source}: not valid TOML: {error}", "correct the line named") from None
+    return plan_from(document, source=source)
+
+
+def plan_from(document: dict[str, Any], *, source: str) -> Plan:
+    """The same for a document that is already parsed."""
+    return validated(Plan, document, source=source)
+
+
+def validated(model: type[M], document: Any, *, source: str) -> M:
+    """Validate ``document`` as ``model``; the first fault becomes one PlanError with its field."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _plan_error(model, error, source) from None
+
+
+def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> PlanError:
+    # An unknown key explains a missing one, never the reverse: it is reported first.
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    path = [str(part) for part in fault["loc"]]
+    field = ".".join(path)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        known = known_keys(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        return PlanError(f"{source}: unknown key `{field}`{more}", hint)
+    if fault["type"] == "missing":
+        return PlanError(f"{source}: `{field}` is missing{more}", "add it; `fedge init` shows every key")
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = repr(fault["input"])
+    got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""
+    return PlanError(f"{source}: `{field}`: {message}{got}{more}", "correct this value")
+
+
+def known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys of the table at ``path`` below ``model``."""
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

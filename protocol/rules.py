@@ -1,0 +1,145 @@
+"""Aggregation rules as contracts: data that the plan, the client and the server all read.
+
+A contract says what is trained and sent in round t, whether the sum of updates is enough, whether
+the rule is exact for the mean of products B @ A, whether ranks may differ between clients, and
+whether the base changes. Code asks the contract, never the rule's name. What a rule computes on
+the server lives in ``server.aggregation``. Sources are named per rule.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from protocol.errors import PlanError
+
+
+class Role(StrEnum):
+    """What a trained tensor is."""
+
+    LORA_A = "lora_A"
+    LORA_B = "lora_B"
+    PROMPT = "prompt"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuleContract:
+    """What a rule promises and demands.
+
+    ``phases``: roles trained and sent; round t (from 1) uses ``phases[(t - 1) % len(phases)]``.
+    The head, where there is one, is trained and averaged as a plain tensor in every phase.
+    """
+
+    name: str
+    summary: str
+    source: str
+    method: Literal["lora", "prompt"]
+    phases: tuple[frozenset[Role], ...]
+    needs: Literal["sum", "individual"]
+    exact: bool
+    mixed_ranks: bool
+    changes_base: bool
+    combine: Literal["mean", "svd", "stack"]
+
+    def roles(self, round_number: int) -> frozenset[Role]:
+        """Roles trained and sent in ``round_number`` (from 1), the head included."""
+        return self.phases[(round_number - 1) % len(self.phases)] | {Role.HEAD}
+
+    @property
+    def fresh_each_round(self) -> bool:
+        """Whether clients train a new adapter beside the frozen global one."""
+        return self.combine == "stack"
+
+
+_A, _B, _AB = frozenset({Role.LORA_A}), frozenset({Role.LORA_B}), frozenset({Role.LORA_A, Role.LORA_B})
+
+RULES: dict[str, RuleContract] = {
+    rule.name: rule
+    for rule in (
+        RuleContract(
+            name="alternating",
+            summary="rounds train B, then A, then B: each round is exact, half the upload",
+            source="RoLoRA, arXiv 2502.01755",
+            method="lora",
+            phases=(_B, _A),
+            needs="sum",
+            exact=True,
+            mixed_ranks=False,
+            changes_base=False,
+            combine="mean",
+        ),
+        RuleContract(
+            name="ffa-lora",
+            summary="A is random and frozen, B is trained: exact, half the upload, less expressive",
+            source="FFA-LoRA, arXiv 2403.12313",
+            method="lora",
+            phases=(_B,),
+            needs="sum",
+            exact=True,
+            mixed_ranks=False,
+            changes_base=False,
+            combine="mean",
+        ),
+        RuleContract(
+            name="fedit",
+            summary="A and B are trained and averaged apart: the usual baseline, not exact",
+            source="FedIT, arXiv 2305.05644",
+            method="lora",
+            phases=(_AB,),
+            needs="sum",
+            exact=False,
+            mixed_ranks=False,
+            changes_base=False,
+            combine="mean",
+        ),
+        RuleContract(
+            name="prompt-mean",
+            summary="the soft prompt is averaged",
+            source="FedPrompt, arXiv 2208.12268",
+            method="prompt",
+            phases=(frozenset({Role.PROMPT}),),
+            needs="sum",
+            exact=True,
+            mixed_ranks=False,
+            changes_base=False,
+            combine="mean",
+        ),
+        RuleContract(
+            name="flexlora",
+            summary="mean of products, refactored by SVD; clients may differ in rank (plaintext only)",
+            source="FlexLoRA, arXiv 2402.11505",
+            method="lora",
+            phases=(_AB,),
+            needs="individual",
+            exact=False,
+            mixed_ranks=True,
+            changes_base=False,
+            combine="svd",
+        ),
+        RuleContract(
+            name="flora",
+            summary="clients' factors are stacked, exactly; the rank grows every round (plaintext only)",
+            source="FLoRA, arXiv 2409.05976; kept unmerged beside the base, so the base stays",
+            method="lora",
+            phases=(_AB,),
+            needs="individual",
+            exact=True,
+            mixed_ranks=True,
+            changes_base=False,
+            combine="stack",
+        ),
+    )
+}
+
+
+def rule_named(name: str) -> RuleContract:
+    """The contract of ``name``. Raises PlanError with the nearest known name."""
+    try:
+        return RULES[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known rules: {', '.join(RULES)}"
+        raise PlanError(f"`rule.name`: there is no rule `{name}`", hint) from None

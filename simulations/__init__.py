@@ -1,0 +1,1 @@
+"""Populations, partitions, faults, the in-process grid, experiments, reports."""
