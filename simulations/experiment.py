@@ -1,0 +1,216 @@
+"""An experiment: one TOML file that says which base, data, population and plan a simulation has.
+
+The ``[plan]`` table is a Plan (``protocol.plan``) that may leave out what a simulation finds out by
+itself: ``base.fingerprint`` and ``task.labels``. It stays a dictionary until both are known.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from protocol.errors import MachineError, PlanError
+from protocol.plan import (
+    Fraction,
+    Name,
+    Plan,
+    Positive,
+    PositiveReal,
+    Section,
+    plan_from,
+    validated,
+)
+
+SHARED = "shared:"
+SHARED_VARIABLE = "FEDGE_SHARED"
+PROJECT = Path(__file__).resolve().parent.parent
+Natural = Annotated[int, Field(ge=0)]
+
+
+class BaseSource(Section):
+    """Where the base comes from and how it is quantised."""
+
+    source: str = Field(min_length=1, description="a folder, `package:module/folder` or a Hub id")
+    bits: Literal[4, 8, 16, 32] = 4
+    sha256: str = Field(
+        default="", pattern=r"^([0-9a-f]{64})?$", description="of the source's model.safetensors"
+    )
+
+
+class Data(Section):
+    """Training and test rows: two files, or a generator that ships with the project."""
+
+    train: str = ""
+    test: str = ""
+    generator: Literal["", "home-commands"] = ""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Data:
+        if bool(self.generator) == bool(self.train or self.test):
+            raise ValueError("give either train and test, or a generator")
+        if bool(self.train) != bool(self.test):
+            raise ValueError("train and test belong together; one is missing")
+        return self
+
+
+class Population(Section):
+    """How many devices there are and how the rows are spread over them."""
+
+    clients: Positive = 30
+    partition: Literal["iid", "dirichlet", "column", "shards"] = "dirichlet"
+    alpha: PositiveReal = 0.5
+    column: str = ""
+    shards_per_client: Positive = 2
+    min_rows: Positive = 1
+
+    @model_validator(mode="after")
+    def _column_is_named(self) -> Population:
+        if (self.partition == "column") != bool(self.column):
+            raise ValueError('partition = "column" and the name of a column belong together')
+        return self
+
+
+class FaultRates(Section):
+    """Probabilities per client and round."""
+
+    dropout: Fraction = 0.0
+    straggler: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _sum_fits(self) -> FaultRates:
+        if self.dropout + self.straggler > 1:
+            raise ValueError("dropout + straggler is above 1")
+        return self
+
+
+class Yardsticks(Section):
+    """What federated training is compared with, in the same run."""
+
+    pooled: bool = True
+    alone: Natural = Field(default=10, description="devices trained alone; 0 = none")
+    alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
+
+
+class Experiment(Section):
+    """A whole experiment. ``plan`` is raw; :meth:`plan_for` completes and validates it."""
+
+    format: Literal[1] = 1
+    name: Name
+    base: BaseSource
+    data: Data
+    population: Population = Population()
+    faults: FaultRates = FaultRates()
+    yardsticks: Yardsticks = Yardsticks()
+    plan: dict[str, Any]
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file: relative paths start here."""
+        return self._folder
+
+    def plan_for(self, *, fingerprint: str, labels: list[str]) -> Plan:
+        """The plan with the base and, unless the experiment lists them, the labels filled in."""
+        document = dict(self.plan)
+        if "base" in document:
+            raise PlanError(
+                f"experiment {self.name}: `plan.base` is not for an experiment",
+                "name the base under [base]; its fingerprint is filled in",
+            )
+        document["base"] = {"fingerprint": fingerprint}
+        document.setdefault("name", self.name)
+        task = document.get("task", {})
+        if isinstance(task, dict):
+            document["task"] = {"labels": labels, **task}
+        return plan_from(document, source=f"experiment {self.name}: [plan]")
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment and apply ``a.b=c`` overrides.
+
+    Raises:
+        PlanError: not TOML, an unknown key (with the nearest known one), or a wrong value.
+        MachineError: there is no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MachineError(
+            f"experiment {path} cannot be read: {_reason(error)}",
+            f"name a file, or one that ships with fedge: {', '.join(shipped())}",
+        ) from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path}: not valid TOML: {error}", "correct the line named") from None
+    for override in overrides or []:
+        _override(document, override)
+    experiment = validated(Experiment, document, source=str(path))
+    experiment._folder = path.resolve().parent
+    # Validated now with stand-ins, so that a wrong plan costs no preparation.
+    plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])
+    if plan.cohort.size > experiment.population.clients:
+        raise PlanError(
+            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
+            f"{experiment.population.clients} clients",
+            "lower plan.cohort.size or raise population.clients",
+        )
+    return experiment
+
+
+def shipped() -> list[str]:
+    """Names of the experiments that ship with fedge."""
+    folder = resources.files("simulations") / "experiments"
+    names = [file.name for file in folder.iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def experiment_path(argument: str) -> Path:
+    """A path, or the name of an experiment that ships with fedge."""
+    if "/" not in argument and not argument.endswith(".toml") and argument in shipped():
+        return Path(str(resources.files("simulations") / "experiments" / f"{argument}.toml"))
+    return Path(argument)
+
+
+def resolve_source(text: str, *, folder: Path) -> Path:
+    """A data path: ``shared:…``, absolute, or relative to ``folder``. Raises MachineError."""
+    if text.startswith(SHARED):
+        root = Path(os.environ.get(SHARED_VARIABLE) or PROJECT.parent / "shared")
+        path = root / text.removeprefix(SHARED)
+        remedy = f"set {SHARED_VARIABLE} to the folder with the shared data"
+    else:
+        path = folder / text
+        remedy = "correct the path; it is relative to the experiment's file"
+    if not path.is_file():
+        raise MachineError(f"data file {text} is not there (looked at {path})", remedy)
+    return path
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise PlanError(f"--set {override}: not of the form a.b=value", "write --set plan.rounds=5")
+    table = document
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string, so that names need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or "unreadable" if isinstance(error, OSError) else "not UTF-8 text"

@@ -1,0 +1,226 @@
+"""The in-process Grid: the real ServerApp and ClientApp in one process, without Ray.
+
+Messages are executed lazily: a client runs when its reply is pulled, one client per
+``pull_messages``, so the coordinator has stored a reply before the next client starts, and of a
+client nothing remains here once its reply is handed over. Nothing is copied: all clients of a
+round see the same RecordDict object, and **a client must not change what it receives**
+(``client.app`` does not).
+
+This file is the only one that touches private names of Flower (pinned to 1.41): the message id,
+the task identity, the empty Run, the error code of an application. (docs/adr/0004)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from protocol.wire import INSTRUCTION
+from simulations.clock import VirtualClock
+from simulations.faults import Fault, Faults
+
+SERVER_NODE = 1
+FIRST_NODE = 1000
+Config = dict[str, UserConfigValue]
+
+
+def client_name(partition: int) -> str:
+    """The name of the client that holds ``partition``; the same as ``client.app`` gives itself."""
+    return f"client-{partition:04d}"
+
+
+def server_context(run_config: Config, *, run_id: int = 1) -> Context:
+    """The Context a ServerApp is called with."""
+    return Context(run_id, SERVER_NODE, {}, RecordDict(), run_config)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A message without its reply; ``ready`` is virtual seconds, None = never."""
+
+    message: Message
+    ready: float | None
+    deadline: float
+
+
+class InProcessGrid(Grid):
+    """``clients`` nodes that run ``app``.
+
+    Args:
+        app: the ClientApp.
+        clients: number of nodes; node ids are 1000, 1001, …
+        run_config: the run's configuration, given to every client.
+        data_path: the value of node_config["data-path"] for a partition; absent without it.
+        faults: who does not answer, or late; questions (``query``) are always answered.
+        clock: shared with the ServerApp.
+        deadline_s: the round's deadline: a straggler answers at one and a half times that.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        clients: int,
+        *,
+        run_config: Config | None = None,
+        data_path: Callable[[int], str] | None = None,
+        faults: Faults | None = None,
+        clock: VirtualClock | None = None,
+        deadline_s: float = 600.0,
+        run_id: int = 1,
+    ) -> None:
+        self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
+        self._data_path = data_path
+        self._faults = faults or Faults()
+        self._clock = clock or VirtualClock()
+        self._deadline_s = deadline_s
+        self._pending: dict[str, _Pending] = {}
+        self._states: dict[int, RecordDict] = {}
+        self._count = 0
+        self.set_run(Run.create_empty(run_id=run_id))
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; Message() needs a process-wide identity of the task it is made in."""
+        self._run = run
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, SERVER_NODE
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes: they are always connected."""
+        return range(FIRST_NODE, FIRST_NODE + self._clients)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; no client runs yet. Returns one id per message."""
+        now = self._clock.now()
+        self._forget_expired(now)
+        ids = []
+        for message in messages:
+            self._count += 1
+            name = f"m{self._count}"
+            message.metadata.__dict__["_message_id"] = name
+            ready = self._ready_at(message, now)
+            self._pending[name] = _Pending(message, ready, now + self._deadline_s)
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the first of these clients that can answer by now and return its reply.
+
+        Returns nothing when none can; the clock is then told what happens next.
+        """
+        now = self._clock.now()
+        waiting = []
+        for name in message_ids:
+            pending = self._pending.get(name)
+            if pending is None:
+                continue
+            if pending.ready is not None and pending.ready <= now:
+                del self._pending[name]
+                return [self._execute(pending.message)]
+            waiting.append(pending)
+        events = {p.deadline for p in waiting} | {p.ready for p in waiting if p.ready is not None}
+        if future := [event for event in events if event > now]:
+            self._clock.idle_until(min(future))
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until every reply is there or ``timeout`` virtual seconds are over.
+
+        Without a timeout a silent client ends the wait: it would never answer.
+        """
+        ids = set(self.push_messages(messages))
+        end = None if timeout is None else self._clock.now() + timeout
+        replies: list[Message] = []
+        while ids:
+            if found := list(self.pull_messages(sorted(ids, key=_order))):
+                replies += found
+                ids -= {reply.metadata.reply_to_message_id for reply in found}
+            elif self._nobody_left(ids, end):
+                break
+            else:
+                self._clock.sleep(1.0)
+        return replies
+
+    def _nobody_left(self, ids: set[str], end: float | None) -> bool:
+        if end is not None:
+            return self._clock.now() >= end
+        return all(self._pending[name].ready is None for name in ids)
+
+    def _ready_at(self, message: Message, now: float) -> float | None:
+        content = message.content
+        if message.metadata.message_type.startswith("query") or INSTRUCTION not in content:
+            return now
+        instruction = content[INSTRUCTION]
+        partition = message.metadata.dst_node_id - FIRST_NODE
+        fault = self._faults.of(
+            round_number=int(instruction["round"]),
+            attempt=int(instruction["attempt"]),
+            client=client_name(partition),
+        )
+        if fault is Fault.DROPOUT:
+            return None
+        return now + 1.5 * self._deadline_s if fault is Fault.STRAGGLER else now
+
+    def _execute(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if node not in self.get_node_ids():
+            return Message(
+                Error(code=ErrorCode.NODE_UNAVAILABLE, reason=f"no node {node}"), reply_to=message
+            )
+        context = self._context(node)
+        try:
+            reply = self._app(message, context)
+        except Exception as error:
+            code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
+            reply = Message(Error(code=code, reason=reason), reply_to=message)
+        if len(context.state):
+            self._states[node] = context.state
+        else:
+            self._states.pop(node, None)
+        self._count += 1
+        reply.metadata.__dict__["_message_id"] = f"m{self._count}"
+        return reply
+
+    def _context(self, node: int) -> Context:
+        partition = node - FIRST_NODE
+        config: Config = {"partition-id": partition, "num-partitions": self._clients}
+        if self._data_path is not None:
+            config["data-path"] = self._data_path(partition)
+        state = self._states.get(node)
+        return Context(
+            self._run.run_id, node, config, RecordDict() if state is None else state,
+            self._run_config,
+        )
+
+    def _forget_expired(self, now: float) -> None:
+        """A message nobody can be waiting for any more would keep its round's adapter alive."""
+        horizon = now - 2 * self._deadline_s
+        for name in [name for name, p in self._pending.items() if p.deadline < horizon]:
+            del self._pending[name]
+
+
+def _order(message_id: str) -> int:
+    return int(message_id[1:])

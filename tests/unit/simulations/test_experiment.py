@@ -1,0 +1,114 @@
+"""Experiments as files: what is accepted, what is refused and how it is said."""
+
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import MachineError, PlanError
+from simulations.experiment import (
+    experiment_path,
+    load_experiment,
+    resolve_source,
+    shipped,
+)
+
+TEXT = """
+format = 1
+name = "small"
+[base]
+source = "model"
+[data]
+train = "train.jsonl"
+test = "test.jsonl"
+[population]
+clients = 4
+[plan]
+rounds = 3
+[plan.cohort]
+size = 2
+quorum = 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_the_plan_is_completed(file: Path) -> None:
+    plan = load_experiment(file).plan_for(fingerprint="a" * 64, labels=["x", "y", "z"])
+    assert (plan.name, plan.rounds, plan.task.labels) == ("small", 3, ["x", "y", "z"])
+    assert plan.base.fingerprint == "a" * 64
+
+
+def test_labels_of_the_experiment_win(file: Path) -> None:
+    experiment = load_experiment(file, ['plan.task.labels=["q", "r"]'])
+    assert experiment.plan_for(fingerprint="a" * 64, labels=["x", "y"]).task.labels == ["q", "r"]
+
+
+def test_overrides_are_toml_values_or_strings(file: Path) -> None:
+    experiment = load_experiment(
+        file, ["plan.rounds=7", "population.alpha=0.1", "population.partition=iid", "name=other"]
+    )
+    assert experiment.plan["rounds"] == 7
+    assert (experiment.population.alpha, experiment.population.partition) == (0.1, "iid")
+    assert experiment.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("population.client=3", "did you mean `clients`"),
+        ("plan.round=3", "did you mean `rounds`"),
+        ("plan.cohort.sise=3", "did you mean `size`"),
+        ("population.clients=many", "population.clients"),
+        ("plan.cohort.size=9", "4 clients"),
+        ("plan.base.fingerprint=abc", "plan.base"),
+        ("faults.dropout=1.5", "faults.dropout"),
+        ("data.generator=home-commands", "either train and test, or a generator"),
+        ("population.partition=column", "name of a column"),
+        ("base.sha256=123", "base.sha256"),
+        ("name.x=1", "no table"),
+        ("rounds", "not of the form"),
+        ("plan=3", "plan"),
+    ],
+)
+def test_wrong_experiments_are_refused(file: Path, override: str, says: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        load_experiment(file, [override])
+    assert says in str(caught.value)
+    assert "\n" not in caught.value.cause
+
+
+def test_text_that_is_no_toml(file: Path) -> None:
+    file.write_text("name = = 3")
+    with pytest.raises(PlanError, match="not valid TOML"):
+        load_experiment(file)
+
+
+def test_a_missing_file_is_named_with_what_ships(tmp_path: Path) -> None:
+    with pytest.raises(MachineError) as caught:
+        load_experiment(tmp_path / "nowhere.toml")
+    assert "nowhere.toml" in caught.value.cause
+    assert "banking77" in caught.value.remedy
+
+
+def test_every_shipped_experiment_is_valid() -> None:
+    assert "banking77" in shipped()
+    for name in shipped():
+        assert load_experiment(experiment_path(name)).name == name
+
+
+def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text("{}")
+    monkeypatch.setenv("FEDGE_SHARED", str(tmp_path))
+    here = Path("/nowhere")
+    assert resolve_source("shared:data/a.jsonl", folder=here) == tmp_path / "data" / "a.jsonl"
+    assert resolve_source("data/a.jsonl", folder=tmp_path).is_file()
+    with pytest.raises(MachineError, match="FEDGE_SHARED"):
+        resolve_source("shared:data/b.jsonl", folder=here)
+    with pytest.raises(MachineError, match="relative to the experiment"):
+        resolve_source("data/b.jsonl", folder=tmp_path)
