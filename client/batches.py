@@ -1,0 +1,153 @@
+"""Texts to token ids, and ids to batches of like length.
+
+Encoded rows lie in one flat int32 array: a hundred thousand rows cost a few megabytes and no
+Python objects. Batches are formed within windows of a few batches sorted by length, so that
+little of a batch is padding while its composition stays random (bucketing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from protocol.encoding import seed_from
+from protocol.errors import DataError
+
+Index = npt.NDArray[np.int64]
+
+WINDOW = 16  # batches sorted by length together
+PAD_TOKENS = ("[PAD]", "<pad>")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """Token ids of rows, one behind the other.
+
+    ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
+    ``offsets`` (rows + 1,) int64; ``labels`` (rows,) int64.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: Index
+    labels: Index
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Index:
+        """Tokens per row, (rows,) int64."""
+        return np.diff(self.offsets)
+
+    def take(self, index: Index) -> Encoded:
+        """The rows at ``index``, in that order."""
+        parts = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in index]
+        return Encoded(
+            ids=np.concatenate(parts) if parts else np.empty(0, np.int32),
+            offsets=np.concatenate(([0], np.cumsum(self.lengths[index]))).astype(np.int64),
+            labels=self.labels[index],
+            pad_id=self.pad_id,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """``ids`` and ``mask`` (rows, longest row) int64, ``labels`` (rows,) int64."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+
+
+def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> Encoded:
+    """Tokenise with special tokens, cut to ``max_length`` tokens.
+
+    ``tokenizer`` is a ``tokenizers.Tokenizer``; its own truncation and padding are put back as
+    they were. Raises DataError for a text that gives no token at all.
+    """
+    with _settings(tokenizer, max_length) as pad_id:
+        encodings = tokenizer.encode_batch_fast(list(texts))
+    rows = [encoding.ids for encoding in encodings]
+    for number, row in enumerate(rows, start=1):
+        if not row:
+            raise DataError(f"text {number} has no tokens", "remove the row or mend its text")
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
+    return Encoded(ids=ids, offsets=offsets, labels=np.asarray(labels, np.int64), pad_id=pad_id)
+
+
+@contextmanager
+def _settings(tokenizer: Any, max_length: int) -> Iterator[int]:
+    """Truncation at ``max_length`` and no padding for the time being; yields the id of padding."""
+    padding, truncation = tokenizer.padding, tokenizer.truncation
+    if padding:
+        pad_id = int(padding["pad_id"])
+    else:
+        found = (tokenizer.token_to_id(token) for token in PAD_TOKENS)
+        pad_id = next((token for token in found if token is not None), 0)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    try:
+        yield pad_id
+    finally:
+        if truncation:
+            tokenizer.enable_truncation(**truncation)
+        else:
+            tokenizer.no_truncation()
+        if padding:
+            tokenizer.enable_padding(**padding)
+
+
+def epoch_batches(lengths: Index, *, batch_size: int, seed: int, epoch: int) -> list[Index]:
+    """One pass: every row once, in random batches of rows of like length, in random order.
+
+    The same ``seed`` and ``epoch`` give the same batches. All batches but one are full.
+    """
+    rng = np.random.default_rng(seed_from("batches", seed, epoch))
+    order = rng.permutation(len(lengths)).astype(np.int64)
+    window = WINDOW * batch_size
+    batches: list[Index] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def training_batches(
+    lengths: Index, *, batch_size: int, seed: int, epochs: float
+) -> Iterator[tuple[int, Index]]:
+    """(epoch, rows) of every step; of a fractional last epoch the first batches, rounded up."""
+    for epoch in range(math.ceil(epochs)):
+        batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+        share = min(1.0, epochs - epoch)
+        for rows in batches[: math.ceil(share * len(batches))]:
+            yield epoch, rows
+
+
+def by_length(lengths: Index, *, batch_size: int) -> list[Index]:
+    """Every row once, sorted by length: for prediction, where order does not matter."""
+    order = np.argsort(lengths, kind="stable").astype(np.int64)
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def collate(rows: Encoded, index: Index, device: torch.device | None = None) -> Batch:
+    """The rows at ``index``, padded to the longest of them."""
+    lengths = rows.offsets[index + 1] - rows.offsets[index]
+    ids = np.full((len(index), int(lengths.max())), rows.pad_id, np.int64)
+    for target, row in zip(ids, index, strict=True):
+        start, stop = rows.offsets[row], rows.offsets[row + 1]
+        target[: stop - start] = rows.ids[start:stop]
+    mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+    tensors = (torch.from_numpy(array) for array in (ids, mask, rows.labels[index]))
+    moved = [tensor if device is None else tensor.to(device) for tensor in tensors]
+    return Batch(ids=moved[0], mask=moved[1], labels=moved[2])
