@@ -1,0 +1,117 @@
+"""``fedge simulate`` and ``fedge report``: the shell around :mod:`simulations.run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from simulations.progress import NoProgress
+
+if TYPE_CHECKING:
+    from simulations.summary import Summary
+
+
+class RichProgress:
+    """Progress bars on standard error, one per task; a finished one disappears with its task."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=Console(stderr=True), transient=True,
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> RichProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, task: str, done: float, total: float) -> None:
+        """Move the bar of ``task``."""
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total)
+        self._bars.update(self._tasks[task], completed=done, total=total)  # type: ignore[arg-type]
+
+
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="a TOML file, or the name of one that ships")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=value; may be given again")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default runs/<name>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a run")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
+) -> None:
+    """Run an experiment: federated rounds, the yardsticks, the release, the report."""
+    from simulations.experiment import experiment_path, load_experiment
+    from simulations.run import simulate as run
+
+    loaded = load_experiment(experiment_path(experiment), overrides)
+    folder = out or Path("runs") / loaded.name
+    if quiet:
+        summary = run(loaded, folder, resume=resume, progress=NoProgress())
+    else:
+        with RichProgress() as progress:
+            summary = run(loaded, folder, resume=resume, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    else:
+        Console().print(summary_table(summary, folder))
+
+
+def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Write the run's report: one self-contained HTML page."""
+    from simulations.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+def summary_table(summary: Summary, out: Path) -> Table:
+    """The figures of a run as a table."""
+    table = Table(title=f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for label, value in (
+        ("accuracy, devices alone (mean)", _percent(summary.accuracy_alone_mean)),
+        ("accuracy, federated", _percent(summary.accuracy_federated)),
+        ("accuracy, all data in one place", _percent(summary.accuracy_pooled)),
+        ("up per client and round", _size(summary.upload_bytes_per_client_round)),
+        ("down per client and round", _size(summary.download_bytes_per_client_round)),
+        ("adapter on the device", _size(summary.adapter_bytes)),
+        ("parity, largest relative", f"{summary.parity_max_relative:.1e}"),
+        ("parity, same labels", _percent(summary.parity_label_agreement)),
+        ("replies missing or refused", str(summary.dropped)),
+        ("tokens per second", f"{summary.tokens_per_second:,.0f}"),
+        ("seconds", f"{summary.seconds:.0f}"),
+    ):
+        table.add_row(label, value)
+    table.caption = "\n".join(
+        [f"! {line}" for line in summary.insecure]
+        + [f"run: {out}"]
+        + ([f"report: {summary.report}"] if summary.report else [])
+    )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"

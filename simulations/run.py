@@ -1,0 +1,165 @@
+"""A simulated run from an experiment to a release: prepare, rounds, measure, compare, release.
+
+The rounds are those of ``server.app`` and ``client.app`` over the in-process grid; nothing here
+knows what a round consists of. Every step leaves its result in the run folder before the next one
+begins, so a run that was killed at any moment continues with ``resume=True``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from base_model.release import release_adapter
+from server.app import make_app
+
+import client.app
+from protocol.layout import Tensors
+from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from simulations.clock import VirtualClock
+from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
+from simulations.experiment import Experiment
+from simulations.faults import Faults
+from simulations.files import write_json
+from simulations.grid import Config, InProcessGrid, server_context
+from simulations.prepare import PLAN, Prepared, prepare
+from simulations.progress import Progress
+from simulations.records import adapter_folder, published_adapter, round_records
+from simulations.summary import Summary, summarise
+from simulations.timings import Timings
+from simulations.yardsticks import passes, run_yardsticks
+
+SUMMARY = "summary.json"
+
+
+def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progress) -> Summary:
+    """Run ``experiment`` in the folder ``out``.
+
+    Raises:
+        ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
+        PlanError, DataError, MachineError: the experiment cannot be run as it stands.
+        RoundError: a round failed as often as the plan allows.
+    """
+    out = out.resolve()
+    timings = Timings(out)
+    with timings.part("prepare"):
+        prepared = prepare(experiment, out, resume=resume, progress=progress)
+        evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
+    run_federated(prepared, evaluator, timings=timings, progress=progress)
+    yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
+    with timings.part("release"):
+        note = _release(prepared, evaluator.texts, progress)
+    summary = _write_summary(prepared, yardsticks, note, timings, report=None)
+    if (report := _report(out)) is not None:
+        summary = _write_summary(prepared, yardsticks, note, timings, report=report)
+    return summary
+
+
+def run_federated(
+    prepared: Prepared, evaluator: Evaluator, *, timings: Timings, progress: Progress
+) -> None:
+    """All rounds that are not finished yet, through the real apps."""
+    plan, clock = prepared.plan, VirtualClock()
+    watcher = _Watcher(prepared, evaluator, timings, progress)
+    watcher.catch_up()
+    faults = prepared.experiment.faults
+    config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
+    grid = InProcessGrid(
+        client.app.app,
+        prepared.experiment.population.clients,
+        run_config=config,
+        data_path=lambda partition: str(prepared.client_file(partition)),
+        faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
+        clock=clock,
+        deadline_s=plan.cohort.deadline_s,
+    )
+    server = make_app(clock=clock, listener=watcher)
+    server(grid, server_context({**config, "run": str(prepared.out), "resume": True}))
+    watcher.catch_up()
+
+
+class _Watcher:
+    """The coordinator's listener: times rounds, measures adapters, moves the bars."""
+
+    def __init__(
+        self, prepared: Prepared, evaluator: Evaluator, timings: Timings, progress: Progress
+    ) -> None:
+        self._prepared, self._evaluator = prepared, evaluator
+        self._timings, self._progress = timings, progress
+        self._since = timings.now()
+
+    def on_reply(self, round: int, done: int, expected: int) -> None:  # noqa: A002
+        """One client of the round is through."""
+        self._progress.update("clients in the round", done, expected)
+
+    def on_round(self, record: dict[str, Any], tensors: Tensors) -> None:
+        """A round is published."""
+        number, plan = int(record["round"]), self._prepared.plan
+        self._timings.round(number, self._timings.now() - self._since)
+        self._progress.update("rounds", number, plan.rounds)
+        if due(plan, number):
+            with self._timings.part("evaluation"):
+                self._measure(number, tensors)
+        self._since = self._timings.now()
+
+    def catch_up(self) -> None:
+        """Measure rounds that were published by a process that was killed before it measured."""
+        plan, out = self._prepared.plan, self._prepared.out
+        finished = [int(record["round"]) for record in round_records(out)]
+        self._progress.update("rounds", len(finished), plan.rounds)
+        missing = missing_rounds(out, plan, finished)
+        for done, number in enumerate(missing, 1):
+            with self._timings.part("evaluation"):
+                self._measure(number, published_adapter(out, number))
+            self._progress.update("evaluation", done, len(missing))
+        self._since = self._timings.now()
+
+    def _measure(self, number: int, tensors: Tensors) -> None:
+        save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
+
+
+def _release(prepared: Prepared, texts: list[str], progress: Progress) -> ReleaseNote:
+    """Release the rounds the plan names; the last one's note is returned."""
+    plan = prepared.plan
+    every = plan.release.every
+    rounds = [n for n in range(1, plan.rounds) if every and n % every == 0] + [plan.rounds]
+    for done, number in enumerate(rounds):
+        progress.update("release", done, len(rounds))
+        folder = adapter_folder(prepared.out, number)
+        note = parse_release((folder / RELEASE_FILE).read_text(), source=str(folder))
+        if note.parity is None or not (folder / EDGE_FILE).is_file():
+            bound = plan.release.parity_max_relative
+            note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
+    progress.update("release", len(rounds), len(rounds))
+    return note
+
+
+def _write_summary(
+    prepared: Prepared,
+    yardsticks: dict[str, Any],
+    note: ReleaseNote,
+    timings: Timings,
+    *,
+    report: str | None,
+) -> Summary:
+    summary = summarise(
+        prepared,
+        records=round_records(prepared.out),
+        evaluations=load_evaluations(prepared.out),
+        yardsticks=yardsticks,
+        note=note,
+        timings=timings,
+        passes=passes(prepared),
+        report=report,
+    )
+    write_json(prepared.out / SUMMARY, summary.model_dump(mode="json"))
+    return summary
+
+
+def _report(out: Path) -> str | None:
+    """The report's path; None where the plotting library is not installed."""
+    try:
+        from simulations.report import write_report
+    except ModuleNotFoundError:
+        return None
+    return str(write_report(out))

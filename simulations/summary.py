@@ -1,0 +1,102 @@
+"""``summary.json``: a run in figures, under plain keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from protocol.peft_format import EDGE_FILE, ReleaseNote
+from protocol.plan import Section
+from simulations.prepare import Prepared
+from simulations.records import adapter_folder
+from simulations.timings import Timings
+
+
+class Summary(Section):
+    """Accuracies are shares of the test rows; ``None`` where the experiment asked for none."""
+
+    name: str
+    rounds: int
+    clients: int
+    accuracy_federated: float
+    accuracy_alone_mean: float | None
+    accuracy_pooled: float | None
+    passes: float
+    seconds: float
+    seconds_federated: float
+    seconds_pooled: float
+    seconds_alone: float
+    adapter_bytes: int
+    upload_bytes_per_client_round: int
+    download_bytes_per_client_round: int
+    parity_max_relative: float
+    parity_label_agreement: float
+    tokens_per_second: float
+    exchange: str
+    insecure: list[str]
+    adapter_digest: str
+    dropped: int
+    report: str | None
+
+
+def summarise(
+    prepared: Prepared,
+    *,
+    records: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+    yardsticks: dict[str, Any],
+    note: ReleaseNote,
+    timings: Timings,
+    passes: float,
+    report: str | None,
+) -> Summary:
+    """Put a finished run's records together. ``records`` are those of all rounds, in order."""
+    last = records[-1]
+    folder = adapter_folder(prepared.out, int(last["round"]))
+    if note.parity is None:
+        raise ValueError("a run is summarised after its release")
+    return Summary(
+        name=prepared.experiment.name,
+        rounds=int(last["round"]),
+        clients=prepared.experiment.population.clients,
+        accuracy_federated=evaluations[-1]["accuracy"],
+        accuracy_alone_mean=yardsticks.get("alone", {}).get("mean"),
+        accuracy_pooled=yardsticks.get("pooled", {}).get("accuracy"),
+        passes=passes,
+        seconds=timings.total,
+        seconds_federated=timings.parts.get("federated", 0.0),
+        seconds_pooled=timings.parts.get("pooled", 0.0),
+        seconds_alone=timings.parts.get("alone", 0.0),
+        adapter_bytes=(folder / EDGE_FILE).stat().st_size,
+        upload_bytes_per_client_round=_mean(records, "bytes_up_per_client"),
+        download_bytes_per_client_round=_mean(records, "bytes_down_per_client"),
+        parity_max_relative=note.parity.max_relative,
+        parity_label_agreement=note.parity.label_agreement,
+        tokens_per_second=_speed(prepared, records),
+        exchange=str(last["exchange"]),
+        insecure=insecurities(prepared, records),
+        adapter_digest=str(last["adapter_out"]),
+        dropped=sum(len(record["dropped"]) for record in records),
+        report=report,
+    )
+
+
+def insecurities(prepared: Prepared, records: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must not believe about this run."""
+    said = ["simulated: all devices are one process on one machine"]
+    if not all(record["secure"] for record in records):
+        said.append("exchange `plain`: the coordinator sees the update of every single device")
+    if prepared.plan.privacy.mechanism == "none":
+        said.append("no differential privacy: the adapter may reveal single rows of a device")
+    return said
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str) -> int:
+    return round(sum(record[key] for record in records) / len(records))
+
+
+def _speed(prepared: Prepared, records: Sequence[dict[str, Any]]) -> float:
+    """Trained tokens per second of local training, with the mean row of the whole population."""
+    examples = sum(record["metrics"]["examples"] for record in records)
+    seconds = sum(record["metrics"]["train_seconds"] for record in records)
+    return float(examples * prepared.tokens_per_row / seconds) if seconds > 0 else 0.0

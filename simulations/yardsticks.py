@@ -1,0 +1,148 @@
+"""What federated training is compared with: all rows in one place, and devices on their own.
+
+Both start from the same adapter as the federated run, use the same optimiser settings, train all
+roles, and pass over each row as often as the federated run does on average (:func:`passes`).
+Results are saved one by one, so that a resumed run repeats none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from client.data import Rows, load_rows
+from client.training import train
+from client.worker import worker_for
+from protocol.adapter import adapter_layout, initial_adapter
+from protocol.encoding import seed_from
+from protocol.layout import Tensors
+from simulations.evaluation import Evaluator, Measured, starting_model
+from simulations.files import read_json, write_json
+from simulations.grid import client_name
+from simulations.prepare import Prepared
+from simulations.progress import Progress
+from simulations.timings import Timings
+
+YARDSTICKS = "yardsticks.json"
+
+
+def run_yardsticks(
+    prepared: Prepared, evaluator: Evaluator, *, timings: Timings, progress: Progress
+) -> dict[str, Any]:
+    """Train and measure what the experiment asks for and is not on file yet.
+
+    Returns the content of ``yardsticks.json``.
+    """
+    wanted, found = prepared.experiment.yardsticks, load_yardsticks(prepared)
+    done, total = 0, int(wanted.pooled) + _alone_count(prepared)
+    progress.update("yardsticks", done, total)
+    if wanted.pooled:
+        if "pooled" not in found:
+            with timings.part("pooled"):
+                found["pooled"] = _pooled(prepared, evaluator)
+            found["pooled"]["seconds"] = timings.parts["pooled"]
+            write_json(prepared.out / YARDSTICKS, found)
+        done += 1
+        progress.update("yardsticks", done, total)
+    for name, partition in _alone_devices(prepared):
+        if name not in found.get("alone", {}).get("per_client", {}):
+            with timings.part("alone"):
+                accuracy = _alone(prepared, evaluator, partition).accuracy
+            _add_alone(prepared, evaluator, found, name, accuracy)
+            write_json(prepared.out / YARDSTICKS, found)
+        done += 1
+        progress.update("yardsticks", done, total)
+    return found
+
+
+def load_yardsticks(prepared: Prepared) -> dict[str, Any]:
+    """What was measured so far."""
+    found: dict[str, Any] = read_json(prepared.out / YARDSTICKS, {})
+    return found
+
+
+def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
+    """How often the federated run passes over a row of these devices (all of them without).
+
+    ``rounds * cohort.size / clients * local.epochs``, less what ``local.max_steps`` cuts off.
+    """
+    plan, clients = prepared.plan, prepared.experiment.population.clients
+    counts = [len(_rows_of(prepared, partition)) for partition in partitions or range(clients)]
+    bound = plan.local.max_steps * plan.local.batch_size or math.inf
+    seen = sum(min(plan.local.epochs * count, bound) for count in counts)
+    return plan.rounds * plan.cohort.size / clients * seen / sum(counts)
+
+
+def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
+    clients = prepared.experiment.population.clients
+    parts = [_rows_of(prepared, partition) for partition in range(clients)]
+    rows = Rows(
+        texts=[text for part in parts for text in part.texts],
+        labels=[label for part in parts for label in part.labels],
+    )
+    times = passes(prepared)
+    seed = seed_from("yardstick", prepared.plan.seed, "pooled")
+    trained = _trained(prepared, rows, seed=seed, epochs=times)
+    return {**asdict(evaluator.measure(trained)), "passes": times, "rows": len(rows)}
+
+
+def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Measured:
+    name = client_name(partition)
+    seed = seed_from("yardstick", prepared.plan.seed, "alone", name)
+    rows, times = _rows_of(prepared, partition), passes(prepared, [partition])
+    trained = _trained(prepared, rows, seed=seed, epochs=times)
+    return evaluator.measure(trained, rows=_test_sample(prepared, len(evaluator)))
+
+
+def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Tensors:
+    plan, manifest = prepared.plan, prepared.manifest
+    worker = worker_for(plan, prepared.base)
+    layout = adapter_layout(plan, manifest)
+    start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+    model = starting_model(worker, start)
+    roles = frozenset(spec.role for spec in layout.specs)
+    # A client's bound on steps is per round; here the passes are the bound.
+    local = plan.local.model_copy(update={"max_steps": 0})
+    train(model, worker.encode(rows), local=local, roles=roles, seed=seed, epochs=epochs)
+    return model.tensors()
+
+
+def _rows_of(prepared: Prepared, partition: int) -> Rows:
+    return load_rows(prepared.client_file(partition), prepared.plan.task)
+
+
+def _alone_count(prepared: Prepared) -> int:
+    return min(prepared.experiment.yardsticks.alone, prepared.experiment.population.clients)
+
+
+def _alone_devices(prepared: Prepared) -> Iterator[tuple[str, int]]:
+    """The devices trained alone: a seeded sample, not the ones that happen to come first."""
+    clients = prepared.experiment.population.clients
+    rng = np.random.default_rng(seed_from("alone", prepared.plan.seed))
+    for partition in sorted(rng.permutation(clients)[: _alone_count(prepared)].tolist()):
+        yield client_name(partition), partition
+
+
+def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
+    wanted = prepared.experiment.yardsticks.alone_test_rows
+    if not 0 < wanted < total:
+        return None
+    rng = np.random.default_rng(seed_from("alone-test", prepared.plan.seed))
+    return sorted(rng.permutation(total)[:wanted].tolist())
+
+
+def _add_alone(
+    prepared: Prepared, evaluator: Evaluator, found: dict[str, Any], name: str, accuracy: float
+) -> None:
+    per_client = {**found.get("alone", {}).get("per_client", {}), name: accuracy}
+    sample = _test_sample(prepared, len(evaluator))
+    found["alone"] = {
+        "mean": float(np.mean(list(per_client.values()))),
+        "per_client": per_client,
+        "test_rows": len(evaluator) if sample is None else len(sample),
+        "passes": passes(prepared, [number for _, number in _alone_devices(prepared)]),
+    }

@@ -1,0 +1,72 @@
+"""A small experiment on the tiny base: four labels told apart by their words."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+LABELS = ("lamp", "music", "heating", "door")
+
+
+def write_rows(path: Path, words: list[str], count: int, seed: int) -> None:
+    rng = random.Random(seed)
+    share = len(words) // (len(LABELS) + 1)
+    lines = []
+    for _ in range(count):
+        label = rng.randrange(len(LABELS))
+        own = words[label * share : (label + 1) * share]
+        text = rng.choices(own, k=3) + rng.choices(words[-share:], k=2)
+        rng.shuffle(text)
+        lines.append(json.dumps({"text": " ".join(text), "label": LABELS[label]}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path) -> Path:
+    """An experiment of 10 rounds, 6 devices; runs put beside it share one built base."""
+    folder = tmp_path_factory.mktemp("experiment")
+    vocabulary = json.loads((tiny_source / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(word for word in vocabulary if word.isalpha() and len(word) > 1)
+    write_rows(folder / "train.jsonl", words, 240, seed=1)
+    write_rows(folder / "test.jsonl", words, 120, seed=2)
+    path = folder / "tiny.toml"
+    path.write_text(
+        f"""
+format = 1
+name = "tiny"
+[base]
+source = {json.dumps(str(tiny_source))}
+bits = 4
+[data]
+train = "train.jsonl"
+test = "test.jsonl"
+[population]
+clients = 6
+partition = "dirichlet"
+alpha = 0.3
+min_rows = 4
+[yardsticks]
+pooled = true
+alone = 2
+[plan]
+seed = 3
+rounds = 10
+[plan.task]
+max_length = 16
+[plan.adapter]
+rank = 4
+[plan.cohort]
+size = 4
+quorum = 2
+[plan.local]
+batch_size = 8
+learning_rate = 0.01
+head_learning_rate = 0.02
+[plan.evaluation]
+every = 4
+"""
+    )
+    return path

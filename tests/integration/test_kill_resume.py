@@ -1,0 +1,113 @@
+"""``kill -9`` at random moments, ``--resume`` each time: the adapter is the uninterrupted run's.
+
+One helper process imports everything once and forks a process per attempt; each attempt is killed
+with SIGKILL after a seeded delay, counted from its first round, so that the kills fall into
+training, storing, publishing and measuring alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HELPER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from simulations.experiment import load_experiment
+from simulations.run import simulate
+
+experiment, kills = load_experiment(Path(sys.argv[1])), int(sys.argv[3])
+whole, killed_run = Path(f"{sys.argv[2]}-whole"), Path(f"{sys.argv[2]}-killed")
+
+
+class Signal:
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def update(self, task, done, total):
+        if self.pipe is not None and task == "clients in the round":
+            os.write(self.pipe, b"x")
+            self.pipe = None
+
+
+def start(out):
+    reading, writing = os.pipe()
+    if pid := os.fork():
+        os.close(writing)
+        return pid, reading
+    try:
+        simulate(experiment, out, resume=True, progress=Signal(writing))
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def finish(out):
+    pid, pipe = start(out)
+    os.read(pipe, 1)
+    began = time.monotonic()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, status
+    return time.monotonic() - began
+
+
+seconds = finish(whole)
+federated = json.loads((whole / "timings.json").read_text())["parts"]["federated"]
+rng, killed, reached = random.Random(20), 0, []
+for _ in range(kills):
+    pid, pipe = start(killed_run)
+    os.read(pipe, 1)
+    os.close(pipe)
+    time.sleep(rng.uniform(0.0, 1.2 * federated / kills))
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    killed += os.WIFSIGNALED(status)
+    rounds = killed_run / "rounds"
+    reached.append(sum(1 for p in rounds.iterdir() if (p / "record.json").exists()))
+finish(killed_run)
+print(json.dumps({"killed": killed, "reached": reached, "seconds": seconds}))
+"""
+
+
+def run_with_kills(experiment_file: Path, folder: Path, kills: int) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", HELPER, str(experiment_file), str(folder), str(kills)],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def assert_equal_runs(folder: Path) -> None:
+    whole, killed = Path(f"{folder}-whole"), Path(f"{folder}-killed")
+    for name in ("evaluations.json", "rounds/0010/adapter/adapter_model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, killed)]
+    for key in ("adapter_digest", "accuracy_federated", "accuracy_pooled", "accuracy_alone_mean"):
+        assert summaries[0][key] == summaries[1][key], key
+
+
+def test_three_kills_change_no_bit(experiment_file: Path) -> None:
+    folder = experiment_file.parent / "three-kills"
+    result = run_with_kills(experiment_file, folder, 3)
+    assert result["killed"] == 3
+    assert_equal_runs(folder)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit(experiment_file: Path) -> None:
+    folder = experiment_file.parent / "ten-kills"
+    result = run_with_kills(experiment_file, folder, 10)
+    assert result["killed"] == 10
+    assert len(set(result["reached"])) > 3, result  # type: ignore[call-overload]
+    assert_equal_runs(folder)

@@ -1,0 +1,203 @@
+"""A whole simulated run on the tiny base: the real apps, the real exchange, the real release."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from edge_runtime.base import EdgeBase
+from edge_runtime.runtime import EdgeRuntime
+from typer.testing import CliRunner
+
+from protocol.errors import ArtefactError, FedgeError, PlanError, RoundError
+from simulations import commands
+from simulations.experiment import load_experiment
+from simulations.progress import NoProgress
+from simulations.run import simulate
+from simulations.summary import Summary
+
+KEYS = {
+    "name", "rounds", "clients", "accuracy_federated", "accuracy_alone_mean", "accuracy_pooled",
+    "seconds", "seconds_federated", "seconds_pooled", "seconds_alone", "adapter_bytes",
+    "upload_bytes_per_client_round", "download_bytes_per_client_round", "parity_max_relative",
+    "parity_label_agreement", "tokens_per_second", "exchange", "insecure", "adapter_digest",
+    "report", "dropped",
+}
+
+
+def run(file: Path, name: str, overrides: list[str] | None = None, resume: bool = False) -> Summary:
+    experiment = load_experiment(file, overrides)
+    return simulate(experiment, file.parent / name, resume=resume, progress=NoProgress())
+
+
+@pytest.fixture(scope="module")
+def finished(experiment_file: Path) -> tuple[Path, Summary]:
+    return experiment_file.parent / "finished", run(experiment_file, "finished")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_summary_has_its_keys_and_they_are_plausible(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    written = read(folder / "summary.json")
+    assert set(written) >= KEYS
+    assert (summary.rounds, summary.clients, summary.dropped) == (10, 6, 0)
+    assert summary.accuracy_federated > 0.5  # chance is 0.25
+    assert summary.accuracy_pooled is not None
+    assert summary.accuracy_pooled > 0.5
+    assert summary.accuracy_alone_mean is not None
+    assert summary.accuracy_alone_mean < summary.accuracy_pooled
+    assert summary.upload_bytes_per_client_round < summary.download_bytes_per_client_round
+    assert summary.parity_max_relative <= 1e-4
+    assert summary.parity_label_agreement == 1.0
+    assert summary.tokens_per_second > 0
+    assert summary.exchange == "plain"
+    assert any("plain" in line for line in summary.insecure)
+
+
+def test_the_run_folder_is_complete(finished: tuple[Path, Summary]) -> None:
+    folder, _ = finished
+    assert sorted(path.name for path in (folder / "rounds").iterdir() if path.name.isdigit()) == [
+        f"{number:04d}" for number in range(1, 11)
+    ] or (folder / "rounds" / "0000").is_dir()
+    assert len(list((folder / "clients").iterdir())) == 6
+    assert [entry["round"] for entry in read(folder / "evaluations.json")["test"]] == [4, 8, 10]
+    yardsticks = read(folder / "yardsticks.json")
+    assert yardsticks["pooled"]["passes"] == pytest.approx(10 * 4 / 6)
+    assert len(yardsticks["alone"]["per_client"]) == 2
+    leftovers = [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert leftovers == []
+
+
+def test_every_row_is_with_exactly_one_device(finished: tuple[Path, Summary]) -> None:
+    folder, _ = finished
+    lines = [
+        line for path in (folder / "clients").iterdir() for line in path.read_text().splitlines()
+    ]
+    original = (folder.parent / "train.jsonl").read_text().splitlines()
+    assert sorted(map(json.loads, lines), key=str) == sorted(map(json.loads, original), key=str)
+
+
+def test_the_released_adapter_runs_on_a_device(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    base = EdgeBase.open((folder / read(folder / "experiment.json")["base_folder"]).resolve())
+    runtime = EdgeRuntime(base)
+    runtime.activate(folder / "rounds" / "0010" / "adapter")
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    right = sum(
+        prediction.label == row["label"]
+        for prediction, row in zip(runtime.infer([row["text"] for row in rows]), rows, strict=True)
+    )
+    assert right / len(rows) == pytest.approx(summary.accuracy_federated)
+
+
+def test_a_finished_run_that_is_resumed_repeats_nothing(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    watched = [*folder.glob("rounds/*/record.json"), folder / "yardsticks.json"]
+    before = {path: path.stat().st_mtime_ns for path in watched}
+    again = run(folder.parent / "tiny.toml", "finished", resume=True)
+    assert again.adapter_digest == summary.adapter_digest
+    assert {path: path.stat().st_mtime_ns for path in watched} == before
+
+
+def test_measurements_that_are_missing_are_made_up_for(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    before = read(copy / "evaluations.json")
+    (copy / "evaluations.json").unlink()
+    assert run(folder.parent / "tiny.toml", "copy", resume=True).accuracy_federated == (
+        summary.accuracy_federated
+    )
+    assert read(copy / "evaluations.json") == before
+
+
+def test_a_folder_that_is_not_empty_is_refused(finished: tuple[Path, Summary]) -> None:
+    folder, _ = finished
+    with pytest.raises(ArtefactError, match="--resume"):
+        run(folder.parent / "tiny.toml", "finished")
+
+
+def test_another_experiment_is_not_resumed(finished: tuple[Path, Summary]) -> None:
+    folder, _ = finished
+    with pytest.raises(PlanError, match="`population` differs"):
+        run(folder.parent / "tiny.toml", "finished", ["population.alpha=9.0"], resume=True)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_another(
+    finished: tuple[Path, Summary], experiment_file: Path
+) -> None:
+    short = ["plan.rounds=2", "yardsticks.pooled=false", "yardsticks.alone=0"]
+    one = run(experiment_file, "seed-a", short)
+    same = run(experiment_file, "seed-b", short)
+    other = run(experiment_file, "seed-c", [*short, "plan.seed=4"])
+    assert one.adapter_digest == same.adapter_digest != other.adapter_digest
+    assert one.accuracy_pooled is None
+    assert one.accuracy_alone_mean is None
+
+
+def test_faults_are_recorded_with_their_cause(experiment_file: Path) -> None:
+    short = ["plan.rounds=4", "yardsticks.pooled=false", "yardsticks.alone=0"]
+    faults = ["faults.dropout=0.2", "faults.straggler=0.2", "plan.cohort.size=6"]
+    summary = run(experiment_file, "faulty", [*short, *faults])
+    records = [
+        read(path) for path in sorted(experiment_file.parent.glob("faulty/rounds/*/record.json"))
+    ]
+    dropped = [entry for record in records for entry in record["dropped"]]
+    assert summary.dropped == len(dropped) > 0
+    assert {entry["reason"] for entry in dropped} <= {"no-reply", "late"}
+    for record in records:
+        left = {*record["used"], *(entry["client"] for entry in record["dropped"])}
+        assert left == set(record["expected"])
+
+
+def test_a_round_without_a_quorum_ends_the_run_with_a_clear_error(experiment_file: Path) -> None:
+    with pytest.raises(RoundError) as caught:
+        run(experiment_file, "hopeless", ["faults.dropout=1.0", "yardsticks.pooled=false"])
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["plan.rule.name=fedit"],
+        ["plan.rule.name=ffa-lora", "plan.server.optimizer=fedavgm"],
+        ["plan.rule.name=flexlora", "plan.adapter.client_ranks=[2, 4]"],
+        ["plan.rule.name=flora", "plan.adapter.rank=2"],
+        ["plan.rule.name=prompt-mean", "plan.adapter.method=prompt", "plan.adapter.tokens=4"],
+    ],
+    ids=lambda overrides: overrides[0].rpartition("=")[2],
+)
+def test_every_rule_runs_to_a_release(experiment_file: Path, overrides: list[str]) -> None:
+    name = overrides[0].rpartition("=")[2]
+    short = ["plan.rounds=2", "yardsticks.alone=0", "population.clients=4", "plan.cohort.size=3"]
+    summary = run(experiment_file, f"rule-{name}", [*short, *overrides])
+    assert summary.parity_max_relative <= 1e-4
+    assert summary.parity_label_agreement == 1.0
+
+
+def test_the_command_prints_json_and_nothing_else(experiment_file: Path) -> None:
+    app = typer.Typer()
+    app.command()(commands.simulate)
+    result = CliRunner().invoke(
+        app,
+        [
+            str(experiment_file), "--set", "plan.rounds=1", "--set", "yardsticks.pooled=false",
+            "--set", "yardsticks.alone=0", "--out", str(experiment_file.parent / "cli"), "--json",
+        ],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    assert set(json.loads(result.stdout)) >= KEYS
+
+
+def test_labels_the_plan_does_not_list_are_refused_before_training(experiment_file: Path) -> None:
+    with pytest.raises(FedgeError, match="does not list"):
+        run(experiment_file, "labels", ['plan.task.labels=["lamp", "music"]'])
+    assert not (experiment_file.parent / "labels" / "experiment.json").exists()
