@@ -1,0 +1,207 @@
+"""Build a base, once, at the publisher: load, quantise, export, describe. (P-1.3)
+
+Everyone else checks hashes; nobody quantises again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
+from base_model.export import INPUTS, OPSET, OUTPUT, Codes, export_graph
+from base_model.families import check_task
+from base_model.files import folder_that_appears, sha256_of
+from base_model.source import Source, load_source
+from base_model.store import CONFIG, GRAPH, TOKENIZER, WEIGHTS
+from protocol.codes import dequantise, quantise
+from protocol.encoding import digest
+from protocol.errors import ArtefactError, PlanError
+from protocol.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Graph,
+    Head,
+    Linear,
+    Manifest,
+    TensorEntry,
+    fingerprint,
+)
+
+BLOCK = 32
+ACCURACY_LEVEL = 0  # activations stay float32: what training computes with
+Progress = Callable[[str, float], None]
+
+
+def build_base(
+    source: str,
+    *,
+    task: str,
+    bits: int,
+    out: Path,
+    pooling: str = "auto",
+    slots: bool = True,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Build the folder ``out`` from ``source``; it appears whole or not at all.
+
+    Args:
+        source: a Hugging Face folder or Hub id, or ``package:module/folder``.
+        task: ``sequence-classification``.
+        bits: 4 or 8 for codes, 16 or 32 for float weights (16: rounded to float16 values).
+        out: a folder that does not exist yet, or is empty.
+        pooling: auto (what the source says), mean, cls or pooler.
+        slots: False leaves the graph without optional inputs; for comparison only.
+        progress: called with a step's name and the share done so far.
+
+    Raises PlanError for a task or bits that are not offered, ArtefactError for the source or out.
+    """
+    check_task(task)
+    if bits not in (4, 8, 16, 32):
+        raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
+    tell = progress or (lambda _step, _share: None)
+    with folder_that_appears(out) as folder:
+        tell("loading", 0.0)
+        loaded = load_source(source, pooling=pooling)
+        model = _model_of(loaded)
+        linears = _linears(model)
+        tensors, codes = _quantised(model, linears, bits, tell)
+        tell("writing weights", 0.5)
+        save_file(tensors, folder / WEIGHTS)
+        (folder / TOKENIZER).write_text(loaded.tokenizer, "utf-8")
+        (folder / CONFIG).write_text(_config_text(loaded), "utf-8")
+        tell("exporting the edge graph", 0.6)
+        found = export_graph(
+            model, linears, codes, path=folder / GRAPH, bits=bits, block=BLOCK,
+            accuracy_level=ACCURACY_LEVEL, slots=slots,
+        )
+        tell("describing", 0.95)
+        manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+    tell("done", 1.0)
+    return manifest
+
+
+def _model_of(source: Source) -> EncoderClassifier:
+    labels = source.head[0].shape[0] if source.head else 2
+    # eager attention exports to plain matrix products, in every family
+    model = EncoderClassifier(
+        source.config, pooling=source.pooling, labels=labels, attention="eager"
+    )
+    encoder = model.get_submodule(source.family.prefix)
+    state = {k: v for k, v in source.encoder.state_dict().items() if k in encoder.state_dict()}
+    missing = encoder.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ArtefactError(
+            f"{source.name}: the checkpoint has no {missing[0]}", "choose another --pooling or source"
+        )
+    with torch.no_grad():
+        if source.head:
+            model.classifier.weight.copy_(source.head[0])
+            model.classifier.bias.copy_(source.head[1])
+        else:
+            model.classifier.weight.zero_()
+            model.classifier.bias.zero_()
+    return model.float().eval().requires_grad_(False)
+
+
+def _linears(model: EncoderClassifier) -> list[Linear]:
+    return [
+        Linear(path=path, in_features=module.in_features, out_features=module.out_features)
+        for path, module in sorted(encoder_linears(model, model.prefix).items())
+    ]
+
+
+def _quantised(
+    model: EncoderClassifier, linears: list[Linear], bits: int, tell: Progress
+) -> tuple[dict[str, Tensor], Codes]:
+    """Tensors for the file, codes for the graph; ``model`` ends up with the values they stand for."""
+    tensors = {name: value.detach().clone() for name, value in model.named_parameters()}
+    codes: Codes = {}
+    for number, linear in enumerate(linears):
+        name = f"{linear.path}.weight"
+        weight = tensors.pop(name)
+        if bits == 32:
+            tensors[name] = weight
+        elif bits == 16:
+            tensors[name] = weight.half()
+            value = tensors[name].float()
+        else:
+            packed, scales = quantise(weight.numpy(), bits=bits, block=BLOCK)
+            codes[linear.path] = packed, scales
+            tensors[f"{linear.path}.qweight"] = torch.from_numpy(packed.reshape(len(packed), -1))
+            tensors[f"{linear.path}.scales"] = torch.from_numpy(scales)
+            value = torch.from_numpy(np.ascontiguousarray(
+                dequantise(packed, scales, bits=bits, in_features=linear.in_features)))
+        if bits != 32:
+            model.get_submodule(linear.path).weight.data.copy_(value)  # type: ignore[union-attr, operator]
+        tell(f"quantising to {bits} bits", 0.1 + 0.4 * number / len(linears))
+    return {name: tensors[name].contiguous() for name in sorted(tensors)}, codes
+
+
+def _config_text(source: Source) -> str:
+    document: dict[str, Any] = source.config.to_dict()
+    # what differs between versions and machines, and does not change the function
+    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id"):
+        document.pop(key, None)
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _manifest(
+    source: Source, model: EncoderClassifier, linears: list[Linear], tensors: dict[str, Tensor],
+    bits: int, folder: Path, slots: list[Any],
+) -> Manifest:
+    entries = {name: _entry(value) for name, value in tensors.items()}
+    files = {
+        path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }
+    architecture = {
+        "family": source.family.model_type, "pooling": source.pooling, "bits": bits, "block": BLOCK,
+        "config": files[CONFIG].sha256,
+    }
+    config = source.config
+    return Manifest(
+        fingerprint=fingerprint(
+            tensors=entries, architecture=architecture, tokenizer_sha256=files[TOKENIZER].sha256
+        ),
+        source=Path(source.name).name if Path(source.name).is_absolute() else source.name,
+        task="sequence-classification",
+        family=source.family.model_type,
+        pooling=source.pooling,
+        bits=bits,  # type: ignore[arg-type]
+        block=BLOCK,
+        hidden_size=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings - source.family.position_offset,
+        embedding_std=word_embedding_std(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        linears=linears,
+        head=Head(path="classifier", in_features=config.hidden_size, labels=model.config.num_labels),
+        graph=Graph(
+            file=GRAPH, opset=OPSET, accuracy_level=ACCURACY_LEVEL, inputs=list(INPUTS),
+            output=OUTPUT, slots=slots,
+        ),
+        tensors=entries,
+        files=files,
+        made_with={
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "onnx", "onnxscript")
+        },
+    )
+
+
+def _entry(value: Tensor) -> TensorEntry:
+    array = value.contiguous().numpy()
+    return TensorEntry(
+        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
+    )

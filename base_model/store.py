@@ -1,0 +1,168 @@
+"""Open a base folder: verify it, and build the frozen model on its codes.
+
+Opening needs no float copy of the weights: the model is laid out without memory and every tensor
+is taken from the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from base_model.encoder import EncoderClassifier
+from base_model.files import sha256_of
+from base_model.quant_linear import QuantLinear
+from protocol.errors import ArtefactError
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WEIGHTS, CONFIG, TOKENIZER, GRAPH = "weights.safetensors", "config.json", "tokenizer.json", "graph.onnx"
+REBUILD = "build the base again or fetch an intact copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenBase:
+    """An opened base. The model is in eval mode and frozen; its head is fresh."""
+
+    folder: Path
+    manifest: Manifest
+    model: EncoderClassifier
+    tokenizer: Tokenizer
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """``manifest.json`` of a base folder. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_text("utf-8"), source=str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactError(
+            f"{folder} is not a base: there is no {MANIFEST_NAME}",
+            "name the folder that `fedge base build --out` wrote",
+        ) from None
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path} is not a text file", REBUILD) from None
+
+
+def verify_base(folder: Path) -> Manifest:
+    """Compare every file with the manifest. Raises ArtefactError that names the first wrong one."""
+    manifest = read_manifest(folder)
+    for name, entry in sorted(manifest.files.items()):
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing", REBUILD)
+        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+            raise ArtefactError(f"{path} is not the file the manifest names (sha256 differs)", REBUILD)
+    known = {*manifest.files, MANIFEST_NAME}
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    if extra:
+        raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
+    return manifest
+
+
+def open_base(
+    folder: Path,
+    *,
+    labels: int | None = None,
+    verify: bool = True,
+    matmul_dtype: torch.dtype | None = None,
+) -> OpenBase:
+    """Open a base for training.
+
+    Args:
+        folder: what ``fedge base build`` wrote.
+        labels: outputs of the head; the base's own number, with its own head, without it.
+        verify: hash every file first.
+        matmul_dtype: type the expanded weights are multiplied in; float32 without it.
+
+    Raises ArtefactError for a folder that is damaged or incomplete.
+    """
+    manifest = verify_base(folder) if verify else read_manifest(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    try:
+        config = AutoConfig.for_model(**json.loads((folder / CONFIG).read_text("utf-8")))
+        model = empty_model(config, manifest, labels=labels or manifest.head.labels)
+        _install(model, manifest, tensors, matmul_dtype)
+        _fresh_head(model, manifest, tensors, labels)
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ArtefactError(f"{folder}: cannot be opened: {type(error).__name__}", REBUILD) from error
+    model.requires_grad_(False)
+    model.eval()
+    return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ArtefactError when it is truncated or no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"{path}: cannot be read: {error}", REBUILD) from None
+
+
+def empty_model(config: object, manifest: Manifest, *, labels: int) -> EncoderClassifier:
+    """The model without memory behind its parameters; its few buffers are real."""
+    with torch.device("meta"):
+        model = EncoderClassifier(config, pooling=manifest.pooling, labels=labels)  # type: ignore[arg-type]
+    rebuild: dict[str, Callable[[Tensor], Tensor]] = {
+        "position_ids": lambda b: torch.arange(b.shape[-1]).expand(b.shape).clone(),
+        "token_type_ids": lambda b: torch.zeros(b.shape, dtype=torch.long),
+    }
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            path, _, kind = name.rpartition(".")
+            model.get_submodule(path).register_buffer(kind, rebuild[kind](buffer), persistent=False)
+    return model
+
+
+def _install(
+    model: EncoderClassifier, manifest: Manifest, tensors: dict[str, Tensor],
+    matmul_dtype: torch.dtype | None,
+) -> None:
+    """Put codes and float tensors where they belong; complain about anything left over."""
+    used = set()
+    if manifest.bits in (4, 8):
+        for linear in manifest.linears:
+            names = [f"{linear.path}.{kind}" for kind in ("qweight", "scales", "bias")]
+            used.update(name for name in names if name in tensors)
+            parent, _, child = linear.path.rpartition(".")
+            setattr(
+                model.get_submodule(parent),
+                child,
+                QuantLinear.from_codes(
+                    tensors[names[0]], tensors[names[1]], bits=manifest.bits, block=manifest.block,
+                    in_features=linear.in_features, bias=tensors.get(names[2]),
+                    matmul_dtype=matmul_dtype,
+                ),
+            )
+    head = {f"{manifest.head.path}.weight", f"{manifest.head.path}.bias"}
+    rest = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in used | head}
+    wanted = {name for name, p in model.named_parameters() if p.is_meta} - head
+    if odd := sorted(wanted ^ set(rest)):
+        raise KeyError(odd[0])
+    model.load_state_dict(rest, strict=False, assign=True)
+
+
+def _fresh_head(
+    model: EncoderClassifier, manifest: Manifest, tensors: dict[str, Tensor], labels: int | None
+) -> None:
+    """The base's own head, or a zero one of another size (a run sends its own)."""
+    path = manifest.head.path
+    if labels is None or labels == manifest.head.labels:
+        weight, bias = tensors[f"{path}.weight"], tensors[f"{path}.bias"]
+    else:
+        weight, bias = torch.zeros(labels, manifest.head.in_features), torch.zeros(labels)
+    head = model.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    head.weight, head.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
