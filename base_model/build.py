@@ -76,6 +76,7 @@ def build_base(
         tensors, codes = _quantised(model, linears, bits, tell)
         tell("writing weights", 0.5)
         save_file(tensors, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         (folder / TOKENIZER).write_text(loaded.tokenizer, "utf-8")
         (folder / CONFIG).write_text(_config_text(loaded), "utf-8")
         tell("exporting the edge graph", 0.6)

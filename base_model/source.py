@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from base_model.families import Family, family_of
 from protocol.errors import ArtefactError, MachineError
 
 PACKAGE = "package:"
+transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 Pooling = Literal["mean", "cls", "pooler"]
 
 

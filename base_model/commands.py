@@ -1,0 +1,89 @@
+"""``fedge base``: build, verify, inspect. torch is loaded when a command runs, not before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Prepare a base, check it, look at it.")
+Folder = Annotated[Path, typer.Argument(help="folder of a base")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(help="folder, Hub id or package:module/folder")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist yet")],
+    task: Annotated[str, typer.Option("--task")] = "sequence-classification",
+    bits: Annotated[int, typer.Option("--bits", help="4, 8, 16 or 32")] = 4,
+    pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Quantise a model once and export its edge graph."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=as_json) as progress:
+        bar = progress.add_task("starting", total=1.0)
+
+        def tell(step: str, share: float) -> None:
+            progress.update(bar, description=step, completed=share)
+
+        from base_model.build import build_base
+
+        manifest = build_base(source, task=task, bits=bits, out=out, pooling=pooling, progress=tell)
+    _show(out, _summary(manifest), as_json)
+
+
+@app.command()
+def verify(folder: Folder, as_json: Json = False) -> None:
+    """Hash every file and compare it with the manifest."""
+    from base_model.store import verify_base
+
+    manifest = verify_base(folder)
+    _show(folder, {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)}, as_json)
+
+
+@app.command()
+def inspect(folder: Folder, as_json: Json = False) -> None:
+    """What a base is: fingerprint, size, layers that can be adapted."""
+    from base_model.store import read_manifest
+
+    _show(folder, _summary(read_manifest(folder)), as_json)
+
+
+def _summary(manifest: Any) -> dict[str, Any]:
+    ends = sorted({linear.path.rsplit(".", 1)[-1] for linear in manifest.linears})
+    return {
+        "fingerprint": manifest.fingerprint,
+        "source": manifest.source,
+        "task": manifest.task,
+        "family": manifest.family,
+        "pooling": manifest.pooling,
+        "bits": manifest.bits,
+        "parameters": manifest.parameters,
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "linears": len(manifest.linears),
+        "targets": ends,
+        "slots": len(manifest.graph.slots),
+        "max_positions": manifest.max_positions,
+        "made_with": manifest.made_with,
+    }
+
+
+def _show(folder: Path, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **facts}))
+        return
+    table = Table(title=str(folder), show_header=False)
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if isinstance(value, dict):
+            text = ", ".join(f"{k} {v}" for k, v in value.items())
+        table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else text)
+    Console().print(table)

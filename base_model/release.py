@@ -1,0 +1,189 @@
+"""Turn a PEFT folder into what devices run, and prove the two equal. (P-5.2, P-5.3)
+
+Parity is measured through the door a user takes: the adapter opened by ``PeftModel`` on the codes
+in torch, against the edge graph with the written ``.onnx_adapter`` in ONNX Runtime. Without parity
+within the bound nothing is released.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from base_model.files import sha256_of, sync, write_whole
+from base_model.quant_linear import refuse_merge
+from base_model.store import GRAPH, OpenBase, open_base
+from protocol.errors import ArtefactError
+from protocol.layout import Tensors
+from protocol.peft_format import (
+    CONFIG_FILE,
+    EDGE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    Parity,
+    ReleaseNote,
+    from_peft,
+    parse_release,
+    to_edge,
+)
+
+ROWS = 64  # per batch; both sides get the same batches
+Array = npt.NDArray[Any]
+
+
+def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float) -> ReleaseNote:
+    """Write ``adapter.onnx_adapter`` into ``adapter`` and the parity into its ``release.json``.
+
+    Args:
+        adapter: a PEFT folder with the ``release.json`` the coordinator wrote.
+        base: the base folder it was trained on.
+        texts: rows to compare on, at least one.
+        bound: largest ``|torch - onnx| / |torch|`` of a row's logits that is accepted.
+
+    Raises ArtefactError when a file is damaged, the base is another one, or parity is above
+    ``bound``; then no ``.onnx_adapter`` is left behind and ``release.json`` is as it was.
+    """
+    note = read_note(adapter)
+    opened = open_base(base, labels=len(note.labels))
+    if opened.manifest.fingerprint != note.base_fingerprint:
+        raise ArtefactError(
+            f"{adapter} belongs to base {note.base_fingerprint[:12]}…, {base} is "
+            f"{opened.manifest.fingerprint[:12]}…",
+            "name the base the adapter was trained on",
+        )
+    if not texts:
+        raise ArtefactError("there are no rows to measure parity on", "pass some texts")
+    tensors = read_peft(adapter)
+    scaling = _scaling(adapter)
+    temporary = adapter / f".{EDGE_FILE}.{os.getpid()}.tmp"
+    try:
+        write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
+        parity = measure_parity(opened, adapter, temporary, note, texts, bound)
+        if parity.max_relative > bound:
+            raise ArtefactError(
+                f"{adapter}: torch and ONNX Runtime differ by {parity.max_relative:.2e}, "
+                f"the bound is {bound:.0e}",
+                "do not release this adapter; rebuild the base's graph and compare again",
+            )
+        sync(temporary)
+        files = note.files | {EDGE_FILE: sha256_of(temporary)}
+        released = note.model_copy(update={"files": files, "parity": parity})
+        temporary.replace(adapter / EDGE_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_whole(adapter / RELEASE_FILE, (released.model_dump_json(indent=1) + "\n").encode())
+    return released
+
+
+def write_edge_adapter(tensors: Tensors, path: Path) -> None:
+    """An ``.onnx_adapter`` with ``tensors`` (edge names and shapes, float32), sorted by name."""
+    form = ort.AdapterFormat()
+    form.set_adapter_version(1)
+    form.set_model_version(1)
+    form.set_parameters(
+        {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensors[name], np.float32))
+            for name in sorted(tensors)
+        }
+    )
+    form.export_adapter(str(path))
+
+
+def read_note(adapter: Path) -> ReleaseNote:
+    """``release.json`` of an adapter folder. Raises ArtefactError."""
+    path = adapter / RELEASE_FILE
+    try:
+        return parse_release(path.read_text("utf-8"), source=str(path))
+    except OSError:
+        raise ArtefactError(
+            f"{adapter} is not an adapter: there is no {RELEASE_FILE}",
+            "name a folder `rounds/NNNN/adapter` of a run",
+        ) from None
+
+
+def read_peft(adapter: Path) -> Tensors:
+    """The tensors of a PEFT folder under canonical names. Raises ArtefactError."""
+    try:
+        return from_peft(load_file(adapter / WEIGHTS_FILE))
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(
+            f"{adapter / WEIGHTS_FILE}: cannot be read: {error}", "fetch the adapter again"
+        ) from None
+
+
+def _scaling(adapter: Path) -> float:
+    import json
+
+    config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
+    return config["lora_alpha"] / config["r"] if config["peft_type"] == "LORA" and config["r"] else 1.0
+
+
+def open_peft(opened: OpenBase, adapter: Path) -> Any:
+    """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(opened.model, str(adapter))
+    refuse_merge(model)
+    return model.eval()
+
+
+def measure_parity(
+    opened: OpenBase, adapter: Path, edge_adapter: Path, note: ReleaseNote, texts: list[str], bound: float
+) -> Parity:
+    """Both sides on the same batches: largest relative difference of a row, share of equal labels."""
+    torch_model = open_peft(opened, adapter)
+    session, options, _keep = edge_session(opened.folder, edge_adapter)
+    worst, equal = 0.0, 0
+    for ids, mask in _batches(opened, texts, note.max_length):
+        with torch.no_grad():
+            expected = torch_model(
+                input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+            ).logits.numpy()
+        got = session.run(["logits"], {"input_ids": ids, "attention_mask": mask}, options)[0]
+        norms = np.linalg.norm(expected, axis=-1)
+        relative = np.linalg.norm(expected - got, axis=-1) / np.maximum(norms, 1e-12)
+        worst = max(worst, float(relative.max()))
+        equal += int((expected.argmax(-1) == got.argmax(-1)).sum())
+    return Parity(
+        rows=len(texts), max_relative=worst, label_agreement=equal / len(texts), bound=bound
+    )
+
+
+def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:
+    """(session, run options with the adapter, the adapter): keep the last, options do not."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    session = ort.InferenceSession(
+        str(base / GRAPH), settings, providers=["CPUExecutionProvider"]
+    )
+    loaded = ort.LoraAdapter()
+    loaded.Load(str(edge_adapter))
+    options = ort.RunOptions()
+    options.add_active_adapter(loaded)
+    return session, options, loaded
+
+
+def _batches(opened: OpenBase, texts: list[str], max_length: int) -> list[tuple[Array, Array]]:
+    """Padded (ids, mask) int64, longest rows together; as ``client.batches`` and the device do."""
+    tokenizer = opened.tokenizer
+    tokenizer.enable_truncation(max_length)
+    encoded = sorted(tokenizer.encode_batch(texts), key=lambda e: sum(e.attention_mask))
+    batches = []
+    for start in range(0, len(encoded), ROWS):
+        chunk = encoded[start : start + ROWS]
+        width = max(sum(e.attention_mask) for e in chunk)
+        ids = np.array([e.ids[:width] for e in chunk], np.int64)
+        mask = np.array([e.attention_mask[:width] for e in chunk], np.int64)
+        batches.append((ids, mask))
+    return batches
