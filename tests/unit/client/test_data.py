@@ -42,7 +42,9 @@ def test_jsonl_csv_and_parquet_agree(tmp_path: Path) -> None:
     labels = ["transfer", "card", "01", "card"]
     rows = [{"utterance": t, "intent": c, "id": 7} for t, c in zip(texts, labels, strict=True)]
     quoted = ["id,utterance,intent"]
-    quoted += ['7,"{}",{}'.format(t.replace('"', '""'), c) for t, c in zip(texts, labels, strict=True)]
+    quoted += [
+        '7,"{}",{}'.format(t.replace('"', '""'), c) for t, c in zip(texts, labels, strict=True)
+    ]
     paths = [
         write(tmp_path, "a.jsonl", lines(rows[0], "", *rows[1:], "")),
         write(tmp_path, "b.jsonl", b"\xef\xbb\xbf" + lines(*rows).replace("\n", "\r\n").encode()),
@@ -70,18 +72,33 @@ BAD_LINES = {
     "too deep": (lines(GOOD, "[" * 100_000), "line 2: not valid JSON"),
     "huge number": (lines("1" * 5000), "line 1: not valid JSON"),
     "twice": ('{"utterance": "a", "intent": "card", "intent": "01"}', "line 1: the key 'intent'"),
-    "no text column": (lines(GOOD, {"utterences": "a", "intent": "card"}), "line 2: the column `utt"),
+    "no text column": (
+        lines(GOOD, {"utterences": "a", "intent": "card"}),
+        "line 2: the column `utt",
+    ),
     "no label column": (lines({"utterance": SECRET}), "line 1: the column `intent` is missing"),
-    "text is a number": (lines({**GOOD, "utterance": 5}), "line 1: column `utterance` holds a number"),
+    "text is a number": (
+        lines({**GOOD, "utterance": 5}),
+        "line 1: column `utterance` holds a number",
+    ),
     "text is null": (lines({**GOOD, "utterance": None}), "line 1: column `utterance` holds a null"),
-    "empty text": (lines(GOOD, {**GOOD, "utterance": " \t"}), "line 2: column `utterance` is empty"),
+    "empty text": (
+        lines(GOOD, {**GOOD, "utterance": " \t"}),
+        "line 2: column `utterance` is empty",
+    ),
     "NUL": (lines({**GOOD, "utterance": SECRET + "\0"}), "line 1: column `utterance` holds a NUL"),
-    "surrogate": (r'{"utterance": "\ud800", "intent": "card"}', "line 1: column `utterance` holds half"),
+    "surrogate": (
+        r'{"utterance": "\ud800", "intent": "card"}',
+        "line 1: column `utterance` holds half",
+    ),
     "label is a number": (lines({**GOOD, "intent": 1}), "line 1: column `intent` holds a number"),
     "label is true": (lines({**GOOD, "intent": True}), "line 1: column `intent` holds a boolean"),
     "unknown label": (lines(GOOD, {**GOOD, "intent": "cart"}), "line 2: the label 'cart' is not"),
     "label in capitals": (lines({**GOOD, "intent": "Card"}), "line 1: the label 'Card' is not"),
-    "text as label": (lines({**GOOD, "intent": SECRET * 3}), "line 1: the label (of 57 characters)"),
+    "text as label": (
+        lines({**GOOD, "intent": SECRET * 3}),
+        "line 1: the label (of 57 characters)",
+    ),
     "bad utf-8": (lines(GOOD).encode() + b"\n\xff\n", "line 2: not valid UTF-8"),
     "empty": ("", "there are no rows"),
     "blank lines": ("\n \n", "there are no rows"),
@@ -106,7 +123,10 @@ BAD_CSV = {
     "no header": (f"{SECRET},card\n", "line 1: the column `utterance` is missing"),
     "few fields": ("utterance,intent\na,card\nb\n", "line 3: 1 fields, the header has 2"),
     "many fields": ("utterance,intent\na,b,card\n", "line 2: 3 fields, the header has 2"),
-    "two columns": ("utterance,intent,intent\na,card,01\n", "line 1: the column `intent` appears twice"),
+    "two columns": (
+        "utterance,intent,intent\na,card,01\n",
+        "line 1: the column `intent` appears twice",
+    ),
     "open quote": ('utterance,intent\n"a,card\n', "not valid CSV"),
     "label 1 is not 01": ("utterance,intent\na,01\nb,1\n", "line 3: the label '1' is not"),
     "after a long field": ('utterance,intent\n"a\nb",card\nc,?\n', "line 4: the label '?' is not"),
@@ -125,8 +145,14 @@ def test_a_bad_line_of_csv_is_named(tmp_path: Path, case: str) -> None:
 
 BAD_PARQUET = {
     "no column": ({"text": ["a"], "intent": ["card"]}, "the column `utterance` is missing"),
-    "number as text": ({"utterance": [1], "intent": ["card"]}, "row 1: column `utterance` holds a num"),
-    "null": ({"utterance": ["a", None], "intent": ["card"] * 2}, "row 2: column `utterance` holds a null"),
+    "number as text": (
+        {"utterance": [1], "intent": ["card"]},
+        "row 1: column `utterance` holds a num",
+    ),
+    "null": (
+        {"utterance": ["a", None], "intent": ["card"] * 2},
+        "row 2: column `utterance` holds a null",
+    ),
     "label is int": ({"utterance": ["a"], "intent": [1]}, "row 1: column `intent` holds a number"),
     "unknown": ({"utterance": ["a", "b"], "intent": ["card", "x"]}, "row 2: the label 'x' is not"),
     "empty": ({"utterance": [], "intent": []}, "there are no rows"),

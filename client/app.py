@@ -1,0 +1,242 @@
+"""Flower's ClientApp: messages in, messages out; the work is done by :mod:`client.worker`.
+
+Two kinds of messages (``protocol.wire``): ``query.hello`` asks who the node is and which base it
+holds; ``train.mask`` brings an instruction and an adapter and takes a masked contribution or a
+refusal back. An expected failure is a refusal with its cause and remedy; of an unexpected one only
+the type leaves this machine, its traceback goes to the local log. Nothing that arrives is changed:
+the in-process grid gives every client of a round the same objects.
+
+Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
+TOML or JSON file), ``base`` (a folder), ``data-pattern`` (a path with ``{partition}``), ``threads``
+(0 = torch's default). ``node_config`` alone has ``data-path``, ``client-id``, ``partition-id``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from protocol import PROTOCOL_VERSION, wire
+from protocol.encoding import canonical_json
+from protocol.errors import ArtefactError, DataError, FedgeError, MachineError, PlanError
+from protocol.exchange.plain import PlainClient
+from protocol.layout import Vector
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.plan import Plan, parse_plan, plan_from
+
+if TYPE_CHECKING:
+    from client.batches import Encoded
+    from client.worker import Worker
+
+log = logging.getLogger("fedge.client")
+
+FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Answer with this node's name, base and protocol version; no torch is loaded for it."""
+    return _answer(message, lambda: _hello(context))
+
+
+@app.train("mask")
+def mask(message: Message, context: Context) -> Message:
+    """Train as instructed and answer with the masked contribution."""
+    return _answer(message, lambda: _mask(message, context))
+
+
+def client_name(context: Context) -> str:
+    """The roster name: ``client-id``, or ``client-0007`` for partition 7. Raises MachineError."""
+    if (name := context.node_config.get("client-id")) is not None:
+        return str(name)
+    if (partition := context.node_config.get("partition-id")) is not None:
+        return f"client-{int(partition):04d}"
+    raise MachineError(
+        "this node has no name", "start it with --node-config 'client-id=\"…\"' or partition-id"
+    )
+
+
+def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
+    try:
+        content = work()
+    except FedgeError as error:
+        content = _refusal(_kind(error), error.cause, error.remedy)
+    except Exception as error:  # Flower would send the text of an exception to the coordinator
+        log.exception("unexpected failure of this client")
+        content = _refusal(
+            "internal",
+            f"unexpected {type(error).__name__} on this client",
+            "see this client's log; it may be a bug of fedge",
+        )
+    return Message(content, reply_to=message)
+
+
+def _kind(error: FedgeError) -> str:
+    return type(error).__name__.removesuffix("Error").lower()
+
+
+def _refusal(kind: str, cause: str, remedy: str) -> RecordDict:
+    refusal = wire.Refusal(kind=kind, cause=cause, remedy=remedy)
+    return RecordDict({wire.REPLY: ConfigRecord(wire.to_record(refusal))})
+
+
+def _hello(context: Context) -> RecordDict:
+    reply = wire.Hello(
+        client=client_name(context),
+        base=_manifest(_key(_path(context, "base") / MANIFEST_NAME, ArtefactError)).fingerprint,
+        protocol=PROTOCOL_VERSION,
+    )
+    return RecordDict({wire.REPLY: ConfigRecord(wire.to_record(reply))})
+
+
+def _mask(message: Message, context: Context) -> RecordDict:
+    instruction, adapter = _received(message.content)
+    plan = _plan(_key(_path(context, "plan"), PlanError))
+    from client.worker import worker_for
+
+    _set_threads(context)
+    worker = worker_for(plan, _path(context, "base"))
+    worker.check(instruction, adapter)  # a request that does not belong reads no private data
+    contribution = worker.contribute(
+        client=client_name(context),
+        instruction=instruction,
+        adapter=adapter,
+        rows=rows_cache.get(data_path(context), worker),
+    )
+    masked = np.frombuffer(PlainClient().mask(contribution), np.uint8)
+    return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(masked)})})
+
+
+def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
+    instruction, record = content.get(wire.INSTRUCTION), content.get(wire.ADAPTER)
+    if not isinstance(instruction, ConfigRecord) or not isinstance(record, ArrayRecord):
+        raise _unfit("a record is missing")
+    if list(record) != ["adapter"]:
+        raise _unfit("its adapter is not one array named `adapter`")
+    try:
+        adapter = record["adapter"].numpy()
+    except (ValueError, TypeError, EOFError):
+        raise _unfit("its adapter cannot be decoded") from None
+    if adapter.dtype != np.float32 or adapter.ndim != 1:
+        raise _unfit(f"its adapter is {adapter.dtype} with {adapter.ndim} dimensions")
+    return wire.from_record(wire.Instruction, instruction), adapter
+
+
+def _unfit(fault: str) -> ArtefactError:
+    return ArtefactError(
+        f"message train.mask: {fault}", "run the same version of fedge on both sides"
+    )
+
+
+def data_path(context: Context) -> Path:
+    """The file with this node's rows. Raises MachineError when none is set."""
+    if (path := context.node_config.get("data-path")) is not None:
+        return Path(str(path))
+    pattern, partition = _setting(context, "data-pattern"), context.node_config.get("partition-id")
+    if not pattern or partition is None:
+        raise MachineError("this node has no data", "start it with --node-config 'data-path=\"…\"'")
+    try:
+        return Path(pattern.format(partition=int(partition)))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise PlanError(
+            f"data-pattern {pattern!r} is not a path with {{partition}}",
+            "write for example clients/client-{partition:04d}.jsonl",
+        ) from None
+
+
+def _setting(context: Context, name: str) -> str:
+    """A machine's own setting goes before the run's: its folders are its own."""
+    return str(context.node_config.get(name) or context.run_config.get(name) or "")
+
+
+def _path(context: Context, name: str) -> Path:
+    if not (value := _setting(context, name)):
+        raise MachineError(f"`{name}` is not set", f"set `{name}` in the run's or node's config")
+    return Path(value)
+
+
+def _set_threads(context: Context) -> None:
+    import torch
+
+    threads = int(context.node_config.get("threads") or context.run_config.get("threads") or 0)
+    if threads > 0 and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _key(path: Path, kind: type[FedgeError]) -> FileKey:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}", "check the path") from None
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=8)
+def _plan(key: FileKey) -> Plan:
+    text = _text(key, PlanError)
+    if not key[0].endswith(".json"):
+        return parse_plan(text, source=key[0])
+    try:
+        document = json.loads(text)
+    except ValueError:
+        raise PlanError(f"{key[0]}: not valid JSON", "write the plan again") from None
+    return plan_from(document, source=key[0])
+
+
+@lru_cache(maxsize=8)
+def _manifest(key: FileKey) -> Manifest:
+    return parse_manifest(_text(key, ArtefactError), source=key[0])
+
+
+def _text(key: FileKey, kind: type[FedgeError]) -> str:
+    try:
+        return Path(key[0]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{key[0]}: cannot be read ({type(error).__name__})", "check the file") from None
+
+
+class RowsCache:
+    """Encoded rows of files that have not changed; those not used for longest go first.
+
+    ``budget`` bounds the tokens kept (4 bytes each), whatever the number of clients.
+    """
+
+    def __init__(self, budget: int = 2**24) -> None:
+        self._budget = budget
+        self._held: OrderedDict[tuple[object, ...], Encoded] = OrderedDict()
+        self._tokens = 0
+
+    def get(self, path: Path, worker: Worker) -> Encoded:
+        """The rows of ``path`` for the worker's task and base. Raises DataError."""
+        from client.data import load_rows
+
+        task = worker.plan.task
+        settings = canonical_json(task.model_dump(mode="json"))
+        key = (*_key(path, DataError), settings, worker.manifest.fingerprint)
+        if (found := self._held.get(key)) is not None:
+            self._held.move_to_end(key)
+            return found
+        rows = worker.encode(load_rows(path, task))
+        self._held[key] = rows
+        self._tokens += len(rows.ids)
+        while self._tokens > self._budget and len(self._held) > 1:
+            _, gone = self._held.popitem(last=False)
+            self._tokens -= len(gone.ids)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+rows_cache = RowsCache()

@@ -1,0 +1,141 @@
+"""A plan and data for the tiny base: three kinds of sentence, told apart by their words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from base_model.store import OpenBase, open_base, read_manifest
+from client.batches import Encoded, encode
+from client.data import Rows
+from protocol.adapter import adapter_layout, initial_adapter
+from protocol.encoding import vector_digest
+from protocol.layout import Tensors, Vector
+from protocol.plan import Plan, plan_from
+from protocol.wire import Instruction
+
+LABELS = ["light", "music", "timer"]
+PlanMaker = Callable[..., Plan]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def words(tiny_base: Path) -> list[str]:
+    """Plain words of the tiny tokenizer's vocabulary."""
+    vocabulary = json.loads((tiny_base / "tokenizer.json").read_text())["model"]["vocab"]
+    return sorted(word for word in vocabulary if word.isalpha())
+
+
+@pytest.fixture(scope="session")
+def make_plan(tiny_base: Path) -> PlanMaker:
+    """Plans for the tiny base; keyword arguments replace whole sections."""
+    fingerprint = read_manifest(tiny_base).fingerprint
+
+    def make(rule: str = "fedit", **sections: Any) -> Plan:
+        document = {
+            "name": "test",
+            "seed": 7,
+            "base": {"fingerprint": fingerprint},
+            "task": {"labels": LABELS, "max_length": 16},
+            "adapter": {"rank": 4, "alpha": 8.0},
+            "rule": {"name": rule},
+            "local": {"batch_size": 8},
+        }
+        if rule == "prompt-mean":
+            document["adapter"] = {"method": "prompt", "tokens": 5}
+        return plan_from(document | sections, source="test")
+
+    return make
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> OpenBase:
+    """A base of the test's own: peft has not touched it."""
+    return open_base(tiny_base, labels=len(LABELS), verify=False)
+
+
+@pytest.fixture(scope="session")
+def rows(words: list[str]) -> Rows:
+    """90 rows of 3 to 12 words; the label is the third of the vocabulary they come from."""
+    rng = np.random.default_rng(0)
+    texts, labels = [], []
+    third = len(words) // 3
+    for number in range(90):
+        label = number % 3
+        chosen = rng.choice(words[label * third : (label + 1) * third], int(rng.integers(3, 13)))
+        texts.append(" ".join(chosen))
+        labels.append(label)
+    return Rows(texts=texts, labels=labels)
+
+
+@pytest.fixture
+def encoded(base: OpenBase, rows: Rows) -> Encoded:
+    return encode(base.tokenizer, rows.texts, rows.labels, 16)
+
+
+@pytest.fixture(scope="session")
+def random_adapter(tiny_base: Path) -> Callable[..., Tensors]:
+    """A full adapter whose every tensor is non-zero."""
+    manifest = read_manifest(tiny_base)
+
+    def make(plan: Plan, *, rank: int | None = None, seed: int = 0) -> Tensors:
+        rng = np.random.default_rng(seed)
+        layout = adapter_layout(plan, manifest, rank=rank)
+        return {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in layout.specs}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def instruct(tiny_base: Path) -> Callable[..., tuple[Instruction, Vector]]:
+    """What a coordinator would send: an instruction and the vector that goes with it."""
+    manifest = read_manifest(tiny_base)
+
+    def make(
+        plan: Plan, *, tensors: Tensors | None = None, rank: int | None = None, **fields: Any
+    ) -> tuple[Instruction, Vector]:
+        rank = plan.adapter.rank if rank is None else rank
+        layout = adapter_layout(plan, manifest, rank=rank)
+        if tensors is None:
+            tensors = initial_adapter(layout, seed=1, embedding_std=manifest.embedding_std)
+        vector = layout.flatten(tensors)
+        instruction = {
+            "round": 1,
+            "attempt": 1,
+            "plan_digest": plan.digest,
+            "base": manifest.fingerprint,
+            "adapter_digest": vector_digest(vector),
+            "rank": rank,
+            "evaluate": False,
+        }
+        return Instruction(**(instruction | fields)), vector
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def frozen_hash() -> Callable[[torch.nn.Module], dict[str, str]]:
+    """sha256 of every tensor of a base, parameters and buffers, adapters left out."""
+
+    def make(model: torch.nn.Module) -> dict[str, str]:
+        mine = ("lora_", "modules_to_save", "prompt_encoder")
+        return {
+            name.replace(".base_layer", "").replace(".original_module", ""): hashlib.sha256(
+                tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
+            for name, tensor in model.state_dict().items()
+            if not any(part in name for part in mine)
+        }
+
+    return make

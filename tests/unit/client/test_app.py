@@ -1,0 +1,278 @@
+"""The ClientApp, driven by real Flower messages over the in-process grid."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client import app as app_module
+from client import worker as worker_module
+from client.app import RowsCache, app
+from client.data import Rows
+from protocol import PROTOCOL_VERSION, wire
+from protocol.adapter import adapter_layout
+from protocol.exchange.plain import decode
+from protocol.layout import Vector
+from protocol.plan import Plan
+from protocol.wire import Hello, Instruction, Refusal, from_record
+from simulations.grid import FIRST_NODE, InProcessGrid
+
+Make = Callable[..., Plan]
+Instruct = Callable[..., tuple[Instruction, Vector]]
+PRIVATE = "a private sentence"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_resident() -> Iterator[None]:
+    worker_module._residents.clear()
+    app_module.rows_cache = RowsCache()
+    yield
+    worker_module._residents.clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_plan: Make, rows: Rows) -> Path:
+    """plan.json and the data of partitions 0 to 2."""
+    plan = make_plan()
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    for partition in range(3):
+        chosen = range(partition, len(rows), 3 + partition)
+        lines = [
+            json.dumps({"text": rows.texts[i], "label": plan.task.labels[rows.labels[i]]})
+            for i in chosen
+        ]
+        (tmp_path / f"client-{partition:04d}.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def run_config(folder: Path, tiny_base: Path) -> dict[str, Any]:
+    return {
+        "plan": str(folder / "plan.json"),
+        "base": str(tiny_base),
+        "data-pattern": str(folder / "client-{partition:04d}.jsonl"),
+        "threads": 1,
+    }
+
+
+def content(instruction: Instruction, vector: np.ndarray) -> RecordDict:
+    return RecordDict(
+        {
+            wire.INSTRUCTION: ConfigRecord(wire.to_record(instruction)),
+            wire.ADAPTER: ArrayRecord({"adapter": Array(vector)}),
+        }
+    )
+
+
+def ask(run_config: dict[str, Any], sent: RecordDict, kind: str = "train.mask") -> list[Message]:
+    grid = InProcessGrid(app, 3, run_config=run_config)
+    nodes = list(grid.get_node_ids())
+    return list(grid.send_and_receive([Message(sent, node, kind) for node in nodes]))
+
+
+def refusal(message: Message) -> Refusal:
+    assert not message.has_error()
+    assert list(message.content) == [wire.REPLY]
+    return from_record(Refusal, message.content[wire.REPLY])
+
+
+def test_hello_names_client_base_and_version(run_config: dict[str, Any], make_plan: Make) -> None:
+    replies = ask(run_config, RecordDict(), "query.hello")
+    expected = [
+        Hello(
+            client=f"client-{i:04d}", base=make_plan().base.fingerprint, protocol=PROTOCOL_VERSION
+        )
+        for i in range(3)
+    ]
+    assert [from_record(Hello, reply.content[wire.REPLY]) for reply in replies] == expected
+
+
+def test_hello_loads_no_torch(tiny_base: Path) -> None:
+    script = (
+        "import sys; from flwr.app import Context, RecordDict; import client.app as a\n"
+        "context = Context(1, 2, {'partition-id': 1}, RecordDict(), {'base': sys.argv[1]})\n"
+        "assert a._hello(context)['reply']['client'] == 'client-0001'\n"
+        "assert not {'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
+    )
+    root = Path(app_module.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", script, str(tiny_base)], check=True, cwd=root)
+
+
+def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct
+) -> None:
+    plan = make_plan()
+    instruction, vector = instruct(plan)
+    sent = content(instruction, vector)
+    replies = ask(run_config, sent)
+    size = adapter_layout(plan, worker_module.read_manifest(Path(run_config["base"]))).size
+    decoded = []
+    for reply in replies:
+        assert list(reply.content) == [wire.MASKED]
+        masked = reply.content[wire.MASKED]["masked"].numpy()
+        assert masked.dtype == np.uint8
+        decoded.append(decode("x", masked.tobytes(), size=size))
+    assert [given.weight for given in decoded] == [30, 23, 18]
+    assert len({given.update.tobytes() for given in decoded}) == 3
+    assert sent[wire.INSTRUCTION] == content(instruction, vector)[wire.INSTRUCTION]
+    assert np.array_equal(sent[wire.ADAPTER]["adapter"].numpy(), vector)
+    again = [
+        reply.content[wire.MASKED]["masked"].numpy().tobytes() for reply in ask(run_config, sent)
+    ]
+    updates = [decode("x", message, size=size).update.tobytes() for message in again]
+    assert updates == [given.update.tobytes() for given in decoded]
+
+
+def test_refusals_carry_whose_fault_cause_and_remedy(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct, folder: Path
+) -> None:
+    instruction, vector = instruct(make_plan())
+    (folder / "client-0001.jsonl").write_text(f'{{"text": "{PRIVATE}", "label": "musik"}}\n')
+    (folder / "client-0002.jsonl").unlink()
+    good, label, missing = ask(run_config, content(instruction, vector))
+    assert list(good.content) == [wire.MASKED]
+    assert refusal(label).kind == "data"
+    assert "client-0001.jsonl: line 1: the label 'musik'" in refusal(label).cause
+    assert refusal(label).remedy == "did you mean 'music'?"
+    assert refusal(missing).kind == "data"
+    assert PRIVATE not in str(label.content)
+    other, other_vector = instruct(make_plan(rounds=99))
+    for reply in ask(run_config, content(other, other_vector)):
+        assert refusal(reply).kind == "artefact"
+        assert "runs plan" in refusal(reply).cause
+
+
+def test_malformed_messages_are_refused(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct
+) -> None:
+    instruction, vector = instruct(make_plan())
+    good = content(instruction, vector)
+    fields = dict(good[wire.INSTRUCTION])
+    array = good[wire.ADAPTER]["adapter"]
+    broken = Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=b"not npy")
+    pickled = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=pickled_npy())
+    bad = {
+        "a record is missing": RecordDict({wire.ADAPTER: good[wire.ADAPTER]}),
+        "one array named": with_array(good, {"adapter": array, "more": array}),
+        "cannot be decoded": with_array(good, {"adapter": broken}),
+        "be decoded": with_array(good, {"adapter": pickled}),
+        "is float64 with 1": with_array(good, {"adapter": Array(vector.astype(np.float64))}),
+        "with 2 dimensions": with_array(good, {"adapter": Array(vector[None])}),
+        "field `extra`": with_fields(good, fields | {"extra": 1}),
+        "field `round`": with_fields(good, fields | {"round": "1"}),
+    }
+    for expected, sent in bad.items():
+        answer = refusal(ask(run_config, sent)[0])
+        assert answer.kind == "artefact", expected
+        assert expected in answer.cause
+
+
+def with_array(good: RecordDict, arrays: dict[str, Array]) -> RecordDict:
+    return RecordDict({wire.INSTRUCTION: good[wire.INSTRUCTION], wire.ADAPTER: ArrayRecord(arrays)})
+
+
+def with_fields(good: RecordDict, fields: dict[str, Any]) -> RecordDict:
+    return RecordDict({wire.INSTRUCTION: ConfigRecord(fields), wire.ADAPTER: good[wire.ADAPTER]})
+
+
+def pickled_npy() -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def test_settings_that_are_missing_or_wrong(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct, folder: Path
+) -> None:
+    sent = content(*instruct(make_plan()))
+    (folder / "broken.json").write_text("{")
+    (folder / "broken.toml").write_text("name = ")
+    cases = [
+        ({"plan": ""}, "machine", "`plan` is not set"),
+        ({"plan": str(folder / "gone.toml")}, "plan", "cannot be read"),
+        ({"plan": str(folder / "broken.json")}, "plan", "not valid JSON"),
+        ({"plan": str(folder / "broken.toml")}, "plan", "not valid TOML"),
+        ({"base": str(folder)}, "artefact", "manifest.json"),
+        ({"data-pattern": ""}, "machine", "this node has no data"),
+        ({"data-pattern": "{shard}.jsonl"}, "plan", "is not a path with"),
+    ]
+    for change, kind, expected in cases:
+        answer = refusal(ask(run_config | change, sent)[0])
+        assert (answer.kind, expected in answer.cause) == (kind, True), answer
+
+
+def test_a_node_names_itself_and_its_data(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct, folder: Path, tiny_base: Path
+) -> None:
+    node = {
+        "client-id": "clinic-a", "data-path": str(folder / "client-0002.jsonl"),
+        "base": str(tiny_base), "plan": str(folder / "plan.json"),
+    }  # fmt: skip
+    context = Context(1, FIRST_NODE, node, RecordDict(), {})
+    InProcessGrid(app, 1)  # gives this process the identity that Message needs
+    hello = app(Message(RecordDict(), FIRST_NODE, "query.hello"), context)
+    assert from_record(Hello, hello.content[wire.REPLY]).client == "clinic-a"
+    trained = app(Message(content(*instruct(make_plan())), FIRST_NODE, "train.mask"), context)
+    assert list(trained.content) == [wire.MASKED]
+    nameless = Context(1, FIRST_NODE, {}, RecordDict(), run_config)
+    answer = app(Message(RecordDict(), FIRST_NODE, "query.hello"), nameless)
+    assert refusal(answer).kind == "machine"
+
+
+def test_of_an_unexpected_failure_only_the_type_leaves(
+    run_config: dict[str, Any], make_plan: Make, instruct: Instruct,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def explode(*_: object, **__: object) -> None:
+        raise KeyError(PRIVATE)
+
+    monkeypatch.setattr(worker_module.Worker, "contribute", explode)
+    with caplog.at_level(logging.ERROR, logger="fedge.client"):
+        answer = refusal(ask(run_config, content(*instruct(make_plan())))[0])
+    assert answer.kind == "internal"
+    assert "KeyError" in answer.cause
+    assert PRIVATE not in answer.cause + answer.remedy
+    assert "Traceback" in caplog.text
+
+
+def test_rows_are_read_once_until_the_file_changes(
+    run_config: dict[str, Any], make_plan: Make, folder: Path
+) -> None:
+    cache = RowsCache()
+    worker = worker_module.worker_for(make_plan(), Path(run_config["base"]))
+    path = folder / "client-0000.jsonl"
+    first = cache.get(path, worker)
+    assert cache.get(path, worker) is first
+    path.write_text("\n".join(path.read_text().splitlines()[:5]))
+    assert len(cache.get(path, worker)) == 5
+    other = worker_module.worker_for(
+        make_plan(task={"labels": ["timer", "music", "light"], "max_length": 16}),
+        Path(run_config["base"]),
+    )
+    assert cache.get(path, other).labels.tolist() != cache.get(path, worker).labels.tolist()
+
+
+def test_the_rows_kept_are_bounded(
+    run_config: dict[str, Any], make_plan: Make, folder: Path
+) -> None:
+    worker = worker_module.worker_for(make_plan(), Path(run_config["base"]))
+    paths = [folder / f"client-{i:04d}.jsonl" for i in range(3)]
+    large = RowsCache()
+    tokens = [len(large.get(path, worker).ids) for path in paths]
+    assert len(large) == 3
+    small = RowsCache(budget=tokens[1] + tokens[2])
+    kept = [small.get(path, worker) for path in paths]
+    assert len(small) == 2
+    assert small.get(paths[2], worker) is kept[2]
+    assert small.get(paths[0], worker) is not kept[0]
