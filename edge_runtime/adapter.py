@@ -1,0 +1,133 @@
+"""An adapter on a device: every check of P-5.4 before it may answer, then one loaded object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edge_runtime.base import EdgeBase, check_file
+from protocol.adapter import LORA_A, LORA_B
+from protocol.errors import ArtefactError
+from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+
+Tensors = dict[str, npt.NDArray[Any]]
+REFETCH = "fetch the adapter again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveAdapter:
+    """A checked adapter with the run options that apply it.
+
+    ONNX Runtime's options do not keep their adapter alive; this object holds both, and is what a
+    running inference must hold.
+    """
+
+    note: ReleaseNote
+    folder: Path
+    run_options: Any
+    keep: Any
+
+
+def load_adapter(folder: Path, base: EdgeBase) -> ActiveAdapter:
+    """Check ``folder`` against ``base`` and load it. Raises ArtefactError at the first fault. (P-5.4)"""
+    note = read_note(folder)
+    path = folder / EDGE_FILE
+    if EDGE_FILE not in note.files:
+        raise ArtefactError(
+            f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
+            "release it first: `fedge release RUN`",
+        )
+    check_file(path, note.files[EDGE_FILE])
+    if note.base_fingerprint != base.manifest.fingerprint:
+        raise ArtefactError(
+            f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is "
+            f"{base.manifest.fingerprint[:12]}…",
+            "install the base the adapter was trained on",
+        )
+    if note.max_length > base.manifest.max_positions:
+        raise ArtefactError(
+            f"{folder}: max_length {note.max_length} is above the base's "
+            f"{base.manifest.max_positions} positions",
+            REFETCH,
+        )
+    check_tensors(read_tensors(path), base, labels=len(note.labels), source=str(path))
+    adapter = ort.LoraAdapter()
+    adapter.Load(str(path))
+    options = ort.RunOptions()
+    options.add_active_adapter(adapter)
+    return ActiveAdapter(note=note, folder=folder, run_options=options, keep=adapter)
+
+
+def read_note(folder: Path) -> ReleaseNote:
+    """``release.json`` of an adapter folder. Raises ArtefactError."""
+    path = folder / RELEASE_FILE
+    try:
+        return parse_release(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{folder} is not an adapter: {RELEASE_FILE} cannot be read",
+            "name a folder `rounds/NNNN/adapter` of a run",
+        ) from None
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of an ``.onnx_adapter``, copied: a view dies with the file. Raises ArtefactError."""
+    try:
+        values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+        return {name: value.numpy().copy() for name, value in values.items()}
+    except Exception as error:  # ORT raises types of its own, without a common public base
+        raise ArtefactError(
+            f"{path}: not a readable .onnx_adapter: {str(error).splitlines()[0][:160]}", REFETCH
+        ) from None
+
+
+def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str) -> None:
+    """Every tensor fills a slot of this graph, in pairs, finite. Raises ArtefactError."""
+    slots = {slot.name: slot for slot in base.manifest.graph.slots}
+    sizes: dict[str, int] = {}
+    for name, value in sorted(tensors.items()):
+        if name not in slots:
+            raise ArtefactError(f"{source}: the base has no slot {name}", REFETCH)
+        if value.dtype != np.float32:
+            raise ArtefactError(f"{source}: {name} is {value.dtype}, not float32", REFETCH)
+        _check_shape(name, value.shape, slots[name].shape, sizes, source)
+        if not np.isfinite(value).all():
+            raise ArtefactError(f"{source}: {name} holds NaN or infinity", REFETCH)
+    _check_pairs(tensors, base, source)
+    if sizes.get("labels", labels) != labels:
+        raise ArtefactError(
+            f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}", REFETCH
+        )
+    positions = base.manifest.max_positions
+    if sizes.get("prompt", 0) >= positions:
+        raise ArtefactError(f"{source}: the soft prompt fills all {positions} positions", REFETCH)
+
+
+def _check_shape(
+    name: str, shape: tuple[int, ...], wanted: list[int | str], sizes: dict[str, int], source: str
+) -> None:
+    fits = len(shape) == len(wanted) and all(
+        got == (want if isinstance(want, int) else sizes.setdefault(want, got))
+        for want, got in zip(wanted, shape, strict=True)
+    )
+    if not fits:
+        raise ArtefactError(f"{source}: {name} has shape {shape}, the slot is {tuple(wanted)}", REFETCH)
+    if name.endswith((LORA_A, LORA_B)):
+        rank = shape[1] if name.endswith(LORA_A) else shape[0]
+        if rank > max(shape):
+            raise ArtefactError(f"{source}: {name} has rank {rank}, more than its layer", REFETCH)
+
+
+def _check_pairs(tensors: Tensors, base: EdgeBase, source: str) -> None:
+    head = base.manifest.head.path
+    pairs = [(f"{head}.weight", f"{head}.bias")]
+    pairs += [(linear.path + LORA_A, linear.path + LORA_B) for linear in base.manifest.linears]
+    for one, other in pairs:
+        if (one in tensors) != (other in tensors):
+            missing = other if one in tensors else one
+            raise ArtefactError(f"{source}: {missing} is missing; it comes in a pair", REFETCH)

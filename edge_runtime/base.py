@@ -1,0 +1,124 @@
+"""The installed base on a device: verified files, one ONNX Runtime session, a tokenizer.
+
+A text becomes ids the way training did it: the base's tokenizer with its special tokens, cut to the
+adapter's ``max_length``, padded on the right with the tokenizer's own padding id; one segment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from protocol.errors import ArtefactError
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+
+TOKENIZER = "tokenizer.json"
+REFETCH = "fetch the base again"
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeBase:
+    """A base that was checked and opened. One session serves many threads."""
+
+    folder: Path
+    manifest: Manifest
+    session: Any
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> EdgeBase:
+        """Open a base folder.
+
+        Args:
+            folder: what ``fedge base build`` wrote.
+            threads: of the session within an operator; 0 lets ONNX Runtime choose.
+            verify: compare the sha256 of the graph and the tokenizer with the manifest first. The
+                weights file is for training; a device need not hold it.
+
+        Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
+        """
+        manifest = read_manifest(folder)
+        needed = (manifest.graph.file, TOKENIZER)
+        for name in needed:
+            if name not in manifest.files:
+                raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
+            check_file(folder / name, manifest.files[name].sha256, verify=verify)
+        session = open_session(folder / manifest.graph.file, threads=threads)
+        _check_slots(session, manifest, folder)
+        tokenizer = _open_tokenizer(folder / TOKENIZER)
+        return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
+
+    def batch(self, texts: Sequence[str], *, max_length: int) -> tuple[Ids, Ids]:
+        """(ids, mask), both int64 (rows, longest row)."""
+        self.tokenizer.enable_truncation(max_length)
+        encoded = self.tokenizer.encode_batch(list(texts))
+        width = max(sum(e.attention_mask) for e in encoded)
+        ids = np.array([e.ids[:width] for e in encoded], np.int64)
+        mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
+        return ids, mask
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a base folder. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
+            "name the folder that `fedge base build --out` wrote",
+        ) from None
+
+
+def check_file(path: Path, sha256: str, *, verify: bool = True) -> None:
+    """Raises ArtefactError unless ``path`` is there and, with ``verify``, has this sha256."""
+    try:
+        with path.open("rb") as file:
+            if verify and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
+    except OSError:
+        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+
+
+def open_session(graph: Path, *, threads: int = 0) -> Any:
+    """A CPU session on a graph. Raises ArtefactError when ONNX Runtime refuses the file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # ORT would warn about every slot
+    options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT raises types of its own, without a common public base
+        first = str(error).splitlines()[0][:200]
+        raise ArtefactError(f"{graph}: ONNX Runtime cannot open it: {first}", REFETCH) from None
+
+
+def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
+    found = {
+        slot.name: (slot.type, [str(dim) for dim in slot.shape])
+        for slot in session.get_overridable_initializers()
+    }
+    named = {
+        slot.name: ("tensor(float)", [str(dim) for dim in slot.shape])
+        for slot in manifest.graph.slots
+    }
+    if found != named:
+        odd = sorted(name for name in found.keys() | named.keys() if found.get(name) != named.get(name))
+        raise ArtefactError(
+            f"{folder}: the graph's slots are not the manifest's; first difference: {odd[0]}", REFETCH
+        )
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise ArtefactError(f"{path}: not a tokenizer: {str(error)[:200]}", REFETCH) from None

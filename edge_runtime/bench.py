@@ -1,0 +1,139 @@
+"""What an adapter costs at inference: base, adapter off, adapter on, interleaved in one run.
+
+Times are wall time of one call; variants take turns, so that a disturbance meets all of them.
+Reported are ratios of medians to the first variant, with the quartiles of the paired ratios.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_runtime.adapter import load_adapter
+from edge_runtime.base import EdgeBase, open_session
+from protocol.adapter import LORA_A, LORA_B
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """One variant: median milliseconds, ratio of medians, quartiles of the paired ratios."""
+
+    name: str
+    median_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchResult:
+    """All variants of one shape; the first is what the ratios refer to."""
+
+    batch: int
+    length: int
+    repeats: int
+    threads: int
+    timings: tuple[Timing, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def bench(
+    base_folder: Path,
+    adapter_folder: Path | None,
+    *,
+    batch: int,
+    length: int,
+    repeats: int,
+    threads: int,
+    plain_graph: Path | None = None,
+    rank: int = 8,
+) -> BenchResult:
+    """Time the base's graph with no adapter and with one.
+
+    Args:
+        base_folder: a base; its graph has slots.
+        adapter_folder: a released adapter; without it a random one of ``rank`` on every linear.
+        batch, length: rows and tokens of the synthetic input.
+        repeats: timed calls per variant.
+        threads: of the sessions.
+        plain_graph: the same base exported without slots; the ratios then refer to it.
+    """
+    base = EdgeBase.open(base_folder, threads=threads, verify=False)
+    rng = np.random.default_rng(0)
+    high = base.manifest.vocab_size
+    feeds = {
+        "input_ids": rng.integers(0, high, (batch, length)).astype(np.int64),
+        "attention_mask": np.ones((batch, length), np.int64),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        options, keep = _adapter(base, adapter_folder, Path(name) / "random.onnx_adapter", rank)
+        variants: dict[str, Callable[[], Any]] = {}
+        if plain_graph is not None:
+            plain = open_session(plain_graph, threads=threads)
+            variants["graph without slots"] = lambda: plain.run(None, feeds)
+        variants["adapter off"] = lambda: base.session.run(None, feeds)
+        variants["adapter on"] = lambda: base.session.run(None, feeds, options)
+        times = _interleaved(variants, repeats)
+        del keep
+    reference = times[next(iter(variants))]
+    return BenchResult(
+        batch=batch, length=length, repeats=repeats, threads=threads,
+        timings=tuple(_timing(name, times[name], reference) for name in variants),
+    )
+
+
+def _interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + WARM_UP):
+        for name, call in variants.items():
+            started = time.perf_counter()
+            call()
+            if turn >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _timing(name: str, values: Any, reference: Any) -> Timing:
+    low, high = np.quantile(values / reference, (0.25, 0.75))
+    return Timing(
+        name=name,
+        median_ms=float(np.median(values)) * 1e3,
+        ratio=float(np.median(values) / np.median(reference)),
+        ratio_low=float(low),
+        ratio_high=float(high),
+    )
+
+
+def _adapter(base: EdgeBase, folder: Path | None, path: Path, rank: int) -> tuple[Any, Any]:
+    if folder is not None:
+        active = load_adapter(folder, base)
+        return active.run_options, active
+    rng = np.random.default_rng(1)
+    tensors = {}
+    for linear in base.manifest.linears:
+        tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, rank))
+        tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (rank, linear.out_features))
+    form = ort.AdapterFormat()
+    form.set_adapter_version(1)
+    form.set_model_version(1)
+    form.set_parameters(
+        {k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in sorted(tensors.items())}
+    )
+    form.export_adapter(str(path))
+    adapter = ort.LoraAdapter()
+    adapter.Load(str(path))
+    options = ort.RunOptions()
+    options.add_active_adapter(adapter)
+    return options, adapter

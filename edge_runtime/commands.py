@@ -1,0 +1,92 @@
+"""``fedge edge``: answer texts on a device, and measure what an adapter costs there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from protocol.errors import DataError
+
+app = typer.Typer(no_args_is_help=True, help="Run a base and its adapters on a device.")
+Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thinks best")]
+
+
+@app.command()
+def infer(
+    base: Base,
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify")] = None,
+    adapter: Adapter = None,
+    file: Annotated[Path | None, typer.Option("--file", help="one text per line")] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Classify texts; without --adapter the base answers with its own head."""
+    from edge_runtime.base import EdgeBase
+    from edge_runtime.runtime import EdgeRuntime
+
+    rows = list(texts or []) + _lines(file)
+    if not rows:
+        raise DataError("there is nothing to classify", "give texts, or --file")
+    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads))
+    if adapter is not None:
+        runtime.activate(adapter)
+    found = runtime.infer(rows)
+    if as_json:
+        answers: list[dict[str, Any]] = [
+            {"text": text, "label": p.label, "index": p.index, "score": p.score}
+            for text, p in zip(rows, found, strict=True)
+        ]
+        typer.echo(json.dumps(answers))
+        return
+    table = Table("text", "label", "score")
+    for text, prediction in zip(rows, found, strict=True):
+        table.add_row(text, prediction.label, f"{prediction.score:.3f}")
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    base: Base,
+    adapter: Adapter = None,
+    plain_graph: Annotated[
+        Path | None, typer.Option("--plain-graph", help="the same base's graph without slots")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
+    length: Annotated[int, typer.Option("--length", min=1)] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 50,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the graph with the adapter off and on, interleaved."""
+    from edge_runtime.bench import bench as measure
+
+    result = measure(
+        base, adapter, batch=batch, length=length, repeats=repeats, threads=threads,
+        plain_graph=plain_graph,
+    )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    table = Table("variant", "median ms", "ratio", "quartiles", title=f"batch {batch} x {length} tokens")
+    for timing in result.timings:
+        spread = f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}"
+        table.add_row(timing.name, f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread)
+    Console().print(table)
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {type(error).__name__}", "give a UTF-8 text file") from None
+    return [line for line in lines if line.strip()]

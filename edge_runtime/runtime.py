@@ -1,0 +1,115 @@
+"""Inference with swap and rollback: one session, one active adapter, the previous one kept.
+
+A swap replaces a reference. An inference that is running holds the adapter it began with; the old
+one is dropped when nothing uses it any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.adapter import ActiveAdapter, load_adapter
+from edge_runtime.base import EdgeBase
+from protocol.errors import ArtefactError
+
+Logits = npt.NDArray[np.float32]  # (rows, labels)
+BASE_MAX_LENGTH = 128  # tokens, where no adapter says how long texts may be
+ROWS = 32  # per run: texts of like length together
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """The likeliest label of a text; ``score`` is its softmax probability."""
+
+    label: str
+    index: int
+    score: float
+    logits: tuple[float, ...]
+
+
+class EdgeRuntime:
+    """Answers texts with a base and, once activated, an adapter. Safe to use from many threads."""
+
+    def __init__(self, base: EdgeBase) -> None:
+        self.base = base
+        self._active: ActiveAdapter | None = None
+        self._previous: ActiveAdapter | None = None
+        self._swap = threading.Lock()
+        self._tokenize = threading.Lock()
+
+    @property
+    def active(self) -> ActiveAdapter | None:
+        """The adapter in use; None means the base alone."""
+        return self._active
+
+    def activate(self, folder: Path, probe: Sequence[str] | None = None) -> ActiveAdapter:
+        """Check, load, probe, switch. Raises ArtefactError; then the adapter in use stays in use.
+
+        ``probe``: texts the new adapter must answer with finite logits, one per label.
+        """
+        candidate = load_adapter(folder, self.base)
+        try:
+            logits = self._logits(list(probe or ["probe"]), candidate)
+        except Exception as error:  # whatever ORT raises: the candidate must not become active
+            raise ArtefactError(
+                f"{folder}: the probe failed: {str(error).splitlines()[0][:200]}",
+                "the adapter in use was kept; fetch this one again",
+            ) from None
+        if logits.shape[1] != len(candidate.note.labels) or not np.isfinite(logits).all():
+            raise ArtefactError(
+                f"{folder}: the probe gave logits of shape {logits.shape} or values that are not finite",
+                "the adapter in use was kept; fetch this one again",
+            )
+        with self._swap:
+            self._previous, self._active = self._active, candidate
+        return candidate
+
+    def rollback(self) -> ActiveAdapter | None:
+        """Return to the adapter before the last activation; None means the base alone."""
+        with self._swap:
+            self._active, self._previous = self._previous, None
+            return self._active
+
+    def logits(self, texts: Sequence[str]) -> Logits:
+        """Logits (rows, labels) in the order of ``texts``."""
+        return self._logits(list(texts), self._active)
+
+    def infer(self, texts: Sequence[str]) -> list[Prediction]:
+        """The likeliest label of each text."""
+        active = self._active
+        logits = self._logits(list(texts), active)
+        shifted = np.exp(logits - logits.max(-1, keepdims=True)) if len(logits) else logits
+        scores = shifted / shifted.sum(-1, keepdims=True) if len(logits) else logits
+        return [
+            Prediction(
+                label=active.note.labels[index] if active else f"label-{index}",
+                index=index,
+                score=float(scores[row, index]),
+                logits=tuple(float(value) for value in logits[row]),
+            )
+            for row, index in enumerate(logits.argmax(-1).tolist() if len(logits) else [])
+        ]
+
+    def _logits(self, texts: list[str], adapter: ActiveAdapter | None) -> Logits:
+        if not texts:
+            return np.zeros((0, len(adapter.note.labels) if adapter else 1), np.float32)
+        longest = adapter.note.max_length if adapter else min(
+            BASE_MAX_LENGTH, self.base.manifest.max_positions
+        )
+        options = adapter.run_options if adapter else None
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts: dict[int, Logits] = {}
+        for start in range(0, len(order), ROWS):
+            chosen = order[start : start + ROWS]
+            with self._tokenize:  # truncation is a setting of the shared tokenizer
+                ids, mask = self.base.batch([texts[i] for i in chosen], max_length=longest)
+            feeds = {"input_ids": ids, "attention_mask": mask}
+            (got,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
+            parts.update(zip(chosen, got, strict=True))
+        return np.stack([parts[i] for i in range(len(texts))])
