@@ -22,7 +22,7 @@ from protocol.errors import DataError
 
 Index = npt.NDArray[np.int64]
 
-WINDOW = 16  # batches sorted by length together
+WINDOW = 16  # at least so many batches are sorted by length together
 PAD_TOKENS = ("[PAD]", "<pad>")
 
 
@@ -114,7 +114,9 @@ def epoch_batches(lengths: Index, *, batch_size: int, seed: int, epoch: int) -> 
     """
     rng = np.random.default_rng(seed_from("batches", seed, epoch))
     order = rng.permutation(len(lengths)).astype(np.int64)
-    window = WINDOW * batch_size
+    # Equal windows of whole batches: a short last one would be padded like no window at all.
+    windows = max(1, len(order) // (WINDOW * batch_size))
+    window = math.ceil(len(order) / (windows * batch_size)) * batch_size
     batches: list[Index] = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
