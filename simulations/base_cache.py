@@ -10,18 +10,17 @@ import hashlib
 import os
 import re
 import shutil
-from importlib import metadata, resources, util
+from importlib import metadata, resources
 from pathlib import Path
 
 from base_model.build import build_base
+from base_model.source import PACKAGE, locate
 from base_model.store import read_manifest
-
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME
 from simulations.experiment import BaseSource
 from simulations.progress import Progress
 
-PACKAGE = "package:"
 WEIGHTS = "model.safetensors"
 
 
@@ -41,7 +40,10 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
     origin = _located(source.source, folder)
     weights = _weights_digest(origin) if origin else _text_digest(source.source)
     _check_pin(source, origin, weights)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", source.source.rpartition(":")[2]).strip("-")[-40:]
+    # Of a local folder only its own name: where it lies is nobody else's business.
+    local = origin is not None and not source.source.startswith(PACKAGE)
+    shown = origin.name if origin and local else source.source.removeprefix(PACKAGE)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", shown).strip("-")[-40:]
     target = cache / f"{name}-int{source.bits}-{_text_digest(weights + _builder())[:16]}"
     if (target / MANIFEST_NAME).is_file():
         read_manifest(target)
@@ -50,7 +52,7 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
     temporary = cache / f".building-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     build_base(
-        str(origin) if origin and not source.source.startswith(PACKAGE) else source.source,
+        str(origin) if local else source.source,
         task="sequence-classification",
         bits=source.bits,
         out=temporary,
@@ -72,14 +74,7 @@ def _publish(temporary: Path, target: Path) -> None:
 def _located(source: str, folder: Path) -> Path | None:
     """The folder of a local source; None for a Hugging Face id."""
     if source.startswith(PACKAGE):
-        module, _, inside = source.removeprefix(PACKAGE).partition("/")
-        spec = util.find_spec(module) if module.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise MachineError(
-                f"base source {source}: the package {module} is not installed",
-                "install fedge with the extra `demo`, or name another source",
-            )
-        return Path(spec.submodule_search_locations[0]) / inside
+        return Path(locate(source))
     local = folder / source
     if local.is_dir():
         return local

@@ -18,7 +18,7 @@ def write_rows(path: Path, words: list[str], count: int, seed: int) -> None:
     for _ in range(count):
         label = rng.randrange(len(LABELS))
         own = words[label * share : (label + 1) * share]
-        text = rng.choices(own, k=3) + rng.choices(words[-share:], k=2)
+        text = rng.choices(own, k=4) + rng.choices(words[-share:], k=1)
         rng.shuffle(text)
         lines.append(json.dumps({"text": " ".join(text), "label": LABELS[label]}))
     path.write_text("\n".join(lines) + "\n")
@@ -30,7 +30,7 @@ def experiment_file(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path)
     folder = tmp_path_factory.mktemp("experiment")
     vocabulary = json.loads((tiny_source / "tokenizer.json").read_text())["model"]["vocab"]
     words = sorted(word for word in vocabulary if word.isalpha() and len(word) > 1)
-    write_rows(folder / "train.jsonl", words, 240, seed=1)
+    write_rows(folder / "train.jsonl", words, 360, seed=1)
     write_rows(folder / "test.jsonl", words, 120, seed=2)
     path = folder / "tiny.toml"
     path.write_text(
