@@ -80,7 +80,9 @@ def test_fractional_epochs_round_batches_up(rows: np.ndarray, size: int, epochs:
 
 @given(lengths, sizes)
 def test_prediction_takes_every_row_once(rows: np.ndarray, size: int) -> None:
-    assert sorted(np.concatenate(by_length(rows, batch_size=size)).tolist()) == list(range(len(rows)))
+    assert sorted(np.concatenate(by_length(rows, batch_size=size)).tolist()) == list(
+        range(len(rows))
+    )
 
 
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=20))
