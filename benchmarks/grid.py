@@ -1,0 +1,183 @@
+"""What a client round costs when the client does nothing: our in-process grid against Flower's Ray.
+
+    python benchmarks/grid.py [--clients 1000] [--rounds 3] [--no-ray] [--json]
+
+The client echoes a ready update; the coordinator is the real one, with its checks, its durable
+replies and its sum. Adapter: 294,912 float32 coordinates (1.18 MB). Reported: CPU milliseconds per
+client and round of the whole process tree, the growth of resident memory with the number of
+clients, and the ratio to Ray (`pip install -e '.[ray]'`), both in this one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SIDE = 384
+PAIRS = 48  # linears of 384 x 384, r 8, A and B: 48 * 2 * 8 * 384 = 294,912 coordinates
+
+
+def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
+    """A plan and a manifest for a base that nobody opens; returns the run configuration."""
+    from protocol.manifest import Graph, Head, Linear, Manifest
+    from protocol.manifest import FileEntry, TensorEntry
+
+    manifest = Manifest(
+        fingerprint="0" * 64, source="none", task="sequence-classification", family="bert",
+        pooling="mean", bits=32, block=32, hidden_size=SIDE, layers=1, vocab_size=8,
+        max_positions=512, embedding_std=0.05, parameters=1,
+        linears=[Linear(path=f"m.{i:03d}.query", in_features=SIDE, out_features=SIDE) for i in range(PAIRS)],
+        head=Head(path="classifier", in_features=SIDE, labels=2),
+        graph=Graph(file="graph.onnx", opset=20, accuracy_level=0, inputs=["input_ids"],
+                    output="logits", slots=[]),
+        tensors={"w": TensorEntry(dtype="F32", shape=[1], sha256="0" * 64)},
+        files={"graph.onnx": FileEntry(sha256="0" * 64, bytes=1)}, made_with={},
+    )
+    (folder / "base").mkdir()
+    (folder / "base" / "manifest.json").write_text(manifest.to_json())
+    (folder / "plan.toml").write_text(
+        f'name = "no-op"\nrounds = {rounds}\n[base]\nfingerprint = "{"0" * 64}"\n'
+        f'[task]\nlabels = ["a", "b"]\n[adapter]\ntargets = ["query"]\n[rule]\nname = "fedit"\n'
+        f"[cohort]\nsize = {clients}\nquorum = {clients}\n"
+    )
+    return {"plan": str(folder / "plan.toml"), "base": str(folder / "base"), "run": str(folder / "run")}
+
+
+def echo_app() -> Any:
+    """A ClientApp that answers with a constant update of the right size."""
+    import numpy as np
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from protocol import PROTOCOL_VERSION, wire
+    from protocol.exchange import METRICS, Contribution
+    from protocol.exchange.plain import PlainClient
+
+    app = ClientApp()
+    ready: dict[int, Any] = {}
+
+    @app.query("hello")
+    def hello(message: Message, context: Any) -> Message:
+        name = f"client-{int(context.node_config['partition-id']):04d}"
+        answer = wire.Hello(client=name, base="0" * 64, protocol=PROTOCOL_VERSION)
+        return Message(RecordDict({wire.REPLY: ConfigRecord(wire.to_record(answer))}), reply_to=message)
+
+    @app.train("mask")
+    def mask(message: Message, context: Any) -> Message:
+        size = message.content.array_records[wire.ADAPTER]["adapter"].numpy().size
+        if size not in ready:
+            update = np.random.default_rng(0).normal(0, 1e-3, size).astype(np.float32)
+            data = PlainClient().mask(Contribution(update=update, weight=8, metrics=dict.fromkeys(METRICS, 1.0)))
+            ready[size] = data
+        array = Array(np.frombuffer(ready[size], np.uint8))
+        return Message(RecordDict({wire.MASKED: ArrayRecord({"masked": array})}), reply_to=message)
+
+    return app
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of its finished children."""
+    return sum(
+        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def resident() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def in_process(clients: int, rounds: int, folder: Path) -> dict[str, float]:
+    from server.app import make_app
+    from simulations.clock import VirtualClock
+    from simulations.grid import InProcessGrid, server_context
+
+    config = prepare(folder, clients=clients, rounds=rounds)
+    clock = VirtualClock()
+    grid = InProcessGrid(echo_app(), clients, run_config=config, clock=clock)
+    started, wall = cpu(), time.perf_counter()
+    make_app(clock=clock)(grid, server_context(config))
+    return {"cpu_ms": (cpu() - started) / clients / rounds * 1e3,
+            "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
+            "peak_bytes": resident()}
+
+
+def over_ray(clients: int, rounds: int, folder: Path) -> dict[str, float]:
+    from simulations.ray_backend import simulate_over_ray
+
+    from server.app import make_app
+
+    config = prepare(folder, clients=clients, rounds=rounds)
+    started, wall = cpu(), time.perf_counter()
+    simulate_over_ray(make_app(), echo_app(), clients=clients, run_config=config)
+    return {"cpu_ms": (cpu() - started) / clients / rounds * 1e3,
+            "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
+            "peak_bytes": resident()}
+
+
+def measure(backend: str, clients: int, rounds: int) -> dict[str, float]:
+    """One backend in a fresh process, so that peaks and imports do not mix."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--backend", backend, "--clients", str(clients), "--rounds", str(rounds)],
+        capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{backend}: {done.stderr.strip()[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-ray", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--backend", choices=["in-process", "ray"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.backend:
+        run = in_process if arguments.backend == "in-process" else over_ray
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps(run(arguments.clients, arguments.rounds, Path(name))))
+        return
+    results = {
+        "in_process": measure("in-process", arguments.clients, arguments.rounds),
+        "in_process_few": measure("in-process", max(2, arguments.clients // 10), arguments.rounds),
+    }
+    growth = results["in_process"]["peak_bytes"] / results["in_process_few"]["peak_bytes"]
+    ray_clients = min(arguments.clients, 100)
+    ratio = None
+    try:
+        import ray  # noqa: F401
+        has_ray = not arguments.no_ray
+    except ImportError:
+        has_ray = False
+    if has_ray:
+        results["ray"] = measure("ray", ray_clients, arguments.rounds)
+        results["in_process_same"] = measure("in-process", ray_clients, arguments.rounds)
+        ratio = results["ray"]["wall_ms"] / results["in_process_same"]["wall_ms"]
+    if arguments.json:
+        print(json.dumps({**results, "memory_growth": growth, "ray_ratio": ratio}))
+        return
+    one = results["in_process"]
+    print(f"{arguments.clients} no-op clients, 1.18 MB adapter, {arguments.rounds} rounds")
+    print(f"  in-process grid: {one['cpu_ms']:.2f} CPU-ms, {one['wall_ms']:.2f} ms wall per client and round (target: 3 CPU-ms)")
+    print(f"  peak memory, {arguments.clients} over {max(2, arguments.clients // 10)} clients: {growth:.2f}x")
+    if ratio is None:
+        print("  Flower's Ray simulation: not measured here (pip install -e '.[ray]')")
+    else:
+        print(f"  Flower's Ray simulation, {ray_clients} clients, start-up included: {results['ray']['wall_ms']:.1f} ms, {ratio:.0f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m fedge``."""
+
+from fedge.main import main
+
+main()

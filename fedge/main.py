@@ -1,0 +1,150 @@
+"""``fedge``: mounts each role's commands and turns errors into two lines and an exit code.
+
+Nothing of a role is imported before one of its commands is invoked, so that ``fedge --help``
+answers at once and a device needs no torch to run ``fedge edge``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+import typer
+import typer.main
+
+from protocol.errors import FedgeError, MachineError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A command that is imported when it is used: ``module:attribute`` and its line of help."""
+
+    target: str
+    help: str
+
+    def load(self) -> click.Command:
+        """Import it. A Typer app becomes a group, a function a command."""
+        module, _, attribute = self.target.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        single = typer.Typer(add_completion=False)
+        single.command()(found)
+        return typer.main.get_command(single)
+
+
+COMMANDS = {
+    "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
+    "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
+    "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
+    "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
+    "release": Lazy("fedge.releases:release", "Make a round's adapter ready for devices, with parity."),
+    "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
+    "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are known by name and help, and imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: D102
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: D102
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        command = lazy.load()
+        command.name = cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest command named when there is none of that name."""
+        if args and args[0] not in COMMANDS:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            ctx.fail(f"There is no command `{args[0]}`.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The static lines of help: nothing is imported for them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    help="Federated fine-tuning of adapters on one frozen quantised base, from the plan to the device.",
+)
+@click.version_option(package_name="fedge", message="fedge %(version)s")
+def cli() -> None:
+    """The root; its help is above."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(args=given, prog_name="fedge", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped; a run goes on with --resume", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_failed(error, as_json="--json" in given))
+
+
+def _failed(error: Exception, *, as_json: bool) -> int:
+    """Show an error; returns the exit code."""
+    if os.environ.get("FEDGE_DEBUG"):
+        traceback.print_exc()
+    known = error if isinstance(error, FedgeError) else _translated(error)
+    if as_json:
+        body: dict[str, Any] = {
+            "kind": type(known).__name__, "cause": known.cause, "remedy": known.remedy,
+        }
+        print(json.dumps({"error": body}))  # noqa: T201
+    else:
+        print(f"error: {known.cause}\nfix: {known.remedy}", file=sys.stderr)  # noqa: T201
+    return known.exit_code
+
+
+def _translated(error: Exception) -> FedgeError:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = _EXTRAS.get(package)
+        if extra:
+            return MachineError(
+                f"the package `{package}` is not installed", f"pip install -c constraints.txt '.[{extra}]'"
+            )
+    return FedgeError(
+        f"unexpected {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+        "this is a bug of ours; run again with FEDGE_DEBUG=1 and report the traceback",
+    )
+
+
+_EXTRAS = {
+    "torch": "base", "transformers": "base", "peft": "client", "onnx": "base", "onnxscript": "base",
+    "datasets": "client", "flwr": "server", "onnxruntime": "edge", "tokenizers": "edge",
+    "matplotlib": "simulations", "safetensors": "server", "ray": "ray",
+}

@@ -1,0 +1,58 @@
+"""``fedge release``: a round's PEFT folder becomes an artefact for devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from protocol.errors import ArtefactError, DataError
+from protocol.plan import parse_plan, plan_from
+
+
+def release(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    base: Annotated[Path, typer.Option("--base", help="the base it was trained on")],
+    rows: Annotated[Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity on")],
+    round_number: Annotated[int | None, typer.Option("--round", help="the last one without it")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Write adapter.onnx_adapter beside the PEFT files and the parity into release.json."""
+    from base_model.release import release_adapter
+    from client.data import load_rows
+
+    plan_file = run / "plan.json"
+    if not plan_file.is_file():
+        raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
+    text = plan_file.read_text("utf-8")
+    plan = (
+        plan_from(json.loads(text), source=str(plan_file))
+        if text.lstrip().startswith("{")
+        else parse_plan(text, source=str(plan_file))
+    )
+    adapter = _adapter_of(run, round_number)
+    texts = load_rows(rows, plan.task).texts
+    if not texts:
+        raise DataError(f"{rows}: there are no rows", "give rows to measure parity on")
+    note = release_adapter(adapter, base, texts=texts, bound=plan.release.parity_max_relative)
+    if as_json:
+        typer.echo(note.model_dump_json())
+        return
+    assert note.parity is not None
+    Console().print(
+        f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
+        f"labels agree on {note.parity.label_agreement:.2%}"
+    )
+
+
+def _adapter_of(run: Path, number: int | None) -> Path:
+    rounds = sorted(p.name for p in (run / "rounds").glob("[0-9]*") if p.is_dir())
+    if not rounds:
+        raise ArtefactError(f"{run} has no finished round", "resume the run first")
+    name = rounds[-1] if number is None else f"{number:04d}"
+    if name not in rounds:
+        raise ArtefactError(f"{run} has no round {number}", f"rounds: {rounds[0]} to {rounds[-1]}")
+    return run / "rounds" / name / "adapter"

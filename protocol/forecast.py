@@ -1,0 +1,91 @@
+"""What a plan will cost, before anything is spent: parameters, bytes, memory, time.
+
+Parameters and bytes are exact. Memory and time are estimates; their formulas are below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from protocol.adapter import adapter_layout
+from protocol.exchange.plain import HEADER
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.rules import rule_named
+
+FLOAT = 4  # bytes
+ACTIVATIONS_PER_LAYER = 34  # values kept per token, layer and hidden unit for a backward pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """Bytes are per client unless named otherwise; the ``estimate`` fields are estimates."""
+
+    adapter_parameters: int
+    trained_parameters_by_phase: dict[str, int]
+    download_bytes_per_client_round: int
+    upload_bytes_per_client_round: dict[str, int]
+    run_bytes_total: int
+    client_memory_bytes_estimate: int
+    coordinator_memory_bytes_estimate: int
+    base_bytes_once: int
+    local_seconds_per_round_estimate: float
+    run_hours_estimate: float
+    assumed_rows_per_client: int
+    assumed_tokens_per_row: int
+    assumed_tokens_per_second: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def forecast(
+    plan: Plan,
+    manifest: Manifest,
+    *,
+    rows_per_client: int = 200,
+    tokens_per_row: int = 16,
+    tokens_per_second: int = 2000,
+) -> Forecast:
+    """Forecast ``plan`` on a base.
+
+    Client memory is the base's tensors, one expanded weight, the adapter four times (values,
+    gradients, two moments) and the activations of one batch; the coordinator holds the adapter
+    four times and two sums of 8 bytes per coordinate. A round takes as long as one client takes
+    for its rows: clients work side by side. Simulations run them one after the other.
+    """
+    contract = rule_named(plan.rule.name)
+    layout = adapter_layout(plan, manifest)
+    phases = {
+        "+".join(sorted(roles)): layout.only(contract.roles(number)).size
+        for number, roles in enumerate(contract.phases, start=1)
+    }
+    uploads = {name: HEADER.size + FLOAT * size for name, size in phases.items()}
+    mean_upload = sum(uploads.values()) / len(uploads)
+    rows = rows_per_client * plan.local.epochs
+    if plan.local.max_steps:
+        rows = min(rows, plan.local.max_steps * plan.local.batch_size)
+    seconds = rows * tokens_per_row / tokens_per_second
+    tokens = plan.local.batch_size * tokens_per_row
+    widest = max(x.in_features * x.out_features for x in manifest.linears)
+    weights = manifest.files.get("weights.safetensors")
+    base_bytes = sum(entry.bytes for entry in manifest.files.values())
+    activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
+    return Forecast(
+        adapter_parameters=layout.size,
+        trained_parameters_by_phase=phases,
+        download_bytes_per_client_round=FLOAT * layout.size,
+        upload_bytes_per_client_round=uploads,
+        run_bytes_total=round(plan.rounds * plan.cohort.size * (FLOAT * layout.size + mean_upload)),
+        client_memory_bytes_estimate=(weights.bytes if weights else base_bytes)
+        + FLOAT * widest + 4 * FLOAT * layout.size + activations,
+        coordinator_memory_bytes_estimate=4 * FLOAT * layout.size + 16 * layout.size,
+        base_bytes_once=base_bytes,
+        local_seconds_per_round_estimate=seconds,
+        run_hours_estimate=plan.rounds * seconds / 3600,
+        assumed_rows_per_client=rows_per_client,
+        assumed_tokens_per_row=tokens_per_row,
+        assumed_tokens_per_second=tokens_per_second,
+    )

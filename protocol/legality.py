@@ -1,0 +1,174 @@
+"""Whether a valid plan may be run: do rule, exchange, adapter and base fit together?
+
+Every check is derived from the rule's contract and the base's manifest; nothing asks for a rule's
+name. Findings are data, so that a command can print them in words and in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.adapter import target_linears
+from protocol.errors import PlanError
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.rules import Role, RuleContract, rule_named
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing to know about a plan; an ``error`` makes it illegal."""
+
+    severity: Literal["error", "warning", "note"]
+    field: str
+    cause: str
+    remedy: str
+
+
+def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
+    """All findings, errors first. Without a manifest the checks against the base are left out."""
+    try:
+        contract = rule_named(plan.rule.name)
+    except PlanError as error:
+        return [_error("rule.name", error.cause, error.remedy)]
+    found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract)]
+    if manifest is None:
+        found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
+    else:
+        found += _base(plan, contract, manifest)
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(found, key=lambda finding: order[finding.severity])
+
+
+def verify_legal(plan: Plan, manifest: Manifest | None = None) -> None:
+    """Raises PlanError with the first error of :func:`check`."""
+    for finding in check(plan, manifest):
+        if finding.severity == "error":
+            raise PlanError(f"`{finding.field}`: {finding.cause}", finding.remedy)
+
+
+def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
+    if contract.method != plan.adapter.method:
+        yield _error(
+            "rule.name",
+            f"rule `{contract.name}` aggregates {contract.method} adapters, the plan trains "
+            f"{plan.adapter.method}",
+            "choose a rule or a method that fit together; `fedge plan rules` lists them",
+        )
+    if plan.adapter.client_ranks and not contract.mixed_ranks:
+        yield _error(
+            "adapter.client_ranks",
+            f"rule `{contract.name}` needs the same rank everywhere",
+            "remove client_ranks, or use a rule with mixed ranks (flexlora, flora)",
+        )
+    if contract.needs == "individual":
+        if plan.secrecy.exchange != "plain":
+            yield _error(
+                "rule.name",
+                f"rule `{contract.name}` reads single updates, which `{plan.secrecy.exchange}` hides",
+                "use a rule that needs only the sum",
+            )
+        if plan.server.optimizer != "fedavg" or plan.server.learning_rate != 1.0:
+            yield _error(
+                "server.optimizer",
+                f"rule `{contract.name}` makes the next adapter itself; there is no mean update to step on",
+                'use optimizer = "fedavg" with learning_rate = 1.0',
+            )
+    if len(contract.phases) > plan.rounds:
+        yield _warning(
+            "rounds",
+            f"{plan.rounds} round(s) do not reach every phase of rule `{contract.name}`",
+            f"plan at least {len(contract.phases)} rounds",
+        )
+    if not contract.exact and contract.needs == "sum":
+        yield _note(
+            "rule.name",
+            f"rule `{contract.name}` averages factors, which is not the mean of their products",
+            "`alternating` is exact in every round",
+        )
+
+
+def _cohort(plan: Plan) -> Iterator[Finding]:
+    if plan.cohort.quorum == 1:
+        yield _warning(
+            "cohort.quorum", "one update alone may become the model", "raise the quorum"
+        )
+    if plan.local.proximal_mu > 0 and plan.local.optimizer == "sgd" and plan.local.learning_rate * plan.local.proximal_mu > 1:
+        yield _warning(
+            "local.proximal_mu", "mu times the learning rate is above 1: steps will overshoot", "lower mu"
+        )
+
+
+def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
+    if plan.secrecy.exchange == "plain":
+        yield _warning(
+            "secrecy.exchange",
+            "INSECURE: the coordinator sees every client's update",
+            "for simulation and research only",
+        )
+    if contract.needs == "individual":
+        yield _warning(
+            "rule.name", f"rule `{contract.name}` works on single clients' updates", "for research only"
+        )
+    if plan.privacy.mechanism == "none":
+        yield _note("privacy.mechanism", "no differential privacy: the sum itself may leak", "")
+
+
+def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:
+    if plan.base.fingerprint != manifest.fingerprint:
+        yield _error(
+            "base.fingerprint",
+            f"the plan names {plan.base.fingerprint[:12]}…, the base is {manifest.fingerprint[:12]}…",
+            "copy the fingerprint of `fedge base inspect DIR`",
+        )
+    if plan.task.kind != manifest.task:
+        yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
+    if contract.changes_base and manifest.bits in (4, 8):
+        yield _error(
+            "rule.name", f"rule `{contract.name}` changes the base, which is quantised", "use another rule"
+        )
+    prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
+    if plan.task.max_length + prompt > manifest.max_positions:
+        yield _error(
+            "task.max_length",
+            f"{plan.task.max_length} tokens and a prompt of {prompt} exceed {manifest.max_positions} positions",
+            f"at most {manifest.max_positions - prompt}",
+        )
+    if plan.adapter.method == "lora":
+        yield from _targets(plan, contract, manifest)
+
+
+def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:
+    try:
+        linears = target_linears(plan.adapter, manifest)
+    except PlanError as error:
+        yield _error("adapter.targets", error.cause, error.remedy)
+        return
+    smallest = min(min(x.in_features, x.out_features) for x in linears)
+    rank = max([plan.adapter.rank, *plan.adapter.client_ranks])
+    if rank > smallest:
+        yield _error("adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it")
+    if contract.combine == "stack":
+        final = plan.rounds * plan.cohort.size * rank
+        if final > smallest:
+            yield _error(
+                "rounds",
+                f"stacking reaches rank {final} after {plan.rounds} rounds; a layer has {smallest} features",
+                "fewer rounds, clients or ranks",
+            )
+    if Role.LORA_A not in contract.phases[0] and plan.adapter.rank < 2:
+        yield _note("adapter.rank", "rank 1 with a fixed A leaves one direction per layer", "")
+
+
+def _error(field: str, cause: str, remedy: str) -> Finding:
+    return Finding(severity="error", field=field, cause=cause, remedy=remedy)
+
+
+def _warning(field: str, cause: str, remedy: str) -> Finding:
+    return Finding(severity="warning", field=field, cause=cause, remedy=remedy)
+
+
+def _note(field: str, cause: str, remedy: str) -> Finding:
+    return Finding(severity="note", field=field, cause=cause, remedy=remedy)

@@ -1,0 +1,89 @@
+"""The published adapter as a PEFT folder, written with numpy alone. (P-5.1)"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from protocol.layout import Tensors
+from protocol.manifest import Manifest
+from protocol.peft_format import (
+    CONFIG_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    ReleaseNote,
+    peft_config,
+    to_peft,
+)
+from protocol.plan import Plan
+
+CARD = "README.md"
+
+
+def write_peft_folder(
+    folder: Path,
+    tensors: Tensors,
+    *,
+    plan: Plan,
+    manifest: Manifest,
+    rank: int,
+    round_number: int,
+    adapter_digest: str,
+    exchange: str,
+    secure: bool,
+    metrics: dict[str, float],
+) -> None:
+    """Write config, weights, model card and ``release.json`` into ``folder``, a new folder."""
+    folder.mkdir()
+    config = peft_config(plan, manifest, rank=rank, base_name=manifest.source)
+    contents = {
+        CONFIG_FILE: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
+        WEIGHTS_FILE: save(to_peft(tensors), metadata={"format": "pt"}),
+        CARD: _card(plan, manifest, round_number, secure).encode(),
+    }
+    note = ReleaseNote(
+        plan_name=plan.name,
+        plan_digest=plan.digest,
+        base_fingerprint=manifest.fingerprint,
+        round=round_number,
+        adapter_digest=adapter_digest,
+        labels=plan.task.labels,
+        max_length=plan.task.max_length,
+        exchange=exchange,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        metrics=metrics,
+    )
+    contents[RELEASE_FILE] = (note.model_dump_json(indent=1) + "\n").encode()
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+
+
+def _card(plan: Plan, manifest: Manifest, round_number: int, secure: bool) -> str:
+    privacy = (
+        "The coordinator saw sums of updates only."
+        if secure
+        else "INSECURE exchange: the coordinator saw every client's update."
+    )
+    return f"""---
+library_name: peft
+base_model: {json.dumps(manifest.source)}
+---
+# {plan.name}, round {round_number}
+
+An adapter trained by federated rounds with fedge (rule `{plan.rule.name}`, {len(plan.task.labels)} labels).
+It belongs to the base with fingerprint `{manifest.fingerprint}` and computes nothing sensible on another.
+
+```python
+from pathlib import Path
+from peft import PeftModel
+from base_model.store import open_base
+
+base = open_base(Path("BASE"), labels={len(plan.task.labels)})
+model = PeftModel.from_pretrained(base.model, "THIS FOLDER")
+```
+
+{privacy} Differential privacy: {plan.privacy.mechanism}.
+"""

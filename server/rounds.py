@@ -1,0 +1,115 @@
+"""One attempt at a round as a pure state machine: events in, states out. (P-4.5, P-4.6)
+
+Every client that was expected ends in exactly one place, used or dropped with a reason; there is no
+silent subset. Messages, files and the clock are the coordinator's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from protocol.encoding import seed_from
+
+
+class Reason(StrEnum):
+    """Why an expected client's update was not used."""
+
+    ERROR = "error"  # it refused, or failed
+    INVALID = "invalid"  # it sent something that must not enter the sum
+    NO_REPLY = "no-reply"  # the deadline came first
+    LATE = "late"  # it answered after the deadline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """A client that was expected and not used."""
+
+    client: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collecting:
+    """Waiting for updates."""
+
+    expected: tuple[str, ...]
+    quorum: int
+    used: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Who has not answered yet, sorted."""
+        done = {*self.used, *(drop.client for drop in self.dropped)}
+        return tuple(client for client in self.expected if client not in done)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Complete:
+    """Enough updates; ``used`` and ``dropped`` together are exactly ``expected``."""
+
+    expected: tuple[str, ...]
+    quorum: int
+    used: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """Fewer updates than the quorum; the model stays as it was."""
+
+    expected: tuple[str, ...]
+    quorum: int
+    used: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def open_attempt(cohort: tuple[str, ...], *, quorum: int) -> Collecting:
+    """The first state. ``cohort`` is sorted and without repetition."""
+    if list(cohort) != sorted(set(cohort)):
+        raise ValueError("a cohort is sorted and without repetition")
+    return Collecting(expected=cohort, quorum=quorum)
+
+
+def accept(state: Collecting, client: str) -> Collecting:
+    """``client``'s update is in the sum."""
+    _must_be_waiting(state, client)
+    return replace(state, used=tuple(sorted((*state.used, client))))
+
+
+def drop(state: Collecting, client: str, reason: Reason, detail: str) -> Collecting:
+    """``client`` will not take part in this attempt."""
+    _must_be_waiting(state, client)
+    dropped = Dropped(client=client, reason=reason, detail=detail)
+    ordered = sorted((*state.dropped, dropped), key=lambda each: each.client)
+    return replace(state, dropped=tuple(ordered))
+
+
+def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete | Failed:
+    """The attempt ends: whoever still is waited for has not replied, or was late."""
+    for client in state.waiting:
+        if client in late:
+            state = drop(state, client, Reason.LATE, "answered after the deadline")
+        else:
+            state = drop(state, client, Reason.NO_REPLY, "no answer by the deadline")
+    kind = Complete if len(state.used) >= state.quorum else Failed
+    return kind(
+        expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
+    )
+
+
+def draw_cohort(names: list[str], *, size: int, seed: int, round_number: int, attempt: int) -> tuple[str, ...]:
+    """``size`` of ``names`` (or all), sorted; the same for the same arguments. (P-4.2)"""
+    ordered = sorted(names)
+    rng = np.random.default_rng(seed_from("cohort", seed, round_number, attempt))
+    chosen = rng.permutation(len(ordered))[:size]
+    return tuple(sorted(ordered[index] for index in chosen))
+
+
+def _must_be_waiting(state: Collecting, client: str) -> None:
+    if client not in state.waiting:
+        raise ValueError(f"{client} was not expected, or has answered already")
