@@ -1,0 +1,79 @@
+"""Flower's ServerApp: reads the run's configuration, builds the objects, starts. Wiring only.
+
+Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest is read), ``run``
+(folder) and ``resume``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from protocol.errors import ArtefactError, MachineError, PlanError
+from protocol.legality import verify_legal
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.plan import Plan, parse_plan, plan_from
+from server.clock import Clock, SystemClock
+from server.coordinator import Listener, run_rounds
+from server.store import RunStore
+
+
+def make_app(*, clock: Clock | None = None, listener: Listener | None = None) -> ServerApp:
+    """A ServerApp; simulations pass a virtual clock and a listener."""
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        plan = read_plan(_path(context, "plan"))
+        manifest = read_manifest(_path(context, "base"))
+        verify_legal(plan, manifest)
+        store = RunStore(_path(context, "run"))
+        try:
+            if store.last_round() is not None and not context.run_config.get("resume", False):
+                raise ArtefactError(
+                    f"{store.folder} holds a run already", "resume it, or name another folder"
+                )
+            run_rounds(
+                plan=plan, manifest=manifest, grid=grid, store=store, clock=clock or SystemClock(),
+                listener=listener,
+            )
+        finally:
+            store.close()
+
+    return made
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from TOML or, by its ending, JSON. Raises PlanError."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read ({type(error).__name__})", "check the path") from None
+    if path.suffix != ".json":
+        return parse_plan(text, source=str(path))
+    try:
+        return plan_from(json.loads(text), source=str(path))
+    except ValueError:
+        raise PlanError(f"{path}: not valid JSON", "write the plan again") from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A base's manifest. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path} cannot be read", "name the folder of a base") from None
+
+
+def _path(context: Context, name: str) -> Path:
+    value = str(context.run_config.get(name) or "")
+    if not value:
+        raise MachineError(f"`{name}` is not set", f"set `{name}` in the run's configuration")
+    return Path(value)
+
+
+app = make_app()

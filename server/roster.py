@@ -1,0 +1,78 @@
+"""Who is there: nodes introduce themselves by name. (P-4.1)
+
+Flower's node ids are random; names are what cohorts, records and seeds are made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from protocol import PROTOCOL_VERSION, wire
+from protocol.errors import ArtefactError
+from server.clock import Clock
+
+PATIENCE_S = 60.0  # for the answers of nodes that are connected
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roster:
+    """Names that may take part, with their nodes; and who was kept out, and why."""
+
+    nodes: dict[str, int]
+    kept_out: dict[str, str]
+
+
+def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
+    """Ask every connected node for its name, base and version."""
+    node_ids = sorted(grid.get_node_ids())
+    question = RecordDict()
+    messages = [Message(question, node, wire.HELLO) for node in node_ids]
+    ids = list(grid.push_messages(messages))
+    node_of = dict(zip(ids, node_ids, strict=True))
+    answers: dict[int, wire.Hello | str] = {}
+    deadline = clock.now() + PATIENCE_S
+    waiting = dict.fromkeys(ids)
+    while waiting and clock.now() < deadline:
+        replies = list(grid.pull_messages(list(waiting)))
+        for reply in replies:
+            asked = reply.metadata.reply_to_message_id
+            if asked in waiting:
+                del waiting[asked]
+                answers[node_of[asked]] = _hello(reply)
+        if not replies:
+            clock.sleep(POLL_S)
+    return _sorted_out(answers, [node_of[asked] for asked in waiting], base)
+
+
+def _hello(reply: Message) -> wire.Hello | str:
+    if reply.has_error():
+        return f"failed: {reply.error.reason}"
+    try:
+        return wire.from_record(wire.Hello, dict(reply.content.config_records[wire.REPLY]))
+    except (KeyError, ArtefactError):
+        return "answered with something else than its name"
+
+
+def _sorted_out(answers: dict[int, wire.Hello | str], silent: list[int], base: str) -> Roster:
+    nodes: dict[str, int] = {}
+    kept_out = {f"node {node}": "did not say its name" for node in silent}
+    twice: set[str] = set()
+    for node, answer in sorted(answers.items()):
+        if isinstance(answer, str):
+            kept_out[f"node {node}"] = answer
+        elif answer.protocol != PROTOCOL_VERSION:
+            kept_out[answer.client] = f"speaks protocol version {answer.protocol}"
+        elif answer.base != base:
+            kept_out[answer.client] = f"holds another base ({answer.base[:12]}…)"
+        elif answer.client in nodes:
+            twice.add(answer.client)
+        else:
+            nodes[answer.client] = node
+    for name in twice:  # nobody knows which of them is meant: neither takes part
+        del nodes[name]
+        kept_out[name] = "two nodes have this name"
+    return Roster(nodes=nodes, kept_out=kept_out)

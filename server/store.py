@@ -1,0 +1,201 @@
+"""The run folder: what is published, and what of the open round is safe already. (P-4.8)
+
+    rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
+    rounds/0007.attempt1.json   the record of an attempt that failed
+    rounds/.0008.open/      the open attempt: round.json and one file per accepted reply
+    rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
+
+Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from protocol.errors import ArtefactError
+from protocol.layout import Tensors
+from server.aggregation import State
+from server.optimizers import Moments
+
+CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
+Record = dict[str, Any]
+
+
+class RunStore:
+    """The coordinator's folder of one run; hold it open for as long as the run lasts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open and lock ``folder``, made if needed. Raises ArtefactError when another holds it."""
+        self.folder = folder
+        self._rounds = folder / "rounds"
+        try:
+            self._rounds.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtefactError(
+                f"{folder} cannot be written: {error.strerror}", "name another run folder"
+            ) from None
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ArtefactError(
+                f"{folder} is in use by another coordinator", "wait for it, or stop it first"
+            ) from None
+        for leftover in self._rounds.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def last_round(self) -> int | None:
+        """The last published round; None for a fresh folder. Raises ArtefactError for a gap."""
+        numbers = sorted(int(p.name) for p in self._rounds.glob("[0-9]*") if p.is_dir())
+        if numbers and numbers != list(range(len(numbers))):
+            raise ArtefactError(
+                f"{self._rounds}: a published round is missing", "restore it, or start another run"
+            )
+        return numbers[-1] if numbers else None
+
+    # -- published rounds -------------------------------------------------------------------------
+
+    def publish(
+        self, number: int, state: State, record: Record, write_adapter: Callable[[Path], None]
+    ) -> None:
+        """Make a round visible, whole, by one rename; then forget the open attempt."""
+        temporary = self._rounds / f".{number:04d}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        (temporary / CHECKPOINT).write_bytes(_checkpoint(state, record))
+        (temporary / RECORD).write_text(_json(record), "utf-8")
+        write_adapter(temporary / ADAPTER)
+        for path in (*(temporary / ADAPTER).iterdir(), temporary / ADAPTER, *temporary.iterdir()):
+            _sync(path)
+        _sync(temporary)
+        temporary.rename(self._rounds / f"{number:04d}")
+        _sync(self._rounds)
+        shutil.rmtree(self._open(number), ignore_errors=True)
+
+    def load(self, number: int) -> tuple[State, Record]:
+        """State and record of a published round. Raises ArtefactError for damage."""
+        folder = self._rounds / f"{number:04d}"
+        remedy = "restore the run folder, or remove the damaged last round and resume"
+        try:
+            record: Record = json.loads((folder / RECORD).read_text("utf-8"))
+            with safe_open(folder / CHECKPOINT, "np") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+            if metadata.get("adapter_digest") != record["adapter_out"]:
+                raise ValueError("checkpoint and record are of different rounds")
+            adapter = {k.removeprefix("adapter/"): v for k, v in tensors.items() if k.startswith("adapter/")}
+            moments = Moments(first=tensors["moment1"], second=tensors["moment2"])
+            return State(adapter=adapter, rank=int(record["rank"]), moments=moments), record
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ArtefactError(f"{folder} is damaged: {type(error).__name__}", remedy) from None
+
+    # -- the open attempt -------------------------------------------------------------------------
+
+    def open_attempt(self, number: int, content: Record) -> None:
+        """Begin an attempt: its cohort is on disk before anybody is asked."""
+        folder, temporary = self._open(number), self._rounds / f".{number:04d}.opening.tmp"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        (temporary / OPEN).write_text(_json(content), "utf-8")
+        _sync(temporary / OPEN)
+        temporary.rename(folder)
+        _sync(self._rounds)
+
+    def opened(self, number: int) -> Record | None:
+        """The attempt that was open when the coordinator stopped, if any."""
+        try:
+            content: Record = json.loads((self._open(number) / OPEN).read_text("utf-8"))
+            return content
+        except (OSError, ValueError):
+            return None
+
+    def put_reply(self, number: int, client: str, message: bytes | memoryview) -> None:
+        """Store an update; written beside and renamed, so that a file is a whole update.
+
+        Not fsynced: after a loss of power a client may have to train again, no more.
+        """
+        path = self._reply(number, client)
+        temporary = path.with_suffix(".part")
+        temporary.write_bytes(message)
+        temporary.rename(path)
+
+    def remove_reply(self, number: int, client: str) -> None:
+        """Forget an update that turned out to be unusable."""
+        self._reply(number, client).unlink(missing_ok=True)
+
+    def has_reply(self, number: int, client: str) -> bool:
+        """Whether an update of ``client`` is stored for the open attempt."""
+        return self._reply(number, client).is_file()
+
+    def reply(self, number: int, client: str) -> bytes:
+        """A stored update."""
+        return self._reply(number, client).read_bytes()
+
+    def replies(self, number: int, clients: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+        """Stored updates of ``clients``, one at a time."""
+        for client in clients:
+            yield client, self.reply(number, client)
+
+    def fail_attempt(self, number: int, attempt: int, record: Record) -> None:
+        """Record a failed attempt and forget its replies."""
+        path = self._rounds / f"{number:04d}.attempt{attempt}.json"
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(_json(record), "utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(self._rounds)
+        shutil.rmtree(self._open(number), ignore_errors=True)
+
+    def failed_attempts(self, number: int) -> int:
+        """How many attempts at this round are recorded as failed."""
+        return len(list(self._rounds.glob(f"{number:04d}.attempt*.json")))
+
+    def _open(self, number: int) -> Path:
+        return self._rounds / f".{number:04d}.open"
+
+    def _reply(self, number: int, client: str) -> Path:
+        # Names come from outside: quoted, a name cannot leave the folder.
+        return self._open(number) / f"{quote(client, safe='')}.reply"
+
+
+def _checkpoint(state: State, record: Record) -> bytes:
+    tensors: Tensors = {f"adapter/{name}": value for name, value in state.adapter.items()}
+    tensors |= {"moment1": state.moments.first, "moment2": state.moments.second}
+    metadata = {
+        "format": "fedge-checkpoint-1",
+        "round": str(record["round"]),
+        "plan_digest": record["plan_digest"],
+        "base_fingerprint": record["base_fingerprint"],
+        "adapter_digest": record["adapter_out"],
+    }
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    return bytes(save(ordered, metadata=metadata))
+
+
+def _json(value: Record) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
