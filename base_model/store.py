@@ -30,6 +30,10 @@ WEIGHTS, CONFIG, TOKENIZER, GRAPH = "weights.safetensors", "config.json", "token
 REBUILD = "build the base again or fetch an intact copy"
 
 
+# Up to this many bytes of expanded weights are kept: a small base trains faster, bit for bit alike.
+KEEP_EXPANDED_BELOW = 64 * 2**20
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenBase:
     """An opened base. The model is in eval mode and frozen; its head is fresh."""
@@ -133,19 +137,18 @@ def _install(
     """Put codes and float tensors where they belong; complain about anything left over."""
     used = set()
     if manifest.bits in (4, 8):
+        expanded = 4 * sum(x.in_features * x.out_features for x in manifest.linears)
         for linear in manifest.linears:
             names = [f"{linear.path}.{kind}" for kind in ("qweight", "scales", "bias")]
             used.update(name for name in names if name in tensors)
-            parent, _, child = linear.path.rpartition(".")
-            setattr(
-                model.get_submodule(parent),
-                child,
-                QuantLinear.from_codes(
-                    tensors[names[0]], tensors[names[1]], bits=manifest.bits, block=manifest.block,
-                    in_features=linear.in_features, bias=tensors.get(names[2]),
-                    matmul_dtype=matmul_dtype,
-                ),
+            module = QuantLinear.from_codes(
+                tensors[names[0]], tensors[names[1]], bits=manifest.bits, block=manifest.block,
+                in_features=linear.in_features, bias=tensors.get(names[2]),
+                matmul_dtype=matmul_dtype,
             )
+            module.keep_expanded = expanded <= KEEP_EXPANDED_BELOW
+            parent, _, child = linear.path.rpartition(".")
+            setattr(model.get_submodule(parent), child, module)
     head = {f"{manifest.head.path}.weight", f"{manifest.head.path}.bias"}
     rest = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in used | head}
     wanted = {name for name, p in model.named_parameters() if p.is_meta} - head

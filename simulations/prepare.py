@@ -127,7 +127,7 @@ def _rows(experiment: Experiment, plan: Plan) -> tuple[list[Row], list[Row]]:
         from simulations.generators import home_commands
 
         made = home_commands(plan.seed)
-        return list(made.train_rows), list(made.test_rows)
+        return list(made.train), list(made.test)
     train = resolve_source(data.train, folder=experiment.folder)
     test = resolve_source(data.test, folder=experiment.folder)
     return read_rows(train, columns=with_column), read_rows(test, columns=columns)
