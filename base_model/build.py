@@ -81,8 +81,14 @@ def build_base(
         (folder / CONFIG).write_text(_config_text(loaded), "utf-8")
         tell("exporting the edge graph", 0.6)
         found = export_graph(
-            model, linears, codes, path=folder / GRAPH, bits=bits, block=BLOCK,
-            accuracy_level=ACCURACY_LEVEL, slots=slots,
+            model,
+            linears,
+            codes,
+            path=folder / GRAPH,
+            bits=bits,
+            block=BLOCK,
+            accuracy_level=ACCURACY_LEVEL,
+            slots=slots,
         )
         tell("describing", 0.95)
         manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)
@@ -102,7 +108,8 @@ def _model_of(source: Source) -> EncoderClassifier:
     missing = encoder.load_state_dict(state, strict=False).missing_keys
     if missing:
         raise ArtefactError(
-            f"{source.name}: the checkpoint has no {missing[0]}", "choose another --pooling or source"
+            f"{source.name}: the checkpoint has no {missing[0]}",
+            "choose another --pooling or source",
         )
     with torch.no_grad():
         if source.head:
@@ -140,10 +147,13 @@ def _quantised(
             codes[linear.path] = packed, scales
             tensors[f"{linear.path}.qweight"] = torch.from_numpy(packed.reshape(len(packed), -1))
             tensors[f"{linear.path}.scales"] = torch.from_numpy(scales)
-            value = torch.from_numpy(np.ascontiguousarray(
-                dequantise(packed, scales, bits=bits, in_features=linear.in_features)))
+            value = torch.from_numpy(
+                np.ascontiguousarray(
+                    dequantise(packed, scales, bits=bits, in_features=linear.in_features)
+                )
+            )
         if bits != 32:
-            model.get_submodule(linear.path).weight.data.copy_(value)  # type: ignore[union-attr, operator]
+            model.get_submodule(linear.path).weight.data.copy_(value)
         tell(f"quantising to {bits} bits", 0.1 + 0.4 * number / len(linears))
     return {name: tensors[name].contiguous() for name in sorted(tensors)}, codes
 
@@ -151,14 +161,26 @@ def _quantised(
 def _config_text(source: Source) -> str:
     document: dict[str, Any] = source.config.to_dict()
     # what differs between versions and machines, and does not change the function
-    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id"):
+    for key in (
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "id2label",
+        "label2id",
+    ):
         document.pop(key, None)
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _manifest(
-    source: Source, model: EncoderClassifier, linears: list[Linear], tensors: dict[str, Tensor],
-    bits: int, folder: Path, slots: list[Any],
+    source: Source,
+    model: EncoderClassifier,
+    linears: list[Linear],
+    tensors: dict[str, Tensor],
+    bits: int,
+    folder: Path,
+    slots: list[Any],
 ) -> Manifest:
     entries = {name: _entry(value) for name, value in tensors.items()}
     files = {
@@ -166,7 +188,10 @@ def _manifest(
         for path in sorted(folder.iterdir())
     }
     architecture = {
-        "family": source.family.model_type, "pooling": source.pooling, "bits": bits, "block": BLOCK,
+        "family": source.family.model_type,
+        "pooling": source.pooling,
+        "bits": bits,
+        "block": BLOCK,
         "config": files[CONFIG].sha256,
     }
     config = source.config
@@ -187,10 +212,16 @@ def _manifest(
         embedding_std=word_embedding_std(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linears=linears,
-        head=Head(path="classifier", in_features=config.hidden_size, labels=model.config.num_labels),
+        head=Head(
+            path="classifier", in_features=config.hidden_size, labels=model.config.num_labels
+        ),
         graph=Graph(
-            file=GRAPH, opset=OPSET, accuracy_level=ACCURACY_LEVEL, inputs=list(INPUTS),
-            output=OUTPUT, slots=slots,
+            file=GRAPH,
+            opset=OPSET,
+            accuracy_level=ACCURACY_LEVEL,
+            inputs=list(INPUTS),
+            output=OUTPUT,
+            slots=slots,
         ),
         tensors=entries,
         files=files,

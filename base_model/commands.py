@@ -46,7 +46,11 @@ def verify(folder: Folder, as_json: Json = False) -> None:
     from base_model.store import verify_base
 
     manifest = verify_base(folder)
-    _show(folder, {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)}, as_json)
+    _show(
+        folder,
+        {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)},
+        as_json,
+    )
 
 
 @app.command()

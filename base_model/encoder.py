@@ -39,7 +39,9 @@ class EncoderClassifier(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, labels)
 
     def _pooler_argument(self, config: PretrainedConfig) -> dict[str, bool]:
-        return {"add_pooling_layer": self.pooling == "pooler"} if config.model_type == "bert" else {}
+        return (
+            {"add_pooling_layer": self.pooling == "pooler"} if config.model_type == "bert" else {}
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -63,7 +65,9 @@ class EncoderClassifier(PreTrainedModel):
 
         ``token_type_ids`` is accepted and not used: one segment, type 0.
         """
-        given = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        given = (
+            {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        )
         encoded = self.get_submodule(self.prefix)(attention_mask=attention_mask, **given)
         logits = self.classifier(self._pool(encoded, attention_mask))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
@@ -87,9 +91,7 @@ def encoder_linears(model: nn.Module, prefix: str) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.startswith(f"{prefix}.")
-        and ".layer." in name
+        if isinstance(module, nn.Linear) and name.startswith(f"{prefix}.") and ".layer." in name
     }
 
 

@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +104,9 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
         {0: rows, 1: tokens},
         {0: torch.export.Dim("prompt", min=0)},
     )
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -144,9 +147,13 @@ def _linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def _quantise_node(
-    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear,
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    linear: Linear,
     codes: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]],
-    bits: int, block: int, accuracy_level: int,
+    bits: int,
+    block: int,
+    accuracy_level: int,
 ) -> None:
     if node.op_type != "MatMul":
         raise ValueError(f"{linear.path}: exported as {node.op_type}, expected MatMul")
@@ -157,8 +164,11 @@ def _quantise_node(
     node.input[1] = names[0]
     node.input.append(names[1])
     for key, number in (
-        ("K", linear.in_features), ("N", linear.out_features), ("bits", bits),
-        ("block_size", block), ("accuracy_level", accuracy_level),
+        ("K", linear.in_features),
+        ("N", linear.out_features),
+        ("bits", bits),
+        ("block_size", block),
+        ("accuracy_level", accuracy_level),
     ):
         node.attribute.append(helper.make_attribute(key, number))
 
@@ -195,10 +205,14 @@ def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) 
         else:
             graph.initializer.append(numpy_helper.from_array(value, name))
     graph.node.append(
-        helper.make_node("Gemm", [FEATURES, "classifier.weight", "classifier.bias"], [OUTPUT], transB=1)
+        helper.make_node(
+            "Gemm", [FEATURES, "classifier.weight", "classifier.bias"], [OUTPUT], transB=1
+        )
     )
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "labels"]))
+    graph.output.append(
+        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "labels"])
+    )
 
 
 def _prompt_slot(graph: onnx.GraphProto, hidden: int, slots: bool) -> None:
@@ -214,7 +228,10 @@ def _prompt_slot(graph: onnx.GraphProto, hidden: int, slots: bool) -> None:
 
 
 def _slot(
-    graph: onnx.GraphProto, name: str, shape: list[int | str] | list[str], default: npt.NDArray[np.float32]
+    graph: onnx.GraphProto,
+    name: str,
+    shape: list[Any],
+    default: npt.NDArray[np.float32],
 ) -> None:
     graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     graph.initializer.append(numpy_helper.from_array(default, name))

@@ -22,7 +22,12 @@ SAFE_INITS = (True, "gaussian", "orthogonal")
 
 
 def dequantise(
-    codes: Tensor, scales: Tensor, *, bits: int, in_features: int, dtype: torch.dtype,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    bits: int,
+    in_features: int,
+    dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
     """The weight ``[N, K]`` in ``dtype``; bit-equal to ``protocol.codes.dequantise`` in float32.
@@ -64,9 +69,16 @@ class _QuantMatmul(torch.autograd.Function):
     """``x @ W.T + bias`` for 2-D x, with W expanded from codes where it is needed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None,
-        bits: int, in_features: int, dtype: torch.dtype, kept: Tensor | None,
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        bits: int,
+        in_features: int,
+        dtype: torch.dtype,
+        kept: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(codes, scales)
         ctx.meta = bits, in_features, dtype, x.dtype, None if bias is None else bias.dtype, kept
@@ -74,7 +86,7 @@ class _QuantMatmul(torch.autograd.Function):
         return F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         codes, scales = ctx.saved_tensors
         bits, in_features, dtype, x_dtype, bias_dtype, kept = ctx.meta
         for_x = for_bias = None
@@ -98,7 +110,13 @@ class QuantLinear(nn.Linear):
     scales: Tensor
 
     def __init__(
-        self, codes: Tensor, scales: Tensor, *, bits: int, in_features: int, bias: Tensor | None,
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        *,
+        bits: int,
+        in_features: int,
+        bias: Tensor | None,
         matmul_dtype: torch.dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)
@@ -112,8 +130,15 @@ class QuantLinear(nn.Linear):
 
     @classmethod
     def from_codes(
-        cls, qweight: Tensor, scales: Tensor, *, bits: int, block: int, in_features: int,
-        bias: Tensor | None, matmul_dtype: torch.dtype | None = None,
+        cls,
+        qweight: Tensor,
+        scales: Tensor,
+        *,
+        bits: int,
+        block: int,
+        in_features: int,
+        bias: Tensor | None,
+        matmul_dtype: torch.dtype | None = None,
     ) -> QuantLinear:
         """From the tensors on disk: ``qweight`` uint8 ``[N, nblocks*block*bits/8]``."""
         codes = qweight.view(qweight.shape[0], -1, block * bits // 8)
@@ -125,7 +150,10 @@ class QuantLinear(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight ``[N, K]``, float32: a copy, so that writing to it changes nothing."""
         return dequantise(
-            self.codes, self.scales, bits=self.bits, in_features=self.in_features,
+            self.codes,
+            self.scales,
+            bits=self.bits,
+            in_features=self.in_features,
             dtype=torch.float32,
         )
 
@@ -135,7 +163,13 @@ class QuantLinear(nn.Linear):
             dtype = torch.get_autocast_dtype(x.device.type)
         flat = x.reshape(-1, self.in_features)
         y: Tensor = _QuantMatmul.apply(
-            flat, self.codes, self.scales, self.bias, self.bits, self.in_features, dtype,
+            flat,
+            self.codes,
+            self.scales,
+            self.bias,
+            self.bits,
+            self.in_features,
+            dtype,
             self._kept_weight(dtype),
         )
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -177,4 +211,4 @@ def refuse_merge(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), QuantLinear):
-            module.merge = refused  # type: ignore[method-assign]
+            module.merge = refused

@@ -124,7 +124,9 @@ def _scaling(adapter: Path) -> float:
     import json
 
     config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
-    return config["lora_alpha"] / config["r"] if config["peft_type"] == "LORA" and config["r"] else 1.0
+    return (
+        config["lora_alpha"] / config["r"] if config["peft_type"] == "LORA" and config["r"] else 1.0
+    )
 
 
 def open_peft(opened: OpenBase, adapter: Path) -> Any:
@@ -139,7 +141,12 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
 
 
 def measure_parity(
-    opened: OpenBase, adapter: Path, edge_adapter: Path, note: ReleaseNote, texts: list[str], bound: float
+    opened: OpenBase,
+    adapter: Path,
+    edge_adapter: Path,
+    note: ReleaseNote,
+    texts: list[str],
+    bound: float,
 ) -> Parity:
     """Both sides on the same batches: largest relative difference of a row, share of equal labels."""
     torch_model = open_peft(opened, adapter)
@@ -164,9 +171,7 @@ def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:
     """(session, run options with the adapter, the adapter): keep the last, options do not."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    session = ort.InferenceSession(
-        str(base / GRAPH), settings, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(str(base / GRAPH), settings, providers=["CPUExecutionProvider"])
     loaded = ort.LoraAdapter()
     loaded.Load(str(edge_adapter))
     options = ort.RunOptions()

@@ -52,7 +52,9 @@ def locate(source: str) -> str:
         )
     path = Path(next(iter(found.submodule_search_locations))) / folder
     if not path.is_dir():
-        raise ArtefactError(f"the package `{module}` has no folder `{folder}`", "correct the source")
+        raise ArtefactError(
+            f"the package `{module}` has no folder `{folder}`", "correct the source"
+        )
     return str(path)
 
 
@@ -61,7 +63,9 @@ def load_source(source: str, *, pooling: str) -> Source:
     place = locate(source)
     folder = Path(place)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ArtefactError(f"{source}: there is no config.json", "name a Hugging Face model folder")
+        raise ArtefactError(
+            f"{source}: there is no config.json", "name a Hugging Face model folder"
+        )
     try:
         config = AutoConfig.from_pretrained(place)
         family = family_of(config.model_type, source=source)
@@ -120,7 +124,11 @@ def _without_padding(text: str, pad_id: int | None, pad_token: str | None) -> st
     document = json.loads(text)
     document["truncation"] = None
     document["padding"] = {
-        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
-        "pad_id": pad_id or 0, "pad_type_id": 0, "pad_token": pad_token or "[PAD]",
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": pad_id or 0,
+        "pad_type_id": 0,
+        "pad_token": pad_token or "[PAD]",
     }
     return json.dumps(document, ensure_ascii=False, sort_keys=True)

@@ -26,7 +26,12 @@ from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WEIGHTS, CONFIG, TOKENIZER, GRAPH = "weights.safetensors", "config.json", "tokenizer.json", "graph.onnx"
+WEIGHTS, CONFIG, TOKENIZER, GRAPH = (
+    "weights.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "graph.onnx",
+)
 REBUILD = "build the base again or fetch an intact copy"
 
 
@@ -66,7 +71,9 @@ def verify_base(folder: Path) -> Manifest:
         if not path.is_file():
             raise ArtefactError(f"{path} is missing", REBUILD)
         if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-            raise ArtefactError(f"{path} is not the file the manifest names (sha256 differs)", REBUILD)
+            raise ArtefactError(
+                f"{path} is not the file the manifest names (sha256 differs)", REBUILD
+            )
     known = {*manifest.files, MANIFEST_NAME}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
     if extra:
@@ -100,7 +107,9 @@ def open_base(
         _fresh_head(model, manifest, tensors, labels)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except (KeyError, ValueError, RuntimeError, OSError) as error:
-        raise ArtefactError(f"{folder}: cannot be opened: {type(error).__name__}", REBUILD) from error
+        raise ArtefactError(
+            f"{folder}: cannot be opened: {type(error).__name__}", REBUILD
+        ) from error
     model.requires_grad_(False)
     model.eval()
     return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
@@ -118,7 +127,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def empty_model(config: object, manifest: Manifest, *, labels: int) -> EncoderClassifier:
     """The model without memory behind its parameters; its few buffers are real."""
     with torch.device("meta"):
-        model = EncoderClassifier(config, pooling=manifest.pooling, labels=labels)  # type: ignore[arg-type]
+        model = EncoderClassifier(config, pooling=manifest.pooling, labels=labels)
     rebuild: dict[str, Callable[[Tensor], Tensor]] = {
         "position_ids": lambda b: torch.arange(b.shape[-1]).expand(b.shape).clone(),
         "token_type_ids": lambda b: torch.zeros(b.shape, dtype=torch.long),
@@ -131,26 +140,36 @@ def empty_model(config: object, manifest: Manifest, *, labels: int) -> EncoderCl
 
 
 def _install(
-    model: EncoderClassifier, manifest: Manifest, tensors: dict[str, Tensor],
+    model: EncoderClassifier,
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
     matmul_dtype: torch.dtype | None,
 ) -> None:
     """Put codes and float tensors where they belong; complain about anything left over."""
-    used = set()
+    used: set[str] = set()
     if manifest.bits in (4, 8):
         expanded = 4 * sum(x.in_features * x.out_features for x in manifest.linears)
         for linear in manifest.linears:
             names = [f"{linear.path}.{kind}" for kind in ("qweight", "scales", "bias")]
             used.update(name for name in names if name in tensors)
             module = QuantLinear.from_codes(
-                tensors[names[0]], tensors[names[1]], bits=manifest.bits, block=manifest.block,
-                in_features=linear.in_features, bias=tensors.get(names[2]),
+                tensors[names[0]],
+                tensors[names[1]],
+                bits=manifest.bits,
+                block=manifest.block,
+                in_features=linear.in_features,
+                bias=tensors.get(names[2]),
                 matmul_dtype=matmul_dtype,
             )
             module.keep_expanded = expanded <= KEEP_EXPANDED_BELOW
             parent, _, child = linear.path.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
     head = {f"{manifest.head.path}.weight", f"{manifest.head.path}.bias"}
-    rest = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in used | head}
+    rest = {
+        k: v.float() if v.is_floating_point() else v
+        for k, v in tensors.items()
+        if k not in used | head
+    }
     wanted = {name for name, p in model.named_parameters() if p.is_meta} - head
     if odd := sorted(wanted ^ set(rest)):
         raise KeyError(odd[0])

@@ -28,19 +28,38 @@ PAIRS = 48  # linears of 384 x 384, r 8, A and B: 48 * 2 * 8 * 384 = 294,912 coo
 
 def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
     """A plan and a manifest for a base that nobody opens; returns the run configuration."""
-    from protocol.manifest import Graph, Head, Linear, Manifest
-    from protocol.manifest import FileEntry, TensorEntry
+    from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry
 
     manifest = Manifest(
-        fingerprint="0" * 64, source="none", task="sequence-classification", family="bert",
-        pooling="mean", bits=32, block=32, hidden_size=SIDE, layers=1, vocab_size=8,
-        max_positions=512, embedding_std=0.05, parameters=1,
-        linears=[Linear(path=f"m.{i:03d}.query", in_features=SIDE, out_features=SIDE) for i in range(PAIRS)],
+        fingerprint="0" * 64,
+        source="none",
+        task="sequence-classification",
+        family="bert",
+        pooling="mean",
+        bits=32,
+        block=32,
+        hidden_size=SIDE,
+        layers=1,
+        vocab_size=8,
+        max_positions=512,
+        embedding_std=0.05,
+        parameters=1,
+        linears=[
+            Linear(path=f"m.{i:03d}.query", in_features=SIDE, out_features=SIDE)
+            for i in range(PAIRS)
+        ],
         head=Head(path="classifier", in_features=SIDE, labels=2),
-        graph=Graph(file="graph.onnx", opset=20, accuracy_level=0, inputs=["input_ids"],
-                    output="logits", slots=[]),
+        graph=Graph(
+            file="graph.onnx",
+            opset=20,
+            accuracy_level=0,
+            inputs=["input_ids"],
+            output="logits",
+            slots=[],
+        ),
         tensors={"w": TensorEntry(dtype="F32", shape=[1], sha256="0" * 64)},
-        files={"graph.onnx": FileEntry(sha256="0" * 64, bytes=1)}, made_with={},
+        files={"graph.onnx": FileEntry(sha256="0" * 64, bytes=1)},
+        made_with={},
     )
     (folder / "base").mkdir()
     (folder / "base" / "manifest.json").write_text(manifest.to_json())
@@ -49,7 +68,11 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
         f'[task]\nlabels = ["a", "b"]\n[adapter]\ntargets = ["query"]\n[rule]\nname = "fedit"\n'
         f"[cohort]\nsize = {clients}\nquorum = {clients}\n"
     )
-    return {"plan": str(folder / "plan.toml"), "base": str(folder / "base"), "run": str(folder / "run")}
+    return {
+        "plan": str(folder / "plan.toml"),
+        "base": str(folder / "base"),
+        "run": str(folder / "run"),
+    }
 
 
 def echo_app() -> Any:
@@ -69,14 +92,18 @@ def echo_app() -> Any:
     def hello(message: Message, context: Any) -> Message:
         name = f"client-{int(context.node_config['partition-id']):04d}"
         answer = wire.Hello(client=name, base="0" * 64, protocol=PROTOCOL_VERSION)
-        return Message(RecordDict({wire.REPLY: ConfigRecord(wire.to_record(answer))}), reply_to=message)
+        return Message(
+            RecordDict({wire.REPLY: ConfigRecord(wire.to_record(answer))}), reply_to=message
+        )
 
     @app.train("mask")
     def mask(message: Message, context: Any) -> Message:
         size = message.content.array_records[wire.ADAPTER]["adapter"].numpy().size
         if size not in ready:
             update = np.random.default_rng(0).normal(0, 1e-3, size).astype(np.float32)
-            data = PlainClient().mask(Contribution(update=update, weight=8, metrics=dict.fromkeys(METRICS, 1.0)))
+            data = PlainClient().mask(
+                Contribution(update=update, weight=8, metrics=dict.fromkeys(METRICS, 1.0))
+            )
             ready[size] = data
         array = Array(np.frombuffer(ready[size], np.uint8))
         return Message(RecordDict({wire.MASKED: ArrayRecord({"masked": array})}), reply_to=message)
@@ -109,29 +136,43 @@ def in_process(clients: int, rounds: int, folder: Path) -> dict[str, float]:
     grid = InProcessGrid(echo_app(), clients, run_config=config, clock=clock)
     started, wall = cpu(), time.perf_counter()
     make_app(clock=clock)(grid, server_context(config))
-    return {"cpu_ms": (cpu() - started) / clients / rounds * 1e3,
-            "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
-            "peak_bytes": resident()}
+    return {
+        "cpu_ms": (cpu() - started) / clients / rounds * 1e3,
+        "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
+        "peak_bytes": resident(),
+    }
 
 
 def over_ray(clients: int, rounds: int, folder: Path) -> dict[str, float]:
-    from simulations.ray_backend import simulate_over_ray
-
     from server.app import make_app
+    from simulations.ray_backend import simulate_over_ray
 
     config = prepare(folder, clients=clients, rounds=rounds)
     started, wall = cpu(), time.perf_counter()
     simulate_over_ray(make_app(), echo_app(), clients=clients, run_config=config)
-    return {"cpu_ms": (cpu() - started) / clients / rounds * 1e3,
-            "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
-            "peak_bytes": resident()}
+    return {
+        "cpu_ms": (cpu() - started) / clients / rounds * 1e3,
+        "wall_ms": (time.perf_counter() - wall) / clients / rounds * 1e3,
+        "peak_bytes": resident(),
+    }
 
 
 def measure(backend: str, clients: int, rounds: int) -> dict[str, float]:
     """One backend in a fresh process, so that peaks and imports do not mix."""
     done = subprocess.run(
-        [sys.executable, __file__, "--backend", backend, "--clients", str(clients), "--rounds", str(rounds)],
-        capture_output=True, text=True)
+        [
+            sys.executable,
+            __file__,
+            "--backend",
+            backend,
+            "--clients",
+            str(clients),
+            "--rounds",
+            str(rounds),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise SystemExit(f"{backend}: {done.stderr.strip()[-2000:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -159,6 +200,7 @@ def main() -> None:
     ratio = None
     try:
         import ray  # noqa: F401
+
         has_ray = not arguments.no_ray
     except ImportError:
         has_ray = False
@@ -171,12 +213,18 @@ def main() -> None:
         return
     one = results["in_process"]
     print(f"{arguments.clients} no-op clients, 1.18 MB adapter, {arguments.rounds} rounds")
-    print(f"  in-process grid: {one['cpu_ms']:.2f} CPU-ms, {one['wall_ms']:.2f} ms wall per client and round (target: 3 CPU-ms)")
-    print(f"  peak memory, {arguments.clients} over {max(2, arguments.clients // 10)} clients: {growth:.2f}x")
+    print(
+        f"  in-process grid: {one['cpu_ms']:.2f} CPU-ms, {one['wall_ms']:.2f} ms wall per client and round (target: 3 CPU-ms)"
+    )
+    print(
+        f"  peak memory, {arguments.clients} over {max(2, arguments.clients // 10)} clients: {growth:.2f}x"
+    )
     if ratio is None:
         print("  Flower's Ray simulation: not measured here (pip install -e '.[ray]')")
     else:
-        print(f"  Flower's Ray simulation, {ray_clients} clients, start-up included: {results['ray']['wall_ms']:.1f} ms, {ratio:.0f}x")
+        print(
+            f"  Flower's Ray simulation, {ray_clients} clients, start-up included: {results['ray']['wall_ms']:.1f} ms, {ratio:.0f}x"
+        )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SHAPE = {
-    "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
-    "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 512,
+    "vocab_size": 8192,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
 STEPS, TOKENS, RANK = 5, 64, 8
@@ -52,7 +57,8 @@ def write_weights(folder: Path) -> int:
         if "_proj" in name:
             codes, scales = quantise(value.numpy(), bits=4, block=32)
             coded[name.removesuffix(".weight") + ".qweight"] = torch.from_numpy(
-                np.ascontiguousarray(codes.reshape(len(codes), -1)))
+                np.ascontiguousarray(codes.reshape(len(codes), -1))
+            )
             coded[name.removesuffix(".weight") + ".scales"] = torch.from_numpy(scales)
         else:
             coded[name] = value
@@ -81,10 +87,21 @@ def train(variant: str, folder: Path) -> dict[str, float]:
             for name, module in list(model.named_modules()):
                 if name.endswith("_proj"):
                     parent = model.get_submodule(name.rpartition(".")[0])
-                    setattr(parent, name.rpartition(".")[2], QuantLinear.from_codes(
-                        file.get_tensor(name + ".qweight"), file.get_tensor(name + ".scales"),
-                        bits=4, block=32, in_features=module.in_features, bias=None))
-        rest = {k: file.get_tensor(k) for k in file.keys() if not k.endswith((".qweight", ".scales"))}  # noqa: SIM118
+                    setattr(
+                        parent,
+                        name.rpartition(".")[2],
+                        QuantLinear.from_codes(
+                            file.get_tensor(name + ".qweight"),
+                            file.get_tensor(name + ".scales"),
+                            bits=4,
+                            block=32,
+                            in_features=module.in_features,
+                            bias=None,
+                        ),
+                    )
+        rest = {
+            k: file.get_tensor(k) for k in file.keys() if not k.endswith((".qweight", ".scales"))
+        }
     model.load_state_dict(rest, strict=False, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # buffers left on meta
@@ -116,7 +133,10 @@ def main() -> None:
         for variant in ("fp32", "int4"):
             done = subprocess.run(
                 [sys.executable, __file__, "--variant", variant, "--folder", name],
-                check=True, capture_output=True, text=True)
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             results[variant] = json.loads(done.stdout.splitlines()[-1])
     ratio = results["int4"]["peak"] / results["fp32"]["peak"]
     if arguments.json:
@@ -124,8 +144,10 @@ def main() -> None:
         return
     print(f"Llama-shaped, {parameters / 1e6:.0f}M parameters, LoRA r {RANK}, {TOKENS} tokens")
     for variant, r in results.items():
-        print(f"  {variant}: peak over imports {r['peak'] / 1e6:.0f} MB, file {r['file'] / 1e6:.0f} MB, "
-              f"step {r['step'] * 1e3:.0f} ms")
+        print(
+            f"  {variant}: peak over imports {r['peak'] / 1e6:.0f} MB, file {r['file'] / 1e6:.0f} MB, "
+            f"step {r['step'] * 1e3:.0f} ms"
+        )
     print(f"  peak int4 / fp32 = {ratio:.2f} (target: at most 0.50)")
 
 

@@ -30,8 +30,19 @@ def run_cell(rule: str, seed: int, out: Path, extra: list[str]) -> dict[str, obj
     summary = folder / "summary.json"
     if not summary.exists():
         command = [
-            sys.executable, "-m", "fedge", "simulate", str(EXPERIMENT), "--out", str(folder),
-            "--set", f"plan.rule.name={rule}", "--set", f"plan.seed={seed}", *extra, "--json",
+            sys.executable,
+            "-m",
+            "fedge",
+            "simulate",
+            str(EXPERIMENT),
+            "--out",
+            str(folder),
+            "--set",
+            f"plan.rule.name={rule}",
+            "--set",
+            f"plan.seed={seed}",
+            *extra,
+            "--json",
         ]
         if folder.exists():
             command.append("--resume")
@@ -49,14 +60,16 @@ def table(cells: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for rule, runs in cells.items():
         scores = [float(str(run["accuracy_federated"])) for run in runs]
-        rows.append({
-            "rule": rule,
-            "mean": statistics.mean(scores),
-            "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-            "scores": scores,
-            "upload_bytes_per_client_round": runs[-1]["upload_bytes_per_client_round"],
-            "seconds": sum(float(str(run["seconds"])) for run in runs),
-        })
+        rows.append(
+            {
+                "rule": rule,
+                "mean": statistics.mean(scores),
+                "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "scores": scores,
+                "upload_bytes_per_client_round": runs[-1]["upload_bytes_per_client_round"],
+                "seconds": sum(float(str(run["seconds"])) for run in runs),
+            }
+        )
     return rows
 
 

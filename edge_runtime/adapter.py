@@ -101,7 +101,8 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
     _check_pairs(tensors, base, source)
     if sizes.get("labels", labels) != labels:
         raise ArtefactError(
-            f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}", REFETCH
+            f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}",
+            REFETCH,
         )
     positions = base.manifest.max_positions
     if sizes.get("prompt", 0) >= positions:
@@ -116,7 +117,9 @@ def _check_shape(
         for want, got in zip(wanted, shape, strict=True)
     )
     if not fits:
-        raise ArtefactError(f"{source}: {name} has shape {shape}, the slot is {tuple(wanted)}", REFETCH)
+        raise ArtefactError(
+            f"{source}: {name} has shape {shape}, the slot is {tuple(wanted)}", REFETCH
+        )
     if name.endswith((LORA_A, LORA_B)):
         rank = shape[1] if name.endswith(LORA_A) else shape[0]
         if rank > max(shape):

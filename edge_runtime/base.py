@@ -111,9 +111,12 @@ def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
         for slot in manifest.graph.slots
     }
     if found != named:
-        odd = sorted(name for name in found.keys() | named.keys() if found.get(name) != named.get(name))
+        odd = sorted(
+            name for name in found.keys() | named.keys() if found.get(name) != named.get(name)
+        )
         raise ArtefactError(
-            f"{folder}: the graph's slots are not the manifest's; first difference: {odd[0]}", REFETCH
+            f"{folder}: the graph's slots are not the manifest's; first difference: {odd[0]}",
+            REFETCH,
         )
 
 

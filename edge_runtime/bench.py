@@ -89,7 +89,10 @@ def bench(
         del keep
     reference = times[next(iter(variants))]
     return BenchResult(
-        batch=batch, length=length, repeats=repeats, threads=threads,
+        batch=batch,
+        length=length,
+        repeats=repeats,
+        threads=threads,
         timings=tuple(_timing(name, times[name], reference) for name in variants),
     )
 
@@ -129,7 +132,10 @@ def _adapter(base: EdgeBase, folder: Path | None, path: Path, rank: int) -> tupl
     form.set_adapter_version(1)
     form.set_model_version(1)
     form.set_parameters(
-        {k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in sorted(tensors.items())}
+        {
+            k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32))
+            for k, v in sorted(tensors.items())
+        }
     )
     form.export_adapter(str(path))
     adapter = ort.LoraAdapter()

@@ -69,13 +69,20 @@ def bench(
     from edge_runtime.bench import bench as measure
 
     result = measure(
-        base, adapter, batch=batch, length=length, repeats=repeats, threads=threads,
+        base,
+        adapter,
+        batch=batch,
+        length=length,
+        repeats=repeats,
+        threads=threads,
         plain_graph=plain_graph,
     )
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
-    table = Table("variant", "median ms", "ratio", "quartiles", title=f"batch {batch} x {length} tokens")
+    table = Table(
+        "variant", "median ms", "ratio", "quartiles", title=f"batch {batch} x {length} tokens"
+    )
     for timing in result.timings:
         spread = f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}"
         table.add_row(timing.name, f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread)
@@ -88,5 +95,7 @@ def _lines(file: Path | None) -> list[str]:
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {type(error).__name__}", "give a UTF-8 text file") from None
+        raise DataError(
+            f"{file}: cannot be read: {type(error).__name__}", "give a UTF-8 text file"
+        ) from None
     return [line for line in lines if line.strip()]

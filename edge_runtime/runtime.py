@@ -99,8 +99,10 @@ class EdgeRuntime:
     def _logits(self, texts: list[str], adapter: ActiveAdapter | None) -> Logits:
         if not texts:
             return np.zeros((0, len(adapter.note.labels) if adapter else 1), np.float32)
-        longest = adapter.note.max_length if adapter else min(
-            BASE_MAX_LENGTH, self.base.manifest.max_positions
+        longest = (
+            adapter.note.max_length
+            if adapter
+            else min(BASE_MAX_LENGTH, self.base.manifest.max_positions)
         )
         options = adapter.run_options if adapter else None
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

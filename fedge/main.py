@@ -47,7 +47,9 @@ COMMANDS = {
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
-    "release": Lazy("fedge.releases:release", "Make a round's adapter ready for devices, with parity."),
+    "release": Lazy(
+        "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
+    ),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
 }
@@ -121,7 +123,9 @@ def _failed(error: Exception, *, as_json: bool) -> int:
     known = error if isinstance(error, FedgeError) else _translated(error)
     if as_json:
         body: dict[str, Any] = {
-            "kind": type(known).__name__, "cause": known.cause, "remedy": known.remedy,
+            "kind": type(known).__name__,
+            "cause": known.cause,
+            "remedy": known.remedy,
         }
         print(json.dumps({"error": body}))  # noqa: T201
     else:
@@ -135,7 +139,8 @@ def _translated(error: Exception) -> FedgeError:
         extra = _EXTRAS.get(package)
         if extra:
             return MachineError(
-                f"the package `{package}` is not installed", f"pip install -c constraints.txt '.[{extra}]'"
+                f"the package `{package}` is not installed",
+                f"pip install -c constraints.txt '.[{extra}]'",
             )
     return FedgeError(
         f"unexpected {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
@@ -144,7 +149,15 @@ def _translated(error: Exception) -> FedgeError:
 
 
 _EXTRAS = {
-    "torch": "base", "transformers": "base", "peft": "client", "onnx": "base", "onnxscript": "base",
-    "datasets": "client", "flwr": "server", "onnxruntime": "edge", "tokenizers": "edge",
-    "matplotlib": "simulations", "safetensors": "server", "ray": "ray",
+    "torch": "base",
+    "transformers": "base",
+    "peft": "client",
+    "onnx": "base",
+    "onnxscript": "base",
+    "datasets": "client",
+    "flwr": "server",
+    "onnxruntime": "edge",
+    "tokenizers": "edge",
+    "safetensors": "server",
+    "ray": "ray",
 }

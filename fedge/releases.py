@@ -16,8 +16,12 @@ from protocol.plan import parse_plan, plan_from
 def release(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     base: Annotated[Path, typer.Option("--base", help="the base it was trained on")],
-    rows: Annotated[Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity on")],
-    round_number: Annotated[int | None, typer.Option("--round", help="the last one without it")] = None,
+    rows: Annotated[
+        Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity on")
+    ],
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="the last one without it")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Write adapter.onnx_adapter beside the PEFT files and the parity into release.json."""

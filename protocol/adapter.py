@@ -14,7 +14,7 @@ import numpy as np
 
 from protocol.encoding import seed_from
 from protocol.errors import PlanError
-from protocol.layout import Layout, TensorSpec, Tensors
+from protocol.layout import Layout, Tensors, TensorSpec
 from protocol.manifest import Linear, Manifest
 from protocol.plan import Adapter, Plan
 from protocol.rules import Role
@@ -37,7 +37,7 @@ def target_linears(adapter: Adapter, manifest: Manifest) -> tuple[Linear, ...]:
             ends = sorted({linear.path.rsplit(".", 1)[-1] for linear in manifest.linears})
             raise PlanError(
                 f"`adapter.targets`: the base has no linear `{target}`",
-                f"linears end in: {', '.join(ends)}; or use targets = \"all-linear\"",
+                f'linears end in: {", ".join(ends)}; or use targets = "all-linear"',
             )
         chosen.update({linear.path: linear for linear in found})
     return tuple(chosen[path] for path in sorted(chosen))
@@ -50,10 +50,14 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
         r = plan.adapter.rank if rank is None else rank
         for linear in target_linears(plan.adapter, manifest):
             specs.append(
-                TensorSpec(name=linear.path + LORA_A, shape=(r, linear.in_features), role=Role.LORA_A)
+                TensorSpec(
+                    name=linear.path + LORA_A, shape=(r, linear.in_features), role=Role.LORA_A
+                )
             )
             specs.append(
-                TensorSpec(name=linear.path + LORA_B, shape=(linear.out_features, r), role=Role.LORA_B)
+                TensorSpec(
+                    name=linear.path + LORA_B, shape=(linear.out_features, r), role=Role.LORA_B
+                )
             )
     else:
         shape = (plan.adapter.tokens, manifest.hidden_size)

@@ -59,7 +59,9 @@ def quantise(weight: Weight, *, bits: int, block: int) -> tuple[Codes, Scales]:
     padded = np.pad(weight.astype(np.float32), ((0, 0), (0, -width % block)))
     blocks = padded.reshape(rows, -1, block)
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
-    scale = np.where(peak == 0, np.float32(1), peak / np.float32(-(2 ** (bits - 1)))).astype(np.float32)
+    scale = np.where(peak == 0, np.float32(1), peak / np.float32(-(2 ** (bits - 1)))).astype(
+        np.float32
+    )
     codes = _nearest(blocks, scale, bits)
     if bits == 4:
         codes, scale = _searched(blocks, scale, codes)
@@ -68,7 +70,10 @@ def quantise(weight: Weight, *, bits: int, block: int) -> tuple[Codes, Scales]:
 
 def _nearest(blocks: Weight, scale: Scales, bits: int) -> Codes:
     zero = np.float32(2 ** (bits - 1))
-    return np.clip(np.rint(blocks / scale[..., None]) + zero, 0, 2**bits - 1).astype(np.uint8)
+    codes: Codes = np.clip(np.rint(blocks / scale[..., None]) + zero, 0, 2**bits - 1).astype(
+        np.uint8
+    )
+    return codes
 
 
 def _searched(blocks: Weight, scale: Scales, codes: Codes) -> tuple[Codes, Scales]:

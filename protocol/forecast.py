@@ -80,7 +80,9 @@ def forecast(
         upload_bytes_per_client_round=uploads,
         run_bytes_total=round(plan.rounds * plan.cohort.size * (FLOAT * layout.size + mean_upload)),
         client_memory_bytes_estimate=(weights.bytes if weights else base_bytes)
-        + FLOAT * widest + 4 * FLOAT * layout.size + activations,
+        + FLOAT * widest
+        + 4 * FLOAT * layout.size
+        + activations,
         coordinator_memory_bytes_estimate=4 * FLOAT * layout.size + 16 * layout.size,
         base_bytes_once=base_bytes,
         local_seconds_per_round_estimate=seconds,

@@ -31,6 +31,7 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
+        """Number of coordinates."""
         return math.prod(self.shape)
 
 
@@ -86,7 +87,9 @@ class Layout:
                 "use the adapter and the base that belong to this plan",
             )
         return {
-            spec.name: vector[self.slices[spec.name]].reshape(spec.shape).astype(np.float32, copy=True)
+            spec.name: vector[self.slices[spec.name]]
+            .reshape(spec.shape)
+            .astype(np.float32, copy=True)
             for spec in self.specs
         }
 

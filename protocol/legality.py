@@ -92,12 +92,16 @@ def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
 
 def _cohort(plan: Plan) -> Iterator[Finding]:
     if plan.cohort.quorum == 1:
+        yield _warning("cohort.quorum", "one update alone may become the model", "raise the quorum")
+    if (
+        plan.local.proximal_mu > 0
+        and plan.local.optimizer == "sgd"
+        and plan.local.learning_rate * plan.local.proximal_mu > 1
+    ):
         yield _warning(
-            "cohort.quorum", "one update alone may become the model", "raise the quorum"
-        )
-    if plan.local.proximal_mu > 0 and plan.local.optimizer == "sgd" and plan.local.learning_rate * plan.local.proximal_mu > 1:
-        yield _warning(
-            "local.proximal_mu", "mu times the learning rate is above 1: steps will overshoot", "lower mu"
+            "local.proximal_mu",
+            "mu times the learning rate is above 1: steps will overshoot",
+            "lower mu",
         )
 
 
@@ -110,7 +114,9 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
         )
     if contract.needs == "individual":
         yield _warning(
-            "rule.name", f"rule `{contract.name}` works on single clients' updates", "for research only"
+            "rule.name",
+            f"rule `{contract.name}` works on single clients' updates",
+            "for research only",
         )
     if plan.privacy.mechanism == "none":
         yield _note("privacy.mechanism", "no differential privacy: the sum itself may leak", "")
@@ -127,13 +133,15 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
         yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
     if contract.changes_base and manifest.bits in (4, 8):
         yield _error(
-            "rule.name", f"rule `{contract.name}` changes the base, which is quantised", "use another rule"
+            "rule.name",
+            f"rule `{contract.name}` changes the base, which is quantised",
+            "use another rule",
         )
     prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
     if plan.task.max_length + prompt > manifest.max_positions:
         yield _error(
             "task.max_length",
-            f"{plan.task.max_length} tokens and a prompt of {prompt} exceed {manifest.max_positions} positions",
+            f"{plan.task.max_length} tokens and a prompt of {prompt} exceed {manifest.max_positions}",
             f"at most {manifest.max_positions - prompt}",
         )
     if plan.adapter.method == "lora":
@@ -149,7 +157,9 @@ def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator
     smallest = min(min(x.in_features, x.out_features) for x in linears)
     rank = max([plan.adapter.rank, *plan.adapter.client_ranks])
     if rank > smallest:
-        yield _error("adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it")
+        yield _error(
+            "adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it"
+        )
     if contract.combine == "stack":
         final = plan.rounds * plan.cohort.size * rank
         if final > smallest:

@@ -29,6 +29,8 @@ class Record(BaseModel):
 
 
 class FileEntry(Record):
+    """A file of the folder."""
+
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0)]
 

@@ -19,7 +19,11 @@ from protocol.plan import Plan
 
 PEFT_PREFIX = "base_model.model."
 PROMPT_KEY = "prompt_embeddings"
-CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter.onnx_adapter"
+CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.onnx_adapter",
+)
 RELEASE_FILE = "release.json"
 
 
@@ -35,10 +39,15 @@ def from_peft(tensors: Tensors) -> Tensors:
         if key == PROMPT_KEY:
             named[SOFT_PROMPT] = value
         elif key.startswith(PEFT_PREFIX):
-            named[key.removeprefix(PEFT_PREFIX).removesuffix(".weight") if ".lora_" in key
-                  else key.removeprefix(PEFT_PREFIX)] = value
+            named[
+                key.removeprefix(PEFT_PREFIX).removesuffix(".weight")
+                if ".lora_" in key
+                else key.removeprefix(PEFT_PREFIX)
+            ] = value
         else:
-            raise ArtefactError(f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote")
+            raise ArtefactError(
+                f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote"
+            )
     return named
 
 
@@ -126,4 +135,6 @@ def parse_release(text: str, *, source: str) -> ReleaseNote:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the document"
-        raise ArtefactError(f"{source}: {where}: {fault['msg']}", "fetch the adapter again") from None
+        raise ArtefactError(
+            f"{source}: {where}: {fault['msg']}", "fetch the adapter again"
+        ) from None

@@ -208,7 +208,9 @@ def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> 
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
         return PlanError(f"{source}: unknown key `{field}`{more}", hint)
     if fault["type"] == "missing":
-        return PlanError(f"{source}: `{field}` is missing{more}", "add it; `fedge init` shows every key")
+        return PlanError(
+            f"{source}: `{field}` is missing{more}", "add it; `fedge init` shows every key"
+        )
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""

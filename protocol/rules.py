@@ -54,7 +54,11 @@ class RuleContract:
         return self.combine == "stack"
 
 
-_A, _B, _AB = frozenset({Role.LORA_A}), frozenset({Role.LORA_B}), frozenset({Role.LORA_A, Role.LORA_B})
+_A, _B, _AB = (
+    frozenset({Role.LORA_A}),
+    frozenset({Role.LORA_B}),
+    frozenset({Role.LORA_A, Role.LORA_B}),
+)
 
 RULES: dict[str, RuleContract] = {
     rule.name: rule

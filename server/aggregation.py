@@ -62,12 +62,16 @@ def apply_mean(
     mine = Moments(first=state.moments.first[index], second=state.moments.second[index])
     moved, after = step(plan.server, mean, mine)
     vector, first, second = (
-        layout.flatten(state.adapter), state.moments.first.copy(), state.moments.second.copy()
+        layout.flatten(state.adapter),
+        state.moments.first.copy(),
+        state.moments.second.copy(),
     )
     vector[index] += moved
     first[index], second[index] = after.first, after.second
     return State(
-        adapter=layout.unflatten(vector), rank=state.rank, moments=Moments(first=first, second=second)
+        adapter=layout.unflatten(vector),
+        rank=state.rank,
+        moments=Moments(first=first, second=second),
     )
 
 
@@ -100,7 +104,8 @@ def apply_individuals(
                 b = start[path + LORA_B].astype(np.float64) + update[path + LORA_B]
                 factors.setdefault(path, []).append((float(contribution.weight), a, b))
     adapter = {
-        name: (state.adapter[name] + move / total).astype(np.float32) for name, move in heads.items()
+        name: (state.adapter[name] + move / total).astype(np.float32)
+        for name, move in heads.items()
     }
     for path, parts in factors.items():
         a = np.concatenate([part[1] for part in parts])
@@ -136,8 +141,14 @@ def best_factors(a: Wide, b: Wide, *, rank: int) -> tuple[Wide, Wide]:
 
 
 def _start(
-    state: State, received: Layout, layout: Layout, plan: Plan, manifest: Manifest,
-    contract: RuleContract, client: str, round_number: int,
+    state: State,
+    received: Layout,
+    layout: Layout,
+    plan: Plan,
+    manifest: Manifest,
+    contract: RuleContract,
+    client: str,
+    round_number: int,
 ) -> Tensors:
     """What ``client`` started from, as it derives it itself (``client.worker``)."""
     if contract.fresh_each_round:

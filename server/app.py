@@ -37,7 +37,11 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                     f"{store.folder} holds a run already", "resume it, or name another folder"
                 )
             run_rounds(
-                plan=plan, manifest=manifest, grid=grid, store=store, clock=clock or SystemClock(),
+                plan=plan,
+                manifest=manifest,
+                grid=grid,
+                store=store,
+                clock=clock or SystemClock(),
                 listener=listener,
             )
         finally:
@@ -51,7 +55,9 @@ def read_plan(path: Path) -> Plan:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read ({type(error).__name__})", "check the path") from None
+        raise PlanError(
+            f"{path}: cannot be read ({type(error).__name__})", "check the path"
+        ) from None
     if path.suffix != ".json":
         return parse_plan(text, source=str(path))
     try:

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from protocol import wire
-from protocol.adapter import adapter_layout
+from protocol.adapter import adapter_layout, client_rank
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError, UpdateError
 from protocol.exchange import Aggregate, CoordinatorExchange, Phase
@@ -26,6 +26,7 @@ from protocol.rules import rule_named
 from server.aggregation import State, apply_individuals, apply_mean, initial_state
 from server.clock import Clock
 from server.peft_folder import write_peft_folder
+from server.roster import POLL_S, Roster, call_roll
 from server.rounds import (
     Collecting,
     Complete,
@@ -37,7 +38,6 @@ from server.rounds import (
     drop,
     open_attempt,
 )
-from server.roster import POLL_S, Roster, call_roll
 from server.store import Record, RunStore
 
 
@@ -80,7 +80,12 @@ def run_rounds(
 
 class _Run:
     def __init__(
-        self, plan: Plan, manifest: Manifest, grid: Grid, store: RunStore, clock: Clock,
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        grid: Grid,
+        store: RunStore,
+        clock: Clock,
         listener: Listener | None,
     ) -> None:
         self._plan, self._manifest, self._grid = plan, manifest, grid
@@ -102,7 +107,7 @@ class _Run:
         last = self._store.last_round()
         if last is None:
             state = initial_state(self._plan, self._manifest, self._contract)
-            record = self._identity(0, state)
+            record = self._nothing_happened() | self._identity(0, state)
             self._publish(0, state, record, {})
             return state, record
         state, record = self._store.load(last)
@@ -117,7 +122,9 @@ class _Run:
                 )
         return state, record
 
-    def _round(self, number: int, state: State, digest: str, roster: Roster) -> tuple[State, Record]:
+    def _round(
+        self, number: int, state: State, digest: str, roster: Roster
+    ) -> tuple[State, Record]:
         """Attempts at one round until one is complete."""
         failed = self._store.failed_attempts(number)
         while failed < self._plan.cohort.attempts:
@@ -145,16 +152,44 @@ class _Run:
             "adapter_out": vector_digest(layout.flatten(state.adapter)),
         }
 
-    def _publish(self, number: int, state: State, record: Record, metrics: dict[str, float]) -> None:
+    def _nothing_happened(self) -> Record:
+        """The record of round 0, with every key that others have."""
+        exchange, now = self.exchange(0), self._clock.now()
+        empty: Record = {key: [] for key in ("roles", "expected", "used", "dropped")}
+        zero = ("attempt", "quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
+        return {
+            **empty,
+            **dict.fromkeys(zero, 0),
+            "kept_out": {},
+            "metrics": {},
+            "update_norm": 0.0,
+            "exchange": exchange.name,
+            "secure": exchange.secure,
+            "seconds": 0.0,
+            "started_at": now,
+            "ended_at": now,
+            "adapter_in": "",
+        }
+
+    def _publish(
+        self, number: int, state: State, record: Record, metrics: dict[str, float]
+    ) -> None:
         exchange = self.exchange(0)
         self._store.publish(
             number,
             state,
             record,
             lambda folder: write_peft_folder(
-                folder, state.adapter, plan=self._plan, manifest=self._manifest, rank=state.rank,
-                round_number=number, adapter_digest=record["adapter_out"], exchange=exchange.name,
-                secure=exchange.secure, metrics=metrics,
+                folder,
+                state.adapter,
+                plan=self._plan,
+                manifest=self._manifest,
+                rank=state.rank,
+                round_number=number,
+                adapter_digest=record["adapter_out"],
+                exchange=exchange.name,
+                secure=exchange.secure,
+                metrics=metrics,
             ),
         )
 
@@ -178,20 +213,26 @@ class _Attempt:
         opened = self._store.opened(number)
         if opened is None or opened["attempt"] != attempt or opened["adapter_in"] != digest:
             cohort = draw_cohort(
-                list(roster.nodes), size=self._plan.cohort.size, seed=self._plan.seed,
-                round_number=number, attempt=attempt,
+                list(roster.nodes),
+                size=self._plan.cohort.size,
+                seed=self._plan.seed,
+                round_number=number,
+                attempt=attempt,
             )
             opened = {
-                "attempt": attempt, "cohort": list(cohort), "adapter_in": digest,
+                "attempt": attempt,
+                "cohort": list(cohort),
+                "adapter_in": digest,
                 "started_at": run._clock.now(),
             }
             self._store.open_attempt(number, opened)
         self._attempt, self._started_at = attempt, float(opened["started_at"])
         self._begun = run._clock.now()
-        self._collecting = open_attempt(tuple(opened["cohort"]), quorum=self._plan.cohort.quorum)
+        self._collecting: Collecting = open_attempt(
+            tuple(opened["cohort"]), quorum=self._plan.cohort.quorum
+        )
         self._layout = run.layout(state.rank).only(self._roles)
         self._exchange = run.exchange(self._layout.size)
-        self._weights: dict[str, Any] = {}
         self._bytes_up = 0
 
     # -- collecting -------------------------------------------------------------------------------
@@ -209,9 +250,9 @@ class _Attempt:
         while clients and self._run._clock.now() < deadline:
             replies = list(self._run._grid.pull_messages(list(clients)))
             for reply in replies:
-                client = clients.pop(reply.metadata.reply_to_message_id, None)
-                if client is None:
+                if reply.metadata.reply_to_message_id not in clients:
                     continue
+                client = clients.pop(reply.metadata.reply_to_message_id)
                 if self._run._clock.now() >= deadline:
                     late.add(client)
                 else:
@@ -230,9 +271,13 @@ class _Attempt:
             return {}
         vector = self._run.layout(self._state.rank).flatten(self._state.adapter)
         instruction = wire.Instruction(
-            round=self._number, attempt=self._attempt, plan_digest=self._run._plan_digest,
-            base=self._run._manifest.fingerprint, adapter_digest=self._digest,
-            rank=self._state.rank, evaluate=self._evaluates(),
+            round=self._number,
+            attempt=self._attempt,
+            plan_digest=self._run._plan_digest,
+            base=self._run._manifest.fingerprint,
+            adapter_digest=self._digest,
+            rank=self._state.rank,
+            evaluate=self._evaluates(),
         )
         content = RecordDict(
             {
@@ -274,7 +319,7 @@ class _Attempt:
     def _count(self, client: str, message: bytes) -> None:
         try:
             if self._individual:
-                self._weights[client] = decode(client, message, size=self._size(client)).metrics
+                decode(client, message, size=self._size(client))  # checked now, read again later
             else:
                 self._exchange.receive(client, message)
         except UpdateError as error:
@@ -286,7 +331,7 @@ class _Attempt:
         self._tell()
 
     def _drop(self, client: str, reason: Reason, detail: str) -> None:
-        self._collecting: Collecting = drop(self._collecting, client, reason, detail)
+        self._collecting = drop(self._collecting, client, reason, detail)
         self._tell()
 
     def _tell(self) -> None:
@@ -303,7 +348,10 @@ class _Attempt:
         if not self._individual:
             aggregate = self._exchange.unmask()
             after = apply_mean(
-                self._state, aggregate.mean, plan=plan, layout=run.layout(self._state.rank),
+                self._state,
+                aggregate.mean,
+                plan=plan,
+                layout=run.layout(self._state.rank),
                 roles=self._roles,
             )
             return after, aggregate
@@ -323,7 +371,11 @@ class _Attempt:
                 yield client, contribution
 
         after = apply_individuals(
-            self._state, counted(), plan=plan, manifest=run._manifest, contract=run._contract,
+            self._state,
+            counted(),
+            plan=plan,
+            manifest=run._manifest,
+            contract=run._contract,
             round_number=self._number,
         )
         return after, Aggregate(
@@ -331,8 +383,6 @@ class _Attempt:
         )
 
     def _size(self, client: str) -> int:
-        from protocol.adapter import client_rank
-
         return self._run.layout(client_rank(self._plan, client)).only(self._roles).size
 
     def record(self, closed: Complete | Failed, aggregate: Aggregate | None) -> Record:

@@ -102,7 +102,9 @@ def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete 
     )
 
 
-def draw_cohort(names: list[str], *, size: int, seed: int, round_number: int, attempt: int) -> tuple[str, ...]:
+def draw_cohort(
+    names: list[str], *, size: int, seed: int, round_number: int, attempt: int
+) -> tuple[str, ...]:
     """``size`` of ``names`` (or all), sorted; the same for the same arguments. (P-4.2)"""
     ordered = sorted(names)
     rng = np.random.default_rng(seed_from("cohort", seed, round_number, attempt))

@@ -99,7 +99,11 @@ class RunStore:
                 metadata = file.metadata() or {}
             if metadata.get("adapter_digest") != record["adapter_out"]:
                 raise ValueError("checkpoint and record are of different rounds")
-            adapter = {k.removeprefix("adapter/"): v for k, v in tensors.items() if k.startswith("adapter/")}
+            adapter = {
+                k.removeprefix("adapter/"): v
+                for k, v in tensors.items()
+                if k.startswith("adapter/")
+            }
             moments = Moments(first=tensors["moment1"], second=tensors["moment2"])
             return State(adapter=adapter, rank=int(record["rank"]), moments=moments), record
         except (OSError, ValueError, KeyError, SafetensorError) as error:

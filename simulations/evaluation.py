@@ -46,9 +46,7 @@ class Evaluator:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self._rows if rows is None else self._rows.take(np.asarray(rows, np.int64))
         score = evaluate(finished_model(self._worker, tensors), chosen)
-        return Measured(
-            accuracy=score.accuracy, loss=score.loss_sum / score.examples
-        )
+        return Measured(accuracy=score.accuracy, loss=score.loss_sum / score.examples)
 
 
 def finished_model(worker: Worker, tensors: Tensors) -> AdapterModel:

@@ -211,7 +211,10 @@ class InProcessGrid(Grid):
             config["data-path"] = self._data_path(partition)
         state = self._states.get(node)
         return Context(
-            self._run.run_id, node, config, RecordDict() if state is None else state,
+            self._run.run_id,
+            node,
+            config,
+            RecordDict() if state is None else state,
             self._run_config,
         )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from base_model.store import read_manifest
 
+from base_model.store import read_manifest
 from client.batches import encode
 from protocol.errors import ArtefactError, DataError, PlanError
 from protocol.manifest import Manifest
@@ -100,7 +100,11 @@ def _fresh(experiment: Experiment, out: Path, base: Path) -> Prepared:
     }
     write_json(out / MARKER, marker)
     return Prepared(
-        out=out, experiment=experiment, plan=plan, base=base, manifest=manifest,
+        out=out,
+        experiment=experiment,
+        plan=plan,
+        base=base,
+        manifest=manifest,
         tokens_per_row=tokens,
     )
 
@@ -159,7 +163,11 @@ def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prep
     if plan.digest != marker["plan_digest"]:
         raise ArtefactError(f"{out / PLAN} was changed", "restore it, or start in another folder")
     return Prepared(
-        out=out, experiment=experiment, plan=plan, base=base, manifest=manifest,
+        out=out,
+        experiment=experiment,
+        plan=plan,
+        base=base,
+        manifest=manifest,
         tokens_per_row=float(marker["tokens_per_row"]),
     )
 

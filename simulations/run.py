@@ -10,12 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from base_model.release import release_adapter
-from server.app import make_app
-
 import client.app
+from base_model.release import release_adapter
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from server.app import make_app
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment

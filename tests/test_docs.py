@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("protocol", "base_model", "client", "server", "edge_runtime", "audit", "simulations", "fedge")
+PACKAGES = (
+    "protocol",
+    "base_model",
+    "client",
+    "server",
+    "edge_runtime",
+    "audit",
+    "simulations",
+    "fedge",
+)
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def test_every_step_the_code_cites_is_in_the_protocol() -> None:
     known = set(re.findall(r"\*\*(P-\d+\.\d+)", (ROOT / "docs" / "protocol.md").read_text()))
-    known |= {heading for heading in re.findall(r"^## (P-\d+)", (ROOT / "docs" / "protocol.md").read_text(), re.M)}
+    known |= set(re.findall(r"^## (P-\d+)", (ROOT / "docs" / "protocol.md").read_text(), re.M))
     cited = {}
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -36,11 +45,17 @@ def test_every_command_in_the_documents_exists() -> None:
     commands = set()
     for document in DOCUMENTS:
         for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", document.read_text(), re.S):
-            commands |= set(re.findall(r"^\$? ?(?:\.venv/bin/)?fedge ((?:plan|base|edge) [a-z]+|[a-z]+)", block, re.M))
+            commands |= set(
+                re.findall(
+                    r"^\$? ?(?:\.venv/bin/)?fedge ((?:plan|base|edge) [a-z]+|[a-z]+)", block, re.M
+                )
+            )
     assert commands, "the documents show no command"
     for command in sorted(commands):
         done = subprocess.run(
             [sys.executable, "-m", "fedge", *command.split(), "--help"],
-            cwd=ROOT, capture_output=True, text=True,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, f"fedge {command} --help: {done.stderr}"

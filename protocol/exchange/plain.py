@@ -59,14 +59,14 @@ class PlainCoordinator:
 
     name = "plain"
     secure = False
-    phases = (Phase.MASK,)
+    phases: tuple[Phase, ...] = (Phase.MASK,)
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._scratch: npt.NDArray[np.float64] = np.empty(size, np.float64)
         self._weight = 0
-        self._metrics = {name: 0 for name in METRICS}
+        self._metrics = dict.fromkeys(METRICS, 0)
         self._clients: list[str] = []
 
     def receive(self, client: str, message: bytes) -> None:
@@ -109,7 +109,9 @@ def _check_vector(client: str, update: npt.NDArray[np.float32]) -> None:
         raise _bad(client, "the update holds NaN")
     peak = max(-low, high)
     if peak >= MAX_MAGNITUDE:
-        raise _bad(client, f"a coordinate of the update is {peak:g}; the limit is {MAX_MAGNITUDE:g}")
+        raise _bad(
+            client, f"a coordinate of the update is {peak:g}; the limit is {MAX_MAGNITUDE:g}"
+        )
 
 
 def _bad(client: str, fault: str) -> UpdateError:

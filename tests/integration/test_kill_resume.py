@@ -81,7 +81,10 @@ print(json.dumps({"killed": killed, "reached": reached, "seconds": seconds}))
 def run_with_kills(experiment_file: Path, folder: Path, kills: int) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-c", HELPER, str(experiment_file), str(folder), str(kills)],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

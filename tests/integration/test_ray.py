@@ -48,7 +48,10 @@ def test_ray_gives_the_same_adapter(experiment_file: Path, tmp_path: Path) -> No
     }
     done = subprocess.run(
         [sys.executable, "-c", OVER_RAY, json.dumps(config)],
-        capture_output=True, text=True, cwd=ROOT, timeout=400,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=400,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

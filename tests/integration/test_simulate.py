@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import typer
-from edge_runtime.base import EdgeBase
-from edge_runtime.runtime import EdgeRuntime
 from typer.testing import CliRunner
 
+from edge_runtime.base import EdgeBase
+from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, FedgeError, PlanError, RoundError
 from simulations import commands
 from simulations.experiment import load_experiment
@@ -21,11 +21,27 @@ from simulations.run import simulate
 from simulations.summary import Summary
 
 KEYS = {
-    "name", "rounds", "clients", "accuracy_federated", "accuracy_alone_mean", "accuracy_pooled",
-    "seconds", "seconds_federated", "seconds_pooled", "seconds_alone", "adapter_bytes",
-    "upload_bytes_per_client_round", "download_bytes_per_client_round", "parity_max_relative",
-    "parity_label_agreement", "tokens_per_second", "exchange", "insecure", "adapter_digest",
-    "report", "dropped",
+    "name",
+    "rounds",
+    "clients",
+    "accuracy_federated",
+    "accuracy_alone_mean",
+    "accuracy_pooled",
+    "seconds",
+    "seconds_federated",
+    "seconds_pooled",
+    "seconds_alone",
+    "adapter_bytes",
+    "upload_bytes_per_client_round",
+    "download_bytes_per_client_round",
+    "parity_max_relative",
+    "parity_label_agreement",
+    "tokens_per_second",
+    "exchange",
+    "insecure",
+    "adapter_digest",
+    "report",
+    "dropped",
 }
 
 
@@ -63,9 +79,11 @@ def test_the_summary_has_its_keys_and_they_are_plausible(finished: tuple[Path, S
 
 def test_the_run_folder_is_complete(finished: tuple[Path, Summary]) -> None:
     folder, _ = finished
-    assert sorted(path.name for path in (folder / "rounds").iterdir() if path.name.isdigit()) == [
-        f"{number:04d}" for number in range(1, 11)
-    ] or (folder / "rounds" / "0000").is_dir()
+    assert (
+        sorted(path.name for path in (folder / "rounds").iterdir() if path.name.isdigit())
+        == [f"{number:04d}" for number in range(1, 11)]
+        or (folder / "rounds" / "0000").is_dir()
+    )
     assert len(list((folder / "clients").iterdir())) == 6
     assert [entry["round"] for entry in read(folder / "evaluations.json")["test"]] == [4, 8, 10]
     yardsticks = read(folder / "yardsticks.json")
@@ -188,8 +206,16 @@ def test_the_command_prints_json_and_nothing_else(experiment_file: Path) -> None
     result = CliRunner().invoke(
         app,
         [
-            str(experiment_file), "--set", "plan.rounds=1", "--set", "yardsticks.pooled=false",
-            "--set", "yardsticks.alone=0", "--out", str(experiment_file.parent / "cli"), "--json",
+            str(experiment_file),
+            "--set",
+            "plan.rounds=1",
+            "--set",
+            "yardsticks.pooled=false",
+            "--set",
+            "yardsticks.alone=0",
+            "--out",
+            str(experiment_file.parent / "cli"),
+            "--json",
         ],
         catch_exceptions=False,
     )

@@ -37,8 +37,10 @@ def test_by_column(values: list[str], count: int) -> None:
     assert_partition(parts, len(values), count, 1)
     assert all(
         set(a).isdisjoint(values[row] for row in other)
-        for part in parts for a in [[values[row] for row in part]]
-        for other in parts if other is not part
+        for part in parts
+        for a in [[values[row] for row in part]]
+        for other in parts
+        if other is not part
     )
 
 

@@ -12,7 +12,8 @@ def test_the_shares_are_the_probabilities() -> None:
     faults = Faults(seed=1, dropout=0.2, straggler=0.3)
     drawn = Counter(
         faults.of(round_number=r, attempt=1, client=client_name(c))
-        for r in range(40) for c in range(100)
+        for r in range(40)
+        for c in range(100)
     )
     assert abs(drawn[Fault.DROPOUT] / 4000 - 0.2) < 0.03
     assert abs(drawn[Fault.STRAGGLER] / 4000 - 0.3) < 0.03

@@ -117,9 +117,12 @@ def test_state_is_kept_per_client_and_only_when_there_is_some() -> None:
 
     grid = InProcessGrid(app, 2)
     counts = [
-        sorted(int(r.content["answer"]["n"]) for r in grid.send_and_receive(
-            [Message(content(), node, TRAIN) for node in grid.get_node_ids()]
-        ))
+        sorted(
+            int(r.content["answer"]["n"])
+            for r in grid.send_and_receive(
+                [Message(content(), node, TRAIN) for node in grid.get_node_ids()]
+            )
+        )
         for _ in range(2)
     ]
     assert counts == [[-1, 0], [-1, 1]]

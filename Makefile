@@ -1,0 +1,55 @@
+# Each target sets itself up in .venv, once; nothing else is needed than python3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PINS := pyproject.toml constraints.txt
+export HF_HUB_OFFLINE = 1
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test test-slow check bench clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/python $(PINS)
+	@echo "installing fedge with its demo extra into $(VENV) (a minute or two, once)"
+	@test -e $(VENV)/dev.stamp -a ! pyproject.toml -nt $(VENV)/dev.stamp || $(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/bin/python $(PINS)
+	@echo "installing fedge with its dev extra into $(VENV) (a minute or two, once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/demo.stamp
+	@rm -rf runs/demo
+	@$(BIN)/fedge simulate demo --out runs/demo
+	@echo
+	@echo "The released adapter, through ONNX Runtime:"
+	@$(BIN)/fedge edge infer --base "$$($(BIN)/python -c 'import json; print(json.load(open("runs/demo/summary.json"))["base"])')" \
+		--adapter runs/demo/rounds/0008/adapter \
+		"it is much too dark in the hall" "how long until the eggs are done" "put oat milk on the list"
+	@echo "Report: runs/demo/report.html"
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/dev.stamp
+	$(PIP) -e '.[dev,ray]'
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

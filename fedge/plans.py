@@ -1,0 +1,180 @@
+"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list the rules."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from protocol.errors import ArtefactError, PlanError
+from protocol.forecast import Forecast, forecast
+from protocol.legality import Finding, check
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.plan import Plan, Section, parse_plan
+from protocol.rules import RULES
+
+app = typer.Typer(
+    no_args_is_help=True, help="Check a plan, forecast what it costs, list the rules."
+)
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
+STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+def init(
+    out: Annotated[Path, typer.Option("--out", help="file to write; must not exist yet")] = Path(
+        "plan.toml"
+    ),
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Write a commented plan with every key, its meaning and its default."""
+    fingerprint = read_manifest(base).fingerprint if base else "0" * 64
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(commented_plan(fingerprint))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ArtefactError(f"{out} exists already", "choose another --out or remove it") from None
+    except OSError as error:
+        raise ArtefactError(
+            f"{out} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
+    if as_json:
+        typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
+    else:
+        Console().print(f"wrote {out}; next: set task.labels, then `fedge plan check {out}`")
+
+
+def commented_plan(fingerprint: str) -> str:
+    """A plan's text: made from the model itself, so that it cannot fall behind it."""
+    lines = ["# A plan for fedge: everything the parties of a run must agree on.", "format = 1"]
+    given: dict[str, Any] = {"name": "my-plan", "fingerprint": fingerprint, "labels": ["no", "yes"]}
+    for key in ("name", "seed", "rounds"):
+        lines.append(f"{key} = {_toml(given.get(key, Plan.model_fields[key].default))}")
+    for name, field in Plan.model_fields.items():
+        model = field.annotation
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            continue
+        lines += ["", f"# {(model.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
+        for key, inner in model.model_fields.items():
+            value = given.get(key, inner.default)
+            comment = f"  # {inner.description}" if inner.description else ""
+            lines.append(f"{key} = {_toml(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+@app.command("check")
+def check_plan(
+    plan: Annotated[Path, typer.Argument(help="a plan in TOML")],
+    base: Base = None,
+    rows: Annotated[int, typer.Option("--rows", help="rows per client, for the forecast")] = 200,
+    tokens: Annotated[int, typer.Option("--tokens", help="tokens per row")] = 16,
+    speed: Annotated[int, typer.Option("--speed", help="tokens a client trains per second")] = 2000,
+    as_json: Json = False,
+) -> None:
+    """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
+    parsed = parse_plan(_text(plan), source=str(plan))
+    manifest = read_manifest(base) if base else None
+    findings = check(parsed, manifest)
+    legal = all(finding.severity != "error" for finding in findings)
+    cost = None
+    if manifest is not None and legal:
+        cost = forecast(
+            parsed, manifest, rows_per_client=rows, tokens_per_row=tokens, tokens_per_second=speed
+        )
+    if as_json:
+        body = {
+            "legal": legal,
+            "digest": parsed.digest,
+            "findings": [asdict(f) for f in findings],
+            "forecast": cost.to_dict() if cost else None,
+        }
+        typer.echo(json.dumps(body))
+    else:
+        _print(plan, parsed, legal, findings, cost)
+    if not legal:
+        raise typer.Exit(PlanError.exit_code)
+
+
+@app.command()
+def rules(as_json: Json = False) -> None:
+    """The aggregation rules and what each promises and demands."""
+    if as_json:
+        rows = [
+            asdict(rule) | {"phases": [sorted(phase) for phase in rule.phases]}
+            for rule in RULES.values()
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("rule", "trains", "needs", "exact", "mixed ranks", "what it does")
+    for rule in RULES.values():
+        phases = " then ".join("+".join(sorted(phase)) for phase in rule.phases)
+        table.add_row(
+            rule.name,
+            phases,
+            rule.needs,
+            "yes" if rule.exact else "no",
+            "yes" if rule.mixed_ranks else "no",
+            f"{rule.summary} ({rule.source})",
+        )
+    Console().print(table)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A base's manifest. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
+            "name the folder that `fedge base build --out` wrote",
+        ) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"
+        ) from None
+
+
+def _print(
+    path: Path, plan: Plan, legal: bool, findings: list[Finding], cost: Forecast | None
+) -> None:
+    console = Console()
+    verdict = "[green]may be run[/]" if legal else "[red]must not be run[/]"
+    console.print(f"{path}: {verdict}; digest {plan.digest[:16]}…")
+    for finding in findings:
+        colour = STYLE[finding.severity]
+        remedy = f" ({finding.remedy})" if finding.remedy else ""
+        console.print(f"[{colour}]{finding.severity}[/] `{finding.field}`: {finding.cause}{remedy}")
+    if cost is None:
+        return
+    table = Table(title="forecast", show_header=False)
+    for key, value in cost.to_dict().items():
+        shown = value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{name}: {number:,}" for name, number in value.items())
+        elif isinstance(value, float):
+            shown = f"{value:,.2f}"
+        else:
+            shown = f"{value:,}"
+        table.add_row(key.replace("_", " "), shown)
+    console.print(table)

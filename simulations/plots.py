@@ -1,0 +1,182 @@
+"""Small charts as inline SVG: nothing to install, nothing fetched, readable in light and dark.
+
+Colours are CSS variables of the page. Every chart carries its title for screen readers and, beside
+it, the table of its figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 130, 14, 34
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A series of (x, y) points; ``y`` alone at one height is a reference line."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    css: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """An area between two heights over the whole width."""
+
+    name: str
+    low: float
+    high: float
+
+
+class _Frame:
+    """From data to pixels."""
+
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
+        self.x0, x1 = x_range
+        self.y0, y1 = y_range
+        self._xs = (WIDTH - LEFT - RIGHT) / ((x1 - self.x0) or 1)
+        self._ys = (HEIGHT - TOP - BOTTOM) / ((y1 - self.y0) or 1)
+        self.y1 = y1
+
+    def x(self, value: float) -> float:
+        return round(LEFT + (value - self.x0) * self._xs, 1)
+
+    def y(self, value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - self.y0) * self._ys, 1)
+
+    def axes(self, ticks: Sequence[float], unit: str) -> list[str]:
+        parts = []
+        for step in range(5):
+            value = self.y0 + (self.y1 - self.y0) * step / 4
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            label = escape(number(value) + unit)
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
+        for tick in _thinned(ticks):
+            x = self.x(tick)
+            parts.append(
+                f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{number(tick)}</text>'
+            )
+        return parts
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, band: Band | None = None, unit: str = ""
+) -> str:
+    """Lines over rounds, labelled at their right end."""
+    points = [point for line in lines for point in line.points]
+    if not points:
+        return ""
+    xs = sorted({x for x, _ in points})
+    heights = [y for _, y in points] + ([band.low, band.high] if band else [])
+    frame = _Frame((min(xs), max(xs)), (min(0.0, *heights), max(heights) * 1.05 or 1.0))
+    parts = frame.axes(xs, unit)
+    if band:
+        top, height = frame.y(band.high), max(2.0, frame.y(band.low) - frame.y(band.high))
+        parts.append(
+            f'<rect class="band" x="{LEFT}" y="{top}" width="{WIDTH - LEFT - RIGHT}" height="{height}"/>'
+        )
+    labels: list[tuple[float, str, str]] = []
+    for line in lines:
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in line.points)
+        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
+        parts.append(f'<polyline class="line {line.css}" points="{path}"{dash}/>')
+        if not line.dashed:
+            parts += [
+                f'<circle class="dot {line.css}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="3"/>'
+                for x, y in line.points
+            ]
+        labels.append((frame.y(line.points[-1][1]), line.name, line.css))
+    taken = -99.0
+    for y, name, css in sorted(labels):
+        taken = max(y + 4, taken + 15)
+        parts.append(
+            f'<text class="label {css}" x="{WIDTH - RIGHT + 8}" y="{taken}">{escape(name)}</text>'
+        )
+    return _svg(title, parts)
+
+
+def bar_chart(
+    title: str,
+    xs: Sequence[float],
+    series: Sequence[tuple[str, str, Sequence[float]]],
+    *,
+    unit: str = "",
+) -> str:
+    """Stacked bars; ``series`` holds (name, css class, one height per x)."""
+    if not xs:
+        return ""
+    totals = [sum(values[i] for _, _, values in series) for i in range(len(xs))]
+    frame = _Frame((min(xs) - 0.6, max(xs) + 0.6), (0.0, max(totals) * 1.05 or 1.0))
+    width = max(1.0, (frame.x(1) - frame.x(0)) * 0.8)
+    parts = frame.axes(xs, unit)
+    below = [0.0] * len(xs)
+    for _, css, values in series:
+        for index, x in enumerate(xs):
+            if values[index]:
+                top = frame.y(below[index] + values[index])
+                height = round(frame.y(below[index]) - top, 1)
+                parts.append(
+                    f'<rect class="bar {css}" x="{round(frame.x(x) - width / 2, 1)}" y="{top}" '
+                    f'width="{round(width, 1)}" height="{height}"/>'
+                )
+                below[index] += values[index]
+    for row, (name, css, _) in enumerate(series):
+        y = TOP + 12 + 18 * row
+        parts.append(
+            f'<rect class="bar {css}" x="{WIDTH - RIGHT + 8}" y="{y - 9}" width="10" height="10"/>'
+        )
+        parts.append(f'<text x="{WIDTH - RIGHT + 24}" y="{y}">{escape(name)}</text>')
+    return _svg(title, parts)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """An HTML table; everything in it is escaped."""
+    top = "".join(f"<th>{escape(str(cell))}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def number(value: float) -> str:
+    """Short: 12,345 or 0.123 or 4.2e-07."""
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    return (
+        f"{value:.2g}"
+        if abs(value) < 0.01
+        else f"{value:,.3g}"
+        if abs(value) < 1000
+        else f"{value:,.0f}"
+    )
+
+
+def _cell(value: object) -> str:
+    return (
+        number(value)
+        if isinstance(value, float)
+        else f"{value:,}"
+        if type(value) is int
+        else str(value)
+    )
+
+
+def _thinned(ticks: Sequence[float]) -> list[float]:
+    step = max(1, -(-len(ticks) // 12))
+    return list(ticks)[::step]
+
+
+def _svg(title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
