@@ -100,7 +100,9 @@ def train(variant: str, folder: Path) -> dict[str, float]:
                         ),
                     )
         rest = {
-            k: file.get_tensor(k) for k in file.keys() if not k.endswith((".qweight", ".scales"))
+            k: file.get_tensor(k)
+            for k in sorted(file.keys())
+            if not k.endswith((".qweight", ".scales"))
         }
     model.load_state_dict(rest, strict=False, assign=True)
     model.tie_weights()

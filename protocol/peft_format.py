@@ -29,21 +29,20 @@ RELEASE_FILE = "release.json"
 
 def to_peft(tensors: Tensors) -> Tensors:
     """Canonical names to the keys of ``adapter_model.safetensors``."""
-    return {_peft_key(name): value for name, value in tensors.items()}
+    prefix = _prefix(SOFT_PROMPT in tensors)
+    return {_peft_key(name, prefix): value for name, value in tensors.items()}
 
 
 def from_peft(tensors: Tensors) -> Tensors:
     """The reverse. Raises ArtefactError for a key no fedge adapter has."""
+    prefix = _prefix(PROMPT_KEY in tensors)
     named: Tensors = {}
     for key, value in tensors.items():
         if key == PROMPT_KEY:
             named[SOFT_PROMPT] = value
-        elif key.startswith(PEFT_PREFIX):
-            named[
-                key.removeprefix(PEFT_PREFIX).removesuffix(".weight")
-                if ".lora_" in key
-                else key.removeprefix(PEFT_PREFIX)
-            ] = value
+        elif key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            named[name.removesuffix(".weight") if ".lora_" in name else name] = value
         else:
             raise ArtefactError(
                 f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote"
@@ -51,10 +50,15 @@ def from_peft(tensors: Tensors) -> Tensors:
     return named
 
 
-def _peft_key(name: str) -> str:
+def _prefix(prompt: bool) -> str:
+    # A tuner (LoRA) wraps the model once more than prompt learning does.
+    return "base_model." if prompt else PEFT_PREFIX
+
+
+def _peft_key(name: str, prefix: str) -> str:
     if name == SOFT_PROMPT:
         return PROMPT_KEY
-    return f"{PEFT_PREFIX}{name}.weight" if ".lora_" in name else f"{PEFT_PREFIX}{name}"
+    return f"{prefix}{name}.weight" if ".lora_" in name else f"{prefix}{name}"
 
 
 def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) -> dict[str, Any]:

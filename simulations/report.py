@@ -59,7 +59,8 @@ def _page(run: Path, plan: Json) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: a federated run</title><style>{CSS}</style></head>"
-        f"<body><header><h1>{name}</h1><p>A federated run, reported by fedge.</p></header>{body}</body></html>\n"
+        f"<body><header><h1>{name}</h1><p>A federated run, reported by fedge.</p></header>{body}"
+        "</body></html>\n"
     )
 
 

@@ -44,7 +44,8 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 def test_every_command_in_the_documents_exists() -> None:
     commands = set()
     for document in DOCUMENTS:
-        for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", document.read_text(), re.S):
+        fences = re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.S | re.M)
+        for block in (body for language, body in fences if language in ("", "sh", "console")):
             commands |= set(
                 re.findall(
                     r"^\$? ?(?:\.venv/bin/)?fedge ((?:plan|base|edge) [a-z]+|[a-z]+)", block, re.M
