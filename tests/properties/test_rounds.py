@@ -1,0 +1,51 @@
+"""Laws of a round: everybody expected ends in exactly one place, whatever happens."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.rounds import Complete, Failed, Reason, accept, close, draw_cohort, drop, open_attempt
+
+names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
+
+
+@given(names, st.data())
+def test_used_and_dropped_are_exactly_expected(cohort: list[str], data: st.DataObject) -> None:
+    quorum = data.draw(st.integers(1, len(cohort)))
+    state = open_attempt(tuple(sorted(cohort)), quorum=quorum)
+    late = set()
+    for client in data.draw(st.permutations(sorted(cohort))):
+        match data.draw(st.sampled_from(["accept", "error", "invalid", "silent", "late"])):
+            case "accept":
+                state = accept(state, client)
+            case "error":
+                state = drop(state, client, Reason.ERROR, "x")
+            case "invalid":
+                state = drop(state, client, Reason.INVALID, "x")
+            case "late":
+                late.add(client)
+    closed = close(state, late=frozenset(late))
+    gone = [dropped.client for dropped in closed.dropped]
+    assert sorted([*closed.used, *gone]) == sorted(cohort)
+    assert isinstance(closed, Complete if len(closed.used) >= quorum else Failed)
+    assert {d.client for d in closed.dropped if d.reason is Reason.LATE} == late
+
+
+@given(names, st.integers(1, 9), st.integers(0, 99), st.integers(1, 50))
+def test_a_cohort_depends_on_names_and_seed_alone(
+    all_names: list[str], size: int, seed: int, n: int
+) -> None:
+    drawn = draw_cohort(all_names, size=size, seed=seed, round_number=n, attempt=1)
+    assert drawn == draw_cohort(all_names[::-1], size=size, seed=seed, round_number=n, attempt=1)
+    assert len(drawn) == min(size, len(all_names))
+    assert set(drawn) <= set(all_names)
+
+
+def test_nobody_answers_twice_or_uninvited() -> None:
+    state = accept(open_attempt(("a", "b"), quorum=1), "a")
+    with pytest.raises(ValueError, match="answered already"):
+        accept(state, "a")
+    with pytest.raises(ValueError, match="not expected"):
+        drop(state, "z", Reason.ERROR, "")

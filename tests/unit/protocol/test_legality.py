@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from base_model.store import read_manifest
+from protocol.adapter import adapter_layout
+from protocol.errors import PlanError
+from protocol.exchange.plain import HEADER
+from protocol.forecast import forecast
+from protocol.legality import check, verify_legal
+from protocol.manifest import Manifest
+from protocol.plan import Plan, plan_from
+from protocol.rules import RULES, Role
+
+
+def plan_of(manifest: Manifest, **sections: Any) -> Plan:
+    document = {
+        "name": "p",
+        "base": {"fingerprint": manifest.fingerprint},
+        "task": {"labels": ["a", "b", "c"], "max_length": 16},
+        "adapter": {"rank": 4},
+    }
+    return plan_from(document | sections, source="test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"rule": {"name": "prompt-mean"}}, "rule.name"),
+        ({"rule": {"name": "nonsense"}}, "rule.name"),
+        ({"adapter": {"rank": 4, "client_ranks": [2, 4]}}, "adapter.client_ranks"),
+        ({"adapter": {"rank": 4, "targets": ["qeury"]}}, "adapter.targets"),
+        ({"adapter": {"rank": 400}}, "adapter.rank"),
+        ({"task": {"labels": ["a", "b"], "max_length": 4000}}, "task.max_length"),
+        ({"base": {"fingerprint": "f" * 64}}, "base.fingerprint"),
+        ({"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}}, "server.optimizer"),
+        ({"rule": {"name": "flora"}, "rounds": 30}, "rounds"),
+    ],
+)
+def test_an_illegal_plan_names_the_field(
+    tiny_base: Path, sections: dict[str, Any], field: str
+) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest, **sections)
+    errors = [finding for finding in check(plan, manifest) if finding.severity == "error"]
+    assert [finding.field for finding in errors] == [field]
+    assert errors[0].remedy
+    with pytest.raises(PlanError, match=field.replace(".", r"\.")):
+        verify_legal(plan, manifest)
+
+
+def test_a_legal_plan_still_says_what_is_insecure(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    findings = check(plan_of(manifest), manifest)
+    assert not [finding for finding in findings if finding.severity == "error"]
+    assert any("INSECURE" in finding.cause for finding in findings)
+
+
+def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest)
+    cost = forecast(plan, manifest)
+    layout = adapter_layout(plan, manifest)
+    assert cost.adapter_parameters == layout.size
+    upload = cost.upload_bytes_per_client_round
+    assert upload["lora_B"] == HEADER.size + 4 * layout.only({Role.LORA_B, Role.HEAD}).size
+    assert cost.download_bytes_per_client_round == 4 * layout.size
+
+
+def test_contracts_are_consistent() -> None:
+    for rule in RULES.values():
+        assert rule.mixed_ranks <= (rule.needs == "individual")
+        assert (rule.combine == "mean") == (rule.needs == "sum")
+        assert not rule.changes_base
+        for number in range(1, 5):
+            assert Role.HEAD in rule.roles(number)
+    assert Role.LORA_B in RULES["alternating"].roles(1)  # with B = 0 an A round would do nothing
+    assert Role.LORA_A in RULES["alternating"].roles(2)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from protocol.errors import PlanError
+from protocol.plan import parse_plan
+
+GOOD = f'name = "p"\n[base]\nfingerprint = "{"0" * 64}"\n[task]\nlabels = ["a", "b"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "remedy"),
+    [
+        (
+            GOOD + "[local]\nlerning_rate = 1.0\n",
+            "unknown key `local.lerning_rate`",
+            "`learning_rate`",
+        ),
+        (GOOD + "[rools]\n", "unknown key `rools`", "did you mean"),
+        (GOOD + "[local]\nepochs = 'two'\n", "`local.epochs`", "correct this value"),
+        (GOOD + "[local]\nlearning_rate = -1.0\n", "`local.learning_rate`", "correct"),
+        (GOOD + "[local]\nlearning_rate = inf\n", "`local.learning_rate`", "correct"),
+        (GOOD + "[cohort]\nsize = 2\nquorum = 3\n", "quorum 3 is above size 2", "correct"),
+        (GOOD.replace('"b"', '"a"'), "repeated: a", "correct"),
+        ('name = "p"\n[task]\nlabels = ["a", "b"]\n', "`base` is missing", "fedge init"),
+        ("name = ", "not valid TOML", "line"),
+        (GOOD.replace('"p"', '"../p"'), "`name`", "correct"),
+        (GOOD + "format = 2\n", "", ""),
+    ],
+)
+def test_a_wrong_plan_is_refused_with_cause_and_remedy(text: str, cause: str, remedy: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, source="plan.toml")
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy
+    assert caught.value.cause.startswith("plan.toml")
+
+
+def test_the_digest_ignores_order_comments_and_spelt_out_defaults() -> None:
+    plain = parse_plan(GOOD, source="x").digest
+    spelt = GOOD + "# a comment\n[rule]\nname = 'alternating'\n[local]\nepochs = 1\n"
+    assert parse_plan(spelt, source="y").digest == plain
+    assert parse_plan(GOOD + "[local]\nepochs = 2\n", source="z").digest != plain
