@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+FIELD := $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])'
 PINS := pyproject.toml constraints.txt
 export HF_HUB_OFFLINE = 1
 export FLWR_TELEMETRY_ENABLED = 0
@@ -30,10 +31,9 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/fedge simulate demo --out runs/demo
 	@echo
 	@echo "The released adapter, through ONNX Runtime:"
-	@$(BIN)/fedge edge infer --base "$$($(BIN)/python -c 'import json; print(json.load(open("runs/demo/summary.json"))["base"])')" \
-		--adapter runs/demo/rounds/0008/adapter \
+	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
+		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" \
 		"it is much too dark in the hall" "how long until the eggs are done" "put oat milk on the list"
-	@echo "Report: runs/demo/report.html"
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q

@@ -76,17 +76,28 @@ def simulate(
     if as_json:
         typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
-        Console().print(summary_table(summary, folder))
+        console = Console()
+        console.print(summary_table(summary))
+        for line in summary.insecure:
+            console.print(f"! {line}", style="yellow")
+        console.print(f"run: {folder}", soft_wrap=True)
+        console.print(f"adapter: {summary.adapter}", soft_wrap=True)
+        if summary.report:
+            console.print(f"report: {summary.report}", soft_wrap=True)
 
 
-def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
     """Write the run's report: one self-contained HTML page."""
     from simulations.report import write_report
 
-    typer.echo(str(write_report(run)))
+    path = str(write_report(run))
+    typer.echo(json.dumps({"report": path}) if as_json else path)
 
 
-def summary_table(summary: Summary, out: Path) -> Table:
+def summary_table(summary: Summary) -> Table:
     """The figures of a run as a table."""
     table = Table(title=f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds")
     table.add_column("")
@@ -105,11 +116,6 @@ def summary_table(summary: Summary, out: Path) -> Table:
         ("seconds", f"{summary.seconds:.0f}"),
     ):
         table.add_row(label, value)
-    table.caption = "\n".join(
-        [f"! {line}" for line in summary.insecure]
-        + [f"run: {out}"]
-        + ([f"report: {summary.report}"] if summary.report else [])
-    )
     return table
 
 

@@ -36,6 +36,8 @@ class Summary(Section):
     insecure: list[str]
     adapter_digest: str
     dropped: int
+    base: str
+    adapter: str
     report: str | None
 
 
@@ -77,6 +79,8 @@ def summarise(
         insecure=insecurities(prepared, records),
         adapter_digest=str(last["adapter_out"]),
         dropped=sum(len(record["dropped"]) for record in records),
+        base=str(prepared.base),
+        adapter=str(folder),
         report=report,
     )
 
