@@ -215,3 +215,81 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("base") / "tiny"
     build_base(str(tiny_source), task="sequence-classification", bits=4, out=out)
     return out
+
+
+@pytest.fixture(scope="session")
+def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
+    """Writes a PEFT folder with random values, as the coordinator does; returns the folder."""
+    import numpy as np
+
+    from base_model.store import read_manifest
+    from protocol.adapter import adapter_layout
+    from protocol.plan import plan_from
+    from server.peft_folder import write_peft_folder
+
+    def write(
+        folder: Path,
+        *,
+        method: str = "lora",
+        rank: int = 4,
+        seed: int = 0,
+        targets: object = "all-linear",
+    ) -> Path:
+        manifest = read_manifest(tiny_base)
+        adapter = {"method": method, "rank": rank, "tokens": 5, "targets": targets}
+        plan = plan_from(
+            {
+                "name": "t",
+                "base": {"fingerprint": manifest.fingerprint},
+                "adapter": adapter,
+                "rule": {"name": "fedit" if method == "lora" else "prompt-mean"},
+                "task": {"labels": ["light", "music", "timer"], "max_length": 16},
+            },
+            source="test",
+        )
+        rng = np.random.default_rng(seed)
+        layout = adapter_layout(plan, manifest)
+        tensors = layout.unflatten(rng.normal(0, 0.3, layout.size).astype(np.float32))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_peft_folder(
+            folder,
+            tensors,
+            plan=plan,
+            manifest=manifest,
+            rank=rank,
+            round_number=1,
+            adapter_digest="0" * 64,
+            exchange="plain",
+            secure=False,
+            metrics={},
+        )
+        return folder
+
+    return write
+
+
+TEXTS = [
+    "turn on the kitchen light",
+    "play some music now",
+    "set a timer for ten minutes",
+    "the",
+    "",
+]
+
+
+@pytest.fixture(scope="session")
+def released(tiny_base: Path, write_adapter, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Released adapters by name: a and b differ in rank and values, c has a soft prompt."""
+    from base_model.release import release_adapter
+
+    folder = tmp_path_factory.mktemp("adapters")
+    made = {
+        "a": write_adapter(folder / "a", seed=1),
+        "b": write_adapter(
+            folder / "b", seed=2, rank=7, targets=["query", "attention.output.dense"]
+        ),
+        "c": write_adapter(folder / "c", seed=3, method="prompt"),
+    }
+    for path in made.values():
+        release_adapter(path, tiny_base, texts=TEXTS, bound=1e-4)
+    return made

@@ -74,4 +74,4 @@ def test_onnx_runtime_reads_the_same_weights(bits: int, width: int) -> None:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"x": np.eye(width, dtype=np.float32)})
-    assert (got.T == dequantise(packed, scales, bits=bits, in_features=width)).all()
+    assert (dequantise(packed, scales, bits=bits, in_features=width) == got.T).all()

@@ -21,14 +21,21 @@ def test_training_and_the_edge_graph_have_the_same_bytes(tiny_base: Path) -> Non
     """What is trained is what is served: file, graph and module hold one set of codes."""
     manifest = read_manifest(tiny_base)
     on_disk = load_file(tiny_base / "weights.safetensors")
-    graph = {i.name: numpy_helper.to_array(i) for i in onnx.load(tiny_base / "graph.onnx").graph.initializer}
+    graph = {
+        i.name: numpy_helper.to_array(i)
+        for i in onnx.load(tiny_base / "graph.onnx").graph.initializer
+    }
     model = open_base(tiny_base).model
     assert len(manifest.linears) == 12
     for linear in manifest.linears:
         qweight, scales = f"{linear.path}.qweight", f"{linear.path}.scales"
         module = model.get_submodule(linear.path)
-        assert on_disk[qweight].tobytes() == graph[qweight].tobytes() == module.codes.numpy().tobytes()
-        assert on_disk[scales].tobytes() == graph[scales].tobytes() == module.scales.numpy().tobytes()
+        assert (
+            on_disk[qweight].tobytes() == graph[qweight].tobytes() == module.codes.numpy().tobytes()
+        )
+        assert (
+            on_disk[scales].tobytes() == graph[scales].tobytes() == module.scales.numpy().tobytes()
+        )
 
 
 def test_every_linear_has_slots_and_ranks_of_its_own(tiny_base: Path) -> None:
@@ -61,7 +68,8 @@ def test_other_widths_agree_with_their_graph(tiny_source: Path, tmp_path: Path, 
     weight = np.random.default_rng(0).normal(size=(3, 32)).astype("f")
     opened.model.classifier.weight.data.copy_(torch.from_numpy(weight))
     write_edge_adapter(
-        {"classifier.weight": weight, "classifier.bias": np.zeros(3, "f")}, tmp_path / "a.onnx_adapter"
+        {"classifier.weight": weight, "classifier.bias": np.zeros(3, "f")},
+        tmp_path / "a.onnx_adapter",
     )
     session, options, _keep = edge_session(out, tmp_path / "a.onnx_adapter")
     ids, mask = np.array([[2, 9, 8, 3], [2, 7, 3, 0]]), np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -72,7 +80,9 @@ def test_other_widths_agree_with_their_graph(tiny_source: Path, tmp_path: Path, 
     assert manifest.bits == bits
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "graph.onnx", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "graph.onnx", "tokenizer.json", "config.json"]
+)
 def test_a_flipped_byte_or_a_lost_tail_is_named(tiny_base: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
@@ -89,7 +99,9 @@ def test_a_flipped_byte_or_a_lost_tail_is_named(tiny_base: Path, tmp_path: Path,
         verify_base(copy)
 
 
-def test_truncated_weights_are_refused_even_without_verification(tiny_base: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_refused_even_without_verification(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
     data = (copy / "weights.safetensors").read_bytes()
@@ -98,7 +110,9 @@ def test_truncated_weights_are_refused_even_without_verification(tiny_base: Path
         open_base(copy, verify=False)
 
 
-def test_a_stranger_in_the_folder_or_a_path_in_the_manifest_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_stranger_in_the_folder_or_a_path_in_the_manifest_is_refused(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "base"
     shutil.copytree(tiny_base, copy)
     (copy / "more.safetensors").write_bytes(b"x")
@@ -125,7 +139,13 @@ def test_a_stranger_in_the_folder_or_a_path_in_the_manifest_is_refused(tiny_base
 def test_what_cannot_be_built_leaves_nothing_behind(
     tiny_source: Path, tmp_path: Path, arguments: dict[str, object], cause: str
 ) -> None:
-    given = {"source": str(tiny_source), "task": TASK, "bits": 4, "out": tmp_path / "out", **arguments}
+    given = {
+        "source": str(tiny_source),
+        "task": TASK,
+        "bits": 4,
+        "out": tmp_path / "out",
+        **arguments,
+    }
     with pytest.raises(FedgeError, match=cause):
         build_base(given.pop("source"), **given)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

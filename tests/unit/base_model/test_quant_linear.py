@@ -11,11 +11,18 @@ from base_model.quant_linear import QuantLinear, dequantise, refuse_merge
 from protocol import codes as reference
 
 
-def layer(bits: int = 4, *, rows: int = 24, width: int = 40, bias: bool = True, seed: int = 0) -> QuantLinear:
+def layer(
+    bits: int = 4, *, rows: int = 24, width: int = 40, bias: bool = True, seed: int = 0
+) -> QuantLinear:
     rng = np.random.default_rng(seed)
-    packed, scales = reference.quantise(rng.normal(size=(rows, width)).astype("f"), bits=bits, block=32)
+    packed, scales = reference.quantise(
+        rng.normal(size=(rows, width)).astype("f"), bits=bits, block=32
+    )
     return QuantLinear(
-        torch.from_numpy(packed), torch.from_numpy(scales), bits=bits, in_features=width,
+        torch.from_numpy(packed),
+        torch.from_numpy(scales),
+        bits=bits,
+        in_features=width,
         bias=torch.from_numpy(rng.normal(size=rows).astype("f")) if bias else None,
     )
 
@@ -23,7 +30,9 @@ def layer(bits: int = 4, *, rows: int = 24, width: int = 40, bias: bool = True, 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_dequantise_is_the_protocol_bit_for_bit(bits: int) -> None:
     made = layer(bits)
-    expected = reference.dequantise(made.codes.numpy(), made.scales.numpy(), bits=bits, in_features=40)
+    expected = reference.dequantise(
+        made.codes.numpy(), made.scales.numpy(), bits=bits, in_features=40
+    )
     assert (made.weight.numpy() == expected).all()
 
 

