@@ -96,8 +96,8 @@ class RunStore:
             record: Record = json.loads((folder / RECORD).read_text("utf-8"))
             with safe_open(folder / CHECKPOINT, "np") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-            if metadata.get("adapter_digest") != record["adapter_out"]:
+                metadata = json.loads((file.metadata() or {})["fedge"])
+            if metadata["adapter_digest"] != record["adapter_out"]:
                 raise ValueError("checkpoint and record are of different rounds")
             adapter = {
                 k.removeprefix("adapter/"): v
@@ -190,7 +190,8 @@ def _checkpoint(state: State, record: Record) -> bytes:
         "adapter_digest": record["adapter_out"],
     }
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    return bytes(save(ordered, metadata=metadata))
+    # One key: safetensors writes several in an order that changes from process to process.
+    return bytes(save(ordered, metadata={"fedge": json.dumps(metadata, sort_keys=True)}))
 
 
 def _json(value: Record) -> str:

@@ -98,7 +98,9 @@ def lora_gradients(folder: Path, bits: int) -> np.ndarray[Any, Any]:
             parameter.data.copy_(torch.from_numpy(rng.normal(0, 0.02, tuple(parameter.shape))))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-    return np.concatenate([p.grad.numpy().ravel() for n, p in model.named_parameters() if "lora_" in n])
+    return np.concatenate(
+        [p.grad.numpy().ravel() for n, p in model.named_parameters() if "lora_" in n]
+    )
 
 
 def test_lora_gradients_point_where_those_of_the_float_base_do(tmp_path: Path) -> None:
