@@ -140,6 +140,29 @@ def best_factors(a: Wide, b: Wide, *, rank: int) -> tuple[Wide, Wide]:
     return np.pad(new_a, ((0, short), (0, 0))), np.pad(new_b, ((0, 0), (0, short)))
 
 
+def change_norm(before: Tensors, after: Tensors, *, scaling: float) -> float:
+    """L2 norm of what a round changed in the head and in the products ``scaling`` * B @ A.
+
+    Ranks may differ. ``B1 A1 - B0 A0`` is one product of stacked factors, whose Frobenius norm
+    only needs the triangles of their QR.
+    """
+    square = 0.0
+    for name, value in after.items():
+        if name.endswith(LORA_B):
+            continue
+        if name.endswith(LORA_A):
+            path = name.removesuffix(LORA_A)
+            a = np.concatenate([value, before[name]]).astype(np.float64)
+            b = np.concatenate([after[path + LORA_B], -before[path + LORA_B]], axis=1)
+            _, left = np.linalg.qr(b.astype(np.float64))
+            _, right = np.linalg.qr(a.T)
+            change = scaling * (left @ right.T)
+        else:
+            change = value.astype(np.float64) - before[name]
+        square += float(np.sum(change * change))
+    return float(np.sqrt(square))
+
+
 def _start(
     state: State,
     received: Layout,

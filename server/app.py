@@ -17,7 +17,8 @@ from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, parse_plan, plan_from
 from server.clock import Clock, SystemClock
-from server.coordinator import Listener, run_rounds
+from server.coordinator import run_rounds
+from server.setting import Listener
 from server.store import RunStore
 
 

@@ -16,6 +16,7 @@ from server.clock import Clock
 
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
 POLL_S = 0.2
+NAME_BYTES = 64  # quoted, a name is a file name: three times as long at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,12 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
     node_ids = sorted(grid.get_node_ids())
     question = RecordDict()
     messages = [Message(question, node, wire.HELLO) for node in node_ids]
-    ids = list(grid.push_messages(messages))
-    node_of = dict(zip(ids, node_ids, strict=True))
+    sent = push(grid, messages)
+    node_of = {asked: node for asked, node in zip(sent, node_ids, strict=True) if asked is not None}
+    unsent = [node for asked, node in zip(sent, node_ids, strict=True) if asked is None]
     answers: dict[int, wire.Hello | str] = {}
     deadline = clock.now() + PATIENCE_S
-    waiting = dict.fromkeys(ids)
+    waiting = dict.fromkeys(node_of)
     while waiting and clock.now() < deadline:
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
@@ -45,16 +47,32 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
                 answers[node_of[asked]] = _hello(reply)
         if not replies:
             clock.sleep(POLL_S)
-    return _sorted_out(answers, [node_of[asked] for asked in waiting], base)
+    return _sorted_out(answers, unsent + [node_of[asked] for asked in waiting], base)
+
+
+def push(grid: Grid, messages: list[Message]) -> list[str | None]:
+    """Push; one id per message, None for one that could not be sent.
+
+    Flower's HTTP grid marks single failures by None and answers a refused request as a whole
+    (payload too large) with an empty list.
+    """
+    ids: list[str | None] = [name or None for name in grid.push_messages(messages)]
+    return ids if len(ids) == len(messages) else [None] * len(messages)
 
 
 def _hello(reply: Message) -> wire.Hello | str:
     if reply.has_error():
         return f"failed: {reply.error.reason}"
     try:
-        return wire.from_record(wire.Hello, dict(reply.content.config_records[wire.REPLY]))
+        answer = dict(reply.content.config_records[wire.REPLY])
+        if "cause" in answer:
+            return f"refused: {wire.from_record(wire.Refusal, answer).cause}"
+        hello = wire.from_record(wire.Hello, answer)
     except (KeyError, ArtefactError):
         return "answered with something else than its name"
+    if not hello.client.isprintable() or not 0 < len(hello.client.encode()) <= NAME_BYTES:
+        return f"its name is empty, not printable or longer than {NAME_BYTES} bytes"
+    return hello
 
 
 def _sorted_out(answers: dict[int, wire.Hello | str], silent: list[int], base: str) -> Roster:

@@ -23,6 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from server.aggregation import State
@@ -53,8 +54,17 @@ class RunStore:
             raise ArtefactError(
                 f"{folder} is in use by another coordinator", "wait for it, or stop it first"
             ) from None
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed coordinator left half written, or published but not tidied up."""
         for leftover in self._rounds.glob(".*.tmp"):
             shutil.rmtree(leftover)
+        for leftover in self._rounds.glob(".*.part"):
+            leftover.unlink()
+        for leftover in self._rounds.glob(".*.open"):
+            if (self._rounds / leftover.stem.removeprefix(".")).is_dir():
+                shutil.rmtree(leftover)
 
     def close(self) -> None:
         """Release the lock."""
@@ -104,10 +114,15 @@ class RunStore:
                 for k, v in tensors.items()
                 if k.startswith("adapter/")
             }
+            vector = np.concatenate([adapter[name].reshape(-1) for name in sorted(adapter)])
             moments = Moments(first=tensors["moment1"], second=tensors["moment2"])
+            if not len(vector) == len(moments.first) == len(moments.second):
+                raise ValueError("moments and adapter are of different sizes")
+            if vector_digest(vector) != record["adapter_out"]:  # a layout sorts by name: (P-2.2)
+                raise ValueError("the adapter's bytes have changed")
             return State(adapter=adapter, rank=int(record["rank"]), moments=moments), record
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ArtefactError(f"{folder} is damaged: {type(error).__name__}", remedy) from None
+            raise ArtefactError(f"{folder} is damaged: {_why(error)}", remedy) from None
 
     # -- the open attempt -------------------------------------------------------------------------
 
@@ -177,6 +192,10 @@ class RunStore:
     def _reply(self, number: int, client: str) -> Path:
         # Names come from outside: quoted, a name cannot leave the folder.
         return self._open(number) / f"{quote(client, safe='')}.reply"
+
+
+def _why(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else type(error).__name__
 
 
 def _checkpoint(state: State, record: Record) -> bytes:

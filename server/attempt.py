@@ -1,0 +1,311 @@
+"""One attempt at one round: ask, collect, aggregate, write down. (P-4.2 to P-4.7)
+
+What decides lies in :mod:`server.rounds`; here are messages, files and the clock. An update is on
+disk before it is counted. Memory does not grow with the cohort: rules that need single updates
+read them again from disk, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from protocol import wire
+from protocol.adapter import client_rank, lora_scaling
+from protocol.errors import ArtefactError, RoundError, UpdateError
+from protocol.exchange import Aggregate, Contribution, Phase
+from protocol.exchange.plain import decode
+from server.aggregation import State, apply_individuals, apply_mean, change_norm
+from server.roster import POLL_S, Roster, push
+from server.rounds import (
+    Collecting,
+    Complete,
+    Failed,
+    Reason,
+    accept,
+    close,
+    draw_cohort,
+    drop,
+    open_attempt,
+)
+from server.setting import Setting
+from server.store import Record
+
+DETAIL = 500  # characters of somebody else's text that a record keeps
+
+
+class Attempt:
+    """One attempt at one round."""
+
+    def __init__(
+        self, setting: Setting, number: int, attempt: int, state: State, digest: str, roster: Roster
+    ) -> None:
+        """Open the attempt, or take up the one that was open when the coordinator stopped.
+
+        Raises RoundError when fewer clients are there than the quorum asks for.
+        """
+        self._setting, self._number, self._attempt = setting, number, attempt
+        self._state, self._digest, self._roster = state, digest, roster
+        self._plan, self._store = setting.plan, setting.store
+        self._roles = setting.contract.roles(number)
+        self._individual = setting.contract.needs == "individual"
+        opened = self._store.opened(number)
+        if opened is None or opened["attempt"] != attempt or opened["adapter_in"] != digest:
+            opened = self._open()
+        self._started_at = float(opened["started_at"])
+        self._begun = setting.clock.now()
+        self._collecting: Collecting = open_attempt(
+            tuple(opened["cohort"]), quorum=self._plan.cohort.quorum
+        )
+        self._layout = setting.layout(state.rank).only(self._roles)
+        self._exchange = setting.exchange(self._layout.size)
+        self._bytes_up = 0
+
+    def _open(self) -> Record:
+        there, quorum = len(self._roster.nodes), self._plan.cohort.quorum
+        if there < quorum:  # training would be for nothing
+            raise RoundError(
+                f"round {self._number}: {there} clients are there, the quorum is {quorum}",
+                "connect more clients, then resume the run",
+            )
+        cohort = draw_cohort(
+            list(self._roster.nodes),
+            size=self._plan.cohort.size,
+            seed=self._plan.seed,
+            round_number=self._number,
+            attempt=self._attempt,
+        )
+        opened: Record = {
+            "attempt": self._attempt,
+            "cohort": list(cohort),
+            "adapter_in": self._digest,
+            "started_at": self._setting.clock.now(),
+        }
+        self._store.open_attempt(self._number, opened)
+        return opened
+
+    # -- collecting -------------------------------------------------------------------------------
+
+    def collect(self) -> Complete | Failed:
+        """Ask everybody who has not answered yet; count what comes until all have or time is up."""
+        for client in self._collecting.expected:
+            if self._store.has_reply(self._number, client):
+                self._count(client, self._store.reply(self._number, client))
+            elif client not in self._roster.nodes:
+                self._drop(client, Reason.NO_REPLY, "not connected")
+        clients = self._ask()
+        late = self._gather(clients)
+        if clients:  # one last look: who answers now is late, and is not read
+            for reply in self._setting.grid.pull_messages(list(clients)):
+                if answered := clients.get(reply.metadata.reply_to_message_id):
+                    late.add(answered)
+        return close(self._collecting, late=frozenset(late))
+
+    def _gather(self, clients: dict[str, str]) -> set[str]:
+        """Take replies, and their askers off ``clients``, until the deadline; returns who is late."""
+        clock, grid = self._setting.clock, self._setting.grid
+        deadline = self._begun + self._plan.cohort.deadline_s
+        late: set[str] = set()
+        while clients and clock.now() < deadline:
+            replies = list(grid.pull_messages(list(clients)))
+            for reply in replies:
+                client = clients.pop(reply.metadata.reply_to_message_id, None)
+                if client is None:
+                    continue
+                if clock.now() >= deadline:
+                    late.add(client)
+                else:
+                    self._take(client, reply)
+            if not replies:
+                clock.sleep(POLL_S)
+        return late
+
+    def _ask(self) -> dict[str, str]:
+        """Push one message per client that is waited for; returns message ids with names."""
+        waiting = self._collecting.waiting
+        if not waiting:
+            return {}
+        vector = self._setting.layout(self._state.rank).flatten(self._state.adapter)
+        instruction = wire.Instruction(
+            round=self._number,
+            attempt=self._attempt,
+            plan_digest=self._setting.plan_digest,
+            base=self._setting.manifest.fingerprint,
+            adapter_digest=self._digest,
+            rank=self._state.rank,
+            evaluate=self._evaluates(),
+        )
+        content = RecordDict(
+            {
+                wire.INSTRUCTION: ConfigRecord(wire.to_record(instruction)),
+                wire.ADAPTER: ArrayRecord({"adapter": Array(vector)}),
+            }
+        )
+        kind, nodes = f"{wire.TRAIN}.{Phase.MASK}", self._roster.nodes
+        messages = [
+            Message(content, nodes[client], kind, group_id=str(self._number)) for client in waiting
+        ]
+        sent = push(self._setting.grid, messages)
+        for client, name in zip(waiting, sent, strict=True):
+            if name is None:
+                self._drop(client, Reason.NO_REPLY, "the request could not be sent")
+        return {
+            name: client for client, name in zip(waiting, sent, strict=True) if name is not None
+        }
+
+    def _evaluates(self) -> bool:
+        return self._number % self._plan.evaluation.every == 0 or self._number == self._plan.rounds
+
+    def _take(self, client: str, reply: Message) -> None:
+        if reply.has_error():
+            self._drop(client, Reason.ERROR, str(reply.error.reason))
+            return
+        try:
+            if wire.REPLY in reply.content.config_records:
+                found = dict(reply.content.config_records[wire.REPLY])
+                refusal = wire.from_record(wire.Refusal, found)
+                self._drop(client, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
+                return
+            message = _masked(reply.content)
+        except (KeyError, ValueError, ArtefactError):
+            self._drop(client, Reason.INVALID, "the reply holds no update and no refusal")
+            return
+        self._store.put_reply(self._number, client, message)
+        self._count(client, message)
+
+    def _count(self, client: str, message: bytes) -> None:
+        try:
+            if self._individual:
+                decode(client, message, size=self._size(client))  # checked now, read again later
+            else:
+                self._exchange.receive(client, message)
+        except UpdateError as error:
+            self._store.remove_reply(self._number, client)
+            self._drop(client, Reason.INVALID, error.cause)
+            return
+        self._bytes_up = max(self._bytes_up, len(message))
+        self._collecting = accept(self._collecting, client)
+        self._tell()
+
+    def _drop(self, client: str, reason: Reason, detail: str) -> None:
+        line = " ".join(detail.split())[:DETAIL]
+        self._collecting = drop(self._collecting, client, reason, line)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._setting.listener:
+            expected = len(self._collecting.expected)
+            done = expected - len(self._collecting.waiting)
+            self._setting.listener.on_reply(self._number, done, expected)
+
+    # -- aggregating ------------------------------------------------------------------------------
+
+    def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
+        """The next state, the sums of the round, and the norm of the update.
+
+        The norm is that of the mean update; where a rule has none (``needs`` individuals), that of
+        the change it made to head and products s B A.
+        """
+        setting = self._setting
+        if not self._individual:
+            aggregate = self._exchange.unmask()
+            after = apply_mean(
+                self._state,
+                aggregate.mean,
+                plan=self._plan,
+                layout=setting.layout(self._state.rank),
+                roles=self._roles,
+            )
+            return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
+        sums = _Sums()
+        after = apply_individuals(
+            self._state,
+            sums.over(self._contributions(closed.used)),
+            plan=self._plan,
+            manifest=setting.manifest,
+            contract=setting.contract,
+            round_number=self._number,
+        )
+        aggregate = Aggregate(
+            mean=np.zeros(0, np.float32),
+            weight=sums.weight,
+            metrics=sums.metrics,
+            clients=closed.used,
+        )
+        norm = change_norm(self._state.adapter, after.adapter, scaling=lora_scaling(self._plan))
+        return after, aggregate, norm
+
+    def _contributions(self, clients: tuple[str, ...]) -> Iterator[tuple[str, Contribution]]:
+        for client, message in self._store.replies(self._number, clients):
+            yield client, decode(client, message, size=self._size(client))
+
+    def _size(self, client: str) -> int:
+        return self._setting.layout(client_rank(self._plan, client)).only(self._roles).size
+
+    def record(
+        self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0
+    ) -> Record:
+        """What happened: who was expected, used, dropped and why; sums, bytes, time.
+
+        As it stands for a failed attempt: the adapter that goes out is the one that came in.
+        """
+        ended = self._setting.clock.now()
+        return {
+            "round": self._number,
+            "attempt": self._attempt,
+            "roles": sorted(self._roles),
+            "expected": list(closed.expected),
+            "used": list(closed.used),
+            "dropped": [
+                {"client": d.client, "reason": str(d.reason), "detail": d.detail}
+                for d in closed.dropped
+            ],
+            "kept_out": self._roster.kept_out,
+            "quorum": closed.quorum,
+            "exchange": self._exchange.name,
+            "secure": self._exchange.secure,
+            "weight": aggregate.weight if aggregate else 0,
+            "metrics": aggregate.metrics if aggregate else {},
+            "update_norm": norm,
+            "bytes_down_per_client": 4 * self._setting.layout(self._state.rank).size,
+            "bytes_up_per_client": self._bytes_up,
+            "seconds": ended - self._begun,
+            "started_at": self._started_at,
+            "ended_at": ended,
+            "plan_digest": self._setting.plan_digest,
+            "base_fingerprint": self._setting.manifest.fingerprint,
+            "adapter_in": self._digest,
+            "adapter_out": self._digest,
+            "rank": self._state.rank,
+        }
+
+
+class _Sums:
+    """Weight and metrics of contributions that pass by."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self.metrics: dict[str, float] = {}
+
+    def over(
+        self, contributions: Iterator[tuple[str, Contribution]]
+    ) -> Iterator[tuple[str, Contribution]]:
+        for client, contribution in contributions:
+            self.weight += contribution.weight
+            for name, value in contribution.metrics.items():
+                self.metrics[name] = self.metrics.get(name, 0.0) + value
+            yield client, contribution
+
+
+def _masked(content: RecordDict) -> bytes:
+    """The bytes of a masked contribution. Raises KeyError or ValueError when there are none."""
+    record = content.array_records[wire.MASKED]["masked"]
+    try:
+        array = record.numpy()
+    except Exception as error:  # a stranger's npy header: it may name any type and any size
+        raise ValueError("not an array") from error
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError("not bytes")
+    return bytes(array.tobytes())

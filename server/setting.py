@@ -1,0 +1,52 @@
+"""What every attempt of a run shares: the plan, the base, the grid, the folder, the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.serverapp import Grid
+
+from protocol.adapter import adapter_layout
+from protocol.exchange import CoordinatorExchange
+from protocol.exchange.plain import PlainCoordinator
+from protocol.layout import Layout, Tensors
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.rules import RuleContract
+from server.clock import Clock
+from server.store import Record, RunStore
+
+
+class Listener(Protocol):
+    """Told of progress; must not change anything."""
+
+    def on_reply(self, round: int, done: int, expected: int) -> None:  # noqa: A002
+        """A client of the round is through, one way or the other."""
+        ...
+
+    def on_round(self, record: Record, tensors: Tensors) -> None:
+        """A round is published."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The fixed objects of a run; ``plan_digest`` is kept because it costs a hash of the plan."""
+
+    plan: Plan
+    plan_digest: str
+    manifest: Manifest
+    contract: RuleContract
+    grid: Grid
+    store: RunStore
+    clock: Clock
+    listener: Listener | None
+
+    def layout(self, rank: int) -> Layout:
+        """The full adapter's layout at ``rank``."""
+        return adapter_layout(self.plan, self.manifest, rank=rank)
+
+    def exchange(self, size: int) -> CoordinatorExchange:
+        """The coordinator's side of one round's exchange of (size,) updates."""
+        return PlainCoordinator(size)

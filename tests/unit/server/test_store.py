@@ -1,0 +1,186 @@
+"""The run folder: whole or absent, damage is noticed, nothing is left lying about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from safetensors.numpy import load_file
+
+from protocol.adapter import adapter_layout, lora_scaling
+from protocol.encoding import vector_digest
+from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.manifest import Manifest
+from protocol.peft_format import RELEASE_FILE, from_peft, parse_release
+from protocol.plan import Plan
+from server.aggregation import change_norm
+from server.app import make_app
+from server.store import RunStore
+from simulations.clock import VirtualClock
+from simulations.grid import InProcessGrid
+
+MakePlan = Callable[..., Plan]
+KEYS = {
+    *("round", "attempt", "roles", "expected", "used", "dropped", "quorum", "exchange", "secure"),
+    *("weight", "metrics", "update_norm", "bytes_down_per_client", "bytes_up_per_client"),
+    *("seconds", "started_at", "ended_at", "plan_digest", "base_fingerprint"),
+    *("adapter_in", "adapter_out", "rank"),
+}
+
+
+@pytest.mark.parametrize("rule", ["alternating", "flexlora", "flora"])
+def test_a_published_round_is_complete_and_consistent(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, manifest: Manifest, rule: str
+) -> None:
+    plan = make_plan(rule)
+    outcome = run(populate(plan), tmp_path / "r")
+    before, folder = "", tmp_path / "r" / "rounds"
+    for number in range(4):
+        record = json.loads((folder / f"{number:04d}" / "record.json").read_text())
+        assert set(record) >= KEYS
+        assert record["adapter_in"] == before
+        before = record["adapter_out"]
+        published = folder / f"{number:04d}" / "adapter"
+        note = parse_release((published / RELEASE_FILE).read_text(), source="release")
+        assert note.parity is None
+        assert note.files == {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in published.iterdir()
+            if path.name != RELEASE_FILE
+        }
+        tensors = from_peft(load_file(published / "adapter_model.safetensors"))
+        layout = adapter_layout(plan, manifest, rank=record["rank"])
+        assert vector_digest(layout.flatten(tensors)) == before == note.adapter_digest
+        config = json.loads((published / "adapter_config.json").read_text())
+        assert config["r"] == record["rank"]
+        assert (record["update_norm"] > 0) == (number > 0)
+    assert outcome.adapter_digest == before
+    assert not list(folder.glob(".*"))
+
+
+def test_the_norm_of_a_change_is_that_of_the_dense_products(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path
+) -> None:
+    plan = make_plan("flora")
+    run(populate(plan), tmp_path / "r")
+    store = RunStore(tmp_path / "r")
+    (old, _), (new, _) = store.load(1), store.load(2)
+    store.close()
+    s, square = lora_scaling(plan), 0.0
+    for path in ("m.0.query", "m.1.query"):
+        dense = [
+            s * state.adapter[f"{path}.lora_B"] @ state.adapter[f"{path}.lora_A"]
+            for state in (old, new)
+        ]
+        square += float(np.sum((dense[1] - dense[0]) ** 2))
+    for name in ("classifier.weight", "classifier.bias"):
+        square += float(np.sum((new.adapter[name] - old.adapter[name]) ** 2))
+    assert change_norm(old.adapter, new.adapter, scaling=s) == pytest.approx(square**0.5, rel=1e-5)
+    assert change_norm(new.adapter, new.adapter, scaling=s) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_one_changed_byte_of_a_checkpoint_is_noticed(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    run(populate(make_plan()), folder)
+    path = folder / "rounds" / "0003" / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little") + 2] ^= 1  # within the first tensor
+    path.write_bytes(data)
+    with pytest.raises(ArtefactError, match="bytes have changed"):
+        run(populate(make_plan()), folder)
+
+
+def test_a_gap_is_noticed(make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path) -> None:
+    run(populate(make_plan()), tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "rounds" / "0002")
+    with pytest.raises(ArtefactError, match="is missing"):
+        run(populate(make_plan()), tmp_path / "r")
+
+
+def test_leftovers_of_a_killed_coordinator_are_swept_and_the_open_round_is_not(
+    tmp_path: Path,
+) -> None:
+    rounds = tmp_path / "r" / "rounds"
+    for name in ("0001", ".0001.open", ".0002.open", ".0002.tmp"):
+        (rounds / name).mkdir(parents=True)
+    (rounds / ".0002.attempt1.json.part").write_text("{")
+    RunStore(tmp_path / "r").close()
+    assert sorted(path.name for path in rounds.iterdir()) == [".0002.open", "0001"]
+
+
+def test_an_update_that_turned_out_bad_is_not_kept(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "r")
+    store.open_attempt(1, {"attempt": 1})
+    store.put_reply(1, "ann/../x", b"abc")
+    store.put_reply(1, "bo", b"de")
+    assert store.reply(1, "ann/../x") == b"abc"
+    store.remove_reply(1, "ann/../x")
+    assert not store.has_reply(1, "ann/../x")
+    assert list(store.replies(1, ("bo",))) == [("bo", b"de")]
+    store.open_attempt(1, {"attempt": 2})  # a new attempt starts empty
+    assert not store.has_reply(1, "bo")
+    store.close()
+
+
+# -- the app ----------------------------------------------------------------------------------------
+
+
+class App:
+    """The ServerApp on files, as Flower calls it."""
+
+    def __init__(self, folder: Path, plan: Plan, manifest: Manifest, population: Any) -> None:
+        self.folder, self.population = folder, population
+        (folder / "base").mkdir()
+        (folder / "base" / "manifest.json").write_text(manifest.to_json())
+        (folder / "plan.json").write_text(plan.model_dump_json())
+        self.config = {
+            "plan": str(folder / "plan.json"),
+            "base": str(folder / "base"),
+            "run": str(folder / "run"),
+        }
+
+    def start(self, **more: Any) -> None:
+        clock = VirtualClock()
+        population = self.population
+        grid = InProcessGrid(population.app(), len(population.names), clock=clock, deadline_s=30.0)
+        context = Context(1, 1, {}, RecordDict(), self.config | more)
+        make_app(clock=clock)(grid, context)
+
+
+@pytest.fixture
+def started(make_plan: MakePlan, populate: Any, manifest: Manifest, tmp_path: Path) -> App:
+    plan = make_plan()
+    return App(tmp_path, plan, manifest, populate(plan))
+
+
+def test_the_app_runs_and_only_resumes_when_told_to(started: App) -> None:
+    started.start()
+    assert (started.folder / "run" / "rounds" / "0003").is_dir()
+    with pytest.raises(ArtefactError, match="holds a run already"):
+        started.start()
+    asked = len(started.population.asked)
+    started.start(resume=True)
+    assert len(started.population.asked) == asked  # the run is finished: nobody is asked
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"plan": ""}, MachineError),
+        ({"plan": "absent.toml"}, FedgeError),
+        ({"base": "absent"}, ArtefactError),
+    ],
+)
+def test_the_app_refuses_what_is_not_there(started: App, config: Any, kind: Any) -> None:
+    with pytest.raises(kind):
+        started.start(**config)
+    assert not (started.folder / "run").exists()
