@@ -7,10 +7,12 @@ read them again from disk, one at a time.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from numpy.lib import format as npy
 
 from protocol import wire
 from protocol.adapter import client_rank, lora_scaling
@@ -175,7 +177,7 @@ class Attempt:
         self._store.put_reply(self._number, client, message)
         self._count(client, message)
 
-    def _count(self, client: str, message: bytes) -> None:
+    def _count(self, client: str, message: bytes | memoryview) -> None:
         try:
             if self._individual:
                 decode(client, message, size=self._size(client))  # checked now, read again later
@@ -299,13 +301,19 @@ class _Sums:
             yield client, contribution
 
 
-def _masked(content: RecordDict) -> bytes:
-    """The bytes of a masked contribution. Raises KeyError or ValueError when there are none."""
-    record = content.array_records[wire.MASKED]["masked"]
+def _masked(content: RecordDict) -> memoryview:
+    """The bytes of a masked contribution, not copied. Raises KeyError or ValueError without any.
+
+    The npy header is a stranger's: it is read, never followed (it may name any type and any size).
+    """
+    data = content.array_records[wire.MASKED]["masked"].data
+    header = io.BytesIO(data)
     try:
-        array = record.numpy()
-    except Exception as error:  # a stranger's npy header: it may name any type and any size
-        raise ValueError("not an array") from error
-    if array.dtype != np.uint8 or array.ndim != 1:
+        version = npy.read_magic(header)
+        shape, _, dtype = npy.read_array_header_1_0(header)
+    except Exception as error:  # numpy evaluates the text of the header: many kinds can come
+        raise ValueError("no npy header") from error
+    start = header.tell()
+    if version != (1, 0) or dtype != np.uint8 or shape != (len(data) - start,):
         raise ValueError("not bytes")
-    return bytes(array.tobytes())
+    return memoryview(data)[start:]

@@ -68,7 +68,7 @@ class CoordinatorExchange(Protocol):
     secure: bool
     phases: tuple[Phase, ...]
 
-    def receive(self, client: str, message: bytes) -> None:
+    def receive(self, client: str, message: bytes | memoryview) -> None:
         """Take a masked contribution; raises UpdateError and stays unchanged if it is unusable."""
         ...
 

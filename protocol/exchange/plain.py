@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from protocol.errors import RoundError, UpdateError
 from protocol.exchange import METRICS, Aggregate, Contribution, Phase
+from protocol.layout import Vector
 
 MAGIC = b"fedgeP1\x00"
 HEADER = struct.Struct(f"<8sII{len(METRICS)}d")  # magic, d, weight, metrics
 FRACTION_BITS = 32
 MAX_MAGNITUDE = 64.0  # of one coordinate of an update
+PIECE = 2**14  # coordinates added at a time: the scratch stays in a core's cache
 MAX_TOTAL_WEIGHT = 2**24  # 2^6 * 2^32 * 2^24 < 2^63: the sum cannot wrap
 
 
@@ -34,7 +36,7 @@ class PlainClient:
         return HEADER.pack(MAGIC, len(update), contribution.weight, *metrics) + update.tobytes()
 
 
-def decode(client: str, message: bytes, *, size: int) -> Contribution:
+def decode(client: str, message: bytes | memoryview, *, size: int) -> Contribution:
     """Read one message strictly. Raises UpdateError that names the client and the fault."""
     if len(message) < HEADER.size:
         raise _bad(client, f"message of {len(message)} bytes is shorter than its header")
@@ -64,30 +66,34 @@ class PlainCoordinator:
     def __init__(self, size: int) -> None:
         self._size = size
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
-        self._scratch: npt.NDArray[np.float64] = np.empty(size, np.float64)
+        self._scratch: Vector = np.empty(min(size, PIECE), np.float32)
         self._weight = 0
         self._metrics = dict.fromkeys(METRICS, 0)
         self._clients: list[str] = []
 
-    def receive(self, client: str, message: bytes) -> None:
+    def receive(self, client: str, message: bytes | memoryview) -> None:
         """Add one contribution. Raises UpdateError and stays unchanged if it is unusable."""
         if client in self._clients:
             raise _bad(client, "a second update in the same round")
         contribution = decode(client, message, size=self._size)
         if self._weight + contribution.weight > MAX_TOTAL_WEIGHT:
             raise _bad(client, f"total weight would pass {MAX_TOTAL_WEIGHT}")
-        np.multiply(contribution.update, 2.0**FRACTION_BITS, out=self._scratch, dtype=np.float64)
-        np.rint(self._scratch, out=self._scratch)
-        # Weight times a 38-bit integer stays below 2^53: exact in float64 up to weight 2^15.
-        if contribution.weight <= 2**15:
-            self._scratch *= contribution.weight
-            self._sum += self._scratch.astype(np.int64)
-        else:
-            self._sum += self._scratch.astype(np.int64) * np.int64(contribution.weight)
+        for start in range(0, self._size, PIECE):
+            piece = slice(start, start + PIECE)
+            self._add(self._sum[piece], contribution.update[piece], contribution.weight)
         self._weight += contribution.weight
         for name in METRICS:
             self._metrics[name] += round(contribution.metrics[name] * 2**FRACTION_BITS)
         self._clients.append(client)
+
+    def _add(self, total: npt.NDArray[np.int64], update: Vector, weight: int) -> None:
+        scratch = self._scratch[: len(update)]
+        # float32 is enough: a power of two scales exactly, and above 2^24 all values are integers.
+        np.multiply(update, np.float32(2.0**FRACTION_BITS), out=scratch)
+        np.rint(scratch, out=scratch)
+        whole = scratch.astype(np.int64)
+        whole *= weight
+        total += whole
 
     def unmask(self) -> Aggregate:
         """Mean and sums: one float64 division and one cast to float32 per coordinate."""

@@ -105,6 +105,21 @@ def test_silent_and_late_clients_are_told_apart_at_the_deadline(
     assert found["seconds"] == pytest.approx(30.0, abs=0.5)
 
 
+def test_a_reply_that_a_slow_pull_brings_after_the_deadline_is_late(
+    make_plan: MakePlan, populate: Any, go: Any, tmp_path: Path
+) -> None:
+    population, clock = populate(make_plan(cohort=ALL, rounds=1)), VirtualClock()
+
+    def slow(message: Message, data: bytes) -> Message:
+        clock.sleep(31.0)
+        array = Array(np.frombuffer(data, np.uint8))
+        return Message(RecordDict({wire.MASKED: ArrayRecord({"masked": array})}), reply_to=message)
+
+    population.odd["flo"] = slow  # the last one asked
+    go(population, EagerGrid(population, clock), clock)
+    assert reasons(record(tmp_path)) == {"flo": "late"}
+
+
 def test_a_round_closes_at_once_when_all_have_answered(
     make_plan: MakePlan, populate: Any, go: Any, tmp_path: Path
 ) -> None:
