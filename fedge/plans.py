@@ -56,7 +56,11 @@ def init(
 def commented_plan(fingerprint: str) -> str:
     """A plan's text: made from the model itself, so that it cannot fall behind it."""
     lines = ["# A plan for fedge: everything the parties of a run must agree on.", "format = 1"]
-    given: dict[str, Any] = {"name": "my-plan", "fingerprint": fingerprint, "labels": ["no", "yes"]}
+    given: dict[str, Any] = {
+        "name": "my-plan",
+        "base.fingerprint": fingerprint,
+        "task.labels": ["no", "yes"],
+    }
     for key in ("name", "seed", "rounds"):
         lines.append(f"{key} = {_toml(given.get(key, Plan.model_fields[key].default))}")
     for name, field in Plan.model_fields.items():
@@ -65,7 +69,7 @@ def commented_plan(fingerprint: str) -> str:
             continue
         lines += ["", f"# {(model.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
         for key, inner in model.model_fields.items():
-            value = given.get(key, inner.default)
+            value = given.get(f"{name}.{key}", inner.default)
             comment = f"  # {inner.description}" if inner.description else ""
             lines.append(f"{key} = {_toml(value)}{comment}")
     return "\n".join(lines) + "\n"
@@ -160,11 +164,14 @@ def _print(
 ) -> None:
     console = Console()
     verdict = "[green]may be run[/]" if legal else "[red]must not be run[/]"
-    console.print(f"{path}: {verdict}; digest {plan.digest[:16]}…")
+    console.print(f"{path}: {verdict}; digest {plan.digest[:16]}…", soft_wrap=True)
     for finding in findings:
         colour = STYLE[finding.severity]
         remedy = f" ({finding.remedy})" if finding.remedy else ""
-        console.print(f"[{colour}]{finding.severity}[/] `{finding.field}`: {finding.cause}{remedy}")
+        console.print(
+            f"[{colour}]{finding.severity}[/] `{finding.field}`: {finding.cause}{remedy}",
+            soft_wrap=True,
+        )
     if cost is None:
         return
     table = Table(title="forecast", show_header=False)

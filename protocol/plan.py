@@ -196,8 +196,9 @@ def validated(model: type[M], document: Any, *, source: str) -> M:
 
 
 def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> PlanError:
-    # An unknown key explains a missing one, never the reverse: it is reported first.
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    # An unknown key explains a missing one, and a wrong value is nearer than an absent one.
+    order = {"extra_forbidden": 0, "missing": 2}
+    faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
     fault = faults[0]
     path = [str(part) for part in fault["loc"]]
     field = ".".join(path)

@@ -67,17 +67,21 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
         )
     if (marker := read_json(out / MARKER)) is not None:
         return _reopened(experiment, out, marker)
+    # The data first: it is read in a moment, and a base takes much longer.
+    rows = _rows(experiment, experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"]))
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
         experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
     )
-    return _fresh(experiment, out, base)
+    return _fresh(experiment, out, base, rows)
 
 
-def _fresh(experiment: Experiment, out: Path, base: Path) -> Prepared:
+def _fresh(
+    experiment: Experiment, out: Path, base: Path, rows: tuple[list[Row], list[Row]]
+) -> Prepared:
     manifest = read_manifest(base)
     draft = experiment.plan_for(fingerprint=manifest.fingerprint, labels=["a", "b"])
-    train, test = _rows(experiment, draft)
+    train, test = rows
     labels = sorted({row[draft.task.label] for row in train + test})
     if len(labels) < 2:
         raise DataError("the data has a single label", "there is nothing to learn; check the files")

@@ -1,0 +1,157 @@
+"""The command line as a user meets it: real processes, two lines for an error, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedge.plans import commented_plan
+from protocol.plan import Plan, parse_plan
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def fedge(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedge", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=None if cwd == ROOT else _env(),
+    )
+
+
+def _env() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_init_writes_a_plan_that_check_accepts(tiny_base: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    assert fedge("init", "--base", tiny_base, "--out", plan).returncode == 0
+    again = fedge("init", "--out", plan)
+    assert (again.returncode, "exists already" in again.stderr) == (5, True)
+    done = fedge("plan", "check", plan, "--base", tiny_base, "--json")
+    assert done.returncode == 0, done.stderr
+    body = json.loads(done.stdout)
+    assert body["legal"] is True
+    assert body["forecast"]["adapter_parameters"] > 0
+    assert any("INSECURE" in finding["cause"] for finding in body["findings"])
+
+
+def test_the_commented_plan_has_every_key_at_its_default() -> None:
+    text = commented_plan("0" * 64)
+    plan = parse_plan(text, source="init")
+    minimal = parse_plan(
+        f'name = "my-plan"\n[base]\nfingerprint = "{"0" * 64}"\n[task]\nlabels = ["no", "yes"]\n',
+        source="x",
+    )
+    assert plan == minimal
+    for name, field in Plan.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            for key in field.annotation.model_fields:
+                assert f"\n{key} = " in text.partition(f"[{name}]")[2]
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "cause", "remedy"),
+    [
+        ("[local]\nlerning_rate = 1", 3, "unknown key `local.lerning_rate`", "`learning_rate`"),
+        ("rounds = 'ten'", 3, "`rounds`", "correct"),
+        ("= 1", 3, "not valid TOML", "line"),
+    ],
+)
+def test_a_wrong_plan_gives_two_lines_and_its_code(
+    tmp_path: Path, plan: str, code: int, cause: str, remedy: str
+) -> None:
+    (tmp_path / "p.toml").write_text(plan)
+    done = fedge("plan", "check", tmp_path / "p.toml")
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == code
+    assert len(lines) == 2
+    assert lines[0].startswith("error: ")
+    assert cause in lines[0]
+    assert lines[1].startswith("fix: ")
+    assert remedy in lines[1]
+    as_json = fedge("plan", "check", tmp_path / "p.toml", "--json")
+    assert as_json.returncode == code
+    assert cause in json.loads(as_json.stdout)["error"]["cause"]
+
+
+def test_an_illegal_plan_exits_with_3(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(
+        commented_plan("0" * 64).replace('name = "alternating"', 'name = "prompt-mean"')
+    )
+    done = fedge("plan", "check", tmp_path / "p.toml")
+    assert done.returncode == 3
+    assert "must not be run" in done.stdout
+
+
+EXPERIMENT = """format = 1
+name = "t"
+[base]
+source = "{source}"
+[data]
+train = "train.jsonl"
+test = "test.jsonl"
+[population]
+clients = 2
+partition = "iid"
+[plan]
+name = "t"
+rounds = 2
+task = {{ max_length = 16 }}
+cohort = {{ size = 2, quorum = 1 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "code", "cause"),
+    [
+        ('{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}', "", 4, "train.jsonl"),
+        ('{"text": "a", "label": "x"}\n{"txt": "a", "label": "y"}', "", 4, "line 2"),
+        ('{"text": "a", "label": "x"}\nnot json', "", 4, "line 2"),
+        ("", "", 4, "train.jsonl"),
+        ('{"text": "a", "label": "x"}', "iid -> iidd", 3, "population.partition"),
+        ('{"text": "a", "label": "x"}', "train.jsonl -> gone.jsonl", 8, "gone.jsonl"),
+    ],
+)
+def test_wrong_data_and_experiments_leave_nothing_half_written(
+    tiny_source: Path, tmp_path: Path, rows: str, change: str, code: int, cause: str
+) -> None:
+    text = EXPERIMENT.format(source=tiny_source)
+    if change:
+        old, new = change.split(" -> ")
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "e.toml").write_text(text)
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "test.jsonl").write_text('{"text": "a", "label": "x"}\n')
+    done = fedge("simulate", "e.toml", "--out", "out", "--quiet", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "fix: "))]
+    assert [line.split(":")[0] for line in lines] == ["error", "fix"]
+    assert cause in lines[0]
+    assert not (tmp_path / "out" / "rounds").exists()
+
+
+def test_usage_errors_exit_with_2_and_name_the_nearest_command() -> None:
+    done = fedge("simulat")
+    assert done.returncode == 2
+    assert "simulate" in done.stderr
+
+
+def test_a_missing_extra_names_itself(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\nfrom fedge.main import main\n"
+        f"main(['edge', 'infer', '--base', {str(tmp_path)!r}, 'hello'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 8
+    assert ".[edge]" in done.stderr

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.errors import ArtefactError
+from simulations.report import write_report
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "line", "rect", "polyline", "circle"}
+
+
+def record(number: int, dropped: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "round": number,
+        "attempt": 1,
+        "roles": ["head", "lora_B"],
+        "expected": ["a", "b", "c"],
+        "used": ["a", "b"],
+        "dropped": dropped,
+        "quorum": 2,
+        "exchange": "plain",
+        "secure": False,
+        "weight": 5,
+        "metrics": {"train_seconds": 1.5},
+        "update_norm": 0.25,
+        "bytes_down_per_client": 4000,
+        "bytes_up_per_client": 2000,
+        "seconds": 2.0,
+        "plan_digest": "d" * 64,
+        "base_fingerprint": "f" * 64,
+        "adapter_in": "1" * 64,
+        "adapter_out": "2" * 64,
+        "rank": 8,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    plan = {
+        "name": "demo",
+        "rounds": 2,
+        "task": {"labels": [EVIL]},
+        "rule": {"name": "flora"},
+        "privacy": {"mechanism": "none"},
+    }
+    files: dict[str, Any] = {
+        "plan.json": plan,
+        "rounds/0000/record.json": {"round": 0},
+        "rounds/0001/record.json": record(1, [{"client": EVIL, "reason": "late", "detail": EVIL}]),
+        "rounds/0002/record.json": record(
+            2, [{"client": "c", "reason": "error", "detail": "line 3"}]
+        ),
+        "evaluations.json": {
+            "test": [{"round": 1, "accuracy": 0.4321}, {"round": 2, "accuracy": 0.5432}]
+        },
+        "yardsticks.json": {
+            "pooled": {"accuracy": 0.6543},
+            "alone": {"mean": 0.1234, "per_client": {"a": 0.1, "b": 0.15}},
+        },
+        "timings.json": {"parts": {}, "rounds": {"1": 3.25, "2": 4.75}},
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return tmp_path
+
+
+class Balance(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_safe_and_says_what_the_files_say(run: Path) -> None:
+    text = write_report(run).read_text()
+    page = Balance()
+    page.feed(text)
+    assert page.open == []
+    assert "svg" in page.seen
+    assert "script" not in page.seen
+    assert EVIL not in text
+    assert "&lt;script&gt;" in text
+    for figure in (
+        "43.21%",
+        "54.32%",
+        "65.43%",
+        "12.34%",
+        "10.00% to 15.00%",
+        "3.25",
+        "4.75",
+        "line 3",
+    ):
+        assert figure in text, figure
+    assert "coordinator saw every client" in text
+    assert "reads single updates" in text
+    assert "no differential privacy" in text
+    assert "http" not in text
+
+
+@pytest.mark.parametrize("name", ["evaluations.json", "yardsticks.json", "timings.json"])
+def test_missing_files_are_said_and_damaged_ones_named(run: Path, name: str) -> None:
+    (run / name).write_text("{")
+    with pytest.raises(ArtefactError, match=name):
+        write_report(run)
+    (run / name).unlink()
+    write_report(run)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="not a run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
