@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# Threads that wait for one another spin: on a busy machine tiny matrices take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = [
     "the",
