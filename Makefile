@@ -33,7 +33,7 @@ demo: $(VENV)/demo.stamp
 	@echo "The released adapter, through ONNX Runtime:"
 	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
 		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" \
-		"it is much too dark in the hall" "how long until the eggs are done" "put oat milk on the list"
+		"put oat flakes on the list" "how much time is left on the timer" "switch off the hall light"
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q

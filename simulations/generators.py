@@ -56,12 +56,12 @@ def _grammar() -> dict[str, Any]:
 
 
 def _owners(intents: list[str], seed: int) -> dict[str, list[str]]:
-    """Four or five devices per intent, dealt so that every device gets about as many."""
+    """Five or six devices per intent, dealt so that every device gets about as many."""
     rng = np.random.default_rng(seed_from("home-commands", seed, "devices"))
     load = np.zeros(DEVICES)
     owners: dict[str, list[str]] = {}
     for index in rng.permutation(len(intents)):
-        count = 4 + int(rng.integers(2))
+        count = 5 + int(rng.integers(2))
         order = np.argsort(load + rng.uniform(0, 0.5, DEVICES), kind="stable")[:count]
         load[order] += 1
         owners[intents[index]] = [f"device-{device + 1:02d}" for device in sorted(order.tolist())]

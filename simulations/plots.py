@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 130, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 76, 130, 14, 34
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

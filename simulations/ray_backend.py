@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from importlib import util
-from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -23,7 +22,6 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 class ConfiguredApp(ClientApp):
@@ -34,9 +32,10 @@ class ConfiguredApp(ClientApp):
         self._inner, self._config = app, run_config
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Run the app with the configuration added to its context."""
-        context.run_config.update(self._config)
-        return self._inner(message, context)
+        """Run the app with the configuration beside what the context has; the state is shared."""
+        config = {**context.run_config, **self._config}  # Flower refuses a changed run_config
+        own = Context(context.run_id, context.node_id, context.node_config, context.state, config)
+        return self._inner(message, own)
 
 
 def simulate_over_ray(
@@ -70,13 +69,11 @@ def simulate_over_ray(
     def main(grid: Grid, context: Context) -> None:
         server_app(grid, server_context(run_config, run_id=context.run_id))
 
-    paths = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     run_simulation(
         configured,
         ConfiguredApp(client_app, run_config),
         num_supernodes=clients,
         backend_config={
             "client_resources": {"num_cpus": cpus_per_client, "num_gpus": 0.0},
-            "init_args": {"runtime_env": {"env_vars": {"PYTHONPATH": paths, **QUIET}}},
         },
     )

@@ -124,8 +124,9 @@ def _quality(evaluations: list[Json], yardsticks: Json) -> str:
     if not evaluations:
         return "<p>No evaluation was recorded.</p>"
     points = tuple((float(e["round"]), float(e["accuracy"])) for e in evaluations)
+    chart_points = tuple((x, 100 * y) for x, y in points)
     ends = (points[0][0], points[-1][0])
-    lines = [Line(name="federated", points=points, css="c1")]
+    lines = [Line(name="federated", points=chart_points, css="c1")]
     band, rows = None, [[int(x), f"{y:.2%}"] for x, y in points]
     if pooled := yardsticks.get("pooled"):
         height = float(pooled["accuracy"])
@@ -141,12 +142,19 @@ def _quality(evaluations: list[Json], yardsticks: Json) -> str:
     if alone := yardsticks.get("alone"):
         height, each = float(alone["mean"]), [float(v) for v in alone["per_client"].values()]
         lines.append(
-            Line(name="alone, mean", points=tuple((x, height) for x in ends), css="c3", dashed=True)
+            Line(
+                name="alone, mean",
+                points=tuple((x, 100 * height) for x in ends),
+                css="c3",
+                dashed=True,
+            )
         )
-        band = Band(name="alone, range", low=min(each), high=max(each))
+        band = Band(name="alone, range", low=100 * min(each), high=100 * max(each))
         rows.append([f"alone: mean of {len(each)} devices", f"{height:.2%}"])
         rows.append(["alone: worst and best device", f"{min(each):.2%} to {max(each):.2%}"])
-    chart = line_chart("Test accuracy per round against both yardsticks", lines, band=band)
+    chart = line_chart(
+        "Test accuracy per round against both yardsticks", lines, band=band, unit=" %"
+    )
     note = "<p>The shaded band is the range of devices on their own.</p>" if band else ""
     return chart + note + _details(table(["round", "accuracy"], rows))
 

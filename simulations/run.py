@@ -24,6 +24,7 @@ from simulations.grid import Config, InProcessGrid, server_context
 from simulations.prepare import PLAN, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
+from simulations.report import write_report
 from simulations.summary import Summary, summarise
 from simulations.timings import Timings
 from simulations.yardsticks import passes, run_yardsticks
@@ -48,10 +49,10 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
         note = _release(prepared, evaluator.texts, progress)
-    summary = _write_summary(prepared, yardsticks, note, timings, report=None)
-    if (report := _report(out)) is not None:
-        summary = _write_summary(prepared, yardsticks, note, timings, report=report)
-    return summary
+    # The report reads the summary, and the summary names the report.
+    _write_summary(prepared, yardsticks, note, timings, report=None)
+    report = str(write_report(out))
+    return _write_summary(prepared, yardsticks, note, timings, report=report)
 
 
 def run_federated(
@@ -153,12 +154,3 @@ def _write_summary(
     )
     write_json(prepared.out / SUMMARY, summary.model_dump(mode="json"))
     return summary
-
-
-def _report(out: Path) -> str | None:
-    """The report's path; None where the plotting library is not installed."""
-    try:
-        from simulations.report import write_report
-    except ModuleNotFoundError:
-        return None
-    return str(write_report(out))
