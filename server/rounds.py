@@ -113,5 +113,7 @@ def draw_cohort(
 
 
 def _must_be_waiting(state: Collecting, client: str) -> None:
-    if client not in state.waiting:
+    # Not by `waiting`: building it for every reply would be quadratic in the cohort.
+    answered = client in state.used or any(each.client == client for each in state.dropped)
+    if answered or client not in state.expected:
         raise ValueError(f"{client} was not expected, or has answered already")

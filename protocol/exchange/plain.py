@@ -67,6 +67,7 @@ class PlainCoordinator:
         self._size = size
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._scratch: Vector = np.empty(min(size, PIECE), np.float32)
+        self._whole: npt.NDArray[np.int64] = np.empty(min(size, PIECE), np.int64)
         self._weight = 0
         self._metrics = dict.fromkeys(METRICS, 0)
         self._clients: list[str] = []
@@ -91,7 +92,8 @@ class PlainCoordinator:
         # float32 is enough: a power of two scales exactly, and above 2^24 all values are integers.
         np.multiply(update, np.float32(2.0**FRACTION_BITS), out=scratch)
         np.rint(scratch, out=scratch)
-        whole = scratch.astype(np.int64)
+        whole = self._whole[: len(update)]
+        np.copyto(whole, scratch, casting="unsafe")
         whole *= weight
         total += whole
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from protocol.exchange import METRICS, Contribution
-from protocol.exchange.plain import PlainClient, PlainCoordinator
-from protocol.wire import ADAPTER, INSTRUCTION, MASKED
+from protocol.wire import INSTRUCTION
 from simulations.clock import VirtualClock
 from simulations.faults import Fault, Faults
 from simulations.grid import InProcessGrid, client_name
@@ -188,39 +188,6 @@ def test_a_round_that_is_over_does_not_keep_its_adapter_alive() -> None:
     assert held() is None
 
 
-def no_op_app(size: int) -> ClientApp:
-    app = ClientApp()
-    update = np.linspace(-1, 1, size, dtype=np.float32)
-    metrics = dict.fromkeys(METRICS, 1.0)
-    text = PlainClient().mask(Contribution(update=update, weight=3, metrics=metrics))
-
-    @app.train("mask")
-    def train(message: Message, context: Context) -> Message:
-        body = Array(np.frombuffer(text, np.uint8))
-        return Message(RecordDict({MASKED: ArrayRecord({"message": body})}), reply_to=message)
-
-    return app
-
-
-def run_no_op_round(clients: int, size: int, folder: Path) -> float:
-    """CPU seconds per client of a round that receives, adds and stores every reply."""
-    grid, coordinator = InProcessGrid(no_op_app(size), clients), PlainCoordinator(size)
-    shared = content()
-    shared[ADAPTER] = ArrayRecord({"adapter": Array(np.zeros(size, np.float32))})
-    start = time.process_time()
-    waiting = list(grid.push_messages(Message(shared, n, TRAIN) for n in grid.get_node_ids()))
-    left = set(waiting)
-    while left:
-        for reply in grid.pull_messages(left):
-            body = reply.content[MASKED]["message"].numpy().tobytes()
-            name = client_name(reply.metadata.src_node_id - 1000)
-            coordinator.receive(name, body)
-            (folder / f"{name}.bin").write_bytes(body)
-            left.discard(reply.metadata.reply_to_message_id)
-    assert len(coordinator.unmask().clients) == clients
-    return (time.process_time() - start) / clients
-
-
 def test_the_grid_itself_costs_little() -> None:
     app = ClientApp()
 
@@ -238,5 +205,12 @@ def test_the_grid_itself_costs_little() -> None:
 
 
 @pytest.mark.slow
-def test_a_no_op_client_round_costs_at_most_3_ms(tmp_path: Path) -> None:
-    assert run_no_op_round(1000, 295_000, tmp_path) <= 3e-3
+def test_a_no_op_client_round_with_the_real_coordinator_costs_at_most_3_ms() -> None:
+    script = Path(__file__).resolve().parents[3] / "benchmarks" / "grid.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--no-ray", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["in_process"]["cpu_ms"] <= 3.0
+    assert measured["memory_growth"] <= 1.1  # 1,000 clients against 100
