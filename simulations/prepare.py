@@ -6,6 +6,7 @@ prepares again, and a run that is resumed with another experiment is refused.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from base_model.store import read_manifest
 from client.batches import encode
 from protocol.errors import ArtefactError, DataError, PlanError
+from protocol.legality import verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
 from simulations.base_cache import ready_base
@@ -67,6 +69,7 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
         )
     if (marker := read_json(out / MARKER)) is not None:
         return _reopened(experiment, out, marker)
+    _check_leftovers(out)
     # The data first: it is read in a moment, and a base takes much longer.
     rows = _rows(experiment, experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"]))
     out.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,16 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
         experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
     )
     return _fresh(experiment, out, base, rows)
+
+
+def _check_leftovers(out: Path) -> None:
+    """Only what a killed preparation leaves may be written over. Raises ArtefactError."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    expected = {CLIENTS, TEST, PLAN, *(f".{name}.tmp" for name in (TEST, PLAN, MARKER))}
+    if odd := sorted(names - expected):
+        raise ArtefactError(
+            f"{out} is not a run: it has {odd[0]} and no {MARKER}", "name another folder with --out"
+        )
 
 
 def _fresh(
@@ -87,8 +100,10 @@ def _fresh(
         raise DataError("the data has a single label", "there is nothing to learn; check the files")
     plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels)
     _check_labels(plan, labels)
+    verify_legal(plan, manifest)
     parts = split(experiment, plan, train)
-    (out / CLIENTS).mkdir(exist_ok=True)
+    shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
+    (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):
         write_jsonl(out / CLIENTS / f"{client_name(number)}.jsonl", (train[row] for row in part))
     write_jsonl(out / TEST, test)

@@ -16,6 +16,7 @@ from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, FedgeError, PlanError, RoundError
 from simulations import commands
 from simulations.experiment import load_experiment
+from simulations.prepare import prepare
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from simulations.summary import Summary
@@ -227,3 +228,28 @@ def test_labels_the_plan_does_not_list_are_refused_before_training(experiment_fi
     with pytest.raises(FedgeError, match="does not list"):
         run(experiment_file, "labels", ['plan.task.labels=["lamp", "music"]'])
     assert not (experiment_file.parent / "labels" / "experiment.json").exists()
+
+
+def test_a_preparation_that_was_killed_is_done_again(experiment_file: Path) -> None:
+    experiment, out = load_experiment(experiment_file), experiment_file.parent / "half-prepared"
+    prepare(experiment, out, resume=False, progress=NoProgress())
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / "experiment.json").unlink()
+    (out / "clients" / "client-0000.jsonl").unlink()
+    (out / "clients" / "client-9999.jsonl").write_text("{}")
+    prepare(experiment, out, resume=True, progress=NoProgress())
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+
+
+def test_a_folder_that_is_no_run_is_left_alone(experiment_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ArtefactError, match=r"thesis\.tex"):
+        simulate(load_experiment(experiment_file), tmp_path, resume=True, progress=NoProgress())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_illegal_plan_leaves_no_run_behind(experiment_file: Path) -> None:
+    with pytest.raises(FedgeError):
+        run(experiment_file, "illegal", ["plan.adapter.client_ranks=[2, 4]"])
+    assert not list((experiment_file.parent / "illegal").iterdir())
+    run(experiment_file, "illegal", ["plan.rounds=1", "yardsticks.pooled=false"])
