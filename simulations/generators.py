@@ -1,8 +1,9 @@
 """Data that ships with the project: short commands to an assistant at home and in the office.
 
-Fifty intents, many of them near neighbours (set, stop and ask for a timer; for an alarm; for a
-meeting room). The phrasings lie in ``data/home_commands.toml``; the test uses paraphrases that no
-device ever hears. Twenty devices, each of which knows only a few intents.
+Thirty intents, some of them opposites (lights on and off). The phrasings lie in
+``data/home_commands.toml``. Half of the test's sentences are new ones in phrasings that some device
+has heard, half are phrasings that no device ever hears. Twenty devices, each of which knows only a
+few intents.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from protocol.encoding import seed_from
 
 DEVICES = 20
-LEARN_ROWS, TEST_ROWS = 24, 10  # per intent
+LEARN_ROWS, HEARD_ROWS, UNHEARD_ROWS = 40, 10, 10  # per intent; the last two are the test
 TYPO_RATE = 0.12  # of rows
 Row = dict[str, str]
 
@@ -39,14 +40,14 @@ def home_commands(seed: int) -> Generated:
     test: list[Row] = []
     for intent, phrasings in sorted(grammar["intents"].items()):
         rng = np.random.default_rng(seed_from("home-commands", seed, intent))
-        heard = _texts(grammar, phrasings["learn"], LEARN_ROWS, rng)
+        heard = _texts(grammar, phrasings["learn"], LEARN_ROWS + HEARD_ROWS, rng)
         devices = owners[intent]
         train += [
             {"text": text, "label": intent, "device": devices[number % len(devices)]}
-            for number, text in enumerate(heard)
+            for number, text in enumerate(heard[:LEARN_ROWS])
         ]
-        unheard = _texts(grammar, phrasings["test"], TEST_ROWS, rng)
-        test += [{"text": text, "label": intent} for text in unheard]
+        unheard = _texts(grammar, phrasings["test"], UNHEARD_ROWS, rng)
+        test += [{"text": text, "label": intent} for text in heard[LEARN_ROWS:] + unheard]
     return Generated(train=train, test=test)
 
 
