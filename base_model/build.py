@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
-from base_model.export import INPUTS, OPSET, OUTPUT, Codes, export_graph
+from base_model.export import INPUTS, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
 from base_model.files import folder_that_appears, sha256_of
+from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
 from base_model.store import CONFIG, GRAPH, TOKENIZER, WEIGHTS
 from protocol.codes import dequantise, quantise

@@ -1,38 +1,41 @@
 """The edge graph: the base's encoder in ONNX, with slots for whatever an adapter brings.
 
 The plain encoder is exported (never a PEFT-wrapped one: its names would be folded away) and then
-operated on by module path: each linear becomes MatMulNBits on the very bytes of
-``weights.safetensors``, and gets a low-rank branch whose factors are optional inputs. A slot is a
-graph input that is also an initializer, so with no adapter the base answers: rank 0, no prompt,
-its own head.
+operated on by module path (``base_model.graph_linears``). A slot is a graph input that is also an
+initializer, so with no adapter the base answers: rank 0, no prompt, its own head.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from base_model.encoder import EncoderClassifier
-from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
+from base_model.graph_linears import (
+    Codes,
+    add_slot,
+    flatten_rows,
+    inject_lora,
+    linear_nodes,
+    quantise,
+    sort_topologically,
+)
+from protocol.adapter import SOFT_PROMPT
 from protocol.manifest import Linear, Slot
 
 OPSET, IR_VERSION = 20, 10
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 FEATURES = "features"
-Codes = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 
 
 class _Features(nn.Module):
@@ -76,13 +79,15 @@ def export_graph(
     """
     graph_model = _exported(model)
     graph = graph_model.graph
-    nodes = _linear_nodes(graph)
-    for linear in linears:
-        node = nodes[linear.path]
+    nodes = linear_nodes(graph)
+    adapted = [(linear, nodes[linear.path]) for linear in linears]
+    for linear, node in adapted:
         if linear.path in codes:
-            _quantise_node(graph, node, linear, codes[linear.path], bits, block, accuracy_level)
-        if slots:
-            _inject_lora(graph, node, linear)
+            quantise(graph, node, linear, codes[linear.path], bits, block, accuracy_level)
+    flatten_rows(graph, [node for _, node in adapted])
+    if slots:
+        for linear, node in adapted:
+            inject_lora(graph, node, linear)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, model.config.hidden_size, slots)
     _drop_unused(graph)
@@ -90,7 +95,7 @@ def export_graph(
         graph_model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     graph_model.ir_version = IR_VERSION
     _strip_metadata(graph_model)
-    _sort_topologically(graph)
+    sort_topologically(graph)
     onnx.save(graph_model, str(path))
     return _slots_of(graph)
 
@@ -131,67 +136,6 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     return proto
 
 
-def _linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The matrix product of each module path; the first node of a path wins."""
-    weights = {initializer.name for initializer in graph.initializer}
-    found: dict[str, onnx.NodeProto] = {}
-    for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
-            continue
-        scopes = next(
-            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
-        )
-        path = ast.literal_eval(scopes)[-2].removeprefix("model.")
-        found.setdefault(path, node)
-    return found
-
-
-def _quantise_node(
-    graph: onnx.GraphProto,
-    node: onnx.NodeProto,
-    linear: Linear,
-    codes: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]],
-    bits: int,
-    block: int,
-    accuracy_level: int,
-) -> None:
-    if node.op_type != "MatMul":
-        raise ValueError(f"{linear.path}: exported as {node.op_type}, expected MatMul")
-    names = [f"{linear.path}.qweight", f"{linear.path}.scales"]
-    for name, value in zip(names, codes, strict=True):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    node.op_type, node.domain = "MatMulNBits", "com.microsoft"
-    node.input[1] = names[0]
-    node.input.append(names[1])
-    for key, number in (
-        ("K", linear.in_features),
-        ("N", linear.out_features),
-        ("bits", bits),
-        ("block_size", block),
-        ("accuracy_level", accuracy_level),
-    ):
-        node.attribute.append(helper.make_attribute(key, number))
-
-
-def _inject_lora(graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear) -> None:
-    """``y = x W`` becomes ``y = x W + (x A) B``; each module has a rank symbol of its own.
-
-    With one shared symbol the memory planner would assume equal ranks everywhere.
-    """
-    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
-    _slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
-    _slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
-    output = node.output[0]
-    node.output[0] = f"{output}/base"
-    graph.node.extend(
-        [
-            helper.make_node("MatMul", [node.input[0], a], [f"{output}/down"]),
-            helper.make_node("MatMul", [f"{output}/down", b], [f"{output}/up"]),
-            helper.make_node("Add", [f"{output}/base", f"{output}/up"], [output]),
-        ]
-    )
-
-
 def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) -> None:
     """``logits = features @ weight.T + bias``, always with a bias to fill."""
     weight = model.classifier.weight.detach().numpy().astype(np.float32)
@@ -201,7 +145,7 @@ def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) 
         ("classifier.bias", bias, ["labels"]),
     ):
         if slots:
-            _slot(graph, name, shape, value)
+            add_slot(graph, name, shape, value)
         else:
             graph.initializer.append(numpy_helper.from_array(value, name))
     graph.node.append(
@@ -222,19 +166,9 @@ def _prompt_slot(graph: onnx.GraphProto, hidden: int, slots: bool) -> None:
             graph.input.remove(value)
     empty = np.zeros((0, hidden), np.float32)
     if slots:
-        _slot(graph, SOFT_PROMPT, ["prompt", hidden], empty)
+        add_slot(graph, SOFT_PROMPT, ["prompt", hidden], empty)
     else:
         graph.initializer.append(numpy_helper.from_array(empty, SOFT_PROMPT))
-
-
-def _slot(
-    graph: onnx.GraphProto,
-    name: str,
-    shape: list[Any],
-    default: npt.NDArray[np.float32],
-) -> None:
-    graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph.initializer.append(numpy_helper.from_array(default, name))
 
 
 def _slots_of(graph: onnx.GraphProto) -> list[Slot]:
@@ -268,21 +202,3 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
     for node in graph.node:
         node.doc_string = ""
     model.doc_string = graph.doc_string = ""
-
-
-def _sort_topologically(graph: onnx.GraphProto) -> None:
-    ready = {value.name for value in graph.input} | {i.name for i in graph.initializer} | {""}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name in ready for name in node.input):
-                ordered.append(node)
-                ready.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):
-            raise ValueError("the exported graph has a cycle")
-        waiting = later
-    del graph.node[:]
-    graph.node.extend(ordered)

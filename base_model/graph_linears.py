@@ -1,0 +1,205 @@
+"""Operations on the linears of an exported ONNX graph, found by module path.
+
+Each linear becomes MatMulNBits on the very bytes of ``weights.safetensors`` and gets a low-rank
+branch whose factors are optional inputs. What the branch costs is memory traffic, not arithmetic, so
+the encoder runs on rows (tokens of all texts below each other): there the branch's last product can
+add onto the base's result in one Gemm, where three dimensions would need a product and an Add, each
+with a pass of its own over the activations (measured by ``benchmarks/slots.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from protocol.adapter import LORA_A, LORA_B
+from protocol.manifest import Linear
+
+Codes = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+# Ops that treat each token alone when every other operand is a constant.
+ROW_WISE = {"MatMulNBits", "MatMul", "Gemm", "LayerNormalization"} | {
+    *("Add", "Sub", "Mul", "Div", "Pow"),
+    *("Gelu", "Erf", "Tanh", "Relu", "Sigmoid"),
+}
+
+
+def linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The matrix product of each module path; the first node of a path wins."""
+    weights = {initializer.name for initializer in graph.initializer}
+    found: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
+            continue
+        scopes = next(
+            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
+        )
+        path = ast.literal_eval(scopes)[-2].removeprefix("model.")
+        found.setdefault(path, node)
+    return found
+
+
+def quantise(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    linear: Linear,
+    codes: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]],
+    bits: int,
+    block: int,
+    accuracy_level: int,
+) -> None:
+    """Turn ``node`` into MatMulNBits on ``codes``, with the linear's bias inside."""
+    if node.op_type != "MatMul":
+        raise ValueError(f"{linear.path}: exported as {node.op_type}, expected MatMul")
+    names = [f"{linear.path}.qweight", f"{linear.path}.scales"]
+    for name, value in zip(names, codes, strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    node.op_type, node.domain = "MatMulNBits", "com.microsoft"
+    node.input[1] = names[0]
+    node.input.append(names[1])
+    for key, number in (
+        ("K", linear.in_features),
+        ("N", linear.out_features),
+        ("bits", bits),
+        ("block_size", block),
+        ("accuracy_level", accuracy_level),
+    ):
+        node.attribute.append(helper.make_attribute(key, number))
+    _absorb_bias(graph, node)
+
+
+def _absorb_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """``Add(MatMulNBits(x), bias)`` becomes the operator's own bias (its sixth input)."""
+    constants = {initializer.name for initializer in graph.initializer}
+    readers = [reader for reader in graph.node if node.output[0] in reader.input]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return
+    bias = [name for name in readers[0].input if name in constants]
+    if len(bias) != 1:
+        return
+    node.input.extend(["", "", bias[0]])  # no zero points, no group index
+    node.output[0] = readers[0].output[0]
+    graph.node.remove(readers[0])
+
+
+def flatten_rows(graph: onnx.GraphProto, linears: Iterable[onnx.NodeProto]) -> None:
+    """From the first linear to the pooling, (texts, tokens, width) becomes (texts*tokens, width).
+
+    Attention's own reshapes read absolute shapes and stay as they are; the one after attention is
+    pointed at rows. Raises ValueError when a linear would be left in three dimensions.
+    """
+    outputs = {node.output[0] for node in linears}
+    linears = [node for node in graph.node if node.output[0] in outputs]
+    if not linears:
+        return
+    makers = {name: node for node in graph.node for name in node.output}
+    entry, rows = linears[0].input[0], linears[0].input[0] + "/rows"
+    flat, tokens = {rows}, ""
+    for node in linears:
+        maker = makers.get(node.input[0])
+        if maker is not None and maker.op_type == "Reshape":
+            tokens = maker.input[1]
+            maker.input[1] = _constant(graph, f"{node.input[0]}/shape", [-1, _width(graph, node)])
+            flat.add(node.input[0])
+    shape = _constant(graph, f"{rows}/shape", [-1, _width(graph, linears[0])])
+    for node in graph.node:
+        if node.op_type in ROW_WISE:
+            _replace_input(node, entry, rows)
+    _return_to_tokens(graph, flat, tokens)
+    graph.node.append(helper.make_node("Reshape", [entry, shape], [rows]))
+    if stray := [node.output[0] for node in linears if node.input[0] not in flat]:
+        raise ValueError(f"not reached row by row: {stray[0]}")
+
+
+def _return_to_tokens(graph: onnx.GraphProto, flat: set[str], tokens: str) -> None:
+    """Grow ``flat`` through row-wise nodes; whatever else reads rows gets ``tokens``' shape back."""
+    constants = {initializer.name for initializer in graph.initializer} | {""}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    returned: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:  # the exporter's order is topological
+        read = flat.intersection(node.input)
+        if not read or node.op_type == "Reshape":
+            continue
+        if node.op_type in ROW_WISE and all(i in flat or i in constants for i in node.input):
+            flat.update(node.output)
+            continue
+        for name in read:
+            back = f"{name}/tokens"
+            returned[name] = helper.make_node("Reshape", [name, tokens], [back])
+            _replace_input(node, name, back)
+    graph.node.extend(returned.values())
+
+
+def inject_lora(graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear) -> None:
+    """``y = x W + b`` becomes ``y = x W + b + (x A) B``; each module has its own rank symbol.
+
+    With one shared symbol the memory planner would assume equal ranks everywhere.
+    """
+    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
+    add_slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
+    add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
+    output = node.output[0]
+    node.output[0] = f"{output}/base"
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", [node.input[0], a], [f"{output}/down"]),
+            helper.make_node("Gemm", [f"{output}/down", b, f"{output}/base"], [output]),
+        ]
+    )
+
+
+def add_slot(
+    graph: onnx.GraphProto, name: str, shape: list[Any], default: npt.NDArray[np.float32]
+) -> None:
+    """An optional float32 input: an initializer that a caller may override."""
+    graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    graph.initializer.append(numpy_helper.from_array(default, name))
+
+
+def sort_topologically(graph: onnx.GraphProto) -> None:
+    """Order the nodes so that each comes after what it reads; a node's place is else kept."""
+    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    readers: dict[int, list[int]] = defaultdict(list)
+    missing = []
+    for index, node in enumerate(graph.node):
+        before = {made_by[name] for name in node.input if name in made_by}
+        missing.append(len(before))
+        for maker in before:
+            readers[maker].append(index)
+    ready = [index for index, count in enumerate(missing) if not count]
+    ordered: list[onnx.NodeProto] = []
+    for index in ready:  # grows while it is read
+        ordered.append(graph.node[index])
+        for reader in readers[index]:
+            missing[reader] -= 1
+            if not missing[reader]:
+                ready.append(reader)
+    if len(ordered) != len(graph.node):
+        raise ValueError("the exported graph has a cycle")
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _replace_input(node: onnx.NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: list[int]) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    return name
+
+
+def _width(graph: onnx.GraphProto, node: onnx.NodeProto) -> int:
+    """Input features of a linear: MatMulNBits' K, or the rows of a float weight."""
+    for attribute in node.attribute:
+        if attribute.name == "K":
+            return attribute.i
+    return next(i.dims[0] for i in graph.initializer if i.name == node.input[1])
