@@ -30,7 +30,10 @@ FAMILIES = {
     for family in (
         Family(model_type="bert", prefix="bert"),
         Family(model_type="distilbert", prefix="distilbert", default_pooling="cls"),
-        Family(model_type="electra", prefix="electra", default_pooling="cls"),
+        Family(model_type="roberta", prefix="roberta", position_offset=2, default_pooling="cls"),
+        Family(
+            model_type="xlm-roberta", prefix="roberta", position_offset=2, default_pooling="cls"
+        ),
     )
 }
 

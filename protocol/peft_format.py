@@ -85,7 +85,7 @@ def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) ->
         "num_virtual_tokens": plan.adapter.tokens,
         "token_dim": manifest.hidden_size,
         "num_transformer_submodules": 1,
-        "num_attention_heads": None,
+        "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
         "num_layers": manifest.layers,
         "prompt_tuning_init": "RANDOM",
         "modules_to_save": [head],

@@ -238,8 +238,9 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         rank: int = 4,
         seed: int = 0,
         targets: object = "all-linear",
+        base: Path = tiny_base,
     ) -> Path:
-        manifest = read_manifest(tiny_base)
+        manifest = read_manifest(base)
         adapter = {"method": method, "rank": rank, "tokens": 5, "targets": targets}
         plan = plan_from(
             {

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from base_model.build import build_base
+from base_model.families import FAMILIES
 from base_model.release import open_peft, read_note, release_adapter
 from base_model.store import open_base
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE
+from tests.conftest import write_tiny_source
 
 TEXTS = ["turn on the light", "play music"]
 
@@ -24,6 +26,18 @@ def test_lora_and_prompt_reach_parity_on_every_row(released: dict[str, Path], na
     assert parity.rows == 5
     assert parity.max_relative <= 1e-4
     assert parity.label_agreement == 1.0
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bert"}))
+def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family: str) -> None:
+    source = write_tiny_source(tmp_path / "source", model_type=family)
+    build_base(str(source), task="sequence-classification", bits=4, out=tmp_path / "base")
+    for method in ("lora", "prompt"):
+        folder = write_adapter(tmp_path / method, method=method, base=tmp_path / "base")
+        release_adapter(folder, tmp_path / "base", texts=TEXTS, bound=1e-4)
+        parity = read_note(folder).parity
+        assert parity is not None
+        assert parity.label_agreement == 1.0
 
 
 @pytest.mark.parametrize("name", ["a", "c"])
