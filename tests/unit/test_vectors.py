@@ -1,0 +1,104 @@
+"""The committed vectors: written again identically, and read by code that imports no fedge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.encoding import canonical_json
+from protocol.errors import UpdateError
+from protocol.exchange.plain import decode
+from tests.vectors.make import FILES, FOLDER, rendered
+
+
+def load(name: str) -> Any:
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_the_vectors_are_written_again_byte_for_byte(name: str) -> None:
+    assert rendered(name) == (FOLDER / name).read_text(encoding="utf-8")
+    assert {path.name for path in Path(FOLDER).glob("*.json")} == set(FILES)
+
+
+def fedge_hash(tag: str, message: bytes) -> str:
+    return hashlib.sha256(b"fedge/" + tag.encode() + b"/v1\x00" + message).hexdigest()
+
+
+def unmarked(value: Any) -> Any:
+    """Reals become the strings they are carried as."""
+    if isinstance(value, dict) and set(value) == {"real"}:
+        return value["real"]
+    if isinstance(value, dict):
+        return {key: unmarked(item) for key, item in value.items()}
+    return [unmarked(item) for item in value] if isinstance(value, list) else value
+
+
+def test_identities() -> None:
+    vectors = load("identities.json")
+    for case in vectors["canonical_json"]:
+        text = json.dumps(
+            unmarked(case["value"]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
+        assert text.encode() == bytes.fromhex(case["bytes"])
+    for case in vectors["hash"]:
+        assert fedge_hash(case["tag"], bytes.fromhex(case["message"])) == case["digest"]
+    for case in vectors["seed"]:
+        parts = "\x1f".join(map(str, case["parts"])).encode()
+        first = hashlib.sha256(b"fedge/seed/v1\x00" + parts).digest()[:8]
+        assert int.from_bytes(first, "big") >> 1 == case["seed"]
+    for case in vectors["adapter"]:
+        assert fedge_hash("adapter", bytes.fromhex(case["vector"])) == case["digest"]
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, {"a": math.inf}, {"ä": 1}, {1: 2}, {"a": b"bytes"}, {1, 2}], ids=repr
+)
+def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        canonical_json(value)
+
+
+def test_codes() -> None:
+    for case in load("codes.json")["dequantise"]:
+        bits, rows, width = case["bits"], case["rows"], case["width"]
+        blocks = -(-width // 32)
+        raw = bytes.fromhex(case["qweight"])
+        codes = [nibble for b in raw for nibble in (b & 15, b >> 4)] if bits == 4 else list(raw)
+        scales = struct.unpack(f"<{rows * blocks}f", bytes.fromhex(case["scales"]))
+        expected = np.frombuffer(bytes.fromhex(case["weight"]), "<f4").reshape(rows, width)
+        for row in range(rows):
+            for column in range(width):
+                scale = np.float32(scales[row * blocks + column // 32])
+                code = codes[row * blocks * 32 + column]
+                assert np.float32(code - 2 ** (bits - 1)) * scale == expected[row, column]
+
+
+def test_plain_messages_and_their_sum() -> None:
+    vectors = load("plain.json")
+    total, weight = [0] * vectors["size"], 0
+    for member in vectors["members"]:
+        metrics = list(member["metrics"].values())
+        header = struct.pack("<8sII5d", b"fedgeP1\0", vectors["size"], member["weight"], *metrics)
+        assert (header.hex() + member["update"]) == member["message"]
+        update = struct.unpack(f"<{vectors['size']}f", bytes.fromhex(member["update"]))
+        for place, value in enumerate(update):
+            # round() is exact here: the product with a power of two is, and ties go to even.
+            total[place] += round(value * 2**32) * member["weight"]
+        weight += member["weight"]
+    mean = [np.float32(float(value) / (weight * 2.0**32)) for value in total]
+    assert np.array(mean, "<f4").tobytes().hex() == vectors["sum"]["mean"]
+    assert weight == vectors["sum"]["weight"]
+
+
+@pytest.mark.parametrize("case", load("plain.json")["refused"], ids=lambda case: case["why"])
+def test_refused_plain_messages(case: dict[str, str]) -> None:
+    with pytest.raises(UpdateError, match=case["error"]):
+        decode("site-0", bytes.fromhex(case["message"]), size=load("plain.json")["size"])
