@@ -1,0 +1,148 @@
+"""Flower's own processes (SuperLink, SuperNodes, `flwr run`) give the in-process grid's adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from simulations.experiment import load_experiment
+from simulations.progress import NoProgress
+from simulations.run import simulate
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BIN = Path(sys.executable).parent
+OVERRIDES = [
+    "population.clients=2",
+    "plan.rounds=2",
+    "plan.cohort.size=2",
+    "yardsticks.pooled=false",
+    "yardsticks.alone=0",
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], folder: Path, env: dict[str, str], log: str) -> Iterator[None]:
+    """A process and everything it starts, in a group of its own; all of it ends with the block."""
+    with (folder / log).open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Flower reads and writes one folder, reaches nobody outside and finds its own programs."""
+    home.mkdir()
+    return {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def wait_for_port(address: str) -> None:
+    host, port = address.split(":")
+    for _ in range(120):
+        with suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"nothing listens at {address}")
+
+
+def wait_until_finished(env: dict[str, str], seconds: float) -> dict[str, str]:
+    """The run's entry of `flwr list`; `flwr run` itself says nothing about success."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        listed = subprocess.run(
+            [str(BIN / "flwr"), "list", "here", "--format", "json"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        run: dict[str, str] = json.loads(listed.stdout)["runs"][0]
+        if run["status"].startswith("finished"):
+            return run
+        time.sleep(2)
+    pytest.fail("the run did not finish")
+
+
+@pytest.mark.slow
+def test_superlink_and_supernodes_give_the_same_adapter(
+    experiment_file: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    here = experiment_file.parent / "for-flower"
+    experiment = load_experiment(experiment_file, OVERRIDES)
+    summary = simulate(experiment, here, resume=False, progress=NoProgress())
+    base = (here / json.loads((here / "experiment.json").read_text())["base_folder"]).resolve()
+    link, out = f"127.0.0.1:{free_port()}", tmp_path / "run"
+    with ExitStack() as stack:
+
+        def start(name: str, command: list[str]) -> None:
+            env = environment(tmp_path / f"home-{name}")
+            program = [str(BIN / command[0]), *command[1:]]
+            stack.enter_context(running(program, tmp_path, env, f"{name}.log"))
+
+        host, port = link.split(":")
+        start(
+            "link",
+            [
+                *("flower-superlink", "--insecure", "--host", host, "--port", port),
+                "--disable-runtime-dependency-installation",
+            ],
+        )
+        wait_for_port(link)
+        for number in range(2):
+            settings = (
+                f'client-id="client-{number:04d}" threads=1 '
+                f'data-path="{here}/clients/client-{number:04d}.jsonl"'
+            )
+            node = ["flower-supernode", "--insecure", "--superlink", link]
+            node += ["--port", str(free_port()), "--node-config", settings]
+            start(f"node-{number}", node)
+        env = environment(tmp_path / "home-user")
+        (tmp_path / "home-user" / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
+        )
+        config = f'plan="{here}/plan.json" base="{base}" run="{out}"'
+        command = [str(BIN / "flwr"), "run", str(ROOT), "here", "--run-config", config]
+        started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert started.returncode == 0, started.stdout + started.stderr
+        ended = wait_until_finished(env, 300)
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    record = json.loads((out / "rounds" / "0002" / "record.json").read_text())
+    assert record["adapter_out"] == summary.adapter_digest
