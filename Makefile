@@ -49,6 +49,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/dev.stamp
+	$(PIP) -e ".[dev,ray]"
 	$(BIN)/python benchmarks/run_all.py
 
 clean:

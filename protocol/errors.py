@@ -6,7 +6,8 @@
     |- ArtefactError   5  a base, adapter or run folder is damaged or does not fit: fetch or rebuild it
     |- UpdateError     6  a client sent something unusable: the coordinator drops that client
     |- RoundError      7  a round could not be completed (quorum, deadline): run again or resume
-    `- MachineError    8  this machine lacks something (an extra, a file, memory)
+    |- MachineError    8  this machine lacks something (an extra, a file, memory)
+    `- SecrecyError    9  somebody broke the rules of secure aggregation; nothing was revealed
 
 Exit code 0 is success, 1 an unexpected failure (a bug of ours), 2 wrong use of the command line.
 """
@@ -59,3 +60,17 @@ class MachineError(FedgeError):
     """Something this machine lacks."""
 
     exit_code = 8
+
+
+class SecrecyError(FedgeError):
+    """A message that secure aggregation must refuse; whoever raises it has revealed nothing.
+
+    ``code`` names the broken rule (``cohort.duplicate``), so that a record, a log and a test can tell
+    one refusal from another.
+    """
+
+    exit_code = 9
+
+    def __init__(self, code: str, cause: str, remedy: str) -> None:
+        super().__init__(f"{code}: {cause}", remedy)
+        self.code = code

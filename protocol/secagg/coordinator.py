@@ -1,0 +1,335 @@
+"""The coordinator's side of secure aggregation: one attempt, phase by phase. (P-6.8)
+
+It relays what it cannot read and ends with a sum. Every ``receive_*`` checks one client's message
+and raises SecrecyError without a change when it is unusable; every ``close_*`` fixes who is in and
+gives what the next phase sends. Whoever is missing is named in :attr:`Attempt.lost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import chain, combinations, islice
+from typing import Any
+
+import numpy as np
+
+from protocol.errors import RoundError, SecrecyError
+from protocol.merkle import merkle_root
+from protocol.secagg import shamir
+from protocol.secagg.client import (
+    alive_hash,
+    commitment,
+    mask_secret,
+    pair_key,
+    pair_sign,
+    vector_root,
+)
+from protocol.secagg.contexts import attempt_context, round_id, share_context
+from protocol.secagg.graph import (
+    COMPLETE_UP_TO,
+    NO_SEED,
+    alive_quorum,
+    degree,
+    graph_seed,
+    neighbours,
+    threshold,
+)
+from protocol.secagg.messages import (
+    HASH_BYTES,
+    NO_INDEX,
+    REMEDY,
+    SEALED_BYTES,
+    SELF_MASK,
+    SIGNATURE_BYTES,
+    Advert,
+    Cohort,
+    decode_advert,
+    decode_reveals,
+    encode_ids,
+    encode_round,
+    encode_signatures,
+)
+from protocol.secagg.packing import packed_size, unpack
+from protocol.secagg.primitives import (
+    Suite,
+    Word,
+    add_mask,
+    kdf,
+    public_of,
+    signature_is_valid,
+    word_type,
+)
+
+SUBSETS_TRIED = 2_000  # of shares, when one or two of them are wrong
+RETRY = "check the clients that were lost; the model is unchanged and the next attempt starts"
+
+
+class Phase(IntEnum):
+    """Where an attempt stands; it only moves forward."""
+
+    ADVERTISE, SHARE, MASK, ALIVE, UNMASK = range(5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What an attempt is about. ``count`` coordinates of ``bits``; ``minimum`` summands at least."""
+
+    sid: bytes
+    seq: int
+    roster: Mapping[bytes, bytes]
+    minimum: int
+    count: int
+    bits: int
+    suite: Suite = Suite.AES_256_CTR
+    degree: int = 64
+
+
+class Attempt:
+    """One attempt at a sum. Holds no vector of a client: each is added and forgotten."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._p = parameters
+        self._context = attempt_context(parameters.sid, parameters.seq)
+        self.phase = Phase.ADVERTISE
+        self.lost: dict[bytes, Phase] = {}
+        self._adverts: dict[bytes, Advert] = {}
+        self._cohort: Cohort | None = None
+        self._near: dict[bytes, tuple[bytes, ...]] = {}
+        self._sealed: dict[bytes, dict[bytes, bytes]] = {}  # sender -> receiver -> bytes
+        self._rid = b""
+        self.members: tuple[bytes, ...] = ()  # U2
+        self._sum: Word = np.zeros(parameters.count, word_type(parameters.bits))
+        self._masked: set[bytes] = set()
+        self.alive: tuple[bytes, ...] = ()  # U3
+        self._signatures: dict[bytes, bytes] = {}
+        self._reveals: dict[bytes, dict[bytes, tuple[int, int]]] = {}  # of -> from -> (kind, share)
+        self._revealed: set[bytes] = set()
+        self.liars: set[bytes] = set()
+
+    def receive_advert(self, client: bytes, message: bytes) -> None:
+        """An advert of a client of the roster, for this attempt."""
+        self._expect(Phase.ADVERTISE, client, self._p.roster, self._adverts)
+        advert = decode_advert(message)
+        if (advert.client, advert.sid, advert.seq) != (client, self._p.sid, self._p.seq):
+            raise _bad("advert.other-attempt", client, "an advert of somebody or something else")
+        public = self._p.roster[client]
+        if not signature_is_valid(public, "advert", advert.body, advert.signature):
+            raise _bad("advert.signature", client, "its signature is not valid")
+        self._adverts[client] = advert
+
+    def close_adverts(self, asked: Iterable[bytes], *, beacon: bytes = b"") -> bytes:
+        """Fix U1; the message every member of it gets. ``beacon``: for more than 128 clients."""
+        self._lose(asked, self._adverts)
+        ids = sorted(self._adverts)
+        self._enough(len(ids), "advertised")
+        k = degree(len(ids), self._p.degree)
+        cohort = Cohort(
+            degree=k,
+            threshold=threshold(k),
+            alive_index=NO_INDEX,
+            graph_seed=NO_SEED,
+            adverts=tuple(self._adverts[one] for one in ids),
+        )
+        if len(ids) > COMPLETE_UP_TO:
+            seed = graph_seed(cohort.root, beacon)
+            cohort = Cohort(
+                degree=k,
+                threshold=cohort.threshold,
+                alive_index=NO_INDEX,
+                graph_seed=seed,
+                adverts=cohort.adverts,
+            )
+        self._cohort = cohort
+        self._near = neighbours(tuple(ids), k, cohort.graph_seed)
+        self._xid = share_context(self._context, cohort)
+        self.phase = Phase.SHARE
+        return cohort.encode()
+
+    def receive_shares(self, client: bytes, message: bytes) -> None:
+        """Sealed shares for every neighbour of the client."""
+        self._expect(Phase.SHARE, client, self._adverts, self._sealed)
+        near = self._near[client]
+        if len(message) != len(near) * SEALED_BYTES + SIGNATURE_BYTES:
+            raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
+        sealed = [message[at * SEALED_BYTES : (at + 1) * SEALED_BYTES] for at in range(len(near))]
+        statement = self._xid + client + merkle_root(sealed)
+        signature = message[len(near) * SEALED_BYTES :]
+        if not signature_is_valid(self._p.roster[client], "shares", statement, signature):
+            raise _bad("shares.signature", client, "its signature is not valid")
+        self._sealed[client] = dict(zip(near, sealed, strict=True))
+
+    def close_shares(self, terms: dict[str, Any]) -> dict[bytes, bytes]:
+        """Fix U2; what each member gets. ``terms`` are those every client computes for itself."""
+        self._lose(self._adverts, self._sealed)
+        members = set(self._sealed)
+        needed = self._known_cohort().threshold
+        # Whoever has too few neighbours left would refuse; leaving it out may starve others.
+        while starved := {
+            one for one in members if len(members.intersection(self._near[one])) < needed
+        }:
+            members -= starved
+            self.lost.update(dict.fromkeys(starved, Phase.SHARE))
+        self._enough(len(members), "shared")
+        self.members = tuple(sorted(members))
+        self._rid = round_id(self._xid, b"".join(self.members), terms)
+        self.phase = Phase.MASK
+        return {
+            one: encode_round(
+                self.members,
+                {other: self._sealed[other][one] for other in self._near[one] if other in members},
+            )
+            for one in self.members
+        }
+
+    def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
+        """Add a masked vector to the sum. A late one is refused: the phase is over."""
+        self._expect(Phase.MASK, client, self.members, self._masked)
+        size = packed_size(self._p.count, self._p.bits)
+        if len(message) != size + HASH_BYTES + SIGNATURE_BYTES:
+            raise _bad("masked.malformed", client, f"{len(message)} bytes")
+        packed = memoryview(message)[:size]
+        root, signature = (
+            bytes(message[size : size + HASH_BYTES]),
+            bytes(message[-SIGNATURE_BYTES:]),
+        )
+        statement = self._rid + client + root
+        if not signature_is_valid(self._p.roster[client], "vector", statement, signature):
+            raise _bad("masked.signature", client, "not signed for this round by it")
+        if vector_root(packed) != root:
+            raise _bad("masked.root", client, "its root is not that of its vector")
+        self._sum += unpack(packed, self._p.count, self._p.bits)
+        self._masked.add(client)
+
+    def close_masked(self) -> bytes:
+        """Fix U3: the alive set that every one of them is asked to sign."""
+        self._lose(self.members, self._masked)
+        self._enough(len(self._masked), "sent a vector")
+        self.alive = tuple(sorted(self._masked))
+        self.phase = Phase.ALIVE
+        return encode_ids(self.alive)
+
+    def receive_alive(self, client: bytes, signature: bytes) -> None:
+        """A signature on the alive set."""
+        self._expect(Phase.ALIVE, client, self.alive, self._signatures)
+        statement = self._rid + alive_hash(self.alive)
+        if not signature_is_valid(self._p.roster[client], "alive", statement, signature):
+            raise _bad("alive.signature", client, "not a signature on the alive set")
+        self._signatures[client] = signature
+
+    def close_alive(self) -> bytes:
+        """The signatures, for everybody alive. Raises RoundError without a quorum."""
+        self._lose(self.alive, self._signatures)
+        needed = alive_quorum(len(self._adverts))
+        if len(self._signatures) < needed:
+            raise RoundError(
+                f"{len(self._signatures)} clients signed the alive set, needed {needed}", RETRY
+            )
+        self.phase = Phase.UNMASK
+        return encode_signatures(self._signatures)
+
+    def receive_unmask(self, client: bytes, message: bytes) -> None:
+        """One share per neighbour in U2, of the kind that its state allows."""
+        self._expect(Phase.UNMASK, client, self.alive, self._revealed)
+        members, alive = set(self.members), set(self.alive)
+        holders = [other for other in self._near[client] if other in members]
+        pairs = decode_reveals(message, len(holders))
+        found = {}
+        for other, (kind, data) in zip(holders, pairs, strict=True):
+            value = shamir.from_bytes(data)
+            if (kind == SELF_MASK) != (other in alive) or value is None:
+                raise _bad(
+                    "unmask.kind", client, f"a share of {other.hex()} that was not asked for"
+                )
+            found[other] = (kind, value)
+        for other, entry in found.items():
+            self._reveals.setdefault(other, {})[client] = entry
+        self._revealed.add(client)
+
+    def unmask(self) -> Word:
+        """The sum over U3, mod 2^bits. Raises RoundError below a threshold: then there is none."""
+        self._lose(self.alive, self._revealed)
+        alive = set(self.alive)
+        # All secrets first: a sum is computed from all of them or not at all.
+        seeds = {one: self._rebuilt(one, alive=one in alive) for one in self.members}
+        for one, seed in seeds.items():
+            if one in alive:
+                key = kdf(shamir.to_bytes(seed), "self", self._rid)
+                add_mask(self._sum, key, sign=-1, suite=self._p.suite)
+                continue
+            secret = mask_secret(seed, self._context)
+            for other in self._near[one]:
+                if other in alive:
+                    public = self._adverts[other].mask_key
+                    key = pair_key(secret, public, self._rid, one, other)
+                    add_mask(self._sum, key, sign=pair_sign(one, other), suite=self._p.suite)
+        if self._p.bits not in (16, 32):
+            self._sum &= self._sum.dtype.type(2**self._p.bits - 1)
+        return self._sum
+
+    def _rebuilt(self, client: bytes, *, alive: bool) -> int:
+        """The client's self seed or mask seed, checked against its advert."""
+        places = {other: place for place, other in enumerate(self._near[client], 1)}
+        shares = {
+            places[holder]: value for holder, (_, value) in self._reveals.get(client, {}).items()
+        }
+        needed = self._known_cohort().threshold
+        if len(shares) < needed:
+            raise RoundError(
+                f"{len(shares)} shares of a secret of {client.hex()}, needed {needed}", RETRY
+            )
+        for number, subset in enumerate(_subsets(sorted(shares), needed)):
+            chosen = {place: shares[place] for place in subset}
+            seed = shamir.combine(chosen)
+            if not self._fits(client, seed, alive=alive):
+                continue
+            if number:  # somebody's share was wrong: whose does not lie on the polynomial?
+                self.liars.update(
+                    other
+                    for other, place in places.items()
+                    if place in shares and shamir.combine(chosen, at=place) != shares[place]
+                )
+            return seed
+        raise RoundError(f"the shares of a secret of {client.hex()} contradict its advert", RETRY)
+
+    def _fits(self, client: bytes, seed: int, *, alive: bool) -> bool:
+        advert = self._adverts[client]
+        if alive:
+            return commitment(seed, self._context, client) == advert.commitment
+        return public_of(mask_secret(seed, self._context)) == advert.mask_key
+
+    def _expect(
+        self, phase: Phase, client: bytes, allowed: Iterable[bytes], have: Iterable[bytes]
+    ) -> None:
+        if self.phase is not phase:
+            raise _bad("phase.late", client, f"a message of {phase.name.lower()}, which is over")
+        if client not in allowed:
+            raise _bad("phase.stranger", client, f"not asked in {phase.name.lower()}")
+        if client in have:
+            raise _bad("phase.repeated", client, f"a second message in {phase.name.lower()}")
+
+    def _lose(self, asked: Iterable[bytes], answered: Iterable[bytes]) -> None:
+        for client in set(asked) - set(answered) - set(self.lost):
+            self.lost[client] = self.phase
+
+    def _enough(self, count: int, did: str) -> None:
+        if count < self._p.minimum:
+            raise RoundError(f"{count} clients {did}, the minimum is {self._p.minimum}", RETRY)
+
+    def _known_cohort(self) -> Cohort:
+        assert self._cohort is not None
+        return self._cohort
+
+
+def _subsets(places: list[int], needed: int) -> Iterator[list[int]]:
+    """Subsets of ``needed`` places that leave out nobody, any one, any two: up to a bound."""
+    out = chain.from_iterable(combinations(places, gone) for gone in range(3))
+    for gone in islice(out, SUBSETS_TRIED):
+        rest = [place for place in places if place not in gone]
+        if len(rest) >= needed:
+            yield rest[:needed]
+
+
+def _bad(code: str, client: bytes, fault: str) -> SecrecyError:
+    return SecrecyError(code, f"{client.hex()}: {fault}", REMEDY)

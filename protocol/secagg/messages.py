@@ -1,0 +1,170 @@
+"""Messages of secure aggregation, byte for byte. Decoders accept exactly one form. (P-6.5)"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from protocol.errors import SecrecyError
+from protocol.secagg.primitives import ID_BYTES, NONCE_BYTES, tagged_hash
+from protocol.secagg.shamir import ELEMENT_BYTES
+
+HASH_BYTES, SIGNATURE_BYTES, KEY_BYTES = 32, 64, 32
+SEALED_BYTES = NONCE_BYTES + 2 * ELEMENT_BYTES + 16
+BODY = struct.Struct(">32sQ16s32s32s32s")
+ADVERT_BYTES = BODY.size + SIGNATURE_BYTES
+COHORT_HEAD = struct.Struct(">HHQ32sH")  # k, t, alive index, graph seed, adverts
+COUNT = struct.Struct(">H")
+REVEAL_BYTES = 1 + ELEMENT_BYTES
+SELF_MASK, MASK_KEY = 0, 1  # kinds of revealed share: of b_seed (alive), of s_seed (lost)
+NO_INDEX = 2**64 - 1  # there is no log: the alive set is agreed on by signatures
+REMEDY = "leave the sender out; run the same version of fedge on both sides"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advert:
+    """A client's public keys and its commitment to its self-mask, for one attempt, signed."""
+
+    sid: bytes
+    seq: int
+    client: bytes
+    channel_key: bytes
+    mask_key: bytes
+    commitment: bytes
+    signature: bytes = b""
+
+    @property
+    def body(self) -> bytes:
+        """What is signed, 152 bytes."""
+        return BODY.pack(
+            self.sid, self.seq, self.client, self.channel_key, self.mask_key, self.commitment
+        )
+
+    def encode(self) -> bytes:
+        """Body and signature, 216 bytes."""
+        return self.body + self.signature
+
+
+def decode_advert(data: bytes) -> Advert:
+    """Raises SecrecyError for another length."""
+    _exactly(data, ADVERT_BYTES, "advert")
+    sid, seq, client, channel, mask, commitment = BODY.unpack_from(data)
+    return Advert(
+        sid=sid,
+        seq=seq,
+        client=client,
+        channel_key=channel,
+        mask_key=mask,
+        commitment=commitment,
+        signature=data[BODY.size :],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cohort:
+    """All adverts of an attempt in the order of their ids, and the graph's parameters."""
+
+    degree: int
+    threshold: int
+    alive_index: int
+    graph_seed: bytes
+    adverts: tuple[Advert, ...]
+
+    def encode(self) -> bytes:
+        """Parameters, then the adverts."""
+        head = COHORT_HEAD.pack(
+            self.degree, self.threshold, self.alive_index, self.graph_seed, len(self.adverts)
+        )
+        return head + b"".join(advert.encode() for advert in self.adverts)
+
+    @property
+    def root(self) -> bytes:
+        """SHA-256 over the tagged advert bodies: the identity of U1."""
+        return tagged_hash("u1", b"".join(advert.body for advert in self.adverts))
+
+
+@lru_cache(maxsize=2)
+def decode_cohort(data: bytes) -> Cohort:
+    """Raises SecrecyError for another length than the head announces."""
+    if len(data) < COHORT_HEAD.size:
+        raise _malformed("cohort", f"{len(data)} bytes")
+    degree, threshold, index, seed, count = COHORT_HEAD.unpack_from(data)
+    _exactly(data, COHORT_HEAD.size + count * ADVERT_BYTES, "cohort")
+    starts = range(COHORT_HEAD.size, len(data), ADVERT_BYTES)
+    return Cohort(
+        degree=degree,
+        threshold=threshold,
+        alive_index=index,
+        graph_seed=seed,
+        adverts=tuple(decode_advert(data[at : at + ADVERT_BYTES]) for at in starts),
+    )
+
+
+def encode_ids(ids: Sequence[bytes]) -> bytes:
+    """Ids sorted bytewise, one behind the other: the canonical form of a set."""
+    return b"".join(sorted(ids))
+
+
+def decode_ids(data: bytes, what: str) -> tuple[bytes, ...]:
+    """Raises SecrecyError unless the ids are whole, sorted and distinct."""
+    if len(data) % ID_BYTES:
+        raise _malformed(what, f"{len(data)} bytes of ids")
+    ids = tuple(data[at : at + ID_BYTES] for at in range(0, len(data), ID_BYTES))
+    if list(ids) != sorted(set(ids)):
+        raise SecrecyError(f"{what}.order", "ids repeat or are not sorted", REMEDY)
+    return ids
+
+
+def encode_round(members: Sequence[bytes], sealed: Mapping[bytes, bytes]) -> bytes:
+    """U2, then the sealed shares for one client in the order of their senders."""
+    head = COUNT.pack(len(members)) + encode_ids(members)
+    return head + b"".join(sealed[sender] for sender in sorted(sealed))
+
+
+def decode_round(data: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """(U2, sealed shares in the order of their senders)."""
+    if len(data) < COUNT.size:
+        raise _malformed("round", f"{len(data)} bytes")
+    end = COUNT.size + COUNT.unpack_from(data)[0] * ID_BYTES
+    if len(data) < end or (len(data) - end) % SEALED_BYTES:
+        raise _malformed("round", f"{len(data)} bytes")
+    members = decode_ids(data[COUNT.size : end], "round")
+    starts = range(end, len(data), SEALED_BYTES)
+    return members, tuple(data[at : at + SEALED_BYTES] for at in starts)
+
+
+def encode_signatures(signatures: Mapping[bytes, bytes]) -> bytes:
+    """Id and signature, by id."""
+    return b"".join(one + signatures[one] for one in sorted(signatures))
+
+
+def decode_signatures(data: bytes) -> dict[bytes, bytes]:
+    """Raises SecrecyError for a broken length, an unsorted or a repeated signer."""
+    size = ID_BYTES + SIGNATURE_BYTES
+    if len(data) % size:
+        raise _malformed("alive", f"{len(data)} bytes of signatures")
+    entries = [data[at : at + size] for at in range(0, len(data), size)]
+    decode_ids(b"".join(entry[:ID_BYTES] for entry in entries), "alive")
+    return {entry[:ID_BYTES]: entry[ID_BYTES:] for entry in entries}
+
+
+def decode_reveals(data: bytes, count: int) -> list[tuple[int, bytes]]:
+    """``count`` pairs of kind and share. Raises SecrecyError for another form."""
+    _exactly(data, count * REVEAL_BYTES, "unmask")
+    pairs = [
+        (data[at], data[at + 1 : at + REVEAL_BYTES]) for at in range(0, len(data), REVEAL_BYTES)
+    ]
+    if any(kind not in (SELF_MASK, MASK_KEY) for kind, _ in pairs):
+        raise _malformed("unmask", "an unknown kind of share")
+    return pairs
+
+
+def _exactly(data: bytes, size: int, what: str) -> None:
+    if len(data) != size:
+        raise _malformed(what, f"{len(data)} bytes, expected {size}")
+
+
+def _malformed(what: str, fault: str) -> SecrecyError:
+    return SecrecyError(f"{what}.malformed", fault, REMEDY)

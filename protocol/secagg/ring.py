@@ -1,0 +1,150 @@
+"""Real vectors as integers in a ring, so that their sum comes back exactly. (P-6.9)
+
+Clip, rotate by a randomised Hadamard transform (so that energy spreads evenly and few levels
+suffice), round stochastically to ``q`` levels. Integers such as example counts travel beside it as
+digits. The decoded sum is integer arithmetic until the last multiplication: every platform gets the
+same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.layout import Vector
+from protocol.secagg.primitives import Suite, Word, add_mask, word_type
+
+BLOCK = 2**16  # longest transform; longer vectors are dealt to blocks with stride
+SIGMAS = 5.0  # range of a rotated coordinate in standard deviations
+Integers = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """How (d,) float32 vectors of L2 norm up to ``clip`` and small integers enter a sum.
+
+    ``clients`` is the most that may be summed, ``bits`` the ring's, ``rotation`` the 32-byte seed of
+    the public signs, ``counters`` the number of integers below 2^``counter_bits`` beside the vector.
+    """
+
+    size: int
+    clip: float
+    clients: int
+    bits: int
+    rotation: bytes
+    counters: int = 0
+    counter_bits: int = 40
+
+    @property
+    def levels(self) -> int:
+        """q: the largest word of one client; ``clients`` of them do not wrap."""
+        return int((2**self.bits - 1) // self.clients)
+
+    @property
+    def padded(self) -> int:
+        """Length of the rotated vector: a power of two, or a multiple of 2^16 above it."""
+        if self.size <= BLOCK:
+            return 1 << max(self.size - 1, 0).bit_length()
+        return -(-self.size // BLOCK) * BLOCK
+
+    @property
+    def transform(self) -> int:
+        """h: length of one Hadamard transform."""
+        return min(self.padded, BLOCK)
+
+    @property
+    def reach(self) -> float:
+        """L: rotated coordinates are cut to [-L, L]."""
+        return SIGMAS * self.clip / math.sqrt(self.padded)
+
+    @property
+    def digit_bits(self) -> int:
+        """Bits of a counter that fit into one word."""
+        return (self.levels + 1).bit_length() - 1
+
+    @property
+    def digits(self) -> int:
+        """Words per counter."""
+        return -(-self.counter_bits // self.digit_bits) if self.counters else 0
+
+    @property
+    def count(self) -> int:
+        """Words in all: the rotated vector, then the counters' digits."""
+        return self.padded + self.counters * self.digits
+
+    def encode(self, vector: Vector, counters: Sequence[int], rng: np.random.Generator) -> Word:
+        """(d,) float32 and integers to (count,) words, each at most ``levels``.
+
+        ``rng`` decides the rounding only; secrecy does not rest on it. Raises ValueError for another
+        length, values that are not finite, and counters outside [0, 2^counter_bits).
+        """
+        if vector.shape != (self.size,) or len(counters) != self.counters:
+            raise ValueError("the vector or the counters have another length")
+        if not all(0 <= value < 2**self.counter_bits for value in counters):
+            raise ValueError(f"a counter is outside 0..2^{self.counter_bits}")
+        rotated = self._rotated(vector.astype(np.float64))
+        reach = self.reach
+        scaled = (np.clip(rotated, -reach, reach) + reach) * (self.levels / (2 * reach))
+        whole = np.floor(scaled)
+        whole += rng.random(len(scaled)) < scaled - whole
+        words = np.empty(self.count, word_type(self.bits))
+        words[: self.padded] = np.minimum(whole, self.levels)
+        base, place = 2**self.digit_bits, self.padded
+        for value in counters:
+            for _ in range(self.digits):
+                value, words[place] = divmod(value, base)
+                place += 1
+        return words
+
+    def decode(self, words: Word, summands: int) -> tuple[Vector, list[int]]:
+        """The mean of the vectors, (d,) float32, and the sums of the counters."""
+        centred: Integers = 2 * words[: self.padded].astype(np.int64) - summands * self.levels
+        turned = _hadamard(centred.reshape(-1, self.transform))
+        flat = self._gathered(turned) * self._signs()
+        scale = self.reach / (self.levels * math.sqrt(self.transform) * summands)
+        mean = (flat[: self.size].astype(np.float64) * scale).astype(np.float32)
+        digits = words[self.padded :].astype(np.int64).reshape(self.counters, -1).tolist()
+        base = 2**self.digit_bits
+        sums = [sum(digit * base**power for power, digit in enumerate(each)) for each in digits]
+        return mean, sums
+
+    def _rotated(self, vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        norm = float(np.sqrt(vector @ vector))
+        if not math.isfinite(norm):
+            raise ValueError("the vector is not finite")
+        padded = np.zeros(self.padded)
+        padded[: self.size] = vector * (min(1.0, self.clip / norm) if norm else 1.0)
+        turned = _hadamard(self._dealt(padded * self._signs()))
+        return (turned / math.sqrt(self.transform)).reshape(-1)
+
+    def _signs(self) -> npt.NDArray[np.int8]:
+        stream = np.zeros(-(-self.padded // 16), np.uint16)
+        add_mask(stream, self.rotation, sign=1, suite=Suite.AES_256_CTR)
+        bits = np.unpackbits(stream.view(np.uint8), bitorder="little")[: self.padded]
+        return (1 - 2 * bits.astype(np.int8)).astype(np.int8)
+
+    def _dealt(self, flat: Array) -> Array:
+        """Coordinate i goes to block i mod nblocks: contiguous blocks would have uneven energy."""
+        return np.ascontiguousarray(flat.reshape(self.transform, -1).T)
+
+    def _gathered(self, blocks: Array) -> Array:
+        return np.ascontiguousarray(blocks.T).reshape(-1)
+
+
+def _hadamard(blocks: Array) -> Array:
+    """Fast Walsh-Hadamard transform of each row, unnormalised: applied twice it multiplies by h."""
+    rows, length = blocks.shape
+    step = 1
+    while step < length:
+        view = blocks.reshape(rows, -1, 2, step)
+        upper = view[:, :, 0] + view[:, :, 1]
+        lower = view[:, :, 0] - view[:, :, 1]
+        blocks = np.stack((upper, lower), axis=2).reshape(rows, length)
+        step *= 2
+    return blocks
