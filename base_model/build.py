@@ -22,18 +22,18 @@ from base_model.families import check_task
 from base_model.files import folder_that_appears, sha256_of
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
-from base_model.store import CONFIG, GRAPH, TOKENIZER, WEIGHTS
+from base_model.store import GRAPH, WEIGHTS, tensor_entry
 from protocol.codes import dequantise, quantise
-from protocol.encoding import digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import (
+    CONFIG,
     MANIFEST_NAME,
+    TOKENIZER,
     FileEntry,
     Graph,
     Head,
     Linear,
     Manifest,
-    TensorEntry,
     fingerprint,
 )
 
@@ -183,7 +183,7 @@ def _manifest(
     folder: Path,
     slots: list[Any],
 ) -> Manifest:
-    entries = {name: _entry(value) for name, value in tensors.items()}
+    entries = {name: tensor_entry(value) for name, value in tensors.items()}
     files = {
         path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -230,11 +230,4 @@ def _manifest(
             name: importlib.metadata.version(name)
             for name in ("torch", "transformers", "onnx", "onnxscript")
         },
-    )
-
-
-def _entry(value: Tensor) -> TensorEntry:
-    array = value.contiguous().numpy()
-    return TensorEntry(
-        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
     )

@@ -26,7 +26,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Quantise a model once and export its edge graph."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=as_json) as progress:
         bar = progress.add_task("starting", total=1.0)
@@ -90,4 +90,4 @@ def _show(folder: Path, facts: dict[str, Any], as_json: bool) -> None:
         if isinstance(value, dict):
             text = ", ".join(f"{k} {v}" for k, v in value.items())
         table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else text)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

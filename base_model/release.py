@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from base_model.files import sha256_of, sync, write_whole
 from base_model.quant_linear import refuse_merge
 from base_model.store import GRAPH, OpenBase, open_base
+from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.peft_format import (
@@ -53,6 +54,7 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
     ``bound``; then no ``.onnx_adapter`` is left behind and ``release.json`` is as it was.
     """
     note = read_note(adapter)
+    check_adapter(adapter, note)
     opened = open_base(base, labels=len(note.labels))
     if opened.manifest.fingerprint != note.base_fingerprint:
         raise ArtefactError(
@@ -68,7 +70,7 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
     try:
         write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
         parity = measure_parity(opened, adapter, temporary, note, texts, bound)
-        if parity.max_relative > bound:
+        if not parity.max_relative <= bound:
             raise ArtefactError(
                 f"{adapter}: torch and ONNX Runtime differ by {parity.max_relative:.2e}, "
                 f"the bound is {bound:.0e}",
@@ -108,6 +110,27 @@ def read_note(adapter: Path) -> ReleaseNote:
             f"{adapter} is not an adapter: there is no {RELEASE_FILE}",
             "name a folder `rounds/NNNN/adapter` of a run",
         ) from None
+
+
+def check_adapter(adapter: Path, note: ReleaseNote) -> None:
+    """The folder holds what its note names. Raises ArtefactError for a changed or unfit file."""
+    for name, expected in sorted(note.files.items()):
+        if name != EDGE_FILE and (
+            not (adapter / name).is_file() or sha256_of(adapter / name) != expected
+        ):
+            raise ArtefactError(
+                f"{adapter / name} is not the file that {RELEASE_FILE} names",
+                "fetch the adapter again",
+            )
+    tensors = read_peft(adapter)
+    vector = np.concatenate([tensors[name].reshape(-1) for name in sorted(tensors)])
+    if vector_digest(vector.astype(np.float32)) != note.adapter_digest:
+        raise ArtefactError(
+            f"{adapter}: the tensors do not have the digest that {RELEASE_FILE} names",
+            "fetch the adapter again",
+        )
+    if not np.isfinite(vector).all():
+        raise ArtefactError(f"{adapter}: NaN or infinity", "release an earlier round")
 
 
 def read_peft(adapter: Path) -> Tensors:
@@ -160,7 +183,7 @@ def measure_parity(
         got = session.run(["logits"], {"input_ids": ids, "attention_mask": mask}, options)[0]
         norms = np.linalg.norm(expected, axis=-1)
         relative = np.linalg.norm(expected - got, axis=-1) / np.maximum(norms, 1e-12)
-        worst = max(worst, float(relative.max()))
+        worst = float(np.maximum(worst, relative.max()))  # unlike max(), keeps NaN
         equal += int((expected.argmax(-1) == got.argmax(-1)).sum())
     return Parity(
         rows=len(texts), max_relative=worst, label_agreement=equal / len(texts), bound=bound

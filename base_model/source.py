@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from base_model.families import Family, family_of
@@ -69,23 +70,42 @@ def load_source(source: str, *, pooling: str) -> Source:
     try:
         config = AutoConfig.from_pretrained(place)
         family = family_of(config.model_type, source=source)
-        encoder = AutoModel.from_pretrained(place, dtype=torch.float32).float().eval()
+        encoder, loading = AutoModel.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(place)
         text = tokenizer.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ArtefactError(
-            f"{source}: cannot be loaded: {str(error).splitlines()[0][:200]}",
+            f"{source}: cannot be loaded: {(str(error).splitlines() or ['?'])[0][:200]}",
             "name a folder or Hub id with config.json, weights and a fast tokenizer",
         ) from None
+    chosen = _pooling(pooling, folder, family)
+    _check_complete(source, loading, chosen)
     return Source(
         name=source,
         config=config,
         family=family,
-        encoder=encoder,
+        encoder=encoder.float().eval(),
         head=_own_head(place, config),
         tokenizer=_without_padding(text, tokenizer.pad_token_id, tokenizer.pad_token),
-        pooling=_pooling(pooling, folder, family),
+        pooling=chosen,
     )
+
+
+def _check_complete(source: str, loading: dict[str, Any], pooling: Pooling) -> None:
+    """transformers fills what a checkpoint lacks with random numbers: that is no base."""
+    absent = sorted(
+        name
+        for name in {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+        if pooling == "pooler" or "pooler." not in name
+    )
+    if absent:
+        only_pooler = all("pooler." in name for name in absent)
+        raise ArtefactError(
+            f"{source}: the checkpoint lacks {absent[0]} ({len(absent)} tensors in all)",
+            "pass --pooling mean or cls" if only_pooler else "fetch a complete checkpoint",
+        )
 
 
 def _pooling(asked: str, folder: Path, family: Family) -> Pooling:
@@ -106,8 +126,6 @@ def _pooling(asked: str, folder: Path, family: Family) -> Pooling:
 
 def _own_head(place: str, config: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A trained ``classifier`` in the checkpoint, if there is one with the right shape."""
-    from safetensors import safe_open
-
     path = Path(place) / "model.safetensors"
     if not path.is_file():
         return None

@@ -20,18 +20,21 @@ from transformers import AutoConfig
 from base_model.encoder import EncoderClassifier
 from base_model.files import sha256_of
 from base_model.quant_linear import QuantLinear
+from protocol.encoding import digest
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import (
+    CONFIG,
+    MANIFEST_NAME,
+    TOKENIZER,
+    Manifest,
+    TensorEntry,
+    parse_manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WEIGHTS, CONFIG, TOKENIZER, GRAPH = (
-    "weights.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "graph.onnx",
-)
+WEIGHTS, GRAPH = "weights.safetensors", "graph.onnx"
 REBUILD = "build the base again or fetch an intact copy"
 
 
@@ -64,7 +67,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_base(folder: Path) -> Manifest:
-    """Compare every file with the manifest. Raises ArtefactError that names the first wrong one."""
+    """Compare every file and every tensor with the manifest, and it with its fingerprint.
+
+    Raises ArtefactError that names the first wrong one.
+    """
     manifest = read_manifest(folder)
     for name, entry in sorted(manifest.files.items()):
         path = folder / name
@@ -78,7 +84,25 @@ def verify_base(folder: Path) -> Manifest:
     extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
     if extra:
         raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
+    found = {name: tensor_entry(value) for name, value in read_tensors(folder / WEIGHTS).items()}
+    if odd := sorted(
+        name
+        for name in {*found, *manifest.tensors}
+        if found.get(name) != manifest.tensors.get(name)
+    ):
+        raise ArtefactError(
+            f"{folder / WEIGHTS}: {odd[0]} is not the tensor that the fingerprint covers",
+            "do not use this base",
+        )
     return manifest
+
+
+def tensor_entry(value: Tensor) -> TensorEntry:
+    """A tensor's dtype, shape and digest, as the fingerprint covers them. (P-1.3)"""
+    array = value.contiguous().numpy()
+    return TensorEntry(
+        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
+    )
 
 
 def open_base(

@@ -28,7 +28,15 @@ PAIRS = 48  # linears of 384 x 384, r 8, A and B: 48 * 2 * 8 * 384 = 294,912 coo
 
 def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
     """A plan and a manifest for a base that nobody opens; returns the run configuration."""
-    from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry
+    from protocol.manifest import (
+        FileEntry,
+        Graph,
+        Head,
+        Linear,
+        Manifest,
+        TensorEntry,
+        fingerprint_of,
+    )
 
     manifest = Manifest(
         fingerprint="0" * 64,
@@ -58,13 +66,17 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
             slots=[],
         ),
         tensors={"w": TensorEntry(dtype="F32", shape=[1], sha256="0" * 64)},
-        files={"graph.onnx": FileEntry(sha256="0" * 64, bytes=1)},
+        files={
+            name: FileEntry(sha256="0" * 64, bytes=1)
+            for name in ("graph.onnx", "config.json", "tokenizer.json")
+        },
         made_with={},
     )
+    manifest = manifest.model_copy(update={"fingerprint": fingerprint_of(manifest)})
     (folder / "base").mkdir()
     (folder / "base" / "manifest.json").write_text(manifest.to_json())
     (folder / "plan.toml").write_text(
-        f'name = "no-op"\nrounds = {rounds}\n[base]\nfingerprint = "{"0" * 64}"\n'
+        f'name = "no-op"\nrounds = {rounds}\n[base]\nfingerprint = "{manifest.fingerprint}"\n'
         f'[task]\nlabels = ["a", "b"]\n[adapter]\ntargets = ["query"]\n[rule]\nname = "fedit"\n'
         f"[cohort]\nsize = {clients}\nquorum = {clients}\n"
     )

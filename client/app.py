@@ -13,8 +13,8 @@ TOML or JSON file), ``base`` (a folder), ``data-pattern`` (a path with ``{partit
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
@@ -31,7 +31,7 @@ from protocol.errors import ArtefactError, DataError, FedgeError, MachineError, 
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from protocol.plan import Plan, parse_plan, plan_from
+from protocol.plan import Plan, plan_from_text
 
 if TYPE_CHECKING:
     from client.batches import Encoded
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedge.client")
 
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:'\"]+/)+")  # of an absolute path, all but its last part
 FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
 
 app = ClientApp()
@@ -71,7 +72,8 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     try:
         content = work()
     except FedgeError as error:
-        content = _refusal(_kind(error), error.cause, error.remedy)
+        log.warning("refused: %s; %s", error.cause, error.remedy)
+        content = _public_refusal(error)
     except Exception as error:  # Flower would send the text of an exception to the coordinator
         log.exception("unexpected failure of this client")
         content = _refusal(
@@ -80,6 +82,13 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
             "see this client's log; it may be a bug of fedge",
         )
     return Message(content, reply_to=message)
+
+
+def _public_refusal(error: FedgeError) -> RecordDict:
+    """What the coordinator is told: nothing of the data but where it does not fit, and no paths."""
+    if isinstance(error, DataError):
+        return _refusal(_kind(error), error.public, "see this client's log")
+    return _refusal(_kind(error), *(FOLDERS.sub("", text) for text in (error.cause, error.remedy)))
 
 
 def _kind(error: FedgeError) -> str:
@@ -184,14 +193,7 @@ def _key(path: Path, kind: type[FedgeError]) -> FileKey:
 
 @lru_cache(maxsize=8)
 def _plan(key: FileKey) -> Plan:
-    text = _text(key, PlanError)
-    if not key[0].endswith(".json"):
-        return parse_plan(text, source=key[0])
-    try:
-        document = json.loads(text)
-    except ValueError:
-        raise PlanError(f"{key[0]}: not valid JSON", "write the plan again") from None
-    return plan_from(document, source=key[0])
+    return plan_from_text(_text(key, PlanError), source=key[0])
 
 
 @lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from protocol.errors import DataError
 from protocol.plan import Task
@@ -62,7 +62,7 @@ def load_rows(path: Path, task: Task) -> Rows:
     labels: list[str] = []
     try:
         for number, text, label in reader(path, task):
-            if type(text) is not str or not text.strip() or "\0" in text or not _encodes(text):
+            if not is_usable(text):
                 raise _bad_text(text, _Place(path=path, unit=unit, number=number), task)
             if type(label) is not str or label not in known:
                 raise _bad_label(label, _Place(path=path, unit=unit, number=number), task)
@@ -74,7 +74,9 @@ def load_rows(path: Path, task: Task) -> Rows:
             "check the path and its permissions",
         ) from None
     if not texts:
-        raise DataError(f"{path}: there are no rows", "give this client a file with data")
+        raise DataError(
+            f"{path}: there are no rows", "give this client a file with data", public="no rows"
+        )
     return _through_datasets(texts, labels, task)
 
 
@@ -226,6 +228,7 @@ def _need_columns(columns: Sequence[str] | dict[str, Any], place: _Place, task: 
             raise DataError(
                 f"{place}: the column `{column}` is missing",
                 f"{hint} name it in the plan's [task], or correct the file",
+                public=f"the column `{column}` is missing",
             )
 
 
@@ -248,7 +251,16 @@ def _bad_label(label: object, place: _Place, task: Task) -> DataError:
         )
     near = difflib.get_close_matches(label, task.labels, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "use a label of the plan's task.labels"
-    return DataError(f"{place}: the label {_shown(label)} is not in the plan", hint)
+    return DataError(
+        f"{place}: the label {_shown(label)} is not in the plan",
+        hint,
+        public=f"{place.unit} {place.number}: a label that is not in the plan",
+    )
+
+
+def is_usable(text: object) -> TypeGuard[str]:
+    """Whether a value is a text to train on: a string with something in it, without NUL, encodable."""
+    return type(text) is str and bool(text.strip()) and "\0" not in text and _encodes(text)
 
 
 def _encodes(text: str) -> bool:

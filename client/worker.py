@@ -129,7 +129,7 @@ class Worker:
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
         return Contribution(
             update=update,
-            weight=1 if self.plan.cohort.weighting == "uniform" else len(kept),
+            weight=min(len(kept), self.plan.cohort.max_weight),
             metrics={
                 "examples": float(trained.examples),
                 "loss_sum": trained.loss_sum,
@@ -153,9 +153,10 @@ class Worker:
                 f"this client has {self.manifest.fingerprint[:12]}…",
                 "give every party the same base",
             )
-        if instruction.round < 1 or instruction.rank < 0:
+        if not 1 <= instruction.round <= self.plan.rounds or instruction.rank < 0:
             raise ArtefactError(
-                f"the instruction names round {instruction.round} and rank {instruction.rank}",
+                f"the instruction names round {instruction.round} of {self.plan.rounds} "
+                f"and rank {instruction.rank}",
                 "run the same version of fedge on both sides",
             )
         if self.contract.combine == "mean" and instruction.rank != self.plan.adapter.rank:

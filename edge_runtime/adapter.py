@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase, check_file
-from protocol.adapter import LORA_A, LORA_B
+from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 
@@ -49,13 +49,15 @@ def load_adapter(folder: Path, base: EdgeBase) -> ActiveAdapter:
             f"{base.manifest.fingerprint[:12]}…",
             "install the base the adapter was trained on",
         )
-    if note.max_length > base.manifest.max_positions:
+    tensors = read_tensors(path)
+    check_tensors(tensors, base, labels=len(note.labels), source=str(path))
+    prompt = len(tensors[SOFT_PROMPT]) if SOFT_PROMPT in tensors else 0
+    if note.max_length + prompt > base.manifest.max_positions:
         raise ArtefactError(
-            f"{folder}: max_length {note.max_length} is above the base's "
+            f"{folder}: max_length {note.max_length} and a prompt of {prompt} are above the base's "
             f"{base.manifest.max_positions} positions",
             REFETCH,
         )
-    check_tensors(read_tensors(path), base, labels=len(note.labels), source=str(path))
     adapter = ort.LoraAdapter()
     adapter.Load(str(path))
     options = ort.RunOptions()
@@ -104,9 +106,6 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
             f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}",
             REFETCH,
         )
-    positions = base.manifest.max_positions
-    if sizes.get("prompt", 0) >= positions:
-        raise ArtefactError(f"{source}: the soft prompt fills all {positions} positions", REFETCH)
 
 
 def _check_shape(
@@ -120,16 +119,19 @@ def _check_shape(
         raise ArtefactError(
             f"{source}: {name} has shape {shape}, the slot is {tuple(wanted)}", REFETCH
         )
-    if name.endswith((LORA_A, LORA_B)):
-        rank = shape[1] if name.endswith(LORA_A) else shape[0]
-        if rank > max(shape):
-            raise ArtefactError(f"{source}: {name} has rank {rank}, more than its layer", REFETCH)
 
 
 def _check_pairs(tensors: Tensors, base: EdgeBase, source: str) -> None:
     head = base.manifest.head.path
     pairs = [(f"{head}.weight", f"{head}.bias")]
     pairs += [(linear.path + LORA_A, linear.path + LORA_B) for linear in base.manifest.linears]
+    for linear in base.manifest.linears:
+        rank, widest = (
+            tensors.get(linear.path + LORA_A, np.zeros((0, 0))).shape[1],
+            linear.in_features + linear.out_features,
+        )
+        if rank > widest:  # stacked ranks may pass the layer's own, not its whole size
+            raise ArtefactError(f"{source}: {linear.path} has rank {rank}, above {widest}", REFETCH)
     for one, other in pairs:
         if (one in tensors) != (other in tensors):
             missing = other if one in tensors else one

@@ -49,7 +49,7 @@ def infer(
     table = Table("text", "label", "score")
     for text, prediction in zip(rows, found, strict=True):
         table.add_row(text, prediction.label, f"{prediction.score:.3f}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @app.command()
@@ -86,7 +86,7 @@ def bench(
     for timing in result.timings:
         spread = f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}"
         table.add_row(timing.name, f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from protocol.errors import ArtefactError, PlanError
 from protocol.forecast import Forecast, forecast
@@ -50,7 +51,9 @@ def init(
     if as_json:
         typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
     else:
-        Console().print(f"wrote {out}; next: set task.labels, then `fedge plan check {out}`")
+        Console(markup=False, emoji=False).print(
+            f"wrote {out}; next: set task.labels, then `fedge plan check {out}`"
+        )
 
 
 def commented_plan(fingerprint: str) -> str:
@@ -85,9 +88,13 @@ def _toml(value: Any) -> str:
 def check_plan(
     plan: Annotated[Path, typer.Argument(help="a plan in TOML")],
     base: Base = None,
-    rows: Annotated[int, typer.Option("--rows", help="rows per client, for the forecast")] = 200,
-    tokens: Annotated[int, typer.Option("--tokens", help="tokens per row")] = 16,
-    speed: Annotated[int, typer.Option("--speed", help="tokens a client trains per second")] = 2000,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="rows per client, for the forecast")
+    ] = 200,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens per row")] = 16,
+    speed: Annotated[
+        int, typer.Option("--speed", min=1, help="tokens a client trains per second")
+    ] = 2000,
     as_json: Json = False,
 ) -> None:
     """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
@@ -135,7 +142,7 @@ def rules(as_json: Json = False) -> None:
             "yes" if rule.mixed_ranks else "no",
             f"{rule.summary} ({rule.source})",
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -162,14 +169,18 @@ def _text(path: Path) -> str:
 def _print(
     path: Path, plan: Plan, legal: bool, findings: list[Finding], cost: Forecast | None
 ) -> None:
-    console = Console()
-    verdict = "[green]may be run[/]" if legal else "[red]must not be run[/]"
-    console.print(f"{path}: {verdict}; digest {plan.digest[:16]}…", soft_wrap=True)
+    console = Console(markup=False, emoji=False)
+    verdict = ("may be run", "green") if legal else ("must not be run", "red")
+    console.print(
+        Text.assemble(f"{path}: ", verdict, f"; digest {plan.digest[:16]}…"), soft_wrap=True
+    )
     for finding in findings:
         colour = STYLE[finding.severity]
         remedy = f" ({finding.remedy})" if finding.remedy else ""
         console.print(
-            f"[{colour}]{finding.severity}[/] `{finding.field}`: {finding.cause}{remedy}",
+            Text.assemble(
+                (finding.severity, colour), f" `{finding.field}`: {finding.cause}{remedy}"
+            ),
             soft_wrap=True,
         )
     if cost is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from protocol.errors import ArtefactError, DataError
-from protocol.plan import parse_plan, plan_from
+from protocol.plan import plan_from_text
 
 
 def release(
@@ -31,12 +30,7 @@ def release(
     plan_file = run / "plan.json"
     if not plan_file.is_file():
         raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
-    text = plan_file.read_text("utf-8")
-    plan = (
-        plan_from(json.loads(text), source=str(plan_file))
-        if text.lstrip().startswith("{")
-        else parse_plan(text, source=str(plan_file))
-    )
+    plan = plan_from_text(plan_file.read_text("utf-8"), source=str(plan_file))
     adapter = _adapter_of(run, round_number)
     texts = load_rows(rows, plan.task).texts
     if not texts:
@@ -46,14 +40,14 @@ def release(
         typer.echo(note.model_dump_json())
         return
     assert note.parity is not None
-    Console().print(
+    Console(markup=False, emoji=False).print(
         f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
         f"labels agree on {note.parity.label_agreement:.2%}"
     )
 
 
 def _adapter_of(run: Path, number: int | None) -> Path:
-    rounds = sorted(p.name for p in (run / "rounds").glob("[0-9]*") if p.is_dir())
+    rounds = sorted(p.name for p in (run / "rounds").glob("[0-9]*") if p.name.isdecimal())
     if not rounds:
         raise ArtefactError(f"{run} has no finished round", "resume the run first")
     name = rounds[-1] if number is None else f"{number:04d}"

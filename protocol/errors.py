@@ -33,9 +33,18 @@ class PlanError(FedgeError):
 
 
 class DataError(FedgeError):
-    """Local data that does not fit the plan; names the file, and the line where there is one."""
+    """Local data that does not fit the plan; names the file, and the line where there is one.
+
+    ``public`` is what may leave this machine: never a value, a name or a path of the data's owner.
+    """
 
     exit_code = 4
+
+    def __init__(
+        self, cause: str, remedy: str, *, public: str = "the local data does not fit the plan"
+    ) -> None:
+        super().__init__(cause, remedy)
+        self.public = public
 
 
 class ArtefactError(FedgeError):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
 SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -126,8 +127,27 @@ def fingerprint(
     return digest("base", canonical_json(body))
 
 
+def fingerprint_of(manifest: Manifest) -> str:
+    """The fingerprint that what the manifest lists gives. Raises KeyError without its files."""
+    return fingerprint(
+        tensors=manifest.tensors,
+        architecture={
+            "family": manifest.family,
+            "pooling": manifest.pooling,
+            "bits": manifest.bits,
+            "block": manifest.block,
+            "config": manifest.files[CONFIG].sha256,
+        },
+        tokenizer_sha256=manifest.files[TOKENIZER].sha256,
+    )
+
+
 def parse_manifest(text: str, *, source: str) -> Manifest:
-    """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused."""
+    """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused.
+
+    The fingerprint must be that of the tensors, architecture and tokenizer listed; whether the files
+    hold these tensors is for whoever opens them.
+    """
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -141,4 +161,11 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
             raise ArtefactError(
                 f"{source}: {name!r} is not a plain file name", "do not use this base"
             )
+    if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
+        fingerprint_of(manifest) != manifest.fingerprint
+    ):
+        raise ArtefactError(
+            f"{source}: the fingerprint is not that of what the manifest lists",
+            "do not use this base",
+        )
     return manifest

@@ -9,6 +9,7 @@ a *valid* plan is also *legal* (rule, exchange, base and adapter fit together) i
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,8 +20,11 @@ from protocol.errors import PlanError
 
 M = TypeVar("M", bound=BaseModel)
 
+MAX_TOTAL_WEIGHT = 2**24  # of a round
+
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -45,7 +49,9 @@ class Task(Section):
     labels: list[str] = Field(min_length=2, description="all labels, in the order of the logits")
     text: str = Field(default="text", min_length=1, description="column with the text")
     label: str = Field(default="label", min_length=1, description="column with the label")
-    max_length: Positive = Field(default=64, description="tokens; longer texts are cut")
+    max_length: Annotated[int, Field(ge=3)] = Field(
+        default=64, description="tokens with the two special ones; longer texts are cut"
+    )
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> Task:
@@ -61,7 +67,7 @@ class Adapter(Section):
     method: Literal["lora", "prompt"] = "lora"
     rank: Positive = Field(default=8, description="LoRA rank r")
     alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
-    targets: list[str] | Literal["all-linear"] = Field(
+    targets: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         default=["query", "value"], description="last path component of the adapted linears"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -80,7 +86,9 @@ class Rule(Section):
 class Cohort(Section):
     """Who takes part in a round, and when the round stops waiting."""
 
-    size: Positive = Field(default=10, description="clients asked per round")
+    size: Annotated[int, Field(gt=0, le=65_536)] = Field(
+        default=10, description="clients asked per round"
+    )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
     deadline_s: PositiveReal = Field(default=600.0, description="seconds a round waits for updates")
     attempts: Positive = Field(default=3, description="tries at a round before the run stops")
@@ -92,6 +100,11 @@ class Cohort(Section):
             raise ValueError(f"quorum {self.quorum} is above size {self.size}")
         return self
 
+    @property
+    def max_weight(self) -> int:
+        """The largest weight of one client: 1 when uniform, else such that no sum can wrap. (P-3.3)"""
+        return 1 if self.weighting == "uniform" else MAX_TOTAL_WEIGHT // self.size
+
 
 class Local(Section):
     """Training on one client in one round."""
@@ -102,9 +115,9 @@ class Local(Section):
     learning_rate: PositiveReal = 2e-3
     head_learning_rate: PositiveReal = 1e-2
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeReal = 0.0
     clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(default=0.0, description="FedProx; 0 = off")
+    proximal_mu: NonNegativeReal = Field(default=0.0, description="FedProx; 0 = off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -179,6 +192,17 @@ def parse_plan(text: str, *, source: str) -> Plan:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{source}: not valid TOML: {error}", "correct the line named") from None
+    return plan_from(document, source=source)
+
+
+def plan_from_text(text: str, *, source: str) -> Plan:
+    """Read a plan from JSON when ``source`` ends in ``.json``, from TOML else. Raises PlanError."""
+    if not source.endswith(".json"):
+        return parse_plan(text, source=source)
+    try:
+        document = json.loads(text)
+    except ValueError:
+        raise PlanError(f"{source}: not valid JSON", "write the plan again") from None
     return plan_from(document, source=source)
 
 

@@ -6,7 +6,6 @@ Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from protocol.plan import Plan, parse_plan, plan_from
+from protocol.plan import Plan, plan_from_text
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
 from server.setting import Listener
@@ -37,6 +36,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 raise ArtefactError(
                     f"{store.folder} holds a run already", "resume it, or name another folder"
                 )
+            store.keep_plan(plan)
             run_rounds(
                 plan=plan,
                 manifest=manifest,
@@ -59,12 +59,7 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "check the path"
         ) from None
-    if path.suffix != ".json":
-        return parse_plan(text, source=str(path))
-    try:
-        return plan_from(json.loads(text), source=str(path))
-    except ValueError:
-        raise PlanError(f"{path}: not valid JSON", "write the plan again") from None
+    return plan_from_text(text, source=str(path))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -180,7 +180,7 @@ class Attempt:
     def _count(self, client: str, message: bytes | memoryview) -> None:
         try:
             if self._individual:
-                decode(client, message, size=self._size(client))  # checked now, read again later
+                self._decode(client, message)  # checked now, read again later
             else:
                 self._exchange.receive(client, message)
         except UpdateError as error:
@@ -241,7 +241,11 @@ class Attempt:
 
     def _contributions(self, clients: tuple[str, ...]) -> Iterator[tuple[str, Contribution]]:
         for client, message in self._store.replies(self._number, clients):
-            yield client, decode(client, message, size=self._size(client))
+            yield client, self._decode(client, message)
+
+    def _decode(self, client: str, message: bytes | memoryview) -> Contribution:
+        limit = self._plan.cohort.max_weight
+        return decode(client, message, size=self._size(client), max_weight=limit)
 
     def _size(self, client: str) -> int:
         return self._setting.layout(client_rank(self._plan, client)).only(self._roles).size

@@ -64,17 +64,15 @@ class _Run:
     def __init__(self, setting: Setting) -> None:
         self._setting, self._plan = setting, setting.plan
         self._manifest, self._store = setting.manifest, setting.store
+        self._roster: Roster | None = None
+        self._called: frozenset[int] = frozenset()
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
-        if record["round"] < self._plan.rounds:
-            roster = call_roll(
-                self._setting.grid, self._setting.clock, base=self._manifest.fingerprint
-            )
-            for number in range(record["round"] + 1, self._plan.rounds + 1):
-                state, record = self._round(number, state, record["adapter_out"], roster)
-                if self._setting.listener:
-                    self._setting.listener.on_round(record, state.adapter)
+        for number in range(record["round"] + 1, self._plan.rounds + 1):
+            state, record = self._round(number, state, record["adapter_out"])
+            if self._setting.listener:
+                self._setting.listener.on_round(record, state.adapter)
         return Outcome(rounds=self._plan.rounds, adapter_digest=record["adapter_out"])
 
     def _current(self) -> tuple[State, Record]:
@@ -96,13 +94,21 @@ class _Run:
                 )
         return state, record
 
-    def _round(
-        self, number: int, state: State, digest: str, roster: Roster
-    ) -> tuple[State, Record]:
+    def _present(self) -> Roster:
+        """The roster; called again when other nodes are there: one that restarts has another id."""
+        nodes = frozenset(self._setting.grid.get_node_ids())
+        if self._roster is None or nodes != self._called:
+            self._called = nodes
+            self._roster = call_roll(
+                self._setting.grid, self._setting.clock, base=self._manifest.fingerprint
+            )
+        return self._roster
+
+    def _round(self, number: int, state: State, digest: str) -> tuple[State, Record]:
         """Attempts at one round until one is complete."""
         failed = self._store.failed_attempts(number)
         while failed < self._plan.cohort.attempts:
-            attempt = Attempt(self._setting, number, failed + 1, state, digest, roster)
+            attempt = Attempt(self._setting, number, failed + 1, state, digest, self._present())
             closed = attempt.collect()
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)

@@ -49,4 +49,4 @@ class Setting:
 
     def exchange(self, size: int) -> CoordinatorExchange:
         """The coordinator's side of one round's exchange of (size,) updates."""
-        return PlainCoordinator(size)
+        return PlainCoordinator(size, max_weight=self.plan.cohort.max_weight)

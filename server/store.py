@@ -1,5 +1,6 @@
 """The run folder: what is published, and what of the open round is safe already. (P-4.8)
 
+    plan.json               the plan, with every default
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
     rounds/0007.attempt1.json   the record of an attempt that failed
     rounds/.0008.open/      the open attempt: round.json and one file per accepted reply
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +28,12 @@ from safetensors.numpy import save
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
+from protocol.plan import Plan
 from server.aggregation import State
 from server.optimizers import Moments
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
+PLAN, ROUND = "plan.json", re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
 
 
@@ -66,13 +70,26 @@ class RunStore:
             if (self._rounds / leftover.stem.removeprefix(".")).is_dir():
                 shutil.rmtree(leftover)
 
+    def keep_plan(self, plan: Plan) -> None:
+        """Write ``plan.json`` beside the rounds, once: what releases and reports read."""
+        path = self.folder / PLAN
+        if path.exists():
+            return
+        temporary = path.with_name(f".{PLAN}.tmp")
+        temporary.write_text(_json(plan.model_dump(mode="json")), "utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(self.folder)
+
     def close(self) -> None:
         """Release the lock."""
         self._lock.close()
 
     def last_round(self) -> int | None:
         """The last published round; None for a fresh folder. Raises ArtefactError for a gap."""
-        numbers = sorted(int(p.name) for p in self._rounds.glob("[0-9]*") if p.is_dir())
+        numbers = sorted(
+            int(path.name) for path in self._rounds.iterdir() if ROUND.fullmatch(path.name)
+        )
         if numbers and numbers != list(range(len(numbers))):
             raise ArtefactError(
                 f"{self._rounds}: a published round is missing", "restore it, or start another run"

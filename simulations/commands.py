@@ -28,7 +28,7 @@ class RichProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, markup=False, emoji=False),
             transient=True,
         )
         self._tasks: dict[str, int] = {}
@@ -76,7 +76,7 @@ def simulate(
     if as_json:
         typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
-        console = Console()
+        console = Console(markup=False, emoji=False)
         console.print(summary_table(summary))
         for line in summary.insecure:
             console.print(f"! {line}", style="yellow")

@@ -27,6 +27,8 @@ def write_report(run: Path) -> Path:
     plan = read_json(run / "plan.json")
     if plan is None:
         raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
+    if not isinstance(plan, dict):
+        raise ArtefactError(f"{run / 'plan.json'} is damaged", "restore it from the plan's author")
     path = run / REPORT
     write_text(path, _page(run, plan))
     return path
@@ -133,7 +135,7 @@ def _quality(evaluations: list[Json], yardsticks: Json) -> str:
         lines.append(
             Line(
                 name="all in one place",
-                points=tuple((x, height) for x in ends),
+                points=tuple((x, 100 * height) for x in ends),
                 css="c2",
                 dashed=True,
             )

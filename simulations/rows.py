@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from client.data import is_usable
 from protocol.errors import DataError
 
 Row = dict[str, Any]
@@ -35,9 +36,15 @@ def read_rows(path: Path, *, columns: list[str]) -> list[Row]:
     for where, row in reader(path):
         for column in columns:
             value = row.get(column)
-            if not isinstance(value, str) or not value:
+            if column not in row:
                 raise DataError(
-                    f"{path}: {where}: column `{column}` holds no text", "mend this row or the plan"
+                    f"{path}: {where}: the column `{column}` is missing",
+                    "mend the file or the plan",
+                )
+            if not is_usable(value):
+                raise DataError(
+                    f"{path}: {where}: column `{column}` holds no usable text",
+                    "mend this row or the plan",
                 )
         rows.append(row)
     if not rows:
@@ -60,7 +67,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:

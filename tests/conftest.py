@@ -228,6 +228,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
 
     from base_model.store import read_manifest
     from protocol.adapter import adapter_layout
+    from protocol.encoding import vector_digest
     from protocol.plan import plan_from
     from server.peft_folder import write_peft_folder
 
@@ -254,7 +255,8 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         )
         rng = np.random.default_rng(seed)
         layout = adapter_layout(plan, manifest)
-        tensors = layout.unflatten(rng.normal(0, 0.3, layout.size).astype(np.float32))
+        vector = rng.normal(0, 0.3, layout.size).astype(np.float32)
+        tensors = layout.unflatten(vector)
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_peft_folder(
             folder,
@@ -263,7 +265,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
             manifest=manifest,
             rank=rank,
             round_number=1,
-            adapter_digest="0" * 64,
+            adapter_digest=vector_digest(vector),
             exchange="plain",
             secure=False,
             metrics={},

@@ -22,7 +22,7 @@ HEADER = struct.Struct(f"<8sII{len(METRICS)}d")  # magic, d, weight, metrics
 FRACTION_BITS = 32
 MAX_MAGNITUDE = 64.0  # of one coordinate of an update
 PIECE = 2**14  # coordinates added at a time: the scratch stays in a core's cache
-MAX_TOTAL_WEIGHT = 2**24  # 2^6 * 2^32 * 2^24 < 2^63: the sum cannot wrap
+MAX_METRIC = 2.0**40  # of one client; their sums stay exact and finite
 
 
 class PlainClient:
@@ -36,8 +36,11 @@ class PlainClient:
         return HEADER.pack(MAGIC, len(update), contribution.weight, *metrics) + update.tobytes()
 
 
-def decode(client: str, message: bytes | memoryview, *, size: int) -> Contribution:
-    """Read one message strictly. Raises UpdateError that names the client and the fault."""
+def decode(client: str, message: bytes | memoryview, *, size: int, max_weight: int) -> Contribution:
+    """Read one message strictly. Raises UpdateError that names the client and the fault.
+
+    ``max_weight`` is the plan's (``Cohort.max_weight``): no client outweighs what it allows.
+    """
     if len(message) < HEADER.size:
         raise _bad(client, f"message of {len(message)} bytes is shorter than its header")
     magic, length, weight, *metrics = HEADER.unpack_from(message)
@@ -45,10 +48,10 @@ def decode(client: str, message: bytes | memoryview, *, size: int) -> Contributi
         raise _bad(client, "not a plain-exchange message of version 1")
     if length != size or len(message) != HEADER.size + 4 * size:
         raise _bad(client, f"update has {length} coordinates, the plan says {size}")
-    if not 0 < weight <= MAX_TOTAL_WEIGHT:
-        raise _bad(client, f"weight {weight} is outside 1..{MAX_TOTAL_WEIGHT}")
-    if not all(math.isfinite(value) and value >= 0 for value in metrics):
-        raise _bad(client, "a metric is negative or not finite")
+    if not 0 < weight <= max_weight:
+        raise _bad(client, f"weight {weight} is outside 1..{max_weight}")
+    if not all(0 <= value <= MAX_METRIC for value in metrics):
+        raise _bad(client, "a metric is not between 0 and 2^40")
     update = np.frombuffer(message, "<f4", offset=HEADER.size)
     _check_vector(client, update)
     return Contribution(
@@ -57,14 +60,18 @@ def decode(client: str, message: bytes | memoryview, *, size: int) -> Contributi
 
 
 class PlainCoordinator:
-    """The coordinator's side: a running fixed-point sum, O(d) memory whatever the cohort."""
+    """The coordinator's side: a running fixed-point sum, O(d) memory whatever the cohort.
+
+    ``size`` is d, ``max_weight`` the plan's bound on one client's weight: as many clients as the
+    cohort has cannot make the sum wrap (2^6 * 2^32 * 2^24 < 2^63).
+    """
 
     name = "plain"
     secure = False
     phases: tuple[Phase, ...] = (Phase.MASK,)
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, *, max_weight: int) -> None:
+        self._size, self._max_weight = size, max_weight
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._scratch: Vector = np.empty(min(size, PIECE), np.float32)
         self._whole: npt.NDArray[np.int64] = np.empty(min(size, PIECE), np.int64)
@@ -76,9 +83,7 @@ class PlainCoordinator:
         """Add one contribution. Raises UpdateError and stays unchanged if it is unusable."""
         if client in self._clients:
             raise _bad(client, "a second update in the same round")
-        contribution = decode(client, message, size=self._size)
-        if self._weight + contribution.weight > MAX_TOTAL_WEIGHT:
-            raise _bad(client, f"total weight would pass {MAX_TOTAL_WEIGHT}")
+        contribution = decode(client, message, size=self._size, max_weight=self._max_weight)
         for start in range(0, self._size, PIECE):
             piece = slice(start, start + PIECE)
             self._add(self._sum[piece], contribution.update[piece], contribution.weight)

@@ -146,3 +146,8 @@ def test_superlink_and_supernodes_give_the_same_adapter(
     assert ended["status"] == "finished:completed", ended["status-details"]
     record = json.loads((out / "rounds" / "0002" / "record.json").read_text())
     assert record["adapter_out"] == summary.adapter_digest
+    rows = here / "test.jsonl"
+    for command in (["release", out, "--base", base, "--rows", rows], ["report", out]):
+        program = [sys.executable, "-m", "fedge", *map(str, command)]
+        subprocess.run(program, env=env, cwd=ROOT, check=True, timeout=120)
+    assert (out / "rounds" / "0002" / "adapter" / "adapter.onnx_adapter").is_file()

@@ -100,5 +100,11 @@ def test_plain_messages_and_their_sum() -> None:
 
 @pytest.mark.parametrize("case", load("plain.json")["refused"], ids=lambda case: case["why"])
 def test_refused_plain_messages(case: dict[str, str]) -> None:
+    limits = load("plain.json")
     with pytest.raises(UpdateError, match=case["error"]):
-        decode("site-0", bytes.fromhex(case["message"]), size=load("plain.json")["size"])
+        decode(
+            "site-0",
+            bytes.fromhex(case["message"]),
+            size=limits["size"],
+            max_weight=limits["max_weight"],
+        )

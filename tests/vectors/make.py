@@ -122,13 +122,14 @@ def plain() -> dict[str, Any]:
                 "message": message.hex(),
             }
         )
-    coordinator = PlainCoordinator(6)
+    coordinator = PlainCoordinator(6, max_weight=100)
     for member in members:
         coordinator.receive(member["client"], bytes.fromhex(member["message"]))
     result = coordinator.unmask()
     good = bytes.fromhex(members[0]["message"])
     return {
         "size": 6,
+        "max_weight": 100,
         "members": members,
         "sum": {"mean": hexed(result.mean), "weight": result.weight, "metrics": result.metrics},
         "refused": [
@@ -155,8 +156,9 @@ def _refused(good: bytes) -> list[tuple[str, bytes, str]]:
         ("a byte too many", good + b"\x00", "coordinates"),
         ("another length", header(size=5), "coordinates"),
         ("weight 0", header(weight=0), "weight"),
-        ("weight above 2^24", header(weight=2**24 + 1), "weight"),
+        ("a weight above the bound", header(weight=101), "weight"),
         ("a negative metric", header(metrics=[-1.0, 0, 0, 0, 0]), "metric"),
+        ("a metric above 2^40", header(metrics=[0, 2.0**41, 0, 0, 0]), "metric"),
         ("an infinite metric", header(metrics=[0, float("inf"), 0, 0, 0]), "metric"),
         ("NaN", first(float("nan")), "NaN"),
         ("infinity", first(float("-inf")), "coordinate"),

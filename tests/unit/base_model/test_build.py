@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
 from base_model.store import open_base, read_manifest, verify_base
@@ -56,6 +58,41 @@ def test_the_fingerprint_does_not_depend_on_the_default_dtype(
     finally:
         torch.set_default_dtype(torch.float32)
     assert again.fingerprint == read_manifest(tiny_base).fingerprint
+
+
+def test_a_forged_base_does_not_keep_the_fingerprint(tiny_base: Path, tmp_path: Path) -> None:
+    """Other tensors under honest digests of the file: the fingerprint covers the tensors."""
+    forged = shutil.copytree(tiny_base, tmp_path / "forged")
+    tensors = load_file(forged / "weights.safetensors")
+    name = next(name for name in tensors if name.endswith(".scales"))
+    save_file(tensors | {name: tensors[name] * -3}, forged / "weights.safetensors")
+    data = (forged / "weights.safetensors").read_bytes()
+    manifest = json.loads((forged / "manifest.json").read_text())
+    manifest["files"]["weights.safetensors"] = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+    }
+    (forged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="not the tensor that the fingerprint covers"):
+        verify_base(forged)
+    manifest["tensors"][name]["sha256"] = "0" * 64
+    (forged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="fingerprint is not that of"):
+        verify_base(forged)
+
+
+@pytest.mark.parametrize("lost", ["layer.1.", "model"])
+def test_an_incomplete_checkpoint_is_no_base(tiny_source: Path, tmp_path: Path, lost: str) -> None:
+    source = shutil.copytree(tiny_source, tmp_path / "source")
+    weights = source / "model.safetensors"
+    if lost == "model":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        tensors = load_file(weights)
+        save_file({k: v for k, v in tensors.items() if lost not in k}, weights, {"format": "pt"})
+    with pytest.raises(ArtefactError, match=r"lacks|cannot be loaded"):
+        build_base(str(source), task="sequence-classification", bits=4, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])

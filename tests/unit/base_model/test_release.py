@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
 from base_model.families import FAMILIES
 from base_model.release import open_peft, read_note, release_adapter
 from base_model.store import open_base
+from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.peft_format import EDGE_FILE
+from protocol.peft_format import EDGE_FILE, from_peft
 from tests.conftest import write_tiny_source
 
 TEXTS = ["turn on the light", "play music"]
@@ -64,6 +68,29 @@ def test_a_bound_that_is_missed_releases_nothing(
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("fault", ["doubled", "NaN", "digest"])
+def test_tampered_weights_are_not_released(
+    write_adapter: Any, tiny_base: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = write_adapter(tmp_path / "x")
+    weights, note = folder / "adapter_model.safetensors", folder / "release.json"
+    factor = np.float32({"doubled": 2, "NaN": np.nan, "digest": 2}[fault])
+    save_file({k: v * factor for k, v in load_file(weights).items()}, weights)
+    document = json.loads(note.read_text())
+    if fault != "doubled":
+        document["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if fault == "NaN":
+        document["adapter_digest"] = vector_digest(
+            np.concatenate(
+                [v.reshape(-1) for _, v in sorted(from_peft(load_file(weights)).items())]
+            )
+        )
+    note.write_text(json.dumps(document))
+    with pytest.raises(ArtefactError, match=r"is not the file|NaN|do not have the digest"):
+        release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+    assert not (folder / EDGE_FILE).exists()
+
+
 def test_another_base_and_a_truncated_file_are_refused(
     write_adapter: Any, tiny_source: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -73,7 +100,7 @@ def test_another_base_and_a_truncated_file_are_refused(
         release_adapter(folder, tmp_path / "other", texts=TEXTS, bound=1e-4)
     data = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(data[:-50])
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(ArtefactError, match="is not the file"):
         release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
     shutil.rmtree(folder)
     with pytest.raises(ArtefactError, match="not an adapter"):

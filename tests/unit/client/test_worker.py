@@ -58,7 +58,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
             assert np.array_equal(after[spec.name], start[spec.name])
     assert given.weight == len(rows)
     assert tuple(given.metrics) == METRICS
-    decode("a", PlainClient().mask(given), size=sent.size)
+    decode("a", PlainClient().mask(given), size=sent.size, max_weight=plan.cohort.max_weight)
 
 
 def test_the_same_instruction_gives_the_same_bits_whoever_worked_before(

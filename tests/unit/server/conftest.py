@@ -16,7 +16,7 @@ from protocol.adapter import adapter_layout, client_rank
 from protocol.encoding import seed_from
 from protocol.exchange import METRICS, Contribution
 from protocol.exchange.plain import PlainClient
-from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry
+from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
 from protocol.rules import rule_named
 from server.coordinator import Outcome, run_rounds
@@ -28,7 +28,7 @@ from simulations.grid import InProcessGrid
 @pytest.fixture
 def manifest() -> Manifest:
     """A base that nobody needs to open: two layers, 6 by 5."""
-    return Manifest(
+    listed = Manifest(
         fingerprint="a" * 64,
         source="none",
         task="sequence-classification",
@@ -48,9 +48,13 @@ def manifest() -> Manifest:
             file="graph.onnx", opset=20, accuracy_level=0, inputs=["i"], output="logits", slots=[]
         ),
         tensors={"w": TensorEntry(dtype="float32", shape=[1], sha256="0" * 64)},
-        files={"graph.onnx": FileEntry(sha256="0" * 64, bytes=1)},
+        files={
+            name: FileEntry(sha256="0" * 64, bytes=1)
+            for name in ("graph.onnx", "config.json", "tokenizer.json")
+        },
         made_with={},
     )
+    return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
 
 
 @pytest.fixture

@@ -148,10 +148,7 @@ def test_a_straggler_answers_after_the_deadline() -> None:
     ids = push(grid)
     assert list(grid.pull_messages(ids)) == []
     clock.sleep(0.1)
-    assert clock.now() == 10.0
-    assert list(grid.pull_messages(ids)) == []
-    clock.sleep(0.1)
-    assert clock.now() == 15.0
+    assert clock.now() == 10.0  # the deadline: whoever answers now is late
     assert len(list(grid.pull_messages(ids))) == 1
     assert ran == [0]
 

@@ -37,8 +37,17 @@ def test_every_column_of_every_format(tmp_path: Path, kind: str) -> None:
     [
         ("a.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "line 2: not a JSON object"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text"\n', "line 2: not a JSON object"),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "secret"}\n', "line 2: column `label`"),
-        ("a.jsonl", '{"text": "secret", "label": 3}\n', "line 1: column `label` holds no text"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "b"}\n{"text": "secret"}\n',
+            "line 2: the column `label`",
+        ),
+        ("a.jsonl", '{"text": "secret", "label": " "}', "line 1: column `label`"),
+        (
+            "a.jsonl",
+            '{"text": "secret", "label": 3}\n',
+            "line 1: column `label` holds no usable text",
+        ),
         ("a.csv", "text,label\nsecret,\n", "line 2: column `label`"),
         ("a.csv", 'text,label\n"open\n', "not UTF-8 CSV"),
         ("a.jsonl", "\n", "no rows"),
