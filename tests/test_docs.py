@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from simulations.experiment import load_experiment
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "protocol",
@@ -39,6 +41,17 @@ def test_every_step_the_code_cites_is_in_the_protocol() -> None:
 def test_relative_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_guides_experiment_can_be_loaded(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", guide, re.S | re.M)
+    experiments = [block for block in blocks if "[population]" in block]
+    assert len(experiments) == 1
+    file = tmp_path / "support.toml"
+    file.write_text(experiments[0])
+    experiment = load_experiment(file)
+    assert experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"]).rounds == 10
 
 
 def test_every_command_in_the_documents_exists() -> None:

@@ -97,6 +97,11 @@ A = "bert.encoder.layer.0.attention.self.query.lora_A"
 B = A.replace("lora_A", "lora_B")
 
 
+def ranked(rank: int) -> Change:
+    factors = {A: np.zeros((32, rank), "f"), B: np.zeros((rank, 32), "f")}
+    return lambda tensors, _note: tensors.update(factors)
+
+
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -110,6 +115,8 @@ B = A.replace("lora_A", "lora_B")
         (note(labels=["x", "y"]), "3 labels, release.json lists 2"),
         (note(base_fingerprint="f" * 64), "belongs to base"),
         (note(max_length=9999), "positions"),
+        (replace("soft_prompt", np.zeros((60, 32), "f")), "positions"),
+        (ranked(100), "above"),
         (note(surprise=1), "surprise"),
         (note(files={}), "was not released"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def run(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     return tmp_path
+
+
+def test_yardsticks_are_drawn_on_the_scale_of_the_rounds(run: Path) -> None:
+    """All in one place is above the rounds, alone below them: smaller y is higher."""
+    page = write_report(run).read_text()
+    chart = page[page.index("Quality per round") :]
+    heights = {}
+    for css in ("c1", "c2", "c3"):
+        points = re.search(rf'<polyline[^>]*class="[^"]*{css}[^>]*points="([^"]+)"', chart) or (
+            re.search(rf'<polyline[^>]*points="([^"]+)"[^>]*class="[^"]*{css}', chart)
+        )
+        assert points, css
+        heights[css] = float(points[1].split()[-1].split(",")[1])
+    assert heights["c2"] < heights["c1"] < heights["c3"]
 
 
 class Balance(HTMLParser):
