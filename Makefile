@@ -33,7 +33,7 @@ demo: $(VENV)/demo.stamp
 	@echo "The released adapter, through ONNX Runtime:"
 	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
 		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" \
-		"put oat flakes on the list" "how much time is left on the timer" "switch off the hall light"
+		"put oat flakes on the list" "will i need an umbrella on friday" "it is freezing in the bedroom"
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q

@@ -26,8 +26,8 @@ SIDE = 384
 PAIRS = 48  # linears of 384 x 384, r 8, A and B: 48 * 2 * 8 * 384 = 294,912 coordinates
 
 
-def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
-    """A plan and a manifest for a base that nobody opens; returns the run configuration."""
+def no_op_manifest() -> Any:
+    """A base that nobody opens."""
     from protocol.manifest import (
         FileEntry,
         Graph,
@@ -38,7 +38,7 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
         fingerprint_of,
     )
 
-    manifest = Manifest(
+    listed = Manifest(
         fingerprint="0" * 64,
         source="none",
         task="sequence-classification",
@@ -72,7 +72,12 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
         },
         made_with={},
     )
-    manifest = manifest.model_copy(update={"fingerprint": fingerprint_of(manifest)})
+    return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
+
+
+def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
+    """A plan and the manifest in ``folder``; returns the run configuration."""
+    manifest = no_op_manifest()
     (folder / "base").mkdir()
     (folder / "base" / "manifest.json").write_text(manifest.to_json())
     (folder / "plan.toml").write_text(
@@ -99,11 +104,12 @@ def echo_app() -> Any:
 
     app = ClientApp()
     ready: dict[int, Any] = {}
+    base = no_op_manifest().fingerprint
 
     @app.query("hello")
     def hello(message: Message, context: Any) -> Message:
         name = f"client-{int(context.node_config['partition-id']):04d}"
-        answer = wire.Hello(client=name, base="0" * 64, protocol=PROTOCOL_VERSION)
+        answer = wire.Hello(client=name, base=base, protocol=PROTOCOL_VERSION)
         return Message(
             RecordDict({wire.REPLY: ConfigRecord(wire.to_record(answer))}), reply_to=message
         )
