@@ -6,6 +6,7 @@ it, the table of its figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,10 +39,10 @@ class _Frame:
 
     def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
         self.x0, x1 = x_range
-        self.y0, y1 = y_range
+        self.heights = _round_heights(*y_range)
+        self.y0, y1 = self.heights[0], self.heights[-1]
         self._xs = (WIDTH - LEFT - RIGHT) / ((x1 - self.x0) or 1)
         self._ys = (HEIGHT - TOP - BOTTOM) / ((y1 - self.y0) or 1)
-        self.y1 = y1
 
     def x(self, value: float) -> float:
         return round(LEFT + (value - self.x0) * self._xs, 1)
@@ -51,8 +52,7 @@ class _Frame:
 
     def axes(self, ticks: Sequence[float], unit: str) -> list[str]:
         parts = []
-        for step in range(5):
-            value = self.y0 + (self.y1 - self.y0) * step / 4
+        for value in self.heights:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
             label = escape(number(value) + unit)
@@ -65,6 +65,17 @@ class _Frame:
         return parts
 
 
+def _round_heights(low: float, high: float) -> list[float]:
+    """Four to eight grid heights around ``low`` and ``high``, multiples of 1, 2, 2.5 or 5 times 10^k."""
+    rough = (high - low) / 4 or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(
+        power * nice for nice in (1.0, 2.0, 2.5, 5.0, 10.0) if power * nice >= rough * 0.999
+    )
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
 def line_chart(
     title: str, lines: Sequence[Line], *, band: Band | None = None, unit: str = ""
 ) -> str:
@@ -74,7 +85,7 @@ def line_chart(
         return ""
     xs = sorted({x for x, _ in points})
     heights = [y for _, y in points] + ([band.low, band.high] if band else [])
-    frame = _Frame((min(xs), max(xs)), (min(0.0, *heights), max(heights) * 1.05 or 1.0))
+    frame = _Frame((min(xs), max(xs)), (min(0.0, *heights), max(heights) or 1.0))
     parts = frame.axes(xs, unit)
     if band:
         top, height = frame.y(band.high), max(2.0, frame.y(band.low) - frame.y(band.high))
@@ -112,7 +123,7 @@ def bar_chart(
     if not xs:
         return ""
     totals = [sum(values[i] for _, _, values in series) for i in range(len(xs))]
-    frame = _Frame((min(xs) - 0.6, max(xs) + 0.6), (0.0, max(totals) * 1.05 or 1.0))
+    frame = _Frame((min(xs) - 0.6, max(xs) + 0.6), (0.0, max(totals) or 1.0))
     width = max(1.0, (frame.x(1) - frame.x(0)) * 0.8)
     parts = frame.axes(xs, unit)
     below = [0.0] * len(xs)
