@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import math
 import struct
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocol.encoding import canonical_json
 from protocol.errors import UpdateError
@@ -108,3 +112,79 @@ def test_refused_plain_messages(case: dict[str, str]) -> None:
             size=limits["size"],
             max_weight=limits["max_weight"],
         )
+
+
+def hkdf(secret: bytes, label: str, context: bytes) -> bytes:
+    """RFC 5869 with an empty salt, 32 bytes."""
+    key = hmac.digest(bytes(32), secret, "sha256")
+    return hmac.digest(key, b"fedge/" + label.encode() + b"/v1\x00" + context + b"\x01", "sha256")
+
+
+def keystream(key: bytes, count: int) -> Any:
+    cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    return np.frombuffer(cipher.update(bytes(2 * count)), "<u2")
+
+
+def x25519(secret: bytes, public: bytes | None = None) -> bytes:
+    key = X25519PrivateKey.from_private_bytes(secret)
+    if public is None:
+        return key.public_key().public_bytes_raw()
+    return key.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def test_an_attempt_of_secure_aggregation_step_by_step() -> None:
+    """P-6 read again from the document: contexts, adverts, every masked vector, and the sum."""
+    case = load("secagg.json")
+    sid, actx = (
+        bytes.fromhex(case["sid"]),
+        bytes.fromhex(case["sid"]) + case["seq"].to_bytes(8, "big"),
+    )
+    clients = {bytes.fromhex(c["id"]): c for c in case["clients"]}
+    sent = {
+        (m["phase"], bytes.fromhex(m["from"])): bytes.fromhex(m["message"])
+        for m in case["messages"]
+        if "from" in m
+    }
+    got = {m["phase"]: bytes.fromhex(m["message"]) for m in case["messages"] if "to" in m}
+    secrets = {}
+    for one, entry in clients.items():
+        public = bytes.fromhex(entry["public_key"])
+        assert hashlib.sha256(public).digest()[:16] == one
+        body, signature = sent["advertise", one][:152], sent["advertise", one][152:]
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, b"fedge/advert/v1\x00" + body)
+        secrets[one] = hkdf(bytes.fromhex(entry["mask_seed"]), "mask-sk", actx)
+        commitment = hashlib.sha256(
+            b"fedge/bcommit/v1\x00" + actx + one + bytes.fromhex(entry["self_seed"])
+        ).digest()
+        assert body[:56] == actx + one
+        assert body[88:] == x25519(secrets[one]) + commitment
+    root = hashlib.sha256(
+        b"fedge/u1/v1\x00" + b"".join(sent["advertise", one][:152] for one in sorted(clients))
+    ).digest()
+    head = struct.pack(">HHQ32sH", 4, 3, 2**64 - 1, bytes(32), 5)
+    assert got["share"] == head + b"".join(sent["advertise", one] for one in sorted(clients))
+    xid = hashlib.sha256(
+        b"fedge/share-ctx/v1\x00" + actx + root + bytes(32) + struct.pack(">HHQ", 4, 3, 2**64 - 1)
+    ).digest()
+    assert xid.hex() == case["xid"]
+    members = hashlib.sha256(b"fedge/u2/v1\x00" + b"".join(sorted(clients))).digest()
+    terms = json.dumps(case["terms"], sort_keys=True, separators=(",", ":")).encode()
+    rid = hashlib.sha256(b"fedge/round/v1\x00" + xid + members + terms).digest()
+    assert rid.hex() == case["rid"]
+    alive = sorted(one for phase, one in sent if phase == "mask")
+    assert got["alive"] == b"".join(alive)
+    total = np.zeros(6, np.uint16)
+    for one in alive:
+        vector = np.frombuffer(bytes.fromhex(clients[one]["vector"]), "<u2")
+        masked = vector + keystream(hkdf(bytes.fromhex(clients[one]["self_seed"]), "self", rid), 6)
+        for other in sorted(clients):
+            if other != one:
+                agreed = x25519(secrets[one], x25519(secrets[other]))
+                pair = keystream(hkdf(agreed, "pair", rid + min(one, other) + max(one, other)), 6)
+                masked = masked + pair if one < other else masked - pair
+        assert sent["mask", one][:12] == masked.astype("<u2").tobytes()
+        total += vector
+        kinds = [sent["unmask", one][at] for at in range(0, 4 * 33, 33)]
+        assert kinds == [int(other not in alive) for other in sorted(clients) if other != one]
+    assert total.astype("<u2").tobytes().hex() == case["sum"]
+    assert len(sid) == 32

@@ -25,6 +25,7 @@ from protocol.encoding import canonical_json, digest, seed_from, vector_digest  
 from protocol.exchange import METRICS, Contribution  # noqa: E402
 from protocol.exchange.plain import HEADER, MAGIC, PlainClient, PlainCoordinator  # noqa: E402
 from protocol.plan import parse_plan  # noqa: E402
+from tests.vectors.secagg import attempt  # noqa: E402
 
 PLAN = """
 name = "vector"
@@ -166,7 +167,12 @@ def _refused(good: bytes) -> list[tuple[str, bytes, str]]:
     ]
 
 
-FILES = {"identities.json": identities, "codes.json": codes, "plain.json": plain}
+FILES = {
+    "identities.json": identities,
+    "codes.json": codes,
+    "plain.json": plain,
+    "secagg.json": attempt,
+}
 
 
 def rendered(name: str) -> str:

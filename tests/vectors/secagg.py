@@ -1,0 +1,105 @@
+"""One attempt of secure aggregation, every message of it, from fixed keys and fixed randomness."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol.secagg import client
+from protocol.secagg.coordinator import Attempt, Parameters
+from protocol.secagg.primitives import Suite, client_id
+
+SID, SEQ, BITS, COUNT, TERMS = bytes(range(32)), 7, 16, 6, {"round": 3, "adapter": "a" * 64}
+LOST = 4  # of five clients, after the shares
+
+
+def stream(label: str) -> Callable[[int], bytes]:
+    """Bytes that depend on the label alone: SHA-256 of label and counter."""
+    counter = 0
+
+    def read(size: int) -> bytes:
+        nonlocal counter
+        data = b""
+        while len(data) < size:
+            data += hashlib.sha256(f"{label}/{counter}".encode()).digest()
+            counter += 1
+        return data[:size]
+
+    return read
+
+
+def attempt() -> dict[str, Any]:
+    """P-6: five clients, one of them lost after the shares."""
+    made = [Ed25519PrivateKey.from_private_bytes(stream(f"key {n}")(32)) for n in range(5)]
+    keys = dict(sorted((client_id(k.public_key().public_bytes_raw()), k) for k in made))
+    ids = list(keys)
+    roster = {one: key.public_key().public_bytes_raw() for one, key in keys.items()}
+    policy = client.Policy(roster=roster, minimum=3)
+    random = {one: stream(one.hex()) for one in ids}
+    server = Attempt(Parameters(sid=SID, seq=SEQ, roster=roster, minimum=3, count=COUNT, bits=BITS))
+    log: list[dict[str, str]] = []
+
+    def up(phase: str, one: bytes, message: bytes) -> bytes:
+        log.append({"from": one.hex(), "phase": phase, "message": message.hex()})
+        return message
+
+    def down(phase: str, one: bytes | None, message: bytes) -> bytes:
+        log.append({"to": one.hex() if one else "all", "phase": phase, "message": message.hex()})
+        return message
+
+    adverts = {o: client.advertise(keys[o], sid=SID, seq=SEQ, random=random[o]) for o in ids}
+    for one, (_, message) in adverts.items():
+        server.receive_advert(one, up("advertise", one, message))
+    cohort = down("share", None, server.close_adverts(ids))
+    shared = {
+        o: client.share(s, cohort, key=keys[o], policy=policy, random=random[o])
+        for o, (s, _) in adverts.items()
+    }
+    for one, (_, message) in shared.items():
+        server.receive_shares(one, up("share", one, message))
+    boxes = server.close_shares(TERMS)
+    vectors = {o: (1000 * n + np.arange(COUNT)).astype(np.uint16) for n, o in enumerate(ids)}
+    present = [one for one in ids if one != ids[LOST]]
+    masked = {}
+    for one in present:
+        message = down("mask", one, boxes[one])
+        masked[one] = client.open_shares(shared[one][0], message, TERMS)
+        reply = client.mask(
+            masked[one], vectors[one].copy(), bits=BITS, suite=Suite.AES_256_CTR, key=keys[one]
+        )
+        server.receive_masked(one, up("mask", one, reply))
+    alive = down("alive", None, server.close_masked())
+    agreed = {
+        o: client.agree_on_alive(masked[o], alive, key=keys[o], policy=policy) for o in present
+    }
+    for one, (_, message) in agreed.items():
+        server.receive_alive(one, up("alive", one, message))
+    signatures = down("unmask", None, server.close_alive())
+    for one, (state, _) in agreed.items():
+        reply = client.unmask(state, signatures, policy=policy)
+        server.receive_unmask(one, up("unmask", one, reply))
+    total = server.unmask()
+    return {
+        "sid": SID.hex(),
+        "seq": SEQ,
+        "bits": BITS,
+        "terms": TERMS,
+        "clients": [
+            {
+                "id": one.hex(),
+                "public_key": roster[one].hex(),
+                "self_seed": f"{adverts[one][0].self_seed:064x}",
+                "mask_seed": f"{adverts[one][0].mask_seed:064x}",
+                "vector": vectors[one].astype("<u2").tobytes().hex(),
+            }
+            for one in ids
+        ],
+        "xid": shared[ids[0]][0].xid.hex(),
+        "rid": masked[ids[0]].rid.hex(),
+        "messages": log,
+        "sum": total.astype("<u2").tobytes().hex(),
+    }
