@@ -11,18 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.layout import Vector
-from protocol.secagg.primitives import Suite, Word, add_mask, word_type
+from protocol.secagg.primitives import Word, word_type
+from protocol.secagg.rotation import Integers, Rotation
 
-BLOCK = 2**16  # longest transform; longer vectors are dealt to blocks with stride
 SIGMAS = 5.0  # range of a rotated coordinate in standard deviations
-Integers = npt.NDArray[np.int64]
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +43,14 @@ class Ring:
         return int((2**self.bits - 1) // self.clients)
 
     @property
-    def padded(self) -> int:
-        """Length of the rotated vector: a power of two, or a multiple of 2^16 above it."""
-        if self.size <= BLOCK:
-            return 1 << max(self.size - 1, 0).bit_length()
-        return -(-self.size // BLOCK) * BLOCK
+    def turn(self) -> Rotation:
+        """The rotation of the vector."""
+        return Rotation(size=self.size, seed=self.rotation)
 
     @property
-    def transform(self) -> int:
-        """h: length of one Hadamard transform."""
-        return min(self.padded, BLOCK)
+    def padded(self) -> int:
+        """Length of the rotated vector."""
+        return self.turn.padded
 
     @property
     def reach(self) -> float:
@@ -88,7 +82,11 @@ class Ring:
             raise ValueError("the vector or the counters have another length")
         if not all(0 <= value < 2**self.counter_bits for value in counters):
             raise ValueError(f"a counter is outside 0..2^{self.counter_bits}")
-        rotated = self._rotated(vector.astype(np.float64))
+        norm = float(np.linalg.norm(vector.astype(np.float64)))
+        if not math.isfinite(norm):
+            raise ValueError("the vector is not finite")
+        shrink = min(1.0, self.clip / norm) if norm else 1.0
+        rotated = self.turn.forward(vector.astype(np.float64) * shrink)
         reach = self.reach
         scaled = (np.clip(rotated, -reach, reach) + reach) * (self.levels / (2 * reach))
         whole = np.floor(scaled)
@@ -105,46 +103,10 @@ class Ring:
     def decode(self, words: Word, summands: int) -> tuple[Vector, list[int]]:
         """The mean of the vectors, (d,) float32, and the sums of the counters."""
         centred: Integers = 2 * words[: self.padded].astype(np.int64) - summands * self.levels
-        turned = _hadamard(centred.reshape(-1, self.transform))
-        flat = self._gathered(turned) * self._signs()
-        scale = self.reach / (self.levels * math.sqrt(self.transform) * summands)
-        mean = (flat[: self.size].astype(np.float64) * scale).astype(np.float32)
+        flat = self.turn.backward(centred)
+        scale = self.reach / (self.levels * math.sqrt(self.turn.transform) * summands)
+        mean = (flat.astype(np.float64) * scale).astype(np.float32)
         digits = words[self.padded :].astype(np.int64).reshape(self.counters, -1).tolist()
         base = 2**self.digit_bits
         sums = [sum(digit * base**power for power, digit in enumerate(each)) for each in digits]
         return mean, sums
-
-    def _rotated(self, vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        norm = float(np.sqrt(vector @ vector))
-        if not math.isfinite(norm):
-            raise ValueError("the vector is not finite")
-        padded = np.zeros(self.padded)
-        padded[: self.size] = vector * (min(1.0, self.clip / norm) if norm else 1.0)
-        turned = _hadamard(self._dealt(padded * self._signs()))
-        return (turned / math.sqrt(self.transform)).reshape(-1)
-
-    def _signs(self) -> npt.NDArray[np.int8]:
-        stream = np.zeros(-(-self.padded // 16), np.uint16)
-        add_mask(stream, self.rotation, sign=1, suite=Suite.AES_256_CTR)
-        bits = np.unpackbits(stream.view(np.uint8), bitorder="little")[: self.padded]
-        return (1 - 2 * bits.astype(np.int8)).astype(np.int8)
-
-    def _dealt(self, flat: Array) -> Array:
-        """Coordinate i goes to block i mod nblocks: contiguous blocks would have uneven energy."""
-        return np.ascontiguousarray(flat.reshape(self.transform, -1).T)
-
-    def _gathered(self, blocks: Array) -> Array:
-        return np.ascontiguousarray(blocks.T).reshape(-1)
-
-
-def _hadamard(blocks: Array) -> Array:
-    """Fast Walsh-Hadamard transform of each row, unnormalised: applied twice it multiplies by h."""
-    rows, length = blocks.shape
-    step = 1
-    while step < length:
-        view = blocks.reshape(rows, -1, 2, step)
-        upper = view[:, :, 0] + view[:, :, 1]
-        lower = view[:, :, 0] - view[:, :, 1]
-        blocks = np.stack((upper, lower), axis=2).reshape(rows, length)
-        step *= 2
-    return blocks

@@ -1,0 +1,135 @@
+"""Distributed discrete Gaussian: what a client adds, and what the sum then guarantees. (P-7.2)
+
+Symbols of the paper: c ``clip``, g ``grid``, s ``local_noise``, z ``multiplier``, D ``padded``,
+n_h ``honest``; zCDP with rho and an additive xi per round (its Theorem 1 and Proposition 14).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import UpdateError
+from protocol.layout import Vector
+from protocol.privacy.gaussian import draw
+from protocol.secagg.primitives import RandomBytes, Word, word_type
+from protocol.secagg.rotation import Rotation
+
+BETA = math.exp(-0.5)  # a rounding is kept with at least 1 - BETA
+INFLATION = 1.01  # of the sensitivity, by rounding to the grid
+TRIES, KAPPA = 64, 4.0  # roundings of a vector; standard deviations that fit the ring
+GRID_BITS = 40  # the grid is a multiple of 2^-40: exact in every language
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """One round's noise. ``honest`` is the fewest honest summands ever counted on.
+
+    ``summands`` is the most that may be summed, ``size`` d.
+    """
+
+    size: int
+    clip: float
+    multiplier: float
+    honest: int
+    summands: int
+    rotation: bytes
+
+    @property
+    def turn(self) -> Rotation:
+        """The rotation of the vector."""
+        return Rotation(size=self.size, seed=self.rotation)
+
+    @property
+    def grid(self) -> float:
+        """g: the largest with ``g B <= 1.01 c``, by bisection, cut to a multiple of 2^-40."""
+        low, high = 0.0, self.clip
+        for _ in range(80):
+            middle = (low + high) / 2
+            fits = middle * norm_bound(self.clip, middle, self.turn.padded) <= INFLATION * self.clip
+            low, high = (middle, high) if fits else (low, middle)
+        return float(math.floor(low * 2**GRID_BITS) / 2**GRID_BITS)
+
+    @property
+    def local_noise(self) -> float:
+        """s = z c / sqrt(n_h): each client's noise, so that the honest ones add up to z c."""
+        return self.multiplier * self.clip / math.sqrt(self.honest)
+
+    @property
+    def sigma(self) -> Decimal:
+        """s / g with 12 decimals: exact, so that every client has the same table."""
+        return Decimal(f"{self.local_noise / self.grid:.12f}")
+
+    @property
+    def bits(self) -> int:
+        """The smallest ring of 16, 20, 24 or 32 bits in which sums do not wrap within 4 sigma."""
+        spread = (
+            self.clip**2 * self.summands**2 / self.turn.padded
+            + (self.grid**2 / 4 + self.local_noise**2) * self.summands
+        )
+        needed = math.log2(2 * KAPPA * math.sqrt(spread) / self.grid)
+        return next(bits for bits in (16, 20, 24, 32) if needed <= bits)
+
+    def encode(self, vector: Vector, rng: np.random.Generator, random: RandomBytes) -> Word:
+        """(d,) float32 to (D,) words with this client's noise. Raises UpdateError after 64 tries.
+
+        ``rng`` rounds, ``random`` (of the operating system) makes the noise; privacy rests on the
+        bound of the integers and on the noise, not on the rounding.
+        """
+        values = vector.astype(np.float64)
+        norm = float(np.linalg.norm(values))
+        if not math.isfinite(norm):
+            raise ValueError("the vector is not finite")
+        scale = min(1.0, self.clip / norm) if norm else 1.0
+        turned = self.turn.forward(values * scale) / self.grid
+        whole = self._rounded(turned, rng)
+        noisy = whole + draw(self.sigma, len(whole), random(32))
+        words: Word = (noisy & (2**self.bits - 1)).astype(word_type(self.bits))
+        return words
+
+    def _rounded(
+        self, values: npt.NDArray[np.float64], rng: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        bound = norm_bound(self.clip, self.grid, self.turn.padded)
+        floor = np.floor(values)
+        for _ in range(TRIES):
+            whole = (floor + (rng.random(len(values)) < values - floor)).astype(np.int64)
+            # On the integers: what floating point did before cannot break the bound.
+            if float(whole @ whole) <= bound * bound:
+                return whole
+        raise UpdateError(
+            "this client's update cannot be rounded within its bound", "lower local.learning_rate"
+        )
+
+    def decode(self, words: Word, summands: int) -> Vector:
+        """The noisy mean, (d,) float32. A sum that wrapped costs accuracy, never privacy."""
+        half = 2 ** (self.bits - 1)
+        centred = ((words.astype(np.int64) + half) % 2**self.bits) - half
+        scale = self.grid / (math.sqrt(self.turn.transform) * summands)
+        return (self.turn.backward(centred).astype(np.float64) * scale).astype(np.float32)
+
+    def spent(self) -> tuple[float, float]:
+        """(rho, xi) of one round: the arguments of dp-accounting's ZCDpEvent."""
+        padded = self.turn.padded
+        sensitivity = self.grid * norm_bound(self.clip, self.grid, padded)
+        ratio = float(self.sigma)
+        rho = sensitivity**2 / (2 * self.honest * (ratio * self.grid) ** 2)
+        tau = 10 * math.fsum(
+            math.exp(-2 * math.pi**2 * ratio**2 * k / (k + 1)) for k in range(1, self.honest)
+        )
+        return rho, tau * padded
+
+    def noise_to_signal(self) -> float:
+        """z sqrt(d) / n: the noise of the mean over the norm of aligned updates at the clip."""
+        return self.multiplier * math.sqrt(self.size) / self.summands
+
+
+def norm_bound(clip: float, grid: float, padded: int) -> float:
+    """B: the largest L2 norm of a rounded vector, in units of the grid."""
+    reach, root = clip / grid, math.sqrt(padded)
+    likely = reach**2 + padded / 4 + math.sqrt(2 * math.log(1 / BETA)) * (reach + root / 2)
+    return min(reach + root, math.sqrt(likely))
