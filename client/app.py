@@ -22,16 +22,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocol import PROTOCOL_VERSION, wire
+from protocol.adapter import adapter_layout
 from protocol.encoding import canonical_json
-from protocol.errors import ArtefactError, DataError, FedgeError, MachineError, PlanError
+from protocol.errors import (
+    ArtefactError,
+    DataError,
+    FedgeError,
+    MachineError,
+    PlanError,
+    SecrecyError,
+)
+from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
+from protocol.rules import rule_named
+from protocol.secagg.roster import parse_roster
+from protocol.secagg.session import Session
 
 if TYPE_CHECKING:
     from client.batches import Encoded
@@ -55,6 +68,17 @@ def hello(message: Message, context: Context) -> Message:
 def mask(message: Message, context: Context) -> Message:
     """Train as instructed and answer with the masked contribution."""
     return _answer(message, lambda: _mask(message, context))
+
+
+def _secret(phase: Phase) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _in_secret(phase, message, context))
+
+    return handle
+
+
+for _phase in (Phase.ADVERTISE, Phase.SHARE, Phase.AGREE, Phase.UNMASK):
+    app.train(_phase.value)(_secret(_phase))
 
 
 def client_name(context: Context) -> str:
@@ -109,7 +133,62 @@ def _hello(context: Context) -> RecordDict:
     return RecordDict({wire.REPLY: ConfigRecord(wire.to_record(reply))})
 
 
+def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
+    """One phase of secure aggregation; the session lives in the node's state."""
+    import os
+
+    from client.secret import Member
+
+    instruction = _instruction(message.content)
+    request = _request(message.content)
+    plan = _plan(_key(_path(context, "plan"), PlanError))
+    manifest = _manifest(_key(_path(context, "base") / MANIFEST_NAME, ArtefactError))
+    name, roster = client_name(context), _roster(_key(_path(context, "roster"), PlanError))
+    key = read_identity(_identity_path(context))
+    if roster.get(name) != key.public_key().public_bytes_raw():
+        raise MachineError(
+            f"the roster does not list this client's key as {name}",
+            "name the identity that was enrolled, or the roster it is in",
+        )
+    roles = rule_named(plan.rule.name).roles(instruction.round)
+    member = Member(
+        name=name,
+        key=key,
+        roster=roster,
+        plan=plan,
+        size=adapter_layout(plan, manifest).only(roles).size,
+        random=os.urandom,
+    )
+    held = context.state.get(wire.SECAGG)
+    session = (
+        Session.model_validate_json(str(held["session"]))
+        if isinstance(held, ConfigRecord)
+        else None
+    )
+    after, reply = member.answer(
+        phase, request, instruction, session, lambda: _contribution(message, context)
+    )
+    context.state[wire.SECAGG] = ConfigRecord({"session": after.model_dump_json()})
+    data = np.frombuffer(reply, np.uint8)
+    return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(data)})})
+
+
 def _mask(message: Message, context: Context) -> RecordDict:
+    if wire.SECAGG in message.content:
+        return _in_secret(Phase.MASK, message, context)
+    plan = _plan(_key(_path(context, "plan"), PlanError))
+    if plan.secrecy.exchange != "plain":  # nobody talks a client out of its plan
+        raise SecrecyError(
+            "exchange.plain",
+            f"asked for a plain update, the plan says {plan.secrecy.exchange}",
+            "ask the coordinator's operator",
+        )
+    contribution = _contribution(message, context)
+    masked = np.frombuffer(PlainClient().mask(contribution), np.uint8)
+    return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(masked)})})
+
+
+def _contribution(message: Message, context: Context) -> Contribution:
     instruction, adapter = _received(message.content)
     plan = _plan(_key(_path(context, "plan"), PlanError))
     from client.worker import worker_for
@@ -117,19 +196,63 @@ def _mask(message: Message, context: Context) -> RecordDict:
     _set_threads(context)
     worker = worker_for(plan, _path(context, "base"))
     worker.check(instruction, adapter)  # a request that does not belong reads no private data
-    contribution = worker.contribute(
+    return worker.contribute(
         client=client_name(context),
         instruction=instruction,
         adapter=adapter,
         rows=rows_cache.get(data_path(context), worker),
     )
-    masked = np.frombuffer(PlainClient().mask(contribution), np.uint8)
-    return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(masked)})})
+
+
+def _instruction(content: RecordDict) -> wire.Instruction:
+    instruction = content.get(wire.INSTRUCTION)
+    if not isinstance(instruction, ConfigRecord):
+        raise _unfit("a record is missing")
+    return wire.from_record(wire.Instruction, instruction)
+
+
+def _request(content: RecordDict) -> bytes:
+    record = content.get(wire.SECAGG)
+    if not isinstance(record, ArrayRecord) or list(record) != ["message"]:
+        raise _unfit("the message of secure aggregation is missing")
+    try:
+        data = record["message"].numpy()
+    except (ValueError, TypeError, EOFError):
+        raise _unfit("the message of secure aggregation cannot be decoded") from None
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise _unfit("the message of secure aggregation is not bytes")
+    return bytes(data.tobytes())
+
+
+def read_identity(path: Path) -> Ed25519PrivateKey:
+    """A client's own key: 64 hex digits. Raises MachineError that shows none of them."""
+    try:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be read: {error.strerror}", "name this client's identity file"
+        ) from None
+    except ValueError:
+        raise MachineError(f"{path}: not an identity", "it holds 64 hex digits") from None
+
+
+def _identity_path(context: Context) -> Path:
+    if (path := context.node_config.get("identity")) is not None:
+        return Path(str(path))
+    pattern, partition = (
+        _setting(context, "identity-pattern"),
+        context.node_config.get("partition-id"),
+    )
+    if not pattern or partition is None:
+        raise MachineError(
+            "this node has no identity", "start it with --node-config 'identity=\"…\"'"
+        )
+    return _filled(pattern, "identity-pattern", int(partition))
 
 
 def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
-    instruction, record = content.get(wire.INSTRUCTION), content.get(wire.ADAPTER)
-    if not isinstance(instruction, ConfigRecord) or not isinstance(record, ArrayRecord):
+    instruction, record = _instruction(content), content.get(wire.ADAPTER)
+    if not isinstance(record, ArrayRecord):
         raise _unfit("a record is missing")
     if list(record) != ["adapter"]:
         raise _unfit("its adapter is not one array named `adapter`")
@@ -139,7 +262,7 @@ def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
         raise _unfit("its adapter cannot be decoded") from None
     if adapter.dtype != np.float32 or adapter.ndim != 1:
         raise _unfit(f"its adapter is {adapter.dtype} with {adapter.ndim} dimensions")
-    return wire.from_record(wire.Instruction, instruction), adapter
+    return instruction, adapter
 
 
 def _unfit(fault: str) -> ArtefactError:
@@ -155,11 +278,15 @@ def data_path(context: Context) -> Path:
     pattern, partition = _setting(context, "data-pattern"), context.node_config.get("partition-id")
     if not pattern or partition is None:
         raise MachineError("this node has no data", "start it with --node-config 'data-path=\"…\"'")
+    return _filled(pattern, "data-pattern", int(partition))
+
+
+def _filled(pattern: str, name: str, partition: int) -> Path:
     try:
-        return Path(pattern.format(partition=int(partition)))
+        return Path(pattern.format(partition=partition))
     except (KeyError, IndexError, ValueError, AttributeError):
         raise PlanError(
-            f"data-pattern {pattern!r} is not a path with {{partition}}",
+            f"{name} {pattern!r} is not a path with {{partition}}",
             "write for example clients/client-{partition:04d}.jsonl",
         ) from None
 
@@ -194,6 +321,11 @@ def _key(path: Path, kind: type[FedgeError]) -> FileKey:
 @lru_cache(maxsize=8)
 def _plan(key: FileKey) -> Plan:
     return plan_from_text(_text(key, PlanError), source=key[0])
+
+
+@lru_cache(maxsize=8)
+def _roster(key: FileKey) -> dict[str, bytes]:
+    return parse_roster(_text(key, PlanError), source=key[0])
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,13 @@ from protocol.errors import PlanError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, RuleContract, rule_named
+from protocol.secagg.graph import (
+    DEFAULT_DEGREE,
+    LEAST_SUMMANDS,
+    alive_quorum,
+    degree,
+    threshold,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +119,8 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             "INSECURE: the coordinator sees every client's update",
             "for simulation and research only",
         )
+    else:
+        yield from _secret(plan)
     if contract.needs == "individual":
         yield _warning(
             "rule.name",
@@ -120,6 +129,30 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
         )
     if plan.privacy.mechanism == "none":
         yield _note("privacy.mechanism", "no differential privacy: the sum itself may leak", "")
+
+
+def _secret(plan: Plan) -> Iterator[Finding]:
+    """What secure aggregation asks of a plan."""
+    if plan.cohort.weighting != "uniform":
+        yield _error(
+            "cohort.weighting",
+            "under secure aggregation every client counts alike: weights are private",
+            'use weighting = "uniform"',
+        )
+    if plan.cohort.quorum < LEAST_SUMMANDS:
+        yield _error(
+            "cohort.quorum",
+            f"a sum of fewer than {LEAST_SUMMANDS} updates is no secret",
+            f"at least {LEAST_SUMMANDS}",
+        )
+    k = degree(plan.cohort.size, DEFAULT_DEGREE)
+    spare = min(k - threshold(k), plan.cohort.size - alive_quorum(plan.cohort.size))
+    if plan.cohort.size - plan.cohort.quorum > spare:
+        yield _warning(
+            "cohort.quorum",
+            f"with {plan.cohort.size} clients no sum opens once more than {spare} are lost",
+            f"a quorum below {plan.cohort.size - spare} is never enough",
+        )
 
 
 def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:

@@ -152,7 +152,12 @@ class Release(Section):
 class Secrecy(Section):
     """How updates travel. `plain` shows every update to the coordinator: insecure."""
 
-    exchange: Literal["plain"] = "plain"
+    exchange: Literal["plain", "secagg"] = "plain"
+    bits: Literal[16, 20, 24, 32] = Field(default=16, description="secagg: of the ring")
+    clip: PositiveReal = Field(default=32.0, description="secagg: L2 norm of one client's update")
+    suite: Literal["aes-256-ctr", "chacha20"] = Field(
+        default="aes-256-ctr", description="secagg: of the masks; chacha20 without AES instructions"
+    )
 
 
 class Privacy(Section):

@@ -16,6 +16,7 @@ from protocol.errors import ArtefactError
 HELLO = "query.hello"
 TRAIN = "train"  # + "." + Phase
 INSTRUCTION, ADAPTER, MASKED, REPLY = "instruction", "adapter", "masked", "reply"  # record names
+SECAGG = "secagg"  # a phase's message of secure aggregation, either way
 T = TypeVar("T")
 
 

@@ -1,7 +1,7 @@
 """Flower's ServerApp: reads the run's configuration, builds the objects, starts. Wiring only.
 
 Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest is read), ``run``
-(folder) and ``resume``.
+(folder), ``resume``, and under secure aggregation ``roster`` (names and public keys).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
+from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
 from server.setting import Listener
@@ -30,6 +31,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
         plan = read_plan(_path(context, "plan"))
         manifest = read_manifest(_path(context, "base"))
         verify_legal(plan, manifest)
+        keys = read_roster(_path(context, "roster")) if plan.secrecy.exchange == "secagg" else {}
         store = RunStore(_path(context, "run"))
         try:
             if store.last_round() is not None and not context.run_config.get("resume", False):
@@ -44,6 +46,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 store=store,
                 clock=clock or SystemClock(),
                 listener=listener,
+                roster_keys=keys,
             )
         finally:
             store.close()
@@ -60,6 +63,16 @@ def read_plan(path: Path) -> Plan:
             f"{path}: cannot be read ({type(error).__name__})", "check the path"
         ) from None
     return plan_from_text(text, source=str(path))
+
+
+def read_roster(path: Path) -> dict[str, bytes]:
+    """Public keys by name. Raises PlanError."""
+    try:
+        return parse_roster(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"{path}: cannot be read ({type(error).__name__})", "check the path"
+        ) from None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -20,7 +20,8 @@ from protocol.errors import ArtefactError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Contribution, Phase
 from protocol.exchange.plain import decode
 from server.aggregation import State, apply_individuals, apply_mean, change_norm
-from server.roster import POLL_S, Roster, push
+from server.asking import ask, gather
+from server.roster import Roster
 from server.rounds import (
     Collecting,
     Complete,
@@ -97,40 +98,38 @@ class Attempt:
                 self._count(client, self._store.reply(self._number, client))
             elif client not in self._roster.nodes:
                 self._drop(client, Reason.NO_REPLY, "not connected")
-        clients = self._ask()
-        late = self._gather(clients)
-        if clients:  # one last look: who answers now is late, and is not read
-            for reply in self._setting.grid.pull_messages(list(clients)):
-                if answered := clients.get(reply.metadata.reply_to_message_id):
-                    late.add(answered)
-        return close(self._collecting, late=frozenset(late))
-
-    def _gather(self, clients: dict[str, str]) -> set[str]:
-        """Take replies, and their askers off ``clients``, until the deadline; returns who is late."""
-        clock, grid = self._setting.clock, self._setting.grid
-        deadline = self._begun + self._plan.cohort.deadline_s
-        late: set[str] = set()
-        while clients and clock.now() < deadline:
-            replies = list(grid.pull_messages(list(clients)))
-            for reply in replies:
-                client = clients.pop(reply.metadata.reply_to_message_id, None)
-                if client is None:
-                    continue
-                if clock.now() >= deadline:
-                    late.add(client)
-                else:
-                    self._take(client, reply)
-            if not replies:
-                clock.sleep(POLL_S)
-        return late
-
-    def _ask(self) -> dict[str, str]:
-        """Push one message per client that is waited for; returns message ids with names."""
         waiting = self._collecting.waiting
-        if not waiting:
-            return {}
+        content = self._content()
+        asked, unsent = ask(
+            self._setting.grid,
+            dict.fromkeys(waiting, content),
+            nodes=self._roster.nodes,
+            kind=f"{wire.TRAIN}.{Phase.MASK}",
+            group=str(self._number),
+        )
+        for client in unsent:
+            self._drop(client, Reason.NO_REPLY, "the request could not be sent")
+        late = gather(
+            self._setting.grid,
+            self._setting.clock,
+            asked,
+            deadline=self._begun + self._plan.cohort.deadline_s,
+            take=self._take,
+        )
+        return close(self._collecting, late=late)
+
+    def _content(self) -> RecordDict:
         vector = self._setting.layout(self._state.rank).flatten(self._state.adapter)
-        instruction = wire.Instruction(
+        return RecordDict(
+            {
+                wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction())),
+                wire.ADAPTER: ArrayRecord({"adapter": Array(vector)}),
+            }
+        )
+
+    def instruction(self) -> wire.Instruction:
+        """What every client of the attempt is told. (P-4.2)"""
+        return wire.Instruction(
             round=self._number,
             attempt=self._attempt,
             plan_digest=self._setting.plan_digest,
@@ -139,23 +138,6 @@ class Attempt:
             rank=self._state.rank,
             evaluate=self._evaluates(),
         )
-        content = RecordDict(
-            {
-                wire.INSTRUCTION: ConfigRecord(wire.to_record(instruction)),
-                wire.ADAPTER: ArrayRecord({"adapter": Array(vector)}),
-            }
-        )
-        kind, nodes = f"{wire.TRAIN}.{Phase.MASK}", self._roster.nodes
-        messages = [
-            Message(content, nodes[client], kind, group_id=str(self._number)) for client in waiting
-        ]
-        sent = push(self._setting.grid, messages)
-        for client, name in zip(waiting, sent, strict=True):
-            if name is None:
-                self._drop(client, Reason.NO_REPLY, "the request could not be sent")
-        return {
-            name: client for client, name in zip(waiting, sent, strict=True) if name is not None
-        }
 
     def _evaluates(self) -> bool:
         return self._number % self._plan.evaluation.every == 0 or self._number == self._plan.rounds
@@ -170,7 +152,7 @@ class Attempt:
                 refusal = wire.from_record(wire.Refusal, found)
                 self._drop(client, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
-            message = _masked(reply.content)
+            message = masked_bytes(reply.content)
         except (KeyError, ValueError, ArtefactError):
             self._drop(client, Reason.INVALID, "the reply holds no update and no refusal")
             return
@@ -270,8 +252,8 @@ class Attempt:
             ],
             "kept_out": self._roster.kept_out,
             "quorum": closed.quorum,
-            "exchange": self._exchange.name,
-            "secure": self._exchange.secure,
+            "exchange": self._plan.secrecy.exchange,
+            "secure": self._setting.secure,
             "weight": aggregate.weight if aggregate else 0,
             "metrics": aggregate.metrics if aggregate else {},
             "update_norm": norm,
@@ -305,7 +287,7 @@ class _Sums:
             yield client, contribution
 
 
-def _masked(content: RecordDict) -> memoryview:
+def masked_bytes(content: RecordDict) -> memoryview:
     """The bytes of a masked contribution, not copied. Raises KeyError or ValueError without any.
 
     The npy header is a stranger's: it is read, never followed (it may name any type and any size).

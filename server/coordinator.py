@@ -6,6 +6,7 @@ update is on disk before it is counted, and a round is published by one rename.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -21,6 +22,7 @@ from server.clock import Clock
 from server.peft_folder import write_peft_folder
 from server.roster import Roster, call_roll
 from server.rounds import Complete
+from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.store import Record, RunStore
 
@@ -41,6 +43,7 @@ def run_rounds(
     store: RunStore,
     clock: Clock,
     listener: Listener | None = None,
+    roster_keys: Mapping[str, bytes] | None = None,
 ) -> Outcome:
     """Run what is left of the plan's rounds; a fresh folder starts with round 0.
 
@@ -56,6 +59,7 @@ def run_rounds(
         store=store,
         clock=clock,
         listener=listener,
+        roster_keys=roster_keys or {},
     )
     return _Run(setting).to_the_end()
 
@@ -108,7 +112,8 @@ class _Run:
         """Attempts at one round until one is complete."""
         failed = self._store.failed_attempts(number)
         while failed < self._plan.cohort.attempts:
-            attempt = Attempt(self._setting, number, failed + 1, state, digest, self._present())
+            kind = SecretAttempt if self._setting.secure else Attempt
+            attempt = kind(self._setting, number, failed + 1, state, digest, self._present())
             closed = attempt.collect()
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
@@ -134,7 +139,7 @@ class _Run:
 
     def _nothing_happened(self) -> Record:
         """The record of round 0, with every key that others have."""
-        exchange, now = self._setting.exchange(0), self._setting.clock.now()
+        now = self._setting.clock.now()
         empty: Record = {key: [] for key in ("roles", "expected", "used", "dropped")}
         zero = ("attempt", "quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
         return {
@@ -143,8 +148,8 @@ class _Run:
             "kept_out": {},
             "metrics": {},
             "update_norm": 0.0,
-            "exchange": exchange.name,
-            "secure": exchange.secure,
+            "exchange": self._plan.secrecy.exchange,
+            "secure": self._setting.secure,
             "seconds": 0.0,
             "started_at": now,
             "ended_at": now,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,12 @@ class Setting:
     store: RunStore
     clock: Clock
     listener: Listener | None
+    roster_keys: Mapping[str, bytes]
+
+    @property
+    def secure(self) -> bool:
+        """Whether the coordinator sees no single update."""
+        return self.plan.secrecy.exchange == "secagg"
 
     def layout(self, rank: int) -> Layout:
         """The full adapter's layout at ``rank``."""

@@ -1,6 +1,7 @@
 """The run folder: what is published, and what of the open round is safe already. (P-4.8)
 
     plan.json               the plan, with every default
+    sequence.json           the run's id and the number of its last attempt at a secret sum
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
     rounds/0007.attempt1.json   the record of an attempt that failed
     rounds/.0008.open/      the open attempt: round.json and one file per accepted reply
@@ -33,7 +34,7 @@ from server.aggregation import State
 from server.optimizers import Moments
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
-PLAN, ROUND = "plan.json", re.compile(r"[0-9]{4,}")
+PLAN, SEQUENCE, ROUND = "plan.json", "sequence.json", re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
 
 
@@ -80,6 +81,23 @@ class RunStore:
         _sync(temporary)
         temporary.rename(path)
         _sync(self.folder)
+
+    def next_sequence(self) -> tuple[bytes, int]:
+        """This run's random id (16 bytes) and the next attempt's number, used up once it is given."""
+        path = self.folder / SEQUENCE
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            run, number = bytes.fromhex(content["run"]), int(content["sequence"]) + 1
+        except FileNotFoundError:
+            run, number = os.urandom(16), 1
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ArtefactError(f"{path} is damaged", "restore it, or start another run") from None
+        temporary = path.with_name(f".{SEQUENCE}.tmp")
+        temporary.write_text(_json({"run": run.hex(), "sequence": number}), "utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(self.folder)
+        return run, number
 
     def close(self) -> None:
         """Release the lock."""

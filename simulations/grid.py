@@ -22,7 +22,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from protocol.wire import INSTRUCTION
+from protocol.encoding import seed_from
+from protocol.exchange import Phase
+from protocol.secagg.session import ORDER
+from protocol.wire import INSTRUCTION, SECAGG
 from simulations.clock import VirtualClock
 from simulations.faults import Fault, Faults
 
@@ -180,9 +183,18 @@ class InProcessGrid(Grid):
             attempt=int(instruction["attempt"]),
             client=client_name(partition),
         )
-        if fault is Fault.DROPOUT:
+        phase = Phase(message.metadata.message_type.rsplit(".", 1)[-1])
+        leaves = self._leaves_at(partition, phase, secret=SECAGG in content)
+        if fault is Fault.DROPOUT and ORDER.index(phase) >= leaves:
             return None
-        return now + self._deadline_s if fault is Fault.STRAGGLER else now  # too late by a hair
+        late = fault is Fault.STRAGGLER and phase is Phase.MASK
+        return now + self._deadline_s if late else now  # too late by a hair
+
+    def _leaves_at(self, partition: int, phase: Phase, *, secret: bool) -> int:
+        """The place in ORDER of the phase before which a client drops out."""
+        if not secret:
+            return ORDER.index(phase)
+        return seed_from("leaves", self._faults.seed, client_name(partition)) % len(ORDER)
 
     def _execute(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

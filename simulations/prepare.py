@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.store import read_manifest
 from client.batches import encode
@@ -20,15 +21,17 @@ from protocol.errors import ArtefactError, DataError, PlanError
 from protocol.legality import verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
+from protocol.secagg.roster import render_roster
 from simulations.base_cache import ready_base
 from simulations.experiment import Experiment, resolve_source
-from simulations.files import read_json, write_json, write_jsonl
+from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
 from simulations.rows import Row, read_rows
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
+ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
 
 
@@ -82,7 +85,13 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
 def _check_leftovers(out: Path) -> None:
     """Only what a killed preparation leaves may be written over. Raises ArtefactError."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    expected = {CLIENTS, TEST, PLAN, *(f".{name}.tmp" for name in (TEST, PLAN, MARKER))}
+    expected = {
+        CLIENTS,
+        TEST,
+        PLAN,
+        ROSTER,
+        *(f".{name}.tmp" for name in (TEST, PLAN, ROSTER, MARKER)),
+    }
     if odd := sorted(names - expected):
         raise ArtefactError(
             f"{out} is not a run: it has {odd[0]} and no {MARKER}", "name another folder with --out"
@@ -106,6 +115,8 @@ def _fresh(
     (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):
         write_jsonl(out / CLIENTS / f"{client_name(number)}.jsonl", (train[row] for row in part))
+    if plan.secrecy.exchange == "secagg":
+        _enrol(out, len(parts))
     write_jsonl(out / TEST, test)
     write_json(out / PLAN, plan.model_dump(mode="json"))
     tokens = _tokens_per_row(base, plan, [row[plan.task.text] for row in train])
@@ -126,6 +137,18 @@ def _fresh(
         manifest=manifest,
         tokens_per_row=tokens,
     )
+
+
+def _enrol(out: Path, clients: int) -> None:
+    """An identity for every simulated device, and the roster of all."""
+    roster = {}
+    for number in range(clients):
+        key, name = Ed25519PrivateKey.generate(), client_name(number)
+        path = out / CLIENTS / f"{name}.key"
+        path.touch(mode=0o600)
+        path.write_text(key.private_bytes_raw().hex() + "\n")
+        roster[name] = key.public_key().public_bytes_raw()
+    write_text(out / ROSTER, render_roster(roster))
 
 
 def split(experiment: Experiment, plan: Plan, rows: list[Row]) -> Partition:

@@ -21,7 +21,7 @@ from simulations.experiment import Experiment
 from simulations.faults import Faults
 from simulations.files import write_json
 from simulations.grid import Config, InProcessGrid, server_context
-from simulations.prepare import PLAN, Prepared, prepare
+from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import write_report
@@ -64,6 +64,9 @@ def run_federated(
     watcher.catch_up()
     faults = prepared.experiment.faults
     config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
+    if plan.secrecy.exchange == "secagg":
+        config["roster"] = str(prepared.out / ROSTER)
+        config["identity-pattern"] = str(prepared.out / CLIENTS / "client-{partition:04d}.key")
     grid = InProcessGrid(
         client.app.app,
         prepared.experiment.population.clients,

@@ -31,6 +31,7 @@ class Phase(StrEnum):
     ADVERTISE = "advertise"
     SHARE = "share"
     MASK = "mask"
+    AGREE = "agree"
     UNMASK = "unmask"
 
 

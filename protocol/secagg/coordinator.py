@@ -74,13 +74,12 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What an attempt is about. ``count`` coordinates of ``bits``; ``minimum`` summands at least."""
+    """What an attempt is about: words of ``bits``; ``minimum`` summands at least."""
 
     sid: bytes
     seq: int
     roster: Mapping[bytes, bytes]
     minimum: int
-    count: int
     bits: int
     suite: Suite = Suite.AES_256_CTR
     degree: int = 64
@@ -100,8 +99,8 @@ class Attempt:
         self._sealed: dict[bytes, dict[bytes, bytes]] = {}  # sender -> receiver -> bytes
         self._rid = b""
         self.members: tuple[bytes, ...] = ()  # U2
-        self._sum: Word = np.zeros(parameters.count, word_type(parameters.bits))
-        self._masked: set[bytes] = set()
+        self._sum: Word = np.zeros(0, word_type(parameters.bits))
+        self.masked: set[bytes] = set()
         self.alive: tuple[bytes, ...] = ()  # U3
         self._signatures: dict[bytes, bytes] = {}
         self._reveals: dict[bytes, dict[bytes, tuple[int, int]]] = {}  # of -> from -> (kind, share)
@@ -160,8 +159,8 @@ class Attempt:
             raise _bad("shares.signature", client, "its signature is not valid")
         self._sealed[client] = dict(zip(near, sealed, strict=True))
 
-    def close_shares(self, terms: dict[str, Any]) -> dict[bytes, bytes]:
-        """Fix U2; what each member gets. ``terms`` are those every client computes for itself."""
+    def fix_members(self) -> tuple[bytes, ...]:
+        """Fix U2: those who shared and have enough neighbours that did."""
         self._lose(self._adverts, self._sealed)
         members = set(self._sealed)
         needed = self._known_cohort().threshold
@@ -173,6 +172,15 @@ class Attempt:
             self.lost.update(dict.fromkeys(starved, Phase.SHARE))
         self._enough(len(members), "shared")
         self.members = tuple(sorted(members))
+        return self.members
+
+    def close_shares(self, terms: dict[str, Any], *, count: int) -> dict[bytes, bytes]:
+        """What each member gets. ``terms`` are those every client computes for itself.
+
+        ``count`` is the number of words of a masked vector, fixed by the ring, hence by U2.
+        """
+        members = set(self.members)
+        self._sum = np.zeros(count, word_type(self._p.bits))
         self._rid = round_id(self._xid, b"".join(self.members), terms)
         self.phase = Phase.MASK
         return {
@@ -185,8 +193,8 @@ class Attempt:
 
     def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
         """Add a masked vector to the sum. A late one is refused: the phase is over."""
-        self._expect(Phase.MASK, client, self.members, self._masked)
-        size = packed_size(self._p.count, self._p.bits)
+        self._expect(Phase.MASK, client, self.members, self.masked)
+        size = packed_size(len(self._sum), self._p.bits)
         if len(message) != size + HASH_BYTES + SIGNATURE_BYTES:
             raise _bad("masked.malformed", client, f"{len(message)} bytes")
         packed = memoryview(message)[:size]
@@ -199,14 +207,14 @@ class Attempt:
             raise _bad("masked.signature", client, "not signed for this round by it")
         if vector_root(packed) != root:
             raise _bad("masked.root", client, "its root is not that of its vector")
-        self._sum += unpack(packed, self._p.count, self._p.bits)
-        self._masked.add(client)
+        self._sum += unpack(packed, len(self._sum), self._p.bits)
+        self.masked.add(client)
 
     def close_masked(self) -> bytes:
         """Fix U3: the alive set that every one of them is asked to sign."""
-        self._lose(self.members, self._masked)
-        self._enough(len(self._masked), "sent a vector")
-        self.alive = tuple(sorted(self._masked))
+        self._lose(self.members, self.masked)
+        self._enough(len(self.masked), "sent a vector")
+        self.alive = tuple(sorted(self.masked))
         self.phase = Phase.ALIVE
         return encode_ids(self.alive)
 

@@ -7,6 +7,8 @@ from functools import lru_cache
 from protocol.secagg.primitives import tagged_hash
 
 COMPLETE_UP_TO = 128
+DEFAULT_DEGREE = 64  # k above that
+LEAST_SUMMANDS = 3  # below which a sum is no secret
 NO_SEED = bytes(32)
 
 

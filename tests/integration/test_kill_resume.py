@@ -108,6 +108,23 @@ def test_three_kills_change_no_bit(experiment_file: Path) -> None:
     assert_equal_runs(folder)
 
 
+def test_kills_under_secure_aggregation_change_no_bit(experiment_file: Path) -> None:
+    """Killed in any phase, the round is asked again under a new number: the sum is the same."""
+    secret = experiment_file.with_name("secret.toml")
+    text = experiment_file.read_text().replace("size = 4\nquorum = 2", "size = 5\nquorum = 3")
+    secret.write_text(
+        text.replace("[plan.cohort]", '[plan.cohort]\nweighting = "uniform"')
+        + '[plan.secrecy]\nexchange = "secagg"\n'
+    )
+    folder = experiment_file.parent / "secret-kills"
+    result = run_with_kills(secret, folder, 3)
+    assert result["killed"] == 3
+    assert_equal_runs(folder)
+    record = json.loads(Path(f"{folder}-killed/rounds/0010/record.json").read_text())
+    assert record["secure"]
+    assert record["sequence"] > 10
+
+
 @pytest.mark.slow
 def test_ten_kills_change_no_bit(experiment_file: Path) -> None:
     folder = experiment_file.parent / "ten-kills"

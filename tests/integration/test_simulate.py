@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from edge_runtime.base import EdgeBase
@@ -253,3 +255,49 @@ def test_an_illegal_plan_leaves_no_run_behind(experiment_file: Path) -> None:
         run(experiment_file, "illegal", ["plan.adapter.client_ranks=[2, 4]"])
     assert not list((experiment_file.parent / "illegal").iterdir())
     run(experiment_file, "illegal", ["plan.rounds=1", "yardsticks.pooled=false"])
+
+
+SECRET = [
+    "plan.secrecy.exchange=secagg",
+    "plan.cohort.weighting=uniform",
+    "plan.cohort.size=6",
+    "plan.cohort.quorum=3",
+    "plan.rounds=3",
+    "yardsticks.pooled=false",
+    "yardsticks.alone=0",
+]
+
+
+def test_under_secure_aggregation_the_adapter_is_nearly_that_of_plain(
+    experiment_file: Path,
+) -> None:
+    secret = run(experiment_file, "secret", SECRET)
+    plain = run(experiment_file, "open", [*SECRET, "plan.secrecy.exchange=plain"])
+    records = [
+        read(path) for path in sorted(experiment_file.parent.glob("secret/rounds/*/record.json"))
+    ]
+    assert all(record["secure"] for record in records)
+    assert [record["sequence"] for record in records[1:]] == [1, 2, 3]
+    vectors = []
+    for name in ("secret", "open"):
+        folder = experiment_file.parent / name / "rounds" / "0003" / "adapter"
+        tensors = load_file(folder / "adapter_model.safetensors")
+        vectors.append(np.concatenate([tensors[key].reshape(-1) for key in sorted(tensors)]))
+    assert np.linalg.norm(vectors[0] - vectors[1]) < 0.02 * np.linalg.norm(vectors[1])
+    assert abs(secret.accuracy_federated - plain.accuracy_federated) < 0.05
+    assert secret.exchange == "secagg"
+    assert not any("sees the update" in line for line in secret.insecure)
+
+
+def test_losses_in_every_phase_are_survived_and_named(experiment_file: Path) -> None:
+    faults = ["faults.dropout=0.15", "faults.straggler=0.1", "plan.cohort.attempts=9"]
+    run(experiment_file, "lossy", [*SECRET, *faults, "plan.rounds=6"])
+    records = [
+        read(path) for path in sorted(experiment_file.parent.glob("lossy/rounds/*/record.json"))[1:]
+    ]
+    assert len(records) == 6
+    assert any(record["dropped"] or record["lost"] for record in records)
+    for record in records:
+        left = {*record["used"], *(entry["client"] for entry in record["dropped"])}
+        assert left == set(record["expected"])
+        assert len(record["used"]) >= 3

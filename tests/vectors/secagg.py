@@ -40,7 +40,7 @@ def attempt() -> dict[str, Any]:
     roster = {one: key.public_key().public_bytes_raw() for one, key in keys.items()}
     policy = client.Policy(roster=roster, minimum=3)
     random = {one: stream(one.hex()) for one in ids}
-    server = Attempt(Parameters(sid=SID, seq=SEQ, roster=roster, minimum=3, count=COUNT, bits=BITS))
+    server = Attempt(Parameters(sid=SID, seq=SEQ, roster=roster, minimum=3, bits=BITS))
     log: list[dict[str, str]] = []
 
     def up(phase: str, one: bytes, message: bytes) -> bytes:
@@ -61,7 +61,8 @@ def attempt() -> dict[str, Any]:
     }
     for one, (_, message) in shared.items():
         server.receive_shares(one, up("share", one, message))
-    boxes = server.close_shares(TERMS)
+    server.fix_members()
+    boxes = server.close_shares(TERMS, count=COUNT)
     vectors = {o: (1000 * n + np.arange(COUNT)).astype(np.uint16) for n, o in enumerate(ids)}
     present = [one for one in ids if one != ids[LOST]]
     masked = {}

@@ -42,7 +42,6 @@ class Cohort:
                 seq=1,
                 roster=self.roster,
                 minimum=self.minimum,
-                count=self.count,
                 bits=self.bits,
                 suite=self.suite,
                 degree=self.degree,
@@ -78,7 +77,8 @@ class Cohort:
                 state, message, key=self.keys[i], policy=self.policy, random=os.urandom
             )
             self.attempt.receive_shares(i, reply)
-        return self.attempt.close_shares(TERMS)
+        self.attempt.fix_members()
+        return self.attempt.close_shares(TERMS, count=self.count)
 
     def mask(self, messages: dict[bytes, bytes]) -> bytes:
         rng = np.random.default_rng(0)
