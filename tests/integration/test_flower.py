@@ -21,13 +21,15 @@ from simulations.run import simulate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
-OVERRIDES = [
-    "population.clients=2",
-    "plan.rounds=2",
-    "plan.cohort.size=2",
-    "yardsticks.pooled=false",
-    "yardsticks.alone=0",
-]
+OVERRIDES = {
+    "plain": ["plan.rounds=2", "plan.cohort.quorum=2"],
+    "secagg": [
+        "plan.rounds=2",
+        "plan.cohort.quorum=3",
+        "plan.cohort.weighting=uniform",
+        "plan.secrecy.exchange=secagg",
+    ],
+}
 
 
 def free_port() -> int:
@@ -99,14 +101,17 @@ def wait_until_finished(env: dict[str, str], seconds: float) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("exchange", sorted(OVERRIDES))
 def test_superlink_and_supernodes_give_the_same_adapter(
-    experiment_file: Path, tmp_path: Path
+    experiment_file: Path, tmp_path: Path, exchange: str
 ) -> None:
     import torch
 
     torch.set_num_threads(1)
-    here = experiment_file.parent / "for-flower"
-    experiment = load_experiment(experiment_file, OVERRIDES)
+    here, sites = experiment_file.parent / f"for-flower-{exchange}", 3
+    common = [f"population.clients={sites}", f"plan.cohort.size={sites}"]
+    common += ["yardsticks.pooled=false", "yardsticks.alone=0"]
+    experiment = load_experiment(experiment_file, [*common, *OVERRIDES[exchange]])
     summary = simulate(experiment, here, resume=False, progress=NoProgress())
     base = (here / json.loads((here / "experiment.json").read_text())["base_folder"]).resolve()
     link, out = f"127.0.0.1:{free_port()}", tmp_path / "run"
@@ -126,10 +131,11 @@ def test_superlink_and_supernodes_give_the_same_adapter(
             ],
         )
         wait_for_port(link)
-        for number in range(2):
+        for number in range(sites):
             settings = (
                 f'client-id="client-{number:04d}" threads=1 '
-                f'data-path="{here}/clients/client-{number:04d}.jsonl"'
+                f'data-path="{here}/clients/client-{number:04d}.jsonl" '
+                f'identity="{here}/clients/client-{number:04d}.key"'
             )
             node = ["flower-supernode", "--insecure", "--superlink", link]
             node += ["--port", str(free_port()), "--node-config", settings]
@@ -138,11 +144,11 @@ def test_superlink_and_supernodes_give_the_same_adapter(
         (tmp_path / "home-user" / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
         )
-        config = f'plan="{here}/plan.json" base="{base}" run="{out}"'
+        config = f'plan="{here}/plan.json" base="{base}" run="{out}" roster="{here}/roster.json"'
         command = [str(BIN / "flwr"), "run", str(ROOT), "here", "--run-config", config]
         started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert started.returncode == 0, started.stdout + started.stderr
-        ended = wait_until_finished(env, 300)
+        ended = wait_until_finished(env, 540)
     assert ended["status"] == "finished:completed", ended["status-details"]
     record = json.loads((out / "rounds" / "0002" / "record.json").read_text())
     assert record["adapter_out"] == summary.adapter_digest
