@@ -237,17 +237,11 @@ def read_identity(path: Path) -> Ed25519PrivateKey:
 
 
 def _identity_path(context: Context) -> Path:
-    if (path := context.node_config.get("identity")) is not None:
-        return Path(str(path))
-    pattern, partition = (
-        _setting(context, "identity-pattern"),
-        context.node_config.get("partition-id"),
-    )
-    if not pattern or partition is None:
+    if (path := context.node_config.get("identity")) is None:
         raise MachineError(
             "this node has no identity", "start it with --node-config 'identity=\"…\"'"
         )
-    return _filled(pattern, "identity-pattern", int(partition))
+    return Path(str(path))
 
 
 def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
@@ -292,8 +286,15 @@ def _filled(pattern: str, name: str, partition: int) -> Path:
 
 
 def _setting(context: Context, name: str) -> str:
-    """A machine's own setting goes before the run's: its folders are its own."""
-    return str(context.node_config.get(name) or context.run_config.get(name) or "")
+    """A machine's own setting goes before the run's: its folders are its own.
+
+    A machine with an identity takes part in secret sums: there the run's settings, which are the
+    coordinator's, count for nothing.
+    """
+    own = context.node_config.get(name)
+    if own or "identity" in context.node_config:
+        return str(own or "")
+    return str(context.run_config.get(name) or "")
 
 
 def _path(context: Context, name: str) -> Path:

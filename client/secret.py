@@ -21,7 +21,15 @@ from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import decode_round
 from protocol.secagg.primitives import RandomBytes, Suite, client_id
-from protocol.secagg.session import Session, check_new, part, repeated, request_digest
+from protocol.secagg.session import (
+    Revealed,
+    Session,
+    check_new,
+    check_same_sum,
+    part,
+    repeated,
+    request_digest,
+)
 from protocol.secagg.task import counters_of, ring_for, roster_root, terms_for
 from protocol.wire import Instruction
 
@@ -64,7 +72,7 @@ class Member:
             assert session is not None
             return session, known
         if phase is Phase.ADVERTISE:
-            return self._advertise(request, session)
+            return self._advertise(request, instruction, session)
         assert session is not None
         if phase is Phase.SHARE:
             after, reply = core.share(
@@ -79,27 +87,43 @@ class Member:
             masked, reply = self._mask(request, instruction, part(session.shared), contribute)
             done = session.model_copy(update={"masked": masked, "shared": None})
         elif phase is Phase.AGREE:
+            check_same_sum(session, instruction, request)
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
             done = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
-            reply = core.unmask(part(session.agreed), request, policy=self.policy)
-            done = session.model_copy(update={"agreed": None})  # the secrets end here
+            state = part(session.agreed)
+            reply = core.unmask(state, request, policy=self.policy)
+            revealed = Revealed(
+                round=instruction.round,
+                attempt=instruction.attempt,
+                alive=request_digest(b"".join(state.alive)),
+            )
+            # The secrets end here; what was revealed is remembered.
+            done = session.model_copy(update={"agreed": None, "revealed": revealed})
         kept = b"" if phase is Phase.MASK else reply
         update = {"phase": phase, "asked": request_digest(request), "reply": kept}
         return done.model_copy(update=update), reply
 
-    def _advertise(self, request: bytes, session: Session | None) -> tuple[Session, bytes]:
+    def _advertise(
+        self, request: bytes, instruction: Instruction, session: Session | None
+    ) -> tuple[Session, bytes]:
         if len(request) != RUN_ID_BYTES + 8:
             raise SecrecyError("attempt.malformed", f"{len(request)} bytes", core.STOP)
         sid = session_id(self.plan.digest, request[:RUN_ID_BYTES])
         seq = int.from_bytes(request[RUN_ID_BYTES:], "big")
-        check_new(session, sid, seq)
+        if instruction.plan_digest != self.plan.digest:
+            raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
+        check_new(session, sid, seq, instruction)
+        before = session if session and session.plan == self.plan.digest else None
         state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random)
         return Session(
+            plan=self.plan.digest,
             sid=sid,
             seq=seq,
+            seen={**(before.seen if before else {}), sid: seq},
+            revealed=before.revealed if before else None,
             phase=Phase.ADVERTISE,
             asked=request_digest(request),
             reply=reply,
@@ -116,11 +140,11 @@ class Member:
         members, _ = decode_round(request)
         ring = ring_for(self.plan, instruction, size=self.size, clients=len(members))
         terms = terms_for(self.plan, instruction, ring, roster_root(self.roster))
-        masked = core.open_shares(state, request, terms)
+        opened = core.open_shares(state, request, terms)
         given = contribute()
         rng = np.random.default_rng(
             seed_from("rounding", self.plan.seed, instruction.round, self.name)
         )
         words = ring.encode(given.update, counters_of(given.metrics), rng)
         suite = Suite(self.plan.secrecy.suite)
-        return masked, core.mask(masked, words, bits=ring.bits, suite=suite, key=self.key)
+        return core.mask(opened, words, bits=ring.bits, suite=suite, key=self.key)

@@ -16,6 +16,7 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, RuleContract, rule_named
 from protocol.secagg.graph import (
+    COMPLETE_UP_TO,
     DEFAULT_DEGREE,
     LEAST_SUMMANDS,
     alive_quorum,
@@ -144,6 +145,12 @@ def _secret(plan: Plan) -> Iterator[Finding]:
             "cohort.quorum",
             f"a sum of fewer than {LEAST_SUMMANDS} updates is no secret",
             f"at least {LEAST_SUMMANDS}",
+        )
+    if plan.cohort.size > COMPLETE_UP_TO:
+        yield _error(
+            "cohort.size",
+            f"more than {COMPLETE_UP_TO} clients need public randomness for their graph: not built",
+            f"at most {COMPLETE_UP_TO} clients a round",
         )
     k = degree(plan.cohort.size, DEFAULT_DEGREE)
     spare = min(k - threshold(k), plan.cohort.size - alive_quorum(plan.cohort.size))

@@ -61,6 +61,7 @@ class InProcessGrid(Grid):
         clients: number of nodes; node ids are 1000, 1001, …
         run_config: the run's configuration, given to every client.
         data_path: the value of node_config["data-path"] for a partition; absent without it.
+        own: more of a partition's node_config.
         faults: who does not answer, or late; questions (``query``) are always answered.
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
@@ -73,13 +74,14 @@ class InProcessGrid(Grid):
         *,
         run_config: Config | None = None,
         data_path: Callable[[int], str] | None = None,
+        own: Callable[[int], Config] | None = None,
         faults: Faults | None = None,
         clock: VirtualClock | None = None,
         deadline_s: float = 600.0,
         run_id: int = 1,
     ) -> None:
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
-        self._data_path = data_path
+        self._data_path, self._own = data_path, own
         self._faults = faults or Faults()
         self._clock = clock or VirtualClock()
         self._deadline_s = deadline_s
@@ -221,6 +223,8 @@ class InProcessGrid(Grid):
         config: Config = {"partition-id": partition, "num-partitions": self._clients}
         if self._data_path is not None:
             config["data-path"] = self._data_path(partition)
+        if self._own is not None:
+            config |= self._own(partition)
         state = self._states.get(node)
         return Context(
             self._run.run_id,

@@ -20,7 +20,7 @@ from simulations.evaluation import Evaluator, due, load_evaluations, missing_rou
 from simulations.experiment import Experiment
 from simulations.faults import Faults
 from simulations.files import write_json
-from simulations.grid import Config, InProcessGrid, server_context
+from simulations.grid import Config, InProcessGrid, client_name, server_context
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
@@ -64,14 +64,20 @@ def run_federated(
     watcher.catch_up()
     faults = prepared.experiment.faults
     config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
-    if plan.secrecy.exchange == "secagg":
+    secret = plan.secrecy.exchange == "secagg"
+    if secret:
         config["roster"] = str(prepared.out / ROSTER)
-        config["identity-pattern"] = str(prepared.out / CLIENTS / "client-{partition:04d}.key")
+
+    def own(partition: int) -> Config:
+        key = prepared.out / CLIENTS / f"{client_name(partition)}.key"
+        return {**config, "identity": str(key)} if secret else {}
+
     grid = InProcessGrid(
         client.app.app,
         prepared.experiment.population.clients,
         run_config=config,
         data_path=lambda partition: str(prepared.client_file(partition)),
+        own=own,
         faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
         clock=clock,
         deadline_s=plan.cohort.deadline_s,

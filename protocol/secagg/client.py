@@ -1,9 +1,9 @@
 """A client's side of secure aggregation: one function per phase, states as types. (P-6.7)
 
-``advertise -> share -> mask -> agree -> unmask``. Every function takes the state before and a
-message, checks what the coordinator must not be trusted with, and returns the state after with a
-reply. A refusal is a SecrecyError with its own code; it leaves the state as it was and reveals
-nothing. :mod:`protocol.secagg.session` makes each phase happen once.
+``advertise -> share -> open_shares, mask -> agree_on_alive -> unmask``. Every function takes the
+state before and a message, checks what the coordinator must not be trusted with, and returns the
+state after with a reply. A refusal is a SecrecyError with its own code; it leaves the state as it
+was and reveals nothing. :mod:`protocol.secagg.session` makes each phase happen once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from protocol.secagg.graph import (
     NO_SEED,
     alive_quorum,
     degree,
+    graph_seed,
     neighbours,
     threshold,
 )
@@ -63,7 +64,8 @@ class Policy(BaseModel):
     """What this client insists on, whatever the coordinator says.
 
     ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be
-    revealed; ``degree`` is k above 128 clients.
+    revealed; ``degree`` is k above 128 clients, and ``beacon`` the public randomness their graph comes
+    from: without one, larger cohorts are refused, because whoever picks the graph picks neighbours.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
@@ -71,6 +73,7 @@ class Policy(BaseModel):
     roster: dict[bytes, bytes]
     minimum: int
     degree: int = 64
+    beacon: bytes | None = None
 
 
 class State(BaseModel):
@@ -111,12 +114,23 @@ class Shared(State):
     mask_keys: dict[bytes, bytes]
 
 
-class Masked(State):
-    """The masked vector is out; ``held`` are the neighbours' shares of (self seed, mask seed)."""
+class Opened(State):
+    """The neighbours' shares are open; ``held`` are those of (self seed, mask seed)."""
 
     before: Shared
     rid: bytes
     members: tuple[bytes, ...]  # U2
+    held: dict[bytes, tuple[int, int]]
+
+
+class Masked(State):
+    """The masked vector is out. Of this client's own secrets nothing is left: nobody needs them."""
+
+    client: bytes
+    clients: tuple[bytes, ...]  # U1
+    members: tuple[bytes, ...]  # U2
+    threshold: int
+    rid: bytes
     held: dict[bytes, tuple[int, int]]
 
 
@@ -235,7 +249,12 @@ def _check_cohort(state: Advertised, cohort: Cohort, policy: Policy) -> None:
     for advert in cohort.adverts:
         _check_advert(advert, state, policy)
     k = degree(len(ids), policy.degree)
-    if cohort.degree != k or (len(ids) <= COMPLETE_UP_TO and cohort.graph_seed != NO_SEED):
+    if len(ids) > COMPLETE_UP_TO and policy.beacon is None:
+        raise SecrecyError(
+            "cohort.too-large", f"{len(ids)} clients and no public randomness for their graph", STOP
+        )
+    seed = NO_SEED if len(ids) <= COMPLETE_UP_TO else graph_seed(cohort.root, policy.beacon or b"")
+    if cohort.degree != k or cohort.graph_seed != seed:
         raise SecrecyError("cohort.graph", f"the graph is not the plan's (k = {k})", STOP)
     if cohort.threshold != threshold(k):
         raise SecrecyError(
@@ -256,7 +275,7 @@ def _check_advert(advert: Advert, state: Advertised, policy: Policy) -> None:
         raise SecrecyError("advert.signature", f"{name}'s advert is not signed by it", STOP)
 
 
-def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Masked:
+def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Opened:
     """Check U2 and open the neighbours' shares; training starts only after this."""
     members, sealed = decode_round(message)
     own = state.before.client
@@ -277,7 +296,7 @@ def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Masked:
         sender: _opened(state, sender, data) for sender, data in zip(senders, sealed, strict=True)
     }
     rid = round_id(state.xid, b"".join(members), terms)
-    return Masked(before=state, rid=rid, members=members, held=held)
+    return Opened(before=state, rid=rid, members=members, held=held)
 
 
 def _opened(state: Shared, sender: bytes, sealed: bytes) -> tuple[int, int]:
@@ -288,12 +307,16 @@ def _opened(state: Shared, sender: bytes, sealed: bytes) -> tuple[int, int]:
     )
     if halves is None or halves[0] is None or halves[1] is None:
         raise SecrecyError(
-            "share.unreadable", f"the shares of {sender.hex()} do not open in this context", STOP
+            "share.unreadable",
+            f"the shares of {sender.hex()} do not open in this context",
+            "that client or the coordinator is faulty; nothing was revealed",
         )
     return halves[0], halves[1]
 
 
-def mask(state: Masked, words: Word, *, bits: int, suite: Suite, key: Ed25519PrivateKey) -> bytes:
+def mask(
+    state: Opened, words: Word, *, bits: int, suite: Suite, key: Ed25519PrivateKey
+) -> tuple[Masked, bytes]:
     """Mask ``words`` (n,) in place; reply: packed vector, its root, a signature."""
     shared, own = state.before, state.before.before.client
     self_key = kdf(shamir.to_bytes(shared.before.self_seed), "self", state.rid)
@@ -307,7 +330,15 @@ def mask(state: Masked, words: Word, *, bits: int, suite: Suite, key: Ed25519Pri
         words &= words.dtype.type(2**bits - 1)
     packed = pack(words, bits)
     root = vector_root(packed)
-    return packed + root + sign(key, "vector", state.rid + own + root)
+    after = Masked(
+        client=own,
+        clients=shared.clients,
+        members=state.members,
+        threshold=shared.threshold,
+        rid=state.rid,
+        held=state.held,
+    )
+    return after, packed + root + sign(key, "vector", state.rid + own + root)
 
 
 def pair_key(secret: bytes, public: bytes, rid: bytes, one: bytes, other: bytes) -> bytes:
@@ -333,16 +364,16 @@ def agree_on_alive(
     alive = decode_ids(message, "alive")
     if not set(alive) <= set(state.members):
         raise SecrecyError("alive.unknown-client", "somebody alive is not a member", STOP)
-    if state.before.before.client not in alive:
+    if state.client not in alive:
         raise SecrecyError("alive.own-missing", "this client is alive and not in the set", STOP)
     if len(alive) < policy.minimum:
         raise SecrecyError(
             "alive.too-small", f"{len(alive)} clients, this one asks for {policy.minimum}", STOP
         )
     near = set(state.held) & set(alive)
-    if len(near) < state.before.threshold:
+    if len(near) < state.threshold:
         raise SecrecyError(
-            "alive.too-few-neighbours", f"{len(near)}, needed {state.before.threshold}", STOP
+            "alive.too-few-neighbours", f"{len(near)}, needed {state.threshold}", STOP
         )
     signature = sign(key, "alive", state.rid + alive_hash(alive))
     return Agreed(before=state, alive=alive), signature
@@ -359,21 +390,20 @@ def unmask(state: Agreed, message: bytes, *, policy: Policy) -> bytes:
     Only against a quorum of signatures on the very alive set that this client signed. The caller
     deletes the state before it sends the reply.
     """
-    masked, shared = state.before, state.before.before
+    masked = state.before
     _check_quorum(state, decode_signatures(message), policy.roster)
     reply = b""
     for other in sorted(masked.held):
         self_share, mask_share = masked.held[other]
         kind, value = (SELF_MASK, self_share) if other in state.alive else (MASK_KEY, mask_share)
         reply += bytes([kind]) + shamir.to_bytes(value)
-    assert len(masked.held) <= len(shared.neighbours)
     return reply
 
 
 def _check_quorum(
     state: Agreed, signatures: Mapping[bytes, bytes], roster: Mapping[bytes, bytes]
 ) -> None:
-    clients = set(state.before.before.clients)
+    clients = set(state.before.clients)
     statement = state.before.rid + alive_hash(state.alive)
     for signer, signature in signatures.items():
         known = signer in clients and signer in roster
@@ -381,6 +411,6 @@ def _check_quorum(
             raise SecrecyError(
                 "alive.signature", f"{signer.hex()} did not sign this alive set", STOP
             )
-    signers = set(signatures) | {state.before.before.before.client}
+    signers = set(signatures) | {state.before.client}
     if len(signers) < (needed := alive_quorum(len(clients))):
         raise SecrecyError("alive.quorum", f"{len(signers)} signers, needed {needed}", STOP)

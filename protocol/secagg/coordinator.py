@@ -56,12 +56,14 @@ from protocol.secagg.primitives import (
     Suite,
     Word,
     add_mask,
+    agree,
     kdf,
     public_of,
     signature_is_valid,
     word_type,
 )
 
+PROBE = bytes(range(32))  # any secret: whether a public key is usable does not depend on it
 SUBSETS_TRIED = 2_000  # of shares, when one or two of them are wrong
 RETRY = "check the clients that were lost; the model is unchanged and the next attempt starts"
 
@@ -116,6 +118,8 @@ class Attempt:
         public = self._p.roster[client]
         if not signature_is_valid(public, "advert", advert.body, advert.signature):
             raise _bad("advert.signature", client, "its signature is not valid")
+        for key in (advert.channel_key, advert.mask_key):
+            agree(PROBE, key)  # one of low order would make everybody else refuse
         self._adverts[client] = advert
 
     def close_adverts(self, asked: Iterable[bytes], *, beacon: bytes = b"") -> bytes:
@@ -280,7 +284,9 @@ class Attempt:
         """The client's self seed or mask seed, checked against its advert."""
         places = {other: place for place, other in enumerate(self._near[client], 1)}
         shares = {
-            places[holder]: value for holder, (_, value) in self._reveals.get(client, {}).items()
+            places[holder]: value
+            for holder, (_, value) in self._reveals.get(client, {}).items()
+            if holder not in self.liars
         }
         needed = self._known_cohort().threshold
         if len(shares) < needed:

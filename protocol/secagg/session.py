@@ -16,10 +16,23 @@ from pydantic import BaseModel, ConfigDict
 from protocol.errors import SecrecyError
 from protocol.exchange import Phase
 from protocol.secagg.client import STOP, Advertised, Agreed, Masked, Shared
+from protocol.wire import Instruction
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
 AnyState = Advertised | Shared | Masked | Agreed
 S = TypeVar("S", Advertised, Shared, Masked, Agreed)
+
+
+class Revealed(BaseModel):
+    """For which round this client last gave shares, and for which sum of it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
+
+    round: int
+    attempt: int
+    alive: bytes  # SHA-256 of the alive set
 
 
 class Session(BaseModel):
@@ -29,9 +42,12 @@ class Session(BaseModel):
         frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
     )
 
+    plan: str  # digest
     sid: bytes
     seq: int
     phase: Phase
+    seen: dict[bytes, int]  # the highest number of every run, this one's among them
+    revealed: Revealed | None = None
     asked: bytes  # SHA-256 of the request that was answered
     reply: bytes  # empty for a masked vector
     advertised: Advertised | None = None
@@ -67,10 +83,38 @@ def repeated(session: Session | None, phase: Phase, request: bytes) -> bytes | N
     return None
 
 
-def check_new(session: Session | None, sid: bytes, seq: int) -> None:
-    """A new attempt has a higher number than any before it in this run. Raises SecrecyError."""
-    if session is not None and session.sid == sid and seq <= session.seq:
-        raise SecrecyError("attempt.old", f"attempt {seq} after {session.seq}", STOP)
+def check_new(session: Session | None, sid: bytes, seq: int, instruction: Instruction) -> None:
+    """A new attempt has a higher number than any before it, and its round is not revealed yet.
+
+    Two sums of one round would show the difference of their members' updates. Only the very attempt
+    that was revealed may be asked again, after a crash, for the same sum. Raises SecrecyError.
+    """
+    if session is None or session.plan != instruction.plan_digest:
+        return
+    if seq <= session.seen.get(sid, 0):
+        raise SecrecyError("attempt.old", f"attempt {seq} after {session.seen[sid]}", STOP)
+    known = session.revealed
+    if known is None or instruction.round > known.round:
+        return
+    if (instruction.round, instruction.attempt) != (known.round, known.attempt):
+        raise SecrecyError(
+            "round.revealed",
+            f"round {instruction.round} after a sum of round {known.round} was opened",
+            "go on with the next round",
+        )
+
+
+def check_same_sum(session: Session, instruction: Instruction, alive: bytes) -> None:
+    """Of one round one sum is opened. ``alive`` is the request. Raises SecrecyError."""
+    known = session.revealed
+    if known is None or instruction.round > known.round:
+        return
+    if instruction.round < known.round or request_digest(alive) != known.alive:
+        raise SecrecyError(
+            "round.revealed",
+            f"another sum of round {instruction.round} was opened already",
+            "go on with the next round",
+        )
 
 
 def request_digest(request: bytes) -> bytes:

@@ -54,7 +54,7 @@ def transcripts(trials: int) -> Iterator[tuple[np.ndarray[Any, Any], list[Any], 
         state = cohort.states[one]
         assert isinstance(state, client.Shared)
         opened = client.open_shares(state, messages[one], TERMS)
-        reply = client.mask(
+        _, reply = client.mask(
             opened,
             candidates[sent].copy(),
             bits=BITS,

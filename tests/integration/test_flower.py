@@ -134,9 +134,13 @@ def test_superlink_and_supernodes_give_the_same_adapter(
         for number in range(sites):
             settings = (
                 f'client-id="client-{number:04d}" threads=1 '
-                f'data-path="{here}/clients/client-{number:04d}.jsonl" '
-                f'identity="{here}/clients/client-{number:04d}.key"'
+                f'data-path="{here}/clients/client-{number:04d}.jsonl"'
             )
+            if exchange == "secagg":  # then the site names everything itself
+                settings += (
+                    f' identity="{here}/clients/client-{number:04d}.key" '
+                    f'roster="{here}/roster.json" plan="{here}/plan.json" base="{base}"'
+                )
             node = ["flower-supernode", "--insecure", "--superlink", link]
             node += ["--port", str(free_port()), "--node-config", settings]
             start(f"node-{number}", node)

@@ -68,9 +68,9 @@ def attempt() -> dict[str, Any]:
     masked = {}
     for one in present:
         message = down("mask", one, boxes[one])
-        masked[one] = client.open_shares(shared[one][0], message, TERMS)
-        reply = client.mask(
-            masked[one], vectors[one].copy(), bits=BITS, suite=Suite.AES_256_CTR, key=keys[one]
+        opened = client.open_shares(shared[one][0], message, TERMS)
+        masked[one], reply = client.mask(
+            opened, vectors[one].copy(), bits=BITS, suite=Suite.AES_256_CTR, key=keys[one]
         )
         server.receive_masked(one, up("mask", one, reply))
     alive = down("alive", None, server.close_masked())

@@ -162,12 +162,58 @@ def test_an_attempt_number_is_never_used_again(coordinator: Coordinator) -> None
     one = coordinator.ids[0]
     coordinator.begin(7)
     coordinator.ask(one, Phase.ADVERTISE, coordinator.first)
-    for seq in (6, 1):
+    other = bytes(16) + (1).to_bytes(8, "big")
+    coordinator.ask(one, Phase.ADVERTISE, other)  # another run in between changes nothing
+    for seq in (7, 6, 1):
         coordinator.begin(seq)
         with pytest.raises(SecrecyError, match=r"attempt\.old"):
             coordinator.ask(one, Phase.ADVERTISE, coordinator.first)
     coordinator.begin(8)
     coordinator.ask(one, Phase.ADVERTISE, coordinator.first)
+
+
+def opened(coordinator: Coordinator, out: bytes | None = None) -> None:
+    """A whole attempt; ``out`` is left out of the sum."""
+    for one, box in coordinator.share().items():
+        reply = coordinator.ask(one, Phase.MASK, box)
+        if one != out:
+            coordinator.core.receive_masked(one, reply)
+    alive = coordinator.core.close_masked()
+    there = coordinator.core.alive
+    for one in there:
+        coordinator.core.receive_alive(one, coordinator.ask(one, Phase.AGREE, alive))
+    signatures = coordinator.core.close_alive()
+    for one in there:
+        coordinator.core.receive_unmask(one, coordinator.ask(one, Phase.UNMASK, signatures))
+
+
+def test_of_one_round_only_one_sum_is_opened(coordinator: Coordinator) -> None:
+    """Two sums of a round, one without the victim, would give its update by a subtraction."""
+    opened(coordinator)
+    coordinator.begin(2)
+    with pytest.raises(SecrecyError, match=r"^round\.revealed"):
+        opened(coordinator, out=coordinator.ids[3])
+    coordinator.begin(3)  # the same sum again, after a crash: nothing new is learnt
+    opened(coordinator)
+    for changes in ({"attempt": 2}, {"round": 0}):
+        coordinator.begin(9)
+        with pytest.raises(SecrecyError, match=r"^round\.revealed"):
+            coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, **changes)
+    coordinator.instruction = replace(coordinator.instruction, round=2)
+    opened(coordinator, out=coordinator.ids[3])
+
+
+def test_after_the_vector_is_out_nothing_that_opens_it_is_kept(coordinator: Coordinator) -> None:
+    boxes = coordinator.share()
+    one = coordinator.ids[0]
+    before = coordinator.sessions[one]
+    assert before is not None
+    assert before.shared is not None
+    secrets = before.shared.before
+    coordinator.ask(one, Phase.MASK, boxes[one])
+    kept = str(coordinator.sessions[one].model_dump_json())  # type: ignore[union-attr]
+    for secret in (secrets.self_seed, secrets.mask_seed, secrets.channel_secret.hex()):
+        assert str(secret) not in kept
 
 
 def test_another_adapter_or_base_under_the_same_round_gives_masks_that_do_not_cancel(

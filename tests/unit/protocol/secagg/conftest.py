@@ -35,7 +35,9 @@ class Cohort:
         self.keys = dict(sorted(named.items()))
         self.ids = list(self.keys)
         self.roster = {i: key.public_key().public_bytes_raw() for i, key in self.keys.items()}
-        self.policy = client.Policy(roster=self.roster, minimum=self.minimum, degree=self.degree)
+        self.policy = client.Policy(
+            roster=self.roster, minimum=self.minimum, degree=self.degree, beacon=b"beacon"
+        )
         self.attempt = Attempt(
             Parameters(
                 sid=bytes(range(32)),
@@ -85,10 +87,10 @@ class Cohort:
         for i in self.here("mask", messages):
             state = self.states[i]
             assert isinstance(state, client.Shared)
-            opened = self.states[i] = client.open_shares(state, messages[i], TERMS)
+            opened = client.open_shares(state, messages[i], TERMS)
             words = rng.integers(0, 2**self.bits, self.count, np.uint64)
             self.total += words
-            reply = client.mask(
+            self.states[i], reply = client.mask(
                 opened,
                 words.astype(word_type(self.bits)),
                 bits=self.bits,

@@ -11,7 +11,15 @@ import pytest
 
 from protocol.errors import SecrecyError
 from protocol.secagg import client
-from protocol.secagg.messages import Advert, Cohort, decode_cohort, encode_ids, encode_signatures
+from protocol.secagg.messages import (
+    Advert,
+    Cohort,
+    decode_advert,
+    decode_cohort,
+    encode_ids,
+    encode_signatures,
+)
+from protocol.secagg.primitives import sign
 
 Make = Callable[..., Any]
 
@@ -210,3 +218,30 @@ def test_an_advert_has_216_bytes(cohort: Make) -> None:
     state = made.states[made.ids[0]]
     assert len(state.advert) == 216
     assert isinstance(decode_cohort(made.attempt._cohort.encode()).adverts[0], Advert)
+
+
+def test_a_large_cohort_needs_public_randomness_that_the_client_knows(cohort: Make) -> None:
+    """Whoever may choose the graph's seed chooses a client's neighbours."""
+    made = cohort(size=140, degree=20)
+    honest = decode_cohort(made.advertise())
+    own = made.ids[0]
+    ground = replace(honest, graph_seed=os.urandom(32)).encode()
+    blind = made.policy.model_copy(update={"beacon": None})
+    for message, policy, code in (
+        (ground, made.policy, "cohort.graph"),
+        (honest.encode(), blind, "cohort.too-large"),
+    ):
+        with refused(code):
+            client.share(
+                made.states[own], message, key=made.keys[own], policy=policy, random=os.urandom
+            )
+
+
+def test_a_key_of_low_order_is_refused_at_the_door(cohort: Make) -> None:
+    made = cohort(size=3)
+    one = made.ids[0]
+    state, _ = client.advertise(made.keys[one], sid=bytes(range(32)), seq=1, random=os.urandom)
+    advert = replace(decode_advert(state.advert), channel_key=bytes(32))
+    signed = advert.body + sign(made.keys[one], "advert", advert.body)
+    with refused("key.low-order"):
+        made.attempt.receive_advert(one, signed)
