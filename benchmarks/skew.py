@@ -51,7 +51,7 @@ def run_cell(rule: str, seed: int, out: Path, extra: list[str]) -> dict[str, obj
             command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
         )
         if done.returncode:
-            raise SystemExit(f"{rule}, seed {seed}: {done.stderr.strip()}")
+            raise SystemExit(f"{rule}, seed {seed}: {done.stdout.strip()} {done.stderr.strip()}")
         print(f"done: {rule}, seed {seed}", file=sys.stderr, flush=True)
     return dict(json.loads(summary.read_text()))
 
