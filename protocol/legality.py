@@ -76,7 +76,7 @@ def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             yield _error(
                 "rule.name",
                 f"rule `{contract.name}` reads single updates, which `{plan.secrecy.exchange}` hides",
-                "use a rule that needs only the sum",
+                'use a rule that needs only the sum, or for plaintext research exchange = "plain"',
             )
         if plan.server.optimizer != "fedavg" or plan.server.learning_rate != 1.0:
             yield _error(
@@ -89,6 +89,12 @@ def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             "rounds",
             f"{plan.rounds} round(s) do not reach every phase of rule `{contract.name}`",
             f"plan at least {len(contract.phases)} rounds",
+        )
+    if len(contract.phases) > 1 and contract.exact:
+        yield _note(
+            "rule.name",
+            f"rule `{contract.name}` trains each factor in one round of {len(contract.phases)}",
+            "with few rounds and no privacy noise `fedit` gets further (docs/results.md)",
         )
     if not contract.exact and contract.needs == "sum":
         yield _note(

@@ -92,7 +92,7 @@ class Cohort(Section):
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
     deadline_s: PositiveReal = Field(default=600.0, description="seconds a round waits for updates")
     attempts: Positive = Field(default=3, description="tries at a round before the run stops")
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["uniform", "examples"] = "uniform"
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> Cohort:
@@ -150,9 +150,9 @@ class Release(Section):
 
 
 class Secrecy(Section):
-    """How updates travel. `plain` shows every update to the coordinator: insecure."""
+    """How updates travel: summed in secret, or `plain`, which shows every one: insecure."""
 
-    exchange: Literal["plain", "secagg"] = "plain"
+    exchange: Literal["secagg", "plain"] = "secagg"
     bits: Literal[16, 20, 24, 32] = Field(default=16, description="secagg: of the ring")
     clip: PositiveReal = Field(default=32.0, description="secagg: L2 norm of one client's update")
     suite: Literal["aes-256-ctr", "chacha20"] = Field(

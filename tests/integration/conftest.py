@@ -61,6 +61,9 @@ rank = 4
 [plan.cohort]
 size = 4
 quorum = 2
+weighting = "examples"
+[plan.secrecy]
+exchange = "plain"
 [plan.local]
 batch_size = 8
 learning_rate = 0.01

@@ -112,10 +112,9 @@ def test_kills_under_secure_aggregation_change_no_bit(experiment_file: Path) -> 
     """Killed in any phase, the round is asked again under a new number: the sum is the same."""
     secret = experiment_file.with_name("secret.toml")
     text = experiment_file.read_text().replace("size = 4\nquorum = 2", "size = 5\nquorum = 3")
-    secret.write_text(
-        text.replace("[plan.cohort]", '[plan.cohort]\nweighting = "uniform"')
-        + '[plan.secrecy]\nexchange = "secagg"\n'
-    )
+    for given in ('weighting = "examples"\n', '[plan.secrecy]\nexchange = "plain"\n'):
+        text = text.replace(given, "")  # the default
+    secret.write_text(text)
     folder = experiment_file.parent / "secret-kills"
     result = run_with_kills(secret, folder, 3)
     assert result["killed"] == 3

@@ -51,6 +51,8 @@ def make_plan(tiny_base: Path) -> PlanMaker:
             "adapter": {"rank": 4, "alpha": 8.0},
             "rule": {"name": rule},
             "local": {"batch_size": 8},
+            "cohort": {"weighting": "examples"},
+            "secrecy": {"exchange": "plain"},
         }
         if rule == "prompt-mean":
             document["adapter"] = {"method": "prompt", "tokens": 5}

@@ -41,7 +41,7 @@ def test_init_writes_a_plan_that_check_accepts(tiny_base: Path, tmp_path: Path) 
     body = json.loads(done.stdout)
     assert body["legal"] is True
     assert body["forecast"]["adapter_parameters"] > 0
-    assert any("INSECURE" in finding["cause"] for finding in body["findings"])
+    assert not any("INSECURE" in finding["cause"] for finding in body["findings"])
 
 
 def test_the_commented_plan_has_every_key_at_its_default() -> None:

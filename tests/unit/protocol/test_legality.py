@@ -16,6 +16,9 @@ from protocol.plan import Plan, plan_from
 from protocol.rules import RULES, Role
 
 
+PLAIN = {"secrecy": {"exchange": "plain"}}
+
+
 def plan_of(manifest: Manifest, **sections: Any) -> Plan:
     document = {
         "name": "p",
@@ -36,8 +39,12 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
         ({"adapter": {"rank": 400}}, "adapter.rank"),
         ({"task": {"labels": ["a", "b"], "max_length": 4000}}, "task.max_length"),
         ({"base": {"fingerprint": "f" * 64}}, "base.fingerprint"),
-        ({"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}}, "server.optimizer"),
-        ({"rule": {"name": "flora"}, "rounds": 30}, "rounds"),
+        ({"rule": {"name": "flexlora"}}, "rule.name"),
+        (
+            PLAIN | {"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}},
+            "server.optimizer",
+        ),
+        (PLAIN | {"rule": {"name": "flora"}, "rounds": 30}, "rounds"),
     ],
 )
 def test_an_illegal_plan_names_the_field(
@@ -54,9 +61,17 @@ def test_an_illegal_plan_names_the_field(
 
 def test_a_legal_plan_still_says_what_is_insecure(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
-    findings = check(plan_of(manifest), manifest)
+    findings = check(plan_of(manifest, **PLAIN), manifest)
     assert not [finding for finding in findings if finding.severity == "error"]
     assert any("INSECURE" in finding.cause for finding in findings)
+
+
+def test_secrecy_is_the_default(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest)
+    assert plan.secrecy.exchange == "secagg"
+    findings = check(plan, manifest)
+    assert not any(f.severity == "error" or "INSECURE" in f.cause for f in findings)
 
 
 def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:

@@ -70,7 +70,9 @@ def make_plan(manifest: Manifest) -> Callable[..., Plan]:
             "rule": {"name": rule},
             "cohort": {"size": 4, "quorum": 2, "deadline_s": 30.0},
         }
-        return plan_from(document | sections, source="t")
+        document |= sections
+        document["cohort"] = {"weighting": "examples", **document["cohort"]}
+        return plan_from({"secrecy": {"exchange": "plain"}} | document, source="t")
 
     return make
 
