@@ -6,16 +6,21 @@ nothing but its reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.ledger import Ledger
 from protocol.encoding import seed_from
-from protocol.errors import SecrecyError
+from protocol.errors import PrivacyError, SecrecyError
 from protocol.exchange import Contribution, Phase
 from protocol.plan import Plan
+from protocol.privacy.accounting import epsilon
+from protocol.privacy.ledger import Entry, distributed_numbers, verify_affordable
+from protocol.privacy.planned import mechanism_of
 from protocol.secagg import client as core
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
@@ -30,7 +35,7 @@ from protocol.secagg.session import (
     repeated,
     request_digest,
 )
-from protocol.secagg.task import counters_of, ring_for, roster_root, terms_for
+from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.wire import Instruction
 
 RUN_ID_BYTES = 16
@@ -40,7 +45,8 @@ RUN_ID_BYTES = 16
 class Member:
     """Who this client is in a run: its key, the roster it trusts, the plan it agreed to.
 
-    ``size`` is the number of coordinates of this round's update, by the plan.
+    ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
+    that this client's data may spend over all runs and plans.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Member:
     plan: Plan
     size: int
     random: RandomBytes
+    ledger: Ledger
+    limit: float = math.inf
 
     @property
     def policy(self) -> core.Policy:
@@ -100,6 +108,7 @@ class Member:
                 attempt=instruction.attempt,
                 alive=request_digest(b"".join(state.alive)),
             )
+            self._spend(instruction, session)
             # The secrets end here; what was revealed is remembered.
             done = session.model_copy(update={"agreed": None, "revealed": revealed})
         kept = b"" if phase is Phase.MASK else reply
@@ -116,6 +125,7 @@ class Member:
         if instruction.plan_digest != self.plan.digest:
             raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
         check_new(session, sid, seq, instruction)
+        self._verify_budget()
         before = session if session and session.plan == self.plan.digest else None
         state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random)
         return Session(
@@ -130,6 +140,39 @@ class Member:
             advertised=state,
         ), reply
 
+    def _verify_budget(self) -> None:
+        """Before any work: another sum fits the plan's budget and this client's own."""
+        if not self.plan.private:
+            return
+        entries, privacy = self.ledger.entries(), self.plan.privacy
+        cost = mechanism_of(self.plan, size=self.size).spent()
+        mine = [entry for entry in entries if entry.plan == self.plan.digest]
+        verify_affordable(mine, self.name, privacy, cost)
+        everything = sum((entry.spent for entry in entries), cost)
+        if (after := epsilon(everything, delta=privacy.delta)) > self.limit:
+            raise PrivacyError(
+                f"over all runs this client would reach epsilon {after:.3f}",
+                f"its own limit is {self.limit:g}; its operator can raise it",
+            )
+
+    def _spend(self, instruction: Instruction, session: Session) -> None:
+        """Written down before the shares leave: what is in doubt is spent."""
+        if not self.plan.private:
+            return
+        numbers = distributed_numbers(mechanism_of(self.plan, size=self.size))
+        entry = Entry.model_validate(
+            {
+                "plan": self.plan.digest,
+                "run": session.sid.hex(),
+                "sequence": session.seq,
+                "round": instruction.round,
+                "attempt": instruction.attempt,
+                "participants": [self.name],
+                **numbers,
+            }
+        )
+        self.ledger.add(entry)
+
     def _mask(
         self,
         request: bytes,
@@ -138,13 +181,13 @@ class Member:
         contribute: Callable[[], Contribution],
     ) -> tuple[core.Masked, bytes]:
         members, _ = decode_round(request)
-        ring = ring_for(self.plan, instruction, size=self.size, clients=len(members))
-        terms = terms_for(self.plan, instruction, ring, roster_root(self.roster))
+        encoding = encoding_for(self.plan, instruction, size=self.size, clients=len(members))
+        terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
         opened = core.open_shares(state, request, terms)
         given = contribute()
         rng = np.random.default_rng(
             seed_from("rounding", self.plan.seed, instruction.round, self.name)
         )
-        words = ring.encode(given.update, counters_of(given.metrics), rng)
+        words = encoding.words(given, rng, self.random)
         suite = Suite(self.plan.secrecy.suite)
-        return core.mask(opened, words, bits=ring.bits, suite=suite, key=self.key)
+        return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)

@@ -187,6 +187,8 @@ def _print(
         return
     table = Table(title="forecast", show_header=False)
     for key, value in cost.to_dict().items():
+        if value is None:
+            continue
         shown = value
         if isinstance(value, dict):
             shown = ", ".join(f"{name}: {number:,}" for name, number in value.items())

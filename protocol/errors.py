@@ -83,3 +83,9 @@ class SecrecyError(FedgeError):
     def __init__(self, code: str, cause: str, remedy: str) -> None:
         super().__init__(f"{code}: {cause}", remedy)
         self.code = code
+
+
+class PrivacyError(FedgeError):
+    """A sum that the privacy budget does not allow; the adapter of the last round stands."""
+
+    exit_code = 10

@@ -12,9 +12,20 @@ from protocol.adapter import adapter_layout
 from protocol.exchange.plain import HEADER
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.rules import rule_named
+from protocol.secagg.graph import DEFAULT_DEGREE, degree
+from protocol.secagg.packing import packed_size
+from protocol.secagg.task import encoding_for
+from protocol.wire import Instruction
 
 FLOAT = 4  # bytes
+SIGNATURE, ROOT = 64, 32
+FIXED_UP = 216 + SIGNATURE + ROOT + SIGNATURE + SIGNATURE  # advert, shares, vector, alive set
+NEIGHBOUR_UP = 92 + 33  # sealed shares, a share opened
+NO_INSTRUCTION = Instruction(
+    round=1, attempt=1, plan_digest="", base="", adapter_digest="", rank=0, evaluate=False
+)
 ACTIVATIONS_PER_LAYER = 34  # values kept per token, layer and hidden unit for a backward pass
 
 
@@ -35,10 +46,21 @@ class Forecast:
     assumed_rows_per_client: int
     assumed_tokens_per_row: int
     assumed_tokens_per_second: int
+    epsilon: float | None
+    noise_to_signal: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+
+def upload_bytes(plan: Plan, size: int) -> int:
+    """Bytes that a client sends in a round with ``size`` coordinates, when nobody is lost."""
+    if plan.secrecy.exchange == "plain":
+        return HEADER.size + FLOAT * size
+    encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.cohort.size)
+    near = degree(plan.cohort.size, DEFAULT_DEGREE)
+    return packed_size(encoding.count, encoding.bits) + FIXED_UP + near * NEIGHBOUR_UP
 
 
 def forecast(
@@ -62,7 +84,7 @@ def forecast(
         "+".join(sorted(roles)): layout.only(contract.roles(number)).size
         for number, roles in enumerate(contract.phases, start=1)
     }
-    uploads = {name: HEADER.size + FLOAT * size for name, size in phases.items()}
+    uploads = {name: upload_bytes(plan, size) for name, size in phases.items()}
     mean_upload = sum(uploads.values()) / len(uploads)
     rows = rows_per_client * plan.local.epochs
     if plan.local.max_steps:
@@ -90,4 +112,6 @@ def forecast(
         assumed_rows_per_client=rows_per_client,
         assumed_tokens_per_row=tokens_per_row,
         assumed_tokens_per_second=tokens_per_second,
+        epsilon=planned_epsilon(plan, list(phases.values())) if plan.private else None,
+        noise_to_signal=noise_to_signal(plan, list(phases.values())) if plan.private else None,
     )

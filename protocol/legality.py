@@ -14,6 +14,8 @@ from protocol.adapter import target_linears
 from protocol.errors import PlanError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.privacy.legality import said_of, said_with_sizes
+from protocol.privacy.planned import round_sizes
 from protocol.rules import Role, RuleContract, rule_named
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
@@ -134,8 +136,7 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             f"rule `{contract.name}` works on single clients' updates",
             "for research only",
         )
-    if plan.privacy.mechanism == "none":
-        yield _note("privacy.mechanism", "no differential privacy: the sum itself may leak", "")
+    yield from (_finding(*said) for said in said_of(plan, contract))
 
 
 def _secret(plan: Plan) -> Iterator[Finding]:
@@ -192,6 +193,16 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
         )
     if plan.adapter.method == "lora":
         yield from _targets(plan, contract, manifest)
+    if (
+        plan.private
+        and contract.method == plan.adapter.method
+        and plan.cohort.quorum > plan.privacy.corrupt
+    ):
+        try:
+            sizes = round_sizes(plan, manifest)
+        except PlanError:
+            return  # a target that is not there: said already
+        yield from (_finding(*said) for said in said_with_sizes(plan, sizes))
 
 
 def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:
@@ -216,6 +227,12 @@ def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator
             )
     if Role.LORA_A not in contract.phases[0] and plan.adapter.rank < 2:
         yield _note("adapter.rank", "rank 1 with a fixed A leaves one direction per layer", "")
+
+
+def _finding(
+    severity: Literal["error", "warning", "note"], field: str, cause: str, remedy: str
+) -> Finding:
+    return Finding(severity=severity, field=field, cause=cause, remedy=remedy)
 
 
 def _error(field: str, cause: str, remedy: str) -> Finding:

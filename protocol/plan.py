@@ -161,9 +161,24 @@ class Secrecy(Section):
 
 
 class Privacy(Section):
-    """Client-level differential privacy; none yet."""
+    """Differential privacy of one client's whole update: noise, and a budget that stops the run."""
 
-    mechanism: Literal["none"] = "none"
+    mechanism: Literal["none", "distributed", "central"] = Field(
+        default="none", description="distributed: clients add it; central: plaintext research"
+    )
+    clip: PositiveReal = Field(default=1.0, description="L2 norm of one client's update")
+    noise_multiplier: PositiveReal = Field(default=4.0, description="noise of the sum over clip")
+    epsilon: PositiveReal = Field(default=10.0, description="what a client may spend in the run")
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-6
+    rounds_per_client: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="most rounds that one client takes part in; 0 = all"
+    )
+    corrupt: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="distributed: clients that may leave their noise out"
+    )
+    sampling: Fraction = Field(
+        default=0.0, description="central: probability that a client is drawn into a round"
+    )
 
 
 class Plan(Section):
@@ -184,6 +199,11 @@ class Plan(Section):
     release: Release = Release()
     secrecy: Secrecy = Secrecy()
     privacy: Privacy = Privacy()
+
+    @property
+    def private(self) -> bool:
+        """Whether clients are protected by differential privacy."""
+        return self.privacy.mechanism != "none"
 
     @property
     def digest(self) -> str:

@@ -8,7 +8,8 @@ read them again from disk, one at a time.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -16,11 +17,12 @@ from numpy.lib import format as npy
 
 from protocol import wire
 from protocol.adapter import client_rank, lora_scaling
-from protocol.errors import ArtefactError, RoundError, UpdateError
+from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Contribution, Phase
 from protocol.exchange.plain import decode
 from server.aggregation import State, apply_individuals, apply_mean, change_norm
 from server.asking import ask, gather
+from server.budget import entry_for, exhausted, privacy_record
 from server.roster import Roster
 from server.rounds import (
     Collecting,
@@ -30,6 +32,7 @@ from server.rounds import (
     accept,
     close,
     draw_cohort,
+    draw_poisson,
     drop,
     open_attempt,
 )
@@ -67,19 +70,24 @@ class Attempt:
         self._bytes_up = 0
 
     def _open(self) -> Record:
-        there, quorum = len(self._roster.nodes), self._plan.cohort.quorum
-        if there < quorum:  # training would be for nothing
+        names, quorum = list(self._roster.nodes), self._plan.cohort.quorum
+        if len(names) < quorum:  # training would be for nothing
             raise RoundError(
-                f"round {self._number}: {there} clients are there, the quorum is {quorum}",
+                f"round {self._number}: {len(names)} clients are there, the quorum is {quorum}",
                 "connect more clients, then resume the run",
             )
+        if self._plan.private:
+            names = self._affordable(names)
         cohort = draw_cohort(
-            list(self._roster.nodes),
+            names,
             size=self._plan.cohort.size,
             seed=self._plan.seed,
             round_number=self._number,
             attempt=self._attempt,
         )
+        if self._plan.privacy.mechanism == "central":
+            sampling = self._plan.privacy.sampling
+            cohort = draw_poisson(names, sampling=sampling, random=self._setting.random)
         opened: Record = {
             "attempt": self._attempt,
             "cohort": list(cohort),
@@ -88,6 +96,35 @@ class Attempt:
         }
         self._store.open_attempt(self._number, opened)
         return opened
+
+    def _affordable(self, names: list[str]) -> list[str]:
+        """Who may take part once more. Raises PrivacyError when too few are left for a round."""
+        size = self._setting.layout(self._state.rank).only(self._roles).size
+        spent = exhausted(self._plan, self._store.spent(), names, size)
+        self._roster = replace(self._roster, kept_out=self._roster.kept_out | spent)
+        left = [name for name in names if name not in spent]
+        if len(left) < self._plan.cohort.quorum:
+            first = sorted(spent)[0]
+            raise PrivacyError(
+                f"round {self._number}: the privacy budget allows no more: {spent[first]}",
+                f"the adapter of round {self._number - 1} stands; a new budget is a new plan",
+            )
+        return left
+
+    def _spend(self, participants: Iterable[str], *, run: str = "", sequence: int = 0) -> None:
+        """Into the ledger, before the sum can be known."""
+        if self._plan.private:
+            entry = entry_for(
+                self._plan,
+                digest=self._setting.plan_digest,
+                run=run,
+                sequence=sequence,
+                number=self._number,
+                attempt=self._attempt,
+                participants=participants,
+                size=self._layout.size,
+            )
+            self._store.spend(entry)
 
     # -- collecting -------------------------------------------------------------------------------
 
@@ -194,6 +231,7 @@ class Attempt:
         """
         setting = self._setting
         if not self._individual:
+            self._spend(closed.used)
             aggregate = self._exchange.unmask()
             after = apply_mean(
                 self._state,
@@ -252,6 +290,9 @@ class Attempt:
             ],
             "kept_out": self._roster.kept_out,
             "quorum": closed.quorum,
+            "privacy": privacy_record(self._plan, self._store.spent())
+            if self._plan.private
+            else None,
             "exchange": self._plan.secrecy.exchange,
             "secure": self._setting.secure,
             "weight": aggregate.weight if aggregate else 0,

@@ -6,6 +6,7 @@ update is on disk before it is counted, and a round is published by one rename.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from protocol.plan import Plan
 from protocol.rules import rule_named
 from server.aggregation import State, initial_state
 from server.attempt import Attempt
+from server.budget import privacy_record
 from server.clock import Clock
 from server.peft_folder import write_peft_folder
 from server.roster import Roster, call_roll
@@ -60,6 +62,7 @@ def run_rounds(
         clock=clock,
         listener=listener,
         roster_keys=roster_keys or {},
+        random=os.urandom,
     )
     return _Run(setting).to_the_end()
 
@@ -148,6 +151,7 @@ class _Run:
             "kept_out": {},
             "metrics": {},
             "update_norm": 0.0,
+            "privacy": privacy_record(self._plan, []) if self._plan.private else None,
             "exchange": self._plan.secrecy.exchange,
             "secure": self._setting.secure,
             "seconds": 0.0,

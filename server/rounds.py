@@ -6,12 +6,14 @@ silent subset. Messages, files and the clock are the coordinator's business.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 
 from protocol.encoding import seed_from
+from protocol.secagg.primitives import RandomBytes
 
 
 class Reason(StrEnum):
@@ -110,6 +112,12 @@ def draw_cohort(
     rng = np.random.default_rng(seed_from("cohort", seed, round_number, attempt))
     chosen = rng.permutation(len(ordered))[:size]
     return tuple(sorted(ordered[index] for index in chosen))
+
+
+def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> tuple[str, ...]:
+    """Every name by itself with probability ``sampling`` (to 2^-64), sorted; from secret randomness."""
+    limit = math.floor(sampling * 2**64)
+    return tuple(name for name in sorted(names) if int.from_bytes(random(8), "big") < limit)
 
 
 def _must_be_waiting(state: Collecting, client: str) -> None:

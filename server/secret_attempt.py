@@ -18,7 +18,7 @@ from protocol.exchange import Aggregate, Phase
 from protocol.secagg import coordinator as core
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import Suite, client_id
-from protocol.secagg.task import metrics_of, ring_for, roster_root, terms_for
+from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.aggregation import State, apply_mean
 from server.asking import ask, gather
 from server.attempt import Attempt, masked_bytes
@@ -54,11 +54,11 @@ class SecretAttempt(Attempt):
         for name in self._collecting.waiting:
             reason, detail = self._why.get(name, (Reason.NO_REPLY, "no answer by the deadline"))
             self._drop(name, reason, detail)
-        mean, sums = self._ring.decode(total, len(self._core.alive))
+        mean, metrics = self._encoding.opened(total, len(self._core.alive))
         self._aggregate = Aggregate(
             mean=mean,
             weight=len(self._core.alive),
-            metrics=metrics_of(sums),
+            metrics=metrics,
             clients=self._collecting.used,
         )
         return close(self._collecting)
@@ -67,13 +67,14 @@ class SecretAttempt(Attempt):
         """The five phases; the sum over U3 as words of the ring."""
         plan, instruction = self._plan, self.instruction()
         roster = {client_id(key): key for key in self._setting.roster_keys.values()}
+        ring = encoding_for(plan, instruction, size=self._layout.size, clients=plan.cohort.size)
         self._core = core.Attempt(
             core.Parameters(
                 sid=self._sid,
                 seq=self._seq,
                 roster=roster,
                 minimum=plan.cohort.quorum,
-                bits=plan.secrecy.bits,
+                bits=ring.bits,
                 suite=Suite(plan.secrecy.suite),
             )
         )
@@ -83,15 +84,17 @@ class SecretAttempt(Attempt):
         message = self._core.close_adverts(cohort)
         there = [one for one in cohort if one not in self._core.lost]
         self._phase(Phase.SHARE, dict.fromkeys(there, message), self._core.receive_shares)
-        self._ring = ring_for(
+        self._encoding = encoding_for(
             plan, instruction, size=self._layout.size, clients=len(self._core.fix_members())
         )
-        terms = terms_for(plan, instruction, self._ring, roster_root(self._setting.roster_keys))
-        boxes = self._core.close_shares(terms, count=self._ring.count)
+        terms = terms_for(plan, instruction, self._encoding, roster_root(self._setting.roster_keys))
+        boxes = self._core.close_shares(terms, count=self._encoding.count)
         self._phase(Phase.MASK, boxes, self._core.receive_masked)
         alive = self._core.close_masked()
         self._phase(Phase.AGREE, dict.fromkeys(self._core.alive, alive), self._core.receive_alive)
         signatures = self._core.close_alive()
+        alive_names = [self._names[one] for one in self._core.alive]
+        self._spend(alive_names, run=self._sid.hex(), sequence=self._seq)
         self._phase(
             Phase.UNMASK, dict.fromkeys(self._core.alive, signatures), self._core.receive_unmask
         )

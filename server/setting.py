@@ -10,11 +10,13 @@ from flwr.serverapp import Grid
 
 from protocol.adapter import adapter_layout
 from protocol.exchange import CoordinatorExchange
+from protocol.exchange.central import CentralCoordinator
 from protocol.exchange.plain import PlainCoordinator
 from protocol.layout import Layout, Tensors
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import RuleContract
+from protocol.secagg.primitives import RandomBytes
 from server.clock import Clock
 from server.store import Record, RunStore
 
@@ -44,6 +46,7 @@ class Setting:
     clock: Clock
     listener: Listener | None
     roster_keys: Mapping[str, bytes]
+    random: RandomBytes
 
     @property
     def secure(self) -> bool:
@@ -56,4 +59,6 @@ class Setting:
 
     def exchange(self, size: int) -> CoordinatorExchange:
         """The coordinator's side of one round's exchange of (size,) updates."""
+        if self.plan.privacy.mechanism == "central":
+            return CentralCoordinator(size, plan=self.plan, random=self.random)
         return PlainCoordinator(size, max_weight=self.plan.cohort.max_weight)

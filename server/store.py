@@ -1,6 +1,7 @@
 """The run folder: what is published, and what of the open round is safe already. (P-4.8)
 
     plan.json               the plan, with every default
+    privacy.jsonl           the privacy ledger: one line per sum that was or may have been opened
     sequence.json           the run's id and the number of its last attempt at a secret sum
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
     rounds/0007.attempt1.json   the record of an attempt that failed
@@ -30,11 +31,13 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.plan import Plan
+from protocol.privacy.ledger import Entry, parse_entries
 from server.aggregation import State
 from server.optimizers import Moments
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
-PLAN, SEQUENCE, ROUND = "plan.json", "sequence.json", re.compile(r"[0-9]{4,}")
+PLAN, SEQUENCE, LEDGER = "plan.json", "sequence.json", "privacy.jsonl"
+ROUND = re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
 
 
@@ -98,6 +101,20 @@ class RunStore:
         temporary.rename(path)
         _sync(self.folder)
         return run, number
+
+    def spent(self) -> list[Entry]:
+        """The privacy ledger. Raises ArtefactError for a damaged line."""
+        path = self.folder / LEDGER
+        return parse_entries(path.read_text("utf-8"), source=str(path)) if path.exists() else []
+
+    def spend(self, entry: Entry) -> None:
+        """Add to the ledger: on disk before anybody is asked for a share."""
+        if any(entry.same_sum(known) for known in self.spent()):
+            return
+        with (self.folder / LEDGER).open("a", encoding="utf-8") as file:
+            file.write(entry.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Release the lock."""

@@ -111,12 +111,20 @@ def summary_table(summary: Summary) -> Table:
         ("adapter on the device", _size(summary.adapter_bytes)),
         ("parity, largest relative", f"{summary.parity_max_relative:.1e}"),
         ("parity, same labels", _percent(summary.parity_label_agreement)),
+        ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
+        ("epsilon spent by a device", _epsilon(summary)),
         ("replies missing or refused", str(summary.dropped)),
         ("tokens per second", f"{summary.tokens_per_second:,.0f}"),
         ("seconds", f"{summary.seconds:.0f}"),
     ):
         table.add_row(label, value)
     return table
+
+
+def _epsilon(summary: Summary) -> str:
+    if summary.epsilon is None:
+        return "no privacy noise"
+    return f"{summary.epsilon:.2f} at delta {summary.delta:g}"
 
 
 def _percent(share: float | None) -> str:

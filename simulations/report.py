@@ -16,6 +16,7 @@ from protocol.peft_format import RELEASE_FILE
 from protocol.rules import rule_named
 from simulations.files import read_json, write_text
 from simulations.plots import Band, Line, bar_chart, line_chart, number, table
+from simulations.report_secrecy import privacy, visible
 
 REPORT = "report.html"
 REASONS = ("error", "invalid", "no-reply", "late")
@@ -47,6 +48,8 @@ def _page(run: Path, plan: Json) -> str:
     sections = [
         ("Figures", _figures(plan, summary, records)),
         ("What is insecure about this run", _insecure(plan, summary, records)),
+        ("What the coordinator could see", visible(plan, records)),
+        ("Privacy spent", privacy(plan, records)),
         ("Quality per round", _quality(evaluations, yardsticks)),
         ("Participation", _participation(records, failed)),
         ("Bytes", _bytes(records)),
@@ -106,10 +109,6 @@ def _insecure(plan: Json, summary: Json | None, records: list[Json]) -> str:
             said.append("the exchange is not secure: the coordinator saw every client's update")
         if plan.get("privacy", {}).get("mechanism") == "none":
             said.append("no differential privacy: the adapter may reveal single rows of a device")
-    if any(record.get("exchange") == "plain" for record in records):
-        said.append(
-            "every client's example count, loss and training time reached the coordinator in clear"
-        )
     try:
         if rule_named(plan["rule"]["name"]).needs == "individual":
             said.append(

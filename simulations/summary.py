@@ -33,6 +33,8 @@ class Summary(Section):
     parity_label_agreement: float
     tokens_per_second: float
     exchange: str
+    epsilon: float | None
+    delta: float | None
     insecure: list[str]
     adapter_digest: str
     dropped: int
@@ -76,6 +78,8 @@ def summarise(
         parity_label_agreement=note.parity.label_agreement,
         tokens_per_second=_speed(prepared, records),
         exchange=str(last["exchange"]),
+        epsilon=(last["privacy"] or {}).get("epsilon"),
+        delta=(last["privacy"] or {}).get("delta"),
         insecure=insecurities(prepared, records),
         adapter_digest=str(last["adapter_out"]),
         dropped=sum(len(record["dropped"]) for record in records),
@@ -92,6 +96,10 @@ def insecurities(prepared: Prepared, records: Sequence[dict[str, Any]]) -> list[
         said.append("exchange `plain`: the coordinator sees the update of every single device")
     if prepared.plan.privacy.mechanism == "none":
         said.append("no differential privacy: the adapter may reveal single rows of a device")
+    if prepared.plan.privacy.mechanism == "central":
+        said.append(
+            "central noise: it protects readers of the adapter, not devices from the coordinator"
+        )
     return said
 
 
@@ -101,6 +109,7 @@ def _mean(records: Sequence[dict[str, Any]], key: str) -> int:
 
 def _speed(prepared: Prepared, records: Sequence[dict[str, Any]]) -> float:
     """Trained tokens per second of local training, with the mean row of the whole population."""
-    examples = sum(record["metrics"]["examples"] for record in records)
-    seconds = sum(record["metrics"]["train_seconds"] for record in records)
+    # Under differential privacy no metrics leave a device.
+    examples = sum(record["metrics"].get("examples", 0.0) for record in records)
+    seconds = sum(record["metrics"].get("train_seconds", 0.0) for record in records)
     return float(examples * prepared.tokens_per_row / seconds) if seconds > 0 else 0.0

@@ -84,13 +84,18 @@ class PlainCoordinator:
         if client in self._clients:
             raise _bad(client, "a second update in the same round")
         contribution = decode(client, message, size=self._size, max_weight=self._max_weight)
+        update = self._prepared(contribution.update)
         for start in range(0, self._size, PIECE):
             piece = slice(start, start + PIECE)
-            self._add(self._sum[piece], contribution.update[piece], contribution.weight)
+            self._add(self._sum[piece], update[piece], contribution.weight)
         self._weight += contribution.weight
         for name in METRICS:
             self._metrics[name] += round(contribution.metrics[name] * 2**FRACTION_BITS)
         self._clients.append(client)
+
+    def _prepared(self, update: Vector) -> Vector:
+        """What enters the sum."""
+        return update
 
     def _add(self, total: npt.NDArray[np.int64], update: Vector, weight: int) -> None:
         scratch = self._scratch[: len(update)]

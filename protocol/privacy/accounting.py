@@ -1,22 +1,57 @@
-"""Epsilon of what was spent, by Google's dp-accounting. (P-7.3)"""
+"""Epsilon of what was spent, by Google's dp-accounting. (P-7.3)
+
+Neighbours differ in one client's update set to zero. Every attempt in which a share was revealed
+counts, whether or not an adapter came of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
 
 ORDERS = [1.25, 1.5, 1.75, *range(2, 129), 160, 192, 256, 512]
 
 
-def epsilon(spent: Iterable[tuple[float, float]], *, delta: float) -> float:
-    """Epsilon at ``delta`` of rounds that spent (rho, xi) each; 0 for none.
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Zero-concentrated privacy of one or more sums: ``rho``, and ``xi`` added to every order."""
 
-    Neighbours differ in one client's update set to zero. Every attempt in which a share was revealed
-    counts, whether or not an adapter came of it.
+    rho: float = 0.0
+    xi: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(rho=self.rho + other.rho, xi=self.xi + other.xi)
+
+
+@lru_cache(maxsize=1024)
+def epsilon(spent: Spent, *, delta: float) -> float:
+    """Epsilon at ``delta``; 0 when nothing was spent."""
+    from dp_accounting import dp_event
+    from dp_accounting.rdp import RdpAccountant
+
+    if spent == Spent():
+        return 0.0
+    accountant = RdpAccountant(orders=ORDERS)
+    accountant.compose(dp_event.ZCDpEvent(rho=spent.rho, xi=spent.xi))
+    return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=1024)
+def sampled_epsilon(rounds: int, *, multiplier: float, sampling: float, delta: float) -> float:
+    """Epsilon of ``rounds`` sums with central Gaussian noise over true Poisson samples.
+
+    Holds against readers of what is released, who know nobody's participation; the coordinator sees
+    every update.
     """
     from dp_accounting import dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(orders=ORDERS)
-    for rho, xi in spent:
-        accountant.compose(dp_event.ZCDpEvent(rho=rho, xi=xi))
+    if not rounds:
+        return 0.0
+    event = dp_event.PoissonSampledDpEvent(sampling, dp_event.GaussianDpEvent(multiplier))
+    accountant = RdpAccountant(orders=[order for order in ORDERS if order >= 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))

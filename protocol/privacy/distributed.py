@@ -13,8 +13,9 @@ from decimal import Decimal
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import UpdateError
+from protocol.errors import PlanError, UpdateError
 from protocol.layout import Vector
+from protocol.privacy.accounting import Spent
 from protocol.privacy.gaussian import draw
 from protocol.secagg.primitives import RandomBytes, Word, word_type
 from protocol.secagg.rotation import Rotation
@@ -66,13 +67,20 @@ class Mechanism:
 
     @property
     def bits(self) -> int:
-        """The smallest ring of 16, 20, 24 or 32 bits in which sums do not wrap within 4 sigma."""
+        """Of the ring. Raises PlanError when no ring is wide enough."""
+        if (bits := self.ring_bits) is None:
+            raise PlanError("the noisy sum needs more than 32 bits", "fewer clients or more noise")
+        return bits
+
+    @property
+    def ring_bits(self) -> int | None:
+        """The smallest of 16, 20, 24 and 32 in which sums do not wrap within 4 sigma."""
         spread = (
             self.clip**2 * self.summands**2 / self.turn.padded
             + (self.grid**2 / 4 + self.local_noise**2) * self.summands
         )
         needed = math.log2(2 * KAPPA * math.sqrt(spread) / self.grid)
-        return next(bits for bits in (16, 20, 24, 32) if needed <= bits)
+        return next((bits for bits in (16, 20, 24, 32) if needed <= bits), None)
 
     def encode(self, vector: Vector, rng: np.random.Generator, random: RandomBytes) -> Word:
         """(d,) float32 to (D,) words with this client's noise. Raises UpdateError after 64 tries.
@@ -112,8 +120,8 @@ class Mechanism:
         scale = self.grid / (math.sqrt(self.turn.transform) * summands)
         return (self.turn.backward(centred).astype(np.float64) * scale).astype(np.float32)
 
-    def spent(self) -> tuple[float, float]:
-        """(rho, xi) of one round: the arguments of dp-accounting's ZCDpEvent."""
+    def spent(self) -> Spent:
+        """What one round costs every client in it."""
         padded = self.turn.padded
         sensitivity = self.grid * norm_bound(self.clip, self.grid, padded)
         ratio = float(self.sigma)
@@ -121,11 +129,7 @@ class Mechanism:
         tau = 10 * math.fsum(
             math.exp(-2 * math.pi**2 * ratio**2 * k / (k + 1)) for k in range(1, self.honest)
         )
-        return rho, tau * padded
-
-    def noise_to_signal(self) -> float:
-        """z sqrt(d) / n: the noise of the mean over the norm of aligned updates at the clip."""
-        return self.multiplier * math.sqrt(self.size) / self.summands
+        return Spent(rho=rho, xi=tau * padded)
 
 
 def norm_bound(clip: float, grid: float, padded: int) -> float:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 
 from protocol.encoding import digest
-from protocol.exchange import METRICS
+from protocol.exchange import METRICS, Contribution
+from protocol.layout import Vector
 from protocol.plan import Plan
-from protocol.secagg.primitives import tagged_hash
+from protocol.privacy.distributed import Mechanism
+from protocol.privacy.planned import mechanism_of
+from protocol.secagg.primitives import RandomBytes, Word, tagged_hash
 from protocol.secagg.ring import Ring
 from protocol.wire import Instruction, to_record
 
@@ -23,36 +29,141 @@ SCALES = {
 COUNTER_BITS = 40
 
 
-def ring_for(plan: Plan, instruction: Instruction, *, size: int, clients: int) -> Ring:
-    """The ring of an attempt with ``clients`` members (U2) and updates of ``size`` coordinates.
+class Encoding(Protocol):
+    """How a client's contribution becomes words of a ring, and their sum a mean."""
 
-    The rotation hangs on plan, round and attempt only: asked again after a crash, a client gives the
-    same integers, and the run ends with the same adapter.
+    @property
+    def bits(self) -> int:
+        """Of the ring."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Words of a contribution."""
+        ...
+
+    def words(self, given: Contribution, rng: np.random.Generator, random: RandomBytes) -> Word:
+        """(count,) words. ``rng`` rounds, ``random`` of the operating system makes noise."""
+        ...
+
+    def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
+        """The mean update (d,) float32 and the summed metrics of ``summands`` contributions."""
+        ...
+
+    def terms(self) -> dict[str, Any]:
+        """What a sum of such words is bound to; floats as hexadecimal strings."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """The update at the ring's precision, metrics beside it. (P-6.9)"""
+
+    ring: Ring
+
+    @property
+    def bits(self) -> int:
+        """Of the ring."""
+        return self.ring.bits
+
+    @property
+    def count(self) -> int:
+        """Words of a contribution."""
+        return self.ring.count
+
+    def words(self, given: Contribution, rng: np.random.Generator, random: RandomBytes) -> Word:
+        """Rotated, rounded, with the counters' digits."""
+        return self.ring.encode(given.update, counters_of(given.metrics), rng)
+
+    def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
+        """The mean and the summed metrics."""
+        mean, sums = self.ring.decode(words, summands)
+        return mean, metrics_of(sums)
+
+    def terms(self) -> dict[str, Any]:
+        """Levels, clip, rotation, counters."""
+        return {
+            "size": self.ring.size,
+            "bits": self.ring.bits,
+            "levels": self.ring.levels,
+            "clip": float(self.ring.clip),
+            "rotation": self.ring.rotation.hex(),
+            "counters": list(METRICS),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """The clipped update with this client's share of the noise; no metrics: they would leak. (P-7.2)"""
+
+    mechanism: Mechanism
+
+    @property
+    def bits(self) -> int:
+        """Of the ring."""
+        return self.mechanism.bits
+
+    @property
+    def count(self) -> int:
+        """Words of a contribution."""
+        return self.mechanism.turn.padded
+
+    def words(self, given: Contribution, rng: np.random.Generator, random: RandomBytes) -> Word:
+        """Clipped, rotated, rounded within its bound, noised."""
+        return self.mechanism.encode(given.update, rng, random)
+
+    def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
+        """The noisy mean."""
+        return self.mechanism.decode(words, summands), {}
+
+    def terms(self) -> dict[str, Any]:
+        """Clip, noise, grid, rotation."""
+        made = self.mechanism
+        return {
+            "size": made.size,
+            "bits": made.bits,
+            "clip": float(made.clip),
+            "rotation": made.rotation.hex(),
+            "privacy": {
+                "honest": made.honest,
+                "noise_multiplier": float(made.multiplier),
+                "grid": made.grid,
+                "sigma": str(made.sigma),
+                "summands": made.summands,
+            },
+        }
+
+
+def encoding_for(plan: Plan, instruction: Instruction, *, size: int, clients: int) -> Exact | Noisy:
+    """The encoding of an attempt with ``clients`` members (U2) and updates of ``size`` coordinates.
+
+    The rotation hangs on plan, round and attempt only: asked again after a crash, a client without
+    noise gives the same integers, and the run ends with the same adapter.
     """
     numbers = instruction.round.to_bytes(8, "big") + instruction.attempt.to_bytes(8, "big")
-    return Ring(
+    rotation = tagged_hash("rotation", bytes.fromhex(instruction.plan_digest) + numbers)
+    if plan.private:
+        return Noisy(mechanism=mechanism_of(plan, size=size, rotation=rotation))
+    ring = Ring(
         size=size,
         clip=plan.secrecy.clip,
         clients=clients,
         bits=plan.secrecy.bits,
-        rotation=tagged_hash("rotation", bytes.fromhex(instruction.plan_digest) + numbers),
+        rotation=rotation,
         counters=len(METRICS),
         counter_bits=COUNTER_BITS,
     )
+    return Exact(ring=ring)
 
 
-def terms_for(plan: Plan, instruction: Instruction, ring: Ring, roster: bytes) -> dict[str, Any]:
+def terms_for(
+    plan: Plan, instruction: Instruction, encoding: Encoding, roster: bytes
+) -> dict[str, Any]:
     """Whatever masks are bound to besides the members; floats go in as hexadecimal strings."""
-    return {
+    return encoding.terms() | {
         "instruction": to_record(instruction),
         "suite": plan.secrecy.suite,
         "minimum": plan.cohort.quorum,
-        "size": ring.size,
-        "bits": ring.bits,
-        "levels": ring.levels,
-        "clip": float(ring.clip),
-        "rotation": ring.rotation.hex(),
-        "counters": list(METRICS),
         "roster": roster.hex(),
     }
 

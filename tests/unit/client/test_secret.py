@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.ledger import FileLedger
 from client.secret import Member
-from protocol.errors import SecrecyError
+from protocol.errors import MachineError, PrivacyError, SecrecyError
 from protocol.exchange import METRICS, Contribution, Phase
 from protocol.plan import Plan, plan_from
+from protocol.privacy.ledger import client_epsilon
 from protocol.secagg.contexts import session_id
 from protocol.secagg.coordinator import Attempt, Parameters
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
-from protocol.secagg.task import metrics_of, ring_for, roster_root, terms_for
+from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.wire import Instruction
 
 SIZE, RUN = 20, bytes(range(16))
@@ -27,7 +30,7 @@ SIZE, RUN = 20, bytes(range(16))
 class Coordinator:
     """An honest one, and the clients' sessions; a test changes what it sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, **sections: Any) -> None:
         names = [f"site-{number}" for number in range(5)]
         keys = {name: Ed25519PrivateKey.generate() for name in names}
         roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
@@ -37,7 +40,7 @@ class Coordinator:
                 "base": {"fingerprint": "0" * 64},
                 "task": {"labels": ["a", "b"]},
                 "cohort": {"size": 5, "quorum": 3, "weighting": "uniform"},
-                "secrecy": {"exchange": "secagg"},
+                **sections,
             },
             source="test",
         )
@@ -49,6 +52,7 @@ class Coordinator:
                 plan=self.plan,
                 size=SIZE,
                 random=os.urandom,
+                ledger=FileLedger(folder / f"{name}.jsonl"),
             )
             for name in names
         }
@@ -72,13 +76,14 @@ class Coordinator:
         self.begin(1)
 
     def begin(self, seq: int) -> None:
+        bits = encoding_for(self.plan, self.instruction, size=SIZE, clients=5).bits
         self.core = Attempt(
             Parameters(
                 sid=session_id(self.plan.digest, RUN),
                 seq=seq,
                 roster={one: m.roster[m.name] for one, m in self.members.items()},
                 minimum=3,
-                bits=16,
+                bits=bits,
             )
         )
         self.first = RUN + seq.to_bytes(8, "big")
@@ -105,29 +110,44 @@ class Coordinator:
         for one in self.ids:
             self.core.receive_shares(one, self.ask(one, Phase.SHARE, cohort))
         members = len(self.core.fix_members())
-        self.ring = ring_for(self.plan, self.instruction, size=SIZE, clients=members)
-        terms = terms_for(self.plan, self.instruction, self.ring, roster_root(self.roster))
-        return self.core.close_shares(terms, count=self.ring.count)
+        self.encoding = encoding_for(self.plan, self.instruction, size=SIZE, clients=members)
+        terms = terms_for(self.plan, self.instruction, self.encoding, roster_root(self.roster))
+        return self.core.close_shares(terms, count=self.encoding.count)
+
+    def rounds_until_refused(self, why: str) -> int:
+        for number in range(1, 100):
+            self.instruction = replace(self.instruction, round=number)
+            self.begin(number)
+            try:
+                self.whole()
+            except PrivacyError as error:
+                if why in error.cause:
+                    return number - 1
+                raise
+        raise AssertionError("never refused")
+
+    def whole(self) -> tuple[Any, dict[str, float]]:
+        for one, box in self.share().items():
+            self.core.receive_masked(one, self.ask(one, Phase.MASK, box))
+        alive = self.core.close_masked()
+        for one in self.ids:
+            self.core.receive_alive(one, self.ask(one, Phase.AGREE, alive))
+        signatures = self.core.close_alive()
+        for one in self.ids:
+            self.core.receive_unmask(one, self.ask(one, Phase.UNMASK, signatures))
+        return self.encoding.opened(self.core.unmask(), 5)
 
 
 @pytest.fixture
-def coordinator() -> Coordinator:
-    return Coordinator()
+def coordinator(tmp_path: Path) -> Coordinator:
+    return Coordinator(tmp_path)
 
 
 def test_the_mean_and_the_sums_of_metrics_come_out(coordinator: Coordinator) -> None:
-    for one, box in coordinator.share().items():
-        coordinator.core.receive_masked(one, coordinator.ask(one, Phase.MASK, box))
-    alive = coordinator.core.close_masked()
-    for one in coordinator.ids:
-        coordinator.core.receive_alive(one, coordinator.ask(one, Phase.AGREE, alive))
-    signatures = coordinator.core.close_alive()
-    for one in coordinator.ids:
-        coordinator.core.receive_unmask(one, coordinator.ask(one, Phase.UNMASK, signatures))
-    mean, sums = coordinator.ring.decode(coordinator.core.unmask(), 5)
+    mean, sums = coordinator.whole()
     expected = np.mean(list(coordinator.updates.values()), axis=0)
     assert np.abs(mean - expected).max() < 0.01
-    assert metrics_of(sums) == dict.fromkeys(METRICS, 10.0)
+    assert sums == dict.fromkeys(METRICS, 10.0)
     for session in coordinator.sessions.values():  # the secrets end with the attempt
         assert session is not None
         assert session.phase is Phase.UNMASK
@@ -246,3 +266,60 @@ def test_a_session_survives_its_process_and_shows_nothing(coordinator: Coordinat
     assert session is not None
     assert Session.model_validate_json(session.model_dump_json()) == session
     assert str(session) == repr(session) == "<Session seq 1, share done>"
+
+
+NOISY = {"mechanism": "distributed", "clip": 1.0, "noise_multiplier": 2.0, "epsilon": 9.0}
+
+
+def test_under_differential_privacy_the_sum_is_noisy_and_no_metric_leaves(tmp_path: Path) -> None:
+    coordinator = Coordinator(tmp_path, privacy=NOISY)
+    mean, metrics = coordinator.whole()
+    assert metrics == {}
+    clipped = [u * min(1.0, 1 / float(np.linalg.norm(u))) for u in coordinator.updates.values()]
+    error = 5 * (mean - np.mean(clipped, axis=0))
+    # Each of five adds z c / sqrt(quorum of 3).
+    assert float(error.std()) == pytest.approx(2.0 * (5 / 3) ** 0.5, rel=0.2)
+
+
+def test_a_client_writes_down_what_it_spent_and_stops_at_the_budget(tmp_path: Path) -> None:
+    coordinator = Coordinator(tmp_path, privacy=NOISY)
+    one = coordinator.ids[0]
+    ledger = coordinator.members[one].ledger
+    rounds = coordinator.rounds_until_refused("the plan's budget is 9")
+    assert len(ledger.entries()) == rounds
+    name = coordinator.members[one].name
+    spent = client_epsilon(ledger.entries(), name, coordinator.plan.privacy)
+    assert rounds > 1
+    assert spent <= 9.0
+    assert coordinator.trained == 5 * rounds  # nobody trains for a sum that cannot be afforded
+
+
+def test_a_clients_own_limit_counts_every_plan(tmp_path: Path) -> None:
+    coordinator = Coordinator(tmp_path, privacy=NOISY)
+    coordinator.whole()
+    one = coordinator.ids[0]
+    other = Coordinator(tmp_path, privacy=NOISY | {"clip": 2.0})  # another plan, the same ledgers
+    name = coordinator.members[one].name
+    again = next(key for key, member in other.members.items() if member.name == name)
+    spent = client_epsilon(
+        coordinator.members[one].ledger.entries(), name, coordinator.plan.privacy
+    )
+    other.members[again] = replace(other.members[again], limit=spent * 1.1)
+    with pytest.raises(PrivacyError, match="over all runs"):
+        other.ask(again, Phase.ADVERTISE, other.first)
+
+
+def test_no_ledger_no_share(tmp_path: Path) -> None:
+    coordinator = Coordinator(tmp_path, privacy=NOISY)
+    for one, box in coordinator.share().items():
+        coordinator.core.receive_masked(one, coordinator.ask(one, Phase.MASK, box))
+    alive = coordinator.core.close_masked()
+    for one in coordinator.ids:
+        coordinator.core.receive_alive(one, coordinator.ask(one, Phase.AGREE, alive))
+    signatures = coordinator.core.close_alive()
+    one = coordinator.ids[0]
+    coordinator.members[one] = replace(
+        coordinator.members[one], ledger=FileLedger(tmp_path / "absent" / "x")
+    )
+    with pytest.raises(MachineError, match="nothing is revealed"):
+        coordinator.ask(one, Phase.UNMASK, signatures)

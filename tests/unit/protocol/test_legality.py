@@ -13,8 +13,8 @@ from protocol.forecast import forecast
 from protocol.legality import check, verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
+from protocol.privacy.planned import round_sizes
 from protocol.rules import RULES, Role
-
 
 PLAIN = {"secrecy": {"exchange": "plain"}}
 
@@ -74,9 +74,55 @@ def test_secrecy_is_the_default(tiny_base: Path) -> None:
     assert not any(f.severity == "error" or "INSECURE" in f.cause for f in findings)
 
 
+PRIVATE = {"mechanism": "distributed"}
+CENTRAL = {"mechanism": "central", "sampling": 0.1}
+ONE = {"size": 10, "quorum": 1}
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        (PLAIN | {"privacy": PRIVATE}, "privacy.mechanism"),
+        ({"privacy": CENTRAL, "cohort": {"quorum": 1}}, "privacy.mechanism"),
+        (PLAIN | {"privacy": CENTRAL}, "cohort.quorum"),
+        (PLAIN | {"privacy": {"mechanism": "central"}, "cohort": ONE}, "privacy.sampling"),
+        (
+            PLAIN | {"privacy": CENTRAL | {"rounds_per_client": 2}, "cohort": ONE},
+            "privacy.rounds_per_client",
+        ),
+        ({"privacy": PRIVATE | {"sampling": 0.5}}, "privacy.sampling"),
+        ({"privacy": PRIVATE | {"corrupt": 7}}, "privacy.corrupt"),
+        ({"privacy": PRIVATE, "evaluation": {"holdout": 0.1}}, "evaluation.holdout"),
+        ({"privacy": PRIVATE, "rule": {"name": "fedit"}}, "rule.name"),
+        ({"privacy": PRIVATE, "rounds": 200}, "privacy.epsilon"),
+        ({"privacy": PRIVATE | {"epsilon": 1.0}}, "privacy.epsilon"),
+    ],
+)
+def test_privacy_noise_refuses_what_it_does_not_cover(
+    tiny_base: Path, sections: dict[str, Any], field: str
+) -> None:
+    manifest = read_manifest(tiny_base)
+    found = [f for f in check(plan_of(manifest, **sections), manifest) if f.severity == "error"]
+    assert field in [finding.field for finding in found]
+
+
+def test_noise_that_drowns_the_update_is_warned_of(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    few = plan_of(manifest, privacy=PRIVATE)
+    assert not [f for f in check(few, manifest) if f.severity == "error"]
+    warned = [f for f in check(few, manifest) if f.field == "privacy.noise_multiplier"]
+    ratio = 4.0 * max(round_sizes(few, manifest)) ** 0.5 / 10
+    assert warned[0].severity == "warning"
+    assert f"{ratio:.1f} times" in warned[0].cause
+    many = plan_of(manifest, privacy=PRIVATE, cohort={"size": 128, "quorum": 100})
+    noted = [f for f in check(many, manifest) if f.field == "privacy.noise_multiplier"]
+    assert noted[0].severity == "note"
+    assert forecast(many, manifest).epsilon == pytest.approx(4.07, abs=0.02)
+
+
 def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
-    plan = plan_of(manifest)
+    plan = plan_of(manifest, **PLAIN)
     cost = forecast(plan, manifest)
     layout = adapter_layout(plan, manifest)
     assert cost.adapter_parameters == layout.size

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.privacy import gaussian
-from protocol.privacy.accounting import epsilon
+from protocol.privacy.accounting import ORDERS, Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism, norm_bound
 from protocol.privacy.gaussian import Table, draw, table
 
@@ -116,6 +116,10 @@ def test_the_grid_is_the_papers(padded: int, grid: float) -> None:
     assert mechanism(size=padded).grid == pytest.approx(grid, rel=0.01)
 
 
+def times(rounds: int, spent: Spent) -> Spent:
+    return Spent(rho=rounds * spent.rho, xi=rounds * spent.xi)
+
+
 @pytest.mark.parametrize(
     ("multiplier", "rounds", "expected"),
     [(2, 10, 8.86), (4, 10, 4.01), (4, 50, 10.11), (8, 50, 4.56), (4, 200, 24.70), (20, 100, 2.42)],
@@ -124,21 +128,21 @@ def test_epsilon_is_the_gaussians_and_a_percent_or_two(
     multiplier: float, rounds: int, expected: float
 ) -> None:
     """Against the zCDP of a continuous Gaussian, rho = 1 / 2z^2, at delta 1e-6."""
-    assert epsilon([(1 / (2 * multiplier**2), 0.0)] * rounds, delta=1e-6) == pytest.approx(
+    assert epsilon(Spent(rho=rounds / (2 * multiplier**2)), delta=1e-6) == pytest.approx(
         expected, abs=0.01
     )
-    ours = epsilon([mechanism(multiplier=multiplier).spent()] * rounds, delta=1e-6)
+    ours = epsilon(times(rounds, mechanism(multiplier=multiplier).spent()), delta=1e-6)
     assert expected < ours < 1.025 * expected
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise_and_delta() -> None:
     spent = mechanism().spent()
-    assert epsilon([], delta=1e-6) == 0
-    assert epsilon([spent] * 20, delta=1e-6) > epsilon([spent] * 10, delta=1e-6)
-    assert epsilon([mechanism(multiplier=8.0).spent()] * 20, delta=1e-6) < epsilon(
-        [spent] * 20, delta=1e-6
+    assert epsilon(Spent(), delta=1e-6) == 0
+    assert epsilon(times(20, spent), delta=1e-6) > epsilon(times(10, spent), delta=1e-6)
+    assert epsilon(times(20, mechanism(multiplier=8.0).spent()), delta=1e-6) < epsilon(
+        times(20, spent), delta=1e-6
     )
-    assert epsilon([spent] * 20, delta=1e-8) > epsilon([spent] * 20, delta=1e-6)
+    assert epsilon(times(20, spent), delta=1e-8) > epsilon(times(20, spent), delta=1e-6)
 
 
 def test_the_noise_of_a_whole_sum_is_what_theory_says() -> None:
@@ -155,3 +159,39 @@ def test_the_noise_of_a_whole_sum_is_what_theory_says() -> None:
     assert made.bits == 16
     assert float(error.std()) == pytest.approx(theory, rel=0.03)
     assert float(error.std()) * 100 >= 0.97 * made.multiplier * made.clip
+
+
+def by_hand(rho: float, xi: float, delta: float) -> float:
+    """Epsilon of RDP alpha * rho + xi by Canonne, Kamath and Steinke's conversion (2004.00010)."""
+    found = []
+    for alpha in ORDERS:
+        rdp = alpha * rho + xi
+        found.append(rdp + math.log1p(-1 / alpha) - math.log(delta * alpha) / (alpha - 1))
+    return max(0.0, min(found))
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 2.0, 4.0, 8.0, 20.0])
+@pytest.mark.parametrize("rounds", [1, 10, 50, 200])
+@pytest.mark.parametrize("delta", [1e-5, 1e-6, 1e-9])
+def test_epsilon_is_that_of_the_formula_written_out(
+    multiplier: float, rounds: int, delta: float
+) -> None:
+    one = mechanism(multiplier=multiplier).spent()
+    ours = epsilon(times(rounds, one), delta=delta)
+    assert ours == pytest.approx(by_hand(rounds * one.rho, rounds * one.xi, delta), rel=0.01)
+    added = Spent()
+    for _ in range(rounds):
+        added += one
+    assert epsilon(added, delta=delta) == pytest.approx(ours, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "multiplier", "rounds", "expected"),
+    [(0.01, 1, 50, 1.42), (0.1, 2, 50, 2.11), (0.1, 4, 100, 1.23), (0.3, 4, 50, 2.78)],
+)
+def test_central_noise_is_amplified_by_secret_samples(
+    sampling: float, multiplier: float, rounds: int, expected: float
+) -> None:
+    found = sampled_epsilon(rounds, multiplier=multiplier, sampling=sampling, delta=1e-6)
+    assert found == pytest.approx(expected, abs=0.01)
+    assert found < epsilon(Spent(rho=rounds / (2 * multiplier**2)), delta=1e-6)

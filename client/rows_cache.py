@@ -1,0 +1,51 @@
+"""Encoded rows that stay in memory between a client's rounds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.settings import file_key
+from protocol.encoding import canonical_json
+from protocol.errors import DataError
+
+if TYPE_CHECKING:
+    from client.batches import Encoded
+    from client.worker import Worker
+
+
+class RowsCache:
+    """Encoded rows of files that have not changed; those not used for longest go first.
+
+    ``budget`` bounds the tokens kept (4 bytes each), whatever the number of clients.
+    """
+
+    def __init__(self, budget: int = 2**24) -> None:
+        self._budget = budget
+        self._held: OrderedDict[tuple[object, ...], Encoded] = OrderedDict()
+        self._tokens = 0
+
+    def get(self, path: Path, worker: Worker) -> Encoded:
+        """The rows of ``path`` for the worker's task and base. Raises DataError."""
+        from client.data import load_rows
+
+        task = worker.plan.task
+        settings = canonical_json(task.model_dump(mode="json"))
+        key = (*file_key(path, DataError), settings, worker.manifest.fingerprint)
+        if (found := self._held.get(key)) is not None:
+            self._held.move_to_end(key)
+            return found
+        rows = worker.encode(load_rows(path, task))
+        self._held[key] = rows
+        self._tokens += len(rows.ids)
+        while self._tokens > self._budget and len(self._held) > 1:
+            _, gone = self._held.popitem(last=False)
+            self._tokens -= len(gone.ids)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+rows_cache = RowsCache()

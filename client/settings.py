@@ -1,0 +1,154 @@
+"""A node's settings, and the files they name. (client/app.py lists them)"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Context
+
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.plan import Plan, plan_from_text
+from protocol.secagg.roster import parse_roster
+
+FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
+
+
+def client_name(context: Context) -> str:
+    """The roster name: ``client-id``, or ``client-0007`` for partition 7. Raises MachineError."""
+    if (name := context.node_config.get("client-id")) is not None:
+        return str(name)
+    if (partition := context.node_config.get("partition-id")) is not None:
+        return f"client-{int(partition):04d}"
+    raise MachineError(
+        "this node has no name", "start it with --node-config 'client-id=\"…\"' or partition-id"
+    )
+
+
+def plan_of(context: Context) -> Plan:
+    """The plan this node agreed to. Raises PlanError."""
+    return _plan(file_key(path_of(context, "plan"), PlanError))
+
+
+def manifest_of(context: Context) -> Manifest:
+    """The manifest of this node's base. Raises ArtefactError."""
+    return _manifest(file_key(path_of(context, "base") / MANIFEST_NAME, ArtefactError))
+
+
+def roster_of(context: Context) -> dict[str, bytes]:
+    """The roster this node trusts. Raises PlanError."""
+    return _roster(file_key(path_of(context, "roster"), PlanError))
+
+
+def identity_path(context: Context) -> Path:
+    """The file with this node's key. Raises MachineError when none is set."""
+    if (path := context.node_config.get("identity")) is None:
+        raise MachineError(
+            "this node has no identity", "start it with --node-config 'identity=\"…\"'"
+        )
+    return Path(str(path))
+
+
+def read_identity(path: Path) -> Ed25519PrivateKey:
+    """A client's own key: 64 hex digits. Raises MachineError that shows none of them."""
+    try:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be read: {error.strerror}", "name this client's identity file"
+        ) from None
+    except ValueError:
+        raise MachineError(f"{path}: not an identity", "it holds 64 hex digits") from None
+
+
+def ledger_path(context: Context) -> Path:
+    """Where this client keeps what its data has spent: beside its identity unless it says so."""
+    if own := context.node_config.get("ledger"):
+        return Path(str(own))
+    identity = identity_path(context)
+    return identity.with_name(identity.name + ".ledger.jsonl")
+
+
+def epsilon_limit(context: Context) -> float:
+    """``max-epsilon``: what this client's data may spend over all runs. Raises MachineError."""
+    value = context.node_config.get("max-epsilon")
+    try:
+        limit = math.inf if value is None else float(str(value))
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise MachineError(f"`max-epsilon` is {value!r}", "a positive number")
+    return limit
+
+
+def data_path(context: Context) -> Path:
+    """The file with this node's rows. Raises MachineError when none is set."""
+    if (path := context.node_config.get("data-path")) is not None:
+        return Path(str(path))
+    pattern, partition = _setting(context, "data-pattern"), context.node_config.get("partition-id")
+    if not pattern or partition is None:
+        raise MachineError("this node has no data", "start it with --node-config 'data-path=\"…\"'")
+    return _filled(pattern, "data-pattern", int(partition))
+
+
+def _filled(pattern: str, name: str, partition: int) -> Path:
+    try:
+        return Path(pattern.format(partition=partition))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise PlanError(
+            f"{name} {pattern!r} is not a path with {{partition}}",
+            "write for example clients/client-{partition:04d}.jsonl",
+        ) from None
+
+
+def _setting(context: Context, name: str) -> str:
+    """A machine's own setting goes before the run's: its folders are its own.
+
+    A machine with an identity takes part in secret sums: there the run's settings, which are the
+    coordinator's, count for nothing.
+    """
+    own = context.node_config.get(name)
+    if own or "identity" in context.node_config:
+        return str(own or "")
+    return str(context.run_config.get(name) or "")
+
+
+def path_of(context: Context, name: str) -> Path:
+    """The path a setting holds. Raises MachineError when it is not set."""
+    if not (value := _setting(context, name)):
+        raise MachineError(f"`{name}` is not set", f"set `{name}` in the run's or node's config")
+    return Path(value)
+
+
+def file_key(path: Path, kind: type[FedgeError]) -> FileKey:
+    """What a file is recognised by in a cache; raises ``kind`` when it cannot be read."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror}", "check the path") from None
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=8)
+def _plan(key: FileKey) -> Plan:
+    return plan_from_text(_text(key, PlanError), source=key[0])
+
+
+@lru_cache(maxsize=8)
+def _roster(key: FileKey) -> dict[str, bytes]:
+    return parse_roster(_text(key, PlanError), source=key[0])
+
+
+@lru_cache(maxsize=8)
+def _manifest(key: FileKey) -> Manifest:
+    return parse_manifest(_text(key, ArtefactError), source=key[0])
+
+
+def _text(key: FileKey, kind: type[FedgeError]) -> str:
+    try:
+        return Path(key[0]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{key[0]}: cannot be read ({type(error).__name__})", "check the file") from None

@@ -1,0 +1,138 @@
+"""The privacy ledger: one entry per sum that was opened, at the coordinator and at each client. (P-7.5)
+
+An entry is written before the first share that could open its sum is asked for, or given: what is
+in doubt counts as spent. Real numbers are ``float.hex`` strings, so that anybody recomputes epsilon
+from the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from protocol.errors import ArtefactError, PrivacyError
+from protocol.plan import Privacy
+from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
+from protocol.privacy.distributed import Mechanism
+
+
+class Entry(BaseModel):
+    """What one sum cost each of its ``participants``; ``rho`` and ``xi`` as in :class:`Spent`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1] = 1
+    plan: str  # digest
+    run: str  # session id in hex, empty without secure aggregation
+    sequence: int
+    round: int
+    attempt: int
+    participants: list[str]
+    mechanism: Literal["distributed", "central"]
+    clip: str
+    noise_multiplier: str
+    honest: int
+    grid: str
+    noise: str
+    size: int
+    rho: str
+    xi: str
+
+    @property
+    def spent(self) -> Spent:
+        """As numbers."""
+        return Spent(rho=float.fromhex(self.rho), xi=float.fromhex(self.xi))
+
+    def same_sum(self, other: Entry) -> bool:
+        """Whether both are about one sum: asked again after a crash, it is not spent twice."""
+        mine = (self.plan, self.run, self.sequence, self.round, self.attempt)
+        return mine == (other.plan, other.run, other.sequence, other.round, other.attempt)
+
+
+def distributed_numbers(mechanism: Mechanism) -> dict[str, object]:
+    """The fields of an entry that hang on the noise."""
+    spent = mechanism.spent()
+    return {
+        "mechanism": "distributed",
+        "clip": mechanism.clip.hex(),
+        "noise_multiplier": mechanism.multiplier.hex(),
+        "honest": mechanism.honest,
+        "grid": mechanism.grid.hex(),
+        "noise": mechanism.local_noise.hex(),
+        "size": mechanism.size,
+        "rho": spent.rho.hex(),
+        "xi": spent.xi.hex(),
+    }
+
+
+def central_numbers(privacy: Privacy, size: int) -> dict[str, object]:
+    """The same for noise that the coordinator adds; rho is that of a sum without sampling."""
+    return {
+        "mechanism": "central",
+        "clip": privacy.clip.hex(),
+        "noise_multiplier": privacy.noise_multiplier.hex(),
+        "honest": 0,
+        "grid": (0.0).hex(),
+        "noise": (privacy.clip * privacy.noise_multiplier).hex(),
+        "size": size,
+        "rho": (1 / (2 * privacy.noise_multiplier**2)).hex(),
+        "xi": (0.0).hex(),
+    }
+
+
+def parse_entries(text: str, *, source: str) -> list[Entry]:
+    """A ledger's lines. Raises ArtefactError that names the line."""
+    entries = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            entries.append(Entry.model_validate_json(line))
+        except (ValidationError, ValueError):
+            raise ArtefactError(
+                f"{source}: line {number} is no ledger entry",
+                "restore the ledger: without it nobody knows what was spent",
+            ) from None
+    return entries
+
+
+def total(entries: Iterable[Entry], client: str) -> Spent:
+    """What ``client`` has spent."""
+    return sum((e.spent for e in entries if client in e.participants), Spent())
+
+
+def client_epsilon(entries: list[Entry], client: str, privacy: Privacy) -> float:
+    """Epsilon that ``client`` has spent. Central: of every round, because samples are secret."""
+    if privacy.mechanism == "central":
+        return sampled_epsilon(
+            len(entries),
+            multiplier=privacy.noise_multiplier,
+            sampling=privacy.sampling,
+            delta=privacy.delta,
+        )
+    return epsilon(total(entries, client), delta=privacy.delta)
+
+
+def verify_affordable(entries: list[Entry], client: str, privacy: Privacy, cost: Spent) -> None:
+    """One more sum fits the plan's budget. Raises PrivacyError."""
+    if privacy.mechanism == "central":
+        after = sampled_epsilon(
+            len(entries) + 1,
+            multiplier=privacy.noise_multiplier,
+            sampling=privacy.sampling,
+            delta=privacy.delta,
+        )
+    else:
+        after = epsilon(total(entries, client) + cost, delta=privacy.delta)
+    rounds = sum(client in entry.participants for entry in entries)
+    if privacy.rounds_per_client and rounds >= privacy.rounds_per_client:
+        raise PrivacyError(
+            f"{client} took part in {rounds} sums, the plan allows no more",
+            "let others take part, or plan another run with a new budget",
+        )
+    if after > privacy.epsilon:
+        raise PrivacyError(
+            f"one more sum would bring {client} to epsilon {after:.3f}, the plan's budget is "
+            f"{privacy.epsilon:g} at delta {privacy.delta:g}",
+            "the adapter of the last round stands; plan fewer rounds or more noise",
+        )

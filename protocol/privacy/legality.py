@@ -1,0 +1,138 @@
+"""What differential privacy asks of a plan, as (severity, field, cause, remedy). (P-7.4)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from protocol.plan import Plan
+from protocol.privacy.planned import (
+    mechanism_of,
+    noise_to_signal,
+    planned_epsilon,
+    rounds_counted,
+)
+from protocol.rules import RuleContract
+
+Said = tuple[Literal["error", "warning", "note"], str, str, str]
+DROWNED = 4.0  # noise over signal of a round's mean
+
+
+def said_of(plan: Plan, contract: RuleContract) -> Iterator[Said]:
+    """What can be said without the base."""
+    if not plan.private:
+        yield "note", "privacy.mechanism", "no differential privacy: the sum itself may leak", ""
+        return
+    yield from _exchange(plan)
+    yield from _leaks(plan, contract)
+    if plan.privacy.delta * plan.cohort.size > 1:
+        yield "warning", "privacy.delta", "delta is above 1 over the number of clients", "lower it"
+
+
+def _exchange(plan: Plan) -> Iterator[Said]:
+    privacy = plan.privacy
+    if privacy.mechanism == "distributed":
+        if plan.secrecy.exchange != "secagg":
+            yield (
+                "error",
+                "privacy.mechanism",
+                "clients' shares of the noise protect a sum only",
+                'use exchange = "secagg", or mechanism = "central" for plaintext research',
+            )
+        if plan.cohort.quorum - privacy.corrupt < 2:
+            yield (
+                "error",
+                "privacy.corrupt",
+                f"a quorum of {plan.cohort.quorum} without {privacy.corrupt} corrupt clients is "
+                "fewer than two that add noise",
+                "raise the quorum",
+            )
+        if privacy.sampling:
+            yield (
+                "error",
+                "privacy.sampling",
+                "no amplification: the coordinator knows who takes part",
+                'remove it; it is for mechanism = "central"',
+            )
+        return
+    if plan.secrecy.exchange != "plain":
+        yield (
+            "error",
+            "privacy.mechanism",
+            "central noise is added by a coordinator that sees every update",
+            'use mechanism = "distributed"',
+        )
+    if not privacy.sampling:
+        yield "error", "privacy.sampling", "it is 0: nobody would ever be drawn", "up to 1"
+    if plan.cohort.quorum != 1:
+        yield (
+            "error",
+            "cohort.quorum",
+            "drawing again below a quorum is no Poisson sampling",
+            "use quorum = 1; cohort.size is the number of clients to expect",
+        )
+    if privacy.rounds_per_client or privacy.corrupt:
+        field = "rounds_per_client" if privacy.rounds_per_client else "corrupt"
+        yield (
+            "error",
+            f"privacy.{field}",
+            "it has no meaning under secret Poisson samples",
+            "remove it",
+        )
+
+
+def _leaks(plan: Plan, contract: RuleContract) -> Iterator[Said]:
+    if plan.cohort.weighting != "uniform":
+        yield (
+            "error",
+            "cohort.weighting",
+            "weights by examples exceed the sensitivity that the noise is made for",
+            'use weighting = "uniform"',
+        )
+    if plan.evaluation.holdout:
+        yield (
+            "error",
+            "evaluation.holdout",
+            "results on clients' data are not covered by the noise",
+            "use holdout = 0 and measure on public data",
+        )
+    if contract.needs == "individual" or not contract.exact:
+        yield (
+            "error",
+            "rule.name",
+            f"rule `{contract.name}` is not linear in what clients send: noise would multiply",
+            "use fed-sb, prompt-mean, ffa-lora or alternating",
+        )
+
+
+def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
+    """What needs the number of coordinates in each phase."""
+    privacy = plan.privacy
+    spent, rounds = planned_epsilon(plan, sizes), rounds_counted(plan)
+    if spent > privacy.epsilon:
+        yield (
+            "error",
+            "privacy.epsilon",
+            f"{rounds} rounds per client spend epsilon {spent:.2f} at delta {privacy.delta:g}, "
+            f"the budget is {privacy.epsilon:g}",
+            "more noise, fewer rounds, rounds_per_client, or a larger budget",
+        )
+    ratio = noise_to_signal(plan, sizes)
+    if ratio > DROWNED:
+        yield (
+            "warning",
+            "privacy.noise_multiplier",
+            f"a round's noise is at least {ratio:.1f} times its signal ({max(sizes)} numbers, "
+            f"{plan.cohort.size} clients)",
+            "train fewer numbers (fed-sb, a short prompt) or ask more clients",
+        )
+    else:
+        yield (
+            "note",
+            "privacy.noise_multiplier",
+            f"noise over signal of a round: {ratio:.2f} at best; epsilon after {rounds} rounds "
+            f"{spent:.2f}",
+            "",
+        )
+    if privacy.mechanism == "distributed" and mechanism_of(plan, size=max(sizes)).ring_bits is None:
+        yield "error", "privacy.clip", "the noisy sum needs more than 32 bits", "fewer clients"

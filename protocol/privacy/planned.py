@@ -1,0 +1,64 @@
+"""What a plan's privacy section means in numbers: the noise of a round, and what rounds cost. (P-7.4)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from protocol.adapter import adapter_layout
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
+from protocol.privacy.distributed import Mechanism
+from protocol.rules import rule_named
+
+NO_ROTATION = bytes(32)  # costs do not hang on it
+
+
+def mechanism_of(plan: Plan, *, size: int, rotation: bytes = NO_ROTATION) -> Mechanism:
+    """The distributed noise of a round whose update has ``size`` coordinates.
+
+    It hangs on the plan alone, not on who is there: noise is set for the quorum without the corrupt,
+    the ring for the whole cohort.
+    """
+    return Mechanism(
+        size=size,
+        clip=plan.privacy.clip,
+        multiplier=plan.privacy.noise_multiplier,
+        honest=plan.cohort.quorum - plan.privacy.corrupt,
+        summands=plan.cohort.size,
+        rotation=rotation,
+    )
+
+
+def round_sizes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
+    """Coordinates of an update in each phase of the plan's rule."""
+    layout, contract = adapter_layout(plan, manifest), rule_named(plan.rule.name)
+    return tuple(layout.only(contract.roles(n + 1)).size for n in range(len(contract.phases)))
+
+
+def rounds_counted(plan: Plan) -> int:
+    """The most rounds that one client's data enters."""
+    return min(plan.privacy.rounds_per_client or plan.rounds, plan.rounds)
+
+
+def planned_epsilon(plan: Plan, sizes: Sequence[int]) -> float:
+    """Epsilon of a client that takes part as often as the plan allows; no attempt fails late."""
+    privacy, rounds = plan.privacy, rounds_counted(plan)
+    if privacy.mechanism == "central":
+        return sampled_epsilon(
+            rounds,
+            multiplier=privacy.noise_multiplier,
+            sampling=privacy.sampling,
+            delta=privacy.delta,
+        )
+    costs = [mechanism_of(plan, size=size).spent() for size in sizes]
+    total = Spent()
+    for number in range(rounds):
+        total += costs[number % len(costs)]
+    return epsilon(total, delta=privacy.delta)
+
+
+def noise_to_signal(plan: Plan, sizes: Sequence[int]) -> float:
+    """The noise of a round's mean over the norm of updates that all agree, at the clip."""
+    return plan.privacy.noise_multiplier * math.sqrt(max(sizes)) / plan.cohort.size

@@ -1,0 +1,80 @@
+"""The report's sections on secrecy: what the coordinator could see, and what privacy was spent."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from simulations.plots import Line, line_chart, table
+
+Json = dict[str, Any]
+
+
+def visible(plan: Json, records: list[Json]) -> str:
+    """What the coordinator could and could not see, by the exchange of the records."""
+    if not records:
+        return "<p>No round is finished.</p>"
+    if any(not record["secure"] for record in records):
+        return "<p>Every client's update, example count, loss and training time, in clear.</p>"
+    used = [len(record["used"]) for record in records]
+    private = plan["privacy"]["mechanism"] != "none"
+    saw = [
+        f"the sum of a round's updates: of {min(used)} to {max(used)} clients, never of fewer than "
+        f"{plan['cohort']['quorum']}"
+        + (", with the clients' noise in it" if private else ", exactly"),
+        "no metrics at all"
+        if private
+        else "the sums of example counts, losses and training times, not one client's",
+        "who was asked, who answered in which phase, when, and from which address",
+    ]
+    hidden = "any single update, weight or metric, as long as fewer than a third of a round's clients help it"
+    lost = sum(len(record.get("lost", {})) for record in records)
+    liars = sorted({name for record in records for name in record.get("liars", [])})
+    html = "<p>It saw:</p><ul>" + "".join(f"<li>{escape(line)}</li>" for line in saw) + "</ul>"
+    html += f"<p>It could not see {escape(hidden)} (docs/threat-model.md).</p>"
+    if lost:
+        html += (
+            f"<p>{lost} time(s) a client was lost within a round; the sum was of the others.</p>"
+        )
+    if liars:
+        html += f'<p class="warn">Wrong shares came from: {escape(", ".join(liars))}.</p>'
+    return html
+
+
+def privacy(plan: Json, records: list[Json]) -> str:
+    """Epsilon per round with everything it hangs on."""
+    spent = [(record["round"], record["privacy"]) for record in records if record.get("privacy")]
+    if not spent:
+        return "<p>No differential privacy: an adapter may reveal single rows of a device.</p>"
+    last = spent[-1][1]
+    points = tuple((float(number), float(each["epsilon"])) for number, each in spent)
+    ends = (points[0][0], points[-1][0])
+    lines = [
+        Line(name="spent", points=points, css="c1"),
+        Line(
+            name="budget",
+            points=tuple((x, float(last["budget"])) for x in ends),
+            css="c3",
+            dashed=True,
+        ),
+    ]
+    chart = line_chart("Largest epsilon of a client, after each round", lines)
+    against = (
+        "the coordinator, other clients and readers of the adapter"
+        if last["mechanism"] == "distributed"
+        else "readers of the adapter who do not know who took part; the coordinator saw every update"
+    )
+    rows = [
+        ["unit", last["unit"]],
+        ["neighbours", "one client's update set to zero"],
+        ["mechanism", last["mechanism"]],
+        ["protects against", against],
+        ["epsilon, largest of a client", f"{last['epsilon']:.3f}"],
+        ["delta", f"{last['delta']:g}"],
+        ["budget", f"{last['budget']:g}"],
+        ["z, noise of the sum over the clip", f"{last['noise_multiplier']:g}"],
+        ["clip, L2 norm of one update", f"{last['clip']:g}"],
+        ["honest clients counted on", last["honest"]],
+        ["sums opened", last["sums"]],
+    ]
+    return chart + table(["", ""], rows)

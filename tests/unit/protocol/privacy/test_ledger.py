@@ -1,0 +1,96 @@
+"""The budget is kept, whatever was spent before; a damaged ledger is no empty one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.ledger import FileLedger
+from protocol.errors import ArtefactError, MachineError, PrivacyError
+from protocol.plan import Privacy
+from protocol.privacy.accounting import epsilon
+from protocol.privacy.distributed import Mechanism
+from protocol.privacy.ledger import (
+    Entry,
+    client_epsilon,
+    distributed_numbers,
+    parse_entries,
+    total,
+    verify_affordable,
+)
+
+NOISE = Mechanism(size=100, clip=1.0, multiplier=4.0, honest=8, summands=10, rotation=bytes(32))
+
+
+def entry(sequence: int, *participants: str, **changes: Any) -> Entry:
+    document = {
+        "plan": "a" * 64,
+        "run": "b" * 64,
+        "sequence": sequence,
+        "round": sequence,
+        "attempt": 1,
+        "participants": list(participants),
+        **distributed_numbers(NOISE),
+    }
+    return Entry.model_validate(document | changes)
+
+
+def test_each_client_pays_for_its_own_sums() -> None:
+    entries = [entry(1, "a", "b"), entry(2, "a"), entry(3, "b", "a")]
+    privacy = Privacy(mechanism="distributed")
+    cost = NOISE.spent()
+    assert total(entries, "a").rho == pytest.approx(3 * cost.rho)
+    assert total(entries, "b").rho == pytest.approx(2 * cost.rho)
+    assert client_epsilon(entries, "c", privacy) == 0
+    assert client_epsilon(entries, "a", privacy) == epsilon(total(entries, "a"), delta=1e-6)
+
+
+def test_the_sum_that_would_exceed_the_budget_is_refused_and_not_one_before() -> None:
+    cost = NOISE.spent()
+    entries = [entry(number, "a") for number in range(1, 6)]
+    enough = epsilon(total([*entries, entry(6, "a")], "a"), delta=1e-6)
+    verify_affordable(entries, "a", Privacy(mechanism="distributed", epsilon=enough * 1.001), cost)
+    tight = Privacy(mechanism="distributed", epsilon=enough * 0.999)
+    with pytest.raises(PrivacyError, match="would bring a to epsilon"):
+        verify_affordable(entries, "a", tight, cost)
+    verify_affordable(entries, "newcomer", tight, cost)
+
+
+def test_a_rota_bounds_the_rounds_of_a_client() -> None:
+    privacy = Privacy(mechanism="distributed", rounds_per_client=2)
+    verify_affordable([entry(1, "a")], "a", privacy, NOISE.spent())
+    with pytest.raises(PrivacyError, match="took part in 2"):
+        verify_affordable([entry(1, "a"), entry(2, "a")], "a", privacy, NOISE.spent())
+
+
+def test_a_file_keeps_an_entry_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    ledger = FileLedger(tmp_path / "ledger.jsonl")
+    assert ledger.entries() == []
+    ledger.add(entry(1, "a"))
+    ledger.add(entry(1, "a"))
+    ledger.add(entry(2, "a"))
+    again = FileLedger(tmp_path / "ledger.jsonl")
+    assert [each.sequence for each in again.entries()] == [1, 2]
+    assert again.entries()[0] == entry(1, "a")
+    assert (tmp_path / "ledger.jsonl").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("line", ["{}", "not json", '{"format": 2}', ""])
+def test_a_damaged_ledger_is_not_an_empty_one(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(entry(1, "a").model_dump_json() + "\n" + line + "\n")
+    with pytest.raises(ArtefactError, match="line 2"):
+        FileLedger(path).entries()
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_reveal(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="ledger"):
+        FileLedger(tmp_path / "absent" / "ledger.jsonl").add(entry(1, "a"))
+
+
+def test_an_unknown_field_is_refused() -> None:
+    text = entry(1, "a").model_dump_json()[:-1] + ', "note": "x"}'
+    with pytest.raises(ArtefactError, match="line 1"):
+        parse_entries(text, source="ledger")
