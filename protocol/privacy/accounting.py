@@ -9,6 +9,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+from protocol.errors import MachineError
 
 ORDERS = [1.25, 1.5, 1.75, *range(2, 129), 160, 192, 256, 512]
 
@@ -27,12 +30,9 @@ class Spent:
 @lru_cache(maxsize=1024)
 def epsilon(spent: Spent, *, delta: float) -> float:
     """Epsilon at ``delta``; 0 when nothing was spent."""
-    from dp_accounting import dp_event
-    from dp_accounting.rdp import RdpAccountant
-
     if spent == Spent():
         return 0.0
-    accountant = RdpAccountant(orders=ORDERS)
+    dp_event, accountant = _accountant(ORDERS)
     accountant.compose(dp_event.ZCDpEvent(rho=spent.rho, xi=spent.xi))
     return float(accountant.get_epsilon(delta))
 
@@ -44,14 +44,23 @@ def sampled_epsilon(rounds: int, *, multiplier: float, sampling: float, delta: f
     Holds against readers of what is released, who know nobody's participation; the coordinator sees
     every update.
     """
-    from dp_accounting import dp_event
-    from dp_accounting.rdp import RdpAccountant
-
     if not rounds:
         return 0.0
+    dp_event, accountant = _accountant([order for order in ORDERS if order >= 2])
     event = dp_event.PoissonSampledDpEvent(sampling, dp_event.GaussianDpEvent(multiplier))
-    accountant = RdpAccountant(orders=[order for order in ORDERS if order >= 2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))
+
+
+def _accountant(orders: list[float]) -> tuple[Any, Any]:
+    """The library's events and an accountant; imported late, because it takes a second."""
+    try:
+        from dp_accounting import dp_event
+        from dp_accounting.rdp import RdpAccountant
+    except ImportError:
+        raise MachineError(
+            "dp-accounting is not installed", "install fedge with the extra `privacy`"
+        ) from None
+    return dp_event, RdpAccountant(orders=orders)
