@@ -27,10 +27,13 @@ from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import decode_round
 from protocol.secagg.primitives import RandomBytes, Suite, client_id
 from protocol.secagg.session import (
+    Answered,
     Revealed,
     Session,
     check_new,
+    check_round,
     check_same_sum,
+    opening,
     part,
     repeated,
     request_digest,
@@ -62,7 +65,7 @@ class Member:
     def policy(self) -> core.Policy:
         """What it insists on."""
         keys = {client_id(key): key for key in self.roster.values()}
-        return core.Policy(roster=keys, minimum=max(LEAST_SUMMANDS, self.plan.cohort.quorum))
+        return core.Policy(roster=keys, minimum=max(LEAST_SUMMANDS, self.plan.least_sum))
 
     def answer(
         self,
@@ -83,6 +86,9 @@ class Member:
             return self._advertise(request, instruction, session)
         assert session is not None
         if phase is Phase.SHARE:
+            # Its advert may have been made before anything was known of this attempt.
+            self._check(instruction)
+            check_round(session, instruction)
             after, reply = core.share(
                 part(session.advertised),
                 request,
@@ -102,18 +108,43 @@ class Member:
             done = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
             state = part(session.agreed)
-            reply = core.unmask(state, request, policy=self.policy)
+            shares = core.unmask(state, request, policy=self.policy)
             revealed = Revealed(
                 round=instruction.round,
                 attempt=instruction.attempt,
                 alive=request_digest(b"".join(state.alive)),
             )
             self._spend(instruction, session)
-            # The secrets end here; what was revealed is remembered.
-            done = session.model_copy(update={"agreed": None, "revealed": revealed})
+            return self._next(session, request, shares, revealed)
         kept = b"" if phase is Phase.MASK else reply
         update = {"phase": phase, "asked": request_digest(request), "reply": kept}
         return done.model_copy(update=update), reply
+
+    def _next(
+        self, session: Session, request: bytes, shares: bytes, revealed: Revealed
+    ) -> tuple[Session, bytes]:
+        """The secrets end here; the next attempt's advert goes with the shares. (P-6.13)"""
+        seq = session.seq + 1
+        state, advert = core.advertise(self.key, sid=session.sid, seq=seq, random=self.random)
+        reply = advert + shares
+        return Session(
+            plan=session.plan,
+            run=session.run,
+            sid=session.sid,
+            seq=seq,
+            seen={**session.seen, session.sid: seq},
+            revealed=revealed,
+            before=Answered(asked=request_digest(request), reply=reply),
+            phase=Phase.ADVERTISE,
+            asked=request_digest(opening(session.run, seq)),
+            reply=advert,
+            advertised=state,
+        ), reply
+
+    def _check(self, instruction: Instruction) -> None:
+        if instruction.plan_digest != self.plan.digest:
+            raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
+        self._verify_budget()
 
     def _advertise(
         self, request: bytes, instruction: Instruction, session: Session | None
@@ -122,14 +153,13 @@ class Member:
             raise SecrecyError("attempt.malformed", f"{len(request)} bytes", core.STOP)
         sid = session_id(self.plan.digest, request[:RUN_ID_BYTES])
         seq = int.from_bytes(request[RUN_ID_BYTES:], "big")
-        if instruction.plan_digest != self.plan.digest:
-            raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
+        self._check(instruction)
         check_new(session, sid, seq, instruction)
-        self._verify_budget()
         before = session if session and session.plan == self.plan.digest else None
         state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random)
         return Session(
             plan=self.plan.digest,
+            run=request[:RUN_ID_BYTES],
             sid=sid,
             seq=seq,
             seen={**(before.seen if before else {}), sid: seq},

@@ -21,7 +21,7 @@ from protocol.wire import Instruction
 
 FLOAT = 4  # bytes
 SIGNATURE, ROOT = 64, 32
-FIXED_UP = 216 + SIGNATURE + ROOT + SIGNATURE + SIGNATURE  # advert, shares, vector, alive set
+FIXED_UP = 216 + SIGNATURE + ROOT + 4 + SIGNATURE + SIGNATURE  # advert, shares, vector, alive set
 NEIGHBOUR_UP = 92 + 33  # sealed shares, a share opened
 NO_INSTRUCTION = Instruction(
     round=1, attempt=1, plan_digest="", base="", adapter_digest="", rank=0, evaluate=False
@@ -58,8 +58,8 @@ def upload_bytes(plan: Plan, size: int) -> int:
     """Bytes that a client sends in a round with ``size`` coordinates, when nobody is lost."""
     if plan.secrecy.exchange == "plain":
         return HEADER.size + FLOAT * size
-    encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.cohort.size)
-    near = degree(plan.cohort.size, DEFAULT_DEGREE)
+    encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.largest_sum)
+    near = degree(plan.largest_sum, DEFAULT_DEGREE)
     return packed_size(encoding.count, encoding.bits) + FIXED_UP + near * NEIGHBOUR_UP
 
 

@@ -147,25 +147,32 @@ def _secret(plan: Plan) -> Iterator[Finding]:
             "under secure aggregation every client counts alike: weights are private",
             'use weighting = "uniform"',
         )
-    if plan.cohort.quorum < LEAST_SUMMANDS:
+    if plan.least_sum < LEAST_SUMMANDS:
         yield _error(
             "cohort.quorum",
             f"a sum of fewer than {LEAST_SUMMANDS} updates is no secret",
-            f"at least {LEAST_SUMMANDS}",
+            f"at least {LEAST_SUMMANDS}" + (" for each group" if plan.secrecy.groups > 1 else ""),
         )
-    if plan.cohort.size > COMPLETE_UP_TO:
+    if plan.secrecy.groups == 2:
+        yield _error(
+            "secrecy.groups",
+            "of two groups nobody can tell which one is wrong",
+            "at least 3, or 1",
+        )
+    if plan.largest_sum > COMPLETE_UP_TO:
         yield _error(
             "cohort.size",
             f"more than {COMPLETE_UP_TO} clients need public randomness for their graph: not built",
             f"at most {COMPLETE_UP_TO} clients a round",
         )
-    k = degree(plan.cohort.size, DEFAULT_DEGREE)
-    spare = min(k - threshold(k), plan.cohort.size - alive_quorum(plan.cohort.size))
-    if plan.cohort.size - plan.cohort.quorum > spare:
+    size = plan.largest_sum
+    k = degree(size, DEFAULT_DEGREE)
+    spare = min(k - threshold(k), size - alive_quorum(size))
+    if size - plan.least_sum > spare:
         yield _warning(
             "cohort.quorum",
-            f"with {plan.cohort.size} clients no sum opens once more than {spare} are lost",
-            f"a quorum below {plan.cohort.size - spare} is never enough",
+            f"with {size} clients no sum opens once more than {spare} are lost",
+            f"below {size - spare} of them it is never enough",
         )
 
 
@@ -196,7 +203,7 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
     if (
         plan.private
         and contract.method == plan.adapter.method
-        and plan.cohort.quorum > plan.privacy.corrupt
+        and plan.least_sum > plan.privacy.corrupt
     ):
         try:
             sizes = round_sizes(plan, manifest)

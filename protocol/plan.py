@@ -158,6 +158,9 @@ class Secrecy(Section):
     suite: Literal["aes-256-ctr", "chacha20"] = Field(
         default="aes-256-ctr", description="secagg: of the masks; chacha20 without AES instructions"
     )
+    groups: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="secagg: disjoint sums per round; far ones are left out"
+    )
 
 
 class Privacy(Section):
@@ -175,6 +178,9 @@ class Privacy(Section):
     )
     corrupt: Annotated[int, Field(ge=0)] = Field(
         default=0, description="distributed: clients that may leave their noise out"
+    )
+    allow_groups: bool = Field(
+        default=False, description="with secrecy.groups: accept sqrt(groups) times the noise"
     )
     sampling: Fraction = Field(
         default=0.0, description="central: probability that a client is drawn into a round"
@@ -199,6 +205,16 @@ class Plan(Section):
     release: Release = Release()
     secrecy: Secrecy = Secrecy()
     privacy: Privacy = Privacy()
+
+    @property
+    def least_sum(self) -> int:
+        """Fewest clients of one sum: the quorum, or a group's part of it."""
+        return self.cohort.quorum // self.secrecy.groups
+
+    @property
+    def largest_sum(self) -> int:
+        """Most clients of one sum."""
+        return -(-self.cohort.size // self.secrecy.groups)
 
     @property
     def private(self) -> bool:

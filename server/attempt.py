@@ -111,7 +111,9 @@ class Attempt:
             )
         return left
 
-    def _spend(self, participants: Iterable[str], *, run: str = "", sequence: int = 0) -> None:
+    def _spend(
+        self, participants: Iterable[str], *, run: str = "", sequence: int = 0, group: int = 0
+    ) -> None:
         """Into the ledger, before the sum can be known."""
         if self._plan.private:
             entry = entry_for(
@@ -119,6 +121,7 @@ class Attempt:
                 digest=self._setting.plan_digest,
                 run=run,
                 sequence=sequence,
+                group=group,
                 number=self._number,
                 attempt=self._attempt,
                 participants=participants,

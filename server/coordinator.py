@@ -63,6 +63,7 @@ def run_rounds(
         listener=listener,
         roster_keys=roster_keys or {},
         random=os.urandom,
+        adverts={},
     )
     return _Run(setting).to_the_end()
 

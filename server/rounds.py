@@ -114,6 +114,15 @@ def draw_cohort(
     return tuple(sorted(ordered[index] for index in chosen))
 
 
+def deal_groups(
+    names: list[str], *, groups: int, seed: int, round_number: int, attempt: int
+) -> list[list[str]]:
+    """Disjoint groups of nearly equal size, each sorted; drawn anew in every attempt."""
+    rng = np.random.default_rng(seed_from("groups", seed, round_number, attempt))
+    order = [sorted(names)[index] for index in rng.permutation(len(names))]
+    return [sorted(order[first::groups]) for first in range(groups)]
+
+
 def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> tuple[str, ...]:
     """Every name by itself with probability ``sampling`` (to 2^-64), sorted; from secret randomness."""
     limit = math.floor(sampling * 2**64)

@@ -1,4 +1,4 @@
-"""One attempt at one round under secure aggregation: five phases, one sum. (P-4, P-6)
+"""One attempt at one round under secure aggregation: phases, and a sum per group. (P-4, P-6)
 
 Nothing of an attempt survives its process but its cohort: a coordinator that was killed asks the
 same cohort again under the next sequence number, and the sum, being exact, is the same.
@@ -6,8 +6,8 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -18,25 +18,26 @@ from protocol.exchange import Aggregate, Phase
 from protocol.secagg import coordinator as core
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import Suite, client_id
+from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.aggregation import State, apply_mean
 from server.asking import ask, gather
-from server.attempt import Attempt, masked_bytes
-from server.rounds import Complete, Failed, Reason, accept, close, drop
+from server.attempt import DETAIL, Attempt, masked_bytes
+from server.robust import Robust, robust_mean
+from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
+from server.secret_sum import Messages, SecretSum
 from server.store import Record
 
-Receive = Callable[[bytes, bytes], None]
+Prepare = Callable[[SecretSum], Messages]
+Receive = Callable[[SecretSum, bytes, bytes], None]
 
 
 class SecretAttempt(Attempt):
-    """Like :class:`Attempt`; the updates themselves never are here, only their sum."""
+    """Like :class:`Attempt`; the updates themselves never are here, only their sums."""
 
     def collect(self) -> Complete | Failed:
-        """All phases. Who is missing in one is out of the rest; the sum is of those who masked."""
+        """All phases. Who is missing in one is out of the rest; a sum is of those who masked."""
         keys = self._setting.roster_keys
-        self._names = {
-            client_id(keys[one]): one for one in self._collecting.expected if one in keys
-        }
         for one in self._collecting.expected:
             if one not in keys:
                 self._drop(one, Reason.INVALID, "its key is not in the roster")
@@ -45,72 +46,113 @@ class SecretAttempt(Attempt):
         self._run_id, self._seq = self._store.next_sequence()
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
-        try:
-            total = self._phases()
-        except RoundError as error:
-            return self._failed(error)
-        for member in self._core.alive:
-            self._collecting = accept(self._collecting, self._names[member])
-        for name in self._collecting.waiting:
-            reason, detail = self._why.get(name, (Reason.NO_REPLY, "no answer by the deadline"))
-            self._drop(name, reason, detail)
-        mean, metrics = self._encoding.opened(total, len(self._core.alive))
-        self._aggregate = Aggregate(
-            mean=mean,
-            weight=len(self._core.alive),
-            metrics=metrics,
-            clients=self._collecting.used,
-        )
+        self._sums = self._groups()
+        self._phases()
+        for made in self._sums:
+            made.open()
+            if made.failure is None:
+                for name in made.alive:
+                    self._collecting = accept(self._collecting, name)
+        self._account_for_the_rest()
         return close(self._collecting)
 
-    def _phases(self) -> Any:
-        """The five phases; the sum over U3 as words of the ring."""
-        plan, instruction = self._plan, self.instruction()
-        roster = {client_id(key): key for key in self._setting.roster_keys.values()}
-        ring = encoding_for(plan, instruction, size=self._layout.size, clients=plan.cohort.size)
-        self._core = core.Attempt(
-            core.Parameters(
-                sid=self._sid,
-                seq=self._seq,
-                roster=roster,
-                minimum=plan.cohort.quorum,
-                bits=ring.bits,
-                suite=Suite(plan.secrecy.suite),
-            )
+    def _groups(self) -> list[SecretSum]:
+        """The attempt's groups, dealt from those who are there."""
+        plan, keys = self._plan, self._setting.roster_keys
+        encoding = encoding_for(
+            plan, self.instruction(), size=self._layout.size, clients=plan.largest_sum
         )
-        first = self._run_id + self._seq.to_bytes(8, "big")
-        cohort = [i for i, name in self._names.items() if name in self._collecting.waiting]
-        self._phase(Phase.ADVERTISE, dict.fromkeys(cohort, first), self._core.receive_advert)
-        message = self._core.close_adverts(cohort)
-        there = [one for one in cohort if one not in self._core.lost]
-        self._phase(Phase.SHARE, dict.fromkeys(there, message), self._core.receive_shares)
-        self._encoding = encoding_for(
-            plan, instruction, size=self._layout.size, clients=len(self._core.fix_members())
+        parameters = core.Parameters(
+            sid=self._sid,
+            seq=self._seq,
+            roster={client_id(key): key for key in keys.values()},
+            minimum=plan.least_sum,
+            bits=encoding.bits,
+            suite=Suite(plan.secrecy.suite),
         )
-        terms = terms_for(plan, instruction, self._encoding, roster_root(self._setting.roster_keys))
-        boxes = self._core.close_shares(terms, count=self._encoding.count)
-        self._phase(Phase.MASK, boxes, self._core.receive_masked)
-        alive = self._core.close_masked()
-        self._phase(Phase.AGREE, dict.fromkeys(self._core.alive, alive), self._core.receive_alive)
-        signatures = self._core.close_alive()
-        alive_names = [self._names[one] for one in self._core.alive]
-        self._spend(alive_names, run=self._sid.hex(), sequence=self._seq)
-        self._phase(
-            Phase.UNMASK, dict.fromkeys(self._core.alive, signatures), self._core.receive_unmask
+        dealt = deal_groups(
+            list(self._collecting.waiting),
+            groups=plan.secrecy.groups,
+            seed=plan.seed,
+            round_number=self._number,
+            attempt=self._attempt,
         )
-        return self._core.unmask()
+        return [
+            SecretSum(parameters, {client_id(keys[name]): name for name in names})
+            for names in dealt
+        ]
 
-    def _phase(self, phase: Phase, messages: Mapping[bytes, bytes], receive: Receive) -> None:
+    # -- phases -----------------------------------------------------------------------------------
+
+    def _phases(self) -> None:
+        """Adverts that came with the last round's shares save the first phase. (P-6.13)"""
+        known = self._setting.adverts
+        first = opening(self._run_id, self._seq)
+
+        def to_advertise(made: SecretSum) -> Messages:
+            for one in made.names:
+                if advert := known.pop((self._seq, one), None):
+                    self._try_advert(made, one, advert)
+            return {one: first for one in made.names if not made.core.has_advert(one)}
+
+        self._phase(Phase.ADVERTISE, to_advertise, lambda m, c, b: m.core.receive_advert(c, b))
+        self._phase(Phase.SHARE, self._to_share, lambda m, c, b: m.core.receive_shares(c, b))
+        self._phase(Phase.MASK, self._to_mask, lambda m, c, b: m.core.receive_masked(c, b))
+        self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
+        known.clear()
+        self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
+
+    def _try_advert(self, made: SecretSum, one: bytes, advert: bytes) -> None:
+        try:
+            made.core.receive_advert(one, advert)
+        except SecrecyError:
+            return  # it is asked for one
+
+    def _to_share(self, made: SecretSum) -> Messages:
+        message = made.core.close_adverts(made.names)
+        return {one: message for one in made.names if one not in made.core.lost}
+
+    def _to_mask(self, made: SecretSum) -> Messages:
+        instruction = self.instruction()
+        made.encoding = encoding_for(
+            self._plan,
+            instruction,
+            size=self._layout.size,
+            clients=len(made.core.fix_members()),
+        )
+        roster = roster_root(self._setting.roster_keys)
+        terms = terms_for(self._plan, instruction, made.encoding, roster)
+        return made.core.close_shares(terms, count=made.encoding.count)
+
+    def _to_agree(self, made: SecretSum) -> Messages:
+        return dict.fromkeys(made.core.alive, alive) if (alive := made.core.close_masked()) else {}
+
+    def _to_unmask(self, made: SecretSum) -> Messages:
+        signatures = made.core.close_alive()
+        self._spend(
+            made.alive, run=self._sid.hex(), sequence=self._seq, group=self._sums.index(made)
+        )
+        return dict.fromkeys(made.core.alive, signatures)
+
+    def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
+        advert, shares = core.split_unmask(message)
+        made.core.receive_unmask(one, shares)
+        self._setting.adverts[self._seq + 1, one] = advert
+
+    def _phase(self, phase: Phase, prepare: Prepare, receive: Receive) -> None:
         """Send each its message, hand what comes back to ``receive``; note why others are missing."""
-        ids = {self._names[one]: one for one in messages}
         common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
         if phase is Phase.MASK:
             vector = self._setting.layout(self._state.rank).flatten(self._state.adapter)
             common[wire.ADAPTER] = ArrayRecord({"adapter": Array(vector)})
+        whose: dict[str, tuple[SecretSum, bytes]] = {}
         contents = {}
-        for name, one in ids.items():
-            data = Array(np.frombuffer(messages[one], np.uint8))
-            contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+        for made in self._sums:
+            for one, message in (made.guarded(partial(prepare, made)) or {}).items():
+                name = made.names[one]
+                data = Array(np.frombuffer(message, np.uint8))
+                contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+                whose[name] = made, one
         asked, unsent = ask(
             self._setting.grid,
             contents,
@@ -122,7 +164,8 @@ class SecretAttempt(Attempt):
             self._note(phase, name, Reason.NO_REPLY, "the request could not be sent")
 
         def take(name: str, reply: Message) -> None:
-            self._received(phase, name, ids[name], reply, receive)
+            made, one = whose[name]
+            self._received(phase, name, reply, lambda data: receive(made, one, data))
 
         clock = self._setting.clock
         deadline = clock.now() + self._plan.cohort.deadline_s
@@ -130,7 +173,7 @@ class SecretAttempt(Attempt):
             self._note(phase, name, Reason.LATE, "answered after the deadline")
 
     def _received(
-        self, phase: Phase, name: str, one: bytes, reply: Message, receive: Receive
+        self, phase: Phase, name: str, reply: Message, receive: Callable[[bytes], None]
     ) -> None:
         if reply.has_error():
             self._note(phase, name, Reason.ERROR, str(reply.error.reason))
@@ -142,7 +185,7 @@ class SecretAttempt(Attempt):
                 self._note(phase, name, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
             message = masked_bytes(reply.content)
-            receive(one, bytes(message))
+            receive(bytes(message))
         except (KeyError, ValueError, ArtefactError):
             self._note(phase, name, Reason.INVALID, "the reply holds no message and no refusal")
             return
@@ -152,42 +195,77 @@ class SecretAttempt(Attempt):
         if phase is Phase.MASK:
             self._bytes_up = max(self._bytes_up, len(message))
             if self._setting.listener:
-                expected = len(self._core.members)
-                self._setting.listener.on_reply(self._number, len(self._core.masked), expected)
+                expected = sum(len(made.core.members) for made in self._sums)
+                done = sum(len(made.core.masked) for made in self._sums)
+                self._setting.listener.on_reply(self._number, done, expected)
 
     def _note(self, phase: Phase, name: str, reason: Reason, detail: str) -> None:
         self._why.setdefault(name, (reason, f"{phase.value}: {detail}"))
 
-    def _failed(self, error: RoundError) -> Failed:
-        """No sum: everybody is dropped, those who did their part with the round's own reason."""
+    # -- afterwards -------------------------------------------------------------------------------
+
+    def _account_for_the_rest(self) -> None:
+        """Whoever is in no sum is dropped: for its own reason, or because its sum failed."""
+        failed: dict[str, RoundError] = {}
+        for made in self._sums:
+            if made.failure is not None:
+                failed.update(dict.fromkeys(made.names.values(), made.failure))
         for name in self._collecting.waiting:
-            reason, detail = self._why.get(name, (Reason.ERROR, f"no sum: {error.cause}"))
-            self._collecting = drop(self._collecting, name, reason, " ".join(detail.split())[:500])
-        closed = close(self._collecting)
-        assert isinstance(closed, Failed)
-        return closed
+            why = self._why.get(name)
+            if why is None and name in failed:
+                why = (Reason.ERROR, f"no sum: {failed[name].cause}")
+            reason, detail = why or (Reason.NO_REPLY, "no answer by the deadline")
+            line = " ".join(detail.split())[:DETAIL]
+            self._collecting = drop(self._collecting, name, reason, line)
 
     def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
         """The next state, the sums of the round, and the norm of the mean update."""
+        robust = self._combined()
+        opened = [made for made in self._sums if made.mean is not None]
+        names = sorted({name for made in opened for name in made.metrics})
+        aggregate = Aggregate(
+            mean=robust.mean,
+            weight=sum(len(made.alive) for made in opened),
+            metrics={name: sum(made.metrics[name] for made in opened) for name in names},
+            clients=closed.used,
+        )
         after = apply_mean(
             self._state,
-            self._aggregate.mean,
+            aggregate.mean,
             plan=self._plan,
             layout=self._setting.layout(self._state.rank),
             roles=self._roles,
         )
-        norm = float(np.linalg.norm(self._aggregate.mean.astype(np.float64)))
-        return after, self._aggregate, norm
+        return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
+
+    def _combined(self) -> Robust:
+        opened = [(made.mean, len(made.alive)) for made in self._sums if made.mean is not None]
+        return robust_mean([mean for mean, _ in opened], [count for _, count in opened])
 
     def record(
         self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0
     ) -> Record:
-        """As every attempt's, and who was lost after it had masked."""
-        lost = {
-            self._names[one]: phase.name.lower()
-            for one, phase in sorted(self._core.lost.items())
-            if one in self._names
-        }
-        liars = sorted(self._names[one] for one in self._core.liars)
+        """As every attempt's; who was lost after it had masked; the groups and which were kept."""
+        lost = {name: phase for made in self._sums for name, phase in sorted(made.lost.items())}
+        liars = sorted(name for made in self._sums for name in made.liars)
+        groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
-        return record | {"sequence": self._seq, "lost": lost, "liars": liars}
+        return record | {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
+
+    def _group_records(self) -> list[Record]:
+        opened = [made for made in self._sums if made.mean is not None]
+        robust = self._combined() if opened else None
+        found: dict[int, tuple[float, bool]] = {}
+        if robust is not None:
+            for at, made in enumerate(opened):
+                found[id(made)] = robust.distances[at], robust.kept[at]
+        return [
+            {
+                "clients": sorted(made.names.values()),
+                "used": list(made.alive) if made.mean is not None else [],
+                "failure": made.failure.cause if made.failure else None,
+                "distance": found.get(id(made), (0.0, False))[0],
+                "kept": found.get(id(made), (0.0, False))[1],
+            }
+            for made in self._sums
+        ]

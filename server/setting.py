@@ -35,7 +35,10 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The fixed objects of a run; ``plan_digest`` is kept because it costs a hash of the plan."""
+    """The fixed objects of a run; ``plan_digest`` is kept because it costs a hash of the plan.
+
+    ``adverts`` alone changes: those that came early, by attempt and client, until they are used.
+    """
 
     plan: Plan
     plan_digest: str
@@ -47,6 +50,7 @@ class Setting:
     listener: Listener | None
     roster_keys: Mapping[str, bytes]
     random: RandomBytes
+    adverts: dict[tuple[int, bytes], bytes]
 
     @property
     def secure(self) -> bool:

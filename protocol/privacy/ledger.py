@@ -27,6 +27,7 @@ class Entry(BaseModel):
     plan: str  # digest
     run: str  # session id in hex, empty without secure aggregation
     sequence: int
+    group: int = 0  # of the attempt's groups; a client does not know its own
     round: int
     attempt: int
     participants: list[str]
@@ -47,8 +48,8 @@ class Entry(BaseModel):
 
     def same_sum(self, other: Entry) -> bool:
         """Whether both are about one sum: asked again after a crash, it is not spent twice."""
-        mine = (self.plan, self.run, self.sequence, self.round, self.attempt)
-        return mine == (other.plan, other.run, other.sequence, other.round, other.attempt)
+        keys = ("plan", "run", "sequence", "group", "round", "attempt")
+        return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
 def distributed_numbers(mechanism: Mechanism) -> dict[str, object]:

@@ -39,7 +39,14 @@ def _exchange(plan: Plan) -> Iterator[Said]:
                 "clients' shares of the noise protect a sum only",
                 'use exchange = "secagg", or mechanism = "central" for plaintext research',
             )
-        if plan.cohort.quorum - privacy.corrupt < 2:
+        if plan.secrecy.groups > 1 and not privacy.allow_groups:
+            yield (
+                "error",
+                "secrecy.groups",
+                f"{plan.secrecy.groups} groups have {plan.secrecy.groups**0.5:.1f} times the noise",
+                "use groups = 1, or accept it with privacy.allow_groups = true",
+            )
+        if plan.least_sum - privacy.corrupt < 2:
             yield (
                 "error",
                 "privacy.corrupt",

@@ -25,8 +25,8 @@ def mechanism_of(plan: Plan, *, size: int, rotation: bytes = NO_ROTATION) -> Mec
         size=size,
         clip=plan.privacy.clip,
         multiplier=plan.privacy.noise_multiplier,
-        honest=plan.cohort.quorum - plan.privacy.corrupt,
-        summands=plan.cohort.size,
+        honest=plan.least_sum - plan.privacy.corrupt,
+        summands=plan.largest_sum,
         rotation=rotation,
     )
 
@@ -61,4 +61,5 @@ def planned_epsilon(plan: Plan, sizes: Sequence[int]) -> float:
 
 def noise_to_signal(plan: Plan, sizes: Sequence[int]) -> float:
     """The noise of a round's mean over the norm of updates that all agree, at the clip."""
-    return plan.privacy.noise_multiplier * math.sqrt(max(sizes)) / plan.cohort.size
+    groups = math.sqrt(plan.secrecy.groups)
+    return groups * plan.privacy.noise_multiplier * math.sqrt(max(sizes)) / plan.cohort.size

@@ -31,6 +31,7 @@ from protocol.secagg.graph import (
 from protocol.secagg.messages import (
     MASK_KEY,
     NO_INDEX,
+    NO_PROOF,
     SELF_MASK,
     Advert,
     Cohort,
@@ -38,6 +39,7 @@ from protocol.secagg.messages import (
     decode_ids,
     decode_round,
     decode_signatures,
+    encode_masked_tail,
 )
 from protocol.secagg.packing import pack
 from protocol.secagg.primitives import (
@@ -338,7 +340,13 @@ def mask(
         rid=state.rid,
         held=state.held,
     )
-    return after, packed + root + sign(key, "vector", state.rid + own + root)
+    statement = vector_statement(state.rid, own, root, NO_PROOF)
+    return after, packed + encode_masked_tail(root, NO_PROOF, sign(key, "vector", statement))
+
+
+def vector_statement(rid: bytes, client: bytes, root: bytes, proof: bytes) -> bytes:
+    """What the signature beside a masked vector covers."""
+    return rid + client + root + tagged_hash("proof", proof)
 
 
 def pair_key(secret: bytes, public: bytes, rid: bytes, one: bytes, other: bytes) -> bytes:

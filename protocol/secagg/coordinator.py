@@ -25,6 +25,7 @@ from protocol.secagg.client import (
     pair_key,
     pair_sign,
     vector_root,
+    vector_statement,
 )
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import (
@@ -37,7 +38,7 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.secagg.messages import (
-    HASH_BYTES,
+    ADVERT_BYTES,
     NO_INDEX,
     REMEDY,
     SEALED_BYTES,
@@ -46,6 +47,7 @@ from protocol.secagg.messages import (
     Advert,
     Cohort,
     decode_advert,
+    decode_masked_tail,
     decode_reveals,
     encode_ids,
     encode_round,
@@ -121,6 +123,10 @@ class Attempt:
         for key in (advert.channel_key, advert.mask_key):
             agree(PROBE, key)  # one of low order would make everybody else refuse
         self._adverts[client] = advert
+
+    def has_advert(self, client: bytes) -> bool:
+        """Whether the client's advert is here."""
+        return client in self._adverts
 
     def close_adverts(self, asked: Iterable[bytes], *, beacon: bytes = b"") -> bytes:
         """Fix U1; the message every member of it gets. ``beacon``: for more than 128 clients."""
@@ -199,14 +205,14 @@ class Attempt:
         """Add a masked vector to the sum. A late one is refused: the phase is over."""
         self._expect(Phase.MASK, client, self.members, self.masked)
         size = packed_size(len(self._sum), self._p.bits)
-        if len(message) != size + HASH_BYTES + SIGNATURE_BYTES:
-            raise _bad("masked.malformed", client, f"{len(message)} bytes")
-        packed = memoryview(message)[:size]
-        root, signature = (
-            bytes(message[size : size + HASH_BYTES]),
-            bytes(message[-SIGNATURE_BYTES:]),
-        )
-        statement = self._rid + client + root
+        packed, tail = memoryview(message)[:size], bytes(message[size:])
+        try:
+            root, proof, signature = decode_masked_tail(tail)
+        except SecrecyError as error:
+            raise _bad("masked.malformed", client, error.cause) from None
+        if proof:
+            raise _bad("masked.proof", client, "a proof of a kind that is not known")
+        statement = vector_statement(self._rid, client, root, proof)
         if not signature_is_valid(self._p.roster[client], "vector", statement, signature):
             raise _bad("masked.signature", client, "not signed for this round by it")
         if vector_root(packed) != root:
@@ -334,6 +340,13 @@ class Attempt:
     def _known_cohort(self) -> Cohort:
         assert self._cohort is not None
         return self._cohort
+
+
+def split_unmask(message: bytes) -> tuple[bytes, bytes]:
+    """(the next attempt's advert, the shares) of a reply to unmask. (P-6.13)"""
+    if len(message) < ADVERT_BYTES:
+        raise SecrecyError("unmask.malformed", f"{len(message)} bytes", REMEDY)
+    return message[:ADVERT_BYTES], message[ADVERT_BYTES:]
 
 
 def _subsets(places: list[int], needed: int) -> Iterator[list[int]]:

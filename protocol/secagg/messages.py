@@ -17,6 +17,8 @@ BODY = struct.Struct(">32sQ16s32s32s32s")
 ADVERT_BYTES = BODY.size + SIGNATURE_BYTES
 COHORT_HEAD = struct.Struct(">HHQ32sH")  # k, t, alive index, graph seed, adverts
 COUNT = struct.Struct(">H")
+PROOF_SIZE = struct.Struct(">I")
+NO_PROOF = b""  # the place where a proof of a bounded norm will go; none is defined yet
 REVEAL_BYTES = 1 + ELEMENT_BYTES
 SELF_MASK, MASK_KEY = 0, 1  # kinds of revealed share: of b_seed (alive), of s_seed (lost)
 NO_INDEX = 2**64 - 1  # there is no log: the alive set is agreed on by signatures
@@ -133,6 +135,21 @@ def decode_round(data: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     members = decode_ids(data[COUNT.size : end], "round")
     starts = range(end, len(data), SEALED_BYTES)
     return members, tuple(data[at : at + SEALED_BYTES] for at in starts)
+
+
+def encode_masked_tail(root: bytes, proof: bytes, signature: bytes) -> bytes:
+    """What follows a packed vector: its root, a proof about it, a signature on both."""
+    return root + PROOF_SIZE.pack(len(proof)) + proof + signature
+
+
+def decode_masked_tail(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """(root, proof, signature). Raises SecrecyError for another length than announced."""
+    head = HASH_BYTES + PROOF_SIZE.size
+    if len(data) < head:
+        raise _malformed("masked", f"{len(data)} bytes after the vector")
+    size = PROOF_SIZE.unpack_from(data, HASH_BYTES)[0]
+    _exactly(data, head + size + SIGNATURE_BYTES, "masked")
+    return data[:HASH_BYTES], data[head : head + size], data[head + size :]
 
 
 def encode_signatures(signatures: Mapping[bytes, bytes]) -> bytes:

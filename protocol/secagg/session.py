@@ -35,6 +35,17 @@ class Revealed(BaseModel):
     alive: bytes  # SHA-256 of the alive set
 
 
+class Answered(BaseModel):
+    """The last request of the attempt before, and what it was answered with."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
+
+    asked: bytes
+    reply: bytes
+
+
 class Session(BaseModel):
     """One attempt at one client. Of its secrets nothing shows in a log."""
 
@@ -43,11 +54,13 @@ class Session(BaseModel):
     )
 
     plan: str  # digest
+    run: bytes  # the coordinator's id of the run
     sid: bytes
     seq: int
     phase: Phase
     seen: dict[bytes, int]  # the highest number of every run, this one's among them
     revealed: Revealed | None = None
+    before: Answered | None = None
     asked: bytes  # SHA-256 of the request that was answered
     reply: bytes  # empty for a masked vector
     advertised: Advertised | None = None
@@ -68,6 +81,11 @@ def repeated(session: Session | None, phase: Phase, request: bytes) -> bytes | N
     Raises SecrecyError for a second, different request of a phase, a phase out of order, and a
     masked vector that was sent already.
     """
+    if session is not None and session.before is not None and phase is Phase.UNMASK:
+        if session.before.asked == request_digest(request):
+            return session.before.reply
+        if session.phase is Phase.ADVERTISE:
+            raise SecrecyError("phase.repeated", "a second, different unmask", STOP)
     if session is not None and session.phase is phase:
         if session.asked == request_digest(request):
             if session.reply:
@@ -93,6 +111,11 @@ def check_new(session: Session | None, sid: bytes, seq: int, instruction: Instru
         return
     if seq <= session.seen.get(sid, 0):
         raise SecrecyError("attempt.old", f"attempt {seq} after {session.seen[sid]}", STOP)
+    check_round(session, instruction)
+
+
+def check_round(session: Session, instruction: Instruction) -> None:
+    """The instruction's round is not revealed yet, or is asked again after a crash."""
     known = session.revealed
     if known is None or instruction.round > known.round:
         return
@@ -115,6 +138,11 @@ def check_same_sum(session: Session, instruction: Instruction, alive: bytes) -> 
             f"another sum of round {instruction.round} was opened already",
             "go on with the next round",
         )
+
+
+def opening(run: bytes, seq: int) -> bytes:
+    """The request for an advert: the run's id and the attempt's number."""
+    return run + seq.to_bytes(8, "big")
 
 
 def request_digest(request: bytes) -> bytes:

@@ -163,7 +163,7 @@ def terms_for(
     return encoding.terms() | {
         "instruction": to_record(instruction),
         "suite": plan.secrecy.suite,
-        "minimum": plan.cohort.quorum,
+        "minimum": plan.least_sum,
         "roster": roster.hex(),
     }
 

@@ -138,7 +138,7 @@ def test_a_clients_messages_have_exactly_the_bytes_of_the_protocol() -> None:
     assert seen == {
         "advert": {216},
         "shares": {4 * 92 + 64},
-        "masked": {COUNT * BITS // 8 + 32 + 64},
+        "masked": {COUNT * BITS // 8 + 32 + 4 + 64},
         "alive": {64},
         "unmask": {4 * 33},
     }

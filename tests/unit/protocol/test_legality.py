@@ -40,6 +40,8 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
         ({"task": {"labels": ["a", "b"], "max_length": 4000}}, "task.max_length"),
         ({"base": {"fingerprint": "f" * 64}}, "base.fingerprint"),
         ({"rule": {"name": "flexlora"}}, "rule.name"),
+        ({"secrecy": {"groups": 2}}, "secrecy.groups"),
+        ({"secrecy": {"groups": 3}}, "cohort.quorum"),
         (
             PLAIN | {"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}},
             "server.optimizer",
@@ -91,6 +93,10 @@ ONE = {"size": 10, "quorum": 1}
             "privacy.rounds_per_client",
         ),
         ({"privacy": PRIVATE | {"sampling": 0.5}}, "privacy.sampling"),
+        (
+            {"privacy": PRIVATE, "secrecy": {"groups": 3}, "cohort": {"size": 30, "quorum": 24}},
+            "secrecy.groups",
+        ),
         ({"privacy": PRIVATE | {"corrupt": 7}}, "privacy.corrupt"),
         ({"privacy": PRIVATE, "evaluation": {"holdout": 0.1}}, "evaluation.holdout"),
         ({"privacy": PRIVATE, "rule": {"name": "fedit"}}, "rule.name"),

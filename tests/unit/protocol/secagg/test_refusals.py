@@ -194,9 +194,14 @@ def test_a_coordinator_refuses_what_is_late_repeated_or_forged(cohort: Make) -> 
     late = client.open_shares(made.states[made.ids[4]], messages[made.ids[4]], {"round": 1})
     with refused("masked.malformed"):
         made.attempt.receive_masked(made.ids[0], b"")
-    forged_vector = bytes(2 * made.count + 32 + 64)
+    forged_vector = bytes(2 * made.count + 32 + 4 + 64)
     with refused("masked.signature"):
         made.attempt.receive_masked(made.ids[0], forged_vector)
+    size = 2 * made.count + 32
+    with refused("masked.malformed"):  # a proof that is announced and not there
+        made.attempt.receive_masked(made.ids[0], bytes(size) + b"\0\0\0\x05" + bytes(64))
+    with refused("masked.proof"):  # no kind of proof is defined yet
+        made.attempt.receive_masked(made.ids[0], bytes(size) + b"\0\0\0\x05" + bytes(64 + 5))
     made.mask(messages)
     with refused("phase.late"):
         made.attempt.receive_masked(made.ids[4], forged_vector)

@@ -1,0 +1,57 @@
+"""One secret sum of an attempt: a group of clients, the core's state machine, what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from protocol.errors import RoundError
+from protocol.layout import Vector
+from protocol.secagg import coordinator as core
+from protocol.secagg.task import Exact, Noisy
+
+T = TypeVar("T")
+Messages = Mapping[bytes, bytes]
+
+
+class SecretSum:
+    """A group's sum. A failure ends this sum; the attempt goes on with the others."""
+
+    def __init__(self, parameters: core.Parameters, names: Mapping[bytes, str]) -> None:
+        self.names = dict(names)
+        self.core = core.Attempt(parameters)
+        self.encoding: Exact | Noisy | None = None
+        self.failure: RoundError | None = None
+        self.mean: Vector | None = None
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Whose updates are in the sum, by name."""
+        return tuple(sorted(self.names[one] for one in self.core.alive))
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """Who was lost after the attempt began, and in which phase."""
+        return {self.names[one]: phase.name.lower() for one, phase in self.core.lost.items()}
+
+    @property
+    def liars(self) -> list[str]:
+        """Who sent wrong shares."""
+        return sorted(self.names[one] for one in self.core.liars)
+
+    def guarded(self, work: Callable[[], T]) -> T | None:
+        """``work``'s result; None, and the failure kept, when the sum cannot be."""
+        if self.failure is not None:
+            return None
+        try:
+            return work()
+        except RoundError as error:
+            self.failure = error
+            return None
+
+    def open(self) -> None:
+        """Take the masks off and decode."""
+        words = self.guarded(self.core.unmask)
+        if words is not None and self.encoding is not None:
+            self.mean, self.metrics = self.encoding.opened(words, len(self.core.alive))
