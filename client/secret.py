@@ -17,6 +17,7 @@ from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
 from protocol.plan import Plan
 from protocol.secagg import client as core
+from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import decode_round
@@ -117,7 +118,8 @@ class Member:
             raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
         check_new(session, sid, seq, instruction)
         before = session if session and session.plan == self.plan.digest else None
-        state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random)
+        keys = Keys(self.plan.secrecy.keys)
+        state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random, keys=keys)
         return Session(
             plan=self.plan.digest,
             sid=sid,

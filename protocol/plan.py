@@ -158,6 +158,10 @@ class Secrecy(Section):
     suite: Literal["aes-256-ctr", "chacha20"] = Field(
         default="aes-256-ctr", description="secagg: of the masks; chacha20 without AES instructions"
     )
+    keys: Literal["x25519", "x25519+ml-kem-768"] = Field(
+        default="x25519",
+        description="secagg: of masks and shares; the hybrid withstands a later break of X25519",
+    )
 
 
 class Privacy(Section):

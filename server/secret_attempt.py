@@ -16,6 +16,7 @@ from protocol import wire
 from protocol.errors import ArtefactError, RoundError, SecrecyError
 from protocol.exchange import Aggregate, Phase
 from protocol.secagg import coordinator as core
+from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.task import metrics_of, ring_for, roster_root, terms_for
@@ -75,6 +76,7 @@ class SecretAttempt(Attempt):
                 minimum=plan.cohort.quorum,
                 bits=plan.secrecy.bits,
                 suite=Suite(plan.secrecy.suite),
+                keys=Keys(plan.secrecy.keys),
             )
         )
         first = self._run_id + self._seq.to_bytes(8, "big")

@@ -8,6 +8,7 @@ from typing import Any
 from protocol.encoding import digest
 from protocol.exchange import METRICS
 from protocol.plan import Plan
+from protocol.secagg.agreement import Keys
 from protocol.secagg.primitives import tagged_hash
 from protocol.secagg.ring import Ring
 from protocol.wire import Instruction, to_record
@@ -43,6 +44,7 @@ def ring_for(plan: Plan, instruction: Instruction, *, size: int, clients: int) -
 
 def terms_for(plan: Plan, instruction: Instruction, ring: Ring, roster: bytes) -> dict[str, Any]:
     """Whatever masks are bound to besides the members; floats go in as hexadecimal strings."""
+    keys = Keys(plan.secrecy.keys)
     return {
         "instruction": to_record(instruction),
         "suite": plan.secrecy.suite,
@@ -54,7 +56,7 @@ def terms_for(plan: Plan, instruction: Instruction, ring: Ring, roster: bytes) -
         "rotation": ring.rotation.hex(),
         "counters": list(METRICS),
         "roster": roster.hex(),
-    }
+    } | ({"keys": keys.value} if keys is Keys.HYBRID else {})
 
 
 def roster_root(roster: Mapping[str, bytes]) -> bytes:

@@ -15,7 +15,6 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES, Role
 
-
 PLAIN = {"secrecy": {"exchange": "plain"}}
 
 
@@ -72,6 +71,13 @@ def test_secrecy_is_the_default(tiny_base: Path) -> None:
     assert plan.secrecy.exchange == "secagg"
     findings = check(plan, manifest)
     assert not any(f.severity == "error" or "INSECURE" in f.cause for f in findings)
+
+
+@pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])
+def test_keys_that_fall_later_are_noted(tiny_base: Path, keys: str, noted: bool) -> None:
+    plan = plan_of(read_manifest(tiny_base), secrecy={"keys": keys})
+    found = [finding for finding in check(plan) if finding.field == "secrecy.keys"]
+    assert [finding.severity for finding in found] == ["note"] * noted
 
 
 def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:
