@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from protocol.secagg import packing, shamir
-from protocol.secagg.client import commitment, mask_secret, pair_key
-from protocol.secagg.primitives import Suite, add_mask, kdf, public_of
+from protocol.secagg.agreement import Keys, pair_key
+from protocol.secagg.client import commitment
+from protocol.secagg.primitives import Suite, add_mask, agree, kdf, public_of
 
 NEIGHBOURS, CLIENTS, LOST, THRESHOLD, BITS = 32, 100, 10, 22, 16
 FLOWER_RANGE = 2**32  # its default mod range
@@ -45,7 +46,7 @@ def ours_client(count: int) -> Callable[[], Any]:
         words = update.copy()
         add_mask(words, kdf(secret, "self", RID), sign=1, suite=Suite.AES_256_CTR)
         for public in publics:
-            key = pair_key(secret, public, RID, ONE, OTHER)
+            key = pair_key(agree(secret, public), RID, ONE, OTHER)
             add_mask(words, key, sign=1, suite=Suite.AES_256_CTR)
         return packing.pack(words, BITS)
 
@@ -75,10 +76,10 @@ def ours_server(count: int) -> Callable[[], Any]:
                 key = kdf(shamir.to_bytes(seed), "self", RID)
                 add_mask(total, key, sign=-1, suite=Suite.AES_256_CTR)
                 continue
-            secret = mask_secret(seed, ACTX)
+            secret = Keys.X25519.mask_secret(seed, ACTX)
             public_of(secret)
             for _ in range(LIVE):
-                key = pair_key(secret, public, RID, ONE, OTHER)
+                key = pair_key(agree(secret, public), RID, ONE, OTHER)
                 add_mask(total, key, sign=1, suite=Suite.AES_256_CTR)
         return total
 

@@ -22,6 +22,7 @@ from protocol.privacy.accounting import epsilon
 from protocol.privacy.ledger import Entry, distributed_numbers, verify_affordable
 from protocol.privacy.planned import mechanism_of
 from protocol.secagg import client as core
+from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import decode_round
@@ -125,7 +126,13 @@ class Member:
     ) -> tuple[Session, bytes]:
         """The secrets end here; the next attempt's advert goes with the shares. (P-6.13)"""
         seq = session.seq + 1
-        state, advert = core.advertise(self.key, sid=session.sid, seq=seq, random=self.random)
+        state, advert = core.advertise(
+            self.key,
+            sid=session.sid,
+            seq=seq,
+            random=self.random,
+            keys=Keys(self.plan.secrecy.keys),
+        )
         reply = advert + shares
         return Session(
             plan=session.plan,
@@ -156,7 +163,8 @@ class Member:
         self._check(instruction)
         check_new(session, sid, seq, instruction)
         before = session if session and session.plan == self.plan.digest else None
-        state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random)
+        keys = Keys(self.plan.secrecy.keys)
+        state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random, keys=keys)
         return Session(
             plan=self.plan.digest,
             run=request[:RUN_ID_BYTES],

@@ -165,6 +165,12 @@ def _secret(plan: Plan) -> Iterator[Finding]:
             f"more than {COMPLETE_UP_TO} clients need public randomness for their graph: not built",
             f"at most {COMPLETE_UP_TO} clients a round",
         )
+    if plan.secrecy.keys == "x25519":
+        yield _note(
+            "secrecy.keys",
+            "who records the messages and breaks X25519 one day reads single updates",
+            'keys = "x25519+ml-kem-768" withstands that',
+        )
     size = plan.largest_sum
     k = degree(size, DEFAULT_DEGREE)
     spare = min(k - threshold(k), size - alive_quorum(size))

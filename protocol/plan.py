@@ -161,6 +161,10 @@ class Secrecy(Section):
     groups: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="secagg: disjoint sums per round; far ones are left out"
     )
+    keys: Literal["x25519", "x25519+ml-kem-768"] = Field(
+        default="x25519",
+        description="secagg: of masks and shares; the hybrid withstands a later break of X25519",
+    )
 
 
 class Privacy(Section):

@@ -16,6 +16,7 @@ from protocol import wire
 from protocol.errors import ArtefactError, RoundError, SecrecyError
 from protocol.exchange import Aggregate, Phase
 from protocol.secagg import coordinator as core
+from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
@@ -69,6 +70,7 @@ class SecretAttempt(Attempt):
             minimum=plan.least_sum,
             bits=encoding.bits,
             suite=Suite(plan.secrecy.suite),
+            keys=Keys(plan.secrecy.keys),
         )
         dealt = deal_groups(
             list(self._collecting.waiting),
@@ -135,7 +137,7 @@ class SecretAttempt(Attempt):
         return dict.fromkeys(made.core.alive, signatures)
 
     def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
-        advert, shares = core.split_unmask(message)
+        advert, shares = core.split_unmask(message, Keys(self._plan.secrecy.keys))
         made.core.receive_unmask(one, shares)
         self._setting.adverts[self._seq + 1, one] = advert
 

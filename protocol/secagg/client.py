@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict
 
 from protocol.errors import SecrecyError
 from protocol.merkle import merkle_root
 from protocol.secagg import shamir
+from protocol.secagg.agreement import X25519_BYTES, End, Keys, pair_key
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
@@ -40,6 +40,7 @@ from protocol.secagg.messages import (
     decode_round,
     decode_signatures,
     encode_masked_tail,
+    split_boxes,
 )
 from protocol.secagg.packing import pack
 from protocol.secagg.primitives import (
@@ -47,120 +48,70 @@ from protocol.secagg.primitives import (
     Suite,
     Word,
     add_mask,
-    agree,
     client_id,
     kdf,
-    public_of,
-    seal,
     sign,
     signature_is_valid,
     tagged_hash,
-    unseal,
+)
+from protocol.secagg.states import (
+    STOP,
+    Advertised,
+    Agreed,
+    Masked,
+    Opened,
+    Policy,
+    Shared,
+    State,
 )
 
+__all__ = [
+    "STOP",
+    "Advertised",
+    "Agreed",
+    "Masked",
+    "Opened",
+    "Policy",
+    "Shared",
+    "State",
+    "advertise",
+    "agree_on_alive",
+    "alive_hash",
+    "commitment",
+    "mask",
+    "open_shares",
+    "pair_sign",
+    "share",
+    "unmask",
+    "vector_root",
+]
 CHUNK = 64 * 1024  # bytes per leaf of a vector's root
-STOP = "the coordinator is faulty or dishonest: nothing was revealed; ask its operator"
-
-
-class Policy(BaseModel):
-    """What this client insists on, whatever the coordinator says.
-
-    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be
-    revealed; ``degree`` is k above 128 clients, and ``beacon`` the public randomness their graph comes
-    from: without one, larger cohorts are refused, because whoever picks the graph picks neighbours.
-    """
-
-    model_config = ConfigDict(frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
-
-    roster: dict[bytes, bytes]
-    minimum: int
-    degree: int = 64
-    beacon: bytes | None = None
-
-
-class State(BaseModel):
-    """Secrets of one attempt. Never logged; deleted when the attempt ends."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
-    )
-
-    def __repr__(self) -> str:
-        """The type alone: a state in a log or an exception shows nothing."""
-        return f"<{type(self).__name__}>"
-
-    __str__ = __repr__
-
-
-class Advertised(State):
-    """Keys are drawn and published."""
-
-    sid: bytes
-    seq: int
-    client: bytes
-    self_seed: int
-    mask_seed: int
-    channel_secret: bytes
-    advert: bytes
-
-
-class Shared(State):
-    """The seeds are shared with the neighbours."""
-
-    before: Advertised
-    xid: bytes
-    clients: tuple[bytes, ...]  # U1
-    neighbours: tuple[bytes, ...]
-    threshold: int
-    channel_keys: dict[bytes, bytes]
-    mask_keys: dict[bytes, bytes]
-
-
-class Opened(State):
-    """The neighbours' shares are open; ``held`` are those of (self seed, mask seed)."""
-
-    before: Shared
-    rid: bytes
-    members: tuple[bytes, ...]  # U2
-    held: dict[bytes, tuple[int, int]]
-
-
-class Masked(State):
-    """The masked vector is out. Of this client's own secrets nothing is left: nobody needs them."""
-
-    client: bytes
-    clients: tuple[bytes, ...]  # U1
-    members: tuple[bytes, ...]  # U2
-    threshold: int
-    rid: bytes
-    held: dict[bytes, tuple[int, int]]
-
-
-class Agreed(State):
-    """This client has signed one alive set."""
-
-    before: Masked
-    alive: tuple[bytes, ...]  # U3
 
 
 def advertise(
-    key: Ed25519PrivateKey, *, sid: bytes, seq: int, random: RandomBytes
+    key: Ed25519PrivateKey,
+    *,
+    sid: bytes,
+    seq: int,
+    random: RandomBytes,
+    keys: Keys = Keys.X25519,
 ) -> tuple[Advertised, bytes]:
     """Draw this attempt's secrets; the reply is the signed advert."""
     own = client_id(key.public_key().public_bytes_raw())
     context = attempt_context(sid, seq)
     self_seed, mask_seed = shamir.random_element(random), shamir.random_element(random)
-    channel = random(32)
+    channel = random(keys.secret_bytes)
     advert = Advert(
         sid=sid,
         seq=seq,
         client=own,
-        channel_key=public_of(channel),
-        mask_key=public_of(mask_secret(mask_seed, context)),
+        channel_key=keys.public_of(channel),
+        mask_key=keys.public_of(keys.mask_secret(mask_seed, context)),
         commitment=commitment(self_seed, context, own),
     )
     signed = advert.body + sign(key, "advert", advert.body)
     state = Advertised(
+        keys=keys,
         sid=sid,
         seq=seq,
         client=own,
@@ -172,19 +123,19 @@ def advertise(
     return state, signed
 
 
-def mask_secret(mask_seed: int, context: bytes) -> bytes:
-    """The X25519 secret that pair masks come from."""
-    return kdf(shamir.to_bytes(mask_seed), "mask-sk", context)
-
-
 def commitment(self_seed: int, context: bytes, client: bytes) -> bytes:
     """What an advert commits to, so that nobody can shift the sum with a wrong self mask."""
     return tagged_hash("bcommit", context + client + shamir.to_bytes(self_seed))
 
 
-def pair_label(one: bytes, other: bytes) -> bytes:
-    """The two ids, lower first."""
-    return min(one, other) + max(one, other)
+def _end(state: Advertised, xid: bytes) -> End:
+    return state.keys.end(
+        client=state.client,
+        attempt=attempt_context(state.sid, state.seq),
+        xid=xid,
+        mask_seed=state.mask_seed,
+        channel_secret=state.channel_secret,
+    )
 
 
 def share(
@@ -196,34 +147,23 @@ def share(
     random: RandomBytes,
 ) -> tuple[Shared, bytes]:
     """Check the cohort and share both seeds with the neighbours; reply: sealed shares, signed."""
-    cohort = decode_cohort(message)
+    cohort = decode_cohort(message, state.keys)
     _check_cohort(state, cohort, policy)
     own = state.client
     adverts = {advert.client: advert for advert in cohort.adverts}
     near = neighbours(tuple(adverts), cohort.degree, cohort.graph_seed)
     xid = share_context(attempt_context(state.sid, state.seq), cohort)
-    channels = {
-        other: kdf(
-            agree(state.channel_secret, adverts[other].channel_key),
-            "chan",
-            xid + pair_label(own, other),
-        )
-        for other in near[own]
-    }
     places = range(1, len(near[own]) + 1)
     shares = [
         shamir.split(seed, places, cohort.threshold, random)
         for seed in (state.self_seed, state.mask_seed)
     ]
-    sealed = [
-        seal(
-            channels[other],
-            shamir.to_bytes(shares[0][at]) + shamir.to_bytes(shares[1][at]),
-            xid + own + other,
-            random,
-        )
-        for at, other in enumerate(near[own])
-    ]
+    end = _end(state, xid)
+    sealed, channels = [], {}
+    for other, *parts in zip(near[own], *shares, strict=True):
+        to, plain = adverts[other], b"".join(map(shamir.to_bytes, parts))
+        box, channels[other] = end.seal_to(other, to.channel_key, to.mask_key, plain, random)
+        sealed.append(box)
     signature = sign(key, "shares", xid + own + merkle_root(sealed))
     after = Shared(
         before=state,
@@ -232,7 +172,7 @@ def share(
         neighbours=near[own],
         threshold=cohort.threshold,
         channel_keys=channels,
-        mask_keys={other: adverts[other].mask_key for other in near[own]},
+        mask_keys={other: adverts[other].mask_key[:X25519_BYTES] for other in near[own]},
     )
     return after, b"".join(sealed) + signature
 
@@ -279,7 +219,7 @@ def _check_advert(advert: Advert, state: Advertised, policy: Policy) -> None:
 
 def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Opened:
     """Check U2 and open the neighbours' shares; training starts only after this."""
-    members, sealed = decode_round(message)
+    members, boxes = decode_round(message)
     own = state.before.client
     if not set(members) <= set(state.clients):
         raise SecrecyError("round.unknown-client", "a member did not advertise", STOP)
@@ -290,20 +230,31 @@ def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Opened:
         raise SecrecyError(
             "round.too-few-neighbours", f"{len(senders)}, needed {state.threshold}", STOP
         )
-    if len(sealed) != len(senders):
+    sizes = [state.before.keys.box_bytes(sender, own) for sender in senders]
+    if (sealed := split_boxes(boxes, sizes)) is None:
         raise SecrecyError(
-            "round.shares", f"{len(sealed)} shares of {len(senders)} neighbours", STOP
+            "round.shares", f"{len(boxes)} bytes of shares of {len(senders)} neighbours", STOP
         )
-    held = {
-        sender: _opened(state, sender, data) for sender, data in zip(senders, sealed, strict=True)
-    }
+    end, by = _end(state.before, state.xid), dict(zip(senders, sealed, strict=True))
+    held = {sender: _opened(state, end, sender, box) for sender, box in by.items()}
+    pairs = {sender: _pair(state, end, sender, box) for sender, box in by.items()}
     rid = round_id(state.xid, b"".join(members), terms)
-    return Opened(before=state, rid=rid, members=members, held=held)
+    return Opened(before=state, rid=rid, members=members, held=held, pairs=pairs)
 
 
-def _opened(state: Shared, sender: bytes, sealed: bytes) -> tuple[int, int]:
-    associated = state.xid + sender + state.before.client
-    plain = unseal(state.channel_keys[sender], sealed, associated)
+def _pair(state: Shared, end: End, other: bytes, box: bytes) -> bytes:
+    sent = box if other < end.client else None  # a pair's secret comes from its lower id
+    if (secret := end.pair_secret(other, state.mask_keys[other], sent)) is None:
+        raise SecrecyError(
+            "pair.unreadable",
+            f"the pair secret of {other.hex()} does not open in this context",
+            "that client or the coordinator is faulty; nothing was revealed",
+        )
+    return secret
+
+
+def _opened(state: Shared, end: End, sender: bytes, box: bytes) -> tuple[int, int]:
+    plain = end.open_from(sender, state.channel_keys[sender], box)
     halves = (
         None if plain is None else (shamir.from_bytes(plain[:32]), shamir.from_bytes(plain[32:]))
     )
@@ -323,10 +274,8 @@ def mask(
     shared, own = state.before, state.before.before.client
     self_key = kdf(shamir.to_bytes(shared.before.self_seed), "self", state.rid)
     add_mask(words, self_key, sign=1, suite=suite)
-    context = attempt_context(shared.before.sid, shared.before.seq)
-    secret = mask_secret(shared.before.mask_seed, context)
-    for other in state.held:
-        pair = pair_key(secret, shared.mask_keys[other], state.rid, own, other)
+    for other, secret in state.pairs.items():
+        pair = pair_key(secret, state.rid, own, other)
         add_mask(words, pair, sign=pair_sign(own, other), suite=suite)
     if bits not in (16, 32):
         words &= words.dtype.type(2**bits - 1)
@@ -347,11 +296,6 @@ def mask(
 def vector_statement(rid: bytes, client: bytes, root: bytes, proof: bytes) -> bytes:
     """What the signature beside a masked vector covers."""
     return rid + client + root + tagged_hash("proof", proof)
-
-
-def pair_key(secret: bytes, public: bytes, rid: bytes, one: bytes, other: bytes) -> bytes:
-    """The mask key of a pair in a round: the same from either side."""
-    return kdf(agree(secret, public), "pair", rid + pair_label(one, other))
 
 
 def pair_sign(one: bytes, other: bytes) -> int:

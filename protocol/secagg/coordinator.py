@@ -18,11 +18,10 @@ import numpy as np
 from protocol.errors import RoundError, SecrecyError
 from protocol.merkle import merkle_root
 from protocol.secagg import shamir
+from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
     alive_hash,
     commitment,
-    mask_secret,
-    pair_key,
     pair_sign,
     vector_root,
     vector_statement,
@@ -38,34 +37,31 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.secagg.messages import (
-    ADVERT_BYTES,
     NO_INDEX,
     REMEDY,
-    SEALED_BYTES,
     SELF_MASK,
     SIGNATURE_BYTES,
     Advert,
     Cohort,
+    advert_bytes,
     decode_advert,
     decode_masked_tail,
     decode_reveals,
     encode_ids,
     encode_round,
     encode_signatures,
+    split_boxes,
 )
 from protocol.secagg.packing import packed_size, unpack
 from protocol.secagg.primitives import (
     Suite,
     Word,
     add_mask,
-    agree,
     kdf,
-    public_of,
     signature_is_valid,
     word_type,
 )
 
-PROBE = bytes(range(32))  # any secret: whether a public key is usable does not depend on it
 SUBSETS_TRIED = 2_000  # of shares, when one or two of them are wrong
 RETRY = "check the clients that were lost; the model is unchanged and the next attempt starts"
 
@@ -86,6 +82,7 @@ class Parameters:
     minimum: int
     bits: int
     suite: Suite = Suite.AES_256_CTR
+    keys: Keys = Keys.X25519
     degree: int = 64
 
 
@@ -114,14 +111,14 @@ class Attempt:
     def receive_advert(self, client: bytes, message: bytes) -> None:
         """An advert of a client of the roster, for this attempt."""
         self._expect(Phase.ADVERTISE, client, self._p.roster, self._adverts)
-        advert = decode_advert(message)
+        advert = decode_advert(message, self._p.keys)
         if (advert.client, advert.sid, advert.seq) != (client, self._p.sid, self._p.seq):
             raise _bad("advert.other-attempt", client, "an advert of somebody or something else")
         public = self._p.roster[client]
         if not signature_is_valid(public, "advert", advert.body, advert.signature):
             raise _bad("advert.signature", client, "its signature is not valid")
         for key in (advert.channel_key, advert.mask_key):
-            agree(PROBE, key)  # one of low order would make everybody else refuse
+            self._p.keys.check_public(key)
         self._adverts[client] = advert
 
     def has_advert(self, client: bytes) -> bool:
@@ -160,11 +157,14 @@ class Attempt:
         """Sealed shares for every neighbour of the client."""
         self._expect(Phase.SHARE, client, self._adverts, self._sealed)
         near = self._near[client]
-        if len(message) != len(near) * SEALED_BYTES + SIGNATURE_BYTES:
+        sizes = [self._p.keys.box_bytes(client, other) for other in near]
+        sealed, signature = (
+            split_boxes(message[:-SIGNATURE_BYTES], sizes),
+            message[-SIGNATURE_BYTES:],
+        )
+        if sealed is None:
             raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
-        sealed = [message[at * SEALED_BYTES : (at + 1) * SEALED_BYTES] for at in range(len(near))]
         statement = self._xid + client + merkle_root(sealed)
-        signature = message[len(near) * SEALED_BYTES :]
         if not signature_is_valid(self._p.roster[client], "shares", statement, signature):
             raise _bad("shares.signature", client, "its signature is not valid")
         self._sealed[client] = dict(zip(near, sealed, strict=True))
@@ -271,20 +271,37 @@ class Attempt:
         alive = set(self.alive)
         # All secrets first: a sum is computed from all of them or not at all.
         seeds = {one: self._rebuilt(one, alive=one in alive) for one in self.members}
-        for one, seed in seeds.items():
-            if one in alive:
-                key = kdf(shamir.to_bytes(seed), "self", self._rid)
-                add_mask(self._sum, key, sign=-1, suite=self._p.suite)
-                continue
-            secret = mask_secret(seed, self._context)
-            for other in self._near[one]:
-                if other in alive:
-                    public = self._adverts[other].mask_key
-                    key = pair_key(secret, public, self._rid, one, other)
-                    add_mask(self._sum, key, sign=pair_sign(one, other), suite=self._p.suite)
+        pairs = [
+            pair
+            for one in self.members
+            if one not in alive
+            for pair in self._pairs(one, seeds[one])
+        ]
+        for one in self.alive:
+            key = kdf(shamir.to_bytes(seeds[one]), "self", self._rid)
+            add_mask(self._sum, key, sign=-1, suite=self._p.suite)
+        for key, sign in pairs:
+            add_mask(self._sum, key, sign=sign, suite=self._p.suite)
         if self._p.bits not in (16, 32):
             self._sum &= self._sum.dtype.type(2**self._p.bits - 1)
         return self._sum
+
+    def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
+        """The masks that were meant to cancel with those of ``lost``: their keys and signs."""
+        end = self._p.keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
+        found = []
+        for other in (one for one in self._near[lost] if one in self.masked):
+            lower, higher = sorted((lost, other))
+            box, public = self._sealed[lower][higher], self._adverts[other].mask_key
+            if (secret := end.pair_secret(other, public, box)) is None:
+                self.liars.add(lower)
+                raise RoundError(
+                    f"what {lower.hex()} sealed for {higher.hex()} is not the secret of their pair",
+                    RETRY,
+                )
+            key = pair_key(secret, self._rid, lost, other)
+            found.append((key, pair_sign(lost, other)))
+        return found
 
     def _rebuilt(self, client: bytes, *, alive: bool) -> int:
         """The client's self seed or mask seed, checked against its advert."""
@@ -317,7 +334,8 @@ class Attempt:
         advert = self._adverts[client]
         if alive:
             return commitment(seed, self._context, client) == advert.commitment
-        return public_of(mask_secret(seed, self._context)) == advert.mask_key
+        keys = self._p.keys
+        return keys.public_of(keys.mask_secret(seed, self._context)) == advert.mask_key
 
     def _expect(
         self, phase: Phase, client: bytes, allowed: Iterable[bytes], have: Iterable[bytes]
@@ -342,11 +360,12 @@ class Attempt:
         return self._cohort
 
 
-def split_unmask(message: bytes) -> tuple[bytes, bytes]:
+def split_unmask(message: bytes, keys: Keys) -> tuple[bytes, bytes]:
     """(the next attempt's advert, the shares) of a reply to unmask. (P-6.13)"""
-    if len(message) < ADVERT_BYTES:
+    size = advert_bytes(keys)
+    if len(message) < size:
         raise SecrecyError("unmask.malformed", f"{len(message)} bytes", REMEDY)
-    return message[:ADVERT_BYTES], message[ADVERT_BYTES:]
+    return message[:size], message[size:]
 
 
 def _subsets(places: list[int], needed: int) -> Iterator[list[int]]:

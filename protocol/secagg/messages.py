@@ -6,15 +6,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 from protocol.errors import SecrecyError
-from protocol.secagg.primitives import ID_BYTES, NONCE_BYTES, tagged_hash
+from protocol.secagg.agreement import Keys
+from protocol.secagg.primitives import ID_BYTES, tagged_hash
 from protocol.secagg.shamir import ELEMENT_BYTES
 
-HASH_BYTES, SIGNATURE_BYTES, KEY_BYTES = 32, 64, 32
-SEALED_BYTES = NONCE_BYTES + 2 * ELEMENT_BYTES + 16
-BODY = struct.Struct(">32sQ16s32s32s32s")
-ADVERT_BYTES = BODY.size + SIGNATURE_BYTES
+HASH_BYTES, SIGNATURE_BYTES = 32, 64
+ADVERT_HEAD = struct.Struct(">32sQ16s")  # sid, seq, id; then the keys
 COHORT_HEAD = struct.Struct(">HHQ32sH")  # k, t, alive index, graph seed, adverts
 COUNT = struct.Struct(">H")
 PROOF_SIZE = struct.Struct(">I")
@@ -39,29 +39,50 @@ class Advert:
 
     @property
     def body(self) -> bytes:
-        """What is signed, 152 bytes."""
-        return BODY.pack(
-            self.sid, self.seq, self.client, self.channel_key, self.mask_key, self.commitment
-        )
+        """What is signed: 152 bytes, in the hybrid form 2520."""
+        head = ADVERT_HEAD.pack(self.sid, self.seq, self.client)
+        return head + self.channel_key + self.mask_key + self.commitment
 
     def encode(self) -> bytes:
-        """Body and signature, 216 bytes."""
+        """Body and signature: 216 bytes, in the hybrid form 2584."""
         return self.body + self.signature
 
 
-def decode_advert(data: bytes) -> Advert:
-    """Raises SecrecyError for another length."""
-    _exactly(data, ADVERT_BYTES, "advert")
-    sid, seq, client, channel, mask, commitment = BODY.unpack_from(data)
+def advert_bytes(keys: Keys) -> int:
+    """Of a signed advert of that form."""
+    return ADVERT_HEAD.size + 2 * keys.public_bytes + HASH_BYTES + SIGNATURE_BYTES
+
+
+def decode_advert(data: bytes, keys: Keys = Keys.X25519) -> Advert:
+    """Raises SecrecyError for another length, in its own words for that of another form."""
+    _check_adverts(data, 0, 1, keys, "advert")
+    sid, seq, client = ADVERT_HEAD.unpack_from(data)
+    size, at = keys.public_bytes, ADVERT_HEAD.size
+    end = at + 2 * size
     return Advert(
         sid=sid,
         seq=seq,
         client=client,
-        channel_key=channel,
-        mask_key=mask,
-        commitment=commitment,
-        signature=data[BODY.size :],
+        channel_key=data[at : at + size],
+        mask_key=data[at + size : end],
+        commitment=data[end : end + HASH_BYTES],
+        signature=data[end + HASH_BYTES :],
     )
+
+
+def _check_adverts(data: bytes, start: int, count: int, keys: Keys, what: str) -> None:
+    """``count`` adverts of one form from ``start`` to the end; one of another is told apart."""
+    classic, hybrid = advert_bytes(Keys.X25519), advert_bytes(Keys.HYBRID)
+    others, rest = divmod(len(data) - start - count * classic, hybrid - classic)
+    expected = count if keys is Keys.HYBRID else 0
+    if not rest and 0 <= others <= count and others != expected:
+        raise SecrecyError(
+            "advert.other-form",
+            f"{others if not expected else count - others} of {count} adverts hold other keys than "
+            f"{keys}",
+            "one plan has one form: compare `secrecy.keys` on both sides",
+        )
+    _exactly(data, start + count * advert_bytes(keys), what)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,19 +109,20 @@ class Cohort:
 
 
 @lru_cache(maxsize=2)
-def decode_cohort(data: bytes) -> Cohort:
+def decode_cohort(data: bytes, keys: Keys = Keys.X25519) -> Cohort:
     """Raises SecrecyError for another length than the head announces."""
     if len(data) < COHORT_HEAD.size:
         raise _malformed("cohort", f"{len(data)} bytes")
     degree, threshold, index, seed, count = COHORT_HEAD.unpack_from(data)
-    _exactly(data, COHORT_HEAD.size + count * ADVERT_BYTES, "cohort")
-    starts = range(COHORT_HEAD.size, len(data), ADVERT_BYTES)
+    _check_adverts(data, COHORT_HEAD.size, count, keys, "cohort")
+    size = advert_bytes(keys)
+    starts = range(COHORT_HEAD.size, len(data), size)
     return Cohort(
         degree=degree,
         threshold=threshold,
         alive_index=index,
         graph_seed=seed,
-        adverts=tuple(decode_advert(data[at : at + ADVERT_BYTES]) for at in starts),
+        adverts=tuple(decode_advert(data[at : at + size], keys) for at in starts),
     )
 
 
@@ -125,16 +147,22 @@ def encode_round(members: Sequence[bytes], sealed: Mapping[bytes, bytes]) -> byt
     return head + b"".join(sealed[sender] for sender in sorted(sealed))
 
 
-def decode_round(data: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """(U2, sealed shares in the order of their senders)."""
+def decode_round(data: bytes) -> tuple[tuple[bytes, ...], bytes]:
+    """(U2, the boxes in the order of their senders: :func:`split_boxes`)."""
     if len(data) < COUNT.size:
         raise _malformed("round", f"{len(data)} bytes")
     end = COUNT.size + COUNT.unpack_from(data)[0] * ID_BYTES
-    if len(data) < end or (len(data) - end) % SEALED_BYTES:
+    if len(data) < end:
         raise _malformed("round", f"{len(data)} bytes")
-    members = decode_ids(data[COUNT.size : end], "round")
-    starts = range(end, len(data), SEALED_BYTES)
-    return members, tuple(data[at : at + SEALED_BYTES] for at in starts)
+    return decode_ids(data[COUNT.size : end], "round"), data[end:]
+
+
+def split_boxes(data: bytes, sizes: Sequence[int]) -> list[bytes] | None:
+    """One box behind the other, of these sizes, or None when they do not fill ``data``."""
+    ends = list(accumulate(sizes, initial=0))
+    if ends[-1] != len(data):
+        return None
+    return [data[start:end] for start, end in pairwise(ends)]
 
 
 def encode_masked_tail(root: bytes, proof: bytes, signature: bytes) -> bytes:

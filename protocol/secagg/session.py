@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from protocol.errors import SecrecyError
 from protocol.exchange import Phase
-from protocol.secagg.client import STOP, Advertised, Agreed, Masked, Shared
+from protocol.secagg.states import STOP, Advertised, Agreed, Masked, Shared
 from protocol.wire import Instruction
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)

@@ -14,6 +14,7 @@ from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.privacy.distributed import Mechanism
 from protocol.privacy.planned import mechanism_of
+from protocol.secagg.agreement import Keys
 from protocol.secagg.primitives import RandomBytes, Word, tagged_hash
 from protocol.secagg.ring import Ring
 from protocol.wire import Instruction, to_record
@@ -160,12 +161,17 @@ def terms_for(
     plan: Plan, instruction: Instruction, encoding: Encoding, roster: bytes
 ) -> dict[str, Any]:
     """Whatever masks are bound to besides the members; floats go in as hexadecimal strings."""
-    return encoding.terms() | {
-        "instruction": to_record(instruction),
-        "suite": plan.secrecy.suite,
-        "minimum": plan.least_sum,
-        "roster": roster.hex(),
-    }
+    keys = Keys(plan.secrecy.keys)
+    return (
+        encoding.terms()
+        | {
+            "instruction": to_record(instruction),
+            "suite": plan.secrecy.suite,
+            "minimum": plan.least_sum,
+            "roster": roster.hex(),
+        }
+        | ({"keys": keys.value} if keys is Keys.HYBRID else {})
+    )
 
 
 def roster_root(roster: Mapping[str, bytes]) -> bytes:

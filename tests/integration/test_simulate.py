@@ -289,11 +289,15 @@ def test_under_secure_aggregation_the_adapter_is_nearly_that_of_plain(
     assert not any("sees the update" in line for line in secret.insecure)
 
 
-def test_losses_in_every_phase_are_survived_and_named(experiment_file: Path) -> None:
+@pytest.mark.parametrize("keys", ["x25519", "x25519+ml-kem-768"])
+def test_losses_in_every_phase_are_survived_and_named(experiment_file: Path, keys: str) -> None:
     faults = ["faults.dropout=0.15", "faults.straggler=0.1", "plan.cohort.attempts=9"]
-    run(experiment_file, "lossy", [*SECRET, *faults, "plan.rounds=6"])
+    name = f"lossy-{keys}"
+    given = [*SECRET, *faults, "plan.rounds=6", f'plan.secrecy.keys="{keys}"']
+    run(experiment_file, name, given)
     records = [
-        read(path) for path in sorted(experiment_file.parent.glob("lossy/rounds/*/record.json"))[1:]
+        read(path)
+        for path in sorted(experiment_file.parent.glob(f"{name}/rounds/*/record.json"))[1:]
     ]
     assert len(records) == 6
     assert any(record["dropped"] or record["lost"] for record in records)

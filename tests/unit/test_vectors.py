@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from protocol.encoding import canonical_json
 from protocol.errors import UpdateError
 from protocol.exchange.plain import decode
+from protocol.secagg.agreement import Keys
 from tests.vectors.make import FILES, FOLDER, rendered
+from tests.vectors.secagg import attempt
 
 
 def load(name: str) -> Any:
@@ -114,10 +118,12 @@ def test_refused_plain_messages(case: dict[str, str]) -> None:
         )
 
 
-def hkdf(secret: bytes, label: str, context: bytes) -> bytes:
-    """RFC 5869 with an empty salt, 32 bytes."""
+def hkdf(secret: bytes, label: str, context: bytes, length: int = 32) -> bytes:
+    """RFC 5869 with an empty salt, 32 or 64 bytes."""
     key = hmac.digest(bytes(32), secret, "sha256")
-    return hmac.digest(key, b"fedge/" + label.encode() + b"/v1\x00" + context + b"\x01", "sha256")
+    info = b"fedge/" + label.encode() + b"/v1\x00" + context
+    first = hmac.digest(key, info + b"\x01", "sha256")
+    return (first + hmac.digest(key, first + info + b"\x02", "sha256"))[:length]
 
 
 def keystream(key: bytes, count: int) -> Any:
@@ -188,3 +194,77 @@ def test_an_attempt_of_secure_aggregation_step_by_step() -> None:
         assert kinds == [int(other not in alive) for other in sorted(clients) if other != one]
     assert total.astype("<u2").tobytes().hex() == case["sum"]
     assert len(sid) == 32
+
+
+def hybrid_public(secret: bytes) -> bytes:
+    kem = MLKEM768PrivateKey.from_seed_bytes(secret[32:]).public_key()
+    return x25519(secret[:32]) + kem.public_bytes_raw()
+
+
+def hybrid_open(
+    secret: bytes, sender: bytes, label: str, way: bytes, extra: bytes, box: bytes
+) -> bytes:
+    """P-6.15: what ``sender`` (a public key) sealed to the key pair of ``secret``."""
+    shared = MLKEM768PrivateKey.from_seed_bytes(secret[32:]).decapsulate(box[:1088])
+    shared += x25519(secret[:32], sender[:32])
+    key = hkdf(shared, label, way + sender[:32] + hybrid_public(secret) + box[:1088])
+    return ChaCha20Poly1305(key).decrypt(box[1088:1100], box[1100:], way + extra)
+
+
+def test_a_hybrid_attempt_step_by_step() -> None:
+    """P-6.15 read again from the document: adverts, every box, every masked vector, the sum."""
+    case = attempt(Keys.HYBRID)
+    actx = bytes.fromhex(case["sid"]) + case["seq"].to_bytes(8, "big")
+    xid, rid = bytes.fromhex(case["xid"]), bytes.fromhex(case["rid"])
+    clients = {bytes.fromhex(c["id"]): c for c in case["clients"]}
+    ids = sorted(clients)
+    sent = {
+        (m["phase"], bytes.fromhex(m["from"])): bytes.fromhex(m["message"])
+        for m in case["messages"]
+        if "from" in m
+    }
+    got = {m["phase"]: bytes.fromhex(m["message"]) for m in case["messages"] if "to" in m}
+    seeds = {one: bytes.fromhex(clients[one]["mask_seed"]) for one in ids}
+    channels = {one: bytes.fromhex(case["channels"][one.hex()]) for one in ids}
+    masks = {one: hkdf(s, "x25519", actx) + hkdf(s, "mlkem", actx, 64) for one, s in seeds.items()}
+    bodies = {one: sent["advertise", one][:-64] for one in ids}
+    for one in ids:
+        assert bodies[one][:56] == actx + one
+        assert bodies[one][56:-32] == hybrid_public(channels[one]) + hybrid_public(masks[one])
+        signature, public = sent["advertise", one][-64:], bytes.fromhex(clients[one]["public_key"])
+        Ed25519PublicKey.from_public_bytes(public).verify(
+            signature, b"fedge/advert/v1\x00" + bodies[one]
+        )
+    assert got["share"][46:] == b"".join(sent["advertise", one] for one in ids)
+    root = hashlib.sha256(b"fedge/u1/v1\x00" + b"".join(bodies[one] for one in ids)).digest()
+    head = struct.pack(">HHQ", 4, 3, 2**64 - 1)
+    assert xid.hex() == fedge_hash("share-ctx", actx + root + bytes(32) + head)
+    pairs = {}
+    for one in ids:
+        at = 0
+        for other in (i for i in ids if i != one):
+            way, box = xid + one + other, sent["share", one][at : at + 1180]
+            plain = hybrid_open(channels[other], bodies[one][56:], "chan-hybrid", way, b"", box)
+            assert len(plain) == 64
+            at += 1180
+            if one < other:
+                box, commit = (
+                    sent["share", one][at : at + 1148],
+                    sent["share", one][at + 1148 :][:32],
+                )
+                pairs[one, other] = hkdf(seeds[one], "pair-seed", actx + other)
+                opened = hybrid_open(masks[other], bodies[one][1272:], "pair-box", way, commit, box)
+                assert opened == pairs[one, other]
+                assert commit.hex() == fedge_hash("pair-commit", way + opened)
+                at += 1180
+        assert len(sent["share", one]) == at + 64
+    total = np.zeros(6, np.uint16)
+    for one in (i for phase, i in sent if phase == "mask"):
+        vector = np.frombuffer(bytes.fromhex(clients[one]["vector"]), "<u2")
+        masked = vector + keystream(hkdf(bytes.fromhex(clients[one]["self_seed"]), "self", rid), 6)
+        for (low, high), seed in pairs.items():
+            pair = keystream(hkdf(seed, "pair", rid + low + high), 6)
+            masked = masked + pair if one == low else masked - pair if one == high else masked
+        assert sent["mask", one][:12] == masked.astype("<u2").tobytes()
+        total += vector
+    assert total.astype("<u2").tobytes().hex() == case["sum"]

@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.secagg import client
+from protocol.secagg.agreement import Keys
 from protocol.secagg.coordinator import Attempt, Parameters
 from protocol.secagg.primitives import Suite, client_id
 
@@ -32,15 +33,19 @@ def stream(label: str) -> Callable[[int], bytes]:
     return read
 
 
-def attempt() -> dict[str, Any]:
-    """P-6: five clients, one of them lost after the shares."""
+def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
+    """P-6: five clients, one of them lost after the shares.
+
+    The hybrid form is the same attempt, but not the same bytes twice: an encapsulation draws its own
+    randomness. It is not written down; its test reads a fresh one.
+    """
     made = [Ed25519PrivateKey.from_private_bytes(stream(f"key {n}")(32)) for n in range(5)]
     keys = dict(sorted((client_id(k.public_key().public_bytes_raw()), k) for k in made))
     ids = list(keys)
     roster = {one: key.public_key().public_bytes_raw() for one, key in keys.items()}
     policy = client.Policy(roster=roster, minimum=3)
     random = {one: stream(one.hex()) for one in ids}
-    server = Attempt(Parameters(sid=SID, seq=SEQ, roster=roster, minimum=3, bits=BITS))
+    server = Attempt(Parameters(sid=SID, seq=SEQ, roster=roster, minimum=3, bits=BITS, keys=form))
     log: list[dict[str, str]] = []
 
     def up(phase: str, one: bytes, message: bytes) -> bytes:
@@ -51,7 +56,9 @@ def attempt() -> dict[str, Any]:
         log.append({"to": one.hex() if one else "all", "phase": phase, "message": message.hex()})
         return message
 
-    adverts = {o: client.advertise(keys[o], sid=SID, seq=SEQ, random=random[o]) for o in ids}
+    adverts = {
+        o: client.advertise(keys[o], sid=SID, seq=SEQ, random=random[o], keys=form) for o in ids
+    }
     for one, (_, message) in adverts.items():
         server.receive_advert(one, up("advertise", one, message))
     cohort = down("share", None, server.close_adverts(ids))
@@ -84,6 +91,7 @@ def attempt() -> dict[str, Any]:
         reply = client.unmask(state, signatures, policy=policy)
         server.receive_unmask(one, up("unmask", one, reply))
     total = server.unmask()
+    channels = {one.hex(): adverts[one][0].channel_secret.hex() for one in ids}
     return {
         "sid": SID.hex(),
         "seq": SEQ,
@@ -103,4 +111,4 @@ def attempt() -> dict[str, Any]:
         "rid": masked[ids[0]].rid.hex(),
         "messages": log,
         "sum": total.astype("<u2").tobytes().hex(),
-    }
+    } | ({"channels": channels} if form is Keys.HYBRID else {})

@@ -126,6 +126,13 @@ def test_noise_that_drowns_the_update_is_warned_of(tiny_base: Path) -> None:
     assert forecast(many, manifest).epsilon == pytest.approx(4.07, abs=0.02)
 
 
+@pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])
+def test_keys_that_fall_later_are_noted(tiny_base: Path, keys: str, noted: bool) -> None:
+    plan = plan_of(read_manifest(tiny_base), secrecy={"keys": keys})
+    found = [finding for finding in check(plan) if finding.field == "secrecy.keys"]
+    assert [finding.severity for finding in found] == ["note"] * noted
+
+
 def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
     plan = plan_of(manifest, **PLAIN)

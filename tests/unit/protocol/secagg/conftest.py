@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.secagg import client
+from protocol.secagg.agreement import Keys
 from protocol.secagg.coordinator import Attempt, Parameters
 from protocol.secagg.primitives import Suite, client_id, word_type
 
@@ -27,6 +28,7 @@ class Cohort:
     minimum: int = 2
     degree: int = 64
     suite: Suite = Suite.AES_256_CTR
+    keys_form: Keys = Keys.X25519
     lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class Cohort:
                 minimum=self.minimum,
                 bits=self.bits,
                 suite=self.suite,
+                keys=self.keys_form,
                 degree=self.degree,
             )
         )
@@ -65,7 +68,11 @@ class Cohort:
     def advertise(self) -> bytes:
         for i in self.here("advertise"):
             state, message = client.advertise(
-                self.keys[i], sid=bytes(range(32)), seq=1, random=os.urandom
+                self.keys[i],
+                sid=bytes(range(32)),
+                seq=1,
+                random=os.urandom,
+                keys=self.keys_form,
             )
             self.states[i] = state
             self.attempt.receive_advert(i, message)

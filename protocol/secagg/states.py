@@ -1,0 +1,99 @@
+"""What a client holds between the phases of an attempt, and what it insists on. (P-6.7)"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from protocol.secagg.agreement import Keys
+
+STOP = "the coordinator is faulty or dishonest: nothing was revealed; ask its operator"
+
+
+class Policy(BaseModel):
+    """What this client insists on, whatever the coordinator says.
+
+    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be
+    revealed; ``degree`` is k above 128 clients, and ``beacon`` the public randomness their graph comes
+    from: without one, larger cohorts are refused, because whoever picks the graph picks neighbours.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
+
+    roster: dict[bytes, bytes]
+    minimum: int
+    degree: int = 64
+    beacon: bytes | None = None
+
+
+class State(BaseModel):
+    """Secrets of one attempt. Never logged; deleted when the attempt ends."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
+
+    def __repr__(self) -> str:
+        """The type alone: a state in a log or an exception shows nothing."""
+        return f"<{type(self).__name__}>"
+
+    __str__ = __repr__
+
+
+class Advertised(State):
+    """Keys are drawn and published."""
+
+    keys: Keys = Keys.X25519
+    sid: bytes
+    seq: int
+    client: bytes
+    self_seed: int
+    mask_seed: int
+    channel_secret: bytes
+    advert: bytes
+
+
+class Shared(State):
+    """The seeds are shared with the neighbours.
+
+    ``channel_keys`` open what each of them sealed (:meth:`protocol.secagg.agreement.End.seal_to`);
+    of their public mask keys the X25519 part is kept.
+    """
+
+    before: Advertised
+    xid: bytes
+    clients: tuple[bytes, ...]  # U1
+    neighbours: tuple[bytes, ...]
+    threshold: int
+    channel_keys: dict[bytes, bytes]
+    mask_keys: dict[bytes, bytes]
+
+
+class Opened(State):
+    """The neighbours' shares are open; ``held`` are those of (self seed, mask seed).
+
+    ``pairs`` are the secrets that masks with each of them come from.
+    """
+
+    before: Shared
+    rid: bytes
+    members: tuple[bytes, ...]  # U2
+    held: dict[bytes, tuple[int, int]]
+    pairs: dict[bytes, bytes]
+
+
+class Masked(State):
+    """The masked vector is out. Of this client's own secrets nothing is left: nobody needs them."""
+
+    client: bytes
+    clients: tuple[bytes, ...]  # U1
+    members: tuple[bytes, ...]  # U2
+    threshold: int
+    rid: bytes
+    held: dict[bytes, tuple[int, int]]
+
+
+class Agreed(State):
+    """This client has signed one alive set."""
+
+    before: Masked
+    alive: tuple[bytes, ...]  # U3
