@@ -77,7 +77,7 @@ def summarise(
         tokens_per_second=_speed(prepared, records),
         exchange=str(last["exchange"]),
         insecure=insecurities(prepared, records),
-        adapter_digest=str(last["adapter_out"]),
+        adapter_digest=note.adapter_digest,
         dropped=sum(len(record["dropped"]) for record in records),
         base=str(prepared.base),
         adapter=str(folder),
