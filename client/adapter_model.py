@@ -24,6 +24,7 @@ from base_model.quant_linear import refuse_merge
 from protocol.adapter import (
     LORA_A,
     LORA_B,
+    LORA_R,
     adapter_layout,
     lora_scaling,
     target_linears,
@@ -31,7 +32,7 @@ from protocol.adapter import (
 from protocol.encoding import canonical_json, digest
 from protocol.layout import Layout, Tensors, TensorSpec
 from protocol.plan import Plan
-from protocol.rules import Role
+from protocol.rules import Role, rule_named
 
 if TYPE_CHECKING:
     from base_model.store import OpenBase
@@ -58,6 +59,8 @@ class AdapterModel:
         self._stack_name = f"stack{rank}_{self._settings}"
         self._stack_rank = 0
         self._peft = _wrapped(base, self._name, self._config(rank))
+        if rule_named(plan.rule.name).has_core:
+            self._ensure_cores()
         self._parameters = {spec.name: self._parameter(spec) for spec in self.layout.specs}
         self._roles: frozenset[Role] = frozenset(spec.role for spec in self.layout.specs)
         self._check_trainable()
@@ -189,7 +192,10 @@ class AdapterModel:
         elif spec.role is Role.LORA_A:
             found = self._lora_layer(spec.name.removesuffix(LORA_A)).lora_A[self._name].weight
         elif spec.role is Role.LORA_B:
-            found = self._lora_layer(spec.name.removesuffix(LORA_B)).lora_B[self._name].weight
+            outer = self._lora_layer(spec.name.removesuffix(LORA_B)).lora_B[self._name]
+            found = (outer[1] if isinstance(outer, nn.Sequential) else outer).weight
+        elif spec.role is Role.LORA_R:
+            found = self._lora_layer(spec.name.removesuffix(LORA_R)).lora_B[self._name][0].weight
         else:
             path, _, kind = spec.name.rpartition(".")
             wrapper = self.base.model.get_submodule(path)
@@ -228,6 +234,20 @@ class AdapterModel:
             parameter.requires_grad_(True)
         self._peft.__dict__[_ACTIVE] = wanted
 
+    def _ensure_cores(self) -> None:
+        """Put a core (r, r) in front of every B, as one module where peft expects B.
+
+        peft's forward calls that module and does no more with it; whatever else of peft reads
+        ``lora_B[name].weight`` (merging, saving) fails instead of leaving the core out.
+        """
+        for layer in self._lora_layers():
+            outer = layer.lora_B[self._name]
+            if isinstance(outer, nn.Linear):  # not yet: an equal model may have been made before
+                core = nn.Linear(
+                    self.rank, self.rank, bias=False, device=outer.weight.device
+                ).requires_grad_(outer.weight.requires_grad)
+                layer.lora_B[self._name] = nn.Sequential(core, outer)
+
     def _ensure_stack(self) -> None:
         if self._stack_name not in self._peft.peft_config:
             # PeftModel's own method: the subclass for classification would add a second head.
@@ -248,7 +268,11 @@ class AdapterModel:
 def _settings(plan: Plan) -> dict[str, Any]:
     """What makes two adapters of equal rank different modules; ranks are in the name."""
     settings = plan.adapter.model_dump(mode="json", exclude={"rank", "alpha", "client_ranks"})
-    return settings | {"scaling": lora_scaling(plan), "labels": len(plan.task.labels)}
+    return settings | {
+        "scaling": lora_scaling(plan),
+        "labels": len(plan.task.labels),
+        "core": rule_named(plan.rule.name).has_core,
+    }
 
 
 def _wrapped(base: OpenBase, name: str, config: LoraConfig | PromptTuningConfig) -> PeftModel:

@@ -45,6 +45,7 @@ class Resident:
     def model(self, plan: Plan, rank: int) -> AdapterModel:
         """The adapter model of ``plan`` at ``rank``; made once, its values are the last loaded."""
         settings = plan.adapter.model_dump(mode="json", exclude={"client_ranks"})
+        settings["core"] = rule_named(plan.rule.name).has_core
         key = f"{rank}/{digest('settings', canonical_json(settings))}"
         if key not in self._models:
             self._models[key] = AdapterModel(self.base, plan, rank=rank)

@@ -2,7 +2,8 @@
 
 Names are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes:
 ``bert.encoder.layer.0.attention.self.query.lora_A`` is ``(r, in)``, ``….lora_B`` is ``(out, r)``
-(PEFT's orientation), ``soft_prompt`` is ``(n, hidden)``, the head ``<path>.weight`` is
+(PEFT's orientation), ``….lora_R`` is ``(r, r)`` where the plan's rule trains a core between fixed
+factors (``W + s * B @ R @ A``), ``soft_prompt`` is ``(n, hidden)``, the head ``<path>.weight`` is
 ``(labels, in)`` and ``<path>.bias`` ``(labels,)``.
 """
 
@@ -11,16 +12,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.encoding import seed_from
 from protocol.errors import PlanError
 from protocol.layout import Layout, Tensors, TensorSpec
 from protocol.manifest import Linear, Manifest
 from protocol.plan import Adapter, Plan
-from protocol.rules import Role
+from protocol.rules import Role, rule_named
 
 SOFT_PROMPT = "soft_prompt"
-LORA_A, LORA_B = ".lora_A", ".lora_B"
+LORA_A, LORA_B, LORA_R = ".lora_A", ".lora_B", ".lora_R"
 
 
 def target_linears(adapter: Adapter, manifest: Manifest) -> tuple[Linear, ...]:
@@ -48,6 +50,7 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
     specs: list[TensorSpec] = []
     if plan.adapter.method == "lora":
         r = plan.adapter.rank if rank is None else rank
+        core = rule_named(plan.rule.name).has_core
         for linear in target_linears(plan.adapter, manifest):
             specs.append(
                 TensorSpec(
@@ -59,6 +62,8 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
                     name=linear.path + LORA_B, shape=(linear.out_features, r), role=Role.LORA_B
                 )
             )
+            if core:
+                specs.append(TensorSpec(name=linear.path + LORA_R, shape=(r, r), role=Role.LORA_R))
     else:
         shape = (plan.adapter.tokens, manifest.hidden_size)
         specs.append(TensorSpec(name=SOFT_PROMPT, shape=shape, role=Role.PROMPT))
@@ -71,20 +76,26 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
 
 
 def lora_scaling(plan: Plan) -> float:
-    """s in W + s * B @ A: alpha / rank of the plan, the same at every rank (FLoRA issue #16)."""
+    """s in W + s * B @ (R @) A: alpha / rank of the plan, the same at every rank (FLoRA issue #16)."""
     return plan.adapter.alpha / plan.adapter.rank
 
 
 def initial_adapter(layout: Layout, *, seed: int, embedding_std: float) -> Tensors:
     """Round 0: A uniform in ±1/sqrt(in) (PEFT's Kaiming init), B zero, prompt like embeddings.
 
-    The head starts small and random: a zero head would pass no gradient to the adapter. Everyone
-    receives these bytes from the coordinator; nobody derives them.
+    Around a core A's rows and B's columns are orthonormal and the core is zero
+    (:func:`orthonormal_columns`). The head starts small and random: a zero head would pass no
+    gradient to the adapter. Everyone receives these bytes from the coordinator; nobody derives them.
     """
     tensors: Tensors = {}
+    core = any(spec.role is Role.LORA_R for spec in layout.specs)
     for spec in layout.specs:
         rng = np.random.default_rng(seed_from("initial", seed, spec.name))
-        if spec.role is Role.LORA_A:
+        if core and spec.role is Role.LORA_A:
+            value = orthonormal_columns(rng, spec.shape[1], spec.shape[0]).T
+        elif core and spec.role is Role.LORA_B:
+            value = orthonormal_columns(rng, *spec.shape)
+        elif spec.role is Role.LORA_A:
             bound = 1.0 / math.sqrt(spec.shape[1])
             value = rng.uniform(-bound, bound, spec.shape)
         elif spec.role is Role.PROMPT:
@@ -93,8 +104,44 @@ def initial_adapter(layout: Layout, *, seed: int, embedding_std: float) -> Tenso
             value = rng.normal(0.0, 0.02, spec.shape)
         else:
             value = np.zeros(spec.shape)
-        tensors[spec.name] = value.astype(np.float32)
+        tensors[spec.name] = value.astype(np.float32, order="C")
     return tensors
+
+
+def orthonormal_columns(
+    rng: np.random.Generator, rows: int, columns: int
+) -> npt.NDArray[np.float64]:
+    """A uniformly random ``(rows, columns)`` matrix with orthonormal columns; columns <= rows.
+
+    The Q of a Gaussian's QR, signed so that R's diagonal is positive (which makes Q unique, and
+    Haar-distributed: arXiv math-ph/0609050). Fixed factors of a core are such matrices, unscaled:
+    then ``|B R A| = |R|`` in the Frobenius and the spectral norm, so a learning rate means the same
+    for layers of every width, and the L2 norm that the exchange clips is that of the change over s.
+    Another constant c would be another learning rate: under AdamW, c and rate/c do the same.
+    Random, where Fed-SB (arXiv 2502.15436) takes singular vectors of a gradient, which is data.
+    """
+    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
+    return q * np.where(np.diag(r) < 0, -1.0, 1.0)
+
+
+def as_plain_lora(tensors: Tensors) -> Tensors:
+    """The adapter as every PEFT reader computes it: A, ``B @ R`` in B's place, no core.
+
+    The product ``B @ R @ A`` is the same up to the rounding of B @ R to float32. An adapter without
+    cores is returned as it is. This is what is published and measured. (P-5.1)
+    """
+    plain = {name: value for name, value in tensors.items() if not name.endswith(LORA_R)}
+    for name in tensors.keys() - plain.keys():
+        path = name.removesuffix(LORA_R)
+        product = tensors[path + LORA_B].astype(np.float64) @ tensors[name].astype(np.float64)
+        plain[path + LORA_B] = product.astype(np.float32)
+    return plain
+
+
+def with_unit_cores(plain: Tensors, layout: Layout) -> Tensors:
+    """A plain LoRA adapter in ``layout``: every core that the layout has is the identity."""
+    cores = [spec for spec in layout.specs if spec.role is Role.LORA_R]
+    return plain | {spec.name: np.eye(spec.shape[0], dtype=np.float32) for spec in cores}
 
 
 def client_rank(plan: Plan, client: str) -> int:

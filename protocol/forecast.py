@@ -14,15 +14,15 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.rules import rule_named
+from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import DEFAULT_DEGREE, degree
+from protocol.secagg.messages import REVEAL_BYTES, advert_bytes
 from protocol.secagg.packing import packed_size
 from protocol.secagg.task import encoding_for
 from protocol.wire import Instruction
 
 FLOAT = 4  # bytes
-SIGNATURE, ROOT = 64, 32
-FIXED_UP = 216 + SIGNATURE + ROOT + 4 + SIGNATURE + SIGNATURE  # advert, shares, vector, alive set
-NEIGHBOUR_UP = 92 + 33  # sealed shares, a share opened
+SIGNATURE, ROOT, LENGTH = 64, 32, 4
 NO_INSTRUCTION = Instruction(
     round=1, attempt=1, plan_digest="", base="", adapter_digest="", rank=0, evaluate=False
 )
@@ -60,7 +60,11 @@ def upload_bytes(plan: Plan, size: int) -> int:
         return HEADER.size + FLOAT * size
     encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.largest_sum)
     near = degree(plan.largest_sum, DEFAULT_DEGREE)
-    return packed_size(encoding.count, encoding.bits) + FIXED_UP + near * NEIGHBOUR_UP
+    keys = Keys(plan.secrecy.keys)
+    low, high = bytes(16), b"\xff" * 16  # half of the neighbours have a higher id
+    boxes = near * (keys.box_bytes(low, high) + keys.box_bytes(high, low)) // 2
+    vector = packed_size(encoding.count, encoding.bits) + ROOT + LENGTH + SIGNATURE
+    return advert_bytes(keys) + boxes + SIGNATURE + vector + SIGNATURE + near * REVEAL_BYTES
 
 
 def forecast(

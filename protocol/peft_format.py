@@ -28,9 +28,12 @@ RELEASE_FILE = "release.json"
 
 
 def to_peft(tensors: Tensors) -> Tensors:
-    """Canonical names to the keys of ``adapter_model.safetensors``."""
+    """Canonical names to the keys of ``adapter_model.safetensors``; plain LoRA, without cores.
+
+    Row-major: ``safetensors`` writes the memory of a transposed array as it lies.
+    """
     prefix = _prefix(SOFT_PROMPT in tensors)
-    return {_peft_key(name, prefix): value for name, value in tensors.items()}
+    return {_peft_key(name, prefix): np.ascontiguousarray(x) for name, x in tensors.items()}
 
 
 def from_peft(tensors: Tensors) -> Tensors:

@@ -1,7 +1,7 @@
 """Aggregation rules as contracts: data that the plan, the client and the server all read.
 
 A contract says what is trained and sent in round t, whether the sum of updates is enough, whether
-the rule is exact for the mean of products B @ A, whether ranks may differ between clients, and
+the rule is exact for the mean of products B @ A (or B @ R @ A), whether ranks may differ between clients, and
 whether the base changes. Code asks the contract, never the rule's name. What a rule computes on
 the server lives in ``server.aggregation``. Sources are named per rule.
 """
@@ -21,6 +21,7 @@ class Role(StrEnum):
 
     LORA_A = "lora_A"
     LORA_B = "lora_B"
+    LORA_R = "lora_R"
     PROMPT = "prompt"
     HEAD = "head"
 
@@ -53,6 +54,11 @@ class RuleContract:
         """Whether clients train a new adapter beside the frozen global one."""
         return self.combine == "stack"
 
+    @property
+    def has_core(self) -> bool:
+        """Whether a square core R is trained between factors A and B that stay as they started."""
+        return any(Role.LORA_R in phase for phase in self.phases)
+
 
 _A, _B, _AB = (
     frozenset({Role.LORA_A}),
@@ -81,6 +87,19 @@ RULES: dict[str, RuleContract] = {
             source="FFA-LoRA, arXiv 2403.12313",
             method="lora",
             phases=(_B,),
+            needs="sum",
+            exact=True,
+            mixed_ranks=False,
+            changes_base=False,
+            combine="mean",
+        ),
+        RuleContract(
+            name="fed-sb",
+            summary="A and B are random and frozen, a core R (r x r) between them is trained: exact, "
+            "a very small upload that does not grow with the layers' width, least expressive",
+            source="Fed-SB, arXiv 2502.15436; without its start from gradients of data",
+            method="lora",
+            phases=(frozenset({Role.LORA_R}),),
             needs="sum",
             exact=True,
             mixed_ranks=False,

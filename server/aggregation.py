@@ -16,6 +16,7 @@ from protocol.adapter import (
     LORA_A,
     LORA_B,
     adapter_layout,
+    as_plain_lora,
     client_rank,
     cut_to_rank,
     initial_adapter,
@@ -141,11 +142,12 @@ def best_factors(a: Wide, b: Wide, *, rank: int) -> tuple[Wide, Wide]:
 
 
 def change_norm(before: Tensors, after: Tensors, *, scaling: float) -> float:
-    """L2 norm of what a round changed in the head and in the products ``scaling`` * B @ A.
+    """L2 norm of what a round changed in the head and in the products ``scaling`` * B @ (R @) A.
 
     Ranks may differ. ``B1 A1 - B0 A0`` is one product of stacked factors, whose Frobenius norm
     only needs the triangles of their QR.
     """
+    before, after = as_plain_lora(before), as_plain_lora(after)
     square = 0.0
     for name, value in after.items():
         if name.endswith(LORA_B):

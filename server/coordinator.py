@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from protocol.adapter import as_plain_lora
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.rules import rule_named
+from protocol.rules import Role, rule_named
 from server.aggregation import State, initial_state
 from server.attempt import Attempt
 from server.budget import privacy_record
@@ -133,12 +134,14 @@ class _Run:
 
     def _identity(self, number: int, state: State) -> Record:
         layout = self._setting.layout(state.rank)
+        published = layout.only(frozenset(Role) - {Role.LORA_R})
         return {
             "round": number,
             "rank": state.rank,
             "plan_digest": self._setting.plan_digest,
             "base_fingerprint": self._manifest.fingerprint,
             "adapter_out": vector_digest(layout.flatten(state.adapter)),
+            "adapter_published": vector_digest(published.flatten(as_plain_lora(state.adapter))),
         }
 
     def _nothing_happened(self) -> Record:
@@ -171,12 +174,12 @@ class _Run:
             record,
             lambda folder: write_peft_folder(
                 folder,
-                state.adapter,
+                as_plain_lora(state.adapter),
                 plan=self._plan,
                 manifest=self._manifest,
                 rank=state.rank,
                 round_number=number,
-                adapter_digest=record["adapter_out"],
+                adapter_digest=record["adapter_published"],
                 exchange=exchange.name,
                 secure=exchange.secure,
                 metrics=metrics,

@@ -36,7 +36,11 @@ def write_peft_folder(
     secure: bool,
     metrics: dict[str, float],
 ) -> None:
-    """Write config, weights, model card and ``release.json`` into ``folder``, a new folder."""
+    """Write config, weights, model card and ``release.json`` into ``folder``, a new folder.
+
+    ``tensors`` are plain LoRA (:func:`protocol.adapter.as_plain_lora`) or a soft prompt, with the
+    head; ``adapter_digest`` is theirs.
+    """
     folder.mkdir()
     config = peft_config(plan, manifest, rank=rank, base_name=manifest.source)
     contents = {

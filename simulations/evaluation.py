@@ -13,7 +13,7 @@ from client.adapter_model import AdapterModel
 from client.data import load_rows
 from client.training import evaluate
 from client.worker import Worker, worker_for
-from protocol.adapter import LORA_A, adapter_layout
+from protocol.adapter import LORA_A, adapter_layout, as_plain_lora, with_unit_cores
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from protocol.rules import Role
@@ -50,12 +50,16 @@ class Evaluator:
 
 
 def finished_model(worker: Worker, tensors: Tensors) -> AdapterModel:
-    """The resident model with a whole adapter in it, of whatever rank, to predict with."""
+    """The resident model with a whole adapter in it, of whatever rank, to predict with.
+
+    What predicts is the published form: measured as a coordinator holds it or as it was published,
+    an adapter gives the same bits.
+    """
     ranks = [len(value) for name, value in tensors.items() if name.endswith(LORA_A)]
     rank = ranks[0] if ranks else worker.plan.adapter.rank
     if not worker.contract.fresh_each_round:
         model = worker.model(rank)
-        model.load(tensors)
+        model.load(with_unit_cores(as_plain_lora(tensors), model.layout))
         return model
     # A stack has another rank every round: it lies beside the resident model's empty adapter.
     model = worker.model()

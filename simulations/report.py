@@ -278,7 +278,7 @@ def _identities(plan: Json, records: list[Json]) -> str:
         else:
             rows.append([key, _short(value)])
     last = records[-1] if records else {}
-    for key in ("plan_digest", "base_fingerprint", "adapter_out"):
+    for key in ("plan_digest", "base_fingerprint", "adapter_out", "adapter_published"):
         rows.append([key, last.get(key, "not there yet")])
     return table(["key", "value"], rows)
 

@@ -81,7 +81,7 @@ def summarise(
         epsilon=(last["privacy"] or {}).get("epsilon"),
         delta=(last["privacy"] or {}).get("delta"),
         insecure=insecurities(prepared, records),
-        adapter_digest=str(last["adapter_out"]),
+        adapter_digest=note.adapter_digest,
         dropped=sum(len(record["dropped"]) for record in records),
         base=str(prepared.base),
         adapter=str(folder),

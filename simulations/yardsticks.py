@@ -1,8 +1,9 @@
 """What federated training is compared with: all rows in one place, and devices on their own.
 
 Both start from the same adapter as the federated run, use the same optimiser settings, train all
-roles, and pass over each row as often as the federated run does on average (:func:`passes`).
-Results are saved one by one, so that a resumed run repeats none of them.
+roles (with a core: the core and the head; A and B are no parameters then), and pass over each row
+as often as the federated run does on average (:func:`passes`). Results are saved one by one, so
+that a resumed run repeats none of them.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Ten
     layout = adapter_layout(plan, manifest)
     start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
     model = starting_model(worker, start)
-    roles = frozenset(spec.role for spec in layout.specs)
+    every = frozenset(spec.role for spec in layout.specs)
+    roles = worker.contract.roles(1) if worker.contract.has_core else every
     # A client's bound on steps is per round; here the passes are the bound.
     local = plan.local.model_copy(update={"max_steps": 0})
     train(model, worker.encode(rows), local=local, roles=roles, seed=seed, epochs=epochs)

@@ -227,7 +227,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     import numpy as np
 
     from base_model.store import read_manifest
-    from protocol.adapter import adapter_layout
+    from protocol.adapter import adapter_layout, as_plain_lora
     from protocol.encoding import vector_digest
     from protocol.plan import plan_from
     from server.peft_folder import write_peft_folder
@@ -236,6 +236,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         folder: Path,
         *,
         method: str = "lora",
+        rule: str = "",
         rank: int = 4,
         seed: int = 0,
         targets: object = "all-linear",
@@ -248,7 +249,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
                 "name": "t",
                 "base": {"fingerprint": manifest.fingerprint},
                 "adapter": adapter,
-                "rule": {"name": "fedit" if method == "lora" else "prompt-mean"},
+                "rule": {"name": rule or ("fedit" if method == "lora" else "prompt-mean")},
                 "task": {"labels": ["light", "music", "timer"], "max_length": 16},
             },
             source="test",
@@ -256,7 +257,8 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         rng = np.random.default_rng(seed)
         layout = adapter_layout(plan, manifest)
         vector = rng.normal(0, 0.3, layout.size).astype(np.float32)
-        tensors = layout.unflatten(vector)
+        tensors = as_plain_lora(layout.unflatten(vector))
+        published = np.concatenate([tensors[name].reshape(-1) for name in sorted(tensors)])
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_peft_folder(
             folder,
@@ -265,7 +267,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
             manifest=manifest,
             rank=rank,
             round_number=1,
-            adapter_digest=vector_digest(vector),
+            adapter_digest=vector_digest(published),
             exchange="plain",
             secure=False,
             metrics={},

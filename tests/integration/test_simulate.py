@@ -188,6 +188,7 @@ def test_a_round_without_a_quorum_ends_the_run_with_a_clear_error(experiment_fil
     "overrides",
     [
         ["plan.rule.name=fedit"],
+        ["plan.rule.name=fed-sb", "plan.adapter.targets=all-linear"],
         ["plan.rule.name=ffa-lora", "plan.server.optimizer=fedavgm"],
         ["plan.rule.name=flexlora", "plan.adapter.client_ranks=[2, 4]"],
         ["plan.rule.name=flora", "plan.adapter.rank=2"],
@@ -287,6 +288,41 @@ def test_under_secure_aggregation_the_adapter_is_nearly_that_of_plain(
     assert abs(secret.accuracy_federated - plain.accuracy_federated) < 0.05
     assert secret.exchange == "secagg"
     assert not any("sees the update" in line for line in secret.insecure)
+
+
+def test_a_core_is_learnt_under_secure_aggregation_and_measured_as_published(
+    experiment_file: Path,
+) -> None:
+    cores = [
+        "plan.rule.name=fed-sb",
+        "plan.adapter.targets=all-linear",
+        "plan.local.learning_rate=0.01",
+        "plan.rounds=8",
+        "yardsticks.pooled=true",
+        "yardsticks.alone=1",
+    ]
+    summary = run(experiment_file, "cores", [*SECRET, *cores])
+    folder = experiment_file.parent / "cores"
+    assert summary.exchange == "secagg"
+    assert summary.accuracy_federated > 0.4  # chance is 0.25
+    assert summary.accuracy_pooled is not None
+    assert summary.accuracy_pooled > 0.5
+    assert summary.parity_max_relative <= 1e-4
+    first, last = (
+        load_file(folder / "rounds" / number / "checkpoint.safetensors")
+        for number in ("0000", "0008")
+    )
+    for name in (name for name in first if name.startswith("adapter/")):
+        fixed = name.endswith(("lora_A", "lora_B"))
+        assert (first[name].tobytes() == last[name].tobytes()) == fixed, name
+    record = read(folder / "rounds" / "0008" / "record.json")
+    note = read(folder / "rounds" / "0008" / "adapter" / "release.json")
+    assert note["adapter_digest"] == record["adapter_published"] == summary.adapter_digest
+    assert record["adapter_published"] != record["adapter_out"]
+    before = read(folder / "evaluations.json")
+    (folder / "evaluations.json").unlink()
+    run(experiment_file, "cores", [*SECRET, *cores], resume=True)  # from the published folders
+    assert read(folder / "evaluations.json") == before
 
 
 @pytest.mark.parametrize("keys", ["x25519", "x25519+ml-kem-768"])

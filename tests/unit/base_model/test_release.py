@@ -44,6 +44,16 @@ def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family:
         assert parity.label_agreement == 1.0
 
 
+def test_an_adapter_with_cores_reaches_parity(
+    write_adapter: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "x", rule="fed-sb")
+    parity = release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4).parity
+    assert parity is not None
+    assert parity.max_relative <= 1e-4
+    assert parity.label_agreement == 1.0
+
+
 @pytest.mark.parametrize("name", ["a", "c"])
 def test_peft_opens_the_folder_and_it_changes_the_answer(
     released: dict[str, Path], tiny_base: Path, name: str

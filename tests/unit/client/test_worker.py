@@ -36,7 +36,7 @@ def _no_resident_base() -> Iterator[None]:
     worker_module._residents.clear()
 
 
-@pytest.mark.parametrize("rule", ["fedit", "alternating", "ffa-lora", "prompt-mean"])
+@pytest.mark.parametrize("rule", ["fedit", "alternating", "ffa-lora", "fed-sb", "prompt-mean"])
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, rule: str, round_number: int
@@ -174,6 +174,34 @@ def test_stacking_trains_a_fresh_adapter_beside_the_received_one(
     wanted.load(cut_to_rank(tensors, received, wanted.rank))
     _, out = work.split("a", work.encode(rows))
     assert given.metrics["eval_correct"] == evaluate(wanted, out).correct
+
+
+def test_around_a_core_the_factors_keep_their_bits_over_rounds(
+    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
+) -> None:
+    """What the coordinator would send next, three times; a plan of equal factors works between."""
+    plan, other = make_plan("fed-sb", local={"batch_size": 8, "learning_rate": 0.01}), make_plan()
+    layout = adapter_layout(plan, read_manifest(tiny_base))
+    sent = layout.only({Role.LORA_R, Role.HEAD})
+    instruction, first = instruct(plan)
+    state = layout.unflatten(first)
+    for number in (1, 2, 3):
+        work = worker_for(plan, tiny_base)
+        instruction, vector = instruct(plan, tensors=state, round=number)
+        given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
+        update = sent.unflatten(given.update)
+        assert all(value.any() for value in update.values())
+        after = work.model().tensors()
+        state = state | {name: state[name] + value for name, value in update.items()}
+        for spec in layout.specs:
+            if spec not in sent.specs:
+                mine, theirs = after[spec.name], layout.unflatten(first)[spec.name]
+                assert mine.tobytes() == theirs.tobytes(), spec.name
+        foreign, foreign_vector = instruct(other)
+        worker_for(other, tiny_base).contribute(
+            client="b", instruction=foreign, adapter=foreign_vector, rows=rows
+        )
+    assert worker_for(plan, tiny_base).model() is not worker_for(other, tiny_base).model()
 
 
 def test_a_stack_is_not_left_behind_for_another_rule(

@@ -14,12 +14,13 @@ import pytest
 from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
 
-from protocol.adapter import adapter_layout, lora_scaling
+from protocol.adapter import adapter_layout, as_plain_lora, lora_scaling
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import Manifest
 from protocol.peft_format import RELEASE_FILE, from_peft, parse_release
 from protocol.plan import Plan
+from protocol.rules import Role
 from server.aggregation import change_norm
 from server.app import make_app
 from server.store import RunStore
@@ -31,7 +32,7 @@ KEYS = {
     *("round", "attempt", "roles", "expected", "used", "dropped", "quorum", "exchange", "secure"),
     *("weight", "metrics", "update_norm", "bytes_down_per_client", "bytes_up_per_client"),
     *("seconds", "started_at", "ended_at", "plan_digest", "base_fingerprint"),
-    *("adapter_in", "adapter_out", "rank"),
+    *("adapter_in", "adapter_out", "adapter_published", "rank"),
 }
 
 
@@ -58,6 +59,7 @@ def test_a_published_round_is_complete_and_consistent(
         tensors = from_peft(load_file(published / "adapter_model.safetensors"))
         layout = adapter_layout(plan, manifest, rank=record["rank"])
         assert vector_digest(layout.flatten(tensors)) == before == note.adapter_digest
+        assert record["adapter_published"] == before
         config = json.loads((published / "adapter_config.json").read_text())
         assert config["r"] == record["rank"]
         assert (record["update_norm"] > 0) == (number > 0)
@@ -65,10 +67,35 @@ def test_a_published_round_is_complete_and_consistent(
     assert not list(folder.glob(".*"))
 
 
-def test_the_norm_of_a_change_is_that_of_the_dense_products(
-    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path
+def test_around_a_core_a_plain_adapter_is_published_under_its_own_digest(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, manifest: Manifest
 ) -> None:
-    plan = make_plan("flora")
+    plan = make_plan("fed-sb")
+    layout = adapter_layout(plan, manifest)
+    run(populate(plan), tmp_path / "r")
+    store = RunStore(tmp_path / "r")
+    for number in range(4):
+        state, record = store.load(number)
+        assert vector_digest(layout.flatten(state.adapter)) == record["adapter_out"]
+        published = tmp_path / "r" / "rounds" / f"{number:04d}" / "adapter"
+        note = parse_release((published / RELEASE_FILE).read_text(), source="release")
+        tensors = from_peft(load_file(published / "adapter_model.safetensors"))
+        assert not [name for name in tensors if name.endswith("lora_R")]
+        plain = layout.only(set(Role) - {Role.LORA_R})
+        assert vector_digest(plain.flatten(tensors)) == note.adapter_digest
+        assert note.adapter_digest == record["adapter_published"] != record["adapter_out"]
+        for path in ("m.0.query", "m.1.query"):
+            a, b, r = (state.adapter[f"{path}.lora_{which}"] for which in "ABR")
+            np.testing.assert_array_equal(tensors[f"{path}.lora_A"], a)
+            np.testing.assert_allclose(tensors[f"{path}.lora_B"], b @ r, rtol=1e-5, atol=1e-7)
+    store.close()
+
+
+@pytest.mark.parametrize("rule", ["flora", "fed-sb"])
+def test_the_norm_of_a_change_is_that_of_the_dense_products(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, rule: str
+) -> None:
+    plan = make_plan(rule)
     run(populate(plan), tmp_path / "r")
     store = RunStore(tmp_path / "r")
     (old, _), (new, _) = store.load(1), store.load(2)
@@ -76,8 +103,8 @@ def test_the_norm_of_a_change_is_that_of_the_dense_products(
     s, square = lora_scaling(plan), 0.0
     for path in ("m.0.query", "m.1.query"):
         dense = [
-            s * state.adapter[f"{path}.lora_B"] @ state.adapter[f"{path}.lora_A"]
-            for state in (old, new)
+            s * plain[f"{path}.lora_B"] @ plain[f"{path}.lora_A"]
+            for plain in (as_plain_lora(old.adapter), as_plain_lora(new.adapter))
         ]
         square += float(np.sum((dense[1] - dense[0]) ** 2))
     for name in ("classifier.weight", "classifier.bias"):

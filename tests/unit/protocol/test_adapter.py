@@ -1,0 +1,146 @@
+"""The adapter of a plan with a core: its tensors, where it starts, and the plain form of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from base_model.store import read_manifest
+from protocol.adapter import (
+    LORA_A,
+    LORA_B,
+    LORA_R,
+    adapter_layout,
+    as_plain_lora,
+    initial_adapter,
+    target_linears,
+    with_unit_cores,
+)
+from protocol.exchange.plain import HEADER
+from protocol.forecast import forecast
+from protocol.layout import Tensors
+from protocol.legality import check
+from protocol.manifest import Manifest
+from protocol.peft_format import from_peft, to_peft
+from protocol.plan import Plan, plan_from
+from protocol.rules import RULES, Role, rule_named
+
+RANK = 4
+
+
+@pytest.fixture
+def manifest(tiny_base: Path) -> Manifest:
+    return read_manifest(tiny_base)
+
+
+def plan_of(manifest: Manifest, rule: str = "fed-sb", **adapter: Any) -> Plan:
+    document = {
+        "name": "p",
+        "base": {"fingerprint": manifest.fingerprint},
+        "task": {"labels": ["a", "b", "c"], "max_length": 16},
+        "adapter": {"rank": RANK, "targets": "all-linear"} | adapter,
+        "rule": {"name": rule},
+    }
+    return plan_from(document, source="test")
+
+
+def filled(plan: Plan, manifest: Manifest) -> Tensors:
+    layout, rng = adapter_layout(plan, manifest), np.random.default_rng(0)
+    start = initial_adapter(layout, seed=1, embedding_std=0.02)
+    cores = layout.only({Role.LORA_R}).specs
+    return start | {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in cores}
+
+
+def test_only_a_rule_that_trains_a_core_has_one(manifest: Manifest) -> None:
+    linears = {linear.path for linear in target_linears(plan_of(manifest).adapter, manifest)}
+    for name, rule in RULES.items():
+        if rule.method == "prompt":
+            continue
+        layout = adapter_layout(plan_of(manifest, name), manifest)
+        cores = [spec for spec in layout.specs if spec.role is Role.LORA_R]
+        expected = linears if rule.has_core else set()
+        assert {spec.name.removesuffix(LORA_R) for spec in cores} == expected
+        assert all(spec.shape == (RANK, RANK) for spec in cores)
+    assert [name for name, rule in RULES.items() if rule.has_core] == ["fed-sb"]
+
+
+def test_a_round_sends_cores_and_head_and_nothing_else(manifest: Manifest) -> None:
+    plan = plan_of(manifest)
+    layout = adapter_layout(plan, manifest)
+    count = len(target_linears(plan.adapter, manifest))
+    head = sum(spec.size for spec in layout.specs if spec.role is Role.HEAD)
+    for number in (1, 2, 3):
+        sent = layout.only(rule_named("fed-sb").roles(number))
+        assert {spec.role for spec in sent.specs} == {Role.LORA_R, Role.HEAD}
+        assert sent.size == count * RANK**2 + head
+    cost = forecast(plan, manifest)
+    assert cost.upload_bytes_per_client_round == {"lora_R": HEADER.size + 4 * sent.size}
+    assert cost.download_bytes_per_client_round == 4 * layout.size
+
+
+def test_a_plan_with_a_core_is_legal_under_the_defaults(manifest: Manifest) -> None:
+    plan = plan_of(manifest)
+    assert plan.secrecy.exchange == "secagg"
+    assert not [found for found in check(plan, manifest) if found.severity == "error"]
+    mixed = check(plan_of(manifest, client_ranks=[2, 4]), manifest)
+    assert [f.field for f in mixed if f.severity == "error"] == ["adapter.client_ranks"]
+
+
+def test_fixed_factors_are_orthonormal_seeded_and_all_different(manifest: Manifest) -> None:
+    layout = adapter_layout(plan_of(manifest), manifest)
+    start, again, other = (
+        initial_adapter(layout, seed=seed, embedding_std=0.02) for seed in (1, 1, 2)
+    )
+    factors = [spec for spec in layout.specs if spec.role in {Role.LORA_A, Role.LORA_B}]
+    for spec in factors:
+        value = start[spec.name]
+        gram = value @ value.T if spec.role is Role.LORA_A else value.T @ value
+        np.testing.assert_allclose(gram, np.eye(RANK), atol=1e-6)
+        assert value.tobytes() == again[spec.name].tobytes() != other[spec.name].tobytes()
+        assert value.dtype == np.float32
+    assert len({start[spec.name].tobytes() for spec in factors}) == len(factors)
+    for spec in layout.only({Role.LORA_R}).specs:
+        assert not start[spec.name].any()
+
+
+def test_the_change_is_as_large_as_the_core(manifest: Manifest) -> None:
+    """What the constant 1 is for: |B R A| = |R| in every layer, whatever its width."""
+    tensors = filled(plan_of(manifest), manifest)
+    for name in (name for name in tensors if name.endswith(LORA_R)):
+        path = name.removesuffix(LORA_R)
+        change = tensors[path + LORA_B] @ tensors[name] @ tensors[path + LORA_A]
+        assert np.linalg.norm(change) == pytest.approx(np.linalg.norm(tensors[name]), rel=1e-5)
+
+
+def test_rules_without_a_core_start_as_ever(manifest: Manifest) -> None:
+    layout = adapter_layout(plan_of(manifest, "fedit"), manifest)
+    start = initial_adapter(layout, seed=1, embedding_std=0.02)
+    for spec in layout.specs:
+        if spec.role is Role.LORA_A:
+            assert np.abs(start[spec.name]).max() <= spec.shape[1] ** -0.5
+        if spec.role is Role.LORA_B:
+            assert not start[spec.name].any()
+    assert as_plain_lora(start) == start
+    assert with_unit_cores(start, layout) == start
+
+
+def test_the_plain_form_is_the_same_product_without_a_core(manifest: Manifest) -> None:
+    plan = plan_of(manifest)
+    layout, tensors = adapter_layout(plan, manifest), filled(plan, manifest)
+    plain = as_plain_lora(tensors)
+    assert sorted(plain) == [s.name for s in layout.specs if s.role is not Role.LORA_R]
+    for linear in target_linears(plan.adapter, manifest):
+        a, b, r = (tensors[linear.path + end] for end in (LORA_A, LORA_B, LORA_R))
+        np.testing.assert_array_equal(plain[linear.path + LORA_A], a)
+        np.testing.assert_allclose(
+            plain[linear.path + LORA_B] @ plain[linear.path + LORA_A], b @ r @ a, atol=1e-6
+        )
+    assert all(
+        np.array_equal(value, plain[key]) for key, value in from_peft(to_peft(plain)).items()
+    )
+    again = as_plain_lora(with_unit_cores(plain, layout))
+    assert layout.flatten(with_unit_cores(plain, layout)).shape == (layout.size,)
+    assert all(np.array_equal(again[name], value) for name, value in plain.items())
