@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = ["plan.adapter.method=prompt", "plan.local.learning_rate=1e-2"]
+PROMPT = ["plan.adapter.method=prompt", "plan.adapter.tokens=8", "plan.local.learning_rate=1e-2"]
 RULES: dict[str, list[str]] = {
     "alternating": [],
     "ffa-lora": [],
