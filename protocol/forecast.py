@@ -16,13 +16,14 @@ from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.rules import rule_named
 from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import DEFAULT_DEGREE, degree
-from protocol.secagg.messages import REVEAL_BYTES, advert_bytes
+from protocol.secagg.messages import COHORT_HEAD, COUNT, REVEAL_BYTES, advert_bytes
 from protocol.secagg.packing import packed_size
+from protocol.secagg.primitives import ID_BYTES
 from protocol.secagg.task import encoding_for
 from protocol.wire import Instruction
 
 FLOAT = 4  # bytes
-SIGNATURE, ROOT, LENGTH = 64, 32, 4
+SIGNATURE, ROOT, LENGTH, OPENING = 64, 32, 4, 24
 NO_INSTRUCTION = Instruction(
     round=1, attempt=1, plan_digest="", base="", adapter_digest="", rank=0, evaluate=False
 )
@@ -60,11 +61,28 @@ def upload_bytes(plan: Plan, size: int) -> int:
         return HEADER.size + FLOAT * size
     encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.largest_sum)
     near = degree(plan.largest_sum, DEFAULT_DEGREE)
-    keys = Keys(plan.secrecy.keys)
-    low, high = bytes(16), b"\xff" * 16  # half of the neighbours have a higher id
-    boxes = near * (keys.box_bytes(low, high) + keys.box_bytes(high, low)) // 2
     vector = packed_size(encoding.count, encoding.bits) + ROOT + LENGTH + SIGNATURE
-    return advert_bytes(keys) + boxes + SIGNATURE + vector + SIGNATURE + near * REVEAL_BYTES
+    advert = advert_bytes(Keys(plan.secrecy.keys))
+    boxes = _box_bytes(plan, near)
+    return advert + boxes + SIGNATURE + vector + SIGNATURE + near * REVEAL_BYTES
+
+
+def download_bytes(plan: Plan, size: int) -> int:
+    """Bytes that a client gets in a round with an adapter of ``size`` coordinates."""
+    if plan.secrecy.exchange == "plain":
+        return FLOAT * size
+    clients = plan.largest_sum
+    near = degree(clients, DEFAULT_DEGREE)
+    cohort = COHORT_HEAD.size + clients * advert_bytes(Keys(plan.secrecy.keys))
+    members = COUNT.size + clients * ID_BYTES + _box_bytes(plan, near)
+    agreed = clients * ID_BYTES + clients * (ID_BYTES + SIGNATURE)
+    return OPENING + cohort + members + agreed + FLOAT * size
+
+
+def _box_bytes(plan: Plan, near: int) -> int:
+    """Sealed shares for, or of, ``near`` neighbours; half of them have a higher id."""
+    keys, low, high = Keys(plan.secrecy.keys), bytes(ID_BYTES), b"\xff" * ID_BYTES
+    return near * (keys.box_bytes(low, high) + keys.box_bytes(high, low)) // 2
 
 
 def forecast(
@@ -99,12 +117,13 @@ def forecast(
     weights = manifest.files.get("weights.safetensors")
     base_bytes = sum(entry.bytes for entry in manifest.files.values())
     activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
+    down = download_bytes(plan, layout.size)
     return Forecast(
         adapter_parameters=layout.size,
         trained_parameters_by_phase=phases,
-        download_bytes_per_client_round=FLOAT * layout.size,
+        download_bytes_per_client_round=down,
         upload_bytes_per_client_round=uploads,
-        run_bytes_total=round(plan.rounds * plan.cohort.size * (FLOAT * layout.size + mean_upload)),
+        run_bytes_total=round(plan.rounds * plan.cohort.size * (down + mean_upload)),
         client_memory_bytes_estimate=(weights.bytes if weights else base_bytes)
         + FLOAT * widest
         + 4 * FLOAT * layout.size

@@ -17,8 +17,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from client import app as app_module
 from client import worker as worker_module
 from client.app import app
-from client.rows_cache import RowsCache
 from client.data import Rows
+from client.rows_cache import RowsCache
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
 from protocol.exchange.plain import decode

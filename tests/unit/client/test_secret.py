@@ -16,6 +16,7 @@ from client.ledger import FileLedger
 from client.secret import Member
 from protocol.errors import MachineError, PrivacyError, SecrecyError
 from protocol.exchange import METRICS, Contribution, Phase
+from protocol.forecast import download_bytes, upload_bytes
 from protocol.plan import Plan, plan_from
 from protocol.privacy.ledger import client_epsilon
 from protocol.secagg.agreement import Keys
@@ -404,3 +405,21 @@ def test_terms_name_the_keys_in_the_hybrid_form_only(tmp_path: Path) -> None:
         ring = encoding_for(made.plan, made.instruction, size=SIZE, clients=5)
         terms = terms_for(made.plan, made.instruction, ring, bytes(32))
         assert terms.get("keys") == (form if form is Keys.HYBRID else None)
+
+
+def test_the_forecast_of_bytes_is_what_a_client_sends(coordinator: Coordinator) -> None:
+    sent, received = dict.fromkeys(coordinator.ids, 0), dict.fromkeys(coordinator.ids, 0)
+    ask = coordinator.ask
+
+    def counting(one: bytes, phase: Phase, request: bytes, **changes: Any) -> bytes:
+        reply = ask(one, phase, request, **changes)
+        sent[one] += len(reply)
+        received[one] += len(request)
+        return reply
+
+    coordinator.ask = counting  # type: ignore[method-assign]
+    coordinator.whole()
+    early = len(next(iter(coordinator.early.values())))  # that of the next attempt came on top
+    mean = sum(sent.values()) / len(sent) - early
+    assert upload_bytes(coordinator.plan, SIZE) == mean
+    assert download_bytes(coordinator.plan, 0) == sum(received.values()) / len(received)

@@ -25,7 +25,7 @@ from protocol.layout import Tensors
 from protocol.legality import check
 from protocol.manifest import Manifest
 from protocol.peft_format import from_peft, to_peft
-from protocol.plan import Plan, plan_from
+from protocol.plan import Plan, Secrecy, plan_from
 from protocol.rules import RULES, Role, rule_named
 
 RANK = 4
@@ -76,7 +76,8 @@ def test_a_round_sends_cores_and_head_and_nothing_else(manifest: Manifest) -> No
         sent = layout.only(rule_named("fed-sb").roles(number))
         assert {spec.role for spec in sent.specs} == {Role.LORA_R, Role.HEAD}
         assert sent.size == count * RANK**2 + head
-    cost = forecast(plan, manifest)
+    plain = plan.model_copy(update={"secrecy": Secrecy(exchange="plain")})
+    cost = forecast(plain, manifest)
     assert cost.upload_bytes_per_client_round == {"lora_R": HEADER.size + 4 * sent.size}
     assert cost.download_bytes_per_client_round == 4 * layout.size
 
