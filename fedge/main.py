@@ -46,6 +46,8 @@ COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
+    "client": Lazy("client.commands:app", "A site's identity, and what its data has spent."),
+    "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
     "release": Lazy(
         "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
