@@ -196,6 +196,22 @@ def test_an_attempt_of_secure_aggregation_step_by_step() -> None:
     assert len(sid) == 32
 
 
+def test_every_kind_of_lie_has_its_own_refusal() -> None:
+    """What must be refused is in the vectors with its code; regenerating them refuses it again."""
+    case = load("secagg.json")
+    refused = {(entry["phase"], entry["what"]): entry["code"] for entry in case["refused"]}
+    assert refused["share", "threshold 1"] == "cohort.threshold"
+    assert refused["share", "two clients only"] == "cohort.too-small"
+    assert refused["share", "a client twice"] == "cohort.duplicate"
+    assert refused["share", "a key swapped"] == "advert.signature"
+    assert refused["share", "an advert of another attempt"] == "advert.other-attempt"
+    assert refused["share", "an unknown client"] == "cohort.unknown-client"
+    assert refused["mask", "boxes exchanged"] == "share.unreadable"
+    assert refused["alive", "itself not alive"] == "alive.own-missing"
+    assert refused["unmask", "too few signatures"] == "alive.quorum"
+    assert len({entry["message"] for entry in case["refused"]}) == len(case["refused"]) > 20
+
+
 def hybrid_public(secret: bytes) -> bytes:
     kem = MLKEM768PrivateKey.from_seed_bytes(secret[32:]).public_key()
     return x25519(secret[:32]) + kem.public_bytes_raw()

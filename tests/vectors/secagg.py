@@ -13,6 +13,7 @@ from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.coordinator import Attempt, Parameters
 from protocol.secagg.primitives import Suite, client_id
+from tests.vectors.negatives import refusals
 
 SID, SEQ, BITS, COUNT, TERMS = bytes(range(32)), 7, 16, 6, {"round": 3, "adapter": "a" * 64}
 LOST = 4  # of five clients, after the shares
@@ -91,6 +92,26 @@ def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
         reply = client.unmask(state, signatures, policy=policy)
         server.receive_unmask(one, up("unmask", one, reply))
     total = server.unmask()
+    one, other = present[0], present[1]
+    negatives = (
+        []
+        if form is Keys.HYBRID
+        else refusals(
+            key=keys[one],
+            other_key=keys[other],
+            policy=policy,
+            random=stream("negatives"),
+            terms=TERMS,
+            advertised=adverts[one][0],
+            cohort=cohort,
+            shared=shared[one][0],
+            box=boxes[one],
+            masked=masked[one],
+            alive=alive,
+            agreed=agreed[one][0],
+            signatures=signatures,
+        )
+    )
     channels = {one.hex(): adverts[one][0].channel_secret.hex() for one in ids}
     return {
         "sid": SID.hex(),
@@ -111,4 +132,8 @@ def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
         "rid": masked[ids[0]].rid.hex(),
         "messages": log,
         "sum": total.astype("<u2").tobytes().hex(),
-    } | ({"channels": channels} if form is Keys.HYBRID else {})
+    } | (
+        {"channels": channels}
+        if form is Keys.HYBRID
+        else {"refused_by": one.hex(), "refused": negatives}
+    )

@@ -129,7 +129,7 @@ class Cohort:
         return self.unmask(self.agree(self.mask(self.share(self.advertise()))))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cohort() -> Callable[..., Cohort]:
     """Makes a cohort of its arguments."""
     return Cohort

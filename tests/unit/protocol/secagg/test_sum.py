@@ -143,3 +143,22 @@ def test_the_mean_comes_back_close_and_counters_exactly(size: int, bits: int) ->
     expected = np.mean(vectors, axis=0)
     assert np.linalg.norm(mean - expected) <= 2e-3 * max(np.linalg.norm(expected), 0.3)
     assert sums == [45, 10 * (2**40 - 1)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_losses_that_the_thresholds_allow_leave_the_exact_sum(
+    cohort: Make, data: st.DataObject
+) -> None:
+    """A property: whoever is lost, and whenever, the rest's sum is theirs to the last bit."""
+    size = data.draw(st.integers(3, 12), label="clients")
+    spare = min(size - 1 - threshold(size - 1), size - alive_quorum(size))
+    count = data.draw(st.integers(0, max(0, spare)), label="lost")
+    numbers = data.draw(st.permutations(range(size)))[:count]
+    phases = [data.draw(st.sampled_from(("share", "mask", "alive", "unmask"))) for _ in numbers]
+    lost = {
+        phase: tuple(n for n, p in zip(numbers, phases, strict=True) if p == phase)
+        for phase in set(phases)
+    }
+    made = cohort(size=size, lost=lost, minimum=min(3, size - count))
+    assert (made.run() == made.total.astype(np.uint16)).all()
