@@ -168,12 +168,15 @@ def _mask(message: Message, context: Context) -> RecordDict:
     if wire.SECAGG in message.content:
         return _in_secret(Phase.MASK, message, context)
     plan = plan_of(context)
+    from client.secret import verify_limit
+
     if plan.secrecy.exchange != "plain":  # nobody talks a client out of its plan
         raise SecrecyError(
             "exchange.plain",
             f"asked for a plain update, the plan says {plan.secrecy.exchange}",
             "ask the coordinator's operator",
         )
+    verify_limit(plan, epsilon_limit(context))
     contribution = _contribution(message, context)
     masked = np.frombuffer(PlainClient().mask(contribution), np.uint8)
     return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(masked)})})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from protocol.errors import MachineError
 from protocol.privacy.ledger import Entry, parse_entries
+
+Allowed = Callable[[list[Entry]], None]
 
 
 class Ledger(Protocol):
@@ -17,13 +21,16 @@ class Ledger(Protocol):
         """All of them, oldest first."""
         ...
 
-    def add(self, entry: Entry) -> None:
-        """Keep ``entry``, once; it is safe when this returns."""
+    def spend(self, entry: Entry, allowed: Allowed) -> None:
+        """Keep ``entry`` unless ``allowed`` raises for what is there; it is safe when this returns."""
         ...
 
 
 class FileLedger:
-    """One JSON line per entry, only ever appended to, readable by its owner alone."""
+    """One JSON line per opened sum, only ever appended to, readable by its owner alone.
+
+    Two entries with the same numbers are two sums: a coordinator chooses the numbers.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,19 +45,25 @@ class FileLedger:
             raise self._unusable("read", error) from None
         return parse_entries(text, source=str(self.path))
 
-    def add(self, entry: Entry) -> None:
-        """Append; raises MachineError when it cannot be kept: then nothing may be revealed."""
-        if any(entry.same_sum(known) for known in self.entries()):
-            return
+    def spend(self, entry: Entry, allowed: Allowed) -> None:
+        """Check and append as one: runs side by side share the file.
+
+        Raises what ``allowed`` raises, and MachineError when the entry cannot be kept; then nothing
+        may be revealed.
+        """
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(file, (entry.model_dump_json() + "\n").encode())
-                os.fsync(file)
-            finally:
-                os.close(file)
         except OSError as error:
             raise self._unusable("written", error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            allowed(self.entries())
+            os.write(file, (entry.model_dump_json() + "\n").encode())
+            os.fsync(file)
+        except OSError as error:
+            raise self._unusable("written", error) from None
+        finally:
+            os.close(file)
 
     def _unusable(self, verb: str, error: Exception) -> MachineError:
         return MachineError(

@@ -34,6 +34,7 @@ from protocol.secagg.session import (
     check_new,
     check_round,
     check_same_sum,
+    instruction_digest,
     opening,
     part,
     repeated,
@@ -43,6 +44,7 @@ from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.wire import Instruction
 
 RUN_ID_BYTES = 16
+LIMIT_DELTA = 1e-6  # of a client's own limit, whatever a plan's delta is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Member:
     """Who this client is in a run: its key, the roster it trusts, the plan it agreed to.
 
     ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
-    that this client's data may spend over all runs and plans.
+    at delta 1e-6 that this client's data may spend over all runs and plans.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Member:
             # Its advert may have been made before anything was known of this attempt.
             self._check(instruction)
             check_round(session, instruction)
+            told = instruction_digest(instruction)
             after, reply = core.share(
                 part(session.advertised),
                 request,
@@ -97,7 +100,11 @@ class Member:
                 policy=self.policy,
                 random=self.random,
             )
-            done = session.model_copy(update={"shared": after, "advertised": None})
+            done = session.model_copy(update={"shared": after, "advertised": None, "told": told})
+        elif session.told != instruction_digest(instruction):
+            raise SecrecyError(
+                "instruction.changed", "not the one this attempt began with", core.STOP
+            )
         elif phase is Phase.MASK:
             masked, reply = self._mask(request, instruction, part(session.shared), contribute)
             done = session.model_copy(update={"masked": masked, "shared": None})
@@ -151,6 +158,10 @@ class Member:
     def _check(self, instruction: Instruction) -> None:
         if instruction.plan_digest != self.plan.digest:
             raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
+        if not 1 <= instruction.round <= self.plan.rounds:
+            raise SecrecyError(
+                "attempt.round", f"round {instruction.round} of {self.plan.rounds}", core.STOP
+            )
         self._verify_budget()
 
     def _advertise(
@@ -178,23 +189,26 @@ class Member:
             advertised=state,
         ), reply
 
-    def _verify_budget(self) -> None:
-        """Before any work: another sum fits the plan's budget and this client's own."""
+    def _verify_budget(self, entries: list[Entry] | None = None) -> None:
+        """Another sum fits the plan's budget and this client's own, over ``entries`` or the ledger."""
+        verify_limit(self.plan, self.limit)
         if not self.plan.private:
             return
-        entries, privacy = self.ledger.entries(), self.plan.privacy
+        known = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
-        mine = [entry for entry in entries if entry.plan == self.plan.digest]
-        verify_affordable(mine, self.name, privacy, cost)
-        everything = sum((entry.spent for entry in entries), cost)
-        if (after := epsilon(everything, delta=privacy.delta)) > self.limit:
+        mine = [entry for entry in known if entry.plan == self.plan.digest]
+        verify_affordable(mine, self.name, self.plan.privacy, cost)
+        everything = sum((entry.spent for entry in known), cost)
+        if math.isfinite(self.limit) and (
+            (after := epsilon(everything, delta=LIMIT_DELTA)) > self.limit
+        ):
             raise PrivacyError(
-                f"over all runs this client would reach epsilon {after:.3f}",
+                f"over all runs this client would reach epsilon {after:.3f} at delta {LIMIT_DELTA:g}",
                 f"its own limit is {self.limit:g}; its operator can raise it",
             )
 
     def _spend(self, instruction: Instruction, session: Session) -> None:
-        """Written down before the shares leave: what is in doubt is spent."""
+        """Checked again and written down before the shares leave: what is in doubt is spent."""
         if not self.plan.private:
             return
         numbers = distributed_numbers(mechanism_of(self.plan, size=self.size))
@@ -209,7 +223,7 @@ class Member:
                 **numbers,
             }
         )
-        self.ledger.add(entry)
+        self.ledger.spend(entry, self._verify_budget)
 
     def _mask(
         self,
@@ -229,3 +243,13 @@ class Member:
         words = encoding.words(given, rng, self.random)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)
+
+
+def verify_limit(plan: Plan, limit: float) -> None:
+    """A client with a limit takes part under noise that it adds itself. Raises PrivacyError."""
+    if math.isfinite(limit) and plan.privacy.mechanism != "distributed":
+        raise PrivacyError(
+            f"this client's data may spend epsilon {limit:g}; the plan's noise is "
+            f"{plan.privacy.mechanism}",
+            'it takes part in plans with mechanism = "distributed", or without max-epsilon',
+        )

@@ -128,6 +128,8 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             "INSECURE: the coordinator sees every client's update",
             "for simulation and research only",
         )
+        if plan.secrecy.groups > 1:
+            yield _error("secrecy.groups", "groups are for secret sums", "use groups = 1")
     else:
         yield from _secret(plan)
     if contract.needs == "individual":
@@ -209,7 +211,7 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
     if (
         plan.private
         and contract.method == plan.adapter.method
-        and plan.least_sum > plan.privacy.corrupt
+        and (plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt)
     ):
         try:
             sizes = round_sizes(plan, manifest)

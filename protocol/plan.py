@@ -173,8 +173,12 @@ class Privacy(Section):
     mechanism: Literal["none", "distributed", "central"] = Field(
         default="none", description="distributed: clients add it; central: plaintext research"
     )
-    clip: PositiveReal = Field(default=1.0, description="L2 norm of one client's update")
-    noise_multiplier: PositiveReal = Field(default=4.0, description="noise of the sum over clip")
+    clip: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        default=1.0, description="L2 norm of one client's update"
+    )
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1000)] = Field(
+        default=4.0, description="noise of the sum over clip"
+    )
     epsilon: PositiveReal = Field(default=10.0, description="what a client may spend in the run")
     delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-6
     rounds_per_client: Annotated[int, Field(ge=0)] = Field(

@@ -57,13 +57,16 @@ class Attempt:
         self._plan, self._store = setting.plan, setting.store
         self._roles = setting.contract.roles(number)
         self._individual = setting.contract.needs == "individual"
+        # Drawing again after an empty sample would be no Poisson sampling: that round is noise.
+        self._central = self._plan.privacy.mechanism == "central"
         opened = self._store.opened(number)
         if opened is None or opened["attempt"] != attempt or opened["adapter_in"] != digest:
             opened = self._open()
+        self._number_of_sum = int(opened["sequence"])
         self._started_at = float(opened["started_at"])
         self._begun = setting.clock.now()
         self._collecting: Collecting = open_attempt(
-            tuple(opened["cohort"]), quorum=self._plan.cohort.quorum
+            tuple(opened["cohort"]), quorum=0 if self._central else self._plan.cohort.quorum
         )
         self._layout = setting.layout(state.rank).only(self._roles)
         self._exchange = setting.exchange(self._layout.size)
@@ -85,7 +88,7 @@ class Attempt:
             round_number=self._number,
             attempt=self._attempt,
         )
-        if self._plan.privacy.mechanism == "central":
+        if self._central:
             sampling = self._plan.privacy.sampling
             cohort = draw_poisson(names, sampling=sampling, random=self._setting.random)
         opened: Record = {
@@ -93,6 +96,7 @@ class Attempt:
             "cohort": list(cohort),
             "adapter_in": self._digest,
             "started_at": self._setting.clock.now(),
+            "sequence": self._store.next_sequence()[1] if self._central else 0,
         }
         self._store.open_attempt(self._number, opened)
         return opened
@@ -224,6 +228,11 @@ class Attempt:
             done = expected - len(self._collecting.waiting)
             self._setting.listener.on_reply(self._number, done, expected)
 
+    @property
+    def revealed(self) -> bool:
+        """Whether clients were asked to open a sum: they will not open another of this round."""
+        return False
+
     # -- aggregating ------------------------------------------------------------------------------
 
     def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
@@ -234,7 +243,7 @@ class Attempt:
         """
         setting = self._setting
         if not self._individual:
-            self._spend(closed.used)
+            self._spend(closed.used, sequence=self._number_of_sum)
             aggregate = self._exchange.unmask()
             after = apply_mean(
                 self._state,

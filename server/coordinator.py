@@ -125,12 +125,23 @@ class _Run:
                 record = attempt.record(closed, aggregate, norm) | self._identity(number, after)
                 self._publish(number, after, record, aggregate.metrics)
                 return after, record
+            if attempt.revealed:
+                return self._void(number, state, attempt.record(closed))
             failed += 1
             self._store.fail_attempt(number, failed, attempt.record(closed))
         raise RoundError(
             f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts",
             "look at rounds/*.attempt*.json; mend the clients, remove those files, then resume",
         )
+
+    def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:
+        """A sum was asked for and did not open: clients open no other of this round. (P-4.6)
+
+        The round is published with the model as it was, and says so; the next one starts.
+        """
+        record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
+        self._publish(number, state, record, {})
+        return state, record
 
     def _identity(self, number: int, state: State) -> Record:
         layout = self._setting.layout(state.rank)
@@ -140,6 +151,7 @@ class _Run:
             "rank": state.rank,
             "plan_digest": self._setting.plan_digest,
             "base_fingerprint": self._manifest.fingerprint,
+            "void": None,
             "adapter_out": vector_digest(layout.flatten(state.adapter)),
             "adapter_published": vector_digest(published.flatten(as_plain_lora(state.adapter))),
         }
@@ -167,7 +179,6 @@ class _Run:
     def _publish(
         self, number: int, state: State, record: Record, metrics: dict[str, float]
     ) -> None:
-        exchange = self._setting.exchange(0)
         self._store.publish(
             number,
             state,
@@ -180,8 +191,9 @@ class _Run:
                 rank=state.rank,
                 round_number=number,
                 adapter_digest=record["adapter_published"],
-                exchange=exchange.name,
-                secure=exchange.secure,
+                exchange=self._plan.secrecy.exchange,
+                secure=self._setting.secure,
                 metrics=metrics,
+                privacy=record["privacy"],
             ),
         )

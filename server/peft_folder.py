@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save
 
@@ -35,6 +36,7 @@ def write_peft_folder(
     exchange: str,
     secure: bool,
     metrics: dict[str, float],
+    privacy: dict[str, Any] | None = None,
 ) -> None:
     """Write config, weights, model card and ``release.json`` into ``folder``, a new folder.
 
@@ -46,7 +48,7 @@ def write_peft_folder(
     contents = {
         CONFIG_FILE: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
         WEIGHTS_FILE: save(to_peft(tensors), metadata={"format": "pt"}),
-        CARD: _card(plan, manifest, round_number, secure).encode(),
+        CARD: _card(plan, manifest, round_number, secure, privacy).encode(),
     }
     note = ReleaseNote(
         plan_name=plan.name,
@@ -65,8 +67,14 @@ def write_peft_folder(
         (folder / name).write_bytes(data)
 
 
-def _card(plan: Plan, manifest: Manifest, round_number: int, secure: bool) -> str:
-    privacy = (
+def _card(
+    plan: Plan,
+    manifest: Manifest,
+    round_number: int,
+    secure: bool,
+    privacy: dict[str, Any] | None,
+) -> str:
+    seen = (
         "The coordinator saw sums of updates only."
         if secure
         else "INSECURE exchange: the coordinator saw every client's update."
@@ -89,5 +97,14 @@ base = open_base(Path("BASE"), labels={len(plan.task.labels)})
 model = PeftModel.from_pretrained(base.model, "THIS FOLDER")
 ```
 
-{privacy} Differential privacy: {plan.privacy.mechanism}.
+{seen} {_spent(privacy)}
 """
+
+
+def _spent(privacy: dict[str, Any] | None) -> str:
+    if privacy is None:
+        return "There is no differential privacy: it may reveal single rows of a client."
+    return (
+        f"Differential privacy of one client's whole update ({privacy['mechanism']} noise): epsilon "
+        f"{privacy['epsilon']:.3f} at delta {privacy['delta']:g}."
+    )

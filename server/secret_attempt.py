@@ -29,6 +29,7 @@ from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, 
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
 
+RETRY = "check the clients that were lost; the model is unchanged"
 Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
 
@@ -102,7 +103,26 @@ class SecretAttempt(Attempt):
         self._phase(Phase.MASK, self._to_mask, lambda m, c, b: m.core.receive_masked(c, b))
         self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
         known.clear()
+        self._signatures = {id(m): m.guarded(m.core.close_alive) for m in self._sums}
+        if self._too_few():
+            return
+        self._store.note_revealing(self._number)
         self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
+
+    def _too_few(self) -> bool:
+        """Sums that are still possible miss the quorum together: then none is opened."""
+        left = [made for made in self._sums if made.failure is None]
+        count, quorum = sum(len(made.alive) for made in left), self._plan.cohort.quorum
+        if count >= quorum:
+            return False
+        for made in left:
+            made.failure = RoundError(f"{count} clients are left, the quorum is {quorum}", RETRY)
+        return True
+
+    @property
+    def revealed(self) -> bool:
+        """Whether clients were asked to open a sum, now or before the coordinator was killed."""
+        return self._store.is_revealing(self._number)
 
     def _try_advert(self, made: SecretSum, one: bytes, advert: bytes) -> None:
         try:
@@ -130,7 +150,8 @@ class SecretAttempt(Attempt):
         return dict.fromkeys(made.core.alive, alive) if (alive := made.core.close_masked()) else {}
 
     def _to_unmask(self, made: SecretSum) -> Messages:
-        signatures = made.core.close_alive()
+        signatures = self._signatures[id(made)]
+        assert signatures is not None  # of a sum that has not failed
         self._spend(
             made.alive, run=self._sid.hex(), sequence=self._seq, group=self._sums.index(made)
         )
@@ -208,15 +229,18 @@ class SecretAttempt(Attempt):
 
     def _account_for_the_rest(self) -> None:
         """Whoever is in no sum is dropped: for its own reason, or because its sum failed."""
-        failed: dict[str, RoundError] = {}
+        failed: dict[str, str] = {}
+        lost: dict[str, str] = {}
         for made in self._sums:
+            lost |= made.lost
             if made.failure is not None:
-                failed.update(dict.fromkeys(made.names.values(), made.failure))
+                failed.update(dict.fromkeys(made.names.values(), made.failure.cause))
         for name in self._collecting.waiting:
             why = self._why.get(name)
-            if why is None and name in failed:
-                why = (Reason.ERROR, f"no sum: {failed[name].cause}")
-            reason, detail = why or (Reason.NO_REPLY, "no answer by the deadline")
+            if why is None and name in failed and name not in lost:
+                why = (Reason.ERROR, f"no sum: {failed[name]}")
+            silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
+            reason, detail = why or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
             self._collecting = drop(self._collecting, name, reason, line)
 

@@ -5,7 +5,8 @@
     sequence.json           the run's id and the number of its last attempt at a secret sum
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
     rounds/0007.attempt1.json   the record of an attempt that failed
-    rounds/.0008.open/      the open attempt: round.json and one file per accepted reply
+    rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, and
+                            ``revealing`` once clients were asked to open a secret sum
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
 Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
@@ -37,7 +38,7 @@ from server.optimizers import Moments
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER = "plan.json", "sequence.json", "privacy.jsonl"
-ROUND = re.compile(r"[0-9]{4,}")
+REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
 
 
@@ -210,6 +211,15 @@ class RunStore:
     def remove_reply(self, number: int, client: str) -> None:
         """Forget an update that turned out to be unusable."""
         self._reply(number, client).unlink(missing_ok=True)
+
+    def note_revealing(self, number: int) -> None:
+        """The open attempt asks clients to open its sum: on disk before anybody is asked."""
+        (self._open(number) / REVEALING).touch()
+        _sync(self._open(number))
+
+    def is_revealing(self, number: int) -> bool:
+        """Whether the open attempt had come so far."""
+        return (self._open(number) / REVEALING).exists()
 
     def has_reply(self, number: int, client: str) -> bool:
         """Whether an update of ``client`` is stored for the open attempt."""

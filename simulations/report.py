@@ -49,7 +49,7 @@ def _page(run: Path, plan: Json) -> str:
         ("Figures", _figures(plan, summary, records)),
         ("What is insecure about this run", _insecure(plan, summary, records)),
         ("What the coordinator could see", visible(plan, records)),
-        ("Privacy spent", privacy(plan, records)),
+        ("Privacy spent", privacy(records, failed)),
         ("Quality per round", _quality(evaluations, yardsticks)),
         ("Participation", _participation(records, failed)),
         ("Bytes", _bytes(records)),
@@ -187,6 +187,9 @@ def _participation(records: list[Json], failed: list[Json]) -> str:
         )
     )
     html += f"<p>{len(failed)} attempt(s) failed their quorum.</p>" if failed else ""
+    for record in (r for r in records if r.get("void")):
+        text = f"Round {record['round']} left the model as it was: {record['void']}."
+        html += f'<p class="warn">{escape(text)}</p>'
     if not dropped:
         return html + "<p>Every client that was expected was used.</p>"
     return html + table(["round", "attempt", "client", "cause", "detail"], dropped)

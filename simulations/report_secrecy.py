@@ -16,18 +16,28 @@ def visible(plan: Json, records: list[Json]) -> str:
         return "<p>No round is finished.</p>"
     if any(not record["secure"] for record in records):
         return "<p>Every client's update, example count, loss and training time, in clear.</p>"
-    used = [len(record["used"]) for record in records]
+    groups = plan["secrecy"].get("groups", 1)
+    used = [
+        len(members)
+        for record in records
+        for members in ([g["used"] for g in record["groups"]] or [record["used"]])
+        if members
+    ]
     private = plan["privacy"]["mechanism"] != "none"
+    which = "the sum of a round's updates" if groups == 1 else f"{groups} sums of a round's updates"
     saw = [
-        f"the sum of a round's updates: of {min(used)} to {max(used)} clients, never of fewer than "
-        f"{plan['cohort']['quorum']}"
+        f"{which}: each of {min(used, default=0)} to {max(used, default=0)} clients, never of fewer "
+        f"than {max(3, plan['cohort']['quorum'] // groups)}"
         + (", with the clients' noise in it" if private else ", exactly"),
         "no metrics at all"
         if private
         else "the sums of example counts, losses and training times, not one client's",
         "who was asked, who answered in which phase, when, and from which address",
     ]
-    hidden = "any single update, weight or metric, as long as fewer than a third of a round's clients help it"
+    whole = "a round's clients" if groups == 1 else "a group's clients"
+    hidden = (
+        f"any single update, weight or metric, as long as fewer than a third of {whole} help it"
+    )
     lost = sum(len(record.get("lost", {})) for record in records)
     liars = sorted({name for record in records for name in record.get("liars", [])})
     html = "<p>It saw:</p><ul>" + "".join(f"<li>{escape(line)}</li>" for line in saw) + "</ul>"
@@ -41,12 +51,13 @@ def visible(plan: Json, records: list[Json]) -> str:
     return html
 
 
-def privacy(plan: Json, records: list[Json]) -> str:
-    """Epsilon per round with everything it hangs on."""
+def privacy(records: list[Json], failed: list[Json]) -> str:
+    """Epsilon per round with everything it hangs on; failed attempts have spent as well."""
     spent = [(record["round"], record["privacy"]) for record in records if record.get("privacy")]
+    late = [record["privacy"] for record in failed if record.get("privacy")]
     if not spent:
         return "<p>No differential privacy: an adapter may reveal single rows of a device.</p>"
-    last = spent[-1][1]
+    last = max([each for _, each in spent] + late, key=lambda each: int(each["sums"]))
     points = tuple((float(number), float(each["epsilon"])) for number, each in spent)
     ends = (points[0][0], points[-1][0])
     lines = [

@@ -6,12 +6,10 @@ For research in plaintext: protects readers of what is released, not clients fro
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from protocol.exchange import Aggregate
-from protocol.exchange.plain import PlainCoordinator
+from protocol.exchange.plain import FRACTION_BITS, PlainCoordinator
 from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.secagg.primitives import RandomBytes
@@ -35,13 +33,11 @@ class CentralCoordinator(PlainCoordinator):
         return update if norm <= clip else (update * np.float32(clip / norm * (1 - 2**-20)))
 
     def unmask(self) -> Aggregate:
-        """The noisy mean; no metrics, which would leak."""
-        summed = super().unmask()
+        """The noisy mean, of nobody's updates too; no metrics, which would leak."""
         privacy, expected = self._plan.privacy, self._plan.cohort.size
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(self._random(32), "big")))
-        noise = rng.normal(0.0, privacy.noise_multiplier * privacy.clip, len(summed.mean))
-        total = summed.mean.astype(np.float64) * summed.weight + noise
-        if not math.isfinite(float(total.sum())):
-            raise ValueError("the noisy sum is not finite")
+        noise = rng.normal(0.0, privacy.noise_multiplier * privacy.clip, len(self._sum))
+        total = self._sum.astype(np.float64) / 2.0**FRACTION_BITS + noise
         mean = (total / expected).astype(np.float32)
-        return Aggregate(mean=mean, weight=summed.weight, metrics={}, clients=summed.clients)
+        clients = tuple(sorted(self._clients))
+        return Aggregate(mean=mean, weight=self._weight, metrics={}, clients=clients)

@@ -15,6 +15,7 @@ from protocol.privacy.planned import (
 from protocol.rules import RuleContract
 
 Said = tuple[Literal["error", "warning", "note"], str, str, str]
+LEAST_SIGMA, MOST_SIGMA = 0.5, 20_000.0  # in steps of the grid; the table grows with it
 DROWNED = 4.0  # noise over signal of a round's mean
 
 
@@ -75,7 +76,7 @@ def _exchange(plan: Plan) -> Iterator[Said]:
         yield (
             "error",
             "cohort.quorum",
-            "drawing again below a quorum is no Poisson sampling",
+            "drawing again below a quorum is no Poisson sampling: an empty sample is a round of noise",
             "use quorum = 1; cohort.size is the number of clients to expect",
         )
     if privacy.rounds_per_client or privacy.corrupt:
@@ -115,6 +116,9 @@ def _leaks(plan: Plan, contract: RuleContract) -> Iterator[Said]:
 def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
     """What needs the number of coordinates in each phase."""
     privacy = plan.privacy
+    if privacy.mechanism == "distributed" and (wrong := _unusable(plan, sizes)):
+        yield "error", "privacy.noise_multiplier", wrong, "change noise_multiplier or clip"
+        return
     spent, rounds = planned_epsilon(plan, sizes), rounds_counted(plan)
     if spent > privacy.epsilon:
         yield (
@@ -141,5 +145,16 @@ def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
             f"{spent:.2f}",
             "",
         )
-    if privacy.mechanism == "distributed" and mechanism_of(plan, size=max(sizes)).ring_bits is None:
-        yield "error", "privacy.clip", "the noisy sum needs more than 32 bits", "fewer clients"
+
+
+def _unusable(plan: Plan, sizes: Sequence[int]) -> str:
+    """Why clients could not make the noise: of the grid too little, or a table too large."""
+    for size in sizes:
+        made = mechanism_of(plan, size=size)
+        if not made.grid:
+            return "the clip is too small for its grid"
+        if not LEAST_SIGMA <= float(made.sigma) <= MOST_SIGMA:
+            return f"a client's noise is {float(made.sigma):.2g} steps of the grid"
+        if made.ring_bits is None:
+            return "the noisy sum needs more than 32 bits"
+    return ""

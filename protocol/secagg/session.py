@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from protocol.encoding import canonical_json
 from protocol.errors import SecrecyError
 from protocol.exchange import Phase
 from protocol.secagg.states import STOP, Advertised, Agreed, Masked, Shared
-from protocol.wire import Instruction
+from protocol.wire import Instruction, to_record
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
 AnyState = Advertised | Shared | Masked | Agreed
@@ -61,6 +62,7 @@ class Session(BaseModel):
     seen: dict[bytes, int]  # the highest number of every run, this one's among them
     revealed: Revealed | None = None
     before: Answered | None = None
+    told: bytes = b""  # SHA-256 of the instruction, from the share phase on
     asked: bytes  # SHA-256 of the request that was answered
     reply: bytes  # empty for a masked vector
     advertised: Advertised | None = None
@@ -143,6 +145,11 @@ def check_same_sum(session: Session, instruction: Instruction, alive: bytes) -> 
 def opening(run: bytes, seq: int) -> bytes:
     """The request for an advert: the run's id and the attempt's number."""
     return run + seq.to_bytes(8, "big")
+
+
+def instruction_digest(instruction: Instruction) -> bytes:
+    """One instruction per attempt: no phase may be told another round, adapter or base."""
+    return request_digest(canonical_json(to_record(instruction)))
 
 
 def request_digest(request: bytes) -> bytes:

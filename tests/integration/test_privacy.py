@@ -30,9 +30,8 @@ CENTRAL = [
     *COMMON,
     "plan.cohort.size=3",
     "plan.cohort.quorum=1",
-    "plan.cohort.attempts=20",
     "plan.privacy.mechanism=central",
-    "plan.privacy.sampling=0.5",
+    "plan.privacy.sampling=0.2",
     "plan.privacy.noise_multiplier=2.0",
     "plan.privacy.epsilon=20.0",
 ]
@@ -62,6 +61,11 @@ def test_every_record_says_what_was_spent_and_the_report_shows_it(experiment_fil
     summary = read(out / "summary.json")
     assert summary["epsilon"] == spent[-1]["epsilon"]
     page = write_report(out).read_text()
+    folder = out / "rounds" / "0003" / "adapter"
+    assert read(folder / "release.json")["exchange"] == "secagg"
+    card = (folder / "README.md").read_text()
+    assert "INSECURE" not in card
+    assert f"epsilon {spent[-1]['epsilon']:.3f} at delta 1e-06" in card
     assert f"{spent[-1]['epsilon']:.3f}" in page
     assert "Privacy spent" in page
     ledger = parse_entries((out / "privacy.jsonl").read_text(), source="ledger")
@@ -97,3 +101,5 @@ def test_central_noise_counts_every_round_for_everybody(experiment_file: Path) -
     assert all(record["metrics"] == {} for record in records(out))
     said = read(out / "summary.json")["insecure"]
     assert any("not devices from the coordinator" in line for line in said)
+    assert len(spent) == 3  # a sample of nobody is a round of noise, never drawn again
+    assert not list(out.glob("rounds/*.attempt*.json"))

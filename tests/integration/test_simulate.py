@@ -341,34 +341,3 @@ def test_losses_in_every_phase_are_survived_and_named(experiment_file: Path, key
         left = {*record["used"], *(entry["client"] for entry in record["dropped"])}
         assert left == set(record["expected"])
         assert len(record["used"]) >= 3
-
-
-def test_groups_are_summed_apart_and_a_far_one_is_left_out(experiment_file: Path) -> None:
-    settings = [*SECRET, "population.clients=12", "plan.cohort.size=12", "plan.cohort.quorum=9"]
-    run(experiment_file, "groups", [*settings, "plan.secrecy.groups=3"])
-    records = [
-        read(path)
-        for path in sorted(experiment_file.parent.glob("groups/rounds/*/record.json"))[1:]
-    ]
-    for record in records:
-        groups = record["groups"]
-        assert len(groups) == 3
-        members = [name for group in groups for name in group["clients"]]
-        assert sorted(members) == record["expected"]
-        assert [len(group["used"]) for group in groups] == [4, 4, 4]
-        assert any(group["kept"] for group in groups)
-        assert record["weight"] == 12
-    drawn = [tuple(map(tuple, (g["clients"] for g in record["groups"]))) for record in records]
-    assert len(set(drawn)) == 3  # anew in every round
-
-
-def test_a_groups_failure_costs_that_group_only(experiment_file: Path) -> None:
-    settings = [*SECRET, "population.clients=18", "plan.cohort.size=18", "plan.cohort.quorum=10"]
-    faults = ["faults.dropout=0.12", "plan.cohort.attempts=30", "plan.rounds=5"]
-    run(experiment_file, "lossy-groups", [*settings, "plan.secrecy.groups=3", *faults])
-    paths = sorted(experiment_file.parent.glob("lossy-groups/rounds/*.json"))
-    paths += sorted(experiment_file.parent.glob("lossy-groups/rounds/*/record.json"))[1:]
-    failed = [g for path in paths for g in read(path)["groups"] if g["failure"]]
-    assert failed
-    for group in failed:
-        assert not group["used"]

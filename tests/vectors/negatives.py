@@ -42,7 +42,9 @@ def refusals(
     found: list[dict[str, str]] = []
 
     def note(phase: str, what: str, message: bytes, work: Callable[[], Any]) -> None:
-        found.append({"phase": phase, "what": what, "message": message.hex(), "code": code(what, work)})
+        found.append(
+            {"phase": phase, "what": what, "message": message.hex(), "code": code(what, work)}
+        )
 
     for what, message in _cohorts(decode_cohort(cohort), advertised.client, other_key).items():
         note(

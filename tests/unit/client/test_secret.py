@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import FileLedger
-from client.secret import Member
+from client.secret import Member, verify_limit
 from protocol.errors import MachineError, PrivacyError, SecrecyError
 from protocol.exchange import METRICS, Contribution, Phase
 from protocol.forecast import download_bytes, upload_bytes
@@ -115,6 +116,9 @@ class Coordinator:
         cohort = self.advertise()
         for one in self.ids:
             self.core.receive_shares(one, self.ask(one, Phase.SHARE, cohort))
+        return self.boxes()
+
+    def boxes(self) -> dict[bytes, bytes]:
         members = len(self.core.fix_members())
         self.encoding = encoding_for(self.plan, self.instruction, size=SIZE, clients=members)
         terms = terms_for(self.plan, self.instruction, self.encoding, roster_root(self.roster))
@@ -133,7 +137,10 @@ class Coordinator:
         raise AssertionError("never refused")
 
     def whole(self) -> tuple[Any, dict[str, float]]:
-        for one, box in self.share().items():
+        return self.finish(self.share())
+
+    def finish(self, boxes: dict[bytes, bytes]) -> tuple[Any, dict[str, float]]:
+        for one, box in boxes.items():
             self.core.receive_masked(one, self.ask(one, Phase.MASK, box))
         alive = self.core.close_masked()
         for one in self.ids:
@@ -225,10 +232,9 @@ def test_of_one_round_only_one_sum_is_opened(coordinator: Coordinator) -> None:
         opened(coordinator, out=coordinator.ids[3])
     coordinator.begin(3)  # the same sum again, after a crash: nothing new is learnt
     opened(coordinator)
-    for changes in ({"attempt": 2}, {"round": 0}):
-        coordinator.begin(9)
-        with pytest.raises(SecrecyError, match=r"^round\.revealed"):
-            coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, **changes)
+    coordinator.begin(9)
+    with pytest.raises(SecrecyError, match=r"^round\.revealed"):
+        coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, attempt=2)
     coordinator.begin(10)
     coordinator.instruction = replace(coordinator.instruction, round=2)
     opened(coordinator, out=coordinator.ids[3])
@@ -250,17 +256,21 @@ def test_after_the_vector_is_out_nothing_that_opens_it_is_kept(coordinator: Coor
 def test_another_adapter_or_base_under_the_same_round_gives_masks_that_do_not_cancel(
     coordinator: Coordinator,
 ) -> None:
-    """The coordinator notices nothing but signatures that do not fit: the vector stays masked."""
-    boxes = coordinator.share()
-    one, other = coordinator.ids[:2]
-    with pytest.raises(SecrecyError, match=r"masked\.signature"):
-        coordinator.core.receive_masked(
-            one, coordinator.ask(one, Phase.MASK, boxes[one], adapter_digest="2" * 64)
-        )
-    with pytest.raises(SecrecyError, match=r"masked\.signature"):
-        coordinator.core.receive_masked(
-            other, coordinator.ask(other, Phase.MASK, boxes[other], base="3" * 64)
-        )
+    """Told from the start on: the coordinator gets signatures that do not fit its terms."""
+    cohort = coordinator.advertise()
+    told = {
+        coordinator.ids[0]: {"adapter_digest": "2" * 64},
+        coordinator.ids[1]: {"base": "3" * 64},
+    }
+    for one in coordinator.ids:
+        reply = coordinator.ask(one, Phase.SHARE, cohort, **told.get(one, {}))
+        coordinator.core.receive_shares(one, reply)
+    boxes = coordinator.boxes()
+    for one, changes in told.items():
+        with pytest.raises(SecrecyError, match=r"masked\.signature"):
+            coordinator.core.receive_masked(
+                one, coordinator.ask(one, Phase.MASK, boxes[one], **changes)
+            )
 
 
 def test_nothing_is_trained_for_a_coordinator_that_lies(coordinator: Coordinator) -> None:
@@ -297,7 +307,7 @@ def test_under_differential_privacy_the_sum_is_noisy_and_no_metric_leaves(
 
 
 def test_a_client_writes_down_what_it_spent_and_stops_at_the_budget(tmp_path: Path) -> None:
-    coordinator = Coordinator(tmp_path, privacy=NOISY)
+    coordinator = Coordinator(tmp_path, privacy=NOISY, rounds=100)
     one = coordinator.ids[0]
     ledger = coordinator.members[one].ledger
     rounds = coordinator.rounds_until_refused("the plan's budget is 9")
@@ -338,6 +348,60 @@ def test_no_ledger_no_share(tmp_path: Path) -> None:
     )
     with pytest.raises(MachineError, match="nothing is revealed"):
         coordinator.ask(one, Phase.UNMASK, signatures)
+
+
+def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Path) -> None:
+    """Another Flower run, or a restarted node, with the same numbers: fresh noise is a new sum."""
+    coordinator = Coordinator(tmp_path, privacy=NOISY | {"epsilon": 30.0})
+    one = coordinator.ids[0]
+    for number in range(1, 4):
+        coordinator.sessions = dict.fromkeys(coordinator.ids)
+        coordinator.begin(1)
+        coordinator.whole()
+        assert len(coordinator.members[one].ledger.entries()) == number
+
+
+def test_runs_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
+    """All are advertised before any is opened: the check is made again when the share leaves."""
+    runs = [Coordinator(tmp_path, privacy=NOISY | {"rounds_per_client": 1}) for _ in range(2)]
+    boxes = [run.share() for run in runs]
+    runs[0].finish(boxes[0])
+    with pytest.raises(PrivacyError, match="took part in 1"):
+        runs[1].finish(boxes[1])
+    name = runs[0].members[runs[0].ids[0]].name
+    assert len(FileLedger(tmp_path / f"{name}.jsonl").entries()) == 1
+
+
+def test_a_limit_of_its_own_excludes_plans_whose_noise_it_does_not_make(tmp_path: Path) -> None:
+    for privacy in ({"mechanism": "none"}, {"mechanism": "central", "sampling": 0.5}):
+        made = Coordinator(tmp_path, privacy=privacy)
+        verify_limit(made.plan, math.inf)
+        with pytest.raises(PrivacyError, match="the plan's noise is"):
+            verify_limit(made.plan, 8.0)
+    made = Coordinator(tmp_path, privacy={"mechanism": "none"})
+    one = made.ids[0]
+    made.members[one] = replace(made.members[one], limit=8.0)
+    with pytest.raises(PrivacyError, match="the plan's noise is none"):
+        made.ask(one, Phase.ADVERTISE, made.first)
+
+
+@pytest.mark.parametrize("changes", [{"round": 1}, {"attempt": 2}, {"adapter_digest": "5" * 64}])
+def test_no_phase_is_told_another_instruction(
+    coordinator: Coordinator, changes: dict[str, Any]
+) -> None:
+    """A mask made for one round under another's number would be a second sum of that round."""
+    coordinator.instruction = replace(coordinator.instruction, round=2)
+    boxes = coordinator.share()
+    one = coordinator.ids[0]
+    with pytest.raises(SecrecyError, match=r"^instruction\.changed"):
+        coordinator.ask(one, Phase.MASK, boxes[one], **changes)
+    assert coordinator.trained == 0
+
+
+@pytest.mark.parametrize("number", [0, -7, 11])
+def test_rounds_are_those_of_the_plan(coordinator: Coordinator, number: int) -> None:
+    with pytest.raises(SecrecyError, match=r"^attempt\.round"):
+        coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, round=number)
 
 
 def test_the_next_attempts_advert_comes_with_the_shares(coordinator: Coordinator) -> None:

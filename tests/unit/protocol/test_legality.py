@@ -41,6 +41,7 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
         ({"base": {"fingerprint": "f" * 64}}, "base.fingerprint"),
         ({"rule": {"name": "flexlora"}}, "rule.name"),
         ({"secrecy": {"groups": 2}}, "secrecy.groups"),
+        ({"secrecy": {"exchange": "plain", "groups": 3}}, "secrecy.groups"),
         ({"secrecy": {"groups": 3}}, "cohort.quorum"),
         (
             PLAIN | {"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}},
@@ -102,6 +103,8 @@ ONE = {"size": 10, "quorum": 1}
         ({"privacy": PRIVATE, "rule": {"name": "fedit"}}, "rule.name"),
         ({"privacy": PRIVATE, "rounds": 200}, "privacy.epsilon"),
         ({"privacy": PRIVATE | {"epsilon": 1.0}}, "privacy.epsilon"),
+        ({"privacy": PRIVATE | {"noise_multiplier": 900.0}}, "privacy.noise_multiplier"),
+        (PLAIN | {"privacy": CENTRAL, "cohort": ONE, "rounds": 5000}, "privacy.epsilon"),
     ],
 )
 def test_privacy_noise_refuses_what_it_does_not_cover(

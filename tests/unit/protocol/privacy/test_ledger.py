@@ -37,6 +37,23 @@ def entry(sequence: int, *participants: str, **changes: Any) -> Entry:
     return Entry.model_validate(document | changes)
 
 
+def anything(entries: list[Entry]) -> None:
+    """Any number of entries may be there."""
+
+
+def test_what_is_not_allowed_is_not_written(tmp_path: Path) -> None:
+    ledger = FileLedger(tmp_path / "ledger.jsonl")
+
+    def only_one(entries: list[Entry]) -> None:
+        if entries:
+            raise PrivacyError("enough", "stop")
+
+    ledger.spend(entry(1, "a"), only_one)
+    with pytest.raises(PrivacyError, match="enough"):
+        ledger.spend(entry(2, "a"), only_one)
+    assert [each.sequence for each in ledger.entries()] == [1]
+
+
 def test_each_client_pays_for_its_own_sums() -> None:
     entries = [entry(1, "a", "b"), entry(2, "a"), entry(3, "b", "a")]
     privacy = Privacy(mechanism="distributed")
@@ -65,14 +82,13 @@ def test_a_rota_bounds_the_rounds_of_a_client() -> None:
         verify_affordable([entry(1, "a"), entry(2, "a")], "a", privacy, NOISE.spent())
 
 
-def test_a_file_keeps_an_entry_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_file_keeps_every_entry_and_for_its_owner_alone(tmp_path: Path) -> None:
     ledger = FileLedger(tmp_path / "ledger.jsonl")
     assert ledger.entries() == []
-    ledger.add(entry(1, "a"))
-    ledger.add(entry(1, "a"))
-    ledger.add(entry(2, "a"))
+    for number in (1, 1, 2):  # the same numbers again are another sum
+        ledger.spend(entry(number, "a"), anything)
     again = FileLedger(tmp_path / "ledger.jsonl")
-    assert [each.sequence for each in again.entries()] == [1, 2]
+    assert [each.sequence for each in again.entries()] == [1, 1, 2]
     assert again.entries()[0] == entry(1, "a")
     assert (tmp_path / "ledger.jsonl").stat().st_mode & 0o077 == 0
 
@@ -87,7 +103,7 @@ def test_a_damaged_ledger_is_not_an_empty_one(tmp_path: Path, line: str) -> None
 
 def test_a_ledger_that_cannot_be_written_stops_the_reveal(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="ledger"):
-        FileLedger(tmp_path / "absent" / "ledger.jsonl").add(entry(1, "a"))
+        FileLedger(tmp_path / "absent" / "ledger.jsonl").spend(entry(1, "a"), anything)
 
 
 def test_an_unknown_field_is_refused() -> None:
