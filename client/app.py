@@ -30,6 +30,7 @@ from client.settings import (
     identity_path,
     ledger_path,
     manifest_of,
+    opened_path,
     path_of,
     plan_of,
     read_identity,
@@ -126,6 +127,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     import os
 
     from client.ledger import FileLedger
+    from client.opened_rounds import FileOpenedRounds
     from client.secret import Member
 
     instruction = _instruction(message.content)
@@ -148,6 +150,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         size=adapter_layout(plan, manifest).only(roles).size,
         random=os.urandom,
         ledger=FileLedger(ledger_path(context)),
+        opened=FileOpenedRounds(opened_path(context)),
         limit=epsilon_limit(context),
     )
     held = context.state.get(wire.SECAGG)

@@ -14,6 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import Ledger
+from client.opened_rounds import OpenedRounds
 from protocol.encoding import seed_from
 from protocol.errors import PrivacyError, SecrecyError
 from protocol.exchange import Contribution, Phase
@@ -33,7 +34,6 @@ from protocol.secagg.session import (
     Session,
     check_new,
     check_round,
-    check_same_sum,
     instruction_digest,
     opening,
     part,
@@ -62,6 +62,7 @@ class Member:
     size: int
     random: RandomBytes
     ledger: Ledger
+    opened: OpenedRounds
     limit: float = math.inf
 
     @property
@@ -91,7 +92,6 @@ class Member:
         if phase is Phase.SHARE:
             # Its advert may have been made before anything was known of this attempt.
             self._check(instruction)
-            check_round(session, instruction)
             told = instruction_digest(instruction)
             after, reply = core.share(
                 part(session.advertised),
@@ -109,7 +109,7 @@ class Member:
             masked, reply = self._mask(request, instruction, part(session.shared), contribute)
             done = session.model_copy(update={"masked": masked, "shared": None})
         elif phase is Phase.AGREE:
-            check_same_sum(session, instruction, request)
+            check_round(self.opened.last(self.plan.digest), instruction, request_digest(request))
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
@@ -122,15 +122,14 @@ class Member:
                 attempt=instruction.attempt,
                 alive=request_digest(b"".join(state.alive)),
             )
+            self.opened.note(self.plan.digest, instruction, revealed)
             self._spend(instruction, session)
-            return self._next(session, request, shares, revealed)
+            return self._next(session, request, shares)
         kept = b"" if phase is Phase.MASK else reply
         update = {"phase": phase, "asked": request_digest(request), "reply": kept}
         return done.model_copy(update=update), reply
 
-    def _next(
-        self, session: Session, request: bytes, shares: bytes, revealed: Revealed
-    ) -> tuple[Session, bytes]:
+    def _next(self, session: Session, request: bytes, shares: bytes) -> tuple[Session, bytes]:
         """The secrets end here; the next attempt's advert goes with the shares. (P-6.13)"""
         seq = session.seq + 1
         state, advert = core.advertise(
@@ -147,7 +146,6 @@ class Member:
             sid=session.sid,
             seq=seq,
             seen={**session.seen, session.sid: seq},
-            revealed=revealed,
             before=Answered(asked=request_digest(request), reply=reply),
             phase=Phase.ADVERTISE,
             asked=request_digest(opening(session.run, seq)),
@@ -162,6 +160,7 @@ class Member:
             raise SecrecyError(
                 "attempt.round", f"round {instruction.round} of {self.plan.rounds}", core.STOP
             )
+        check_round(self.opened.last(self.plan.digest), instruction)
         self._verify_budget()
 
     def _advertise(
@@ -182,7 +181,6 @@ class Member:
             sid=sid,
             seq=seq,
             seen={**(before.seen if before else {}), sid: seq},
-            revealed=before.revealed if before else None,
             phase=Phase.ADVERTISE,
             asked=request_digest(request),
             reply=reply,

@@ -72,6 +72,12 @@ def ledger_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".ledger.jsonl")
 
 
+def opened_path(context: Context) -> Path:
+    """Where this client keeps which rounds it has helped to open: beside its identity."""
+    identity = identity_path(context)
+    return identity.with_name(identity.name + ".opened.jsonl")
+
+
 def epsilon_limit(context: Context) -> float:
     """``max-epsilon``: what this client's data may spend over all runs. Raises MachineError."""
     value = context.node_config.get("max-epsilon")

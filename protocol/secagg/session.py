@@ -60,7 +60,6 @@ class Session(BaseModel):
     seq: int
     phase: Phase
     seen: dict[bytes, int]  # the highest number of every run, this one's among them
-    revealed: Revealed | None = None
     before: Answered | None = None
     told: bytes = b""  # SHA-256 of the instruction, from the share phase on
     asked: bytes  # SHA-256 of the request that was answered
@@ -104,41 +103,29 @@ def repeated(session: Session | None, phase: Phase, request: bytes) -> bytes | N
 
 
 def check_new(session: Session | None, sid: bytes, seq: int, instruction: Instruction) -> None:
-    """A new attempt has a higher number than any before it, and its round is not revealed yet.
-
-    Two sums of one round would show the difference of their members' updates. Only the very attempt
-    that was revealed may be asked again, after a crash, for the same sum. Raises SecrecyError.
-    """
+    """A new attempt has a higher number than any before it in its run. Raises SecrecyError."""
     if session is None or session.plan != instruction.plan_digest:
         return
     if seq <= session.seen.get(sid, 0):
         raise SecrecyError("attempt.old", f"attempt {seq} after {session.seen[sid]}", STOP)
-    check_round(session, instruction)
 
 
-def check_round(session: Session, instruction: Instruction) -> None:
-    """The instruction's round is not revealed yet, or is asked again after a crash."""
-    known = session.revealed
+def check_round(
+    known: Revealed | None, instruction: Instruction, alive: bytes | None = None
+) -> None:
+    """The instruction's round is not opened yet, or the very attempt is asked again after a crash.
+
+    ``known`` is what was opened last; ``alive`` the digest of the set whose sum is to be opened, once
+    it is known: of one round one sum is opened. Raises SecrecyError.
+    """
     if known is None or instruction.round > known.round:
         return
-    if (instruction.round, instruction.attempt) != (known.round, known.attempt):
+    same = (instruction.round, instruction.attempt) == (known.round, known.attempt)
+    if not same or alive not in (None, known.alive):
         raise SecrecyError(
             "round.revealed",
             f"round {instruction.round} after a sum of round {known.round} was opened",
-            "go on with the next round",
-        )
-
-
-def check_same_sum(session: Session, instruction: Instruction, alive: bytes) -> None:
-    """Of one round one sum is opened. ``alive`` is the request. Raises SecrecyError."""
-    known = session.revealed
-    if known is None or instruction.round > known.round:
-        return
-    if instruction.round < known.round or request_digest(alive) != known.alive:
-        raise SecrecyError(
-            "round.revealed",
-            f"another sum of round {instruction.round} was opened already",
-            "go on with the next round",
+            "go on with the next round; to begin again, agree on another plan",
         )
 
 

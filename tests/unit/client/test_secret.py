@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import FileLedger
+from client.opened_rounds import FileOpenedRounds
 from client.secret import Member, verify_limit
 from protocol.errors import MachineError, PrivacyError, SecrecyError
 from protocol.exchange import METRICS, Contribution, Phase
@@ -57,6 +58,7 @@ class Coordinator:
                 size=SIZE,
                 random=os.urandom,
                 ledger=FileLedger(folder / f"{name}.jsonl"),
+                opened=FileOpenedRounds(folder / f"{name}.opened.jsonl"),
             )
             for name in names
         }
@@ -350,6 +352,30 @@ def test_no_ledger_no_share(tmp_path: Path) -> None:
         coordinator.ask(one, Phase.UNMASK, signatures)
 
 
+def test_a_client_that_forgot_its_session_opens_no_other_sum_of_a_round(
+    coordinator: Coordinator,
+) -> None:
+    """A coordinator starts Flower runs at will; each gives a node an empty state."""
+    opened(coordinator)
+    coordinator.sessions = dict.fromkeys(coordinator.ids)
+    coordinator.begin(1)
+    with pytest.raises(SecrecyError, match=r"^round\.revealed"):
+        opened(coordinator, out=coordinator.ids[3])
+    coordinator.sessions = dict.fromkeys(coordinator.ids)
+    coordinator.begin(1)
+    with pytest.raises(SecrecyError, match=r"^round\.revealed"):
+        coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, attempt=2)
+
+
+def test_a_damaged_memory_of_opened_rounds_reveals_nothing(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    name = coordinator.members[coordinator.ids[0]].name
+    (tmp_path / f"{name}.opened.jsonl").write_text("{}\n")
+    with pytest.raises(MachineError, match="opened rounds"):
+        coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first)
+
+
 def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Path) -> None:
     """Another Flower run, or a restarted node, with the same numbers: fresh noise is a new sum."""
     coordinator = Coordinator(tmp_path, privacy=NOISY | {"epsilon": 30.0})
@@ -364,6 +390,7 @@ def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Pat
 def test_runs_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
     """All are advertised before any is opened: the check is made again when the share leaves."""
     runs = [Coordinator(tmp_path, privacy=NOISY | {"rounds_per_client": 1}) for _ in range(2)]
+    runs[1].instruction = replace(runs[1].instruction, round=2)
     boxes = [run.share() for run in runs]
     runs[0].finish(boxes[0])
     with pytest.raises(PrivacyError, match="took part in 1"):
