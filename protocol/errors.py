@@ -89,3 +89,9 @@ class PrivacyError(FedgeError):
     """A sum that the privacy budget does not allow; the adapter of the last round stands."""
 
     exit_code = 10
+
+
+class ProofError(FedgeError):
+    """A proof, a signature or a log that does not hold: of the log, of what it says, or of a copy."""
+
+    exit_code = 11
