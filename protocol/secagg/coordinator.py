@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
 
 from protocol.errors import RoundError, SecrecyError
-from protocol.merkle import merkle_root
+from protocol.merkle import leaf_hash, merkle_root
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
     alive_hash,
-    commitment,
     pair_sign,
     vector_root,
     vector_statement,
@@ -61,9 +59,9 @@ from protocol.secagg.primitives import (
     signature_is_valid,
     word_type,
 )
-
-SUBSETS_TRIED = 2_000  # of shares, when one or two of them are wrong
-RETRY = "check the clients that were lost; the model is unchanged and the next attempt starts"
+from protocol.secagg.rebuilding import RETRY, Rebuilder
+from protocol.secagg.transcript import PairBox, Party, Transcript, sum_digest
+from protocol.transparency.proofs import inclusion_path
 
 
 class Phase(IntEnum):
@@ -104,6 +102,10 @@ class Attempt:
         self.masked: set[bytes] = set()
         self.alive: tuple[bytes, ...] = ()  # U3
         self._signatures: dict[bytes, bytes] = {}
+        self._shares_signed: dict[bytes, bytes] = {}
+        self._vectors_signed: dict[bytes, tuple[bytes, bytes]] = {}  # root, signature
+        self._terms: dict[str, Any] = {}
+        self._seeds: dict[bytes, int] = {}
         self._reveals: dict[bytes, dict[bytes, tuple[int, int]]] = {}  # of -> from -> (kind, share)
         self._revealed: set[bytes] = set()
         self.liars: set[bytes] = set()
@@ -168,6 +170,7 @@ class Attempt:
         if not signature_is_valid(self._p.roster[client], "shares", statement, signature):
             raise _bad("shares.signature", client, "its signature is not valid")
         self._sealed[client] = dict(zip(near, sealed, strict=True))
+        self._shares_signed[client] = signature
 
     def fix_members(self) -> tuple[bytes, ...]:
         """Fix U2: those who shared and have enough neighbours that did."""
@@ -192,6 +195,7 @@ class Attempt:
         members = set(self.members)
         self._sum = np.zeros(count, word_type(self._p.bits))
         self._rid = round_id(self._xid, b"".join(self.members), terms)
+        self._terms = dict(terms)
         self.phase = Phase.MASK
         return {
             one: encode_round(
@@ -218,6 +222,7 @@ class Attempt:
         if vector_root(packed) != root:
             raise _bad("masked.root", client, "its root is not that of its vector")
         self._sum += unpack(packed, len(self._sum), self._p.bits)
+        self._vectors_signed[client] = root, signature
         self.masked.add(client)
 
     def close_masked(self) -> bytes:
@@ -270,7 +275,16 @@ class Attempt:
         self._lose(self.alive, self._revealed)
         alive = set(self.alive)
         # All secrets first: a sum is computed from all of them or not at all.
-        seeds = {one: self._rebuilt(one, alive=one in alive) for one in self.members}
+        rebuilder = Rebuilder(
+            adverts=self._adverts,
+            near=self._near,
+            threshold=self._known_cohort().threshold,
+            keys=self._p.keys,
+            context=self._context,
+            reveals=self._reveals,
+            liars=self.liars,
+        )
+        seeds = {one: rebuilder.seed(one, alive=one in alive) for one in self.members}
         pairs = [
             pair
             for one in self.members
@@ -284,7 +298,55 @@ class Attempt:
             add_mask(self._sum, key, sign=sign, suite=self._p.suite)
         if self._p.bits not in (16, 32):
             self._sum &= self._sum.dtype.type(2**self._p.bits - 1)
+        self._seeds = seeds
         return self._sum
+
+    def transcript(self) -> Transcript:
+        """What may be published once the sum is open. (P-8.3)"""
+        cohort = self._known_cohort()
+        return Transcript(
+            sid=self._p.sid.hex(),
+            seq=self._p.seq,
+            keys=self._p.keys.value,
+            suite=self._p.suite.value,
+            bits=self._p.bits,
+            count=len(self._sum),
+            degree=cohort.degree,
+            threshold=cohort.threshold,
+            alive_index=cohort.alive_index,
+            graph_seed=cohort.graph_seed.hex(),
+            terms=self._terms,
+            parties=[self._party(one) for one in sorted(self._adverts)],
+            boxes=list(self._boxes()) if self._p.keys is Keys.HYBRID else [],
+            sum=sum_digest(self._sum),
+        )
+
+    def _party(self, one: bytes) -> Party:
+        member, alive = one in self.members, one in self.alive
+        root, signature = self._vectors_signed[one] if alive else (b"", b"")
+        return Party(
+            advert=self._adverts[one].encode().hex(),
+            shares_root=merkle_root(list(self._sealed[one].values())).hex() if member else "",
+            shares_signature=self._shares_signed[one].hex() if member else "",
+            vector_root=root.hex(),
+            vector_signature=signature.hex(),
+            alive_signature=self._signatures.get(one, b"").hex(),
+            seed=shamir.to_bytes(self._seeds[one]).hex() if member else "",
+        )
+
+    def _boxes(self) -> Iterator[PairBox]:
+        """Those that the masks of the lost come from, each with its way to the signed root."""
+        for lost in (one for one in self.members if one not in self.alive):
+            for other in (one for one in self._near[lost] if one in self.alive):
+                lower, higher = sorted((lost, other))
+                hashes = [leaf_hash(box) for box in self._sealed[lower].values()]
+                at = self._near[lower].index(higher)
+                yield PairBox(
+                    sender=lower.hex(),
+                    receiver=higher.hex(),
+                    box=self._sealed[lower][higher].hex(),
+                    path=[node.hex() for node in inclusion_path(hashes, at)],
+                )
 
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
         """The masks that were meant to cancel with those of ``lost``: their keys and signs."""
@@ -302,40 +364,6 @@ class Attempt:
             key = pair_key(secret, self._rid, lost, other)
             found.append((key, pair_sign(lost, other)))
         return found
-
-    def _rebuilt(self, client: bytes, *, alive: bool) -> int:
-        """The client's self seed or mask seed, checked against its advert."""
-        places = {other: place for place, other in enumerate(self._near[client], 1)}
-        shares = {
-            places[holder]: value
-            for holder, (_, value) in self._reveals.get(client, {}).items()
-            if holder not in self.liars
-        }
-        needed = self._known_cohort().threshold
-        if len(shares) < needed:
-            raise RoundError(
-                f"{len(shares)} shares of a secret of {client.hex()}, needed {needed}", RETRY
-            )
-        for number, subset in enumerate(_subsets(sorted(shares), needed)):
-            chosen = {place: shares[place] for place in subset}
-            seed = shamir.combine(chosen)
-            if not self._fits(client, seed, alive=alive):
-                continue
-            if number:  # somebody's share was wrong: whose does not lie on the polynomial?
-                self.liars.update(
-                    other
-                    for other, place in places.items()
-                    if place in shares and shamir.combine(chosen, at=place) != shares[place]
-                )
-            return seed
-        raise RoundError(f"the shares of a secret of {client.hex()} contradict its advert", RETRY)
-
-    def _fits(self, client: bytes, seed: int, *, alive: bool) -> bool:
-        advert = self._adverts[client]
-        if alive:
-            return commitment(seed, self._context, client) == advert.commitment
-        keys = self._p.keys
-        return keys.public_of(keys.mask_secret(seed, self._context)) == advert.mask_key
 
     def _expect(
         self, phase: Phase, client: bytes, allowed: Iterable[bytes], have: Iterable[bytes]
@@ -366,15 +394,6 @@ def split_unmask(message: bytes, keys: Keys) -> tuple[bytes, bytes]:
     if len(message) < size:
         raise SecrecyError("unmask.malformed", f"{len(message)} bytes", REMEDY)
     return message[:size], message[size:]
-
-
-def _subsets(places: list[int], needed: int) -> Iterator[list[int]]:
-    """Subsets of ``needed`` places that leave out nobody, any one, any two: up to a bound."""
-    out = chain.from_iterable(combinations(places, gone) for gone in range(3))
-    for gone in islice(out, SUBSETS_TRIED):
-        rest = [place for place in places if place not in gone]
-        if len(rest) >= needed:
-            yield rest[:needed]
 
 
 def _bad(code: str, client: bytes, fault: str) -> SecrecyError:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.coordinator import Attempt, Parameters
+from protocol.secagg.packing import packed_size
 from protocol.secagg.primitives import Suite, client_id, word_type
 
 TERMS = {"round": 1}
@@ -53,6 +54,7 @@ class Cohort:
             )
         )
         self.states: dict[bytes, client.State] = {}
+        self.drawn: dict[bytes, client.Advertised] = {}
         self.total = np.zeros(self.count, np.uint64)
 
     def here(self, phase: str, among: object = None) -> list[bytes]:
@@ -65,6 +67,15 @@ class Cohort:
         }
         return [i for i in (self.ids if among is None else among) if i not in gone]  # type: ignore[attr-defined]
 
+    @property
+    def packed_bytes(self) -> int:
+        """Of a masked vector."""
+        return packed_size(self.count, self.bits)
+
+    def secrets(self) -> list[client.Advertised]:
+        """What every client drew."""
+        return list(self.drawn.values())
+
     def advertise(self) -> bytes:
         for i in self.here("advertise"):
             state, message = client.advertise(
@@ -74,7 +85,7 @@ class Cohort:
                 random=os.urandom,
                 keys=self.keys_form,
             )
-            self.states[i] = state
+            self.states[i] = self.drawn[i] = state
             self.attempt.receive_advert(i, message)
         return self.attempt.close_adverts(self.ids, beacon=b"beacon")
 

@@ -1,0 +1,247 @@
+"""What of an attempt may be published, and how anybody repeats its sum from it. (P-8.3)
+
+Every term of the sum is fixed by something a client signed: its vector by the root it signed, its self
+mask by the commitment in its advert, its pair masks by the keys in the adverts, the members by the
+contexts. Of each client exactly one seed is in it: that of the self mask when its vector is in the sum,
+that of the mask key when it was lost. So nobody learns more than the sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.errors import ProofError, SecrecyError
+from protocol.merkle import leaf_hash
+from protocol.secagg import shamir
+from protocol.secagg.agreement import Keys, pair_key
+from protocol.secagg.client import (
+    alive_hash,
+    commitment,
+    pair_sign,
+    vector_root,
+    vector_statement,
+)
+from protocol.secagg.contexts import attempt_context, round_id, share_context
+from protocol.secagg.graph import alive_quorum, neighbours
+from protocol.secagg.messages import NO_PROOF, Advert, Cohort, decode_advert
+from protocol.secagg.packing import packed_size, unpack
+from protocol.secagg.primitives import Suite, Word, add_mask, kdf, signature_is_valid, word_type
+from protocol.transparency.proofs import verify_inclusion
+
+Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
+U16 = Annotated[int, Field(ge=0, lt=2**16)]
+U64 = Annotated[int, Field(ge=0, lt=2**64)]
+Vectors = Callable[[bytes], bytes | memoryview]
+REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PairBox(_Model):
+    """In the hybrid form: what the lower id sealed for the higher, and where it lies in its shares."""
+
+    sender: Hex
+    receiver: Hex
+    box: Hex
+    path: list[Hex]
+
+
+class Party(_Model):
+    """One advertised client; what it did not come to is empty."""
+
+    advert: Hex
+    shares_root: Hex = ""
+    shares_signature: Hex = ""
+    vector_root: Hex = ""
+    vector_signature: Hex = ""
+    alive_signature: Hex = ""
+    seed: Hex = ""
+
+
+class Transcript(_Model):
+    """The public record of one sum. Parties are in the order of their ids."""
+
+    format: Literal[1] = 1
+    sid: Hex
+    seq: U64
+    keys: Literal["x25519", "x25519+ml-kem-768"]
+    suite: Literal["aes-256-ctr", "chacha20"]
+    bits: Annotated[int, Field(ge=8, le=32)]
+    count: Annotated[int, Field(gt=0, lt=2**32)]
+    degree: U16
+    threshold: U16
+    alive_index: U64
+    graph_seed: Hex
+    terms: dict[str, Any]
+    parties: list[Party]
+    boxes: list[PairBox] = []
+    sum: Hex  # SHA-256 of the packed words
+
+
+def sum_digest(words: Word) -> str:
+    """SHA-256 of the sum's words, little-endian, in hex."""
+    return hashlib.sha256(words.astype(words.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def verify_transcript(
+    transcript: Transcript, roster: Mapping[bytes, bytes], vectors: Vectors, *, minimum: int
+) -> Word:
+    """Check every signature and commitment, add everything again; the sum's words (count,).
+
+    ``roster`` maps ids to public keys, ``vectors`` gives a client's packed vector, ``minimum`` is the
+    plan's least number of clients in a sum. Raises ProofError that names the client and the thing.
+    """
+    again = _Again(transcript, roster)
+    again.check_parties()
+    again.check_alive(minimum)
+    total = again.added(vectors)
+    for key, sign in again.masks():
+        add_mask(total, key, sign=sign, suite=Suite(transcript.suite))
+    if transcript.bits not in (16, 32):
+        total &= total.dtype.type(2**transcript.bits - 1)
+    if sum_digest(total) != transcript.sum:
+        raise _bad("the sum", "the vectors and masks add up to something else")
+    return total
+
+
+class _Again:
+    """The attempt, derived anew from its transcript."""
+
+    def __init__(self, transcript: Transcript, roster: Mapping[bytes, bytes]) -> None:
+        self._t, self._roster, self._keys = transcript, roster, Keys(transcript.keys)
+        try:
+            adverts = [
+                decode_advert(bytes.fromhex(p.advert), self._keys) for p in transcript.parties
+            ]
+        except SecrecyError as error:
+            raise _bad("an advert", error.cause) from None
+        ids = [advert.client for advert in adverts]
+        if ids != sorted(set(ids)):
+            raise _bad("the adverts", "a client is listed twice or out of order")
+        self._adverts: dict[bytes, Advert] = dict(zip(ids, adverts, strict=True))
+        self._party = dict(zip(ids, transcript.parties, strict=True))
+        self._sid = bytes.fromhex(transcript.sid)
+        self._context = attempt_context(self._sid, transcript.seq)
+        cohort = Cohort(
+            degree=transcript.degree,
+            threshold=transcript.threshold,
+            alive_index=transcript.alive_index,
+            graph_seed=bytes.fromhex(transcript.graph_seed),
+            adverts=tuple(adverts),
+        )
+        try:
+            self._near = neighbours(tuple(ids), cohort.degree, cohort.graph_seed)
+        except ValueError as error:
+            raise _bad("the graph", str(error)) from None
+        self._xid = share_context(self._context, cohort)
+        self.members = [one for one in ids if self._party[one].shares_root]
+        self.alive = [one for one in ids if self._party[one].vector_root]
+        self._rid = round_id(self._xid, b"".join(self.members), transcript.terms)
+
+    def check_parties(self) -> None:
+        """Adverts, shares and vectors are signed by those they are of, for this attempt."""
+        for one, advert in self._adverts.items():
+            party, name = self._party[one], one.hex()
+            if (advert.sid, advert.seq) != (self._sid, self._t.seq):
+                raise _bad(name, "its advert is of another attempt")
+            self._check(one, "advert", advert.body, advert.signature)
+            if bool(party.seed) != (one in self.members):
+                raise _bad(name, "a seed is missing, or there is one that nobody needs")
+            if one in self.members:
+                root = bytes.fromhex(party.shares_root)
+                signature = bytes.fromhex(party.shares_signature)
+                self._check(one, "shares", self._xid + one + root, signature)
+            if one in self.alive:
+                root = bytes.fromhex(party.vector_root)
+                statement = vector_statement(self._rid, one, root, NO_PROOF)
+                self._check(one, "vector", statement, bytes.fromhex(party.vector_signature))
+
+    def check_alive(self, minimum: int) -> None:
+        """Enough clients are in the sum, all of them members, and a quorum has signed the set."""
+        if not set(self.alive) <= set(self.members):
+            raise _bad("the alive set", "somebody in it is no member")
+        if len(self.alive) < minimum:
+            raise _bad("the alive set", f"{len(self.alive)} clients, at least {minimum}")
+        statement, signers = self._rid + alive_hash(tuple(self.alive)), 0
+        for one in self._adverts:
+            if signature := bytes.fromhex(self._party[one].alive_signature):
+                self._check(one, "alive", statement, signature)
+                signers += 1
+        if signers < (needed := alive_quorum(len(self._adverts))):
+            raise _bad("the alive set", f"{signers} signatures, needed {needed}")
+
+    def added(self, vectors: Vectors) -> Word:
+        """The masked vectors, added."""
+        total: Word = np.zeros(self._t.count, word_type(self._t.bits))
+        for one in self.alive:
+            packed = vectors(one)
+            if len(packed) != packed_size(self._t.count, self._t.bits):
+                raise _bad(one.hex(), f"its vector has {len(packed)} bytes")
+            if vector_root(packed).hex() != self._party[one].vector_root:
+                raise _bad(one.hex(), "its vector is not the one it signed")
+            total += unpack(packed, self._t.count, self._t.bits)
+        return total
+
+    def masks(self) -> list[tuple[bytes, int]]:
+        """(key, sign) of every mask that is taken off the sum."""
+        found = []
+        for one in self.members:
+            seed = shamir.from_bytes(bytes.fromhex(self._party[one].seed))
+            if seed is None:
+                raise _bad(one.hex(), "its seed is no field element")
+            if one in self.alive:
+                if commitment(seed, self._context, one) != self._adverts[one].commitment:
+                    raise _bad(one.hex(), "its seed is not the one it committed to")
+                found.append((kdf(shamir.to_bytes(seed), "self", self._rid), -1))
+                continue
+            secret = self._keys.mask_secret(seed, self._context)
+            if self._keys.public_of(secret) != self._adverts[one].mask_key:
+                raise _bad(one.hex(), "its seed does not give the key of its advert")
+            found += self._pair_masks(one, seed)
+        return found
+
+    def _pair_masks(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
+        end = self._keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
+        found = []
+        for other in self._near[lost]:
+            if other not in self.alive:
+                continue
+            box = self._box(*sorted((lost, other))) if self._keys is Keys.HYBRID else None
+            secret = end.pair_secret(other, self._adverts[other].mask_key, box)
+            if secret is None:
+                raise _bad(min(lost, other).hex(), f"its box for {max(lost, other).hex()} is false")
+            found.append((pair_key(secret, self._rid, lost, other), pair_sign(lost, other)))
+        return found
+
+    def _box(self, lower: bytes, higher: bytes) -> bytes:
+        """The lower id's box for the higher, which its signed shares root covers."""
+        for entry in self._t.boxes:
+            if (entry.sender, entry.receiver) == (lower.hex(), higher.hex()):
+                near, box = self._near[lower], bytes.fromhex(entry.box)
+                verify_inclusion(
+                    leaf_hash(box),
+                    near.index(higher),
+                    len(near),
+                    [bytes.fromhex(node) for node in entry.path],
+                    bytes.fromhex(self._party[lower].shares_root),
+                )
+                return box
+        raise _bad(lower.hex(), f"its box for {higher.hex()} is missing")
+
+    def _check(self, one: bytes, what: str, statement: bytes, signature: bytes) -> None:
+        public = self._roster.get(one)
+        if public is None:
+            raise _bad(one.hex(), "it is not in the roster")
+        if not signature_is_valid(public, what, statement, signature):
+            raise _bad(one.hex(), f"its signature on its {what} is not valid")
+
+
+def _bad(what: str, fault: str) -> ProofError:
+    return ProofError(f"{what}: {fault}", REMEDY)
