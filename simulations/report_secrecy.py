@@ -26,7 +26,7 @@ def visible(plan: Json, records: list[Json]) -> str:
     private = plan["privacy"]["mechanism"] != "none"
     which = "the sum of a round's updates" if groups == 1 else f"{groups} sums of a round's updates"
     saw = [
-        f"{which}: each of {min(used, default=0)} to {max(used, default=0)} clients, never of fewer "
+        f"{which}: each of {_range(used)} clients, never of fewer "
         f"than {max(3, plan['cohort']['quorum'] // groups)}"
         + (", with the clients' noise in it" if private else ", exactly"),
         "no metrics at all"
@@ -49,6 +49,11 @@ def visible(plan: Json, records: list[Json]) -> str:
     if liars:
         html += f'<p class="warn">Wrong shares came from: {escape(", ".join(liars))}.</p>'
     return html
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def privacy(records: list[Json], failed: list[Json]) -> str:
