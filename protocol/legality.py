@@ -164,8 +164,9 @@ def _secret(plan: Plan) -> Iterator[Finding]:
     if plan.largest_sum > COMPLETE_UP_TO:
         yield _error(
             "cohort.size",
-            f"more than {COMPLETE_UP_TO} clients need public randomness for their graph: not built",
-            f"at most {COMPLETE_UP_TO} clients a round",
+            f"a sum of more than {COMPLETE_UP_TO} clients needs public randomness for its graph, which "
+            "no plan can name yet",
+            f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
         )
     if plan.secrecy.keys == "x25519":
         yield _note(

@@ -43,6 +43,7 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
         ({"secrecy": {"groups": 2}}, "secrecy.groups"),
         ({"secrecy": {"exchange": "plain", "groups": 3}}, "secrecy.groups"),
         ({"secrecy": {"groups": 3}}, "cohort.quorum"),
+        ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
         (
             PLAIN | {"rule": {"name": "flexlora"}, "server": {"optimizer": "fedadam"}},
             "server.optimizer",
@@ -127,6 +128,14 @@ def test_noise_that_drowns_the_update_is_warned_of(tiny_base: Path) -> None:
     noted = [f for f in check(many, manifest) if f.field == "privacy.noise_multiplier"]
     assert noted[0].severity == "note"
     assert forecast(many, manifest).epsilon == pytest.approx(4.07, abs=0.02)
+
+
+def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    cohort = {"size": 500, "quorum": 400}
+    refused = next(f for f in check(plan_of(manifest, cohort=cohort)) if f.severity == "error")
+    assert "secrecy.groups = 4" in refused.remedy
+    verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
 
 
 @pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])
