@@ -2,157 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.ledger import FileLedger
-from client.opened_rounds import FileOpenedRounds
-from client.secret import Member, verify_limit
-from protocol.errors import MachineError, PrivacyError, SecrecyError
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.errors import MachineError, SecrecyError
+from protocol.exchange import METRICS, Phase
 from protocol.forecast import download_bytes, upload_bytes
-from protocol.plan import Plan, plan_from
-from protocol.privacy.ledger import client_epsilon
 from protocol.secagg.agreement import Keys
-from protocol.secagg.contexts import session_id
-from protocol.secagg.coordinator import Attempt, Parameters, split_unmask
-from protocol.secagg.primitives import client_id
+from protocol.secagg.coordinator import split_unmask
 from protocol.secagg.session import Session
-from protocol.secagg.task import encoding_for, roster_root, terms_for
-from protocol.wire import Instruction
-
-SIZE, RUN = 20, bytes(range(16))
-
-
-class Coordinator:
-    """An honest one, and the clients' sessions; a test changes what it sends."""
-
-    def __init__(self, folder: Path, **sections: Any) -> None:
-        names = [f"site-{number}" for number in range(5)]
-        keys = {name: Ed25519PrivateKey.generate() for name in names}
-        roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
-        self.plan: Plan = plan_from(
-            {
-                "name": "t",
-                "base": {"fingerprint": "0" * 64},
-                "task": {"labels": ["a", "b"]},
-                "cohort": {"size": 5, "quorum": 3, "weighting": "uniform"},
-                **sections,
-            },
-            source="test",
-        )
-        self.members = {
-            client_id(roster[name]): Member(
-                name=name,
-                key=keys[name],
-                roster=roster,
-                plan=self.plan,
-                size=SIZE,
-                random=os.urandom,
-                ledger=FileLedger(folder / f"{name}.jsonl"),
-                opened=FileOpenedRounds(folder / f"{name}.opened.jsonl"),
-            )
-            for name in names
-        }
-        self.ids = sorted(self.members)
-        self.sessions: dict[bytes, Session | None] = dict.fromkeys(self.ids)
-        self.roster = roster
-        self.updates = {
-            one: np.random.default_rng(number).normal(0, 0.1, SIZE).astype(np.float32)
-            for number, one in enumerate(self.ids)
-        }
-        self.trained = 0
-        self.keys = Keys(self.plan.secrecy.keys)
-        self.early: dict[bytes, bytes] = {}
-        self.instruction = Instruction(
-            round=1,
-            attempt=1,
-            plan_digest=self.plan.digest,
-            base="0" * 64,
-            adapter_digest="1" * 64,
-            rank=8,
-            evaluate=False,
-        )
-        self.begin(1)
-
-    def begin(self, seq: int) -> None:
-        bits = encoding_for(self.plan, self.instruction, size=SIZE, clients=5).bits
-        self.core = Attempt(
-            Parameters(
-                sid=session_id(self.plan.digest, RUN),
-                seq=seq,
-                roster={one: m.roster[m.name] for one, m in self.members.items()},
-                minimum=3,
-                bits=bits,
-                keys=self.keys,
-            )
-        )
-        self.first = RUN + seq.to_bytes(8, "big")
-
-    def ask(self, one: bytes, phase: Phase, request: bytes, **changes: Any) -> bytes:
-        def contribute() -> Contribution:
-            self.trained += 1
-            metrics = dict.fromkeys(METRICS, 2.0)
-            return Contribution(update=self.updates[one], weight=1, metrics=metrics)
-
-        instruction = replace(self.instruction, **changes)
-        self.sessions[one], reply = self.members[one].answer(
-            phase, request, instruction, self.sessions[one], contribute
-        )
-        return reply
-
-    def advertise(self) -> bytes:
-        for one in self.ids:
-            self.core.receive_advert(one, self.ask(one, Phase.ADVERTISE, self.first))
-        return self.core.close_adverts(self.ids)
-
-    def share(self) -> dict[bytes, bytes]:
-        cohort = self.advertise()
-        for one in self.ids:
-            self.core.receive_shares(one, self.ask(one, Phase.SHARE, cohort))
-        return self.boxes()
-
-    def boxes(self) -> dict[bytes, bytes]:
-        members = len(self.core.fix_members())
-        self.encoding = encoding_for(self.plan, self.instruction, size=SIZE, clients=members)
-        terms = terms_for(self.plan, self.instruction, self.encoding, roster_root(self.roster))
-        return self.core.close_shares(terms, count=self.encoding.count)
-
-    def rounds_until_refused(self, why: str) -> int:
-        for number in range(1, 100):
-            self.instruction = replace(self.instruction, round=number)
-            self.begin(number)
-            try:
-                self.whole()
-            except PrivacyError as error:
-                if why in error.cause:
-                    return number - 1
-                raise
-        raise AssertionError("never refused")
-
-    def whole(self) -> tuple[Any, dict[str, float]]:
-        return self.finish(self.share())
-
-    def finish(self, boxes: dict[bytes, bytes]) -> tuple[Any, dict[str, float]]:
-        for one, box in boxes.items():
-            self.core.receive_masked(one, self.ask(one, Phase.MASK, box))
-        alive = self.core.close_masked()
-        for one in self.ids:
-            self.core.receive_alive(one, self.ask(one, Phase.AGREE, alive))
-        signatures = self.core.close_alive()
-        for one in self.ids:
-            advert, shares = split_unmask(self.ask(one, Phase.UNMASK, signatures), self.keys)
-            self.core.receive_unmask(one, shares)
-            self.early[one] = advert
-        return self.encoding.opened(self.core.unmask(), 5)
+from protocol.secagg.task import encoding_for, terms_for
+from tests.unit.client.secret_cohort import SIZE, Coordinator
 
 
 @pytest.fixture(params=list(Keys))
@@ -292,66 +156,6 @@ def test_a_session_survives_its_process_and_shows_nothing(coordinator: Coordinat
     assert str(session) == repr(session) == "<Session seq 1, share done>"
 
 
-NOISY = {"mechanism": "distributed", "clip": 1.0, "noise_multiplier": 2.0, "epsilon": 9.0}
-
-
-def test_under_differential_privacy_the_sum_is_noisy_and_no_metric_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "SIZE", 16_384)  # sharpens the estimate to 0.6 %
-    coordinator = Coordinator(tmp_path, privacy=NOISY)
-    mean, metrics = coordinator.whole()
-    assert metrics == {}
-    clipped = [u * min(1.0, 1 / float(np.linalg.norm(u))) for u in coordinator.updates.values()]
-    error = 5 * (mean - np.mean(clipped, axis=0))
-    # Each of five adds z c / sqrt(quorum of 3).
-    assert float(error.std()) == pytest.approx(2.0 * (5 / 3) ** 0.5, rel=0.03)
-
-
-def test_a_client_writes_down_what_it_spent_and_stops_at_the_budget(tmp_path: Path) -> None:
-    coordinator = Coordinator(tmp_path, privacy=NOISY, rounds=100)
-    one = coordinator.ids[0]
-    ledger = coordinator.members[one].ledger
-    rounds = coordinator.rounds_until_refused("the plan's budget is 9")
-    assert len(ledger.entries()) == rounds
-    name = coordinator.members[one].name
-    spent = client_epsilon(ledger.entries(), name, coordinator.plan.privacy)
-    assert rounds > 1
-    assert spent <= 9.0
-    assert coordinator.trained == 5 * rounds  # nobody trains for a sum that cannot be afforded
-
-
-def test_a_clients_own_limit_counts_every_plan(tmp_path: Path) -> None:
-    coordinator = Coordinator(tmp_path, privacy=NOISY)
-    coordinator.whole()
-    one = coordinator.ids[0]
-    other = Coordinator(tmp_path, privacy=NOISY | {"clip": 2.0})  # another plan, the same ledgers
-    name = coordinator.members[one].name
-    again = next(key for key, member in other.members.items() if member.name == name)
-    spent = client_epsilon(
-        coordinator.members[one].ledger.entries(), name, coordinator.plan.privacy
-    )
-    other.members[again] = replace(other.members[again], limit=spent * 1.1)
-    with pytest.raises(PrivacyError, match="over all runs"):
-        other.ask(again, Phase.ADVERTISE, other.first)
-
-
-def test_no_ledger_no_share(tmp_path: Path) -> None:
-    coordinator = Coordinator(tmp_path, privacy=NOISY)
-    for one, box in coordinator.share().items():
-        coordinator.core.receive_masked(one, coordinator.ask(one, Phase.MASK, box))
-    alive = coordinator.core.close_masked()
-    for one in coordinator.ids:
-        coordinator.core.receive_alive(one, coordinator.ask(one, Phase.AGREE, alive))
-    signatures = coordinator.core.close_alive()
-    one = coordinator.ids[0]
-    coordinator.members[one] = replace(
-        coordinator.members[one], ledger=FileLedger(tmp_path / "absent" / "x")
-    )
-    with pytest.raises(MachineError, match="nothing is revealed"):
-        coordinator.ask(one, Phase.UNMASK, signatures)
-
-
 def test_a_client_that_forgot_its_session_opens_no_other_sum_of_a_round(
     coordinator: Coordinator,
 ) -> None:
@@ -374,42 +178,6 @@ def test_a_damaged_memory_of_opened_rounds_reveals_nothing(
     (tmp_path / f"{name}.opened.jsonl").write_text("{}\n")
     with pytest.raises(MachineError, match="opened rounds"):
         coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first)
-
-
-def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Path) -> None:
-    """Another Flower run, or a restarted node, with the same numbers: fresh noise is a new sum."""
-    coordinator = Coordinator(tmp_path, privacy=NOISY | {"epsilon": 30.0})
-    one = coordinator.ids[0]
-    for number in range(1, 4):
-        coordinator.sessions = dict.fromkeys(coordinator.ids)
-        coordinator.begin(1)
-        coordinator.whole()
-        assert len(coordinator.members[one].ledger.entries()) == number
-
-
-def test_runs_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
-    """All are advertised before any is opened: the check is made again when the share leaves."""
-    runs = [Coordinator(tmp_path, privacy=NOISY | {"rounds_per_client": 1}) for _ in range(2)]
-    runs[1].instruction = replace(runs[1].instruction, round=2)
-    boxes = [run.share() for run in runs]
-    runs[0].finish(boxes[0])
-    with pytest.raises(PrivacyError, match="took part in 1"):
-        runs[1].finish(boxes[1])
-    name = runs[0].members[runs[0].ids[0]].name
-    assert len(FileLedger(tmp_path / f"{name}.jsonl").entries()) == 1
-
-
-def test_a_limit_of_its_own_excludes_plans_whose_noise_it_does_not_make(tmp_path: Path) -> None:
-    for privacy in ({"mechanism": "none"}, {"mechanism": "central", "sampling": 0.5}):
-        made = Coordinator(tmp_path, privacy=privacy)
-        verify_limit(made.plan, math.inf)
-        with pytest.raises(PrivacyError, match="the plan's noise is"):
-            verify_limit(made.plan, 8.0)
-    made = Coordinator(tmp_path, privacy={"mechanism": "none"})
-    one = made.ids[0]
-    made.members[one] = replace(made.members[one], limit=8.0)
-    with pytest.raises(PrivacyError, match="the plan's noise is none"):
-        made.ask(one, Phase.ADVERTISE, made.first)
 
 
 @pytest.mark.parametrize("changes", [{"round": 1}, {"attempt": 2}, {"adapter_digest": "5" * 64}])

@@ -1,0 +1,150 @@
+"""An honest coordinator and its clients' sessions, for tests that make it dishonest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.ledger import FileLedger
+from client.opened_rounds import FileOpenedRounds
+from client.secret import Member
+from protocol.errors import PrivacyError
+from protocol.exchange import METRICS, Contribution, Phase
+from protocol.plan import Plan, plan_from
+from protocol.secagg.agreement import Keys
+from protocol.secagg.contexts import session_id
+from protocol.secagg.coordinator import Attempt, Parameters, split_unmask
+from protocol.secagg.primitives import client_id
+from protocol.secagg.session import Session
+from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.wire import Instruction
+
+SIZE, RUN = 20, bytes(range(16))
+
+
+class Coordinator:
+    """An honest one, and the clients' sessions; a test changes what it sends."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        names = [f"site-{number}" for number in range(5)]
+        keys = {name: Ed25519PrivateKey.generate() for name in names}
+        roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
+        self.plan: Plan = plan_from(
+            {
+                "name": "t",
+                "base": {"fingerprint": "0" * 64},
+                "task": {"labels": ["a", "b"]},
+                "cohort": {"size": 5, "quorum": 3, "weighting": "uniform"},
+                **sections,
+            },
+            source="test",
+        )
+        self.members = {
+            client_id(roster[name]): Member(
+                name=name,
+                key=keys[name],
+                roster=roster,
+                plan=self.plan,
+                size=SIZE,
+                random=os.urandom,
+                ledger=FileLedger(folder / f"{name}.jsonl"),
+                opened=FileOpenedRounds(folder / f"{name}.opened.jsonl"),
+            )
+            for name in names
+        }
+        self.ids = sorted(self.members)
+        self.sessions: dict[bytes, Session | None] = dict.fromkeys(self.ids)
+        self.roster = roster
+        self.updates = {
+            one: np.random.default_rng(number).normal(0, 0.1, SIZE).astype(np.float32)
+            for number, one in enumerate(self.ids)
+        }
+        self.trained = 0
+        self.keys = Keys(self.plan.secrecy.keys)
+        self.early: dict[bytes, bytes] = {}
+        self.instruction = Instruction(
+            round=1,
+            attempt=1,
+            plan_digest=self.plan.digest,
+            base="0" * 64,
+            adapter_digest="1" * 64,
+            rank=8,
+            evaluate=False,
+        )
+        self.begin(1)
+
+    def begin(self, seq: int) -> None:
+        bits = encoding_for(self.plan, self.instruction, size=SIZE, clients=5).bits
+        self.core = Attempt(
+            Parameters(
+                sid=session_id(self.plan.digest, RUN),
+                seq=seq,
+                roster={one: m.roster[m.name] for one, m in self.members.items()},
+                minimum=3,
+                bits=bits,
+                keys=self.keys,
+            )
+        )
+        self.first = RUN + seq.to_bytes(8, "big")
+
+    def ask(self, one: bytes, phase: Phase, request: bytes, **changes: Any) -> bytes:
+        def contribute() -> Contribution:
+            self.trained += 1
+            metrics = dict.fromkeys(METRICS, 2.0)
+            return Contribution(update=self.updates[one], weight=1, metrics=metrics)
+
+        instruction = replace(self.instruction, **changes)
+        self.sessions[one], reply = self.members[one].answer(
+            phase, request, instruction, self.sessions[one], contribute
+        )
+        return reply
+
+    def advertise(self) -> bytes:
+        for one in self.ids:
+            self.core.receive_advert(one, self.ask(one, Phase.ADVERTISE, self.first))
+        return self.core.close_adverts(self.ids)
+
+    def share(self) -> dict[bytes, bytes]:
+        cohort = self.advertise()
+        for one in self.ids:
+            self.core.receive_shares(one, self.ask(one, Phase.SHARE, cohort))
+        return self.boxes()
+
+    def boxes(self) -> dict[bytes, bytes]:
+        members = len(self.core.fix_members())
+        self.encoding = encoding_for(self.plan, self.instruction, size=SIZE, clients=members)
+        terms = terms_for(self.plan, self.instruction, self.encoding, roster_root(self.roster))
+        return self.core.close_shares(terms, count=self.encoding.count)
+
+    def rounds_until_refused(self, why: str) -> int:
+        for number in range(1, 100):
+            self.instruction = replace(self.instruction, round=number)
+            self.begin(number)
+            try:
+                self.whole()
+            except PrivacyError as error:
+                if why in error.cause:
+                    return number - 1
+                raise
+        raise AssertionError("never refused")
+
+    def whole(self) -> tuple[Any, dict[str, float]]:
+        return self.finish(self.share())
+
+    def finish(self, boxes: dict[bytes, bytes]) -> tuple[Any, dict[str, float]]:
+        for one, box in boxes.items():
+            self.core.receive_masked(one, self.ask(one, Phase.MASK, box))
+        alive = self.core.close_masked()
+        for one in self.ids:
+            self.core.receive_alive(one, self.ask(one, Phase.AGREE, alive))
+        signatures = self.core.close_alive()
+        for one in self.ids:
+            advert, shares = split_unmask(self.ask(one, Phase.UNMASK, signatures), self.keys)
+            self.core.receive_unmask(one, shares)
+            self.early[one] = advert
+        return self.encoding.opened(self.core.unmask(), 5)
