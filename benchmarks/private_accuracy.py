@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from cells import ROOT, summary_of
+
 RULES: dict[str, list[str]] = {
     "fed-sb": [],
     "prompt-mean": [
@@ -34,26 +32,12 @@ def cell(rule: str, noise: float, out: Path) -> dict[str, object]:
     """One run's row; run now unless it is there."""
     rounds = ROUNDS[rule]
     folder = out / f"{rule}-{noise:g}-{rounds}"
-    summary = folder / "summary.json"
-    if not summary.exists():
-        settings = [f"plan.rule.name={rule}", f"plan.rounds={rounds}", *RULES[rule]]
-        if noise:
-            settings.append(f"plan.privacy.noise_multiplier={noise}")
-        else:
-            settings.append("plan.privacy.mechanism=none")
-        command = [sys.executable, "-m", "fedge", "simulate", "banking77-private"]
-        command += ["--out", str(folder)]
-        command += [part for setting in settings for part in ("--set", setting)]
-        if folder.exists():
-            command.append("--resume")
-        threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [*command, "--json"], cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"{rule}, {noise}: {done.stdout.strip()} {done.stderr.strip()}")
-        print(f"done: {rule}, noise {noise:g}", file=sys.stderr, flush=True)
-    found = json.loads(summary.read_text())
+    settings = [f"plan.rule.name={rule}", f"plan.rounds={rounds}", *RULES[rule]]
+    if noise:
+        settings.append(f"plan.privacy.noise_multiplier={noise}")
+    else:
+        settings.append("plan.privacy.mechanism=none")
+    found = summary_of("banking77-private", folder, settings)
     return {
         "rule": rule,
         "rounds": rounds,

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from cells import ROOT, summary_of
+
 PROMPT = ["plan.adapter.method=prompt", "plan.adapter.tokens=8", "plan.local.learning_rate=1e-2"]
 RULES: dict[str, list[str]] = {
     "alternating": [],
@@ -29,28 +27,15 @@ RULES: dict[str, list[str]] = {
 def accuracy(rule: str, exchange: str, out: Path, rounds: int) -> float:
     """Test accuracy of one run, in percent; run now unless it is there."""
     folder = out / f"{rule}-{exchange}-{rounds}"
-    summary = folder / "summary.json"
-    if not summary.exists():
-        settings = [
-            f"plan.rule.name={rule}",
-            f"plan.secrecy.exchange={exchange}",
-            f"plan.rounds={rounds}",
-            "yardsticks.pooled=false",
-            "yardsticks.alone=0",
-            *RULES[rule],
-        ]
-        command = [sys.executable, "-m", "fedge", "simulate", "banking77", "--out", str(folder)]
-        command += [part for setting in settings for part in ("--set", setting)]
-        if folder.exists():
-            command.append("--resume")
-        threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [*command, "--json"], cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"{rule}, {exchange}: {done.stdout.strip()} {done.stderr.strip()}")
-        print(f"done: {rule}, {exchange}", file=sys.stderr, flush=True)
-    return 100 * float(json.loads(summary.read_text())["accuracy_federated"])
+    settings = [
+        f"plan.rule.name={rule}",
+        f"plan.secrecy.exchange={exchange}",
+        f"plan.rounds={rounds}",
+        "yardsticks.pooled=false",
+        "yardsticks.alone=0",
+        *RULES[rule],
+    ]
+    return 100 * float(summary_of("banking77", folder, settings)["accuracy_federated"])
 
 
 def main() -> None:

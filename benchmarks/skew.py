@@ -12,48 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENT = ROOT / "simulations" / "experiments" / "banking77-skew.toml"
+from cells import ROOT, summary_of
+
 RULES = ("fedit", "ffa-lora", "alternating")
 SEEDS = (0, 1, 2)
 
 
 def run_cell(rule: str, seed: int, out: Path, extra: list[str]) -> dict[str, object]:
     folder = out / f"{rule}-{seed}"
-    summary = folder / "summary.json"
-    if not summary.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "fedge",
-            "simulate",
-            str(EXPERIMENT),
-            "--out",
-            str(folder),
-            "--set",
-            f"plan.rule.name={rule}",
-            "--set",
-            f"plan.seed={seed}",
-            *extra,
-            "--json",
-        ]
-        if folder.exists():
-            command.append("--resume")
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"{rule}, seed {seed}: {done.stdout.strip()} {done.stderr.strip()}")
-        print(f"done: {rule}, seed {seed}", file=sys.stderr, flush=True)
-    return dict(json.loads(summary.read_text()))
+    settings = [f"plan.rule.name={rule}", f"plan.seed={seed}"]
+    return summary_of("banking77-skew", folder, [*settings, *extra])
 
 
 def table(cells: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
@@ -79,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of the experiment's")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    extra = ["--set", f"plan.rounds={arguments.rounds}"] if arguments.rounds else []
+    extra = [f"plan.rounds={arguments.rounds}"] if arguments.rounds else []
     arguments.out.mkdir(parents=True, exist_ok=True)
     first = run_cell(RULES[0], SEEDS[0], arguments.out, extra)  # alone: it also builds the base
     with ThreadPoolExecutor(2) as pool:

@@ -46,6 +46,7 @@ class FileOpenedRounds:
         try:
             lines = [_Line.model_validate_json(line) for line in self._journal.text().splitlines()]
         except ValidationError as error:
+            # Fail closed. A last line that a power cut tore was never followed by a share.
             raise self._journal.unusable("read", error) from None
         return next((line.revealed for line in reversed(lines) if line.plan == plan), None)
 

@@ -92,7 +92,7 @@ def parse_entries(text: str, *, source: str) -> list[Entry]:
         except (ValidationError, ValueError):
             raise ArtefactError(
                 f"{source}: line {number} is no ledger entry",
-                "restore the ledger: without it nobody knows what was spent",
+                "restore the ledger; a last line that is cut off was never spent and may be removed",
             ) from None
     return entries
 
