@@ -40,6 +40,31 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
+def parse_canonical(data: bytes) -> Any:
+    """The value of canonical JSON bytes. Raises ValueError for any other spelling of it.
+
+    No real numbers, no repeated keys, no integer of 2^53 or more in magnitude.
+    """
+    value = json.loads(data.decode(), parse_float=_refused, parse_constant=_refused)
+    _check_integers(value)
+    if canonical_json(value) != data:
+        raise ValueError("not in canonical form")
+    return value
+
+
+def _refused(text: str) -> Any:
+    raise ValueError(f"{text} is no integer")
+
+
+def _check_integers(value: Any) -> None:
+    if isinstance(value, int) and not -(2**53) < value < 2**53:
+        raise ValueError("an integer of 2^53 or more")
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        _check_integers(inner)
+
+
 def digest(tag: str, message: bytes) -> str:
     """``SHA-256("fedge/" tag "/v1" 0x00 message)`` as 64 hex digits: domain-separated."""
     return hashlib.sha256(b"fedge/" + tag.encode() + b"/v1\x00" + message).hexdigest()

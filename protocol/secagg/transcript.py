@@ -28,7 +28,7 @@ from protocol.secagg.client import (
 )
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import alive_quorum, neighbours
-from protocol.secagg.messages import NO_PROOF, Advert, Cohort, decode_advert
+from protocol.secagg.messages import NO_INDEX, NO_PROOF, Advert, Cohort, decode_advert
 from protocol.secagg.packing import packed_size, unpack
 from protocol.secagg.primitives import Suite, Word, add_mask, kdf, signature_is_valid, word_type
 from protocol.transparency.proofs import verify_inclusion
@@ -91,15 +91,23 @@ def sum_digest(words: Word) -> str:
 
 
 def verify_transcript(
-    transcript: Transcript, roster: Mapping[bytes, bytes], vectors: Vectors, *, minimum: int
+    transcript: Transcript,
+    roster: Mapping[bytes, bytes],
+    vectors: Vectors,
+    *,
+    minimum: int,
+    alive_at: int = NO_INDEX,
 ) -> Word:
     """Check every signature and commitment, add everything again; the sum's words (count,).
 
     ``roster`` maps ids to public keys, ``vectors`` gives a client's packed vector, ``minimum`` is the
-    plan's least number of clients in a sum. Raises ProofError that names the client and the thing.
+    plan's least number of clients in a sum, ``alive_at`` the place of its alive set in a witnessed log:
+    without one, a quorum must have signed it. Raises ProofError that names the client and the thing.
     """
     again = _Again(transcript, roster)
     again.check_parties()
+    if transcript.alive_index != alive_at:
+        raise _bad("the alive set", "it is not at the place that was planned")
     again.check_alive(minimum)
     total = again.added(vectors)
     for key, sign in again.masks():
@@ -164,11 +172,13 @@ class _Again:
                 self._check(one, "vector", statement, bytes.fromhex(party.vector_signature))
 
     def check_alive(self, minimum: int) -> None:
-        """Enough clients are in the sum, all of them members, and a quorum has signed the set."""
+        """Enough clients are in the sum, all of them members; a quorum has signed the set, if it must."""
         if not set(self.alive) <= set(self.members):
             raise _bad("the alive set", "somebody in it is no member")
         if len(self.alive) < minimum:
             raise _bad("the alive set", f"{len(self.alive)} clients, at least {minimum}")
+        if self._t.alive_index != NO_INDEX:
+            return  # its place in the log is what everybody agreed on
         statement, signers = self._rid + alive_hash(tuple(self.alive)), 0
         for one in self._adverts:
             if signature := bytes.fromhex(self._party[one].alive_signature):

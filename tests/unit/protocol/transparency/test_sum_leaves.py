@@ -1,0 +1,167 @@
+"""What the coordinator logs of a sum is what an auditor's transcript is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol.errors import ProofError
+from protocol.secagg.agreement import Keys
+from protocol.secagg.transcript import Transcript, verify_transcript
+from protocol.transparency.leaves import (
+    Advert,
+    Aggregate,
+    Alive,
+    Cohort,
+    Leaf,
+    Reveal,
+    RoundOpen,
+    Shares,
+    Vector,
+    decode_leaf,
+    encode_statement,
+)
+from protocol.transparency.sum_leaves import (
+    SumLeaves,
+    SumPlace,
+    after_alive,
+    alive_leaf,
+    before_alive,
+    transcript_of,
+)
+from tests.unit.protocol.secagg.conftest import Cohort as Clients
+
+KEY = Ed25519PrivateKey.generate()
+PLACE = SumPlace(group=0, round=1, attempt=1, code="0" * 64)
+
+
+def write(leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
+    return encode_statement(leaf, subjects, KEY)
+
+
+def opened(**changes: Any) -> tuple[Clients, Transcript, dict[bytes, bytes]]:
+    settings = {"size": 11, "minimum": 3, "lost": {"share": (1,), "mask": (3,), "alive": (5,)}}
+    made = Clients(**(settings | changes))
+    vectors: dict[bytes, bytes] = {}
+    receive = made.attempt.receive_masked
+
+    def keeping(one: bytes, message: bytes) -> None:
+        receive(one, message)
+        vectors[one] = message[: made.packed_bytes]
+
+    made.attempt.receive_masked = keeping  # type: ignore[method-assign,assignment]
+    made.run()
+    return made, made.attempt.transcript(), vectors
+
+
+def collected(made: Clients, transcript: Transcript) -> SumLeaves:
+    first = before_alive(transcript, PLACE, write)
+    rid = next(leaf.rid for leaf in map(read, first) if isinstance(leaf, RoundOpen))
+    signatures = {
+        one: bytes.fromhex(party.alive_signature)
+        for one, party in zip(sorted(made.attempt._adverts), transcript.parties, strict=True)
+        if party.alive_signature
+    }
+    alive = alive_leaf(
+        seq=1,
+        group=0,
+        rid=bytes.fromhex(rid),
+        alive=made.attempt.alive,
+        signatures=signatures,
+    )
+    found = [
+        read(data)
+        for data in (
+            *first,
+            write(alive, {"round": rid}),
+            *after_alive(transcript, PLACE, rid, write),
+        )
+    ]
+
+    def of(kind: type[Any]) -> tuple[Any, ...]:
+        return tuple(leaf for leaf in found if isinstance(leaf, kind))
+
+    return SumLeaves(
+        adverts=of(Advert),
+        cohort=of(Cohort)[0],
+        shares=of(Shares),
+        opened=of(RoundOpen)[0],
+        vectors=of(Vector),
+        alive=of(Alive)[0],
+        reveal=of(Reveal)[0],
+        aggregate=of(Aggregate)[0],
+    )
+
+
+def read(data: bytes) -> Leaf:
+    return decode_leaf(data).leaf
+
+
+def again(leaves: SumLeaves, transcript: Transcript) -> Transcript:
+    return transcript_of(
+        leaves,
+        sid=transcript.sid,
+        keys=Keys(transcript.keys),
+        suite=transcript.suite,
+        bits=transcript.bits,
+        boxes=transcript.boxes,
+    )
+
+
+@pytest.mark.parametrize("keys", list(Keys))
+def test_the_way_there_and_back(keys: Keys) -> None:
+    made, transcript, vectors = opened(keys_form=keys)
+    rebuilt = again(collected(made, transcript), transcript)
+    assert rebuilt == transcript
+    verify_transcript(rebuilt, made.roster, vectors.__getitem__, minimum=3)
+
+
+def altered(leaves: SumLeaves, name: str, **changes: Any) -> SumLeaves:
+    values = {field: getattr(leaves, field) for field in leaves.__dataclass_fields__}
+    found = values[name]
+    if isinstance(found, tuple):
+        values[name] = (found[0].model_copy(update=changes), *found[1:])
+    else:
+        values[name] = found.model_copy(update=changes)
+    return SumLeaves(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("cohort", {"u1_root": "1" * 64}),
+        ("cohort", {"xid": "1" * 64}),
+        ("cohort", {"threshold": 2}),
+        ("cohort", {"alive_index": 7}),
+        ("shares", {"client": "1" * 32}),
+        ("shares", {"xid": "1" * 64}),
+        ("opened", {"rid": "1" * 64}),
+        ("opened", {"xid": "1" * 64}),
+        ("opened", {"terms": {"round": 2}}),
+        ("opened", {"members": []}),
+        ("vectors", {"client": "1" * 32}),
+        ("vectors", {"rid": "1" * 64}),
+        ("alive", {"clients": []}),
+        ("alive", {"rid": "1" * 64}),
+        ("alive", {"signatures": {"1" * 32: "00"}}),
+        ("reveal", {"seeds": {}}),
+        ("reveal", {"rid": "1" * 64}),
+        ("aggregate", {"summands": 1}),
+        ("aggregate", {"rid": "1" * 64}),
+        ("adverts", {"advert": "00"}),
+    ],
+)
+def test_leaves_that_contradict_each_other_are_refused(name: str, changes: dict[str, Any]) -> None:
+    made, transcript, _ = opened()
+    leaves = collected(made, transcript)
+    with pytest.raises(ProofError):
+        again(altered(leaves, name, **changes), transcript)
+
+
+def test_an_alive_set_without_signatures_needs_its_place() -> None:
+    made, transcript, vectors = opened()
+    with pytest.raises(ProofError, match="place that was planned"):
+        verify_transcript(transcript, made.roster, vectors.__getitem__, minimum=3, alive_at=5)
