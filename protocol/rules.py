@@ -3,7 +3,7 @@
 A contract says what is trained and sent in round t, whether the sum of updates is enough, whether
 the rule is exact for the mean of products B @ A (or B @ R @ A), whether ranks may differ between clients, and
 whether the base changes. Code asks the contract, never the rule's name. What a rule computes on
-the server lives in ``server.aggregation``. Sources are named per rule.
+the server lives in :mod:`protocol.step` and ``server.aggregation``. Sources are named per rule.
 """
 
 from __future__ import annotations

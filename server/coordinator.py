@@ -18,7 +18,7 @@ from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, rule_named
-from server.aggregation import State, initial_state
+from protocol.step.state import State, initial_state
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock

@@ -21,10 +21,10 @@ from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
-from server.aggregation import State, apply_mean
+from protocol.step.robust import Robust, robust_mean
+from protocol.step.state import State, apply_mean
 from server.asking import ask, gather
 from server.attempt import DETAIL, Attempt, masked_bytes
-from server.robust import Robust, robust_mean
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record

@@ -33,8 +33,8 @@ from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from protocol.privacy.ledger import Entry, parse_entries
-from server.aggregation import State
-from server.optimizers import Moments
+from protocol.step.optimizers import Moments
+from protocol.step.state import State
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER = "plan.json", "sequence.json", "privacy.jsonl"

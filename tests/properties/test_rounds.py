@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rounds import Complete, Failed, Reason, accept, close, draw_cohort, drop, open_attempt
+from server.rounds import (
+    Complete,
+    Failed,
+    Reason,
+    accept,
+    close,
+    deal_groups,
+    draw_cohort,
+    drop,
+    open_attempt,
+)
 
 names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
 
@@ -49,3 +59,15 @@ def test_nobody_answers_twice_or_uninvited() -> None:
         accept(state, "a")
     with pytest.raises(ValueError, match="not expected"):
         drop(state, "z", Reason.ERROR, "")
+
+
+@pytest.mark.parametrize(("names", "groups"), [(12, 3), (13, 4), (5, 5)])
+def test_groups_are_disjoint_whole_and_drawn_anew(names: int, groups: int) -> None:
+    everybody = [f"c{number:02d}" for number in range(names)]
+    dealt = deal_groups(everybody, groups=groups, seed=1, round_number=1, attempt=1)
+    assert sorted(name for group in dealt for name in group) == everybody
+    sizes = {len(group) for group in dealt}
+    assert max(sizes) - min(sizes) <= 1
+    again = deal_groups(everybody, groups=groups, seed=1, round_number=1, attempt=1)
+    other = deal_groups(everybody, groups=groups, seed=1, round_number=2, attempt=1)
+    assert dealt == again != other

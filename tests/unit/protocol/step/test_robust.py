@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.robust import geometric_median, robust_mean
-from server.rounds import deal_groups
+from protocol.step.robust import geometric_median, robust_mean
 
 
 def means(groups: int, bad: int, boost: float, *, seed: int = 0, size: int = 200) -> np.ndarray:
@@ -59,15 +57,3 @@ def test_moving_and_scaling_all_moves_and_scales_the_result(
     one = geometric_median(found, weights) * scale + shift
     other = geometric_median(found * scale + shift, weights)
     assert np.allclose(one, other, atol=1e-4 * (1 + np.abs(shift).max()))
-
-
-@pytest.mark.parametrize(("names", "groups"), [(12, 3), (13, 4), (5, 5)])
-def test_groups_are_disjoint_whole_and_drawn_anew(names: int, groups: int) -> None:
-    everybody = [f"c{number:02d}" for number in range(names)]
-    dealt = deal_groups(everybody, groups=groups, seed=1, round_number=1, attempt=1)
-    assert sorted(name for group in dealt for name in group) == everybody
-    sizes = {len(group) for group in dealt}
-    assert max(sizes) - min(sizes) <= 1
-    again = deal_groups(everybody, groups=groups, seed=1, round_number=1, attempt=1)
-    other = deal_groups(everybody, groups=groups, seed=1, round_number=2, attempt=1)
-    assert dealt == again != other

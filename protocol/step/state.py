@@ -1,0 +1,66 @@
+"""The global model of a run, and how a mean update moves it. (P-4.7)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.adapter import adapter_layout, initial_adapter
+from protocol.layout import Layout, Tensors, Vector
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.rules import Role, RuleContract
+from protocol.step.optimizers import Moments, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The global model of a run after a round: adapter at ``rank``, moments over its layout."""
+
+    adapter: Tensors
+    rank: int
+    moments: Moments
+
+
+def initial_state(plan: Plan, manifest: Manifest, contract: RuleContract) -> State:
+    """Round 0. (P-2.3) A stacking rule starts from rank 0: there is nothing stacked yet."""
+    rank = 0 if contract.fresh_each_round else global_rank(plan)
+    layout = adapter_layout(plan, manifest, rank=rank)
+    tensors = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+    return State(adapter=tensors, rank=rank, moments=Moments.zeros(layout.size))
+
+
+def global_rank(plan: Plan) -> int:
+    """The rank of the published adapter: the largest any client trains at."""
+    return max(plan.adapter.client_ranks, default=plan.adapter.rank)
+
+
+def apply_mean(
+    state: State, mean: Vector, *, plan: Plan, layout: Layout, roles: frozenset[Role]
+) -> State:
+    """Move the coordinates of ``roles`` by the server optimiser's step on ``mean`` (d of roles)."""
+    trained = layout.only(roles)
+    index = _coordinates(layout, trained)
+    mine = Moments(first=state.moments.first[index], second=state.moments.second[index])
+    moved, after = step(plan.server, mean, mine)
+    vector, first, second = (
+        layout.flatten(state.adapter),
+        state.moments.first.copy(),
+        state.moments.second.copy(),
+    )
+    vector[index] += moved
+    first[index], second[index] = after.first, after.second
+    return State(
+        adapter=layout.unflatten(vector),
+        rank=state.rank,
+        moments=Moments(first=first, second=second),
+    )
+
+
+def _coordinates(layout: Layout, part: Layout) -> npt.NDArray[np.int64]:
+    """Where the coordinates of ``part`` lie in ``layout``."""
+    where = layout.slices
+    ranges = [np.arange(where[s.name].start, where[s.name].stop) for s in part.specs]
+    return np.concatenate(ranges).astype(np.int64)
