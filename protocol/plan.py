@@ -195,6 +195,19 @@ class Privacy(Section):
     )
 
 
+class Audit(Section):
+    """What auditors get, and who watches the log."""
+
+    retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
+        default=30, description="masked vectors are kept so long; 0 = sums cannot be repeated"
+    )
+    log: str = Field(default="", description="with witnesses: the verifier key of the run's log")
+    witnesses: list[str] = Field(default=[], description="verifier keys of cosignatures")
+    witness_quorum: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="cosignatures without which no sum is opened"
+    )
+
+
 class Plan(Section):
     """A whole run. Field order is the order of a written plan."""
 
@@ -213,6 +226,12 @@ class Plan(Section):
     release: Release = Release()
     secrecy: Secrecy = Secrecy()
     privacy: Privacy = Privacy()
+    audit: Audit = Audit()
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether alive sets are agreed on by their place in a witnessed log."""
+        return bool(self.audit.witnesses)
 
     @property
     def least_sum(self) -> int:

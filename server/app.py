@@ -1,13 +1,15 @@
 """Flower's ServerApp: reads the run's configuration, builds the objects, starts. Wiring only.
 
 Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest is read), ``run``
-(folder), ``resume``, and under secure aggregation ``roster`` (names and public keys).
+(folder), ``resume``, under secure aggregation ``roster`` (names and public keys), and ``log-key`` (a file;
+without it the run folder has a key of its own for its log).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -18,6 +20,7 @@ from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
+from server.log import read_log_key
 from server.setting import Listener
 from server.store import RunStore
 
@@ -38,7 +41,6 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 raise ArtefactError(
                     f"{store.folder} holds a run already", "resume it, or name another folder"
                 )
-            store.keep_plan(plan)
             run_rounds(
                 plan=plan,
                 manifest=manifest,
@@ -47,11 +49,17 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 clock=clock or SystemClock(),
                 listener=listener,
                 roster_keys=keys,
+                log_key=_log_key(context),
             )
         finally:
             store.close()
 
     return made
+
+
+def _log_key(context: Context) -> Ed25519PrivateKey | None:
+    named = str(context.run_config.get("log-key") or "")
+    return read_log_key(Path(named)) if named else None
 
 
 def read_plan(path: Path) -> Plan:

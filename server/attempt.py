@@ -24,6 +24,7 @@ from protocol.step.state import State, apply_mean
 from server.aggregation import apply_individuals, change_norm
 from server.asking import ask, gather
 from server.budget import entry_for, exhausted, privacy_record
+from server.publishing import Published
 from server.roster import Roster
 from server.rounds import (
     Collecting,
@@ -233,6 +234,10 @@ class Attempt:
     def revealed(self) -> bool:
         """Whether clients were asked to open a sum: they will not open another of this round."""
         return False
+
+    def published(self) -> Published:
+        """What auditors get of the attempt: nothing of a plain one."""
+        return Published()
 
     # -- aggregating ------------------------------------------------------------------------------
 

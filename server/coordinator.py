@@ -7,9 +7,11 @@ update is on disk before it is counted, and a round is published by one rename.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
 from protocol.adapter import as_plain_lora
@@ -22,7 +24,17 @@ from protocol.step.state import State, initial_state
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
+from server.log import LOG, SECRET, RunLog, read_log_key
 from server.peft_folder import write_peft_folder
+from server.publishing import (
+    Published,
+    abort_leaf,
+    adapter_leaf,
+    retire_vectors,
+    roster_leaves,
+    spent_leaves,
+    start_leaves,
+)
 from server.roster import Roster, call_roll
 from server.rounds import Complete
 from server.secret_attempt import SecretAttempt
@@ -47,12 +59,18 @@ def run_rounds(
     clock: Clock,
     listener: Listener | None = None,
     roster_keys: Mapping[str, bytes] | None = None,
+    log_key: Ed25519PrivateKey | None = None,
 ) -> Outcome:
     """Run what is left of the plan's rounds; a fresh folder starts with round 0.
 
-    Raises ArtefactError when the folder belongs to another plan or base, RoundError when a round
-    failed as often as the plan allows; the last published round then stands.
+    The log is signed with ``log_key``, without one with a key of the run's own (``log.key``). Raises
+    ArtefactError when the folder belongs to another plan or base, RoundError when a round failed as
+    often as the plan allows; the last published round then stands.
     """
+    roster = dict(roster_keys or {})
+    store.keep_plan(plan)
+    store.keep_manifest(manifest)
+    log = open_log(store, plan, log_key)
     setting = Setting(
         plan=plan,
         plan_digest=plan.digest,
@@ -60,13 +78,34 @@ def run_rounds(
         contract=rule_named(plan.rule.name),
         grid=grid,
         store=store,
+        log=log,
         clock=clock,
         listener=listener,
-        roster_keys=roster_keys or {},
+        roster_keys=roster,
         random=os.urandom,
         adverts={},
     )
     return _Run(setting).to_the_end()
+
+
+def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) -> RunLog:
+    """The run's log, made if needed, with what a killed coordinator left taken in."""
+    if store.last_round() is not None and not (store.folder / LOG).is_dir():
+        raise ArtefactError(
+            f"{store.folder} was begun by a version without a log", "start another run folder"
+        )
+    key = key or read_log_key(store.folder / SECRET)
+    origin = f"fedge/{plan.name}/{store.run_id.hex()}"
+    return RunLog(store.folder, key, origin, store.batches())
+
+
+def tend(setting: Setting) -> None:
+    """What a run's log is due, whenever its coordinator starts: another roster, expired vectors."""
+    log, store = setting.log, setting.store
+    if leaves := roster_leaves(log, store, setting.roster_keys):
+        log.append(leaves)
+    # The machine's time, not the run's clock: vectors are kept for days of the calendar.
+    retire_vectors(log, store, setting.plan, time.time())
 
 
 class _Run:
@@ -78,6 +117,7 @@ class _Run:
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
+        tend(self._setting)
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
             if self._setting.listener:
@@ -89,7 +129,9 @@ class _Run:
         if last is None:
             state = initial_state(self._plan, self._manifest, self._setting.contract)
             record = self._nothing_happened() | self._identity(0, state)
-            self._publish(0, state, record, {})
+            setting = self._setting
+            first = start_leaves(setting.log, self._store, self._plan, setting.roster_keys)
+            self._publish(0, state, record, {}, Published(leaves=first))
             return state, record
         state, record = self._store.load(last)
         for key, mine, what in (
@@ -123,12 +165,16 @@ class _Run:
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
                 record = attempt.record(closed, aggregate, norm) | self._identity(number, after)
-                self._publish(number, after, record, aggregate.metrics)
+                self._publish(number, after, record, aggregate.metrics, attempt.published())
                 return after, record
             if attempt.revealed:
                 return self._void(number, state, attempt.record(closed))
             failed += 1
-            self._store.fail_attempt(number, failed, attempt.record(closed))
+            record = attempt.record(closed)
+            log = self._setting.log
+            # First the leaf: an attempt may be logged and tried again, never forgotten.
+            log.append([*spent_leaves(log, self._store), abort_leaf(log, record, revealed=False)])
+            self._store.fail_attempt(number, failed, record)
         raise RoundError(
             f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts",
             "look at rounds/*.attempt*.json; mend the clients, remove those files, then resume",
@@ -140,7 +186,9 @@ class _Run:
         The round is published with the model as it was, and says so; the next one starts.
         """
         record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
-        self._publish(number, state, record, {})
+        self._store.forget_vectors(number)
+        leaf = abort_leaf(self._setting.log, record, revealed=True)
+        self._publish(number, state, record, {}, Published(leaves=[leaf]))
         return state, record
 
     def _identity(self, number: int, state: State) -> Record:
@@ -177,9 +225,25 @@ class _Run:
         }
 
     def _publish(
-        self, number: int, state: State, record: Record, metrics: dict[str, float]
+        self,
+        number: int,
+        state: State,
+        record: Record,
+        metrics: dict[str, float],
+        published: Published,
     ) -> None:
-        self._store.publish(
+        log = self._setting.log
+
+        def batch(files: dict[str, str]) -> bytes:
+            return log.prepare(
+                [
+                    *published.leaves,
+                    *spent_leaves(log, self._store),
+                    adapter_leaf(log, record, published, files),
+                ]
+            )
+
+        path = self._store.publish(
             number,
             state,
             record,
@@ -196,4 +260,6 @@ class _Run:
                 metrics=metrics,
                 privacy=record["privacy"],
             ),
+            batch,
         )
+        log.take(path)

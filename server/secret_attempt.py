@@ -23,8 +23,10 @@ from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean
+from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import DETAIL, Attempt, masked_bytes
+from server.publishing import Published, publish_sum, sum_leaves
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
@@ -49,9 +51,11 @@ class SecretAttempt(Attempt):
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
         self._sums = self._groups()
+        self._store.forget_vectors(self._number)  # of an attempt that was killed
         self._phases()
         for made in self._sums:
             made.open()
+            publish_sum(self._store, self._number, made)
             if made.failure is None:
                 for name in made.alive:
                     self._collecting = accept(self._collecting, name)
@@ -81,8 +85,8 @@ class SecretAttempt(Attempt):
             attempt=self._attempt,
         )
         return [
-            SecretSum(parameters, {client_id(keys[name]): name for name in names})
-            for names in dealt
+            SecretSum(group, parameters, {client_id(keys[name]): name for name in names})
+            for group, names in enumerate(dealt)
         ]
 
     # -- phases -----------------------------------------------------------------------------------
@@ -100,7 +104,7 @@ class SecretAttempt(Attempt):
 
         self._phase(Phase.ADVERTISE, to_advertise, lambda m, c, b: m.core.receive_advert(c, b))
         self._phase(Phase.SHARE, self._to_share, lambda m, c, b: m.core.receive_shares(c, b))
-        self._phase(Phase.MASK, self._to_mask, lambda m, c, b: m.core.receive_masked(c, b))
+        self._phase(Phase.MASK, self._to_mask, self._receive_masked)
         self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
         known.clear()
         self._signatures = {id(m): m.guarded(m.core.close_alive) for m in self._sums}
@@ -146,15 +150,19 @@ class SecretAttempt(Attempt):
         terms = terms_for(self._plan, instruction, made.encoding, roster)
         return made.core.close_shares(terms, count=made.encoding.count)
 
+    def _receive_masked(self, made: SecretSum, one: bytes, message: bytes) -> None:
+        made.core.receive_masked(one, message)
+        if self._plan.audit.retention_days:
+            packed = memoryview(message)[: made.core.vector_bytes]
+            self._store.put_vector(self._number, made.group, one.hex(), packed)
+
     def _to_agree(self, made: SecretSum) -> Messages:
         return dict.fromkeys(made.core.alive, alive) if (alive := made.core.close_masked()) else {}
 
     def _to_unmask(self, made: SecretSum) -> Messages:
         signatures = self._signatures[id(made)]
         assert signatures is not None  # of a sum that has not failed
-        self._spend(
-            made.alive, run=self._sid.hex(), sequence=self._seq, group=self._sums.index(made)
-        )
+        self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
         return dict.fromkeys(made.core.alive, signatures)
 
     def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
@@ -277,6 +285,25 @@ class SecretAttempt(Attempt):
         groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
         return record | {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
+
+    def published(self) -> Published:
+        """The leaves of every sum that opened, and its part in the adapter. (P-8.8)"""
+        opened = [made for made in self._sums if made.mean is not None]
+        kept = self._combined().kept if opened else ()
+        return Published(
+            seq=self._seq,
+            leaves=[
+                leaf
+                for made in opened
+                for leaf in sum_leaves(
+                    self._setting.log, made, number=self._number, attempt=self._attempt
+                )
+            ],
+            sums=[
+                OpenedSum(group=made.group, summands=len(made.alive), kept=keep)
+                for made, keep in zip(opened, kept, strict=True)
+            ],
+        )
 
     def _group_records(self) -> list[Record]:
         opened = [made for made in self._sums if made.mean is not None]

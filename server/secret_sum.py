@@ -8,6 +8,7 @@ from typing import TypeVar
 from protocol.errors import RoundError
 from protocol.layout import Vector
 from protocol.secagg import coordinator as core
+from protocol.secagg.primitives import Word
 from protocol.secagg.task import Exact, Noisy
 
 T = TypeVar("T")
@@ -15,13 +16,14 @@ Messages = Mapping[bytes, bytes]
 
 
 class SecretSum:
-    """A group's sum. A failure ends this sum; the attempt goes on with the others."""
+    """The sum of group ``group``. A failure ends this sum; the attempt goes on with the others."""
 
-    def __init__(self, parameters: core.Parameters, names: Mapping[bytes, str]) -> None:
-        self.names = dict(names)
+    def __init__(self, group: int, parameters: core.Parameters, names: Mapping[bytes, str]) -> None:
+        self.group, self.names = group, dict(names)
         self.core = core.Attempt(parameters)
         self.encoding: Exact | Noisy | None = None
         self.failure: RoundError | None = None
+        self.words: Word | None = None
         self.mean: Vector | None = None
         self.metrics: dict[str, float] = {}
 
@@ -52,6 +54,6 @@ class SecretSum:
 
     def open(self) -> None:
         """Take the masks off and decode."""
-        words = self.guarded(self.core.unmask)
-        if words is not None and self.encoding is not None:
-            self.mean, self.metrics = self.encoding.opened(words, len(self.core.alive))
+        self.words = self.guarded(self.core.unmask)
+        if self.words is not None and self.encoding is not None:
+            self.mean, self.metrics = self.encoding.opened(self.words, len(self.core.alive))

@@ -18,6 +18,7 @@ from protocol.plan import Plan
 from protocol.rules import RuleContract
 from protocol.secagg.primitives import RandomBytes
 from server.clock import Clock
+from server.log import RunLog
 from server.store import Record, RunStore
 
 
@@ -46,6 +47,7 @@ class Setting:
     contract: RuleContract
     grid: Grid
     store: RunStore
+    log: RunLog
     clock: Clock
     listener: Listener | None
     roster_keys: Mapping[str, bytes]

@@ -1,12 +1,17 @@
 """The run folder: what is published, and what of the open round is safe already. (P-4.8)
 
     plan.json               the plan, with every default
+    manifest.json           the base's
+    rosters/                every roster the run has had, by its digest
+    log.key                 the secret key of the run's log
+    log/                    the transparency log (:mod:`server.log`)
     privacy.jsonl           the privacy ledger: one line per sum that was or may have been opened
     sequence.json           the run's id and the number of its last attempt at a secret sum
-    rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/
+    rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/; sums/ and
+                            vectors/ for auditors; log.batch until its leaves are in the log's tiles
     rounds/0007.attempt1.json   the record of an attempt that failed
-    rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, and
-                            ``revealing`` once clients were asked to open a secret sum
+    rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, sums/, vectors/,
+                            and ``revealing`` once clients were asked to open a secret sum
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
 Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
@@ -15,11 +20,12 @@ Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,13 +37,22 @@ from safetensors.numpy import save
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
+from protocol.manifest import MANIFEST_NAME, Manifest
+from protocol.merkle import leaf_hash
 from protocol.plan import Plan
 from protocol.privacy.ledger import Entry, parse_entries
+from protocol.secagg.client import CHUNK
+from protocol.secagg.roster import render_roster
+from protocol.secagg.task import roster_root
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
+from server.files import sync as _sync
+from server.files import write_whole
+from server.log import BATCH
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
-PLAN, SEQUENCE, LEDGER = "plan.json", "sequence.json", "privacy.jsonl"
+PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
+SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
 
@@ -78,30 +93,48 @@ class RunStore:
     def keep_plan(self, plan: Plan) -> None:
         """Write ``plan.json`` beside the rounds, once: what releases and reports read."""
         path = self.folder / PLAN
-        if path.exists():
-            return
-        temporary = path.with_name(f".{PLAN}.tmp")
-        temporary.write_text(_json(plan.model_dump(mode="json")), "utf-8")
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(self.folder)
+        if not path.exists():
+            write_whole(path, _json(plan.model_dump(mode="json")).encode())
 
-    def next_sequence(self) -> tuple[bytes, int]:
-        """This run's random id (16 bytes) and the next attempt's number, used up once it is given."""
+    def keep_manifest(self, manifest: Manifest) -> None:
+        """Write the base's manifest beside the plan, once: layouts follow from it."""
+        path = self.folder / MANIFEST_NAME
+        if not path.exists():
+            write_whole(path, manifest.to_json().encode())
+
+    def keep_roster(self, roster: Mapping[str, bytes]) -> str:
+        """Write the roster under its digest; the digest."""
+        root = roster_root(roster).hex()
+        path = self.folder / ROSTERS / f"{root}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, render_roster(dict(roster)).encode())
+        return root
+
+    @property
+    def run_id(self) -> bytes:
+        """This run's random id, 16 bytes; drawn once."""
+        return self._sequence()[0]
+
+    def _sequence(self) -> tuple[bytes, int]:
         path = self.folder / SEQUENCE
         try:
             content = json.loads(path.read_text("utf-8"))
-            run, number = bytes.fromhex(content["run"]), int(content["sequence"]) + 1
+            return bytes.fromhex(content["run"]), int(content["sequence"])
         except FileNotFoundError:
-            run, number = os.urandom(16), 1
+            return self._keep_sequence(os.urandom(16), 0)
         except (OSError, ValueError, KeyError, TypeError):
             raise ArtefactError(f"{path} is damaged", "restore it, or start another run") from None
-        temporary = path.with_name(f".{SEQUENCE}.tmp")
-        temporary.write_text(_json({"run": run.hex(), "sequence": number}), "utf-8")
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(self.folder)
+
+    def _keep_sequence(self, run: bytes, number: int) -> tuple[bytes, int]:
+        content = _json({"run": run.hex(), "sequence": number})
+        write_whole(self.folder / SEQUENCE, content.encode())
         return run, number
+
+    def next_sequence(self) -> tuple[bytes, int]:
+        """This run's random id (16 bytes) and the next attempt's number, used up once it is given."""
+        run, number = self._sequence()
+        return self._keep_sequence(run, number + 1)
 
     def spent(self) -> list[Entry]:
         """The privacy ledger. Raises ArtefactError for a damaged line."""
@@ -135,21 +168,56 @@ class RunStore:
     # -- published rounds -------------------------------------------------------------------------
 
     def publish(
-        self, number: int, state: State, record: Record, write_adapter: Callable[[Path], None]
-    ) -> None:
-        """Make a round visible, whole, by one rename; then forget the open attempt."""
+        self,
+        number: int,
+        state: State,
+        record: Record,
+        write_adapter: Callable[[Path], None],
+        batch: Callable[[dict[str, str]], bytes],
+    ) -> Path:
+        """Make a round visible, whole, by one rename; then forget the open attempt.
+
+        ``batch`` gets the SHA-256 of the round's files by name and gives what becomes ``log.batch``, whose
+        path is returned.
+        """
         temporary = self._rounds / f".{number:04d}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         (temporary / CHECKPOINT).write_bytes(_checkpoint(state, record))
         (temporary / RECORD).write_text(_json(record), "utf-8")
         write_adapter(temporary / ADAPTER)
-        for path in (*(temporary / ADAPTER).iterdir(), temporary / ADAPTER, *temporary.iterdir()):
+        for name in (SUMS, VECTORS):
+            if (self._open(number) / name).is_dir():
+                (self._open(number) / name).rename(temporary / name)
+        folder = self._rounds / f"{number:04d}"
+        files = [temporary / CHECKPOINT, *sorted((temporary / ADAPTER).iterdir())]
+        (temporary / BATCH).write_bytes(
+            batch({f"rounds/{folder.name}/{p.relative_to(temporary)}": _sha256(p) for p in files})
+        )
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
-        _sync(temporary)
-        temporary.rename(self._rounds / f"{number:04d}")
+        temporary.rename(folder)
         _sync(self._rounds)
         shutil.rmtree(self._open(number), ignore_errors=True)
+        return folder / BATCH
+
+    def batches(self) -> list[Path]:
+        """Where leaves may lie that are not in the log's tiles yet."""
+        return sorted(self._rounds.glob(f"[0-9]*/{BATCH}"))
+
+    def drop_vectors(self, number: int) -> None:
+        """Delete a round's masked vectors."""
+        folder = self._rounds / f"{number:04d}"
+        if (folder / VECTORS).is_dir():
+            gone = self._rounds / f".{number:04d}.vectors.tmp"
+            (folder / VECTORS).rename(gone)
+            _sync(folder)
+            shutil.rmtree(gone)
+
+    def vectors_since(self, number: int) -> float | None:
+        """When a round's masked vectors were published (seconds since 1970), None without any."""
+        folder = self._rounds / f"{number:04d}" / VECTORS
+        return folder.stat().st_mtime if folder.is_dir() else None
 
     def load(self, number: int) -> tuple[State, Record]:
         """State and record of a published round. Raises ArtefactError for damage."""
@@ -211,6 +279,32 @@ class RunStore:
     def remove_reply(self, number: int, client: str) -> None:
         """Forget an update that turned out to be unusable."""
         self._reply(number, client).unlink(missing_ok=True)
+
+    def forget_vectors(self, number: int, group: int | None = None) -> None:
+        """Delete masked vectors and sums of the open attempt, all or a group's: there is no sum of them."""
+        for kind in (VECTORS, SUMS):
+            folder = self._open(number) / kind
+            if group is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif kind == VECTORS:
+                shutil.rmtree(folder / str(group), ignore_errors=True)
+
+    def put_vector(self, number: int, group: int, client: str, packed: memoryview) -> None:
+        """Keep a masked vector for auditors, with the leaf hashes of its root. (P-8.4)
+
+        Not fsynced before its round is published.
+        """
+        folder = self._open(number) / VECTORS / str(group)
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = (packed[at : at + CHUNK] for at in range(0, len(packed), CHUNK))
+        (folder / client).write_bytes(packed)
+        (folder / f"{client}.chunks").write_bytes(b"".join(map(leaf_hash, pieces)))
+
+    def put_sum(self, number: int, name: str, data: bytes) -> None:
+        """Keep what is published of an opened sum."""
+        folder = self._open(number) / SUMS
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
     def note_revealing(self, number: int) -> None:
         """The open attempt asks clients to open its sum: on disk before anybody is asked."""
@@ -279,9 +373,5 @@ def _json(value: Record) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

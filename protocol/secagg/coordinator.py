@@ -96,12 +96,12 @@ class Attempt:
         self._cohort: Cohort | None = None
         self._near: dict[bytes, tuple[bytes, ...]] = {}
         self._sealed: dict[bytes, dict[bytes, bytes]] = {}  # sender -> receiver -> bytes
-        self._rid = b""
+        self.rid = b""
         self.members: tuple[bytes, ...] = ()  # U2
         self._sum: Word = np.zeros(0, word_type(parameters.bits))
         self.masked: set[bytes] = set()
         self.alive: tuple[bytes, ...] = ()  # U3
-        self._signatures: dict[bytes, bytes] = {}
+        self.signatures: dict[bytes, bytes] = {}
         self._shares_signed: dict[bytes, bytes] = {}
         self._vectors_signed: dict[bytes, tuple[bytes, bytes]] = {}  # root, signature
         self._terms: dict[str, Any] = {}
@@ -194,7 +194,7 @@ class Attempt:
         """
         members = set(self.members)
         self._sum = np.zeros(count, word_type(self._p.bits))
-        self._rid = round_id(self._xid, b"".join(self.members), terms)
+        self.rid = round_id(self._xid, b"".join(self.members), terms)
         self._terms = dict(terms)
         self.phase = Phase.MASK
         return {
@@ -208,7 +208,7 @@ class Attempt:
     def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
         """Add a masked vector to the sum. A late one is refused: the phase is over."""
         self._expect(Phase.MASK, client, self.members, self.masked)
-        size = packed_size(len(self._sum), self._p.bits)
+        size = self.vector_bytes
         packed, tail = memoryview(message)[:size], bytes(message[size:])
         try:
             root, proof, signature = decode_masked_tail(tail)
@@ -216,7 +216,7 @@ class Attempt:
             raise _bad("masked.malformed", client, error.cause) from None
         if proof:
             raise _bad("masked.proof", client, "a proof of a kind that is not known")
-        statement = vector_statement(self._rid, client, root, proof)
+        statement = vector_statement(self.rid, client, root, proof)
         if not signature_is_valid(self._p.roster[client], "vector", statement, signature):
             raise _bad("masked.signature", client, "not signed for this round by it")
         if vector_root(packed) != root:
@@ -224,6 +224,11 @@ class Attempt:
         self._sum += unpack(packed, len(self._sum), self._p.bits)
         self._vectors_signed[client] = root, signature
         self.masked.add(client)
+
+    @property
+    def vector_bytes(self) -> int:
+        """How long a packed vector is: a masked message begins with it."""
+        return packed_size(len(self._sum), self._p.bits)
 
     def close_masked(self) -> bytes:
         """Fix U3: the alive set that every one of them is asked to sign."""
@@ -235,22 +240,22 @@ class Attempt:
 
     def receive_alive(self, client: bytes, signature: bytes) -> None:
         """A signature on the alive set."""
-        self._expect(Phase.ALIVE, client, self.alive, self._signatures)
-        statement = self._rid + alive_hash(self.alive)
+        self._expect(Phase.ALIVE, client, self.alive, self.signatures)
+        statement = self.rid + alive_hash(self.alive)
         if not signature_is_valid(self._p.roster[client], "alive", statement, signature):
             raise _bad("alive.signature", client, "not a signature on the alive set")
-        self._signatures[client] = signature
+        self.signatures[client] = signature
 
     def close_alive(self) -> bytes:
         """The signatures, for everybody alive. Raises RoundError without a quorum."""
-        self._lose(self.alive, self._signatures)
+        self._lose(self.alive, self.signatures)
         needed = alive_quorum(len(self._adverts))
-        if len(self._signatures) < needed:
+        if len(self.signatures) < needed:
             raise RoundError(
-                f"{len(self._signatures)} clients signed the alive set, needed {needed}", RETRY
+                f"{len(self.signatures)} clients signed the alive set, needed {needed}", RETRY
             )
         self.phase = Phase.UNMASK
-        return encode_signatures(self._signatures)
+        return encode_signatures(self.signatures)
 
     def receive_unmask(self, client: bytes, message: bytes) -> None:
         """One share per neighbour in U2, of the kind that its state allows."""
@@ -292,7 +297,7 @@ class Attempt:
             for pair in self._pairs(one, seeds[one])
         ]
         for one in self.alive:
-            key = kdf(shamir.to_bytes(seeds[one]), "self", self._rid)
+            key = kdf(shamir.to_bytes(seeds[one]), "self", self.rid)
             add_mask(self._sum, key, sign=-1, suite=self._p.suite)
         for key, sign in pairs:
             add_mask(self._sum, key, sign=sign, suite=self._p.suite)
@@ -330,7 +335,7 @@ class Attempt:
             shares_signature=self._shares_signed[one].hex() if member else "",
             vector_root=root.hex(),
             vector_signature=signature.hex(),
-            alive_signature=self._signatures.get(one, b"").hex(),
+            alive_signature=self.signatures.get(one, b"").hex(),
             seed=shamir.to_bytes(self._seeds[one]).hex() if member else "",
         )
 
@@ -361,7 +366,7 @@ class Attempt:
                     f"what {lower.hex()} sealed for {higher.hex()} is not the secret of their pair",
                     RETRY,
                 )
-            key = pair_key(secret, self._rid, lost, other)
+            key = pair_key(secret, self.rid, lost, other)
             found.append((key, pair_sign(lost, other)))
         return found
 

@@ -1,0 +1,235 @@
+"""The run's transparency log: one writer, tiles on disk, one signed checkpoint. (P-8)
+
+Leaves become part of the log by one rename of a *batch*: a file with the leaves and the checkpoint that
+covers them. A round's batch lies in the round's folder, so that round and leaves appear at once; other
+leaves come in ``log/log.batch``. Afterwards the batch is written into the tiles and removed; a
+coordinator that was killed in between does that when it comes back.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import protocol
+import server
+from protocol.errors import ArtefactError, ProofError
+from protocol.merkle import leaf_hash
+from protocol.transparency.leaves import Leaf, decode_leaf, encode_statement
+from protocol.transparency.note import (
+    Checkpoint,
+    KeyType,
+    VerifierKey,
+    parse_checkpoint,
+    sign_note,
+    verify_note,
+)
+from protocol.transparency.tiles import (
+    entry_tiles,
+    pack_entries,
+    parse_entries,
+    tiles_grown,
+    tiles_needed,
+)
+from protocol.transparency.tree import Tree
+from server.files import sync, write_whole
+
+LOG, BATCH, KEY, CHECKPOINT, SECRET = "log", "log.batch", "key", "checkpoint", "log.key"
+REMEDY = "restore the run folder from a copy; do not resume it as it is"
+
+
+class RunLog:
+    """The log in ``folder/log``; whoever opens it holds the run folder's lock."""
+
+    def __init__(
+        self, folder: Path, key: Ed25519PrivateKey, origin: str, batches: Iterable[Path] = ()
+    ) -> None:
+        """Open the log, made if needed; take in ``batches`` that a killed writer left.
+
+        Raises ArtefactError for a log that is damaged or that another key has signed.
+        """
+        self.folder, self.origin, self._key = folder / LOG, origin, key
+        public = key.public_key().public_bytes_raw()
+        self.verifier = VerifierKey(name=origin, type=KeyType.ED25519, public=public)
+        self.folder.mkdir(exist_ok=True)
+        self._entries: list[bytes] = []
+        self._kinds: dict[type[Leaf], list[int]] = {}
+        self._tree = Tree()
+        self._dirty = False
+        self.note = ""
+        self._load()
+        if not (self.folder / KEY).exists():
+            write_whole(self.folder / KEY, f"{self.verifier.encode()}\n".encode())
+        for path in (*batches, self.folder / BATCH):
+            if path.exists():
+                self._take(path)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Leaves in the log."""
+        return len(self._entries)
+
+    @property
+    def tree(self) -> Tree:
+        """The tree over them; not to be changed."""
+        return self._tree
+
+    def entry(self, index: int) -> bytes:
+        """A leaf's bytes."""
+        return self._entries[index]
+
+    def find(self, kind: type[Leaf], **fields: object) -> list[int]:
+        """Indices of the leaves of ``kind`` whose fields have these values."""
+        found = []
+        for index in self._kinds.get(kind, []):
+            leaf = decode_leaf(self._entries[index]).leaf if fields else None
+            if all(getattr(leaf, name) == value for name, value in fields.items()):
+                found.append(index)
+        return found
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def write(self, leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
+        """A statement signed by the log's key."""
+        return encode_statement(leaf, subjects, self._key)
+
+    def prepare(self, leaves: Sequence[bytes]) -> bytes:
+        """A batch of ``leaves``: what :meth:`take` takes in once it lies where it becomes visible.
+
+        One batch at a time: prepared is signed, and the log never signs two trees of one size.
+        """
+        if self._dirty:
+            raise RuntimeError("a batch was prepared and not taken in")
+        self._dirty = True
+        start = self.size
+        for data in leaves:
+            self._add(data)
+        text = Checkpoint(origin=self.origin, size=self.size, root=self._tree.root()).text
+        self.note = f"{text}\n{sign_note(text, self.origin, self._key)}"
+        body = {
+            "start": start,
+            "entries": [base64.b64encode(data).decode() for data in leaves],
+            "checkpoint": self.note,
+        }
+        return (json.dumps(body, indent=1) + "\n").encode()
+
+    def take(self, path: Path) -> None:
+        """Write the prepared batch at ``path``, which is visible by now, into the tiles; remove it."""
+        start = int(json.loads(path.read_bytes())["start"])
+        self._write_tiles(start)
+        write_whole(self.folder / CHECKPOINT, self.note.encode())
+        path.unlink()
+        sync(path.parent)
+        self._dirty = False
+
+    def append(self, leaves: Sequence[bytes]) -> int:
+        """Leaves that belong to no round; the index of the first."""
+        start, path = self.size, self.folder / BATCH
+        write_whole(path, self.prepare(leaves))
+        self.take(path)
+        return start
+
+    def cosigned(self, note: str) -> None:
+        """Keep the checkpoint with witnesses' lines added."""
+        self.note = note
+        write_whole(self.folder / CHECKPOINT, note.encode())
+
+    def _add(self, data: bytes) -> None:
+        kind = type(decode_leaf(data).leaf)  # what nobody could read never enters
+        self._kinds.setdefault(kind, []).append(self.size)
+        self._entries.append(data)
+        self._tree.append(leaf_hash(data))
+
+    def _write_tiles(self, start: int) -> None:
+        for name, first, stop in entry_tiles(start, self.size):
+            self._put(name, pack_entries(self._entries[first:stop]))
+        for name, data in tiles_grown(self._tree, start):
+            self._put(name, data)
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+
+    # -- recovery ---------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return
+        try:
+            self.note = path.read_text("utf-8")
+            checkpoint = self._verified(self.note)
+            for name, count in tiles_needed(checkpoint.size):
+                found = parse_entries((self.folder / name).read_bytes())
+                if len(found) != count:
+                    raise ProofError(f"{name} has {len(found)} entries", REMEDY)
+                for data in found:
+                    self._add(data)
+        except (OSError, UnicodeDecodeError, ProofError) as error:
+            cause = error.cause if isinstance(error, ProofError) else type(error).__name__
+            raise ArtefactError(f"{self.folder}: {cause}", REMEDY) from None
+        if (len(self._entries), self._tree.root()) != (checkpoint.size, checkpoint.root):
+            raise ArtefactError(f"{self.folder}: the tiles are not those it signed", REMEDY)
+
+    def _take(self, path: Path) -> None:
+        """Take in a batch that a killed writer left, whole or partly in the tiles."""
+        try:
+            body = json.loads(path.read_bytes())
+            entries = [base64.b64decode(data, validate=True) for data in body["entries"]]
+            start, note = int(body["start"]), str(body["checkpoint"])
+            checkpoint = self._verified(note)
+            known = self.size - start
+            if not 0 <= known <= len(entries) or self._entries[start:] != entries[:known]:
+                raise ProofError("it does not follow the log", REMEDY)
+        except (OSError, ValueError, KeyError, TypeError, ProofError) as error:
+            cause = error.cause if isinstance(error, ProofError) else type(error).__name__
+            raise ArtefactError(f"{path}: {cause}", REMEDY) from None
+        for data in entries[known:]:
+            self._add(data)
+        if (self.size, self._tree.root()) != (checkpoint.size, checkpoint.root):
+            raise ArtefactError(f"{path}: its checkpoint is of other leaves", REMEDY)
+        self.note = note
+        self.take(path)
+
+    def _verified(self, note: str) -> Checkpoint:
+        return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
+
+
+def read_log_key(path: Path) -> Ed25519PrivateKey:
+    """The log's secret key, made at the first call; only its owner can read it."""
+    try:
+        if not path.exists():
+            secret = Ed25519PrivateKey.generate().private_bytes_raw()
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secret.hex() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"{path}: not the log's key ({type(error).__name__})", "restore it, or its permissions"
+        ) from None
+
+
+def code_digest() -> str:
+    """SHA-256 over the source files of ``protocol`` and ``server``: which code ran a round."""
+    state = hashlib.sha256()
+    for package in (protocol, server):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            name = f"{root.name}/{path.relative_to(root).as_posix()}"
+            state.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return state.hexdigest()

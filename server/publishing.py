@@ -1,0 +1,180 @@
+"""What a run puts into its log, leaf by leaf. (P-8.7, P-8.8)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from protocol.encoding import canonical_json
+from protocol.manifest import MANIFEST_NAME
+from protocol.merkle import merkle_root
+from protocol.plan import Plan
+from protocol.transparency.leaves import (
+    Abort,
+    Adapter,
+    Leaf,
+    OpenedSum,
+    PlanLeaf,
+    Retention,
+    Roster,
+    RoundOpen,
+    Spent,
+    Vector,
+    decode_leaf,
+    sha256,
+)
+from protocol.transparency.sum_leaves import SumPlace, after_alive, alive_leaf, before_alive
+from server.log import RunLog, code_digest
+from server.secret_sum import SecretSum
+from server.store import PLAN, ROSTERS, Record, RunStore
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """An attempt's number, the leaves of its sums, and their part in the adapter."""
+
+    seq: int = 0
+    leaves: list[bytes] = field(default_factory=list)
+    sums: list[OpenedSum] = field(default_factory=list)
+
+
+def publish_sum(store: RunStore, number: int, made: SecretSum) -> None:
+    """Keep what auditors need of a sum that opened; forget the vectors of one that did not."""
+    if made.words is None:
+        store.forget_vectors(number, made.group)
+        return
+    little = made.words.astype(made.words.dtype.newbyteorder("<"))
+    store.put_sum(number, f"{made.group}.sum", little.tobytes())
+    if boxes := _boxes(made):
+        store.put_sum(number, f"{made.group}.boxes.json", boxes)
+
+
+def _boxes(made: SecretSum) -> bytes:
+    boxes = made.core.transcript().boxes
+    return canonical_json([box.model_dump() for box in boxes]) if boxes else b""
+
+
+def sum_leaves(log: RunLog, made: SecretSum, *, number: int, attempt: int) -> list[bytes]:
+    """All leaves of a sum that opened."""
+    transcript, boxes = made.core.transcript(), _boxes(made)
+    place = SumPlace(
+        group=made.group,
+        round=number,
+        attempt=attempt,
+        code=code_digest(),
+        boxes=sha256(boxes) if boxes else "",
+    )
+    first = before_alive(transcript, place, log.write)
+    alive = alive_leaf(
+        seq=transcript.seq,
+        group=made.group,
+        rid=made.core.rid,
+        alive=made.core.alive,
+        signatures=made.core.signatures,
+    )
+    rid = made.core.rid.hex()
+    return [
+        *first,
+        log.write(alive, {"round": rid}),
+        *after_alive(transcript, place, rid, log.write),
+    ]
+
+
+def start_leaves(
+    log: RunLog, store: RunStore, plan: Plan, roster: Mapping[str, bytes]
+) -> list[bytes]:
+    """The plan, and the roster where there is one."""
+    leaf = PlanLeaf(
+        origin=log.origin,
+        run=store.run_id.hex(),
+        plan=plan.digest,
+        base=plan.base.fingerprint,
+        retention_days=plan.audit.retention_days,
+    )
+    files = {name: sha256((store.folder / name).read_bytes()) for name in (PLAN, MANIFEST_NAME)}
+    return [log.write(leaf, files), *roster_leaves(log, store, roster)]
+
+
+def roster_leaves(log: RunLog, store: RunStore, roster: Mapping[str, bytes]) -> list[bytes]:
+    """The roster, when the log's last one is another."""
+    if not roster:
+        return []
+    root = store.keep_roster(roster)
+    known = log.find(Roster)
+    if known and getattr(decode_leaf(log.entry(known[-1])).leaf, "root", "") == root:
+        return []
+    name = f"{ROSTERS}/{root}.json"
+    data = (store.folder / name).read_bytes()
+    return [log.write(Roster(root=root, clients=len(roster)), {name: sha256(data)})]
+
+
+def spent_leaves(log: RunLog, store: RunStore) -> list[bytes]:
+    """Every line of the privacy ledger that is not logged yet."""
+    entries = store.spent()[len(log.find(Spent)) :]
+    return [
+        log.write(Spent(entry=entry), {"privacy.jsonl": sha256(canonical_json(entry.model_dump()))})
+        for entry in entries
+    ]
+
+
+def abort_leaf(log: RunLog, record: Record, *, revealed: bool) -> bytes:
+    """An attempt that gave no sum."""
+    leaf = Abort(
+        seq=record.get("sequence", 0),
+        round=record["round"],
+        attempt=record["attempt"],
+        revealed=revealed,
+    )
+    return log.write(leaf, {"plan": record["plan_digest"]})
+
+
+def adapter_leaf(
+    log: RunLog, record: Record, published: Published, files: Mapping[str, str]
+) -> bytes:
+    """What a round made of its sums."""
+    leaf = Adapter(
+        round=record["round"],
+        attempt=record["attempt"],
+        seq=published.seq,
+        adapter_in=record["adapter_in"],
+        adapter_out=record["adapter_out"],
+        published=record["adapter_published"],
+        rank=record["rank"],
+        exchange=record["exchange"],
+        sums=published.sums,
+        void=record["void"] or "",
+    )
+    return log.write(leaf, files)
+
+
+def retire_vectors(log: RunLog, store: RunStore, plan: Plan, now: float) -> list[int]:
+    """Delete masked vectors older than the plan keeps them, with a leaf that says so; the rounds."""
+    retired = []
+    last = store.last_round()
+    for number in range(1, (last or 0) + 1):
+        since = store.vectors_since(number)
+        if since is None or now < since + plan.audit.retention_days * DAY_S:
+            continue
+        if not log.find(Retention, round=number):
+            roots = _vector_roots(log, number)
+            leaf = Retention(round=number, vectors=len(roots))
+            log.append([log.write(leaf, {"vectors": merkle_root(roots).hex()})])
+        store.drop_vectors(number)
+        retired.append(number)
+    return retired
+
+
+def _vector_roots(log: RunLog, number: int) -> list[bytes]:
+    """The signed roots of a round's vectors, by group and id."""
+    opened = (_read(log, at) for at in log.find(RoundOpen, round=number))
+    group = {leaf.rid: leaf.group for leaf in opened if isinstance(leaf, RoundOpen)}
+    vectors = (_read(log, at) for at in log.find(Vector))
+    mine = [leaf for leaf in vectors if isinstance(leaf, Vector) and leaf.rid in group]
+    ordered = sorted(mine, key=lambda leaf: (group[leaf.rid], leaf.client))
+    return [bytes.fromhex(leaf.root) for leaf in ordered]
+
+
+def _read(log: RunLog, index: int) -> Leaf:
+    return decode_leaf(log.entry(index)).leaf
