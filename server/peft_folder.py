@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
-
 from protocol.layout import Tensors
 from protocol.manifest import Manifest
 from protocol.peft_format import (
@@ -20,6 +18,7 @@ from protocol.peft_format import (
     to_peft,
 )
 from protocol.plan import Plan
+from protocol.tensor_file import encode_tensors
 
 CARD = "README.md"
 
@@ -47,7 +46,7 @@ def write_peft_folder(
     config = peft_config(plan, manifest, rank=rank, base_name=manifest.source)
     contents = {
         CONFIG_FILE: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
-        WEIGHTS_FILE: save(to_peft(tensors), metadata={"format": "pt"}),
+        WEIGHTS_FILE: encode_tensors(to_peft(tensors), {"format": "pt"}),
         CARD: _card(plan, manifest, round_number, secure, privacy).encode(),
     }
     note = ReleaseNote(

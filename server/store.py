@@ -30,13 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.layout import Tensors
 from protocol.manifest import MANIFEST_NAME, Manifest
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
@@ -44,7 +38,7 @@ from protocol.privacy.ledger import Entry, parse_entries
 from protocol.secagg.client import CHUNK
 from protocol.secagg.roster import render_roster
 from protocol.secagg.task import roster_root
-from protocol.step.optimizers import Moments
+from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
 from server.files import sync as _sync
 from server.files import write_whole
@@ -183,7 +177,13 @@ class RunStore:
         temporary = self._rounds / f".{number:04d}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        (temporary / CHECKPOINT).write_bytes(_checkpoint(state, record))
+        note = Note(
+            round=record["round"],
+            plan_digest=record["plan_digest"],
+            base_fingerprint=record["base_fingerprint"],
+            adapter_digest=record["adapter_out"],
+        )
+        (temporary / CHECKPOINT).write_bytes(encode_checkpoint(state, note))
         (temporary / RECORD).write_text(_json(record), "utf-8")
         write_adapter(temporary / ADAPTER)
         for name in (SUMS, VECTORS):
@@ -225,24 +225,16 @@ class RunStore:
         remedy = "restore the run folder, or remove the damaged last round and resume"
         try:
             record: Record = json.loads((folder / RECORD).read_text("utf-8"))
-            with safe_open(folder / CHECKPOINT, "np") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = json.loads((file.metadata() or {})["fedge"])
-            if metadata["adapter_digest"] != record["adapter_out"]:
+            path = folder / CHECKPOINT
+            state, note = decode_checkpoint(
+                path.read_bytes(), rank=int(record["rank"]), source=str(path)
+            )
+            if note.adapter_digest != record["adapter_out"]:
                 raise ValueError("checkpoint and record are of different rounds")
-            adapter = {
-                k.removeprefix("adapter/"): v
-                for k, v in tensors.items()
-                if k.startswith("adapter/")
-            }
-            vector = np.concatenate([adapter[name].reshape(-1) for name in sorted(adapter)])
-            moments = Moments(first=tensors["moment1"], second=tensors["moment2"])
-            if not len(vector) == len(moments.first) == len(moments.second):
-                raise ValueError("moments and adapter are of different sizes")
-            if vector_digest(vector) != record["adapter_out"]:  # a layout sorts by name: (P-2.2)
-                raise ValueError("the adapter's bytes have changed")
-            return State(adapter=adapter, rank=int(record["rank"]), moments=moments), record
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            return state, record
+        except ArtefactError as error:
+            raise ArtefactError(f"{error.cause}; the round is damaged", remedy) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtefactError(f"{folder} is damaged: {_why(error)}", remedy) from None
 
     # -- the open attempt -------------------------------------------------------------------------
@@ -352,21 +344,6 @@ class RunStore:
 
 def _why(error: Exception) -> str:
     return str(error) if type(error) is ValueError else type(error).__name__
-
-
-def _checkpoint(state: State, record: Record) -> bytes:
-    tensors: Tensors = {f"adapter/{name}": value for name, value in state.adapter.items()}
-    tensors |= {"moment1": state.moments.first, "moment2": state.moments.second}
-    metadata = {
-        "format": "fedge-checkpoint-1",
-        "round": str(record["round"]),
-        "plan_digest": record["plan_digest"],
-        "base_fingerprint": record["base_fingerprint"],
-        "adapter_digest": record["adapter_out"],
-    }
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    # One key: safetensors writes several in an order that changes from process to process.
-    return bytes(save(ordered, metadata={"fedge": json.dumps(metadata, sort_keys=True)}))
 
 
 def _json(value: Record) -> str:

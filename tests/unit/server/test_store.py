@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from protocol.adapter import adapter_layout, as_plain_lora, lora_scaling
 from protocol.encoding import vector_digest
@@ -56,7 +56,9 @@ def test_a_published_round_is_complete_and_consistent(
             for path in published.iterdir()
             if path.name != RELEASE_FILE
         }
-        tensors = from_peft(load_file(published / "adapter_model.safetensors"))
+        weights = published / "adapter_model.safetensors"
+        assert weights.read_bytes() == save(load_file(weights), metadata={"format": "pt"})
+        tensors = from_peft(load_file(weights))
         layout = adapter_layout(plan, manifest, rank=record["rank"])
         assert vector_digest(layout.flatten(tensors)) == before == note.adapter_digest
         assert record["adapter_published"] == before
