@@ -128,12 +128,16 @@ def as_plain_lora(tensors: Tensors) -> Tensors:
     """The adapter as every PEFT reader computes it: A, ``B @ R`` in B's place, no core.
 
     The product ``B @ R @ A`` is the same up to the rounding of B @ R to float32. An adapter without
-    cores is returned as it is. This is what is published and measured. (P-5.1)
+    cores is returned as it is. This is what is published and measured; its sums are added in the
+    order of P-5.1, so that others get the same bytes, where ``@`` would leave the order to a library.
     """
     plain = {name: value for name, value in tensors.items() if not name.endswith(LORA_R)}
     for name in tensors.keys() - plain.keys():
         path = name.removesuffix(LORA_R)
-        product = tensors[path + LORA_B].astype(np.float64) @ tensors[name].astype(np.float64)
+        b, core = tensors[path + LORA_B].astype(np.float64), tensors[name].astype(np.float64)
+        product = np.zeros_like(b)
+        for column, row in zip(b.T, core, strict=True):
+            product += column[:, None] * row
         plain[path + LORA_B] = product.astype(np.float32)
     return plain
 

@@ -2,6 +2,8 @@
 
 Symbols of the paper: c ``clip``, g ``grid``, s ``local_noise``, z ``multiplier``, D ``padded``,
 n_h ``honest``; zCDP with rho and an additive xi per round (its Theorem 1 and Proposition 14).
+What clients and auditors compute for themselves has products and square roots only: the ``**`` and
+``log`` of a platform's library may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from protocol.privacy.gaussian import draw
 from protocol.secagg.primitives import RandomBytes, Word, word_type
 from protocol.secagg.rotation import Rotation
 
-BETA = math.exp(-0.5)  # a rounding is kept with at least 1 - BETA
 INFLATION = 1.01  # of the sensitivity, by rounding to the grid
 TRIES, KAPPA = 64, 4.0  # roundings of a vector; standard deviations that fit the ring
 GRID_BITS = 40  # the grid is a multiple of 2^-40: exact in every language
@@ -75,12 +76,10 @@ class Mechanism:
     @property
     def ring_bits(self) -> int | None:
         """The smallest of 16, 20, 24 and 32 in which sums do not wrap within 4 sigma."""
-        spread = (
-            self.clip**2 * self.summands**2 / self.turn.padded
-            + (self.grid**2 / 4 + self.local_noise**2) * self.summands
-        )
-        needed = math.log2(2 * KAPPA * math.sqrt(spread) / self.grid)
-        return next((bits for bits in (16, 20, 24, 32) if needed <= bits), None)
+        most, grid, noise = self.clip * self.summands, self.grid, self.local_noise
+        spread = most * most / self.turn.padded + (grid * grid / 4 + noise * noise) * self.summands
+        needed = 2 * KAPPA * math.sqrt(spread) / grid
+        return next((bits for bits in (16, 20, 24, 32) if needed <= 2**bits), None)
 
     def encode(self, vector: Vector, rng: np.random.Generator, random: RandomBytes) -> Word:
         """(d,) float32 to (D,) words with this client's noise. Raises UpdateError after 64 tries.
@@ -125,7 +124,8 @@ class Mechanism:
         padded = self.turn.padded
         sensitivity = self.grid * norm_bound(self.clip, self.grid, padded)
         ratio = float(self.sigma)
-        rho = sensitivity**2 / (2 * self.honest * (ratio * self.grid) ** 2)
+        noise = ratio * self.grid
+        rho = sensitivity * sensitivity / (2 * self.honest * (noise * noise))
         tau = 10 * math.fsum(
             math.exp(-2 * math.pi**2 * ratio**2 * k / (k + 1)) for k in range(1, self.honest)
         )
@@ -133,7 +133,11 @@ class Mechanism:
 
 
 def norm_bound(clip: float, grid: float, padded: int) -> float:
-    """B: the largest L2 norm of a rounded vector, in units of the grid."""
+    """B: the largest L2 norm of a rounded vector, in units of the grid.
+
+    With beta = e^-1/2, so that a rounding is kept with probability 1 - beta at least, the paper's
+    ``sqrt(2 ln(1/beta))`` is 1.
+    """
     reach, root = clip / grid, math.sqrt(padded)
-    likely = reach**2 + padded / 4 + math.sqrt(2 * math.log(1 / BETA)) * (reach + root / 2)
+    likely = reach * reach + padded / 4 + (reach + root / 2)
     return min(reach + root, math.sqrt(likely))

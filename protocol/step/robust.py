@@ -3,11 +3,12 @@
 Each group's mean came out of a secret sum of its own, so this sees groups, never clients. A group that
 is far from the others (more than three times the median distance to the coordinate-wise median) is
 left out; of the rest the geometric median is taken by Weiszfeld's iteration (Pillutla et al., arXiv
-1912.13445), smoothed so that it never divides by zero. (P-6.14)
+1912.13445), smoothed so that it never divides by zero. Every sum has the order of P-6.14.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,22 +36,52 @@ def robust_mean(means: Sequence[Vector], counts: Sequence[int]) -> Robust:
     stacked = np.stack([mean.astype(np.float64) for mean in means])
     if len(means) == 1:
         return Robust(mean=means[0], distances=(0.0,), kept=(True,))
-    distances = np.linalg.norm(stacked - np.median(stacked, axis=0), axis=1)
-    limit = FAR * float(np.median(distances))
-    kept = distances <= limit if limit > 0 else distances <= 0
-    chosen = geometric_median(stacked[kept], np.asarray(counts, np.float64)[kept])
-    return Robust(
-        mean=chosen.astype(np.float32),
-        distances=tuple(float(value) for value in distances),
-        kept=tuple(bool(value) for value in kept),
+    middle = _middle(np.sort(stacked, axis=0))
+    distances = [math.sqrt(_squares(point - middle)) for point in stacked]
+    limit = FAR * float(_middle(np.sort(np.array(distances))))
+    kept = [distance <= limit for distance in distances]
+    chosen = geometric_median(
+        stacked[kept], [n for n, good in zip(counts, kept, strict=True) if good]
     )
+    return Robust(mean=chosen.astype(np.float32), distances=tuple(distances), kept=tuple(kept))
 
 
-def geometric_median(points: Wide, weights: Wide) -> Wide:
+def geometric_median(points: Wide, weights: Sequence[float]) -> Wide:
     """The point (d,) with the least weighted sum of distances to ``points`` (m, d)."""
     scale = float(np.abs(points).max(initial=0.0)) or 1.0
-    centre: Wide = np.average(points, axis=0, weights=weights)
+    least = (SMOOTH * scale) * (SMOOTH * scale)
+    centre = _average(points, weights)
     for _ in range(STEPS):
-        near = np.sqrt(np.sum((points - centre) ** 2, axis=1) + (SMOOTH * scale) ** 2)
-        centre = np.average(points, axis=0, weights=weights / near)
+        near = [math.sqrt(_squares(point - centre) + least) for point in points]
+        before = centre
+        centre = _average(points, [weight / far for weight, far in zip(weights, near, strict=True)])
+        if np.array_equal(before, centre):
+            break  # as all further steps would find
     return centre
+
+
+def _average(points: Wide, weights: Sequence[float]) -> Wide:
+    """The weighted mean, added in the order of the groups."""
+    total, weight = np.zeros(points.shape[1]), 0.0
+    for point, share in zip(points, weights, strict=True):
+        total += point * share
+        weight += share
+    mean: Wide = total / weight
+    return mean
+
+
+def _middle(ordered: Wide) -> Wide:
+    """Median along the first axis of what is sorted along it."""
+    last = len(ordered) - 1
+    middle: Wide = (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
+    return middle
+
+
+def _squares(values: Wide) -> float:
+    """The sum of squares of (d,), by halves: an order that does not depend on the machine."""
+    parts = values * values
+    while len(parts) > 1:
+        half = -(-len(parts) // 2)
+        parts[: len(parts) - half] += parts[half:]
+        parts = parts[:half]
+    return float(parts[0])

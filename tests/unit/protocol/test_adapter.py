@@ -21,7 +21,7 @@ from protocol.adapter import (
 )
 from protocol.exchange.plain import HEADER
 from protocol.forecast import forecast
-from protocol.layout import Tensors
+from protocol.layout import Tensors, Vector
 from protocol.legality import check
 from protocol.manifest import Manifest
 from protocol.peft_format import from_peft, to_peft
@@ -139,9 +139,19 @@ def test_the_plain_form_is_the_same_product_without_a_core(manifest: Manifest) -
         np.testing.assert_allclose(
             plain[linear.path + LORA_B] @ plain[linear.path + LORA_A], b @ r @ a, atol=1e-6
         )
+        exact = np.array([[_dot(row, column) for column in r.T] for row in b])
+        assert plain[linear.path + LORA_B].tobytes() == exact.astype(np.float32).tobytes()
     assert all(
         np.array_equal(value, plain[key]) for key, value in from_peft(to_peft(plain)).items()
     )
     again = as_plain_lora(with_unit_cores(plain, layout))
     assert layout.flatten(with_unit_cores(plain, layout)).shape == (layout.size,)
     assert all(np.array_equal(again[name], value) for name, value in plain.items())
+
+
+def _dot(row: Vector, column: Vector) -> float:
+    """P-5.1's order, with Python's floats."""
+    total = 0.0
+    for x, y in zip(row, column, strict=True):
+        total += float(x) * float(y)
+    return total

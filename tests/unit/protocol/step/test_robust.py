@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.step.robust import geometric_median, robust_mean
+from protocol.layout import Vector
+from protocol.step.robust import FAR, STEPS, geometric_median, robust_mean
 
 
 def means(groups: int, bad: int, boost: float, *, seed: int = 0, size: int = 200) -> np.ndarray:
@@ -57,3 +60,58 @@ def test_moving_and_scaling_all_moves_and_scales_the_result(
     one = geometric_median(found, weights) * scale + shift
     other = geometric_median(found * scale + shift, weights)
     assert np.allclose(one, other, atol=1e-4 * (1 + np.abs(shift).max()))
+
+
+def by_the_book(means: list[Vector], counts: list[int]) -> tuple[list[float], list[bool]]:
+    """P-6.14 with Python's floats, one operation at a time."""
+
+    def middle(values: list[float]) -> float:
+        ordered, last = sorted(values), len(values) - 1
+        return (ordered[last // 2] + ordered[(last + 1) // 2]) / 2
+
+    def squared_distance(one: list[float], other: list[float]) -> float:
+        parts = [(x - y) * (x - y) for x, y in zip(one, other, strict=True)]
+        while len(parts) > 1:
+            tail = [parts.pop() for _ in range(len(parts) // 2)][::-1]
+            for at, value in enumerate(tail):
+                parts[at] += value
+        return parts[0]
+
+    def average(points: list[list[float]], weights: list[float]) -> list[float]:
+        total, weight = [0.0] * len(points[0]), 0.0
+        for point, share in zip(points, weights, strict=True):
+            total = [t + x * share for t, x in zip(total, point, strict=True)]
+            weight += share
+        return [t / weight for t in total]
+
+    points = [[float(x) for x in mean] for mean in means]
+    median = [middle(list(column)) for column in zip(*points, strict=True)]
+    distances = [math.sqrt(squared_distance(point, median)) for point in points]
+    kept = [distance <= FAR * middle(distances) for distance in distances]
+    rest = [point for point, good in zip(points, kept, strict=True) if good]
+    weights = [float(n) for n, good in zip(counts, kept, strict=True) if good]
+    small = 1e-9 * (max(abs(x) for point in rest for x in point) or 1.0)
+    centre = average(rest, weights)
+    for _ in range(STEPS):
+        near = [math.sqrt(squared_distance(point, centre) + small * small) for point in rest]
+        centre = average(rest, [w / far for w, far in zip(weights, near, strict=True)])
+    return centre, kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 7), st.integers(1, 33), st.integers(0, 1))
+def test_every_bit_is_that_of_the_protocols_order(
+    seed: int, groups: int, size: int, bad: int
+) -> None:
+    found = list(means(groups, bad, 30.0, seed=seed, size=size))
+    counts = [1 + (seed + group) % 5 for group in range(groups)]
+    centre, kept = by_the_book(found, counts)
+    robust = robust_mean(found, counts)
+    assert robust.kept == tuple(kept)
+    assert robust.mean.tobytes() == np.array(centre).astype(np.float32).tobytes()
+
+
+def test_nothing_but_zeros_is_zero() -> None:
+    robust = robust_mean([np.zeros(3, np.float32)] * 2, [1, 2])
+    assert not robust.mean.any()
+    assert robust.kept == (True, True)
