@@ -20,6 +20,20 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count // LANES) * bits * 4
 
 
+def block_count(count: int) -> int:
+    """Blocks that ``count`` coordinates take."""
+    return -(-count // BLOCK)
+
+
+def block_place(block: int, count: int, bits: int) -> tuple[slice, slice]:
+    """(coordinates, packed bytes) of a block of ``count``. Raises IndexError for one that is not there."""
+    if not 0 <= block < block_count(count):
+        raise IndexError(f"block {block} of {block_count(count)}")
+    first, last = block * BLOCK, min((block + 1) * BLOCK, count)
+    start = packed_size(first, bits)
+    return slice(first, last), slice(start, start + packed_size(last - first, bits))
+
+
 def pack(words: Word, bits: int) -> bytes:
     """Little-endian bytes of ``words`` (n,), each below 2^bits.
 

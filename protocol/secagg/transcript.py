@@ -9,7 +9,8 @@ that of the mask key when it was lost. So nobody learns more than the sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from protocol.merkle import leaf_hash
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
+    CHUNK,
     alive_hash,
     commitment,
     pair_sign,
@@ -28,15 +30,25 @@ from protocol.secagg.client import (
 )
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import alive_quorum, neighbours
-from protocol.secagg.messages import NO_INDEX, NO_PROOF, Advert, Cohort, decode_advert
-from protocol.secagg.packing import packed_size, unpack
+from protocol.secagg.messages import (
+    HASH_BYTES,
+    NO_INDEX,
+    NO_PROOF,
+    Advert,
+    Cohort,
+    decode_advert,
+)
+from protocol.secagg.packing import block_place, packed_size, unpack
 from protocol.secagg.primitives import Suite, Word, add_mask, kdf, signature_is_valid, word_type
-from protocol.transparency.proofs import verify_inclusion
+from protocol.transparency.proofs import tree_root, verify_inclusion
 
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 U16 = Annotated[int, Field(ge=0, lt=2**16)]
 U64 = Annotated[int, Field(ge=0, lt=2**64)]
 Vectors = Callable[[bytes], bytes | memoryview]
+Hashes = Callable[[bytes], Sequence[bytes]]
+Pieces = Callable[[bytes, int], bytes | memoryview]
+Mask = tuple[bytes, int]  # key, sign
 REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
 
 
@@ -97,30 +109,75 @@ def verify_transcript(
     *,
     minimum: int,
     alive_at: int = NO_INDEX,
+    workers: int = 1,
 ) -> Word:
     """Check every signature and commitment, add everything again; the sum's words (count,).
 
     ``roster`` maps ids to public keys, ``vectors`` gives a client's packed vector, ``minimum`` is the
     plan's least number of clients in a sum, ``alive_at`` the place of its alive set in a witnessed log:
-    without one, a quorum must have signed it. Raises ProofError that names the client and the thing.
+    without one, a quorum must have signed it. ``workers`` threads share the work and call ``vectors``.
+    Raises ProofError that names the client and the thing.
     """
-    again = _Again(transcript, roster)
-    again.check_parties()
-    if transcript.alive_index != alive_at:
-        raise _bad("the alive set", "it is not at the place that was planned")
-    again.check_alive(minimum)
-    total = again.added(vectors)
-    for key, sign in again.masks():
-        add_mask(total, key, sign=sign, suite=Suite(transcript.suite))
-    if transcript.bits not in (16, 32):
-        total &= total.dtype.type(2**transcript.bits - 1)
+    again = _Again.checked(transcript, roster, minimum, alive_at)
+    total = again.added(vectors, again.masks(), workers)
     if sum_digest(total) != transcript.sum:
         raise _bad("the sum", "the vectors and masks add up to something else")
     return total
 
 
+def verify_transcript_part(
+    transcript: Transcript,
+    roster: Mapping[bytes, bytes],
+    words: Word,
+    hashes: Hashes,
+    pieces: Pieces,
+    *,
+    blocks: Iterable[int],
+    minimum: int,
+    alive_at: int = NO_INDEX,
+) -> None:
+    """Like :func:`verify_transcript`, but add only ``blocks`` of 32,768 coordinates again.
+
+    ``words`` (count,) is the published sum, ``hashes`` gives the leaf hashes of a client's signed root,
+    ``pieces`` one of its pieces of 64 KiB by number. Of other blocks nothing is proven; they are chosen
+    at random after all that is signed. Raises ProofError, IndexError for a block that is not there.
+    """
+    again = _Again.checked(transcript, roster, minimum, alive_at)
+    if words.shape != (transcript.count,) or sum_digest(words) != transcript.sum:
+        raise _bad("the sum", "its words are not the published ones")
+    known = {one: again.checked_hashes(one, hashes(one)) for one in again.alive}
+    masks = again.masks()
+    for block in blocks:
+        place, found = again.added_block(block, known, pieces, masks)
+        if not np.array_equal(found, words[place]):
+            raise _bad(f"the sum, block {block}", "vectors and masks add up to something else")
+
+
+def verify_without_vectors(
+    transcript: Transcript,
+    roster: Mapping[bytes, bytes],
+    *,
+    minimum: int,
+    alive_at: int = NO_INDEX,
+) -> None:
+    """Like :func:`verify_transcript`, but for the sum: signatures, members, commitments and seeds."""
+    _Again.checked(transcript, roster, minimum, alive_at).masks()
+
+
 class _Again:
     """The attempt, derived anew from its transcript."""
+
+    @classmethod
+    def checked(
+        cls, transcript: Transcript, roster: Mapping[bytes, bytes], minimum: int, alive_at: int
+    ) -> _Again:
+        """With all that is signed checked: parties, alive set and its place."""
+        again = cls(transcript, roster)
+        again.check_parties()
+        if transcript.alive_index != alive_at:
+            raise _bad("the alive set", "it is not at the place that was planned")
+        again.check_alive(minimum)
+        return again
 
     def __init__(self, transcript: Transcript, roster: Mapping[bytes, bytes]) -> None:
         self._t, self._roster, self._keys = transcript, roster, Keys(transcript.keys)
@@ -187,19 +244,79 @@ class _Again:
         if signers < (needed := alive_quorum(len(self._adverts))):
             raise _bad("the alive set", f"{signers} signatures, needed {needed}")
 
-    def added(self, vectors: Vectors) -> Word:
-        """The masked vectors, added."""
-        total: Word = np.zeros(self._t.count, word_type(self._t.bits))
+    def added(self, vectors: Vectors, masks: list[Mask], workers: int) -> Word:
+        """The masked vectors without the masks, by that many threads."""
+
+        def share(number: int) -> Word:
+            total = self._zeros(self._t.count)
+            steps: list[Callable[[], None]] = [
+                lambda: self._add_vectors(total, self.alive[number::workers], vectors),
+                lambda: self._add_masks(total, masks[number::workers]),
+            ]
+            # The cipher holds the interpreter's lock, hashing does not: they go well side by side.
+            for step in steps if number % 2 else reversed(steps):
+                step()
+            return total
+
+        with ThreadPoolExecutor(workers) as pool:
+            total, *others = pool.map(share, range(workers))
+        for other in others:
+            total += other
+        return self._in_ring(total)
+
+    def added_block(
+        self, block: int, known: Mapping[bytes, Sequence[bytes]], pieces: Pieces, masks: list[Mask]
+    ) -> tuple[slice, Word]:
+        """(where it is, the same words) of one block, from the pieces that hold it."""
+        coordinates, octets = block_place(block, self._t.count, self._t.bits)
+        size = coordinates.stop - coordinates.start
+        total = self._zeros(size)
+        numbers = range(octets.start // CHUNK, -(-octets.stop // CHUNK))
+        before = numbers.start * CHUNK
         for one in self.alive:
+            data = b"".join(self._piece(one, number, known[one], pieces) for number in numbers)
+            packed = data[octets.start - before : octets.stop - before]
+            total += unpack(packed, size, self._t.bits)
+        self._add_masks(total, masks, start=coordinates.start)
+        return coordinates, self._in_ring(total)
+
+    def checked_hashes(self, one: bytes, hashes: Sequence[bytes]) -> Sequence[bytes]:
+        """The leaf hashes of a client's vector, whose root it signed."""
+        if len(hashes) != -(-packed_size(self._t.count, self._t.bits) // CHUNK):
+            raise _bad(one.hex(), f"{len(hashes)} hashes of its vector's pieces")
+        odd = any(len(each) != HASH_BYTES for each in hashes)
+        if odd or tree_root(hashes).hex() != self._party[one].vector_root:
+            raise _bad(one.hex(), "the hashes of its vector's pieces are not what it signed")
+        return hashes
+
+    def _piece(self, one: bytes, number: int, known: Sequence[bytes], pieces: Pieces) -> bytes:
+        whole, piece = packed_size(self._t.count, self._t.bits), pieces(one, number)
+        if len(piece) != min(CHUNK, whole - number * CHUNK) or leaf_hash(piece) != known[number]:
+            raise _bad(one.hex(), f"piece {number} of its vector is not the one it signed")
+        return bytes(piece)
+
+    def _add_vectors(self, total: Word, clients: Sequence[bytes], vectors: Vectors) -> None:
+        for one in clients:
             packed = vectors(one)
             if len(packed) != packed_size(self._t.count, self._t.bits):
                 raise _bad(one.hex(), f"its vector has {len(packed)} bytes")
             if vector_root(packed).hex() != self._party[one].vector_root:
                 raise _bad(one.hex(), "its vector is not the one it signed")
             total += unpack(packed, self._t.count, self._t.bits)
+
+    def _add_masks(self, total: Word, masks: Sequence[Mask], *, start: int = 0) -> None:
+        for key, sign in masks:
+            add_mask(total, key, sign=sign, suite=Suite(self._t.suite), start=start)
+
+    def _zeros(self, count: int) -> Word:
+        return np.zeros(count, word_type(self._t.bits))
+
+    def _in_ring(self, total: Word) -> Word:
+        if self._t.bits not in (16, 32):
+            total &= total.dtype.type(2**self._t.bits - 1)
         return total
 
-    def masks(self) -> list[tuple[bytes, int]]:
+    def masks(self) -> list[Mask]:
         """(key, sign) of every mask that is taken off the sum."""
         found = []
         for one in self.members:
@@ -217,7 +334,7 @@ class _Again:
             found += self._pair_masks(one, seed)
         return found
 
-    def _pair_masks(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
+    def _pair_masks(self, lost: bytes, seed: int) -> list[Mask]:
         end = self._keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
         found = []
         for other in self._near[lost]:
