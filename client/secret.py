@@ -29,6 +29,8 @@ from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import decode_round
 from protocol.secagg.primitives import RandomBytes, Suite, client_id
 from protocol.secagg.session import (
+    BY_LOG,
+    ORDER,
     Answered,
     Revealed,
     Session,
@@ -41,6 +43,8 @@ from protocol.secagg.session import (
     request_digest,
 )
 from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.secagg.witnessed import agree_by_log
+from protocol.transparency.policy import policy_of
 from protocol.wire import Instruction
 
 RUN_ID_BYTES = 16
@@ -69,7 +73,9 @@ class Member:
     def policy(self) -> core.Policy:
         """What it insists on."""
         keys = {client_id(key): key for key in self.roster.values()}
-        return core.Policy(roster=keys, minimum=max(LEAST_SUMMANDS, self.plan.least_sum))
+        trust = policy_of(self.plan.audit).render() if self.plan.witnessed else ""
+        minimum = max(LEAST_SUMMANDS, self.plan.least_sum)
+        return core.Policy(roster=keys, minimum=minimum, log_policy=trust)
 
     def answer(
         self,
@@ -83,7 +89,8 @@ class Member:
 
         ``contribute`` trains; it is called once the coordinator's message has been checked.
         """
-        if (known := repeated(session, phase, request)) is not None:
+        order = BY_LOG if self.plan.witnessed else ORDER
+        if (known := repeated(session, phase, request, order)) is not None:
             assert session is not None
             return session, known
         if phase is Phase.ADVERTISE:
@@ -115,8 +122,7 @@ class Member:
             )
             done = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
-            state = part(session.agreed)
-            shares = core.unmask(state, request, policy=self.policy)
+            state, shares = self._reveal(request, instruction, session)
             revealed = Revealed(
                 round=instruction.round,
                 attempt=instruction.attempt,
@@ -128,6 +134,18 @@ class Member:
         kept = b"" if phase is Phase.MASK else reply
         update = {"phase": phase, "asked": request_digest(request), "reply": kept}
         return done.model_copy(update=update), reply
+
+    def _reveal(
+        self, request: bytes, instruction: Instruction, session: Session
+    ) -> tuple[core.Agreed, bytes]:
+        """The agreed alive set and the shares of it: by signatures, or by its place in the log."""
+        if not self.plan.witnessed:
+            state = part(session.agreed)
+            return state, core.unmask(state, request, policy=self.policy)
+        state = agree_by_log(part(session.masked), request, policy=self.policy)
+        alive = request_digest(b"".join(state.alive))
+        check_round(self.opened.last(self.plan.digest), instruction, alive)
+        return state, core.reveal(state)
 
     def _next(self, session: Session, request: bytes, shares: bytes) -> tuple[Session, bytes]:
         """The secrets end here; the next attempt's advert goes with the shares. (P-6.13)"""

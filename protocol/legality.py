@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.adapter import target_linears
-from protocol.errors import PlanError
+from protocol.errors import PlanError, ProofError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
@@ -25,6 +25,7 @@ from protocol.secagg.graph import (
     degree,
     threshold,
 )
+from protocol.transparency.policy import policy_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
         contract = rule_named(plan.rule.name)
     except PlanError as error:
         return [_error("rule.name", error.cause, error.remedy)]
-    found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract)]
+    found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract), *_witnesses(plan)]
     if manifest is None:
         found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
     else:
@@ -249,6 +250,34 @@ def _finding(
     severity: Literal["error", "warning", "note"], field: str, cause: str, remedy: str
 ) -> Finding:
     return Finding(severity=severity, field=field, cause=cause, remedy=remedy)
+
+
+def _witnesses(plan: Plan) -> Iterator[Finding]:
+    audit = plan.audit
+    if not plan.witnessed:
+        if audit.log or audit.witness_quorum:
+            yield _error(
+                "audit.witnesses",
+                "a log key or a quorum of witnesses, and no witnesses",
+                "list their verifier keys, or leave audit.log and audit.witness_quorum out",
+            )
+        return
+    if plan.secrecy.exchange != "secagg":
+        yield _error(
+            "audit.witnesses",
+            "witnesses confirm whose sum is opened; a plain exchange has none",
+            'use exchange = "secagg", or no witnesses',
+        )
+    if not len(audit.witnesses) < 2 * audit.witness_quorum <= 2 * len(audit.witnesses):
+        yield _error(
+            "audit.witness_quorum",
+            f"{audit.witness_quorum} of {len(audit.witnesses)} witnesses: two quorums may share none",
+            "more than half of them, and f more than that over two if f may be dishonest (P-8.12)",
+        )
+    try:
+        policy_of(audit)
+    except ProofError as error:
+        yield _error("audit.log", error.cause, error.remedy)
 
 
 def _error(field: str, cause: str, remedy: str) -> Finding:

@@ -2,7 +2,7 @@
 
 Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest is read), ``run``
 (folder), ``resume``, under secure aggregation ``roster`` (names and public keys), and ``log-key`` (a file;
-without it the run folder has a key of its own for its log).
+without it the run folder has a key of its own for its log), and ``witnesses`` (their URLs, with spaces).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from server.coordinator import run_rounds
 from server.log import read_log_key
 from server.setting import Listener
 from server.store import RunStore
+from server.witnessing import HttpWitness
 
 
 def make_app(*, clock: Clock | None = None, listener: Listener | None = None) -> ServerApp:
@@ -50,6 +51,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 listener=listener,
                 roster_keys=keys,
                 log_key=_log_key(context),
+                witnesses=_witnesses(context),
             )
         finally:
             store.close()
@@ -60,6 +62,11 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
 def _log_key(context: Context) -> Ed25519PrivateKey | None:
     named = str(context.run_config.get("log-key") or "")
     return read_log_key(Path(named)) if named else None
+
+
+def _witnesses(context: Context) -> list[HttpWitness]:
+    named = str(context.run_config.get("witnesses") or "")
+    return [HttpWitness(url) for url in named.split()]
 
 
 def read_plan(path: Path) -> Plan:

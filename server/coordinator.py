@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,6 +21,7 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
+from protocol.transparency.note import parse_key
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
@@ -40,6 +41,7 @@ from server.rounds import Complete
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.store import Record, RunStore
+from server.witnessing import Witness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ def run_rounds(
     listener: Listener | None = None,
     roster_keys: Mapping[str, bytes] | None = None,
     log_key: Ed25519PrivateKey | None = None,
+    witnesses: Sequence[Witness] = (),
 ) -> Outcome:
     """Run what is left of the plan's rounds; a fresh folder starts with round 0.
 
@@ -82,6 +85,7 @@ def run_rounds(
         clock=clock,
         listener=listener,
         roster_keys=roster,
+        witnesses=witnesses,
         random=os.urandom,
         adverts={},
     )
@@ -96,6 +100,14 @@ def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) 
         )
     key = key or read_log_key(store.folder / SECRET)
     origin = f"fedge/{plan.name}/{store.run_id.hex()}"
+    if plan.witnessed:
+        named = parse_key(plan.audit.log)
+        if named.public != key.public_key().public_bytes_raw():
+            raise ArtefactError(
+                "the log's key is not the one that `audit.log` of the plan names",
+                "set `log-key` to the file with that key",
+            )
+        origin = named.name
     return RunLog(store.folder, key, origin, store.batches())
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -224,6 +225,7 @@ def read_log_key(path: Path) -> Ed25519PrivateKey:
         ) from None
 
 
+@cache
 def code_digest() -> str:
     """SHA-256 over the source files of ``protocol`` and ``server``: which code ran a round."""
     state = hashlib.sha256()

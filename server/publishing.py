@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.encoding import canonical_json
+from protocol.errors import ProofError
 from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.plan import Plan
@@ -14,6 +15,7 @@ from protocol.transparency.leaves import (
     Adapter,
     Leaf,
     OpenedSum,
+    Pad,
     PlanLeaf,
     Retention,
     Roster,
@@ -23,10 +25,14 @@ from protocol.transparency.leaves import (
     decode_leaf,
     sha256,
 )
+from protocol.transparency.offline import OfflineProof
+from protocol.transparency.policy import policy_of
 from protocol.transparency.sum_leaves import SumPlace, after_alive, alive_leaf, before_alive
 from server.log import RunLog, code_digest
 from server.secret_sum import SecretSum
+from server.setting import Setting
 from server.store import PLAN, ROSTERS, Record, RunStore
+from server.witnessing import cosigned_by
 
 DAY_S = 86_400
 
@@ -56,30 +62,70 @@ def _boxes(made: SecretSum) -> bytes:
     return canonical_json([box.model_dump() for box in boxes]) if boxes else b""
 
 
-def sum_leaves(log: RunLog, made: SecretSum, *, number: int, attempt: int) -> list[bytes]:
-    """All leaves of a sum that opened."""
+def sum_leaves(
+    log: RunLog, made: SecretSum, *, number: int, attempt: int, witnessed: bool
+) -> list[bytes]:
+    """The leaves of a sum that opened; under witnesses those up to its vectors are logged already."""
     transcript, boxes = made.core.transcript(), _boxes(made)
-    place = SumPlace(
-        group=made.group,
-        round=number,
-        attempt=attempt,
-        code=code_digest(),
-        boxes=sha256(boxes) if boxes else "",
+    place = _place(made, number, attempt, sha256(boxes) if boxes else "")
+    rid = made.core.rid.hex()
+    last = after_alive(transcript, place, rid, log.write)
+    if witnessed:
+        return last
+    return [*before_alive(transcript, place, log.write), _alive(log, made), *last]
+
+
+def _place(made: SecretSum, number: int, attempt: int, boxes: str = "") -> SumPlace:
+    return SumPlace(
+        group=made.group, round=number, attempt=attempt, code=code_digest(), boxes=boxes
     )
-    first = before_alive(transcript, place, log.write)
-    alive = alive_leaf(
-        seq=transcript.seq,
+
+
+def _alive(log: RunLog, made: SecretSum) -> bytes:
+    leaf = alive_leaf(
+        seq=made.core.seq,
         group=made.group,
         rid=made.core.rid,
         alive=made.core.alive,
         signatures=made.core.signatures,
     )
-    rid = made.core.rid.hex()
-    return [
-        *first,
-        log.write(alive, {"round": rid}),
-        *after_alive(transcript, place, rid, log.write),
-    ]
+    return log.write(leaf, {"round": made.core.rid.hex()})
+
+
+def log_alive_sets(
+    setting: Setting, sums: Sequence[SecretSum], number: int, attempt: int
+) -> dict[int, bytes]:
+    """Log the alive sets at their places, get the quorum's cosignatures; a proof for each group.
+
+    Raises ProofError without a quorum: then nobody opens anything. (P-6.16)
+    """
+    log, plan = setting.log, setting.plan
+    possible = [made for made in sums if made.failure is None]
+    pad = log.write(Pad(), {"plan": plan.digest})
+    leaves = [pad if made.failure else _alive(log, made) for made in sums]
+    for made in possible:
+        transcript = made.core.transcript()
+        leaves += before_alive(transcript, _place(made, number, attempt), log.write)
+    start = log.append(leaves)
+    policy = policy_of(plan.audit)
+    note, faults = cosigned_by(setting.witnesses, log, policy)
+    try:
+        policy.verify_checkpoint(note)
+    except ProofError as error:
+        why = "; ".join(faults) or "none answered"
+        raise ProofError(f"{error.cause} ({why})", "start the witnesses, then resume") from None
+    log.cosigned(note)
+    return {
+        made.group: OfflineProof(
+            index=start + made.group,
+            path=tuple(log.tree.inclusion(start + made.group)),
+            checkpoint=note,
+            extra=log.entry(start + made.group),
+        )
+        .encode()
+        .encode()
+        for made in possible
+    }
 
 
 def start_leaves(

@@ -13,11 +13,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from protocol import wire
-from protocol.errors import ArtefactError, RoundError, SecrecyError
+from protocol.errors import ArtefactError, ProofError, RoundError, SecrecyError
 from protocol.exchange import Aggregate, Phase
 from protocol.secagg import coordinator as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
+from protocol.secagg.messages import NO_INDEX, split_unmask
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
@@ -26,7 +27,7 @@ from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import DETAIL, Attempt, masked_bytes
-from server.publishing import Published, publish_sum, sum_leaves
+from server.publishing import Published, log_alive_sets, publish_sum, sum_leaves
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
@@ -105,13 +106,33 @@ class SecretAttempt(Attempt):
         self._phase(Phase.ADVERTISE, to_advertise, lambda m, c, b: m.core.receive_advert(c, b))
         self._phase(Phase.SHARE, self._to_share, lambda m, c, b: m.core.receive_shares(c, b))
         self._phase(Phase.MASK, self._to_mask, self._receive_masked)
-        self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
+        self._opening = self._by_log() if self._plan.witnessed else self._by_signatures()
         known.clear()
-        self._signatures = {id(m): m.guarded(m.core.close_alive) for m in self._sums}
         if self._too_few():
             return
         self._store.note_revealing(self._number)
         self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
+
+    def _by_signatures(self) -> dict[int, bytes | None]:
+        """The consistency round: every client signs the alive set, and gets the others' signatures."""
+        self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
+        return {made.group: made.guarded(made.core.close_alive) for made in self._sums}
+
+    def _by_log(self) -> dict[int, bytes | None]:
+        """The alive sets go into the log where they were announced, and witnesses confirm it."""
+        for made in self._sums:
+            made.guarded(made.core.close_masked)
+        if self._too_few():
+            return {}
+        try:
+            proofs = log_alive_sets(self._setting, self._sums, self._number, self._attempt)
+        except ProofError as error:
+            for made in self._sums:
+                made.failure = made.failure or RoundError(error.cause, error.remedy)
+            return {}
+        for group in proofs:
+            self._sums[group].core.agreed_by_log()
+        return dict(proofs)
 
     def _too_few(self) -> bool:
         """Sums that are still possible miss the quorum together: then none is opened."""
@@ -135,7 +156,8 @@ class SecretAttempt(Attempt):
             return  # it is asked for one
 
     def _to_share(self, made: SecretSum) -> Messages:
-        message = made.core.close_adverts(made.names)
+        place = self._setting.log.size + made.group if self._plan.witnessed else NO_INDEX
+        message = made.core.close_adverts(made.names, alive_index=place)
         return {one: message for one in made.names if one not in made.core.lost}
 
     def _to_mask(self, made: SecretSum) -> Messages:
@@ -160,13 +182,13 @@ class SecretAttempt(Attempt):
         return dict.fromkeys(made.core.alive, alive) if (alive := made.core.close_masked()) else {}
 
     def _to_unmask(self, made: SecretSum) -> Messages:
-        signatures = self._signatures[id(made)]
-        assert signatures is not None  # of a sum that has not failed
+        opening = self._opening[made.group]
+        assert opening is not None  # of a sum that has not failed
         self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
-        return dict.fromkeys(made.core.alive, signatures)
+        return dict.fromkeys(made.core.alive, opening)
 
     def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
-        advert, shares = core.split_unmask(message, Keys(self._plan.secrecy.keys))
+        advert, shares = split_unmask(message, Keys(self._plan.secrecy.keys))
         made.core.receive_unmask(one, shares)
         self._setting.adverts[self._seq + 1, one] = advert
 
@@ -296,7 +318,11 @@ class SecretAttempt(Attempt):
                 leaf
                 for made in opened
                 for leaf in sum_leaves(
-                    self._setting.log, made, number=self._number, attempt=self._attempt
+                    self._setting.log,
+                    made,
+                    number=self._number,
+                    attempt=self._attempt,
+                    witnessed=self._plan.witnessed,
                 )
             ],
             sums=[

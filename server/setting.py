@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from protocol.secagg.primitives import RandomBytes
 from server.clock import Clock
 from server.log import RunLog
 from server.store import Record, RunStore
+from server.witnessing import Witness
 
 
 class Listener(Protocol):
@@ -51,6 +52,7 @@ class Setting:
     clock: Clock
     listener: Listener | None
     roster_keys: Mapping[str, bytes]
+    witnesses: Sequence[Witness]
     random: RandomBytes
     adverts: dict[tuple[int, bytes], bytes]
 

@@ -171,6 +171,7 @@ def share(
         clients=tuple(adverts),
         neighbours=near[own],
         threshold=cohort.threshold,
+        alive_index=cohort.alive_index,
         channel_keys=channels,
         mask_keys={other: adverts[other].mask_key[:X25519_BYTES] for other in near[own]},
     )
@@ -202,8 +203,12 @@ def _check_cohort(state: Advertised, cohort: Cohort, policy: Policy) -> None:
         raise SecrecyError(
             "cohort.threshold", f"threshold {cohort.threshold}, the rule gives {threshold(k)}", STOP
         )
-    if cohort.alive_index != NO_INDEX:
-        raise SecrecyError("cohort.mode", "an alive set from a log is not supported", STOP)
+    if (cohort.alive_index == NO_INDEX) == bool(policy.log_policy):
+        raise SecrecyError(
+            "cohort.mode",
+            "an alive set from a witnessed log where the plan asks for signatures, or the reverse",
+            STOP,
+        )
 
 
 def _check_advert(advert: Advert, state: Advertised, policy: Policy) -> None:
@@ -286,6 +291,7 @@ def mask(
         clients=shared.clients,
         members=state.members,
         threshold=shared.threshold,
+        alive_index=shared.alive_index,
         rid=state.rid,
         held=state.held,
     )
@@ -314,6 +320,13 @@ def agree_on_alive(
 ) -> tuple[Agreed, bytes]:
     """Check the alive set and sign it; one set per attempt."""
     alive = decode_ids(message, "alive")
+    check_alive(state, alive, policy)
+    signature = sign(key, "alive", state.rid + alive_hash(alive))
+    return Agreed(before=state, alive=alive), signature
+
+
+def check_alive(state: Masked, alive: tuple[bytes, ...], policy: Policy) -> None:
+    """A set whose sum this client may help to open. Raises SecrecyError."""
     if not set(alive) <= set(state.members):
         raise SecrecyError("alive.unknown-client", "somebody alive is not a member", STOP)
     if state.client not in alive:
@@ -327,8 +340,6 @@ def agree_on_alive(
         raise SecrecyError(
             "alive.too-few-neighbours", f"{len(near)}, needed {state.threshold}", STOP
         )
-    signature = sign(key, "alive", state.rid + alive_hash(alive))
-    return Agreed(before=state, alive=alive), signature
 
 
 def alive_hash(alive: tuple[bytes, ...]) -> bytes:
@@ -337,16 +348,19 @@ def alive_hash(alive: tuple[bytes, ...]) -> bytes:
 
 
 def unmask(state: Agreed, message: bytes, *, policy: Policy) -> bytes:
+    """The shares, against a quorum of signatures on the very alive set that this client signed."""
+    _check_quorum(state, decode_signatures(message), policy.roster)
+    return reveal(state)
+
+
+def reveal(state: Agreed) -> bytes:
     """One share per neighbour in U2: of its self mask if it is alive, of its mask key if not.
 
-    Only against a quorum of signatures on the very alive set that this client signed. The caller
-    deletes the state before it sends the reply.
+    The caller deletes the state before it sends the reply.
     """
-    masked = state.before
-    _check_quorum(state, decode_signatures(message), policy.roster)
     reply = b""
-    for other in sorted(masked.held):
-        self_share, mask_share = masked.held[other]
+    for other in sorted(state.before.held):
+        self_share, mask_share = state.before.held[other]
         kind, value = (SELF_MASK, self_share) if other in state.alive else (MASK_KEY, mask_share)
         reply += bytes([kind]) + shamir.to_bytes(value)
     return reply

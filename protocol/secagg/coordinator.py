@@ -41,7 +41,6 @@ from protocol.secagg.messages import (
     SIGNATURE_BYTES,
     Advert,
     Cohort,
-    advert_bytes,
     decode_advert,
     decode_masked_tail,
     decode_reveals,
@@ -127,8 +126,13 @@ class Attempt:
         """Whether the client's advert is here."""
         return client in self._adverts
 
-    def close_adverts(self, asked: Iterable[bytes], *, beacon: bytes = b"") -> bytes:
-        """Fix U1; the message every member of it gets. ``beacon``: for more than 128 clients."""
+    def close_adverts(
+        self, asked: Iterable[bytes], *, beacon: bytes = b"", alive_index: int = NO_INDEX
+    ) -> bytes:
+        """Fix U1; the message every member of it gets. ``beacon``: for more than 128 clients.
+
+        ``alive_index``: under witnesses, the place in the log that the alive set will have.
+        """
         self._lose(asked, self._adverts)
         ids = sorted(self._adverts)
         self._enough(len(ids), "advertised")
@@ -136,7 +140,7 @@ class Attempt:
         cohort = Cohort(
             degree=k,
             threshold=threshold(k),
-            alive_index=NO_INDEX,
+            alive_index=alive_index,
             graph_seed=NO_SEED,
             adverts=tuple(self._adverts[one] for one in ids),
         )
@@ -145,7 +149,7 @@ class Attempt:
             cohort = Cohort(
                 degree=k,
                 threshold=cohort.threshold,
-                alive_index=NO_INDEX,
+                alive_index=alive_index,
                 graph_seed=seed,
                 adverts=cohort.adverts,
             )
@@ -226,6 +230,11 @@ class Attempt:
         self.masked.add(client)
 
     @property
+    def seq(self) -> int:
+        """The attempt's number."""
+        return self._p.seq
+
+    @property
     def vector_bytes(self) -> int:
         """How long a packed vector is: a masked message begins with it."""
         return packed_size(len(self._sum), self._p.bits)
@@ -245,6 +254,10 @@ class Attempt:
         if not signature_is_valid(self._p.roster[client], "alive", statement, signature):
             raise _bad("alive.signature", client, "not a signature on the alive set")
         self.signatures[client] = signature
+
+    def agreed_by_log(self) -> None:
+        """The alive set lies in a witnessed log: no signatures are asked for."""
+        self.phase = Phase.UNMASK
 
     def close_alive(self) -> bytes:
         """The signatures, for everybody alive. Raises RoundError without a quorum."""
@@ -307,7 +320,7 @@ class Attempt:
         return self._sum
 
     def transcript(self) -> Transcript:
-        """What may be published once the sum is open. (P-8.3)"""
+        """What may be published: before the sum is open, without seeds. (P-8.3)"""
         cohort = self._known_cohort()
         return Transcript(
             sid=self._p.sid.hex(),
@@ -322,7 +335,7 @@ class Attempt:
             graph_seed=cohort.graph_seed.hex(),
             terms=self._terms,
             parties=[self._party(one) for one in sorted(self._adverts)],
-            boxes=list(self._boxes()) if self._p.keys is Keys.HYBRID else [],
+            boxes=list(self._boxes()) if self._p.keys is Keys.HYBRID and self._seeds else [],
             sum=sum_digest(self._sum),
         )
 
@@ -336,7 +349,7 @@ class Attempt:
             vector_root=root.hex(),
             vector_signature=signature.hex(),
             alive_signature=self.signatures.get(one, b"").hex(),
-            seed=shamir.to_bytes(self._seeds[one]).hex() if member else "",
+            seed=shamir.to_bytes(self._seeds[one]).hex() if one in self._seeds else "",
         )
 
     def _boxes(self) -> Iterator[PairBox]:
@@ -391,14 +404,6 @@ class Attempt:
     def _known_cohort(self) -> Cohort:
         assert self._cohort is not None
         return self._cohort
-
-
-def split_unmask(message: bytes, keys: Keys) -> tuple[bytes, bytes]:
-    """(the next attempt's advert, the shares) of a reply to unmask. (P-6.13)"""
-    size = advert_bytes(keys)
-    if len(message) < size:
-        raise SecrecyError("unmask.malformed", f"{len(message)} bytes", REMEDY)
-    return message[:size], message[size:]
 
 
 def _bad(code: str, client: bytes, fault: str) -> SecrecyError:

@@ -206,6 +206,14 @@ def decode_reveals(data: bytes, count: int) -> list[tuple[int, bytes]]:
     return pairs
 
 
+def split_unmask(message: bytes, keys: Keys) -> tuple[bytes, bytes]:
+    """(the next attempt's advert, the shares) of a reply to unmask. (P-6.13)"""
+    size = advert_bytes(keys)
+    if len(message) < size:
+        raise SecrecyError("unmask.malformed", f"{len(message)} bytes", REMEDY)
+    return message[:size], message[size:]
+
+
 def _exactly(data: bytes, size: int, what: str) -> None:
     if len(data) != size:
         raise _malformed(what, f"{len(data)} bytes, expected {size}")

@@ -9,6 +9,7 @@ difference.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +21,7 @@ from protocol.secagg.states import STOP, Advertised, Agreed, Masked, Shared
 from protocol.wire import Instruction, to_record
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
+BY_LOG = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.UNMASK)  # under witnesses (P-6.16)
 AnyState = Advertised | Shared | Masked | Agreed
 S = TypeVar("S", Advertised, Shared, Masked, Agreed)
 
@@ -76,8 +78,10 @@ class Session(BaseModel):
     __str__ = __repr__
 
 
-def repeated(session: Session | None, phase: Phase, request: bytes) -> bytes | None:
-    """The reply that was given to this very request, or None when it is new and in order.
+def repeated(
+    session: Session | None, phase: Phase, request: bytes, order: Sequence[Phase] = ORDER
+) -> bytes | None:
+    """The reply that was given to this very request, or None when it is new and in ``order``.
 
     Raises SecrecyError for a second, different request of a phase, a phase out of order, and a
     masked vector that was sent already.
@@ -96,8 +100,8 @@ def repeated(session: Session | None, phase: Phase, request: bytes) -> bytes | N
             raise SecrecyError("phase.repeated", f"a second, different {phase.value}", STOP)
     if phase is Phase.ADVERTISE:
         return None
-    done = -1 if session is None else ORDER.index(session.phase)
-    if ORDER.index(phase) != done + 1:
+    done = -1 if session is None else order.index(session.phase)
+    if phase not in order or order.index(phase) != done + 1:
         raise SecrecyError("phase.order", f"{phase.value} does not come next", STOP)
     return None
 

@@ -15,6 +15,7 @@ class Policy(BaseModel):
     ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be
     revealed; ``degree`` is k above 128 clients, and ``beacon`` the public randomness their graph comes
     from: without one, larger cohorts are refused, because whoever picks the graph picks neighbours.
+    ``log_policy`` (C2SP tlog-policy) makes it insist on alive sets in a witnessed log; empty: on signatures.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
@@ -23,6 +24,7 @@ class Policy(BaseModel):
     minimum: int
     degree: int = 64
     beacon: bytes | None = None
+    log_policy: str = ""
 
 
 class State(BaseModel):
@@ -64,6 +66,7 @@ class Shared(State):
     clients: tuple[bytes, ...]  # U1
     neighbours: tuple[bytes, ...]
     threshold: int
+    alive_index: int
     channel_keys: dict[bytes, bytes]
     mask_keys: dict[bytes, bytes]
 
@@ -88,12 +91,13 @@ class Masked(State):
     clients: tuple[bytes, ...]  # U1
     members: tuple[bytes, ...]  # U2
     threshold: int
+    alive_index: int
     rid: bytes
     held: dict[bytes, tuple[int, int]]
 
 
 class Agreed(State):
-    """This client has signed one alive set."""
+    """This client has signed one alive set, or found it at its place in the log."""
 
     before: Masked
     alive: tuple[bytes, ...]  # U3

@@ -1,4 +1,4 @@
-"""A proof that a leaf is in a log, in one text that needs nothing else: C2SP tlog-proof. (P-8.10)"""
+"""A proof that a leaf is in a log, in one text that needs nothing else: C2SP tlog-proof. (P-8.13)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom to believe about a log: its key, its witnesses, and how many of them. (P-8.9)
+"""Whom to believe about a log: its key, its witnesses, and how many of them. (P-8.12)
 
 Text form: C2SP tlog-policy. A checkpoint is valid when a listed log signed it and the quorum cosigned it.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.errors import ProofError
+from protocol.plan import Audit
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,
@@ -72,6 +73,12 @@ def simple_policy(log: VerifierKey, witnesses: Sequence[VerifierKey], quorum: in
         quorum="all" if quorum else NONE,
     )
     return parse_policy(made.render())
+
+
+def policy_of(audit: Audit) -> Policy:
+    """What a plan's audit section says of the log. Raises ProofError."""
+    witnesses = [parse_key(key) for key in audit.witnesses]
+    return simple_policy(parse_key(audit.log), witnesses, audit.witness_quorum)
 
 
 def parse_policy(text: str) -> Policy:

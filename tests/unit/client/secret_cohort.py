@@ -18,7 +18,8 @@ from protocol.exchange import METRICS, Contribution, Phase
 from protocol.plan import Plan, plan_from
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
-from protocol.secagg.coordinator import Attempt, Parameters, split_unmask
+from protocol.secagg.coordinator import Attempt, Parameters
+from protocol.secagg.messages import split_unmask
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, roster_root, terms_for
