@@ -132,6 +132,16 @@ def verify_note(note: str, known: Sequence[VerifierKey]) -> Signed:
     return Signed(text=text, by=found)
 
 
+def lines_naming(note: str, key: VerifierKey) -> list[str]:
+    """The signature lines, with their newlines, that name ``key``; whether they are valid is not said."""
+    found = []
+    for line in note.rpartition("\n\n")[2].removesuffix("\n").split("\n"):
+        name, data = _parsed(line)
+        if (name, data[:4]) == (key.name, key.id):
+            found.append(line + "\n")
+    return found
+
+
 def parse_checkpoint(text: str, *, origin: str) -> Checkpoint:
     """A checkpoint's text of this very log. Raises ProofError; extension lines are refused."""
     lines = text.split("\n")

@@ -83,7 +83,7 @@ def verify_consistency(
         raise ProofError(f"the log shrank from {old} to {new} leaves", REMEDY)
     if old in (0, new):
         expected = new_root if old else EMPTY
-        if path or old_root != expected:
+        if path or old_root != expected or (new == 0 and new_root != EMPTY):
             raise ProofError(f"two different trees of {old} leaves", REMEDY)
         return
     nodes = list(path)

@@ -81,6 +81,18 @@ def test_a_log_has_so_many_tiles(size: int, counts: list[int]) -> None:
     assert len(tiles_needed(size)) == (counts or [0])[0]
 
 
+def test_the_tiles_around_a_full_tree_of_tiles() -> None:
+    tree = Tree(hashes(65_535))
+    for size, above in ((65_535, 255), (65_536, 256), (65_537, 256)):
+        names = [path for path, _ in tiles_grown(tree, 0)]
+        partial = "" if above == WIDTH else f".p/{above}"
+        assert [name for name in names if name.startswith("tile/1/")] == [f"tile/1/000{partial}"]
+        assert ("tile/2/000.p/1" in names) == (size >= 65_536)
+        assert ("tile/0/256.p/1" in names) == (size == 65_537)
+        assert len(names) == {65_535: 257, 65_536: 258, 65_537: 259}[size]
+        tree.append(leaf_hash(str(size).encode()))
+
+
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8))
 def test_tiles_written_as_the_log_grows_are_those_of_the_whole(steps: list[int]) -> None:
     tree, files, bundles = Tree(), {}, {}
