@@ -32,7 +32,7 @@ demo: $(VENV)/demo.stamp
 	@echo
 	@echo "The released adapter, through ONNX Runtime:"
 	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
-		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" \
+		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" --trust runs/demo/log/policy \
 		"put oat flakes on the list" "will i need an umbrella on friday" "it is freezing in the bedroom"
 
 test: $(VENV)/dev.stamp

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase, check_file
+from edge_runtime.passport import verify_passport
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.transparency.policy import Policy
 
 Tensors = dict[str, npt.NDArray[Any]]
 REFETCH = "fetch the adapter again"
@@ -33,9 +35,15 @@ class ActiveAdapter:
     keep: Any
 
 
-def load_adapter(folder: Path, base: EdgeBase) -> ActiveAdapter:
-    """Check ``folder`` against ``base`` and load it. Raises ArtefactError at the first fault. (P-5.4)"""
+def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> ActiveAdapter:
+    """Check ``folder`` against ``base`` and load it. (P-5.4)
+
+    With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError at
+    the first fault.
+    """
     note = read_note(folder)
+    if policy is not None:
+        verify_passport(folder, round_number=note.round, policy=policy)
     path = folder / EDGE_FILE
     if EDGE_FILE not in note.files:
         raise ArtefactError(

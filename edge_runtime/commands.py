@@ -24,18 +24,23 @@ def infer(
     base: Base,
     texts: Annotated[list[str] | None, typer.Argument(help="texts to classify")] = None,
     adapter: Adapter = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", help="the log's policy: run released adapters only")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="one text per line")] = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Classify texts; without --adapter the base answers with its own head."""
     from edge_runtime.base import EdgeBase
+    from edge_runtime.passport import read_policy
     from edge_runtime.runtime import EdgeRuntime
 
     rows = list(texts or []) + _lines(file)
     if not rows:
         raise DataError("there is nothing to classify", "give texts, or --file")
-    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads))
+    policy = read_policy(trust) if trust else None
+    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
     if adapter is not None:
         runtime.activate(adapter)
     found = runtime.infer(rows)

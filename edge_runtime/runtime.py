@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_runtime.adapter import ActiveAdapter, load_adapter
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError
+from protocol.transparency.policy import Policy
 
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 BASE_MAX_LENGTH = 128  # tokens, where no adapter says how long texts may be
@@ -36,8 +37,9 @@ class Prediction:
 class EdgeRuntime:
     """Answers texts with a base and, once activated, an adapter. Safe to use from many threads."""
 
-    def __init__(self, base: EdgeBase) -> None:
-        self.base = base
+    def __init__(self, base: EdgeBase, policy: Policy | None = None) -> None:
+        """``policy``: what it trusts; then only adapters with a passport become active. (P-8.15)"""
+        self.base, self._policy = base, policy
         self._active: ActiveAdapter | None = None
         self._previous: ActiveAdapter | None = None
         self._swap = threading.Lock()
@@ -49,11 +51,11 @@ class EdgeRuntime:
         return self._active
 
     def activate(self, folder: Path, probe: Sequence[str] | None = None) -> ActiveAdapter:
-        """Check, load, probe, switch. Raises ArtefactError; then the adapter in use stays in use.
+        """Check, load, probe, switch. Raises ArtefactError or ProofError; then the adapter in use stays.
 
         ``probe``: texts the new adapter must answer with finite logits, one per label.
         """
-        candidate = load_adapter(folder, self.base)
+        candidate = load_adapter(folder, self.base, self._policy)
         try:
             logits = self._logits(list(probe or ["probe"]), candidate)
         except Exception as error:  # whatever ORT raises: the candidate must not become active

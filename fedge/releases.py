@@ -21,11 +21,16 @@ def release(
     round_number: Annotated[
         int | None, typer.Option("--round", help="the last one without it")
     ] = None,
+    witnesses: Annotated[
+        list[str] | None, typer.Option("--witness", help="URL of a witness; may be given again")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Write adapter.onnx_adapter beside the PEFT files and the parity into release.json."""
+    """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
     from client.data import load_rows
+    from server.releasing import log_release
+    from server.witnessing import HttpWitness
 
     plan_file = run / "plan.json"
     if not plan_file.is_file():
@@ -36,6 +41,8 @@ def release(
     if not texts:
         raise DataError(f"{rows}: there are no rows", "give rows to measure parity on")
     note = release_adapter(adapter, base, texts=texts, bound=plan.release.parity_max_relative)
+    urls = [HttpWitness(url) for url in witnesses or []]
+    log_release(run, plan, note.round, rows=rows.read_bytes(), metrics={}, witnesses=urls)
     if as_json:
         typer.echo(note.model_dump_json())
         return

@@ -25,6 +25,7 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter.onnx_adapter",
 )
 RELEASE_FILE = "release.json"
+PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
 
 
 def to_peft(tensors: Tensors) -> Tensors:

@@ -21,11 +21,10 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
-from protocol.transparency.note import parse_key
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
-from server.log import LOG, SECRET, RunLog, read_log_key
+from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
     Published,
@@ -90,25 +89,6 @@ def run_rounds(
         adverts={},
     )
     return _Run(setting).to_the_end()
-
-
-def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) -> RunLog:
-    """The run's log, made if needed, with what a killed coordinator left taken in."""
-    if store.last_round() is not None and not (store.folder / LOG).is_dir():
-        raise ArtefactError(
-            f"{store.folder} was begun by a version without a log", "start another run folder"
-        )
-    key = key or read_log_key(store.folder / SECRET)
-    origin = f"fedge/{plan.name}/{store.run_id.hex()}"
-    if plan.witnessed:
-        named = parse_key(plan.audit.log)
-        if named.public != key.public_key().public_bytes_raw():
-            raise ArtefactError(
-                "the log's key is not the one that `audit.log` of the plan names",
-                "set `log-key` to the file with that key",
-            )
-        origin = named.name
-    return RunLog(store.folder, key, origin, store.batches())
 
 
 def tend(setting: Setting) -> None:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -22,15 +23,18 @@ import protocol
 import server
 from protocol.errors import ArtefactError, ProofError
 from protocol.merkle import leaf_hash
+from protocol.plan import Plan
 from protocol.transparency.leaves import Leaf, decode_leaf, encode_statement
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,
     VerifierKey,
     parse_checkpoint,
+    parse_key,
     sign_note,
     verify_note,
 )
+from protocol.transparency.policy import simple_policy
 from protocol.transparency.tiles import (
     entry_tiles,
     pack_entries,
@@ -41,7 +45,11 @@ from protocol.transparency.tiles import (
 from protocol.transparency.tree import Tree
 from server.files import sync, write_whole
 
+if TYPE_CHECKING:
+    from server.store import RunStore
+
 LOG, BATCH, KEY, CHECKPOINT, SECRET = "log", "log.batch", "key", "checkpoint", "log.key"
+POLICY = "policy"  # C2SP tlog-policy: what auditors and devices pin
 REMEDY = "restore the run folder from a copy; do not resume it as it is"
 
 
@@ -203,6 +211,34 @@ class RunLog:
 
     def _verified(self, note: str) -> Checkpoint:
         return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
+
+
+def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) -> RunLog:
+    """The run's log, made if needed, with what a killed coordinator left taken in."""
+    if store.last_round() is not None and not (store.folder / LOG).is_dir():
+        raise ArtefactError(
+            f"{store.folder} was begun by a version without a log", "start another run folder"
+        )
+    if key is None:
+        path = store.folder / SECRET
+        if not path.exists() and (store.folder / LOG / CHECKPOINT).exists():
+            raise ArtefactError(f"{path}, the log's key, is missing", "restore it, or name it")
+        key = read_log_key(path)
+    origin = f"fedge/{plan.name}/{store.run_id.hex()}"
+    if plan.witnessed:
+        named = parse_key(plan.audit.log)
+        if named.public != key.public_key().public_bytes_raw():
+            raise ArtefactError(
+                "the log's key is not the one that `audit.log` of the plan names",
+                "set `log-key` to the file with that key",
+            )
+        origin = named.name
+    log = RunLog(store.folder, key, origin, store.batches())
+    if not (log.folder / POLICY).exists():
+        witnesses = [parse_key(one) for one in plan.audit.witnesses]
+        policy = simple_policy(log.verifier, witnesses, plan.audit.witness_quorum)
+        write_whole(log.folder / POLICY, policy.render().encode())
+    return log
 
 
 def read_log_key(path: Path) -> Ed25519PrivateKey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from protocol.encoding import canonical_json
 from protocol.errors import ProofError
@@ -30,9 +31,11 @@ from protocol.transparency.policy import policy_of
 from protocol.transparency.sum_leaves import SumPlace, after_alive, alive_leaf, before_alive
 from server.log import RunLog, code_digest
 from server.secret_sum import SecretSum
-from server.setting import Setting
 from server.store import PLAN, ROSTERS, Record, RunStore
 from server.witnessing import cosigned_by
+
+if TYPE_CHECKING:
+    from server.setting import Setting
 
 DAY_S = 86_400
 

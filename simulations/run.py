@@ -13,8 +13,9 @@ from typing import Any
 import client.app
 from base_model.release import release_adapter
 from protocol.layout import Tensors
-from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
+from server.releasing import log_release
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
@@ -139,6 +140,15 @@ def _release(prepared: Prepared, texts: list[str], progress: Progress) -> Releas
         if note.parity is None or not (folder / EDGE_FILE).is_file():
             bound = plan.release.parity_max_relative
             note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
+        if not (folder / PASSPORT_FILE).is_file():
+            measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
+            log_release(
+                prepared.out,
+                plan,
+                number,
+                rows=prepared.test_file.read_bytes(),
+                metrics={"accuracy": measured[number]} if number in measured else {},
+            )
     progress.update("release", len(rounds), len(rounds))
     return note
 

@@ -1,0 +1,82 @@
+"""A release goes into the log, and gets its passport: the proof that it is there. (P-8.15)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from protocol.errors import ArtefactError, ProofError
+from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.plan import Plan
+from protocol.transparency.leaves import Adapter, Evaluation, Release, decode_leaf, sha256
+from protocol.transparency.offline import OfflineProof
+from protocol.transparency.policy import policy_of
+from server.files import write_whole
+from server.log import RunLog, open_log
+from server.store import ADAPTER, RunStore
+from server.witnessing import Witness, cosigned_by
+
+
+def log_release(
+    run: Path,
+    plan: Plan,
+    number: int,
+    *,
+    rows: bytes,
+    metrics: Mapping[str, float],
+    witnesses: Sequence[Witness] = (),
+) -> Path:
+    """Log round ``number``'s released files and how good they are; the path of the passport.
+
+    ``rows`` is the file they were measured on (only its digest is logged), ``metrics`` are shares. Raises
+    ArtefactError for a round that is not published or not released, ProofError without the plan's
+    quorum of witnesses.
+    """
+    store = RunStore(run)
+    try:
+        log = open_log(store, plan)
+        folder = run / "rounds" / f"{number:04d}" / ADAPTER
+        index = _release_leaf(log, folder, number, rows, metrics)
+        if plan.witnessed:
+            note, faults = cosigned_by(witnesses, log, policy_of(plan.audit))
+            try:
+                policy_of(plan.audit).verify_checkpoint(note)
+            except ProofError as error:
+                raise ProofError(f"{error.cause} ({'; '.join(faults)})", error.remedy) from None
+            log.cosigned(note)
+        passport = OfflineProof(
+            index=index,
+            path=tuple(log.tree.inclusion(index)),
+            checkpoint=log.note,
+            extra=log.entry(index),
+        )
+        write_whole(folder / PASSPORT_FILE, passport.encode().encode())
+        return folder / PASSPORT_FILE
+    finally:
+        store.close()
+
+
+def _release_leaf(
+    log: RunLog, folder: Path, number: int, rows: bytes, metrics: Mapping[str, float]
+) -> int:
+    """The index of the leaf about these very files; written when there is none."""
+    adapters = log.find(Adapter, round=number)
+    try:
+        files = {
+            f"rounds/{number:04d}/{ADAPTER}/{name}": sha256((folder / name).read_bytes())
+            for name in (RELEASE_FILE, EDGE_FILE)
+        }
+    except OSError:
+        raise ArtefactError(f"{folder} was not released", "`fedge release RUN` does it") from None
+    if not adapters:
+        raise ArtefactError(f"round {number} is not in the log", "resume the run first")
+    for index in log.find(Release, round=number):
+        if decode_leaf(log.entry(index)).subjects == files:
+            return index
+    leaves = []
+    if metrics:
+        thousandths = {name: round(1000 * value) for name, value in sorted(metrics.items())}
+        leaf = Evaluation(round=number, rows=rows.count(b"\n"), metrics=thousandths)
+        leaves.append(log.write(leaf, {"rows": sha256(rows)}))
+    release = Release(round=number, adapter=adapters[-1], eval=log.size if leaves else None)
+    return log.append([*leaves, log.write(release, files)]) + len(leaves)
