@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import attempt_context, round_id, share_context
@@ -199,22 +201,25 @@ def transcript_of(
         for one, leaf in zip(ids, leaves.adverts, strict=True)
     ]
     index = leaves.cohort.alive_index
-    made = Transcript(
-        sid=sid,
-        seq=leaves.cohort.seq,
-        keys=keys.value,
-        suite=suite,  # type: ignore[arg-type]
-        bits=bits,
-        count=leaves.opened.count,
-        degree=leaves.cohort.degree,
-        threshold=leaves.cohort.threshold,
-        alive_index=NO_INDEX if index is None else index,
-        graph_seed=leaves.cohort.graph_seed,
-        terms=leaves.opened.terms,
-        parties=parties,
-        boxes=list(boxes),
-        sum=leaves.aggregate.sum,
-    )
+    try:
+        made = Transcript(
+            sid=sid,
+            seq=leaves.cohort.seq,
+            keys=keys.value,
+            suite=suite,  # type: ignore[arg-type]
+            bits=bits,
+            count=leaves.opened.count,
+            degree=leaves.cohort.degree,
+            threshold=leaves.cohort.threshold,
+            alive_index=NO_INDEX if index is None else index,
+            graph_seed=leaves.cohort.graph_seed,
+            terms=leaves.opened.terms,
+            parties=parties,
+            boxes=list(boxes),
+            sum=leaves.aggregate.sum,
+        )
+    except ValidationError as error:
+        raise _bad(f"`{error.errors()[0]['loc'][0]}`: {error.errors()[0]['msg']}") from None
     message = _cohort_of(made)
     context = attempt_context(bytes.fromhex(sid), made.seq)
     xid = share_context(context, message)

@@ -1,0 +1,154 @@
+"""The privacy ledger of a run, computed again from the plan. (P-7.5, P-8.16)
+
+Every opened sum has its line, no line is cheaper than the plan's noise makes it, and nobody spent more
+than the plan allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audit.collected import Placed, Round
+from audit.published import REMEDY, Run
+from audit.report import Findings, Spending
+from protocol.encoding import canonical_json
+from protocol.errors import MachineError, ProofError
+from protocol.privacy.ledger import Entry, central_numbers, client_epsilon, distributed_numbers
+from protocol.privacy.planned import mechanism_of
+from protocol.transparency.leaves import Aggregate, Alive, Spent, sha256
+
+LEDGER = "privacy.jsonl"
+
+
+def check_ledger_of(run: Run, one: Round, findings: Findings) -> None:
+    """The lines of one round: their numbers, and one for every opened sum."""
+    if not run.plan.private:
+        if one.spent:
+            findings.fault("privacy is spent under a plan without any")
+        return
+    if one.number == 0 and not one.spent:
+        return
+    with findings.checking("its lines of the privacy ledger"):
+        for placed in one.spent:
+            _check_line(run, one, placed)
+        if run.plan.privacy.mechanism == "central":
+            _check_central(one)
+        else:
+            _check_sums(run, one)
+
+
+def spending(run: Run, findings: Findings) -> Spending | None:
+    """What the run's clients have spent; faults where it is more than the plan's budget."""
+    if not run.plan.private:
+        return None
+    privacy = run.plan.privacy
+    entries = [placed.leaf.entry for placed in run.log.spent]
+    with findings.checking("no sum is in the privacy ledger twice"):
+        _check_once(entries)
+    found = Spending(
+        mechanism=privacy.mechanism,
+        sums=len(entries),
+        epsilon=None,
+        budget=privacy.epsilon,
+        delta=privacy.delta,
+    )
+    names = sorted({name for entry in entries for name in entry.participants})
+    with findings.checking("nobody took part more often than planned"):
+        for name in names:
+            times = sum(name in entry.participants for entry in _opened(run, entries))
+            if privacy.rounds_per_client and times > privacy.rounds_per_client:
+                raise _bad(f"{name} took part in {times} sums, {privacy.rounds_per_client} planned")
+    try:
+        spent = {name: client_epsilon(entries, name, privacy) for name in names}
+        sure = {name: client_epsilon(_opened(run, entries), name, privacy) for name in names}
+    except MachineError as error:
+        findings.leave_open(error.cause, "that nobody spent more than the plan's epsilon")
+        return found
+    with findings.checking(f"nobody spent more than epsilon {privacy.epsilon:g}"):
+        for name, value in sure.items():
+            if value > privacy.epsilon:
+                raise _bad(f"{name} spent epsilon {value:.3f}, the plan allows {privacy.epsilon:g}")
+    return Spending(**{**vars(found), "epsilon": max(spent.values(), default=0.0)})
+
+
+def _check_line(run: Run, one: Round, placed: Placed[Spent]) -> None:
+    entry, plan = placed.leaf.entry, run.plan
+    where = f"leaf {placed.index} `dp`"
+    if placed.subjects != {LEDGER: sha256(canonical_json(entry.model_dump()))}:
+        raise _bad(f"{where} is not about its own line")
+    central = plan.privacy.mechanism == "central"
+    number = entry.round
+    if not 1 <= number <= plan.rounds:
+        raise _bad(f"{where} is of round {number}")
+    size = run.layout(one.adapter.leaf.rank).only(run.contract.roles(number)).size
+    numbers = (
+        central_numbers(plan.privacy, size)
+        if central
+        else distributed_numbers(mechanism_of(plan, size=size))
+    )
+    for field, meant in {
+        "plan": run.plan_digest,
+        "run": "" if central else run.sid.hex(),
+        **numbers,
+    }.items():
+        if getattr(entry, field) != meant:
+            raise _bad(f"{where}: `{field}` is not what the plan's noise makes it")
+    if entry.participants != sorted(set(entry.participants)):
+        raise _bad(f"{where}: a participant is listed twice or out of order")
+
+
+def _check_sums(run: Run, one: Round) -> None:
+    """Each opened sum has one line, of its very clients; each opened attempt has some."""
+    lines = {(e.sequence, e.group, e.round, e.attempt): e for e in _entries(one)}
+    for found in one.sums:
+        if not found.complete:
+            continue
+        leaf = found.leaves().opened
+        entry = lines.get((found.seq, found.group, leaf.round, leaf.attempt))
+        if entry is None:
+            raise _bad(f"the sum of group {found.group} was opened and is not in the ledger")
+        _, members = run.members(found.of(Alive)[0].index)
+        clients = found.leaves().alive.clients
+        names = sorted(members.names.get(bytes.fromhex(each), "?") for each in clients)
+        if entry.participants != names:
+            raise _bad(f"the ledger's line of group {found.group} is of other clients")
+    for abort in one.aborts:
+        spent = [e for e in _entries(one) if e.sequence == abort.leaf.seq]
+        if abort.leaf.revealed and not spent:
+            raise _bad(f"attempt {abort.leaf.seq} was opened and is not in the ledger")
+
+
+def _check_central(one: Round) -> None:
+    made = [e for e in _entries(one) if e.round == one.number]
+    if one.number and not one.adapter.leaf.void and len(made) != 1:
+        raise _bad(f"{len(made)} lines for one round")
+
+
+def _check_once(entries: Sequence[Entry]) -> None:
+    seen = set()
+    for entry in entries:
+        key = (entry.run, entry.sequence, entry.group, entry.round, entry.attempt)
+        if key in seen:
+            raise _bad(f"a sum of round {entry.round} is listed twice")
+        seen.add(key)
+
+
+def _opened(run: Run, entries: Sequence[Entry]) -> list[Entry]:
+    """The lines of sums that are in the log: a coordinator that was killed may have spent in vain."""
+    if run.plan.privacy.mechanism == "central":
+        return list(entries)
+    sums = {
+        (found.seq, found.group)
+        for one in run.log.all_rounds
+        for found in one.sums
+        if found.of(Aggregate)
+    }
+    return [entry for entry in entries if (entry.sequence, entry.group) in sums]
+
+
+def _entries(one: Round) -> list[Entry]:
+    return [placed.leaf.entry for placed in one.spent]
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

@@ -1,0 +1,256 @@
+"""Sorting leaves into a run, in the order of P-8.8 and no other. (P-8.16)
+
+A leaf that is out of order, repeated or of an attempt that is over becomes a fault of the round it
+stands in; the others are read on, so that one fault does not hide the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audit.collected import STAGES, Collected, Fault, Placed, Round, Sum
+from protocol.errors import ProofError
+from protocol.secagg.messages import ADVERT_HEAD
+from protocol.transparency.dsse import REMEDY
+from protocol.transparency.leaves import (
+    Abort,
+    Adapter,
+    Advert,
+    Aggregate,
+    Alive,
+    Audit,
+    Cohort,
+    Complaint,
+    Evaluation,
+    Leaf,
+    Pad,
+    PlanLeaf,
+    Release,
+    Retention,
+    Reveal,
+    Roster,
+    RoundOpen,
+    Shares,
+    Spent,
+    Vector,
+    decode_leaf,
+    verify_author,
+)
+
+SumLeaf = Advert | Cohort | Shares | RoundOpen | Vector | Alive | Reveal | Aggregate
+MANY = (Advert, Shares, Vector)
+Place = tuple[int, int, int]  # part of the attempt, group, stage
+AFTER_SUMS: Place = (3, 0, 0)
+
+
+def collect(entries: Sequence[bytes], *, log_key: bytes, witnessed: bool) -> Collected:
+    """Sort all leaves. ``log_key`` is the raw Ed25519 key that statements are signed with.
+
+    ``witnessed``: leaves of an attempt may be seen before it is complete. Raises ProofError for a log
+    that does not begin as P-8.8 says.
+    """
+    return _Collector(log_key, witnessed).over(entries)
+
+
+def parse_first(entries: Sequence[bytes], log_key: bytes) -> Placed[PlanLeaf]:
+    """The leaf that says what the run is about. Raises ProofError."""
+    if not entries:
+        raise ProofError("the log is empty", REMEDY)
+    read = decode_leaf(entries[0])
+    verify_author(read, log_key)
+    if not isinstance(read.leaf, PlanLeaf):
+        raise ProofError(f"leaf 0 is `{read.leaf.kind}`, not `plan`", REMEDY)
+    return Placed(index=0, leaf=read.leaf, subjects=read.subjects)
+
+
+class _Collector:
+    def __init__(self, log_key: bytes, witnessed: bool) -> None:
+        self._log_key, self._witnessed = log_key, witnessed
+        self._sums: dict[int, Sum] = {}  # of the attempt that is going on, by group
+        self._seq = 0  # the attempt's number, or that of the last one
+        self._place: Place = (-1, 0, 0)
+        self._done: list[Sum] = []
+        self._aborts: list[Placed[Abort]] = []
+        self._spent: list[Placed[Spent]] = []
+
+    def over(self, entries: Sequence[bytes]) -> Collected:
+        plan = parse_first(entries, self._log_key)
+        self._made = Collected(size=len(entries), plan=plan)
+        for index, entry in enumerate(entries[1:], start=1):
+            try:
+                read = decode_leaf(entry)
+                verify_author(read, self._log_key)
+                self._take(Placed(index=index, leaf=read.leaf, subjects=read.subjects))
+            except ProofError as error:
+                self._fault(f"leaf {index}: {error.cause}")
+        if not self._made.rounds or self._made.rounds[0].number != 0:
+            raise ProofError("the log has no `adapter` leaf of round 0", REMEDY)
+        self._finish()
+        return self._made
+
+    # -- one leaf after the other -----------------------------------------------------------------
+
+    def _take(self, placed: Placed[Leaf]) -> None:
+        leaf = placed.leaf
+        if isinstance(leaf, SumLeaf):
+            self._take_of_sum(placed, leaf)
+        elif isinstance(leaf, Adapter):
+            self._close_round(placed)  # type: ignore[arg-type]
+        elif isinstance(leaf, Abort):
+            self._close_attempt(placed)  # type: ignore[arg-type]
+        elif isinstance(leaf, Spent):
+            self._spent.append(placed)  # type: ignore[arg-type]
+            self._place = AFTER_SUMS
+        elif isinstance(leaf, Pad):
+            if not self._witnessed:
+                raise _odd(leaf, "where there is no witness")
+        else:
+            self._loose(placed)
+
+    def _loose(self, placed: Placed[Leaf]) -> None:
+        """Leaves that stand between rounds, or behind an attempt whose coordinator was killed."""
+        made, leaf = self._made, placed.leaf
+        lists: dict[type[Leaf], list[Placed[Leaf]]] = {
+            Roster: made.rosters,  # type: ignore[dict-item]
+            Evaluation: made.evaluations,  # type: ignore[dict-item]
+            Release: made.releases,  # type: ignore[dict-item]
+            Retention: made.retentions,  # type: ignore[dict-item]
+            Audit: made.audits,  # type: ignore[dict-item]
+            Complaint: made.complaints,  # type: ignore[dict-item]
+        }
+        if type(leaf) not in lists:
+            raise _odd(leaf, "a second time")
+        if not made.rounds and not isinstance(leaf, Roster):
+            raise _odd(leaf, "before round 0")
+        if self._sums and not self._witnessed:
+            raise _odd(leaf, "within an attempt")
+        lists[type(leaf)].append(placed)
+
+    # -- sums -------------------------------------------------------------------------------------
+
+    def _take_of_sum(self, placed: Placed[Leaf], leaf: SumLeaf) -> None:
+        try:
+            one = self._sum_of(leaf)
+        except ProofError:
+            self._made.strays.append(placed)
+            raise
+        found = one.found.setdefault(type(leaf), [])
+        found.append(placed)
+        before, self._place = self._place, self._place_of(one, leaf)
+        repeated = len(found) > 1
+        if self._place < before or (repeated and not isinstance(leaf, MANY)):
+            one.broken = True
+            raise _odd(leaf, f"of group {one.group}, attempt {one.seq}, out of order or twice")
+        if repeated and _client_of(found[-2].leaf) >= _client_of(leaf):
+            one.broken = True
+            raise _odd(leaf, f"of {_client_of(leaf)}, attempt {one.seq}, out of order or twice")
+
+    def _place_of(self, one: Sum, leaf: SumLeaf) -> Place:
+        """Where a leaf stands in its attempt: places never go back."""
+        stage = STAGES.index(type(leaf))
+        if not self._witnessed:
+            return 0, one.group, stage
+        part = 0 if isinstance(leaf, Alive) else 2 if isinstance(leaf, Reveal | Aggregate) else 1
+        return part, one.group, stage
+
+    def _sum_of(self, leaf: SumLeaf) -> Sum:
+        if isinstance(leaf, Shares):
+            return self._named(leaf, Cohort, "xid", leaf.xid)
+        if isinstance(leaf, Vector):
+            return self._named(leaf, RoundOpen, "rid", leaf.rid)
+        seq = _advert_head(leaf)[0] if isinstance(leaf, Advert) else leaf.seq
+        if seq < self._seq or (seq == self._seq and not self._sums):
+            raise _odd(leaf, f"of attempt {seq} when attempt {self._seq} was over")
+        if seq > self._seq:
+            # A coordinator that was killed begins anew; what was witnessed before stays unopened.
+            if self._sums and not self._witnessed:
+                raise _odd(leaf, f"of attempt {seq} within attempt {self._seq}")
+            self._end_attempt()
+            self._seq = seq
+        first = Alive if self._witnessed else Advert
+        if leaf.group not in self._sums:
+            if not isinstance(leaf, first):
+                raise _odd(leaf, f"of group {leaf.group}, attempt {seq}, without what comes before")
+            self._sums[leaf.group] = Sum(seq=seq, group=leaf.group)
+        return self._sums[leaf.group]
+
+    def _named(self, leaf: Leaf, kind: type[Leaf], name: str, value: str) -> Sum:
+        for one in self._sums.values():
+            if any(getattr(each.leaf, name) == value for each in one.of(kind)):
+                return one
+        raise _odd(leaf, f"of another attempt ({name} {value[:12]}…)")
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def _end_attempt(self) -> None:
+        self._done += self._sums.values()
+        self._sums, self._place = {}, (-1, 0, 0)
+
+    def _close_attempt(self, placed: Placed[Abort]) -> None:
+        self._end_attempt()
+        self._aborts.append(placed)
+        if placed.leaf.seq < self._seq:
+            self._fault(
+                f"leaf {placed.index}: `abort` of attempt {placed.leaf.seq}, which was over"
+            )
+        self._seq = max(self._seq, placed.leaf.seq)
+
+    def _close_round(self, placed: Placed[Adapter]) -> None:
+        leaf, wanted = placed.leaf, len(self._made.rounds)
+        if self._sums and not leaf.void and leaf.seq != self._seq:
+            self._fault(
+                f"leaf {placed.index}: `adapter` of attempt {leaf.seq}, its sums are of {self._seq}"
+            )
+        self._end_attempt()
+        self._made.rounds.append(self._round(placed))
+        if leaf.round != wanted:
+            what = f"leaf {placed.index}: `adapter` of round {leaf.round}, expected round {wanted}"
+            self._fault(what, wanted)
+
+    def _round(self, adapter: Placed[Adapter]) -> Round:
+        """All since the adapter before. Without witnesses whatever is logged was opened."""
+        ends = (Reveal, Aggregate)
+        opened = [
+            one for one in self._done if not self._witnessed or any(one.found.get(k) for k in ends)
+        ]
+        made = Round(
+            adapter=adapter,
+            sums=opened,
+            unopened=[one for one in self._done if one not in opened],
+            aborts=self._aborts,
+            spent=self._spent,
+        )
+        self._done, self._aborts, self._spent = [], [], []
+        return made
+
+    def _finish(self) -> None:
+        """What stands after the last round."""
+        if self._sums and not self._witnessed:
+            self._fault("the log ends within an attempt")
+        self._end_attempt()
+        if self._done or self._aborts or self._spent:
+            self._made.pending = self._round(self._made.rounds[-1].adapter)
+
+    def _fault(self, what: str, number: int | None = None) -> None:
+        number = len(self._made.rounds) if number is None else number
+        self._made.faults.append(Fault(round=number, what=what))
+
+
+def _client_of(leaf: Leaf) -> str:
+    if isinstance(leaf, Advert):
+        return _advert_head(leaf)[1]
+    assert isinstance(leaf, Shares | Vector)
+    return leaf.client
+
+
+def _advert_head(leaf: Advert) -> tuple[int, str]:
+    """(seq, id) of an advert, whose form is checked later."""
+    data = bytes.fromhex(leaf.advert)
+    if len(data) < ADVERT_HEAD.size:
+        raise _odd(leaf, "that is cut off")
+    _, seq, client = ADVERT_HEAD.unpack_from(data)
+    return seq, client.hex()
+
+
+def _odd(leaf: Leaf, fault: str) -> ProofError:
+    return ProofError(f"a leaf `{leaf.kind}` {fault}", REMEDY)

@@ -1,0 +1,178 @@
+"""The documents a log speaks about: plan, base, rosters, checkpoints, each against its digests.
+
+An auditor takes nothing from a leaf that follows from the plan: layouts, terms and numbers are derived
+anew from these documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from audit.collected import Collected, Placed
+from audit.sources import Source
+from protocol.adapter import adapter_layout
+from protocol.encoding import vector_digest
+from protocol.errors import ArtefactError, ProofError
+from protocol.layout import Layout
+from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.plan import Plan, plan_from_text
+from protocol.rules import RuleContract, rule_named
+from protocol.secagg.contexts import session_id
+from protocol.secagg.primitives import client_id
+from protocol.secagg.roster import parse_roster
+from protocol.secagg.task import roster_root
+from protocol.step.checkpoint import decode_checkpoint
+from protocol.step.state import State
+from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, sha256
+
+PLAN = "plan.json"
+REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """A roster: public keys and names by client id."""
+
+    keys: Mapping[bytes, bytes]
+    names: Mapping[bytes, str]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run's documents, checked when they are asked for."""
+
+    source: Source
+    log: Collected
+    plan: Plan
+    plan_digest: str
+    manifest: Manifest
+    contract: RuleContract
+    _rosters: dict[str, Members] = field(default_factory=dict)
+    _states: dict[int, State] = field(default_factory=dict)
+
+    @property
+    def sid(self) -> bytes:
+        """The context of all its secret sums."""
+        return session_id(self.plan_digest, bytes.fromhex(self.log.plan.leaf.run))
+
+    def layout(self, rank: int) -> Layout:
+        """The full adapter's at ``rank``."""
+        return adapter_layout(self.plan, self.manifest, rank=rank)
+
+    def members(self, index: int) -> tuple[Roster, Members]:
+        """The roster in force at a leaf. Raises ProofError, ArtefactError."""
+        placed = self.log.roster_at(index)
+        root = placed.leaf.root
+        if root not in self._rosters:
+            self._rosters[root] = _members(self.source, placed)
+        return placed.leaf, self._rosters[root]
+
+    def state(self, placed: Placed[Adapter]) -> State:
+        """The model after a round, from its checkpoint; the digest is that of the leaf.
+
+        Raises ArtefactError, ProofError.
+        """
+        number = placed.leaf.round
+        if number not in self._states:
+            for old in [known for known in self._states if known < number - 1]:
+                del self._states[old]
+            self._states[number] = self._read_state(placed)
+        return self._states[number]
+
+    def _read_state(self, placed: Placed[Adapter]) -> State:
+        leaf, name = placed.leaf, checkpoint_path(placed.leaf.round)
+        data = read_subject(self.source, placed, name)
+        state, note = decode_checkpoint(data, rank=leaf.rank, source=name)
+        said = (note.round, note.plan_digest, note.base_fingerprint, note.adapter_digest)
+        meant = (leaf.round, self.plan_digest, self.manifest.fingerprint, leaf.adapter_out)
+        if said != meant:
+            raise _bad(f"{name} says of itself another round, plan, base or adapter")
+        vector = self.layout(leaf.rank).flatten(state.adapter)
+        if vector_digest(vector) != leaf.adapter_out:
+            raise _bad(f"{name} is not the adapter with the digest `adapter_out`")
+        return state
+
+
+def open_run(source: Source, collected: Collected) -> Run:
+    """The plan and the base's manifest, against leaf 0. Raises ProofError, ArtefactError, PlanError."""
+    placed = collected.plan
+    plan = read_plan(source, placed)
+    text = _decoded(read_subject(source, placed, MANIFEST_NAME), MANIFEST_NAME)
+    manifest = parse_manifest(text, source=MANIFEST_NAME)
+    if not placed.leaf.base == manifest.fingerprint == plan.base.fingerprint:
+        raise _bad(f"{MANIFEST_NAME} is of another base than the plan")
+    return Run(
+        source=source,
+        log=collected,
+        plan=plan,
+        plan_digest=plan.digest,
+        manifest=manifest,
+        contract=rule_named(plan.rule.name),
+    )
+
+
+def read_plan(source: Source, placed: Placed[PlanLeaf]) -> Plan:
+    """The plan of leaf 0. Raises ProofError, PlanError."""
+    leaf = placed.leaf
+    if set(placed.subjects) != {PLAN, MANIFEST_NAME}:
+        raise _bad("leaf 0 is not about plan.json and manifest.json")
+    plan = plan_from_text(_decoded(read_subject(source, placed, PLAN), PLAN), source=PLAN)
+    if plan.digest != leaf.plan:
+        raise _bad(f"{PLAN} is not the plan with the digest of leaf 0")
+    if leaf.retention_days != plan.audit.retention_days:
+        raise _bad(f"leaf 0 keeps vectors {leaf.retention_days} days, {PLAN} says otherwise")
+    origin = plan.audit.log.partition("+")[0] or f"fedge/{plan.name}/{leaf.run}"
+    if leaf.origin != origin:
+        raise _bad("leaf 0 names another origin than that of its plan and run")
+    return plan
+
+
+def read_subject(source: Source, placed: Placed[Any], name: str) -> bytes:
+    """A file that the leaf speaks about. Raises ProofError when it is another one."""
+    wanted = placed.subjects.get(name)
+    if wanted is None:
+        raise _bad(f"leaf {placed.index} `{placed.leaf.kind}` does not name {name}")
+    data = source.read(name)
+    if sha256(data) != wanted:
+        raise _bad(f"{name} is not the file of leaf {placed.index} `{placed.leaf.kind}`")
+    return data
+
+
+def checkpoint_path(number: int) -> str:
+    """A round's state."""
+    return f"rounds/{number:04d}/checkpoint.safetensors"
+
+
+def adapter_path(number: int, name: str) -> str:
+    """A file of a round's adapter."""
+    return f"rounds/{number:04d}/adapter/{name}"
+
+
+def roster_path(root: str) -> str:
+    """A roster by its digest."""
+    return f"rosters/{root}.json"
+
+
+def _members(source: Source, placed: Placed[Roster]) -> Members:
+    leaf, name = placed.leaf, roster_path(placed.leaf.root)
+    text = _decoded(read_subject(source, placed, name), name)
+    roster = parse_roster(text, source=name)
+    if roster_root(roster).hex() != leaf.root or len(roster) != leaf.clients:
+        raise _bad(f"{name} is not the roster of leaf {placed.index}")
+    return Members(
+        keys={client_id(key): key for key in roster.values()},
+        names={client_id(key): name for name, key in roster.items()},
+    )
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{name} is no text", "fetch the run again") from None
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

@@ -1,0 +1,119 @@
+"""What a round's folder says of itself, and the artefact for devices that was made of it. (P-5.3, P-8.16)"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from audit.collected import Placed
+from audit.published import REMEDY, Run, adapter_path, read_subject
+from audit.report import Findings
+from protocol.adapter import lora_scaling
+from protocol.errors import ProofError
+from protocol.layout import Tensors
+from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release, to_edge
+from protocol.transparency.leaves import Adapter, Release
+
+UNREAD = "that devices run the adapter that was trained"
+
+
+def check_release(
+    run: Run,
+    placed: Placed[Adapter],
+    released: Sequence[Placed[Release]],
+    *,
+    tensors: Tensors,
+    metrics: Mapping[str, float] | None,
+    findings: Findings,
+) -> None:
+    """``release.json`` and, where there is one, the ``.onnx_adapter``.
+
+    ``tensors`` are the published adapter's, ``metrics`` the recomputed sums if there are any. Raises
+    ProofError, ArtefactError.
+    """
+    leaf = placed.leaf
+    name = adapter_path(leaf.round, RELEASE_FILE)
+    for each in released:
+        _check_leaf(run, placed, each)
+    data = read_subject(run.source, released[-1] if released else placed, name)
+    try:
+        note = parse_release(data.decode(), source=name)
+    except UnicodeDecodeError:
+        raise _bad(f"{name} is no text") from None
+    _check_note(run, leaf, note, metrics)
+    files = {adapter_path(leaf.round, file): digest for file, digest in note.files.items()}
+    edge = adapter_path(leaf.round, EDGE_FILE)
+    covered = {file: digest for file, digest in placed.subjects.items() if "/adapter/" in file}
+    covered.pop(name, None)
+    if released:
+        covered[edge] = released[-1].subjects[edge]
+    if files != covered:
+        raise _bad(f"{name} does not list the files that the log covers")
+    if released:
+        data = read_subject(run.source, released[-1], edge)
+        _check_edge(data, to_edge(tensors, scaling=lora_scaling(run.plan)), edge, findings)
+
+
+def _check_leaf(run: Run, placed: Placed[Adapter], given: Placed[Release]) -> None:
+    """It points to this round's adapter, and to an evaluation of it if to any."""
+    number = placed.leaf.round
+    wanted = {adapter_path(number, RELEASE_FILE), adapter_path(number, EDGE_FILE)}
+    if set(given.subjects) != wanted:
+        raise _bad(f"leaf {given.index} `release` is not about the round's release")
+    if given.leaf.adapter != placed.index:
+        raise _bad(f"leaf {given.index} `release` points to leaf {given.leaf.adapter}")
+    rounds = {each.index: each.leaf.round for each in run.log.evaluations}
+    if given.leaf.eval is not None and rounds.get(given.leaf.eval) != number:
+        raise _bad(f"leaf {given.index} `release` points to no evaluation of its round")
+
+
+def _check_note(
+    run: Run, leaf: Adapter, note: ReleaseNote, metrics: Mapping[str, float] | None
+) -> None:
+    plan = run.plan
+    for field, meant in {
+        "plan_name": plan.name,
+        "plan_digest": run.plan_digest,
+        "base_fingerprint": run.manifest.fingerprint,
+        "round": leaf.round,
+        "adapter_digest": leaf.published,
+        "labels": plan.task.labels,
+        "max_length": plan.task.max_length,
+        "exchange": leaf.exchange,
+        **({} if metrics is None else {"metrics": dict(metrics)}),
+    }.items():
+        if getattr(note, field) != meant:
+            raise _bad(f"`{field}` of {RELEASE_FILE} is not that of the round")
+
+
+def _check_edge(data: bytes, wanted: Tensors, name: str, findings: Findings) -> None:
+    """The graph's inputs are the published tensors. Read with ONNX Runtime, if it is there."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError:
+        findings.leave_open(f"{name}: onnxruntime is not installed", UNREAD)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / EDGE_FILE
+        path.write_bytes(data)
+        try:
+            read = runtime.AdapterFormat.read_adapter(str(path)).get_parameters()
+            found = {key: np.array(value.numpy()) for key, value in read.items()}
+        except Exception as error:  # it raises types of its own, without a common public base
+            raise _bad(f"{name} cannot be read ({type(error).__name__})") from None
+    same = found.keys() == wanted.keys() and all(
+        found[key].dtype == np.float32
+        and found[key].shape == wanted[key].shape
+        and found[key].tobytes() == wanted[key].tobytes()
+        for key in found
+    )
+    if not same:
+        raise _bad(f"{name} holds another adapter than the one published")
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

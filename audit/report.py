@@ -1,0 +1,125 @@
+"""What an audit found: per round and for the run, what holds, what is open, what is wrong. (P-8.16)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from protocol.errors import FedgeError
+
+Verdict = Literal["ok", "ok-sampled", "unverifiable", "failed", "void"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unproven:
+    """What could not be checked, and what is therefore not proven."""
+
+    what: str
+    leaves: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundVerdict:
+    """One round's. ``clients`` is how many updates its adapter is made of."""
+
+    round: int
+    verdict: Verdict
+    clients: int
+    verified: tuple[str, ...]
+    unverified: tuple[Unproven, ...]
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """The privacy ledger, recomputed: the largest epsilon of a client; None when it was not computed."""
+
+    mechanism: str
+    sums: int
+    epsilon: float | None
+    budget: float
+    delta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A run's. ``rounds`` are those that were asked for; the other lists are about the whole run.
+
+    ``assumed`` is what no check of this copy can show: whose key it is, that others see the same.
+    """
+
+    origin: str
+    plan: str
+    base: str
+    size: int
+    root: str
+    rounds: tuple[RoundVerdict, ...]
+    planned: int
+    privacy: Spending | None
+    verified: tuple[str, ...]
+    unverified: tuple[Unproven, ...]
+    faults: tuple[str, ...]
+    assumed: tuple[Unproven, ...]
+    audits: tuple[str, ...]
+    complaints: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.faults) or any(one.verdict == "failed" for one in self.rounds)
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is left unproven."""
+        partly = any(one.unverified or one.verdict == "ok-sampled" for one in self.rounds)
+        return bool(self.unverified) or partly
+
+    @property
+    def verdict(self) -> Literal["ok", "unverifiable", "failed"]:
+        """Of the whole: a round that was only sampled is not proven."""
+        if self.failed:
+            return "failed"
+        weak = {"unverifiable", "ok-sampled"}
+        return "unverifiable" if weak & {one.verdict for one in self.rounds} else "ok"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the verdict."""
+        return {"verdict": self.verdict} | asdict(self)
+
+
+@dataclass
+class Findings:
+    """Where checks write down what they found."""
+
+    verified: list[str] = field(default_factory=list)
+    unverified: list[Unproven] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def checking(self, what: str) -> Iterator[None]:
+        """A failure within becomes a fault of ``what``, success a line; the audit goes on."""
+        before = len(self.faults) + len(self.unverified)
+        try:
+            yield
+        except FedgeError as error:
+            self.faults.append(f"{what}: {error.cause}")
+            return
+        if len(self.faults) + len(self.unverified) == before:
+            self.verified.append(what)
+
+    def take(self, other: Findings, what: str) -> None:
+        """Those of many small checks: their faults, or one line for all of them."""
+        self.unverified += other.unverified
+        self.faults += other.faults
+        if other.verified and not other.faults:
+            self.verified.append(f"{len(other.verified)} {what}")
+
+    def leave_open(self, what: str, leaves: str) -> None:
+        """Note something that cannot be checked."""
+        self.unverified.append(Unproven(what=what, leaves=leaves))
+
+    def fault(self, what: str) -> None:
+        """Note something that is wrong."""
+        self.faults.append(what)

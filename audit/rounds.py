@@ -1,0 +1,283 @@
+"""One round: its sums, the step they make, the files it published. (P-8.16)"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from audit.collected import Placed, Round
+from audit.published import (
+    REMEDY,
+    Run,
+    adapter_path,
+    checkpoint_path,
+    read_subject,
+)
+from audit.releases import check_release
+from audit.report import Findings, RoundVerdict, Verdict
+from audit.sums import OpenedSum, open_sum
+from protocol.adapter import as_plain_lora
+from protocol.encoding import vector_digest
+from protocol.errors import ProofError
+from protocol.layout import Tensors
+from protocol.peft_format import (
+    CONFIG_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    peft_config,
+    to_peft,
+)
+from protocol.rules import Role
+from protocol.step.robust import robust_mean
+from protocol.step.state import State, apply_mean, global_rank, initial_state
+from protocol.tensor_file import decode_tensors
+from protocol.transparency.leaves import Adapter, Aggregate
+
+PLAIN = "the updates were shown to the coordinator, and to nobody else"
+
+
+class RoundCheck:
+    """All checks of one round; what it finds is in ``findings``."""
+
+    def __init__(self, run: Run, one: Round, before: Placed[Adapter] | None) -> None:
+        self._run, self._round, self._before = run, one, before
+        self._leaf = one.adapter.leaf
+        self.findings = Findings()
+        self._opened: list[OpenedSum] = []
+        self._metrics: dict[str, float] | None = None
+
+    def verdict(self, found_before: Sequence[str]) -> RoundVerdict:
+        """Check everything. ``found_before``: faults of this round that its leaves alone showed."""
+        findings, leaf = self.findings, self._leaf
+        findings.faults += found_before
+        with findings.checking("its place in the chain of adapters"):
+            self._check_chain()
+        if self._before is None:
+            with findings.checking("the start"):
+                self._check_start()
+        elif leaf.void:
+            with findings.checking("a void round: the model as it was"):
+                self._check_void(self._before)
+        elif leaf.exchange == "plain":
+            self._check_plain(self._before)
+        else:
+            self._check_secret(self._before)
+        self._check_files()
+        return RoundVerdict(
+            round=leaf.round,
+            verdict=self._verdict(),
+            clients=sum(each.summands for each in leaf.sums),
+            verified=tuple(findings.verified),
+            unverified=tuple(findings.unverified),
+            faults=tuple(findings.faults),
+        )
+
+    def _verdict(self) -> Verdict:
+        if self.findings.faults:
+            return "failed"
+        if self._leaf.void:
+            return "void"
+        if self._before is None:
+            return "ok"
+        proven = self._opened and all(one.proven for one in self._opened)
+        return "ok" if proven else "unverifiable"
+
+    # -- what every round has ---------------------------------------------------------------------
+
+    def _check_chain(self) -> None:
+        leaf, run = self._leaf, self._run
+        before = self._before.leaf.adapter_out if self._before else ""
+        if leaf.adapter_in != before:
+            raise _bad("`adapter_in` is not the output of the round before")
+        if leaf.exchange != run.plan.secrecy.exchange:
+            raise _bad(f"the exchange is `{leaf.exchange}`, not the plan's")
+        if leaf.round > run.plan.rounds:
+            raise _bad(f"the plan has {run.plan.rounds} rounds")
+        stacked = run.contract.combine == "stack"
+        if not stacked and leaf.rank != global_rank(run.plan):
+            raise _bad(f"its rank is {leaf.rank}, not the plan's")
+        if (leaf.round == 0 or leaf.void or leaf.exchange == "plain") and leaf.sums:
+            raise _bad("it lists sums where there are none")
+
+    def _check_start(self) -> None:
+        """(P-2.3) The coordinator chose it; where no linear algebra is in it, the seed gives it."""
+        run = self._run
+        given = run.state(self._round.adapter)
+        mine = initial_state(run.plan, run.manifest, run.contract)
+        if _same(given, mine):
+            return
+        if not _same_moments(given, mine):
+            raise _bad("its moments are not zero")
+        cores = "its orthonormal factors are a matter of the coordinator's linear algebra"
+        self.findings.leave_open(
+            "the start is not bit for bit what the plan's seed gives here",
+            cores if run.contract.has_core else "the start is the coordinator's choice",
+        )
+
+    def _check_void(self, before: Placed[Adapter]) -> None:
+        if not any(each.leaf.revealed for each in self._round.aborts):
+            raise _bad("no attempt is logged as opened in vain")
+        if self._round.sums:
+            raise _bad("a sum was opened all the same")
+        if not _same(self._run.state(self._round.adapter), self._run.state(before)):
+            raise _bad("the model has changed")
+
+    def _check_plain(self, before: Placed[Adapter]) -> None:
+        self.findings.leave_open(
+            PLAIN, "that the adapter is made of what clients sent rests on the coordinator's word"
+        )
+        if self._round.sums:
+            self.findings.fault("secret sums in a plain round")
+        if self._run.contract.combine == "mean":
+            with self.findings.checking("nothing moved but what the round trains"):
+                self._check_still(before)
+
+    def _check_still(self, before: Placed[Adapter]) -> None:
+        run, leaf = self._run, self._leaf
+        after, start = run.state(self._round.adapter), run.state(before)
+        roles = run.contract.roles(leaf.round)
+        layout = run.layout(leaf.rank)
+        for spec in layout.specs:
+            where = layout.slices[spec.name]
+            pairs = (
+                (after.adapter[spec.name], start.adapter[spec.name]),
+                (after.moments.first[where], start.moments.first[where]),
+                (after.moments.second[where], start.moments.second[where]),
+            )
+            if spec.role not in roles and any(a.tobytes() != b.tobytes() for a, b in pairs):
+                raise _bad(f"{spec.name} has changed, which this round does not train")
+
+    # -- secret rounds ----------------------------------------------------------------------------
+
+    def _check_secret(self, before: Placed[Adapter]) -> None:
+        for found in self._round.sums:
+            if not found.complete:
+                self.findings.fault(f"the sum of group {found.group}: its leaves are not complete")
+                continue
+            with self.findings.checking(f"the sum of group {found.group}"):
+                opened = open_sum(self._run, self._round, found, before.leaf, self.findings)
+                self._opened.append(opened)
+        with self.findings.checking("who is in its sums"):
+            self._check_members()
+        if len(self._opened) == len(self._round.sums) > 0:
+            with self.findings.checking("the step from the sums to the adapter"):
+                self._check_step(before)
+
+    def _check_members(self) -> None:
+        """Enough clients, each in one sum of the round; no sum beside these."""
+        run, leaf = self._run, self._leaf
+        aggregates = {
+            one.group: one.of(Aggregate)[-1].leaf.summands
+            for one in self._round.sums
+            if one.of(Aggregate)
+        }
+        if list(aggregates.items()) != [(each.group, each.summands) for each in leaf.sums]:
+            raise _bad("`adapter` lists other sums than those in the log")
+        names = [name for one in self._opened for name in one.clients]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise _bad(
+                f"{repeated[0]} is in two sums of this round: their difference shows updates"
+            )
+        if sum(aggregates.values()) < run.plan.cohort.quorum:
+            raise _bad(
+                f"{sum(aggregates.values())} clients, the quorum is {run.plan.cohort.quorum}"
+            )
+        if max(aggregates, default=0) >= run.plan.secrecy.groups:
+            raise _bad(f"the plan has {run.plan.secrecy.groups} groups")
+        largest = max(aggregates.values(), default=0)
+        if largest > run.plan.largest_sum:
+            raise _bad(f"a sum of {largest} clients, the plan's largest is {run.plan.largest_sum}")
+        if any(each.leaf.revealed for each in self._round.aborts):
+            raise _bad("an attempt before this one was opened: of a round one sum is opened")
+
+    def _check_step(self, before: Placed[Adapter]) -> None:
+        run, leaf = self._run, self._leaf
+        combined = robust_mean(
+            [one.mean for one in self._opened], [len(one.clients) for one in self._opened]
+        )
+        if list(combined.kept) != [each.kept for each in leaf.sums]:
+            raise _bad("the groups that were left out are not those that are far")
+        after = apply_mean(
+            run.state(before),
+            combined.mean,
+            plan=run.plan,
+            layout=run.layout(before.leaf.rank),
+            roles=run.contract.roles(leaf.round),
+        )
+        vector = run.layout(after.rank).flatten(after.adapter)
+        if vector_digest(vector) != leaf.adapter_out:
+            raise _bad("the sums make another adapter than `adapter_out`")
+        if not _same(run.state(self._round.adapter), after):
+            raise _bad(f"{checkpoint_path(leaf.round)} is not the state that the sums make")
+        names = {name for one in self._opened for name in one.metrics}
+        self._metrics = {n: sum(one.metrics[n] for one in self._opened) for n in names}
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def _check_files(self) -> None:
+        run, placed, findings = self._run, self._round.adapter, self.findings
+        released = [each for each in run.log.releases if each.leaf.round == self._leaf.round]
+        files = Findings()
+        for name in sorted(placed.subjects):
+            if name == adapter_path(self._leaf.round, RELEASE_FILE) and released:
+                continue  # written again with the release, which its own leaf covers
+            with files.checking(name):
+                read_subject(run.source, placed, name)
+        findings.take(files, "files are those of the log")
+        with findings.checking("the published adapter is the checkpoint's"):
+            tensors = self._check_published()
+            with findings.checking("release.json"):
+                check_release(
+                    run,
+                    placed,
+                    released,
+                    tensors=tensors,
+                    metrics=self._metrics,
+                    findings=findings,
+                )
+
+    def _check_published(self) -> Tensors:
+        """The PEFT folder holds the adapter of the checkpoint. (P-5.1)"""
+        run, leaf = self._run, self._leaf
+        layout = run.layout(leaf.rank).only(frozenset(Role) - {Role.LORA_R})
+        plain = as_plain_lora(run.state(self._round.adapter).adapter)
+        if vector_digest(layout.flatten(plain)) != leaf.published:
+            raise _bad("`published` is not the digest of the published adapter")
+        weights = adapter_path(leaf.round, WEIGHTS_FILE)
+        data = read_subject(run.source, self._round.adapter, weights)
+        tensors, _ = decode_tensors(data, source=weights)
+        if not _same_tensors(tensors, to_peft(plain)):
+            raise _bad(f"{weights} holds another adapter")
+        name = adapter_path(leaf.round, CONFIG_FILE)
+        config = peft_config(run.plan, run.manifest, rank=leaf.rank, base_name=run.manifest.source)
+        try:
+            given = json.loads(read_subject(run.source, self._round.adapter, name))
+        except (ValueError, RecursionError):
+            raise _bad(f"{name} is no JSON") from None
+        if given != config:
+            raise _bad(f"{name} is not the plan's")
+        return plain
+
+
+def _same(one: State, other: State) -> bool:
+    return _same_tensors(one.adapter, other.adapter) and _same_moments(one, other)
+
+
+def _same_moments(one: State, other: State) -> bool:
+    first = one.moments.first.tobytes() == other.moments.first.tobytes()
+    return first and one.moments.second.tobytes() == other.moments.second.tobytes()
+
+
+def _same_tensors(one: Tensors, other: Tensors) -> bool:
+    """Bit for bit: also where a value is not a number."""
+    return one.keys() == other.keys() and all(
+        np.shape(one[name]) == np.shape(other[name])
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

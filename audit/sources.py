@@ -1,0 +1,147 @@
+"""Where a run's published files are read from: a folder, or a web server's copy of one. (P-8.4)
+
+A source gives bytes by name and nothing else. Names are those of P-8.4, so that no log can make an
+auditor read another file of its own machine; sizes are bounded, so that no server can fill its memory.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Protocol
+from urllib.parse import urlsplit
+
+from protocol.errors import ArtefactError, ProofError
+
+MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
+TIMEOUT_S = 60.0
+REMEDY = "fetch the run again, or ask its coordinator for the file"
+_ROUND = r"rounds/[0-9]{4,9}"
+PUBLISHED = re.compile(
+    r"plan\.json|manifest\.json|rosters/[0-9a-f]{64}\.json"
+    r"|log/(key|checkpoint|log\.batch)"
+    r"|log/tile/([0-9]{1,2}|entries)/(x[0-9]{3}/){0,6}[0-9]{3}(\.p/[0-9]{1,3})?"
+    rf"|{_ROUND}/(log\.batch|checkpoint\.safetensors)"
+    rf"|{_ROUND}/adapter/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}"
+    rf"|{_ROUND}/sums/[0-9]{{1,6}}\.(sum|boxes\.json)"
+    rf"|{_ROUND}/vectors/[0-9]{{1,6}}/[0-9a-f]{{32}}(\.chunks)?"
+)
+
+
+class MissingError(ArtefactError):
+    """A published file that is not there."""
+
+
+class Source(Protocol):
+    """A run's published files."""
+
+    @property
+    def where(self) -> str:
+        """The folder or address, for people."""
+        ...
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """The file's bytes, or ``length`` of them from ``start`` (fewer at its end).
+
+        Raises MissingError when it is not there, ArtefactError when it cannot be read, ProofError for a
+        name that no run publishes.
+        """
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+
+class Folder:
+    """A coordinator's run folder, or a copy of what it publishes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ArtefactError when there is no such folder."""
+        if not folder.is_dir():
+            raise ArtefactError(f"{folder} is no folder", "name a run's folder, or its address")
+        self._folder, self.where = folder.resolve(), str(folder)
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """As :meth:`Source.read`; a link that leaves the folder is refused."""
+        path = self._path(name)
+        try:
+            if not path.is_file():
+                raise MissingError(f"{name} is not there", REMEDY)
+            with path.open("rb") as file:
+                file.seek(start)
+                return _bounded(file, name, length)
+        except OSError as error:
+            raise ArtefactError(f"{name} cannot be read: {error.strerror}", REMEDY) from None
+
+    def exists(self, name: str) -> bool:
+        """As :meth:`Source.exists`."""
+        return self._path(name).is_file()
+
+    def _path(self, name: str) -> Path:
+        check_name(name)
+        path = self._folder / name
+        if not path.resolve().is_relative_to(self._folder):
+            raise ProofError(f"{name} leads out of the run's folder", "do not trust this copy")
+        return path
+
+
+class Web:
+    """The same files below an http or https address."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Raises ArtefactError for another kind of address."""
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise ArtefactError(f"{url} is no web address", "give http://… or https://…")
+        self.where, self._base, self._timeout_s = url, url.rstrip("/"), timeout_s
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """As :meth:`Source.read`; a server that knows no ranges is asked for the whole."""
+        check_name(name)
+        headers = {}
+        if start or length is not None:
+            last = "" if length is None else str(start + length - 1)
+            headers["Range"] = f"bytes={start}-{last}"
+        request = urllib.request.Request(f"{self._base}/{name}", headers=headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
+                whole = reply.status != 206
+                if whole and start:
+                    _bounded(reply, name, start)
+                return _bounded(reply, name, length)
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 410):
+                raise MissingError(f"{name} is not there", REMEDY) from None
+            raise ArtefactError(f"{name}: the server answers {error.code}", REMEDY) from None
+        except (OSError, HTTPException) as error:
+            why = getattr(error, "reason", None) or type(error).__name__
+            raise ArtefactError(f"{name} cannot be fetched: {why}", REMEDY) from None
+
+    def exists(self, name: str) -> bool:
+        """As :meth:`Source.exists`."""
+        try:
+            self.read(name, length=1)
+        except MissingError:
+            return False
+        return True
+
+
+def open_source(text: str) -> Source:
+    """A source by what a person typed: an address with ``://``, else a folder."""
+    return Web(text) if "://" in text else Folder(Path(text))
+
+
+def check_name(name: str) -> None:
+    """It is the name of a published file. Raises ProofError."""
+    if not PUBLISHED.fullmatch(name):
+        raise ProofError(f"{name[:120]!r} is no file that a run publishes", "do not trust this log")
+
+
+def _bounded(file: IO[bytes], name: str, length: int | None) -> bytes:
+    data = file.read(MOST_BYTES + 1 if length is None else length)
+    if len(data) > MOST_BYTES:
+        raise ArtefactError(f"{name} has more than {MOST_BYTES} bytes", REMEDY)
+    return data

@@ -1,0 +1,225 @@
+"""One secret sum, executed again from its leaves and masked vectors. (P-8.16)
+
+With all vectors the sum is proven. Without them the signatures, commitments and seeds are checked and
+the published words are taken for the sum: that rests on the coordinator, and on auditors who saw the
+vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from audit.collected import Placed, Round, Sum
+from audit.published import REMEDY, Run
+from audit.report import Findings
+from audit.sources import MissingError
+from protocol.encoding import canonical_json, parse_canonical
+from protocol.errors import ProofError
+from protocol.layout import Vector
+from protocol.secagg.agreement import Keys
+from protocol.secagg.client import vector_root
+from protocol.secagg.graph import COMPLETE_UP_TO, NO_SEED, degree, threshold
+from protocol.secagg.messages import NO_INDEX
+from protocol.secagg.primitives import Word, word_type
+from protocol.secagg.task import encoding_for, terms_for
+from protocol.secagg.transcript import (
+    PairBox,
+    Transcript,
+    verify_transcript,
+    verify_without_vectors,
+)
+from protocol.transparency.leaves import Adapter, sha256
+from protocol.transparency.proofs import tree_root
+from protocol.transparency.sum_leaves import (
+    SumLeaves,
+    boxes_path,
+    sum_path,
+    transcript_of,
+    vector_path,
+)
+from protocol.wire import Instruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedSum:
+    """A group's sum, decoded: mean (d,) and metrics of ``clients`` (names); ``proven`` from vectors."""
+
+    group: int
+    clients: tuple[str, ...]
+    mean: Vector
+    metrics: Mapping[str, float]
+    proven: bool
+
+
+def instruction_of(run: Run, placed: Placed[Adapter], before: Adapter) -> Instruction:
+    """What every client of the attempt was told: nothing of it is the coordinator's to choose."""
+    number, plan = placed.leaf.round, run.plan
+    return Instruction(
+        round=number,
+        attempt=placed.leaf.attempt,
+        plan_digest=run.plan_digest,
+        base=run.manifest.fingerprint,
+        adapter_digest=before.adapter_out,
+        rank=before.rank,
+        evaluate=number % plan.evaluation.every == 0 or number == plan.rounds,
+    )
+
+
+def open_sum(run: Run, one: Round, found: Sum, before: Adapter, findings: Findings) -> OpenedSum:
+    """Check a sum and decode it. Raises ProofError, MissingError for what makes it worthless."""
+    leaves, instruction = found.leaves(), instruction_of(run, one.adapter, before)
+    leaf = leaves.opened
+    if (leaf.round, leaf.attempt, found.seq) != (
+        instruction.round,
+        instruction.attempt,
+        one.adapter.leaf.seq,
+    ):
+        raise _bad("its leaves are of another round or attempt than the `adapter`")
+    size = run.layout(before.rank).only(run.contract.roles(leaf.round)).size
+    encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.members))
+    start = found.found[type(leaves.adverts[0])][0].index
+    roster, members = run.members(start)
+    _check_graph(run, leaves)
+    terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))
+    if canonical_json(terms) != canonical_json(leaf.terms) or leaf.count != encoding.count:
+        raise _bad(f"the terms of `round-open` are not the plan's ({_odd_term(terms, leaf.terms)})")
+    transcript = transcript_of(
+        leaves,
+        sid=run.sid.hex(),
+        keys=Keys(run.plan.secrecy.keys),
+        suite=run.plan.secrecy.suite,
+        bits=encoding.bits,
+        boxes=_boxes(run, leaf.round, leaves),
+    )
+    words, proven = _words(run, found, leaves, transcript, members.keys, findings)
+    mean, metrics = encoding.opened(words, len(leaves.vectors))
+    names = tuple(sorted(members.names[bytes.fromhex(client)] for client in leaves.alive.clients))
+    return OpenedSum(group=found.group, clients=names, mean=mean, metrics=metrics, proven=proven)
+
+
+def _check_graph(run: Run, leaves: SumLeaves) -> None:
+    """(P-6.3) Who masks with whom, and how many reveal, follows from how many advertised."""
+    cohort, count = leaves.cohort, len(leaves.adverts)
+    if count > COMPLETE_UP_TO:
+        raise _bad(f"{count} clients in one graph, which needs public randomness")
+    near = degree(count, count)
+    if (cohort.degree, cohort.threshold, cohort.graph_seed) != (
+        near,
+        threshold(near),
+        NO_SEED.hex(),
+    ):
+        raise _bad("`cohort` has another graph or threshold than follows from its size")
+    if (cohort.alive_index is None) == run.plan.witnessed:
+        raise _bad("`cohort` plans its alive set in another way than the plan's witnesses ask for")
+
+
+def _words(
+    run: Run,
+    found: Sum,
+    leaves: SumLeaves,
+    transcript: Transcript,
+    roster: Mapping[bytes, bytes],
+    findings: Findings,
+) -> tuple[Word, bool]:
+    """The sum's words, and whether they were added up anew. The published file holds the same."""
+    alive_at = NO_INDEX
+    if leaves.cohort.alive_index is not None:
+        alive_at = found.of(type(leaves.alive))[0].index
+    vectors = _Vectors(run, leaves)
+    proven, minimum = True, run.plan.least_sum
+    try:
+        words = verify_transcript(
+            transcript, roster, vectors.read, minimum=minimum, alive_at=alive_at
+        )
+    except MissingError:
+        proven = False
+        verify_without_vectors(transcript, roster, minimum=minimum, alive_at=alive_at)
+        vectors.check_what_is_there()
+        findings.verified.append(f"signatures, members and seeds of group {found.group}")
+        _say_unproven(run, leaves, findings)
+    path = sum_path(leaves.opened.round, found.group)
+    data = run.source.read(path)
+    if sha256(data) != leaves.aggregate.sum:
+        raise _bad(f"{path} is not the sum of `aggregate`")
+    return (words if proven else _published(data, transcript, path)), proven
+
+
+def _published(data: bytes, transcript: Transcript, path: str) -> Word:
+    kind = word_type(transcript.bits)
+    if len(data) != transcript.count * kind.itemsize:
+        raise _bad(f"{path} has {len(data)} bytes")
+    words: Word = np.frombuffer(data, kind)
+    if transcript.bits not in (16, 32) and int(words.max()) >> transcript.bits:
+        raise _bad(f"{path} holds words of more than {transcript.bits} bits")
+    return words
+
+
+def _say_unproven(run: Run, leaves: SumLeaves, findings: Findings) -> None:
+    number, group = leaves.opened.round, leaves.opened.group
+    deleted = [each.index for each in run.log.retentions if each.leaf.round == number]
+    why = f"deleted, says leaf {deleted[0]}" if deleted else "not in this copy"
+    rests = "that the published sum is that of the signed vectors rests on the coordinator's word"
+    if seen := [
+        each.index
+        for each in run.log.audits
+        if each.leaf.rounds.get(str(number)) == "ok" and each.leaf.verdict != "failed"
+    ]:
+        rests += f" and on the auditors of leaves {', '.join(map(str, seen))}"
+    findings.leave_open(f"the masked vectors of group {group} are {why}", rests)
+
+
+class _Vectors:
+    """A sum's masked vectors with the lists of their chunks."""
+
+    def __init__(self, run: Run, leaves: SumLeaves) -> None:
+        self._source, self._leaves = run.source, leaves
+        self._root = {leaf.client: leaf.root for leaf in leaves.vectors}
+
+    def read(self, one: bytes) -> bytes:
+        """A client's packed vector; its list of chunks has the root that it signed."""
+        client = one.hex()
+        path = vector_path(self._leaves.opened.round, self._leaves.opened.group, client)
+        data = self._source.read(path)
+        chunks = self._source.read(f"{path}.chunks")
+        split = [chunks[at : at + 32] for at in range(0, len(chunks), 32)]
+        if len(chunks) % 32 or tree_root(split).hex() != self._root[client]:
+            raise _bad(f"{path}.chunks is not what the client's signed root covers")
+        return data
+
+    def check_what_is_there(self) -> None:
+        """Some vectors are missing: those that are not have the signed roots."""
+        for leaf in self._leaves.vectors:
+            try:
+                data = self.read(bytes.fromhex(leaf.client))
+            except MissingError:
+                continue
+            if vector_root(data).hex() != leaf.root:
+                raise _bad(f"the vector of {leaf.client} is not the one it signed")
+
+
+def _boxes(run: Run, number: int, leaves: SumLeaves) -> list[PairBox]:
+    """The boxes of lost pairs, in the hybrid form."""
+    if not leaves.reveal.boxes:
+        return []
+    path = boxes_path(number, leaves.opened.group)
+    data = run.source.read(path)
+    if sha256(data) != leaves.reveal.boxes:
+        raise _bad(f"{path} is not the file of `reveal`")
+    try:
+        return [PairBox.model_validate(entry) for entry in parse_canonical(data)]
+    except (ValueError, TypeError, RecursionError):
+        raise _bad(f"{path} holds no boxes") from None
+
+
+def _odd_term(mine: Mapping[str, object], given: Mapping[str, object]) -> str:
+    for name in sorted(mine.keys() | given.keys()):
+        if canonical_json({"": mine.get(name)}) != canonical_json({"": given.get(name)}):
+            return f"`{name}`"
+    return "`count`"
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

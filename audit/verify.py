@@ -1,0 +1,233 @@
+"""A whole run: log, documents, every round, the privacy ledger. (P-8.16)
+
+What is wrong with the log itself (its key, checkpoint, tree, growth) or with the plan ends the audit with
+one error; everything else becomes a finding of its round, and the audit goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from audit.budget import check_ledger_of, spending
+from audit.collected import Fault, Placed
+from audit.log_copy import LogCopy, Trust, read_log
+from audit.order import collect, parse_first
+from audit.published import REMEDY, Run, checkpoint_path, open_run, read_plan
+from audit.report import Findings, Report, RoundVerdict, Spending, Unproven
+from audit.rounds import RoundCheck
+from audit.seeds import both_seeds
+from audit.sources import Source
+from protocol.errors import FedgeError, ProofError
+from protocol.merkle import merkle_root
+from protocol.transparency.dsse import key_id
+from protocol.transparency.leaves import Complaint, Evaluation, Release, verify_complaint
+from protocol.transparency.note import parse_key
+from protocol.transparency.policy import policy_of
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """The report, and the copy of the log it is about."""
+
+    report: Report
+    copy: LogCopy
+
+
+def load_run(source: Source, trust: Trust) -> tuple[LogCopy, Run]:
+    """Log and documents, without any round. Raises ProofError, ArtefactError, PlanError."""
+    copy = read_log(source, trust)
+    first = parse_first(copy.entries, copy.key.public)
+    plan = read_plan(source, first)
+    if first.leaf.origin != copy.checkpoint.origin:
+        raise ProofError("leaf 0 is of another log than the checkpoint", REMEDY)
+    collected = collect(copy.entries, log_key=copy.key.public, witnessed=plan.witnessed)
+    return copy, open_run(source, collected)
+
+
+def audit(
+    source: Source,
+    trust: Trust,
+    *,
+    only: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Audited:
+    """Verify a run. ``only`` names the one round whose sums and files are checked.
+
+    Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
+    """
+    copy, run = load_run(source, trust)
+    rounds = run.log.rounds
+    if only is not None and only not in [one.number for one in rounds]:
+        raise ProofError(f"the log has no round {only}", f"it has 0 to {len(rounds) - 1}")
+    faults = [*run.log.faults, *both_seeds(run)]
+    findings = Findings()
+    findings.verified.append(f"the log's {copy.checkpoint.size} leaves, its tree and its signature")
+    _check_key(run, copy)
+    _check_loose(run, findings)
+    _check_audits(run, copy, findings)
+    found: list[RoundVerdict] = []
+    chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
+    for done, (at, one) in enumerate(chosen):
+        progress("rounds", done, len(chosen))
+        check = RoundCheck(run, one, rounds[at - 1].adapter if at else None)
+        check_ledger_of(run, one, check.findings)
+        found.append(check.verdict(_of_round(faults, one.number)))
+    progress("rounds", len(chosen), len(chosen))
+    spent = spending(run, findings)
+    _check_end(run, findings)
+    told = {one.round for one in found}
+    findings.faults += [_named(fault) for fault in faults if fault.round not in told]
+    return Audited(report=_report(copy, run, trust, found, findings, spent), copy=copy)
+
+
+def _report(
+    copy: LogCopy,
+    run: Run,
+    trust: Trust,
+    rounds: list[RoundVerdict],
+    findings: Findings,
+    spent: Spending | None,
+) -> Report:
+    return Report(
+        origin=copy.checkpoint.origin,
+        plan=run.plan_digest,
+        base=run.manifest.fingerprint,
+        size=copy.checkpoint.size,
+        root=copy.checkpoint.root.hex(),
+        rounds=tuple(rounds),
+        planned=run.plan.rounds,
+        privacy=spent,
+        verified=tuple(findings.verified),
+        unverified=tuple(findings.unverified),
+        faults=tuple(findings.faults),
+        assumed=tuple(_assumed(run, copy, trust)),
+        audits=tuple(
+            f"leaf {each.index}: {key_id(bytes.fromhex(each.leaf.auditor))} found the first "
+            f"{each.leaf.size} leaves {each.leaf.verdict}"
+            for each in run.log.audits
+        ),
+        complaints=tuple(
+            f"leaf {each.index}: {each.leaf.client} about {each.leaf.about!r}"
+            for each in run.log.complaints
+        ),
+    )
+
+
+def _of_round(faults: list[Fault], number: int) -> list[str]:
+    return [fault.what for fault in faults if fault.round == number]
+
+
+def _named(fault: Fault) -> str:
+    return fault.what if fault.round is None else f"round {fault.round}: {fault.what}"
+
+
+def _assumed(run: Run, copy: LogCopy, trust: Trust) -> list[Unproven]:
+    """What rests on something outside this copy."""
+    found = []
+    if trust.key is None and trust.policy is None and not run.plan.audit.log:
+        found.append(
+            Unproven(
+                what="the log's key came from the run itself",
+                leaves="that this is the run's only log: pin its key, or its plan's digest",
+            )
+        )
+    if trust.policy is not None:
+        return found
+    if not run.plan.witnessed:
+        nobody = Unproven(
+            what="the plan names no witnesses",
+            leaves="that everybody is shown this very log, and not another",
+        )
+        return [*found, nobody]
+    try:
+        policy_of(run.plan.audit).verify_checkpoint(copy.note)
+    except ProofError as error:
+        newest = Unproven(
+            what=f"the newest checkpoint: {error.cause}",
+            leaves="that everybody is shown these last leaves; an alive set was witnessed before "
+            "clients opened its sum",
+        )
+        found.append(newest)
+    return found
+
+
+def _check_key(run: Run, copy: LogCopy) -> None:
+    """A plan with witnesses names the log's key. Raises ProofError."""
+    if run.plan.audit.log and copy.key != parse_key(run.plan.audit.log):
+        raise ProofError("the log's key is not the one that the plan names", REMEDY)
+
+
+# -- leaves that belong to no round ---------------------------------------------------------------
+
+
+def _check_loose(run: Run, findings: Findings) -> None:
+    """Rosters, complaints, retention, audits: each against what it speaks about."""
+    log = run.log
+    for roster in log.rosters:
+        with findings.checking(f"leaf {roster.index} `roster`"):
+            run.members(roster.index + 1)
+    for complaint in log.complaints:
+        with findings.checking(f"leaf {complaint.index} `complaint`"):
+            _check_complaint(run, complaint)
+    for retention in log.retentions:
+        with findings.checking(f"leaf {retention.index} `retention`"):
+            _check_retention(run, retention.leaf.round, retention.leaf.vectors, retention.subjects)
+    adapters = {one.number for one in log.rounds}
+    later: list[Placed[Release] | Placed[Evaluation]] = [*log.releases, *log.evaluations]
+    for each in later:
+        if each.leaf.round not in adapters:
+            findings.fault(
+                f"leaf {each.index} `{each.leaf.kind}` of round {each.leaf.round}, which is not there"
+            )
+    for one in log.all_rounds:
+        for abort in one.aborts:
+            if abort.subjects != {"plan": run.plan_digest}:
+                findings.fault(f"leaf {abort.index} `abort` is not about this plan")
+
+
+def _check_complaint(run: Run, placed: Placed[Complaint]) -> None:
+    _, members = run.members(placed.index)
+    public = members.keys.get(bytes.fromhex(placed.leaf.client))
+    if public is None:
+        raise ProofError(f"{placed.leaf.client} is not in the roster", REMEDY)
+    verify_complaint(placed.leaf, public)
+
+
+def _check_retention(run: Run, number: int, count: int, subjects: dict[str, str]) -> None:
+    rounds = [one for one in run.log.rounds if one.number == number]
+    roots = [
+        bytes.fromhex(leaf.root)
+        for one in rounds
+        for found in sorted(one.sums, key=lambda each: each.group)
+        if found.complete
+        for leaf in found.leaves().vectors
+    ]
+    if count != len(roots) or subjects != {"vectors": merkle_root(roots).hex()}:
+        raise ProofError(f"it is not about the vectors of round {number}", REMEDY)
+
+
+def _check_audits(run: Run, copy: LogCopy, findings: Findings) -> None:
+    for each in run.log.audits:
+        with findings.checking(f"leaf {each.index} `audit`"):
+            size = each.leaf.size
+            if size > each.index or each.subjects != {"log": copy.tree.root(size).hex()}:
+                raise ProofError(f"it is not about this log's first {size} leaves", REMEDY)
+
+
+def _check_end(run: Run, findings: Findings) -> None:
+    """What lies behind the log's last round is not hidden from it."""
+    last = run.log.rounds[-1].number
+    name = checkpoint_path(last + 1)
+    try:
+        if run.source.exists(name):
+            findings.fault(f"round {last + 1} is published, but not in the log")
+    except FedgeError as error:
+        findings.fault(f"{name}: {error.cause}")
+    pending = run.log.pending
+    if pending is not None and pending.sums:
+        findings.fault(
+            f"a sum was opened after round {last}, and no adapter says what became of it"
+        )

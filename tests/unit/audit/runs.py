@@ -1,0 +1,198 @@
+"""Small whole runs: the real coordinator over sites that keep the protocol and send random updates.
+
+No model is trained, so a run takes less than a second; everything that is published is the real thing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.ledger import FileLedger
+from client.opened_rounds import FileOpenedRounds
+from client.secret import Member
+from protocol import PROTOCOL_VERSION, wire
+from protocol.adapter import adapter_layout
+from protocol.encoding import seed_from
+from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange.plain import PlainClient
+from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
+from protocol.plan import Plan, plan_from
+from protocol.rules import rule_named
+from protocol.secagg.session import Session
+from server.coordinator import run_rounds
+from server.store import RunStore
+from simulations.clock import VirtualClock
+from simulations.grid import InProcessGrid
+
+Lost = Callable[[int, int, Phase, int], bool]  # round, attempt, phase, site
+PLAN: dict[str, Any] = {
+    "name": "small",
+    "seed": 5,
+    "rounds": 2,
+    "task": {"labels": ["a", "b", "c"]},
+    "adapter": {"rank": 2, "alpha": 4.0, "targets": ["query"]},
+    "cohort": {"size": 6, "quorum": 3, "deadline_s": 30.0},
+}
+
+
+def nobody(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """Whom this run loses."""
+    return False
+
+
+def small_manifest(linears: int = 2) -> Manifest:
+    """A base that nobody needs to open: linears of 6 by 5."""
+    listed = Manifest(
+        fingerprint="a" * 64,
+        source="none",
+        task="sequence-classification",
+        family="bert",
+        pooling="mean",
+        bits=4,
+        block=32,
+        hidden_size=5,
+        layers=1,
+        vocab_size=9,
+        max_positions=64,
+        embedding_std=0.05,
+        parameters=1,
+        linears=[
+            Linear(path=f"m.{i}.query", in_features=5, out_features=6) for i in range(linears)
+        ],
+        head=Head(path="classifier", in_features=5, labels=2),
+        graph=Graph(
+            file="graph.onnx", opset=20, accuracy_level=0, inputs=["i"], output="logits", slots=[]
+        ),
+        tensors={"w": TensorEntry(dtype="float32", shape=[1], sha256="0" * 64)},
+        files={
+            name: FileEntry(sha256="0" * 64, bytes=1)
+            for name in ("graph.onnx", "config.json", "tokenizer.json")
+        },
+        made_with={},
+    )
+    return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
+
+
+class Sites:
+    """Named sites with keys; each has its own ledger and memory in ``folder``."""
+
+    def __init__(self, plan: Plan, manifest: Manifest, folder: Path, count: int) -> None:
+        self.plan, self.manifest, self.folder = plan, manifest, folder
+        self.keys = [Ed25519PrivateKey.generate() for _ in range(count)]
+        self.roster = {
+            _name(site): key.public_key().public_bytes_raw() for site, key in enumerate(self.keys)
+        }
+        self.lost: Lost = nobody
+        self.sessions: dict[int, Session | None] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def app(self) -> ClientApp:
+        app = ClientApp()
+
+        @app.query("hello")
+        def hello(message: Message, context: Context) -> Message:
+            said = wire.Hello(
+                client=_name(int(context.node_config["partition-id"])),
+                base=self.manifest.fingerprint,
+                protocol=PROTOCOL_VERSION,
+            )
+            content = {wire.REPLY: ConfigRecord(wire.to_record(said))}
+            return Message(RecordDict(content), reply_to=message)
+
+        for phase in Phase:
+            app.train(phase.value)(self._answerer(phase))
+        return app
+
+    def _answerer(self, phase: Phase) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            site = int(context.node_config["partition-id"])
+            content = message.content
+            told = wire.from_record(
+                wire.Instruction, dict(content.config_records[wire.INSTRUCTION])
+            )
+            if self.lost(told.round, told.attempt, phase, site):
+                raise RuntimeError("gone")
+            if wire.SECAGG in content.array_records:
+                reply = self._secret(phase, site, told, content)
+            else:
+                reply = PlainClient().mask(self._contribution(site, told.round))
+            made = ArrayRecord({"masked": Array(np.frombuffer(reply, np.uint8))})
+            return Message(RecordDict({wire.MASKED: made}), reply_to=message)
+
+        return answer
+
+    def _secret(
+        self, phase: Phase, site: int, told: wire.Instruction, content: RecordDict
+    ) -> bytes:
+        data = content.array_records[wire.SECAGG]["message"].numpy().tobytes()
+        member = Member(
+            name=_name(site),
+            key=self.keys[site],
+            roster=self.roster,
+            plan=self.plan,
+            size=self._size(told.round),
+            random=os.urandom,
+            ledger=FileLedger(self.folder / f"{site}.jsonl"),
+            opened=FileOpenedRounds(self.folder / f"{site}.opened.jsonl"),
+        )
+        self.sessions[site], reply = member.answer(
+            phase,
+            data,
+            told,
+            self.sessions.get(site),
+            lambda: self._contribution(site, told.round),
+        )
+        return reply
+
+    def _size(self, number: int) -> int:
+        roles = rule_named(self.plan.rule.name).roles(number)
+        return adapter_layout(self.plan, self.manifest).only(roles).size
+
+    def _contribution(self, site: int, number: int) -> Contribution:
+        rng = np.random.default_rng(seed_from(site, number))
+        update = rng.normal(0, 0.1, self._size(number)).astype(np.float32)
+        metrics = {name: float(1 + site) for name in METRICS}
+        return Contribution(update=update, weight=1, metrics=metrics)
+
+
+def make_run(
+    folder: Path,
+    *,
+    count: int = 6,
+    lost: Lost = nobody,
+    linears: int = 2,
+    sites: Sites | None = None,
+    **sections: Any,
+) -> Path:
+    """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`."""
+    manifest = small_manifest(linears)
+    document = PLAN | sections | {"base": {"fingerprint": manifest.fingerprint}}
+    plan = plan_from(document, source="test")
+    sites = sites or Sites(plan, manifest, folder.parent / f"{folder.name}-sites", count)
+    sites.lost = lost
+    clock = VirtualClock()
+    store = RunStore(folder)
+    try:
+        run_rounds(
+            plan=plan,
+            manifest=manifest,
+            grid=InProcessGrid(sites.app(), count, clock=clock, deadline_s=30.0),
+            store=store,
+            clock=clock,
+            roster_keys=sites.roster if plan.secrecy.exchange == "secagg" else None,
+        )
+    finally:
+        store.close()
+    return folder
+
+
+def _name(site: int) -> str:
+    return f"site-{site}"

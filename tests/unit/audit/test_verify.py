@@ -1,0 +1,132 @@
+"""Whole runs of every kind, audited from their folders alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.log_copy import Trust
+from audit.report import Report
+from audit.sources import Folder
+from audit.verify import audit
+from protocol.exchange import Phase
+from tests.unit.audit.runs import make_run
+
+EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}
+
+
+def verified(folder: Path, **options: Any) -> Report:
+    return audit(Folder(folder), Trust(), **options).report
+
+
+def some_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """Site 5 before it shares; in round 1 site 1 before it masks, in round 2 site 2 at the end."""
+    lost = {(1, 1): Phase.MASK, (2, 2): Phase.UNMASK}.get((number, site))
+    return phase is (Phase.SHARE if site == 5 else lost)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "secret": {},
+    "losses": {"count": 8, "cohort": EIGHT, "lost": some_are_lost},
+    "hybrid": {
+        "count": 8,
+        "cohort": EIGHT,
+        "lost": some_are_lost,
+        "secrecy": {"keys": "x25519+ml-kem-768"},
+    },
+    "groups": {
+        "count": 12,
+        "cohort": EIGHT | {"size": 12, "quorum": 9},
+        "secrecy": {"groups": 3},
+    },
+    "cores": {"rule": {"name": "fed-sb"}},
+    "prompt": {"rule": {"name": "prompt-mean"}, "adapter": {"method": "prompt", "tokens": 3}},
+    "odd width, optimiser": {
+        "secrecy": {"bits": 20, "suite": "chacha20"},
+        "server": {"optimizer": "fedyogi", "learning_rate": 0.1},
+    },
+    "an attempt that failed": {
+        "lost": lambda n, a, phase, site: (n, a) == (2, 1) and phase is Phase.MASK and site < 5
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_honest_secret_run_is_proven(kind: str, tmp_path: Path) -> None:
+    report = verified(make_run(tmp_path / "run", **KINDS[kind]))
+    assert (report.faults, report.verdict, report.open) == ((), "ok", False)
+    assert [one.verdict for one in report.rounds] == ["ok"] * 3
+    assert all(not one.faults for one in report.rounds)
+    assert report.rounds[0].clients == 0
+    assert report.rounds[1].clients > 2
+
+
+def test_a_plain_run_is_checked_but_not_proven(tmp_path: Path) -> None:
+    report = verified(make_run(tmp_path / "run", secrecy={"exchange": "plain"}))
+    assert [one.verdict for one in report.rounds] == ["ok", "unverifiable", "unverifiable"]
+    assert (report.verdict, report.failed, report.open) == ("unverifiable", False, True)
+    assert "coordinator's word" in report.rounds[1].unverified[0].leaves
+
+
+def test_a_void_round_changes_nothing(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run",
+        rounds=3,
+        lost=lambda n, a, phase, site: n == 2 and phase is Phase.UNMASK and site < 4,
+    )
+    report = verified(run)
+    assert [one.verdict for one in report.rounds] == ["ok", "ok", "void", "ok"]
+    assert report.verdict == "ok"
+
+
+def test_deleted_vectors_leave_a_sum_unproven_and_the_rest_checked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "rounds" / "0001" / "vectors")
+    report = verified(run)
+    assert [one.verdict for one in report.rounds] == ["ok", "unverifiable", "ok"]
+    assert "not in this copy" in report.rounds[1].unverified[0].what
+    assert "the step from the sums to the adapter" in report.rounds[1].verified
+    path = run / "rounds" / "0001" / "sums" / "0.sum"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    assert "is not the sum" in verified(run).rounds[1].faults[0]
+
+
+def test_vectors_expire_with_a_leaf_that_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", audit={"retention_days": 0})
+    report = verified(run)
+    assert [one.verdict for one in report.rounds[1:]] == ["unverifiable"] * 2
+
+
+def test_one_round_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    report = verified(run, only=2)
+    assert [(one.round, one.verdict) for one in report.rounds] == [(2, "ok")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "privacy", "secrecy"),
+    [
+        ("fed-sb", {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}, {}),
+        (
+            "fedit",
+            {"mechanism": "central", "noise_multiplier": 2.0, "sampling": 0.9, "epsilon": 20.0},
+            {"exchange": "plain"},
+        ),
+    ],
+)
+def test_the_privacy_ledger_is_computed_again(
+    rule: str, privacy: dict[str, Any], secrecy: dict[str, Any], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", rule={"name": rule}, privacy=privacy, secrecy=secrecy)
+    report = verified(run)
+    assert not report.failed, report.to_dict()
+    assert report.privacy is not None
+    assert (report.privacy.sums, report.privacy.mechanism) == (2, privacy["mechanism"])
+    assert report.privacy.epsilon is not None
+    assert 0 < report.privacy.epsilon < 20
+    assert "nobody spent more than epsilon 20" in report.verified
