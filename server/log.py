@@ -72,6 +72,7 @@ class RunLog:
         self._tree = Tree()
         self._dirty = False
         self.note = ""
+        self.cosigned_size = 0  # of the last checkpoint that came back from witnesses
         self._load()
         if not (self.folder / KEY).exists():
             write_whole(self.folder / KEY, f"{self.verifier.encode()}\n".encode())
@@ -148,7 +149,7 @@ class RunLog:
 
     def cosigned(self, note: str) -> None:
         """Keep the checkpoint with witnesses' lines added."""
-        self.note = note
+        self.note, self.cosigned_size = note, self.size
         write_whole(self.folder / CHECKPOINT, note.encode())
 
     def _add(self, data: bytes) -> None:

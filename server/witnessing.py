@@ -1,23 +1,28 @@
-"""The coordinator asks witnesses to cosign its checkpoint: C2SP tlog-witness, over HTTP. (P-8.14)"""
+"""The coordinator asks witnesses to cosign its checkpoint: C2SP tlog-witness, over HTTP. (P-8.14)
+
+A witness is not trusted with more than its cosignature: of an answer only lines of the policy's witnesses
+are taken, one of each, and nobody is waited for beyond a deadline.
+"""
 
 from __future__ import annotations
 
-import base64
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
+from threading import Thread
 from typing import Protocol
 
 from protocol.errors import ProofError
-from protocol.transparency.note import verify_note
+from protocol.transparency.note import VerifierKey, lines_naming, verify_note
 from protocol.transparency.policy import Policy
-from protocol.transparency.tree import Tree
+from protocol.transparency.witness import CONFLICT, AddCheckpoint
 from server.log import RunLog
 
 MOST_BYTES = 100_000  # of an answer
-BEHIND = 409
+DEADLINE_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class Witness(Protocol):
         ...
 
     def post(self, body: bytes) -> Answer:
-        """``add-checkpoint``. Raises OSError when it cannot be reached."""
+        """``add-checkpoint``. Raises OSError, HTTPException or ValueError without a usable answer."""
         ...
 
 
@@ -60,51 +65,67 @@ class HttpWitness:
 
 @dataclass
 class _Asked:
+    """``lines`` by key: one of each, verified."""
+
     witness: Witness
-    lines: str = ""
-    fault: str = ""
-    sizes: list[int] = field(default_factory=list)
+    fault: str = "no answer in time"
+    lines: dict[str, str] = field(default_factory=dict)
 
 
-def cosigned_by(witnesses: Sequence[Witness], log: RunLog, policy: Policy) -> tuple[str, list[str]]:
+def cosigned_by(
+    witnesses: Sequence[Witness], log: RunLog, policy: Policy, *, deadline_s: float = DEADLINE_S
+) -> tuple[str, list[str]]:
     """The log's checkpoint with the lines of those that cosigned, and why others did not.
 
-    All are asked at once. Each is sent a proof from the size it says it knows.
+    All are asked at once. Each is sent a proof from the size that was cosigned last, and where it knows
+    another size, one from there.
     """
-    note, tree = log.note, log.tree
+    note, tree, size, known = log.note, log.tree, log.size, log.cosigned_size
+    keys = list(policy.witnesses.values())
+
+    def request(old: int) -> bytes:
+        path = tuple(tree.consistency(old, size))
+        return AddCheckpoint(old=old, path=path, note=note).encode()
+
     asked = [_Asked(witness) for witness in witnesses]
-    if asked:
-        with ThreadPoolExecutor(len(asked)) as pool:
-            list(pool.map(lambda one: _ask(one, note, tree, policy), asked))
-    known = set(note.splitlines())
+    # Threads that die with the process: a witness that never ends its answer must not keep us.
+    started = [
+        Thread(target=_ask, args=(one, request, known, note, keys), daemon=True) for one in asked
+    ]
+    for thread in started:
+        thread.start()
+    end = time.monotonic() + deadline_s
+    for thread in started:
+        thread.join(max(0.0, end - time.monotonic()))
+    lines = {key.encode(): line for key in keys for line in lines_naming(note, key)}
     for one in asked:
-        new = [line for line in one.lines.splitlines() if line not in known]
-        known.update(new)
-        note += "".join(f"{line}\n" for line in new)
-    return note, [f"{one.witness.name}: {one.fault}" for one in asked if one.fault]
+        if not one.fault:
+            lines |= {key: line for key, line in one.lines.items() if key not in lines}
+    added = "".join(line for line in lines.values() if line not in note)
+    return note + added, [f"{one.witness.name}: {one.fault}" for one in asked if one.fault]
 
 
-def _ask(one: _Asked, note: str, tree: Tree, policy: Policy) -> None:
-    old = 0
+def _ask(
+    one: _Asked,
+    request: Callable[[int], bytes],
+    known: int,
+    note: str,
+    keys: Sequence[VerifierKey],
+) -> None:
     try:
-        for _ in range(2):  # once more from the size that the witness knows
-            answer = one.witness.post(_body(old, tree.consistency(old), note))
-            if answer.status != BEHIND:
-                break
-            old = int(answer.body.strip())
-    except (OSError, ValueError, IndexError) as error:
-        one.fault = f"{type(error).__name__}"
-        return
-    if answer.status != 200:
-        one.fault = f"refused with {answer.status}: {answer.body.strip()[:200]}"
-        return
-    try:
-        verify_note(note + answer.body, list(policy.witnesses.values()))
-        one.lines = answer.body
+        answer = one.witness.post(request(known))
+        if answer.status == CONFLICT and answer.body.strip().isdecimal():
+            answer = one.witness.post(request(int(answer.body)))
+        if answer.status != 200:
+            one.fault = f"refused with {answer.status}: {answer.body.strip()[:200]}"
+            return
+        verify_note(note + answer.body, keys)
+        found = {key.encode(): lines_naming(answer.body, key) for key in keys}
+        one.lines = {key: lines[0] for key, lines in found.items() if lines}
+        one.fault = "" if one.lines else "cosigned with none of the plan's keys"
     except ProofError as error:
         one.fault = error.cause
-
-
-def _body(old: int, path: Iterable[bytes], note: str) -> bytes:
-    lines = [f"old {old}", *(base64.b64encode(node).decode() for node in path), ""]
-    return ("\n".join(lines) + "\n" + note).encode()
+    except IndexError:
+        one.fault = "it has cosigned a longer log than this one"
+    except (OSError, HTTPException, ValueError) as error:
+        one.fault = type(error).__name__

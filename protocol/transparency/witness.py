@@ -1,4 +1,4 @@
-"""What a witness decides: it cosigns a log that has only grown, and nothing else. (P-8.9)
+"""What a witness decides: it cosigns a log that has only grown, and nothing else. (P-8.14)
 
 The core of C2SP tlog-witness. Whoever calls it keeps :class:`Witnessed` per origin, one request of an
 origin at a time, and has the new one on disk before the cosignature leaves the machine.

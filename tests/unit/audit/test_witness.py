@@ -34,7 +34,9 @@ NOW = 1_790_000_000
 
 
 def grown(count: int, salt: str = "") -> Tree:
-    return Tree(leaf_hash(f"{salt if number > 3 else ''}{number}".encode()) for number in range(count))
+    return Tree(
+        leaf_hash(f"{salt if number > 3 else ''}{number}".encode()) for number in range(count)
+    )
 
 
 def signed(tree: Tree, size: int | None = None) -> str:
@@ -173,9 +175,10 @@ def test_nothing_is_given_away_that_is_not_on_disk(
         raise OSError(28, "No space left on device")
 
     own = opened(state)
-    with monkeypatch.context() as patch, pytest.raises(MachineError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", full)
-        own.add(asked(grown(9), 0))
+        with pytest.raises(MachineError, match="No space"):
+            own.add(asked(grown(9), 0))
     assert own.latest(ORIGIN).size == 0
     assert status(own.add(asked(grown(9), 0))) == 200
     own.close()
