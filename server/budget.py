@@ -71,6 +71,8 @@ def privacy_record(plan: Plan, entries: list[Entry]) -> Record:
     """What a round's record says: the largest epsilon of a client so far, and by which noise."""
     privacy = plan.privacy
     names = {name for entry in entries for name in entry.participants}
+    if privacy.mechanism == "central" and entries:
+        names.add("")  # every round counts for everybody, also one whose sample was empty
     spent = [client_epsilon(entries, name, privacy) for name in sorted(names)]
     last = entries[-1] if entries else None
     return {

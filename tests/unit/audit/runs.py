@@ -6,7 +6,7 @@ No model is trained, so a run takes less than a second; everything that is publi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from protocol.rules import rule_named
 from protocol.secagg.session import Session
 from server.coordinator import run_rounds
 from server.store import RunStore
+from server.witnessing import Witness
 from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
 
@@ -163,6 +164,13 @@ class Sites:
         return Contribution(update=update, weight=1, metrics=metrics)
 
 
+def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, Manifest]:
+    """A plan and its base; ``sections`` beside :data:`PLAN`."""
+    manifest = small_manifest(linears)
+    document = PLAN | sections | {"base": {"fingerprint": manifest.fingerprint}}
+    return plan_from(document, source="test"), manifest
+
+
 def make_run(
     folder: Path,
     *,
@@ -170,12 +178,12 @@ def make_run(
     lost: Lost = nobody,
     linears: int = 2,
     sites: Sites | None = None,
+    log_key: Ed25519PrivateKey | None = None,
+    witnesses: Sequence[Witness] = (),
     **sections: Any,
 ) -> Path:
     """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`."""
-    manifest = small_manifest(linears)
-    document = PLAN | sections | {"base": {"fingerprint": manifest.fingerprint}}
-    plan = plan_from(document, source="test")
+    plan, manifest = small_plan(linears, **sections)
     sites = sites or Sites(plan, manifest, folder.parent / f"{folder.name}-sites", count)
     sites.lost = lost
     clock = VirtualClock()
@@ -188,6 +196,8 @@ def make_run(
             store=store,
             clock=clock,
             roster_keys=sites.roster if plan.secrecy.exchange == "secagg" else None,
+            log_key=log_key,
+            witnesses=witnesses,
         )
     finally:
         store.close()
