@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ class LogCopy:
     entries: tuple[bytes, ...]
     tree: Tree
     batches: tuple[str, ...]  # files with leaves that are not in the tiles yet
+    tiled: int  # leaves that are in the tiles
 
 
 def read_log(source: Source, trust: Trust) -> LogCopy:
@@ -78,6 +80,7 @@ def read_log(source: Source, trust: Trust) -> LogCopy:
         entries=tuple(reading.entries),
         tree=reading.tree,
         batches=tuple(reading.batches),
+        tiled=reading.tiled,
     )
 
 
@@ -86,9 +89,16 @@ def parse_kept(note: str, key: VerifierKey) -> Checkpoint:
     return parse_checkpoint(verify_note(note, [key]).text, origin=key.name)
 
 
-def tile_names(size: int) -> list[str]:
-    """The entry tiles of a log of ``size`` leaves."""
-    return [LOG + path for path, _ in tiles_needed(size)]
+def batch_path(number: int) -> str:
+    """Where the leaves of a round wait until they are in the tiles."""
+    return f"rounds/{number:04d}/{BATCH}"
+
+
+def tile_names(entries: Sequence[bytes]) -> list[str]:
+    """The tiles of a log of these leaves: entries, then hashes."""
+    tree = Tree(map(leaf_hash, entries))
+    names = [path for path, _ in tiles_needed(len(entries))]
+    return [LOG + path for path in [*names, *(path for path, _ in tiles_grown(tree, 0))]]
 
 
 def _key(source: Source, trust: Trust) -> VerifierKey:
@@ -121,6 +131,7 @@ class _Reading:
         self.tree = Tree()
         self.note = ""
         self.batches: list[str] = []
+        self.tiled = 0
         self.checkpoint = Checkpoint(origin=key.name, size=0, root=self.tree.root())
 
     def read_tiles(self) -> None:
@@ -128,25 +139,36 @@ class _Reading:
         try:
             self.note = _text(self._source.read("log/checkpoint"), "log/checkpoint")
         except MissingError:
-            if not self._source.exists(f"rounds/0000/{BATCH}"):
+            if not self._source.exists(batch_path(0)):
                 raise
             return
         self.checkpoint = parse_kept(self.note, self._key)
         for path, count in tiles_needed(self.checkpoint.size):
-            found = parse_entries(self._source.read(LOG + path))
+            found = parse_entries(self._tile(path))[:count]
             if len(found) != count:
                 raise ProofError(f"{LOG + path} has {len(found)} entries, not {count}", REMEDY)
             self._add(found)
         self._check_root("the tiles")
+        self.tiled = len(self.entries)
         for path, data in tiles_grown(self.tree, 0):
-            if self._source.read(LOG + path) != data:
+            if self._tile(path)[: len(data)] != data:
                 raise ProofError(f"{LOG + path} is not of the tree of the entries", REMEDY)
+
+    def _tile(self, path: str) -> bytes:
+        """A tile; where a partial one is gone because the log has grown, the full one begins with it."""
+        try:
+            return self._source.read(LOG + path)
+        except MissingError:
+            full = path.partition(".p/")[0]
+            if full == path:
+                raise
+            return self._source.read(LOG + full)
 
     def read_batches(self) -> None:
         """Leaves of a round that is visible, and of ``log``, which a writer left for later."""
         while True:
             before = len(self.batches)
-            for name in (f"rounds/{self._next_round():04d}/{BATCH}", LOG + BATCH):
+            for name in (batch_path(self._next_round()), LOG + BATCH):
                 if name not in self.batches and self._source.exists(name):
                     self._take(name)
             if len(self.batches) == before:

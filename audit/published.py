@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audit.collected import Collected, Placed
+from audit.log_copy import LogCopy
 from audit.sources import Source
 from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
@@ -26,8 +27,10 @@ from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, sha256
+from protocol.transparency.note import parse_key
+from protocol.transparency.policy import Policy, simple_policy
 
-PLAN = "plan.json"
+PLAN, POLICY = "plan.json", "log/policy"
 REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
 
 
@@ -44,6 +47,7 @@ class Run:
     """A run's documents, checked when they are asked for."""
 
     source: Source
+    copy: LogCopy
     log: Collected
     plan: Plan
     plan_digest: str
@@ -56,6 +60,13 @@ class Run:
     def sid(self) -> bytes:
         """The context of all its secret sums."""
         return session_id(self.plan_digest, bytes.fromhex(self.log.plan.leaf.run))
+
+    @property
+    def policy(self) -> Policy:
+        """The log's own key, and the witnesses that its plan names. Raises ProofError."""
+        audit = self.plan.audit
+        witnesses = [parse_key(text) for text in audit.witnesses]
+        return simple_policy(self.copy.key, witnesses, audit.witness_quorum)
 
     def layout(self, rank: int) -> Layout:
         """The full adapter's at ``rank``."""
@@ -95,7 +106,7 @@ class Run:
         return state
 
 
-def open_run(source: Source, collected: Collected) -> Run:
+def open_run(source: Source, copy: LogCopy, collected: Collected) -> Run:
     """The plan and the base's manifest, against leaf 0. Raises ProofError, ArtefactError, PlanError."""
     placed = collected.plan
     plan = read_plan(source, placed)
@@ -105,6 +116,7 @@ def open_run(source: Source, collected: Collected) -> Run:
         raise _bad(f"{MANIFEST_NAME} is of another base than the plan")
     return Run(
         source=source,
+        copy=copy,
         log=collected,
         plan=plan,
         plan_digest=plan.digest,

@@ -12,11 +12,20 @@ import numpy as np
 from audit.collected import Placed
 from audit.published import REMEDY, Run, adapter_path, read_subject
 from audit.report import Findings
+from audit.sources import MissingError
 from protocol.adapter import lora_scaling
 from protocol.errors import ProofError
 from protocol.layout import Tensors
-from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release, to_edge
+from protocol.peft_format import (
+    EDGE_FILE,
+    PASSPORT_FILE,
+    RELEASE_FILE,
+    ReleaseNote,
+    parse_release,
+    to_edge,
+)
 from protocol.transparency.leaves import Adapter, Release
+from protocol.transparency.offline import parse_offline_proof
 
 UNREAD = "that devices run the adapter that was trained"
 
@@ -56,6 +65,7 @@ def check_release(
     if released:
         data = read_subject(run.source, released[-1], edge)
         _check_edge(data, to_edge(tensors, scaling=lora_scaling(run.plan)), edge, findings)
+        _check_passport(run, released[-1], findings)
 
 
 def _check_leaf(run: Run, placed: Placed[Adapter], given: Placed[Release]) -> None:
@@ -88,6 +98,30 @@ def _check_note(
     }.items():
         if getattr(note, field) != meant:
             raise _bad(f"`{field}` of {RELEASE_FILE} is not that of the round")
+
+
+def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> None:
+    """(P-8.15) The proof that devices ask for is of this leaf, in this very log."""
+    name = adapter_path(given.leaf.round, PASSPORT_FILE)
+    try:
+        proof = parse_offline_proof(run.source.read(name).decode())
+    except MissingError:
+        findings.leave_open(
+            f"{name} is not there", "devices with a policy will not run the release"
+        )
+        return
+    except UnicodeDecodeError:
+        raise _bad(f"{name} is no text") from None
+    leaf = run.copy.entries[given.index]
+    if (proof.index, proof.extra) != (given.index, leaf):
+        raise _bad(f"{name} is not of leaf {given.index} `release`")
+    try:
+        proof.verify(leaf, run.policy)
+        seen = run.policy.verify_checkpoint(proof.checkpoint)
+    except ProofError as error:
+        raise _bad(f"{name}: {error.cause}") from None
+    if seen.size > run.copy.tree.size or run.copy.tree.root(seen.size) != seen.root:
+        raise _bad(f"{name}: its checkpoint is of another tree than this log")
 
 
 def _check_edge(data: bytes, wanted: Tensors, name: str, findings: Findings) -> None:

@@ -53,6 +53,7 @@ class Report:
     origin: str
     plan: str
     base: str
+    note: str  # the log's signed checkpoint
     size: int
     root: str
     rounds: tuple[RoundVerdict, ...]

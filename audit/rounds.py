@@ -17,7 +17,7 @@ from audit.published import (
 )
 from audit.releases import check_release
 from audit.report import Findings, RoundVerdict, Verdict
-from audit.sums import OpenedSum, open_sum
+from audit.sums import Effort, OpenedSum, open_sum
 from protocol.adapter import as_plain_lora
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
@@ -41,8 +41,10 @@ PLAIN = "the updates were shown to the coordinator, and to nobody else"
 class RoundCheck:
     """All checks of one round; what it finds is in ``findings``."""
 
-    def __init__(self, run: Run, one: Round, before: Placed[Adapter] | None) -> None:
-        self._run, self._round, self._before = run, one, before
+    def __init__(
+        self, run: Run, one: Round, before: Placed[Adapter] | None, effort: Effort
+    ) -> None:
+        self._run, self._round, self._before, self._effort = run, one, before, effort
         self._leaf = one.adapter.leaf
         self.findings = Findings()
         self._opened: list[OpenedSum] = []
@@ -81,8 +83,10 @@ class RoundCheck:
             return "void"
         if self._before is None:
             return "ok"
-        proven = self._opened and all(one.proven for one in self._opened)
-        return "ok" if proven else "unverifiable"
+        proofs = {one.proof for one in self._opened}
+        if not proofs or "none" in proofs:
+            return "unverifiable"
+        return "ok-sampled" if "sampled" in proofs else "ok"
 
     # -- what every round has ---------------------------------------------------------------------
 
@@ -157,7 +161,9 @@ class RoundCheck:
                 self.findings.fault(f"the sum of group {found.group}: its leaves are not complete")
                 continue
             with self.findings.checking(f"the sum of group {found.group}"):
-                opened = open_sum(self._run, self._round, found, before.leaf, self.findings)
+                opened = open_sum(
+                    self._run, self._round, found, before.leaf, self._effort, self.findings
+                )
                 self._opened.append(opened)
         with self.findings.checking("who is in its sums"):
             self._check_members()

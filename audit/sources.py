@@ -22,7 +22,7 @@ REMEDY = "fetch the run again, or ask its coordinator for the file"
 _ROUND = r"rounds/[0-9]{4,9}"
 PUBLISHED = re.compile(
     r"plan\.json|manifest\.json|rosters/[0-9a-f]{64}\.json"
-    r"|log/(key|checkpoint|log\.batch)"
+    r"|log/(key|policy|checkpoint|log\.batch)"
     r"|log/tile/([0-9]{1,2}|entries)/(x[0-9]{3}/){0,6}[0-9]{3}(\.p/[0-9]{1,3})?"
     rf"|{_ROUND}/(log\.batch|checkpoint\.safetensors)"
     rf"|{_ROUND}/adapter/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}"

@@ -1,14 +1,17 @@
 """One secret sum, executed again from its leaves and masked vectors. (P-8.16)
 
-With all vectors the sum is proven. Without them the signatures, commitments and seeds are checked and
-the published words are taken for the sum: that rests on the coordinator, and on auditors who saw the
-vectors.
+With all vectors the sum is proven, with some blocks of them it is sampled. Without them signatures,
+commitments and seeds are checked and the published words are taken for the sum: that rests on the
+coordinator, and on auditors who saw the vectors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from random import Random, SystemRandom
+from typing import Literal
 
 import numpy as np
 
@@ -20,15 +23,17 @@ from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ProofError
 from protocol.layout import Vector
 from protocol.secagg.agreement import Keys
-from protocol.secagg.client import vector_root
+from protocol.secagg.client import CHUNK, vector_root
 from protocol.secagg.graph import COMPLETE_UP_TO, NO_SEED, degree, threshold
 from protocol.secagg.messages import NO_INDEX
+from protocol.secagg.packing import BLOCK
 from protocol.secagg.primitives import Word, word_type
 from protocol.secagg.task import encoding_for, terms_for
 from protocol.secagg.transcript import (
     PairBox,
     Transcript,
     verify_transcript,
+    verify_transcript_part,
     verify_without_vectors,
 )
 from protocol.transparency.leaves import Adapter, sha256
@@ -42,16 +47,30 @@ from protocol.transparency.sum_leaves import (
 )
 from protocol.wire import Instruction
 
+Proof = Literal["whole", "sampled", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much of every sum is added up again: by ``workers`` threads, or a ``spot`` of its blocks.
+
+    ``spot`` is a fraction above 0; which blocks it takes is drawn by ``random``, after all is signed.
+    """
+
+    workers: int = 1
+    spot: float = 0.0
+    random: Random = field(default_factory=SystemRandom)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedSum:
-    """A group's sum, decoded: mean (d,) and metrics of ``clients`` (names); ``proven`` from vectors."""
+    """A group's sum, decoded: mean (d,) and metrics of ``clients`` (names)."""
 
     group: int
     clients: tuple[str, ...]
     mean: Vector
     metrics: Mapping[str, float]
-    proven: bool
+    proof: Proof
 
 
 def instruction_of(run: Run, placed: Placed[Adapter], before: Adapter) -> Instruction:
@@ -68,7 +87,9 @@ def instruction_of(run: Run, placed: Placed[Adapter], before: Adapter) -> Instru
     )
 
 
-def open_sum(run: Run, one: Round, found: Sum, before: Adapter, findings: Findings) -> OpenedSum:
+def open_sum(
+    run: Run, one: Round, found: Sum, before: Adapter, effort: Effort, findings: Findings
+) -> OpenedSum:
     """Check a sum and decode it. Raises ProofError, MissingError for what makes it worthless."""
     leaves, instruction = found.leaves(), instruction_of(run, one.adapter, before)
     leaf = leaves.opened
@@ -94,10 +115,11 @@ def open_sum(run: Run, one: Round, found: Sum, before: Adapter, findings: Findin
         bits=encoding.bits,
         boxes=_boxes(run, leaf.round, leaves),
     )
-    words, proven = _words(run, found, leaves, transcript, members.keys, findings)
+    adding = _Adding(run, found, leaves, transcript, members.keys)
+    words, proof = adding.words(effort, findings)
     mean, metrics = encoding.opened(words, len(leaves.vectors))
     names = tuple(sorted(members.names[bytes.fromhex(client)] for client in leaves.alive.clients))
-    return OpenedSum(group=found.group, clients=names, mean=mean, metrics=metrics, proven=proven)
+    return OpenedSum(group=found.group, clients=names, mean=mean, metrics=metrics, proof=proof)
 
 
 def _check_graph(run: Run, leaves: SumLeaves) -> None:
@@ -116,45 +138,90 @@ def _check_graph(run: Run, leaves: SumLeaves) -> None:
         raise _bad("`cohort` plans its alive set in another way than the plan's witnesses ask for")
 
 
-def _words(
-    run: Run,
-    found: Sum,
-    leaves: SumLeaves,
-    transcript: Transcript,
-    roster: Mapping[bytes, bytes],
-    findings: Findings,
-) -> tuple[Word, bool]:
-    """The sum's words, and whether they were added up anew. The published file holds the same."""
-    alive_at = NO_INDEX
-    if leaves.cohort.alive_index is not None:
-        alive_at = found.of(type(leaves.alive))[0].index
-    vectors = _Vectors(run, leaves)
-    proven, minimum = True, run.plan.least_sum
-    try:
-        words = verify_transcript(
-            transcript, roster, vectors.read, minimum=minimum, alive_at=alive_at
+class _Adding:
+    """A sum's words, from its vectors as far as they are there."""
+
+    def __init__(
+        self,
+        run: Run,
+        found: Sum,
+        leaves: SumLeaves,
+        transcript: Transcript,
+        roster: Mapping[bytes, bytes],
+    ) -> None:
+        self._run, self._leaves, self._transcript = run, leaves, transcript
+        self._roster, self._minimum = roster, run.plan.least_sum
+        self._vectors = _Vectors(run, leaves)
+        self._alive_at = NO_INDEX
+        if leaves.cohort.alive_index is not None:
+            self._alive_at = found.of(type(leaves.alive))[0].index
+
+    def words(self, effort: Effort, findings: Findings) -> tuple[Word, Proof]:
+        """(count,) words, and how they were checked. The published file holds the same."""
+        words = self._published()
+        blocks = -(-len(words) // BLOCK)
+        chosen = min(blocks, math.ceil(effort.spot * blocks))
+        try:
+            if not effort.spot or chosen == blocks:
+                return self._whole(effort.workers), "whole"
+            drawn = sorted(effort.random.sample(range(blocks), chosen))
+            self._part(words, drawn)
+        except MissingError:
+            group = self._leaves.opened.group
+            self._unproven()
+            findings.verified.append(f"signatures, members and seeds of group {group}")
+            _say_unproven(self._run, self._leaves, findings)
+            return words, "none"
+        _say_sampled(self._leaves, chosen, blocks, findings)
+        return words, "sampled"
+
+    def _published(self) -> Word:
+        path = sum_path(self._leaves.opened.round, self._leaves.opened.group)
+        data, kind = self._run.source.read(path), word_type(self._transcript.bits)
+        if sha256(data) != self._leaves.aggregate.sum:
+            raise _bad(f"{path} is not the sum of `aggregate`")
+        if len(data) != self._transcript.count * kind.itemsize:
+            raise _bad(f"{path} has {len(data)} bytes")
+        words: Word = np.frombuffer(data, kind)
+        if int(words.max()) >> self._transcript.bits:
+            raise _bad(f"{path} holds words of more than {self._transcript.bits} bits")
+        return words
+
+    def _whole(self, workers: int) -> Word:
+        return verify_transcript(
+            self._transcript,
+            self._roster,
+            self._vectors.read,
+            minimum=self._minimum,
+            alive_at=self._alive_at,
+            workers=workers,
         )
-    except MissingError:
-        proven = False
-        verify_without_vectors(transcript, roster, minimum=minimum, alive_at=alive_at)
-        vectors.check_what_is_there()
-        findings.verified.append(f"signatures, members and seeds of group {found.group}")
-        _say_unproven(run, leaves, findings)
-    path = sum_path(leaves.opened.round, found.group)
-    data = run.source.read(path)
-    if sha256(data) != leaves.aggregate.sum:
-        raise _bad(f"{path} is not the sum of `aggregate`")
-    return (words if proven else _published(data, transcript, path)), proven
+
+    def _part(self, words: Word, blocks: list[int]) -> None:
+        verify_transcript_part(
+            self._transcript,
+            self._roster,
+            words,
+            self._vectors.hashes,
+            self._vectors.piece,
+            blocks=blocks,
+            minimum=self._minimum,
+            alive_at=self._alive_at,
+        )
+
+    def _unproven(self) -> None:
+        verify_without_vectors(
+            self._transcript, self._roster, minimum=self._minimum, alive_at=self._alive_at
+        )
+        self._vectors.check_what_is_there()
 
 
-def _published(data: bytes, transcript: Transcript, path: str) -> Word:
-    kind = word_type(transcript.bits)
-    if len(data) != transcript.count * kind.itemsize:
-        raise _bad(f"{path} has {len(data)} bytes")
-    words: Word = np.frombuffer(data, kind)
-    if transcript.bits not in (16, 32) and int(words.max()) >> transcript.bits:
-        raise _bad(f"{path} holds words of more than {transcript.bits} bits")
-    return words
+def _say_sampled(leaves: SumLeaves, chosen: int, blocks: int, findings: Findings) -> None:
+    missed = 0.95**chosen
+    findings.leave_open(
+        f"{chosen} of {blocks} blocks of group {leaves.opened.group} were added up again",
+        f"the others; if one in twenty were wrong, none would have been met with {missed:.0%}",
+    )
 
 
 def _say_unproven(run: Run, leaves: SumLeaves, findings: Findings) -> None:
@@ -172,22 +239,30 @@ def _say_unproven(run: Run, leaves: SumLeaves, findings: Findings) -> None:
 
 
 class _Vectors:
-    """A sum's masked vectors with the lists of their chunks."""
+    """A sum's masked vectors with the lists of their pieces' hashes."""
 
     def __init__(self, run: Run, leaves: SumLeaves) -> None:
         self._source, self._leaves = run.source, leaves
         self._root = {leaf.client: leaf.root for leaf in leaves.vectors}
 
     def read(self, one: bytes) -> bytes:
-        """A client's packed vector; its list of chunks has the root that it signed."""
-        client = one.hex()
-        path = vector_path(self._leaves.opened.round, self._leaves.opened.group, client)
-        data = self._source.read(path)
-        chunks = self._source.read(f"{path}.chunks")
-        split = [chunks[at : at + 32] for at in range(0, len(chunks), 32)]
-        if len(chunks) % 32 or tree_root(split).hex() != self._root[client]:
-            raise _bad(f"{path}.chunks is not what the client's signed root covers")
+        """A client's packed vector; its list of hashes has the root that it signed."""
+        data = self._source.read(self._path(one))
+        if tree_root(self.hashes(one)).hex() != self._root[one.hex()]:
+            raise _bad(f"{self._path(one)}.chunks is not what the client's signed root covers")
         return data
+
+    def hashes(self, one: bytes) -> list[bytes]:
+        """The leaf hashes of its pieces."""
+        name = f"{self._path(one)}.chunks"
+        data = self._source.read(name)
+        if len(data) % 32:
+            raise _bad(f"{name} has {len(data)} bytes")
+        return [data[at : at + 32] for at in range(0, len(data), 32)]
+
+    def piece(self, one: bytes, number: int) -> bytes:
+        """One of its pieces."""
+        return self._source.read(self._path(one), start=number * CHUNK, length=CHUNK)
 
     def check_what_is_there(self) -> None:
         """Some vectors are missing: those that are not have the signed roots."""
@@ -198,6 +273,10 @@ class _Vectors:
                 continue
             if vector_root(data).hex() != leaf.root:
                 raise _bad(f"the vector of {leaf.client} is not the one it signed")
+
+    def _path(self, one: bytes) -> str:
+        opened = self._leaves.opened
+        return vector_path(opened.round, opened.group, one.hex())
 
 
 def _boxes(run: Run, number: int, leaves: SumLeaves) -> list[PairBox]:

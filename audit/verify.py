@@ -7,36 +7,28 @@ one error; everything else becomes a finding of its round, and the audit goes on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from audit.budget import check_ledger_of, spending
 from audit.collected import Fault, Placed
-from audit.log_copy import LogCopy, Trust, read_log
+from audit.log_copy import Trust, batch_path, read_log
 from audit.order import collect, parse_first
-from audit.published import REMEDY, Run, checkpoint_path, open_run, read_plan
+from audit.published import POLICY, REMEDY, Run, checkpoint_path, open_run, read_plan
 from audit.report import Findings, Report, RoundVerdict, Spending, Unproven
 from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
 from audit.sources import Source
-from protocol.errors import FedgeError, ProofError
+from audit.sums import Effort
+from protocol.errors import ProofError
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
 from protocol.transparency.leaves import Complaint, Evaluation, Release, verify_complaint
 from protocol.transparency.note import parse_key
-from protocol.transparency.policy import policy_of
 
 Progress = Callable[[str, int, int], None]
+ALL = Effort()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Audited:
-    """The report, and the copy of the log it is about."""
-
-    report: Report
-    copy: LogCopy
-
-
-def load_run(source: Source, trust: Trust) -> tuple[LogCopy, Run]:
+def load_run(source: Source, trust: Trust) -> Run:
     """Log and documents, without any round. Raises ProofError, ArtefactError, PlanError."""
     copy = read_log(source, trust)
     first = parse_first(copy.entries, copy.key.public)
@@ -44,7 +36,7 @@ def load_run(source: Source, trust: Trust) -> tuple[LogCopy, Run]:
     if first.leaf.origin != copy.checkpoint.origin:
         raise ProofError("leaf 0 is of another log than the checkpoint", REMEDY)
     collected = collect(copy.entries, log_key=copy.key.public, witnessed=plan.witnessed)
-    return copy, open_run(source, collected)
+    return open_run(source, copy, collected)
 
 
 def audit(
@@ -52,27 +44,29 @@ def audit(
     trust: Trust,
     *,
     only: int | None = None,
+    effort: Effort = ALL,
     progress: Progress = lambda what, done, total: None,
-) -> Audited:
+) -> Report:
     """Verify a run. ``only`` names the one round whose sums and files are checked.
 
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
-    copy, run = load_run(source, trust)
+    run = load_run(source, trust)
+    copy = run.copy
     rounds = run.log.rounds
     if only is not None and only not in [one.number for one in rounds]:
         raise ProofError(f"the log has no round {only}", f"it has 0 to {len(rounds) - 1}")
     faults = [*run.log.faults, *both_seeds(run)]
     findings = Findings()
     findings.verified.append(f"the log's {copy.checkpoint.size} leaves, its tree and its signature")
-    _check_key(run, copy)
+    _check_key(run)
     _check_loose(run, findings)
-    _check_audits(run, copy, findings)
+    _check_audits(run, findings)
     found: list[RoundVerdict] = []
     chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
     for done, (at, one) in enumerate(chosen):
         progress("rounds", done, len(chosen))
-        check = RoundCheck(run, one, rounds[at - 1].adapter if at else None)
+        check = RoundCheck(run, one, rounds[at - 1].adapter if at else None, effort)
         check_ledger_of(run, one, check.findings)
         found.append(check.verdict(_of_round(faults, one.number)))
     progress("rounds", len(chosen), len(chosen))
@@ -80,18 +74,19 @@ def audit(
     _check_end(run, findings)
     told = {one.round for one in found}
     findings.faults += [_named(fault) for fault in faults if fault.round not in told]
-    return Audited(report=_report(copy, run, trust, found, findings, spent), copy=copy)
+    return _report(run, trust, found, findings, spent)
 
 
 def _report(
-    copy: LogCopy,
     run: Run,
     trust: Trust,
     rounds: list[RoundVerdict],
     findings: Findings,
     spent: Spending | None,
 ) -> Report:
+    copy = run.copy
     return Report(
+        note=copy.note,
         origin=copy.checkpoint.origin,
         plan=run.plan_digest,
         base=run.manifest.fingerprint,
@@ -103,7 +98,7 @@ def _report(
         verified=tuple(findings.verified),
         unverified=tuple(findings.unverified),
         faults=tuple(findings.faults),
-        assumed=tuple(_assumed(run, copy, trust)),
+        assumed=tuple(_assumed(run, trust)),
         audits=tuple(
             f"leaf {each.index}: {key_id(bytes.fromhex(each.leaf.auditor))} found the first "
             f"{each.leaf.size} leaves {each.leaf.verdict}"
@@ -124,14 +119,14 @@ def _named(fault: Fault) -> str:
     return fault.what if fault.round is None else f"round {fault.round}: {fault.what}"
 
 
-def _assumed(run: Run, copy: LogCopy, trust: Trust) -> list[Unproven]:
+def _assumed(run: Run, trust: Trust) -> list[Unproven]:
     """What rests on something outside this copy."""
     found = []
     if trust.key is None and trust.policy is None and not run.plan.audit.log:
         found.append(
             Unproven(
                 what="the log's key came from the run itself",
-                leaves="that this is the run's only log: pin its key, or its plan's digest",
+                leaves="that it is the coordinator's: pin it with --log-key or --policy",
             )
         )
     if trust.policy is not None:
@@ -143,7 +138,7 @@ def _assumed(run: Run, copy: LogCopy, trust: Trust) -> list[Unproven]:
         )
         return [*found, nobody]
     try:
-        policy_of(run.plan.audit).verify_checkpoint(copy.note)
+        run.policy.verify_checkpoint(run.copy.note)
     except ProofError as error:
         newest = Unproven(
             what=f"the newest checkpoint: {error.cause}",
@@ -154,9 +149,9 @@ def _assumed(run: Run, copy: LogCopy, trust: Trust) -> list[Unproven]:
     return found
 
 
-def _check_key(run: Run, copy: LogCopy) -> None:
+def _check_key(run: Run) -> None:
     """A plan with witnesses names the log's key. Raises ProofError."""
-    if run.plan.audit.log and copy.key != parse_key(run.plan.audit.log):
+    if run.plan.audit.log and run.copy.key != parse_key(run.plan.audit.log):
         raise ProofError("the log's key is not the one that the plan names", REMEDY)
 
 
@@ -166,6 +161,8 @@ def _check_key(run: Run, copy: LogCopy) -> None:
 def _check_loose(run: Run, findings: Findings) -> None:
     """Rosters, complaints, retention, audits: each against what it speaks about."""
     log = run.log
+    with findings.checking("log/policy"):
+        _check_policy(run)
     for roster in log.rosters:
         with findings.checking(f"leaf {roster.index} `roster`"):
             run.members(roster.index + 1)
@@ -186,6 +183,12 @@ def _check_loose(run: Run, findings: Findings) -> None:
         for abort in one.aborts:
             if abort.subjects != {"plan": run.plan_digest}:
                 findings.fault(f"leaf {abort.index} `abort` is not about this plan")
+
+
+def _check_policy(run: Run) -> None:
+    """What the run offers devices and auditors to pin is its own key and its plan's witnesses."""
+    if run.source.read(POLICY) != run.policy.render().encode():
+        raise ProofError("it is not of this log's key and its plan's witnesses", REMEDY)
 
 
 def _check_complaint(run: Run, placed: Placed[Complaint]) -> None:
@@ -209,25 +212,29 @@ def _check_retention(run: Run, number: int, count: int, subjects: dict[str, str]
         raise ProofError(f"it is not about the vectors of round {number}", REMEDY)
 
 
-def _check_audits(run: Run, copy: LogCopy, findings: Findings) -> None:
+def _check_audits(run: Run, findings: Findings) -> None:
     for each in run.log.audits:
         with findings.checking(f"leaf {each.index} `audit`"):
             size = each.leaf.size
-            if size > each.index or each.subjects != {"log": copy.tree.root(size).hex()}:
+            if size > each.index or each.subjects != {"log": run.copy.tree.root(size).hex()}:
                 raise ProofError(f"it is not about this log's first {size} leaves", REMEDY)
 
 
 def _check_end(run: Run, findings: Findings) -> None:
     """What lies behind the log's last round is not hidden from it."""
     last = run.log.rounds[-1].number
-    name = checkpoint_path(last + 1)
-    try:
-        if run.source.exists(name):
-            findings.fault(f"round {last + 1} is published, but not in the log")
-    except FedgeError as error:
-        findings.fault(f"{name}: {error.cause}")
+    with findings.checking("no round is hidden from the log"):
+        if run.source.exists(checkpoint_path(last + 1)) and not _goes_on(run, last + 1):
+            raise ProofError(f"round {last + 1} is published, but not in the log", REMEDY)
     pending = run.log.pending
     if pending is not None and pending.sums:
         findings.fault(
             f"a sum was opened after round {last}, and no adapter says what became of it"
         )
+
+
+def _goes_on(run: Run, number: int) -> bool:
+    """The round was published while this audit read: its leaves wait, or the log has grown."""
+    if run.source.exists(batch_path(number)):
+        return True
+    return run.source.read("log/checkpoint") != run.copy.note.encode()

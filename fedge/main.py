@@ -53,6 +53,7 @@ COMMANDS = {
         "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
     ),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
+    "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
 }
 

@@ -13,19 +13,12 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
 from protocol.exchange import Phase
+from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import make_run
-
-EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}
 
 
 def verified(folder: Path, **options: Any) -> Report:
-    return audit(Folder(folder), Trust(), **options).report
-
-
-def some_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
-    """Site 5 before it shares; in round 1 site 1 before it masks, in round 2 site 2 at the end."""
-    lost = {(1, 1): Phase.MASK, (2, 2): Phase.UNMASK}.get((number, site))
-    return phase is (Phase.SHARE if site == 5 else lost)
+    return audit(Folder(folder), Trust(), **options)
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,156 @@
+"""Where an adapter comes from: base, plan, rounds, published adapter, release. (P-8.7)
+
+The chain is that of the log and of digests; whether its sums hold is for :mod:`audit.verify`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from audit.published import REMEDY, Run, adapter_path, read_subject
+from protocol.encoding import vector_digest
+from protocol.errors import ArtefactError, ProofError
+from protocol.layout import Layout
+from protocol.peft_format import (
+    EDGE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    ReleaseNote,
+    from_peft,
+    parse_release,
+)
+from protocol.rules import Role
+from protocol.tensor_file import decode_tensors
+from protocol.transparency.leaves import sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A round on the way: its leaf, the adapter's digest after it, how many updates are in it."""
+
+    round: int
+    leaf: int
+    adapter: str
+    clients: int
+    exchange: str
+    void: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """The leaf of a release, its evaluation's metrics in thousandths, and its files by name."""
+
+    leaf: int
+    metrics: dict[str, int]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """From base to release; digests in hex."""
+
+    base: str
+    base_source: str
+    plan: str
+    plan_name: str
+    origin: str
+    size: int
+    steps: tuple[Step, ...]
+    published: str
+    files: dict[str, str]
+    release: Released | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def lineage(run: Run, number: int) -> Lineage:
+    """Of the adapter of round ``number``. Raises ProofError for a chain that is broken."""
+    rounds = {one.number: one for one in run.log.rounds}
+    if number not in rounds:
+        raise ProofError(f"the log has no round {number}", f"it has 0 to {len(rounds) - 1}")
+    steps, before = [], ""
+    for each in range(number + 1):
+        if each not in rounds or rounds[each].adapter.leaf.adapter_in != before:
+            raise ProofError(f"round {each} does not follow from the one before", REMEDY)
+        placed = rounds[each].adapter
+        before = placed.leaf.adapter_out
+        steps.append(
+            Step(
+                round=each,
+                leaf=placed.index,
+                adapter=before,
+                clients=sum(one.summands for one in placed.leaf.sums),
+                exchange=placed.leaf.exchange,
+                void=bool(placed.leaf.void),
+            )
+        )
+    placed = rounds[number].adapter
+    return Lineage(
+        base=run.manifest.fingerprint,
+        base_source=run.manifest.source,
+        plan=run.plan_digest,
+        plan_name=run.plan.name,
+        origin=run.copy.checkpoint.origin,
+        size=run.copy.checkpoint.size,
+        steps=tuple(steps),
+        published=placed.leaf.published,
+        files=placed.subjects,
+        release=_released(run, number),
+    )
+
+
+def check_folder(run: Run, folder: Path) -> int:
+    """The round whose adapter ``folder`` holds: its files are those of the log.
+
+    Raises ArtefactError for a folder that is no adapter, ProofError for one that the log does not know.
+    """
+    note = _note(folder)
+    placed = [one.adapter for one in run.log.rounds if one.number == note.round]
+    if not placed or note.plan_digest != run.plan_digest:
+        raise ProofError(f"{folder} is not of this run", "name the run it came from: --run")
+    released = [each for each in run.log.releases if each.leaf.round == note.round]
+    subjects = placed[0].subjects | (released[-1].subjects if released else {})
+    for name in (RELEASE_FILE, WEIGHTS_FILE, EDGE_FILE):
+        file = folder / name
+        if name == EDGE_FILE and not file.exists():
+            continue
+        if sha256(_read(file)) != subjects.get(adapter_path(note.round, name)):
+            raise ProofError(f"{file} is not the file that the log knows", REMEDY)
+    tensors, _ = decode_tensors(_read(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
+    layout: Layout = run.layout(placed[0].leaf.rank).only(frozenset(Role) - {Role.LORA_R})
+    if vector_digest(layout.flatten(from_peft(tensors))) != placed[0].leaf.published:
+        raise ProofError(f"{folder} holds another adapter than round {note.round}'s", REMEDY)
+    return note.round
+
+
+def _released(run: Run, number: int) -> Released | None:
+    found = [each for each in run.log.releases if each.leaf.round == number]
+    if not found:
+        return None
+    last = found[-1]
+    for name in last.subjects:
+        read_subject(run.source, last, name)
+    metrics = {each.index: each.leaf.metrics for each in run.log.evaluations}
+    known = {} if last.leaf.eval is None else metrics.get(last.leaf.eval, {})
+    return Released(leaf=last.index, metrics=known, files=last.subjects)
+
+
+def _note(folder: Path) -> ReleaseNote:
+    name = folder / RELEASE_FILE
+    try:
+        return parse_release(_read(name).decode(), source=str(name))
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{name} is no text", "fetch the adapter again") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(
+            f"{path} cannot be read: {error.strerror}", "name a folder rounds/NNNN/adapter"
+        ) from None

@@ -1,0 +1,185 @@
+"""Reports, rounds and lineages as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from audit.lineage import Lineage
+from audit.published import Run
+from audit.report import Report, Unproven
+from protocol.errors import ProofError
+from protocol.transparency.leaves import decode_leaf
+
+SHORT = 12  # hex digits of a digest in a table
+SHOWN = ("seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed")
+
+
+class Bars:
+    """A progress bar on standard error that disappears when it is done."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, markup=False, emoji=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar of ``what``."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+
+def print_report(report: Report) -> None:
+    """The verdict per round, then everything that is wrong or open, in full sentences."""
+    console = _console()
+    console.print(f"{report.origin}: {report.size} leaves, root {report.root[:SHORT]}…")
+    table = Table("round", "verdict", "clients", "verified", "unproven", "faults")
+    for one in report.rounds:
+        counts = (len(one.verified), len(one.unverified), len(one.faults))
+        table.add_row(str(one.round), one.verdict, str(one.clients), *map(str, counts))
+    console.print(table)
+    for one in report.rounds:
+        _print_findings(console, f"round {one.round}: ", one.unverified, one.faults)
+    _print_findings(console, "", report.unverified, report.faults)
+    if report.privacy is not None:
+        console.print(_spent(report), soft_wrap=True)
+    if len(report.rounds) > 1 and report.rounds[-1].round < report.planned:
+        last = report.rounds[-1].round
+        console.print(f"the plan has {report.planned} rounds, the log {last} so far")
+    for line in (*report.audits, *report.complaints):
+        console.print(line, soft_wrap=True)
+    _print_findings(console, "assumed: ", report.assumed, ())
+    style = {"ok": "green", "unverifiable": "yellow", "failed": "red"}[report.verdict]
+    console.print(f"verdict: {report.verdict}", style=style)
+
+
+def print_rounds(run: Run) -> None:
+    """A table of the log's rounds, and how many leaves of each kind there are."""
+    console, log = _console(), run.copy
+    console.print(f"{log.checkpoint.origin}: {log.checkpoint.size} leaves")
+    console.print(f"log key: {log.key.encode()}", soft_wrap=True)
+    console.print(f"plan {run.plan_digest[:SHORT]}…, base {run.manifest.fingerprint[:SHORT]}…")
+    table = Table("round", "leaf", "attempt", "groups", "clients", "adapter", "")
+    for row in round_rows(run):
+        notes = [name for name in ("void", "released", "vectors deleted") if row[name]]
+        notes += [f"{row['aborted']} aborted"] if row["aborted"] else []
+        counts = (row["round"], row["leaf"], row["attempt"], row["groups"], row["clients"])
+        table.add_row(*map(str, counts), row["adapter"][:SHORT], ", ".join(notes))
+    console.print(table)
+    kinds = Counter(leaf["kind"] for leaf in leaf_lines(log.entries))
+    console.print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    for fault in run.log.faults:
+        console.print(f"! round {fault.round}: {fault.what}", style="red", soft_wrap=True)
+
+
+def round_rows(run: Run) -> list[dict[str, Any]]:
+    """One row a round, as the log says."""
+    released = {each.leaf.round for each in run.log.releases}
+    deleted = {each.leaf.round for each in run.log.retentions}
+    return [
+        {
+            "round": leaf.round,
+            "leaf": one.adapter.index,
+            "attempt": leaf.attempt,
+            "aborted": len(one.aborts),
+            "exchange": leaf.exchange,
+            "groups": len(leaf.sums),
+            "clients": sum(each.summands for each in leaf.sums),
+            "adapter": leaf.adapter_out,
+            "void": leaf.void,
+            "released": leaf.round in released,
+            "vectors deleted": leaf.round in deleted,
+        }
+        for one in run.log.rounds
+        for leaf in (one.adapter.leaf,)
+    ]
+
+
+def leaf_lines(entries: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Each leaf's index, kind and what places it."""
+    found = []
+    for index, entry in enumerate(entries):
+        try:
+            leaf = decode_leaf(entry).leaf
+        except ProofError as error:
+            found.append({"leaf": index, "kind": "?", "fault": error.cause})
+            continue
+        places = {name: getattr(leaf, name) for name in SHOWN if hasattr(leaf, name)}
+        found.append({"leaf": index, "kind": leaf.kind, **places})
+    return found
+
+
+def print_lineage(found: Lineage) -> None:
+    """From the base down to the release."""
+    console = _console()
+    lines = [
+        f"base      {found.base}  ({found.base_source})",
+        f"plan      {found.plan}  ({found.plan_name})",
+        f"log       {found.origin}, {found.size} leaves",
+    ]
+    for step in found.steps:
+        how = "void" if step.void else f"{step.clients} clients" if step.clients else step.exchange
+        how = "the start" if step.round == 0 else how
+        lines.append(f"round {step.round:<4}{step.adapter}  (leaf {step.leaf}, {how})")
+    lines.append(f"published {found.published}")
+    lines += [f"          {digest}  {name}" for name, digest in sorted(found.files.items())]
+    if found.release is None:
+        lines.append("release   none")
+    else:
+        lines.append(f"release   leaf {found.release.leaf}")
+        lines += [f"          {digest}  {name}" for name, digest in found.release.files.items()]
+        lines += [
+            f"          {name} {value / 1000:.3f}" for name, value in found.release.metrics.items()
+        ]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _print_findings(
+    console: Console, place: str, open_: Sequence[Unproven], faults: Sequence[str]
+) -> None:
+    for fault in faults:
+        console.print(f"! {place}{fault}", style="red", soft_wrap=True)
+    for each in open_:
+        console.print(f"? {place}{each.what}; not proven: {each.leaves}", soft_wrap=True)
+
+
+def _spent(report: Report) -> str:
+    privacy = report.privacy
+    assert privacy is not None
+    value = "not computed" if privacy.epsilon is None else f"{privacy.epsilon:.3f}"
+    return (
+        f"privacy ({privacy.mechanism} noise): {privacy.sums} sums, largest epsilon of a client {value} "
+        f"of {privacy.budget:g} at delta {privacy.delta:g}"
+    )
+
+
+def _console() -> Console:
+    return Console(markup=False, emoji=False, highlight=False)

@@ -1,0 +1,39 @@
+"""One small secret run with losses per session; a test that changes files takes a copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from protocol.exchange import Phase
+from tests.unit.audit.runs import make_run
+
+EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}
+
+
+def some_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """Site 5 before it shares; in round 1 site 1 before it masks, in round 2 site 2 at the end."""
+    lost = {(1, 1): Phase.MASK, (2, 2): Phase.UNMASK}.get((number, site))
+    return phase is (Phase.SHARE if site == 5 else lost)
+
+
+@pytest.fixture(scope="session")
+def lossy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight sites, two rounds, losses in both. Not to be changed."""
+    folder = tmp_path_factory.mktemp("audit") / "run"
+    return make_run(folder, count=8, cohort=EIGHT, lost=some_are_lost)
+
+
+@pytest.fixture
+def copied(lossy_run: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes a copy of ``lossy_run``."""
+
+    def make() -> Path:
+        made = tmp_path / "copy"
+        shutil.rmtree(made, ignore_errors=True)
+        return Path(shutil.copytree(lossy_run, made))
+
+    return make
