@@ -113,6 +113,7 @@ def summary_table(summary: Summary) -> Table:
         ("parity, same labels", _percent(summary.parity_label_agreement)),
         ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
         ("epsilon spent by a device", _epsilon(summary)),
+        ("rounds an auditor verifies", f"{summary.rounds_verified} of {summary.rounds}"),
         ("replies missing or refused", str(summary.dropped)),
         ("tokens per second", f"{summary.tokens_per_second:,.0f}"),
         ("seconds", f"{summary.seconds:.0f}"),

@@ -16,9 +16,10 @@ from protocol.peft_format import RELEASE_FILE
 from protocol.rules import rule_named
 from simulations.files import read_json, write_text
 from simulations.plots import Band, Line, bar_chart, line_chart, number, table
+from simulations.report_audit import audit
 from simulations.report_secrecy import privacy, visible
 
-REPORT = "report.html"
+REPORT, AUDIT = "report.html", "audit.json"
 REASONS = ("error", "invalid", "no-reply", "late")
 Json = dict[str, Any]
 
@@ -50,6 +51,7 @@ def _page(run: Path, plan: Json) -> str:
         ("What is insecure about this run", _insecure(plan, summary, records)),
         ("What the coordinator could see", visible(plan, records)),
         ("Privacy spent", privacy(records, failed)),
+        ("Audit", audit(read_json(run / AUDIT), plan, records, note)),
         ("Quality per round", _quality(evaluations, yardsticks)),
         ("Participation", _participation(records, failed)),
         ("Bytes", _bytes(records)),
@@ -308,7 +310,7 @@ h1{margin:.2em 0}h2{margin:1.6em 0 .4em;font-size:1.2rem}header p,details,summar
 .card{background:var(--card);border-radius:.5rem;padding:.7rem}.card b{display:block;font-size:1.4rem}
 .card span{color:var(--soft);font-size:.85rem}.warn{background:var(--warn);border-radius:.5rem;
 padding:.8rem .8rem .8rem 2rem}svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);
-font-size:12px}.grid{stroke:var(--grid)}.line{fill:none;stroke-width:2.5}.band{fill:var(--c3);opacity:.15}
+font-size:12px}.grid{stroke:var(--grid)}.frame{fill:var(--card);stroke:var(--grid)}.line{fill:none;stroke-width:2.5}.band{fill:var(--c3);opacity:.15}
 .line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}.dot.c1,.bar.c1{fill:var(--c1)}
 .dot.c2,.bar.c2{fill:var(--c2)}.dot.c3,.bar.c3{fill:var(--c3)}.bar.r0{fill:var(--r0)}.bar.r1{fill:var(--r1)}
 .bar.r2{fill:var(--r2)}.bar.r3{fill:var(--r3)}svg text.c1{fill:var(--c1)}svg text.c2{fill:var(--c2)}

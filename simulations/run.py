@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import client.app
+from audit.log_copy import Trust
+from audit.report import Report
+from audit.sources import Folder
+from audit.verify import audit
 from base_model.release import release_adapter
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
@@ -25,7 +29,7 @@ from simulations.grid import Config, InProcessGrid, client_name, server_context
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
-from simulations.report import write_report
+from simulations.report import AUDIT, write_report
 from simulations.summary import Summary, summarise
 from simulations.timings import Timings
 from simulations.yardsticks import passes, run_yardsticks
@@ -50,10 +54,19 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
         note = _release(prepared, evaluator.texts, progress)
+    with timings.part("audit"):
+        audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
-    _write_summary(prepared, yardsticks, note, timings, report=None)
+    _write_summary(prepared, yardsticks, note, timings, audited, report=None)
     report = str(write_report(out))
-    return _write_summary(prepared, yardsticks, note, timings, report=report)
+    return _write_summary(prepared, yardsticks, note, timings, audited, report=report)
+
+
+def _audit(out: Path, progress: Progress) -> Report:
+    """Verify the run as any auditor would: from what is published of it."""
+    found = audit(Folder(out), Trust(), progress=progress.update).report
+    write_json(out / AUDIT, found.to_dict())
+    return found
 
 
 def run_federated(
@@ -158,6 +171,7 @@ def _write_summary(
     yardsticks: dict[str, Any],
     note: ReleaseNote,
     timings: Timings,
+    audited: Report,
     *,
     report: str | None,
 ) -> Summary:
@@ -169,6 +183,7 @@ def _write_summary(
         note=note,
         timings=timings,
         passes=passes(prepared),
+        audited=audited,
         report=report,
     )
     write_json(prepared.out / SUMMARY, summary.model_dump(mode="json"))

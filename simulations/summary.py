@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from audit.report import Report
 from protocol.peft_format import EDGE_FILE, ReleaseNote
 from protocol.plan import Section
 from simulations.prepare import Prepared
@@ -13,7 +14,10 @@ from simulations.timings import Timings
 
 
 class Summary(Section):
-    """Accuracies are shares of the test rows; ``None`` where the experiment asked for none."""
+    """Accuracies are shares of the test rows; ``None`` where the experiment asked for none.
+
+    ``audit`` is the verdict of an audit from the published files.
+    """
 
     name: str
     rounds: int
@@ -37,6 +41,8 @@ class Summary(Section):
     delta: float | None
     insecure: list[str]
     adapter_digest: str
+    audit: str
+    rounds_verified: int
     dropped: int
     base: str
     adapter: str
@@ -52,6 +58,7 @@ def summarise(
     note: ReleaseNote,
     timings: Timings,
     passes: float,
+    audited: Report,
     report: str | None,
 ) -> Summary:
     """Put a finished run's records together. ``records`` are those of all rounds, in order."""
@@ -82,6 +89,8 @@ def summarise(
         delta=(last["privacy"] or {}).get("delta"),
         insecure=insecurities(prepared, records),
         adapter_digest=note.adapter_digest,
+        audit=audited.verdict,
+        rounds_verified=sum(o.round > 0 and o.verdict in ("ok", "void") for o in audited.rounds),
         dropped=sum(len(record["dropped"]) for record in records),
         base=str(prepared.base),
         adapter=str(folder),

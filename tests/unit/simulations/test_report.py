@@ -144,3 +144,40 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="not a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_audit_is_shown_with_what_it_leaves_open(run: Path) -> None:
+    one = {
+        "round": 1,
+        "verdict": "failed",
+        "clients": 2,
+        "verified": ["a"],
+        "unverified": [{"what": "vectors", "leaves": EVIL}],
+        "faults": [f"round 1: {EVIL}"],
+    }
+    audit = {
+        "verdict": "failed",
+        "origin": "log",
+        "plan": "1" * 64,
+        "base": "2" * 64,
+        "size": 9,
+        "root": "3" * 64,
+        "rounds": [one, one | {"round": 2, "verdict": "ok", "faults": []}],
+        "verified": [],
+        "unverified": [],
+        "faults": [],
+        "assumed": [{"what": "the key", "leaves": "whose it is"}],
+        "audits": ["leaf 9: somebody"],
+        "complaints": [],
+    }
+    (run / "audit.json").write_text(json.dumps(audit))
+    page = write_report(run).read_text()
+    assert EVIL not in page
+    assert "1 of 2 rounds verified" in page
+    assert "whose it is" in page
+    assert "round 1: &lt;script&gt;" in page
+    assert "<title>round 2: ok</title>" in page
+
+
+def test_a_run_without_an_audit_says_so(run: Path) -> None:
+    assert "Not audited" in write_report(run).read_text()

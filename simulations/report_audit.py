@@ -1,0 +1,112 @@
+"""The report's section on the audit: verdicts, participants, hashes, and where the adapter comes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from html import escape
+from typing import Any
+
+from simulations.plots import table
+
+Json = dict[str, Any]
+PER_ROW, SIDE, GAP, WIDTH = 16, 34, 8, 720
+COLOURS = {"ok": "c2", "ok-sampled": "c1", "unverifiable": "c3", "void": "r2", "failed": "r0"}
+
+
+def audit(found: Json | None, plan: Json, records: list[Json], note: Json | None) -> str:
+    """``found`` is ``audit.json``: what an auditor's verification of this run said."""
+    if found is None:
+        return "<p>Not audited: <code>fedge audit verify</code> checks a run from its files.</p>"
+    rounds = {int(one["round"]): one for one in found["rounds"]}
+    verified = sum(one["verdict"] in ("ok", "void") for one in rounds.values())
+    said = f"{verified} of {len(rounds)} rounds verified, round 0 among them"
+    faults = [*found["faults"], *(f for one in rounds.values() for f in one["faults"])]
+    html = f"<p>{said}; verdict of the whole: <b>{escape(found['verdict'])}</b>.</p>"
+    if faults:
+        html += '<ul class="warn">' + "".join(f"<li>{escape(f)}</li>" for f in faults) + "</ul>"
+    return (
+        html
+        + _lineage(found, plan, rounds, note)
+        + _open(found, rounds)
+        + _rounds(rounds, records)
+        + _participants(records)
+        + table(
+            ["", ""],
+            [
+                ["log", found["origin"]],
+                ["leaves", found["size"]],
+                ["root", found["root"]],
+                *([f"verdict of an auditor, {line}", ""] for line in found["audits"]),
+                *([f"complaint, {line}", ""] for line in found["complaints"]),
+            ],
+        )
+    )
+
+
+def _open(found: Json, rounds: dict[int, Json]) -> str:
+    """What is not proven, each thing once."""
+    left = {(u["what"], u["leaves"]) for u in (*found["unverified"], *found["assumed"])}
+    left |= {(u["what"], u["leaves"]) for one in rounds.values() for u in one["unverified"]}
+    return table(["not checked, or assumed", "what that leaves unproven"], sorted(left))
+
+
+def _rounds(rounds: dict[int, Json], records: list[Json]) -> str:
+    digests = {int(record["round"]): record["adapter_out"] for record in records}
+    rows = [
+        [number, one["verdict"], one["clients"], len(one["verified"]), digests.get(number, "")]
+        for number, one in sorted(rounds.items())
+    ]
+    html = table(["round", "verdict", "updates in it", "checks", "adapter"], rows)
+    return f"<details><summary>the rounds</summary>{html}</details>"
+
+
+def _participants(records: list[Json]) -> str:
+    """By the names of the roster, which are pseudonyms: rounds used, and why not in others."""
+    used = Counter(name for record in records for name in record["used"])
+    causes: dict[str, Counter[str]] = {}
+    for record in records:
+        for each in record["dropped"]:
+            causes.setdefault(each["client"], Counter())[each["reason"]] += 1
+    rows = [
+        [name, used[name], ", ".join(f"{k}: {n}" for k, n in sorted(causes.get(name, {}).items()))]
+        for name in sorted({*used, *causes})
+    ]
+    html = table(["participant", "rounds it is in", "absent, by cause"], rows)
+    return f"<details><summary>the participants</summary>{html}</details>"
+
+
+def _lineage(found: Json, plan: Json, rounds: dict[int, Json], note: Json | None) -> str:
+    """Base, plan, rounds, release: one below the other, rounds as squares."""
+    parts, y = [], 4
+    for label, value in (("base", found["base"]), ("plan", f"{plan['name']}, {found['plan']}")):
+        parts.append(_box(y, label, value))
+        y += SIDE + 18
+    numbers = sorted(rounds)
+    for at, number in enumerate(numbers):
+        x, top = 4 + at % PER_ROW * (SIDE + GAP), y + at // PER_ROW * (SIDE + GAP)
+        colour = COLOURS.get(rounds[number]["verdict"], "r0")
+        title = escape(f"round {number}: {rounds[number]['verdict']}")
+        parts.append(
+            f'<g><title>{title}</title><rect class="bar {colour}" x="{x}" y="{top}" width="{SIDE}" '
+            f'height="{SIDE}" rx="5"/><text x="{x + SIDE / 2}" y="{top + 22}" text-anchor="middle" '
+            f'style="fill:#fff">{number}</text></g>'
+        )
+    y += -(-len(numbers) // PER_ROW) * (SIDE + GAP) + 10
+    released = (
+        "not released" if note is None else f"round {note['round']}, {note['adapter_digest']}"
+    )
+    parts.append(_box(y, "release", released))
+    height = y + SIDE + 4
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>From the base to the release, with '
+        f"the verdict of every round</title>{''.join(parts)}</svg>"
+    )
+
+
+def _box(y: int, label: str, value: str) -> str:
+    shown = value if len(value) <= 84 else f"{value[:83]}…"
+    return (
+        f'<rect class="frame" x="4" y="{y}" width="{WIDTH - 8}" height="{SIDE}" rx="5"/>'
+        f'<text class="c1" x="14" y="{y + 22}">{escape(label)}</text>'
+        f'<text x="84" y="{y + 22}">{escape(shown)}</text>'
+    )
