@@ -64,7 +64,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
 
 def _audit(out: Path, progress: Progress) -> Report:
     """Verify the run as any auditor would: from what is published of it."""
-    found = audit(Folder(out), Trust(), progress=progress.update).report
+    found = audit(Folder(out), Trust(), progress=progress.update)
     write_json(out / AUDIT, found.to_dict())
     return found
 

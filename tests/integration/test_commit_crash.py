@@ -89,11 +89,11 @@ def adapter_of(run: Path) -> str:
 def check(folder: Path, sites: Sites, kill_at: int, expected: str) -> None:
     assert killed_run(folder, sites, kill_at), kill_at
     rounds = len(list((folder / "rounds").glob("[0-9][0-9][0-9][0-9]")))
-    left = audit(Folder(folder), Trust()).report
+    left = audit(Folder(folder), Trust())
     assert (left.faults, left.failed) == ((), False), kill_at
     assert [one.verdict for one in left.rounds] == ["ok"] * rounds, kill_at
     make_run(folder, sites=sites)
-    whole = audit(Folder(folder), Trust()).report
+    whole = audit(Folder(folder), Trust())
     assert (whole.faults, [one.verdict for one in whole.rounds]) == ((), ["ok"] * 3), kill_at
     assert adapter_of(folder) == expected
     hidden = [path.name for path in (folder / "rounds").glob(".*")]

@@ -94,7 +94,7 @@ def test_rounds_under_witnesses(tmp_path: Path) -> None:
         run = make_run(tmp_path / "run", lost=watch, **net.settings)
         assert Phase.AGREE not in asked
         assert asked.count(Phase.UNMASK) == 11
-        report = audit(Folder(run), Trust()).report
+        report = audit(Folder(run), Trust())
         assert (report.faults, [one.verdict for one in report.rounds]) == ((), ["ok"] * 3)
 
 
@@ -114,7 +114,7 @@ def test_groups_under_witnesses_of_which_one_fails(tmp_path: Path) -> None:
             secrecy={"groups": 2},
             **net.settings,
         )
-        report = audit(Folder(run), Trust()).report
+        report = audit(Folder(run), Trust())
         assert report.faults == ()
         assert [(one.verdict, one.faults) for one in report.rounds] == [("ok", ())] * 3
 
@@ -142,7 +142,7 @@ def test_without_a_quorum_nothing_is_opened_and_the_run_resumes_later(tmp_path: 
         for path in (tmp_path / "run/rounds").glob("*.attempt*.json"):
             path.unlink()
         run = make_run(tmp_path / "run", sites=sites, **net.settings)
-        report = audit(Folder(run), Trust()).report
+        report = audit(Folder(run), Trust())
         assert (report.faults, [one.verdict for one in report.rounds]) == ((), ["ok"] * 3)
 
 
