@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
-from tests.unit.audit.runs import Sites, make_run, small_plan
-
 from protocol.errors import ArtefactError
 from server.log import RunLog
 from server.store import RunStore
+from tests.unit.audit.runs import Sites, make_run, small_plan
 
 STEPS = ("fsync", "rename", "unlink", "mkdir", "rmdir")
 
