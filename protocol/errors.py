@@ -7,7 +7,10 @@
     |- UpdateError     6  a client sent something unusable: the coordinator drops that client
     |- RoundError      7  a round could not be completed (quorum, deadline): run again or resume
     |- MachineError    8  this machine lacks something (an extra, a file, memory)
-    `- SecrecyError    9  somebody broke the rules of secure aggregation; nothing was revealed
+    |- SecrecyError    9  somebody broke the rules of secure aggregation; nothing was revealed
+    |- PrivacyError   10  a sum the privacy budget does not allow
+    |- ProofError     11  a log, a proof or a signature does not hold: keep it as evidence
+    `- DeliveryError  12  a release that must not be published or cannot be taken; what runs stays
 
 Exit code 0 is success, 1 an unexpected failure (a bug of ours), 2 wrong use of the command line.
 """
@@ -95,3 +98,17 @@ class ProofError(FedgeError):
     """A proof, a signature or a log that does not hold: of the log, of what it says, or of a copy."""
 
     exit_code = 11
+
+
+class DeliveryError(FedgeError):
+    """A release that is not published, or that a device does not take; what is running stays.
+
+    ``code`` names the reason (``gate.quality``, ``repository.refused``, ``probe.labels``): the first word
+    says whose it is.
+    """
+
+    exit_code = 12
+
+    def __init__(self, code: str, cause: str, remedy: str) -> None:
+        super().__init__(f"{code}: {cause}", remedy)
+        self.code = code
