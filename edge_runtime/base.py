@@ -35,7 +35,9 @@ class EdgeBase:
     tokenizer: Tokenizer
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> EdgeBase:
+    def open(
+        cls, folder: Path, *, threads: int = 0, verify: bool = True, graph: Path | None = None
+    ) -> EdgeBase:
         """Open a base folder.
 
         Args:
@@ -43,6 +45,7 @@ class EdgeBase:
             threads: of the session within an operator; 0 lets ONNX Runtime choose.
             verify: compare the sha256 of the graph and the tokenizer with the manifest first. The
                 weights file is for training; a device need not hold it.
+            graph: a verified copy to open in place of the manifest's graph file.
 
         Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
         """
@@ -51,8 +54,9 @@ class EdgeBase:
         for name in needed:
             if name not in manifest.files:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
-            check_file(folder / name, manifest.files[name].sha256, verify=verify)
-        session = open_session(folder / manifest.graph.file, threads=threads)
+            if graph is None or name != manifest.graph.file:
+                check_file(folder / name, manifest.files[name].sha256, verify=verify)
+        session = open_session(graph or folder / manifest.graph.file, threads=threads)
         _check_slots(session, manifest, folder)
         tokenizer = _open_tokenizer(folder / TOKENIZER)
         return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)

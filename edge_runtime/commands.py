@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from edge_runtime import device_commands
 from protocol.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="Run a base and its adapters on a device.")
+for _command in ("update", "activate", "rollback", "status", "serve"):
+    app.command()(getattr(device_commands, _command))
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -51,6 +52,9 @@ def infer(
         ]
         typer.echo(json.dumps(answers))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("text", "label", "score")
     for text, prediction in zip(rows, found, strict=True):
         table.add_row(text, prediction.label, f"{prediction.score:.3f}")
@@ -85,6 +89,9 @@ def bench(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(
         "variant", "median ms", "ratio", "quartiles", title=f"batch {batch} x {length} tokens"
     )

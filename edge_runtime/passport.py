@@ -8,7 +8,7 @@ from pathlib import Path
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.leaves import Release, decode_leaf
-from protocol.transparency.offline import MOST_BYTES, parse_offline_proof
+from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
 
 REMEDY = "do not run this adapter; get one that was released, with its passport"
@@ -24,8 +24,11 @@ def read_policy(path: Path) -> Policy:
         ) from None
 
 
-def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> None:
-    """The files of ``folder`` are a release in the log that ``policy`` trusts. Raises ProofError."""
+def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> OfflineProof:
+    """The files of ``folder`` are a release in the log that ``policy`` trusts; the proof of it.
+
+    Raises ProofError.
+    """
     path = folder / PASSPORT_FILE
     try:
         text = path.read_bytes()[: MOST_BYTES + 1].decode()
@@ -49,3 +52,4 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> None:
             found = ""
         if wanted != found:
             raise ProofError(f"{folder / name} is not the file that was released", REMEDY)
+    return proof

@@ -78,13 +78,18 @@ class EdgeRuntime:
             self._active, self._previous = self._previous, None
             return self._active
 
+    def deactivate(self) -> None:
+        """Answer with the base alone."""
+        with self._swap:
+            self._previous, self._active = self._active, None
+
     def logits(self, texts: Sequence[str]) -> Logits:
         """Logits (rows, labels) in the order of ``texts``."""
         return self._logits(list(texts), self._active)
 
-    def infer(self, texts: Sequence[str]) -> list[Prediction]:
-        """The likeliest label of each text."""
-        active = self._active
+    def infer(self, texts: Sequence[str], adapter: ActiveAdapter | None = None) -> list[Prediction]:
+        """The likeliest label of each text, by ``adapter`` where one is held, else by what is active."""
+        active = adapter or self._active
         logits = self._logits(list(texts), active)
         shifted = np.exp(logits - logits.max(-1, keepdims=True)) if len(logits) else logits
         scores = shifted / shifted.sum(-1, keepdims=True) if len(logits) else logits

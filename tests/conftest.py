@@ -302,3 +302,20 @@ def released(tiny_base: Path, write_adapter, tmp_path_factory: pytest.TempPathFa
     for path in made.values():
         release_adapter(path, tiny_base, texts=TEXTS, bound=1e-4)
     return made
+
+
+@pytest.fixture(scope="session")
+def delivery_rows(tiny_base: Path, released: dict[str, Path]) -> list[dict[str, str]]:
+    """Golden rows that adapter a gets right and b wrong."""
+    from tests.delivery_world import told_apart
+
+    return told_apart(tiny_base, released["a"], released["b"])
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_base: Path, released: dict[str, Path], delivery_rows):  # type: ignore[no-untyped-def]
+    """A publisher, a log and settings of devices; `good` passes their probe, `bad` does not."""
+    from tests.delivery_world import World
+
+    adapters = {"good": released["a"], "bad": released["b"]}
+    return World.make(tmp_path / "world", tiny_base, adapters, delivery_rows)

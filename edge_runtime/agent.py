@@ -1,0 +1,146 @@
+"""The device's agent: update, probe, switch, go back, report. Serving never waits for it. (P-9.7)"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.base import EdgeBase
+from edge_runtime.files import write_whole
+from edge_runtime.mapped_graph import open_mapped
+from edge_runtime.probe import check_health, read_probe
+from edge_runtime.settings import Device
+from edge_runtime.store import GRAPH, State, Store, read_state, release_folder
+from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
+from protocol.errors import DeliveryError, FedgeError
+
+BY_HAND = "rolled back by hand"
+
+
+def update(device: Device, now: datetime, *, activate: bool = True, retry: bool = False) -> State:
+    """Take what the repository offers this device, if anything is new; ``retry`` also what failed here.
+
+    Raises DeliveryError or ArtefactError when something is refused, fails or cannot be reached. Then, too,
+    a release that was accepted earlier is in use, and the report says why.
+    """
+    from edge_runtime.updates import fetch
+
+    with Store(device.store) as store:
+        if retry:
+            store.forgive()
+        try:
+            release = fetch(device, store, now)
+            if release is None:
+                outcome = "there is no release for this device"
+            elif release == store.state.current:
+                outcome = "up to date"
+            elif not activate:
+                outcome = f"downloaded {release[:12]}"
+            else:
+                outcome = _probe_and_activate(device, store, release)
+            store.conclude(outcome)
+        except FedgeError as error:
+            store.conclude(error.cause)
+            raise
+        finally:
+            write_report(device, store.state, now)
+        return store.state
+
+
+def activate(device: Device, release: str, now: datetime) -> State:
+    """Probe and use a release that is in the store: the candidate, or one whose id begins so."""
+    with Store(device.store) as store:
+        state = store.state
+        known = [one for one in state.installed if release and one.startswith(release)]
+        chosen = known[0] if len(known) == 1 else None if release else state.candidate
+        if chosen is None or chosen in state.withdrawn:
+            raise DeliveryError(
+                "store.unknown",
+                f"{release or 'a candidate'} is not in the store, or is withdrawn",
+                "`fedge edge status` lists what is there; `fedge edge update` brings what is new",
+            )
+        try:
+            store.conclude(_probe_and_activate(device, store, chosen))
+        finally:
+            write_report(device, store.state, now)
+        return store.state
+
+
+def roll_back(device: Device, reason: str, now: datetime, *, wait_s: float = 0.0) -> State:
+    """Go back to the release before, and do not take this one again."""
+    with Store(device.store, wait_s=wait_s) as store:
+        if store.state.current is None:
+            raise DeliveryError("store.unknown", "no release is in use", "`fedge edge update`")
+        store.fail(store.state.current, reason)
+        store.conclude(reason)
+        write_report(device, store.state, now)
+        return store.state
+
+
+def open_base(device: Device) -> EdgeBase:
+    """The installed base, its graph mapped from the store. Raises ArtefactError."""
+    return open_mapped(device.base, device.store / GRAPH, threads=device.threads)
+
+
+def report(device: Device, state: State, now: datetime) -> DeviceReport:
+    """What the operator gets to know."""
+
+    def held(release: str | None) -> Held | None:
+        known = state.installed.get(release or "")
+        return Held(seq=known.seq, release=release or "") if known else None
+
+    return DeviceReport(
+        device=device.id,
+        name=device.name,
+        channel=device.channel,
+        time=int(now.timestamp()),
+        understands=DEVICE_VERSION,
+        outcome=state.outcome,
+        refreshed=state.refreshed,
+        current=held(state.current),
+        previous=held(state.previous),
+        faults=[
+            Fault(seq=one.seq, release=release, reason=one.reason)
+            for release, one in state.failed.items()
+        ],
+    )
+
+
+def write_report(device: Device, state: State, now: datetime) -> None:
+    """Into the file that the operator collects, where there is one. A full disk is no error here."""
+    if device.report is None:
+        return
+    try:
+        device.report.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(device.report, report(device, state, now).encode())
+    except OSError:
+        return
+
+
+def status(device: Device) -> dict[str, Any]:
+    """Plain values for people and programs."""
+    state = read_state(device.store)
+    told = report(device, state, datetime.now(UTC)).model_dump(mode="json")
+    return told | {"candidate": state.candidate, "withdrawn": state.withdrawn}
+
+
+def current_folder(device: Device) -> Path | None:
+    """The folder of the release in use."""
+    release = read_state(device.store).current
+    return release_folder(device.store, release) if release else None
+
+
+def _probe_and_activate(device: Device, store: Store, release: str) -> str:
+    """What was done. Raises DeliveryError `probe...`; then the release is marked, another stays in use."""
+    seq = store.state.installed[release].seq
+    base, probe = open_base(device), read_probe(device.probe)
+    try:
+        health = check_health(release_folder(store.folder, release), base, probe)
+    except DeliveryError as error:
+        store.fail(release, error.cause)
+        raise
+    store.activate(release)
+    return (
+        f"release {seq} in use: {health.correct} of {health.rows} right, {health.latency_ms:.0f} ms"
+    )

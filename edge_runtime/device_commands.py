@@ -1,0 +1,110 @@
+"""``fedge edge update|activate|rollback|status|serve``: a device that looks after its releases."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DeviceFile = Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's settings")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="also write the device's report to this file")
+]
+
+
+def update(
+    file: DeviceFile,
+    only_download: Annotated[
+        bool, typer.Option("--only-download", help="leave the switch to `activate`")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="also what failed, or was rolled back, here")
+    ] = False,
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """Take what the repository offers this device: verify, probe, switch. Run it from a timer."""
+    from edge_runtime import agent
+
+    device = _device(file, report)
+    agent.update(device, _now(), activate=not only_download, retry=retry)
+    _say(agent.status(device), as_json)
+
+
+def activate(
+    file: DeviceFile,
+    release: Annotated[str, typer.Argument(help="start of an id; without it the candidate")] = "",
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """Probe and use a release that is in the store."""
+    from edge_runtime import agent
+
+    device = _device(file, report)
+    agent.activate(device, release, _now())
+    _say(agent.status(device), as_json)
+
+
+def rollback(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
+    """Go back to the release before; this one is not taken again by itself."""
+    from edge_runtime import agent
+
+    device = _device(file, report)
+    agent.roll_back(device, agent.BY_HAND, _now())
+    _say(agent.status(device), as_json)
+
+
+def status(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
+    """What is in use, what failed, when the repository was last reached."""
+    from edge_runtime import agent
+    from edge_runtime.store import read_state
+
+    device = _device(file, report)
+    agent.write_report(device, read_state(device.store), _now())
+    _say(agent.status(device), as_json)
+
+
+def serve(
+    file: DeviceFile,
+    port: Annotated[int, typer.Option("--port", min=1, max=65_535)] = 8765,
+) -> None:
+    """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health. Swaps while it runs."""
+    gc.disable()  # what start-up makes stays: collecting it would only cost time
+    from edge_runtime.http_server import serve as run
+    from edge_runtime.service import Service
+
+    service = Service(_device(file, None), clock=time.monotonic)
+    gc.freeze()
+    gc.enable()
+    run(service, port)
+
+
+def _device(file: Path, report: Path | None) -> Any:
+    from edge_runtime.settings import read_device
+
+    device = read_device(file)
+    return device if report is None else device.model_copy(update={"report": report})
+
+
+def _say(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    for what in ("current", "previous"):
+        held = told[what]
+        typer.echo(f"{what}: {'none' if held is None else 'release ' + str(held['seq'])}")
+    for fault in told["faults"]:
+        typer.echo(f"failed here: release {fault['seq']}: {fault['reason']}")
+    at = told["refreshed"]
+    when = "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+    typer.echo(f"repository reached: {when}; {told['outcome']}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,125 @@
+"""The health probe: a device's own examples decide whether a release may answer. (P-9.7)"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge_runtime.base import EdgeBase
+from edge_runtime.runtime import EdgeRuntime
+from protocol.errors import ArtefactError, DeliveryError, ProofError
+
+REMEDY = "what is in use stays in use; the report names the release"
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+class Golden(_Form):
+    """A text and the label it must get."""
+
+    text: Annotated[str, Field(max_length=10_000)]
+    label: str
+
+
+class Probe(_Form):
+    """``probe.json``. ``least_correct`` of the rows must be right.
+
+    Latency is the median over the rows, each alone; memory is what loading and answering add to the
+    resident size.
+    """
+
+    format: Literal[1] = 1
+    rows: Annotated[list[Golden], Field(min_length=1, max_length=1000)]
+    least_correct: Annotated[int, Field(ge=1)]
+    most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
+    most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
+
+
+class Health(_Form):
+    """What a release showed."""
+
+    correct: int
+    rows: int
+    latency_ms: float
+    memory_mb: float
+
+
+def read_probe(path: Path) -> Probe:
+    """Read ``probe.json``. Raises ArtefactError."""
+    try:
+        return Probe.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ArtefactError(
+            f"{path}: not a probe: {fault}", "docs/guide.md shows a probe.json"
+        ) from None
+
+
+def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
+    """Load a release beside whatever is in use and try it.
+
+    Raises DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory`.
+    """
+    before = resident_bytes()
+    runtime = EdgeRuntime(base)
+    try:
+        runtime.activate(folder, [row.text for row in probe.rows])
+    except (ArtefactError, ProofError) as error:
+        raise DeliveryError("probe.load", error.cause, REMEDY) from None
+    correct = sum(
+        found.label == row.label
+        for found, row in zip(
+            runtime.infer([row.text for row in probe.rows]), probe.rows, strict=True
+        )
+    )
+    seconds = []
+    for row in probe.rows[:50]:
+        start = time.perf_counter()
+        runtime.infer([row.text])
+        seconds.append(time.perf_counter() - start)
+    health = Health(
+        correct=correct,
+        rows=len(probe.rows),
+        latency_ms=1000 * statistics.median(seconds),
+        memory_mb=max(0, resident_bytes() - before) / 1e6,
+    )
+    _judge(health, probe)
+    return health
+
+
+def resident_bytes() -> int:
+    """Resident size of this process; 0 where there is no /proc."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _judge(health: Health, probe: Probe) -> None:
+    if health.correct < probe.least_correct:
+        raise DeliveryError(
+            "probe.labels",
+            f"{health.correct} of {health.rows} labels are right, {probe.least_correct} must be",
+            REMEDY,
+        )
+    if health.latency_ms > probe.most_latency_ms:
+        raise DeliveryError(
+            "probe.latency",
+            f"{health.latency_ms:.0f} ms a text, {probe.most_latency_ms:.0f} ms are allowed",
+            REMEDY,
+        )
+    if health.memory_mb > probe.most_memory_mb:
+        raise DeliveryError(
+            "probe.memory",
+            f"{health.memory_mb:.0f} MB more, {probe.most_memory_mb:.0f} MB are allowed",
+            REMEDY,
+        )

@@ -1,0 +1,167 @@
+"""Answers on a device while releases come and go: it follows the store, and leaves what fails. (P-9.7)
+
+The store's state is the only thing that agent and service share. A swap replaces a reference: a request
+that is running ends with the release it began with.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.adapter import ActiveAdapter
+from edge_runtime.agent import open_base, roll_back
+from edge_runtime.base import check_file
+from edge_runtime.runtime import EdgeRuntime, Prediction
+from edge_runtime.settings import Device
+from edge_runtime.store import STATE, State, read_state, release_folder
+from protocol.errors import ArtefactError, DeliveryError, FedgeError
+from protocol.peft_format import RELEASE_FILE
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Predictions, and the release that made them."""
+
+    release: str
+    seq: int
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Serving:
+    release: str
+    seq: int
+    adapter: ActiveAdapter
+
+
+class Service:
+    """One per process; safe to ask from many threads. ``clock`` gives seconds for the fault window."""
+
+    def __init__(self, device: Device, *, clock: Callable[[], float]) -> None:
+        """Open the base and the release in use. Raises ArtefactError for a base that cannot be opened."""
+        self.device, self._clock = device, clock
+        self.runtime = EdgeRuntime(open_base(device))
+        self._serving: _Serving | None = None
+        self._seen: tuple[int, int] | None = None
+        self._faults: deque[float] = deque()
+        self._swapping = threading.Lock()
+        self._stop = threading.Event()
+        self.swaps, self.failures, self.trouble = 0, 0, ""
+        self.follow()
+
+    def classify(self, texts: Sequence[str]) -> Answer:
+        """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails."""
+        serving = self._serving
+        if serving is None:
+            raise DeliveryError(
+                "serve.empty", "no release is in use", "`fedge edge update` on this device"
+            )
+        try:
+            found = self.runtime.infer(texts, serving.adapter)
+            if not all(math.isfinite(one.score) for one in found):
+                raise ArithmeticError("the answer is not finite")
+        except Exception as error:  # whatever ORT raises counts against the release
+            self._failed(serving, error)
+            raise DeliveryError(
+                "serve.failed",
+                f"release {serving.seq} failed: {type(error).__name__}",
+                "ask again; a release that fails often is rolled back",
+            ) from None
+        return Answer(release=serving.release, seq=serving.seq, predictions=found)
+
+    def health(self) -> dict[str, Any]:
+        """Plain values: what is served, and what went wrong."""
+        serving = self._serving
+        return {
+            "status": "ok" if serving else "empty",
+            "device": self.device.id,
+            "name": self.device.name,
+            "release": serving.release if serving else None,
+            "seq": serving.seq if serving else None,
+            "swaps": self.swaps,
+            "failures": self.failures,
+            "trouble": self.trouble,
+        }
+
+    def follow(self) -> None:
+        """Take over what the store says is in use. What cannot be loaded leaves the old one serving."""
+        with self._swapping:
+            seen = self._stamp()
+            if seen == self._seen:
+                return
+            try:
+                self._take(read_state(self.device.store))
+                self._seen, self.trouble = seen, ""
+            except FedgeError as error:
+                if self._stamp() == seen:  # else it changed meanwhile: look again
+                    self._seen, self.trouble = seen, error.cause
+
+    def run(self) -> threading.Thread:
+        """Follow the store in the background until :meth:`stop`."""
+
+        def loop() -> None:
+            while not self._stop.wait(POLL_S):
+                with suppress(FedgeError, OSError):
+                    self.follow()
+
+        thread = threading.Thread(target=loop, name="follow-store", daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """End :meth:`run`."""
+        self._stop.set()
+
+    def _take(self, state: State) -> None:
+        release = state.current
+        if release == (self._serving.release if self._serving else None):
+            return
+        if release is None:
+            self._serving = None
+        else:
+            folder, installed = release_folder(self.device.store, release), state.installed[release]
+            for name, sha256 in installed.files.items():
+                check_file(folder / name, sha256)
+            if installed.files.get(RELEASE_FILE) != release:
+                raise ArtefactError(f"{folder}: not the release of its name", "update again")
+            adapter = self.runtime.activate(folder)
+            self._serving = _Serving(release=release, seq=installed.seq, adapter=adapter)
+        self._faults.clear()
+        self.swaps += 1
+
+    def _failed(self, serving: _Serving, error: Exception) -> None:
+        """Count; with too many in the window, go back to the release before and say so in the store."""
+        with self._swapping:
+            self.failures += 1
+            if serving is not self._serving:
+                return
+            now = self._clock()
+            self._faults.append(now)
+            while self._faults and self._faults[0] < now - self.device.window_s:
+                self._faults.popleft()
+            if len(self._faults) < self.device.faults:
+                return
+            reason = f"{len(self._faults)} failed answers within {self.device.window_s:g} s: "
+            with suppress(FedgeError):
+                state = read_state(self.device.store)
+                if state.current == serving.release:
+                    reason += type(error).__name__
+                    state = roll_back(self.device, reason, datetime.now(UTC), wait_s=5.0)
+                self._take(state)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            stat = Path(self.device.store / STATE).stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino

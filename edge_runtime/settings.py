@@ -1,0 +1,66 @@
+"""``device.toml``: who a device is, what it trusts and where its things are. Part of its image."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.delivery import Channel, Name
+from protocol.errors import ArtefactError
+
+PathField = Annotated[Path, Field(strict=False)]
+FOLDERS = ("root", "trust", "base", "store", "probe", "report")
+
+
+class Device(BaseModel):
+    """The settings. Relative paths start at the folder of ``device.toml``.
+
+    ``root`` is the repository's first root and ``trust`` the log's policy: both come with the image, so
+    that no network is believed about them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+    format: Literal[1] = 1
+    id: Name
+    name: Name = Field(description="which adapter, as it was published")
+    channel: Channel = "stable"
+    repository: str = Field(description="an http(s) address, or a folder")
+    root: PathField
+    trust: PathField
+    base: PathField
+    store: PathField
+    probe: PathField
+    report: PathField | None = Field(default=None, description="a file its operator collects")
+    threads: Annotated[int, Field(ge=0, le=256)] = 1
+    deadline_s: Annotated[float, Field(gt=0, strict=False)] = 300.0
+    most_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
+    faults: Annotated[int, Field(gt=0, description="failed answers that mean a rollback")] = 5
+    window_s: Annotated[float, Field(gt=0, strict=False)] = 60.0
+
+
+def read_device(path: Path) -> Device:
+    """Read ``device.toml``. Raises ArtefactError that names the setting."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+        device = Device.model_validate(document)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ArtefactError(
+            f"{path}: no settings that can be read ({type(error).__name__}: {str(error)[:100]})",
+            "docs/guide.md shows a device.toml",
+        ) from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the document"
+        raise ArtefactError(
+            f"{path}: {where}: {fault['msg']}", "docs/guide.md shows a device.toml"
+        ) from None
+    folder = path.resolve().parent
+    found = {name: getattr(device, name) for name in FOLDERS if getattr(device, name) is not None}
+    moved = {name: folder / value for name, value in found.items()}
+    if not device.repository.startswith(("http://", "https://")):
+        moved["repository"] = str(folder / device.repository)
+    return device.model_copy(update=moved)

@@ -1,0 +1,260 @@
+"""What a device has: releases in folders, and one small file that says which one is in use. (P-9.7)
+
+    state.json            current, previous, candidate; what failed, what is withdrawn; replaced whole
+    releases/<id>/        adapter.onnx_adapter, release.json, passport.tlog-proof; appears whole
+    staging/<id>/         a download that may go on later
+    metadata/             TUF's
+    graph/                the base's graph in the form the device maps into memory
+    lock                  held by whoever changes something
+
+Power may go at any step: a release is in use by the rename of ``state.json``, and what that names was on
+disk before. What nothing names is removed by the next one who holds the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge_runtime.files import sync, write_whole
+from protocol.delivery import Count, Sha256, Text
+from protocol.errors import DeliveryError
+
+STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
+    "state.json",
+    "releases",
+    "staging",
+    "metadata",
+    "graph",
+    "lock",
+)
+MOST_FAULTS = 32
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+class Installed(_Form):
+    """A release on this device: SHA-256 of its files by their names in its folder."""
+
+    seq: Count
+    files: dict[str, Sha256]
+
+
+class Failed(_Form):
+    """A release that this device does not run again by itself."""
+
+    seq: Count
+    reason: Text
+
+
+class State(_Form):
+    """``state.json``. Releases go by their id; times are Unix seconds.
+
+    ``clock`` is the latest time that the repository has confirmed: a clock behind it is wrong.
+    """
+
+    format: Literal[1] = 1
+    current: Sha256 | None = None
+    previous: Sha256 | None = None
+    candidate: Sha256 | None = None
+    installed: dict[Sha256, Installed] = Field(default_factory=dict)
+    failed: dict[Sha256, Failed] = Field(default_factory=dict)
+    withdrawn: list[Sha256] = Field(default_factory=list)
+    refreshed: Count | None = None
+    clock: Count = 0
+    outcome: Text = ""
+
+
+def read_state(store: Path) -> State:
+    """The state; a new device's is empty. Needs no lock. Raises DeliveryError `store.damaged`."""
+    try:
+        return State.model_validate_json((store / STATE).read_bytes())
+    except FileNotFoundError:
+        return State()
+    except (OSError, ValidationError) as error:
+        raise DeliveryError(
+            "store.damaged",
+            f"{store / STATE}: {type(error).__name__}",
+            "remove the store; the next update fills it again",
+        ) from None
+
+
+def release_folder(store: Path, release: str) -> Path:
+    """Where a release lies."""
+    return store / RELEASES / release
+
+
+class Store:
+    """The store with its lock held; ``state`` is what is on disk. Use it as a context manager."""
+
+    def __init__(self, folder: Path, *, wait_s: float = 0.0) -> None:
+        """Raises DeliveryError `store.busy` when another agent holds it longer than ``wait_s``."""
+        self.folder = folder
+        with _writing(folder):
+            for name in (RELEASES, STAGING, METADATA):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._acquire(wait_s)
+            self.state = read_state(folder)
+            self._sweep()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._lock)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def staging(self, release: str) -> Path:
+        """The folder where a release's files are gathered; those of others are forgotten."""
+        folder = self.folder / STAGING / release
+        with _writing(self.folder):
+            for path in (self.folder / STAGING).iterdir():
+                if path.name != release:
+                    shutil.rmtree(path)
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def install(self, release: str, installed: Installed) -> None:
+        """Move what was gathered and verified among the releases, as the candidate."""
+        staged, target = self.folder / STAGING / release, release_folder(self.folder, release)
+        with _writing(self.folder):
+            for name in installed.files:
+                sync(staged / name)
+            sync(staged)
+            os.replace(staged, target)
+            sync(target.parent)
+        known = self.state.installed | {release: installed}
+        self._save(installed=known, candidate=release)
+
+    def activate(self, release: str) -> None:
+        """Use an installed release; the one in use becomes the previous one."""
+        state = self.state
+        if release not in state.installed:
+            raise KeyError(release)
+        failed = {one: why for one, why in state.failed.items() if one != release}
+        previous = state.previous if release == state.current else state.current
+        self._save(
+            current=release,
+            previous=None if previous == release else previous,
+            candidate=None if state.candidate == release else state.candidate,
+            failed=failed,
+        )
+        self._tidy()
+
+    def fail(self, release: str, reason: str) -> None:
+        """Do not run ``release`` again by itself; leave it when it is in use."""
+        state = self.state
+        if release not in state.installed:
+            raise KeyError(release)
+        failed = {one: why for one, why in state.failed.items() if one != release}
+        failed[release] = Failed(seq=state.installed[release].seq, reason=_shown(reason))
+        kept = dict(list(failed.items())[-MOST_FAULTS:])
+        self._leave({release}, failed=kept)
+
+    def forgive(self) -> None:
+        """Forget what failed, so that it may be tried again."""
+        self._save(failed={})
+
+    def withdraw(self, releases: Iterable[str]) -> bool:
+        """Take note of what is withdrawn, and leave it; whether the release in use was."""
+        withdrawn = set(releases)
+        was = self.state.current in withdrawn
+        if was or withdrawn != set(self.state.withdrawn) or self.state.previous in withdrawn:
+            self._leave(withdrawn, withdrawn=sorted(withdrawn))
+        return was
+
+    def refreshed(self, now: int) -> None:
+        """The repository has confirmed that it is about ``now``."""
+        self._save(refreshed=now, clock=max(now, self.state.clock))
+
+    def conclude(self, outcome: str) -> None:
+        """What the last attempt came to, for reports."""
+        self._save(outcome=_shown(outcome))
+
+    def clear_staging(self) -> None:
+        """Forget downloads."""
+        with _writing(self.folder):
+            for path in (self.folder / STAGING).iterdir():
+                shutil.rmtree(path)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _leave(self, gone: set[str], **fields: object) -> None:
+        """Go back to the previous release where the current one is among ``gone``."""
+        state = self.state
+        current, previous, candidate = (
+            None if one in gone else one for one in (state.current, state.previous, state.candidate)
+        )
+        if current is None:
+            current, previous = previous, None
+        self._save(current=current, previous=previous, candidate=candidate, **fields)
+        self._tidy()
+
+    def _save(self, **fields: object) -> None:
+        state = self.state.model_copy(update=fields)
+        with _writing(self.folder):
+            write_whole(self.folder / STATE, (state.model_dump_json(indent=1) + "\n").encode())
+        self.state = state
+
+    def _tidy(self) -> None:
+        """Forget releases that nothing names, then remove them."""
+        state = self.state
+        kept = {state.current, state.previous, state.candidate}
+        installed = {one: what for one, what in state.installed.items() if one in kept}
+        if installed != state.installed:
+            self._save(installed=installed)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        with _writing(self.folder):
+            for path in (self.folder / RELEASES).iterdir():
+                if path.name not in self.state.installed:
+                    shutil.rmtree(path)
+            for path in self.folder.glob(".*.tmp"):
+                path.unlink()
+
+    def _acquire(self, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() >= until:
+                    raise DeliveryError(
+                        "store.busy", f"{self.folder} is in use by another agent", "wait for it"
+                    ) from None
+                time.sleep(0.02)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A full or read-only disk: DeliveryError `store.unwritable`, and what is in use stays."""
+    try:
+        yield
+    except OSError as error:
+        raise DeliveryError(
+            "store.unwritable",
+            f"{folder}: {error.strerror or type(error).__name__}",
+            "make room; what is in use stays in use",
+        ) from None
+
+
+def _shown(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)[:300]
