@@ -52,6 +52,7 @@ COMMANDS = {
     "release": Lazy(
         "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
     ),
+    "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
@@ -161,6 +162,9 @@ _EXTRAS = {
     "flwr": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",
+    "fastapi": "edge",
+    "uvicorn": "edge",
+    "tuf": "deploy",
     "safetensors": "server",
     "ray": "ray",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ def release(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     base: Annotated[Path, typer.Option("--base", help="the base it was trained on")],
     rows: Annotated[
-        Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity on")
+        Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity and accuracy on")
     ],
     round_number: Annotated[
         int | None, typer.Option("--round", help="the last one without it")
@@ -37,20 +37,34 @@ def release(
         raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
     plan = plan_from_text(plan_file.read_text("utf-8"), source=str(plan_file))
     adapter = _adapter_of(run, round_number)
-    texts = load_rows(rows, plan.task).texts
-    if not texts:
+    held_out = load_rows(rows, plan.task)
+    if not held_out.texts:
         raise DataError(f"{rows}: there are no rows", "give rows to measure parity on")
-    note = release_adapter(adapter, base, texts=texts, bound=plan.release.parity_max_relative)
+    bound = plan.release.parity_max_relative
+    note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+    metrics = {"accuracy": _accuracy(adapter, base, held_out)}
     urls = [HttpWitness(url) for url in witnesses or []]
-    log_release(run, plan, note.round, rows=rows.read_bytes(), metrics={}, witnesses=urls)
+    log_release(run, plan, note.round, rows=rows.read_bytes(), metrics=metrics, witnesses=urls)
     if as_json:
         typer.echo(note.model_dump_json())
         return
     assert note.parity is not None
     Console(markup=False, emoji=False).print(
         f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
-        f"labels agree on {note.parity.label_agreement:.2%}"
+        f"labels agree on {note.parity.label_agreement:.2%}; accuracy {metrics['accuracy']:.3f}, "
+        "which is in the log"
     )
+
+
+def _accuracy(adapter: Path, base: Path, rows: Any) -> float:
+    """Of the released files, as a device answers with them."""
+    from edge_runtime.base import EdgeBase
+    from edge_runtime.runtime import EdgeRuntime
+
+    runtime = EdgeRuntime(EdgeBase.open(base, verify=False))
+    runtime.activate(adapter)
+    found = [prediction.index for prediction in runtime.infer(rows.texts)]
+    return sum(map(int.__eq__, found, rows.labels)) / len(found)
 
 
 def _adapter_of(run: Path, number: int | None) -> Path:

@@ -1,0 +1,268 @@
+"""The gate before a channel: what is checked of a release, and the signed evidence of it. (P-9.6)
+
+A check that cannot be made has failed. The checks use what an auditor and a device use themselves, so
+nothing passes here that is refused there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from audit.log_copy import LogCopy, Trust, read_log
+from audit.sources import Folder
+from audit.verify import audit
+from edge_runtime.adapter import load_adapter
+from edge_runtime.base import EdgeBase
+from fedge.evidence import REMEDY, About, Check
+from protocol.delivery import DEVICE_VERSION, Facts
+from protocol.errors import ArtefactError, DeliveryError, FedgeError
+from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
+from protocol.plan import Plan, plan_from_text
+from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
+from protocol.transparency.offline import parse_offline_proof
+from protocol.transparency.policy import Policy
+from server.delivery.releases import Bundle
+
+METRIC = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a release has to reach, in thousandths. ``previous`` is the last release's metric."""
+
+    floor: int
+    margin: int
+    previous: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """All checks of a release; the bundle is there when every one passed."""
+
+    subjects: dict[str, str]
+    checks: tuple[Check, ...]
+    bundle: Bundle | None
+
+
+class _AuditedRound(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    round: int
+    verdict: str
+
+
+class _Spending(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    epsilon: float | None
+    budget: float
+
+
+class Audited(BaseModel):
+    """What the gate reads of ``fedge audit verify --json``."""
+
+    model_config = ConfigDict(frozen=True)
+    verdict: str
+    origin: str
+    size: int
+    root: str
+    rounds: list[_AuditedRound]
+    privacy: _Spending | None
+    faults: list[str]
+
+
+def read_audit(path: Path) -> Audited:
+    """A saved report. Raises DeliveryError `gate.audit`."""
+    try:
+        return Audited.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DeliveryError(
+            "gate.audit",
+            f"{path}: not a report of an audit ({type(error).__name__})",
+            "`fedge audit verify RUN --json` prints one",
+        ) from None
+
+
+def run_audit(run: Path, policy: Policy) -> Audited:
+    """Audit the run now, as anybody would. Raises what the audit raises."""
+    report = audit(Folder(run), Trust(policy=policy))
+    return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What the checks look at."""
+
+    plan: Plan
+    note: ReleaseNote
+    base: EdgeBase
+    copy: LogCopy
+    leaf: Release
+    index: int
+    evaluation: Evaluation | None
+    audited: Callable[[], Audited]
+    bar: Bar
+
+
+def examine(
+    run: Path,
+    number: int,
+    about: About,
+    *,
+    base: Path,
+    policy: Policy,
+    bar: Bar,
+    audited: Callable[[], Audited],
+) -> Verdict:
+    """Check round ``number`` of ``run`` for a channel. Raises only for a run that cannot be read."""
+    folder = run / "rounds" / f"{number:04d}" / "adapter"
+    files = {name: _bytes(folder / name) for name in (EDGE_FILE, RELEASE_FILE, PASSPORT_FILE)}
+    subjects = {name: sha256(data) for name, data in files.items()}
+    try:
+        case = _open(run, folder, base, policy, bar, audited)
+    except FedgeError as error:
+        found = Check(name="log", passed=False, detail=error.cause)
+        return Verdict(subjects=subjects, checks=(found,), bundle=None)
+    checks = []
+    for title, check in CHECKS.items():
+        try:
+            checks.append(Check(name=title, passed=True, detail=check(case)))
+        except FedgeError as error:
+            checks.append(Check(name=title, passed=False, detail=error.cause))
+    bundle = None
+    if all(check.passed for check in checks):
+        kinds = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
+        content = {kind: files[name] for kind, name in kinds.items()}
+        bundle = Bundle(name=about.name, facts=_facts(case, about.seq), files=content)
+    return Verdict(subjects=subjects, checks=tuple(checks), bundle=bundle)
+
+
+def _facts(case: _Case, seq: int) -> Facts:
+    privacy = case.audited().privacy
+    spent = privacy.epsilon if privacy is not None else None
+    return Facts(
+        plan=case.plan.name,
+        round=case.note.round,
+        seq=seq,
+        log_origin=case.copy.checkpoint.origin,
+        log_index=case.index,
+        base=case.note.base_fingerprint,
+        graph=case.base.manifest.files[case.base.manifest.graph.file].sha256,
+        device_min=DEVICE_VERSION,
+        epsilon_milli=None if spent is None else math.ceil(1000 * spent),
+        metrics=case.evaluation.metrics if case.evaluation else {},
+    )
+
+
+def _open(
+    run: Path,
+    folder: Path,
+    base: Path,
+    policy: Policy,
+    bar: Bar,
+    audited: Callable[[], Audited],
+) -> _Case:
+    plan = plan_from_text((run / "plan.json").read_text("utf-8"), source=str(run / "plan.json"))
+    opened = EdgeBase.open(base, threads=1)
+    active = load_adapter(folder, opened, policy)  # the device's own checks, passport included
+    proof = parse_offline_proof((folder / PASSPORT_FILE).read_text("utf-8"))
+    copy = read_log(Folder(run), Trust(policy=policy))
+    leaves = dict(enumerate(copy.entries))
+    leaf = decode_leaf(leaves.get(proof.index, b"")).leaf
+    if not isinstance(leaf, Release):
+        raise _failed("the passport's leaf is not the one in the run's own log")
+    found = None if leaf.eval is None else decode_leaf(leaves.get(leaf.eval, b"")).leaf
+    return _Case(
+        plan=plan,
+        note=active.note,
+        base=opened,
+        copy=copy,
+        leaf=leaf,
+        index=proof.index,
+        evaluation=found if isinstance(found, Evaluation) else None,
+        audited=audited,
+        bar=bar,
+    )
+
+
+# -- checks: what they found, or an error ---------------------------------------------------------
+
+
+def _check_device(case: _Case) -> str:
+    """Made by opening the case."""
+    return f"loads on base {case.note.base_fingerprint[:12]} with a passport of leaf {case.index}"
+
+
+def _check_parity(case: _Case) -> str:
+    bound, parity = case.plan.release.parity_max_relative, case.note.parity
+    if parity is None or not parity.max_relative <= bound:
+        found = "none" if parity is None else f"{parity.max_relative:.2e}"
+        raise _failed(f"parity {found}, the plan's bound is {bound:.0e}")
+    return f"{parity.max_relative:.2e} of {bound:.0e} on {parity.rows} rows"
+
+
+def _check_quality(case: _Case) -> str:
+    leaf, bar = case.evaluation, case.bar
+    if leaf is None or METRIC not in leaf.metrics or leaf.round != case.leaf.round:
+        raise _failed(f"no `eval` leaf with {METRIC} belongs to the release")
+    value = leaf.metrics[METRIC]
+    if value < bar.floor:
+        raise _failed(f"{METRIC} {value} thousandths, the floor is {bar.floor}")
+    if bar.previous is not None and value < bar.previous - bar.margin:
+        raise _failed(
+            f"{METRIC} {value} thousandths, the release before has {bar.previous} "
+            f"and may be missed by {bar.margin}",
+        )
+    return f"{METRIC} {value} thousandths on {leaf.rows} rows, leaf {case.leaf.eval}"
+
+
+def _check_audit(case: _Case) -> str:
+    found = case.audited()
+    if found.origin != case.copy.checkpoint.origin:
+        raise _failed(f"the report is about {found.origin}")
+    if not case.leaf.adapter < found.size <= len(case.copy.entries):
+        raise _failed(f"it covers {found.size} leaves, not the release's adapter")
+    if case.copy.tree.root(found.size).hex() != found.root:
+        raise _failed("it is about another tree than the run's log")
+    if found.verdict != "ok":
+        raise _failed(f"its verdict is {found.verdict}: {'; '.join(found.faults)[:200]}")
+    fine = {one.round for one in found.rounds if one.verdict in ("ok", "void")}
+    missing = sorted(set(range(case.note.round + 1)) - fine)
+    if missing:
+        raise _failed(f"it does not vouch for round {missing[0]}")
+    return f"verdict ok over {found.size} leaves, root {found.root[:16]}"
+
+
+def _check_budget(case: _Case) -> str:
+    if not case.plan.private:
+        return "the plan adds no privacy noise"
+    spent = case.audited().privacy
+    if spent is None or spent.epsilon is None or spent.epsilon > spent.budget:
+        raise _failed("the audit did not recompute an epsilon within the budget")
+    return f"epsilon {spent.epsilon:.3f} of {spent.budget:g}"
+
+
+CHECKS: dict[str, Callable[[_Case], str]] = {
+    "device": _check_device,
+    "parity": _check_parity,
+    "quality": _check_quality,
+    "audit": _check_audit,
+    "budget": _check_budget,
+}
+
+
+def _failed(detail: str) -> ArtefactError:
+    return ArtefactError(detail, REMEDY)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise DeliveryError(
+            "gate.release", f"{path} is missing", "release the round first: `fedge release RUN`"
+        ) from None
