@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audit.witness_commands import witness
 from protocol.errors import ArtefactError, ProofError
 
 if TYPE_CHECKING:
@@ -188,6 +189,9 @@ def attest(
     else:
         typer.echo(f"{report.verdict}: signed in {path}")
     _end(report, strict=False)
+
+
+app.command()(witness)
 
 
 # -- shared ---------------------------------------------------------------------------------------
