@@ -98,7 +98,9 @@ class Attempt:
             "cohort": list(cohort),
             "adapter_in": self._digest,
             "started_at": self._setting.clock.now(),
-            "sequence": self._store.next_sequence()[1] if self._central else 0,
+            "sequence": self._store.next_number(self._number, self._attempt).seq
+            if self._central
+            else 0,
         }
         self._store.open_attempt(self._number, opened)
         return opened

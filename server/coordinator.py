@@ -30,8 +30,6 @@ from server.publishing import (
     Published,
     abort_leaf,
     adapter_leaf,
-    retire_vectors,
-    roster_leaves,
     spent_leaves,
     start_leaves,
 )
@@ -39,7 +37,8 @@ from server.roster import Roster, call_roll
 from server.rounds import Complete
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
-from server.store import Record, RunStore
+from server.store import Number, Record, RunStore
+from server.tending import tend
 from server.witnessing import Witness
 
 
@@ -91,15 +90,6 @@ def run_rounds(
     return _Run(setting).to_the_end()
 
 
-def tend(setting: Setting) -> None:
-    """What a run's log is due, whenever its coordinator starts: another roster, expired vectors."""
-    log, store = setting.log, setting.store
-    if leaves := roster_leaves(log, store, setting.roster_keys):
-        log.append(leaves)
-    # The machine's time, not the run's clock: vectors are kept for days of the calendar.
-    retire_vectors(log, store, setting.plan, time.time())
-
-
 class _Run:
     def __init__(self, setting: Setting) -> None:
         self._setting, self._plan = setting, setting.plan
@@ -109,12 +99,17 @@ class _Run:
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
-        tend(self._setting)
+        self._tend()
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
             if self._setting.listener:
                 self._setting.listener.on_round(record, state.adapter)
         return Outcome(rounds=self._plan.rounds, adapter_digest=record["adapter_out"])
+
+    def _tend(self) -> None:
+        setting = self._setting
+        # The machine's time, not the run's clock: vectors are kept for days of the calendar.
+        tend(setting.log, self._store, self._plan, setting.roster_keys, now=time.time())
 
     def _current(self) -> tuple[State, Record]:
         last = self._store.last_round()
@@ -165,7 +160,7 @@ class _Run:
             record = attempt.record(closed)
             log = self._setting.log
             # First the leaf: an attempt may be logged and tried again, never forgotten.
-            log.append([*spent_leaves(log, self._store), abort_leaf(log, record, revealed=False)])
+            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=False)])
             self._store.fail_attempt(number, failed, record)
         raise RoundError(
             f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts",
@@ -179,9 +174,19 @@ class _Run:
         """
         record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
         self._store.forget_vectors(number)
-        leaf = abort_leaf(self._setting.log, record, revealed=True)
-        self._publish(number, state, record, {}, Published(leaves=[leaf]))
+        revealed = record["sequence"] in self._store.revealing(number)
+        leaf = self._abort(record, revealed=revealed)
+        self._publish(number, state, record, {}, Published(aborts=[leaf]))
         return state, record
+
+    def _abort(self, record: Record, *, revealed: bool) -> bytes:
+        number = Number(
+            run=self._store.run_id,
+            seq=record.get("sequence", 0),
+            round=record["round"],
+            attempt=record["attempt"],
+        )
+        return abort_leaf(self._setting.log, self._setting.plan_digest, number, revealed=revealed)
 
     def _identity(self, number: int, state: State) -> Record:
         layout = self._setting.layout(state.rank)
@@ -231,6 +236,7 @@ class _Run:
                 [
                     *published.leaves,
                     *spent_leaves(log, self._store),
+                    *published.aborts,
                     adapter_leaf(log, record, published, files),
                 ]
             )

@@ -31,7 +31,7 @@ from protocol.transparency.policy import policy_of
 from protocol.transparency.sum_leaves import SumPlace, after_alive, alive_leaf, before_alive
 from server.log import RunLog, code_digest
 from server.secret_sum import SecretSum
-from server.store import PLAN, ROSTERS, Record, RunStore
+from server.store import PLAN, ROSTERS, Number, Record, RunStore
 from server.witnessing import cosigned_by
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """An attempt's number, the leaves of its sums, and their part in the adapter."""
+    """An attempt's number, the leaves of its sums, of what failed, and each sum's part in the adapter."""
 
     seq: int = 0
     leaves: list[bytes] = field(default_factory=list)
+    aborts: list[bytes] = field(default_factory=list)
     sums: list[OpenedSum] = field(default_factory=list)
 
 
@@ -168,15 +169,41 @@ def spent_leaves(log: RunLog, store: RunStore) -> list[bytes]:
     ]
 
 
-def abort_leaf(log: RunLog, record: Record, *, revealed: bool) -> bytes:
-    """An attempt that gave no sum."""
+def abort_leaf(
+    log: RunLog, plan_digest: str, number: Number, *, revealed: bool, group: int | None = None
+) -> bytes:
+    """An attempt, or a group of it, that gave no sum."""
     leaf = Abort(
-        seq=record.get("sequence", 0),
-        round=record["round"],
-        attempt=record["attempt"],
+        seq=number.seq,
+        group=group,
+        round=number.round,
+        attempt=number.attempt,
         revealed=revealed,
     )
-    return log.write(leaf, {"plan": record["plan_digest"]})
+    return log.write(leaf, {"plan": plan_digest})
+
+
+def failed_leaves(setting: Setting, number: Number, sums: Sequence[SecretSum]) -> list[bytes]:
+    """`abort` of each group whose sum failed while others opened."""
+    return [
+        abort_leaf(setting.log, setting.plan_digest, number, revealed=made.asked, group=made.group)
+        for made in sums
+        if made.mean is None
+    ]
+
+
+def killed_leaves(log: RunLog, store: RunStore, plan: Plan) -> list[bytes]:
+    """What the attempt of a killed coordinator leaves: every number ends in sums or an `abort`."""
+    last = store.last_number()
+    if (
+        plan.secrecy.exchange != "secagg"
+        or not last.seq
+        or log.find(Adapter, seq=last.seq)
+        or log.find(Abort, seq=last.seq, group=None)
+    ):
+        return []
+    revealed = last.seq in store.revealing(last.round)
+    return [*spent_leaves(log, store), abort_leaf(log, plan.digest, last, revealed=revealed)]
 
 
 def adapter_leaf(

@@ -27,7 +27,7 @@ from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import DETAIL, Attempt, masked_bytes
-from server.publishing import Published, log_alive_sets, publish_sum, sum_leaves
+from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
@@ -48,7 +48,8 @@ class SecretAttempt(Attempt):
                 self._drop(one, Reason.INVALID, "its key is not in the roster")
             elif one not in self._roster.nodes:
                 self._drop(one, Reason.NO_REPLY, "not connected")
-        self._run_id, self._seq = self._store.next_sequence()
+        self._given = self._store.next_number(self._number, self._attempt)
+        self._run_id, self._seq = self._given.run, self._given.seq
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
         self._sums = self._groups()
@@ -110,7 +111,10 @@ class SecretAttempt(Attempt):
         known.clear()
         if self._too_few():
             return
-        self._store.note_revealing(self._number)
+        for made in self._sums:
+            if made.failure is None:  # spent before it is revealing: what is in doubt is spent
+                self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
+        self._store.note_revealing(self._number, self._seq)
         self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
 
     def _by_signatures(self) -> dict[int, bytes | None]:
@@ -147,7 +151,7 @@ class SecretAttempt(Attempt):
     @property
     def revealed(self) -> bool:
         """Whether clients were asked to open a sum, now or before the coordinator was killed."""
-        return self._store.is_revealing(self._number)
+        return bool(self._store.revealing(self._number))
 
     def _try_advert(self, made: SecretSum, one: bytes, advert: bytes) -> None:
         try:
@@ -184,7 +188,6 @@ class SecretAttempt(Attempt):
     def _to_unmask(self, made: SecretSum) -> Messages:
         opening = self._opening[made.group]
         assert opening is not None  # of a sum that has not failed
-        self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
         return dict.fromkeys(made.core.alive, opening)
 
     def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
@@ -309,11 +312,12 @@ class SecretAttempt(Attempt):
         return record | {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
 
     def published(self) -> Published:
-        """The leaves of every sum that opened, and its part in the adapter. (P-8.8)"""
+        """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""
         opened = [made for made in self._sums if made.mean is not None]
         kept = self._combined().kept if opened else ()
         return Published(
             seq=self._seq,
+            aborts=failed_leaves(self._setting, self._given, self._sums),
             leaves=[
                 leaf
                 for made in opened

@@ -38,6 +38,11 @@ class SecretSum:
         return {self.names[one]: phase.name.lower() for one, phase in self.core.lost.items()}
 
     @property
+    def asked(self) -> bool:
+        """Whether its members were asked to open it."""
+        return self.core.phase is core.Phase.UNMASK
+
+    @property
     def liars(self) -> list[str]:
         """Who sent wrong shares."""
         return sorted(self.names[one] for one in self.core.liars)

@@ -6,12 +6,12 @@
     log.key                 the secret key of the run's log
     log/                    the transparency log (:mod:`server.log`)
     privacy.jsonl           the privacy ledger: one line per sum that was or may have been opened
-    sequence.json           the run's id and the number of its last attempt at a secret sum
+    sequence.json           the run's id, its last attempt at a secret sum: number, round, attempt
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/; sums/ and
                             vectors/ for auditors; log.batch until its leaves are in the log's tiles
     rounds/0007.attempt1.json   the record of an attempt that failed
     rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, sums/, vectors/,
-                            and ``revealing`` once clients were asked to open a secret sum
+                            and ``revealing``: the numbers under which clients were asked to open a secret sum
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
 Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
@@ -26,6 +26,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +50,16 @@ PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl",
 SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """Of an attempt at a secret sum: it only grows in a run (``run`` is its random id, 16 bytes)."""
+
+    run: bytes
+    seq: int = 0
+    round: int = 0
+    attempt: int = 0
 
 
 class RunStore:
@@ -108,27 +119,32 @@ class RunStore:
     @property
     def run_id(self) -> bytes:
         """This run's random id, 16 bytes; drawn once."""
-        return self._sequence()[0]
+        return self.last_number().run
 
-    def _sequence(self) -> tuple[bytes, int]:
+    def last_number(self) -> Number:
+        """The last attempt's number; 0 before the first. Raises ArtefactError."""
         path = self.folder / SEQUENCE
         try:
             content = json.loads(path.read_text("utf-8"))
-            return bytes.fromhex(content["run"]), int(content["sequence"])
+            seq, number, attempt = (int(content[key]) for key in ("sequence", "round", "attempt"))
+            run = bytes.fromhex(content["run"])
         except FileNotFoundError:
-            return self._keep_sequence(os.urandom(16), 0)
+            return self._keep_number(Number(run=os.urandom(16)))
         except (OSError, ValueError, KeyError, TypeError):
             raise ArtefactError(f"{path} is damaged", "restore it, or start another run") from None
+        return Number(run=run, seq=seq, round=number, attempt=attempt)
 
-    def _keep_sequence(self, run: bytes, number: int) -> tuple[bytes, int]:
-        content = _json({"run": run.hex(), "sequence": number})
-        write_whole(self.folder / SEQUENCE, content.encode())
-        return run, number
+    def _keep_number(self, made: Number) -> Number:
+        rest = {"sequence": made.seq, "round": made.round, "attempt": made.attempt}
+        write_whole(self.folder / SEQUENCE, _json({"run": made.run.hex(), **rest}).encode())
+        return made
 
-    def next_sequence(self) -> tuple[bytes, int]:
-        """This run's random id (16 bytes) and the next attempt's number, used up once it is given."""
-        run, number = self._sequence()
-        return self._keep_sequence(run, number + 1)
+    def next_number(self, round_number: int, attempt: int) -> Number:
+        """The next attempt's number; used up once it is given."""
+        last = self.last_number()
+        return self._keep_number(
+            Number(run=last.run, seq=last.seq + 1, round=round_number, attempt=attempt)
+        )
 
     def spent(self) -> list[Entry]:
         """The privacy ledger. Raises ArtefactError for a damaged line."""
@@ -298,14 +314,15 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
-    def note_revealing(self, number: int) -> None:
+    def note_revealing(self, number: int, seq: int) -> None:
         """The open attempt asks clients to open its sum: on disk before anybody is asked."""
-        (self._open(number) / REVEALING).touch()
-        _sync(self._open(number))
+        known = self.revealing(number)
+        write_whole(self._open(number) / REVEALING, json.dumps(sorted({*known, seq})).encode())
 
-    def is_revealing(self, number: int) -> bool:
-        """Whether the open attempt had come so far."""
-        return (self._open(number) / REVEALING).exists()
+    def revealing(self, number: int) -> list[int]:
+        """Under which numbers the open attempt has asked so; several, when it was killed."""
+        path = self._open(number) / REVEALING
+        return list(json.loads(path.read_bytes())) if path.exists() else []
 
     def has_reply(self, number: int, client: str) -> bool:
         """Whether an update of ``client`` is stored for the open attempt."""

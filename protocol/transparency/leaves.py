@@ -195,10 +195,14 @@ class Adapter(Leaf):
 
 
 class Abort(Leaf):
-    """An attempt that gave no sum; ``revealed``: clients had been asked to open it."""
+    """An attempt that gave no sum; ``revealed``: clients had been asked to open it.
+
+    With a ``group``, only that group's sum is missing: others of the attempt were opened.
+    """
 
     kind: ClassVar[str] = "abort"
     seq: Count
+    group: Count | None
     round: Count
     attempt: Count
     revealed: bool
