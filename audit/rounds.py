@@ -195,7 +195,9 @@ class RoundCheck:
         largest = max(aggregates.values(), default=0)
         if largest > run.plan.largest_sum:
             raise _bad(f"a sum of {largest} clients, the plan's largest is {run.plan.largest_sum}")
-        if any(each.leaf.revealed for each in self._round.aborts):
+        # The same attempt may be asked again after a crash: clients open the very same sum then. (P-6.10)
+        before = [each.leaf for each in self._round.aborts if each.leaf.revealed]
+        if any(each.attempt != self._leaf.attempt for each in before):
             raise _bad("an attempt before this one was opened: of a round one sum is opened")
 
     def _check_step(self, before: Placed[Adapter]) -> None:

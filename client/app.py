@@ -34,6 +34,7 @@ from client.settings import (
     path_of,
     plan_of,
     read_identity,
+    receipts_path,
     roster_of,
 )
 from protocol import PROTOCOL_VERSION, wire
@@ -128,6 +129,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
 
     from client.ledger import FileLedger
     from client.opened_rounds import FileOpenedRounds
+    from client.receipts import Receipts
     from client.secret import Member
 
     instruction = _instruction(message.content)
@@ -151,6 +153,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         random=os.urandom,
         ledger=FileLedger(ledger_path(context)),
         opened=FileOpenedRounds(opened_path(context)),
+        receipts=Receipts(receipts_path(context)),
         limit=epsilon_limit(context),
     )
     held = context.state.get(wire.SECAGG)
@@ -160,11 +163,20 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         else None
     )
     after, reply = member.answer(
-        phase, request, instruction, session, lambda: _contribution(message, context)
+        phase,
+        request,
+        instruction,
+        session,
+        lambda: _contribution(message, context),
+        _log_text(message.content),
     )
     context.state[wire.SECAGG] = ConfigRecord({"session": after.model_dump_json()})
     data = np.frombuffer(reply, np.uint8)
-    return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(data)})})
+    content = RecordDict({wire.MASKED: ArrayRecord({"masked": Array(data)})})
+    if phase in (Phase.ADVERTISE, Phase.UNMASK):  # before the next share, whichever comes last
+        told = wire.LogText(text=member.receipts.told(after.sid).encode())
+        content[wire.LOG] = ConfigRecord(wire.to_record(told))
+    return content
 
 
 def _mask(message: Message, context: Context) -> RecordDict:
@@ -219,6 +231,15 @@ def _request(content: RecordDict) -> bytes:
     if data.dtype != np.uint8 or data.ndim != 1:
         raise _unfit("the message of secure aggregation is not bytes")
     return bytes(data.tobytes())
+
+
+def _log_text(content: RecordDict) -> str | None:
+    record = content.get(wire.LOG)
+    if record is None:
+        return None
+    if not isinstance(record, ConfigRecord):
+        raise _unfit("what it says of the log is not text")
+    return wire.from_record(wire.LogText, record).text
 
 
 def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:

@@ -31,14 +31,22 @@ class Journal:
         Raises what ``allowed`` raises, and MachineError when the line cannot be kept; then nothing may
         be revealed.
         """
+
+        def made() -> str:
+            allowed()
+            return line
+
+        self.append_made(made)
+
+    def append_made(self, make: Callable[[], str]) -> None:
+        """The same for a line that is only made, or refused, while nobody else writes."""
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise self.unusable("written", error) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            allowed()
-            os.write(file, (line + "\n").encode())
+            os.write(file, (make() + "\n").encode())
             os.fsync(file)
         except OSError as error:
             raise self.unusable("written", error) from None

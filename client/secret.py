@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import Ledger
 from client.opened_rounds import OpenedRounds
+from client.receipts import Receipts
 from protocol.encoding import seed_from
 from protocol.errors import PrivacyError, SecrecyError
 from protocol.exchange import Contribution, Phase
@@ -26,7 +27,7 @@ from protocol.secagg import client as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
-from protocol.secagg.messages import decode_round
+from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
 from protocol.secagg.primitives import RandomBytes, Suite, client_id
 from protocol.secagg.session import (
     BY_LOG,
@@ -45,6 +46,8 @@ from protocol.secagg.session import (
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
 from protocol.transparency.policy import policy_of
+from protocol.transparency.receipts import Receipt
+from protocol.transparency.shown import Given, Place, Shown, decode_text, place_of
 from protocol.wire import Instruction
 
 RUN_ID_BYTES = 16
@@ -67,6 +70,7 @@ class Member:
     random: RandomBytes
     ledger: Ledger
     opened: OpenedRounds
+    receipts: Receipts
     limit: float = math.inf
 
     @property
@@ -84,10 +88,12 @@ class Member:
         instruction: Instruction,
         session: Session | None,
         contribute: Callable[[], Contribution],
+        log_text: str | None = None,
     ) -> tuple[Session, bytes]:
         """The session after ``request`` and the reply. Raises SecrecyError without a change.
 
-        ``contribute`` trains; it is called once the coordinator's message has been checked.
+        ``contribute`` trains; it is called once the coordinator's message has been checked. ``log_text`` is
+        what came of the run's log (:mod:`protocol.transparency.shown`).
         """
         order = BY_LOG if self.plan.witnessed else ORDER
         if (known := repeated(session, phase, request, order)) is not None:
@@ -99,6 +105,8 @@ class Member:
         if phase is Phase.SHARE:
             # Its advert may have been made before anything was known of this attempt.
             self._check(instruction)
+            shown = decode_text(Shown, log_text, "log")
+            self.receipts.keep_log(session.sid, shown, self._place(session))
             told = instruction_digest(instruction)
             after, reply = core.share(
                 part(session.advertised),
@@ -114,15 +122,17 @@ class Member:
             )
         elif phase is Phase.MASK:
             masked, reply = self._mask(request, instruction, part(session.shared), contribute)
-            done = session.model_copy(update={"masked": masked, "shared": None})
+            root, _, _ = decode_masked_tail(reply[-MASKED_TAIL:])
+            done = session.model_copy(update={"masked": masked, "shared": None, "root": root})
         elif phase is Phase.AGREE:
+            self._keep_receipt(log_text, instruction, session)
             check_round(self.opened.last(self.plan.digest), instruction, request_digest(request))
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
             done = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
-            state, shares = self._reveal(request, instruction, session)
+            state, shares = self._reveal(request, instruction, session, log_text)
             revealed = Revealed(
                 round=instruction.round,
                 attempt=instruction.attempt,
@@ -136,16 +146,39 @@ class Member:
         return done.model_copy(update=update), reply
 
     def _reveal(
-        self, request: bytes, instruction: Instruction, session: Session
+        self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
     ) -> tuple[core.Agreed, bytes]:
         """The agreed alive set and the shares of it: by signatures, or by its place in the log."""
         if not self.plan.witnessed:
             state = part(session.agreed)
             return state, core.unmask(state, request, policy=self.policy)
+        self._keep_receipt(log_text, instruction, session)
         state = agree_by_log(part(session.masked), request, policy=self.policy)
         alive = request_digest(b"".join(state.alive))
         check_round(self.opened.last(self.plan.digest), instruction, alive)
         return state, core.reveal(state)
+
+    def _keep_receipt(
+        self, log_text: str | None, instruction: Instruction, session: Session
+    ) -> None:
+        """The receipt for the vector that was sent, kept before anything else is done for its sum."""
+        given = decode_text(Given, log_text, "receipt")
+        place, state = self._place(session), part(session.masked)
+        expected = Receipt(
+            origin=place.origin,
+            client=state.client.hex(),
+            sid=session.sid.hex(),
+            seq=session.seq,
+            rid=state.rid.hex(),
+            root=session.root.hex(),
+            round=instruction.round,
+            attempt=instruction.attempt,
+        )
+        self.receipts.keep_receipt(given, expected, place)
+
+    def _place(self, session: Session) -> Place:
+        """The log of the run."""
+        return place_of(self.plan, session.run)
 
     def _next(self, session: Session, request: bytes, shares: bytes) -> tuple[Session, bytes]:
         """The secrets end here; the next attempt's advert goes with the shares. (P-6.13)"""

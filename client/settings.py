@@ -78,6 +78,12 @@ def opened_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".opened.jsonl")
 
 
+def receipts_path(context: Context) -> Path:
+    """Where this client keeps receipts and what it was shown of logs: beside its identity."""
+    identity = identity_path(context)
+    return identity.with_name(identity.name + ".receipts.jsonl")
+
+
 def epsilon_limit(context: Context) -> float:
     """``max-epsilon``: what this client's data may spend over all runs. Raises MachineError."""
     value = context.node_config.get("max-epsilon")

@@ -17,6 +17,7 @@ HELLO = "query.hello"
 TRAIN = "train"  # + "." + Phase
 INSTRUCTION, ADAPTER, MASKED, REPLY = "instruction", "adapter", "masked", "reply"  # record names
 SECAGG = "secagg"  # a phase's message of secure aggregation, either way
+LOG = "log"  # beside it, what one side tells or shows the other of the run's log (P-8.9, P-8.10)
 T = TypeVar("T")
 
 
@@ -53,6 +54,13 @@ class Refusal:
     kind: str
     cause: str
     remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogText:
+    """One of the texts of :mod:`protocol.transparency.shown`."""
+
+    text: str
 
 
 def to_record(value: Any) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def run_rounds(
         witnesses=witnesses,
         random=os.urandom,
         adverts={},
+        told={},
     )
     return _Run(setting).to_the_end()
 

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from protocol.transparency.note import (
     verify_note,
 )
 from protocol.transparency.policy import simple_policy
+from protocol.transparency.receipts import Receipt, sign_receipt
 from protocol.transparency.tiles import (
     entry_tiles,
     pack_entries,
@@ -96,10 +98,11 @@ class RunLog:
         """A leaf's bytes."""
         return self._entries[index]
 
-    def find(self, kind: type[Leaf], **fields: object) -> list[int]:
-        """Indices of the leaves of ``kind`` whose fields have these values."""
+    def find(self, kind: type[Leaf], *, since: int = 0, **fields: object) -> list[int]:
+        """Indices, from ``since`` on, of the leaves of ``kind`` whose fields have these values."""
         found = []
-        for index in self._kinds.get(kind, []):
+        known = self._kinds.get(kind, [])
+        for index in known[bisect_left(known, since) :]:
             leaf = decode_leaf(self._entries[index]).leaf if fields else None
             if all(getattr(leaf, name) == value for name, value in fields.items()):
                 found.append(index)
@@ -110,6 +113,10 @@ class RunLog:
     def write(self, leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
         """A statement signed by the log's key."""
         return encode_statement(leaf, subjects, self._key)
+
+    def receipt(self, receipt: Receipt) -> str:
+        """A receipt signed by the log's key. (P-8.9)"""
+        return sign_receipt(receipt, self._key)
 
     def prepare(self, leaves: Sequence[bytes]) -> bytes:
         """A batch of ``leaves``: what :meth:`take` takes in once it lies where it becomes visible.

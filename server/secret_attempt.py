@@ -28,6 +28,7 @@ from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import DETAIL, Attempt, masked_bytes
 from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
+from server.receipts import ClientsLog
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
@@ -53,6 +54,7 @@ class SecretAttempt(Attempt):
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
         self._sums = self._groups()
+        self._clients_log = ClientsLog(self._setting, self._given, self._sid)
         self._store.forget_vectors(self._number)  # of an attempt that was killed
         self._phases()
         for made in self._sums:
@@ -208,6 +210,7 @@ class SecretAttempt(Attempt):
                 name = made.names[one]
                 data = Array(np.frombuffer(message, np.uint8))
                 contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+                contents[name].update(self._clients_log.beside(phase, made, one))
                 whose[name] = made, one
         asked, unsent = ask(
             self._setting.grid,
@@ -221,7 +224,12 @@ class SecretAttempt(Attempt):
 
         def take(name: str, reply: Message) -> None:
             made, one = whose[name]
-            self._received(phase, name, reply, lambda data: receive(made, one, data))
+
+            def understood(data: bytes) -> None:
+                self._clients_log.heard(phase, one, reply.content)
+                receive(made, one, data)
+
+            self._received(phase, name, reply, understood)
 
         clock = self._setting.clock
         deadline = clock.now() + self._plan.cohort.deadline_s

@@ -17,6 +17,7 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import RuleContract
 from protocol.secagg.primitives import RandomBytes
+from protocol.transparency.shown import Told
 from server.clock import Clock
 from server.log import RunLog
 from server.store import Record, RunStore
@@ -39,7 +40,8 @@ class Listener(Protocol):
 class Setting:
     """The fixed objects of a run; ``plan_digest`` is kept because it costs a hash of the plan.
 
-    ``adverts`` alone changes: those that came early, by attempt and client, until they are used.
+    Two change: ``adverts`` that came early, by attempt and client, until they are used, and what each client
+    ``told`` of its memory of the log.
     """
 
     plan: Plan
@@ -55,6 +57,7 @@ class Setting:
     witnesses: Sequence[Witness]
     random: RandomBytes
     adverts: dict[tuple[int, bytes], bytes]
+    told: dict[bytes, Told]
 
     @property
     def secure(self) -> bool:

@@ -102,7 +102,7 @@ class Attempt:
         self.alive: tuple[bytes, ...] = ()  # U3
         self.signatures: dict[bytes, bytes] = {}
         self._shares_signed: dict[bytes, bytes] = {}
-        self._vectors_signed: dict[bytes, tuple[bytes, bytes]] = {}  # root, signature
+        self.vectors_signed: dict[bytes, tuple[bytes, bytes]] = {}  # root, signature
         self._terms: dict[str, Any] = {}
         self._seeds: dict[bytes, int] = {}
         self._reveals: dict[bytes, dict[bytes, tuple[int, int]]] = {}  # of -> from -> (kind, share)
@@ -226,7 +226,7 @@ class Attempt:
         if vector_root(packed) != root:
             raise _bad("masked.root", client, "its root is not that of its vector")
         self._sum += unpack(packed, len(self._sum), self._p.bits)
-        self._vectors_signed[client] = root, signature
+        self.vectors_signed[client] = root, signature
         self.masked.add(client)
 
     @property
@@ -341,7 +341,7 @@ class Attempt:
 
     def _party(self, one: bytes) -> Party:
         member, alive = one in self.members, one in self.alive
-        root, signature = self._vectors_signed[one] if alive else (b"", b"")
+        root, signature = self.vectors_signed[one] if alive else (b"", b"")
         return Party(
             advert=self._adverts[one].encode().hex(),
             shares_root=merkle_root(list(self._sealed[one].values())).hex() if member else "",

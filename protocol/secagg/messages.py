@@ -19,6 +19,7 @@ COHORT_HEAD = struct.Struct(">HHQ32sH")  # k, t, alive index, graph seed, advert
 COUNT = struct.Struct(">H")
 PROOF_SIZE = struct.Struct(">I")
 NO_PROOF = b""  # the place where a proof of a bounded norm will go; none is defined yet
+MASKED_TAIL = HASH_BYTES + PROOF_SIZE.size + SIGNATURE_BYTES  # without a proof
 REVEAL_BYTES = 1 + ELEMENT_BYTES
 SELF_MASK, MASK_KEY = 0, 1  # kinds of revealed share: of b_seed (alive), of s_seed (lost)
 NO_INDEX = 2**64 - 1  # there is no log: the alive set is agreed on by signatures

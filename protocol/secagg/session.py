@@ -64,6 +64,7 @@ class Session(BaseModel):
     seen: dict[bytes, int]  # the highest number of every run, this one's among them
     before: Answered | None = None
     told: bytes = b""  # SHA-256 of the instruction, from the share phase on
+    root: bytes = b""  # of the vector that was sent
     asked: bytes  # SHA-256 of the request that was answered
     reply: bytes  # empty for a masked vector
     advertised: Advertised | None = None

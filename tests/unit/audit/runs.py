@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client.ledger import FileLedger
 from client.opened_rounds import FileOpenedRounds
+from client.receipts import Receipts
 from client.secret import Member
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
@@ -126,9 +127,18 @@ class Sites:
             else:
                 reply = PlainClient().mask(self._contribution(site, told.round))
             made = ArrayRecord({"masked": Array(np.frombuffer(reply, np.uint8))})
-            return Message(RecordDict({wire.MASKED: made}), reply_to=message)
+            given = RecordDict({wire.MASKED: made})
+            if phase in (Phase.ADVERTISE, Phase.UNMASK):
+                session = self.sessions[site]
+                assert session is not None
+                text = wire.LogText(text=self.receipts(site).told(session.sid).encode())
+                given[wire.LOG] = ConfigRecord(wire.to_record(text))
+            return Message(given, reply_to=message)
 
         return answer
+
+    def receipts(self, site: int) -> Receipts:
+        return Receipts(self.folder / f"{site}.receipts.jsonl")
 
     def _secret(
         self, phase: Phase, site: int, told: wire.Instruction, content: RecordDict
@@ -143,13 +153,16 @@ class Sites:
             random=os.urandom,
             ledger=FileLedger(self.folder / f"{site}.jsonl"),
             opened=FileOpenedRounds(self.folder / f"{site}.opened.jsonl"),
+            receipts=self.receipts(site),
         )
+        log_text = content.config_records.get(wire.LOG)
         self.sessions[site], reply = member.answer(
             phase,
             data,
             told,
             self.sessions.get(site),
             lambda: self._contribution(site, told.round),
+            None if log_text is None else str(log_text["text"]),
         )
         return reply
 

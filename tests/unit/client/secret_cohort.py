@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import FileLedger
 from client.opened_rounds import FileOpenedRounds
+from client.receipts import Receipts
 from client.secret import Member
 from protocol.errors import PrivacyError
 from protocol.exchange import METRICS, Contribution, Phase
@@ -23,15 +24,20 @@ from protocol.secagg.messages import split_unmask
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.transparency.receipts import Receipt
+from protocol.transparency.shown import place_of
 from protocol.wire import Instruction
+from tests.unit.client.cohort_log import CohortLog
 
 SIZE, RUN = 20, bytes(range(16))
+HONEST = "honest"
 
 
 class Coordinator:
     """An honest one, and the clients' sessions; a test changes what it sends."""
 
-    def __init__(self, folder: Path, **sections: Any) -> None:
+    def __init__(self, folder: Path, *, run: bytes = RUN, **sections: Any) -> None:
+        self.run = run
         names = [f"site-{number}" for number in range(5)]
         keys = {name: Ed25519PrivateKey.generate() for name in names}
         roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
@@ -55,6 +61,7 @@ class Coordinator:
                 random=os.urandom,
                 ledger=FileLedger(folder / f"{name}.jsonl"),
                 opened=FileOpenedRounds(folder / f"{name}.opened.jsonl"),
+                receipts=Receipts(folder / f"{name}.receipts.jsonl"),
             )
             for name in names
         }
@@ -77,13 +84,19 @@ class Coordinator:
             rank=8,
             evaluate=False,
         )
+        self.sid = session_id(self.plan.digest, self.run)
+        self.log = CohortLog(place_of(self.plan, self.run).origin)
+        self.given: list[Receipt] = []
         self.begin(1)
 
     def begin(self, seq: int) -> None:
+        for receipt in self.given:
+            self.log.add_vector(receipt)
+        self.given, self.seq = [], seq
         bits = encoding_for(self.plan, self.instruction, size=SIZE, clients=5).bits
         self.core = Attempt(
             Parameters(
-                sid=session_id(self.plan.digest, RUN),
+                sid=self.sid,
                 seq=seq,
                 roster={one: m.roster[m.name] for one, m in self.members.items()},
                 minimum=3,
@@ -91,9 +104,33 @@ class Coordinator:
                 keys=self.keys,
             )
         )
-        self.first = RUN + seq.to_bytes(8, "big")
+        self.first = self.run + seq.to_bytes(8, "big")
 
-    def ask(self, one: bytes, phase: Phase, request: bytes, **changes: Any) -> bytes:
+    def receipt(self, one: bytes) -> Receipt:
+        return Receipt(
+            origin=self.log.origin,
+            client=one.hex(),
+            sid=self.sid.hex(),
+            seq=self.seq,
+            rid=self.core.rid.hex(),
+            root=self.core.vectors_signed[one][0].hex(),
+            round=self.instruction.round,
+            attempt=self.instruction.attempt,
+        )
+
+    def log_text(self, one: bytes, phase: Phase) -> str | None:
+        """What an honest coordinator says of the log with this phase's message."""
+        if phase is Phase.SHARE:
+            told = self.members[one].receipts.told(self.sid)
+            return self.log.shown(one, told).encode()
+        if phase is Phase.AGREE and one in self.core.vectors_signed:
+            self.given.append(self.receipt(one))
+            return self.log.given(self.receipt(one)).encode()
+        return None
+
+    def ask(
+        self, one: bytes, phase: Phase, request: bytes, *, text: str | None = HONEST, **changes: Any
+    ) -> bytes:
         def contribute() -> Contribution:
             self.trained += 1
             metrics = dict.fromkeys(METRICS, 2.0)
@@ -101,7 +138,12 @@ class Coordinator:
 
         instruction = replace(self.instruction, **changes)
         self.sessions[one], reply = self.members[one].answer(
-            phase, request, instruction, self.sessions[one], contribute
+            phase,
+            request,
+            instruction,
+            self.sessions[one],
+            contribute,
+            self.log_text(one, phase) if text == HONEST else text,
         )
         return reply
 

@@ -90,7 +90,8 @@ def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Pat
 
 def test_runs_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
     """All are advertised before any is opened: the check is made again when the share leaves."""
-    runs = [Coordinator(tmp_path, privacy=NOISY | {"rounds_per_client": 1}) for _ in range(2)]
+    privacy = NOISY | {"rounds_per_client": 1}
+    runs = [Coordinator(tmp_path, run=bytes([n] * 16), privacy=privacy) for n in range(2)]
     runs[1].instruction = replace(runs[1].instruction, round=2)
     boxes = [run.share() for run in runs]
     runs[0].finish(boxes[0])

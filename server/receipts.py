@@ -1,0 +1,103 @@
+"""What clients get of the log beside an attempt's messages: proofs and receipts. (P-8.9, P-8.10)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flwr.app import ConfigRecord, RecordDict
+
+from protocol import wire
+from protocol.exchange import Phase
+from protocol.transparency.leaves import Abort, Vector, decode_leaf
+from protocol.transparency.offline import OfflineProof
+from protocol.transparency.receipts import Receipt
+from protocol.transparency.shown import Given, Shown, Told, decode_text
+from server.log import RunLog
+from server.secret_sum import SecretSum
+from server.setting import Setting
+from server.store import Number
+
+
+class ClientsLog:
+    """The log as one attempt's clients are shown it."""
+
+    def __init__(self, setting: Setting, number: Number, sid: bytes) -> None:
+        self._log, self._told = setting.log, setting.told
+        self._number, self._sid = number, sid
+        # The first message after the masked vector.
+        self._receipted = Phase.UNMASK if setting.plan.witnessed else Phase.AGREE
+        self._found: _Found | None = None
+
+    def heard(self, phase: Phase, one: bytes, content: RecordDict) -> None:
+        """Note what a client's reply tells of its memory. Raises KeyError, ArtefactError or SecrecyError."""
+        if phase in (Phase.ADVERTISE, Phase.UNMASK):
+            record = dict(content.config_records[wire.LOG])
+            text = wire.from_record(wire.LogText, record).text
+            self._told[one] = decode_text(Told, text, "log")
+
+    def beside(self, phase: Phase, made: SecretSum, one: bytes) -> dict[str, ConfigRecord]:
+        """The record that goes with the phase's message to a client; none in most phases."""
+        if phase is Phase.SHARE:
+            text = self._shown(one).encode()
+        elif phase is self._receipted:
+            text = self._given(made, one).encode()
+        else:
+            return {}
+        return {wire.LOG: ConfigRecord(wire.to_record(wire.LogText(text=text)))}
+
+    def _given(self, made: SecretSum, one: bytes) -> Given:
+        receipt = Receipt(
+            origin=self._log.origin,
+            client=one.hex(),
+            sid=self._sid.hex(),
+            seq=self._number.seq,
+            rid=made.core.rid.hex(),
+            root=made.core.vectors_signed[one][0].hex(),
+            round=self._number.round,
+            attempt=self._number.attempt,
+        )
+        return Given(key=self._log.verifier.encode(), receipt=self._log.receipt(receipt))
+
+    def _shown(self, one: bytes) -> Shown:
+        log, told = self._log, self._told.get(one, Told(size=0, open=[]))
+        known = told.size if told.size <= log.size else log.size  # it will not like what it gets
+        if self._found is None:  # nothing is logged while shares are asked for
+            sizes = [each.size for each in self._told.values() if each.open]
+            self._found = _Found(log, min(sizes, default=log.size))
+        return Shown(
+            key=log.verifier.encode(),
+            checkpoint=log.note,
+            consistency=[node.hex() for node in log.tree.consistency(known)],
+            proofs=[self._proof(at) for at in self._found.of(one, told)],
+        )
+
+    def _proof(self, index: int) -> str:
+        return OfflineProof(
+            index=index,
+            path=tuple(self._log.tree.inclusion(index)),
+            checkpoint=self._log.note,
+            extra=self._log.entry(index),
+        ).encode()
+
+
+class _Found:
+    """Where the log, from leaf ``since`` on, holds vectors and aborts; each leaf is read once."""
+
+    def __init__(self, log: RunLog, since: int) -> None:
+        self._vectors: dict[str, list[int]] = {}
+        self._aborts: dict[int, list[int]] = {}
+        for at in log.find(Vector, since=since):
+            leaf = decode_leaf(log.entry(at)).leaf
+            assert isinstance(leaf, Vector)
+            self._vectors.setdefault(leaf.client, []).append(at)
+        for at in log.find(Abort, since=since):
+            aborted = decode_leaf(log.entry(at)).leaf
+            assert isinstance(aborted, Abort)
+            self._aborts.setdefault(aborted.seq, []).append(at)
+
+    def of(self, one: bytes, told: Told) -> Iterator[int]:
+        """What accounts for the attempts that a client waits for."""
+        if told.open:
+            yield from (at for at in self._vectors.get(one.hex(), []) if at >= told.size)
+        for seq in told.open:
+            yield from self._aborts.get(seq, [])
