@@ -102,8 +102,8 @@ class _Collector:
             self._spent.append(placed)  # type: ignore[arg-type]
             self._place = AFTER_SUMS
         elif isinstance(leaf, Pad):
-            if not self._witnessed:
-                raise _odd(leaf, "where there is no witness")
+            if not self._witnessed or placed.subjects != {"plan": self._made.plan.leaf.plan}:
+                raise _odd(leaf, "where there is no witness, or of another plan")
         else:
             self._loose(placed)
 

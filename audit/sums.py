@@ -36,7 +36,16 @@ from protocol.secagg.transcript import (
     verify_transcript_part,
     verify_without_vectors,
 )
-from protocol.transparency.leaves import Adapter, sha256
+from protocol.transparency.leaves import (
+    Adapter,
+    Aggregate,
+    Alive,
+    Cohort,
+    Leaf,
+    Reveal,
+    RoundOpen,
+    sha256,
+)
 from protocol.transparency.proofs import tree_root
 from protocol.transparency.sum_leaves import (
     SumLeaves,
@@ -93,7 +102,8 @@ def open_sum(
     """Check a sum and decode it. Raises ProofError, MissingError for what makes it worthless."""
     leaves, instruction = found.leaves(), instruction_of(run, one.adapter, before)
     leaf = leaves.opened
-    if (leaf.round, leaf.attempt, found.seq) != (
+    if (leaf.round, leaves.aggregate.round, leaf.attempt, found.seq) != (
+        instruction.round,
         instruction.round,
         instruction.attempt,
         one.adapter.leaf.seq,
@@ -104,6 +114,7 @@ def open_sum(
     start = found.found[type(leaves.adverts[0])][0].index
     roster, members = run.members(start)
     _check_graph(run, leaves)
+    _check_subjects(found, leaves)
     terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))
     if canonical_json(terms) != canonical_json(leaf.terms) or leaf.count != encoding.count:
         raise _bad(f"the terms of `round-open` are not the plan's ({_odd_term(terms, leaf.terms)})")
@@ -136,6 +147,21 @@ def _check_graph(run: Run, leaves: SumLeaves) -> None:
         raise _bad("`cohort` has another graph or threshold than follows from its size")
     if (cohort.alive_index is None) == run.plan.witnessed:
         raise _bad("`cohort` plans its alive set in another way than the plan's witnesses ask for")
+
+
+def _check_subjects(found: Sum, leaves: SumLeaves) -> None:
+    """(P-8.7) Every statement is about what it names."""
+    path = sum_path(leaves.opened.round, found.group)
+    about: dict[type[Leaf], dict[str, str]] = {
+        Cohort: {"attempt": leaves.cohort.xid},
+        RoundOpen: {"round": leaves.opened.rid},
+        Alive: {"round": leaves.alive.rid},
+        Reveal: {"round": leaves.reveal.rid},
+        Aggregate: {path: leaves.aggregate.sum},
+    }
+    for kind, subjects in about.items():
+        if found.of(kind)[0].subjects != subjects:
+            raise _bad(f"`{kind.kind}` is about something else than it says")
 
 
 class _Adding:

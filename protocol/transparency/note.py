@@ -184,7 +184,12 @@ def _parsed(line: str) -> tuple[str, bytes]:
         decoded = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
-    if not line.startswith(DASH) or not space or not NAME.fullmatch(name) or len(decoded) < 5:
+    canonical = base64.b64encode(decoded).decode() == data
+    if (
+        not (line.startswith(DASH) and space and canonical)
+        or not NAME.fullmatch(name)
+        or len(decoded) < 5
+    ):
         raise _bad(f"not a signature line: {line[:80]!r}")
     return name, decoded
 

@@ -228,6 +228,8 @@ def transcript_of(
     members = bytes.fromhex("".join(leaves.opened.members))
     if round_id(xid, members, made.terms).hex() != leaves.opened.rid:
         raise _bad("`round-open` does not name its members and terms")
+    if any(leaf.length != packed_size(made.count, made.bits) for leaf in leaves.vectors):
+        raise _bad("a `vector` of another length than `round-open` and the ring give")
     if leaves.aggregate.summands != len(vectors):
         raise _bad("`aggregate` is of other summands")
     return made
