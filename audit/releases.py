@@ -14,7 +14,7 @@ from audit.published import REMEDY, Run, adapter_path, read_subject
 from audit.report import Findings
 from audit.sources import MissingError
 from protocol.adapter import lora_scaling
-from protocol.errors import ProofError
+from protocol.errors import MachineError, ProofError
 from protocol.layout import Tensors
 from protocol.peft_format import (
     EDGE_FILE,
@@ -103,8 +103,11 @@ def _check_note(
 def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> None:
     """(P-8.15) The proof that devices ask for is of this leaf, in this very log."""
     name = adapter_path(given.leaf.round, PASSPORT_FILE)
+    leaf, tree = run.copy.entries[given.index], run.copy.tree
     try:
         proof = parse_offline_proof(run.source.read(name).decode())
+        proof.verify(leaf, run.policy)
+        seen = run.policy.verify_checkpoint(proof.checkpoint)
     except MissingError:
         findings.leave_open(
             f"{name} is not there", "devices with a policy will not run the release"
@@ -112,33 +115,21 @@ def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> Non
         return
     except UnicodeDecodeError:
         raise _bad(f"{name} is no text") from None
-    leaf = run.copy.entries[given.index]
-    if (proof.index, proof.extra) != (given.index, leaf):
-        raise _bad(f"{name} is not of leaf {given.index} `release`")
-    try:
-        proof.verify(leaf, run.policy)
-        seen = run.policy.verify_checkpoint(proof.checkpoint)
     except ProofError as error:
         raise _bad(f"{name}: {error.cause}") from None
-    if seen.size > run.copy.tree.size or run.copy.tree.root(seen.size) != seen.root:
+    if (proof.index, proof.extra) != (given.index, leaf):
+        raise _bad(f"{name} is not of leaf {given.index} `release`")
+    if seen.size > tree.size or tree.root(seen.size) != seen.root:
         raise _bad(f"{name}: its checkpoint is of another tree than this log")
 
 
 def _check_edge(data: bytes, wanted: Tensors, name: str, findings: Findings) -> None:
-    """The graph's inputs are the published tensors. Read with ONNX Runtime, if it is there."""
+    """The graph's inputs are the published tensors."""
     try:
-        runtime = importlib.import_module("onnxruntime")
-    except ImportError:
-        findings.leave_open(f"{name}: onnxruntime is not installed", UNREAD)
+        found = read_edge_adapter(data, name)
+    except MachineError as error:
+        findings.leave_open(f"{name}: {error.cause}", UNREAD)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / EDGE_FILE
-        path.write_bytes(data)
-        try:
-            read = runtime.AdapterFormat.read_adapter(str(path)).get_parameters()
-            found = {key: np.array(value.numpy()) for key, value in read.items()}
-        except Exception as error:  # it raises types of its own, without a common public base
-            raise _bad(f"{name} cannot be read ({type(error).__name__})") from None
     same = found.keys() == wanted.keys() and all(
         found[key].dtype == np.float32
         and found[key].shape == wanted[key].shape
@@ -147,6 +138,22 @@ def _check_edge(data: bytes, wanted: Tensors, name: str, findings: Findings) -> 
     )
     if not same:
         raise _bad(f"{name} holds another adapter than the one published")
+
+
+def read_edge_adapter(data: bytes, name: str) -> Tensors:
+    """The tensors of an ``.onnx_adapter``. Raises ProofError; MachineError without ONNX Runtime."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError:
+        raise MachineError("onnxruntime is not installed", "pip install '.[edge]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / EDGE_FILE
+        path.write_bytes(data)
+        try:
+            read = runtime.AdapterFormat.read_adapter(str(path)).get_parameters()
+            return {key: np.array(value.numpy()) for key, value in read.items()}
+        except Exception as error:  # it raises types of its own, without a common public base
+            raise _bad(f"{name} cannot be read ({type(error).__name__})") from None
 
 
 def _bad(fault: str) -> ProofError:

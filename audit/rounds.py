@@ -236,7 +236,7 @@ class RoundCheck:
         findings.take(files, "files are those of the log")
         with findings.checking("the published adapter is the checkpoint's"):
             tensors = self._check_published()
-            with findings.checking("release.json"):
+            with findings.checking("what its release says"):
                 check_release(
                     run,
                     placed,
