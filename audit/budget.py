@@ -115,9 +115,10 @@ def _check_sums(run: Run, one: Round) -> None:
         if entry.participants != names:
             raise _bad(f"the ledger's line of group {found.group} is of other clients")
     for abort in one.aborts:
-        spent = [e for e in _entries(one) if e.sequence == abort.leaf.seq]
-        if abort.leaf.revealed and not spent:
-            raise _bad(f"attempt {abort.leaf.seq} was opened and is not in the ledger")
+        given = abort.leaf
+        spent = {e.group for e in _entries(one) if e.sequence == given.seq}
+        if given.revealed and (not spent or given.group not in {None, *spent}):
+            raise _bad(f"attempt {given.seq} was opened and is not in the ledger")
 
 
 def _check_central(one: Round) -> None:

@@ -187,13 +187,28 @@ class _Collector:
         self._sums, self._place = {}, (-1, 0, 0)
 
     def _close_attempt(self, placed: Placed[Abort]) -> None:
-        self._end_attempt()
+        """The whole attempt gave nothing, or one group of it while others opened."""
+        leaf = placed.leaf
+        if leaf.group is not None:
+            if leaf.seq != self._seq or not self._sums or leaf.group in self._sums_opened():
+                raise _odd(leaf, f"of group {leaf.group}, attempt {leaf.seq}, which did not fail")
+            self._place = AFTER_SUMS
+        else:
+            if leaf.seq < self._seq or (leaf.seq == self._seq and not self._sums):
+                self._fault(f"leaf {placed.index}: `abort` of attempt {leaf.seq}, which was over")
+            self._end_attempt()
+            self._seq = max(self._seq, leaf.seq)
         self._aborts.append(placed)
-        if placed.leaf.seq < self._seq:
-            self._fault(
-                f"leaf {placed.index}: `abort` of attempt {placed.leaf.seq}, which was over"
-            )
-        self._seq = max(self._seq, placed.leaf.seq)
+        if leaf.round != len(self._made.rounds):
+            self._fault(f"leaf {placed.index}: `abort` of round {leaf.round}")
+
+    def _sums_opened(self) -> set[int]:
+        """Groups whose sums are opened, as far as the log has come."""
+        return {group for group, one in self._sums.items() if self._is_opened(one)}
+
+    def _is_opened(self, one: Sum) -> bool:
+        # Without witnesses whatever is logged was opened.
+        return not self._witnessed or any(one.found.get(kind) for kind in (Reveal, Aggregate))
 
     def _close_round(self, placed: Placed[Adapter]) -> None:
         leaf, wanted = placed.leaf, len(self._made.rounds)
@@ -208,11 +223,8 @@ class _Collector:
             self._fault(what, wanted)
 
     def _round(self, adapter: Placed[Adapter]) -> Round:
-        """All since the adapter before. Without witnesses whatever is logged was opened."""
-        ends = (Reveal, Aggregate)
-        opened = [
-            one for one in self._done if not self._witnessed or any(one.found.get(k) for k in ends)
-        ]
+        """All since the adapter before."""
+        opened = [one for one in self._done if self._is_opened(one)]
         made = Round(
             adapter=adapter,
             sums=opened,

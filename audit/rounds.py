@@ -181,6 +181,9 @@ class RoundCheck:
         }
         if list(aggregates.items()) != [(each.group, each.summands) for each in leaf.sums]:
             raise _bad("`adapter` lists other sums than those in the log")
+        failed = {each.leaf.group for each in self._round.aborts if each.leaf.seq == leaf.seq}
+        if {*aggregates} & failed or {*aggregates} | failed != {*range(run.plan.secrecy.groups)}:
+            raise _bad("a group ends neither in a sum nor in an `abort`, or in both")
         names = [name for one in self._opened for name in one.clients]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise _bad(
@@ -190,8 +193,6 @@ class RoundCheck:
             raise _bad(
                 f"{sum(aggregates.values())} clients, the quorum is {run.plan.cohort.quorum}"
             )
-        if max(aggregates, default=0) >= run.plan.secrecy.groups:
-            raise _bad(f"the plan has {run.plan.secrecy.groups} groups")
         largest = max(aggregates.values(), default=0)
         if largest > run.plan.largest_sum:
             raise _bad(f"a sum of {largest} clients, the plan's largest is {run.plan.largest_sum}")

@@ -62,6 +62,9 @@ def audit(
     _check_key(run)
     _check_loose(run, findings)
     _check_audits(run, findings)
+    if run.plan.secrecy.exchange == "secagg":
+        with findings.checking("every attempt ended in sums or an `abort`"):
+            _check_numbers(run)
     found: list[RoundVerdict] = []
     chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
     for done, (at, one) in enumerate(chosen):
@@ -183,6 +186,20 @@ def _check_loose(run: Run, findings: Findings) -> None:
         for abort in one.aborts:
             if abort.subjects != {"plan": run.plan_digest}:
                 findings.fault(f"leaf {abort.index} `abort` is not about this plan")
+
+
+def _check_numbers(run: Run) -> None:
+    """(P-8.8) No attempt is missing, so none was opened and hidden; none is told twice."""
+    used = []
+    for one in run.log.all_rounds:
+        used += [(each.leaf.seq, one.number) for each in one.aborts if each.leaf.group is None]
+        if one is not run.log.pending and one.number and not one.adapter.leaf.void:
+            used.append((one.adapter.leaf.seq, one.number))
+    for expected, (seq, number) in enumerate(used, start=1):
+        if seq != expected:
+            raise ProofError(
+                f"round {number}: attempt {seq} where attempt {expected} has to be told", REMEDY
+            )
 
 
 def _check_policy(run: Run) -> None:

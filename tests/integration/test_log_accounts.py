@@ -83,7 +83,7 @@ def test_a_killed_coordinators_attempt_is_an_abort_when_it_comes_back(
     adapters = [leaf for leaf in found if isinstance(leaf, Adapter)]
     assert [(a.round, a.seq, a.void) for a in adapters] == [(0, 0, ""), (1, 3, ""), (2, 4, "")]
     assert found.index(aborts(run)[1]) < found.index(adapters[1])
-    report = audit(Folder(run), Trust()).report
+    report = audit(Folder(run), Trust())
     assert (report.faults, [(one.verdict, one.faults) for one in report.rounds]) == (
         (),
         [("ok", ())] * 3,
