@@ -1,17 +1,22 @@
-"""``fedge client``: a site's identity, and what its data has spent."""
+"""``fedge client``: a site's identity, what its data has spent, and its receipts."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protocol.errors import ArtefactError
 
-app = typer.Typer(no_args_is_help=True, help="A site's identity, and what its data has spent.")
+if TYPE_CHECKING:
+    from client.receipts import Held
+
+app = typer.Typer(
+    no_args_is_help=True, help="A site's identity, what its data has spent, its receipts."
+)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -68,3 +73,83 @@ def ledger(
     typer.echo(f"{len(entries)} sums; epsilon at delta {delta:g}, without any amplification:")
     for name, value in spent.items():
         typer.echo(f"  {name}: {value:.3f}")
+
+
+@app.command()
+def receipts(
+    file: Annotated[Path, typer.Argument(help="a site's KEY.receipts.jsonl")],
+    as_json: Json = False,
+) -> None:
+    """The coordinators' receipts for this site's vectors, and what their logs say became of each."""
+    found = [(held, *_fate(held)) for held in _held(file)]
+    if as_json:
+        lines = [held.receipt.model_dump() | {"fate": fate, "leaf": at} for held, fate, at in found]
+        typer.echo(json.dumps(lines))
+        return
+    for held, fate, at in found:
+        one, where = held.receipt, "" if at is None else f", leaf {at}"
+        typer.echo(f"{one.origin}: round {one.round}, attempt {one.seq}: {fate}{where}")
+
+
+@app.command()
+def complain(
+    file: Annotated[Path, typer.Argument(help="a site's KEY.receipts.jsonl")],
+    identity: Annotated[Path, typer.Option("--identity", help="the site's key file")],
+    seq: Annotated[int, typer.Option("--seq", help="the attempt, as `receipts` shows it")],
+    about: Annotated[str, typer.Option("--about", help="what is wrong; it becomes public")],
+    run: Annotated[str, typer.Option("--run", help="part of the log's name, if several")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="file; printed without it")] = None,
+) -> None:
+    """Sign a complaint with the receipt in it: for the log's inbox, or for an auditor."""
+    from client.settings import read_identity
+    from protocol.secagg.primitives import client_id
+    from protocol.transparency.leaves import encode_message, sign_complaint
+
+    held = _one(_held(file), seq, run, file)
+    key = read_identity(identity)
+    own = client_id(key.public_key().public_bytes_raw())
+    if own.hex() != held.receipt.client:
+        raise ArtefactError(f"{identity} is not the key of this receipt", "name the site's key")
+    if not about.isprintable() or not 0 < len(about) <= 500:
+        raise ArtefactError("--about is not one line of at most 500 characters", "shorten it")
+    data = encode_message(sign_complaint(client=own, about=about, receipt=held.text, key=key))
+    if out is None:
+        typer.echo(data.decode())
+        return
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        raise ArtefactError(
+            f"{out} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
+    typer.echo(f"wrote {out}: for the coordinator's RUN/log/inbox, or for an auditor")
+
+
+def _held(file: Path) -> list[Held]:
+    from client.receipts import Receipts
+
+    if not file.is_file():
+        raise ArtefactError(f"{file} is not there", "name a site's KEY.receipts.jsonl")
+    return Receipts(file).held()
+
+
+def _fate(held: Held) -> tuple[str, int | None]:
+    """(`logged`, `aborted` or `not shown yet`, the leaf)."""
+    from protocol.transparency.leaves import Vector, decode_leaf
+    from protocol.transparency.offline import parse_offline_proof
+
+    if held.proof is None:
+        return "not shown yet", None
+    proof = parse_offline_proof(held.proof)
+    logged = isinstance(decode_leaf(proof.extra or b"").leaf, Vector)
+    return ("logged" if logged else "aborted"), proof.index
+
+
+def _one(found: list[Held], seq: int, run: str, file: Path) -> Held:
+    fitting = [held for held in found if held.receipt.seq == seq and run in held.receipt.origin]
+    if not fitting:
+        raise ArtefactError(f"{file} has no receipt of attempt {seq}", "`fedge client receipts`")
+    if len(fitting) > 1:
+        names = ", ".join(held.receipt.origin for held in fitting)
+        raise ArtefactError(f"attempt {seq} of several runs: {names}", "choose one with --run")
+    return fitting[0]

@@ -46,7 +46,9 @@ COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
-    "client": Lazy("client.commands:app", "A site's identity, and what its data has spent."),
+    "client": Lazy(
+        "client.commands:app", "A site's identity, what its data has spent, its receipts."
+    ),
     "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
     "release": Lazy(
@@ -54,6 +56,7 @@ COMMANDS = {
     ),
     "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
+    "log": Lazy("server.commands:app", "Look after a run's log: expired vectors, submissions."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
 }

@@ -103,6 +103,7 @@ class _Run:
         self._tend()
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
+            self._tend()
             if self._setting.listener:
                 self._setting.listener.on_round(record, state.adapter)
         return Outcome(rounds=self._plan.rounds, adapter_digest=record["adapter_out"])
