@@ -206,7 +206,7 @@ class _Reading:
 def _is_adapter(entry: bytes) -> bool:
     try:
         payload = base64.b64decode(json.loads(entry)["payload"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return b'"predicateType":"urn:fedge:leaf:adapter:1"' in payload
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+MOST_LEVELS = 32  # of nested lists and objects
+
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 bytes of ``value`` with sorted keys and no spaces; floats become hex strings."""
@@ -43,10 +45,13 @@ def _plain(value: Any) -> Any:
 def parse_canonical(data: bytes) -> Any:
     """The value of canonical JSON bytes. Raises ValueError for any other spelling of it.
 
-    No real numbers, no repeated keys, no integer of 2^53 or more in magnitude.
+    No real numbers, no repeated keys, no integer of 2^53 or more in magnitude, no more than 32 levels.
     """
-    value = json.loads(data.decode(), parse_float=_refused, parse_constant=_refused)
-    _check_integers(value)
+    try:
+        value = json.loads(data.decode(), parse_float=_refused, parse_constant=_refused)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check_plain(value, MOST_LEVELS)
     if canonical_json(value) != data:
         raise ValueError("not in canonical form")
     return value
@@ -56,13 +61,16 @@ def _refused(text: str) -> Any:
     raise ValueError(f"{text} is no integer")
 
 
-def _check_integers(value: Any) -> None:
+def _check_plain(value: Any, levels: int) -> None:
     if isinstance(value, int) and not -(2**53) < value < 2**53:
         raise ValueError("an integer of 2^53 or more")
+    if isinstance(value, (dict, list)) and not levels:
+        # Whoever walks through the value later must not run out of stack.
+        raise ValueError("nested too deeply")
     for inner in (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     ):
-        _check_integers(inner)
+        _check_plain(inner, levels - 1)
 
 
 def digest(tag: str, message: bytes) -> str:

@@ -260,6 +260,8 @@ def parse_plan(text: str, *, source: str) -> Plan:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{source}: not valid TOML: {error}", "correct the line named") from None
+    except RecursionError:
+        raise PlanError(f"{source}: nested too deeply", "write the plan again") from None
     return plan_from(document, source=source)
 
 
@@ -269,7 +271,7 @@ def plan_from_text(text: str, *, source: str) -> Plan:
         return parse_plan(text, source=source)
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PlanError(f"{source}: not valid JSON", "write the plan again") from None
     return plan_from(document, source=source)
 

@@ -18,9 +18,12 @@ def parse_roster(text: str, *, source: str) -> dict[str, bytes]:
         if set(document) != {"clients"} or not isinstance(clients, dict) or not clients:
             raise ValueError
         roster = {str(name): bytes.fromhex(key) for name, key in clients.items()}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise PlanError(f"{source}: not a roster", REMEDY) from None
     for name, key in roster.items():
+        if not name.isprintable() or not 1 <= len(name) <= 200:
+            # Its identity joins names and keys with control characters. (P-6.12)
+            raise PlanError(f"{source}: {name[:80]!a} is no name of a client", REMEDY)
         if len(key) != 32:
             raise PlanError(f"{source}: the key of {name!r} has {len(key)} bytes", REMEDY)
     if len({client_id(key) for key in roster.values()}) != len(roster):

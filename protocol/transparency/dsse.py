@@ -80,7 +80,7 @@ def sign_statement(
         "predicate": dict(predicate),
     }
     payload = canonical_json(statement)
-    signature = key.sign(_encoded(PAYLOAD_TYPE, payload))
+    signature = key.sign(pae(PAYLOAD_TYPE, payload))
     public = key.public_key().public_bytes_raw()
     return canonical_json(
         {
@@ -116,14 +116,14 @@ def verify_envelope(envelope: Envelope, public: bytes) -> None:
         raw = base64.b64decode(signature.sig, validate=True)
         if signature.keyid != key_id(public) or base64.b64encode(raw).decode() != signature.sig:
             raise ValueError
-        statement = _encoded(envelope.payload_type, payload)
+        statement = pae(envelope.payload_type, payload)
         Ed25519PublicKey.from_public_bytes(public).verify(raw, statement)
     except (InvalidSignature, ValueError):
         raise _bad(f"not signed by {key_id(public)}") from None
 
 
-def _encoded(kind: str, payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding."""
+def pae(kind: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: what is signed of an envelope."""
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
 
 
