@@ -8,33 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from audit.collected import Placed, Round
+from audit.collected import Placed, Round, Sum
 from audit.published import REMEDY, Run
 from audit.report import Findings, Spending
 from protocol.encoding import canonical_json
 from protocol.errors import MachineError, ProofError
 from protocol.privacy.ledger import Entry, central_numbers, client_epsilon, distributed_numbers
 from protocol.privacy.planned import mechanism_of
+from protocol.step.state import global_rank
 from protocol.transparency.leaves import Aggregate, Alive, Spent, sha256
 
 LEDGER = "privacy.jsonl"
 
 
 def check_ledger_of(run: Run, one: Round, findings: Findings) -> None:
-    """The lines of one round: their numbers, and one for every opened sum."""
+    """The lines of one round, or of what came after the last: their numbers, one for every opened sum."""
     if not run.plan.private:
         if one.spent:
             findings.fault("privacy is spent under a plan without any")
         return
-    if one.number == 0 and not one.spent:
+    pending = one is run.log.pending
+    if not one.spent and (pending or one.number == 0):
         return
-    with findings.checking("its lines of the privacy ledger"):
+    what = (
+        "the ledger's lines after the last round" if pending else "its lines of the privacy ledger"
+    )
+    with findings.checking(what):
         for placed in one.spent:
-            _check_line(run, one, placed)
-        if run.plan.privacy.mechanism == "central":
-            _check_central(one)
-        else:
+            _check_line(run, placed, one.number + pending)
+        if run.plan.privacy.mechanism != "central":
             _check_sums(run, one)
+        elif not pending:
+            _check_central(one)
 
 
 def spending(run: Run, findings: Findings) -> Spending | None:
@@ -61,6 +66,11 @@ def spending(run: Run, findings: Findings) -> Spending | None:
             if privacy.rounds_per_client and times > privacy.rounds_per_client:
                 raise _bad(f"{name} took part in {times} sums, {privacy.rounds_per_client} planned")
     try:
+        for placed in run.log.spent:
+            _check_line(run, placed, placed.leaf.entry.round)
+    except ProofError:
+        return found  # its round says what is wrong; of false numbers there is no epsilon
+    try:
         spent = {name: client_epsilon(entries, name, privacy) for name in names}
         sure = {name: client_epsilon(_opened(run, entries), name, privacy) for name in names}
     except MachineError as error:
@@ -73,16 +83,15 @@ def spending(run: Run, findings: Findings) -> Spending | None:
     return Spending(**{**vars(found), "epsilon": max(spent.values(), default=0.0)})
 
 
-def _check_line(run: Run, one: Round, placed: Placed[Spent]) -> None:
+def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
     entry, plan = placed.leaf.entry, run.plan
     where = f"leaf {placed.index} `dp`"
     if placed.subjects != {LEDGER: sha256(canonical_json(entry.model_dump()))}:
         raise _bad(f"{where} is not about its own line")
     central = plan.privacy.mechanism == "central"
-    number = entry.round
-    if not 1 <= number <= plan.rounds:
-        raise _bad(f"{where} is of round {number}")
-    size = run.layout(one.adapter.leaf.rank).only(run.contract.roles(number)).size
+    if entry.round != number or not 1 <= number <= plan.rounds:
+        raise _bad(f"{where} is of round {entry.round}")
+    size = run.layout(global_rank(plan)).only(run.contract.roles(number)).size
     numbers = (
         central_numbers(plan.privacy, size)
         if central
@@ -106,19 +115,30 @@ def _check_sums(run: Run, one: Round) -> None:
         if not found.complete:
             continue
         leaf = found.leaves().opened
-        entry = lines.get((found.seq, found.group, leaf.round, leaf.attempt))
-        if entry is None:
-            raise _bad(f"the sum of group {found.group} was opened and is not in the ledger")
-        _, members = run.members(found.of(Alive)[0].index)
-        clients = found.leaves().alive.clients
-        names = sorted(members.names.get(bytes.fromhex(each), "?") for each in clients)
-        if entry.participants != names:
-            raise _bad(f"the ledger's line of group {found.group} is of other clients")
+        _check_participants(
+            run, found, lines.get((found.seq, found.group, leaf.round, leaf.attempt))
+        )
+    revealed = {each.leaf.seq for each in one.aborts if each.leaf.revealed}
+    for found in one.unopened:  # under witnesses everybody sees whom an attempt in vain asked
+        if found.seq in revealed and found.of(Alive):
+            groups = {e.group: e for e in _entries(one) if e.sequence == found.seq}
+            _check_participants(run, found, groups.get(found.group))
     for abort in one.aborts:
         given = abort.leaf
         spent = {e.group for e in _entries(one) if e.sequence == given.seq}
         if given.revealed and (not spent or given.group not in {None, *spent}):
             raise _bad(f"attempt {given.seq} was opened and is not in the ledger")
+
+
+def _check_participants(run: Run, found: Sum, entry: Entry | None) -> None:
+    """The line of a sum is there, and of its very clients."""
+    if entry is None:
+        raise _bad(f"the sum of group {found.group} was opened and is not in the ledger")
+    alive = found.of(Alive)[0]
+    _, members = run.members(alive.index)
+    names = sorted(members.names.get(bytes.fromhex(each), "?") for each in alive.leaf.clients)
+    if entry.participants != names:
+        raise _bad(f"the ledger's line of group {found.group} is of other clients")
 
 
 def _check_central(one: Round) -> None:

@@ -73,6 +73,8 @@ def audit(
         check_ledger_of(run, one, check.findings)
         found.append(check.verdict(_of_round(faults, one.number)))
     progress("rounds", len(chosen), len(chosen))
+    if run.log.pending is not None:
+        check_ledger_of(run, run.log.pending, findings)
     spent = spending(run, findings)
     _check_end(run, findings)
     told = {one.round for one in found}

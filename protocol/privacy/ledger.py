@@ -7,15 +7,29 @@ from the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from protocol.errors import ArtefactError, PrivacyError
 from protocol.plan import Privacy
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
+
+
+def _is_real(text: str) -> str:
+    try:
+        number = float.fromhex(text)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf or number.hex() != text:
+        raise ValueError("not the hexadecimal form of a real number that is not negative")
+    return text
+
+
+Real = Annotated[str, AfterValidator(_is_real)]
 
 
 class Entry(BaseModel):
@@ -32,14 +46,14 @@ class Entry(BaseModel):
     attempt: int
     participants: list[str]
     mechanism: Literal["distributed", "central"]
-    clip: str
-    noise_multiplier: str
+    clip: Real
+    noise_multiplier: Real
     honest: int
-    grid: str
-    noise: str
+    grid: Real
+    noise: Real
     size: int
-    rho: str
-    xi: str
+    rho: Real
+    xi: Real
 
     @property
     def spent(self) -> Spent:
