@@ -23,10 +23,11 @@ from protocol.transparency.note import (
     verify_note,
 )
 from protocol.transparency.policy import Policy
-from protocol.transparency.tiles import parse_entries, tiles_grown, tiles_needed
+from protocol.transparency.tiles import MOST_LEAVES, parse_entries, tiles_grown, tiles_needed
 from protocol.transparency.tree import Tree
 
 LOG, BATCH = "log/", "log.batch"
+MOST_BYTES = 2**32  # of all leaves together
 REMEDY = "keep what you have as evidence, and ask the coordinator and its witnesses"
 
 
@@ -128,6 +129,7 @@ class _Reading:
     def __init__(self, source: Source, key: VerifierKey) -> None:
         self._source, self._key = source, key
         self.entries: list[bytes] = []
+        self._bytes = 0
         self.tree = Tree()
         self.note = ""
         self.batches: list[str] = []
@@ -143,6 +145,10 @@ class _Reading:
                 raise
             return
         self.checkpoint = parse_kept(self.note, self._key)
+        if self.checkpoint.size > MOST_LEAVES:
+            raise ProofError(
+                f"a log of {self.checkpoint.size} leaves, at most {MOST_LEAVES}", REMEDY
+            )
         for path, count in tiles_needed(self.checkpoint.size):
             found = parse_entries(self._tile(path))[:count]
             if len(found) != count:
@@ -190,6 +196,9 @@ class _Reading:
         self._check_root(name)
 
     def _add(self, entries: list[bytes]) -> None:
+        self._bytes += sum(map(len, entries))
+        if self._bytes > MOST_BYTES:
+            raise ProofError(f"leaves of more than {MOST_BYTES} bytes together", REMEDY)
         for entry in entries:
             self.entries.append(entry)
             self.tree.append(leaf_hash(entry))

@@ -17,6 +17,13 @@ from urllib.parse import urlsplit
 from protocol.errors import ArtefactError, ProofError
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
+MOST_OF = (  # of those that have to be small, in bytes
+    (re.compile(r"log/(key|policy|checkpoint)"), 2**20),
+    (re.compile(r"log/tile/entries/.*"), 256 * (2 + 65_535)),
+    (re.compile(r"log/tile/.*"), 256 * 32),
+    (re.compile(r".*\.(json|chunks|tlog-proof)"), 2**26),
+    (re.compile(r".*log\.batch"), 2**29),
+)
 TIMEOUT_S = 60.0
 REMEDY = "fetch the run again, or ask its coordinator for the file"
 _ROUND = r"rounds/[0-9]{4,9}"
@@ -79,12 +86,19 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """As :meth:`Source.exists`."""
-        return self._path(name).is_file()
+        try:
+            return self._path(name).is_file()
+        except OSError as error:
+            raise ArtefactError(f"{name} cannot be read: {error.strerror}", REMEDY) from None
 
     def _path(self, name: str) -> Path:
         check_name(name)
         path = self._folder / name
-        if not path.resolve().is_relative_to(self._folder):
+        try:
+            inside = path.resolve().is_relative_to(self._folder)
+        except RuntimeError:  # links that lead to each other
+            inside = False
+        if not inside:
             raise ProofError(f"{name} leads out of the run's folder", "do not trust this copy")
         return path
 
@@ -94,7 +108,11 @@ class Web:
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises ArtefactError for another kind of address."""
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ArtefactError(f"{url} is no web address", "give http://… or https://…")
         self.where, self._base, self._timeout_s = url, url.rstrip("/"), timeout_s
 
@@ -116,7 +134,7 @@ class Web:
             if error.code in (404, 410):
                 raise MissingError(f"{name} is not there", REMEDY) from None
             raise ArtefactError(f"{name}: the server answers {error.code}", REMEDY) from None
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:  # a redirection to no address
             why = getattr(error, "reason", None) or type(error).__name__
             raise ArtefactError(f"{name} cannot be fetched: {why}", REMEDY) from None
 
@@ -141,7 +159,8 @@ def check_name(name: str) -> None:
 
 
 def _bounded(file: IO[bytes], name: str, length: int | None) -> bytes:
-    data = file.read(MOST_BYTES + 1 if length is None else length)
-    if len(data) > MOST_BYTES:
-        raise ArtefactError(f"{name} has more than {MOST_BYTES} bytes", REMEDY)
+    most = next((most for kind, most in MOST_OF if kind.fullmatch(name)), MOST_BYTES)
+    data = file.read(most + 1 if length is None else length)
+    if len(data) > most:
+        raise ArtefactError(f"{name} has more than {most} bytes", REMEDY)
     return data

@@ -18,7 +18,8 @@ from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
 from audit.sources import Source
 from audit.sums import Effort
-from protocol.errors import ProofError
+from protocol.errors import MachineError, ProofError
+from protocol.legality import verify_legal
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
 from protocol.transparency.leaves import Complaint, Evaluation, Release, verify_complaint
@@ -58,6 +59,7 @@ def audit(
         raise ProofError(f"the log has no round {only}", f"it has 0 to {len(rounds) - 1}")
     faults = [*run.log.faults, *both_seeds(run)]
     findings = Findings()
+    _check_legal(run, findings)
     findings.verified.append(f"the log's {copy.checkpoint.size} leaves, its tree and its signature")
     _check_key(run)
     _check_loose(run, findings)
@@ -152,6 +154,14 @@ def _assumed(run: Run, trust: Trust) -> list[Unproven]:
         )
         found.append(newest)
     return found
+
+
+def _check_legal(run: Run, findings: Findings) -> None:
+    """Nothing is derived from a plan that may not be run. Raises PlanError."""
+    try:
+        verify_legal(run.plan, run.manifest)
+    except MachineError as error:
+        findings.leave_open(error.cause, "that the plan's own budget allows its rounds")
 
 
 def _check_key(run: Run) -> None:

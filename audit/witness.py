@@ -26,7 +26,7 @@ from protocol.transparency.note import (
     verify_note,
 )
 from protocol.transparency.proofs import REMEDY as EVIDENCE
-from protocol.transparency.tiles import WIDTH, tile_path
+from protocol.transparency.tiles import MOST_LEAVES, WIDTH, tile_path
 from protocol.transparency.tree import Tree
 from protocol.transparency.witness import (
     BAD,
@@ -203,6 +203,8 @@ def begin(folder: Path, name: str, key: Ed25519PrivateKey) -> VerifierKey:
 
 def _leaf_hashes(read: Callable[[str], bytes], size: int) -> list[bytes]:
     """The hashes of the first ``size`` leaves, from the tiles of level 0."""
+    if size > MOST_LEAVES:
+        raise ProofError(f"a log of {size} leaves, at most {MOST_LEAVES} are read", EVIDENCE)
     found: list[bytes] = []
     while len(found) < size:
         index, width = len(found) // WIDTH, min(WIDTH, size - len(found))

@@ -68,15 +68,17 @@ class Layout:
     def flatten(self, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Vector:
         """One float32 vector (d,). Raises ArtefactError for a missing name or another shape."""
         self._check_names(tensors)
-        vector = np.empty(self.size, np.float32)
-        for spec in self.specs:
-            tensor = tensors[spec.name]
-            if tuple(tensor.shape) != spec.shape:
+        for spec in self.specs:  # all of them first: a layout may be of any size
+            shape = tuple(tensors[spec.name].shape)
+            if shape != spec.shape:
                 raise ArtefactError(
-                    f"tensor {spec.name} has shape {tuple(tensor.shape)}, the plan says {spec.shape}",
+                    f"tensor {spec.name} has shape {shape}, the plan says {spec.shape}",
                     "use the adapter and the base that belong to this plan",
                 )
-            vector[self.slices[spec.name]] = np.asarray(tensor, np.float32).reshape(-1)
+        vector = np.empty(self.size, np.float32)
+        for spec in self.specs:
+            tensor = np.asarray(tensors[spec.name], np.float32)
+            vector[self.slices[spec.name]] = tensor.reshape(-1)
         return vector
 
     def unflatten(self, vector: Vector) -> Tensors:

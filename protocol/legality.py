@@ -274,6 +274,7 @@ def _witnesses(plan: Plan) -> Iterator[Finding]:
             f"{audit.witness_quorum} of {len(audit.witnesses)} witnesses: two quorums may share none",
             "more than half of them, and f more than that over two if f may be dishonest (P-8.12)",
         )
+        return
     try:
         policy_of(audit)
     except ProofError as error:

@@ -103,6 +103,8 @@ def _shape(name: str, entry: Any, start: int, size: int, source: str) -> tuple[i
     for numbers, most in ((shape, DIMENSIONS), (offsets, 2)):
         if not isinstance(numbers, list) or len(numbers) > most or not all(map(_is_size, numbers)):
             raise _bad(source, f"tensor {name} has no usable shape or offsets")
+    if math.prod(number or 1 for number in shape) >= 2**53:  # numpy has no such array, even empty
+        raise _bad(source, f"tensor {name} has no usable shape or offsets")
     end = start + 4 * math.prod(shape)
     if offsets != [start, end]:
         raise _bad(source, f"tensor {name} overlaps, leaves a gap or has a length of its own")

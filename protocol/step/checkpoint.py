@@ -57,7 +57,8 @@ def decode_checkpoint(data: bytes, *, rank: int, source: str) -> tuple[State, No
     vector = np.concatenate([adapter[name].reshape(-1) for name in sorted(adapter)])
     if not vector.shape == state.moments.first.shape == state.moments.second.shape:
         raise ArtefactError(f"{source}: moments and adapter are of different sizes", REMEDY)
-    if any(len(value) != rank for name, value in adapter.items() if name.endswith(LORA_A)):
+    factors = [value for name, value in adapter.items() if name.endswith(LORA_A)]
+    if any(value.ndim != 2 or len(value) != rank for value in factors):
         raise ArtefactError(f"{source}: its factors are not of rank {rank}", REMEDY)
     note = _note(metadata, source)
     if vector_digest(vector) != note.adapter_digest:  # a layout sorts by name: (P-2.2)

@@ -76,9 +76,14 @@ def simple_policy(log: VerifierKey, witnesses: Sequence[VerifierKey], quorum: in
 
 
 def policy_of(audit: Audit) -> Policy:
-    """What a plan's audit section says of the log. Raises ProofError."""
-    witnesses = [parse_key(key) for key in audit.witnesses]
-    return simple_policy(parse_key(audit.log), witnesses, audit.witness_quorum)
+    """What a plan's audit section says of the log. Raises ProofError, also for a quorum of half or less."""
+    count, quorum = len(audit.witnesses), audit.witness_quorum
+    if not count < 2 * quorum <= 2 * count:
+        raise ProofError(f"{quorum} of {count} witnesses: two quorums may share none", REMEDY)
+    log, witnesses = parse_key(audit.log), [parse_key(key) for key in audit.witnesses]
+    if any(key.public == log.public for key in witnesses):
+        raise ProofError("the log's key is one of its witnesses'", REMEDY)
+    return simple_policy(log, witnesses, quorum)
 
 
 def parse_policy(text: str) -> Policy:

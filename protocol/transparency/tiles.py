@@ -13,6 +13,7 @@ from protocol.errors import ProofError
 from protocol.transparency.tree import Tree
 
 WIDTH, HEIGHT = 256, 8
+MOST_LEAVES = 2**24  # of a log that an auditor or a witness reads whole
 LENGTH = struct.Struct(">H")
 REMEDY = "fetch it again; if that does not help, the log is faulty"
 

@@ -102,20 +102,20 @@ def test_one_round_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "privacy", "secrecy"),
+    ("rule", "privacy", "sections"),
     [
         ("fed-sb", {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}, {}),
         (
-            "fedit",
+            "ffa-lora",
             {"mechanism": "central", "noise_multiplier": 2.0, "sampling": 0.9, "epsilon": 20.0},
-            {"exchange": "plain"},
+            {"secrecy": {"exchange": "plain"}, "cohort": {"size": 6, "quorum": 1}},
         ),
     ],
 )
 def test_the_privacy_ledger_is_computed_again(
-    rule: str, privacy: dict[str, Any], secrecy: dict[str, Any], tmp_path: Path
+    rule: str, privacy: dict[str, Any], sections: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", rule={"name": rule}, privacy=privacy, secrecy=secrecy)
+    run = make_run(tmp_path / "run", rule={"name": rule}, privacy=privacy, **sections)
     report = verified(run)
     assert not report.failed, report.to_dict()
     assert report.privacy is not None
