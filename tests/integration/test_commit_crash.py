@@ -114,7 +114,7 @@ def crash_everywhere(tmp_path: Path, stride: int) -> None:
 
 
 def test_a_kill_between_steps_of_a_commit(tmp_path: Path) -> None:
-    crash_everywhere(tmp_path, stride=2)
+    crash_everywhere(tmp_path, stride=4)
 
 
 @pytest.mark.slow
