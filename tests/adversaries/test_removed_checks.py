@@ -1,0 +1,97 @@
+"""Mutations are found by checks, not by chance: without its check, each of these passes unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import audit.budget
+import audit.log_copy
+import audit.rounds
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import audit as verify
+from protocol.encoding import canonical_json
+from protocol.errors import FedgeError
+from protocol.transparency.leaves import sha256
+from tests.adversaries.forger import Forger
+from tests.unit.audit.runs import make_run
+
+Mutation = Callable[[Path], Trust]
+PRIVATE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run", rule={"name": "fed-sb"}, privacy=PRIVATE)
+
+
+def a_bit_of_a_file(run: Path) -> Trust:
+    card = run / "rounds/0001/adapter/README.md"
+    data = bytearray(card.read_bytes())
+    data[-2] ^= 1
+    card.write_bytes(data)
+    return Trust()
+
+
+def another_epsilon(run: Path) -> Trust:
+    """The coordinator claims to have spent less, and signs it."""
+    forger = Forger(run)
+    index, made = forger.at("dp"), {}
+
+    def change(leaf: Any) -> None:
+        leaf["entry"]["rho"] = (1e-9).hex()
+        made.update(leaf["entry"])
+
+    forger.edit(index, change)
+    forger.resubject(index, {"privacy.jsonl": sha256(canonical_json(made))})
+    forger.sign()
+    return Trust()
+
+
+def another_history(run: Path) -> Trust:
+    """A log that is right in itself, and not the one that was shown before."""
+    kept = (run / "log/checkpoint").read_text()
+    forger = Forger(run)
+    forger.edit(forger.at("round-open"), lambda leaf: leaf.update(code="1" * 64))
+    forger.sign()
+    return Trust(kept=kept)
+
+
+def found(run: Path, trust: Trust) -> bool:
+    try:
+        report = verify(Folder(run), trust)
+    except FedgeError:
+        return True
+    return report.failed
+
+
+@pytest.mark.parametrize(
+    ("mutation", "module", "check", "without"),
+    [
+        (
+            a_bit_of_a_file,
+            audit.rounds,
+            "read_subject",
+            lambda source, placed, name: source.read(name),
+        ),
+        (another_epsilon, audit.budget, "_check_line", lambda *_: None),
+        (another_history, audit.log_copy, "_check_growth", lambda *_: None),
+    ],
+)
+def test_a_mutation_is_found_by_its_check_alone(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mutation: Mutation,
+    module: Any,
+    check: str,
+    without: Callable[..., Any],
+) -> None:
+    assert not found(run, Trust())
+    trust = mutation(run)
+    assert found(run, trust)
+    monkeypatch.setattr(module, check, without)
+    assert not found(run, trust)
