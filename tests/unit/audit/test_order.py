@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.witness import Cosigned
 from server.rounds import deal_groups
 from server.witnessing import Answer
-from tests.adversaries.forger import Forger, kind_of
+from tests.adversaries.forger import Forger, kind_of, linked
 from tests.unit.audit.runs import make_run
 
 Made = Callable[[Path], Forger]
@@ -90,9 +89,7 @@ def witnessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def forge(tmp_path: Path) -> Made:
     def make(run: Path) -> Forger:
-        folder = tmp_path / "forged"
-        shutil.rmtree(folder, ignore_errors=True)
-        return Forger(Path(shutil.copytree(run, folder)))
+        return Forger(linked(run, tmp_path / "forged"))
 
     return make
 
