@@ -75,3 +75,22 @@ def key(run: Run) -> None:
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(f"{path} cannot be read", "name a run folder") from None
     typer.echo(text.strip())
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="the log's name, unique: log.example/run-1")],
+    out: Annotated[Path, typer.Option("--out", help="file for the secret key; must not exist")],
+    as_json: Json = False,
+) -> None:
+    """Make a key for a run's log beforehand: a plan with witnesses names it (`audit.log`)."""
+    from protocol.transparency.note import NAME, KeyType, VerifierKey
+    from server.log import read_log_key
+
+    if not NAME.fullmatch(name):
+        raise ArtefactError(f"{name!r} is no name", "no spaces and no plus, at most 128 characters")
+    if out.exists():
+        raise ArtefactError(f"{out} exists already", "name another file")
+    public = read_log_key(out).public_key().public_bytes_raw()
+    verifier = VerifierKey(name=name, type=KeyType.ED25519, public=public).encode()
+    typer.echo(json.dumps({"key": verifier, "secret": str(out)}) if as_json else verifier)
