@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from audit.budget import check_ledger_of, spending
 from audit.collected import Fault, Placed
+from audit.complaints import check_complaint
 from audit.log_copy import Trust, batch_path, read_log
 from audit.order import collect, parse_first
 from audit.published import POLICY, REMEDY, Run, checkpoint_path, open_run, read_plan
@@ -22,7 +23,7 @@ from protocol.errors import MachineError, ProofError
 from protocol.legality import verify_legal
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
-from protocol.transparency.leaves import Complaint, Evaluation, Release, verify_complaint
+from protocol.transparency.leaves import Evaluation, Release
 from protocol.transparency.note import parse_key
 
 Progress = Callable[[str, int, int], None]
@@ -183,7 +184,7 @@ def _check_loose(run: Run, findings: Findings) -> None:
             run.members(roster.index + 1)
     for complaint in log.complaints:
         with findings.checking(f"leaf {complaint.index} `complaint`"):
-            _check_complaint(run, complaint)
+            check_complaint(run, complaint)
     for retention in log.retentions:
         with findings.checking(f"leaf {retention.index} `retention`"):
             _check_retention(run, retention.leaf.round, retention.leaf.vectors, retention.subjects)
@@ -218,14 +219,6 @@ def _check_policy(run: Run) -> None:
     """What the run offers devices and auditors to pin is its own key and its plan's witnesses."""
     if run.source.read(POLICY) != run.policy.render().encode():
         raise ProofError("it is not of this log's key and its plan's witnesses", REMEDY)
-
-
-def _check_complaint(run: Run, placed: Placed[Complaint]) -> None:
-    _, members = run.members(placed.index)
-    public = members.keys.get(bytes.fromhex(placed.leaf.client))
-    if public is None:
-        raise ProofError(f"{placed.leaf.client} is not in the roster", REMEDY)
-    verify_complaint(placed.leaf, public)
 
 
 def _check_retention(run: Run, number: int, count: int, subjects: dict[str, str]) -> None:

@@ -6,7 +6,6 @@ Nothing that lies in the folder can stop a run: what cannot be used is put aside
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +83,10 @@ def _verified(path: Path, log: RunLog, store: RunStore) -> bytes:
 
 def _read(path: Path) -> bytes:
     """A plain file's bytes, without an editor's last newline."""
-    if path.is_symlink():
-        raise ProofError("a link", REMEDY)
+    if path.is_symlink() or not path.is_file():
+        raise ProofError("not a plain file", REMEDY)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ProofError("not a plain file", REMEDY)
         return file.read(MOST_BYTES + 2).removesuffix(b"\n")
 
 

@@ -12,15 +12,33 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import server.publishing
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import audit
 from client.receipts import Held
 from protocol.errors import RoundError
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, Vector, decode_leaf
+from protocol.transparency.leaves import (
+    Abort,
+    Vector,
+    decode_leaf,
+    encode_message,
+    sign_complaint,
+)
+from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.offline import parse_offline_proof
-from protocol.transparency.receipts import sign_receipt
+from protocol.transparency.receipts import Receipt, sign_receipt
+from protocol.transparency.witness import (
+    Refused,
+    Witnessed,
+    consider,
+    parse_add_checkpoint,
+    witness_key,
+)
 from server.log import RunLog, open_log
 from server.rounds import deal_groups
 from server.store import RunStore
+from server.witnessing import Answer
 from tests.unit.audit.runs import Sites, make_run, small_plan
 
 SIX: dict[str, Any] = {"rounds": 3, "cohort": {"size": 6, "quorum": 3, "deadline_s": 30.0}}
@@ -136,6 +154,18 @@ def test_a_dropped_vector_is_missed_in_the_next_round(
     assert detail(run, 3, refused[0]).startswith("share: SecrecyError: log.missing: attempt 1")
     (held,) = sites.receipts(refused[0]).held()
     assert (held.receipt.client, held.proof) == (victim, None)
+    complaint = sign_complaint(
+        client=bytes.fromhex(victim),
+        about="left out",
+        receipt=held.text,
+        key=sites.keys[refused[0]],
+    )
+    (run / "log/inbox").mkdir()
+    (run / "log/inbox/left-out.json").write_bytes(encode_message(complaint))
+    make_run(run, sites=sites, **SIX)  # finished: it only tends its log
+    assert list((run / "log/inbox").iterdir()) == []
+    faults = audit(Folder(run), Trust()).faults
+    assert any(f"gave {victim} a receipt for its vector in attempt 1" in each for each in faults)
 
 
 def test_a_forged_receipt_is_refused_before_the_alive_set_is_signed(
@@ -159,6 +189,57 @@ def test_a_forged_receipt_is_refused_before_the_alive_set_is_signed(
     held = [[one.receipt.round for one in sites.receipts(site).held()] for site in range(6)]
     assert held[int(refused[-1])] == [2, 3]
     assert held.count([1, 2, 3]) == 5
+
+
+class InProcess:
+    """A witness of the log with ``verifier``: the real core, without a network."""
+
+    name = "w.example"
+
+    def __init__(self, verifier: VerifierKey) -> None:
+        self.key, self.latest, self.verifier = Ed25519PrivateKey.generate(), Witnessed(), verifier
+
+    def post(self, body: bytes) -> Answer:
+        request = parse_add_checkpoint(body)
+        found = consider(request, self.latest, [self.verifier], self.name, self.key, time=1)
+        if isinstance(found, Refused):
+            return Answer(status=found.status, body=f"{found.size}\n")
+        self.latest = found.latest
+        return Answer(status=200, body=found.line)
+
+
+def test_under_witnesses_the_receipt_comes_with_unmask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    log = VerifierKey(
+        name="log.example", type=KeyType.ED25519, public=key.public_key().public_bytes_raw()
+    )
+    witness = InProcess(log)
+    sections = SIX | {
+        "audit": {
+            "log": log.encode(),
+            "witnesses": [witness_key(witness.name, witness.key).encode()],
+            "witness_quorum": 1,
+        }
+    }
+    sites, honest, calls = sites_of(tmp_path, **sections), RunLog.receipt, 0
+
+    def altering(self: RunLog, receipt: Receipt) -> str:
+        nonlocal calls
+        calls += 1
+        return honest(
+            self, receipt.model_copy(update={"root": "0" * 64}) if calls == 1 else receipt
+        )
+
+    monkeypatch.setattr(RunLog, "receipt", altering)
+    run = make_run(tmp_path / "run", sites=sites, log_key=key, witnesses=[witness], **sections)
+    record = json.loads((run / "rounds/0001/record.json").read_text())
+    (refused,) = record["lost"]
+    assert record["lost"][refused] == "unmask"
+    for site in range(6):
+        missed = f"site-{site}" == refused
+        assert kinds(sites.receipts(site).held()) == ["vector"] * (1 if missed else 2)
 
 
 def rewritten(
