@@ -80,7 +80,7 @@ def tree_root(hashes: list[bytes]) -> bytes:
 
 def read_entries(run: Path) -> tuple[bytes, list[bytes]]:
     """(the log's raw key, its leaves) under a checkpoint that verifies."""
-    name, identity, encoded = (run / "log/key").read_text().strip().split("+")
+    name, identity, encoded = (run / "log/key").read_text().strip().split("+", 2)
     key = base64.b64decode(encoded)
     assert key[0] == 1
     assert hashlib.sha256(name.encode() + b"\n" + key).hexdigest()[:8] == identity
