@@ -9,7 +9,9 @@ the in-process grid gives every client of a round the same objects.
 Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
 TOML or JSON file), ``base`` (a folder), ``data-pattern`` (a path with ``{partition}``), ``threads``
 (0 = torch's default). ``node_config`` alone has ``data-path``, ``client-id``, ``partition-id``,
-``identity`` (a key file), ``ledger`` (of privacy spent) and ``max-epsilon`` (this client's own limit).
+``identity`` (a key file), ``ledger`` (of privacy spent), ``max-epsilon`` (this client's own limit),
+``trainer`` (the socket of a process that keeps the base; without it this one trains) and ``sessions``
+(a folder for attempts of secure aggregation; without it Flower's node state has them).
 """
 
 from __future__ import annotations
@@ -22,20 +24,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.rows_cache import rows_cache
+from client.job import contribution, job_of
 from client.settings import (
     client_name,
-    data_path,
     epsilon_limit,
     identity_path,
     ledger_path,
     manifest_of,
     opened_path,
-    path_of,
     plan_of,
     read_identity,
     receipts_path,
     roster_of,
+    sessions_path,
+    trainer_path,
 )
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
@@ -50,7 +52,6 @@ from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
 from protocol.rules import rule_named
-from protocol.secagg.session import Session
 
 log = logging.getLogger("fedge.client")
 
@@ -124,13 +125,14 @@ def _hello(context: Context) -> RecordDict:
 
 
 def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
-    """One phase of secure aggregation; the session lives in the node's state."""
+    """One phase of secure aggregation; nothing leaves before the session after it is kept."""
     import os
 
     from client.ledger import FileLedger
     from client.opened_rounds import FileOpenedRounds
     from client.receipts import Receipts
     from client.secret import Member
+    from client.sessions import session_of
 
     instruction = _instruction(message.content)
     request = _request(message.content)
@@ -156,21 +158,16 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         receipts=Receipts(receipts_path(context)),
         limit=epsilon_limit(context),
     )
-    held = context.state.get(wire.SECAGG)
-    session = (
-        Session.model_validate_json(str(held["session"]))
-        if isinstance(held, ConfigRecord)
-        else None
-    )
-    after, reply = member.answer(
-        phase,
-        request,
-        instruction,
-        session,
-        lambda: _contribution(message, context),
-        _log_text(message.content),
-    )
-    context.state[wire.SECAGG] = ConfigRecord({"session": after.model_dump_json()})
+    with session_of(context, sessions_path(context), plan.digest) as kept:
+        after, reply = member.answer(
+            phase,
+            request,
+            instruction,
+            kept.load(),
+            lambda: _contribution(message, context),
+            _log_text(message.content),
+        )
+        kept.keep(after)
     data = np.frombuffer(reply, np.uint8)
     content = RecordDict({wire.MASKED: ArrayRecord({"masked": Array(data)})})
     if phase in (Phase.ADVERTISE, Phase.UNMASK):  # before the next share, whichever comes last
@@ -192,25 +189,18 @@ def _mask(message: Message, context: Context) -> RecordDict:
             "ask the coordinator's operator",
         )
     verify_limit(plan, epsilon_limit(context))
-    contribution = _contribution(message, context)
-    masked = np.frombuffer(PlainClient().mask(contribution), np.uint8)
+    masked = np.frombuffer(PlainClient().mask(_contribution(message, context)), np.uint8)
     return RecordDict({wire.MASKED: ArrayRecord({"masked": Array(masked)})})
 
 
 def _contribution(message: Message, context: Context) -> Contribution:
     instruction, adapter = _received(message.content)
-    plan = plan_of(context)
-    from client.worker import worker_for
+    job, trainer = job_of(context), trainer_path(context)
+    if trainer is None:
+        return contribution(job, instruction, adapter)
+    from client.trainer_link import ask
 
-    _set_threads(context)
-    worker = worker_for(plan, path_of(context, "base"))
-    worker.check(instruction, adapter)  # a request that does not belong reads no private data
-    return worker.contribute(
-        client=client_name(context),
-        instruction=instruction,
-        adapter=adapter,
-        rows=rows_cache.get(data_path(context), worker),
-    )
+    return ask(trainer, job, instruction, adapter)
 
 
 def _instruction(content: RecordDict) -> wire.Instruction:
@@ -261,11 +251,3 @@ def _unfit(fault: str) -> ArtefactError:
     return ArtefactError(
         f"message train.mask: {fault}", "run the same version of fedge on both sides"
     )
-
-
-def _set_threads(context: Context) -> None:
-    import torch
-
-    threads = int(context.node_config.get("threads") or context.run_config.get("threads") or 0)
-    if threads > 0 and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""``fedge client``: a site's identity, what its data has spent, and its receipts."""
+"""``fedge client``: a site's identity, its trainer, what its data has spent, and its receipts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.trainer_commands import trainer
 from protocol.errors import ArtefactError
 
 if TYPE_CHECKING:
     from client.receipts import Held
 
 app = typer.Typer(
-    no_args_is_help=True, help="A site's identity, what its data has spent, its receipts."
+    no_args_is_help=True,
+    help="A site's identity, its trainer, what its data has spent, its receipts.",
 )
+app.command()(trainer)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 

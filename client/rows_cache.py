@@ -46,6 +46,3 @@ class RowsCache:
 
     def __len__(self) -> int:
         return len(self._held)
-
-
-rows_cache = RowsCache()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context
 
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
+
+if TYPE_CHECKING:
+    from flwr.app import Context
 
 FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
 
@@ -30,7 +33,12 @@ def client_name(context: Context) -> str:
 
 def plan_of(context: Context) -> Plan:
     """The plan this node agreed to. Raises PlanError."""
-    return _plan(file_key(path_of(context, "plan"), PlanError))
+    return plan_at(path_of(context, "plan"))
+
+
+def plan_at(path: Path) -> Plan:
+    """The plan in a file; read again when it changes. Raises PlanError."""
+    return _plan(file_key(path, PlanError))
 
 
 def manifest_of(context: Context) -> Manifest:
@@ -82,6 +90,18 @@ def receipts_path(context: Context) -> Path:
     """Where this client keeps receipts and what it was shown of logs: beside its identity."""
     identity = identity_path(context)
     return identity.with_name(identity.name + ".receipts.jsonl")
+
+
+def trainer_path(context: Context) -> Path | None:
+    """The socket of this machine's trainer; None to train in the process of the message."""
+    value = context.node_config.get("trainer")
+    return Path(str(value)) if value else None
+
+
+def sessions_path(context: Context) -> Path | None:
+    """The folder for attempts of secure aggregation; None to keep them in Flower's node state."""
+    value = context.node_config.get("sessions")
+    return Path(str(value)) if value else None
 
 
 def epsilon_limit(context: Context) -> float:

@@ -7,6 +7,7 @@ rank) is opened once per process and shared by every client it serves. (P-4.2, P
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,20 @@ class Worker:
         return encode(tokenizer, rows.texts, rows.labels, task.max_length)
 
     def contribute(
-        self, *, client: str, instruction: Instruction, adapter: Vector, rows: Rows | Encoded
+        self,
+        *,
+        client: str,
+        instruction: Instruction,
+        adapter: Vector,
+        rows: Rows | Encoded,
+        on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's roles, return the difference.
 
         ``adapter`` is the full float32 vector at ``instruction.rank``; the update is in the layout
         of the round's roles at this client's rank. Under a rule with a fresh adapter per round the
         update is relative to :func:`fresh_adapter`, its head relative to the received head.
+        ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
         for a client without rows, UpdateError when training diverges.
@@ -124,6 +132,7 @@ class Worker:
             local=self.plan.local,
             roles=roles,
             seed=seed_from("train", self.plan.seed, instruction.round, client),
+            on_step=on_step,
         )
         after = model.tensors()
         layout = model.layout.only(roles)

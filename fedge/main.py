@@ -47,7 +47,7 @@ COMMANDS = {
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
     "client": Lazy(
-        "client.commands:app", "A site's identity, what its data has spent, its receipts."
+        "client.commands:app", "A site's identity, its trainer, what its data spent, its receipts."
     ),
     "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),

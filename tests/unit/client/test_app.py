@@ -15,6 +15,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client import app as app_module
+from client import job as job_module
 from client import worker as worker_module
 from client.app import app
 from client.data import Rows
@@ -35,7 +36,7 @@ PRIVATE = "a private sentence"
 @pytest.fixture(autouse=True)
 def _nothing_resident() -> Iterator[None]:
     worker_module._residents.clear()
-    app_module.rows_cache = RowsCache()
+    job_module.rows_cache = RowsCache()
     yield
     worker_module._residents.clear()
 
