@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("slots.py", "grid.py", "memory.py", "secrecy.py", "audit.py", "demo_round.py")
+PARTS = ("slots.py", "grid.py", "memory.py", "secrecy.py", "audit.py", "resident.py", "demo_round.py")
 
 
 def main() -> None:
