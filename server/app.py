@@ -7,23 +7,31 @@ without it the run folder has a key of its own for its log), and ``witnesses`` (
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from protocol.errors import ArtefactError, MachineError, PlanError
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
+from protocol.layout import Tensors
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
+from server.files import write_whole
 from server.log import read_log_key
 from server.setting import Listener
-from server.store import RunStore
+from server.store import Record, RunStore
 from server.witnessing import HttpWitness
+
+OUTCOME = "outcome.json"
+log = logging.getLogger("flwr.fedge")  # Flower's handler writes it, as it does its own lines
 
 
 def make_app(*, clock: Clock | None = None, listener: Listener | None = None) -> ServerApp:
@@ -38,6 +46,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
         keys = read_roster(_path(context, "roster")) if plan.secrecy.exchange == "secagg" else {}
         store = RunStore(_path(context, "run"))
         try:
+            note_outcome(store.folder, None)
             if store.last_round() is not None and not context.run_config.get("resume", False):
                 raise ArtefactError(
                     f"{store.folder} holds a run already", "resume it, or name another folder"
@@ -48,15 +57,50 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 grid=grid,
                 store=store,
                 clock=clock or SystemClock(),
-                listener=listener,
+                listener=listener or _Narrator(),
                 roster_keys=keys,
                 log_key=_log_key(context),
                 witnesses=_witnesses(context),
             )
+            note_outcome(store.folder, {"finished": True, "exit_code": 0})
+        except FedgeError as error:
+            note_outcome(store.folder, _failure(error))
+            raise
         finally:
             store.close()
 
     return made
+
+
+def note_outcome(folder: Path, outcome: dict[str, Any] | None) -> None:
+    """Leave how a run ended in ``outcome.json``, for whoever waits: Flower itself does not say."""
+    path = folder / OUTCOME
+    if outcome is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_whole(path, (json.dumps(outcome, indent=1) + "\n").encode())
+
+
+def _failure(error: FedgeError) -> dict[str, Any]:
+    return {
+        "finished": False,
+        "exit_code": error.exit_code,
+        "kind": type(error).__name__,
+        "cause": error.cause,
+        "remedy": error.remedy,
+    }
+
+
+class _Narrator:
+    """Says in the log what was published; names and counts, nothing of an update."""
+
+    def on_reply(self, round: int, done: int, expected: int) -> None:  # noqa: A002
+        """Nothing: replies are in the record."""
+
+    def on_round(self, record: Record, tensors: Tensors) -> None:
+        """One line for a round."""
+        used, dropped = len(record["used"]), len(record["dropped"])
+        log.info("round %d is published: %d used, %d missing", record["round"], used, dropped)
 
 
 def _log_key(context: Context) -> Ed25519PrivateKey | None:
