@@ -46,11 +46,14 @@ COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
+    "coordinator": Lazy("fedge.coordinators:app", "The machine where rounds are coordinated."),
     "client": Lazy(
-        "client.commands:app", "A site's identity, its trainer, what its data spent, its receipts."
+        "fedge.sites:app", "A site's machine, trainer, identity, receipts, and what its data spent."
     ),
     "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
+    "run": Lazy("fedge.runs:run", "Run a plan over the sites of a coordinator."),
+    "status": Lazy("fedge.statuses:status", "A coordinator's processes, sites and runs, live."),
     "release": Lazy(
         "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
     ),

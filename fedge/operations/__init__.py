@@ -1,0 +1,1 @@
+"""Real machines: folders, certificates and processes of a coordinator and of its sites."""

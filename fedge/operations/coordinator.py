@@ -1,0 +1,298 @@
+"""A coordinator's folder: settings, keys, the signed roster, and the processes it is made of.
+
+config.toml          names and ports; which of them is public
+invitation.json      what sites are given
+roster.json          names and identities, for plans and rounds (P-6.12)
+roster.signed.json   the same with node keys and a version, signed by the operator (P-10.2)
+keys/                the CA, the server's certificate, the operator's key, tokens of the processes
+state/               Flower's database, the supervisor's lock, status and log
+runs/                runs, where `fedge run` puts them
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pydantic import Field
+
+from fedge.operations import flower
+from fedge.operations.certificates import Pair, expiry, issue, make_authority
+from fedge.operations.folders import (
+    CONFIG,
+    HOME,
+    KEYS,
+    PROGRAMS,
+    STATE,
+    WORK,
+    Invitation,
+    Section,
+    new_folder,
+    new_signing_key,
+    read_settings,
+    read_signing_key,
+    replace_secret,
+    write_secret,
+)
+from fedge.operations.supervisor import Component
+from protocol.enrolment import (
+    MAX_BYTES,
+    SignedRoster,
+    Site,
+    sign_roster,
+    verify_request,
+    verify_roster,
+)
+from protocol.errors import ArtefactError, PlanError
+from server.files import write_whole
+
+INVITATION, ROSTER, SIGNED = "invitation.json", "roster.json", "roster.signed.json"
+CA, CA_KEY = "ca.crt", "ca.key"
+SERVER = "server.pem"  # certificate and key in one file: one rename renews both
+OPERATOR, SECRET, TOKEN = "operator.key", "superexec.secret", "control.token"
+RUNS, LINK = "runs", "link.json"
+RENEW = timedelta(days=30)
+LOOPBACK = ["localhost", "127.0.0.1"]
+
+
+class Public(Section):
+    """What sites reach."""
+
+    hosts: list[str] = Field(min_length=1)  # in the certificate; the first is told to sites
+    address: str = "0.0.0.0"  # noqa: S104 - sites are elsewhere; the gate decides what they reach
+    port: int = Field(default=9440, ge=1, le=65535)
+
+
+class Private(Section):
+    """What stays on loopback."""
+
+    port: int = Field(default=9441, ge=1, le=65535)
+    metrics_port: int = Field(default=9442, ge=1, le=65535)
+
+
+class Limits(Section):
+    """What one request of a node may cost."""
+
+    request_bytes: int = Field(default=64 << 20, ge=1 << 20)
+
+
+class CoordinatorSettings(Section):
+    """``config.toml``."""
+
+    format: int = Field(default=1, ge=1, le=1)
+    name: str = Field(min_length=1, max_length=60)
+    public: Public
+    private: Private = Private()
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinator:
+    """An opened folder, by its full path."""
+
+    folder: Path
+    settings: CoordinatorSettings
+
+    @classmethod
+    def open(cls, folder: Path) -> Coordinator:
+        """Raises MachineError for a folder that is none, or with wrong settings."""
+        folder = folder.resolve()
+        return cls(folder=folder, settings=read_settings(folder / CONFIG, CoordinatorSettings))
+
+    @property
+    def state(self) -> Path:
+        """Where the supervisor keeps its lock, status and log."""
+        return self.folder / STATE
+
+    @property
+    def roster_file(self) -> Path:
+        """The roster that runs are started with."""
+        return self.folder / ROSTER
+
+    @property
+    def authority(self) -> bytes:
+        """The CA's certificate."""
+        return (self.folder / KEYS / CA).read_bytes()
+
+    @property
+    def token(self) -> str:
+        """What the Control API asks for."""
+        return (self.folder / KEYS / TOKEN).read_text("ascii").strip()
+
+    def roster(self) -> SignedRoster:
+        """The roster as it stands, verified. Raises ProofError."""
+        path = self.folder / SIGNED
+        if path.stat().st_size > MAX_BYTES:
+            raise ArtefactError(f"{path} is too large", "restore it")
+        return verify_roster(path.read_bytes(), self._operator(), least=1, source=str(path))
+
+    def _operator(self) -> bytes:
+        invitation = Invitation.model_validate_json((self.folder / INVITATION).read_bytes())
+        return bytes.fromhex(invitation.operator)
+
+    def admit(self, request: bytes, *, source: str, key: Path | None = None) -> Site:
+        """Take a site into the roster. Raises ProofError, or PlanError when its name or keys are taken."""
+        site = verify_request(request, source=source)
+        roster = self.roster()
+        for known in roster.sites:
+            if known == site:
+                raise PlanError(
+                    f"{source}: {site.name} is enrolled already", "nothing is to be done"
+                )
+            if known.name == site.name:
+                raise PlanError(
+                    f"{source}: another site is enrolled as {site.name}",
+                    f"remove it first: fedge coordinator remove {site.name}",
+                )
+        self._sign(roster.version + 1, (*roster.sites, site), key)
+        return site
+
+    def remove(self, name: str, *, key: Path | None = None) -> None:
+        """Take a site out of the roster. Raises PlanError when it is not in it."""
+        roster = self.roster()
+        left = tuple(site for site in roster.sites if site.name != name)
+        if len(left) == len(roster.sites):
+            names = ", ".join(site.name for site in roster.sites) or "nobody"
+            raise PlanError(f"there is no site {name}", f"enrolled are: {names}")
+        self._sign(roster.version + 1, left, key)
+
+    def _sign(self, version: int, sites: tuple[Site, ...], key: Path | None) -> None:
+        """Both files; the signed one last, for it is what processes look at."""
+        signer = read_signing_key(key or self.folder / KEYS / OPERATOR)
+        if signer.public_key().public_bytes_raw() != self._operator():
+            raise PlanError(
+                "this key is not the operator's", "name the key whose public half sites were given"
+            )
+        statement = sign_roster(version, sites, signer)
+        rendered = SignedRoster(version=version, sites=sites).render()
+        if rendered:
+            write_whole(self.roster_file, rendered.encode())
+        else:
+            self.roster_file.unlink(missing_ok=True)
+        write_whole(self.folder / SIGNED, statement)
+
+    def renew_certificate(self, now: datetime) -> bool:
+        """Another server certificate when the present one is about to end; whether one was made."""
+        keys = self.folder / KEYS
+        if expiry((keys / SERVER).read_bytes()) - now > RENEW:
+            return False
+        pair = Pair(certificate=self.authority, key=(keys / CA_KEY).read_bytes())
+        made = issue(pair, [*self.settings.public.hosts, *LOOPBACK], now=now)
+        replace_secret(keys / SERVER, made.certificate + made.key)
+        return True
+
+    def components(self) -> list[Component]:
+        """The processes: the SuperLink behind its gate, and the one that starts apps."""
+        keys, private = self.folder / KEYS, self.settings.private
+        link = self.state / LINK
+        write_whole(link, self._link_settings().encode())
+        flower.write_program(
+            self.folder / PROGRAMS, "flwr-serverapp", [str(flower.PROGRAMS / "flwr-serverapp")]
+        )
+        environment = flower.environment(self.folder / HOME, self.folder / PROGRAMS)
+        address = f"127.0.0.1:{private.port}"
+        apps = [*flower.superexec(), *flower.work_of(address, keys / CA, keys / SECRET)]
+        return [
+            Component(
+                name="superlink",
+                command=flower.module("server.link", str(link)),
+                environment=environment,
+            ),
+            Component(name="superexec", command=apps, environment=environment),
+        ]
+
+    def _link_settings(self) -> str:
+        from server.link import LinkSettings
+
+        keys, public = self.folder / KEYS, self.settings.public
+        return LinkSettings(
+            public_address=public.address,
+            public_port=public.port,
+            private_port=self.settings.private.port,
+            database=str(self.state / "link.db"),
+            certificate=str(keys / SERVER),
+            key=str(keys / SERVER),
+            authority=str(keys / CA),
+            superexec_secret=str(keys / SECRET),
+            control_token=str(keys / TOKEN),
+            roster=str(self.folder / SIGNED),
+            operator=self._operator().hex(),
+            request_bytes=self.settings.limits.request_bytes,
+        ).model_dump_json(indent=1)
+
+    @property
+    def work(self) -> Path:
+        """The neutral folder in which processes run."""
+        return self.folder / WORK
+
+
+def make_coordinator(
+    folder: Path,
+    hosts: list[str],
+    *,
+    name: str,
+    ports: tuple[int, int, int],
+    address: str,
+    now: datetime,
+) -> Coordinator:
+    """A new folder with its authority, certificate, keys and an empty roster.
+
+    ``hosts`` are the names by which sites reach it, ``ports`` the public, private and metrics port.
+    Raises ArtefactError when the folder has something in it, PlanError for a repeated port.
+    """
+    if len(set(ports)) != 3:
+        raise PlanError("two ports are the same", "name three different ports")
+    folder = new_folder(folder)
+    keys = folder / KEYS
+    authority = make_authority(f"fedge {name}", now=now)
+    server = issue(authority, [*hosts, *LOOPBACK], now=now)
+    operator, public = new_signing_key()
+    for path, secret in (
+        (CA_KEY, authority.key),
+        (SERVER, server.certificate + server.key),
+        (OPERATOR, operator),
+        (SECRET, os.urandom(32)),
+        (TOKEN, secrets.token_hex(32).encode()),
+    ):
+        write_secret(keys / path, secret)
+    write_whole(keys / CA, authority.certificate)
+    invitation = Invitation(
+        name=name,
+        address=_with_port(hosts[0], ports[0]),
+        authority=authority.certificate.decode("ascii"),
+        operator=public,
+    )
+    write_whole(folder / INVITATION, invitation.model_dump_json(indent=1).encode() + b"\n")
+    signer = read_signing_key(keys / OPERATOR)
+    write_whole(folder / SIGNED, sign_roster(1, (), signer))
+    (folder / RUNS).mkdir()
+    write_whole(folder / CONFIG, _config(name, hosts, address, ports).encode())
+    return Coordinator.open(folder)
+
+
+def _with_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _config(name: str, hosts: list[str], address: str, ports: tuple[int, int, int]) -> str:
+    quoted: Callable[[str], str] = lambda text: '"' + text.replace('"', "") + '"'  # noqa: E731
+    return f"""# A coordinator of fedge. Restart it after a change.
+format = 1
+name = {quoted(name)}
+
+[public]                # the one port that sites reach: open it in the firewall
+hosts = [{", ".join(map(quoted, hosts))}]   # in the certificate
+address = {quoted(address)}
+port = {ports[0]}
+
+[private]               # loopback only: leave both closed
+port = {ports[1]}
+metrics_port = {ports[2]}
+
+[limits]
+request_bytes = {64 << 20}   # of one request of a site
+"""

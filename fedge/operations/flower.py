@@ -1,0 +1,66 @@
+"""How Flower's programs are started here: a home of their own, nobody called, nothing installed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import protocol
+
+ROOT = Path(protocol.__file__).resolve().parent.parent  # where our packages are imported from
+PROGRAMS = Path(sys.executable).parent  # of the environment in which Flower is installed
+
+
+def environment(home: Path, programs: Path) -> dict[str, str]:
+    """The environment of Flower's processes; they find only what is in ``programs``."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FLWR_") and name != "PYTHONHOME"
+    }
+    return {
+        **inherited,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "HF_HUB_OFFLINE": "1",
+        "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY"), "127.0.0.1,localhost"])),
+        "PATH": str(programs),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def superexec() -> list[str]:
+    """The command of Flower's process that starts apps; its arguments are :func:`work_of`."""
+    return [sys.executable, "-P", str(PROGRAMS / "flower-superexec")]
+
+
+def work_of(address: str, authority: Path, secret: Path) -> list[str]:
+    """Arguments for a process that asks the Runtime API at ``address`` for work."""
+    return [
+        *("--runtime-api-address", address),
+        *("--root-certificates", str(authority)),
+        *("--superexec-auth-secret-file", str(secret)),
+    ]
+
+
+def write_program(folder: Path, name: str, command: Sequence[str]) -> None:
+    """A program that Flower looks up by name, in a folder where it finds no other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    temporary = folder / f".{name}.tmp"
+    temporary.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', "utf-8")
+    temporary.chmod(0o755)
+    temporary.replace(path)

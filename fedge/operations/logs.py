@@ -1,0 +1,90 @@
+"""What supervised processes say, as JSON lines without data or secrets.
+
+A line has ``time`` (UTC), ``component``, ``level`` and ``message``. Messages of exceptions, quoted
+text and long hexadecimal or base64 strings are left out: a value of somebody's data, a token or a key
+may stand there. Where a failure was (file, line, type) is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+LEVEL = re.compile(rf"\s*({'|'.join(LEVELS)})\s*:\s*(.*)")
+QUOTED = re.compile(r"(['\"`]).*\1")
+LONG = re.compile(r"\b(?:[0-9a-fA-F]{24,}|(?=[A-Za-z+_=-]*\d)[A-Za-z0-9+_=-]{24,})")
+EXCEPTION = re.compile(r"\s*([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning))\b")
+ROTATE_BYTES, KEEP, LINE = 8 << 20, 3, 600
+
+
+class Redactor:
+    """Of one stream: a line in, level and message out, or nothing where the line is left out."""
+
+    def __init__(self) -> None:
+        self._in_traceback = False
+
+    def line(self, raw: str) -> tuple[str, str] | None:
+        """One line of a process's output."""
+        text = COLOURS.sub("", raw).rstrip()
+        if not text:
+            return None
+        if text.lstrip().startswith("Traceback (most recent call last)"):
+            self._in_traceback = True
+            return "ERROR", "Traceback"
+        if self._in_traceback:
+            return self._traceback(text)
+        level, message = "INFO", text
+        if found := LEVEL.match(text):
+            level, message = found[1], found[2]
+        message = _clean(message)
+        return (level, message) if message else None
+
+    def _traceback(self, text: str) -> tuple[str, str] | None:
+        if text.lstrip().startswith('File "'):
+            return "ERROR", text.strip().replace('"', "")[:LINE]
+        if text.startswith(" "):  # a line of source: it may quote anything
+            return None
+        self._in_traceback = False
+        if found := EXCEPTION.match(text):
+            return "ERROR", found[1]
+        return "ERROR", "an exception"
+
+
+def _clean(message: str) -> str:
+    return LONG.sub(lambda found: found[0][:8] + "…", QUOTED.sub("…", message))[:LINE].strip()
+
+
+class JsonLog:
+    """A file of JSON lines, kept below some 32 MB with its older parts."""
+
+    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
+        self._path, self._now = path, now
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, component: str, level: str, message: str, **facts: object) -> None:
+        """Add a line; a full disk loses the line, not the process."""
+        time = self._now().isoformat(timespec="milliseconds")
+        entry = {"time": time, "component": component, "level": level, "message": message, **facts}
+        try:
+            with self._lock:
+                self._rotate()
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError:
+            return
+
+    def _rotate(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size < ROTATE_BYTES:
+            return
+        for number in range(KEEP - 1, 0, -1):
+            older = self._path.with_suffix(f".{number}.jsonl")
+            if older.exists():
+                older.replace(self._path.with_suffix(f".{number + 1}.jsonl"))
+        self._path.replace(self._path.with_suffix(".1.jsonl"))

@@ -1,0 +1,193 @@
+"""How a coordinator stands, from its folder and its SuperLink: processes, sites, runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedge.operations.coordinator import Coordinator
+from fedge.operations.locks import holder, is_held
+from fedge.operations.supervisor import LOCK, STATUS
+from protocol.errors import MachineError
+from server.control import Control
+from server.files import write_whole
+
+RUN_LIST = "runs.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A supervised process; without a pid it is waiting to be started again."""
+
+    name: str
+    pid: int | None
+    restarts: int
+    last_exit: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteView:
+    """An enrolled site; ``status`` is ``online``, ``offline``, ``registered`` or ``unknown``."""
+
+    name: str
+    status: str
+    last_activated_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A run by what its folder says. ``epsilon`` is the largest of a client so far."""
+
+    name: str
+    folder: str
+    rounds: int
+    planned: int
+    state: str  # running, finished, failed, or stopped
+    cause: str
+    replies: int
+    drops: int
+    failed_attempts: int
+    void_rounds: int
+    epsilon: float | None
+    last_round_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """Everything that an operator looks at."""
+
+    running: bool
+    processes: list[Process] = field(default_factory=list)
+    sites: list[SiteView] = field(default_factory=list)
+    roster_version: int = 0
+    runs: list[RunView] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every process is up."""
+        return self.running and all(process.pid for process in self.processes)
+
+
+def look(coordinator: Coordinator) -> Overview:
+    """The overview of this moment; what cannot be asked is ``unknown``."""
+    roster = coordinator.roster()
+    status = {node.name: node for node in _nodes(coordinator)}
+    sites = []
+    for site in roster.sites:
+        node = status.get(site.name)
+        sites.append(
+            SiteView(
+                name=site.name,
+                status=node.status if node else "unknown",
+                last_activated_at=node.last_activated_at if node else "",
+            )
+        )
+    return Overview(
+        running=is_held(coordinator.state / LOCK),
+        processes=processes_of(coordinator.state),
+        sites=sites,
+        roster_version=roster.version,
+        runs=[run_view(Path(entry["folder"]), entry) for entry in known_runs(coordinator)],
+    )
+
+
+def processes_of(state: Path) -> list[Process]:
+    """What the supervisor with this state folder keeps; nothing when it does not run."""
+    if holder(state / LOCK) is None:
+        return []
+    try:
+        status = json.loads((state / STATUS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [Process(name=name, **entry) for name, entry in status["components"].items()]
+
+
+def control_of(coordinator: Coordinator) -> Control:
+    """A connection to the coordinator's Control API."""
+    port = coordinator.settings.private.port
+    return Control(port, authority=coordinator.authority, token=coordinator.token)
+
+
+def _nodes(coordinator: Coordinator) -> list[Any]:
+    if not is_held(coordinator.state / LOCK):
+        return []
+    control = control_of(coordinator)
+    try:
+        return list(control.nodes())
+    except MachineError:
+        return []
+    finally:
+        control.close()
+
+
+def known_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
+    """Runs that were started here: ``folder``, ``name``, ``planned`` rounds, Flower's number ``run``."""
+    try:
+        found = json.loads((coordinator.state / RUN_LIST).read_text("utf-8"))
+        return list(found["runs"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MachineError(
+            f"{coordinator.state / RUN_LIST} is damaged",
+            "remove it; the runs themselves are intact",
+        ) from None
+
+
+def note_run(coordinator: Coordinator, folder: Path, *, name: str, planned: int, run: int) -> None:
+    """Remember a run that was submitted; it takes the place of an earlier one in the same folder."""
+    others = [entry for entry in known_runs(coordinator) if entry["folder"] != str(folder)]
+    entry = {"folder": str(folder), "name": name, "planned": planned, "run": run}
+    content = json.dumps({"runs": [*others, entry]}, indent=1) + "\n"
+    write_whole(coordinator.state / RUN_LIST, content.encode())
+
+
+def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
+    """A run by its records and its outcome."""
+    records = _records(folder)
+    outcome = read_outcome(folder)
+    if is_held(folder / ".lock"):
+        state = "running"
+    elif outcome is None:
+        state = "stopped"
+    else:
+        state = "finished" if outcome["finished"] else "failed"
+    spent = [r["privacy"]["epsilon"] for r in records if r.get("privacy")]
+    return RunView(
+        name=str(entry["name"]),
+        folder=str(folder),
+        rounds=len(records),
+        planned=int(entry["planned"]),
+        state=state,
+        cause=str((outcome or {}).get("cause", "")),
+        replies=sum(len(r["used"]) for r in records),
+        drops=sum(len(r["dropped"]) for r in records),
+        failed_attempts=len(list((folder / "rounds").glob("[0-9]*.attempt*.json"))),
+        void_rounds=sum(1 for r in records if r.get("void")),
+        epsilon=max(spent, default=None),
+        last_round_at=records[-1]["ended_at"] if records else None,
+    )
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """How the run's app ended, None when it has not said."""
+    try:
+        found = json.loads((folder / "outcome.json").read_text("utf-8"))
+        return found if isinstance(found.get("finished"), bool) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Of published rounds from 1 on; one that cannot be read ends the list."""
+    found = []
+    for path in sorted((folder / "rounds").glob("[0-9]*/record.json")):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            break
+        if record["round"] > 0:
+            found.append(record)
+    return found

@@ -1,0 +1,192 @@
+"""A run over real machines: submitted, watched, submitted again when its app died, and how it ended.
+
+Flower says neither how an app ended nor starts one again. The run folder does both: its lock says
+that an app is at work, ``outcome.json`` how it ended, the rounds how far it came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedge.operations.coordinator import Coordinator
+from fedge.operations.locks import is_held
+from fedge.operations.overview import control_of, known_runs, note_run, read_outcome
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
+from protocol.legality import verify_legal
+from protocol.plan import Plan
+from server.app import OUTCOME, read_manifest, read_plan
+from server.control import Control, RunState
+
+POLL_S, GONE_S = 0.5, 3.0
+ATTEMPTS = 20  # to start the app again without a new round in between
+Report = Callable[[int, str], None]  # rounds that are published, and a line about what happened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be run, checked: all paths are full."""
+
+    plan_file: Path
+    plan: Plan
+    base: Path
+    folder: Path
+    resume: bool
+
+
+def order(
+    coordinator: Coordinator, plan_file: Path, base: Path, folder: Path | None, *, resume: bool
+) -> Order:
+    """Check what the app would refuse, before anything is started.
+
+    Raises PlanError for an illegal plan or too small a roster, ArtefactError for a base or a run folder.
+    """
+    plan = read_plan(plan_file)
+    verify_legal(plan, read_manifest(base))
+    out = (folder or coordinator.folder / "runs" / plan.name).resolve()
+    if plan.secrecy.exchange == "secagg":
+        enrolled = len(coordinator.roster().sites)
+        if enrolled < plan.cohort.quorum:
+            raise PlanError(
+                f"{enrolled} sites are enrolled, the plan's quorum is {plan.cohort.quorum}",
+                "admit more sites, or lower the quorum",
+            )
+    if (out / "rounds").is_dir() and any((out / "rounds").iterdir()) and not resume:
+        raise ArtefactError(f"{out} holds a run already", "add --resume, or name another folder")
+    return Order(
+        plan_file=plan_file.resolve(), plan=plan, base=base.resolve(), folder=out, resume=resume
+    )
+
+
+def run_to_the_end(coordinator: Coordinator, wanted: Order, report: Report) -> dict[str, Any]:
+    """Submit the run and wait; how it ended. Raises the error with which the app ended."""
+    control = control_of(coordinator)
+    try:
+        outcome = _Watch(coordinator, control, wanted, report).until_it_ends()
+    finally:
+        control.close()
+    if not outcome["finished"]:
+        raise _error(outcome)
+    return outcome
+
+
+def published_rounds(folder: Path) -> int:
+    """The number of the last published round."""
+    numbers = [int(p.name) for p in (folder / "rounds").glob("[0-9]*") if p.name.isdecimal()]
+    return max(numbers, default=0)
+
+
+class _Watch:
+    """One run from its submission to its outcome."""
+
+    def __init__(
+        self, coordinator: Coordinator, control: Control, wanted: Order, report: Report
+    ) -> None:
+        self._coordinator, self._control = coordinator, control
+        self._wanted, self._report = wanted, report
+        self._folder = wanted.folder
+        self._run, self._tries, self._reached = 0, 0, 0
+        self._seen = False  # the app of the present submission at work
+        self._gone_since: float | None = None
+
+    def until_it_ends(self) -> dict[str, Any]:
+        self._reached = published_rounds(self._folder)
+        if self._at_work():
+            self._run = self._number()
+            self._report(self._reached, "the run is at work already; watching it")
+        else:
+            (self._folder / OUTCOME).unlink(missing_ok=True)
+            self._submit(resume=self._wanted.resume)
+        while True:
+            if (outcome := self._step()) is not None:
+                return outcome
+            time.sleep(POLL_S)
+
+    def _step(self) -> dict[str, Any] | None:
+        rounds = published_rounds(self._folder)
+        if rounds > self._reached:
+            self._reached, self._tries = rounds, 0
+            self._report(rounds, f"round {rounds} is published")
+        if self._at_work():
+            self._seen, self._gone_since = True, None
+            return None
+        if (outcome := read_outcome(self._folder)) is not None:
+            return outcome
+        if self._dead():
+            self._submit_again()
+        return None
+
+    def _at_work(self) -> bool:
+        return is_held(self._folder / ".lock")
+
+    def _dead(self) -> bool:
+        """The app is gone without a word, for as long as a restart of anything else may take."""
+        now = time.monotonic()
+        self._gone_since = self._gone_since or now
+        if now - self._gone_since < GONE_S:
+            return False
+        state = self._state()
+        return self._seen or (state is not None and state.finished)
+
+    def _state(self) -> RunState | None:
+        try:
+            return self._control.run_state(self._run)
+        except MachineError:  # the SuperLink is being started again
+            return None
+
+    def _submit_again(self) -> None:
+        self._tries += 1
+        if self._tries > ATTEMPTS:
+            raise RoundError(
+                f"the app ended {ATTEMPTS} times in a row without publishing a round",
+                f"see the log in {self._coordinator.state}, then add --resume",
+            )
+        self._report(self._reached, "the app is gone; started again")
+        with suppress(MachineError):  # it has ended by itself, or the SuperLink is not back yet
+            self._control.stop_run(self._run)
+        try:
+            self._submit(resume=True)
+        except MachineError:
+            self._gone_since = time.monotonic()  # later
+
+    def _submit(self, *, resume: bool) -> None:
+        wanted = self._wanted
+        config: dict[str, str | bool | int] = {
+            "plan": str(wanted.plan_file),
+            "base": str(wanted.base),
+            "run": str(wanted.folder),
+            "resume": resume,
+        }
+        if wanted.plan.secrecy.exchange == "secagg":
+            config["roster"] = str(self._coordinator.roster_file)
+        self._run = self._control.start_run(config)
+        self._seen, self._gone_since = False, None
+        note_run(
+            self._coordinator,
+            wanted.folder,
+            name=wanted.plan.name,
+            planned=wanted.plan.rounds,
+            run=self._run,
+        )
+
+    def _number(self) -> int:
+        entries = known_runs(self._coordinator)
+        found = [entry["run"] for entry in entries if entry["folder"] == str(self._folder)]
+        if not found:
+            raise ArtefactError(
+                f"{self._folder} is in use, but not by a run of this coordinator",
+                "wait for it, or name another folder",
+            )
+        return int(found[0])
+
+
+def _error(outcome: dict[str, Any]) -> FedgeError:
+    """The app's error once more, with the exit code of its kind."""
+    error = FedgeError(str(outcome.get("cause")), str(outcome.get("remedy")))
+    code = outcome.get("exit_code")
+    error.exit_code = code if isinstance(code, int) and 0 < code < 128 else 1
+    return error

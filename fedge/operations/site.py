@@ -1,0 +1,238 @@
+"""A site's folder: its keys, what it agreed to, and the processes it is made of.
+
+config.toml          name, data, plan, base; the port of its own processes, on loopback
+coordinator.json     the operator's invitation
+request.json         what the operator is sent: public keys and name, signed (P-10.1)
+roster.json          names and identities, taken from the newest signed roster
+roster.signed.json   that roster
+keys/                identity and node key; they never leave. A certificate for loopback
+state/               the supervisor's lock, status and log; what was last heard of the coordinator
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field, ValidationError
+
+from fedge.operations import flower
+from fedge.operations.certificates import issue, make_authority
+from fedge.operations.folders import (
+    CONFIG,
+    HOME,
+    KEYS,
+    PROGRAMS,
+    STATE,
+    WORK,
+    Invitation,
+    Section,
+    new_folder,
+    new_signing_key,
+    read_settings,
+    write_secret,
+)
+from fedge.operations.supervisor import Component
+from protocol.enrolment import make_request
+from protocol.errors import MachineError, PlanError
+from server.files import write_whole
+
+INVITED, REQUEST = "coordinator.json", "request.json"
+ROSTER, SIGNED = "roster.json", "roster.signed.json"
+IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
+AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
+
+
+class Work(Section):
+    """What this site trains on, and what it agreed to. Paths start from the folder."""
+
+    data: str = ""
+    plan: str = ""
+    base: str = ""
+    threads: int = Field(default=0, ge=0)
+    max_epsilon: float | None = Field(default=None, gt=0)
+
+
+class SiteSettings(Section):
+    """``config.toml``."""
+
+    format: int = Field(default=1, ge=1, le=1)
+    name: str
+    port: int = Field(ge=1, le=65535)  # of its own processes, on loopback
+    work: Work = Work()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """An opened folder, by its full path."""
+
+    folder: Path
+    settings: SiteSettings
+    invitation: Invitation
+
+    @classmethod
+    def open(cls, folder: Path) -> Site:
+        """Raises MachineError for a folder that is none, or with wrong settings."""
+        folder = folder.resolve()
+        settings = read_settings(folder / CONFIG, SiteSettings)
+        return cls(folder=folder, settings=settings, invitation=read_invitation(folder / INVITED))
+
+    @property
+    def state(self) -> Path:
+        """Where the supervisor keeps its lock, status and log."""
+        return self.folder / STATE
+
+    @property
+    def work(self) -> Path:
+        """The neutral folder in which processes run."""
+        return self.folder / WORK
+
+    def verify_ready(self) -> None:
+        """Everything that a round needs is named and there. Raises PlanError, MachineError."""
+        for key in ("data", "plan", "base"):
+            value = getattr(self.settings.work, key)
+            if not value:
+                raise PlanError(
+                    f"{self.folder / CONFIG}: `work.{key}` is not set", f"name this site's {key}"
+                )
+            if not (self.folder / value).exists():
+                raise MachineError(
+                    f"{self.folder / CONFIG}: `work.{key}`: {value} is not there",
+                    "correct the path",
+                )
+
+    def components(self) -> list[Component]:
+        """The processes: Flower's SuperNode, and the one that starts the app for every message."""
+        keys = self.folder / KEYS
+        address = f"127.0.0.1:{self.settings.port}"
+        nothing = self.folder / PROGRAMS  # Flower looks programs up by name, and finds none
+        environment = flower.environment(self.folder / HOME, nothing)
+        node = [
+            *flower.module("client.node", "supernode", "--superlink", self.invitation.address),
+            *("--root-certificates", str(keys / AUTHORITY)),
+            *("--auth-supernode-private-key", str(keys / NODE_KEY)),
+            *("--host", "127.0.0.1", "--port", str(self.settings.port)),
+            *("--ssl-certfile", str(keys / LOCAL), "--ssl-keyfile", str(keys / LOCAL)),
+            *("--ssl-ca-certfile", str(keys / LOCAL_CA)),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(keys / SECRET)),
+            *("--node-config", self._node_config()),
+        ]
+        apps = flower.work_of(address, keys / LOCAL_CA, keys / SECRET)
+        # What one of them knows of a message is lost with it: the other would wait for a minute.
+        return [
+            Component(
+                name="supernode", command=node, environment=environment, takes_along=("apps",)
+            ),
+            Component(
+                name="apps",
+                command=[*flower.module("client.node", "apps"), *apps],
+                environment=environment,
+                takes_along=("supernode",),
+            ),
+        ]
+
+    def _node_config(self) -> str:
+        """The settings of ``client.app``, in Flower's form."""
+        work, keys = self.settings.work, self.folder / KEYS
+        paths = {
+            "data-path": self.folder / work.data,
+            "plan": self.folder / work.plan,
+            "base": self.folder / work.base,
+            "identity": keys / IDENTITY,
+            "roster": self.folder / ROSTER,
+        }
+        for name, path in paths.items():
+            if '"' in str(path) or "\\" in str(path):
+                raise MachineError(f"`{name}`: {path} has a quote in it", "use another path")
+        settings = [f'client-id="{self.settings.name}"', f"threads={work.threads}"]
+        settings += [f'{name}="{path}"' for name, path in paths.items()]
+        if work.max_epsilon is not None:
+            settings.append(f'max-epsilon="{work.max_epsilon!r}"')
+        return " ".join(settings)
+
+
+def make_site(
+    folder: Path,
+    name: str,
+    invitation: Invitation,
+    *,
+    work: Work,
+    port: int,
+    now: datetime,
+) -> Site:
+    """A new folder with this site's keys and the request that goes to the operator.
+
+    Raises ArtefactError when the folder has something in it, ProofError for a name of another form.
+    """
+    identity, _ = new_signing_key()
+    node_key = ec.generate_private_key(ec.SECP384R1())
+    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(identity.decode()))
+    request = make_request(name, signer, node_key)
+    folder = new_folder(folder)
+    keys = folder / KEYS
+    local = make_authority(f"fedge site {name}", now=now)
+    served = issue(local, ["127.0.0.1", "localhost"], now=now)
+    write_secret(keys / IDENTITY, identity)
+    write_secret(
+        keys / NODE_KEY,
+        node_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        ),
+    )
+    write_secret(keys / LOCAL, served.certificate + served.key)
+    write_secret(keys / SECRET, os.urandom(32))
+    write_whole(keys / LOCAL_CA, local.certificate)
+    write_whole(keys / AUTHORITY, invitation.authority.encode("ascii"))
+    write_whole(folder / INVITED, invitation.model_dump_json(indent=1).encode() + b"\n")
+    write_whole(folder / REQUEST, request)
+    write_whole(folder / CONFIG, _config(name, port, work).encode())
+    return Site.open(folder)
+
+
+def read_invitation(path: Path) -> Invitation:
+    """An operator's invitation. Raises MachineError."""
+    try:
+        return Invitation.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be read: {error.strerror}", "name the operator's invitation.json"
+        ) from None
+    except ValidationError:
+        raise MachineError(f"{path}: not an invitation", "ask the operator for it again") from None
+
+
+def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A site's node key. Raises MachineError that shows nothing of it."""
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError):
+        raise MachineError(f"{path}: not a node key", "restore it, or enrol anew") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise MachineError(f"{path}: not a node key", "restore it, or enrol anew")
+    return key
+
+
+def _config(name: str, port: int, work: Work) -> str:
+    lines = [
+        "# A site of fedge. Restart it after a change. Paths start from this folder.",
+        "format = 1",
+        f"name = {json.dumps(name)}",
+        f"port = {port}               # of its own processes, on loopback",
+        "",
+        "[work]",
+        f"data = {json.dumps(work.data)}   # rows that stay here",
+        f"plan = {json.dumps(work.plan)}   # what this site agreed to",
+        f"base = {json.dumps(work.base)}   # the model, by folder",
+        f"threads = {work.threads}            # 0: as many as torch likes",
+    ]
+    if work.max_epsilon is not None:
+        lines.append(f"max_epsilon = {work.max_epsilon!r}   # over all runs, at delta 1e-6")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,44 @@
+"""``fedge run``: a plan's rounds over the sites of a coordinator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    plan: Annotated[Path, typer.Argument(help="the plan, TOML or JSON")],
+    coordinator: Annotated[Path, typer.Option("--coordinator", help="its folder")],
+    base: Annotated[Path, typer.Option("--base", help="folder of the base that the plan names")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="run folder; without it runs/<name> there")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue a run, or watch one that is at work")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing before the end")] = False,
+) -> None:
+    """Submit a run and wait. The exit code is the run's; Ctrl-C leaves it at work."""
+    from fedge.operations.coordinator import Coordinator
+    from fedge.operations.running import order, published_rounds, run_to_the_end
+
+    opened = Coordinator.open(coordinator)
+    wanted = order(opened, plan, base, out, resume=resume)
+
+    def report(rounds: int, text: str) -> None:
+        if not quiet:
+            typer.echo(f"{rounds}/{wanted.plan.rounds}  {text}", err=True)
+
+    run_to_the_end(opened, wanted, report)
+    rounds = published_rounds(wanted.folder)
+    record = json.loads((wanted.folder / "rounds" / f"{rounds:04d}" / "record.json").read_text())
+    if as_json:
+        body = {"run": str(wanted.folder), "rounds": rounds, "adapter": record["adapter_out"]}
+        typer.echo(json.dumps(body))
+    else:
+        typer.echo(f"run: {wanted.folder}")
+        typer.echo(f"adapter: {wanted.folder / 'rounds' / f'{rounds:04d}' / 'adapter'}")

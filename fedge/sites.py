@@ -1,0 +1,142 @@
+"""``fedge client enrol|start|stop|status``: a site's machine, beside the commands of ``client.commands``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from client.commands import app
+from protocol.errors import MachineError
+
+if TYPE_CHECKING:
+    from fedge.operations.site import Site
+
+__all__ = ["app"]
+
+Folder = Annotated[Path, typer.Argument(help="the site's folder")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.command()
+def enrol(
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    name: Annotated[str, typer.Option("--name", help="this site's name, for everybody to see")],
+    invitation: Annotated[Path, typer.Option("--invitation", help="the operator's file")],
+    data: Annotated[Path | None, typer.Option("--data", help="rows that stay here")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="what this site agrees to")] = None,
+    base: Annotated[Path | None, typer.Option("--base", help="folder of the model")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="0: torch's default")] = 0,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="on loopback; a free one")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make this site's keys, which never leave it, and the request that goes to the operator."""
+    from fedge.operations.folders import free_port
+    from fedge.operations.site import REQUEST, Work, make_site, read_invitation
+
+    paths = [str(path.resolve()) if path else "" for path in (data, plan, base)]
+    work = Work(data=paths[0], plan=paths[1], base=paths[2], threads=threads)
+    made = make_site(
+        folder,
+        name,
+        read_invitation(invitation),
+        work=work,
+        port=port or free_port(),
+        now=datetime.now(UTC),
+    )
+    request = str(made.folder / REQUEST)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(made.folder), "name": name, "request": request}))
+    else:
+        typer.echo(f"made {made.folder}; send {request} to the operator, who admits it")
+
+
+@app.command()
+def start(
+    folder: Folder,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="stay in this terminal, as a service manager wants")
+    ] = False,
+) -> None:
+    """Start its processes and keep them running."""
+    from fedge.operations.locks import is_held
+    from fedge.operations.overview import processes_of
+    from fedge.operations.service import start_in_background, verify_port_free
+    from fedge.operations.site import Site
+    from fedge.operations.supervisor import LOCK, LOG
+
+    site = Site.open(folder)
+    site.verify_ready()
+    if foreground:
+        _supervise(site)
+        return
+    if not is_held(site.state / LOCK):
+        verify_port_free("127.0.0.1", site.settings.port)
+    start_in_background(
+        ["client", "start", str(site.folder), "--foreground"],
+        site.state,
+        ready=lambda: bool(processes_of(site.state)),
+        log=site.state / LOG,
+    )
+    typer.echo(f"started {site.settings.name}; it asks {site.invitation.address} for work")
+
+
+@app.command()
+def stop(folder: Folder) -> None:
+    """Stop its processes."""
+    from fedge.operations.service import stop as end
+    from fedge.operations.site import Site
+
+    typer.echo("stopped" if end(Site.open(folder).state) else "it was not running")
+
+
+@app.command()
+def status(folder: Folder, as_json: Json = False) -> None:
+    """Whether its processes are up, and what the coordinator says. Exit code 8 when it cannot take part."""
+    from fedge.operations.contact import last_contact
+    from fedge.operations.locks import is_held
+    from fedge.operations.overview import processes_of
+    from fedge.operations.site import Site
+    from fedge.operations.supervisor import LOCK
+
+    site = Site.open(folder)
+    running, processes = is_held(site.state / LOCK), processes_of(site.state)
+    contact = last_contact(site)
+    well = running and all(p.pid for p in processes) and contact is not None and not contact.fault
+    if as_json:
+        body = {
+            "name": site.settings.name,
+            "running": running,
+            "processes": [asdict(process) for process in processes],
+            "contact": asdict(contact) if contact else None,
+        }
+        typer.echo(json.dumps(body))
+    else:
+        typer.echo(f"{site.settings.name}: {'runs' if running else 'does not run'}")
+        for process in processes:
+            state = f"process {process.pid}" if process.pid else "waits to be started again"
+            typer.echo(f"  {process.name}: {state}, {process.restarts} restarts")
+        if contact:
+            said = contact.fault or f"enrolled, roster version {contact.roster_version}"
+            typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
+    if not well:
+        raise typer.Exit(MachineError.exit_code)
+
+
+def _supervise(site: Site) -> None:
+    from fedge.operations.contact import keep_in_contact
+    from fedge.operations.logs import JsonLog
+    from fedge.operations.supervisor import LOG, Supervisor
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    log = JsonLog(site.state / LOG, now)
+    chores = [keep_in_contact(site, now)]
+    Supervisor(site.state, site.work, site.components(), log, chores).run()

@@ -1,0 +1,72 @@
+"""``fedge status``: a coordinator's processes, sites and runs, as a table that keeps itself up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedge.operations.overview import Overview
+
+EVERY_S = 2.0
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="the coordinator's folder")],
+    once: Annotated[bool, typer.Option("--once", help="print it once")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print it once, as JSON")] = False,
+) -> None:
+    """Show processes, sites and runs until Ctrl-C."""
+    from rich.live import Live
+
+    from fedge.operations.coordinator import Coordinator
+    from fedge.operations.overview import look
+
+    opened = Coordinator.open(folder)
+    if once or as_json or not sys.stdout.isatty():
+        show(look(opened), as_json)
+        return
+    with Live(tables(look(opened)), console=_console(), auto_refresh=False) as live:
+        while True:
+            time.sleep(EVERY_S)
+            live.update(tables(look(opened)), refresh=True)
+
+
+def show(overview: Overview, as_json: bool) -> None:
+    """Print an overview."""
+    if as_json:
+        typer.echo(json.dumps(asdict(overview) | {"healthy": overview.healthy}))
+    else:
+        _console().print(tables(overview))
+
+
+def tables(overview: Overview) -> Group:
+    """Three tables: processes, sites, runs."""
+    processes = Table("process", "state", "restarts", "last exit", title="coordinator")
+    for process in overview.processes:
+        state = f"up, {process.pid}" if process.pid else "down"
+        last = "" if process.last_exit is None else str(process.last_exit)
+        processes.add_row(process.name, state, str(process.restarts), last)
+    if not overview.running:
+        processes.add_row("supervisor", "not running", "", "")
+    sites = Table("site", "state", "since", title=f"roster version {overview.roster_version}")
+    for site in overview.sites:
+        sites.add_row(site.name, site.status, site.last_activated_at[:19])
+    runs = Table("run", "state", "rounds", "replies", "missing", "failed", "epsilon", title="runs")
+    for run in overview.runs:
+        epsilon = "" if run.epsilon is None else f"{run.epsilon:.2f}"
+        counts = (f"{run.rounds}/{run.planned}", run.replies, run.drops, run.failed_attempts)
+        runs.add_row(run.name, run.state, *map(str, counts), epsilon)
+    return Group(processes, sites, runs)
+
+
+def _console() -> Console:
+    return Console(markup=False, emoji=False)

@@ -1,0 +1,258 @@
+"""A coordinator's and a site's folder: keys, the signed roster, certificates, the numbers shown."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import stat
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from socket import create_connection, create_server
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedge.operations.certificates import issue, make_authority
+from fedge.operations.contact import known_roster, take_roster
+from fedge.operations.coordinator import Coordinator, make_coordinator
+from fedge.operations.folders import Invitation
+from fedge.operations.metrics import render
+from fedge.operations.overview import Overview, Process, RunView, SiteView, look
+from fedge.operations.site import Site, Work, make_site, read_invitation
+from protocol.enrolment import sign_roster
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, ProofError
+from protocol.secagg.roster import parse_roster
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    return make_coordinator(
+        tmp_path / "c",
+        ["fl.example.org", "10.0.0.1"],
+        name="wards",
+        ports=(9440, 9441, 9442),
+        address="0.0.0.0",
+        now=NOW,
+    )
+
+
+@pytest.fixture
+def invitation(coordinator: Coordinator) -> Invitation:
+    return read_invitation(coordinator.folder / "invitation.json")
+
+
+def enrolled(folder: Path, name: str, invitation: Invitation) -> Site:
+    return make_site(folder / name, name, invitation, work=Work(), port=9100, now=NOW)
+
+
+def request_of(site: Site) -> bytes:
+    return (site.folder / "request.json").read_bytes()
+
+
+def test_secrets_are_their_owners(
+    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
+) -> None:
+    site = enrolled(tmp_path, "ward-1", invitation)
+    for folder in (coordinator.folder, site.folder):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        for path in (folder / "keys").iterdir():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            assert mode == 0o600 or path.suffix == ".crt"
+    assert invitation.address == "fl.example.org:9440"
+    given = (coordinator.folder / "invitation.json").read_text() + request_of(site).decode()
+    for path in [*(coordinator.folder / "keys").iterdir(), *(site.folder / "keys").iterdir()]:
+        if path.suffix in (".key", ".token"):
+            assert path.read_text().strip() not in given
+    with pytest.raises(ArtefactError, match="not empty"):
+        enrolled(tmp_path, "ward-1", invitation)
+    with pytest.raises(ProofError, match="the name"):
+        make_site(tmp_path / "x", "Ward 1", invitation, work=Work(), port=9100, now=NOW)
+    assert not (tmp_path / "x").exists()
+
+
+def test_sites_come_and_go(
+    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
+) -> None:
+    sites = [enrolled(tmp_path, f"ward-{n}", invitation) for n in (1, 2)]
+    for site in sites:
+        coordinator.admit(request_of(site), source="r")
+    assert coordinator.roster().version == 3
+    listed = parse_roster(coordinator.roster_file.read_text(), source="r")
+    assert sorted(listed) == ["ward-1", "ward-2"]
+    with pytest.raises(PlanError, match="enrolled already"):
+        coordinator.admit(request_of(sites[0]), source="r")
+    other = enrolled(tmp_path / "other", "ward-1", invitation)
+    with pytest.raises(PlanError, match="another site is enrolled as ward-1"):
+        coordinator.admit(request_of(other), source="r")
+    with pytest.raises(PlanError, match="no site ward-9"):
+        coordinator.remove("ward-9")
+    coordinator.remove("ward-1")
+    coordinator.admit(request_of(other), source="r")
+    coordinator.remove("ward-1")
+    coordinator.remove("ward-2")
+    assert coordinator.roster().sites == ()
+    assert not coordinator.roster_file.exists()
+
+
+def test_only_the_operators_key_changes_the_roster(
+    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
+) -> None:
+    site = enrolled(tmp_path, "ward-1", invitation)
+    before = (coordinator.folder / "roster.signed.json").read_bytes()
+    elsewhere = tmp_path / "elsewhere.key"
+    (coordinator.folder / "keys" / "operator.key").rename(elsewhere)
+    wrong = tmp_path / "wrong.key"
+    wrong.write_text(Ed25519PrivateKey.generate().private_bytes_raw().hex())
+    for key, error in ((None, MachineError), (wrong, PlanError)):
+        with pytest.raises(error):
+            coordinator.admit(request_of(site), source="r", key=key)
+        assert (coordinator.folder / "roster.signed.json").read_bytes() == before
+    coordinator.admit(request_of(site), source="r", key=elsewhere)
+    assert coordinator.roster().version == 2
+
+
+def test_a_site_takes_newer_rosters_of_its_operator_only(
+    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
+) -> None:
+    site = enrolled(tmp_path, "ward-1", invitation)
+    signed = coordinator.folder / "roster.signed.json"
+    assert known_roster(site) is None
+    old = signed.read_bytes()
+    coordinator.admit(request_of(site), source="r")
+    take_roster(site, signed.read_bytes())
+    take_roster(site, signed.read_bytes())  # the same again
+    listed = parse_roster((site.folder / "roster.json").read_text(), source="r")
+    assert list(listed) == ["ward-1"]
+    stranger = Ed25519PrivateKey.generate()
+    operator = Ed25519PrivateKey.from_private_bytes(
+        bytes.fromhex((coordinator.folder / "keys" / "operator.key").read_text())
+    )
+    for data in (
+        old,
+        sign_roster(9, coordinator.roster().sites, stranger),
+        sign_roster(2, (), operator),  # another version 2
+        b"",
+    ):
+        with pytest.raises(ProofError):
+            take_roster(site, data)
+    known = known_roster(site)
+    assert known == coordinator.roster()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (("port = 9440", "port = 0"), "public.port"),
+        (("port = 9440", "prot = 9440"), "public.prot"),
+        (("format = 1", "format = 2"), "format"),
+        (("[limits]", "[limits"), "not valid TOML"),
+        (('hosts = ["fl.example.org", "10.0.0.1"]', "hosts = []"), "public.hosts"),
+    ],
+)
+def test_wrong_settings_name_their_key(
+    coordinator: Coordinator, change: tuple[str, str], cause: str
+) -> None:
+    path = coordinator.folder / "config.toml"
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(MachineError, match=cause):
+        Coordinator.open(coordinator.folder)
+
+
+def test_a_site_says_what_it_lacks(invitation: Invitation, tmp_path: Path) -> None:
+    site = enrolled(tmp_path, "ward-1", invitation)
+    with pytest.raises(PlanError, match=r"work\.data"):
+        site.verify_ready()
+    named = replace(site, settings=site.settings.model_copy(update={"work": Work(data="gone")}))
+    with pytest.raises(MachineError, match="gone is not there"):
+        named.verify_ready()
+    with pytest.raises(FedgeError):
+        Site.open(tmp_path / "nowhere")
+
+
+def test_a_certificate_holds_for_its_hosts_and_is_renewed(coordinator: Coordinator) -> None:
+    authority = make_authority("a", now=datetime.now(UTC))
+    pair = issue(authority, ["127.0.0.1", "localhost"], now=datetime.now(UTC))
+    path = coordinator.folder / "pair.pem"
+    path.write_bytes(pair.certificate + pair.key)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(path)
+    with create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                try:
+                    server.wrap_socket(connection, server_side=True).close()
+                except OSError:
+                    connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = listener.getsockname()
+        client = ssl.create_default_context(cadata=authority.certificate.decode())
+        with (
+            create_connection(address) as raw,
+            client.wrap_socket(raw, server_hostname="localhost"),
+        ):
+            pass
+        with create_connection(address) as raw, pytest.raises(ssl.SSLCertVerificationError):
+            client.wrap_socket(raw, server_hostname="elsewhere")
+        thread.join()
+    before = (coordinator.folder / "keys" / "server.pem").read_bytes()
+    assert not coordinator.renew_certificate(NOW + timedelta(days=300))
+    assert coordinator.renew_certificate(NOW + timedelta(days=340))
+    assert (coordinator.folder / "keys" / "server.pem").read_bytes() != before
+    assert not coordinator.renew_certificate(NOW + timedelta(days=341))
+
+
+def test_an_overview_without_processes(
+    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
+) -> None:
+    coordinator.admit(request_of(enrolled(tmp_path, "ward-1", invitation)), source="r")
+    overview = look(coordinator)
+    assert (overview.running, overview.healthy) == (False, False)
+    assert [(site.name, site.status) for site in overview.sites] == [("ward-1", "unknown")]
+
+
+def test_metrics_are_openmetrics() -> None:
+    run = RunView(
+        name='a "b"\\c',
+        folder="/r",
+        rounds=3,
+        planned=5,
+        state="running",
+        cause="",
+        replies=12,
+        drops=1,
+        failed_attempts=2,
+        void_rounds=0,
+        epsilon=1.5,
+        last_round_at=None,
+    )
+    text = render(
+        Overview(
+            running=True,
+            processes=[Process(name="superlink", pid=None, restarts=2, last_exit=-9)],
+            sites=[SiteView(name="ward-1", status="online", last_activated_at="")],
+            roster_version=4,
+            runs=[run, replace(run, name="other", epsilon=None)],
+        )
+    )
+    lines = text.splitlines()
+    assert lines[-1] == "# EOF"
+    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert samples[r'fedge_epsilon{run="a \"b\"\\c"}'] == "1.5"
+    assert 'fedge_epsilon{run="other"}' not in samples
+    assert samples['fedge_drops_total{run="other"}'] == "1"
+    assert samples['fedge_process_up{process="superlink"}'] == "0"
+    assert samples['fedge_process_restarts_total{process="superlink"}'] == "2"
+    assert samples["fedge_roster_version"] == "4"
+    families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+    json.dumps(samples)

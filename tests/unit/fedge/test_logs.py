@@ -1,0 +1,86 @@
+"""Log lines: where something failed stays, what somebody's data or a key might be does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedge.operations import logs
+from fedge.operations.logs import JsonLog, Redactor
+
+
+def redacted(text: str) -> list[tuple[str, str]]:
+    redactor = Redactor()
+    return [found for line in text.splitlines() if (found := redactor.line(line))]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("\x1b[92mINFO \x1b[0m:      Sent successfully", ("INFO", "Sent successfully")),
+        ("WARNING : refused: /d/rows.jsonl: line 3: the label 'HIV' is not listed", None),
+        (
+            "ERROR : token 8b1f6a77c1e64a1fb2a4d1b5a8e3f0aa is wrong",
+            ("ERROR", "token 8b1f6a77… is wrong"),
+        ),
+        ("plain words", ("INFO", "plain words")),
+        ("", None),
+    ],
+)
+def test_lines(line: str, found: tuple[str, str] | None) -> None:
+    made = redacted(line)
+    if found:
+        assert made == [found]
+    elif made:
+        assert "HIV" not in made[0][1]
+        assert "line 3" in made[0][1]
+
+
+def test_a_traceback_keeps_places_and_types() -> None:
+    def fail(text: str) -> None:
+        raise ValueError(f"cannot use {text}")
+
+    try:
+        fail("patient 17")
+    except ValueError:
+        text = logging.Formatter().format(
+            logging.LogRecord("x", 40, "f", 1, "boom", None, __import__("sys").exc_info())
+        )
+    made = redacted(text + "\nINFO : next")
+    assert made[-2:] == [("ERROR", "ValueError"), ("INFO", "next")]
+    assert any("test_logs.py" in message and "in fail" in message for _, message in made)
+    assert "patient" not in json.dumps(made)
+    assert "raise" not in json.dumps(made)
+
+
+@given(secret=st.binary(min_size=32, max_size=32), text=st.text("abc xyz:=", max_size=30))
+def test_no_key_is_written(secret: bytes, text: str) -> None:
+    key = secret.hex()
+    for level, message in redacted(f"INFO : {text} {key}\nkey={key}"):
+        assert level == "INFO"
+        assert key[:24] not in message
+
+
+def test_a_log_is_json_lines_below_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "ROTATE_BYTES", 2000)
+    path = tmp_path / "a" / "log.jsonl"
+    log = JsonLog(path, lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    for number in range(200):
+        log.write("link", "INFO", f"line {number}", pid=number)
+    files = sorted(tmp_path.rglob("*.jsonl"))
+    assert len(files) == 1 + logs.KEEP
+    assert all(file.stat().st_size < 2300 for file in files)
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert last == {
+        "time": "2026-03-01T00:00:00.000+00:00",
+        "component": "link",
+        "level": "INFO",
+        "message": "line 199",
+        "pid": 199,
+    }
