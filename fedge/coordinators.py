@@ -83,7 +83,7 @@ def remove(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Take a site out of the signed roster; it is not let in any more, and must enrol anew to return."""
+    """Take a site out of the signed roster; it is not let in any more."""
     from fedge.operations.coordinator import Coordinator
 
     opened = Coordinator.open(folder)

@@ -65,9 +65,9 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeState:
-    """A registered node: ``name`` is the site's; ``status`` as Flower says it."""
+    """A node by its key (PEM); ``status`` as Flower says it."""
 
-    name: str
+    key: bytes
     status: str
     last_activated_at: str
 
@@ -111,12 +111,11 @@ class Control:
         return RunState(status=found.status, sub_status=found.sub_status, details=found.details)
 
     def nodes(self) -> list[NodeState]:
-        """Every node that is registered, by name."""
+        """Every node that was ever enrolled."""
         answer = _answered(lambda: self._client.ListNodes(ListNodesRequest()))
         nodes = [
             NodeState(name=node.name, status=node.status, last_activated_at=node.last_activated_at)
             for node in answer.nodes_info
-            if node.status != "unregistered"
         ]
         return sorted(nodes, key=lambda node: node.name)
 

@@ -89,13 +89,16 @@ class Enrolled:
         log.info("roster version %d: %d sites", roster.version, len(roster.sites))
         return True
 
+    def forget(self) -> None:
+        """Look at the file as if it had changed."""
+        self._seen = None
+
     def register(self, state: Any) -> None:
-        """Make Flower's nodes those of the roster."""
-        known = {
-            node.public_key: node.node_id
-            for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID])
-            if node.status != "unregistered"
-        }
+        """Make Flower know the roster's nodes, and take those off line that are not in it any more.
+
+        They are not deleted: Flower would never take their keys again.
+        """
+        known = {n.public_key: n for n in state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
         for key, name in self.keys.items():
             if key not in known:
                 state.create_node(
@@ -103,7 +106,7 @@ class Enrolled:
                 )
         for key, node in known.items():
             if key not in self.keys:
-                state.delete_node(NOOP_FLWR_AID, node)
+                state.deactivate_node(node.node_id)
 
 
 def serve(settings: LinkSettings) -> None:
@@ -148,8 +151,12 @@ async def _serve(
     async def watch() -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            if await asyncio.to_thread(enrolled.refresh):
-                await asyncio.to_thread(enrolled.register, state)
+            try:
+                if await asyncio.to_thread(enrolled.refresh):
+                    await asyncio.to_thread(enrolled.register, state)
+            except Exception as error:  # a database that is busy must not end the looking
+                log.error("the roster's nodes: %s; tried again", type(error).__name__)
+                enrolled.forget()
 
     watching = asyncio.create_task(watch())
     try:

@@ -11,7 +11,7 @@ from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import holder, is_held
 from fedge.operations.supervisor import LOCK, STATUS
 from protocol.errors import MachineError
-from server.control import Control
+from server.control import Control, NodeState
 from server.files import write_whole
 
 RUN_LIST = "runs.json"
@@ -73,10 +73,10 @@ class Overview:
 def look(coordinator: Coordinator) -> Overview:
     """The overview of this moment; what cannot be asked is ``unknown``."""
     roster = coordinator.roster()
-    status = {node.name: node for node in _nodes(coordinator)}
+    status = {node.key: node for node in _nodes(coordinator)}
     sites = []
     for site in roster.sites:
-        node = status.get(site.name)
+        node = status.get(site.node_key_pem)
         sites.append(
             SiteView(
                 name=site.name,
@@ -110,12 +110,12 @@ def control_of(coordinator: Coordinator) -> Control:
     return Control(port, authority=coordinator.authority, token=coordinator.token)
 
 
-def _nodes(coordinator: Coordinator) -> list[Any]:
+def _nodes(coordinator: Coordinator) -> list[NodeState]:
     if not is_held(coordinator.state / LOCK):
         return []
     control = control_of(coordinator)
     try:
-        return list(control.nodes())
+        return control.nodes()
     except MachineError:
         return []
     finally:
