@@ -13,7 +13,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("slots.py", "grid.py", "memory.py", "secrecy.py", "audit.py", "resident.py", "demo_round.py")
+PARTS = (
+    "slots.py",
+    "grid.py",
+    "memory.py",
+    "secrecy.py",
+    "audit.py",
+    "resident.py",
+    "demo_round.py",
+)
 
 
 def main() -> None:

@@ -113,11 +113,12 @@ class Control:
     def nodes(self) -> list[NodeState]:
         """Every node that was ever enrolled."""
         answer = _answered(lambda: self._client.ListNodes(ListNodesRequest()))
-        nodes = [
-            NodeState(name=node.name, status=node.status, last_activated_at=node.last_activated_at)
+        return [
+            NodeState(
+                key=node.public_key, status=node.status, last_activated_at=node.last_activated_at
+            )
             for node in answer.nodes_info
         ]
-        return sorted(nodes, key=lambda node: node.name)
 
 
 class _WithToken:
