@@ -14,6 +14,7 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.layout import Layout
 from protocol.peft_format import (
+    CONFIG_FILE,
     EDGE_FILE,
     RELEASE_FILE,
     WEIGHTS_FILE,
@@ -114,9 +115,9 @@ def check_folder(run: Run, folder: Path) -> int:
         raise ProofError(f"{folder} is not of this run", "name the run it came from: --run")
     released = [each for each in run.log.releases if each.leaf.round == note.round]
     subjects = placed[0].subjects | (released[-1].subjects if released else {})
-    for name in (RELEASE_FILE, WEIGHTS_FILE, EDGE_FILE):
+    for name in (RELEASE_FILE, WEIGHTS_FILE, CONFIG_FILE, EDGE_FILE):
         file = folder / name
-        if name == EDGE_FILE and not file.exists():
+        if name in (CONFIG_FILE, EDGE_FILE) and not file.exists():
             continue
         if sha256(_read(file)) != subjects.get(adapter_path(note.round, name)):
             raise ProofError(f"{file} is not the file that the log knows", REMEDY)

@@ -67,6 +67,7 @@ class _Collector:
     def __init__(self, log_key: bytes, witnessed: bool) -> None:
         self._log_key, self._witnessed = log_key, witnessed
         self._sums: dict[int, Sum] = {}  # of the attempt that is going on, by group
+        self._by_name: dict[str, Sum] = {}  # the same by xid and rid
         self._seq = 0  # the attempt's number, or that of the last one
         self._place: Place = (-1, 0, 0)
         self._done: list[Sum] = []
@@ -136,6 +137,10 @@ class _Collector:
             raise
         found = one.found.setdefault(type(leaf), [])
         found.append(placed)
+        if isinstance(leaf, Cohort):
+            self._by_name.setdefault("xid" + leaf.xid, one)
+        if isinstance(leaf, RoundOpen):
+            self._by_name.setdefault("rid" + leaf.rid, one)
         before, self._place = self._place, self._place_of(one, leaf)
         repeated = len(found) > 1
         if self._place < before or (repeated and not isinstance(leaf, MANY)):
@@ -155,10 +160,10 @@ class _Collector:
 
     def _sum_of(self, leaf: SumLeaf) -> Sum:
         if isinstance(leaf, Shares):
-            return self._named(leaf, Cohort, "xid", leaf.xid)
+            return self._named(leaf, "xid", leaf.xid)
         if isinstance(leaf, Vector):
-            return self._named(leaf, RoundOpen, "rid", leaf.rid)
-        seq = _advert_head(leaf)[0] if isinstance(leaf, Advert) else leaf.seq
+            return self._named(leaf, "rid", leaf.rid)
+        seq = advert_head(leaf)[0] if isinstance(leaf, Advert) else leaf.seq
         if seq < self._seq or (seq == self._seq and not self._sums):
             raise _odd(leaf, f"of attempt {seq} when attempt {self._seq} was over")
         if seq > self._seq:
@@ -174,17 +179,16 @@ class _Collector:
             self._sums[leaf.group] = Sum(seq=seq, group=leaf.group)
         return self._sums[leaf.group]
 
-    def _named(self, leaf: Leaf, kind: type[Leaf], name: str, value: str) -> Sum:
-        for one in self._sums.values():
-            if any(getattr(each.leaf, name) == value for each in one.of(kind)):
-                return one
-        raise _odd(leaf, f"of another attempt ({name} {value[:12]}…)")
+    def _named(self, leaf: Leaf, name: str, value: str) -> Sum:
+        if (one := self._by_name.get(name + value)) is None:
+            raise _odd(leaf, f"of another attempt ({name} {value[:12]}…)")
+        return one
 
     # -- ends -------------------------------------------------------------------------------------
 
     def _end_attempt(self) -> None:
         self._done += self._sums.values()
-        self._sums, self._place = {}, (-1, 0, 0)
+        self._sums, self._by_name, self._place = {}, {}, (-1, 0, 0)
 
     def _close_attempt(self, placed: Placed[Abort]) -> None:
         """The whole attempt gave nothing, or one group of it while others opened."""
@@ -250,12 +254,12 @@ class _Collector:
 
 def _client_of(leaf: Leaf) -> str:
     if isinstance(leaf, Advert):
-        return _advert_head(leaf)[1]
+        return advert_head(leaf)[1]
     assert isinstance(leaf, Shares | Vector)
     return leaf.client
 
 
-def _advert_head(leaf: Advert) -> tuple[int, str]:
+def advert_head(leaf: Advert) -> tuple[int, str]:
     """(seq, id) of an advert, whose form is checked later."""
     data = bytes.fromhex(leaf.advert)
     if len(data) < ADVERT_HEAD.size:

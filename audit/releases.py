@@ -48,6 +48,11 @@ def check_release(
     name = adapter_path(leaf.round, RELEASE_FILE)
     for each in released:
         _check_leaf(run, placed, each)
+        if each.subjects != released[-1].subjects:
+            findings.leave_open(
+                f"leaf {each.index} `release` was replaced by leaf {released[-1].index}, with its files",
+                "that devices which took it run the adapter that was trained",
+            )
     data = read_subject(run.source, released[-1] if released else placed, name)
     try:
         note = parse_release(data.decode(), source=name)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from protocol.errors import FedgeError
+from protocol.errors import FedgeError, printable
 
 Verdict = Literal["ok", "ok-sampled", "unverifiable", "failed", "void"]
 
@@ -101,6 +101,7 @@ class Findings:
     @contextmanager
     def checking(self, what: str) -> Iterator[None]:
         """A failure within becomes a fault of ``what``, success a line; the audit goes on."""
+        what = printable(what)
         before = len(self.faults) + len(self.unverified)
         try:
             yield
@@ -119,8 +120,8 @@ class Findings:
 
     def leave_open(self, what: str, leaves: str) -> None:
         """Note something that cannot be checked."""
-        self.unverified.append(Unproven(what=what, leaves=leaves))
+        self.unverified.append(Unproven(what=printable(what), leaves=printable(leaves)))
 
     def fault(self, what: str) -> None:
         """Note something that is wrong."""
-        self.faults.append(what)
+        self.faults.append(printable(what))

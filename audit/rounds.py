@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from audit.collected import Placed, Round
+from audit.order import advert_head
 from audit.published import (
     REMEDY,
     Run,
@@ -33,7 +35,7 @@ from protocol.rules import Role
 from protocol.step.robust import robust_mean
 from protocol.step.state import State, apply_mean, global_rank, initial_state
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import Adapter, Aggregate
+from protocol.transparency.leaves import Adapter, Advert, Aggregate
 
 PLAIN = "the updates were shown to the coordinator, and to nobody else"
 
@@ -184,8 +186,10 @@ class RoundCheck:
         failed = {each.leaf.group for each in self._round.aborts if each.leaf.seq == leaf.seq}
         if {*aggregates} & failed or {*aggregates} | failed != {*range(run.plan.secrecy.groups)}:
             raise _bad("a group ends neither in a sum nor in an `abort`, or in both")
-        names = [name for one in self._opened for name in one.clients]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        ids = Counter(
+            advert_head(each.leaf)[1] for one in self._round.sums for each in one.of(Advert)
+        )
+        if repeated := sorted(one for one, times in ids.items() if times > 1):
             raise _bad(
                 f"{repeated[0]} is in two sums of this round: their difference shows updates"
             )

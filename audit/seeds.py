@@ -20,18 +20,20 @@ from protocol.secagg.messages import decode_advert
 from protocol.transparency.leaves import Advert, Leaf, Reveal
 
 L = TypeVar("L", bound=Leaf)
+MOST = 64  # adverts and seeds of one client and attempt that are tried on each other
 
 
 def both_seeds(run: Run) -> Iterator[Fault]:
     """Clients of whom two seeds of different kinds are anywhere in the log."""
     adverts, seeds = _adverts(run), _seeds(run)
     for (client, seq), found in seeds.items():
-        if len({seed for _, seed in found}) < 2:
+        different = list(dict.fromkeys(seed for _, seed in found))
+        if len(different) < 2:
             continue
         kinds = {
             kind
-            for advert in adverts.get((client, seq), ())
-            for _, seed in found
+            for advert in adverts.get((client, seq), [])[:MOST]
+            for seed in different[:MOST]
             for kind in _kinds(run, advert, seq, seed)
         }
         number = next((n for n, _ in reversed(found) if n is not None), None)

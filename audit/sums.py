@@ -178,6 +178,7 @@ class _Adding:
         self._run, self._leaves, self._transcript = run, leaves, transcript
         self._roster, self._minimum = roster, run.plan.least_sum
         self._vectors = _Vectors(run, leaves)
+        self._opened_at = found.of(Aggregate)[0].index
         self._alive_at = NO_INDEX
         if leaves.cohort.alive_index is not None:
             self._alive_at = found.of(type(leaves.alive))[0].index
@@ -196,7 +197,7 @@ class _Adding:
             group = self._leaves.opened.group
             self._unproven()
             findings.verified.append(f"signatures, members and seeds of group {group}")
-            _say_unproven(self._run, self._leaves, findings)
+            _say_unproven(self._run, self._leaves, self._opened_at, findings)
             return words, "none"
         _say_sampled(self._leaves, chosen, blocks, findings)
         return words, "sampled"
@@ -250,7 +251,7 @@ def _say_sampled(leaves: SumLeaves, chosen: int, blocks: int, findings: Findings
     )
 
 
-def _say_unproven(run: Run, leaves: SumLeaves, findings: Findings) -> None:
+def _say_unproven(run: Run, leaves: SumLeaves, opened_at: int, findings: Findings) -> None:
     number, group = leaves.opened.round, leaves.opened.group
     deleted = [each.index for each in run.log.retentions if each.leaf.round == number]
     why = f"deleted, says leaf {deleted[0]}" if deleted else "not in this copy"
@@ -258,9 +259,13 @@ def _say_unproven(run: Run, leaves: SumLeaves, findings: Findings) -> None:
     if seen := [
         each.index
         for each in run.log.audits
-        if each.leaf.rounds.get(str(number)) == "ok" and each.leaf.verdict != "failed"
+        if each.leaf.rounds.get(str(number)) == "ok"
+        and each.leaf.verdict != "failed"
+        and each.leaf.size > opened_at
     ]:
-        rests += f" and on the auditors of leaves {', '.join(map(str, seen))}"
+        rests += (
+            f" and on the auditors of leaves {', '.join(map(str, seen))}, if you know their keys"
+        )
     findings.leave_open(f"the masked vectors of group {group} are {why}", rests)
 
 

@@ -6,7 +6,8 @@ one error; everything else becomes a finding of its round, and the audit goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from audit.budget import check_ledger_of, spending
 from audit.collected import Fault, Placed
@@ -19,7 +20,7 @@ from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
 from audit.sources import Source
 from audit.sums import Effort
-from protocol.errors import MachineError, ProofError
+from protocol.errors import FedgeError, MachineError, ProofError
 from protocol.legality import verify_legal
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
@@ -68,13 +69,16 @@ def audit(
     if run.plan.secrecy.exchange == "secagg":
         with findings.checking("every attempt ended in sums or an `abort`"):
             _check_numbers(run)
+    by_round: dict[int | None, list[str]] = {}
+    for fault in faults:
+        by_round.setdefault(fault.round, []).append(fault.what)
     found: list[RoundVerdict] = []
     chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
     for done, (at, one) in enumerate(chosen):
         progress("rounds", done, len(chosen))
         check = RoundCheck(run, one, rounds[at - 1].adapter if at else None, effort)
         check_ledger_of(run, one, check.findings)
-        found.append(check.verdict(_of_round(faults, one.number)))
+        found.append(check.verdict(by_round.get(one.number, [])))
     progress("rounds", len(chosen), len(chosen))
     if run.log.pending is not None:
         check_ledger_of(run, run.log.pending, findings)
@@ -119,8 +123,26 @@ def _report(
     )
 
 
-def _of_round(faults: list[Fault], number: int) -> list[str]:
-    return [fault.what for fault in faults if fault.round == number]
+def _changes_of_roster(run: Run) -> Iterator[Unproven]:
+    """Who came and went: an operator may, and everybody should see it."""
+    indices = [each.index for each in run.log.rosters]
+    for before, after in pairwise(indices):
+        try:
+            old, new = (run.members(index + 1)[1].names for index in (before, after))
+        except FedgeError:
+            continue  # a fault, and said already
+        came = sorted(new[one] for one in new.keys() - old.keys())
+        left = sorted(old[one] for one in old.keys() - new.keys())
+        renamed = sorted(old[one] for one in old.keys() & new.keys() if old[one] != new[one])
+        said = [
+            f"{len(names)} {did} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+            for did, names in (("came", came), ("left", left), ("are named anew", renamed))
+            if names
+        ]
+        yield Unproven(
+            what=f"leaf {after} `roster`: {'; '.join(said) or 'nobody came or left'}",
+            leaves="that each key of a roster is of a client of its own",
+        )
 
 
 def _named(fault: Fault) -> str:
@@ -129,7 +151,7 @@ def _named(fault: Fault) -> str:
 
 def _assumed(run: Run, trust: Trust) -> list[Unproven]:
     """What rests on something outside this copy."""
-    found = []
+    found = list(_changes_of_roster(run))
     if trust.key is None and trust.policy is None and not run.plan.audit.log:
         found.append(
             Unproven(

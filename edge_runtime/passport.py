@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.transparency.leaves import Release, decode_leaf
+from protocol.transparency.leaves import Release, decode_leaf, verify_author
 from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
 
@@ -31,7 +31,8 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
     """
     path = folder / PASSPORT_FILE
     try:
-        text = path.read_bytes()[: MOST_BYTES + 1].decode()
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError):
         raise ProofError(f"{folder} has no passport: {PASSPORT_FILE} is missing", REMEDY) from None
     try:
@@ -40,6 +41,7 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
             raise ProofError("it comes without its leaf", REMEDY)
         proof.verify(proof.extra, policy)
         read = decode_leaf(proof.extra)
+        verify_author(read, *(log.public for log in policy.logs))
     except ProofError as error:
         raise ProofError(f"{path}: {error.cause}", error.remedy) from None
     if not isinstance(read.leaf, Release) or read.leaf.round != round_number:

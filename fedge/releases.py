@@ -24,14 +24,21 @@ def release(
     witnesses: Annotated[
         list[str] | None, typer.Option("--witness", help="URL of a witness; may be given again")
     ] = None,
+    log_key: Annotated[
+        Path | None, typer.Option("--log-key", help="the log's secret key, when the run has none")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
     from client.data import load_rows
+    from server.log import read_log_key
     from server.releasing import log_release
+    from server.store import RunStore
     from server.witnessing import HttpWitness
 
+    if log_key is not None and not log_key.is_file():
+        raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
     plan_file = run / "plan.json"
     if not plan_file.is_file():
         raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
@@ -40,11 +47,22 @@ def release(
     held_out = load_rows(rows, plan.task)
     if not held_out.texts:
         raise DataError(f"{rows}: there are no rows", "give rows to measure parity on")
-    bound = plan.release.parity_max_relative
-    note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
-    metrics = {"accuracy": _accuracy(adapter, base, held_out)}
-    urls = [HttpWitness(url) for url in witnesses or []]
-    log_release(run, plan, note.round, rows=rows.read_bytes(), metrics=metrics, witnesses=urls)
+    key = read_log_key(log_key) if log_key else None
+    store = RunStore(run)  # before a published file is touched: not beside a coordinator
+    try:
+        bound = plan.release.parity_max_relative
+        note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+        log_release(
+            store,
+            plan,
+            note.round,
+            rows=rows.read_bytes(),
+            metrics={"accuracy": _accuracy(adapter, base, held_out)},
+            log_key=key,
+            witnesses=[HttpWitness(url) for url in witnesses or []],
+        )
+    finally:
+        store.close()
     if as_json:
         typer.echo(note.model_dump_json())
         return

@@ -18,15 +18,21 @@ Exit code 0 is success, 1 an unexpected failure (a bug of ours), 2 wrong use of 
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """One line in which a stranger's text cannot steer a terminal: what is not printable is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 class FedgeError(Exception):
     """An expected failure: ``cause`` says what is wrong and where, ``remedy`` what to do."""
 
     exit_code = 1
 
     def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(f"{cause} ({remedy})")
-        self.cause = cause
-        self.remedy = remedy
+        self.cause, self.remedy = printable(cause), printable(remedy)
+        super().__init__(f"{self.cause} ({self.remedy})")
 
 
 class PlanError(FedgeError):

@@ -243,9 +243,16 @@ def retire_vectors(log: RunLog, store: RunStore, plan: Plan, now: float) -> list
 
 
 def _vector_roots(log: RunLog, number: int) -> list[bytes]:
-    """The signed roots of a round's vectors, by group and id."""
+    """The signed roots of the vectors in a round's sums, by group and id."""
+    adapters = (_read(log, at) for at in log.find(Adapter, round=number))
+    sums = {(a.seq, s.group) for a in adapters if isinstance(a, Adapter) for s in a.sums}
     opened = (_read(log, at) for at in log.find(RoundOpen, round=number))
-    group = {leaf.rid: leaf.group for leaf in opened if isinstance(leaf, RoundOpen)}
+    group = {
+        leaf.rid: leaf.group
+        for leaf in opened
+        # Under witnesses the log also has attempts whose sums were not opened.
+        if isinstance(leaf, RoundOpen) and (leaf.seq, leaf.group) in sums
+    }
     vectors = (_read(log, at) for at in log.find(Vector))
     mine = [leaf for leaf in vectors if isinstance(leaf, Vector) and leaf.rid in group]
     ordered = sorted(mine, key=lambda leaf: (group[leaf.rid], leaf.client))

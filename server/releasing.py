@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.plan import Plan
@@ -18,42 +20,41 @@ from server.witnessing import Witness, cosigned_by
 
 
 def log_release(
-    run: Path,
+    store: RunStore,
     plan: Plan,
     number: int,
     *,
     rows: bytes,
     metrics: Mapping[str, float],
+    log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
 ) -> Path:
     """Log round ``number``'s released files and how good they are; the path of the passport.
 
-    ``rows`` is the file they were measured on (only its digest is logged), ``metrics`` are shares. Raises
+    ``store`` is held since before the files were written: no coordinator is at the run, and no auditor is
+    shown files for long that the log does not know. ``rows`` is the file they were measured on (only its
+    digest is logged), ``metrics`` are shares, ``log_key`` the log's where the run has none of its own. Raises
     ArtefactError for a round that is not published or not released, ProofError without the plan's
     quorum of witnesses.
     """
-    store = RunStore(run)
-    try:
-        log = open_log(store, plan)
-        folder = run / "rounds" / f"{number:04d}" / ADAPTER
-        index = _release_leaf(log, folder, number, rows, metrics)
-        if plan.witnessed:
-            note, faults = cosigned_by(witnesses, log, policy_of(plan.audit))
-            try:
-                policy_of(plan.audit).verify_checkpoint(note)
-            except ProofError as error:
-                raise ProofError(f"{error.cause} ({'; '.join(faults)})", error.remedy) from None
-            log.cosigned(note)
-        passport = OfflineProof(
-            index=index,
-            path=tuple(log.tree.inclusion(index)),
-            checkpoint=log.note,
-            extra=log.entry(index),
-        )
-        write_whole(folder / PASSPORT_FILE, passport.encode().encode())
-        return folder / PASSPORT_FILE
-    finally:
-        store.close()
+    log = open_log(store, plan, log_key)
+    folder = store.folder / "rounds" / f"{number:04d}" / ADAPTER
+    index = _release_leaf(log, folder, number, rows, metrics)
+    if plan.witnessed:
+        note, faults = cosigned_by(witnesses, log, policy_of(plan.audit))
+        try:
+            policy_of(plan.audit).verify_checkpoint(note)
+        except ProofError as error:
+            raise ProofError(f"{error.cause} ({'; '.join(faults)})", error.remedy) from None
+        log.cosigned(note)
+    passport = OfflineProof(
+        index=index,
+        path=tuple(log.tree.inclusion(index)),
+        checkpoint=log.note,
+        extra=log.entry(index),
+    )
+    write_whole(folder / PASSPORT_FILE, passport.encode().encode())
+    return folder / PASSPORT_FILE
 
 
 def _release_leaf(
@@ -70,7 +71,7 @@ def _release_leaf(
         raise ArtefactError(f"{folder} was not released", "`fedge release RUN` does it") from None
     if not adapters:
         raise ArtefactError(f"round {number} is not in the log", "resume the run first")
-    for index in log.find(Release, round=number):
+    for index in log.find(Release, round=number)[-1:]:  # what counts is the last one
         if decode_leaf(log.entry(index)).subjects == files:
             return index
     leaves = []

@@ -20,6 +20,7 @@ from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
 from server.releasing import log_release
+from server.store import RunStore
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
@@ -146,23 +147,35 @@ def _release(prepared: Prepared, texts: list[str], progress: Progress) -> Releas
     plan = prepared.plan
     every = plan.release.every
     rounds = [n for n in range(1, plan.rounds) if every and n % every == 0] + [plan.rounds]
-    for done, number in enumerate(rounds):
-        progress.update("release", done, len(rounds))
-        folder = adapter_folder(prepared.out, number)
-        note = parse_release((folder / RELEASE_FILE).read_text(), source=str(folder))
-        if note.parity is None or not (folder / EDGE_FILE).is_file():
-            bound = plan.release.parity_max_relative
-            note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
-        if not (folder / PASSPORT_FILE).is_file():
-            measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
-            log_release(
-                prepared.out,
-                plan,
-                number,
-                rows=prepared.test_file.read_bytes(),
-                metrics={"accuracy": measured[number]} if number in measured else {},
-            )
+    store = RunStore(prepared.out)
+    try:
+        for done, number in enumerate(rounds):
+            progress.update("release", done, len(rounds))
+            note = _release_round(prepared, store, number, texts)
+    finally:
+        store.close()
     progress.update("release", len(rounds), len(rounds))
+    return note
+
+
+def _release_round(
+    prepared: Prepared, store: RunStore, number: int, texts: list[str]
+) -> ReleaseNote:
+    """One round's; what a process that was killed has done already is not done again."""
+    plan, folder = prepared.plan, adapter_folder(prepared.out, number)
+    note = parse_release((folder / RELEASE_FILE).read_text(), source=str(folder))
+    if note.parity is None or not (folder / EDGE_FILE).is_file():
+        bound = plan.release.parity_max_relative
+        note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
+    if not (folder / PASSPORT_FILE).is_file():
+        measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
+        log_release(
+            store,
+            plan,
+            number,
+            rows=prepared.test_file.read_bytes(),
+            metrics={"accuracy": measured[number]} if number in measured else {},
+        )
     return note
 
 

@@ -11,7 +11,7 @@ from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.client import check_alive
 from protocol.secagg.messages import decode_ids
 from protocol.secagg.states import STOP, Agreed, Masked, Policy
-from protocol.transparency.leaves import Alive, decode_leaf
+from protocol.transparency.leaves import Alive, decode_leaf, verify_author
 from protocol.transparency.offline import OfflineProof, parse_offline_proof
 from protocol.transparency.policy import parse_policy
 
@@ -41,8 +41,10 @@ def agree_by_log(state: Masked, message: bytes, *, policy: Policy) -> Agreed:
 def _verified(proof: OfflineProof, policy: Policy) -> Alive:
     if proof.extra is None:
         raise ProofError("the proof comes without its leaf", STOP)
-    proof.verify(proof.extra, parse_policy(policy.log_policy))
-    leaf = decode_leaf(proof.extra).leaf
-    if not isinstance(leaf, Alive):
-        raise ProofError(f"the leaf at that place is `{leaf.kind}`", STOP)
-    return leaf
+    trusted = parse_policy(policy.log_policy)
+    proof.verify(proof.extra, trusted)
+    read = decode_leaf(proof.extra)
+    verify_author(read, *(log.public for log in trusted.logs))
+    if not isinstance(read.leaf, Alive):
+        raise ProofError(f"the leaf at that place is `{read.leaf.kind}`", STOP)
+    return read.leaf

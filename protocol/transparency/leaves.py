@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -313,16 +314,17 @@ def decode_leaf(data: bytes) -> Read:
     return Read(leaf=leaf, envelope=envelope, subjects=subjects)
 
 
-def verify_author(read: Read, log_key: bytes) -> None:
-    """A statement is signed by the log's key, an auditor's by its own. Raises ProofError."""
-    if read.envelope is not None:
-        own = isinstance(read.leaf, Audit)
-        public = bytes.fromhex(read.leaf.auditor) if isinstance(read.leaf, Audit) else log_key
-        try:
-            verify_envelope(read.envelope, public)
-        except ProofError as error:
-            who = "its auditor" if own else "the log's key"
-            raise ProofError(f"a leaf `{read.leaf.kind}` not signed by {who}", REMEDY) from error
+def verify_author(read: Read, *log_keys: bytes) -> None:
+    """A statement is signed by one of the log's keys, an auditor's by its own. Raises ProofError."""
+    if read.envelope is None:
+        return
+    who, keys = "the log's key", log_keys
+    if isinstance(read.leaf, Audit):
+        who, keys = "its auditor", (bytes.fromhex(read.leaf.auditor),)
+    for public in keys:
+        with suppress(ProofError):
+            return verify_envelope(read.envelope, public)
+    raise ProofError(f"a leaf `{read.leaf.kind}` not signed by {who}", REMEDY)
 
 
 def sign_complaint(*, client: bytes, about: str, receipt: str, key: Ed25519PrivateKey) -> Complaint:

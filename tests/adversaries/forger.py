@@ -72,6 +72,10 @@ class Forger:
             if name in decode_leaf(entry).subjects:
                 self.resubject(index, {name: sha256(data)})
 
+    def tree(self, size: int) -> bytes:
+        """The root over the first leaves, as they now are."""
+        return Tree(map(leaf_hash, self.entries[:size])).root()
+
     def sign(self) -> Path:
         """Write the tiles and the checkpoint of the leaves as they now are; the run's folder."""
         log, tree = self.run / "log", Tree(map(leaf_hash, self.entries))

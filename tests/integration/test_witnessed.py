@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from audit.verify import audit
 from protocol.errors import RoundError
 from protocol.exchange import Phase
 from protocol.transparency.note import KeyType, VerifierKey
-from server.log import RunLog
+from server.log import RunLog, open_log
+from server.publishing import retire_vectors
 from server.rounds import deal_groups
+from server.store import RunStore
 from server.witnessing import HttpWitness
 from tests.unit.audit.runs import Sites, make_run, small_plan
 
@@ -102,16 +105,16 @@ def test_groups_under_witnesses_of_which_one_fails(tmp_path: Path) -> None:
     with witnessed(tmp_path) as net:
 
         def lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
-            names = sorted(f"site-{each}" for each in range(12))
-            dealt = deal_groups(names, groups=2, seed=5, round_number=number, attempt=attempt)
+            names = sorted(f"site-{each}" for each in range(15))
+            dealt = deal_groups(names, groups=3, seed=5, round_number=number, attempt=attempt)
             return (number, phase) == (2, Phase.MASK) and f"site-{site}" in dealt[0]
 
         run = make_run(
             tmp_path / "run",
-            count=12,
+            count=15,
             lost=lost,
-            cohort={"size": 12, "quorum": 6, "deadline_s": 30.0},
-            secrecy={"groups": 2},
+            cohort={"size": 15, "quorum": 9, "deadline_s": 30.0},
+            secrecy={"groups": 3},
             **net.settings,
         )
         report = audit(Folder(run), Trust())
@@ -144,6 +147,12 @@ def test_without_a_quorum_nothing_is_opened_and_the_run_resumes_later(tmp_path: 
         run = make_run(tmp_path / "run", sites=sites, **net.settings)
         report = audit(Folder(run), Trust())
         assert (report.faults, [one.verdict for one in report.rounds]) == ((), ["ok"] * 3)
+        store = RunStore(run)
+        log = open_log(store, plan, net.key)
+        assert retire_vectors(log, store, plan, now=time.time() + 10**7) == [1, 2]
+        store.close()
+        # The vectors of attempts that were not opened are in the log, and were not kept.
+        assert audit(Folder(run), Trust()).faults == ()
 
 
 def test_a_second_view_of_the_log_gets_no_quorum(

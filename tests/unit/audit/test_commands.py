@@ -117,6 +117,13 @@ def test_lineage_leads_from_the_base_to_the_adapter(lossy_run: Path, tmp_path: P
     with pytest.raises(ArtefactError, match="in no run's folder"):
         run("lineage", elsewhere)
     assert run("lineage", elsewhere, "--run", lossy_run).exit_code == 0
+    config = elsewhere / "adapter_config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"lora_alpha": 4.0', '"lora_alpha": 400.0'))
+    assert config.read_text() != text
+    with pytest.raises(ProofError, match=r"adapter_config\.json is not"):
+        run("lineage", elsewhere, "--run", lossy_run)
+    config.write_text(text)
     changed(elsewhere / "adapter_model.safetensors", -1)
     with pytest.raises(ProofError, match="not the file that the log knows"):
         run("lineage", elsewhere, "--run", lossy_run)

@@ -46,10 +46,10 @@ class Local:
 @pytest.fixture(scope="session")
 def eventful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An attempt that failed, a group that failed, a round that is void."""
-    names = [f"site-{number}" for number in range(12)]
+    names = [f"site-{number}" for number in range(15)]
 
     def lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
-        dealt = deal_groups(names, groups=2, seed=5, round_number=number, attempt=attempt)
+        dealt = deal_groups(names, groups=3, seed=5, round_number=number, attempt=attempt)
         if number == 1:
             return attempt == 1 and phase is Phase.MASK and site < 8
         if number == 2:
@@ -58,26 +58,26 @@ def eventful(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     return make_run(
         tmp_path_factory.mktemp("eventful") / "run",
-        count=12,
+        count=15,
         rounds=4,
         lost=lost,
-        cohort={"size": 12, "quorum": 6, "deadline_s": 30.0},
-        secrecy={"groups": 2},
+        cohort={"size": 15, "quorum": 9, "deadline_s": 30.0},
+        secrecy={"groups": 3},
     )
 
 
 @pytest.fixture(scope="session")
 def witnessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two groups under a witness; the log's secret lies where a forger looks for it."""
+    """Three groups under a witness; the log's secret lies where a forger looks for it."""
     folder, key = tmp_path_factory.mktemp("witnessed"), Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
     log = VerifierKey(name="log.example/run", type=KeyType.ED25519, public=public)
     witness = Local(folder / "witness", log)
     run = make_run(
         folder / "run",
-        count=12,
-        cohort={"size": 12, "quorum": 6, "deadline_s": 30.0},
-        secrecy={"groups": 2},
+        count=15,
+        cohort={"size": 15, "quorum": 9, "deadline_s": 30.0},
+        secrecy={"groups": 3},
         audit={"log": log.encode(), "witnesses": [witness.key.encode()], "witness_quorum": 1},
         log_key=key,
         witnesses=[witness],

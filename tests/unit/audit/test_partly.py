@@ -28,9 +28,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(
         tmp_path_factory.mktemp("large") / "run",
         count=3,
-        linears=200,
+        linears=2560,
         rounds=1,
-        adapter={"rank": 64, "targets": ["query"]},
+        adapter={"rank": 5, "targets": ["query"]},
         rule={"name": "ffa-lora"},
         cohort={"size": 3, "quorum": 3, "deadline_s": 30.0},
     )
