@@ -15,7 +15,10 @@ INBOX = Path("log") / "inbox"  # where a coordinator looks for leaves that other
 
 
 def attestation(report: Report, key: Ed25519PrivateKey, *, tool: str) -> bytes:
-    """The leaf's bytes: what ``report`` says of the log's first leaves, signed by the auditor."""
+    """The leaf's bytes: what ``report`` says of the log's first leaves, signed by the auditor.
+
+    Raises ArtefactError for more rounds than one leaf can name.
+    """
     leaf = Audit(
         size=report.size,
         verdict=report.verdict,
@@ -23,7 +26,12 @@ def attestation(report: Report, key: Ed25519PrivateKey, *, tool: str) -> bytes:
         tool=tool,
         auditor=key.public_key().public_bytes_raw().hex(),
     )
-    return encode_statement(leaf, {"log": report.root}, key)
+    try:
+        return encode_statement(leaf, {"log": report.root}, key)
+    except ValueError:
+        raise ArtefactError(
+            f"a verdict on {len(report.rounds)} rounds does not fit into a leaf", "report it to us"
+        ) from None
 
 
 def write_attestation(data: bytes, out: Path) -> Path:

@@ -14,7 +14,7 @@ from rich.table import Table
 from audit.lineage import Lineage
 from audit.published import Run
 from audit.report import Report, Unproven
-from protocol.errors import ProofError
+from protocol.errors import ProofError, printable
 from protocol.transparency.leaves import decode_leaf
 
 SHORT = 12  # hex digits of a digest in a table
@@ -159,7 +159,7 @@ def print_lineage(found: Lineage) -> None:
             f"          {name} {value / 1000:.3f}" for name, value in found.release.metrics.items()
         ]
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
 
 
 def _print_findings(

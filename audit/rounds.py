@@ -116,6 +116,9 @@ class RoundCheck:
             return
         if not _same_moments(given, mine):
             raise _bad("its moments are not zero")
+        for name, value in mine.adapter.items():
+            if not value.any() and given.adapter[name].any():
+                raise _bad(f"{name} does not start at zero")
         cores = "its orthonormal factors are a matter of the coordinator's linear algebra"
         self.findings.leave_open(
             "the start is not bit for bit what the plan's seed gives here",

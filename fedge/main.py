@@ -7,6 +7,7 @@ answers at once and a device needs no torch to run ``fedge edge``.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -152,6 +153,11 @@ def _translated(error: Exception) -> FedgeError:
                 f"the package `{package}` is not installed",
                 f"pip install -c constraints.txt '.[{extra}]'",
             )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = error.filename or "the disk"
+        return MachineError(
+            f"{where} cannot be written: {error.strerror}", "make room; a run goes on with --resume"
+        )
     return FedgeError(
         f"unexpected {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
         "this is a bug of ours; run again with FEDGE_DEBUG=1 and report the traceback",

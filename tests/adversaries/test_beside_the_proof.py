@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
@@ -19,9 +21,11 @@ from audit.verify import audit
 from base_model.release import write_edge_adapter
 from edge_runtime.passport import verify_passport
 from protocol.adapter import lora_scaling
+from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, WEIGHTS_FILE, from_peft, to_edge
 from protocol.plan import Plan, plan_from_text
+from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import Audit, Release, encode_statement, sha256
 from protocol.transparency.offline import OfflineProof
@@ -191,3 +195,21 @@ def test_a_strangers_text_cannot_steer_a_terminal(honest: Path, tmp_path: Path) 
     error = ProofError(evil, evil)
     assert str(error).isprintable()
     assert error.cause.isprintable()
+
+
+# -- the start ------------------------------------------------------------------------------------
+
+
+def test_a_start_that_is_trained_already(honest: Path, tmp_path: Path) -> None:
+    """All digests agree; the head of round 0 has a bias of the coordinator's own."""
+    forger = Forger(Path(shutil.copytree(honest, tmp_path / "f")))
+    name = "rounds/0000/checkpoint.safetensors"
+    state, note = decode_checkpoint((forger.run / name).read_bytes(), rank=2, source=name)
+    state.adapter["classifier.bias"][0] = 1.0
+    digest = vector_digest(
+        np.concatenate([state.adapter[each].reshape(-1) for each in sorted(state.adapter)])
+    )
+    forger.republish(name, encode_checkpoint(state, replace(note, adapter_digest=digest)))
+    forger.edit(forger.at("adapter"), lambda leaf: leaf.update(adapter_out=digest))
+    found = audited(forger.sign()).rounds[0].faults
+    assert any("classifier.bias does not start at zero" in fault for fault in found), found
