@@ -52,12 +52,13 @@ def release(
     try:
         bound = plan.release.parity_max_relative
         note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+        metrics = {"accuracy": _accuracy(adapter, base, held_out)}
         log_release(
             store,
             plan,
             note.round,
             rows=rows.read_bytes(),
-            metrics={"accuracy": _accuracy(adapter, base, held_out)},
+            metrics=metrics,
             log_key=key,
             witnesses=[HttpWitness(url) for url in witnesses or []],
         )

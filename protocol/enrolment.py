@@ -1,7 +1,7 @@
 """Joining a consortium: what a site asks for, and the roster that the operator signs. (P-10)
 
 A site has two keys that never leave it: its identity (Ed25519), which signs in secure aggregation, and
-its node key (ECDSA over P-384), by which the coordinator's transport knows it.
+its node key (ECDSA over secp384r1), by which the coordinator's transport knows it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from protocol.transparency.dsse import Statement, parse_envelope, sign_statement
 REQUEST_TYPE, ROSTER_TYPE = "urn:fedge:enrolment:1", "urn:fedge:roster:1"
 ROSTER_SUBJECT = "roster.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
-NODE_KEY_BYTES = 49  # a compressed point of P-384
+NODE_KEY_BYTES = 49  # a compressed point of secp384r1
 MAX_BYTES = 4 << 20  # of a request or a roster: some ten thousand sites
 NAME_FORM = "up to 48 of a-z, 0-9, `.`, `_`, `-`, first a letter or a digit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """A site by name: its Ed25519 identity (32 bytes) and its P-384 node key (49, compressed)."""
+    """A site by name: its Ed25519 identity (32 bytes) and its secp384r1 node key (49, compressed)."""
 
     name: str
     identity: bytes
@@ -187,7 +187,7 @@ def _site(name: str, identity: bytes, node_key: bytes) -> Site:
     try:
         ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), node_key)
     except ValueError:
-        raise _bad(f"the node key of {name} is no point of P-384") from None
+        raise _bad(f"the node key of {name} is no point of secp384r1") from None
     return Site(name=name, identity=identity, node_key=node_key)
 
 
