@@ -33,7 +33,7 @@ def verified(run: Path) -> Report:
 @pytest.mark.parametrize(
     ("privacy", "fault"),
     [
-        ({"epsilon": 1.0}, "spent epsilon"),
+        ({"epsilon": 1.5, "rounds_per_client": 1}, "spent epsilon"),
         ({"rounds_per_client": 1}, "took part in 3 sums"),
     ],
 )
