@@ -11,23 +11,24 @@ from rich.table import Table
 def print_status(told: dict[str, Any]) -> None:
     """Print what :func:`server.delivery.status.gather` found."""
     console = Console(markup=False, emoji=False)
-    table = Table(
-        "release", "channel", "state", "rollout", "accuracy", "evidence", "runs on", "failed on"
-    )
+    table = Table("release", "channel", "state", "accuracy", "runs on")
+    table.columns[0].no_wrap = True
     for row in told["releases"]:
         accuracy = row.get("metrics", {}).get("accuracy")
-        rollout = row.get("rollout_permille")
+        state = f"{row['rollout_permille'] / 10:g} %" if "rollout_permille" in row else row["state"]
         table.add_row(
             row["release"],
             row["channel"],
-            row["state"] + (f": {row['reason']}" if row["state"] == "revoked" else ""),
-            "" if rollout is None else f"{rollout / 10:g} %",
+            state,
             "" if accuracy is None else f"{accuracy / 1000:.3f}",
-            row.get("evidence") or "",
             ", ".join(row["running"]),
-            "; ".join(f"{device}: {why}" for device, why in sorted(row["failed"].items())),
         )
     console.print(table)
+    for row in told["releases"]:
+        if row["state"] == "revoked":
+            console.print(f"{row['release']} was withdrawn from {row['channel']}: {row['reason']}")
+        for device, why in sorted(row["failed"].items()):
+            console.print(f"{row['release']} failed on {device} ({row['channel']}): {why}")
     for role, one in told["expires"].items():
         state = "EXPIRED" if one["expired"] else "expires"
         console.print(f"{role:<10} version {one['version']}, {state} {one['at'][:16]}")
