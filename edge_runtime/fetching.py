@@ -90,6 +90,9 @@ class Fetcher(FetcherInterface):
                 skip -= len(chunk) - len(wanted)
                 if wanted:
                     yield wanted
+            self._left()  # a line that was cut ends like any other
+            if answer.length:
+                raise DownloadError(f"{url}: broke off")
 
     @contextmanager
     def _connected(

@@ -147,7 +147,7 @@ class Service:
                 return
             now = self._clock()
             self._faults.append(now)
-            while self._faults and self._faults[0] < now - self.device.window_s:
+            while self._faults and self._faults[0] <= now - self.device.window_s:
                 self._faults.popleft()
             if len(self._faults) < self.device.faults:
                 return

@@ -141,6 +141,7 @@ class Store:
             sync(target.parent)
         known = self.state.installed | {release: installed}
         self._save(installed=known, candidate=release)
+        self._tidy()  # an earlier candidate that never came into use
 
     def activate(self, release: str) -> None:
         """Use an installed release; the one in use becomes the previous one."""

@@ -157,7 +157,7 @@ class _Remote:
             raise _refused("release.size", f"{file.name} has {target.length} bytes of {most}")
         for _ in range(2):  # once more from the start, when what lay there was not its beginning
             start = part.stat().st_size if part.exists() else 0
-            if start < target.length:
+            if start < target.length or not part.exists():
                 self._append(target, part, start)
             try:
                 with part.open("rb") as stream:
