@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from base_model.families import check_task
 from base_model.files import folder_that_appears, sha256_of
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
-from base_model.store import GRAPH, WEIGHTS, tensor_entry
+from base_model.store import GRAPH
+from base_model.verify import WEIGHTS, tensor_entry
+from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import (
@@ -92,6 +94,7 @@ def build_base(
             slots=slots,
         )
         tell("describing", 0.95)
+        (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
         manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     tell("done", 1.0)
@@ -174,6 +177,15 @@ def _config_text(source: Source) -> str:
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
+def _chunks_text(folder: Path) -> str:
+    def pieces(path: Path) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+
+    return chunks_of({path.name: pieces(path) for path in sorted(folder.iterdir())}).to_json()
+
+
 def _manifest(
     source: Source,
     model: EncoderClassifier,
@@ -183,7 +195,7 @@ def _manifest(
     folder: Path,
     slots: list[Any],
 ) -> Manifest:
-    entries = {name: tensor_entry(value) for name, value in tensors.items()}
+    entries = {name: tensor_entry(value.numpy()) for name, value in tensors.items()}
     files = {
         path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
         for path in sorted(folder.iterdir())

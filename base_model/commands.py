@@ -1,17 +1,26 @@
-"""``fedge base``: build, verify, inspect. torch is loaded when a command runs, not before."""
+"""``fedge base``: build, fetch, verify, inspect. torch is loaded when a command runs, not before."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, help="Prepare a base, check it, look at it.")
+app = typer.Typer(no_args_is_help=True, help="Prepare or fetch a base, check it, look at it.")
 Folder = Annotated[Path, typer.Argument(help="folder of a base")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
@@ -43,7 +52,7 @@ def build(
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Hash every file and compare it with the manifest."""
-    from base_model.store import verify_base
+    from base_model.verify import verify_base
 
     manifest = verify_base(folder)
     _show(
@@ -56,9 +65,48 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 @app.command()
 def inspect(folder: Folder, as_json: Json = False) -> None:
     """What a base is: fingerprint, size, layers that can be adapted."""
-    from base_model.store import read_manifest
+    from base_model.verify import read_manifest
 
     _show(folder, _summary(read_manifest(folder)), as_json)
+
+
+@app.command()
+def fetch(
+    fingerprint: Annotated[str, typer.Argument(help="of the base, 64 hex digits")],
+    mirrors: Annotated[list[str], typer.Option("--from", help="folder or URL; one or more")],
+    into: Annotated[Path, typer.Option("--into", help="cache: a folder of bases")],
+    manifest: Annotated[str, typer.Option("--manifest", help="sha256 of manifest.json")] = "",
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="for all of it")] = 3600.0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="bytes of a base")] = 2**36,
+    as_json: Json = False,
+) -> None:
+    """Get a base from mirrors: verified as it comes, resumed after a cut."""
+    from base_model.fetch import Limits, fetch_base
+
+    if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+        raise typer.BadParameter("a fingerprint has 64 hex digits")
+    console = Console(stderr=True, markup=False, emoji=False)
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, disable=as_json) as progress:
+        bar = progress.add_task("manifest.json", total=None)
+
+        def tell(name: str, done: int, total: int) -> None:
+            progress.update(bar, description=name, completed=done, total=total or None)
+
+        folder = fetch_base(
+            fingerprint,
+            mirrors=mirrors,
+            cache=into,
+            manifest_sha256=manifest,
+            limits=Limits(seconds=seconds, total=limit),
+            progress=tell,
+        )
+    from base_model.verify import verify_base
+
+    _show(folder, _summary(verify_base(folder)), as_json)
 
 
 def _summary(manifest: Any) -> dict[str, Any]:

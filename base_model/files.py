@@ -1,15 +1,18 @@
-"""Files of a base folder: hashing, and folders that appear whole or not at all."""
+"""Files of a base folder: hashing, folders that appear whole or not at all, locks."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, MachineError
 
 
 def sha256_of(path: Path) -> str:
@@ -62,3 +65,37 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, seconds: float = math.inf) -> Iterator[bool]:
+    """Hold the lock file ``path``; the block gets False when another has it for all of ``seconds``.
+
+    The system lets go of it when the process ends, however it ends. Raises MachineError.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be locked: {error.strerror}", "check the folder"
+        ) from None
+    try:
+        yield _lock(file, seconds)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, seconds: float) -> bool:
+    if math.isinf(seconds):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True

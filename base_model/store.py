@@ -18,25 +18,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from base_model.encoder import EncoderClassifier
-from base_model.files import sha256_of
 from base_model.quant_linear import QuantLinear
-from protocol.encoding import digest
+from base_model.verify import REBUILD, WEIGHTS
+from base_model.verify import read_manifest as read_manifest
+from base_model.verify import verify_base as verify_base
 from protocol.errors import ArtefactError
-from protocol.manifest import (
-    CONFIG,
-    MANIFEST_NAME,
-    TOKENIZER,
-    Manifest,
-    TensorEntry,
-    parse_manifest,
-)
+from protocol.manifest import CONFIG, TOKENIZER, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WEIGHTS, GRAPH = "weights.safetensors", "graph.onnx"
-REBUILD = "build the base again or fetch an intact copy"
-
+GRAPH = "graph.onnx"
 
 # Up to this many bytes of expanded weights are kept: a small base trains faster, bit for bit alike.
 KEEP_EXPANDED_BELOW = 64 * 2**20
@@ -50,59 +42,6 @@ class OpenBase:
     manifest: Manifest
     model: EncoderClassifier
     tokenizer: Tokenizer
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """``manifest.json`` of a base folder. Raises ArtefactError."""
-    path = folder / MANIFEST_NAME
-    try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtefactError(
-            f"{folder} is not a base: there is no {MANIFEST_NAME}",
-            "name the folder that `fedge base build --out` wrote",
-        ) from None
-    except UnicodeDecodeError:
-        raise ArtefactError(f"{path} is not a text file", REBUILD) from None
-
-
-def verify_base(folder: Path) -> Manifest:
-    """Compare every file and every tensor with the manifest, and it with its fingerprint.
-
-    Raises ArtefactError that names the first wrong one.
-    """
-    manifest = read_manifest(folder)
-    for name, entry in sorted(manifest.files.items()):
-        path = folder / name
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", REBUILD)
-        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-            raise ArtefactError(
-                f"{path} is not the file the manifest names (sha256 differs)", REBUILD
-            )
-    known = {*manifest.files, MANIFEST_NAME}
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    if extra:
-        raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
-    found = {name: tensor_entry(value) for name, value in read_tensors(folder / WEIGHTS).items()}
-    if odd := sorted(
-        name
-        for name in {*found, *manifest.tensors}
-        if found.get(name) != manifest.tensors.get(name)
-    ):
-        raise ArtefactError(
-            f"{folder / WEIGHTS}: {odd[0]} is not the tensor that the fingerprint covers",
-            "do not use this base",
-        )
-    return manifest
-
-
-def tensor_entry(value: Tensor) -> TensorEntry:
-    """A tensor's dtype, shape and digest, as the fingerprint covers them. (P-1.3)"""
-    array = value.contiguous().numpy()
-    return TensorEntry(
-        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
-    )
 
 
 def open_base(

@@ -7,11 +7,13 @@ the type leaves this machine, its traceback goes to the local log. Nothing that 
 the in-process grid gives every client of a round the same objects.
 
 Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
-TOML or JSON file), ``base`` (a folder), ``data-pattern`` (a path with ``{partition}``), ``threads``
-(0 = torch's default). ``node_config`` alone has ``data-path``, ``client-id``, ``partition-id``,
-``identity`` (a key file), ``ledger`` (of privacy spent), ``max-epsilon`` (this client's own limit),
-``trainer`` (the socket of a process that keeps the base; without it this one trains) and ``sessions``
-(a folder for attempts of secure aggregation; without it Flower's node state has them).
+TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a path with
+``{partition}``), ``threads`` (0 = torch's default). ``node_config`` alone has ``data-path``,
+``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
+``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
+fingerprint is fetched from), ``base-cache``, ``trainer`` (the socket of a process that keeps the base;
+without it this one trains) and ``sessions`` (a folder for attempts of secure aggregation; without it
+Flower's node state has them).
 """
 
 from __future__ import annotations

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import math
 import os
 import stat
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from base_model.files import sync
 from protocol.errors import MachineError
 
 
@@ -42,52 +39,10 @@ def write_private(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise MachineError(
             f"{path} cannot be written: {error.strerror}", "check the disk and the folder"
         ) from None
-
-
-@contextmanager
-def locked(path: Path, *, seconds: float = math.inf) -> Iterator[bool]:
-    """Hold the lock file ``path``; the block gets False when another has it for all of ``seconds``.
-
-    The system lets go of it when the process ends, however it ends. Raises MachineError.
-    """
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise MachineError(
-            f"{path} cannot be locked: {error.strerror}", "check the folder"
-        ) from None
-    try:
-        yield _lock(file, seconds)
-    finally:
-        os.close(file)
-
-
-def _lock(file: int, seconds: float) -> bool:
-    if math.isinf(seconds):
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return True
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
-from client.private import locked, private_folder, write_private
+from base_model.files import locked
+from client.private import private_folder, write_private
 from protocol import wire
 from protocol.errors import MachineError
 from protocol.secagg.session import Session

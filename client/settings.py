@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from protocol.secagg.roster import parse_roster
 if TYPE_CHECKING:
     from flwr.app import Context
 
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
 
 
@@ -43,7 +45,24 @@ def plan_at(path: Path) -> Plan:
 
 def manifest_of(context: Context) -> Manifest:
     """The manifest of this node's base. Raises ArtefactError."""
-    return _manifest(file_key(path_of(context, "base") / MANIFEST_NAME, ArtefactError))
+    return _manifest(file_key(base_of(context) / MANIFEST_NAME, ArtefactError))
+
+
+def base_of(context: Context) -> Path:
+    """The folder of this node's base; by fingerprint it is in the cache, and fetched when it is not.
+
+    Only the machine's own settings name mirrors. Raises MachineError or ArtefactError.
+    """
+    path = path_of(context, "base")
+    if not FINGERPRINT.fullmatch(str(path)):
+        return path
+    own = context.node_config
+    cache = Path(str(own.get("base-cache") or Path.home() / ".cache" / "fedge" / "bases"))
+    if (cache / path / MANIFEST_NAME).is_file():
+        return cache / path
+    from base_model.fetch import fetch_base
+
+    return fetch_base(str(path), mirrors=str(own.get("base-mirrors") or "").split(), cache=cache)
 
 
 def roster_of(context: Context) -> dict[str, bytes]:

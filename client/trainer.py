@@ -19,9 +19,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from base_model.files import locked
 from client.frames import Header, Refused, State, Stop, Train, Trained, receive, send
 from client.job import Job, contribution
-from client.private import locked, private_folder
+from client.private import private_folder
 from protocol.errors import FedgeError, MachineError
 from protocol.layout import Vector
 from protocol.wire import Instruction, from_record

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from base_model.files import locked
 from client.frames import Header, Refused, State, Stop, Train, Trained, receive, send
 from client.job import Job
-from client.private import locked
 from client.trainer import beside, check_path, code_version, verify_peer
 from protocol.errors import FedgeError, MachineError
 from protocol.exchange import Contribution

@@ -46,7 +46,7 @@ class Lazy:
 COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
-    "base": Lazy("base_model.commands:app", "Prepare a base, check it, look at it."),
+    "base": Lazy("base_model.commands:app", "Prepare or fetch a base, check it, look at it."),
     "coordinator": Lazy("fedge.coordinators:app", "The machine where rounds are coordinated."),
     "client": Lazy(
         "fedge.sites:app", "A site's machine, trainer, identity, receipts, and what its data spent."

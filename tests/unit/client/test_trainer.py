@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from base_model.files import locked
 from client import trainer as trainer_module
 from client import trainer_link
 from client.job import Job, contribution
-from client.private import locked
 from client.trainer import Trainer, beside, check_path, code_version, verify_peer
 from protocol.errors import ArtefactError, DataError, MachineError
 from protocol.layout import Vector

@@ -1,0 +1,78 @@
+"""Compare a base folder with its manifest, and its tensors with the fingerprint; no torch is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from base_model.files import sha256_of
+from protocol.encoding import digest
+from protocol.errors import ArtefactError
+from protocol.manifest import MANIFEST_NAME, Manifest, TensorEntry, parse_manifest
+
+WEIGHTS = "weights.safetensors"
+REBUILD = "build the base again or fetch an intact copy"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """``manifest.json`` of a base folder. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_text("utf-8"), source=str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactError(
+            f"{folder} is not a base: there is no {MANIFEST_NAME}",
+            "name the folder that `fedge base build --out` wrote",
+        ) from None
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path} is not a text file", REBUILD) from None
+
+
+def verify_base(folder: Path) -> Manifest:
+    """Compare every file and every tensor with the manifest, and it with its fingerprint.
+
+    Raises ArtefactError that names the first wrong one.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in sorted(manifest.files.items()):
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing", REBUILD)
+        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+            raise ArtefactError(
+                f"{path} is not the file the manifest names (sha256 differs)", REBUILD
+            )
+    known = {*manifest.files, MANIFEST_NAME}
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    if extra:
+        raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
+    verify_tensors(folder / WEIGHTS, manifest)
+    return manifest
+
+
+def verify_tensors(path: Path, manifest: Manifest) -> None:
+    """The tensors in ``path`` are those of the fingerprint. Raises ArtefactError that names one."""
+    try:
+        with safe_open(path, "np") as file:
+            found = {name: tensor_entry(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ArtefactError(f"{path}: cannot be read: {error}", REBUILD) from None
+    odd = sorted(
+        name
+        for name in {*found, *manifest.tensors}
+        if found.get(name) != manifest.tensors.get(name)
+    )
+    if odd:
+        raise ArtefactError(
+            f"{path}: {odd[0]} is not the tensor that the fingerprint covers",
+            "do not use this base",
+        )
+
+
+def tensor_entry(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> TensorEntry:
+    """A tensor's dtype, shape and digest, as the fingerprint covers them. (P-1.3)"""
+    return TensorEntry(
+        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
+    )
