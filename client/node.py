@@ -151,8 +151,8 @@ class Apps:
 
 def _load_app() -> None:
     """Everything that every message needs; no torch, for it starts threads."""
-    for name in ("client.app", "client.ledger", "client.opened_rounds", "client.secret"):
-        import_module(name)
+    for name in ("app", "ledger", "opened_rounds", "receipts", "secret"):
+        import_module(f"client.{name}")
     import_module("flwr.supernode.runtime.run_clientapp")
 
 

@@ -93,7 +93,10 @@ def stop(folder: Folder) -> None:
     from fedge.operations.service import stop as end
     from fedge.operations.site import Site
 
-    typer.echo("stopped" if end(Site.open(folder).state) else "it was not running")
+    site = Site.open(folder)
+    running = end(site.state)
+    _end_trainer(site)
+    typer.echo("stopped" if running else "it was not running")
 
 
 @app.command()
@@ -139,4 +142,15 @@ def _supervise(site: Site) -> None:
 
     log = JsonLog(site.state / LOG, now)
     chores = [keep_in_contact(site, now)]
-    Supervisor(site.state, site.work, site.components(), log, chores).run()
+    try:
+        Supervisor(site.state, site.work, site.components(), log, chores).run()
+    finally:
+        _end_trainer(site)
+
+
+def _end_trainer(site: Site) -> None:
+    """Also one that a message started while the supervised one was away."""
+    from client import trainer_link
+
+    if site.trainer.parent.is_dir():
+        trainer_link.stop(site.trainer)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-LEVEL = re.compile(rf"\s*({'|'.join(LEVELS)})\s*:\s*(.*)")
+LEVEL = re.compile(rf"(?:[\d:, -]+)?\s*({'|'.join(LEVELS)})(?:\s*:\s*|\s)(.*)")
 QUOTED = re.compile(r"(['\"`]).*\1")
 LONG = re.compile(r"\b(?:[0-9a-fA-F]{24,}|(?=[A-Za-z+_=-]*\d)[A-Za-z0-9+_=-]{24,})")
 EXCEPTION = re.compile(r"\s*([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning))\b")

@@ -11,8 +11,10 @@ state/               the supervisor's lock, status and log; what was last heard 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError
 
+from client.trainer import LONGEST_PATH
 from fedge.operations import flower
 from fedge.operations.certificates import issue, make_authority
 from fedge.operations.folders import (
@@ -135,7 +138,21 @@ class Site:
                 environment=environment,
                 takes_along=("supernode",),
             ),
+            Component(
+                name="trainer",
+                command=flower.module("fedge", "client", "trainer", str(self.trainer)),
+                environment=environment,
+            ),
         ]
+
+    @property
+    def trainer(self) -> Path:
+        """The trainer's socket: in this folder, or where its path is short enough for one."""
+        path = self.state / "trainer" / "socket"
+        if len(os.fsencode(path)) <= LONGEST_PATH:
+            return path
+        short = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"fedge-{os.getuid()}-{short}" / "socket"
 
     def _node_config(self) -> str:
         """The settings of ``client.app``, in Flower's form."""
@@ -146,6 +163,8 @@ class Site:
             "base": self.folder / work.base,
             "identity": keys / IDENTITY,
             "roster": self.folder / ROSTER,
+            "trainer": self.trainer,
+            "sessions": self.state / "sessions",
         }
         for name, path in paths.items():
             if '"' in str(path) or "\\" in str(path):
