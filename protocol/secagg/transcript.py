@@ -9,7 +9,7 @@ that of the mask key when it was lost. So nobody learns more than the sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
@@ -192,6 +192,9 @@ class _Again:
             raise _bad("the adverts", "a client is listed twice or out of order")
         self._adverts: dict[bytes, Advert] = dict(zip(ids, adverts, strict=True))
         self._party = dict(zip(ids, transcript.parties, strict=True))
+        self._boxes = {(entry.sender, entry.receiver): entry for entry in transcript.boxes}
+        if len(self._boxes) != len(transcript.boxes):
+            raise _bad("the boxes", "one is listed twice")
         self._sid = bytes.fromhex(transcript.sid)
         self._context = attempt_context(self._sid, transcript.seq)
         cohort = Cohort(
@@ -332,7 +335,20 @@ class _Again:
             if self._keys.public_of(secret) != self._adverts[one].mask_key:
                 raise _bad(one.hex(), "its seed does not give the key of its advert")
             found += self._pair_masks(one, seed)
+        if self._boxes.keys() != {tuple(map(bytes.hex, pair)) for pair in self._lost_pairs()}:
+            raise _bad("the boxes", "there are others than those of lost pairs")
         return found
+
+    def _lost_pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """(lower id, higher id) of those whose boxes are needed: of the hybrid form alone."""
+        alive = set(self.alive)
+        for lost in self.members if self._keys is Keys.HYBRID else ():
+            if lost not in alive:
+                yield from (
+                    (min(lost, other), max(lost, other))
+                    for other in self._near[lost]
+                    if other in alive
+                )
 
     def _pair_masks(self, lost: bytes, seed: int) -> list[Mask]:
         end = self._keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
@@ -349,18 +365,18 @@ class _Again:
 
     def _box(self, lower: bytes, higher: bytes) -> bytes:
         """The lower id's box for the higher, which its signed shares root covers."""
-        for entry in self._t.boxes:
-            if (entry.sender, entry.receiver) == (lower.hex(), higher.hex()):
-                near, box = self._near[lower], bytes.fromhex(entry.box)
-                verify_inclusion(
-                    leaf_hash(box),
-                    near.index(higher),
-                    len(near),
-                    [bytes.fromhex(node) for node in entry.path],
-                    bytes.fromhex(self._party[lower].shares_root),
-                )
-                return box
-        raise _bad(lower.hex(), f"its box for {higher.hex()} is missing")
+        entry = self._boxes.get((lower.hex(), higher.hex()))
+        if entry is None:
+            raise _bad(lower.hex(), f"its box for {higher.hex()} is missing")
+        near, box = self._near[lower], bytes.fromhex(entry.box)
+        verify_inclusion(
+            leaf_hash(box),
+            near.index(higher),
+            len(near),
+            [bytes.fromhex(node) for node in entry.path],
+            bytes.fromhex(self._party[lower].shares_root),
+        )
+        return box
 
     def _check(self, one: bytes, what: str, statement: bytes, signature: bytes) -> None:
         public = self._roster.get(one)

@@ -123,7 +123,7 @@ class RoundOpen(Leaf):
     attempt: Count
     rid: Sha256
     xid: Sha256
-    members: list[ClientId]
+    members: Annotated[list[ClientId], Field(min_length=1)]
     terms: dict[str, Any]
     count: Count
     code: Sha256

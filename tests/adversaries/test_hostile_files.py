@@ -33,6 +33,7 @@ from protocol.transparency.leaves import decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, parse_key, sign_note
 from protocol.transparency.policy import policy_of
 from tests.adversaries.forger import Forger
+from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import make_run, small_plan
 
 DEEP = b"[" * 20_000 + b"]" * 20_000
@@ -199,6 +200,33 @@ def test_a_leaf_with_a_rank_that_fills_the_memory(forge: Callable[[], Forger]) -
     forger = forge()
     forger.edit(forger.at("adapter", 1), lambda leaf: leaf.update(rank=2**52))
     assert audited(forger.sign()).failed
+
+
+def test_a_sum_of_nobody(forge: Callable[[], Forger]) -> None:
+    for kind, field in (("round-open", "members"), ("alive", "clients")):
+        forger = forge()
+        forger.edit(forger.at(kind), lambda leaf, field=field: leaf.update({field: []}))
+        assert audited(forger.sign()).rounds[1].faults
+
+
+def test_boxes_that_nobody_needs(tmp_path: Path) -> None:
+    """A file of the hybrid form holds the boxes of lost pairs, and hides nothing beside them."""
+    options: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
+    run = make_run(tmp_path / "run", secrecy={"keys": "x25519+ml-kem-768"}, **options)
+    name = "rounds/0001/sums/0.boxes.json"
+    boxes = parse_canonical((run / name).read_bytes())
+    junk = {"sender": "00", "receiver": "11", "box": "22", "path": []}
+    for changed, fault in (
+        ([*boxes, junk], "others than those of lost pairs"),
+        ([*boxes, boxes[0]], "listed twice"),
+        (boxes[1:], "is missing"),
+    ):
+        forger = Forger(run)
+        data = canonical_json(changed)
+        (run / name).write_bytes(data)
+        forger.edit(forger.at("reveal"), lambda leaf, data=data: leaf.update(boxes=sha256(data)))
+        found = audited(forger.sign()).rounds[1].faults
+        assert any(fault in each for each in found), found
 
 
 # -- plans ----------------------------------------------------------------------------------------
