@@ -78,7 +78,7 @@ class Witnessed(Cohort):
     def masked(self) -> None:
         self.mask(self.share(self.advertise()))
 
-    def leaf(self, **changes: Any) -> bytes:
+    def leaf(self, *, key: Ed25519PrivateKey | None = None, **changes: Any) -> bytes:
         fields = {
             "seq": 1,
             "group": 0,
@@ -86,7 +86,7 @@ class Witnessed(Cohort):
             "clients": [one.hex() for one in self.attempt.alive],
             "signatures": {},
         }
-        return encode_statement(Alive(**(fields | changes)), {"round": "0" * 64}, LOG)
+        return encode_statement(Alive(**(fields | changes)), {"round": "0" * 64}, key or LOG)
 
     def agreed(self, one: bytes, message: bytes) -> client.Agreed:
         state = self.states[one]
@@ -128,11 +128,14 @@ Change = Callable[[Witnessed], bytes]
         (lambda m: Log(m.leaf(clients=[i.hex() for i in m.ids[:2]])).proof(), "alive.too-small"),
         (lambda m: Log(m.leaf(clients=[*[m.ids[0].hex()] * 2])).proof(), "alive.order"),
         (lambda m: Log(m.leaf(clients=["1" * 32])).proof(), "alive.unknown-client"),
+        (lambda m: Log(m.leaf(key=Ed25519PrivateKey.generate())).proof(), "alive.proof"),
         (lambda m: Log(b'{"kind":"pad"}').proof(), "alive.proof"),
         (
             lambda m: Log(
                 encode_statement(
-                    Abort(seq=1, round=1, attempt=1, revealed=False), {"p": "0" * 64}, LOG
+                    Abort(seq=1, group=None, round=1, attempt=1, revealed=False),
+                    {"p": "0" * 64},
+                    LOG,
                 )
             ).proof(),
             "alive.proof",
