@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo devices test test-slow check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
 		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" --trust runs/demo/log/policy \
 		"put oat flakes on the list" "will i need an umbrella on friday" "it is freezing in the bedroom"
+
+devices: $(VENV)/demo.stamp
+	@rm -rf runs/devices
+	@$(BIN)/python -m fedge.devices --out runs/devices
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q

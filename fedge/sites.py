@@ -66,10 +66,9 @@ def start(
 ) -> None:
     """Start its processes and keep them running."""
     from fedge.operations.locks import is_held
-    from fedge.operations.overview import processes_of
     from fedge.operations.service import start_in_background, verify_port_free
     from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK, LOG
+    from fedge.operations.supervisor import LOCK, LOG, processes_of
 
     site = Site.open(folder)
     site.verify_ready()
@@ -104,9 +103,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up, and what the coordinator says. Exit code 8 when it cannot take part."""
     from fedge.operations.contact import last_contact
     from fedge.operations.locks import is_held
-    from fedge.operations.overview import processes_of
     from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK
+    from fedge.operations.supervisor import LOCK, processes_of
 
     site = Site.open(folder)
     running, processes = is_held(site.state / LOCK), processes_of(site.state)

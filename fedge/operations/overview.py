@@ -8,23 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedge.operations.coordinator import Coordinator
-from fedge.operations.locks import holder, is_held
-from fedge.operations.supervisor import LOCK, STATUS
+from fedge.operations.locks import is_held
+from fedge.operations.supervisor import LOCK, Process, processes_of
 from protocol.errors import MachineError
 from server.control import Control, NodeState
 from server.files import write_whole
 
 RUN_LIST = "runs.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """A supervised process; without a pid it is waiting to be started again."""
-
-    name: str
-    pid: int | None
-    restarts: int
-    last_exit: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +81,6 @@ def look(coordinator: Coordinator) -> Overview:
         roster_version=roster.version,
         runs=[run_view(Path(entry["folder"]), entry) for entry in known_runs(coordinator)],
     )
-
-
-def processes_of(state: Path) -> list[Process]:
-    """What the supervisor with this state folder keeps; nothing when it does not run."""
-    if holder(state / LOCK) is None:
-        return []
-    try:
-        status = json.loads((state / STATUS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [Process(name=name, **entry) for name, entry in status["components"].items()]
 
 
 def control_of(coordinator: Coordinator) -> Control:

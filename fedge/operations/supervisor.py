@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fedge.operations.locks import held_lock
+from fedge.operations.locks import held_lock, holder
 from fedge.operations.logs import JsonLog, Redactor
 
 STATUS, LOCK, LOG = "status.json", "supervisor.lock", "log.jsonl"
@@ -36,6 +36,16 @@ class Component:
     command: Sequence[str]
     environment: Mapping[str, str]
     takes_along: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A supervised process; without a pid it is waiting to be started again."""
+
+    name: str
+    pid: int | None
+    restarts: int
+    last_exit: int | None
 
 
 @dataclass
@@ -199,6 +209,17 @@ class Supervisor:
             _kill_group(process)
             process.wait()
         (self._folder / STATUS).unlink(missing_ok=True)
+
+
+def processes_of(state: Path) -> list[Process]:
+    """What the supervisor with this state folder keeps; nothing when it does not run."""
+    if holder(state / LOCK) is None:
+        return []
+    try:
+        status = json.loads((state / STATUS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [Process(name=name, **entry) for name, entry in status["components"].items()]
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

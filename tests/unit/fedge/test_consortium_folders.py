@@ -19,8 +19,9 @@ from fedge.operations.contact import known_roster, take_roster
 from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.folders import Invitation
 from fedge.operations.metrics import render
-from fedge.operations.overview import Overview, Process, RunView, SiteView, look
+from fedge.operations.overview import Overview, RunView, SiteView, look
 from fedge.operations.site import Site, Work, make_site, read_invitation
+from fedge.operations.supervisor import Process
 from protocol.enrolment import sign_roster
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, ProofError
 from protocol.secagg.roster import parse_roster
