@@ -1,4 +1,4 @@
-"""A consortium's own certificate authority, and certificates for one machine. X.509 with ECDSA over secp384r1."""
+"""A consortium's own certificate authority, and certificates for machines: X.509, ECDSA over secp384r1."""
 
 from __future__ import annotations
 
