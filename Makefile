@@ -40,7 +40,7 @@ devices: $(VENV)/demo.stamp
 	@$(BIN)/python -m fedge.devices --out runs/devices
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(PIP) -e '.[dev,ray]'
