@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase, check_file
-from edge_runtime.passport import verify_passport
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.transparency.policy import Policy
+
+if TYPE_CHECKING:
+    from protocol.transparency.policy import Policy
 
 Tensors = dict[str, npt.NDArray[Any]]
 REFETCH = "fetch the adapter again"
@@ -43,6 +44,8 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     """
     note = read_note(folder)
     if policy is not None:
+        from edge_runtime.passport import verify_passport  # a service starts without it
+
         verify_passport(folder, round_number=note.round, policy=policy)
     path = folder / EDGE_FILE
     if EDGE_FILE not in note.files:

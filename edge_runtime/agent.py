@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.base import EdgeBase
 from edge_runtime.files import write_whole
-from edge_runtime.mapped_graph import open_mapped
+from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.settings import Device
-from edge_runtime.store import GRAPH, State, Store, read_state, release_folder
+from edge_runtime.store import State, Store, read_state, release_folder
 from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
 from protocol.errors import DeliveryError, FedgeError
 
@@ -78,11 +77,6 @@ def roll_back(device: Device, reason: str, now: datetime, *, wait_s: float = 0.0
         return store.state
 
 
-def open_base(device: Device) -> EdgeBase:
-    """The installed base, its graph mapped from the store. Raises ArtefactError."""
-    return open_mapped(device.base, device.store / GRAPH, threads=device.threads)
-
-
 def report(device: Device, state: State, now: datetime) -> DeviceReport:
     """What the operator gets to know."""
 
@@ -134,7 +128,7 @@ def current_folder(device: Device) -> Path | None:
 def _probe_and_activate(device: Device, store: Store, release: str) -> str:
     """What was done. Raises DeliveryError `probe...`; then the release is marked, another stays in use."""
     seq = store.state.installed[release].seq
-    base, probe = open_base(device), read_probe(device.probe)
+    base, probe = open_device_base(device), read_probe(device.probe)
     try:
         health = check_health(release_folder(store.folder, release), base, probe)
     except DeliveryError as error:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_runtime import device_commands
 from protocol.errors import DataError
+
+if TYPE_CHECKING:
+    from edge_runtime.runtime import Prediction
 
 app = typer.Typer(no_args_is_help=True, help="Run a base and its adapters on a device.")
 for _command in ("update", "activate", "rollback", "status", "serve"):
@@ -22,29 +26,30 @@ Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thi
 
 @app.command()
 def infer(
-    base: Base,
     texts: Annotated[list[str] | None, typer.Argument(help="texts to classify")] = None,
+    base: Annotated[Path | None, typer.Option("--base", help="folder of a base")] = None,
     adapter: Adapter = None,
     trust: Annotated[
         Path | None, typer.Option("--trust", help="the log's policy: run released adapters only")
+    ] = None,
+    device: Annotated[
+        Path | None, typer.Option("--device", help="device.toml: what is in use on the device")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="one text per line")] = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Classify texts; without --adapter the base answers with its own head."""
-    from edge_runtime.base import EdgeBase
-    from edge_runtime.passport import read_policy
-    from edge_runtime.runtime import EdgeRuntime
-
     rows = list(texts or []) + _lines(file)
     if not rows:
         raise DataError("there is nothing to classify", "give texts, or --file")
-    policy = read_policy(trust) if trust else None
-    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
-    if adapter is not None:
-        runtime.activate(adapter)
-    found = runtime.infer(rows)
+    if (base is None) == (device is None):
+        raise typer.BadParameter("give either --base or --device")
+    if base is not None:
+        found = _by_base(rows, base, adapter, trust, threads)
+    else:
+        assert device is not None
+        found = _by_device(rows, device)
     if as_json:
         answers: list[dict[str, Any]] = [
             {"text": text, "label": p.label, "index": p.index, "score": p.score}
@@ -59,6 +64,32 @@ def infer(
     for text, prediction in zip(rows, found, strict=True):
         table.add_row(text, prediction.label, f"{prediction.score:.3f}")
     Console(markup=False, emoji=False).print(table)
+
+
+def _by_base(
+    rows: list[str], base: Path, adapter: Path | None, trust: Path | None, threads: int
+) -> list[Prediction]:
+    from edge_runtime.base import EdgeBase
+    from edge_runtime.passport import read_policy
+    from edge_runtime.runtime import EdgeRuntime
+
+    policy = read_policy(trust) if trust else None
+    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
+    if adapter is not None:
+        runtime.activate(adapter)
+    return runtime.infer(rows)
+
+
+def _by_device(rows: list[str], device: Path) -> list[Prediction]:
+    from edge_runtime.start import end_start, start_lean
+
+    start_lean()
+    from edge_runtime.service import Service
+    from edge_runtime.settings import read_device
+
+    service = Service(read_device(device), clock=time.monotonic)
+    end_start()
+    return service.classify(rows).predictions
 
 
 @app.command()

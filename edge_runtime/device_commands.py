@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from datetime import UTC, datetime
@@ -75,13 +74,14 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65_535)] = 8765,
 ) -> None:
     """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health. Swaps while it runs."""
-    gc.disable()  # what start-up makes stays: collecting it would only cost time
+    from edge_runtime.start import end_start, start_lean
+
+    start_lean()
     from edge_runtime.http_server import serve as run
     from edge_runtime.service import Service
 
     service = Service(_device(file, None), clock=time.monotonic)
-    gc.freeze()
-    gc.enable()
+    end_start()
     run(service, port)
 
 

@@ -17,10 +17,17 @@ import onnxruntime as ort
 
 from edge_runtime.base import REFETCH, EdgeBase, check_file, read_manifest
 from edge_runtime.files import sync, write_whole
+from edge_runtime.settings import Device
+from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
 
 GRAPH, DATA, MADE = "graph.onnx", "graph.data", "made.json"
 SMALLEST = 1024  # bytes of a tensor that is kept apart
+
+
+def open_device_base(device: Device) -> EdgeBase:
+    """The base of a device, its graph mapped from the store. Raises ArtefactError."""
+    return open_mapped(device.base, device.store / FOLDER, threads=device.threads)
 
 
 def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,9 @@ import numpy.typing as npt
 from edge_runtime.adapter import ActiveAdapter, load_adapter
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError
-from protocol.transparency.policy import Policy
+
+if TYPE_CHECKING:
+    from protocol.transparency.policy import Policy
 
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 BASE_MAX_LENGTH = 128  # tokens, where no adapter says how long texts may be

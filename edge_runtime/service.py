@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.adapter import ActiveAdapter
-from edge_runtime.agent import open_base, roll_back
 from edge_runtime.base import check_file
+from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.runtime import EdgeRuntime, Prediction
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, read_state, release_folder
@@ -50,7 +50,7 @@ class Service:
     def __init__(self, device: Device, *, clock: Callable[[], float]) -> None:
         """Open the base and the release in use. Raises ArtefactError for a base that cannot be opened."""
         self.device, self._clock = device, clock
-        self.runtime = EdgeRuntime(open_base(device))
+        self.runtime = EdgeRuntime(open_device_base(device))
         self._serving: _Serving | None = None
         self._seen: tuple[int, int] | None = None
         self._faults: deque[float] = deque()
@@ -151,6 +151,8 @@ class Service:
                 self._faults.popleft()
             if len(self._faults) < self.device.faults:
                 return
+            from edge_runtime.agent import roll_back  # rarely needed: a service starts without it
+
             reason = f"{len(self._faults)} failed answers within {self.device.window_s:g} s: "
             with suppress(FedgeError):
                 state = read_state(self.device.store)

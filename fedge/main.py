@@ -6,7 +6,6 @@ answers at once and a device needs no torch to run ``fedge edge``.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import json
@@ -85,6 +84,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with the nearest command named when there is none of that name."""
         if args and args[0] not in COMMANDS:
+            import difflib  # only for a misspelling
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             ctx.fail(f"There is no command `{args[0]}`.{hint}")

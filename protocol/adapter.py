@@ -10,6 +10,7 @@ factors (``W + s * B @ R @ A``), ``soft_prompt`` is ``(n, hidden)``, the head ``
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,10 @@ from protocol.encoding import seed_from
 from protocol.errors import PlanError
 from protocol.layout import Layout, Tensors, TensorSpec
 from protocol.manifest import Linear, Manifest
-from protocol.plan import Adapter, Plan
 from protocol.rules import Role, rule_named
+
+if TYPE_CHECKING:  # a device reads no plan
+    from protocol.plan import Adapter, Plan
 
 SOFT_PROMPT = "soft_prompt"
 LORA_A, LORA_B, LORA_R = ".lora_A", ".lora_B", ".lora_R"

@@ -26,7 +26,7 @@ Count = Annotated[int, Field(gt=0)]
 class Record(BaseModel):
     """A table of the manifest: frozen, strict, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class FileEntry(Record):

@@ -6,7 +6,7 @@ the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +15,9 @@ from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, lora_scaling, target_l
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.manifest import Manifest
-from protocol.plan import Plan
+
+if TYPE_CHECKING:  # a device reads no plan
+    from protocol.plan import Plan
 
 PEFT_PREFIX = "base_model.model."
 PROMPT_KEY = "prompt_embeddings"
@@ -111,7 +113,7 @@ def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
 class Parity(BaseModel):
     """torch on the codes against ONNX Runtime, same adapter, same rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     rows: Annotated[int, Field(gt=0)]
     max_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     label_agreement: Annotated[float, Field(ge=0, le=1)]
@@ -121,7 +123,7 @@ class Parity(BaseModel):
 class ReleaseNote(BaseModel):
     """``release.json``: what an adapter belongs to and what was measured of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     format: Literal[1] = 1
     plan_name: str
     plan_digest: str

@@ -8,7 +8,6 @@ the server lives in :mod:`protocol.step` and ``server.aggregation``. Sources are
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -163,6 +162,8 @@ def rule_named(name: str) -> RuleContract:
     try:
         return RULES[name]
     except KeyError:
+        import difflib  # only for a misspelling
+
         near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known rules: {', '.join(RULES)}"
         raise PlanError(f"`rule.name`: there is no rule `{name}`", hint) from None

@@ -35,7 +35,7 @@ Real = Annotated[str, AfterValidator(_is_real)]
 class Entry(BaseModel):
     """What one sum cost each of its ``participants``; ``rho`` and ``xi`` as in :class:`Spent`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     format: Literal[1] = 1
     plan: str  # digest

@@ -27,7 +27,7 @@ REMEDY = "the log is faulty or dishonest, or the copy is damaged: keep it as evi
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Signature(_Strict):

@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=0)]
 class Leaf(BaseModel):
     """What one leaf says. ``kind`` is its name in the log."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     kind: ClassVar[str]
 
 

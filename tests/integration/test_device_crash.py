@@ -14,6 +14,7 @@ import pytest
 
 from edge_runtime import agent
 from edge_runtime.adapter import load_adapter
+from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.settings import Device
 from edge_runtime.store import Store, read_state, release_folder
 from protocol.errors import FedgeError
@@ -69,7 +70,7 @@ def answers(device: Device) -> int:
     """What the device serves now, loaded and checked as its service would; no lock is needed."""
     state = read_state(device.store)
     assert state.current is not None
-    load_adapter(release_folder(device.store, state.current), agent.open_base(device))
+    load_adapter(release_folder(device.store, state.current), open_device_base(device))
     return state.installed[state.current].seq
 
 
