@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,20 +84,11 @@ def fetch(
 ) -> None:
     """Get a base from mirrors: verified as it comes, resumed after a cut."""
     from base_model.fetch import Limits, fetch_base
+    from base_model.verify import verify_base
 
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         raise typer.BadParameter("a fingerprint has 64 hex digits")
-    console = Console(stderr=True, markup=False, emoji=False)
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=console, disable=as_json) as progress:
-        bar = progress.add_task("manifest.json", total=None)
-
-        def tell(name: str, done: int, total: int) -> None:
-            progress.update(bar, description=name, completed=done, total=total or None)
-
+    with fetch_bar(quiet=as_json) as tell:
         folder = fetch_base(
             fingerprint,
             mirrors=mirrors,
@@ -104,9 +97,24 @@ def fetch(
             limits=Limits(seconds=seconds, total=limit),
             progress=tell,
         )
-    from base_model.verify import verify_base
-
     _show(folder, _summary(verify_base(folder)), as_json)
+
+
+@contextmanager
+def fetch_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for :func:`base_model.fetch.fetch_base` on the terminal's error output."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        bar = progress.add_task("manifest.json", total=None)
+
+        def tell(name: str, done: int, total: int) -> None:
+            progress.update(bar, description=name, completed=done, total=total or None)
+
+        yield tell
 
 
 def _summary(manifest: Any) -> dict[str, Any]:

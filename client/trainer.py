@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -57,7 +58,11 @@ class Request:
 
 
 class Trainer:
-    """Serves ``path`` until it is told to stop, or nobody has asked for ``idle`` seconds (0: never)."""
+    """Serves ``path`` until it is told to stop, or nobody has asked for ``idle`` seconds (0: never).
+
+    One that never ends by itself is a supervisor's: it waits while another one, which a message has
+    started in its absence, still serves.
+    """
 
     def __init__(self, path: Path, *, idle: float = 0.0) -> None:
         self._path, self._idle = path, idle
@@ -72,7 +77,8 @@ class Trainer:
     def serve(self) -> None:
         """Bind, greet, train. Raises MachineError when another trainer serves the same path."""
         check_path(self._path)
-        with locked(beside(self._path, "lock"), seconds=HANDOVER) as mine:
+        patience = HANDOVER if self._idle else math.inf
+        with locked(beside(self._path, "lock"), seconds=patience) as mine:
             if not mine:
                 raise MachineError(
                     f"{self._path}: another trainer serves it already", "use that one, or stop it"

@@ -29,7 +29,10 @@ def enrol(
     invitation: Annotated[Path, typer.Option("--invitation", help="the operator's file")],
     data: Annotated[Path | None, typer.Option("--data", help="rows that stay here")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="what this site agrees to")] = None,
-    base: Annotated[Path | None, typer.Option("--base", help="folder of the model")] = None,
+    base: Annotated[str, typer.Option("--base", help="folder of the model, or fingerprint")] = "",
+    mirrors: Annotated[
+        list[str] | None, typer.Option("--from", help="folder or URL to fetch the base from")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="0: torch's default")] = 0,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="on loopback; a free one")
@@ -37,11 +40,14 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Make this site's keys, which never leave it, and the request that goes to the operator."""
+    from client.settings import FINGERPRINT
     from fedge.operations.folders import free_port
     from fedge.operations.site import REQUEST, Work, make_site, read_invitation
 
-    paths = [str(path.resolve()) if path else "" for path in (data, plan, base)]
-    work = Work(data=paths[0], plan=paths[1], base=paths[2], threads=threads)
+    paths = [str(path.resolve()) if path else "" for path in (data, plan)]
+    place = base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve())
+    sources = [each if "://" in each else str(Path(each).resolve()) for each in mirrors or []]
+    work = Work(data=paths[0], plan=paths[1], base=place, mirrors=sources, threads=threads)
     made = make_site(
         folder,
         name,
@@ -72,6 +78,7 @@ def start(
 
     site = Site.open(folder)
     site.verify_ready()
+    _fetch_base(site)
     if foreground:
         _supervise(site)
         return
@@ -128,6 +135,18 @@ def status(folder: Folder, as_json: Json = False) -> None:
             typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
     if not well:
         raise typer.Exit(MachineError.exit_code)
+
+
+def _fetch_base(site: Site) -> None:
+    """Before anything runs: a coordinator does not wait for a base."""
+    if not site.fetches:
+        return
+    from base_model.commands import fetch_bar
+    from base_model.fetch import fetch_base
+
+    work = site.settings.work
+    with fetch_bar() as tell:
+        fetch_base(work.base, mirrors=work.mirrors, cache=site.base.parent, progress=tell)
 
 
 def _supervise(site: Site) -> None:

@@ -1,6 +1,7 @@
 """A site's folder: its keys, what it agreed to, and the processes it is made of.
 
 config.toml          name, data, plan, base; the port of its own processes, on loopback
+bases/               the base, when it is named by its fingerprint
 coordinator.json     the operator's invitation
 request.json         what the operator is sent: public keys and name, signed (P-10.1)
 roster.json          names and identities, taken from the newest signed roster
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError
 
+from client.settings import FINGERPRINT
 from client.trainer import LONGEST_PATH
 from fedge.operations import flower
 from fedge.operations.certificates import issue, make_authority
@@ -46,7 +48,7 @@ from protocol.enrolment import make_request
 from protocol.errors import MachineError, PlanError
 from server.files import write_whole
 
-INVITED, REQUEST = "coordinator.json", "request.json"
+INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
 ROSTER, SIGNED = "roster.json", "roster.signed.json"
 IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
 AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
@@ -57,7 +59,8 @@ class Work(Section):
 
     data: str = ""
     plan: str = ""
-    base: str = ""
+    base: str = ""  # a folder, or a fingerprint that is fetched from the mirrors
+    mirrors: list[str] = Field(default_factory=list)
     threads: int = Field(default=0, ge=0)
     max_epsilon: float | None = Field(default=None, gt=0)
 
@@ -96,6 +99,17 @@ class Site:
         """The neutral folder in which processes run."""
         return self.folder / WORK
 
+    @property
+    def fetches(self) -> bool:
+        """Whether the base is named by its fingerprint."""
+        return FINGERPRINT.fullmatch(self.settings.work.base) is not None
+
+    @property
+    def base(self) -> Path:
+        """The base's folder; under ``bases`` when it is fetched."""
+        work = self.settings.work
+        return self.folder / BASES / work.base if self.fetches else self.folder / work.base
+
     def verify_ready(self) -> None:
         """Everything that a round needs is named and there. Raises PlanError, MachineError."""
         for key in ("data", "plan", "base"):
@@ -104,7 +118,7 @@ class Site:
                 raise PlanError(
                     f"{self.folder / CONFIG}: `work.{key}` is not set", f"name this site's {key}"
                 )
-            if not (self.folder / value).exists():
+            if not (key == "base" and self.fetches) and not (self.folder / value).exists():
                 raise MachineError(
                     f"{self.folder / CONFIG}: `work.{key}`: {value} is not there",
                     "correct the path",
@@ -160,7 +174,7 @@ class Site:
         paths = {
             "data-path": self.folder / work.data,
             "plan": self.folder / work.plan,
-            "base": self.folder / work.base,
+            "base": self.base,
             "identity": keys / IDENTITY,
             "roster": self.folder / ROSTER,
             "trainer": self.trainer,
@@ -249,7 +263,8 @@ def _config(name: str, port: int, work: Work) -> str:
         "[work]",
         f"data = {json.dumps(work.data)}   # rows that stay here",
         f"plan = {json.dumps(work.plan)}   # what this site agreed to",
-        f"base = {json.dumps(work.base)}   # the model, by folder",
+        f"base = {json.dumps(work.base)}   # the model: a folder, or a fingerprint to be fetched",
+        f"mirrors = {json.dumps(work.mirrors)}   # folders and addresses to fetch it from",
         f"threads = {work.threads}            # 0: as many as torch likes",
     ]
     if work.max_epsilon is not None:

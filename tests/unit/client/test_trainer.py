@@ -267,7 +267,24 @@ def test_a_second_one_does_not_take_the_socket(
         locked(beside(path, "lock")),
         pytest.raises(MachineError, match="another trainer serves it already"),
     ):
-        Trainer(path).serve()
+        Trainer(path, idle=1.0).serve()
+
+
+def test_a_supervised_one_waits_until_the_socket_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "socket"
+    check_path(path)
+    command = [sys.executable, "-m", "fedge", "client", "trainer", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        with locked(beside(path, "lock"), seconds=0) as mine:
+            assert mine
+            time.sleep(3)
+            assert process.poll() is None
+            assert trainer_link.state(path) is None
+        wait_until(lambda: trainer_link.state(path) is not None)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_one_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
