@@ -18,6 +18,7 @@ PARTS = (
     "grid.py",
     "memory.py",
     "secrecy.py",
+    "device.py",
     "audit.py",
     "resident.py",
     "demo_round.py",

@@ -227,7 +227,8 @@ class Store:
             for path in (self.folder / RELEASES).iterdir():
                 if path.name not in self.state.installed:
                     shutil.rmtree(path)
-            for path in self.folder.glob(".*.tmp"):
+            # Ours, and what a killed tuf leaves of its own temporary files.
+            for path in (*self.folder.glob(".*.tmp"), *(self.folder / METADATA).glob("tmp*")):
                 path.unlink()
 
     def _acquire(self, wait_s: float) -> None:

@@ -289,10 +289,9 @@ def _round(run: Path, number: int | None) -> int:
 
 
 def _delivery_name(run: Path, name: str) -> str:
-    from protocol.plan import plan_from_text
+    from fedge.gate import read_plan
 
-    file = run / "plan.json"
-    found = name or plan_from_text(file.read_text("utf-8"), source=str(file)).name.lower()
+    found = name or read_plan(run).name.lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", found):
         raise PlanError(f"{found[:80]!r} is no name for delivery", "use a-z, 0-9, `.`, `_`, `-`")
     return found

@@ -93,6 +93,15 @@ def run_audit(run: Path, policy: Policy) -> Audited:
     return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
 
 
+def read_plan(run: Path) -> Plan:
+    """The plan of a run. Raises ArtefactError, PlanError."""
+    path = run / "plan.json"
+    try:
+        return plan_from_text(path.read_text("utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{run} is not a run: no plan.json", "name a run folder") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Case:
     """What the checks look at."""
@@ -125,14 +134,14 @@ def examine(
     try:
         case = _open(run, folder, base, policy, bar, audited)
     except FedgeError as error:
-        found = Check(name="log", passed=False, detail=error.cause)
+        found = Check(name="log", passed=False, detail=_public(error, run, base))
         return Verdict(subjects=subjects, checks=(found,), bundle=None)
     checks = []
     for title, check in CHECKS.items():
         try:
             checks.append(Check(name=title, passed=True, detail=check(case)))
         except FedgeError as error:
-            checks.append(Check(name=title, passed=False, detail=error.cause))
+            checks.append(Check(name=title, passed=False, detail=_public(error, run, base)))
     bundle = None
     if all(check.passed for check in checks):
         kinds = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
@@ -166,7 +175,7 @@ def _open(
     bar: Bar,
     audited: Callable[[], Audited],
 ) -> _Case:
-    plan = plan_from_text((run / "plan.json").read_text("utf-8"), source=str(run / "plan.json"))
+    plan = read_plan(run)
     opened = EdgeBase.open(base, threads=1)
     active = load_adapter(folder, opened, policy)  # the device's own checks, passport included
     proof = parse_offline_proof((folder / PASSPORT_FILE).read_text("utf-8"))
@@ -253,6 +262,11 @@ CHECKS: dict[str, Callable[[_Case], str]] = {
     "audit": _check_audit,
     "budget": _check_budget,
 }
+
+
+def _public(error: FedgeError, run: Path, base: Path) -> str:
+    """The cause without where things lie on this machine: evidence is published."""
+    return error.cause.replace(str(run), run.name).replace(str(base), base.name)
 
 
 def _failed(detail: str) -> ArtefactError:

@@ -61,7 +61,9 @@ def test_every_command_in_the_documents_exists() -> None:
         for block in (body for language, body in fences if language in ("", "sh", "console")):
             commands |= set(
                 re.findall(
-                    r"^\$? ?(?:\.venv/bin/)?fedge ((?:plan|base|edge) [a-z]+|[a-z]+)", block, re.M
+                    r"^\$? ?(?:\.venv/bin/)?fedge ((?:plan|base|edge|deploy) [a-z]+|[a-z]+)",
+                    block,
+                    re.M,
                 )
             )
     assert commands, "the documents show no command"

@@ -31,6 +31,8 @@ from protocol.errors import DeliveryError
 from server.delivery.keys import KeyRing
 from server.delivery.repository import Repository
 
+MOST_REVOKED = 100  # listed: devices with older ones have been offered others since
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
@@ -165,7 +167,7 @@ def revoke(
         changed = current.model_copy(
             update={
                 "releases": [one for one in current.releases if one.seq != seq],
-                "revoked": [*current.revoked, withdrawn],
+                "revoked": [*current.revoked, withdrawn][-MOST_REVOKED:],
             }
         )
         _commit(repository, changed, {}, {}, keys, now)

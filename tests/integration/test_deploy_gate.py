@@ -184,6 +184,7 @@ def test_a_run_that_does_not_hold_is_not_published(
     assert sorted(path.name for path in (publisher.repo / "metadata").iterdir()) == before
     (found,) = publisher.refused_evidence()
     assert found["passed"] is False
+    assert str(copied) not in json.dumps(found)  # evidence is published
 
 
 def test_a_release_below_the_bar_is_not_published(publisher: Publisher) -> None:
