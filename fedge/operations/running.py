@@ -16,13 +16,14 @@ from typing import Any
 from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import is_held
 from fedge.operations.overview import control_of, known_runs, note_run, read_outcome
+from fedge.operations.supervisor import LOCK
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
 from protocol.legality import verify_legal
 from protocol.plan import Plan
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 
-POLL_S, GONE_S = 0.5, 3.0
+POLL_S, GONE_S, RESTART_S = 0.5, 3.0, 60.0
 ATTEMPTS = 20  # to start the app again without a new round in between
 Report = Callable[[int, str], None]  # rounds that are published, and a line about what happened
 
@@ -100,7 +101,7 @@ class _Watch:
             self._report(self._reached, "the run is at work already; watching it")
         else:
             (self._folder / OUTCOME).unlink(missing_ok=True)
-            self._submit(resume=self._wanted.resume)
+            self._submit_first()
         while True:
             if (outcome := self._step()) is not None:
                 return outcome
@@ -152,6 +153,19 @@ class _Watch:
             self._submit(resume=True)
         except MachineError:
             self._gone_since = time.monotonic()  # later
+
+    def _submit_first(self) -> None:
+        """A SuperLink that is being started is waited for; one that nobody keeps is not."""
+        until = time.monotonic() + RESTART_S
+        while True:
+            try:
+                self._submit(resume=self._wanted.resume)
+                return
+            except MachineError:
+                kept = is_held(self._coordinator.state / LOCK)
+                if not kept or time.monotonic() > until:
+                    raise
+                time.sleep(POLL_S)
 
     def _submit(self, *, resume: bool) -> None:
         wanted = self._wanted
