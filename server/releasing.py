@@ -60,7 +60,7 @@ def log_release(
 def _release_leaf(
     log: RunLog, folder: Path, number: int, rows: bytes, metrics: Mapping[str, float]
 ) -> int:
-    """The index of the leaf about these very files; written when there is none."""
+    """The index of the leaf about these very files; written when there is none, or none with metrics."""
     adapters = log.find(Adapter, round=number)
     try:
         files = {
@@ -72,7 +72,9 @@ def _release_leaf(
     if not adapters:
         raise ArtefactError(f"round {number} is not in the log", "resume the run first")
     for index in log.find(Release, round=number)[-1:]:  # what counts is the last one
-        if decode_leaf(log.entry(index)).subjects == files:
+        read = decode_leaf(log.entry(index))
+        measured = isinstance(read.leaf, Release) and read.leaf.eval is not None
+        if read.subjects == files and (measured or not metrics):
             return index
     leaves = []
     if metrics:

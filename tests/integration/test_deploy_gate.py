@@ -206,6 +206,18 @@ def test_a_release_below_the_bar_is_not_published(publisher: Publisher) -> None:
     }
 
 
+def test_a_round_that_was_measured_later_passes(
+    publisher: Publisher, copied: Path, experiment_file: Path
+) -> None:
+    with refused("gate.quality"):
+        publisher.publish("--round", 1, run=copied)
+    rows = ["--rows", experiment_file.parent / "test.jsonl"]
+    command = ["release", copied, "--base", publisher.base, "--round", 1, *rows]
+    for _ in range(2):  # the second time nothing is logged anew
+        cli.main(args=list(map(str, command)), prog_name="fedge", standalone_mode=False)
+    publisher.publish("--round", 1, "--floor", 0.01, run=copied)
+
+
 def test_a_release_worse_than_the_one_before_is_not_published(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
