@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -231,6 +233,7 @@ def main(
     def say(text: str) -> None:
         typer.echo(f"{time.monotonic() - began:6.0f} s  {text}", err=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then too
     path = experiment_path(experiment)
     loaded = load_experiment(path, [*_with_banking(experiment), *(overrides or [])])
     try:

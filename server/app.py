@@ -7,8 +7,10 @@ without it the run folder has a key of its own for its log), and ``witnesses`` (
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from server.store import Record, RunStore
 from server.witnessing import HttpWitness
 
 OUTCOME = "outcome.json"
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 log = logging.getLogger("flwr.fedge")  # Flower's handler writes it, as it does its own lines
 
 
@@ -66,6 +69,11 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
         except FedgeError as error:
             note_outcome(store.folder, _failure(error))
             raise
+        except OSError as error:
+            if error.errno in DISK:
+                with suppress(OSError):
+                    note_outcome(store.folder, _failure(_unwritable(error)))
+            raise
         finally:
             store.close()
 
@@ -79,6 +87,12 @@ def note_outcome(folder: Path, outcome: dict[str, Any] | None) -> None:
         path.unlink(missing_ok=True)
     else:
         write_whole(path, (json.dumps(outcome, indent=1) + "\n").encode())
+
+
+def _unwritable(error: OSError) -> MachineError:
+    return MachineError(
+        f"the run folder cannot be written: {error.strerror}", "make room, then resume"
+    )
 
 
 def _failure(error: FedgeError) -> dict[str, Any]:

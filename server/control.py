@@ -62,6 +62,12 @@ class RunState:
         """Whether it will not go on by itself."""
         return self.status == "finished"
 
+    @property
+    def failed_by_itself(self) -> bool:
+        """Whether its app raised something, rather than died or was stopped."""
+        silent = "heartbeat" in self.details.lower()
+        return self.finished and self.sub_status == "failed" and not silent
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeState:

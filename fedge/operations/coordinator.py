@@ -38,6 +38,7 @@ from fedge.operations.folders import (
     replace_secret,
     write_secret,
 )
+from fedge.operations.locks import held_lock
 from fedge.operations.supervisor import Component
 from protocol.enrolment import (
     MAX_BYTES,
@@ -54,7 +55,7 @@ INVITATION, ROSTER, SIGNED = "invitation.json", "roster.json", "roster.signed.js
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER = "server.pem"  # certificate and key in one file: one rename renews both
 OPERATOR, SECRET, TOKEN = "operator.key", "superexec.secret", "control.token"
-RUNS, LINK = "runs", "link.json"
+RUNS, LINK, ROSTER_LOCK = "runs", "link.json", "roster.lock"
 RENEW = timedelta(days=30)
 LOOPBACK = ["localhost", "127.0.0.1"]
 
@@ -130,6 +131,15 @@ class Coordinator:
             raise ArtefactError(f"{path} is too large", "restore it")
         return verify_roster(path.read_bytes(), self._operator(), least=1, source=str(path))
 
+    def write_roster(self) -> int:
+        """Make ``roster.json`` what the signed roster says; how many sites it lists."""
+        roster = self.roster()
+        if text := roster.render():
+            write_whole(self.roster_file, text.encode())
+        else:
+            self.roster_file.unlink(missing_ok=True)
+        return len(roster.sites)
+
     def _operator(self) -> bytes:
         invitation = Invitation.model_validate_json((self.folder / INVITATION).read_bytes())
         return bytes.fromhex(invitation.operator)
@@ -137,43 +147,40 @@ class Coordinator:
     def admit(self, request: bytes, *, source: str, key: Path | None = None) -> Site:
         """Take a site into the roster. Raises ProofError, or PlanError when its name or keys are taken."""
         site = verify_request(request, source=source)
-        roster = self.roster()
-        for known in roster.sites:
-            if known == site:
-                raise PlanError(
-                    f"{source}: {site.name} is enrolled already", "nothing is to be done"
-                )
-            if known.name == site.name:
-                raise PlanError(
-                    f"{source}: another site is enrolled as {site.name}",
-                    f"remove it first: fedge coordinator remove {site.name}",
-                )
-        self._sign(roster.version + 1, (*roster.sites, site), key)
+        with held_lock(self.state / ROSTER_LOCK):
+            roster = self.roster()
+            for known in roster.sites:
+                if known == site:
+                    raise PlanError(
+                        f"{source}: {site.name} is enrolled already", "nothing is to be done"
+                    )
+                if known.name == site.name:
+                    raise PlanError(
+                        f"{source}: another site is enrolled as {site.name}",
+                        f"remove it first: fedge coordinator remove {site.name}",
+                    )
+            self._sign(roster.version + 1, (*roster.sites, site), key)
         return site
 
     def remove(self, name: str, *, key: Path | None = None) -> None:
         """Take a site out of the roster. Raises PlanError when it is not in it."""
-        roster = self.roster()
-        left = tuple(site for site in roster.sites if site.name != name)
-        if len(left) == len(roster.sites):
-            names = ", ".join(site.name for site in roster.sites) or "nobody"
-            raise PlanError(f"there is no site {name}", f"enrolled are: {names}")
-        self._sign(roster.version + 1, left, key)
+        with held_lock(self.state / ROSTER_LOCK):
+            roster = self.roster()
+            left = tuple(site for site in roster.sites if site.name != name)
+            if len(left) == len(roster.sites):
+                names = ", ".join(site.name for site in roster.sites) or "nobody"
+                raise PlanError(f"there is no site {name}", f"enrolled are: {names}")
+            self._sign(roster.version + 1, left, key)
 
     def _sign(self, version: int, sites: tuple[Site, ...], key: Path | None) -> None:
-        """Both files; the signed one last, for it is what processes look at."""
+        """Another version of the signed roster, and the plain one from it."""
         signer = read_signing_key(key or self.folder / KEYS / OPERATOR)
         if signer.public_key().public_bytes_raw() != self._operator():
             raise PlanError(
                 "this key is not the operator's", "name the key whose public half sites were given"
             )
-        statement = sign_roster(version, sites, signer)
-        rendered = SignedRoster(version=version, sites=sites).render()
-        if rendered:
-            write_whole(self.roster_file, rendered.encode())
-        else:
-            self.roster_file.unlink(missing_ok=True)
-        write_whole(self.folder / SIGNED, statement)
+        write_whole(self.folder / SIGNED, sign_roster(version, sites, signer))
+        self.write_roster()
 
     def renew_certificate(self, now: datetime) -> bool:
         """Another server certificate when the present one is about to end; whether one was made."""
@@ -246,10 +253,13 @@ def make_coordinator(
     """
     if len(set(ports)) != 3:
         raise PlanError("two ports are the same", "name three different ports")
+    authority = make_authority(f"fedge {name}", now=now)
+    try:
+        server = issue(authority, [*hosts, *LOOPBACK], now=now)
+    except ValueError:
+        raise PlanError(f"{', '.join(hosts)}: not names of hosts", "correct --host") from None
     folder = new_folder(folder)
     keys = folder / KEYS
-    authority = make_authority(f"fedge {name}", now=now)
-    server = issue(authority, [*hosts, *LOOPBACK], now=now)
     operator, public = new_signing_key()
     for path, secret in (
         (CA_KEY, authority.key),

@@ -24,7 +24,10 @@ from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 
 POLL_S, GONE_S, RESTART_S = 0.5, 3.0, 60.0
-ATTEMPTS = 20  # to start the app again without a new round in between
+ATTEMPTS = (
+    20  # to start the app again without a new round in between; so many when it says why it failed:
+)
+RAISED = 3
 Report = Callable[[int, str], None]  # rounds that are published, and a line about what happened
 
 
@@ -50,7 +53,7 @@ def order(
     verify_legal(plan, read_manifest(base))
     out = (folder or coordinator.folder / "runs" / plan.name).resolve()
     if plan.secrecy.exchange == "secagg":
-        enrolled = len(coordinator.roster().sites)
+        enrolled = coordinator.write_roster()
         if enrolled < plan.cohort.quorum:
             raise PlanError(
                 f"{enrolled} sites are enrolled, the plan's quorum is {plan.cohort.quorum}",
@@ -90,7 +93,7 @@ class _Watch:
         self._coordinator, self._control = coordinator, control
         self._wanted, self._report = wanted, report
         self._folder = wanted.folder
-        self._run, self._tries, self._reached = 0, 0, 0
+        self._run, self._tries, self._raised, self._reached = 0, 0, 0, 0
         self._seen = False  # the app of the present submission at work
         self._gone_since: float | None = None
 
@@ -110,7 +113,7 @@ class _Watch:
     def _step(self) -> dict[str, Any] | None:
         rounds = published_rounds(self._folder)
         if rounds > self._reached:
-            self._reached, self._tries = rounds, 0
+            self._reached, self._tries, self._raised = rounds, 0, 0
             self._report(rounds, f"round {rounds} is published")
         if self._at_work():
             self._seen, self._gone_since = True, None
@@ -141,9 +144,12 @@ class _Watch:
 
     def _submit_again(self) -> None:
         self._tries += 1
-        if self._tries > ATTEMPTS:
+        state = self._state()
+        if state is not None and state.failed_by_itself:
+            self._raised += 1
+        if self._tries > ATTEMPTS or self._raised > RAISED:
             raise RoundError(
-                f"the app ended {ATTEMPTS} times in a row without publishing a round",
+                f"the app ended {self._tries} times in a row without publishing a round",
                 f"see the log in {self._coordinator.state}, then add --resume",
             )
         self._report(self._reached, "the app is gone; started again")

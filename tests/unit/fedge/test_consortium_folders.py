@@ -145,6 +145,21 @@ def test_a_site_takes_newer_rosters_of_its_operator_only(
 
 
 @pytest.mark.parametrize(
+    ("hosts", "ports"), [(["é"], (1, 2, 3)), (["a"], (1, 1, 2)), (["x" * 70 + ".org"], (1, 2, 3))]
+)
+def test_nothing_is_made_of_wrong_names_or_ports(
+    tmp_path: Path, hosts: list[str], ports: tuple[int, int, int]
+) -> None:
+    folder = tmp_path / "new"
+    if hosts[0].startswith("x"):  # a long name is fine: the certificate names it in full
+        make_coordinator(folder, hosts, name="n", ports=ports, address="0.0.0.0", now=NOW)
+        return
+    with pytest.raises(PlanError):
+        make_coordinator(folder, hosts, name="n", ports=ports, address="0.0.0.0", now=NOW)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
     ("change", "cause"),
     [
         (("port = 9440", "port = 0"), "public.port"),
