@@ -8,8 +8,8 @@ site the SuperNode, the process of its messages, one message's fork, the trainer
 supervisor and `fedge run` are started again by this script, as a service manager would; everything else by fedge.
 
 Reported: rounds finished; whether after every kill the last round's adapter lay on disk and was valid;
-the audit's verdict at the end; and per kind the seconds from the kill until the component was up again
-(the process and what it serves; for the app: at work on the run).
+the audit's verdict at the end; and per kind the seconds from the kill until it was up again: it accepts
+connections; the two that only ask are there as processes; the app is at work on the run; a supervisor has all that it keeps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,8 +31,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import holder, is_held
 from fedge.operations.loopback import Consortium, command, environment, fedge
+from fedge.operations.site import Site
 from fedge.operations.supervisor import LOCK, processes_of
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError
@@ -123,7 +126,9 @@ class Campaign:
             return (children[0], lambda: True) if children else None
         state = coordinator if kind in ("superlink", "superexec") else site
         first = _pid(state, kind)
-        return (first, lambda: _pid(state, kind) not in (None, first)) if first else None
+        if not first:
+            return None
+        return first, lambda: _pid(state, kind) not in (None, first) and _serves(state, kind)
 
     def _app(self) -> tuple[int, Callable[[], bool]] | None:
         parent = _pid(self.stage.coordinator / "state", "superexec")
@@ -165,9 +170,25 @@ def _pid(state: Path, name: str) -> int | None:
     return next((p.pid for p in processes_of(state) if p.name == name), None)
 
 
+def _serves(state: Path, kind: str) -> bool:
+    """Whether somebody accepts connections there; two kinds only ask, and have nothing to connect to."""
+    if kind == "trainer":
+        family, address = socket.AF_UNIX, str(Site.open(state.parent).trainer)
+    elif kind == "supernode":
+        family, address = socket.AF_INET, ("127.0.0.1", Site.open(state.parent).settings.port)
+    elif kind == "superlink":
+        port = Coordinator.open(state.parent).settings.private.port
+        family, address = socket.AF_INET, ("127.0.0.1", port)
+    else:
+        return True
+    with socket.socket(family) as probe:
+        return probe.connect_ex(address) == 0
+
+
 def _whole(state: Path, *, not_by: int | None) -> bool:
     processes = processes_of(state)
-    return holder(state / LOCK) not in (None, not_by) and all(p.pid for p in processes)
+    up = holder(state / LOCK) not in (None, not_by) and all(p.pid for p in processes)
+    return bool(processes) and up and all(_serves(state, p.name) for p in processes)
 
 
 def _children(parent: int) -> list[int]:

@@ -67,7 +67,7 @@ class Consortium:
             fedge("coordinator", "start", self.coordinator)
             for name in self.names:
                 say(f"site {name}")
-                self._enrol(name)
+                self.enrol(name)
                 stack.callback(_stop, "client", self.site(name))
                 fedge("client", "start", self.site(name))
             self._wait_until_online()
@@ -80,7 +80,8 @@ class Consortium:
             *("--out", out, "--json", *(["--resume"] if resume else [])),
         )
 
-    def _enrol(self, name: str) -> None:
+    def enrol(self, name: str) -> None:
+        """A site's keys and settings, and its admission."""
         folder = self.site(name)
         folder.parent.mkdir(exist_ok=True)
         fedge(

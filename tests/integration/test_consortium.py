@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from fedge.devices import devices
 from fedge.operations.coordinator import Coordinator
+from fedge.operations.loopback import Consortium, environment
 from fedge.operations.overview import look
 from simulations.experiment import load_experiment
+from simulations.prepare import prepare
+from simulations.progress import NoProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -66,6 +76,106 @@ def test_from_enrolment_to_devices_that_answer(experiment_file: Path, tmp_path: 
             content = log.read_bytes()
             assert not any(secret.strip()[:48] in content for secret in secrets)
             assert not any(text in content for text in texts if len(text) > 12)
+
+
+class Throttle:
+    """A TCP proxy to ``port`` that passes ``rate`` bytes a second each way."""
+
+    def __init__(self, port: int, rate: int) -> None:
+        self._port, self._rate, self.passed = port, rate, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                return
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=ends, daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(16_384):
+                time.sleep(len(data) / self._rate)
+                sink.sendall(data)
+                self.passed += len(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Consortium):
+    """Its first site has a slow link."""
+
+    links: list[Throttle] = field(default_factory=list)
+
+    def enrol(self, name: str) -> None:
+        super().enrol(name)
+        if name == self.names[0]:
+            port = Coordinator.open(self.coordinator).settings.public.port
+            self.links.append(Throttle(port, 1_000_000))
+            path = self.site(name) / "coordinator.json"
+            invitation = json.loads(path.read_text()) | {"address": self.links[0].address}
+            path.write_text(json.dumps(invitation))
+
+
+@pytest.mark.slow
+def test_a_slow_link_and_a_site_that_sleeps(experiment_file: Path, tmp_path: Path) -> None:
+    """The run goes on without the sleeper, names it, and has it again when it wakes."""
+    rounds, deadline = 5, 20.0
+    more = [f"plan.rounds={rounds}", f"plan.cohort.deadline_s={deadline}"]
+    experiment = load_experiment(experiment_file, [*SETTINGS, *more])
+    prepared = prepare(
+        experiment, experiment_file.parent / "sleeper", resume=False, progress=NoProgress()
+    )
+    out = tmp_path / "run"
+    stage = Slow(out=tmp_path, simulated=prepared.out, base=prepared.base)
+    with stage.running(lambda text: None):
+        sleeper = stage.names[-1]
+        run = subprocess.Popen(stage.run_command(out, resume=False), env=environment())
+        try:
+            asleep, seen = False, 0
+            while run.poll() is None:
+                rounds_done = len(list((out / "rounds").glob("[0-9]*[0-9]")))
+                if not asleep and rounds_done >= 2:  # rounds 0 and 1
+                    signal_site(stage.site(sleeper), signal.SIGSTOP)
+                    asleep, seen = True, rounds_done
+                elif asleep and rounds_done > seen:
+                    signal_site(stage.site(sleeper), signal.SIGCONT)
+                time.sleep(0.5)
+        finally:
+            signal_site(stage.site(sleeper), signal.SIGCONT)
+            run.wait()
+        assert run.returncode == 0
+    records = [json.loads(p.read_text()) for p in sorted((out / "rounds").glob("*/record.json"))]
+    assert len(records) == rounds + 1
+    without = [record["round"] for record in records[1:] if sleeper not in record["used"]]
+    assert without
+    missed = next(record for record in records if record["round"] == without[0])
+    assert sleeper in json.dumps([missed["dropped"], missed["lost"]])
+    assert sleeper in records[-1]["used"] or len(without) < rounds
+    assert all(stage.names[0] in record["used"] for record in records[1:])
+    assert stage.links[0].passed > 10_000
+    stage.links[0].close()
+
+
+def signal_site(folder: Path, number: int) -> None:
+    """Every process that a site keeps, and its supervisor."""
+    from fedge.operations.locks import holder
+    from fedge.operations.supervisor import processes_of as kept
+
+    pids = [process.pid for process in kept(folder / "state")]
+    for pid in filter(None, [holder(folder / "state" / "supervisor.lock"), *pids]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @pytest.mark.slow
