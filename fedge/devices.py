@@ -23,6 +23,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from fedge.operations.flower import ROOT
@@ -52,6 +53,7 @@ def devices(experiment: Experiment, out: Path, *, floor: float, say: Say) -> dic
         raise ArtefactError(f"{out} is not empty", "remove it, or name another folder with --out")
     began = time.monotonic()
     say("the same plan in the in-process grid")
+    torch.set_num_threads(1)  # as at the sites: another number of threads sums in another order
     simulated = out / "in-process"
     reference = simulate(experiment, simulated, resume=False, progress=NoProgress())
     stage = Consortium(out=out, simulated=simulated, base=Path(reference.base))
