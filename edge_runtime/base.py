@@ -36,7 +36,7 @@ class EdgeBase:
 
     @classmethod
     def open(
-        cls, folder: Path, *, threads: int = 0, verify: bool = True, graph: Path | None = None
+        cls, folder: Path, *, threads: int = 0, verify: bool = True, ready: Path | None = None
     ) -> EdgeBase:
         """Open a base folder.
 
@@ -45,7 +45,7 @@ class EdgeBase:
             threads: of the session within an operator; 0 lets ONNX Runtime choose.
             verify: compare the sha256 of the graph and the tokenizer with the manifest first. The
                 weights file is for training; a device need not hold it.
-            graph: a verified copy to open in place of the manifest's graph file.
+            ready: an optimised copy of the manifest's graph, to open in its place.
 
         Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
         """
@@ -54,9 +54,12 @@ class EdgeBase:
         for name in needed:
             if name not in manifest.files:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
-            if graph is None or name != manifest.graph.file:
+            if ready is None or name != manifest.graph.file:
                 check_file(folder / name, manifest.files[name].sha256, verify=verify)
-        session = open_session(graph or folder / manifest.graph.file, threads=threads)
+        if ready is None:
+            session = open_session(folder / manifest.graph.file, threads=threads)
+        else:
+            session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
         tokenizer = _open_tokenizer(folder / TOKENIZER)
         return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
@@ -93,11 +96,13 @@ def check_file(path: Path, sha256: str, *, verify: bool = True) -> None:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
 
 
-def open_session(graph: Path, *, threads: int = 0) -> Any:
+def open_session(graph: Path, *, threads: int = 0, optimise: bool = True) -> Any:
     """A CPU session on a graph. Raises ArtefactError when ONNX Runtime refuses the file."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # ORT would warn about every slot
     options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT raises types of its own, without a common public base

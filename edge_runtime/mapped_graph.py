@@ -1,14 +1,16 @@
-"""The base's graph with its weights beside it, so that a device maps them instead of reading them.
+"""The base's graph as this machine runs it, its weights beside it: a device maps them instead of reading.
 
-ONNX Runtime writes this form itself, without optimising anything; it is made once per graph and version
-of ONNX Runtime and kept in the device's store. Of the embeddings only what texts need gets into memory,
-and a process starts without hashing what it never reads. The graph it was made from was verified against
-the manifest; what the copy must be is in ``made.json``.
+ONNX Runtime writes this form itself, optimised and with the weights packed for its kernels. It is made
+once per graph, version of ONNX Runtime and kind of processor, and kept in the device's store. Opening it
+packs and hashes nothing, and what texts do not need stays out of memory. The graph it was made from was
+verified against the manifest; what the copy must be is in ``made.json``. The answers are the same bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,14 @@ def open_device_base(device: Device) -> EdgeBase:
 
 
 def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
-    """Open ``base`` by the copy in ``cache``, made at the first call or after a change.
+    """Open ``base`` by the copy in ``cache``, made at the first call and after a change.
 
     Where it cannot be kept (a full or read-only disk), the base's own file is opened. Raises
     ArtefactError.
     """
     manifest = read_manifest(base)
     digest = manifest.files[manifest.graph.file].sha256
-    folder = cache / f"{digest[:32]}-{ort.__version__}"
+    folder = cache / f"{digest[:32]}-{ort.__version__}-{_processor()}"
     if not _is_whole(folder):
         check_file(base / manifest.graph.file, digest)
         try:
@@ -46,14 +48,14 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
         except (OSError, ArtefactError):
             return EdgeBase.open(base, threads=threads)
     try:
-        return EdgeBase.open(base, threads=threads, graph=folder / GRAPH)
+        return EdgeBase.open(base, threads=threads, ready=folder / GRAPH)
     except ArtefactError:
         shutil.rmtree(folder, ignore_errors=True)
         return EdgeBase.open(base, threads=threads)
 
 
 def _make(graph: Path, folder: Path) -> None:
-    """Write the copy; it counts once ``made.json`` is there. Older copies are removed."""
+    """Write the copy; it counts once ``made.json`` is there. Other copies are removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
@@ -61,11 +63,11 @@ def _make(graph: Path, folder: Path) -> None:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.optimized_model_filepath = str(folder / GRAPH)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", DATA)
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(SMALLEST))
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT raises types of its own, also for a full disk
@@ -74,6 +76,18 @@ def _make(graph: Path, folder: Path) -> None:
     for name in (GRAPH, DATA):
         sync(folder / name)
     write_whole(folder / MADE, json.dumps(_stamps(folder)).encode())
+
+
+def _processor() -> str:
+    """Names the kind of processor: how weights are packed depends on its instructions."""
+    try:
+        told = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        told = ["model name: " + platform.processor()]
+    # x86 says flags, ARM Features; the cores of one kind say the same
+    kinds = sorted({line for line in told if line.startswith(("flags", "Features", "model name"))})
+    lines = [platform.machine(), *kinds]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _is_whole(folder: Path) -> bool:

@@ -175,7 +175,6 @@ _EXTRAS = {
     "flwr": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",
-    "fastapi": "edge",
     "uvicorn": "edge",
     "tuf": "deploy",
     "safetensors": "server",

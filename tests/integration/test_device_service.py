@@ -23,7 +23,7 @@ import uvicorn
 from base_model.release import write_edge_adapter
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
-from edge_runtime.http_server import make_app
+from edge_runtime.http_server import App
 from edge_runtime.mapped_graph import MADE, open_mapped
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Service
@@ -39,7 +39,7 @@ TEXTS = ["turn on the light", "play some music"]
 
 @contextmanager
 def listening(service: Service) -> Iterator[int]:
-    config = uvicorn.Config(make_app(service), port=0, log_level="error", ws="none", lifespan="off")
+    config = uvicorn.Config(App(service), port=0, log_level="error", ws="none", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -204,8 +204,11 @@ def test_the_serving_process_follows_the_store_and_loads_no_tuf(world: World) ->
         finally:
             process.send_signal(signal.SIGTERM)
         process.wait(20)
-    assert "fastapi" in loaded
-    assert loaded & {"tuf", "securesystemslib", "torch", "flwr", "transformers", "onnx"} == set()
+    assert "uvicorn" in loaded
+    assert (
+        loaded & {"fastapi", "tuf", "securesystemslib", "torch", "flwr", "transformers", "onnx"}
+        == set()
+    )
 
 
 def test_the_mapped_graph_gives_the_same_bits_and_heals(world: World, tmp_path: Path) -> None:
@@ -216,14 +219,18 @@ def test_the_mapped_graph_gives_the_same_bits_and_heals(world: World, tmp_path: 
     runtime = EdgeRuntime(mapped)
     for one in (plain, runtime):
         one.activate(world.adapters["good"])
-    assert (plain.logits(TEXTS) == runtime.logits(TEXTS)).all()
+    expected = plain.logits(TEXTS)
+    assert (expected == runtime.logits(TEXTS)).all()
     open_mapped(world.base, tmp_path / "graph", threads=1)
     assert (folder / MADE).read_bytes() == stamp  # made once
-    data = folder / "graph.data"
-    data.write_bytes(data.read_bytes()[:-100])
+    data = folder / "graph.data"  # what is open has it mapped, so that it is replaced here
+    damaged = data.read_bytes()[:-100]
+    data.unlink()
+    data.write_bytes(damaged)
     again = EdgeRuntime(open_mapped(world.base, tmp_path / "graph", threads=1))
     again.activate(world.adapters["good"])
-    assert (again.logits(TEXTS) == runtime.logits(TEXTS)).all()
+    assert (again.logits(TEXTS) == expected).all()
+    assert (runtime.logits(TEXTS) == expected).all()
 
 
 def free_port() -> int:
