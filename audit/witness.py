@@ -17,6 +17,7 @@ from typing import assert_never
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from audit.files import replace_whole
 from protocol.errors import ArtefactError, MachineError, ProofError
 from protocol.transparency.note import (
     VerifierKey,
@@ -175,7 +176,7 @@ class Witness:
 
     def _put(self, path: Path, text: str) -> None:
         try:
-            _write_whole(path, text.encode())
+            replace_whole(path, text.encode())
         except OSError as error:
             raise MachineError(
                 f"{path} cannot be written: {error.strerror}",
@@ -193,7 +194,7 @@ def begin(folder: Path, name: str, key: Ed25519PrivateKey) -> VerifierKey:
             raise ArtefactError(
                 f"{folder} is not empty", "a witness is begun once; leave out --new"
             )
-        _write_whole(folder / KEY, f"{made.encode()}\n".encode())
+        replace_whole(folder / KEY, f"{made.encode()}\n".encode())
     except OSError as error:
         raise ArtefactError(
             f"{folder} cannot be written: {error.strerror}", "name another folder"
@@ -218,17 +219,3 @@ def _leaf_hashes(read: Callable[[str], bytes], size: int) -> list[bytes]:
             raise ProofError(f"{tile_path(0, index, width)} has {len(data)} bytes", EVIDENCE)
         found += [data[at : at + 32] for at in range(0, len(data), 32)]
     return found
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,0 +1,74 @@
+"""A newcomer pastes the commands of docs/walkthrough.md into a new folder, in order, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "walkthrough.md"
+MOST_S = 1500
+
+
+def commands() -> str:
+    """The page's shell blocks, one after the other."""
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
+
+
+def with_fedge(folder: Path) -> dict[str, str]:
+    """An environment in which `fedge` is this one."""
+    folder.mkdir()
+    program = folder / "fedge"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m fedge "$@"\n')
+    program.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("curl"), reason="the page uses curl")
+def test_every_command_of_the_walkthrough_in_a_new_folder(tmp_path: Path) -> None:
+    assert commands().count("fedge ") > 20
+    here = tmp_path / "new"
+    here.mkdir()
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-x", "-c", commands()],
+            cwd=here,
+            env=with_fedge(tmp_path / "bin"),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(MOST_S)
+        finally:
+            with suppress(ProcessLookupError):  # it, and what it left in the background
+                os.killpg(process.pid, signal.SIGKILL)
+            for folder in [*here.glob("ward-*"), here / "coordinator"]:
+                stop_what_is_left(folder, with_fedge(tmp_path / f"bin-{folder.name}"))
+    said = log.read_text(errors="replace")
+    assert code == 0, said[-3000:]
+    assert '"label":"weather_later"' in said
+    adapters = [
+        json.loads((here / run / "rounds/0003/record.json").read_text())["adapter_out"]
+        for run in ("rehearsal", "runs/wards")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def stop_what_is_left(folder: Path, environment: dict[str, str]) -> None:
+    """After a failure in the middle."""
+    if (folder / "state").is_dir():
+        kind = "coordinator" if folder.name == "coordinator" else "client"
+        subprocess.run(["fedge", kind, "stop", folder], env=environment, capture_output=True)
