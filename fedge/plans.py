@@ -17,7 +17,7 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from protocol.plan import Plan, Section, parse_plan
+from protocol.plan import Plan, Section, plan_from_text
 from protocol.rules import RULES
 
 app = typer.Typer(
@@ -86,7 +86,7 @@ def _toml(value: Any) -> str:
 
 @app.command("check")
 def check_plan(
-    plan: Annotated[Path, typer.Argument(help="a plan in TOML")],
+    plan: Annotated[Path, typer.Argument(help="a plan, TOML or JSON")],
     base: Base = None,
     rows: Annotated[
         int, typer.Option("--rows", min=1, help="rows per client, for the forecast")
@@ -98,7 +98,7 @@ def check_plan(
     as_json: Json = False,
 ) -> None:
     """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
-    parsed = parse_plan(_text(plan), source=str(plan))
+    parsed = plan_from_text(_text(plan), source=str(plan))
     manifest = read_manifest(base) if base else None
     findings = check(parsed, manifest)
     legal = all(finding.severity != "error" for finding in findings)
