@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo devices test test-slow check bench clean
+.PHONY: demo devices test test-slow test-machines check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	$(PIP) -e '.[dev,ray]'
 	$(BIN)/python -m pytest -q -m slow
+
+# Whole consortiums as processes, with kills, a slow link and a sleeper, and the walkthrough's commands.
+test-machines: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_consortium.py tests/integration/test_walkthrough.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,12 +17,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "walkthrough.md"
+PORTS = (9440, 9441, 9442, 8080, 8765)
 MOST_S = 1500
 
 
 def commands() -> str:
     """The page's shell blocks, one after the other."""
     return "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def with_fedge(folder: Path) -> dict[str, str]:
@@ -38,6 +46,8 @@ def with_fedge(folder: Path) -> dict[str, str]:
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page uses curl")
 def test_every_command_of_the_walkthrough_in_a_new_folder(tmp_path: Path) -> None:
     assert commands().count("fedge ") > 20
+    if taken := [port for port in PORTS if not is_free(port)]:
+        pytest.skip(f"the page uses ports that are taken here: {taken}")
     here = tmp_path / "new"
     here.mkdir()
     log = tmp_path / "log"
