@@ -176,7 +176,7 @@ def test_nothing_is_given_away_that_is_not_on_disk(
 
     own = opened(state)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(MachineError, match="No space"):
             own.add(asked(grown(9), 0))
     assert own.latest(ORIGIN).size == 0

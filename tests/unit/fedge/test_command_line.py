@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedge.main import main
 from fedge.plans import commented_plan
 from protocol.plan import Plan, parse_plan
 
@@ -122,7 +123,14 @@ cohort = {{ size = 2, quorum = 1 }}
     ],
 )
 def test_wrong_data_and_experiments_leave_nothing_half_written(
-    tiny_source: Path, tmp_path: Path, rows: str, change: str, code: int, cause: str
+    tiny_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: str,
+    change: str,
+    code: int,
+    cause: str,
 ) -> None:
     text = EXPERIMENT.format(source=tiny_source)
     if change:
@@ -132,10 +140,13 @@ def test_wrong_data_and_experiments_leave_nothing_half_written(
     (tmp_path / "e.toml").write_text(text)
     (tmp_path / "train.jsonl").write_text(rows)
     (tmp_path / "test.jsonl").write_text('{"text": "a", "label": "x"}\n')
-    done = fedge("simulate", "e.toml", "--out", "out", "--quiet", cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "fix: "))]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "e.toml", "--out", "out", "--quiet"])
+    said = capsys.readouterr().err
+    assert ended.value.code == code, said
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith(("error: ", "fix: "))]
     assert [line.split(":")[0] for line in lines] == ["error", "fix"]
     assert cause in lines[0]
     assert not (tmp_path / "out" / "rounds").exists()
