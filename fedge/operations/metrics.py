@@ -6,86 +6,52 @@ import threading
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from fedge.operations.overview import Overview
+from fedge.operations.overview import Overview, RunView
 from protocol.errors import MachineError
 
 TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 Sample = tuple[dict[str, str], float]
 
 
+# Per run: the family's name, kind and help, and its value; None leaves the run out.
+OF_RUNS: tuple[tuple[str, str, str, Callable[[RunView], float | None]], ...] = (
+    (
+        "fedge_run_running",
+        "gauge",
+        "Whether a run's app is at work.",
+        lambda r: r.state == "running",
+    ),
+    ("fedge_rounds", "counter", "Published rounds.", lambda r: r.rounds),
+    ("fedge_rounds_planned", "gauge", "Rounds of the plan.", lambda r: r.planned),
+    (
+        "fedge_rounds_void",
+        "counter",
+        "Rounds whose sum could not be opened.",
+        lambda r: r.void_rounds,
+    ),
+    ("fedge_attempts_failed", "counter", "Attempts without a quorum.", lambda r: r.failed_attempts),
+    ("fedge_replies", "counter", "Updates in published rounds.", lambda r: r.replies),
+    ("fedge_drops", "counter", "Clients asked whose update is missing.", lambda r: r.drops),
+    ("fedge_epsilon", "gauge", "The largest epsilon that a client has spent.", lambda r: r.epsilon),
+)
+
+
 def render(overview: Overview) -> str:
     """Every family with its help and type, ``# EOF`` at the end."""
-    runs = [({"run": run.name}, run) for run in overview.runs]
-    lines: list[str] = []
-    for name, kind, text, samples in (
-        (
-            "fedge_process_up",
-            "gauge",
-            "Whether a supervised process is up.",
-            [({"process": p.name}, float(p.pid is not None)) for p in overview.processes],
-        ),
-        (
-            "fedge_process_restarts",
-            "counter",
-            "How often a process was started again.",
-            [({"process": p.name}, float(p.restarts)) for p in overview.processes],
-        ),
-        (
-            "fedge_site_online",
-            "gauge",
-            "Whether an enrolled site is connected.",
-            [({"site": s.name}, float(s.status == "online")) for s in overview.sites],
-        ),
-        ("fedge_roster_version", "gauge", "The roster's.", [({}, float(overview.roster_version))]),
-        (
-            "fedge_run_running",
-            "gauge",
-            "Whether a run's app is at work.",
-            [(labels, float(run.state == "running")) for labels, run in runs],
-        ),
-        (
-            "fedge_rounds",
-            "counter",
-            "Published rounds.",
-            [(labels, float(run.rounds)) for labels, run in runs],
-        ),
-        (
-            "fedge_rounds_planned",
-            "gauge",
-            "Rounds of the plan.",
-            [(labels, float(run.planned)) for labels, run in runs],
-        ),
-        (
-            "fedge_rounds_void",
-            "counter",
-            "Rounds whose sum could not be opened.",
-            [(labels, float(run.void_rounds)) for labels, run in runs],
-        ),
-        (
-            "fedge_attempts_failed",
-            "counter",
-            "Attempts without a quorum.",
-            [(labels, float(run.failed_attempts)) for labels, run in runs],
-        ),
-        (
-            "fedge_replies",
-            "counter",
-            "Updates in published rounds.",
-            [(labels, float(run.replies)) for labels, run in runs],
-        ),
-        (
-            "fedge_drops",
-            "counter",
-            "Clients asked whose update is missing.",
-            [(labels, float(run.drops)) for labels, run in runs],
-        ),
-        (
-            "fedge_epsilon",
-            "gauge",
-            "The largest epsilon that a client has spent.",
-            [(labels, run.epsilon) for labels, run in runs if run.epsilon is not None],
-        ),
-    ):
+    processes = [({"process": p.name}, p) for p in overview.processes]
+    up = [(labels, float(p.pid is not None)) for labels, p in processes]
+    restarts = [(labels, float(p.restarts)) for labels, p in processes]
+    online = [({"site": s.name}, float(s.status == "online")) for s in overview.sites]
+    version: list[Sample] = [({}, float(overview.roster_version))]
+    lines = [
+        *_family("fedge_process_up", "gauge", "Whether a supervised process is up.", up),
+        *_family("fedge_process_restarts", "counter", "How often it was started again.", restarts),
+        *_family("fedge_site_online", "gauge", "Whether an enrolled site is connected.", online),
+        *_family("fedge_roster_version", "gauge", "The roster's.", version),
+    ]
+    for name, kind, text, value in OF_RUNS:
+        found = [({"run": run.name}, value(run)) for run in overview.runs]
+        samples = [(labels, float(value)) for labels, value in found if value is not None]
         lines += _family(name, kind, text, samples)
     return "\n".join([*lines, "# EOF"]) + "\n"
 
