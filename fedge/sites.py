@@ -43,6 +43,7 @@ def enrol(
     from client.settings import FINGERPRINT
     from fedge.operations.folders import free_port
     from fedge.operations.site import REQUEST, Work, make_site, read_invitation
+    from protocol.enrolment import verify_request
 
     paths = [str(path.resolve()) if path else "" for path in (data, plan)]
     place = base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve())
@@ -56,11 +57,14 @@ def enrol(
         port=port or free_port(),
         now=datetime.now(UTC),
     )
-    request = str(made.folder / REQUEST)
+    request = made.folder / REQUEST
+    identity = verify_request(request.read_bytes(), source=str(request)).identity.hex()
     if as_json:
-        typer.echo(json.dumps({"folder": str(made.folder), "name": name, "request": request}))
+        told = {"folder": made.folder, "name": name, "request": request, "identity": identity}
+        typer.echo(json.dumps(told, default=str))
     else:
-        typer.echo(f"made {made.folder}; send {request} to the operator, who admits it")
+        typer.echo(f"made {made.folder}, identity {identity[:16]}…")
+        typer.echo(f"send {request} to the operator, who admits it and reads you that identity")
 
 
 @app.command()

@@ -71,6 +71,11 @@ def test_every_command_of_the_walkthrough_in_a_new_folder(tmp_path: Path) -> Non
     assert code == 0, said[-3000:]
     assert '"label":"weather_later"' in said
     assert "verdict: ok" in said
+    identities = re.findall(
+        r"identity ([0-9a-f]{16})", said
+    )  # of each site by itself and by the operator
+    assert len(identities) == 6
+    assert identities[0::2] == identities[1::2]
     record = json.loads((here / "runs/wards/rounds/0003/record.json").read_text())
     assert record["used"] == ["ward-0", "ward-1", "ward-2"]
 
