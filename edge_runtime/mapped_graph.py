@@ -4,14 +4,22 @@ ONNX Runtime writes this form itself, optimised and with the weights packed for 
 once per graph, version of ONNX Runtime and kind of processor, and kept in the device's store. Opening it
 packs and hashes nothing, and what texts do not need stays out of memory. The graph it was made from was
 verified against the manifest; what the copy must be is in ``made.json``. The answers are the same bits.
+
+Agent and service may start at the same moment. One of them makes the copy, under another name, and it
+appears by a rename: a file that a process has mapped is never written to.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +31,8 @@ from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
 
-GRAPH, DATA, MADE = "graph.onnx", "graph.data", "made.json"
+GRAPH, DATA, MADE, MAKING = "graph.onnx", "graph.data", "made.json", ".making"
+ROOM = 2  # times the graph's size must be free; the copy takes less
 SMALLEST = 1024  # bytes of a tensor that is kept apart
 
 
@@ -44,7 +53,9 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     if not _is_whole(folder):
         check_file(base / manifest.graph.file, digest)
         try:
-            _make(base / manifest.graph.file, folder)
+            with _alone(cache):
+                if not _is_whole(folder):  # another process may have made it by now
+                    _make(base / manifest.graph.file, folder)
         except (OSError, ArtefactError):
             return EdgeBase.open(base, threads=threads)
     try:
@@ -54,12 +65,39 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
         return EdgeBase.open(base, threads=threads)
 
 
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Only one process makes a copy; the others wait and find it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _make(graph: Path, folder: Path) -> None:
-    """Write the copy; it counts once ``made.json`` is there. Other copies are removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Write the copy; it appears whole, or nothing of it stays. Other copies are removed."""
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir()
+    if shutil.disk_usage(folder.parent).free < ROOM * graph.stat().st_size:
+        raise OSError(errno.ENOSPC, "no room for a copy of the graph")
+    making = folder.with_name(MAKING)
+    try:
+        making.mkdir()
+        _rewrite(graph, making)
+        for name in (GRAPH, DATA):
+            sync(making / name)
+        write_whole(making / MADE, json.dumps(_stamps(making)).encode())
+        os.replace(making, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)  # half a copy would keep a full disk full
+        raise
+
+
+def _rewrite(graph: Path, folder: Path) -> None:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -73,9 +111,6 @@ def _make(graph: Path, folder: Path) -> None:
     except Exception as error:  # ORT raises types of its own, also for a full disk
         first = str(error).splitlines()[0][:200]
         raise ArtefactError(f"{graph}: ONNX Runtime cannot rewrite it: {first}", REFETCH) from None
-    for name in (GRAPH, DATA):
-        sync(folder / name)
-    write_whole(folder / MADE, json.dumps(_stamps(folder)).encode())
 
 
 def _processor() -> str:
