@@ -1,7 +1,8 @@
 """``fedge edge serve``: HTTP on loopback, for programs on the same device.
 
 A plain ASGI application on uvicorn: two routes need no framework, and importing one would be a third of
-the CPU time that a device spends to start (docs/adr/0024).
+the CPU time that a device spends to start (docs/adr/0024). uvicorn sets no limits by itself: connections are
+counted, requests have to come within a time, and so has the end.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
+import h11
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
 from edge_runtime.service import Service
@@ -21,6 +24,9 @@ from protocol.errors import DeliveryError, MachineError
 
 HOST = "127.0.0.1"
 MOST_BYTES = 1_048_576  # of a request
+MOST_CONNECTIONS = 64  # and requests that are being answered, also when who asked has left
+REQUEST_S = 10.0  # longer than uvicorn's 5 s for an idle connection
+END_S = 5
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -39,6 +45,37 @@ class Question(BaseModel):
 
 class ClientGoneError(Exception):
     """The client left before its request was whole."""
+
+
+class Connection(H11Protocol):
+    """uvicorn's, which ends where its client keeps it waiting; uvicorn itself would wait for ever."""
+
+    _look: asyncio.TimerHandle | None = None
+    _before: object = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse what is too many."""
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+        else:
+            self._before = self  # no request yet
+            self._look = self.loop.call_later(REQUEST_S, self._look_again)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to look at."""
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def _look_again(self) -> None:
+        """Two looks in a row that find the same request not sent, or its answer not taken, are the end."""
+        waiting = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self.flow.write_paused
+        if waiting and self.cycle is self._before:
+            self.transport.abort()
+            return
+        self._before = self.cycle if waiting else self
+        self._look = self.loop.call_later(REQUEST_S, self._look_again)
 
 
 class App:
@@ -65,7 +102,7 @@ class App:
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         # A web page that resolves its own name to this address is another host.
-        if headers.get(b"host", "").partition(":")[0] not in (HOST, "localhost"):
+        if headers.get(b"host", "").partition(":")[0].lower() not in (HOST, "localhost"):
             return _error(400, "request.host", f"ask {HOST} or localhost")
         method, answer = self._routes.get(scope["path"], ("", None))
         if answer is None:
@@ -75,7 +112,8 @@ class App:
         return await answer(headers, receive)
 
     async def _classify(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
-        if headers.get(b"content-type", "").partition(";")[0].strip() != "application/json":
+        kind = headers.get(b"content-type", "").partition(";")[0].strip()
+        if kind.lower() != "application/json":
             return _error(415, "request.type", "send application/json")
         body = await _body(receive)
         if body is None:
@@ -110,22 +148,28 @@ def serve(service: Service, port: int) -> None:
             f"port {port} on {HOST} cannot be had: {error.strerror}", "choose another --port"
         ) from None
     follower = service.run()
-    config = Config(
+    try:
+        Server(settings(service)).run(sockets=[listening])
+    finally:
+        service.stop()
+        follower.join()
+
+
+def settings(service: Service) -> Config:
+    """How uvicorn runs :class:`App`."""
+    return Config(
         App(service),
         log_level="warning",
         access_log=False,
-        http="h11",
+        http=Connection,
         ws="none",
         loop="asyncio",
         interface="asgi3",
         lifespan="off",
         server_header=False,
+        limit_concurrency=MOST_CONNECTIONS + 1,
+        timeout_graceful_shutdown=END_S,
     )
-    try:
-        Server(config).run(sockets=[listening])
-    finally:
-        service.stop()
-        follower.join()
 
 
 async def _body(receive: Receive) -> bytes | None:
