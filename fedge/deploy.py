@@ -41,10 +41,7 @@ def init(
     from server.delivery.keys import ROLES, make_keys, read_keys
     from server.delivery.repository import FIRST_ROOT, create_repository
 
-    if keys.resolve().is_relative_to(repo.resolve()):
-        raise DeliveryError(
-            "keys.folder", f"{keys} lies inside the repository", "name a folder that is not served"
-        )
+    _check_apart(keys, repo)
     make_keys(keys, dict.fromkeys(name for seats in ROLES.values() for name in seats.names))
     create_repository(repo, read_keys([keys]), _now())
     offline = [name for role in ("root", "targets") for name in ROLES[role].names]
@@ -206,6 +203,7 @@ def rotate(
     from server.delivery.rotation import check_roles, rotate
 
     check_roles(role)
+    _check_apart(new_keys, repo)
     repository, ring = _open(repo), _ring(keys)
     names = [name for one in role for name in ROLES[one].names]
     make_keys(new_keys, dict.fromkeys(names))
@@ -227,6 +225,13 @@ def status(repo: Repo, reports: Reports = None, as_json: Json = False) -> None:
     found, odd = read_reports(reports) if reports else ([], [])
     told = gather(_open(repo), found, _now()) | {"unreadable_reports": odd}
     _say(told) if as_json else print_status(told)
+
+
+def _check_apart(keys: Path, repo: Path) -> None:
+    if keys.resolve().is_relative_to(repo.resolve()):
+        raise DeliveryError(
+            "keys.folder", f"{keys} lies inside the repository", "name a folder that is not served"
+        )
 
 
 def _open(repo: Path) -> Repository:

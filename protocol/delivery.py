@@ -18,6 +18,12 @@ CHANNELS = (CANARY, STABLE)
 DEVICE_VERSION = 1  # of what a device understands; a release names the least it needs
 GATE = "urn:fedge:gate:1"  # predicate type of a gate's evidence
 MOST_CURRENT, MOST_NOTE = 65_536, 1_048_576  # bytes of <name>.current.json and of a release.json
+MOST_METADATA = {  # bytes of TUF's files, as devices take them
+    "root": 65_536,
+    "timestamp": 16_384,
+    "snapshot": 65_536,
+    "targets": 1_048_576,  # and the channels'
+}
 MOST_OFFERS = 16
 FILES = ("adapter", "release", "passport")
 

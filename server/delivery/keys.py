@@ -107,7 +107,10 @@ def make_keys(folder: Path, names: Iterable[str]) -> None:
 
 
 def read_keys(folders: Sequence[Path]) -> KeyRing:
-    """All keys in ``folders``. Raises DeliveryError for one that others can read or that is no key."""
+    """All keys in ``folders``. Raises DeliveryError for one that others can read or that is no key.
+
+    Two folders may hold keys of one name, an old and a new one: the second goes by its path.
+    """
     found: dict[str, Ed25519PrivateKey] = {}
     for path in sorted(path for folder in folders for path in folder.glob("*.key")):
         try:
@@ -117,8 +120,8 @@ def read_keys(folders: Sequence[Path]) -> KeyRing:
                     f"{path} can be read by others than its owner",
                     f"chmod 600 {path.name}",
                 )
-            found[path.stem] = Ed25519PrivateKey.from_private_bytes(
-                bytes.fromhex(path.read_text("ascii").strip())
+            found[str(path) if path.stem in found else path.stem] = (
+                Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
             )
         except (OSError, ValueError) as error:
             raise DeliveryError(

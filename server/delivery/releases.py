@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from tuf.api.metadata import TargetFile, Targets
 
 from protocol.delivery import (
     CANARY,
+    MOST_CURRENT,
     MOST_OFFERS,
     STABLE,
     Current,
@@ -153,17 +155,23 @@ def promote(
 def revoke(
     repository: Repository, name: str, seq: int, reason: str, keys: KeyRing, now: datetime
 ) -> list[str]:
-    """Withdraw a release from every channel that offers it; the channels. Raises DeliveryError.
+    """Withdraw a release from every channel that offers it, or has; the channels. Raises DeliveryError.
 
     Devices that run it go back to the newest one that is still on offer to them.
     """
+    try:
+        Withdrawn(seq=seq, release="0" * 64, reason=reason)
+    except ValidationError:
+        raise DeliveryError(
+            "release.reason", "the reason is no line of at most 300 characters", "say it shorter"
+        ) from None
     done = []
     for channel in (STABLE, CANARY):
         current = read_current(repository, channel, name)
-        gone = [one for one in current.releases if one.seq == seq]
-        if not gone:
+        gone = _offered_once(repository, channel, name, seq)
+        if gone is None or gone in {one.release for one in current.revoked}:
             continue
-        withdrawn = Withdrawn(seq=seq, release=gone[0].id, reason=reason)
+        withdrawn = Withdrawn(seq=seq, release=gone, reason=reason)
         changed = current.model_copy(
             update={
                 "releases": [one for one in current.releases if one.seq != seq],
@@ -175,6 +183,15 @@ def revoke(
     if not done:
         raise _unknown(name, seq, "any channel")
     return done
+
+
+def _offered_once(repository: Repository, channel: str, name: str, seq: int) -> str | None:
+    """A release's id, also of one that has made room for newer ones: devices may run it still."""
+    path = f"{channel}/{target_names(name, seq)['release']}"
+    for content in repository.history(channel):
+        if path in content.targets:
+            return content.targets[path].hashes["sha256"]
+    return None
 
 
 def find(repository: Repository, channel: str, name: str, seq: int) -> Offer:
@@ -196,7 +213,8 @@ def _commit(
     evidence: Mapping[str, bytes] | None = None,
 ) -> None:
     """One new version of a channel: its current.json, new files, nothing of what is not offered."""
-    channel = current.channel
+    repository.check_alive(now)
+    channel, current = current.channel, _fitting(current)
     targets = repository.copy(channel, Targets)
     files = {f"{channel}/{name}": data for name, data in content.items()}
     files[f"{channel}/{current_name(current.name)}"] = current.encode()
@@ -223,6 +241,17 @@ def _with(current: Current, offer: Offer) -> Current:
     others = [one for one in current.releases if one.seq != offer.seq]
     ordered = sorted([*others, offer], key=lambda one: -one.seq)
     return current.model_copy(update={"releases": ordered[:MOST_OFFERS]})
+
+
+def _fitting(current: Current) -> Current:
+    """As devices take it: of too much, the reasons of the oldest withdrawals are left out."""
+    revoked = list(current.revoked)
+    for place, one in enumerate(revoked):
+        if len(current.encode()) <= MOST_CURRENT:
+            break
+        revoked[place] = one.model_copy(update={"reason": ""})
+        current = current.model_copy(update={"revoked": list(revoked)})
+    return current
 
 
 def _file(name: str, data: bytes) -> File:

@@ -35,7 +35,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import SerializationError
 from tuf.api.serialization.json import JSONSerializer
 
-from protocol.delivery import CHANNELS
+from protocol.delivery import CHANNELS, MOST_METADATA
 from protocol.errors import DeliveryError
 from server.delivery.keys import REMEDY as BRING_KEYS
 from server.delivery.keys import ROLES, KeyRing
@@ -54,6 +54,9 @@ class Repository:
         """Open and verify. Raises DeliveryError `repository.unreadable` or `repository.damaged`."""
         self.folder = folder
         self.roles: dict[str, Metadata[Any]] = {}
+        self._load()
+
+    def _load(self) -> None:
         try:
             versions = [int(p.name.split(".")[0]) for p in self._metadata.glob("*.root.json")]
             self.roles["root"] = self._read("root", max(versions))
@@ -64,13 +67,13 @@ class Repository:
         except (RepositoryError, SerializationError, KeyError) as error:
             raise DeliveryError(
                 "repository.damaged",
-                f"{folder}: {type(error).__name__}: {str(error)[:200]}",
+                f"{self.folder}: {type(error).__name__}: {str(error)[:200]}",
                 REMEDY,
             ) from None
         except (OSError, ValueError):
             raise DeliveryError(
                 "repository.unreadable",
-                f"{folder} is not a repository, or not a whole one",
+                f"{self.folder} is not a repository, or not a whole one",
                 "name the folder that `fedge deploy init` wrote",
             ) from None
 
@@ -97,6 +100,14 @@ class Repository:
             ) from None
         return data
 
+    def history(self, channel: str) -> Iterator[Targets]:
+        """What a channel has offered, from the newest version on; as it lies there, not verified."""
+        found = self._metadata.glob(f"*.{channel}.json")
+        versions = sorted((int(p.name.partition(".")[0]) for p in found), reverse=True)
+        for version in versions:
+            with suppress(OSError, RepositoryError):
+                yield self._read(channel, version).signed
+
     def delegation(self, channel: str) -> DelegatedRole:
         """Whose signatures a channel needs."""
         return cast("DelegatedRole", self.roles["targets"].signed.get_delegated_role(channel))
@@ -107,9 +118,23 @@ class Repository:
         listed = self.delegation(channel).keyids
         return [bytes.fromhex(targets.get_key(key_id).keyval["public"]) for key_id in listed]
 
+    def check_alive(self, now: datetime) -> None:
+        """Devices would take what a channel signs now. Raises DeliveryError `repository.expired`."""
+        remedies = {"root": "rotate root", "targets": "refresh` with the keys of `targets"}
+        for role, remedy in remedies.items():
+            if self.roles[role].signed.is_expired(now):
+                raise DeliveryError(
+                    "repository.expired",
+                    f"`{role}` has expired: no device takes what is signed below it",
+                    f"`fedge deploy {remedy}`",
+                )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep another publisher out. Raises DeliveryError `repository.busy`."""
+        """Keep another publisher out, and go on from what the last one wrote.
+
+        Raises DeliveryError `repository.busy`, and what opening raises.
+        """
         with (self.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,6 +142,7 @@ class Repository:
                 raise DeliveryError(
                     "repository.busy", f"{self.folder}: somebody else publishes", "wait for them"
                 ) from None
+            self._load()
             yield
 
     def commit(
@@ -243,6 +269,13 @@ class Repository:
                 ) from None
         for judge in judges:
             check_threshold(judge, role, metadata)
+        most = MOST_METADATA.get(role, MOST_METADATA["targets"])
+        if len(metadata.to_bytes(COMPACT)) > most:
+            raise DeliveryError(
+                "repository.size",
+                f"{role} would have more than the {most} bytes that devices take",
+                "withdraw releases that nobody runs, or use a repository of its own for some names",
+            )
         return metadata
 
 

@@ -15,7 +15,14 @@ MOST_REPORT = 65_536  # bytes
 
 
 def read_reports(folder: Path) -> tuple[list[DeviceReport], list[str]]:
-    """The reports in ``folder``, the newest of each device, and the names of files that are none."""
+    """The reports in ``folder``, the newest of each device, and the names of files that are none.
+
+    Raises DeliveryError `reports.missing` where there is no such folder: no reports are not good ones.
+    """
+    if not folder.is_dir():
+        raise DeliveryError(
+            "reports.missing", f"{folder} is no folder", "name the one where reports are collected"
+        )
     newest: dict[str, DeviceReport] = {}
     odd = []
     for path in sorted(folder.glob("*.json")):

@@ -286,6 +286,12 @@ def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path:
     with refused("probe.labels"):
         update(read_device(file))
     reports = ["--reports", tmp_path / "reports"]
+    (tmp_path / "reports/cut.json").write_text("{")  # it might have been the one that says so
+    promote = ["promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys]
+    with pytest.raises(DeliveryError, match=r"gate\.devices: .*cut\.json"):
+        fedge(*promote, *reports)
+    with refused("reports.missing"):
+        fedge(*promote, "--reports", tmp_path / "reprots")
     with refused("gate.devices"):
         fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys, *reports)
     shutil.rmtree(publisher.repo / "evidence")
