@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from protocol.delivery import CANARY, GATE, Offer, release_name
 from protocol.encoding import parse_canonical
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, ProofError
+from protocol.peft_format import RELEASE_FILE
 from protocol.transparency.dsse import Envelope, parse_envelope, sign_statement, verify_envelope
+from protocol.transparency.leaves import sha256
 from server.delivery.keys import KeyRing
+from server.delivery.releases import read_current
 from server.delivery.repository import EVIDENCE, Repository
 from server.delivery.status import evidence_name
 from server.files import write_whole
@@ -62,10 +66,30 @@ def decide(
     for check in checks:
         if not check.passed:
             refused = file.replace(".json", f".refused-{int(now.timestamp())}.json")
-            (repository.folder / EVIDENCE).mkdir(exist_ok=True)
-            write_whole(repository.folder / EVIDENCE / refused, statement)
+            write_evidence(repository, {refused: statement})
             raise DeliveryError(f"gate.{check.name}", check.detail, REMEDY)
     return {file: statement}
+
+
+def write_evidence(repository: Repository, evidence: Mapping[str, bytes]) -> None:
+    """Keep statements by their files' names."""
+    folder = repository.folder / EVIDENCE
+    folder.mkdir(exist_ok=True)
+    for name, statement in evidence.items():
+        write_whole(folder / name, statement)
+
+
+def signed_before(repository: Repository, name: str, run: Path, number: int) -> Offer | None:
+    """Round ``number`` as canaries have it, when the gate's key of today has not signed for it."""
+    path = run / "rounds" / f"{number:04d}" / "adapter" / RELEASE_FILE
+    try:
+        release = sha256(path.read_bytes())
+    except OSError:
+        return None  # the gate says so
+    for offer in read_current(repository, CANARY, name).releases:
+        if offer.id == release and not passed_before(repository, name, offer).passed:
+            return offer
+    return None
 
 
 def passed_before(repository: Repository, name: str, offer: Offer) -> Check:

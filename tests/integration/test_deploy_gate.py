@@ -19,6 +19,7 @@ from fedge.evidence import verify_evidence
 from fedge.main import cli
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, PlanError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from server.delivery.releases import read_current
 from server.delivery.repository import Repository
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
@@ -297,6 +298,26 @@ def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path:
     shutil.rmtree(publisher.repo / "evidence")
     with refused("gate.canary"):
         fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys)
+
+
+def test_a_gate_with_a_new_key_checks_again_what_it_has_published(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    """Else no release of before could be promoted, and none published again."""
+    publisher.publish()
+    with refused("release.known"):
+        publisher.publish()
+    repo, keys, new = ["--repo", publisher.repo], ["--keys", publisher.keys], tmp_path / "new"
+    fedge("rotate", "canary", "stable", *repo, *keys, "--new-keys", new)
+    for name in ("gate", "stable-1", "stable-2"):
+        (publisher.keys / f"{name}.key").unlink()
+    both = [*keys, "--keys", new]
+    with refused("gate.canary"):
+        fedge("promote", "tiny-r0001", *repo, *both)
+    publisher.publish("--keys", new)
+    fedge("promote", "tiny-r0001", *repo, *both)
+    offers = read_current(Repository(publisher.repo), "stable", "tiny").releases
+    assert [offer.seq for offer in offers] == [1]
 
 
 def test_keys_are_kept_apart(publisher: Publisher, tmp_path: Path) -> None:
