@@ -26,6 +26,7 @@ from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import RELEASE_FILE
 
 POLL_S = 0.1
+RETRY_S = 5.0  # after a state that could not be followed: what hindered may have passed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Service:
         self.runtime = EdgeRuntime(open_device_base(device))
         self._serving: _Serving | None = None
         self._seen: tuple[int, int] | None = None
+        self._retry = math.inf
         self._faults: deque[float] = deque()
         self._swapping = threading.Lock()
         self._stop = threading.Event()
@@ -97,22 +99,24 @@ class Service:
         """Take over what the store says is in use. What cannot be loaded leaves the old one serving."""
         with self._swapping:
             seen = self._stamp()
-            if seen == self._seen:
+            if seen == self._seen and self._clock() < self._retry:
                 return
+            self._seen, self._retry = seen, math.inf
             try:
+                if seen is None and self._serving is not None:
+                    raise DeliveryError("store.damaged", f"{STATE} is gone", "update again")
                 self._take(read_state(self.device.store))
-                self._seen, self.trouble = seen, ""
-            except FedgeError as error:
-                if self._stamp() == seen:  # else it changed meanwhile: look again
-                    self._seen, self.trouble = seen, error.cause
+                self.trouble = ""
+            except Exception as error:  # a lack of memory or files too: following must not end
+                self._retry = self._clock() + RETRY_S
+                self.trouble = error.cause if isinstance(error, FedgeError) else repr(error)[:200]
 
     def run(self) -> threading.Thread:
         """Follow the store in the background until :meth:`stop`."""
 
         def loop() -> None:
             while not self._stop.wait(POLL_S):
-                with suppress(FedgeError, OSError):
-                    self.follow()
+                self.follow()
 
         thread = threading.Thread(target=loop, name="follow-store", daemon=True)
         thread.start()
@@ -123,21 +127,26 @@ class Service:
         self._stop.set()
 
     def _take(self, state: State) -> None:
-        release = state.current
-        if release == (self._serving.release if self._serving else None):
+        release, serving = state.current, self._serving
+        if release == (serving.release if serving else None):
             return
-        if release is None:
-            self._serving = None
-        else:
-            folder, installed = release_folder(self.device.store, release), state.installed[release]
-            for name, sha256 in installed.files.items():
-                check_file(folder / name, sha256)
-            if installed.files.get(RELEASE_FILE) != release:
-                raise ArtefactError(f"{folder}: not the release of its name", "update again")
-            adapter = self.runtime.activate(folder)
-            self._serving = _Serving(release=release, seq=installed.seq, adapter=adapter)
+        try:
+            self._serving = None if release is None else self._load(release, state)
+        except Exception:
+            if serving is not None and serving.release in state.withdrawn:
+                self._serving = None  # no device may go on running it
+            raise
         self._faults.clear()
         self.swaps += 1
+
+    def _load(self, release: str, state: State) -> _Serving:
+        folder, installed = release_folder(self.device.store, release), state.installed[release]
+        for name, sha256 in installed.files.items():
+            check_file(folder / name, sha256)
+        if installed.files.get(RELEASE_FILE) != release:
+            raise ArtefactError(f"{folder}: not the release of its name", "update again")
+        adapter = self.runtime.activate(folder)
+        return _Serving(release=release, seq=installed.seq, adapter=adapter)
 
     def _failed(self, serving: _Serving, error: Exception) -> None:
         """Count; with too many in the window, go back to the release before and say so in the store."""
@@ -154,11 +163,17 @@ class Service:
             from edge_runtime.agent import roll_back  # rarely needed: a service starts without it
 
             reason = f"{len(self._faults)} failed answers within {self.device.window_s:g} s: "
-            with suppress(FedgeError):
+            reason += type(error).__name__
+            with suppress(Exception):  # the release stays, and fails on
                 state = read_state(self.device.store)
                 if state.current == serving.release:
-                    reason += type(error).__name__
-                    state = roll_back(self.device, reason, datetime.now(UTC), wait_s=5.0)
+                    try:
+                        state = roll_back(self.device, reason, datetime.now(UTC), wait_s=1.0)
+                    except (
+                        FedgeError
+                    ) as hindered:  # an agent at work, or a full disk: here at least
+                        self.trouble = hindered.cause
+                        state = state.model_copy(update={"current": state.previous})
                 self._take(state)
 
     def _stamp(self) -> tuple[int, int] | None:

@@ -126,7 +126,7 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
                 if path.name != release:
-                    shutil.rmtree(path)
+                    _remove(path)
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -137,10 +137,14 @@ class Store:
             for name in installed.files:
                 sync(staged / name)
             sync(staged)
+            if target.exists():
+                shutil.rmtree(target)  # the same release, rotten
             os.replace(staged, target)
             sync(target.parent)
-        known = self.state.installed | {release: installed}
-        self._save(installed=known, candidate=release)
+        state = self.state
+        known = state.installed | {release: installed}
+        held = release in (state.current, state.previous)
+        self._save(installed=known, candidate=state.candidate if held else release)
         self._tidy()  # an earlier candidate that never came into use
 
     def activate(self, release: str) -> None:
@@ -184,6 +188,12 @@ class Store:
         """The repository has confirmed that it is about ``now``."""
         self._save(refreshed=now, clock=max(now, self.state.clock))
 
+    def keep_metadata(self) -> None:
+        """Bring TUF's metadata to the disk, which tuf does not: what is forgotten could be replayed."""
+        with _writing(self.folder):
+            for path in (self.folder / METADATA, *(self.folder / METADATA).rglob("*")):
+                sync(path)
+
     def conclude(self, outcome: str) -> None:
         """What the last attempt came to, for reports."""
         self._save(outcome=_shown(outcome))
@@ -192,7 +202,7 @@ class Store:
         """Forget downloads."""
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
-                shutil.rmtree(path)
+                _remove(path)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -226,10 +236,10 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / RELEASES).iterdir():
                 if path.name not in self.state.installed:
-                    shutil.rmtree(path)
+                    _remove(path)
             # Ours, and what a killed tuf leaves of its own temporary files.
             for path in (*self.folder.glob(".*.tmp"), *(self.folder / METADATA).glob("tmp*")):
-                path.unlink()
+                _remove(path)
 
     def _acquire(self, wait_s: float) -> None:
         until = time.monotonic() + wait_s
@@ -256,6 +266,14 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder}: {error.strerror or type(error).__name__}",
             "make room; what is in use stays in use",
         ) from None
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is: a stray file must not stop updates for ever."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _shown(text: str) -> str:

@@ -30,14 +30,15 @@ from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
 from edge_runtime.adapter import read_note
-from edge_runtime.base import read_manifest
+from edge_runtime.base import check_file, read_manifest
 from edge_runtime.fetching import Fetcher
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.settings import Device
-from edge_runtime.store import METADATA, Installed, State, Store
+from edge_runtime.store import METADATA, Installed, State, Store, release_folder
 from protocol.delivery import (
     DEVICE_VERSION,
     MOST_CURRENT,
+    MOST_METADATA,
     MOST_NOTE,
     Current,
     Facts,
@@ -58,10 +59,10 @@ STAY = "what is in use stays in use"
 CONFIG = UpdaterConfig(
     max_root_rotations=64,
     max_delegations=8,
-    root_max_length=65_536,
-    timestamp_max_length=16_384,
-    snapshot_max_length=65_536,
-    targets_max_length=1_048_576,
+    root_max_length=MOST_METADATA["root"],
+    timestamp_max_length=MOST_METADATA["timestamp"],
+    snapshot_max_length=MOST_METADATA["snapshot"],
+    targets_max_length=MOST_METADATA["targets"],
 )
 
 
@@ -74,11 +75,12 @@ def fetch(device: Device, store: Store, now: datetime) -> str | None:
     with _told():
         remote = _Remote(device, store)
         current = remote.current()
+        store.keep_metadata()
         # Only now is the time confirmed: by a timestamp that was signed within the last day.
         store.refreshed(int(now.timestamp()))
         store.withdraw(one.release for one in current.revoked)
         offer = choose(current, device.id, store.state)
-        if offer is None or offer.id in store.state.installed:
+        if offer is None or _has(store, offer.id):
             store.clear_staging()
             return None if offer is None else offer.id
         facts = remote.facts(offer)
@@ -99,6 +101,19 @@ def choose(current: Current, device: str, state: State) -> Offer | None:
         if allowed and offer.id not in state.failed and offer.id not in state.withdrawn:
             return offer
     return None
+
+
+def _has(store: Store, release: str) -> bool:
+    """The release is installed, and its files are still what they were."""
+    installed = store.state.installed.get(release)
+    if installed is None:
+        return False
+    try:
+        for name, sha256 in installed.files.items():
+            check_file(release_folder(store.folder, release) / name, sha256)
+    except ArtefactError:
+        return False  # a disk that rots: fetched again
+    return True
 
 
 class _Remote:
@@ -188,7 +203,10 @@ class _Remote:
 
     def _url(self, target: TargetFile) -> str:
         folder, _, name = target.path.rpartition("/")
-        return f"{self._fetcher.targets_url}{folder}/{target.hashes['sha256']}.{name}"
+        sha256 = target.hashes.get("sha256")
+        if sha256 is None:
+            raise _refused("release.files", f"{target.path} comes without a SHA-256")
+        return f"{self._fetcher.targets_url}{folder}/{sha256}.{name}"
 
 
 def _check_clock(state: State, now: datetime) -> None:
