@@ -7,8 +7,10 @@ agent for ever.
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ class Fetcher(FetcherInterface):
             for chunk in source:
                 self._left()
                 yield chunk
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self._left()  # a connection cut at the deadline looks like any other
             raise DownloadError(f"{url}: {type(error).__name__}") from None
 
@@ -65,7 +67,9 @@ class Fetcher(FetcherInterface):
             raise DownloadHTTPError(f"{url}: no name of a file", 404)
         assert self._folder is not None
         try:
-            with self._folder.joinpath(*parts).open("rb") as file:
+            with open(self._folder.joinpath(*parts), "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise DownloadError(f"{url}: not a file")
                 file.seek(start)
                 while chunk := file.read(CHUNK):
                     yield chunk
@@ -98,8 +102,7 @@ class Fetcher(FetcherInterface):
     def _connected(
         self, scheme: str, host: str, port: int | None
     ) -> Iterator[http.client.HTTPConnection]:
-        left = self._left()
-        timeout = min(SILENCE_S, left)
+        timeout = min(SILENCE_S, self._left())
         connection = (
             http.client.HTTPSConnection(
                 host, port, timeout=timeout, context=ssl.create_default_context()
@@ -108,6 +111,7 @@ class Fetcher(FetcherInterface):
             else http.client.HTTPConnection(host, port, timeout=timeout)
         )
         connection.connect()
+        left = max(0.0, self._until - time.monotonic())
         # A server may drip headers for ever, each byte in time: cut the line at the deadline.
         sock = connection.sock
         cut = threading.Timer(left, _cut, (sock,))
@@ -118,6 +122,11 @@ class Fetcher(FetcherInterface):
         finally:
             cut.cancel()
             connection.close()
+
+
+def _open(path: str, flags: int) -> int:
+    """A pipe in a stranger's folder would wait for its writer, past every deadline."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _cut(sock: socket.socket) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
@@ -39,6 +39,12 @@ class Probe(_Form):
     least_correct: Annotated[int, Field(ge=1)]
     most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
     most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
+
+    @model_validator(mode="after")
+    def _passable(self) -> Probe:
+        if self.least_correct > len(self.rows):
+            raise ValueError("least_correct is above the number of rows: every release would fail")
+        return self
 
 
 class Health(_Form):
@@ -72,6 +78,8 @@ def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
         runtime.activate(folder, [row.text for row in probe.rows])
     except (ArtefactError, ProofError) as error:
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
+    except Exception as error:  # ORT's own; unnamed, the release would be tried again for ever
+        raise DeliveryError("probe.load", repr(error)[:200], REMEDY) from None
     correct = sum(
         found.label == row.label
         for found, row in zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -169,3 +170,20 @@ def test_a_folder_is_not_left_by_odd_names(tmp_path: Path, name: str) -> None:
     fetcher = Fetcher(str(tmp_path / "repo"), deadline_s=10)
     with pytest.raises(Exception, match="no name of a file"):
         list(fetcher.chunks(f"{fetcher.targets_url}{name}".replace("targets/", "", 1)))
+
+
+def test_a_pipe_in_a_folder_does_not_hold_the_agent(tmp_path: Path) -> None:
+    """A stranger's disk can hold one; opening it would wait for a writer, past every deadline."""
+    (tmp_path / "metadata").mkdir()
+    os.mkfifo(tmp_path / "metadata/timestamp.json")
+    fetcher = Fetcher(str(tmp_path), deadline_s=10)
+    with pytest.raises(Exception, match="not a file"):
+        list(fetcher.chunks(f"{fetcher.metadata_url}timestamp.json"))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://h:x", "http://h:99999", "http://[::1", "http://\u00fc..de"]
+)
+def test_an_address_that_is_none_is_a_failed_download(world: World, address: str) -> None:
+    with refused("download.failed"):
+        update(at(world, address))

@@ -55,6 +55,14 @@ def test_odd_settings_are_named(tmp_path: Path, old: str, new: str, named: str) 
         read_device(path)
 
 
+def test_a_probe_that_nothing_can_pass_is_refused(tmp_path: Path) -> None:
+    """Every release would be named as failed, and not promoted for anybody."""
+    text = block("json", "least_correct").replace('"least_correct": 1', '"least_correct": 2')
+    (tmp_path / "probe.json").write_text(text)
+    with pytest.raises(ArtefactError, match="least_correct"):
+        read_probe(tmp_path / "probe.json")
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "rows": []}', "[]"])
 def test_odd_probes_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "probe.json").write_text(text)
