@@ -31,7 +31,7 @@ class Probe(_Form):
     """``probe.json``. ``least_correct`` of the rows must be right.
 
     Latency is the median over the rows, each alone; memory is what loading and answering add to the
-    resident size.
+    process's own, without pages of mapped files: those are the base's, and the system may drop them.
     """
 
     format: Literal[1] = 1
@@ -72,7 +72,7 @@ def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
 
     Raises DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory`.
     """
-    before = resident_bytes()
+    before = own_bytes()
     runtime = EdgeRuntime(base)
     try:
         runtime.activate(folder, [row.text for row in probe.rows])
@@ -95,17 +95,17 @@ def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
         correct=correct,
         rows=len(probe.rows),
         latency_ms=1000 * statistics.median(seconds),
-        memory_mb=max(0, resident_bytes() - before) / 1e6,
+        memory_mb=max(0, own_bytes() - before) / 1e6,
     )
     _judge(health, probe)
     return health
 
 
-def resident_bytes() -> int:
-    """Resident size of this process; 0 where there is no /proc."""
+def own_bytes() -> int:
+    """Resident memory that is of no file; 0 where there is no /proc."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from edge_runtime import mapped_graph
 from edge_runtime.mapped_graph import DATA, open_mapped
+from edge_runtime.probe import own_bytes
 
 
 def stamp(cache: Path) -> tuple[int, int, int]:
@@ -89,3 +91,15 @@ def test_no_copy_is_begun_without_room_for_it(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000))
     assert open_mapped(tiny_base, tmp_path / "graph", threads=1).session is not None
     assert list((tmp_path / "graph").iterdir()) == []
+
+
+def test_pages_of_the_mapped_graph_are_not_a_releases_memory(tmp_path: Path) -> None:
+    """The first answer brings the base's weights in: a probe must not blame the release for them."""
+    size, path = 64 * 2**20, tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (size // 256))
+    before = own_bytes()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert own_bytes() - before < size // 4
+    kept = bytearray(b"x") * size
+    assert own_bytes() - before > len(kept) // 2
