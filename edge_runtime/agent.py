@@ -8,9 +8,10 @@ from typing import Any
 
 from edge_runtime.files import write_whole
 from edge_runtime.mapped_graph import open_device_base
+from edge_runtime.probe import REMEDY as PROBE_REMEDY
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.settings import Device
-from edge_runtime.store import State, Store, read_state, release_folder
+from edge_runtime.store import MOST_TRIES, State, Store, read_state, release_folder
 from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
 from protocol.errors import DeliveryError, FedgeError
 
@@ -130,6 +131,8 @@ def _probe_and_activate(device: Device, store: Store, release: str) -> str:
     seq = store.state.installed[release].seq
     base, probe = open_device_base(device), read_probe(device.probe)
     try:
+        if not store.begin(release):  # a lack of memory, or a crash in what reads the file
+            raise DeliveryError("probe.died", f"{MOST_TRIES} probes did not end", PROBE_REMEDY)
         health = check_health(release_folder(store.folder, release), base, probe)
     except DeliveryError as error:
         store.fail(release, error.cause)

@@ -7,9 +7,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace ``path`` by one rename, on disk when this returns."""
+    """Replace ``path`` by one rename, on disk when this returns.
+
+    A report's folder may be open to others: a link that lies there already is not written through.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(data)
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)

@@ -37,6 +37,7 @@ STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
     "lock",
 )
 MOST_FAULTS = 32
+MOST_TRIES = 3
 
 
 class _Form(BaseModel):
@@ -60,7 +61,8 @@ class Failed(_Form):
 class State(_Form):
     """``state.json``. Releases go by their id; times are Unix seconds.
 
-    ``clock`` is the latest time that the repository has confirmed: a clock behind it is wrong.
+    ``clock`` is the latest time that the repository has confirmed: a clock behind it is wrong. ``tries``
+    counts probes that have begun and not ended, of ``tried``.
     """
 
     format: Literal[1] = 1
@@ -72,6 +74,8 @@ class State(_Form):
     withdrawn: list[Sha256] = Field(default_factory=list)
     refreshed: Count | None = None
     clock: Count = 0
+    tried: Sha256 | None = None
+    tries: Count = 0
     outcome: Text = ""
 
 
@@ -147,6 +151,14 @@ class Store:
         self._save(installed=known, candidate=state.candidate if held else release)
         self._tidy()  # an earlier candidate that never came into use
 
+    def begin(self, release: str) -> bool:
+        """A probe begins; False where ``MOST_TRIES`` of them have ended the agent itself."""
+        tries = self.state.tries if self.state.tried == release else 0
+        if tries >= MOST_TRIES:
+            return False
+        self._save(tried=release, tries=tries + 1)
+        return True
+
     def activate(self, release: str) -> None:
         """Use an installed release; the one in use becomes the previous one."""
         state = self.state
@@ -159,6 +171,8 @@ class Store:
             previous=None if previous == release else previous,
             candidate=None if state.candidate == release else state.candidate,
             failed=failed,
+            tried=None,
+            tries=0,
         )
         self._tidy()
 
@@ -170,7 +184,7 @@ class Store:
         failed = {one: why for one, why in state.failed.items() if one != release}
         failed[release] = Failed(seq=state.installed[release].seq, reason=_shown(reason))
         kept = dict(list(failed.items())[-MOST_FAULTS:])
-        self._leave({release}, failed=kept)
+        self._leave({release}, failed=kept, tried=None, tries=0)
 
     def forgive(self) -> None:
         """Forget what failed, so that it may be tried again."""

@@ -250,7 +250,7 @@ def _check_budget(case: _Case) -> str:
     if not case.plan.private:
         return "the plan adds no privacy noise"
     spent = case.audited().privacy
-    if spent is None or spent.epsilon is None or spent.epsilon > spent.budget:
+    if spent is None or spent.epsilon is None or not spent.epsilon <= spent.budget:
         raise _failed("the audit did not recompute an epsilon within the budget")
     return f"epsilon {spent.epsilon:.3f} of {spent.budget:g}"
 

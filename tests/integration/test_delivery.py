@@ -198,6 +198,22 @@ def test_a_device_follows_two_root_rotations_from_its_factory_root(world: World)
     assert in_use(kiosk) == 2
 
 
+def test_a_device_that_was_off_for_a_year_finds_its_way(world: World) -> None:
+    """It holds metadata of keys that are gone, and passes a root that has expired meanwhile."""
+    kiosk = world.device()
+    world.publish()
+    update(kiosk)
+    roles = ["root", "targets", "snapshot", "timestamp", CANARY, STABLE]
+    for number, ago in enumerate((500, 400, 0)):
+        folder = world.folder / f"year{number}"
+        make_keys(folder, sorted({path.stem for path in (world.folder / "keys").iterdir()}))
+        new = read_keys([folder])
+        rotate(world.repository, roles, world.keys, new, now() - days(ago))
+        world.keys = new
+    offer = world.publish()
+    assert update(kiosk).current == offer.id
+
+
 def test_refreshing_keeps_a_repository_alive(world: World) -> None:
     world.publish()
     kiosk = world.device()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edge_runtime.settings import Device
 from edge_runtime.store import METADATA, RELEASES, STAGING, Store, read_state, release_folder
 from protocol.errors import DeliveryError
 from protocol.peft_format import EDGE_FILE
-from tests.delivery_world import World, in_use, now, update
+from tests.delivery_world import World, in_use, now, refused, update
 
 TEXTS = ["turn on the light"]
 
@@ -160,6 +161,48 @@ def test_a_release_that_rots_is_fetched_again(kiosk: Device) -> None:
     shutil.rmtree(release_folder(kiosk.store, current))
     assert update(kiosk).current == current
     assert Service(kiosk, clock=time.monotonic).health()["release"] == current
+
+
+def test_a_release_that_kills_the_agent_is_not_tried_for_ever(
+    world: World, kiosk: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in the probe, say: every update would end so, and take others with it."""
+    bad = world.publish()
+    monkeypatch.setattr(agent, "check_health", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    for _ in range(store.MOST_TRIES):
+        child = os.fork()
+        if child == 0:
+            try:
+                update(kiosk)
+            finally:
+                os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    with refused("probe.died"):
+        update(kiosk)
+    monkeypatch.undo()
+    assert list(read_state(kiosk.store).failed) == [bad.id]
+    assert update(kiosk).outcome == "up to date"
+    assert in_use(kiosk) == 2
+    assert agent.update(kiosk, now(), retry=True).current == bad.id
+
+
+def test_probes_that_end_are_not_counted(world: World, kiosk: Device) -> None:
+    """A power cut here and there is no reason to leave a release."""
+    for _ in range(2 * store.MOST_TRIES):
+        both_now = both(kiosk)
+        agent.activate(kiosk, both_now[1], now())
+    assert read_state(kiosk.store).tries == 0
+
+
+def test_a_report_is_not_written_through_a_link(world: World, kiosk: Device) -> None:
+    """Its folder may be one where others write."""
+    victim = world.folder / "victim"
+    victim.write_text("mine")
+    assert kiosk.report is not None
+    kiosk.report.with_name(f".{kiosk.report.name}.tmp").symlink_to(victim)
+    update(kiosk)
+    assert victim.read_text() == "mine"
+    assert not kiosk.report.is_symlink()
 
 
 def test_stray_files_stop_no_update(world: World, kiosk: Device) -> None:

@@ -7,14 +7,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
 from uvicorn.server import Server
 
 from edge_runtime import http_server
-from edge_runtime.service import Service
+from edge_runtime.service import Answer, Service
 from edge_runtime.settings import Device
 from tests.delivery_world import World, update
 
@@ -228,6 +228,29 @@ def test_half_a_request_does_not_keep_the_process_from_ending(
             server.should_exit = True
             thread.join(6)
             assert not thread.is_alive()
+
+
+def test_clients_that_leave_leave_no_work_without_end(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer is computed to its end, whoever has left: the queue of them is bounded."""
+    go_on, asked = threading.Event(), []
+    real = Service.classify
+
+    def slow(self: Service, texts: Sequence[str]) -> Answer:
+        asked.append(texts)
+        go_on.wait(30)
+        return real(self, texts)
+
+    monkeypatch.setattr(Service, "classify", slow)
+    for _ in range(40):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+            line.sendall(post(HOST + JSON))
+            time.sleep(0.02)
+    go_on.set()
+    time.sleep(0.5)
+    assert len(asked) <= 9
+    assert healthy(port)
 
 
 def test_a_client_that_leaves_costs_nothing_but_its_answer(port: int) -> None:
