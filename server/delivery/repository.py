@@ -166,10 +166,10 @@ class Repository:
         }
         snapshot = self.copy("snapshot", Snapshot)
         for role, metadata in signed.items():
-            snapshot.meta[f"{role}.json"] = MetaFile(metadata.signed.version)
+            snapshot.meta[f"{role}.json"] = described(metadata)
         signed["snapshot"] = self.sign([self.root], "snapshot", snapshot, [keys], now)
         timestamp = self.copy("timestamp", Timestamp)
-        timestamp.snapshot_meta = MetaFile(snapshot.version)
+        timestamp.snapshot_meta = described(signed["snapshot"])
         signed["timestamp"] = self.sign([self.root], "timestamp", timestamp, [keys], now)
         for name, data in (evidence or {}).items():
             _write(self.folder / EVIDENCE / name, data)
@@ -289,15 +289,14 @@ def create_repository(folder: Path, keys: KeyRing, now: datetime) -> Repository:
         for key in keys.public(ROLES[role].names):
             root.add_key(key, role)
     targets = Targets(expires=_after(now, "targets"), delegations=_delegations(keys))
+    snapshot = Snapshot(expires=_after(now, "snapshot"))
+    timestamp = Timestamp(expires=_after(now, "timestamp"))
     content: dict[str, Signed] = {
         "root": root,
         "targets": targets,
         **{channel: Targets(expires=_after(now, channel)) for channel in CHANNELS},
-        "snapshot": Snapshot(
-            expires=_after(now, "snapshot"),
-            meta={f"{role}.json": MetaFile(1) for role in ("targets", *CHANNELS)},
-        ),
-        "timestamp": Timestamp(expires=_after(now, "timestamp"), snapshot_meta=MetaFile(1)),
+        "snapshot": snapshot,
+        "timestamp": timestamp,
     }
     (folder / METADATA).mkdir(parents=True, exist_ok=True)
     (folder / TARGETS).mkdir(exist_ok=True)
@@ -311,6 +310,10 @@ def create_repository(folder: Path, keys: KeyRing, now: datetime) -> Repository:
         write_whole(folder / METADATA / name, metadata.to_bytes(COMPACT))
         if role == "root":
             write_whole(folder / FIRST_ROOT, metadata.to_bytes(COMPACT))
+        elif role == "snapshot":
+            timestamp.snapshot_meta = described(metadata)
+        elif role != "timestamp":
+            snapshot.meta[f"{role}.json"] = described(metadata)
     return Repository(folder)
 
 
@@ -329,6 +332,15 @@ def _delegations(keys: KeyRing) -> Delegations:
             for channel in CHANNELS
         },
     )
+
+
+def described(metadata: Metadata[Any]) -> MetaFile:
+    """A role's file by version, length and SHA-256.
+
+    By its version alone, one stolen key and a mirror would do: of a channel, to sign another file of this
+    version; of the snapshot, to bring back what was withdrawn.
+    """
+    return MetaFile.from_data(metadata.signed.version, metadata.to_bytes(COMPACT), ["sha256"])
 
 
 def check_threshold(judge: Root | Targets, role: str, metadata: Metadata[Any]) -> None:

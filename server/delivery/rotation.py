@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from protocol.delivery import CHANNELS
 from protocol.errors import DeliveryError
 from server.delivery.keys import ROLES, KeyRing
-from server.delivery.repository import Repository, check_threshold
+from server.delivery.repository import Repository, check_threshold, described
 
 
 def rotate(
@@ -88,8 +88,8 @@ def _rotate_top(
     if "targets" in roles:
         content = repository.copy("targets", Targets)
         signed["targets"] = repository.sign(both, "targets", content, rings, now)
-        snapshot.meta["targets.json"] = MetaFile(content.version)
+        snapshot.meta["targets.json"] = described(signed["targets"])
     signed["snapshot"] = repository.sign(both, "snapshot", snapshot, rings, now)
-    timestamp.snapshot_meta = MetaFile(snapshot.version)
+    timestamp.snapshot_meta = described(signed["snapshot"])
     signed["timestamp"] = repository.sign(both, "timestamp", timestamp, rings, now)
     repository.publish(signed | {"root": rooted})

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from base_model.release import write_edge_adapter
 from edge_runtime import agent
@@ -26,7 +26,7 @@ from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.policy import simple_policy
 from server.delivery import releases
 from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import Repository
+from server.delivery.repository import Repository, described
 from server.delivery.rotation import rotate
 from tests.delivery_world import NAME, World, days, in_use, new_log, now, passport, refused, update
 
@@ -86,7 +86,7 @@ def old_channel(world: World) -> None:
     signed = {
         "snapshot": repository.sign([repository.root], "snapshot", snapshot, [world.keys], now())
     }
-    timestamp.snapshot_meta.version = snapshot.version
+    timestamp.snapshot_meta = described(signed["snapshot"])
     signed["timestamp"] = repository.sign(
         [repository.root], "timestamp", timestamp, [world.keys], now()
     )
@@ -116,6 +116,23 @@ def expired_root(world: World) -> None:
     (metadata(world) / "2.root.json").write_bytes(signed.to_bytes())
 
 
+def led_to(world: World, role: str) -> None:
+    """Snapshot and timestamp describe a role's file as it lies there: only its signatures can tell."""
+    repository = world.repository
+    snapshot, timestamp = (
+        repository.copy("snapshot", Snapshot),
+        repository.copy("timestamp", Timestamp),
+    )
+    version = repository.roles[role].signed.version
+    snapshot.meta[f"{role}.json"] = MetaFile.from_data(
+        version, newest(world, role).read_bytes(), ["sha256"]
+    )
+    for name, content in (("snapshot", snapshot), ("timestamp", timestamp)):
+        made = repository.sign([repository.root], name, content, [world.keys], now())
+        repository.publish({name: made})
+        timestamp.snapshot_meta = described(made)
+
+
 def foreign_keys(world: World) -> None:
     make_keys(world.folder / "foreign", ["gate"])
     foreign = read_keys([world.folder / "foreign"])
@@ -124,10 +141,12 @@ def foreign_keys(world: World) -> None:
     signer = foreign.signers([foreign.by_name["gate"].keyid])[0]
     old.signature = signer.sign(signed.signed_bytes).signature
     signed.to_file(str(newest(world, CANARY)))
+    led_to(world, CANARY)
 
 
 def unsigned(world: World) -> None:
     changed_json(newest(world, CANARY), lambda document: document["signatures"].clear())
+    led_to(world, CANARY)
 
 
 def altered_target(world: World) -> None:
@@ -376,6 +395,7 @@ def test_a_canarys_key_signs_nothing_for_stable(world: World, kiosk: Device) -> 
         changed_json(
             newest(world, STABLE), lambda document, o=other: document["signatures"].remove(o)
         )
+    led_to(world, STABLE)
     with refused(REFUSED):
         update(stable)
     goes_on(stable)
@@ -393,7 +413,7 @@ def test_stolen_online_keys_push_versions_up_until_they_are_replaced(
     for role, content in (("snapshot", snapshot), ("timestamp", timestamp)):
         repository.roles[role].signed.version = 10**9
         if role == "timestamp":
-            timestamp.snapshot_meta.version = snapshot.version
+            timestamp.snapshot_meta = described(repository.roles["snapshot"])
         made = repository.sign([repository.root], role, content, [world.keys], now())
         repository.publish({role: made})
     update(kiosk)
