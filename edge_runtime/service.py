@@ -135,6 +135,8 @@ class Service:
         except Exception:
             if serving is not None and serving.release in state.withdrawn:
                 self._serving = None  # no device may go on running it
+            if self._serving is None and state.previous is not None:
+                self._serving = self._load(state.previous, state)  # until the next update mends it
             raise
         self._faults.clear()
         self.swaps += 1

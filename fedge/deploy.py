@@ -141,7 +141,9 @@ def promote(
         offer = releases.find(repository, CANARY, name, seq)
         found, odd = read_reports(reports) if reports else ([], [])
         failed = faults_of(found, offer.id)
-        told = f"{len(found)} reported, failed on: {', '.join(sorted(failed)) or 'none'}"
+        running = sum(one.current is not None and one.current.release == offer.id for one in found)
+        told = f"{len(found)} reported, {running} run it, "
+        told += f"failed on: {', '.join(sorted(failed)) or 'none'}"
         told += f"; no report: {', '.join(odd)}" if odd else ""
         checks = [
             passed_before(repository, name, offer),
