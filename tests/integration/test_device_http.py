@@ -172,6 +172,18 @@ def test_who_does_not_finish_a_request_is_cut_off(port: int, begun: bytes) -> No
     assert healthy(port)
 
 
+def test_who_does_not_take_answers_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Service, "health", lambda self: {"status": "ok", "much": "x" * 500_000})
+    request = get(b"/health", b"Host: localhost").replace(b"Connection: close\r\n", b"")
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+        line.sendall(request * 200)
+        with pytest.raises(ConnectionError):
+            drip(line)
+    assert time.monotonic() - began < 6
+    assert healthy(port)
+
+
 def drip(line: socket.socket) -> None:
     """A byte at a time, each in time, for 5 s."""
     for _ in range(100):
