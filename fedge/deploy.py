@@ -288,9 +288,8 @@ def _verdict(
 def _round(run: Path, number: int | None) -> int:
     from protocol.peft_format import PASSPORT_FILE
 
-    released = sorted(
-        int(path.parent.parent.name) for path in run.glob(f"rounds/[0-9]*/adapter/{PASSPORT_FILE}")
-    )
+    folders = [path.parent.parent for path in run.glob(f"rounds/*/adapter/{PASSPORT_FILE}")]
+    released = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
     if number is None and released:
         return released[-1]
     if number not in released:
