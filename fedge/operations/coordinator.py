@@ -197,19 +197,20 @@ class Coordinator:
         keys, private = self.folder / KEYS, self.settings.private
         link = self.state / LINK
         write_whole(link, self._link_settings().encode())
-        flower.write_program(
-            self.folder / PROGRAMS, "flwr-serverapp", [str(flower.PROGRAMS / "flwr-serverapp")]
-        )
-        environment = flower.environment(self.folder / HOME, self.folder / PROGRAMS)
-        address = f"127.0.0.1:{private.port}"
-        apps = [*flower.superexec(), *flower.work_of(address, keys / CA, keys / SECRET)]
+        nothing = self.folder / PROGRAMS  # Flower looks programs up by name, and finds none
+        environment = flower.environment(self.folder / HOME, nothing)
+        work = flower.work_of(f"127.0.0.1:{private.port}", keys / CA, keys / SECRET)
         return [
             Component(
                 name="superlink",
                 command=flower.module("server.link", str(link)),
                 environment=environment,
             ),
-            Component(name="superexec", command=apps, environment=environment),
+            Component(
+                name="superexec",
+                command=flower.module("server.apps", *work),
+                environment=environment,
+            ),
         ]
 
     def _link_settings(self) -> str:

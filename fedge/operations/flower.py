@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import protocol
 
 ROOT = Path(protocol.__file__).resolve().parent.parent  # where our packages are imported from
-PROGRAMS = Path(sys.executable).parent  # of the environment in which Flower is installed
 
 
 def environment(home: Path, programs: Path) -> dict[str, str]:
@@ -42,11 +39,6 @@ def module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
-def superexec() -> list[str]:
-    """The command of Flower's process that starts apps; its arguments are :func:`work_of`."""
-    return [sys.executable, "-P", str(PROGRAMS / "flower-superexec")]
-
-
 def work_of(address: str, authority: Path, secret: Path) -> list[str]:
     """Arguments for a process that asks the Runtime API at ``address`` for work."""
     return [
@@ -54,13 +46,3 @@ def work_of(address: str, authority: Path, secret: Path) -> list[str]:
         *("--root-certificates", str(authority)),
         *("--superexec-auth-secret-file", str(secret)),
     ]
-
-
-def write_program(folder: Path, name: str, command: Sequence[str]) -> None:
-    """A program that Flower looks up by name, in a folder where it finds no other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    temporary = folder / f".{name}.tmp"
-    temporary.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', "utf-8")
-    temporary.chmod(0o755)
-    temporary.replace(path)

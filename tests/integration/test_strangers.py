@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import subprocess
 import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -182,6 +184,34 @@ def test_the_operators_token_opens_control(coordinator: Coordinator) -> None:
     assert "runs already" in again.stderr
     metrics = f"http://127.0.0.1:{coordinator.settings.private.metrics_port}/metrics"
     assert "fedge_process_up" in httpx.get(metrics, trust_env=False).text
+
+
+def command_lines(folder: Path) -> set[str]:
+    """Of the processes that work in ``folder``, as any user of the machine reads them."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and (entry / "cwd").resolve() == folder:
+                found.add((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_runs_token_is_on_nobodys_command_line(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Who has it pushes and pulls messages as the run: another user of the machine could."""
+    control, seen = control_of(coordinator), set[str]()
+    config = {key: str(tmp_path / key) for key in ("plan", "base", "run")}
+    try:
+        run = control.start_run({**config})
+        until = time.monotonic() + 60
+        while not control.run_state(run).finished and time.monotonic() < until:
+            seen |= command_lines(coordinator.work)
+            time.sleep(0.1)
+        assert control.run_state(run).failed_by_itself  # so it had its token: the plan is missing
+    finally:
+        control.close()
+    assert any("server.apps serverapp" in line for line in seen)
+    assert not [line for line in seen if re.search("--token|[0-9a-f]{32}", line)]
 
 
 def test_a_clock_that_is_wrong_by_a_day_is_named(coordinator: Coordinator, tmp_path: Path) -> None:
