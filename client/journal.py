@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Journal:
             raise self.unusable("written", error) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            os.write(file, (make() + "\n").encode())
+            _appended(file, (make() + "\n").encode())
             os.fsync(file)
         except OSError as error:
             raise self.unusable("written", error) from None
@@ -59,3 +60,14 @@ class Journal:
             f"{self.path}: {self._what} cannot be {verb} ({type(error).__name__})",
             "without it nothing is revealed; check the file and its folder",
         )
+
+
+def _appended(file: int, data: bytes) -> None:
+    """All of ``data``, or nothing of it: a disk that fills up takes a part without an error."""
+    before = os.fstat(file).st_size
+    try:
+        if os.write(file, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(file, before)
+        raise

@@ -43,6 +43,7 @@ from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
 from server.files import sync as _sync
 from server.files import write_whole
+from server.files import append_whole, write_whole
 from server.log import BATCH
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
@@ -155,10 +156,7 @@ class RunStore:
         """Add to the ledger: on disk before anybody is asked for a share."""
         if any(entry.same_sum(known) for known in self.spent()):
             return
-        with (self.folder / LEDGER).open("a", encoding="utf-8") as file:
-            file.write(entry.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_whole(self.folder / LEDGER, (entry.model_dump_json() + "\n").encode())
 
     def close(self) -> None:
         """Release the lock."""
