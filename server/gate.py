@@ -31,6 +31,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Flower's: a node signs the time of every request.
 KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 CLOCKS_S = 300.0  # as in Flower: further apart, and a request is refused
+LINES = 60  # of refusals in the log, a minute
 TOKEN_HEADER = b"fedge-token"
 ROSTER_PATH = "/v1/fedge/roster"
 FLEET = frozenset(
@@ -71,6 +72,7 @@ class Gate:
         self._enrolled, self._roster = enrolled, roster
         self._request_bytes = request_bytes
         self.refused = 0
+        self._minute = self._noted = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request."""
@@ -91,13 +93,24 @@ class Gate:
             status, why = 404, "another port"
         if status:
             self.refused += 1
-            caller = (scope.get("client") or ("?", 0))[0]
-            log.warning("refused %s at %s: %s (%d), %r", caller, port, why, status, path[:80])
+            self._note(scope, f"{why} ({status})")
             await _answer(send, status, b"")
         elif path == ROSTER_PATH:
             await _answer(send, 200, self._roster())
         else:
             await self._inner(scope, receive, send)
+
+    def _note(self, scope: Scope, why: str) -> None:
+        """A line for a refusal, but so many a minute: strangers must not push older lines out of the log."""
+        minute = int(self._now().timestamp() // 60)
+        if minute != self._minute:
+            if self._noted > LINES:
+                log.warning("refused %d more in that minute", self._noted - LINES)
+            self._minute, self._noted = minute, 0
+        self._noted += 1
+        if self._noted <= LINES:
+            caller, port = (scope.get("client") or ("?", 0))[0], (scope.get("server") or ("", 0))[1]
+            log.warning("refused %s at %s: %s, %r", caller, port, why, scope["path"][:80])
 
     def _node(self, scope: Scope) -> tuple[int, str]:
         """The status of a refusal and its reason; 0 for what may pass. Its body is still unread."""
@@ -113,15 +126,22 @@ class Gate:
             return 401, "not enrolled"
         if fault := _unsigned(headers, key, self._now()):
             return 401, fault
-        length = headers.get(b"content-length", b"0" if method == "GET" else b"")
-        if not length.isdigit() or len(length) > 12:
+        return self._length(scope, headers)
+
+    def _length(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str]:
+        """A body is as long as it says beforehand: one in chunks is as long as its sender likes."""
+        length = headers.get(b"content-length", b"0" if scope["method"] == "GET" else b"")
+        chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        if chunked or not length.isdigit() or len(length) > 12:
             return 411, "without a length"
         return (413, "too long") if int(length) > self._request_bytes else (0, "")
 
     def _local(self, scope: Scope) -> tuple[int, str]:
         path = scope["path"]
         if path == "/health" or path.startswith("/v1/runtime/"):
-            return 0, ""
+            return self._length(
+                scope, _headers(scope)
+            )  # Flower reads it before it asks for a token
         if not path.startswith("/v1/control/"):
             return 404, "not here"
         given = _headers(scope).get(TOKEN_HEADER, b"")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import sys
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 from flwr.superlink.servicer.fleet import fleet_handlers
 from pydantic import BaseModel, ConfigDict
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from protocol.enrolment import MAX_BYTES, verify_roster
 from protocol.errors import FedgeError, MachineError, ProofError
@@ -37,6 +39,7 @@ from server.gate import Gate
 
 log = logging.getLogger("fedge.link")
 LOOK_S = 1.0  # at the roster
+HEADERS_S = 20.0  # from a connection to its first request
 
 
 class LinkSettings(BaseModel):
@@ -56,6 +59,20 @@ class LinkSettings(BaseModel):
     roster: str
     operator: str
     request_bytes: int
+
+
+class Impatient(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """Closes a connection on which nobody asks for anything: strangers would take the places of sites."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Uvicorn itself waits for a first request for ever."""
+        super().connection_made(transport)
+
+        def leave() -> None:
+            if self.cycle is None:  # its headers are not here
+                transport.abort()
+
+        self.loop.call_later(HEADERS_S, leave)
 
 
 class Enrolled:
@@ -127,6 +144,7 @@ def serve(settings: LinkSettings) -> None:
         now=lambda: datetime.now(UTC),
         request_bytes=settings.request_bytes,
     )
+    _open_many_files()
     sockets = [
         _listen(settings.public_address, settings.public_port),
         _listen("127.0.0.1", settings.private_port),
@@ -137,6 +155,7 @@ def serve(settings: LinkSettings) -> None:
         server_header=False,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
+        http=Impatient,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
         log_config=None,
@@ -221,6 +240,12 @@ def _listen(address: str, port: int) -> socket.socket:
         ) from None
     listener.set_inheritable(True)
     return listener
+
+
+def _open_many_files() -> None:
+    """As many connections as this user may have: the usual 1024 are soon taken."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main(arguments: list[str]) -> int:

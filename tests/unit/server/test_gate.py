@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from server.gate import FLEET, ROSTER_PATH, Gate
+from server.gate import FLEET, LINES, ROSTER_PATH, Gate
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 PUBLIC, PRIVATE, TOKEN = 9440, 9441, "5ec2e7"
@@ -147,14 +147,53 @@ def test_a_request_says_how_long_it_is(length: bytes, status: int) -> None:
     assert ask(PULL, signed()[:3])[0] == 411
 
 
+def test_a_body_in_chunks_is_refused_whatever_length_it_claims() -> None:
+    chunked = (b"transfer-encoding", b"chunked")
+    assert ask(PULL, [*signed(), chunked])[0] == 411
+    for path in ("/v1/runtime/push-object", "/v1/runtime/responses"):
+        assert ask(path, [chunked], port=PRIVATE)[0] == 411
+        assert ask(path, [(b"content-length", b"10"), chunked], port=PRIVATE)[0] == 411
+        assert ask(path, [(b"content-length", b"101")], port=PRIVATE)[0] == 413
+
+
 def test_the_private_port_asks_operators_for_their_token() -> None:
     path, right = "/v1/control/start-run", [(b"fedge-token", TOKEN.encode())]
     assert ask(path, right, port=PRIVATE) == (200, b"flower")
     for wrong in ([], [(b"fedge-token", b"5ec2e8")], right * 2):
         assert ask(path, wrong, port=PRIVATE) == (401, b"")
-    assert ask("/v1/runtime/acquire-task", [], port=PRIVATE)[0] == 200  # Flower asks for its own
+    short = [(b"content-length", b"10")]
+    assert ask("/v1/runtime/acquire-task", short, port=PRIVATE)[0] == 200  # Flower has its own
+    assert ask("/health", [], port=PRIVATE, method="GET")[0] == 200
     for path in (PULL, "/docs", "/v1/responses", ROSTER_PATH):
         assert ask(path, [*right, *signed()], port=PRIVATE)[0] == 404
+
+
+def test_refusals_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    at = NOW
+    gate = Gate(
+        inner,
+        public_port=PUBLIC,
+        private_port=PRIVATE,
+        token=TOKEN,
+        enrolled=lambda _key: False,
+        roster=lambda: b"",
+        now=lambda: at,
+        request_bytes=1,
+    )
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "server": ("", PUBLIC)}
+
+    async def send(_message: Any) -> None: ...
+
+    for _ in range(500):
+        asyncio.run(gate(scope, send, send))
+    assert len(caplog.records) == LINES
+    at += timedelta(minutes=1)
+    asyncio.run(gate(scope, send, send))
+    assert [record.getMessage() for record in caplog.records[LINES:]] == [
+        f"refused {500 - LINES} more in that minute",
+        f"refused ? at {PUBLIC}: not for nodes (404), '/'",
+    ]
+    assert gate.refused == 501
 
 
 def test_other_ports_and_kinds_of_connections_have_nothing() -> None:
