@@ -20,6 +20,11 @@ LEVEL = re.compile(rf"(?:[\d:, -]+)?\s*({'|'.join(LEVELS)})(?:\s*:\s*|\s)(.*)")
 QUOTED = re.compile(r"(['\"`]).*\1")
 LONG = re.compile(r"\b(?:[0-9a-fA-F]{24,}|(?=[A-Za-z+_=-]*\d)[A-Za-z0-9+_=-]{24,})")
 EXCEPTION = re.compile(r"\s*([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning))\b")
+TRACEBACK = (
+    "Traceback (most recent call last)",
+    "Exception Group Traceback (most recent call last)",
+)
+GROUP = " |+-"  # what the lines of an exception group begin with
 ROTATE_BYTES, KEEP, LINE = 8 << 20, 3, 600
 
 
@@ -27,33 +32,40 @@ class Redactor:
     """Of one stream: a line in, level and message out, or nothing where the line is left out."""
 
     def __init__(self) -> None:
-        self._in_traceback = False
+        self._failing = False  # from a traceback on until a line with a level
+        self._named = False
 
     def line(self, raw: str) -> tuple[str, str] | None:
         """One line of a process's output."""
         text = COLOURS.sub("", raw).rstrip()
         if not text:
             return None
-        if text.lstrip().startswith("Traceback (most recent call last)"):
-            self._in_traceback = True
+        bare = text.lstrip(GROUP)
+        if bare.startswith(TRACEBACK):
+            self._failing, self._named = True, False
             return "ERROR", "Traceback"
-        if self._in_traceback:
-            return self._traceback(text)
-        level, message = "INFO", text
-        if found := LEVEL.match(text):
-            level, message = found[1], found[2]
+        found = LEVEL.match(text)
+        if self._failing:
+            if found is None or text.startswith(" "):
+                return self._failure(text, bare)
+            self._failing = False
+        level, message = (found[1], found[2]) if found else ("INFO", text)
         message = _clean(message)
         return (level, message) if message else None
 
-    def _traceback(self, text: str) -> tuple[str, str] | None:
-        if text.lstrip().startswith('File "'):
-            return "ERROR", text.strip().replace('"', "")[:LINE]
-        if text.startswith(" "):  # a line of source: it may quote anything
+    def _failure(self, text: str, bare: str) -> tuple[str, str] | None:
+        """Places and types; lines of source and of messages, which may quote anything, are left out."""
+        if bare.startswith('File "') and text.startswith(" "):
+            return "ERROR", bare.replace('"', "")[:LINE]
+        if text.startswith(" ") and not text.lstrip().startswith("|"):
             return None
-        self._in_traceback = False
-        if found := EXCEPTION.match(text):
-            return "ERROR", found[1]
-        return "ERROR", "an exception"
+        if self._named:
+            return None
+        kind = EXCEPTION.match(bare)
+        if kind is None and text.startswith(" "):
+            return None
+        self._named = True
+        return "ERROR", kind[1] if kind else "an exception"
 
 
 def _clean(message: str) -> str:

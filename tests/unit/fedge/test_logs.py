@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,6 +58,46 @@ def test_a_traceback_keeps_places_and_types() -> None:
     assert any("test_logs.py" in message and "in fail" in message for _, message in made)
     assert "patient" not in json.dumps(made)
     assert "raise" not in json.dumps(made)
+
+
+def formatted(error: Exception) -> str:
+    try:
+        raise error
+    except Exception:
+        return traceback.format_exc()
+
+
+def test_a_message_of_many_lines_is_left_out_whole() -> None:
+    error = ValueError("a row is wrong:\nJane Doe, HIV\n  positive\nINFOrmation")
+    error.add_note("Jane Doe again")
+    made = redacted(formatted(error) + "INFO : next\nplain words")
+    assert "Jane" not in json.dumps(made)
+    assert "positive" not in json.dumps(made)
+    assert made[-3:] == [("ERROR", "ValueError"), ("INFO", "next"), ("INFO", "plain words")]
+
+
+def test_a_group_of_exceptions_shows_no_message() -> None:
+    def fail(text: str) -> None:
+        ERROR = text  # a line of source that looks like one of a log
+        raise KeyError(ERROR)
+
+    errors = []
+    for text in ("Jane Doe", "two\nlines of John"):
+        try:
+            fail(text)
+        except KeyError as error:
+            errors.append(error)
+    group = ExceptionGroup("some of Jane Doe", errors)
+    formatted(group)  # gives it a traceback
+    chained = RuntimeError("Jane Doe once more")
+    chained.__cause__ = group
+    for error in (group, chained):
+        made = redacted(formatted(error) + "WARNING : next")
+        assert "Jane" not in json.dumps(made)
+        assert "John" not in json.dumps(made)
+        assert made[-1] == ("WARNING", "next")
+        assert any("in fail" in message for _, message in made)
+        assert ("ERROR", "Traceback") in made
 
 
 @given(secret=st.binary(min_size=32, max_size=32), text=st.text("abc xyz:=", max_size=30))
