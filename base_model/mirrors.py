@@ -6,7 +6,9 @@ nothing: whoever reads checks what comes. (P-1.6)
 
 from __future__ import annotations
 
+import errno
 import http.client
+import ipaddress
 import socket
 import ssl
 import stat
@@ -119,7 +121,7 @@ class FolderMirror:
 
 
 class HttpMirror:
-    """An HTTP server; proxies as the environment says, redirects within HTTP only."""
+    """An HTTP server; proxies as the environment says, redirects within HTTP only, never nearer."""
 
     def __init__(self, url: str) -> None:
         self.name = url
@@ -158,11 +160,27 @@ def _go_to(offset: int, reader: Reader, response: Any) -> None:
         raise CutError(f"answers with status {response.status}")
 
 
+def _reach(address: str) -> int:
+    """4 anywhere, 3 a private network, 2 this cable, 1 this machine."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_loopback or ip.is_unspecified:
+        return 1
+    if ip.is_link_local:
+        return 2
+    return 3 if ip.is_private else 4
+
+
 class _Watch:
-    """Cuts connections when the time is over: a server may send a byte now and then for ever."""
+    """Cuts connections when the time is over: a server may send a byte now and then for ever.
+
+    And those to which a redirect leads from further off: a mirror on the internet does not make this
+    machine ask what only this machine can reach.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._sockets: list[socket.socket] = []
+        self._reach = 0  # of the machine that was asked first
         self._timer = threading.Timer(seconds, self._cut)
         self._timer.daemon = True
 
@@ -174,6 +192,11 @@ class _Watch:
         def watched() -> None:
             connect()
             self._sockets.append(made.sock)
+            reach = _reach(made.sock.getpeername()[0])
+            self._reach = self._reach or reach
+            if reach < self._reach:
+                made.close()
+                raise PermissionError(errno.EACCES, "redirects to a nearer network")
 
         made.connect = watched  # type: ignore[method-assign]
         return made

@@ -17,8 +17,8 @@ class Mirror:
     ignores them; ``redirect`` answers with another address; ``delay`` seconds before every 4 KiB.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+        self.folder, self._address = folder, address
         self.asked: list[tuple[str, int]] = []
         self.change: Callable[[str, bytes], bytes] = lambda _name, data: data
         self.cut: int | None = None
@@ -40,9 +40,9 @@ class Mirror:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self._address, 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://{self._address}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
