@@ -57,7 +57,7 @@ from protocol.rules import rule_named
 
 log = logging.getLogger("fedge.client")
 
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:'\"]+/)+")  # of an absolute path, all but its last part
+FOLDERS = re.compile(r"(?<![\w.])/[^:'\"]*/")  # of an absolute path, all but its last part
 
 app = ClientApp()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.rows_cache import RowsCache
-from client.settings import base_of, client_name, data_path, path_of, plan_at
+from client.settings import base_of, client_name, data_path, path_of, plan_at, threads_of
 from protocol.exchange import Contribution
 from protocol.layout import Vector
 from protocol.wire import Instruction
@@ -38,7 +38,7 @@ def job_of(context: Context) -> Job:
         plan=path_of(context, "plan"),
         base=base_of(context),
         data=data_path(context),
-        threads=int(context.node_config.get("threads") or context.run_config.get("threads") or 0),
+        threads=threads_of(context),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flwr.app import Context
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+MOST_THREADS = 1024
 FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
 
 
@@ -143,6 +144,15 @@ def data_path(context: Context) -> Path:
     if not pattern or partition is None:
         raise MachineError("this node has no data", "start it with --node-config 'data-path=\"…\"'")
     return _filled(pattern, "data-pattern", int(partition))
+
+
+def threads_of(context: Context) -> int:
+    """``threads``; 0 leaves it to torch. Raises MachineError beyond what machines have."""
+    value = _setting(context, "threads") or "0"
+    known = value.isascii() and value.isdigit() and len(value) <= len(str(MOST_THREADS))
+    if not known or int(value) > MOST_THREADS:
+        raise MachineError(f"`threads` is {value[:20]!r}", f"0 to {MOST_THREADS}")
+    return int(value)
 
 
 def _filled(pattern: str, name: str, partition: int) -> Path:

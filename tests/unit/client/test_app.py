@@ -22,6 +22,7 @@ from client.data import Rows
 from client.rows_cache import RowsCache
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
+from protocol.errors import MachineError
 from protocol.exchange.plain import decode
 from protocol.layout import Vector
 from protocol.plan import Plan
@@ -237,6 +238,32 @@ def test_a_node_names_itself_and_its_data(
     nameless = Context(1, FIRST_NODE, {}, RecordDict(), run_config)
     answer = app(Message(RecordDict(), FIRST_NODE, "query.hello"), nameless)
     assert refusal(answer).kind == "machine"
+
+
+def test_a_run_does_not_say_how_many_threads_a_site_uses(
+    run_config: dict[str, Any], folder: Path, tiny_base: Path
+) -> None:
+    own = {
+        "client-id": "a", "identity": str(folder / "key"), "plan": run_config["plan"],
+        "base": str(tiny_base), "data-path": str(folder / "client-0000.jsonl"), "threads": 0,
+    }  # fmt: skip
+    run = {"threads": 100_000}
+    assert job_module.job_of(Context(1, 2, own, RecordDict(), run)).threads == 0
+    assert job_module.job_of(Context(1, 2, {**own, "threads": 3}, RecordDict(), run)).threads == 3
+    for wrong in (100_000, -1, "many", "0000009999"):
+        context = Context(1, 2, {"partition-id": 0}, RecordDict(), run_config | {"threads": wrong})
+        with pytest.raises(MachineError, match="`threads` is"):
+            job_module.job_of(context)
+
+
+def test_no_folder_of_this_machine_leaves(run_config: dict[str, Any], folder: Path) -> None:
+    home = folder / "Jane Doe" / "ward 3"
+    home.mkdir(parents=True)
+    for gone in (home / "plan.toml", home / "more" / "plan.toml"):
+        answer = refusal(ask(run_config | {"plan": str(gone)}, RecordDict())[0])
+        assert "Jane" not in answer.cause
+        assert "ward" not in answer.cause
+        assert "plan.toml: cannot be read" in answer.cause
 
 
 def test_of_an_unexpected_failure_only_the_type_leaves(
