@@ -64,16 +64,19 @@ def admit(
 ) -> None:
     """Take a site into the signed roster; a coordinator that runs lets it in within a second."""
     from fedge.operations.coordinator import Coordinator
+    from protocol.enrolment import MAX_BYTES
 
     try:
-        data = request.read_bytes()
+        with request.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # of a stranger's file
     except OSError as error:
         raise MachineError(
             f"{request}: cannot be read: {error.strerror}", "name the site's request.json"
         ) from None
     opened = Coordinator.open(folder)
     site = opened.admit(data, source=str(request), key=key)
-    _say_roster(opened, f"admitted {site.name}, identity {site.identity.hex()[:16]}…", as_json)
+    text = f"admitted {site.name}, identity {site.identity.hex()[:16]}…"
+    _say_roster(opened, text, as_json, name=site.name, identity=site.identity.hex())
 
 
 @app.command()
@@ -154,9 +157,13 @@ def _supervise(opened: Coordinator) -> None:
     from fedge.operations.overview import look
     from fedge.operations.supervisor import LOG, Supervisor
 
-    opened.renew_certificate(datetime.now(UTC))
-    log = JsonLog(opened.state / LOG, lambda: datetime.now(UTC))
-    supervisor = Supervisor(opened.state, opened.work, opened.components(), log)
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    opened.renew_certificate(now())
+    log = JsonLog(opened.state / LOG, now)
+    chores = [opened.keep_certificate(now)]
+    supervisor = Supervisor(opened.state, opened.work, opened.components(), log, chores)
     metrics = serve_metrics(opened.settings.private.metrics_port, lambda: look(opened))
     try:
         supervisor.run()
@@ -178,10 +185,10 @@ def _healthy(opened: Coordinator) -> bool:
         return False
 
 
-def _say_roster(opened: Coordinator, text: str, as_json: bool) -> None:
+def _say_roster(opened: Coordinator, text: str, as_json: bool, **facts: str) -> None:
     roster = opened.roster()
     names = [site.name for site in roster.sites]
     if as_json:
-        typer.echo(json.dumps({"version": roster.version, "sites": names}))
+        typer.echo(json.dumps({"version": roster.version, "sites": names, **facts}))
     else:
         typer.echo(f"{text}; roster version {roster.version}, {len(names)} sites")

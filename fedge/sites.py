@@ -55,7 +55,6 @@ def enrol(
         read_invitation(invitation),
         work=work,
         port=port or free_port(),
-        now=datetime.now(UTC),
     )
     request = made.folder / REQUEST
     identity = verify_request(request.read_bytes(), source=str(request)).identity.hex()
@@ -161,6 +160,7 @@ def _supervise(site: Site) -> None:
     def now() -> datetime:
         return datetime.now(UTC)
 
+    site.renew_certificate()
     log = JsonLog(site.state / LOG, now)
     chores = [keep_in_contact(site, now)]
     try:

@@ -25,10 +25,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from protocol.errors import ArtefactError
@@ -41,15 +43,15 @@ from protocol.secagg.roster import render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
-from server.files import sync as _sync
-from server.files import write_whole
 from server.files import append_whole, write_whole
+from server.files import sync as _sync
 from server.log import BATCH
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
 SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
+LOOK_S = 1.0  # who only looks whether the folder is in use has its lock for a moment
 Record = dict[str, Any]
 
 
@@ -76,14 +78,7 @@ class RunStore:
             raise ArtefactError(
                 f"{folder} cannot be written: {error.strerror}", "name another run folder"
             ) from None
-        self._lock = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ArtefactError(
-                f"{folder} is in use by another coordinator", "wait for it, or stop it first"
-            ) from None
+        self._lock = _locked(folder)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -258,7 +253,7 @@ class RunStore:
         folder, temporary = self._open(number), self._rounds / f".{number:04d}.opening.tmp"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700)  # under `plain` it holds single updates
         (temporary / OPEN).write_text(_json(content), "utf-8")
         _sync(temporary / OPEN)
         temporary.rename(folder)
@@ -355,6 +350,26 @@ class RunStore:
     def _reply(self, number: int, client: str) -> Path:
         # Names come from outside: quoted, a name cannot leave the folder.
         return self._open(number) / f"{quote(client, safe='')}.reply"
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """The folder's lock, held while it is open; its owner's alone, since whoever reads it may hold it."""
+    file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    with suppress(OSError):  # another user's, of an earlier run
+        os.fchmod(file.fileno(), 0o600)
+    until = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() < until:
+                time.sleep(0.02)
+                continue
+            file.close()
+            raise ArtefactError(
+                f"{folder} is in use by another coordinator", "wait for it, or stop it first"
+            ) from None
+        return file
 
 
 def _why(error: Exception) -> str:

@@ -13,6 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 365
 CLOCKS = timedelta(hours=25)  # a clock that is a day behind still accepts a new certificate
+ALWAYS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+Span = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +27,53 @@ class Pair:
 
 def make_authority(name: str, *, now: datetime) -> Pair:
     """A root that may sign server certificates and nothing below them."""
+    return _authority(name, _from(now, AUTHORITY_DAYS))
+
+
+def issue(authority: Pair, hosts: list[str], *, now: datetime) -> Pair:
+    """A server certificate for ``hosts``: names and addresses."""
+    return _issue(authority, hosts, _from(now, SERVER_DAYS))
+
+
+def make_local(name: str) -> tuple[bytes, Pair]:
+    """An authority's certificate and a pair for loopback that it signed; its key is kept nowhere.
+
+    They hold at all times: only the folder they lie in trusts them, and nobody there looks after them.
+    """
+    authority = _authority(name, ALWAYS)
+    return authority.certificate, _issue(authority, ["127.0.0.1", "localhost"], ALWAYS)
+
+
+def validity(certificate: bytes) -> Span:
+    """From when until when a PEM certificate holds."""
+    found = x509.load_pem_x509_certificate(certificate)
+    return found.not_valid_before_utc, found.not_valid_after_utc
+
+
+def _from(now: datetime, days: int) -> Span:
+    return now.astimezone(UTC) - CLOCKS, now.astimezone(UTC) + timedelta(days=days)
+
+
+def _authority(name: str, span: Span) -> Pair:
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = _usage(key_cert_sign=True, crl_sign=True)
     builder = (
-        _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+        _builder(subject, subject, key.public_key(), span)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
     )
     return _pair(builder.sign(key, hashes.SHA384()), key)
 
 
-def issue(authority: Pair, hosts: list[str], *, now: datetime) -> Pair:
-    """A server certificate for ``hosts``: names and addresses."""
+def _issue(authority: Pair, hosts: list[str], span: Span) -> Pair:
     root = x509.load_pem_x509_certificate(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key, None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     builder = (
-        _builder(subject, root.subject, key.public_key(), now, SERVER_DAYS)
+        _builder(subject, root.subject, key.public_key(), span)
         .add_extension(
             x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
         )
@@ -58,17 +87,8 @@ def issue(authority: Pair, hosts: list[str], *, now: datetime) -> Pair:
     return _pair(builder.sign(signer, hashes.SHA384()), key)
 
 
-def expiry(certificate: bytes) -> datetime:
-    """When a PEM certificate ends."""
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-
-
 def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    now: datetime,
-    days: int,
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, span: Span
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -76,8 +96,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now.astimezone(UTC) - CLOCKS)
-        .not_valid_after(now.astimezone(UTC) + timedelta(days=days))
+        .not_valid_before(span[0])
+        .not_valid_after(span[1])
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

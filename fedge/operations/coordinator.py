@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import Field
 
+from base_model.files import locked
 from fedge.operations import flower
-from fedge.operations.certificates import Pair, expiry, issue, make_authority
+from fedge.operations.certificates import Pair, issue, make_authority, validity
 from fedge.operations.folders import (
     CONFIG,
     HOME,
@@ -36,10 +40,10 @@ from fedge.operations.folders import (
     read_settings,
     read_signing_key,
     replace_secret,
+    toml_text,
     write_secret,
 )
-from fedge.operations.locks import held_lock
-from fedge.operations.supervisor import Component
+from fedge.operations.supervisor import Component, processes_of
 from protocol.enrolment import (
     MAX_BYTES,
     SignedRoster,
@@ -48,15 +52,18 @@ from protocol.enrolment import (
     verify_request,
     verify_roster,
 )
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import ArtefactError, MachineError, PlanError
 from server.files import write_whole
 
 INVITATION, ROSTER, SIGNED = "invitation.json", "roster.json", "roster.signed.json"
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER = "server.pem"  # certificate and key in one file: one rename renews both
 OPERATOR, SECRET, TOKEN = "operator.key", "superexec.secret", "control.token"
-RUNS, LINK, ROSTER_LOCK = "runs", "link.json", "roster.lock"
-RENEW = timedelta(days=30)
+RUNS, LINK, TURN = "runs", "link.json", "turn.lock"
+TURN_S = 30.0
+RENEW, RENEW_EVERY_S = timedelta(days=30), 3600.0
+LINK_PROCESS = "superlink"
+LONGEST_NAME = 58  # behind `fedge ` in a certificate, whose names have 64
 LOOPBACK = ["localhost", "127.0.0.1"]
 
 
@@ -85,7 +92,7 @@ class CoordinatorSettings(Section):
     """``config.toml``."""
 
     format: int = Field(default=1, ge=1, le=1)
-    name: str = Field(min_length=1, max_length=60)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     public: Public
     private: Private = Private()
     limits: Limits = Limits()
@@ -133,6 +140,18 @@ class Coordinator:
 
     def write_roster(self) -> int:
         """Make ``roster.json`` what the signed roster says; how many sites it lists."""
+        with self.turn():
+            return self._write_roster()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Of those who change files here, one after the other. Raises MachineError."""
+        with locked(self.state / TURN, seconds=TURN_S) as mine:
+            if not mine:
+                raise MachineError(f"{self.folder}: another command is at work", "wait for it")
+            yield
+
+    def _write_roster(self) -> int:
         roster = self.roster()
         if text := roster.render():
             write_whole(self.roster_file, text.encode())
@@ -147,7 +166,7 @@ class Coordinator:
     def admit(self, request: bytes, *, source: str, key: Path | None = None) -> Site:
         """Take a site into the roster. Raises ProofError, or PlanError when its name or keys are taken."""
         site = verify_request(request, source=source)
-        with held_lock(self.state / ROSTER_LOCK):
+        with self.turn():
             roster = self.roster()
             for known in roster.sites:
                 if known == site:
@@ -164,7 +183,7 @@ class Coordinator:
 
     def remove(self, name: str, *, key: Path | None = None) -> None:
         """Take a site out of the roster. Raises PlanError when it is not in it."""
-        with held_lock(self.state / ROSTER_LOCK):
+        with self.turn():
             roster = self.roster()
             left = tuple(site for site in roster.sites if site.name != name)
             if len(left) == len(roster.sites):
@@ -180,17 +199,37 @@ class Coordinator:
                 "this key is not the operator's", "name the key whose public half sites were given"
             )
         write_whole(self.folder / SIGNED, sign_roster(version, sites, signer))
-        self.write_roster()
+        self._write_roster()
 
     def renew_certificate(self, now: datetime) -> bool:
-        """Another server certificate when the present one is about to end; whether one was made."""
+        """Another server certificate when the present one is about to end; whether one was made.
+
+        Or when it does not hold yet: then this clock was ahead.
+        """
         keys = self.folder / KEYS
-        if expiry((keys / SERVER).read_bytes()) - now > RENEW:
+        begins, ends = validity((keys / SERVER).read_bytes())
+        if begins <= now and ends - now > RENEW:
             return False
         pair = Pair(certificate=self.authority, key=(keys / CA_KEY).read_bytes())
         made = issue(pair, [*self.settings.public.hosts, *LOOPBACK], now=now)
         replace_secret(keys / SERVER, made.certificate + made.key)
         return True
+
+    def keep_certificate(self, now: Callable[[], datetime]) -> Callable[[], None]:
+        """A chore for the supervisor: once an hour; the SuperLink is started again with a new one."""
+        due = time.monotonic() + RENEW_EVERY_S
+
+        def chore() -> None:
+            nonlocal due
+            if time.monotonic() < due:
+                return
+            due = time.monotonic() + RENEW_EVERY_S
+            if self.renew_certificate(now()):
+                for process in processes_of(self.state):
+                    if process.name == LINK_PROCESS and process.pid:
+                        os.kill(process.pid, signal.SIGTERM)
+
+        return chore
 
     def components(self) -> list[Component]:
         """The processes: the SuperLink behind its gate, and the one that starts apps."""
@@ -202,7 +241,7 @@ class Coordinator:
         work = flower.work_of(f"127.0.0.1:{private.port}", keys / CA, keys / SECRET)
         return [
             Component(
-                name="superlink",
+                name=LINK_PROCESS,
                 command=flower.module("server.link", str(link)),
                 environment=environment,
             ),
@@ -254,6 +293,8 @@ def make_coordinator(
     """
     if len(set(ports)) != 3:
         raise PlanError("two ports are the same", "name three different ports")
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise PlanError(f"a name has 1 to {LONGEST_NAME} characters", "correct --name")
     authority = make_authority(f"fedge {name}", now=now)
     try:
         server = issue(authority, [*hosts, *LOOPBACK], now=now)
@@ -290,14 +331,13 @@ def _with_port(host: str, port: int) -> str:
 
 
 def _config(name: str, hosts: list[str], address: str, ports: tuple[int, int, int]) -> str:
-    quoted: Callable[[str], str] = lambda text: '"' + text.replace('"', "") + '"'  # noqa: E731
     return f"""# A coordinator of fedge. Restart it after a change.
 format = 1
-name = {quoted(name)}
+name = {toml_text(name)}
 
 [public]                # the one port that sites reach: open it in the firewall
-hosts = [{", ".join(map(quoted, hosts))}]   # in the certificate
-address = {quoted(address)}
+hosts = [{", ".join(map(toml_text, hosts))}]   # in the certificate
+address = {toml_text(address)}
 port = {ports[0]}
 
 [private]               # loopback only: leave both closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tomllib
@@ -63,6 +64,11 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise MachineError(f"{path}: `{key}`: {first['msg']}", "correct this key") from None
+
+
+def toml_text(text: str) -> str:
+    """A string of a TOML file, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def write_secret(path: Path, data: bytes) -> None:

@@ -117,10 +117,11 @@ def known_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
 
 def note_run(coordinator: Coordinator, folder: Path, *, name: str, planned: int, run: int) -> None:
     """Remember a run that was submitted; it takes the place of an earlier one in the same folder."""
-    others = [entry for entry in known_runs(coordinator) if entry["folder"] != str(folder)]
-    entry = {"folder": str(folder), "name": name, "planned": planned, "run": run}
-    content = json.dumps({"runs": [*others, entry]}, indent=1) + "\n"
-    write_whole(coordinator.state / RUN_LIST, content.encode())
+    with coordinator.turn():
+        others = [entry for entry in known_runs(coordinator) if entry["folder"] != str(folder)]
+        entry = {"folder": str(folder), "name": name, "planned": planned, "run": run}
+        content = json.dumps({"runs": [*others, entry]}, indent=1) + "\n"
+        write_whole(coordinator.state / RUN_LIST, content.encode())
 
 
 def run_view(folder: Path, entry: dict[str, Any]) -> RunView:

@@ -13,11 +13,9 @@ state/               the supervisor's lock, status and log; what was last heard 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -26,9 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, ValidationError
 
 from client.settings import FINGERPRINT
-from client.trainer import LONGEST_PATH
+from client.trainer import LONGEST_PATH, check_path
 from fedge.operations import flower
-from fedge.operations.certificates import issue, make_authority
+from fedge.operations.certificates import ALWAYS, make_local, validity
 from fedge.operations.folders import (
     CONFIG,
     HOME,
@@ -41,6 +39,8 @@ from fedge.operations.folders import (
     new_folder,
     new_signing_key,
     read_settings,
+    replace_secret,
+    toml_text,
     write_secret,
 )
 from fedge.operations.supervisor import Component
@@ -51,6 +51,7 @@ from server.files import write_whole
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
 ROSTER, SIGNED = "roster.json", "roster.signed.json"
 IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
+SHORTER = "move the site to a folder with a shorter path, or set TMPDIR to a folder of your own"
 AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
 
 
@@ -123,6 +124,18 @@ class Site:
                     f"{self.folder / CONFIG}: `work.{key}`: {value} is not there",
                     "correct the path",
                 )
+        try:
+            check_path(self.trainer)
+        except MachineError as error:
+            raise MachineError(error.cause, SHORTER) from None
+
+    def renew_certificate(self) -> bool:
+        """Replace a certificate for loopback that ends, as earlier versions made them."""
+        keys = self.folder / KEYS
+        if validity((keys / LOCAL).read_bytes()) == ALWAYS:
+            return False
+        write_local(keys, self.settings.name)
+        return True
 
     def components(self) -> list[Component]:
         """The processes: Flower's SuperNode, and the one that starts the app for every message."""
@@ -197,7 +210,6 @@ def make_site(
     *,
     work: Work,
     port: int,
-    now: datetime,
 ) -> Site:
     """A new folder with this site's keys and the request that goes to the operator.
 
@@ -209,8 +221,6 @@ def make_site(
     request = make_request(name, signer, node_key)
     folder = new_folder(folder)
     keys = folder / KEYS
-    local = make_authority(f"fedge site {name}", now=now)
-    served = issue(local, ["127.0.0.1", "localhost"], now=now)
     write_secret(keys / IDENTITY, identity)
     write_secret(
         keys / NODE_KEY,
@@ -220,14 +230,20 @@ def make_site(
             serialization.NoEncryption(),
         ),
     )
-    write_secret(keys / LOCAL, served.certificate + served.key)
     write_secret(keys / SECRET, os.urandom(32))
-    write_whole(keys / LOCAL_CA, local.certificate)
+    write_local(keys, name)
     write_whole(keys / AUTHORITY, invitation.authority.encode("ascii"))
     write_whole(folder / INVITED, invitation.model_dump_json(indent=1).encode() + b"\n")
     write_whole(folder / REQUEST, request)
     write_whole(folder / CONFIG, _config(name, port, work).encode())
     return Site.open(folder)
+
+
+def write_local(keys: Path, name: str) -> None:
+    """The certificate of a site's own processes; the authority first, so that a cut is noticed."""
+    authority, served = make_local(f"fedge site {name}")
+    write_whole(keys / LOCAL_CA, authority)
+    replace_secret(keys / LOCAL, served.certificate + served.key)
 
 
 def read_invitation(path: Path) -> Invitation:
@@ -257,14 +273,14 @@ def _config(name: str, port: int, work: Work) -> str:
     lines = [
         "# A site of fedge. Restart it after a change. Paths start from this folder.",
         "format = 1",
-        f"name = {json.dumps(name)}",
+        f"name = {toml_text(name)}",
         f"port = {port}               # of its own processes, on loopback",
         "",
         "[work]",
-        f"data = {json.dumps(work.data)}   # rows that stay here",
-        f"plan = {json.dumps(work.plan)}   # what this site agreed to",
-        f"base = {json.dumps(work.base)}   # the model: a folder, or a fingerprint to be fetched",
-        f"mirrors = {json.dumps(work.mirrors)}   # folders and addresses to fetch it from",
+        f"data = {toml_text(work.data)}   # rows that stay here",
+        f"plan = {toml_text(work.plan)}   # what this site agreed to",
+        f"base = {toml_text(work.base)}   # the model: a folder, or a fingerprint to be fetched",
+        f"mirrors = [{', '.join(map(toml_text, work.mirrors))}]   # folders and addresses to fetch it from",
         f"threads = {work.threads}            # 0: as many as torch likes",
     ]
     if work.max_epsilon is not None:

@@ -63,7 +63,7 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 
 def site(coordinator: Coordinator, folder: Path, name: str) -> Site:
     invitation = read_invitation(coordinator.folder / "invitation.json")
-    return make_site(folder / name, name, invitation, work=Work(), port=free_port(), now=now())
+    return make_site(folder / name, name, invitation, work=Work(), port=free_port())
 
 
 def headers(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:

@@ -47,7 +47,7 @@ def invitation(coordinator: Coordinator) -> Invitation:
 
 
 def enrolled(folder: Path, name: str, invitation: Invitation) -> Site:
-    return make_site(folder / name, name, invitation, work=Work(), port=9100, now=NOW)
+    return make_site(folder / name, name, invitation, work=Work(), port=9100)
 
 
 def request_of(site: Site) -> bytes:
@@ -71,7 +71,7 @@ def test_secrets_are_their_owners(
     with pytest.raises(ArtefactError, match="not empty"):
         enrolled(tmp_path, "ward-1", invitation)
     with pytest.raises(ProofError, match="the name"):
-        make_site(tmp_path / "x", "Ward 1", invitation, work=Work(), port=9100, now=NOW)
+        make_site(tmp_path / "x", "Ward 1", invitation, work=Work(), port=9100)
     assert not (tmp_path / "x").exists()
 
 
@@ -189,6 +189,28 @@ def test_a_site_says_what_it_lacks(invitation: Invitation, tmp_path: Path) -> No
         named.verify_ready()
     with pytest.raises(FedgeError):
         Site.open(tmp_path / "nowhere")
+
+
+def test_a_place_for_its_socket_that_somebody_else_took_is_said(
+    invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = enrolled(tmp_path / ("long" * 25), "ward-1", invitation)
+    (site.folder / "rows").touch()
+    named = replace(
+        site,
+        settings=site.settings.model_copy(
+            update={"work": Work(data="rows", plan="rows", base="rows")}
+        ),
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert named.trainer.parent.parent == tmp_path
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    named.trainer.parent.symlink_to(elsewhere)
+    with pytest.raises(MachineError, match=r"not a folder of this user's own.*TMPDIR"):
+        named.verify_ready()
+    named.trainer.parent.unlink()
+    named.verify_ready()
 
 
 def test_a_certificate_holds_for_its_hosts_and_is_renewed(coordinator: Coordinator) -> None:

@@ -51,7 +51,7 @@ def admit(coordinator: Coordinator, folder: Path, count: int) -> None:
     invitation = read_invitation(coordinator.folder / "invitation.json")
     for number in range(count):
         name = f"ward-{number}"
-        site = make_site(folder / name, name, invitation, work=Work(), port=9100, now=NOW)
+        site = make_site(folder / name, name, invitation, work=Work(), port=9100)
         coordinator.admit((site.folder / "request.json").read_bytes(), source="r")
 
 
@@ -63,7 +63,7 @@ def test_a_run_is_checked_before_it_is_submitted(
         order(coordinator, plan_file(), tiny_base, None, resume=False)
     admit(coordinator, tmp_path / "more", 0)
     invitation = read_invitation(coordinator.folder / "invitation.json")
-    third = make_site(tmp_path / "w", "ward-9", invitation, work=Work(), port=9100, now=NOW)
+    third = make_site(tmp_path / "w", "ward-9", invitation, work=Work(), port=9100)
     coordinator.admit((third.folder / "request.json").read_bytes(), source="r")
     made = order(coordinator, plan_file(), tiny_base, None, resume=False)
     assert made.folder == coordinator.folder / "runs" / "t"
