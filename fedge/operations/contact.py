@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +27,7 @@ from server.gate import CLOCKS_S, KEY_HEADER, ROSTER_PATH, SIGNATURE_HEADER, TIM
 
 CONTACT = "contact.json"
 EVERY_S, TIMEOUT_S = 20.0, 10.0
+OF_TIME = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +42,26 @@ class Contact:
 
 
 def keep_in_contact(site: Site, now: Callable[[], datetime]) -> Callable[[], None]:
-    """A chore for the site's supervisor: every 20 s, and every 2 s until it works."""
-    due = 0.0
+    """A chore for the site's supervisor: every 20 s, and every 2 s until it works.
+
+    It asks in a thread of its own: a coordinator that does not answer keeps nobody waiting.
+    """
+    due, asking = 0.0, threading.Thread()
+
+    def ask() -> None:
+        nonlocal due
+        wait = EVERY_S / 10
+        try:
+            if make_contact(site, now).status == 200:
+                wait = EVERY_S
+        finally:
+            due = time.monotonic() + wait
 
     def chore() -> None:
-        nonlocal due
-        if time.monotonic() < due:
-            return
-        found = make_contact(site, now)
-        due = time.monotonic() + (EVERY_S if found.status == 200 else EVERY_S / 10)
+        nonlocal asking
+        if time.monotonic() >= due and not asking.is_alive():
+            asking = threading.Thread(target=ask, daemon=True)
+            asking.start()
 
     return chore
 
@@ -55,29 +70,66 @@ def make_contact(site: Site, now: Callable[[], datetime]) -> Contact:
     """Ask the coordinator for its roster and take a newer one; the outcome is kept on disk too."""
     status, fault, apart = 0, "", None
     try:
-        context = ssl.create_default_context(cadata=site.invitation.authority)
-        with httpx.Client(verify=context, timeout=TIMEOUT_S) as client:
-            url = f"https://{site.invitation.address}{ROSTER_PATH}"
-            answer = client.get(url, headers=_signed(site, now()))
+        answer, body = _asked(site, now())
         status, apart = answer.status_code, _clock_apart(answer, now())
-        if status == 200:
-            take_roster(site, answer.content[: MAX_BYTES + 1])
-        else:
-            fault = _refusal(status, apart)
+        fault = _taken(site, body) if status == 200 else _refusal(status, apart)
     except FedgeError as error:
         fault = error.cause
+    except TimeoutError:
+        fault = f"no answer within {TIMEOUT_S:.0f} s"
     except (httpx.HTTPError, OSError) as error:
-        fault = f"no answer ({type(error).__name__})"
-    known = known_roster(site)
+        fault = _unreached(error, now())
     found = Contact(
         at=now().isoformat(timespec="seconds"),
         status=status,
         fault=fault,
         clock_apart_s=apart,
-        roster_version=known.version if known else 0,
+        roster_version=_version(site),
     )
-    write_whole(site.state / CONTACT, json.dumps(asdict(found)).encode())
+    with suppress(OSError):  # a full disk: what it said last stays, with its time
+        write_whole(site.state / CONTACT, json.dumps(asdict(found)).encode())
     return found
+
+
+def _asked(site: Site, now: datetime) -> tuple[httpx.Response, bytes]:
+    """The coordinator's answer and its body, all of it within ten seconds and a roster's length."""
+    context = ssl.create_default_context(cadata=site.invitation.authority)
+    url = f"https://{site.invitation.address}{ROSTER_PATH}"
+    headers = {**_signed(site, now), "Accept-Encoding": "identity"}
+
+    async def ask() -> tuple[httpx.Response, bytes]:
+        client = httpx.AsyncClient(verify=context, timeout=TIMEOUT_S)
+        async with client, client.stream("GET", url, headers=headers) as answer:
+            body = bytearray()
+            async for piece in answer.aiter_raw():  # nothing is unpacked
+                body += piece
+                if len(body) > MAX_BYTES:
+                    raise ProofError("the roster is too long", "ask the operator")
+            return answer, bytes(body)
+
+    async def in_time() -> tuple[httpx.Response, bytes]:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await ask()
+
+    return asyncio.run(in_time())
+
+
+def _taken(site: Site, roster: bytes) -> str:
+    """Take a roster; what keeps it from being kept here, or nothing."""
+    try:
+        take_roster(site, roster)
+    except OSError as error:
+        return f"{site.folder} cannot be written: {error.strerror}"
+    return ""
+
+
+def _version(site: Site) -> int:
+    """Of the roster that this site has; 0 without one, or with one that does not verify."""
+    try:
+        known = known_roster(site)
+    except (FedgeError, OSError):
+        return 0
+    return known.version if known else 0
 
 
 def last_contact(site: Site) -> Contact | None:
@@ -136,6 +188,19 @@ def _clock_apart(answer: httpx.Response, now: datetime) -> float | None:
         return (now - parsedate_to_datetime(answer.headers["date"])).total_seconds()
     except (KeyError, ValueError, TypeError):
         return None
+
+
+def _unreached(error: BaseException, now: datetime) -> str:
+    """Why there was no answer: a certificate that is refused is said, with this clock where it matters."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return f"no answer ({type(error).__name__})"
+    fault = f"its certificate is refused: {cause.verify_message}"
+    if cause.verify_code in OF_TIME:
+        return f"{fault}; it is {now.isoformat(timespec='minutes')} here: compare the clocks"
+    return fault
 
 
 def _refusal(status: int, apart: float | None) -> str:
