@@ -3,6 +3,7 @@
 The only file that knows the inside of Flower's node. It differs from Flower's own programs so:
 
 - an idle SuperNode asks again after half a second instead of three;
+- what a coordinator answers is bounded, is not unpacked, and leads nowhere else;
 - the app that answers is this installation's :mod:`client.app`, whatever code or reference a run
   brings along, and nothing of it is unpacked;
 - the process for a message is a fork of one that has everything loaded, and its token is on nobody's
@@ -21,7 +22,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import httpx
+
 IDLE_S, POLL_S = 0.5, 0.25
+ANSWER_BYTES, MESSAGE_BYTES = 2**26, 2**30  # the second as a trainer's frame (client.frames)
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 DIED = "the process of this app died"
 
@@ -37,8 +41,47 @@ def supernode() -> None:
         time.sleep(min(seconds, IDLE_S))
 
     start_client_internal.time = SimpleNamespace(sleep=sleep)
+    bound_answers()
     _answer_for_the_dead()
     flower_supernode()
+
+
+def bound_answers() -> None:
+    """A coordinator can neither fill this machine's memory nor send its requests to a third."""
+    from flwr.supercore.protobuf.client import ProtobufClient
+    from flwr.supernode import start_client_internal
+
+    begin, pull = ProtobufClient.__init__, start_client_internal.pull_objects
+
+    def begin_bounded(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        self._client.follow_redirects = False
+        self._client.event_hooks = {"response": [verify_answer]}
+
+    def pull_bounded(names: Any, pull_object_fn: Any, **options: Any) -> Any:
+        pulled = 0
+
+        def pull_object(name: str) -> bytes:
+            nonlocal pulled
+            content: bytes = pull_object_fn(name)
+            pulled += len(content)
+            if pulled > MESSAGE_BYTES:
+                raise ValueError("the message is too long")
+            return content
+
+        return pull(names, pull_object, **options)
+
+    ProtobufClient.__init__ = begin_bounded
+    start_client_internal.pull_objects = pull_bounded
+
+
+def verify_answer(response: httpx.Response) -> None:
+    """Before its body is read. Raises RemoteProtocolError when it is packed, too long, or says no length."""
+    length = response.headers.get("content-length", "")
+    if "content-encoding" in response.headers or not length.isdigit() or len(length) > 12:
+        raise httpx.RemoteProtocolError("an answer without a length", request=response.request)
+    if int(length) > ANSWER_BYTES:
+        raise httpx.RemoteProtocolError("an answer that is too long", request=response.request)
 
 
 def _answer_for_the_dead() -> None:
