@@ -40,11 +40,11 @@ class Redactor:
         text = COLOURS.sub("", raw).rstrip()
         if not text:
             return None
+        found = LEVEL.match(text)
         bare = text.lstrip(GROUP)
-        if bare.startswith(TRACEBACK):
+        if bare.startswith(TRACEBACK) or (found and found[2].lstrip(GROUP).startswith(TRACEBACK)):
             self._failing, self._named = True, False
             return "ERROR", "Traceback"
-        found = LEVEL.match(text)
         if self._failing:
             if found is None or text.startswith(" "):
                 return self._failure(text, bare)

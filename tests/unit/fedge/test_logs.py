@@ -76,6 +76,15 @@ def test_a_message_of_many_lines_is_left_out_whole() -> None:
     assert made[-3:] == [("ERROR", "ValueError"), ("INFO", "next"), ("INFO", "plain words")]
 
 
+def test_a_traceback_behind_a_level_is_one_too() -> None:
+    text = formatted(ValueError("of Jane Doe\nand John"))  # as uvicorn writes it
+    made = redacted(f"ERROR:    {text}INFO:     next")
+    assert made[0] == ("ERROR", "Traceback")
+    assert made[-2:] == [("ERROR", "ValueError"), ("INFO", "next")]
+    assert "raise" not in json.dumps(made)
+    assert "J" not in "".join(message for _, message in made if not message.startswith("File"))
+
+
 def test_a_group_of_exceptions_shows_no_message() -> None:
     def fail(text: str) -> None:
         ERROR = text  # a line of source that looks like one of a log
