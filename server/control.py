@@ -83,7 +83,7 @@ class Control:
 
     def __init__(self, port: int, *, authority: bytes, token: str) -> None:
         """``authority`` is the PEM certificate of the coordinator's CA."""
-        self._client = ControlHttpClient.from_server_address(
+        self._client = _Direct.from_server_address(
             f"127.0.0.1:{port}",
             insecure=False,
             root_certificates=authority,
@@ -125,6 +125,17 @@ class Control:
             )
             for node in answer.nodes_info
         ]
+
+
+class _Direct(ControlHttpClient):  # type: ignore[misc]
+    """Asks loopback itself: a proxy of the environment is for elsewhere."""
+
+    _client: httpx.Client
+
+    def __init__(self, base_url: str, *, verify: Any = True, **options: Any) -> None:
+        super().__init__(base_url, verify=verify, **options)
+        self._client.close()
+        self._client = httpx.Client(verify=verify, timeout=30.0, trust_env=False)
 
 
 class _WithToken:

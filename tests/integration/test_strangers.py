@@ -254,3 +254,16 @@ def test_a_port_that_is_taken_is_said_at_once(coordinator: Coordinator, tmp_path
     assert "cannot be listened at" in done.stderr
     status = fedge("coordinator", "status", other.folder)
     assert status.returncode == 8
+
+
+def test_a_proxy_of_the_environment_is_for_elsewhere(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    control = control_of(coordinator)
+    try:
+        assert isinstance(control.nodes(), list)
+    finally:
+        control.close()
