@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -72,6 +73,10 @@ def fetch_base(
     places = [mirror_at(place) for place in mirrors]
     with _local(cache):
         (cache / PARTIAL).mkdir(parents=True, exist_ok=True)
+        own = (cache / PARTIAL).lstat()
+    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.geteuid():
+        # Its owner could put links there, to files of this user.
+        raise MachineError(f"{cache / PARTIAL} is not this user's own", "name a cache of your own")
     with locked(cache / f"{PARTIAL}.lock", seconds=limits.seconds) as mine:
         if not fetch.found():
             if not mine:

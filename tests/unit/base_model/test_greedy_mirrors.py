@@ -48,3 +48,14 @@ def test_a_redirect_leads_no_nearer(
     cases = {"::1": 1, "127.8.9.1": 1, "0.0.0.0": 1, "::ffff:127.0.0.1": 1, "fe80::1%eth0": 2}
     cases |= {"169.254.169.254": 2, "10.1.2.3": 3, "fd00::1": 3, "1.1.1.1": 4}
     assert {address: mirrors._reach(address) for address in cases} == cases
+
+
+def test_a_cache_that_somebody_else_prepared_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    cache, trap = tmp_path / "cache", tmp_path / "trap"
+    cache.mkdir()
+    trap.mkdir()
+    (cache / ".partial").symlink_to(trap)
+    fingerprint = read_manifest(tiny_base).fingerprint
+    with pytest.raises(MachineError, match="not this user's own"):
+        fetch_base(fingerprint, mirrors=[str(tiny_base)], cache=cache)
+    assert list(trap.iterdir()) == []
