@@ -85,6 +85,7 @@ def test_a_certificate_of_a_clock_that_was_ahead_is_replaced(coordinator: Coordi
     assert coordinator.renew_certificate(NOW)  # and right again
     begins, ends = validity((coordinator.folder / "keys" / "server.pem").read_bytes())
     assert begins < NOW < ends
+    assert validity(make_authority("a", now=NOW + timedelta(days=9)).certificate)[0] < NOW
     assert not coordinator.renew_certificate(NOW + timedelta(hours=1))
 
 
