@@ -28,8 +28,12 @@ class Roster:
 
 
 def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
-    """Ask every connected node for its name, base and version."""
-    node_ids = sorted(grid.get_node_ids())
+    """Ask every connected node for its name, base and version.
+
+    A node that was enrolled under a name (:mod:`server.link`) answers with that one, or is kept out.
+    """
+    enrolled = {node.node_id: node.name for node in grid.get_nodes()}
+    node_ids = sorted(enrolled)
     question = RecordDict()
     messages = [Message(question, node, wire.HELLO) for node in node_ids]
     sent = push(grid, messages)
@@ -44,7 +48,8 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
             asked = reply.metadata.reply_to_message_id
             if asked in waiting:
                 del waiting[asked]
-                answers[node_of[asked]] = _hello(reply)
+                node = node_of[asked]
+                answers[node] = _hello(reply, enrolled[node])
         if not replies:
             clock.sleep(POLL_S)
     return _sorted_out(answers, unsent + [node_of[asked] for asked in waiting], base)
@@ -60,7 +65,7 @@ def push(grid: Grid, messages: list[Message]) -> list[str | None]:
     return ids if len(ids) == len(messages) else [None] * len(messages)
 
 
-def _hello(reply: Message) -> wire.Hello | str:
+def _hello(reply: Message, enrolled: str) -> wire.Hello | str:
     if reply.has_error():
         return f"failed: {reply.error.reason}"
     try:
@@ -72,6 +77,8 @@ def _hello(reply: Message) -> wire.Hello | str:
         return "answered with something else than its name"
     if not hello.client.isprintable() or not 0 < len(hello.client.encode()) <= NAME_BYTES:
         return f"its name is empty, not printable or longer than {NAME_BYTES} bytes"
+    if enrolled and hello.client != enrolled:
+        return f"calls itself {hello.client}, and is enrolled as {enrolled}"
     return hello
 
 

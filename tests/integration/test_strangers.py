@@ -155,6 +155,10 @@ def test_an_enrolled_site_joins_until_it_is_removed(
     assert again.status_code == 200
     assert [one.status for one in look(coordinator).sites] == ["online"]
     number = ActivateNodeResponse.FromString(again.content).node_id
+    control = control_of(coordinator)
+    listed = control._client.ListNodes(ListNodesRequest()).nodes_info
+    control.close()
+    assert ("ward-1", number) in [(node.name, node.node_id) for node in listed]  # see call_roll
     pull = PullMessagesRequest(node=Node(node_id=number))
     assert post(coordinator, public, "/v1/fleet/pull-messages", pull).status_code == 401
     other = PullMessagesRequest(node=Node(node_id=number + 1))
