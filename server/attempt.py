@@ -25,7 +25,7 @@ from server.aggregation import apply_individuals, change_norm
 from server.asking import ask, gather
 from server.budget import entry_for, exhausted, privacy_record
 from server.publishing import Published
-from server.roster import Roster
+from server.roster import DETAIL, Roster
 from server.rounds import (
     Collecting,
     Complete,
@@ -40,8 +40,6 @@ from server.rounds import (
 )
 from server.setting import Setting
 from server.store import Record
-
-DETAIL = 500  # characters of somebody else's text that a record keeps
 
 
 class Attempt:

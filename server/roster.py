@@ -16,6 +16,7 @@ from server.clock import Clock
 
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
 POLL_S = 0.2
+DETAIL = 500  # characters of somebody else's text that a record keeps
 NAME_BYTES = 64  # quoted, a name is a file name: three times as long at most
 
 
@@ -88,7 +89,9 @@ def _sorted_out(answers: dict[int, wire.Hello | str], silent: list[int], base: s
     twice: set[str] = set()
     for node, answer in sorted(answers.items()):
         if isinstance(answer, str):
-            kept_out[f"node {node}"] = answer
+            kept_out[f"node {node}"] = " ".join(answer.split())[
+                :DETAIL
+            ]  # it stands in every record
         elif answer.protocol != PROTOCOL_VERSION:
             kept_out[answer.client] = f"speaks protocol version {answer.protocol}"
         elif answer.base != base:

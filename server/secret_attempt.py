@@ -26,9 +26,10 @@ from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
-from server.attempt import DETAIL, Attempt, masked_bytes
+from server.attempt import Attempt, masked_bytes
 from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
 from server.receipts import ClientsLog
+from server.roster import DETAIL
 from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
 from protocol import PROTOCOL_VERSION, wire
 from server.clock import SystemClock
-from server.roster import call_roll
+from server.roster import DETAIL, call_roll
 from simulations.grid import FIRST_NODE, InProcessGrid
 
 BASE = "b" * 64
@@ -58,3 +58,20 @@ def test_where_nobody_was_enrolled_its_word_is_taken() -> None:
     roster = call_roll(InProcessGrid(saying(said), 3), SystemClock(), base=BASE)
     assert roster.nodes == {"ward-2": FIRST_NODE + 1}
     assert roster.kept_out == {"ward-1": "two nodes have this name"}
+
+
+def test_a_nodes_own_words_are_cut() -> None:
+    """Why a node was kept out stands in the record of every round."""
+    made = ClientApp()
+
+    @made.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"]:
+            return Message(Error(code=2, reason="x\n" * 10**6), reply_to=message)
+        refusal = wire.Refusal(kind="plan", cause="y" * 10**6, remedy="")
+        content = RecordDict({wire.REPLY: ConfigRecord(wire.to_record(refusal))})
+        return Message(content, reply_to=message)
+
+    kept_out = call_roll(InProcessGrid(made, 2), SystemClock(), base=BASE).kept_out
+    assert len(kept_out) == 2
+    assert all(0 < len(why) <= DETAIL and "\n" not in why for why in kept_out.values())
