@@ -13,6 +13,7 @@ import logging
 import resource
 import socket
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,8 @@ def _listen(address: str, port: int) -> socket.socket:
 def _open_many_files() -> None:
     """As many connections as this user may have: the usual 1024 are soon taken."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # a system may have no such number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main(arguments: list[str]) -> int:

@@ -18,12 +18,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from client.settings import FINGERPRINT
+from client.settings import FINGERPRINT, MOST_THREADS
 from client.trainer import LONGEST_PATH, check_path
 from fedge.operations import flower
 from fedge.operations.certificates import ALWAYS, make_local, validity
@@ -62,7 +63,7 @@ class Work(Section):
     plan: str = ""
     base: str = ""  # a folder, or a fingerprint that is fetched from the mirrors
     mirrors: list[str] = Field(default_factory=list)
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=MOST_THREADS)
     max_epsilon: float | None = Field(default=None, gt=0)
 
 
@@ -249,12 +250,14 @@ def write_local(keys: Path, name: str) -> None:
 def read_invitation(path: Path) -> Invitation:
     """An operator's invitation. Raises MachineError."""
     try:
-        return Invitation.model_validate_json(path.read_bytes())
+        invitation = Invitation.model_validate_json(path.read_bytes())
+        x509.load_pem_x509_certificate(invitation.authority.encode("ascii"))
+        return invitation
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be read: {error.strerror}", "name the operator's invitation.json"
         ) from None
-    except ValidationError:
+    except ValueError:
         raise MachineError(f"{path}: not an invitation", "ask the operator for it again") from None
 
 

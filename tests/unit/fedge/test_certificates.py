@@ -20,6 +20,7 @@ from fedge.operations.certificates import ALWAYS, issue, make_authority, validit
 from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.locks import held_lock
 from fedge.operations.site import Site, Work, make_site, read_invitation
+from protocol.errors import MachineError
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -124,3 +125,14 @@ def test_any_name_can_be_written_into_settings(tmp_path: Path, name: str) -> Non
     work = Work(data=f"/d/{name}", mirrors=[f"/m/{name}", "https://a.example/x"])
     site = make_site(tmp_path / "s", "ward-1", invitation, work=work, port=9100)
     assert site.settings.work == work
+
+
+@pytest.mark.parametrize("authority", ["ä", "", "-----BEGIN CERTIFICATE-----\n!\n"])
+def test_an_invitation_without_a_certificate_makes_nothing(
+    coordinator: Coordinator, tmp_path: Path, authority: str
+) -> None:
+    path = coordinator.folder / "invitation.json"
+    text = json.loads(path.read_text()) | {"authority": authority}
+    path.write_text(json.dumps(text))
+    with pytest.raises(MachineError, match="not an invitation"):
+        read_invitation(path)
