@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,8 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, DeliveryError, ProofError
 
+TRIES = 3
+Clock = Callable[[], float]
 REMEDY = "what is in use stays in use; the report names the release"
 
 
@@ -30,8 +34,9 @@ class Golden(_Form):
 class Probe(_Form):
     """``probe.json``. ``least_correct`` of the rows must be right.
 
-    Latency is the median over the rows, each alone; memory is what loading and answering add to the
-    process's own, without pages of mapped files: those are the base's, and the system may drop them.
+    Latency is the median over the rows, each alone, measured again when it is too long; memory is what
+    loading and answering add to the process's own, without pages of mapped files: those are the base's,
+    and the system may drop them.
     """
 
     format: Literal[1] = 1
@@ -67,8 +72,10 @@ def read_probe(path: Path) -> Probe:
         ) from None
 
 
-def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
-    """Load a release beside whatever is in use and try it.
+def check_health(
+    folder: Path, base: EdgeBase, probe: Probe, clock: Clock = time.perf_counter
+) -> Health:
+    """Load a release beside whatever is in use and try it. ``clock`` gives seconds.
 
     Raises DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory`.
     """
@@ -86,19 +93,29 @@ def check_health(folder: Path, base: EdgeBase, probe: Probe) -> Health:
             runtime.infer([row.text for row in probe.rows]), probe.rows, strict=True
         )
     )
-    seconds = []
-    for row in probe.rows[:50]:
-        start = time.perf_counter()
-        runtime.infer([row.text])
-        seconds.append(time.perf_counter() - start)
     health = Health(
         correct=correct,
         rows=len(probe.rows),
-        latency_ms=1000 * statistics.median(seconds),
+        latency_ms=_latency_ms(runtime, probe, clock),
         memory_mb=max(0, own_bytes() - before) / 1e6,
     )
     _judge(health, probe)
     return health
+
+
+def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
+    """The least of up to three medians: a moment in which the device was busy fails no release for good."""
+    least = math.inf
+    for _ in range(TRIES):
+        seconds = []
+        for row in probe.rows[:50]:
+            start = clock()
+            runtime.infer([row.text])
+            seconds.append(clock() - start)
+        least = min(least, 1000 * statistics.median(seconds))
+        if least <= probe.most_latency_ms:
+            break
+    return least
 
 
 def own_bytes() -> int:

@@ -1,0 +1,104 @@
+"""What a release must show on a device before it may answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.base import EdgeBase
+from edge_runtime.probe import TRIES, Probe, check_health, read_probe
+from edge_runtime.runtime import EdgeRuntime
+from protocol.errors import ArtefactError, DeliveryError
+
+TEXTS = ["turn on the kitchen light", "play some music", "the"]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> EdgeBase:
+    return EdgeBase.open(tiny_base, threads=1)
+
+
+@pytest.fixture(scope="module")
+def rows(base: EdgeBase, released: dict[str, Path]) -> list[dict[str, str]]:
+    """Texts with what the release answers."""
+    runtime = EdgeRuntime(base)
+    runtime.activate(released["a"])
+    found = runtime.infer(TEXTS)
+    return [{"text": text, "label": one.label} for text, one in zip(TEXTS, found, strict=True)]
+
+
+def made(rows: list[dict[str, str]], **limits: Any) -> Probe:
+    fields = {"least_correct": len(rows), "most_latency_ms": 5000, "most_memory_mb": 500}
+    return Probe.model_validate({"rows": rows, **fields, **limits})
+
+
+def ticking(seconds: list[float]) -> Callable[[], float]:
+    """A clock by which the n-th measured answer takes ``seconds[n]``, the last one from then on."""
+    state = {"asked": 0, "now": 0.0}
+
+    def clock() -> float:
+        if state["asked"] % 2:
+            state["now"] += seconds[min(int(state["asked"]) // 2, len(seconds) - 1)]
+        state["asked"] += 1
+        return state["now"]
+
+    return clock
+
+
+def test_a_good_release_passes(
+    base: EdgeBase, released: dict[str, Path], rows: list[dict[str, str]]
+) -> None:
+    health = check_health(released["a"], base, made(rows))
+    assert (health.correct, health.rows) == (3, 3)
+    assert health.latency_ms > 0
+
+
+def test_wrong_labels_are_counted(
+    base: EdgeBase, released: dict[str, Path], rows: list[dict[str, str]]
+) -> None:
+    wrong = [{**rows[0], "label": "nothing of the kind"}, *rows[1:]]
+    with pytest.raises(DeliveryError, match=r"probe\.labels: 2 of 3 labels are right, 3 must be"):
+        check_health(released["a"], base, made(wrong))
+    assert check_health(released["a"], base, made(wrong, least_correct=2)).correct == 2
+
+
+def test_a_busy_moment_fails_no_release(
+    base: EdgeBase, released: dict[str, Path], rows: list[dict[str, str]]
+) -> None:
+    probe = made(rows, most_latency_ms=50)
+    busy = [0.2] * len(rows)
+    health = check_health(released["a"], base, probe, ticking([*busy, 0.02]))
+    assert health.latency_ms == pytest.approx(20)
+    with pytest.raises(DeliveryError, match=r"probe\.latency: 200 ms a text, 50 ms are allowed"):
+        check_health(released["a"], base, probe, ticking([*busy * TRIES, 0.02]))
+
+
+def test_memory_has_a_bound(
+    base: EdgeBase,
+    released: dict[str, Path],
+    rows: list[dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = iter([100_000_000, 160_000_000])
+    monkeypatch.setattr("edge_runtime.probe.own_bytes", lambda: next(sizes))
+    with pytest.raises(DeliveryError, match=r"probe\.memory: 60 MB more, 50 MB are allowed"):
+        check_health(released["a"], base, made(rows, most_memory_mb=50))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": []}, {"least_correct": 2}, {"most_latency_ms": 0}, {"format": 2}, {"more": 1}],
+)
+def test_what_is_no_probe(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = {"format": 1, "rows": [{"text": "a", "label": "b"}], "least_correct": 1}
+    good |= {"most_latency_ms": 10, "most_memory_mb": 10}
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(good))
+    assert read_probe(path).least_correct == 1
+    path.write_text(json.dumps(good | change))
+    with pytest.raises(ArtefactError, match="not a probe"):
+        read_probe(path)
