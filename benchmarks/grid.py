@@ -120,7 +120,7 @@ def echo_app() -> Any:
         if size not in ready:  # a client that does nothing does not encode anew either
             update = np.random.default_rng(0).normal(0, 1e-3, size).astype(np.float32)
             data = PlainClient().mask(
-                Contribution(update=update, weight=8, metrics=dict.fromkeys(METRICS, 1.0))
+                Contribution(update=update, weight=1, metrics=dict.fromkeys(METRICS, 1.0))
             )
             ready[size] = ArrayRecord({"masked": Array(np.frombuffer(data, np.uint8))})
         return Message(RecordDict({wire.MASKED: ready[size]}), reply_to=message)

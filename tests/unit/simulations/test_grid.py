@@ -6,7 +6,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 import weakref
 from pathlib import Path
 
@@ -185,29 +184,12 @@ def test_a_round_that_is_over_does_not_keep_its_adapter_alive() -> None:
     assert held() is None
 
 
-def test_the_grid_itself_costs_little() -> None:
-    app = ClientApp()
-
-    @app.train("mask")
-    def train(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
-
-    grid = InProcessGrid(app, 1000)
-    start = time.process_time()
-    left = set(push(grid))
-    while left:
-        left -= {r.metadata.reply_to_message_id for r in grid.pull_messages(left)}
-    # 0.05 ms here; a loaded or slower machine gets ten times that before the test says so.
-    assert (time.process_time() - start) / 1000 < 0.5e-3
-
-
 @pytest.mark.slow
-def test_a_no_op_client_round_with_the_real_coordinator_costs_at_most_3_ms() -> None:
+def test_a_thousand_clients_take_the_memory_of_a_hundred() -> None:
     script = Path(__file__).resolve().parents[3] / "benchmarks" / "grid.py"
     done = subprocess.run(
         [sys.executable, str(script), "--no-ray", "--json"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
-    assert measured["in_process"]["cpu_ms"] <= 3.0
-    assert measured["memory_growth"] <= 1.1  # 1,000 clients against 100
+    assert measured["memory_growth"] <= 1.1
