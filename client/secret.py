@@ -206,7 +206,12 @@ class Member:
 
     def _check(self, instruction: Instruction) -> None:
         if instruction.plan_digest != self.plan.digest:
-            raise SecrecyError("attempt.other-plan", "the coordinator runs another plan", core.STOP)
+            raise SecrecyError(
+                "attempt.other-plan",
+                f"the coordinator runs plan {instruction.plan_digest[:12]}…, this client has agreed to "
+                f"{self.plan.digest[:12]}…",
+                "if its owner agrees to that plan too, name its file as this client's plan and restart it",
+            )
         if not 1 <= instruction.round <= self.plan.rounds:
             raise SecrecyError(
                 "attempt.round", f"round {instruction.round} of {self.plan.rounds}", core.STOP

@@ -36,6 +36,7 @@ from server.rounds import (
     draw_cohort,
     draw_poisson,
     drop,
+    naming,
     open_attempt,
 )
 from server.setting import Setting
@@ -76,7 +77,8 @@ class Attempt:
         names, quorum = list(self._roster.nodes), self._plan.cohort.quorum
         if len(names) < quorum:  # training would be for nothing
             raise RoundError(
-                f"round {self._number}: {len(names)} clients are there, the quorum is {quorum}",
+                f"round {self._number}: {len(names)} clients are there, the quorum is {quorum}"
+                + naming(self._absent()),
                 "connect more clients, then resume the run",
             )
         if self._plan.private:
@@ -102,6 +104,12 @@ class Attempt:
         }
         self._store.open_attempt(self._number, opened)
         return opened
+
+    def _absent(self) -> dict[str, str]:
+        """Who is enrolled and not there, or is there and was kept out; and why."""
+        absent = dict.fromkeys(self._setting.roster_keys, "not connected")
+        said = absent | dict(self._roster.kept_out)
+        return {name: why for name, why in said.items() if name not in self._roster.nodes}
 
     def _affordable(self, names: list[str]) -> list[str]:
         """Who may take part once more. Raises PrivacyError when too few are left for a round."""

@@ -34,7 +34,7 @@ from server.publishing import (
     start_leaves,
 )
 from server.roster import Roster, call_roll
-from server.rounds import Complete
+from server.rounds import NO_SUM, Complete, naming
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.store import Number, Record, RunStore
@@ -164,9 +164,11 @@ class _Run:
             # First the leaf: an attempt may be logged and tried again, never forgotten.
             log.append([*spent_leaves(log, self._store), self._abort(record, revealed=False)])
             self._store.fail_attempt(number, failed, record)
+        why = _why(self._store.last_failure(number) or {})
         raise RoundError(
-            f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts",
-            "look at rounds/*.attempt*.json; mend the clients, remove those files, then resume",
+            f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts{why}",
+            "mend what is named; then remove the run folder's "
+            f"rounds/{number:04d}.attempt*.json, which tell of every attempt, and resume",
         )
 
     def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:
@@ -263,3 +265,12 @@ class _Run:
             batch,
         )
         log.take(path)
+
+
+def _why(record: Record) -> str:
+    """Who was missing in an attempt, and why; without those whom only the others' absence stopped."""
+    dropped = {
+        one["client"]: str(one["detail"] or one["reason"]) for one in record.get("dropped", [])
+    }
+    own = {name: why for name, why in dropped.items() if not why.startswith(NO_SUM)}
+    return naming(own or dropped)

@@ -7,6 +7,7 @@ silent subset. Messages, files and the clock are the coordinator's business.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -14,6 +15,9 @@ import numpy as np
 
 from protocol.encoding import seed_from
 from protocol.secagg.primitives import RandomBytes
+
+NO_SUM = "no sum"  # how the reason of a client begins that only the others' absence stopped
+TOLD, TOLD_LETTERS = 5, 120  # names, and letters of each reason, in one line for the operator
 
 
 class Reason(StrEnum):
@@ -134,3 +138,12 @@ def _must_be_waiting(state: Collecting, client: str) -> None:
     answered = client in state.used or any(each.client == client for each in state.dropped)
     if answered or client not in state.expected:
         raise ValueError(f"{client} was not expected, or has answered already")
+
+
+def naming(clients: Mapping[str, str]) -> str:
+    """Names with reasons, for the end of a sentence: few, short, and nothing a terminal would act on."""
+    told = [f"{name}: {why[:TOLD_LETTERS]}" for name, why in sorted(clients.items())[:TOLD]]
+    if len(clients) > TOLD:
+        told.append(f"and {len(clients) - TOLD} more")
+    text = "; ".join(told)
+    return f" ({''.join(c if c.isprintable() else '?' for c in text)})" if told else ""

@@ -30,7 +30,7 @@ from server.attempt import Attempt, masked_bytes
 from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
 from server.receipts import ClientsLog
 from server.roster import DETAIL
-from server.rounds import Complete, Failed, Reason, accept, close, deal_groups, drop
+from server.rounds import NO_SUM, Complete, Failed, Reason, accept, close, deal_groups, drop
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
 
@@ -280,7 +280,7 @@ class SecretAttempt(Attempt):
         for name in self._collecting.waiting:
             why = self._why.get(name)
             if why is None and name in failed and name not in lost:
-                why = (Reason.ERROR, f"no sum: {failed[name]}")
+                why = (Reason.ERROR, f"{NO_SUM}: {failed[name]}")
             silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
             reason, detail = why or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]

@@ -342,7 +342,20 @@ class RunStore:
 
     def failed_attempts(self, number: int) -> int:
         """How many attempts at this round are recorded as failed."""
-        return len(list(self._rounds.glob(f"{number:04d}.attempt*.json")))
+        return len(self._failures(number))
+
+    def last_failure(self, number: int) -> Record | None:
+        """The record of the last attempt at this round that failed."""
+        failures = self._failures(number)
+        if not failures:
+            return None
+        return max(
+            (dict(json.loads(path.read_text("utf-8"))) for path in failures),
+            key=lambda one: int(one["attempt"]),
+        )
+
+    def _failures(self, number: int) -> list[Path]:
+        return list(self._rounds.glob(f"{number:04d}.attempt*.json"))
 
     def _open(self, number: int) -> Path:
         return self._rounds / f".{number:04d}.open"

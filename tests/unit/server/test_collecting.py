@@ -17,6 +17,7 @@ from protocol.errors import RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from server.coordinator import Outcome, run_rounds
+from server.rounds import naming
 from server.store import RunStore
 from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
@@ -172,6 +173,15 @@ def test_a_second_attempt_asks_another_cohort_and_its_record_says_so(
     assert found["attempt"] > 1
     assert tuple(found["expected"]) == _drawn(population.plan, attempt=found["attempt"]) != first
     assert reasons(record(tmp_path, "0001.attempt1.json")) == {first[0]: "no-reply"}
+
+
+def test_a_line_for_the_operator_is_short_and_clean() -> None:
+    line = naming({f"c{i}": "\x1b[2J" + "x" * 900 for i in range(9)})
+    assert line.startswith(" (c0: ?[2Jx")
+    assert line.endswith("; and 4 more)")
+    assert len(line) < 700
+    assert line.isprintable()
+    assert naming({}) == ""
 
 
 def _drawn(plan: Plan, *, attempt: int) -> tuple[str, ...]:

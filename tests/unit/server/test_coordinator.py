@@ -89,7 +89,7 @@ def test_below_the_quorum_the_model_stays_and_the_attempts_are_on_file(
     plan = make_plan(cohort={"size": 6, "quorum": 6, "deadline_s": 30.0, "attempts": 2})
     population = populate(plan)
     population.odd["bo"] = refuse
-    with pytest.raises(RoundError, match="quorum of 6 in 2 attempts"):
+    with pytest.raises(RoundError, match=r"quorum of 6 in 2 attempts \(bo: "):
         run(population, tmp_path / "r")
     names = sorted(path.name for path in (tmp_path / "r" / "rounds").iterdir())
     assert names == ["0000", "0001.attempt1.json", "0001.attempt2.json"]
