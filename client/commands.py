@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from client.receipts import Held
 
 app = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     help="A site's identity, its trainer, what its data has spent, its receipts.",
 )

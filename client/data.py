@@ -56,6 +56,11 @@ def load_rows(path: Path, task: Task) -> Rows:
 
     Raises DataError for the first row that does not fit; then nothing is returned.
     """
+    return _through_datasets(*read_columns(path, task), task)
+
+
+def read_columns(path: Path, task: Task) -> tuple[list[str], list[str]]:
+    """Texts and labels of the file, checked row by row. Raises DataError as :func:`load_rows` does."""
     reader, unit = _reader(path)
     known = frozenset(task.labels)
     texts: list[str] = []
@@ -77,7 +82,7 @@ def load_rows(path: Path, task: Task) -> Rows:
         raise DataError(
             f"{path}: there are no rows", "give this client a file with data", public="no rows"
         )
-    return _through_datasets(texts, labels, task)
+    return texts, labels
 
 
 def _through_datasets(texts: list[str], labels: list[str], task: Task) -> Rows:

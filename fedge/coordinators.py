@@ -16,7 +16,9 @@ from protocol.errors import MachineError
 if TYPE_CHECKING:
     from fedge.operations.coordinator import Coordinator
 
-app = typer.Typer(no_args_is_help=True, help="Run the machine where rounds are coordinated.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Run the machine where rounds are coordinated."
+)
 Folder = Annotated[Path, typer.Argument(help="the coordinator's folder")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Key = Annotated[
@@ -119,7 +121,12 @@ def start(
     start_in_background(
         arguments, opened.state, ready=lambda: _healthy(opened), log=opened.state / LOG
     )
-    typer.echo(f"started; sites reach it at {public.hosts[0]}:{public.port}")
+    typer.echo(f"started; sites reach it at {opened.address}")
+    if told := opened.told_elsewhere():
+        typer.echo(
+            f"note: invitation.json tells sites {told}; unless something there forwards to "
+            f"{opened.address}, correct `address` in it and in every site's coordinator.json"
+        )
 
 
 @app.command()

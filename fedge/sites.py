@@ -87,6 +87,7 @@ def start(
         return
     if not is_held(site.state / LOCK):
         verify_port_free("127.0.0.1", site.settings.port)
+        site.verify_fits()
     start_in_background(
         ["client", "start", str(site.folder), "--foreground"],
         site.state,

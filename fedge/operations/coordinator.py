@@ -159,9 +159,21 @@ class Coordinator:
             self.roster_file.unlink(missing_ok=True)
         return len(roster.sites)
 
+    @property
+    def address(self) -> str:
+        """Where its own settings say that sites reach it."""
+        return _with_port(self.settings.public.hosts[0], self.settings.public.port)
+
+    def told_elsewhere(self) -> str | None:
+        """The address in the invitation, when it is another: behind a proxy that may well be right."""
+        told = self._invitation().address
+        return None if told == self.address else told
+
+    def _invitation(self) -> Invitation:
+        return Invitation.model_validate_json((self.folder / INVITATION).read_bytes())
+
     def _operator(self) -> bytes:
-        invitation = Invitation.model_validate_json((self.folder / INVITATION).read_bytes())
-        return bytes.fromhex(invitation.operator)
+        return bytes.fromhex(self._invitation().operator)
 
     def admit(self, request: bytes, *, source: str, key: Path | None = None) -> Site:
         """Take a site into the roster. Raises ProofError, or PlanError when its name or keys are taken."""

@@ -56,7 +56,8 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         raise MachineError(
-            f"{path}: cannot be read: {error.strerror}", "name the folder that was made for it"
+            f"{path}: cannot be read: {error.strerror}",
+            "name a folder that `fedge coordinator init` or `fedge client enrol` has made",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MachineError(f"{path}: not valid TOML: {error}", "correct that line") from None

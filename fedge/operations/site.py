@@ -45,13 +45,15 @@ from fedge.operations.folders import (
     write_secret,
 )
 from fedge.operations.supervisor import Component
-from protocol.enrolment import make_request
-from protocol.errors import MachineError, PlanError
+from protocol.enrolment import NAME, NAME_FORM, make_request
+from protocol.errors import ArtefactError, MachineError, PlanError
+from protocol.plan import plan_from_text
 from server.files import write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
 ROSTER, SIGNED = "roster.json", "roster.signed.json"
 IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
+WHERE = "correct the path in config.toml"
 SHORTER = "move the site to a folder with a shorter path, or set TMPDIR to a folder of your own"
 AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
 
@@ -129,6 +131,29 @@ class Site:
             check_path(self.trainer)
         except MachineError as error:
             raise MachineError(error.cause, SHORTER) from None
+
+    def verify_fits(self) -> None:
+        """Plan, base and rows fit each other: else the first round would be the one to say so.
+
+        Raises PlanError, ArtefactError, DataError.
+        """
+        from client.data import read_columns
+        from fedge.plans import read_manifest
+
+        work = self.settings.work
+        source = self.folder / work.plan
+        try:
+            plan = plan_from_text(source.read_text("utf-8"), source=str(source))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"{source}: cannot be read ({type(error).__name__})", WHERE) from None
+        mine = work.base if self.fetches else read_manifest(self.base).fingerprint
+        if mine != plan.base.fingerprint:
+            raise ArtefactError(
+                f"{self.folder / CONFIG}: `work.base` is base {mine[:12]}…, the plan {source} is for "
+                f"base {plan.base.fingerprint[:12]}…",
+                "name the plan's base, or the plan that was agreed on",
+            )
+        read_columns(self.folder / work.data, plan.task)
 
     def renew_certificate(self) -> bool:
         """Replace a certificate for loopback that ends, as earlier versions made them."""
@@ -214,8 +239,10 @@ def make_site(
 ) -> Site:
     """A new folder with this site's keys and the request that goes to the operator.
 
-    Raises ArtefactError when the folder has something in it, ProofError for a name of another form.
+    Raises ArtefactError when the folder has something in it, PlanError for a name of another form.
     """
+    if not NAME.fullmatch(name):
+        raise PlanError(f"the name {name!r} is not {NAME_FORM}", "choose another --name")
     identity, _ = new_signing_key()
     node_key = ec.generate_private_key(ec.SECP384R1())
     signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(identity.decode()))

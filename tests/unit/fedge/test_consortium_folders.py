@@ -22,8 +22,16 @@ from fedge.operations.metrics import render
 from fedge.operations.overview import Overview, RunView, SiteView, look
 from fedge.operations.site import Site, Work, make_site, read_invitation
 from fedge.operations.supervisor import Process
+from fedge.plans import commented_plan, read_manifest
 from protocol.enrolment import sign_roster
-from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, ProofError
+from protocol.errors import (
+    ArtefactError,
+    DataError,
+    FedgeError,
+    MachineError,
+    PlanError,
+    ProofError,
+)
 from protocol.secagg.roster import parse_roster
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -70,7 +78,7 @@ def test_secrets_are_their_owners(
             assert path.read_text().strip() not in given
     with pytest.raises(ArtefactError, match="not empty"):
         enrolled(tmp_path, "ward-1", invitation)
-    with pytest.raises(ProofError, match="the name"):
+    with pytest.raises(PlanError, match="the name"):
         make_site(tmp_path / "x", "Ward 1", invitation, work=Work(), port=9100)
     assert not (tmp_path / "x").exists()
 
@@ -180,6 +188,14 @@ def test_wrong_settings_name_their_key(
         Coordinator.open(coordinator.folder)
 
 
+def test_a_port_that_changed_is_not_the_invited_one(coordinator: Coordinator) -> None:
+    assert coordinator.told_elsewhere() is None
+    path = coordinator.folder / "config.toml"
+    path.write_text(path.read_text().replace("port = 9440", "port = 9540"))
+    told = Coordinator.open(coordinator.folder).told_elsewhere()
+    assert told == "fl.example.org:9440"
+
+
 def test_a_site_says_what_it_lacks(invitation: Invitation, tmp_path: Path) -> None:
     site = enrolled(tmp_path, "ward-1", invitation)
     with pytest.raises(PlanError, match=r"work\.data"):
@@ -189,6 +205,33 @@ def test_a_site_says_what_it_lacks(invitation: Invitation, tmp_path: Path) -> No
         named.verify_ready()
     with pytest.raises(FedgeError):
         Site.open(tmp_path / "nowhere")
+
+
+def test_what_does_not_fit_is_said_before_a_site_starts(
+    invitation: Invitation, tmp_path: Path, tiny_base: Path
+) -> None:
+    fingerprint = read_manifest(tiny_base).fingerprint
+    (tmp_path / "plan.toml").write_text(commented_plan(fingerprint))
+    (tmp_path / "other.toml").write_text(commented_plan("0" * 64))
+    rows = tmp_path / "rows.jsonl"
+    site = enrolled(tmp_path, "ward-1", invitation)
+
+    def fits(plan: str = "plan.toml") -> None:
+        work = Work(data=str(rows), plan=str(tmp_path / plan), base=str(tiny_base))
+        replace(site, settings=site.settings.model_copy(update={"work": work})).verify_fits()
+
+    rows.write_text('{"text": "a", "label": "yes"}\n')
+    fits()
+    with pytest.raises(ArtefactError, match="is for base 000000000000"):
+        fits("other.toml")
+    with pytest.raises(PlanError, match="FileNotFoundError"):
+        fits("gone.toml")
+    rows.write_text('{"text": "a", "topic": "yes"}\n')
+    with pytest.raises(DataError, match="line 1: the column `label` is missing"):
+        fits()
+    rows.write_text("")
+    with pytest.raises(DataError, match="no rows"):
+        fits()
 
 
 def test_a_place_for_its_socket_that_somebody_else_took_is_said(
