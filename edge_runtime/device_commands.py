@@ -101,9 +101,13 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{what}: {'none' if held is None else 'release ' + str(held['seq'])}")
     for fault in told["faults"]:
         typer.echo(f"failed here: release {fault['seq']}: {fault['reason']}")
+    if told["faults"]:
+        typer.echo(
+            "what failed here is not taken again by itself; `fedge edge update … --retry` does"
+        )
     at = told["refreshed"]
     when = "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
-    typer.echo(f"repository reached: {when}; {told['outcome']}")
+    typer.echo(f"repository reached: {when}" + (f"; {told['outcome']}" if told["outcome"] else ""))
 
 
 def _now() -> datetime:

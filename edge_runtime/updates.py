@@ -142,7 +142,14 @@ class _Remote:
     def current(self) -> Current:
         """What the channel offers."""
         name = current_name(self._device.name)
-        target = self._target(name)
+        target = self._updater.get_targetinfo(f"{self._device.channel}/{name}")
+        if target is None:
+            raise DeliveryError(
+                "release.unknown",
+                f"nothing was offered yet to channel `{self._device.channel}` for `{self._device.name}`",
+                "wait for a release there, or correct `name` or `channel` in the device's settings; "
+                + STAY,
+            )
         if target.length > MOST_CURRENT:
             raise _refused("release.size", f"{name} has {target.length} bytes")
         data = self._fetcher.download_bytes(self._url(target), target.length)
@@ -225,15 +232,23 @@ def _check_facts(facts: Facts, offer: Offer, device: Device) -> None:
     graph = manifest.files[manifest.graph.file].sha256
     logs = [log.name for log in read_policy(device.trust).logs]
     faults = {
-        "release.files": facts.seq != offer.seq,
-        "release.device": max(facts.device_min, offer.device_min) > DEVICE_VERSION,
-        "release.base": facts.base != manifest.fingerprint,
-        "release.graph": facts.graph != graph,
-        "release.log": facts.log_origin not in logs,
+        "release.files": (facts.seq != offer.seq, "its files are of another release"),
+        "release.device": (
+            max(facts.device_min, offer.device_min) > DEVICE_VERSION,
+            "it needs a newer fedge",
+        ),
+        "release.base": (facts.base != manifest.fingerprint, "its base is another one"),
+        "release.graph": (facts.graph != graph, "its base has another graph"),
+        "release.log": (
+            facts.log_origin not in logs,
+            f"{device.trust.name} does not name its log, {facts.log_origin[:120]!r}",
+        ),
     }
-    for code, wrong in faults.items():
+    for code, (wrong, why) in faults.items():
         if wrong:
-            raise _refused(code, f"release {offer.seq} of {device.name} is not for this device")
+            raise _refused(
+                code, f"release {offer.seq} of {device.name} is not for this device: {why}"
+            )
 
 
 def _check_passport(folder: Path, facts: Facts, device: Device) -> None:

@@ -64,6 +64,13 @@ def test_a_new_device_gets_what_is_on_offer_to_it(world: World) -> None:
         assert in_use(device) == (2 if in_rollout(device.id, narrow.id, 300) else 1)
 
 
+def test_a_channel_without_a_release_is_no_attack(world: World) -> None:
+    world.publish()
+    with pytest.raises(DeliveryError, match="nothing was offered yet to channel `stable`") as none:
+        update(world.device(channel=STABLE))
+    assert "evidence" not in none.value.remedy
+
+
 def test_a_rollout_only_grows(world: World) -> None:
     offer = world.publish()
     outside = next(
@@ -86,8 +93,9 @@ def test_a_bad_adapter_is_stopped_by_the_probe_and_named(world: World) -> None:
     update(canary)
     update(kiosk)
     bad = world.publish("bad")
-    with refused("probe.labels"):
+    with pytest.raises(DeliveryError, match="the first wrong one is row 1: ") as failure:
         update(canary)
+    assert failure.value.code == "probe.labels"
     update(kiosk)
     assert read_state(canary.store).current == read_state(kiosk.store).current == good.id
     assert update(canary).outcome == "up to date"  # it is not tried again
