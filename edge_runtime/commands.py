@@ -15,7 +15,9 @@ from protocol.errors import DataError
 if TYPE_CHECKING:
     from edge_runtime.runtime import Prediction
 
-app = typer.Typer(no_args_is_help=True, help="Run a base and its adapters on a device.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Run a base and its adapters on a device."
+)
 for _command in ("update", "activate", "rollback", "status", "serve"):
     app.command()(getattr(device_commands, _command))
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]

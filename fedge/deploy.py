@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from server.delivery.keys import KeyRing
     from server.delivery.repository import Repository
 
-app = typer.Typer(no_args_is_help=True, help="Deliver releases to devices: a signed repository.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Deliver releases to devices: a signed repository.",
+)
 Repo = Annotated[Path, typer.Argument(metavar="REPO", help="the repository's folder")]
 RepoOption = Annotated[Path, typer.Option("--repo", help="the repository's folder")]
 Keys = Annotated[list[Path], typer.Option("--keys", help="folder with keys; may be given again")]

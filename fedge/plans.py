@@ -21,7 +21,9 @@ from protocol.plan import Plan, Section, plan_from_text
 from protocol.rules import RULES
 
 app = typer.Typer(
-    no_args_is_help=True, help="Check a plan, forecast what it costs, list the rules."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Check a plan, forecast what it costs, list the rules.",
 )
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
@@ -52,7 +54,8 @@ def init(
         typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
     else:
         Console(markup=False, emoji=False).print(
-            f"wrote {out}; next: set task.labels, then `fedge plan check {out}`"
+            f"wrote {out}; next: set labels, text and label of [task], size and quorum of [cohort],\n"
+            f"then `fedge plan check {out} --base BASE`"
         )
 
 
@@ -193,7 +196,7 @@ def _print(
         if isinstance(value, dict):
             shown = ", ".join(f"{name}: {number:,}" for name, number in value.items())
         elif isinstance(value, float):
-            shown = f"{value:,.2f}"
+            shown = f"{value:,.2f}" if value >= 0.1 else f"{value:.1g}"
         else:
             shown = f"{value:,}"
         table.add_row(key.replace("_", " "), shown)

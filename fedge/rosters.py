@@ -12,7 +12,9 @@ import typer
 from protocol.errors import PlanError
 from protocol.secagg.roster import parse_roster, render_roster
 
-app = typer.Typer(no_args_is_help=True, help="Who may take part in secret sums.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Who may take part in secret sums."
+)
 File = Annotated[Path, typer.Argument(help="the roster, a JSON file")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 

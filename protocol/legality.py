@@ -43,7 +43,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
     try:
         contract = rule_named(plan.rule.name)
     except PlanError as error:
-        return [_error("rule.name", error.cause, error.remedy)]
+        return [_error("rule.name", error.cause.removeprefix("`rule.name`: "), error.remedy)]
     found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract), *_witnesses(plan)]
     if manifest is None:
         found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
@@ -181,7 +181,7 @@ def _secret(plan: Plan) -> Iterator[Finding]:
     if size - plan.least_sum > spare:
         yield _warning(
             "cohort.quorum",
-            f"with {size} clients no sum opens once more than {spare} are lost",
+            f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost",
             f"below {size - spare} of them it is never enough",
         )
 
@@ -226,7 +226,8 @@ def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator
     try:
         linears = target_linears(plan.adapter, manifest)
     except PlanError as error:
-        yield _error("adapter.targets", error.cause, error.remedy)
+        cause = error.cause.removeprefix("`adapter.targets`: ")
+        yield _error("adapter.targets", cause, error.remedy)
         return
     smallest = min(min(x.in_features, x.out_features) for x in linears)
     rank = max([plan.adapter.rank, *plan.adapter.client_ranks])

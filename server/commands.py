@@ -13,7 +13,9 @@ from protocol.errors import ArtefactError
 from protocol.plan import plan_from_text
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look after a run's log: expired vectors, submissions."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Look after a run's log: expired vectors, submissions.",
 )
 Run = Annotated[Path, typer.Argument(help="a run folder")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]

@@ -168,7 +168,7 @@ def test_a_stranger_in_the_folder_or_a_path_in_the_manifest_is_refused(
         ({"task": "causal-lm"}, "planned"),
         ({"task": "dancing"}, "not known"),
         ({"bits": 5}, "not offered"),
-        ({"source": "/nowhere/at/all"}, "cannot be loaded"),
+        ({"source": "/nowhere/at/all"}, "no such folder"),
         ({"source": "package:no_such_module/x"}, "not installed"),
         ({"pooling": "median"}, "not known"),
     ],

@@ -45,6 +45,36 @@ def test_init_writes_a_plan_that_check_accepts(tiny_base: Path, tmp_path: Path) 
     assert not any("INSECURE" in finding["cause"] for finding in body["findings"])
 
 
+def test_a_fingerprint_is_shown_whole(tiny_base: Path) -> None:
+    fingerprint = json.loads(fedge("base", "inspect", tiny_base, "--json").stdout)["fingerprint"]
+    for command in ("inspect", "verify"):
+        assert fingerprint in fedge("base", command, tiny_base).stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"), [("name", '"alternate"'), ("targets", '["nothing"]')], ids=["rule", "targets"]
+)
+def test_a_finding_names_its_field_once(
+    tiny_base: Path, tmp_path: Path, key: str, wrong: str
+) -> None:
+    section, default = {
+        "name": ("rule", '"alternating"'),
+        "targets": ("adapter", '["query", "value"]'),
+    }[key]
+    text = commented_plan(json.loads((tiny_base / "manifest.json").read_text())["fingerprint"])
+    assert f"{key} = {default}" in text
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text.replace(f"{key} = {default}", f"{key} = {wrong}"))
+    done = fedge("plan", "check", plan, "--base", tiny_base)
+    assert done.returncode == 3
+    assert done.stdout.count(f"`{section}.{key}`") == 1
+
+
+def test_help_offers_only_what_works() -> None:
+    for group in ("base", "plan", "coordinator", "client", "audit", "edge", "deploy", "log"):
+        assert "completion" not in fedge(group, "--help").stdout
+
+
 def test_the_commented_plan_has_every_key_at_its_default() -> None:
     text = commented_plan("0" * 64)
     plan = parse_plan(text, source="init")
