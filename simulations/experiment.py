@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from protocol.errors import MachineError, PlanError
+from protocol.legality import verify_legal
 from protocol.plan import (
     Fraction,
     Name,
@@ -150,10 +151,16 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(f"{path}: not valid TOML: {error}", "correct the line named") from None
     for override in overrides or []:
         _override(document, override)
+    if "task" in document and "plan" not in document:
+        raise PlanError(
+            f"{path}: this is a plan, not an experiment",
+            "write an experiment and put the plan below its [plan]; docs/guide.md shows one",
+        )
     experiment = validated(Experiment, document, source=str(path))
     experiment._folder = path.resolve().parent
     # Validated now with stand-ins, so that a wrong plan costs no preparation.
     plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])
+    verify_legal(plan)
     if plan.cohort.size > experiment.population.clients:
         raise PlanError(
             f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fedge.plans import commented_plan
 from protocol.errors import MachineError, PlanError
 from simulations.experiment import (
     experiment_path,
@@ -25,8 +26,8 @@ clients = 4
 [plan]
 rounds = 3
 [plan.cohort]
-size = 2
-quorum = 1
+size = 3
+quorum = 3
 """
 
 
@@ -80,6 +81,17 @@ def test_wrong_experiments_are_refused(file: Path, override: str, says: str) -> 
         load_experiment(file, [override])
     assert says in str(caught.value)
     assert "\n" not in caught.value.cause
+
+
+def test_a_plan_that_must_not_run_is_refused_before_anything_is_built(file: Path) -> None:
+    with pytest.raises(PlanError, match=r"cohort\.quorum.*no secret"):
+        load_experiment(file, ["plan.cohort.quorum=2"])
+
+
+def test_a_plan_is_no_experiment(file: Path) -> None:
+    file.write_text(commented_plan("a" * 64))
+    with pytest.raises(PlanError, match="a plan, not an experiment"):
+        load_experiment(file)
 
 
 def test_text_that_is_no_toml(file: Path) -> None:
