@@ -114,10 +114,12 @@ def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up, and what the coordinator says. Exit code 8 when it cannot take part."""
     from fedge.operations.contact import last_contact
     from fedge.operations.locks import is_held
+    from fedge.operations.logs import last_refusal
     from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK, processes_of
+    from fedge.operations.supervisor import LOCK, LOG, processes_of
 
     site = Site.open(folder)
+    refusal = last_refusal(site.state / LOG)
     running, processes = is_held(site.state / LOCK), processes_of(site.state)
     contact = last_contact(site)
     well = running and all(p.pid for p in processes) and contact is not None and not contact.fault
@@ -127,6 +129,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
             "running": running,
             "processes": [asdict(process) for process in processes],
             "contact": asdict(contact) if contact else None,
+            "refusal": {"at": refusal[0], "why": refusal[1]} if refusal else None,
         }
         typer.echo(json.dumps(body))
     else:
@@ -137,6 +140,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
         if contact:
             said = contact.fault or f"enrolled, roster version {contact.roster_version}"
             typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
+        if refusal:
+            typer.echo(f"  it last refused a request at {refusal[0]}: {refusal[1]}")
     if not well:
         raise typer.Exit(MachineError.exit_code)
 

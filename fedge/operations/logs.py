@@ -25,7 +25,9 @@ TRACEBACK = (
     "Exception Group Traceback (most recent call last)",
 )
 GROUP = " |+-"  # what the lines of an exception group begin with
+REFUSED = "refused: "  # how client.app and client.trainer begin what they answer with a refusal
 ROTATE_BYTES, KEEP, LINE = 8 << 20, 3, 600
+TAIL = 1 << 18
 
 
 class Redactor:
@@ -49,7 +51,8 @@ class Redactor:
             if found is None or text.startswith(" "):
                 return self._failure(text, bare)
             self._failing = False
-        level, message = (found[1], found[2]) if found else ("INFO", text)
+        plain = "WARNING" if text.startswith(REFUSED) else "INFO"
+        level, message = (found[1], found[2]) if found else (plain, text)
         message = _clean(message)
         return (level, message) if message else None
 
@@ -100,3 +103,25 @@ class JsonLog:
             if older.exists():
                 older.replace(self._path.with_suffix(f".{number + 1}.jsonl"))
         self._path.replace(self._path.with_suffix(".1.jsonl"))
+
+
+def last_refusal(path: Path) -> tuple[str, str] | None:
+    """When this site last refused a request since it was started, and why; of the log's newest part."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    found = None
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            time, message = str(entry["time"]), str(entry["message"])
+        except (ValueError, KeyError, TypeError):
+            continue  # the first line may be half a one
+        if (entry.get("component"), message) == ("supervisor", "started"):
+            found = None
+        elif message.startswith(REFUSED):
+            found = time, message.removeprefix(REFUSED)
+    return found

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedge.operations import logs
-from fedge.operations.logs import JsonLog, Redactor
+from fedge.operations.logs import JsonLog, Redactor, last_refusal
 
 
 def redacted(text: str) -> list[tuple[str, str]]:
@@ -115,6 +115,22 @@ def test_no_key_is_written(secret: bytes, text: str) -> None:
     for level, message in redacted(f"INFO : {text} {key}\nkey={key}"):
         assert level == "INFO"
         assert key[:24] not in message
+
+
+def test_the_last_refusal_since_the_start_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert last_refusal(path) is None
+    log = JsonLog(path, lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    log.write("supervisor", "INFO", "started", pid=1)
+    for text in ("refused: first", "refused: another plan; name it", "Sent successfully"):
+        level, message = Redactor().line(text) or ("", "")
+        log.write("apps", level, message)
+    assert json.loads(path.read_text().splitlines()[1])["level"] == "WARNING"
+    assert last_refusal(path) == ("2026-03-01T00:00:00.000+00:00", "another plan; name it")
+    log.write("supervisor", "INFO", "started", pid=2)
+    with path.open("a") as file:
+        file.write("[]\nhalf a li")
+    assert last_refusal(path) is None
 
 
 def test_a_log_is_json_lines_below_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
