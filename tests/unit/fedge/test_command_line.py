@@ -131,13 +131,13 @@ source = "{source}"
 train = "train.jsonl"
 test = "test.jsonl"
 [population]
-clients = 2
+clients = 3
 partition = "iid"
 [plan]
 name = "t"
 rounds = 2
 task = {{ max_length = 16 }}
-cohort = {{ size = 2, quorum = 1 }}
+cohort = {{ size = 3, quorum = 3 }}
 """
 
 
