@@ -6,6 +6,7 @@ update is on disk before it is counted, and a round is published by one rename.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,9 @@ from server.setting import Listener, Setting
 from server.store import Number, Record, RunStore
 from server.tending import tend
 from server.witnessing import Witness
+
+said = logging.getLogger("flwr.fedge")  # Flower's handler writes it
+LOOK_S, ANEW_S = 1.0, 15.0  # while clients are missing: at who is connected; all are asked anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,7 @@ class _Run:
         self._manifest, self._store = setting.manifest, setting.store
         self._roster: Roster | None = None
         self._called: frozenset[int] = frozenset()
+        self._called_at = 0.0
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
@@ -135,10 +140,24 @@ class _Run:
         return state, record
 
     def _present(self) -> Roster:
+        """The roster; while it is below the quorum, sites that restart are waited for, up to a deadline."""
+        clock, cohort = self._setting.clock, self._plan.cohort
+        roster, began = self._called_roll(), clock.now()
+        if len(roster.nodes) < cohort.quorum:
+            there = f"{len(roster.nodes)} clients are there, the quorum is {cohort.quorum}"
+            said.warning("%s: waiting up to %g s", there, cohort.deadline_s)
+        while len(roster.nodes) < cohort.quorum and clock.now() < began + cohort.deadline_s:
+            clock.sleep(LOOK_S)
+            if clock.now() >= self._called_at + ANEW_S:  # what was answered may have been mended
+                self._roster = None
+            roster = self._called_roll()
+        return roster
+
+    def _called_roll(self) -> Roster:
         """The roster; called again when other nodes are there: one that restarts has another id."""
         nodes = frozenset(self._setting.grid.get_node_ids())
         if self._roster is None or nodes != self._called:
-            self._called = nodes
+            self._called, self._called_at = nodes, self._setting.clock.now()
             self._roster = call_roll(
                 self._setting.grid, self._setting.clock, base=self._manifest.fingerprint
             )

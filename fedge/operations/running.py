@@ -23,7 +23,7 @@ from protocol.plan import Plan
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 
-POLL_S, GONE_S, RESTART_S = 0.5, 3.0, 60.0
+POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
 ATTEMPTS = (
     20  # to start the app again without a new round in between; so many when it says why it failed:
 )
@@ -96,6 +96,7 @@ class _Watch:
         self._run, self._tries, self._raised, self._reached = 0, 0, 0, 0
         self._seen = False  # the app of the present submission at work
         self._gone_since: float | None = None
+        self._next_look, self._short = 0.0, False
 
     def until_it_ends(self) -> dict[str, Any]:
         self._reached = published_rounds(self._folder)
@@ -117,12 +118,29 @@ class _Watch:
             self._report(rounds, f"round {rounds} is published")
         if self._at_work():
             self._seen, self._gone_since = True, None
+            self._tell_of_sites()
             return None
         if (outcome := read_outcome(self._folder)) is not None:
             return outcome
         if self._dead():
             self._submit_again()
         return None
+
+    def _tell_of_sites(self) -> None:
+        """Say when too few sites are on line for the quorum, and when they are back."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        with suppress(MachineError):  # the SuperLink is being started again
+            online = sum(node.status == "online" for node in self._control.nodes())
+            cohort = self._wanted.plan.cohort
+            if (online < cohort.quorum) != self._short:
+                self._short = not self._short
+                then = f"waiting up to {cohort.deadline_s:g} s" if self._short else "going on"
+                self._report(
+                    self._reached,
+                    f"{online} sites are on line, the quorum is {cohort.quorum}: {then}",
+                )
 
     def _at_work(self) -> bool:
         return is_held(self._folder / ".lock")

@@ -18,7 +18,7 @@ import pytest
 
 from fedge.devices import devices
 from fedge.operations.coordinator import Coordinator
-from fedge.operations.loopback import Consortium, environment
+from fedge.operations.loopback import Consortium, environment, fedge
 from fedge.operations.overview import look
 from simulations.experiment import load_experiment
 from simulations.prepare import prepare
@@ -165,6 +165,36 @@ def test_a_slow_link_and_a_site_that_sleeps(experiment_file: Path, tmp_path: Pat
     assert all(stage.names[0] in record["used"] for record in records[1:])
     assert stage.links[0].passed > 10_000
     stage.links[0].close()
+
+
+@pytest.mark.slow
+def test_a_site_that_is_needed_is_waited_for(experiment_file: Path, tmp_path: Path) -> None:
+    """With a quorum of all, a site that restarts costs time and nothing else."""
+    more = ["plan.rounds=3", "plan.cohort.quorum=4", "plan.cohort.deadline_s=60"]
+    experiment = load_experiment(experiment_file, [*SETTINGS, *more])
+    prepared = prepare(
+        experiment, experiment_file.parent / "needed", resume=False, progress=NoProgress()
+    )
+    out = tmp_path / "run"
+    stage = Consortium(out=tmp_path, simulated=prepared.out, base=prepared.base)
+    with stage.running(lambda text: None):
+        run = subprocess.Popen(
+            stage.run_command(out, resume=False),
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while run.poll() is None and not (out / "rounds" / "0001").exists():
+            time.sleep(0.2)
+        fedge("client", "stop", stage.site(stage.names[0]))
+        time.sleep(8)
+        fedge("client", "start", stage.site(stage.names[0]))
+        _, said = run.communicate(timeout=300)
+        assert run.returncode == 0, said
+    assert "3 sites are on line, the quorum is 4: waiting up to 60 s" in said
+    assert "4 sites are on line, the quorum is 4: going on" in said
+    records = [json.loads(p.read_text()) for p in sorted((out / "rounds").glob("*/record.json"))]
+    assert [len(record["used"]) for record in records] == [0, 4, 4, 4]
 
 
 def signal_site(folder: Path, number: int) -> None:

@@ -201,6 +201,30 @@ def test_too_few_clients_stop_the_run_before_anybody_trains(
         go(population, EagerGrid(population, clock), clock)
     assert population.asked == []
     assert [path.name for path in (tmp_path / "r" / "rounds").iterdir()] == ["0000"]
+    assert clock.now() >= population.plan.cohort.deadline_s  # it waited for them
+
+
+def test_a_client_that_restarts_is_waited_for(
+    make_plan: MakePlan, populate: Any, go: Any, tmp_path: Path
+) -> None:
+    population = populate(make_plan(cohort=ALL, rounds=1), ["ann", "bo", "cyd", "dora"])
+    clock = VirtualClock()
+
+    class Restarting(EagerGrid):
+        """One node is not connected for a while."""
+
+        def get_node_ids(self) -> list[int]:
+            nodes = list(super().get_node_ids())
+            return nodes if clock.now() >= 20.0 else nodes[:-1]
+
+        def get_nodes(self) -> list[Any]:
+            there = self.get_node_ids()
+            return [node for node in super().get_nodes() if node.node_id in there]
+
+    go(population, Restarting(population, clock), clock)
+    found = record(tmp_path)
+    assert sorted(found["used"]) == ["ann", "bo", "cyd", "dora"]
+    assert (found["attempt"], found["started_at"]) == (1, pytest.approx(20, abs=1))
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a\nb"])
