@@ -105,6 +105,11 @@ def tile_names(entries: Sequence[bytes]) -> list[str]:
 def _key(source: Source, trust: Trust) -> VerifierKey:
     try:
         key = parse_key(source.read("log/key").decode().removesuffix("\n"))
+    except MissingError:
+        raise MissingError(
+            f"{source.where} is no run with a log: log/key is not there",
+            "name a run's folder, or the address of an exported copy",
+        ) from None
     except UnicodeDecodeError:
         raise ProofError("log/key is no verifier key", REMEDY) from None
     if trust.key is not None and key != trust.key:

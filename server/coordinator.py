@@ -164,9 +164,10 @@ class _Run:
         return self._roster
 
     def _round(self, number: int, state: State, digest: str) -> tuple[State, Record]:
-        """Attempts at one round until one is complete."""
+        """Attempts at one round until one is complete; who resumes a run may try as often again."""
         failed = self._store.failed_attempts(number)
-        while failed < self._plan.cohort.attempts:
+        most = failed + self._plan.cohort.attempts
+        while failed < most:
             kind = SecretAttempt if self._setting.secure else Attempt
             attempt = kind(self._setting, number, failed + 1, state, digest, self._present())
             closed = attempt.collect()
@@ -186,8 +187,7 @@ class _Run:
         why = _why(self._store.last_failure(number) or {})
         raise RoundError(
             f"round {number} missed its quorum of {self._plan.cohort.quorum} in {failed} attempts{why}",
-            "mend what is named; then remove the run folder's "
-            f"rounds/{number:04d}.attempt*.json, which tell of every attempt, and resume",
+            f"mend what is named, and resume; rounds/{number:04d}.attempt*.json tell of every attempt",
         )
 
     def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:

@@ -99,9 +99,10 @@ def report(
 
 def summary_table(summary: Summary) -> Table:
     """The figures of a run as a table."""
-    table = Table(title=f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds")
-    table.add_column("")
-    table.add_column("", justify="right")
+    title = f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds"
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for label, value in (
         ("accuracy, devices alone (mean)", _percent(summary.accuracy_alone_mean)),
         ("accuracy, federated", _percent(summary.accuracy_federated)),

@@ -93,6 +93,10 @@ def test_below_the_quorum_the_model_stays_and_the_attempts_are_on_file(
         run(population, tmp_path / "r")
     names = sorted(path.name for path in (tmp_path / "r" / "rounds").iterdir())
     assert names == ["0000", "0001.attempt1.json", "0001.attempt2.json"]
+    del population.odd["bo"]  # mended
+    run(population, tmp_path / "r")
+    assert record(tmp_path / "r", 1)["attempt"] == 3
+    assert (tmp_path / "r" / "rounds" / "0001.attempt2.json").exists()
 
 
 def test_names_that_appear_twice_take_no_part(
