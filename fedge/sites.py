@@ -98,6 +98,24 @@ def start(
 
 
 @app.command()
+def agree(
+    folder: Folder,
+    plan: Annotated[Path, typer.Argument(help="what this site agrees to from now on")],
+) -> None:
+    """Take part in the runs of another plan, and of no other; a site that runs is started again."""
+    from fedge.operations.locks import is_held
+    from fedge.operations.site import Site
+    from fedge.operations.supervisor import LOCK
+
+    site = Site.open(folder).agree(plan)
+    agreed = site.verify_fits()
+    typer.echo(f"{site.settings.name} agrees to plan {agreed.name}, {agreed.digest}")
+    if is_held(site.state / LOCK):
+        stop(folder)
+        start(folder, foreground=False)
+
+
+@app.command()
 def stop(folder: Folder) -> None:
     """Stop its processes."""
     from fedge.operations.service import stop as end

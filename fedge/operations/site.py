@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -47,7 +49,7 @@ from fedge.operations.folders import (
 from fedge.operations.supervisor import Component
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
-from protocol.plan import plan_from_text
+from protocol.plan import Plan, plan_from_text
 from server.files import write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
@@ -132,7 +134,27 @@ class Site:
         except MachineError as error:
             raise MachineError(error.cause, SHORTER) from None
 
-    def verify_fits(self) -> None:
+    def agree(self, plan: Path) -> Site:
+        """Name another plan in ``config.toml``; the rest of the file stays. The site with it.
+
+        Raises what :meth:`verify_fits` raises, then nothing is written; MachineError for a file without
+        just one line for the plan.
+        """
+        path = self.folder / CONFIG
+        text = path.read_text("utf-8")
+        line = f"plan = {toml_text(str(plan.resolve()))}"
+        changed = re.sub(r"(?m)^plan\s*=.*$", lambda _: line, text)
+        work = self.settings.work.model_copy(update={"plan": str(plan.resolve())})
+        settings = self.settings.model_copy(update={"work": work})
+        if SiteSettings.model_validate(tomllib.loads(changed)) != settings:
+            raise MachineError(f"{path}: it is not clear where the plan is named", f"write {line}")
+        agreed = replace(self, settings=settings)
+        agreed.verify_ready()
+        agreed.verify_fits()
+        write_whole(path, changed.encode())
+        return agreed
+
+    def verify_fits(self) -> Plan:
         """Plan, base and rows fit each other: else the first round would be the one to say so.
 
         Raises PlanError, ArtefactError, DataError.
@@ -154,6 +176,7 @@ class Site:
                 "name the plan's base, or the plan that was agreed on",
             )
         read_columns(self.folder / work.data, plan.task)
+        return plan
 
     def renew_certificate(self) -> bool:
         """Replace a certificate for loopback that ends, as earlier versions made them."""

@@ -234,6 +234,35 @@ def test_what_does_not_fit_is_said_before_a_site_starts(
         fits()
 
 
+def test_a_site_agrees_to_the_next_plan_or_stays_with_its_own(
+    invitation: Invitation, tmp_path: Path, tiny_base: Path
+) -> None:
+    fingerprint = read_manifest(tiny_base).fingerprint
+    for name in ("first", "second"):
+        text = commented_plan(fingerprint).replace('"my-plan"', f'"{name}"')
+        (tmp_path / f"{name}.toml").write_text(text)
+    (tmp_path / "foreign.toml").write_text(commented_plan("0" * 64))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "label": "yes"}\n')
+    work = Work(data=str(rows), plan=str(tmp_path / "first.toml"), base=str(tiny_base))
+    site = make_site(tmp_path / "site", "ward-1", invitation, work=work, port=9)
+    config = site.folder / "config.toml"
+    config.write_text(config.read_text() + "# ours\n")
+    assert site.agree(tmp_path / "second.toml").verify_fits().name == "second"
+    again = Site.open(site.folder)
+    assert again.settings.work == work.model_copy(update={"plan": str(tmp_path / "second.toml")})
+    assert config.read_text().endswith("# ours\n")
+    before = config.read_bytes()
+    with pytest.raises(ArtefactError, match="is for base"):
+        again.agree(tmp_path / "foreign.toml")
+    with pytest.raises(MachineError, match="is not there"):
+        again.agree(tmp_path / "gone.toml")
+    assert config.read_bytes() == before
+    config.write_text(config.read_text().replace("plan = ", '"plan" = '))
+    with pytest.raises(MachineError, match="not clear where the plan is named"):
+        again.agree(tmp_path / "first.toml")
+
+
 def test_a_place_for_its_socket_that_somebody_else_took_is_said(
     invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
