@@ -210,7 +210,7 @@ class Member:
                 "attempt.other-plan",
                 f"the coordinator runs plan {instruction.plan_digest[:12]}…, this client has agreed to "
                 f"{self.plan.digest[:12]}…",
-                "if its owner agrees to that plan too: `fedge client agree`, or name its file in the settings",
+                "if its owner agrees to that plan too: `fedge client agree`, or name it in the settings",
             )
         if not 1 <= instruction.round <= self.plan.rounds:
             raise SecrecyError(
