@@ -319,3 +319,14 @@ def world(tmp_path: Path, tiny_base: Path, released: dict[str, Path], delivery_r
 
     adapters = {"good": released["a"], "bad": released["b"]}
     return World.make(tmp_path / "world", tiny_base, adapters, delivery_rows)
+
+
+@pytest.fixture
+def kiosk(world):  # type: ignore[no-untyped-def]
+    """A device that runs release 1."""
+    from tests.delivery_world import update
+
+    device = world.device()
+    world.publish()
+    update(device)
+    return device

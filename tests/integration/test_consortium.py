@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -24,6 +25,7 @@ from simulations.experiment import load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
 
+Stage = TypeVar("Stage", bound=Consortium)
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
     "population.clients=4",
@@ -127,17 +129,20 @@ class Slow(Consortium):
             path.write_text(json.dumps(invitation))
 
 
+def staged(kind: type[Stage], experiment_file: Path, folder: Path, settings: list[str]) -> Stage:
+    """A consortium that is not made yet, with the plan and the rows of a prepared simulation."""
+    experiment = load_experiment(experiment_file, [*SETTINGS, *settings])
+    simulated = experiment_file.parent / folder.name
+    prepared = prepare(experiment, simulated, resume=False, progress=NoProgress())
+    return kind(out=folder, simulated=prepared.out, base=prepared.base)
+
+
 @pytest.mark.slow
 def test_a_slow_link_and_a_site_that_sleeps(experiment_file: Path, tmp_path: Path) -> None:
     """The run goes on without the sleeper, names it, and has it again when it wakes."""
     rounds, deadline = 5, 20.0
     more = [f"plan.rounds={rounds}", f"plan.cohort.deadline_s={deadline}"]
-    experiment = load_experiment(experiment_file, [*SETTINGS, *more])
-    prepared = prepare(
-        experiment, experiment_file.parent / "sleeper", resume=False, progress=NoProgress()
-    )
-    out = tmp_path / "run"
-    stage = Slow(out=tmp_path, simulated=prepared.out, base=prepared.base)
+    out, stage = tmp_path / "run", staged(Slow, experiment_file, tmp_path, more)
     with stage.running(lambda text: None):
         sleeper = stage.names[-1]
         run = subprocess.Popen(stage.run_command(out, resume=False), env=environment())
@@ -171,12 +176,7 @@ def test_a_slow_link_and_a_site_that_sleeps(experiment_file: Path, tmp_path: Pat
 def test_a_site_that_is_needed_is_waited_for(experiment_file: Path, tmp_path: Path) -> None:
     """With a quorum of all, a site that restarts costs time and nothing else."""
     more = ["plan.rounds=3", "plan.cohort.quorum=4", "plan.cohort.deadline_s=60"]
-    experiment = load_experiment(experiment_file, [*SETTINGS, *more])
-    prepared = prepare(
-        experiment, experiment_file.parent / "needed", resume=False, progress=NoProgress()
-    )
-    out = tmp_path / "run"
-    stage = Consortium(out=tmp_path, simulated=prepared.out, base=prepared.base)
+    out, stage = tmp_path / "run", staged(Consortium, experiment_file, tmp_path, more)
     with stage.running(lambda text: None):
         run = subprocess.Popen(
             stage.run_command(out, resume=False),

@@ -16,7 +16,6 @@ from uvicorn.server import Server
 from edge_runtime import http_server
 from edge_runtime.service import Answer, Service
 from edge_runtime.settings import Device
-from tests.delivery_world import World, update
 
 BODY = json.dumps({"texts": ["turn on the light"]}).encode()
 JSON = b"Content-Type: application/json\r\n"
@@ -24,18 +23,10 @@ HOST = b"Host: 127.0.0.1\r\n"
 
 
 @pytest.fixture
-def device(world: World) -> Device:
-    found = world.device()
-    world.publish()
-    update(found)
-    return found
-
-
-@pytest.fixture
-def port(device: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def port(kiosk: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(http_server, "REQUEST_S", 0.4)
     monkeypatch.setattr(http_server, "MOST_CONNECTIONS", 8)
-    with listening(device) as (server, _):
+    with listening(kiosk) as (server, _):
         yield server.servers[0].sockets[0].getsockname()[1]
 
 
@@ -228,10 +219,10 @@ def test_many_connections_neither_pile_up_nor_stay(port: int) -> None:
 
 
 def test_half_a_request_does_not_keep_the_process_from_ending(
-    device: Device, monkeypatch: pytest.MonkeyPatch
+    kiosk: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "END_S", 1)
-    with listening(device) as (server, thread):
+    with listening(kiosk) as (server, thread):
         port = server.servers[0].sockets[0].getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
             line.sendall(b"POST /v1/classify HTTP/1.1\r\n" + HOST + JSON)
