@@ -12,6 +12,7 @@ store holds the mapped copy of the graph, as after any update, and bytecode is o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -119,22 +120,34 @@ def _cpu(process: int) -> float:
 
 def prepare(folder: Path, bits: int) -> Path:
     """A base, and a device's store with a random adapter in use; the path of its settings."""
-    import hashlib
-
-    import numpy as np
-
     from base_model.build import build_base
-    from base_model.release import write_edge_adapter
-    from edge_runtime.base import read_manifest
-    from edge_runtime.settings import read_device
-    from edge_runtime.store import Installed, Store
-    from protocol.adapter import LORA_A, LORA_B
-    from protocol.peft_format import EDGE_FILE, RELEASE_FILE
 
     base = folder / f"base{bits}"
     build_base(SOURCE, task="sequence-classification", bits=bits, out=base)
-    manifest = read_manifest(base)
-    rng = np.random.default_rng(0)
+    names = (
+        "repository",
+        "root",
+        "trust",
+        "probe",
+    )  # a device that only answers reads none of them
+    settings = {"id": "device", "name": "device", "base": str(base), "store": f"store{bits}"}
+    settings |= dict.fromkeys(names, "none")
+    file = folder / f"device{bits}.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    install(file, write_release(base, folder / f"made{bits}"))
+    return file
+
+
+def write_release(base: Path, made: Path) -> Path:
+    """A released adapter of random numbers, rank 8 on query and value; its folder."""
+    import numpy as np
+
+    from base_model.release import write_edge_adapter
+    from edge_runtime.base import read_manifest
+    from protocol.adapter import LORA_A, LORA_B
+    from protocol.peft_format import EDGE_FILE, RELEASE_FILE
+
+    manifest, rng = read_manifest(base), np.random.default_rng(0)
     head = manifest.head
     tensors = {
         f"{head.path}.weight": rng.normal(0, 0.1, (LABELS, head.in_features)),
@@ -144,8 +157,7 @@ def prepare(folder: Path, bits: int) -> Path:
         if linear.path.endswith(("query", "value")):
             tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, RANK))
             tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (RANK, linear.out_features))
-    made = folder / "made"
-    made.mkdir(exist_ok=True)
+    made.mkdir()
     write_edge_adapter({n: x.astype(np.float32) for n, x in tensors.items()}, made / EDGE_FILE)
     note = {
         "format": 1,
@@ -157,34 +169,31 @@ def prepare(folder: Path, bits: int) -> Path:
         "labels": [f"label {number}" for number in range(LABELS)],
         "max_length": 64,
         "exchange": "secagg",
-        "files": {EDGE_FILE: hashlib.sha256((made / EDGE_FILE).read_bytes()).hexdigest()},
+        "files": {EDGE_FILE: sha256_of(made / EDGE_FILE)},
         "metrics": {},
     }
     (made / RELEASE_FILE).write_text(json.dumps(note))
-    settings = {
-        "id": "device",
-        "name": "device",
-        "repository": "none",
-        "root": "none",
-        "trust": "none",
-        "base": str(base),
-        "store": f"store{bits}",
-        "probe": "none",
-    }
-    file = folder / f"device{bits}.toml"
-    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-    with Store(read_device(file).store) as store:
-        files = {
-            n: hashlib.sha256((made / n).read_bytes()).hexdigest()
-            for n in (EDGE_FILE, RELEASE_FILE)
-        }
-        release = files[RELEASE_FILE]
+    return made
+
+
+def install(settings: Path, made: Path) -> None:
+    """Put a release into the device's store, in use, as an update does."""
+    from edge_runtime.settings import read_device
+    from edge_runtime.store import Installed, Store
+    from protocol.peft_format import RELEASE_FILE
+
+    files = {path.name: sha256_of(path) for path in made.iterdir()}
+    release = files[RELEASE_FILE]
+    with Store(read_device(settings).store) as store:
         staging = store.staging(release)
         for name in files:
             (staging / name).write_bytes((made / name).read_bytes())
         store.install(release, Installed(seq=1, files=files))
         store.activate(release)
-    return file
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def measure(settings: Path, repeats: int) -> dict[str, Any]:
