@@ -103,19 +103,7 @@ class Member:
             return self._advertise(request, instruction, session)
         assert session is not None
         if phase is Phase.SHARE:
-            # Its advert may have been made before anything was known of this attempt.
-            self._check(instruction)
-            shown = decode_text(Shown, log_text, "log")
-            self.receipts.keep_log(session.sid, shown, self._place(session))
-            told = instruction_digest(instruction)
-            after, reply = core.share(
-                part(session.advertised),
-                request,
-                key=self.key,
-                policy=self.policy,
-                random=self.random,
-            )
-            done = session.model_copy(update={"shared": after, "advertised": None, "told": told})
+            done, reply = self._share(request, instruction, session, log_text)
         elif session.told != instruction_digest(instruction):
             raise SecrecyError(
                 "instruction.changed", "not the one this attempt began with", core.STOP
@@ -132,20 +120,46 @@ class Member:
             )
             done = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
-            state, shares = self._reveal(request, instruction, session, log_text)
-            revealed = Revealed(
-                round=instruction.round,
-                attempt=instruction.attempt,
-                alive=request_digest(b"".join(state.alive)),
-            )
-            self.opened.note(self.plan.digest, instruction, revealed)
-            self._spend(instruction, session)
+            shares = self._reveal(request, instruction, session, log_text)
             return self._next(session, request, shares)
         kept = b"" if phase is Phase.MASK else reply
         update = {"phase": phase, "asked": request_digest(request), "reply": kept}
         return done.model_copy(update=update), reply
 
+    def _share(
+        self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
+    ) -> tuple[Session, bytes]:
+        """Shares for the neighbours, once the log shows every vector that was sent before."""
+        # Its advert may have been made before anything was known of this attempt.
+        self._check(instruction)
+        shown = decode_text(Shown, log_text, "log")
+        self.receipts.keep_log(session.sid, shown, self._place(session))
+        told = instruction_digest(instruction)
+        after, reply = core.share(
+            part(session.advertised),
+            request,
+            key=self.key,
+            policy=self.policy,
+            random=self.random,
+        )
+        done = session.model_copy(update={"shared": after, "advertised": None, "told": told})
+        return done, reply
+
     def _reveal(
+        self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
+    ) -> bytes:
+        """The shares of the agreed alive set; which one, and what it spends, is on disk before."""
+        state, shares = self._alive_shares(request, instruction, session, log_text)
+        revealed = Revealed(
+            round=instruction.round,
+            attempt=instruction.attempt,
+            alive=request_digest(b"".join(state.alive)),
+        )
+        self.opened.note(self.plan.digest, instruction, revealed)
+        self._spend(instruction, session)
+        return shares
+
+    def _alive_shares(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
     ) -> tuple[core.Agreed, bytes]:
         """The agreed alive set and the shares of it: by signatures, or by its place in the log."""
