@@ -171,9 +171,8 @@ class Service:
                 if state.current == serving.release:
                     try:
                         state = roll_back(self.device, reason, datetime.now(UTC), wait_s=1.0)
-                    except (
-                        FedgeError
-                    ) as hindered:  # an agent at work, or a full disk: here at least
+                    except FedgeError as hindered:
+                        # An agent at work, or a full disk: it is left here at least.
                         self.trouble = hindered.cause
                         state = state.model_copy(update={"current": state.previous})
                 self._take(state)

@@ -175,6 +175,7 @@ _EXTRAS = {
     "flwr": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",
+    "h11": "edge",
     "uvicorn": "edge",
     "tuf": "deploy",
     "safetensors": "server",

@@ -82,12 +82,12 @@ def start(
     site = Site.open(folder)
     site.verify_ready()
     _fetch_base(site)
+    site.verify_fits()
     if foreground:
         _supervise(site)
         return
     if not is_held(site.state / LOCK):
         verify_port_free("127.0.0.1", site.settings.port)
-        site.verify_fits()
     start_in_background(
         ["client", "start", str(site.folder), "--foreground"],
         site.state,
@@ -101,18 +101,23 @@ def start(
 def agree(
     folder: Folder,
     plan: Annotated[Path, typer.Argument(help="what this site agrees to from now on")],
+    as_json: Json = False,
 ) -> None:
-    """Take part in the runs of another plan, and of no other; a site that runs is started again."""
+    """Take part in the runs of another plan, and of no other, from the next start on."""
     from fedge.operations.locks import is_held
     from fedge.operations.site import Site
     from fedge.operations.supervisor import LOCK
 
-    site = Site.open(folder).agree(plan)
-    agreed = site.verify_fits()
+    site = Site.open(folder)
+    agreed = site.agree(plan)
+    running = is_held(site.state / LOCK)
+    if as_json:
+        told = {"name": site.settings.name, "plan": agreed.name, "digest": agreed.digest}
+        typer.echo(json.dumps(told | {"restart": running}))
+        return
     typer.echo(f"{site.settings.name} agrees to plan {agreed.name}, {agreed.digest}")
-    if is_held(site.state / LOCK):
-        stop(folder)
-        start(folder, foreground=False)
+    if running:
+        typer.echo("it runs, with the plan it had: stop it and start it, when no round needs it")
 
 
 @app.command()

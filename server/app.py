@@ -91,7 +91,8 @@ def note_outcome(folder: Path, outcome: dict[str, Any] | None) -> None:
 
 def _unwritable(error: OSError) -> MachineError:
     return MachineError(
-        f"the run folder cannot be written: {error.strerror}", "make room, then resume"
+        f"the run folder cannot be written: {error.strerror}",
+        "make room, or let this user write there, then resume",
     )
 
 

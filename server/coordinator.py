@@ -42,7 +42,7 @@ from server.store import Number, Record, RunStore
 from server.tending import tend
 from server.witnessing import Witness
 
-said = logging.getLogger("flwr.fedge")  # Flower's handler writes it
+logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
 LOOK_S, ANEW_S = 1.0, 15.0  # while clients are missing: at who is connected; all are asked anew
 
 
@@ -145,7 +145,7 @@ class _Run:
         roster, began = self._called_roll(), clock.now()
         if len(roster.nodes) < cohort.quorum:
             there = f"{len(roster.nodes)} clients are there, the quorum is {cohort.quorum}"
-            said.warning("%s: waiting up to %g s", there, cohort.deadline_s)
+            logger.warning("%s: waiting up to %g s", there, cohort.deadline_s)
         while len(roster.nodes) < cohort.quorum and clock.now() < began + cohort.deadline_s:
             clock.sleep(LOOK_S)
             if clock.now() >= self._called_at + ANEW_S:  # what was answered may have been mended

@@ -139,9 +139,8 @@ class Gate:
     def _local(self, scope: Scope) -> tuple[int, str]:
         path = scope["path"]
         if path == "/health" or path.startswith("/v1/runtime/"):
-            return self._length(
-                scope, _headers(scope)
-            )  # Flower reads it before it asks for a token
+            # Flower reads a body before it asks for a token.
+            return self._length(scope, _headers(scope))
         if not path.startswith("/v1/control/"):
             return 404, "not here"
         given = _headers(scope).get(TOKEN_HEADER, b"")

@@ -89,9 +89,7 @@ def _sorted_out(answers: dict[int, wire.Hello | str], silent: list[int], base: s
     twice: set[str] = set()
     for node, answer in sorted(answers.items()):
         if isinstance(answer, str):
-            kept_out[f"node {node}"] = " ".join(answer.split())[
-                :DETAIL
-            ]  # it stands in every record
+            kept_out[f"node {node}"] = " ".join(answer.split())[:DETAIL]
         elif answer.protocol != PROTOCOL_VERSION:
             kept_out[answer.client] = f"speaks protocol version {answer.protocol}"
         elif answer.base != base:

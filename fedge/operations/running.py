@@ -24,10 +24,8 @@ from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 
 POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
-ATTEMPTS = (
-    20  # to start the app again without a new round in between; so many when it says why it failed:
-)
-RAISED = 3
+ATTEMPTS = 20  # to start the app again without a new round in between
+RAISED = 3  # of these, when the app itself raised something
 Report = Callable[[int, str], None]  # rounds that are published, and a line about what happened
 
 

@@ -55,6 +55,7 @@ from server.files import write_whole
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
 ROSTER, SIGNED = "roster.json", "roster.signed.json"
 IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
+PLAN_LINE = re.compile(r'(?m)^(plan\s*=\s*)"(?:[^"\\\n]|\\.)*"(?!")')
 WHERE = "correct the path in config.toml"
 SHORTER = "move the site to a folder with a shorter path, or set TMPDIR to a folder of your own"
 AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
@@ -134,25 +135,28 @@ class Site:
         except MachineError as error:
             raise MachineError(error.cause, SHORTER) from None
 
-    def agree(self, plan: Path) -> Site:
-        """Name another plan in ``config.toml``; the rest of the file stays. The site with it.
+    def agree(self, plan: Path) -> Plan:
+        """Name another plan in ``config.toml``; the rest of the file stays. That plan.
 
-        Raises what :meth:`verify_fits` raises, then nothing is written; MachineError for a file without
-        just one line for the plan.
+        Raises what :meth:`verify_ready` and :meth:`verify_fits` raise, then nothing is written; MachineError
+        for a file without a plain line for the plan.
         """
-        path = self.folder / CONFIG
-        text = path.read_text("utf-8")
-        line = f"plan = {toml_text(str(plan.resolve()))}"
-        changed = re.sub(r"(?m)^plan\s*=.*$", lambda _: line, text)
+        path, named = self.folder / CONFIG, toml_text(str(plan.resolve()))
+        changed = PLAN_LINE.sub(lambda found: found[1] + named, path.read_text("utf-8"))
         work = self.settings.work.model_copy(update={"plan": str(plan.resolve())})
         settings = self.settings.model_copy(update={"work": work})
-        if SiteSettings.model_validate(tomllib.loads(changed)) != settings:
-            raise MachineError(f"{path}: it is not clear where the plan is named", f"write {line}")
+        try:
+            clear = SiteSettings.model_validate(tomllib.loads(changed)) == settings
+        except ValueError:
+            clear = False
+        if not clear:
+            cause = f"{path}: it is not clear where the plan is named"
+            raise MachineError(cause, f"write plan = {named} below [work]")
         agreed = replace(self, settings=settings)
         agreed.verify_ready()
-        agreed.verify_fits()
+        found = agreed.verify_fits()
         write_whole(path, changed.encode())
-        return agreed
+        return found
 
     def verify_fits(self) -> Plan:
         """Plan, base and rows fit each other: else the first round would be the one to say so.

@@ -120,13 +120,16 @@ class Repository:
 
     def check_alive(self, now: datetime) -> None:
         """Devices would take what a channel signs now. Raises DeliveryError `repository.expired`."""
-        remedies = {"root": "rotate root", "targets": "refresh` with the keys of `targets"}
+        remedies = {
+            "root": "`fedge deploy rotate root`",
+            "targets": "`fedge deploy refresh` with the keys of `targets`",
+        }
         for role, remedy in remedies.items():
             if self.roles[role].signed.is_expired(now):
                 raise DeliveryError(
                     "repository.expired",
                     f"`{role}` has expired: no device takes what is signed below it",
-                    f"`fedge deploy {remedy}`",
+                    remedy,
                 )
 
     @contextmanager

@@ -248,19 +248,23 @@ def test_a_site_agrees_to_the_next_plan_or_stays_with_its_own(
     site = make_site(tmp_path / "site", "ward-1", invitation, work=work, port=9)
     config = site.folder / "config.toml"
     config.write_text(config.read_text() + "# ours\n")
-    assert site.agree(tmp_path / "second.toml").verify_fits().name == "second"
+    assert site.agree(tmp_path / "second.toml").name == "second"
     again = Site.open(site.folder)
     assert again.settings.work == work.model_copy(update={"plan": str(tmp_path / "second.toml")})
     assert config.read_text().endswith("# ours\n")
+    assert "# what this site agreed to" in config.read_text()
     before = config.read_bytes()
     with pytest.raises(ArtefactError, match="is for base"):
         again.agree(tmp_path / "foreign.toml")
     with pytest.raises(MachineError, match="is not there"):
         again.agree(tmp_path / "gone.toml")
     assert config.read_bytes() == before
-    config.write_text(config.read_text().replace("plan = ", '"plan" = '))
-    with pytest.raises(MachineError, match="not clear where the plan is named"):
-        again.agree(tmp_path / "first.toml")
+    line = next(one for one in before.decode().splitlines() if one.startswith("plan = "))
+    named = line.split('"')[1]
+    for odd in (f'"plan" = "{named}"', f"plan = '{named}'", f'plan = """{named}"""'):
+        config.write_text(before.decode().replace(line, odd))
+        with pytest.raises(MachineError, match="not clear where the plan is named"):
+            Site.open(site.folder).agree(tmp_path / "first.toml")
 
 
 def test_a_place_for_its_socket_that_somebody_else_took_is_said(

@@ -1,4 +1,4 @@
-"""A site whose base is named by its fingerprint: fetched before its processes start, or they do not."""
+"""What a site checks before its processes start, or they do not: its base, fetched; its plan; its rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pytest
 
 from base_model.verify import read_manifest, verify_base
 from fedge.operations.coordinator import make_coordinator
+from fedge.operations.locks import held_lock
 from fedge.operations.site import Site
+from fedge.operations.supervisor import LOCK
+from fedge.plans import commented_plan
 from fedge.sites import _fetch_base
-from protocol.errors import MachineError
+from protocol.errors import DataError, MachineError, PlanError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,3 +66,37 @@ def test_without_its_base_a_site_does_not_start(site: Site, tiny_base: Path) -> 
     assert done.returncode == 8
     assert "nothing: manifest.json: No such file" in done.stderr
     assert not (site.state / "status.json").exists()
+
+
+def client(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedge", "client", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("how", [[], ["--foreground"]], ids=["background", "service manager"])
+def test_rows_that_do_not_fit_the_plan_keep_it_from_starting(
+    site: Site, tiny_base: Path, tmp_path: Path, how: list[str]
+) -> None:
+    (tmp_path / "plan.toml").write_text(commented_plan(read_manifest(tiny_base).fingerprint))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "topic": "yes"}\n')
+    done = client("start", site.folder, *how)
+    assert done.returncode == DataError.exit_code
+    assert "rows.jsonl: line 1: the column `label` is missing" in done.stderr
+    assert not (site.state / "status.json").exists()
+
+
+def test_agreeing_by_the_command(site: Site, tiny_base: Path, tmp_path: Path) -> None:
+    text = commented_plan(read_manifest(tiny_base).fingerprint).replace('"my-plan"', '"second"')
+    (tmp_path / "second.toml").write_text(text)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "yes"}\n')
+    done = client("agree", site.folder, tmp_path / "second.toml", "--json")
+    told = json.loads(done.stdout)
+    assert (told["plan"], told["restart"]) == ("second", False)
+    with held_lock(site.state / LOCK):
+        done = client("agree", site.folder, tmp_path / "second.toml")
+    assert told["digest"] in done.stdout
+    assert "stop it and start it" in done.stdout
+    assert Site.open(site.folder).settings.work.plan == str(tmp_path / "second.toml")
+    refused = client("agree", site.folder, tmp_path / "rows.jsonl")
+    assert refused.returncode == PlanError.exit_code
+    assert Site.open(site.folder).settings.work.plan == str(tmp_path / "second.toml")
