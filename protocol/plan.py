@@ -90,8 +90,14 @@ class Cohort(Section):
         default=10, description="clients asked per round"
     )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
-    deadline_s: PositiveReal = Field(default=600.0, description="seconds a round waits for updates")
-    attempts: Positive = Field(default=3, description="tries at a round before the run stops")
+    deadline_s: PositiveReal = Field(
+        default=600.0,
+        description="seconds a round waits, for clients to be there and for their updates",
+    )
+    attempts: Positive = Field(
+        default=3,
+        description="tries at a round before the run stops; as many again when it is resumed",
+    )
     weighting: Literal["uniform", "examples"] = "uniform"
 
     @model_validator(mode="after")
