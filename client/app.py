@@ -33,7 +33,7 @@ from client.settings import (
     identity_path,
     ledger_path,
     manifest_of,
-    opened_path,
+    openings_path,
     plan_of,
     read_identity,
     receipts_path,
@@ -131,9 +131,9 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     import os
 
     from client.ledger import FileLedger
-    from client.opened_rounds import FileOpenedRounds
+    from client.openings import FileOpenings
     from client.receipts import Receipts
-    from client.secret import Member
+    from client.secret import Member, first_digest
     from client.sessions import session_of
 
     instruction = _instruction(message.content)
@@ -156,8 +156,9 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         size=adapter_layout(plan, manifest).only(roles).size,
         random=os.urandom,
         ledger=FileLedger(ledger_path(context)),
-        opened=FileOpenedRounds(opened_path(context)),
+        openings=FileOpenings(openings_path(context)),
         receipts=Receipts(receipts_path(context)),
+        first=lambda: first_digest(plan, manifest),
         limit=epsilon_limit(context),
     )
     with session_of(context, sessions_path(context), plan.digest) as kept:

@@ -194,7 +194,7 @@ class Apps:
 
 def _load_app() -> None:
     """Everything that every message needs; no torch, for it starts threads."""
-    for name in ("app", "ledger", "opened_rounds", "receipts", "secret"):
+    for name in ("app", "ledger", "openings", "receipts", "secret"):
         import_module(f"client.{name}")
     import_module("flwr.supernode.runtime.run_clientapp")
 

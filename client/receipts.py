@@ -6,8 +6,8 @@ left its vector out, whatever was restarted in between; and it holds the evidenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from client.journal import Journal
 from protocol.errors import ProofError
+from protocol.secagg.openings import Opening
+from protocol.transparency.leaves import Abort, decode_leaf
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
+from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, unverified_receipt
 from protocol.transparency.shown import (
     Given,
+    Incoming,
     Known,
     Place,
     Shown,
@@ -87,6 +91,16 @@ class Receipts:
             for place, line in lines.items()
         ]
 
+    def in_vain(self, sid: bytes) -> set[int]:
+        """The attempts of run ``sid`` that the log accounts for by an `abort`."""
+        proofs = {
+            held.receipt.seq: parse_offline_proof(held.proof)
+            for held in self.held()
+            if held.proof is not None and held.receipt.sid == sid.hex()
+        }
+        leaves = {seq: decode_leaf(proof.extra or b"").leaf for seq, proof in proofs.items()}
+        return {seq for seq, leaf in leaves.items() if isinstance(leaf, Abort)}
+
     def told(self, sid: bytes) -> Told:
         """What the coordinator of run ``sid`` has to know of this memory."""
         return self._known(sid.hex()).told
@@ -102,11 +116,23 @@ class Receipts:
 
         self._journal.append_made(made)
 
-    def keep_log(self, sid: bytes, shown: Shown, place: Place) -> None:
-        """Check what was shown of the log against what is known, and keep it. Raises SecrecyError."""
+    def keep_log(
+        self,
+        sid: bytes,
+        shown: Shown,
+        place: Place,
+        incoming: Incoming,
+        openings: Sequence[Opening],
+    ) -> None:
+        """Check what was shown of the log against what is known, and keep it. Raises SecrecyError.
+
+        ``openings`` are the sums of this run that the client gave its shares for.
+        """
 
         def made() -> str:
-            seen = verify_shown(shown, self._known(sid.hex()), place)
+            opened = {opening.seq: opening.alive for opening in openings}
+            known = replace(self._known(sid.hex()), opened=opened)
+            seen = verify_shown(shown, known, place, incoming)
             proofs = {str(seq): proof for seq, proof in seen.accounts.items()}
             return _LogLine(
                 sid=sid.hex(), key=shown.key, checkpoint=shown.checkpoint, proofs=proofs

@@ -7,37 +7,38 @@ nothing but its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import Ledger
-from client.opened_rounds import OpenedRounds
+from client.openings import Openings
 from client.receipts import Receipts
-from protocol.encoding import seed_from
+from protocol.adapter import adapter_layout
+from protocol.encoding import seed_from, vector_digest
 from protocol.errors import PrivacyError, SecrecyError
 from protocol.exchange import Contribution, Phase
+from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.accounting import epsilon
 from protocol.privacy.ledger import Entry, distributed_numbers, verify_affordable
 from protocol.privacy.planned import mechanism_of
+from protocol.rules import rule_named
 from protocol.secagg import client as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
+from protocol.secagg.openings import Opening, alive_digest, verify_opening
 from protocol.secagg.primitives import RandomBytes, Suite, client_id
 from protocol.secagg.session import (
     BY_LOG,
     ORDER,
     Answered,
-    Revealed,
     Session,
     check_new,
-    check_round,
-    instruction_digest,
     opening,
     part,
     repeated,
@@ -45,10 +46,11 @@ from protocol.secagg.session import (
 )
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
+from protocol.step.state import initial_state
 from protocol.transparency.policy import policy_of
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Given, Place, Shown, decode_text, place_of
-from protocol.wire import Instruction
+from protocol.transparency.shown import Given, Incoming, Place, Shown, decode_text, place_of
+from protocol.wire import Instruction, instruction_digest
 
 RUN_ID_BYTES = 16
 LIMIT_DELTA = 1e-6  # of a client's own limit, whatever a plan's delta is
@@ -59,7 +61,8 @@ class Member:
     """Who this client is in a run: its key, the roster it trusts, the plan it agreed to.
 
     ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
-    at delta 1e-6 that this client's data may spend over all runs and plans.
+    at delta 1e-6 that this client's data may spend over all runs and plans; ``first`` gives the digest of
+    round 0's adapter as the plan makes it.
     """
 
     name: str
@@ -69,8 +72,9 @@ class Member:
     size: int
     random: RandomBytes
     ledger: Ledger
-    opened: OpenedRounds
+    openings: Openings
     receipts: Receipts
+    first: Callable[[], str]
     limit: float = math.inf
 
     @property
@@ -114,7 +118,7 @@ class Member:
             done = session.model_copy(update={"masked": masked, "shared": None, "root": root})
         elif phase is Phase.AGREE:
             self._keep_receipt(log_text, instruction, session)
-            check_round(self.opened.last(self.plan.digest), instruction, request_digest(request))
+            self._verify_opening(instruction, session.sid, request_digest(request))
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
@@ -131,9 +135,14 @@ class Member:
     ) -> tuple[Session, bytes]:
         """Shares for the neighbours, once the log shows every vector that was sent before."""
         # Its advert may have been made before anything was known of this attempt.
-        self._check(instruction)
+        self._check(instruction, session.sid, session.seq)
         shown = decode_text(Shown, log_text, "log")
-        self.receipts.keep_log(session.sid, shown, self._place(session))
+        incoming = Incoming(
+            round=instruction.round, digest=instruction.adapter_digest, first=self.first
+        )
+        before = self.openings.of(self.plan.digest)
+        self.receipts.keep_log(session.sid, shown, self._place(session), incoming, before)
+        self._verify_voids(before, session.sid, instruction)
         told = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -150,12 +159,16 @@ class Member:
     ) -> bytes:
         """The shares of the agreed alive set; which one, and what it spends, is on disk before."""
         state, shares = self._alive_shares(request, instruction, session, log_text)
-        revealed = Revealed(
+        opening = Opening(
+            sid=session.sid,
+            seq=session.seq,
+            rid=state.before.rid,
             round=instruction.round,
-            attempt=instruction.attempt,
-            alive=request_digest(b"".join(state.alive)),
+            instruction=instruction_digest(instruction),
+            adapter=instruction.adapter_digest,
+            alive=alive_digest(state.alive),
         )
-        self.opened.note(self.plan.digest, instruction, revealed)
+        self.openings.note(self.plan.digest, instruction, opening)
         self._spend(instruction, session)
         return shares
 
@@ -168,8 +181,7 @@ class Member:
             return state, core.unmask(state, request, policy=self.policy)
         self._keep_receipt(log_text, instruction, session)
         state = agree_by_log(part(session.masked), request, policy=self.policy)
-        alive = request_digest(b"".join(state.alive))
-        check_round(self.opened.last(self.plan.digest), instruction, alive)
+        self._verify_opening(instruction, session.sid, alive_digest(state.alive))
         return state, core.reveal(state)
 
     def _keep_receipt(
@@ -218,7 +230,7 @@ class Member:
             advertised=state,
         ), reply
 
-    def _check(self, instruction: Instruction) -> None:
+    def _check(self, instruction: Instruction, sid: bytes, seq: int) -> None:
         if instruction.plan_digest != self.plan.digest:
             raise SecrecyError(
                 "attempt.other-plan",
@@ -226,12 +238,36 @@ class Member:
                 f"{self.plan.digest[:12]}…",
                 "if its owner agrees to that plan too: `fedge client agree`, or name it in the settings",
             )
-        if not 1 <= instruction.round <= self.plan.rounds:
-            raise SecrecyError(
-                "attempt.round", f"round {instruction.round} of {self.plan.rounds}", core.STOP
-            )
-        check_round(self.opened.last(self.plan.digest), instruction)
+        for what, number, most in (
+            ("round", instruction.round, self.plan.rounds),
+            ("attempt", instruction.attempt, self.plan.most_attempts),
+            ("number", seq, self.plan.most_numbers),
+        ):
+            if not 1 <= number <= most:
+                raise SecrecyError(f"attempt.{what}", f"{what} {number} of {most}", core.STOP)
+        self._verify_opening(instruction, sid)
         self._verify_budget()
+
+    def _verify_opening(
+        self, instruction: Instruction, sid: bytes, alive: bytes | None = None
+    ) -> None:
+        before = self.openings.of(self.plan.digest)
+        verify_opening(before, sid=sid, instruction=instruction, alive=alive)
+
+    def _verify_voids(
+        self, openings: Sequence[Opening], sid: bytes, instruction: Instruction
+    ) -> None:
+        """No more rounds than planned whose sums this client helped to open and that gave none. (P-6.10)"""
+        aborted = self.receipts.in_vain(sid)
+        summed = {one.round for one in openings if one.seq not in aborted}
+        voids = {one.round for one in openings} - summed - {instruction.round}
+        if len(voids) > self.plan.secrecy.voids:
+            raise SecrecyError(
+                "round.voids",
+                f"{len(voids)} rounds whose sums were asked for gave none, the plan allows "
+                f"{self.plan.secrecy.voids}",
+                "the coordinator may hold these sums; ask its operator",
+            )
 
     def _advertise(
         self, request: bytes, instruction: Instruction, session: Session | None
@@ -240,7 +276,7 @@ class Member:
             raise SecrecyError("attempt.malformed", f"{len(request)} bytes", core.STOP)
         sid = session_id(self.plan.digest, request[:RUN_ID_BYTES])
         seq = int.from_bytes(request[RUN_ID_BYTES:], "big")
-        self._check(instruction)
+        self._check(instruction, sid, seq)
         check_new(session, sid, seq, instruction)
         before = session if session and session.plan == self.plan.digest else None
         keys = Keys(self.plan.secrecy.keys)
@@ -311,6 +347,12 @@ class Member:
         words = encoding.words(given, rng, self.random)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)
+
+
+def first_digest(plan: Plan, manifest: Manifest) -> str:
+    """Digest of round 0's adapter: nobody chooses it. (P-2.3)"""
+    state = initial_state(plan, manifest, rule_named(plan.rule.name))
+    return vector_digest(adapter_layout(plan, manifest, rank=state.rank).flatten(state.adapter))
 
 
 def verify_limit(plan: Plan, limit: float) -> None:

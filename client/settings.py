@@ -100,10 +100,10 @@ def ledger_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".ledger.jsonl")
 
 
-def opened_path(context: Context) -> Path:
-    """Where this client keeps which rounds it has helped to open: beside its identity."""
+def openings_path(context: Context) -> Path:
+    """Where this client keeps which sums it has helped to open: beside its identity."""
     identity = identity_path(context)
-    return identity.with_name(identity.name + ".opened.jsonl")
+    return identity.with_name(identity.name + ".openings.jsonl")
 
 
 def receipts_path(context: Context) -> Path:

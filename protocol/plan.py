@@ -21,6 +21,7 @@ from protocol.errors import PlanError
 M = TypeVar("M", bound=BaseModel)
 
 MAX_TOTAL_WEIGHT = 2**24  # of a round
+STARTS = 20  # times that a run may be begun and resumed
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -167,6 +168,9 @@ class Secrecy(Section):
     groups: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="secagg: disjoint sums per round; far ones are left out"
     )
+    voids: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=3, description="secagg: rounds whose sum was asked for in vain before clients stop"
+    )
     keys: Literal["x25519", "x25519+ml-kem-768"] = Field(
         default="x25519",
         description="secagg: of masks and shares; the hybrid withstands a later break of X25519",
@@ -243,6 +247,16 @@ class Plan(Section):
     def least_sum(self) -> int:
         """Fewest clients of one sum: the quorum, or a group's part of it."""
         return self.cohort.quorum // self.secrecy.groups
+
+    @property
+    def most_attempts(self) -> int:
+        """Highest number of an attempt at one round, however often the run is resumed."""
+        return STARTS * self.cohort.attempts
+
+    @property
+    def most_numbers(self) -> int:
+        """Highest number of an attempt in the run, those that a killed coordinator left among them."""
+        return STARTS * self.rounds * self.cohort.attempts
 
     @property
     def largest_sum(self) -> int:

@@ -7,10 +7,12 @@ one uint8 array.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+from protocol.encoding import canonical_json
 from protocol.errors import ArtefactError
 
 HELLO = "query.hello"
@@ -66,6 +68,11 @@ class LogText:
 def to_record(value: Any) -> dict[str, Any]:
     """A wire dataclass as a flat dictionary of scalars."""
     return asdict(value)
+
+
+def instruction_digest(instruction: Instruction) -> bytes:
+    """SHA-256 of all that a client is told: one instruction per attempt. (P-6.10)"""
+    return hashlib.sha256(canonical_json(to_record(instruction))).digest()
 
 
 def from_record(kind: type[T], record: Mapping[str, Any]) -> T:

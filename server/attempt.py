@@ -83,13 +83,7 @@ class Attempt:
             )
         if self._plan.private:
             names = self._affordable(names)
-        cohort = draw_cohort(
-            names,
-            size=self._plan.cohort.size,
-            seed=self._plan.seed,
-            round_number=self._number,
-            attempt=self._attempt,
-        )
+        cohort = self._draw(names)
         if self._central:
             sampling = self._plan.privacy.sampling
             cohort = draw_poisson(names, sampling=sampling, random=self._setting.random)
@@ -104,6 +98,15 @@ class Attempt:
         }
         self._store.open_attempt(self._number, opened)
         return opened
+
+    def _draw(self, names: list[str]) -> tuple[str, ...]:
+        return draw_cohort(
+            names,
+            size=self._plan.cohort.size,
+            seed=self._plan.seed,
+            round_number=self._number,
+            attempt=self._attempt,
+        )
 
     def _absent(self) -> dict[str, str]:
         """Who is enrolled and not there, or is there and was kept out; and why."""

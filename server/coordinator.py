@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +22,7 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
+from protocol.transparency.leaves import AskedSum
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
@@ -35,8 +36,8 @@ from server.publishing import (
     start_leaves,
 )
 from server.roster import Roster, call_roll
-from server.rounds import NO_SUM, Complete, naming
-from server.secret_attempt import SecretAttempt
+from server.rounds import NO_SUM, Complete, choose_among, naming
+from server.secret_attempt import SecretAttempt, asked_before
 from server.setting import Listener, Setting
 from server.store import Number, Record, RunStore
 from server.tending import tend
@@ -139,14 +140,20 @@ class _Run:
                 )
         return state, record
 
-    def _present(self) -> Roster:
-        """The roster; while it is below the quorum, sites that restart are waited for, up to a deadline."""
+    def _present(self, number: int, digest: str) -> Roster:
+        """The roster; while a round needs more, sites that restart are waited for, up to a deadline."""
         clock, cohort = self._setting.clock, self._plan.cohort
+        asked = asked_before(self._store, number, digest) if self._setting.secure else []
+
+        def enough(nodes: Collection[str]) -> bool:
+            can = choose_among(nodes, asked, quorum=cohort.quorum) is not None
+            return can and len(nodes) >= cohort.quorum
+
         roster, began = self._called_roll(), clock.now()
-        if len(roster.nodes) < cohort.quorum:
+        if not enough(roster.nodes):
             there = f"{len(roster.nodes)} clients are there, the quorum is {cohort.quorum}"
             logger.warning("%s: waiting up to %g s", there, cohort.deadline_s)
-        while len(roster.nodes) < cohort.quorum and clock.now() < began + cohort.deadline_s:
+        while not enough(roster.nodes) and clock.now() < began + cohort.deadline_s:
             clock.sleep(LOOK_S)
             if clock.now() >= self._called_at + ANEW_S:  # what was answered may have been mended
                 self._roster = None
@@ -166,10 +173,11 @@ class _Run:
     def _round(self, number: int, state: State, digest: str) -> tuple[State, Record]:
         """Attempts at one round until one is complete; who resumes a run may try as often again."""
         failed = self._store.failed_attempts(number)
-        most = failed + self._plan.cohort.attempts
+        most = min(failed + self._plan.cohort.attempts, self._plan.most_attempts)
         while failed < most:
             kind = SecretAttempt if self._setting.secure else Attempt
-            attempt = kind(self._setting, number, failed + 1, state, digest, self._present())
+            roster = self._present(number, digest)
+            attempt = kind(self._setting, number, failed + 1, state, digest, roster)
             closed = attempt.collect()
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
@@ -182,7 +190,7 @@ class _Run:
             record = attempt.record(closed)
             log = self._setting.log
             # First the leaf: an attempt may be logged and tried again, never forgotten.
-            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=False)])
+            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=[])])
             self._store.fail_attempt(number, failed, record)
         why = _why(self._store.last_failure(number) or {})
         raise RoundError(
@@ -197,12 +205,24 @@ class _Run:
         """
         record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
         self._store.forget_vectors(number)
-        revealed = record["sequence"] in self._store.revealing(number)
+        revealed = self._store.revealing(number).get(record["sequence"], [])
         leaf = self._abort(record, revealed=revealed)
         self._publish(number, state, record, {}, Published(aborts=[leaf]))
+        self._verify_voids(number)
         return state, record
 
-    def _abort(self, record: Record, *, revealed: bool) -> bytes:
+    def _verify_voids(self, last: int) -> None:
+        """Clients go on after as many void rounds as the plan says, and no more. (P-6.10)"""
+        most = self._plan.secrecy.voids
+        voids = [n for n in range(1, last + 1) if self._store.record(n)["void"]]
+        if len(voids) > most:
+            raise RoundError(
+                f"rounds {', '.join(map(str, voids))} are void: sums that were asked for did not open, and "
+                f"the plan's clients go on after {most}",
+                f"the adapter of round {last} stands; mend what is named, and agree on another plan",
+            )
+
+    def _abort(self, record: Record, *, revealed: Sequence[AskedSum]) -> bytes:
         number = Number(
             run=self._store.run_id,
             seq=record.get("sequence", 0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from protocol.plan import Plan
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
+    AskedSum,
     Leaf,
     OpenedSum,
     Pad,
@@ -170,15 +171,20 @@ def spent_leaves(log: RunLog, store: RunStore) -> list[bytes]:
 
 
 def abort_leaf(
-    log: RunLog, plan_digest: str, number: Number, *, revealed: bool, group: int | None = None
+    log: RunLog,
+    plan_digest: str,
+    number: Number,
+    *,
+    revealed: Sequence[AskedSum],
+    group: int | None = None,
 ) -> bytes:
-    """An attempt, or a group of it, that gave no sum."""
+    """An attempt, or a group of it, that gave no sum; ``revealed`` are those that were asked for."""
     leaf = Abort(
         seq=number.seq,
         group=group,
         round=number.round,
         attempt=number.attempt,
-        revealed=revealed,
+        revealed=list(revealed),
     )
     return log.write(leaf, {"plan": plan_digest})
 
@@ -186,9 +192,24 @@ def abort_leaf(
 def failed_leaves(setting: Setting, number: Number, sums: Sequence[SecretSum]) -> list[bytes]:
     """`abort` of each group whose sum failed while others opened."""
     return [
-        abort_leaf(setting.log, setting.plan_digest, number, revealed=made.asked, group=made.group)
+        abort_leaf(
+            setting.log, setting.plan_digest, number, revealed=asked_sums([made]), group=made.group
+        )
         for made in sums
         if made.mean is None
+    ]
+
+
+def asked_sums(sums: Iterable[SecretSum]) -> list[AskedSum]:
+    """Those of ``sums`` that clients are asked to open, or were."""
+    return [
+        AskedSum(
+            group=made.group,
+            rid=made.core.rid.hex(),
+            clients=[one.hex() for one in made.core.alive],
+        )
+        for made in sums
+        if made.asked
     ]
 
 
@@ -202,7 +223,7 @@ def killed_leaves(log: RunLog, store: RunStore, plan: Plan) -> list[bytes]:
         or log.find(Abort, seq=last.seq, group=None)
     ):
         return []
-    revealed = last.seq in store.revealing(last.round)
+    revealed = store.revealing(last.round).get(last.seq, [])
     return [*spent_leaves(log, store), abort_leaf(log, plan.digest, last, revealed=revealed)]
 
 

@@ -8,10 +8,9 @@ from flwr.app import ConfigRecord, RecordDict
 
 from protocol import wire
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, Vector, decode_leaf
-from protocol.transparency.offline import OfflineProof
+from protocol.transparency.leaves import Abort, Adapter, Vector, decode_leaf
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Given, Shown, Told, decode_text
+from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
 from server.log import RunLog
 from server.secret_sum import SecretSum
 from server.setting import Setting
@@ -67,37 +66,46 @@ class ClientsLog:
         return Shown(
             key=log.verifier.encode(),
             checkpoint=log.note,
-            consistency=[node.hex() for node in log.tree.consistency(known)],
-            proofs=[self._proof(at) for at in self._found.of(one, told)],
+            consistency=nodes_text(log.tree.consistency(known)),
+            tail=self._tail(),
+            proven=[self._proven(at) for at in self._found.of(one, told)],
         )
 
-    def _proof(self, index: int) -> str:
-        return OfflineProof(
-            index=index,
-            path=tuple(self._log.tree.inclusion(index)),
-            checkpoint=self._log.note,
-            extra=self._log.entry(index),
-        ).encode()
+    def _tail(self) -> Tail:
+        """From the last `adapter` on: it stands at the end, unless attempts have failed since."""
+        start = self._log.find(Adapter)[-1]
+        return Tail(
+            start=start,
+            peaks=nodes_text(self._log.tree.peaks(start)),
+            leaves=[self._log.entry(at).decode() for at in range(start, self._log.size)],
+        )
+
+    def _proven(self, index: int) -> Proven:
+        path = nodes_text(self._log.tree.inclusion(index))
+        return Proven(index=index, path=path, leaf=self._log.entry(index).decode())
 
 
 class _Found:
-    """Where the log, from leaf ``since`` on, holds vectors and aborts; each leaf is read once."""
+    """Where the log, from leaf ``since`` on, holds vectors and ends of attempts; each leaf is read once.
+
+    The last `adapter` is not among the ends: everybody is shown it.
+    """
 
     def __init__(self, log: RunLog, since: int) -> None:
         self._vectors: dict[str, list[int]] = {}
-        self._aborts: dict[int, list[int]] = {}
+        self._ends: dict[int, list[int]] = {}
         for at in log.find(Vector, since=since):
             leaf = decode_leaf(log.entry(at)).leaf
             assert isinstance(leaf, Vector)
             self._vectors.setdefault(leaf.client, []).append(at)
-        for at in log.find(Abort, since=since):
-            aborted = decode_leaf(log.entry(at)).leaf
-            assert isinstance(aborted, Abort)
-            self._aborts.setdefault(aborted.seq, []).append(at)
+        for at in sorted(log.find(Abort, since=since) + log.find(Adapter, since=since)[:-1]):
+            end = decode_leaf(log.entry(at)).leaf
+            assert isinstance(end, Abort | Adapter)
+            self._ends.setdefault(end.seq, []).append(at)
 
     def of(self, one: bytes, told: Told) -> Iterator[int]:
         """What accounts for the attempts that a client waits for."""
         if told.open:
             yield from (at for at in self._vectors.get(one.hex(), []) if at >= told.size)
         for seq in told.open:
-            yield from self._aborts.get(seq, [])
+            yield from self._ends.get(seq, [])

@@ -7,7 +7,7 @@ silent subset. Messages, files and the clock are the coordinator's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -125,6 +125,33 @@ def deal_groups(
     rng = np.random.default_rng(seed_from("groups", seed, round_number, attempt))
     order = [sorted(names)[index] for index in rng.permutation(len(names))]
     return [sorted(order[first::groups]) for first in range(groups)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Who may be asked for a sum of an adapter; ``again`` are groups that are asked as they were."""
+
+    names: tuple[str, ...]
+    again: tuple[tuple[str, ...], ...] = ()
+
+
+def choose_among(
+    names: Iterable[str], opened: Sequence[Sequence[str]], *, quorum: int
+) -> Choice | None:
+    """Who of ``names`` opens a sum of an adapter of which sums over ``opened`` were asked for. (P-6.10)
+
+    Clients open another one over the very same clients alone, so it is all of these groups again, or only
+    clients that are in none of them; None while neither is possible.
+    """
+    there = set(names)
+    if not opened:
+        return Choice(names=tuple(sorted(there)))
+    before = {name for group in opened for name in group}
+    if before <= there:
+        groups = tuple(sorted({tuple(sorted(group)) for group in opened}))
+        return Choice(names=tuple(sorted(before)), again=groups)
+    fresh = tuple(sorted(there - before))
+    return Choice(names=fresh) if len(fresh) >= quorum else None
 
 
 def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> tuple[str, ...]:

@@ -27,16 +27,45 @@ from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import Attempt, masked_bytes
-from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
+from server.publishing import (
+    Published,
+    asked_sums,
+    failed_leaves,
+    log_alive_sets,
+    publish_sum,
+    sum_leaves,
+)
 from server.receipts import ClientsLog
 from server.roster import DETAIL
-from server.rounds import NO_SUM, Complete, Failed, Reason, accept, close, deal_groups, drop
+from server.rounds import (
+    NO_SUM,
+    Complete,
+    Failed,
+    Reason,
+    accept,
+    choose_among,
+    close,
+    deal_groups,
+    drop,
+    naming,
+)
 from server.secret_sum import Messages, SecretSum
-from server.store import Record
+from server.store import Record, RunStore
 
 RETRY = "check the clients that were lost; the model is unchanged"
 Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
+
+
+def asked_before(store: RunStore, number: int, digest: str) -> list[list[str]]:
+    """Whose sums rounds before ``number`` have asked for of the adapter with ``digest``, void or not."""
+    groups: list[list[str]] = []
+    for before in range(number - 1, 0, -1):
+        record = store.record(before)
+        if record["adapter_in"] != digest:
+            break
+        groups += record.get("asked", [])
+    return groups
 
 
 class SecretAttempt(Attempt):
@@ -67,8 +96,38 @@ class SecretAttempt(Attempt):
         self._account_for_the_rest()
         return close(self._collecting)
 
+    def _draw(self, names: list[str]) -> tuple[str, ...]:
+        """Among those who may open a sum of this adapter. Raises RoundError when these are too few."""
+        choice = choose_among(names, self._asked_before(), quorum=self._plan.cohort.quorum)
+        if choice is None:
+            gone = {name for group in self._asked_before() for name in group} - set(names)
+            raise RoundError(
+                f"round {self._number}: a sum of this adapter was asked for before, over clients of which "
+                f"some are not there{naming(dict.fromkeys(gone, 'not connected'))}",
+                "clients open another over the very same clients only: connect them and resume",
+            )
+        return choice.names if choice.again else super()._draw(list(choice.names))
+
+    def _asked_before(self) -> list[list[str]]:
+        return asked_before(self._store, self._number, self._digest)
+
+    def _dealt(self) -> list[list[str]]:
+        """The groups of those who are there: as they were, where an adapter's sum is asked for again."""
+        again = [set(group) for group in self._asked_before()]
+        if again and set().union(*again) == {*self._collecting.expected}:
+            there = set(self._collecting.waiting)
+            unique = sorted({tuple(sorted(group)) for group in again})
+            return [[name for name in group if name in there] for group in unique]
+        return deal_groups(
+            list(self._collecting.waiting),
+            groups=self._plan.secrecy.groups,
+            seed=self._plan.seed,
+            round_number=self._number,
+            attempt=self._attempt,
+        )
+
     def _groups(self) -> list[SecretSum]:
-        """The attempt's groups, dealt from those who are there."""
+        """The attempt's groups."""
         plan, keys = self._plan, self._setting.roster_keys
         encoding = encoding_for(
             plan, self.instruction(), size=self._layout.size, clients=plan.largest_sum
@@ -82,16 +141,9 @@ class SecretAttempt(Attempt):
             suite=Suite(plan.secrecy.suite),
             keys=Keys(plan.secrecy.keys),
         )
-        dealt = deal_groups(
-            list(self._collecting.waiting),
-            groups=plan.secrecy.groups,
-            seed=plan.seed,
-            round_number=self._number,
-            attempt=self._attempt,
-        )
         return [
             SecretSum(group, parameters, {client_id(keys[name]): name for name in names})
-            for group, names in enumerate(dealt)
+            for group, names in enumerate(self._dealt())
         ]
 
     # -- phases -----------------------------------------------------------------------------------
@@ -117,7 +169,7 @@ class SecretAttempt(Attempt):
         for made in self._sums:
             if made.failure is None:  # spent before it is revealing: what is in doubt is spent
                 self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
-        self._store.note_revealing(self._number, self._seq)
+        self._store.note_revealing(self._number, self._seq, asked_sums(self._sums))
         self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
 
     def _by_signatures(self) -> dict[int, bytes | None]:
@@ -318,7 +370,16 @@ class SecretAttempt(Attempt):
         liars = sorted(name for made in self._sums for name in made.liars)
         groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
-        return record | {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
+        names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
+        asked = sorted(
+            {
+                tuple(sorted(names.get(one, one) for one in each.clients))
+                for sums in self._store.revealing(self._number).values()
+                for each in sums
+            }
+        )
+        more = {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
+        return record | more | {"asked": [list(group) for group in asked]}
 
     def published(self) -> Published:
         """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""
@@ -339,7 +400,12 @@ class SecretAttempt(Attempt):
                 )
             ],
             sums=[
-                OpenedSum(group=made.group, summands=len(made.alive), kept=keep)
+                OpenedSum(
+                    group=made.group,
+                    rid=made.core.rid.hex(),
+                    summands=len(made.alive),
+                    kept=keep,
+                )
                 for made, keep in zip(opened, kept, strict=True)
             ],
         )

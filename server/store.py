@@ -11,7 +11,7 @@
                             vectors/ for auditors; log.batch until its leaves are in the log's tiles
     rounds/0007.attempt1.json   the record of an attempt that failed
     rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, sums/, vectors/,
-                            and ``revealing``: the numbers under which clients were asked to open a secret sum
+                            and ``revealing``: which secret sums clients were asked to open, by number
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
 Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from protocol.secagg.roster import render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
+from protocol.transparency.leaves import AskedSum
 from server.files import append_whole, write_whole
 from server.files import sync as _sync
 from server.log import BATCH
@@ -52,6 +53,7 @@ PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl",
 SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
 LOOK_S = 1.0  # who only looks whether the folder is in use has its lock for a moment
+RESTORE = "restore the run folder, or remove the damaged last round and resume"
 Record = dict[str, Any]
 
 
@@ -228,12 +230,19 @@ class RunStore:
         folder = self._rounds / f"{number:04d}" / VECTORS
         return folder.stat().st_mtime if folder.is_dir() else None
 
+    def record(self, number: int) -> Record:
+        """The record of a published round. Raises ArtefactError for damage."""
+        folder = self._rounds / f"{number:04d}"
+        try:
+            return dict(json.loads((folder / RECORD).read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArtefactError(f"{folder} is damaged: {_why(error)}", RESTORE) from None
+
     def load(self, number: int) -> tuple[State, Record]:
         """State and record of a published round. Raises ArtefactError for damage."""
         folder = self._rounds / f"{number:04d}"
-        remedy = "restore the run folder, or remove the damaged last round and resume"
+        record = self.record(number)
         try:
-            record: Record = json.loads((folder / RECORD).read_text("utf-8"))
             path = folder / CHECKPOINT
             state, note = decode_checkpoint(
                 path.read_bytes(), rank=int(record["rank"]), source=str(path)
@@ -242,9 +251,9 @@ class RunStore:
                 raise ValueError("checkpoint and record are of different rounds")
             return state, record
         except ArtefactError as error:
-            raise ArtefactError(f"{error.cause}; the round is damaged", remedy) from None
+            raise ArtefactError(f"{error.cause}; the round is damaged", RESTORE) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{folder} is damaged: {_why(error)}", remedy) from None
+            raise ArtefactError(f"{folder} is damaged: {_why(error)}", RESTORE) from None
 
     # -- the open attempt -------------------------------------------------------------------------
 
@@ -307,15 +316,20 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
-    def note_revealing(self, number: int, seq: int) -> None:
-        """The open attempt asks clients to open its sum: on disk before anybody is asked."""
-        known = self.revealing(number)
-        write_whole(self._open(number) / REVEALING, json.dumps(sorted({*known, seq})).encode())
+    def note_revealing(self, number: int, seq: int, sums: Sequence[AskedSum]) -> None:
+        """The open attempt asks clients to open ``sums``: on disk before anybody is asked."""
+        asked = self.revealing(number) | {seq: list(sums)}
+        content = {str(seq): [one.model_dump() for one in asked[seq]] for seq in sorted(asked)}
+        write_whole(self._open(number) / REVEALING, json.dumps(content).encode())
 
-    def revealing(self, number: int) -> list[int]:
-        """Under which numbers the open attempt has asked so; several, when it was killed."""
+    def revealing(self, number: int) -> dict[int, list[AskedSum]]:
+        """What the open attempt has asked for, by number: of several, when it was killed."""
         path = self._open(number) / REVEALING
-        return list(json.loads(path.read_bytes())) if path.exists() else []
+        content = json.loads(path.read_bytes()) if path.exists() else {}
+        return {
+            int(seq): [AskedSum.model_validate(one) for one in sums]
+            for seq, sums in content.items()
+        }
 
     def has_reply(self, number: int, client: str) -> bool:
         """Whether an update of ``client`` is stored for the open attempt."""

@@ -8,7 +8,6 @@ was and reveals nothing. :mod:`protocol.secagg.session` makes each phase happen 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +41,7 @@ from protocol.secagg.messages import (
     encode_masked_tail,
     split_boxes,
 )
+from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import pack
 from protocol.secagg.primitives import (
     RandomBytes,
@@ -76,7 +76,6 @@ __all__ = [
     "State",
     "advertise",
     "agree_on_alive",
-    "alive_hash",
     "commitment",
     "mask",
     "open_shares",
@@ -321,7 +320,7 @@ def agree_on_alive(
     """Check the alive set and sign it; one set per attempt."""
     alive = decode_ids(message, "alive")
     check_alive(state, alive, policy)
-    signature = sign(key, "alive", state.rid + alive_hash(alive))
+    signature = sign(key, "alive", state.rid + alive_digest(alive))
     return Agreed(before=state, alive=alive), signature
 
 
@@ -340,11 +339,6 @@ def check_alive(state: Masked, alive: tuple[bytes, ...], policy: Policy) -> None
         raise SecrecyError(
             "alive.too-few-neighbours", f"{len(near)}, needed {state.threshold}", STOP
         )
-
-
-def alive_hash(alive: tuple[bytes, ...]) -> bytes:
-    """SHA-256 of the sorted ids."""
-    return hashlib.sha256(b"".join(alive)).digest()
 
 
 def unmask(state: Agreed, message: bytes, *, policy: Policy) -> bytes:
@@ -370,7 +364,7 @@ def _check_quorum(
     state: Agreed, signatures: Mapping[bytes, bytes], roster: Mapping[bytes, bytes]
 ) -> None:
     clients = set(state.before.clients)
-    statement = state.before.rid + alive_hash(state.alive)
+    statement = state.before.rid + alive_digest(state.alive)
     for signer, signature in signatures.items():
         known = signer in clients and signer in roster
         if not known or not signature_is_valid(roster[signer], "alive", statement, signature):

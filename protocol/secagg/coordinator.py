@@ -19,7 +19,6 @@ from protocol.merkle import leaf_hash, merkle_root
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
-    alive_hash,
     pair_sign,
     vector_root,
     vector_statement,
@@ -49,6 +48,7 @@ from protocol.secagg.messages import (
     encode_signatures,
     split_boxes,
 )
+from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import packed_size, unpack
 from protocol.secagg.primitives import (
     Suite,
@@ -250,7 +250,7 @@ class Attempt:
     def receive_alive(self, client: bytes, signature: bytes) -> None:
         """A signature on the alive set."""
         self._expect(Phase.ALIVE, client, self.alive, self.signatures)
-        statement = self.rid + alive_hash(self.alive)
+        statement = self.rid + alive_digest(self.alive)
         if not signature_is_valid(self._p.roster[client], "alive", statement, signature):
             raise _bad("alive.signature", client, "not a signature on the alive set")
         self.signatures[client] = signature

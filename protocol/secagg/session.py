@@ -14,28 +14,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from protocol.encoding import canonical_json
 from protocol.errors import SecrecyError
 from protocol.exchange import Phase
 from protocol.secagg.states import STOP, Advertised, Agreed, Masked, Shared
-from protocol.wire import Instruction, to_record
+from protocol.wire import Instruction
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
 BY_LOG = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.UNMASK)  # under witnesses (P-6.16)
 AnyState = Advertised | Shared | Masked | Agreed
 S = TypeVar("S", Advertised, Shared, Masked, Agreed)
-
-
-class Revealed(BaseModel):
-    """For which round this client last gave shares, and for which sum of it."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
-    )
-
-    round: int
-    attempt: int
-    alive: bytes  # SHA-256 of the alive set
 
 
 class Answered(BaseModel):
@@ -115,33 +102,9 @@ def check_new(session: Session | None, sid: bytes, seq: int, instruction: Instru
         raise SecrecyError("attempt.old", f"attempt {seq} after {session.seen[sid]}", STOP)
 
 
-def check_round(
-    known: Revealed | None, instruction: Instruction, alive: bytes | None = None
-) -> None:
-    """The instruction's round is not opened yet, or the very attempt is asked again after a crash.
-
-    ``known`` is what was opened last; ``alive`` the digest of the set whose sum is to be opened, once
-    it is known: of one round one sum is opened. Raises SecrecyError.
-    """
-    if known is None or instruction.round > known.round:
-        return
-    same = (instruction.round, instruction.attempt) == (known.round, known.attempt)
-    if not same or alive not in (None, known.alive):
-        raise SecrecyError(
-            "round.revealed",
-            f"round {instruction.round} after a sum of round {known.round} was opened",
-            "go on with the next round; to begin again, agree on another plan",
-        )
-
-
 def opening(run: bytes, seq: int) -> bytes:
     """The request for an advert: the run's id and the attempt's number."""
     return run + seq.to_bytes(8, "big")
-
-
-def instruction_digest(instruction: Instruction) -> bytes:
-    """One instruction per attempt: no phase may be told another round, adapter or base."""
-    return request_digest(canonical_json(to_record(instruction)))
 
 
 def request_digest(request: bytes) -> bytes:

@@ -22,7 +22,6 @@ from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
     CHUNK,
-    alive_hash,
     commitment,
     pair_sign,
     vector_root,
@@ -38,6 +37,7 @@ from protocol.secagg.messages import (
     Cohort,
     decode_advert,
 )
+from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import block_place, packed_size, unpack
 from protocol.secagg.primitives import Suite, Word, add_mask, kdf, signature_is_valid, word_type
 from protocol.transparency.proofs import tree_root, verify_inclusion
@@ -239,7 +239,7 @@ class _Again:
             raise _bad("the alive set", f"{len(self.alive)} clients, at least {minimum}")
         if self._t.alive_index != NO_INDEX:
             return  # its place in the log is what everybody agreed on
-        statement, signers = self._rid + alive_hash(tuple(self.alive)), 0
+        statement, signers = self._rid + alive_digest(tuple(self.alive)), 0
         for one in self._adverts:
             if signature := bytes.fromhex(self._party[one].alive_signature):
                 self._check(one, "alive", statement, signature)

@@ -171,10 +171,11 @@ class Spent(Leaf):
 
 
 class OpenedSum(Leaf):
-    """A group's part in a round's adapter."""
+    """A group's part in a round's adapter; ``rid`` is what its members know it by."""
 
     kind: ClassVar[str] = ""
     group: Count
+    rid: Sha256
     summands: Count
     kept: bool
 
@@ -195,8 +196,17 @@ class Adapter(Leaf):
     void: str
 
 
+class AskedSum(Leaf):
+    """A sum that clients were asked to open, of ``clients`` (U3): whoever asked may hold it."""
+
+    kind: ClassVar[str] = ""
+    group: Count
+    rid: Sha256
+    clients: Annotated[list[ClientId], Field(min_length=1)]
+
+
 class Abort(Leaf):
-    """An attempt that gave no sum; ``revealed``: clients had been asked to open it.
+    """An attempt that gave no sum; ``revealed``: what clients had been asked to open all the same.
 
     With a ``group``, only that group's sum is missing: others of the attempt were opened.
     """
@@ -206,7 +216,7 @@ class Abort(Leaf):
     group: Count | None
     round: Count
     attempt: Count
-    revealed: bool
+    revealed: list[AskedSum]
 
 
 class Evaluation(Leaf):

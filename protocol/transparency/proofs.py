@@ -7,7 +7,7 @@ truth value that somebody could forget to look at.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from protocol.errors import ProofError
 from protocol.merkle import EMPTY
@@ -28,6 +28,34 @@ def tree_root(hashes: Sequence[bytes]) -> bytes:
     while len(level) > 1:
         level = _parents(level)
     return level[0]
+
+
+def peak_sizes(size: int) -> list[int]:
+    """Leaves under each of the complete subtrees that a tree of ``size`` consists of, from the left."""
+    return [1 << bit for bit in range(size.bit_length() - 1, -1, -1) if size >> bit & 1]
+
+
+def root_after(start: int, peaks: Sequence[bytes], leaves: Iterable[bytes]) -> bytes:
+    """Root of the tree whose first ``start`` leaves have these ``peaks``, and then ``leaves`` (hashes).
+
+    Nothing else of the tree is needed: whoever knows its root knows that these leaves are its last.
+    Raises ProofError for another number of peaks than ``start`` has.
+    """
+    sizes = peak_sizes(start)
+    if len(sizes) != len(peaks):
+        raise ProofError(f"{len(peaks)} peaks of a tree of {start} leaves", REMEDY)
+    stack = list(zip(sizes, peaks, strict=True))
+    for leaf in leaves:
+        size, node = 1, leaf
+        while stack and stack[-1][0] == size:
+            size, node = 2 * size, node_hash(stack.pop()[1], node)
+        stack.append((size, node))
+    if not stack:
+        return EMPTY
+    root = stack.pop()[1]
+    while stack:
+        root = node_hash(stack.pop()[1], root)
+    return root
 
 
 def inclusion_path(hashes: Sequence[bytes], index: int) -> list[bytes]:

@@ -7,17 +7,27 @@ a receipt for each. A client that is not shown this refuses, and has revealed no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ProofError, SecrecyError
 from protocol.merkle import EMPTY, leaf_hash
 from protocol.plan import Plan
-from protocol.transparency.leaves import Count, Leaf, Sha256, decode_leaf, verify_author
+from protocol.secagg.openings import alive_digest
+from protocol.transparency.leaves import (
+    Abort,
+    Adapter,
+    AskedSum,
+    Count,
+    Leaf,
+    decode_leaf,
+    verify_author,
+)
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,
@@ -26,14 +36,34 @@ from protocol.transparency.note import (
     parse_key,
     verify_note,
 )
-from protocol.transparency.offline import parse_offline_proof
-from protocol.transparency.proofs import verify_consistency, verify_inclusion
+from protocol.transparency.offline import OfflineProof
+from protocol.transparency.proofs import root_after, verify_consistency, verify_inclusion
 from protocol.transparency.receipts import Receipt, verify_receipt
 
-MOST_CHARACTERS, MOST_OPEN = 2_000_000, 64
+MOST_CHARACTERS, MOST_OPEN, MOST_NODES = 2_000_000, 64, 128
 STOP = "keep the file of receipts and ask the coordinator's operator; nothing was revealed"
 T = TypeVar("T", bound="_Text")
 D = TypeVar("D")
+
+
+def _nodes(text: str) -> str:
+    if len(nodes_of(text)) > MOST_NODES or nodes_text(nodes_of(text)) != text:
+        raise ValueError("not base64 of SHA-256 hashes")
+    return text
+
+
+def nodes_text(nodes: Sequence[bytes]) -> str:
+    """Hashes (32 bytes each), one behind the other, in base64."""
+    return base64.b64encode(b"".join(nodes)).decode()
+
+
+def nodes_of(text: str) -> list[bytes]:
+    """The reverse."""
+    data = base64.b64decode(text, validate=True)
+    return [data[at : at + 32] for at in range(0, len(data), 32)]
+
+
+Nodes = Annotated[str, AfterValidator(_nodes)]
 
 
 class _Text(BaseModel):
@@ -58,17 +88,36 @@ class Given(_Text):
     receipt: str
 
 
+class Proven(_Text):
+    """A leaf, its index, and its inclusion path in the tree of the checkpoint beside it."""
+
+    index: Count
+    path: Nodes
+    leaf: str
+
+
+class Tail(_Text):
+    """The log's last leaves, from leaf ``start`` on; ``peaks`` are those of the tree before them.
+
+    The first is the log's last `adapter`: what stands behind it shows that there is no later one.
+    """
+
+    start: Count
+    peaks: Nodes
+    leaves: Annotated[list[str], Field(min_length=1)]
+
+
 class Shown(_Text):
     """The coordinator: the log as it is, that it only grew, and leaves that the client waits for.
 
-    ``consistency`` goes from the size that the client told; ``proofs`` are P-8.13's, each with its leaf and
-    the very ``checkpoint``.
+    ``consistency`` goes from the size that the client told.
     """
 
     key: str
     checkpoint: str
-    consistency: Annotated[list[Sha256], Field(max_length=128)]
-    proofs: list[str]
+    consistency: Nodes
+    tail: Tail
+    proven: list[Proven]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +136,29 @@ def place_of(plan: Plan, run: bytes) -> Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """The adapter that an instruction names, as the input of ``round``.
+
+    ``first`` gives the digest of round 0's, which follows from the plan. (P-2.3)
+    """
+
+    round: int
+    digest: str
+    first: Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
-    """A client's memory of one run's log; ``open`` are receipts whose attempts it has not seen there."""
+    """A client's memory of one run's log; ``open`` are receipts whose attempts it has not seen there.
+
+    ``opened`` has the numbers of attempts that it gave shares in, with the digest of their alive sets.
+    """
 
     key: str = ""
     size: int = 0
     root: bytes = EMPTY
     open: tuple[Receipt, ...] = ()
+    opened: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def told(self) -> Told:
@@ -136,10 +201,11 @@ def verify_given(given: Given, known: Known, place: Place, expected: Receipt) ->
         raise SecrecyError("receipt.other", f"its `{odd}` is not that of what was sent", STOP)
 
 
-def verify_shown(shown: Shown, known: Known, place: Place) -> Seen:
-    """The log only grew since ``known``, and accounts for every open receipt.
+def verify_shown(shown: Shown, known: Known, place: Place, incoming: Incoming) -> Seen:
+    """The log only grew since ``known``, accounts for every open receipt, and ends with ``incoming``.
 
-    Raises SecrecyError ``log.signature``, ``log.shrunk``, ``log.forked`` or ``log.missing``.
+    Raises SecrecyError ``log.signature``, ``log.shrunk``, ``log.forked``, ``log.missing``,
+    ``log.unrevealed`` or ``log.adapter``.
     """
     key = _trusted(shown.key, known, place, "log")
     try:
@@ -151,14 +217,75 @@ def verify_shown(shown: Shown, known: Known, place: Place) -> Seen:
         raise SecrecyError(
             "log.shrunk", f"{checkpoint.size} leaves, {known.size} were shown before", STOP
         )
-    path = [bytes.fromhex(node) for node in shown.consistency]
+    path = nodes_of(shown.consistency)
     try:
         verify_consistency(known.size, checkpoint.size, known.root, checkpoint.root, path)
     except ProofError as error:
         raise SecrecyError("log.forked", error.cause, STOP) from None
-    leaves = _proven(shown, checkpoint, key)
-    accounts = {receipt.seq: _account(receipt, leaves) for receipt in known.open}
+    adapter = _last_adapter(shown.tail, checkpoint, key)
+    _verify_incoming(adapter, incoming)
+    proofs = _proven(shown, checkpoint, key)
+    leaves = [*(leaf for leaf, _ in proofs), adapter]
+    for receipt in known.open:
+        _verify_revealed(receipt, known.opened.get(receipt.seq), leaves)
+    accounts = {receipt.seq: _account(receipt, proofs) for receipt in known.open}
     return Seen(checkpoint=checkpoint, accounts=accounts)
+
+
+def _last_adapter(tail: Tail, checkpoint: Checkpoint, key: VerifierKey) -> Adapter:
+    """The log's last `adapter`: the first of its last leaves, and no other of them is one."""
+    data = [leaf.encode() for leaf in tail.leaves]
+    try:
+        if tail.start + len(data) != checkpoint.size:
+            raise ProofError(f"leaves up to {tail.start + len(data)} of {checkpoint.size}", STOP)
+        root = root_after(tail.start, nodes_of(tail.peaks), map(leaf_hash, data))
+        if root != checkpoint.root:
+            raise ProofError("they are not the log's last leaves", STOP)
+        leaves = [_read(leaf, key) for leaf in data]
+    except ProofError as error:
+        raise SecrecyError("log.missing", error.cause, STOP) from None
+    first, later = leaves[0], leaves[1:]
+    if not isinstance(first, Adapter) or any(isinstance(leaf, Adapter) for leaf in later):
+        raise SecrecyError("log.missing", "the last `adapter` leaf is not shown", STOP)
+    return first
+
+
+def _verify_incoming(adapter: Adapter, incoming: Incoming) -> None:
+    """(P-4.2) Training starts from what the log says the round before made."""
+    if (adapter.round, adapter.adapter_out) != (incoming.round - 1, incoming.digest):
+        raise SecrecyError(
+            "log.adapter",
+            f"round {incoming.round} is to start from another adapter than the log's last, of round "
+            f"{adapter.round}",
+            STOP,
+        )
+    if adapter.round == 0 and incoming.first() != incoming.digest:
+        raise SecrecyError(
+            "log.adapter", "round 0's adapter is not the one that the plan gives", STOP
+        )
+
+
+def _verify_revealed(receipt: Receipt, alive: bytes | None, leaves: Sequence[Leaf]) -> None:
+    """What this client helped to open is in the log: as a sum, or as what was asked for in vain."""
+    if alive is None:
+        return
+    for leaf in leaves:
+        if isinstance(leaf, Adapter) and receipt.rid in {one.rid for one in leaf.sums}:
+            return
+        if isinstance(leaf, Abort) and any(
+            (one.rid, _alive_of(one)) == (receipt.rid, alive) for one in leaf.revealed
+        ):
+            return
+    raise SecrecyError(
+        "log.unrevealed",
+        f"this client gave shares in attempt {receipt.seq} (round {receipt.round}), and the log tells "
+        "of no sum that was asked for",
+        STOP,
+    )
+
+
+def _alive_of(asked: AskedSum) -> bytes:
+    return alive_digest([bytes.fromhex(one) for one in asked.clients])
 
 
 def _trusted(brought: str, known: Known, place: Place, what: str) -> VerifierKey:
@@ -175,28 +302,33 @@ def _trusted(brought: str, known: Known, place: Place, what: str) -> VerifierKey
     return key
 
 
-def _proven(shown: Shown, checkpoint: Checkpoint, key: VerifierKey) -> Sequence[tuple[Leaf, str]]:
-    found = []
+def _proven(
+    shown: Shown, checkpoint: Checkpoint, key: VerifierKey
+) -> Sequence[tuple[Leaf, OfflineProof]]:
+    proofs = []
     try:
-        for text in shown.proofs:
-            proof = parse_offline_proof(text)
-            if proof.extra is None or proof.checkpoint != shown.checkpoint:
-                raise ProofError("a proof without its leaf, or of another checkpoint", STOP)
-            verify_inclusion(
-                leaf_hash(proof.extra), proof.index, checkpoint.size, proof.path, checkpoint.root
+        for one in shown.proven:
+            data, path = one.leaf.encode(), nodes_of(one.path)
+            verify_inclusion(leaf_hash(data), one.index, checkpoint.size, path, checkpoint.root)
+            proof = OfflineProof(
+                index=one.index, path=tuple(path), checkpoint=shown.checkpoint, extra=data
             )
-            read = decode_leaf(proof.extra)
-            verify_author(read, key.public)
-            found.append((read.leaf, text))
+            proofs.append((_read(data, key), proof))
     except ProofError as error:
         raise SecrecyError("log.missing", error.cause, STOP) from None
-    return found
+    return proofs
 
 
-def _account(receipt: Receipt, leaves: Sequence[tuple[Leaf, str]]) -> str:
-    for leaf, text in leaves:
+def _read(data: bytes, key: VerifierKey) -> Leaf:
+    read = decode_leaf(data)
+    verify_author(read, key.public)
+    return read.leaf
+
+
+def _account(receipt: Receipt, proofs: Sequence[tuple[Leaf, OfflineProof]]) -> str:
+    for leaf, proof in proofs:
         if receipt.accounted_by(leaf):
-            return text
+            return proof.encode()
     raise SecrecyError(
         "log.missing",
         f"attempt {receipt.seq} (round {receipt.round}) is neither logged with this client's vector nor "

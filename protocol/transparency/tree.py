@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from protocol.merkle import EMPTY
-from protocol.transparency.proofs import node_hash
+from protocol.transparency.proofs import node_hash, peak_sizes
 
 
 class Tree:
@@ -80,6 +80,15 @@ class Tree:
                 path.append(self._range(start, split))
                 start, whole = split, False
         return path[::-1] if whole else [self._range(start, stop), *path[::-1]]
+
+    def peaks(self, size: int) -> list[bytes]:
+        """Roots of the complete subtrees that the tree of ``size`` consists of, from the left."""
+        size = self._within(size)
+        roots, start = [], 0
+        for count in peak_sizes(size):
+            roots.append(self._range(start, start + count))
+            start += count
+        return roots
 
     def _range(self, start: int, stop: int) -> bytes:
         """Root over leaves ``[start, stop)``, where ``start`` is a multiple of the first split."""

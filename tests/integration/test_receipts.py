@@ -259,7 +259,7 @@ def rewritten(
 
 def forked(leaves: list[bytes], log: RunLog) -> list[bytes]:
     """Another leaf where an adapter was."""
-    other = Abort(seq=0, group=None, round=0, attempt=0, revealed=False)
+    other = Abort(seq=0, group=None, round=0, attempt=0, revealed=[])
     return [*leaves[:2], log.write(other, {"plan": "0" * 64}), *leaves[3:]]
 
 

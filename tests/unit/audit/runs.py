@@ -16,9 +16,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from client.ledger import FileLedger
-from client.opened_rounds import FileOpenedRounds
+from client.openings import FileOpenings
 from client.receipts import Receipts
-from client.secret import Member
+from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
@@ -152,8 +152,9 @@ class Sites:
             size=self._size(told.round),
             random=os.urandom,
             ledger=FileLedger(self.folder / f"{site}.jsonl"),
-            opened=FileOpenedRounds(self.folder / f"{site}.opened.jsonl"),
+            openings=FileOpenings(self.folder / f"{site}.openings.jsonl"),
             receipts=self.receipts(site),
+            first=lambda: first_digest(self.plan, self.manifest),
         )
         log_text = content.config_records.get(wire.LOG)
         self.sessions[site], reply = member.answer(

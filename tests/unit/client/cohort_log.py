@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.merkle import leaf_hash
 from protocol.transparency.leaves import (
     Abort,
+    Adapter,
     Leaf,
+    OpenedSum,
     Pad,
     Vector,
     decode_leaf,
@@ -15,9 +19,8 @@ from protocol.transparency.leaves import (
     encode_statement,
 )
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, sign_note
-from protocol.transparency.offline import OfflineProof
 from protocol.transparency.receipts import Receipt, sign_receipt
-from protocol.transparency.shown import Given, Shown, Told
+from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, nodes_text
 from protocol.transparency.tree import Tree
 
 
@@ -28,6 +31,7 @@ class CohortLog:
         self.key, self.origin = Ed25519PrivateKey.generate(), origin
         self.entries: list[bytes] = []
         self.tree = Tree()
+        self.last_adapter = 0
         for data in [self.statement(Pad())] * 3 if entries is None else entries:
             self.add(data)
 
@@ -35,8 +39,32 @@ class CohortLog:
         return encode_statement(leaf, {"plan": "0" * 64}, self.key)
 
     def add(self, data: bytes) -> None:
+        if isinstance(decode_leaf(data).leaf, Adapter):
+            self.last_adapter = len(self.entries)
         self.entries.append(data)
         self.tree.append(leaf_hash(data))
+
+    def add_adapter(self, number: int, digest: str, rids: Sequence[str] = ()) -> None:
+        """The outcome of a round: the next one's incoming adapter."""
+        leaf = Adapter(
+            round=number,
+            attempt=1,
+            seq=number,
+            adapter_in="",
+            adapter_out=digest,
+            published=digest,
+            rank=8,
+            exchange="secagg",
+            sums=[OpenedSum(group=0, rid=rid, summands=5, kept=True) for rid in rids],
+            void="",
+        )
+        self.add(self.statement(leaf))
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The last one."""
+        leaf = decode_leaf(self.entries[self.last_adapter]).leaf
+        return leaf if isinstance(leaf, Adapter) else None
 
     def copied(self, entries: list[bytes]) -> CohortLog:
         """Another log of the same key and name."""
@@ -55,25 +83,36 @@ class CohortLog:
         return f"{text}\n{sign_note(text, self.origin, self.key)}"
 
     def shown(self, client: bytes, told: Told) -> Shown:
-        """Honestly: the way from the size told, and every vector of the client and every abort since."""
+        """Honestly: the way from the size told, every vector of the client and every end since."""
         since = min(told.size, len(self.entries))
         wanted = []
         for at, data in enumerate(self.entries[since:], start=since):
             leaf = decode_leaf(data).leaf
-            if isinstance(leaf, Abort) or (
+            if isinstance(leaf, Abort | Adapter) or (
                 isinstance(leaf, Vector) and leaf.client == client.hex()
             ):
                 wanted.append(at)
         return Shown(
             key=self.verifier,
             checkpoint=self.note,
-            consistency=[node.hex() for node in self.tree.consistency(since)],
-            proofs=[self.proof(at).encode() for at in wanted] if told.size else [],
+            consistency=nodes_text(self.tree.consistency(since)),
+            tail=self.tail(),
+            proven=[self.proven(at) for at in wanted if at != self.last_adapter]
+            if told.size
+            else [],
         )
 
-    def proof(self, at: int) -> OfflineProof:
-        path = tuple(self.tree.inclusion(at))
-        return OfflineProof(index=at, path=path, checkpoint=self.note, extra=self.entries[at])
+    def tail(self, start: int | None = None) -> Tail:
+        start = self.last_adapter if start is None else start
+        return Tail(
+            start=start,
+            peaks=nodes_text(self.tree.peaks(start)),
+            leaves=[data.decode() for data in self.entries[start:]],
+        )
+
+    def proven(self, at: int) -> Proven:
+        path = nodes_text(self.tree.inclusion(at))
+        return Proven(index=at, path=path, leaf=self.entries[at].decode())
 
     def given(self, receipt: Receipt) -> Given:
         return Given(key=self.verifier, receipt=sign_receipt(receipt, self.key))

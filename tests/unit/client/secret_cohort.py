@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.ledger import FileLedger
-from client.opened_rounds import FileOpenedRounds
+from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member
 from protocol.errors import PrivacyError
@@ -24,6 +24,7 @@ from protocol.secagg.messages import split_unmask
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.transparency.leaves import Abort, AskedSum
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import place_of
 from protocol.wire import Instruction
@@ -31,6 +32,11 @@ from tests.unit.client.cohort_log import CohortLog
 
 SIZE, RUN = 20, bytes(range(16))
 HONEST = "honest"
+
+
+def adapter_of(number: int) -> str:
+    """The digest of the adapter that comes into a round."""
+    return f"{number:064x}"
 
 
 class Coordinator:
@@ -60,8 +66,9 @@ class Coordinator:
                 size=SIZE,
                 random=os.urandom,
                 ledger=FileLedger(folder / f"{name}.jsonl"),
-                opened=FileOpenedRounds(folder / f"{name}.opened.jsonl"),
+                openings=FileOpenings(folder / f"{name}.openings.jsonl"),
                 receipts=Receipts(folder / f"{name}.receipts.jsonl"),
+                first=lambda: adapter_of(1),
             )
             for name in names
         }
@@ -80,14 +87,22 @@ class Coordinator:
             attempt=1,
             plan_digest=self.plan.digest,
             base="0" * 64,
-            adapter_digest="1" * 64,
+            adapter_digest=adapter_of(1),
             rank=8,
             evaluate=False,
         )
         self.sid = session_id(self.plan.digest, self.run)
         self.log = CohortLog(place_of(self.plan, self.run).origin)
+        self.log.add_adapter(0, adapter_of(1))
         self.given: list[Receipt] = []
+        self.asked: list[tuple[int, int, AskedSum]] = []  # seq and round, until the log has it
         self.begin(1)
+
+    def at_round(self, number: int) -> None:
+        """Go on with another round, from the adapter of the one before."""
+        self.instruction = replace(
+            self.instruction, round=number, adapter_digest=adapter_of(number)
+        )
 
     def begin(self, seq: int) -> None:
         for receipt in self.given:
@@ -121,12 +136,31 @@ class Coordinator:
     def log_text(self, one: bytes, phase: Phase) -> str | None:
         """What an honest coordinator says of the log with this phase's message."""
         if phase is Phase.SHARE:
+            self.log_outcomes()
             told = self.members[one].receipts.told(self.sid)
             return self.log.shown(one, told).encode()
         if phase is Phase.AGREE and one in self.core.vectors_signed:
             self.given.append(self.receipt(one))
             return self.log.given(self.receipt(one)).encode()
         return None
+
+    def log_outcomes(self) -> None:
+        """What became of the attempts before: sums of a round that is over, or asked for in vain."""
+        asked, self.asked = self.asked, []
+        sums = []
+        for seq, number, each in asked:
+            if seq == self.seq:
+                self.asked.append((seq, number, each))
+            elif number == self.instruction.round:
+                leaf = Abort(seq=seq, group=None, round=number, attempt=1, revealed=[each])
+                self.log.add(self.log.statement(leaf))
+            else:
+                sums.append(each.rid)
+        last = self.log.adapter
+        assert last is not None
+        start = (self.instruction.round - 1, self.instruction.adapter_digest)
+        if sums or (last.round, last.adapter_out) != start:
+            self.log.add_adapter(*start, sums)
 
     def ask(
         self, one: bytes, phase: Phase, request: bytes, *, text: str | None = HONEST, **changes: Any
@@ -137,6 +171,12 @@ class Coordinator:
             return Contribution(update=self.updates[one], weight=1, metrics=metrics)
 
         instruction = replace(self.instruction, **changes)
+        if phase is Phase.UNMASK and self.core.alive:  # what a coordinator's log would say of it
+            each = AskedSum(
+                group=0, rid=self.core.rid.hex(), clients=[who.hex() for who in self.core.alive]
+            )
+            if all(each.rid != before.rid for *_, before in self.asked):
+                self.asked.append((self.seq, instruction.round, each))
         self.sessions[one], reply = self.members[one].answer(
             phase,
             request,
@@ -166,7 +206,7 @@ class Coordinator:
 
     def rounds_until_refused(self, why: str) -> int:
         for number in range(1, 100):
-            self.instruction = replace(self.instruction, round=number)
+            self.at_round(number)
             self.begin(number)
             try:
                 self.whole()

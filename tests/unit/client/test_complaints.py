@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         coordinator = Coordinator(folder)
         coordinator.whole()
-        coordinator.instruction = replace(coordinator.instruction, round=2)
+        coordinator.at_round(2)
         coordinator.begin(2)
         coordinator.whole()
         self.coordinator = coordinator

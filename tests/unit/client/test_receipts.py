@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from protocol.exchange import Phase
 from protocol.transparency.leaves import Abort, Pad, decode_leaf
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import sign_receipt
-from protocol.transparency.shown import Given, Shown
+from protocol.transparency.shown import Given, Shown, nodes_of, nodes_text
 from tests.unit.client.cohort_log import CohortLog
 from tests.unit.client.secret_cohort import Coordinator
 
@@ -35,7 +34,7 @@ def masked(coordinator: Coordinator) -> tuple[bytes, bytes]:
 
 def next_attempt(coordinator: Coordinator, number: int = 2) -> tuple[bytes, bytes, Shown]:
     """Somebody, the cohort of attempt ``number``, and what an honest coordinator shows with it."""
-    coordinator.instruction = replace(coordinator.instruction, round=number)
+    coordinator.at_round(number)
     coordinator.begin(number)
     cohort, one = coordinator.advertise(), coordinator.ids[0]
     text = coordinator.log_text(one, Phase.SHARE)
@@ -139,10 +138,10 @@ def test_an_abort_accounts_for_an_attempt(coordinator: Coordinator, group: int |
     coordinator.ask(one, Phase.AGREE, alive)
     coordinator.given.clear()
     for seq in (9, 1):
-        leaf = Abort(seq=seq, group=group, round=1, attempt=1, revealed=False)
+        leaf = Abort(seq=seq, group=group, round=1, attempt=1, revealed=[])
         coordinator.log.add(coordinator.log.statement(leaf))
     one, cohort, shown = next_attempt(coordinator)
-    only_another = shown.model_copy(update={"proofs": shown.proofs[:1]})
+    only_another = shown.model_copy(update={"proven": shown.proven[:1]})
     refused(coordinator, one, cohort, only_another, "log.missing")
 
 
@@ -160,19 +159,18 @@ def test_a_vector_that_is_not_in_the_log_is_missed(coordinator: Coordinator) -> 
 def test_a_proof_that_proves_nothing_is_refused(coordinator: Coordinator) -> None:
     coordinator.whole()
     one, cohort, shown = next_attempt(coordinator)
-    proof = parse_offline_proof(shown.proofs[0])
+    proven = shown.proven[0]
     for change in (
-        {"index": proof.index - 1},
+        {"index": proven.index - 1},
         {"index": 10**6},
-        {"path": proof.path[:-1]},
-        {"extra": None},
-        {"extra": b"{}"},
-        {"checkpoint": proof.checkpoint.replace("\n\n", "\nx\n\n")},
+        {"path": nodes_text(nodes_of(proven.path)[:-1])},
+        {"leaf": "{}"},
+        {"leaf": proven.leaf.replace("00", "11", 1)},
     ):
-        changed = replace(proof, **change).encode()  # type: ignore[arg-type]
-        made = shown.model_copy(update={"proofs": [changed]})
+        changed = [proven.model_copy(update=change), *shown.proven[1:]]
+        made = shown.model_copy(update={"proven": changed})
         refused_text(coordinator, one, cohort, made.encode(), "log.missing")
-    refused(coordinator, one, cohort, shown.model_copy(update={"proofs": []}), "log.missing")
+    refused(coordinator, one, cohort, shown.model_copy(update={"proven": []}), "log.missing")
 
 
 def refused_text(
@@ -189,11 +187,11 @@ def test_a_log_of_another_past_is_a_fork(coordinator: Coordinator) -> None:
     told = coordinator.members[one].receipts.told(coordinator.sid)
     entries = list(coordinator.log.entries)
     entries[0] = coordinator.log.statement(
-        Abort(seq=0, group=None, round=0, attempt=0, revealed=False)
+        Abort(seq=0, group=None, round=0, attempt=0, revealed=[])
     )
     forked = coordinator.log.copied(entries)
     refused_text(coordinator, one, cohort, forked.shown(one, told).encode(), "log.forked")
-    refused(coordinator, one, cohort, shown.model_copy(update={"consistency": []}), "log.forked")
+    refused(coordinator, one, cohort, shown.model_copy(update={"consistency": ""}), "log.forked")
 
 
 def test_a_log_of_the_same_size_and_another_root_is_a_fork(coordinator: Coordinator) -> None:
@@ -203,7 +201,7 @@ def test_a_log_of_the_same_size_and_another_root_is_a_fork(coordinator: Coordina
     one, cohort, _ = next_attempt(coordinator)
     told = coordinator.members[one].receipts.told(coordinator.sid)
     assert told.size == len(before)
-    forked = coordinator.log.copied([before[0], before[0], before[0] + b" "])
+    forked = coordinator.log.copied([*before[:2], before[3], before[3]])
     refused(coordinator, one, cohort, forked.shown(one, told), "log.forked")
 
 
@@ -226,7 +224,7 @@ def test_a_checkpoint_has_to_be_the_logs(coordinator: Coordinator) -> None:
         other.shown(one, told).encode(),  # another run's
         shown.model_copy(update={"checkpoint": unnamed.note}).encode(),  # by another key
         shown.model_copy(
-            update={"checkpoint": shown.checkpoint.replace("\n3\n", "\n4\n")}
+            update={"checkpoint": shown.checkpoint.replace("\n4\n", "\n5\n")}
         ).encode(),
         shown.model_copy(update={"key": "x"}).encode(),
     ):
@@ -260,8 +258,7 @@ def test_a_damaged_memory_stops_the_client(coordinator: Coordinator, tmp_path: P
 
 
 def test_runs_are_kept_apart(tmp_path: Path) -> None:
-    runs = [Coordinator(tmp_path, run=bytes([number] * 16)) for number in range(2)]
-    runs[1].instruction = replace(runs[1].instruction, round=2)
+    runs = [Coordinator(tmp_path, run=bytes([number] * 16), rounds=8 + number) for number in (0, 1)]
     for run in runs:
         run.whole()
     receipts = Receipts(tmp_path / "site-0.receipts.jsonl")

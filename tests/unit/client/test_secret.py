@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_of_one_round_only_one_sum_is_opened(coordinator: Coordinator) -> None:
     with pytest.raises(SecrecyError, match=r"^round\.revealed"):
         coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, attempt=2)
     coordinator.begin(10)
-    coordinator.instruction = replace(coordinator.instruction, round=2)
+    coordinator.at_round(2)
     opened(coordinator, out=coordinator.ids[3])
 
 
@@ -119,13 +118,13 @@ def test_after_the_vector_is_out_nothing_that_opens_it_is_kept(coordinator: Coor
         assert str(secret) not in kept
 
 
-def test_another_adapter_or_base_under_the_same_round_gives_masks_that_do_not_cancel(
+def test_another_attempt_or_base_under_the_same_round_gives_masks_that_do_not_cancel(
     coordinator: Coordinator,
 ) -> None:
     """Told from the start on: the coordinator gets signatures that do not fit its terms."""
     cohort = coordinator.advertise()
     told = {
-        coordinator.ids[0]: {"adapter_digest": "2" * 64},
+        coordinator.ids[0]: {"attempt": 2},
         coordinator.ids[1]: {"base": "3" * 64},
     }
     for one in coordinator.ids:
@@ -162,21 +161,21 @@ def test_a_client_that_forgot_its_session_opens_no_other_sum_of_a_round(
     """A coordinator starts Flower runs at will; each gives a node an empty state."""
     opened(coordinator)
     coordinator.sessions = dict.fromkeys(coordinator.ids)
-    coordinator.begin(1)
+    coordinator.begin(2)
     with pytest.raises(SecrecyError, match=r"^round\.revealed"):
         opened(coordinator, out=coordinator.ids[3])
     coordinator.sessions = dict.fromkeys(coordinator.ids)
-    coordinator.begin(1)
+    coordinator.begin(3)
     with pytest.raises(SecrecyError, match=r"^round\.revealed"):
         coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, attempt=2)
 
 
-def test_a_damaged_memory_of_opened_rounds_reveals_nothing(
+def test_a_damaged_memory_of_opened_sums_reveals_nothing(
     coordinator: Coordinator, tmp_path: Path
 ) -> None:
     name = coordinator.members[coordinator.ids[0]].name
-    (tmp_path / f"{name}.opened.jsonl").write_text("{}\n")
-    with pytest.raises(MachineError, match="opened rounds"):
+    (tmp_path / f"{name}.openings.jsonl").write_text("{}\n")
+    with pytest.raises(MachineError, match="opened sums"):
         coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first)
 
 
@@ -185,7 +184,7 @@ def test_no_phase_is_told_another_instruction(
     coordinator: Coordinator, changes: dict[str, Any]
 ) -> None:
     """A mask made for one round under another's number would be a second sum of that round."""
-    coordinator.instruction = replace(coordinator.instruction, round=2)
+    coordinator.at_round(2)
     boxes = coordinator.share()
     one = coordinator.ids[0]
     with pytest.raises(SecrecyError, match=r"^instruction\.changed"):
@@ -202,7 +201,7 @@ def test_rounds_are_those_of_the_plan(coordinator: Coordinator, number: int) -> 
 def test_the_next_attempts_advert_comes_with_the_shares(coordinator: Coordinator) -> None:
     coordinator.whole()
     early = dict(coordinator.early)
-    coordinator.instruction = replace(coordinator.instruction, round=2)
+    coordinator.at_round(2)
     coordinator.begin(2)
     for one in coordinator.ids:
         coordinator.core.receive_advert(one, early[one])

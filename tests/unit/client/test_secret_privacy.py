@@ -13,7 +13,9 @@ from client.ledger import FileLedger
 from client.secret import verify_limit
 from protocol.errors import MachineError, PrivacyError
 from protocol.exchange import Phase
+from protocol.privacy.accounting import epsilon
 from protocol.privacy.ledger import client_epsilon
+from protocol.privacy.planned import mechanism_of
 from tests.unit.client import secret_cohort
 from tests.unit.client.secret_cohort import Coordinator
 
@@ -78,26 +80,29 @@ def test_no_ledger_no_share(tmp_path: Path) -> None:
 
 
 def test_a_client_that_forgot_its_session_still_pays_for_every_sum(tmp_path: Path) -> None:
-    """Another Flower run, or a restarted node, with the same numbers: fresh noise is a new sum."""
+    """Another Flower run, or a restarted node: fresh noise under the same round is a new sum."""
     coordinator = Coordinator(tmp_path, privacy=NOISY | {"epsilon": 30.0})
     one = coordinator.ids[0]
     for number in range(1, 4):
         coordinator.sessions = dict.fromkeys(coordinator.ids)
-        coordinator.begin(1)
+        coordinator.begin(number)
         coordinator.whole()
         assert len(coordinator.members[one].ledger.entries()) == number
 
 
-def test_runs_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
+def test_plans_side_by_side_cannot_overspend_together(tmp_path: Path) -> None:
     """All are advertised before any is opened: the check is made again when the share leaves."""
-    privacy = NOISY | {"rounds_per_client": 1}
-    runs = [Coordinator(tmp_path, run=bytes([n] * 16), privacy=privacy) for n in range(2)]
-    runs[1].instruction = replace(runs[1].instruction, round=2)
-    boxes = [run.share() for run in runs]
-    runs[0].finish(boxes[0])
-    with pytest.raises(PrivacyError, match="took part in 1"):
-        runs[1].finish(boxes[1])
-    name = runs[0].members[runs[0].ids[0]].name
+    plans = [Coordinator(tmp_path, privacy=NOISY | {"clip": clip}) for clip in (1.0, 2.0)]
+    one_sum = epsilon(mechanism_of(plans[0].plan, size=secret_cohort.SIZE).spent(), delta=1e-6)
+    for plan in plans:
+        plan.members = {
+            one: replace(member, limit=1.1 * one_sum) for one, member in plan.members.items()
+        }
+    boxes = [plan.share() for plan in plans]
+    plans[0].finish(boxes[0])
+    with pytest.raises(PrivacyError, match="over all runs"):
+        plans[1].finish(boxes[1])
+    name = plans[0].members[plans[0].ids[0]].name
     assert len(FileLedger(tmp_path / f"{name}.jsonl").entries()) == 1
 
 

@@ -8,7 +8,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def test_a_site_that_restarts_before_every_message_takes_part(tmp_path: Path) ->
     cohort = Forgetful(tmp_path)
     for number in (1, 2):
         cohort.begin(number)
-        cohort.instruction = replace(cohort.instruction, round=number)
+        cohort.at_round(number)
         mean, _ = cohort.whole()
         expected = np.mean([cohort.updates[one] for one in cohort.ids], axis=0)
         assert np.allclose(mean, expected, atol=1e-2)

@@ -89,7 +89,7 @@ def test_verdicts_and_complaints_are_logged_once(desk: Desk) -> None:
 
 def test_what_cannot_be_used_is_put_aside_with_the_reason(desk: Desk, tmp_path: Path) -> None:
     size, mine = desk.log.size, desk.complaint(desk.sites.keys[1])
-    abort = Abort(seq=1, group=None, round=1, attempt=1, revealed=False)
+    abort = Abort(seq=1, group=None, round=1, attempt=1, revealed=[])
     bad = {
         "empty.json": (b"", "not canonical"),
         "form.json": (b'{"kind": "complaint"}', "not canonical"),

@@ -133,7 +133,7 @@ Change = Callable[[Witnessed], bytes]
         (
             lambda m: Log(
                 encode_statement(
-                    Abort(seq=1, group=None, round=1, attempt=1, revealed=False),
+                    Abort(seq=1, group=None, round=1, attempt=1, revealed=[]),
                     {"p": "0" * 64},
                     LOG,
                 )

@@ -27,7 +27,7 @@ from protocol.transparency.leaves import (
 )
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-ABORT = Abort(seq=3, group=None, round=1, attempt=2, revealed=False)
+ABORT = Abort(seq=3, group=None, round=1, attempt=2, revealed=[])
 SUBJECT = {"plan": "0" * 64}
 
 

@@ -33,7 +33,7 @@ RECEIPT = Receipt(
     attempt=1,
 )
 VECTOR = Vector(client="1" * 32, rid="4" * 64, root="5" * 64, length=8, signature="")
-ABORT = Abort(seq=3, group=2, round=6, attempt=1, revealed=True)
+ABORT = Abort(seq=3, group=2, round=6, attempt=1, revealed=[])
 
 
 def test_there_and_back() -> None:

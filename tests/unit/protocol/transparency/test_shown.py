@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import SecrecyError
-from protocol.transparency.leaves import Pad
+from protocol.secagg.openings import alive_digest
+from protocol.transparency.leaves import Abort, AskedSum, Pad
+from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Known, Place, Shown, decode_text, verify_shown
+from protocol.transparency.shown import Incoming, Known, Place, Shown, decode_text, verify_shown
 from tests.unit.client.cohort_log import CohortLog
 
 ORIGIN, CLIENT = "fedge/t/00", bytes(16)
-PLACE = Place(origin=ORIGIN)
+PLACE, ADAPTER = Place(origin=ORIGIN), "7" * 64
+INCOMING = Incoming(round=1, digest=ADAPTER, first=lambda: ADAPTER)
 
 
 def log_of(size: int, receipt: Receipt | None = None, at: int = 0) -> CohortLog:
+    """Pads, with a vector of ``receipt`` at ``at``; its last leaf is the adapter of round 0."""
     log = CohortLog(ORIGIN, [])
     pad = log.statement(Pad())
-    for place in range(size):
+    for place in range(size - 1):
         if receipt is not None and place == at:
             log.add_vector(receipt)
         else:
             log.add(pad)
+    log.add_adapter(0, ADAPTER)
     return log
 
 
@@ -46,7 +53,7 @@ def known_at(log: CohortLog, size: int, *receipts: Receipt) -> Known:
 
 def code_of(shown: Shown, known: Known) -> str:
     with pytest.raises(SecrecyError) as caught:
-        verify_shown(shown, known, PLACE)
+        verify_shown(shown, known, PLACE, INCOMING)
     return caught.value.code
 
 
@@ -55,14 +62,15 @@ def test_what_grew_is_accepted_and_another_past_is_not(
     old: int, new: int, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(old, old + new - 1))
+    new += 1
     receipt = receipt_of()
     log = log_of(old + new, receipt, at)
     known = known_at(log, old, receipt)
     shown = log.shown(CLIENT, known.told)
-    seen = verify_shown(decode_text(Shown, shown.encode(), "log"), known, PLACE)
+    seen = verify_shown(decode_text(Shown, shown.encode(), "log"), known, PLACE, INCOMING)
     assert seen.checkpoint.size == old + new
     assert list(seen.accounts) == [1]
-    assert seen.accounts[1] == shown.proofs[0]
+    assert parse_offline_proof(seen.accounts[1]).extra == log.entries[at]
     other = Known(key=known.key, size=old, root=b"\x01" * 32, open=known.open)
     assert code_of(shown, other) == "log.forked"
     ahead = known_at(log_of(old + new + 1), old + new + 1)
@@ -81,4 +89,87 @@ def test_no_altered_character_is_accepted(data: st.DataObject) -> None:
     if letter == text[at]:
         return
     with pytest.raises(SecrecyError):
-        verify_shown(decode_text(Shown, text[:at] + letter + text[at + 1 :], "log"), known, PLACE)
+        verify_shown(
+            decode_text(Shown, text[:at] + letter + text[at + 1 :], "log"), known, PLACE, INCOMING
+        )
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.data())
+def test_the_tail_is_the_whole_end_of_the_log(before: int, after: int, data: st.DataObject) -> None:
+    """Whoever leaves leaves out, adds some, or shows an earlier adapter, is refused."""
+    log = log_of(before + 1)
+    pad = log.statement(Pad())
+    for _ in range(after):
+        log.add(pad)
+    known = known_at(log, 0)
+    shown = log.shown(CLIENT, known.told)
+    verify_shown(shown, known, PLACE, INCOMING)
+    leaves = list(shown.tail.leaves)
+    where = data.draw(st.integers(0, len(leaves) - 1))
+    for changed in (
+        shown.tail.model_copy(update={"leaves": leaves[:where] + leaves[where + 1 :]}),
+        shown.tail.model_copy(update={"leaves": [*leaves, pad.decode()]}),
+        shown.tail.model_copy(update={"start": shown.tail.start + 1}),
+        shown.tail.model_copy(update={"peaks": ""})
+        if before
+        else shown.tail.model_copy(update={"start": 2}),
+    ):
+        assert code_of(shown.model_copy(update={"tail": changed}), known) == "log.missing"
+    log.add_adapter(1, "8" * 64)
+    late = log.shown(CLIENT, known.told)
+    assert code_of(late, known) == "log.adapter"
+    hidden = late.model_copy(update={"tail": log.tail(shown.tail.start)})
+    assert code_of(hidden, known) == "log.missing"
+
+
+def test_the_incoming_adapter_is_the_logs_last() -> None:
+    log = log_of(5)
+    known = known_at(log, 0)
+    shown = log.shown(CLIENT, known.told)
+    for change in (
+        {"digest": "8" * 64},
+        {"round": 2},
+        {"first": lambda: "8" * 64},  # not what the plan makes of round 0
+    ):
+        with pytest.raises(SecrecyError) as caught:
+            verify_shown(shown, known, PLACE, replace(INCOMING, **change))
+        assert caught.value.code == "log.adapter"
+
+
+ASKED = AskedSum(group=0, rid="4" * 64, clients=[CLIENT.hex(), "f" * 32])
+ALIVE = alive_digest([CLIENT, b"\xff" * 16])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "accounts"),
+    [
+        ("none", False),
+        ("sum", True),
+        ("sum of others", False),
+        ([ASKED], True),
+        ([], False),
+        ([ASKED.model_copy(update={"rid": "5" * 64})], False),
+        ([ASKED.model_copy(update={"clients": ["f" * 32]})], False),
+    ],
+)
+def test_what_a_client_helped_to_open_is_in_the_log(leaf: object, accounts: bool) -> None:
+    """A vector in the log accounts for a receipt; for shares only a sum does, or that it was asked for."""
+    receipt = receipt_of()
+    log = log_of(4, receipt, 1)
+    number = 0
+    if isinstance(leaf, list):
+        abort = Abort(seq=1, group=None, round=1, attempt=1, revealed=leaf)
+        log.add(log.statement(abort))
+    elif leaf != "none":
+        log.add_adapter(1, "8" * 64, [receipt.rid if leaf == "sum" else "5" * 64])
+        number = 1
+    known = replace(known_at(log, 1, receipt), opened={1: ALIVE})
+    incoming = INCOMING if not number else replace(INCOMING, round=2, digest="8" * 64)
+    shown = log.shown(CLIENT, known.told)
+    verify_shown(shown, replace(known, opened={}), PLACE, incoming)
+    if accounts:
+        verify_shown(shown, known, PLACE, incoming)
+        return
+    with pytest.raises(SecrecyError) as caught:
+        verify_shown(shown, known, PLACE, incoming)
+    assert caught.value.code == "log.unrevealed"

@@ -1,0 +1,61 @@
+"""Which sums this client has helped to open, in a file: whatever restarts, or is started anew. (P-6.10)
+
+Flower's node state ends with a Flower run, and a coordinator starts as many of those as it likes; this
+memory is the site's own. A line is on disk before the shares of its sum leave.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from client.journal import Journal
+from protocol.secagg.openings import Opening, verify_opening
+from protocol.wire import Instruction
+
+
+class Openings(Protocol):
+    """The sums opened, by plan."""
+
+    def of(self, plan: str) -> list[Opening]:
+        """Under the plan with this digest, oldest first."""
+        ...
+
+    def note(self, plan: str, instruction: Instruction, opening: Opening) -> None:
+        """Keep ``opening`` unless the sum may not be opened; it is safe when this returns."""
+        ...
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_bytes="hex", val_json_bytes="hex")
+
+    plan: str
+    opening: Opening
+
+
+class FileOpenings:
+    """One JSON line per opened sum, only ever appended to, readable by its owner alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path, "the memory of opened sums")
+
+    def of(self, plan: str) -> list[Opening]:
+        """The plan's lines. Raises MachineError for a damaged file."""
+        try:
+            lines = [_Line.model_validate_json(line) for line in self._journal.text().splitlines()]
+        except ValidationError as error:
+            # Fail closed. A last line that a power cut tore was never followed by a share.
+            raise self._journal.unusable("read", error) from None
+        return [line.opening for line in lines if line.plan == plan]
+
+    def note(self, plan: str, instruction: Instruction, opening: Opening) -> None:
+        """Check and append as one. Raises SecrecyError or MachineError."""
+
+        def verify() -> None:
+            verify_opening(
+                self.of(plan), sid=opening.sid, instruction=instruction, alive=opening.alive
+            )
+
+        self._journal.append(_Line(plan=plan, opening=opening).model_dump_json(), verify)
