@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from audit.collected import Placed, Round, Sum
+from audit.collected import Placed, Round
 from audit.published import REMEDY, Run
 from audit.report import Findings, Spending
 from protocol.encoding import canonical_json
@@ -115,30 +115,24 @@ def _check_sums(run: Run, one: Round) -> None:
         if not found.complete:
             continue
         leaf = found.leaves().opened
-        _check_participants(
-            run, found, lines.get((found.seq, found.group, leaf.round, leaf.attempt))
-        )
-    revealed = {each.leaf.seq for each in one.aborts if each.leaf.revealed}
-    for found in one.unopened:  # under witnesses everybody sees whom an attempt in vain asked
-        if found.seq in revealed and found.of(Alive):
-            groups = {e.group: e for e in _entries(one) if e.sequence == found.seq}
-            _check_participants(run, found, groups.get(found.group))
+        alive = found.of(Alive)[0]
+        entry = lines.get((found.seq, found.group, leaf.round, leaf.attempt))
+        _check_participants(run, found.group, alive.index, alive.leaf.clients, entry)
     for abort in one.aborts:
-        given = abort.leaf
-        spent = {e.group for e in _entries(one) if e.sequence == given.seq}
-        if given.revealed and (not spent or given.group not in {None, *spent}):
-            raise _bad(f"attempt {given.seq} was opened and is not in the ledger")
+        for asked in abort.leaf.revealed:
+            key = (abort.leaf.seq, asked.group, abort.leaf.round, abort.leaf.attempt)
+            _check_participants(run, asked.group, abort.index, asked.clients, lines.get(key))
 
 
-def _check_participants(run: Run, found: Sum, entry: Entry | None) -> None:
-    """The line of a sum is there, and of its very clients."""
+def _check_participants(
+    run: Run, group: int, index: int, clients: Sequence[str], entry: Entry | None
+) -> None:
+    """The line of a sum is there, and of its very clients. ``index`` is of the leaf that names them."""
     if entry is None:
-        raise _bad(f"the sum of group {found.group} was opened and is not in the ledger")
-    alive = found.of(Alive)[0]
-    _, members = run.members(alive.index)
-    names = sorted(members.names.get(bytes.fromhex(each), "?") for each in alive.leaf.clients)
-    if entry.participants != names:
-        raise _bad(f"the ledger's line of group {found.group} is of other clients")
+        raise _bad(f"the sum of group {group} was opened and is not in the ledger")
+    _, members = run.members(index)
+    if entry.participants != sorted(members.names.get(bytes.fromhex(one), "?") for one in clients):
+        raise _bad(f"the ledger's line of group {group} is of other clients")
 
 
 def _check_central(one: Round) -> None:
@@ -157,7 +151,7 @@ def _check_once(entries: Sequence[Entry]) -> None:
 
 
 def _opened(run: Run, entries: Sequence[Entry]) -> list[Entry]:
-    """The lines of sums that are in the log: a coordinator that was killed may have spent in vain."""
+    """The lines of sums that were asked for: a coordinator that was killed may have spent in vain."""
     if run.plan.privacy.mechanism == "central":
         return list(entries)
     sums = {
@@ -165,6 +159,12 @@ def _opened(run: Run, entries: Sequence[Entry]) -> list[Entry]:
         for one in run.log.all_rounds
         for found in one.sums
         if found.of(Aggregate)
+    }
+    sums |= {
+        (abort.leaf.seq, asked.group)
+        for one in run.log.all_rounds
+        for abort in one.aborts
+        for asked in abort.leaf.revealed
     }
     return [entry for entry in entries if (entry.sequence, entry.group) in sums]
 

@@ -179,12 +179,10 @@ class RoundCheck:
     def _check_members(self) -> None:
         """Enough clients, each in one sum of the round; no sum beside these."""
         run, leaf = self._run, self._leaf
-        aggregates = {
-            one.group: one.of(Aggregate)[-1].leaf.summands
-            for one in self._round.sums
-            if one.of(Aggregate)
-        }
-        if list(aggregates.items()) != [(each.group, each.summands) for each in leaf.sums]:
+        ends = [one.of(Aggregate)[-1].leaf for one in self._round.sums if one.of(Aggregate)]
+        aggregates = {end.group: end.summands for end in ends}
+        listed = [(each.group, each.rid, each.summands) for each in leaf.sums]
+        if [(end.group, end.rid, end.summands) for end in ends] != listed:
             raise _bad("`adapter` lists other sums than those in the log")
         failed = {each.leaf.group for each in self._round.aborts if each.leaf.seq == leaf.seq}
         if {*aggregates} & failed or {*aggregates} | failed != {*range(run.plan.secrecy.groups)}:

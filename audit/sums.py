@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from audit.collected import Placed, Round, Sum
+from audit.collected import Round, Sum
 from audit.published import REMEDY, Run
 from audit.report import Findings
 from audit.sources import MissingError
@@ -28,7 +28,7 @@ from protocol.secagg.graph import COMPLETE_UP_TO, NO_SEED, degree, threshold
 from protocol.secagg.messages import NO_INDEX
 from protocol.secagg.packing import BLOCK
 from protocol.secagg.primitives import Word, word_type
-from protocol.secagg.task import encoding_for, terms_for
+from protocol.secagg.task import Exact, Noisy, encoding_for, terms_for
 from protocol.secagg.transcript import (
     PairBox,
     Transcript,
@@ -38,6 +38,7 @@ from protocol.secagg.transcript import (
 )
 from protocol.transparency.leaves import (
     Adapter,
+    Advert,
     Aggregate,
     Alive,
     Cohort,
@@ -82,12 +83,12 @@ class OpenedSum:
     proof: Proof
 
 
-def instruction_of(run: Run, placed: Placed[Adapter], before: Adapter) -> Instruction:
-    """What every client of the attempt was told: nothing of it is the coordinator's to choose."""
-    number, plan = placed.leaf.round, run.plan
+def instruction_after(run: Run, before: Adapter, attempt: int) -> Instruction:
+    """What every client of an attempt is told after ``before``: the coordinator chooses nothing of it."""
+    number, plan = before.round + 1, run.plan
     return Instruction(
         round=number,
-        attempt=placed.leaf.attempt,
+        attempt=attempt,
         plan_digest=run.plan_digest,
         base=run.manifest.fingerprint,
         adapter_digest=before.adapter_out,
@@ -96,11 +97,24 @@ def instruction_of(run: Run, placed: Placed[Adapter], before: Adapter) -> Instru
     )
 
 
+def verify_terms(run: Run, found: Sum, instruction: Instruction) -> Exact | Noisy:
+    """(P-6.11) `round-open` binds masks to what plan, base, roster and instruction give; the encoding."""
+    leaf = found.of(RoundOpen)[0].leaf
+    size = run.layout(instruction.rank).only(run.contract.roles(leaf.round)).size
+    encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.members))
+    roster, _ = run.members(found.of(Advert)[0].index)
+    terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))
+    if canonical_json(terms) != canonical_json(leaf.terms) or leaf.count != encoding.count:
+        raise _bad(f"the terms of `round-open` are not the plan's ({_odd_term(terms, leaf.terms)})")
+    return encoding
+
+
 def open_sum(
     run: Run, one: Round, found: Sum, before: Adapter, effort: Effort, findings: Findings
 ) -> OpenedSum:
     """Check a sum and decode it. Raises ProofError, MissingError for what makes it worthless."""
-    leaves, instruction = found.leaves(), instruction_of(run, one.adapter, before)
+    leaves = found.leaves()
+    instruction = instruction_after(run, before, one.adapter.leaf.attempt)
     leaf = leaves.opened
     if (leaf.round, leaves.aggregate.round, leaf.attempt, found.seq) != (
         instruction.round,
@@ -109,15 +123,10 @@ def open_sum(
         one.adapter.leaf.seq,
     ):
         raise _bad("its leaves are of another round or attempt than the `adapter`")
-    size = run.layout(before.rank).only(run.contract.roles(leaf.round)).size
-    encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.members))
-    start = found.found[type(leaves.adverts[0])][0].index
-    roster, members = run.members(start)
+    _, members = run.members(found.of(Advert)[0].index)
     _check_graph(run, leaves)
     _check_subjects(found, leaves)
-    terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))
-    if canonical_json(terms) != canonical_json(leaf.terms) or leaf.count != encoding.count:
-        raise _bad(f"the terms of `round-open` are not the plan's ({_odd_term(terms, leaf.terms)})")
+    encoding = verify_terms(run, found, instruction)
     transcript = transcript_of(
         leaves,
         sid=run.sid.hex(),

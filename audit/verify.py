@@ -13,6 +13,7 @@ from audit.budget import check_ledger_of, spending
 from audit.collected import Fault, Placed
 from audit.complaints import check_complaint
 from audit.log_copy import Trust, batch_path, read_log
+from audit.openings import check_openings
 from audit.order import collect, parse_first
 from audit.published import POLICY, REMEDY, Run, checkpoint_path, open_run, read_plan
 from audit.report import Findings, Report, RoundVerdict, Spending, Unproven
@@ -69,6 +70,7 @@ def audit(
     if run.plan.secrecy.exchange == "secagg":
         with findings.checking("every attempt ended in sums or an `abort`"):
             _check_numbers(run)
+        check_openings(run, findings)
     by_round: dict[int | None, list[str]] = {}
     for fault in faults:
         by_round.setdefault(fault.round, []).append(fault.what)

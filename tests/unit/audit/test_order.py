@@ -114,8 +114,12 @@ def test_failures_that_are_told_are_no_faults(eventful: Path, forge: Made) -> No
         ("ok", ()),
     ]
     aborts = [decode_leaf(entry).leaf for entry in forge(eventful).entries]
-    told = [(leaf.round, leaf.group, leaf.revealed) for leaf in aborts if isinstance(leaf, Abort)]
-    assert told == [(1, None, False), (2, 1, True), (3, None, True)]
+    told = [
+        (leaf.round, leaf.group, [asked.group for asked in leaf.revealed])
+        for leaf in aborts
+        if isinstance(leaf, Abort)
+    ]
+    assert told == [(1, None, []), (2, 1, [1]), (3, None, [0, 1, 2])]
 
 
 def test_a_failure_that_is_not_told_is_one(eventful: Path, forge: Made) -> None:
@@ -137,7 +141,7 @@ def test_a_failure_that_is_not_told_is_one(eventful: Path, forge: Made) -> None:
         (1, "group", 0),
         (1, "group", None),
         (1, "round", 1),
-        (2, "revealed", False),
+        (2, "revealed", []),
         (2, "seq", 2),
         (2, "group", 0),
     ],
@@ -152,7 +156,10 @@ def test_a_failure_that_is_told_wrongly_is_one(
 
 def test_an_attempt_opened_before_another_is_a_fault(eventful: Path, forge: Made) -> None:
     forger = forge(eventful)
-    forger.edit(forger.at("abort"), lambda leaf: leaf.update(revealed=True))
+    later = decode_leaf(forger.entries[forger.at("abort", 1)]).leaf
+    assert isinstance(later, Abort)
+    asked = [each.model_dump() for each in later.revealed]
+    forger.edit(forger.at("abort"), lambda leaf: leaf.update(revealed=asked))
     found = faults_of(forger.sign())
     assert any("of a round one sum is opened" in each for each in found), found
 

@@ -1,0 +1,163 @@
+"""Which sums clients were asked to open, whether they gave an adapter or not. (P-6.10, P-8.16)
+
+Of one incoming adapter, two sums over nearly the same clients show what their difference did. A sum that was
+asked for and is not in the log may be in the coordinator's hands: the log says which, and this module what
+follows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+from audit.collected import Placed, Round, Sum
+from audit.published import REMEDY, Run
+from audit.report import Findings
+from audit.sums import instruction_after, verify_terms
+from protocol.errors import ProofError
+from protocol.transparency.leaves import Abort, Adapter, Advert, Aggregate, Alive, RoundOpen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A sum that ``clients`` (ids in hex) were asked to open, of the adapter that came into ``round``."""
+
+    round: int
+    seq: int
+    group: int
+    adapter: str
+    clients: frozenset[str]
+    opened: bool
+
+
+def check_openings(run: Run, findings: Findings) -> None:
+    """All sums of a run together; each by itself is checked with its round."""
+    sums = list(_asked(run))
+    with findings.checking("no two sums of one adapter differ by few clients"):
+        _check_differences(run, sums)
+    with findings.checking("attempts and void rounds are within the plan"):
+        _check_limits(run)
+    with findings.checking("what was asked for in vain was asked as the plan says"):
+        for before, one in _with_adapters(run):
+            for abort in one.aborts:
+                _check_revealed(run, one, abort)
+            for unopened in one.unopened:
+                _check_unopened(run, one, unopened, before)
+    for each in _held(run, sums):
+        findings.leave_open(
+            f"round {each.round}: the sum of group {each.group} of attempt {each.seq}, over "
+            f"{len(each.clients)} clients, was asked for and is not in the log",
+            "the coordinator may hold this sum",
+        )
+
+
+def _with_adapters(run: Run) -> Iterator[tuple[Adapter, Round]]:
+    """Every part of the log after round 0, with the adapter that came into it."""
+    rounds = run.log.rounds
+    for before, one in pairwise(rounds):
+        yield before.adapter.leaf, one
+    if run.log.pending is not None:
+        yield rounds[-1].adapter.leaf, run.log.pending
+
+
+def _asked(run: Run) -> Iterator[Asked]:
+    for before, one in _with_adapters(run):
+        number = before.round + 1
+        for found in one.sums:
+            ends, alive = found.of(Aggregate), found.of(Alive)
+            if ends and alive:
+                yield Asked(
+                    round=number,
+                    seq=found.seq,
+                    group=found.group,
+                    adapter=before.adapter_out,
+                    clients=frozenset(alive[0].leaf.clients),
+                    opened=True,
+                )
+        for abort in one.aborts:
+            for asked in abort.leaf.revealed:
+                yield Asked(
+                    round=number,
+                    seq=abort.leaf.seq,
+                    group=asked.group,
+                    adapter=before.adapter_out,
+                    clients=frozenset(asked.clients),
+                    opened=False,
+                )
+
+
+def _check_differences(run: Run, sums: list[Asked]) -> None:
+    """The same clients, or at least a least sum of others, on either side."""
+    by_adapter: dict[str, list[Asked]] = defaultdict(list)
+    for each in sums:
+        by_adapter[each.adapter].append(each)
+    least = run.plan.least_sum
+    for group in by_adapter.values():
+        for one, other in combinations(group, 2):
+            sides = len(one.clients - other.clients), len(other.clients - one.clients)
+            if sides != (0, 0) and min(sides) < least:
+                raise _bad(
+                    f"attempts {one.seq} and {other.seq} asked for sums of one adapter that differ by "
+                    f"{sides[0]} and {sides[1]} clients, the least sum is {least}"
+                )
+
+
+def _check_limits(run: Run) -> None:
+    plan = run.plan
+    numbered = [(one.adapter.leaf.seq, one.adapter.leaf.attempt) for one in run.log.rounds]
+    numbered += [(a.leaf.seq, a.leaf.attempt) for one in run.log.all_rounds for a in one.aborts]
+    for seq, attempt in numbered:
+        if attempt > plan.most_attempts or seq > plan.most_numbers:
+            raise _bad(f"attempt {attempt} with number {seq}, which no client takes part in")
+    voids = [one.number for one in run.log.rounds if one.adapter.leaf.void]
+    if len(voids) > plan.secrecy.voids:
+        raise _bad(f"{len(voids)} void rounds, the plan allows {plan.secrecy.voids}")
+
+
+def _check_revealed(run: Run, one: Round, abort: Placed[Abort]) -> None:
+    """Known clients in order, each in one sum; under witnesses what was witnessed."""
+    leaf, everybody = abort.leaf, [c for asked in abort.leaf.revealed for c in asked.clients]
+    _, members = run.members(abort.index)
+    groups = [asked.group for asked in leaf.revealed]
+    if groups != sorted(set(groups)) or (leaf.group is not None and {*groups} - {leaf.group}):
+        raise _bad(f"leaf {abort.index}: `revealed` is out of order, or of other groups")
+    if len(set(everybody)) != len(everybody):
+        raise _bad(f"leaf {abort.index}: a client is in two sums of attempt {leaf.seq}")
+    for asked in leaf.revealed:
+        strange = [one for one in asked.clients if bytes.fromhex(one) not in members.names]
+        if asked.clients != sorted(asked.clients) or strange:
+            raise _bad(f"leaf {abort.index}: `revealed` lists clients out of order or of no roster")
+        if run.plan.witnessed:
+            witnessed = [
+                (each.leaf.rid, each.leaf.clients)
+                for found in one.unopened
+                if (found.seq, found.group) == (leaf.seq, asked.group)
+                for each in found.of(Alive)
+            ]
+            if witnessed != [(asked.rid, asked.clients)]:
+                raise _bad(f"leaf {abort.index}: `revealed` is not what was witnessed")
+
+
+def _check_unopened(run: Run, one: Round, found: Sum, before: Adapter) -> None:
+    """(P-6.11) An attempt that gave nothing was asked for as one that did."""
+    ends = [abort.leaf for abort in one.aborts if abort.leaf.seq == found.seq]
+    for opened in found.of(RoundOpen):
+        if not found.of(Advert) or opened.leaf.round != before.round + 1:
+            raise _bad(f"leaf {opened.index}: an attempt of round {opened.leaf.round}")
+        if ends and opened.leaf.attempt != ends[-1].attempt:
+            raise _bad(f"leaf {opened.index}: attempt {opened.leaf.attempt} ended as another")
+        verify_terms(run, found, instruction_after(run, before, opened.leaf.attempt))
+
+
+def _held(run: Run, sums: list[Asked]) -> Iterator[Asked]:
+    """What the coordinator may hold beside the log: without noise, a sum that came again is the same one."""
+    logged = {(each.round, each.clients) for each in sums if each.opened}
+    for each in sums:
+        if not each.opened and (run.plan.private or (each.round, each.clients) not in logged):
+            yield each
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)
