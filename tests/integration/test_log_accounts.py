@@ -10,6 +10,7 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
 from protocol.exchange import Phase
+from protocol.secagg.primitives import client_id
 from protocol.transparency.leaves import Abort, Adapter, Aggregate, Leaf, decode_leaf
 from protocol.transparency.tiles import parse_entries, tiles_needed
 from server.rounds import deal_groups
@@ -47,8 +48,10 @@ def test_a_group_that_failed_alone_has_its_own_leaf(tmp_path: Path, phase: Phase
         cohort={"size": 15, "quorum": 9, "deadline_s": 30.0},
         secrecy={"groups": 3},
     )
-    asked = phase is Phase.UNMASK
-    assert aborts(run) == [Abort(seq=1, group=1, round=1, attempt=1, revealed=asked)]
+    (abort,) = aborts(run)
+    assert abort == Abort(seq=1, group=1, round=1, attempt=1, revealed=abort.revealed)
+    asked = [(each.group, len(each.clients)) for each in abort.revealed]
+    assert asked == ([(1, 5)] if phase is Phase.UNMASK else [])
     summed = [leaf.group for leaf in leaves(run) if isinstance(leaf, Aggregate)]
     assert summed == [
         0,
@@ -77,8 +80,13 @@ def test_a_killed_coordinators_attempt_is_an_abort_when_it_comes_back(
             with pytest.raises(Killed):
                 make_run(tmp_path / "run", sites=sites)
     run = make_run(tmp_path / "run", sites=sites)
-    expected = Abort(seq=1, group=None, round=1, attempt=1, revealed=revealing)
-    assert aborts(run) == [expected, expected.model_copy(update={"seq": 2})]
+    assert [(one.seq, one.group, one.round, one.attempt) for one in aborts(run)] == [
+        (1, None, 1, 1),
+        (2, None, 1, 1),
+    ]
+    ids = sorted(client_id(key).hex() for key in sites.roster.values())
+    for one in aborts(run):
+        assert [each.clients for each in one.revealed] == ([ids] if revealing else [])
     found = leaves(run)
     adapters = [leaf for leaf in found if isinstance(leaf, Adapter)]
     assert [(a.round, a.seq, a.void) for a in adapters] == [(0, 0, ""), (1, 3, ""), (2, 4, "")]
