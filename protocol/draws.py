@@ -36,7 +36,7 @@ def uniform(seed: int, shape: tuple[int, ...]) -> Wide:
 def normal(seed: int, shape: tuple[int, ...]) -> Wide:
     """Row-major deviates of mean 0 and deviation 1, at most 6: sums of twelve words over 2^33."""
     words = odd_words(seed, PARTS * math.prod(shape)).reshape(-1, PARTS)
-    drawn = words.sum(axis=1).astype(np.float64) * 2.0**-33
+    drawn: Wide = words.sum(axis=1).astype(np.float64) * 2.0**-33
     return drawn.reshape(shape)
 
 
