@@ -73,7 +73,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "noise in wide words": LOSSY
     | {
         "rule": {"name": "ffa-lora"},
-        "privacy": NOISE | {"noise_multiplier": 600.0},
+        "privacy": NOISE | {"noise_multiplier": 100.0},
         "secrecy": {"suite": "chacha20"},
     },
     "noise in groups of cores": GROUPS
@@ -84,7 +84,13 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "cores": {"rule": {"name": "fed-sb"}},
     "prompt": PROMPT | LOSSY,
-    "many blocks": {"linears": 1500, "rounds": 1, "secrecy": {"bits": 20}},
+    "many blocks": {
+        "linears": 5500,
+        "count": 3,
+        "cohort": {"size": 3, "quorum": 3, "deadline_s": 30.0},
+        "rounds": 1,
+        "secrecy": {"bits": 20},
+    },
 }
 
 

@@ -47,9 +47,20 @@ class Leaf:
     index: int
     fields: dict[str, Any]
     about: dict[str, str]
+    entry: bytes
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
+
+
+@dataclass(frozen=True)
+class Key:
+    """The log's verifier key."""
+
+    text: str
+    name: str
+    identity: bytes
+    raw: bytes
 
 
 def leaf_hash(leaf: bytes) -> bytes:
@@ -79,23 +90,59 @@ def path_root(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes:
     return node_hash(path[-1], path_root(leaf, index - split, size - split, path[:-1]))
 
 
-def read_log(run: Path) -> tuple[bytes, list[Leaf]]:
-    """(the log's raw key, its leaves) under a checkpoint that verifies."""
-    name, identity, encoded = (run / "log/key").read_text().strip().split("+", 2)
-    key = base64.b64decode(encoded)
-    assert key[0] == 1
+def read_log(run: Path) -> tuple[Key, list[Leaf]]:
+    """(the log's key, its leaves) under a checkpoint that verifies."""
+    key = read_key(run)
+    size, root = read_note((run / "log/checkpoint").read_text(), key)
+    entries = read_entries(run, size)
+    hashes = [leaf_hash(entry) for entry in entries]
+    assert tree_root(hashes) == root
+    check_tiles(run, hashes)
+    assert (run / "log/policy").read_text() == f"log {key.text}\nquorum none\n"
+    leaves = [parse_leaf(index, entry, key.raw) for index, entry in enumerate(entries)]
+    assert leaves[0].kind == "plan"
+    assert leaves[0]["origin"] == key.name
+    return key, leaves
+
+
+def read_key(run: Path) -> Key:
+    """log/key."""
+    text = (run / "log/key").read_text().removesuffix("\n")
+    name, identity, encoded = text.split("+", 2)
+    key = base64.b64decode(encoded, validate=True)
+    assert (key[0], len(key)) == (1, 33)
     assert sha256(name.encode() + b"\n" + key)[:8] == identity
-    text, _, signatures = (run / "log/checkpoint").read_text().partition("\n\n")
-    dash, signer, line = signatures.split("\n")[0].split(" ")
-    assert (dash, signer) == ("\u2014", name)
-    assert base64.b64decode(line)[:4].hex() == identity
-    message = f"{text}\n".encode()
-    Ed25519PublicKey.from_public_bytes(key[1:]).verify(base64.b64decode(line)[4:], message)
+    return Key(text, name, bytes.fromhex(identity), key[1:])
+
+
+def read_note(note: str, key: Key) -> tuple[int, bytes]:
+    """(size, root) of a checkpoint that the log signed."""
+    text, _, signatures = note.partition("\n\n")
+    dash, signer, line = signatures.removesuffix("\n").split(" ")
+    assert (dash, signer) == ("\u2014", key.name)
+    signature = base64.b64decode(line, validate=True)
+    assert signature[:4] == key.identity
+    Ed25519PublicKey.from_public_bytes(key.raw).verify(signature[4:], f"{text}\n".encode())
     origin, size, root = text.split("\n")
-    assert origin == name
-    entries = read_entries(run, int(size))
-    assert tree_root([leaf_hash(entry) for entry in entries]) == base64.b64decode(root)
-    return key[1:], [parse_leaf(index, entry, key[1:]) for index, entry in enumerate(entries)]
+    assert origin == key.name
+    return int(size), base64.b64decode(root, validate=True)
+
+
+def tile_name(index: int, width: int) -> str:
+    return f"{index:03d}" + ("" if width == 256 else f".p/{width}")
+
+
+def check_tiles(run: Path, hashes: list[bytes]) -> None:
+    """C2SP tlog-tiles: of level n the roots of 256^n leaves each, 256 to a tile."""
+    level = 0
+    while hashes:
+        for first in range(0, len(hashes), 256):
+            part = hashes[first : first + 256]
+            path = run / f"log/tile/{level}/{tile_name(first // 256, len(part))}"
+            assert path.read_bytes() == b"".join(part)
+        whole = len(hashes) // 256 * 256
+        hashes = [tree_root(hashes[at : at + 256]) for at in range(0, whole, 256)]
+        level += 1
 
 
 def read_entries(run: Path, size: int) -> list[bytes]:
@@ -104,8 +151,7 @@ def read_entries(run: Path, size: int) -> list[bytes]:
     entries: list[bytes] = []
     for first in range(0, size, 256):
         width = min(256, size - first)
-        path = run / f"log/tile/entries/{first // 256:03d}{'' if width == 256 else f'.p/{width}'}"
-        data = path.read_bytes()
+        data = (run / f"log/tile/entries/{tile_name(first // 256, width)}").read_bytes()
         while data:
             length = struct.unpack(">H", data[:2])[0]
             entries.append(data[2 : 2 + length])
@@ -121,7 +167,7 @@ def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
     if "kind" in value:
         kind = value.pop("kind")
         assert sorted(value) == sorted(MESSAGES[kind].split())
-        return Leaf(kind, index, value, {})
+        return Leaf(kind, index, value, {}, entry)
     assert sorted(value) == ["payload", "payloadType", "signatures"]
     payload = base64.b64decode(value["payload"], validate=True)
     form, (signature,) = value["payloadType"], value["signatures"]
@@ -129,6 +175,7 @@ def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
     statement = json.loads(payload)
     assert canonical(statement) == payload
     assert sorted(statement) == ["_type", "predicate", "predicateType", "subject"]
+    assert set(statement["subject"][0]) == {"name", "digest"}
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     kind = statement["predicateType"].removeprefix("urn:fedge:leaf:").removesuffix(":1")
     assert statement["predicateType"] == f"urn:fedge:leaf:{kind}:1"
@@ -140,4 +187,4 @@ def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
     Ed25519PublicKey.from_public_bytes(key).verify(base64.b64decode(signature["sig"]), signed)
     about = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
     assert len(about) == len(statement["subject"]) > 0
-    return Leaf(kind, index, fields, about)
+    return Leaf(kind, index, fields, about, entry)

@@ -47,7 +47,10 @@ def unpack(data: bytes, count: int, bits: int) -> Words:
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
         m = -(-size // LANES)
-        words, data = np.frombuffer(data[: 4 * bits * m], "<u4").reshape(bits, m), data[4 * bits * m :]
+        words, data = (
+            np.frombuffer(data[: 4 * bits * m], "<u4").reshape(bits, m),
+            data[4 * bits * m :],
+        )
         block = np.zeros(LANES * m, np.uint32)
         for p in range(m):
             number = int.from_bytes(words[:, p].tobytes(), "little")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from collections.abc import Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .basics import Tensors, sha256
 from .documents import Documents, adapted, adapter_digest, role_of
-from .log import Leaf
+from .log import Key, Leaf, path_root, read_note, tree_root
 from .step import State
 
 EDGE, RELEASE = "adapter.onnx_adapter", "release.json"
 
 
-def tensor_file(tensors: Mapping[str, tuple[tuple[int, ...], bytes]], metadata: dict[str, str]) -> bytes:
+def tensor_file(
+    tensors: Mapping[str, tuple[tuple[int, ...], bytes]], metadata: dict[str, str]
+) -> bytes:
     """P-4.9, whole."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -164,6 +168,20 @@ def check_release_note(
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
         assert sorted(parity) == ["bound", "label_agreement", "max_relative", "rows"]
+
+
+def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None:
+    """P-8.15: a C2SP tlog-proof of a release's leaf, under this log's key and of this very tree."""
+    path = run / f"rounds/{leaf['round']:04d}/adapter/passport.tlog-proof"
+    head, _, note = path.read_text().partition("\n\n")
+    form, extra, index, *nodes = head.split("\n")
+    assert (form, index) == ("c2sp.org/tlog-proof@v1", f"index {leaf.index}")
+    assert extra == f"extra {base64.b64encode(leaf.entry).decode()}"
+    size, root = read_note(note, key)
+    assert leaf.index < size <= len(hashes)
+    assert tree_root(hashes[:size]) == root
+    proof = [base64.b64decode(node, validate=True) for node in nodes]
+    assert path_root(hashes[leaf.index], leaf.index, size, proof) == root
 
 
 # -- P-5.2: a FlatBuffer --------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import numpy as np
 
 from .basics import canonical, sha256
 from .documents import Documents, Roster, read_documents, read_roster
-from .log import Leaf, read_log
+from .log import Leaf, leaf_hash, read_log
 from .noise import check_budget, check_entry
-from .published import check_round
+from .published import check_passport, check_round
 from .start import round_0
 from .step import State, combined, stepped
 from .sums import STAGES, Opened, Sum
@@ -22,12 +22,18 @@ def verify_run(run: Path) -> list[int]:
 
     Raises AssertionError, InvalidSignature, InvalidTag, KeyError, ValueError or OSError at a fault.
     """
-    log_key, leaves = read_log(run)
+    key, leaves = read_log(run)
     verifier = _Run(read_documents(run, leaves[0]))
     verifier.releases = [leaf for leaf in leaves if leaf.kind == "release"]
     for leaf in leaves[1:]:
         verifier.take(leaf)
-    return verifier.finished()
+    done = verifier.finished()
+    hashes = [leaf_hash(leaf.entry) for leaf in leaves]
+    measured = {leaf.index: leaf["round"] for leaf in leaves if leaf.kind == "eval"}
+    for leaf in {leaf["round"]: leaf for leaf in verifier.releases}.values():
+        assert leaf["eval"] is None or measured[leaf["eval"]] == leaf["round"]
+        check_passport(run, leaf, key, hashes)
+    return done
 
 
 class _Run:
