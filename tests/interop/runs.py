@@ -31,8 +31,8 @@ GROUPS: dict[str, Any] = {
 }
 
 
-def a_group_is_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
-    """In round 1 some of every group before they mask; in round 2 most of the sites, at the end."""
+def two_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """In round 1 two sites before they mask, whichever groups they are in."""
     return phase is Phase.MASK and (number, site) in {(1, 2), (1, 7)}
 
 
@@ -61,15 +61,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid keys with losses": LOSSY | {"secrecy": {"keys": "x25519+ml-kem-768"}},
     "hybrid keys, chacha20, 20 bits": LOSSY
     | {"secrecy": {"keys": "x25519+ml-kem-768", "suite": "chacha20", "bits": 20}},
-    "groups with losses": GROUPS | {"lost": a_group_is_lost},
+    "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {
-        "lost": a_group_is_lost,
+        "lost": two_are_lost,
         "secrecy": {"groups": 3, "keys": "x25519+ml-kem-768", "bits": 24},
         "rounds": 1,
     },
     "a failed attempt and a void round": LOSSY | {"rounds": 4, "lost": an_attempt_fails},
-    "noise": LOSSY | {"rule": {"name": "ffa-lora"}, "privacy": NOISE},
+    "noise": LOSSY | {"rounds": 1, "rule": {"name": "ffa-lora"}, "privacy": NOISE},
+    "hardly any noise": LOSSY
+    | {
+        "rounds": 1,
+        "rule": {"name": "ffa-lora"},
+        "privacy": NOISE | {"noise_multiplier": 0.05, "epsilon": 1e5},
+    },
     "noise in wide words": LOSSY
     | {
         "rule": {"name": "ffa-lora"},
@@ -80,7 +86,7 @@ KINDS: dict[str, dict[str, Any]] = {
     | {
         "rule": {"name": "fed-sb"},
         "privacy": NOISE | {"allow_groups": True},
-        "lost": a_group_is_lost,
+        "lost": two_are_lost,
     },
     "cores": {"rule": {"name": "fed-sb"}},
     "prompt": PROMPT | LOSSY,

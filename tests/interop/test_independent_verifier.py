@@ -172,8 +172,8 @@ def test_a_leaf_that_is_missing_doubled_or_moved_is_not_believed(
     run_of: Made, tmp_path: Path
 ) -> None:
     run, believed = run_of("noise"), []
-    count = len(Forger(run).entries)
-    for index in range(count):
+    leaves = Forger(run).entries
+    for index in range(len(leaves)):
         for change in ("missing", "doubled", "moved"):
             forger = Forger(linked(run, tmp_path / "forged"))
             entry = forger.entries.pop(index)
@@ -181,10 +181,10 @@ def test_a_leaf_that_is_missing_doubled_or_moved_is_not_believed(
                 forger.entries[index:index] = [entry, entry]
             if change == "moved":
                 forger.entries.insert(index + 1, entry)
-            same = forger.entries == Forger(run).entries
-            if not same and holds(signed(forger)):
+            if forger.entries != leaves and holds(signed(forger)):
                 believed.append((index, kind_of(entry), change))
-    assert believed == []
+    # P-8.16: a release may be told again.
+    assert [each for each in believed if each[1:] != ("release", "doubled")] == []
     assert holds(signed(Forger(linked(run, tmp_path / "forged"))))
 
 

@@ -54,6 +54,7 @@ class _Run:
         self.sums: dict[int, Sum] = {}
         self.named: dict[str, Sum] = {}  # by xid or rid
         self.failed: set[int] = set()
+        self.attempt = 0
         self.spent: list[dict[str, Any]] = []
         self.in_vain: list[Leaf] = []
 
@@ -71,6 +72,8 @@ class _Run:
             assert not self.sums
             assert leaf.kind in ("roster", "eval", "release", "retention", "audit", "complaint")
             if leaf.kind == "roster":
+                assert self.rounds or leaf.index == 1
+                assert self.roster is None or self.roster.root != leaf["root"]
                 self.roster = read_roster(self.documents.run, leaf)
             else:
                 assert self.rounds
@@ -87,7 +90,9 @@ class _Run:
     # -- attempts ---------------------------------------------------------------------------------
 
     def _sum_of(self, leaf: Leaf) -> Sum:
-        """The sum that a leaf is of; sums come by group, one after the other."""
+        """The sum that a leaf is of; sums come by group, one after the other, before all else."""
+        assert not self.spent
+        assert not self.failed
         if leaf.kind in ("shares", "vector"):
             found = self.named[leaf["xid" if leaf.kind == "shares" else "rid"]]
         else:
@@ -95,7 +100,6 @@ class _Run:
             if leaf.kind == "advert" and group not in self.sums:
                 assert self.roster is not None
                 assert all(other < group for other in self.sums)
-                assert not self.spent
                 self.sums[group] = Sum(self.documents, self.roster)
             found = self.sums[group]
         assert found is self.sums[max(self.sums)]
@@ -120,6 +124,7 @@ class _Run:
         assert leaf.about == {"plan": self.documents.digest}
         assert leaf["round"] == len(self.rounds)
         assert leaf["seq"] == self.seq + 1
+        self._attempt(leaf["attempt"])
         if leaf["group"] is not None:
             assert leaf["group"] not in self.sums
             self.failed.add(leaf["group"])
@@ -131,6 +136,12 @@ class _Run:
         if leaf["revealed"]:
             self.in_vain.append(leaf)
         self.spent = []
+
+    def _attempt(self, number: int) -> None:
+        """P-4.6: counted from 1; the number of one that was killed comes again."""
+        assert number in (self.attempt, self.attempt + 1)
+        assert number >= 1
+        self.attempt = number
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -146,7 +157,8 @@ class _Run:
         if self.state is None:
             self.state = self._first(leaf)
         elif leaf["void"]:
-            assert self.in_vain
+            assert self.in_vain[-1]["attempt"] == leaf["attempt"]
+            assert leaf["seq"] == 0
             assert not self.sums
             assert leaf["sums"] == []
         else:
@@ -162,6 +174,7 @@ class _Run:
 
     def _first(self, leaf: Leaf) -> State:
         assert [leaf[name] for name in ("attempt", "seq", "sums", "void")] == [0, 0, [], ""]
+        assert leaf.index == 2
         assert not self.sums
         adapter = round_0(self.documents)
         zeros = {name: np.zeros_like(value) for name, value in adapter.items()}
@@ -172,6 +185,7 @@ class _Run:
         number = leaf["round"]
         opened = [one.open(number, leaf["adapter_in"]) for one in self.sums.values()]
         self.seq += 1
+        self._attempt(leaf["attempt"])
         assert {(one.seq, one.attempt) for one in opened} == {(self.seq, leaf["attempt"])}
         assert leaf["seq"] == self.seq
         assert all(each["attempt"] == leaf["attempt"] for each in self.in_vain)
