@@ -18,15 +18,12 @@ PI = Decimal("3.1415926535897932384626433832795028841971693993751058209749445923
 
 
 class Noise:
-    """Of the rounds of one size."""
+    """Of rounds with ``size`` coordinates; ``honest`` and ``summands`` are n_h and n."""
 
-    def __init__(self, documents: Documents, number: int) -> None:
-        privacy, cohort = documents.plan["privacy"], documents.plan["cohort"]
-        self.size = documents.size(number)
-        self.clip, self.z = privacy["clip"], privacy["noise_multiplier"]
-        self.honest = documents.least - privacy["corrupt"]
-        self.summands = -(-cohort["size"] // documents.groups)
-        self.length = padded(self.size)
+    def __init__(self, *, size: int, clip: float, z: float, honest: int, summands: int) -> None:
+        self.size, self.clip, self.z = size, clip, z
+        self.honest, self.summands = honest, summands
+        self.length = padded(size)
         low, high = 0.0, self.clip
         for _ in range(80):
             middle = (low + high) / 2
@@ -45,6 +42,18 @@ class Noise:
         spread += (((self.grid * self.grid) / 4) + self.s * self.s) * self.summands
         needed = (8 * math.sqrt(spread)) / self.grid
         self.bits = next(b for b in (16, 20, 24, 32) if needed <= 2**b)
+
+    @classmethod
+    def planned(cls, documents: Documents, number: int) -> Noise:
+        """That of a round."""
+        privacy, cohort = documents.plan["privacy"], documents.plan["cohort"]
+        return cls(
+            size=documents.size(number),
+            clip=privacy["clip"],
+            z=privacy["noise_multiplier"],
+            honest=documents.least - privacy["corrupt"],
+            summands=-(-cohort["size"] // documents.groups),
+        )
 
     def _bound(self, grid: float) -> float:
         """B of P-7.2."""
@@ -84,7 +93,7 @@ class Noise:
 
 def check_entry(documents: Documents, entry: dict[str, Any], participants: Sequence[str]) -> None:
     """An entry of P-7.5 has the plan's numbers, and is of these clients."""
-    noise = Noise(documents, entry["round"])
+    noise = Noise.planned(documents, entry["round"])
     rho, xi = noise.spent()
     assert entry == {
         "format": 1,

@@ -150,7 +150,7 @@ class Sum:
         }
         self.ring: Exact | Noise
         if plan["privacy"]["mechanism"] == "distributed":
-            self.ring = Noise(documents, number)
+            self.ring = Noise.planned(documents, number)
             self.count = padded(size)
             terms["privacy"] = self.ring.terms()
         else:
