@@ -66,7 +66,8 @@ class Noise:
         values = np.where(values >= half, values - 2**self.bits, values)
         flat = turned_back(values, self.size, rotation)
         scale = self.grid / (math.sqrt(min(self.length, 65_536)) * n)
-        return (flat.astype(np.float64) * scale).astype(np.float32)
+        mean: Vector = (flat.astype(np.float64) * scale).astype(np.float32)
+        return mean
 
     def terms(self) -> dict[str, Any]:
         """Those that P-7.4 adds."""

@@ -57,7 +57,8 @@ class Exact:
         flat = turned_back(values, self.size, rotation)
         reach = (5.0 * self.clip) / math.sqrt(length)
         scale = reach / ((self.q * math.sqrt(min(length, 65_536))) * n)
-        return (flat.astype(np.float64) * scale).astype(np.float32)
+        mean: Vector = (flat.astype(np.float64) * scale).astype(np.float32)
+        return mean
 
     def counters(self, words: Words) -> list[int]:
         digits = [int(word) for word in words[padded(self.size) :]]

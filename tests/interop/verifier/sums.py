@@ -199,7 +199,7 @@ class Sum:
     def _words(self) -> Words:
         """P-6.8: vectors without masks, equal to the published sum."""
         bits, suite = self.terms["bits"], self.terms["suite"]
-        total = np.zeros(self.count, word_type(bits))
+        total: Words = np.zeros(self.count, word_type(bits))
         for leaf in self.leaves["vector"]:
             total = total + unpack(self._vector(leaf), self.count, bits).astype(total.dtype)
         for key, sign in self._masks():
@@ -218,7 +218,7 @@ class Sum:
         """The packed vector that its client signed."""
         opened, one = self.only("round-open"), bytes.fromhex(leaf["client"])
         folder = f"rounds/{opened['round']:04d}/vectors/{opened['group']}"
-        path = self.documents.run / folder / leaf["client"]
+        path = self.documents.run / folder / str(leaf["client"])
         data = path.read_bytes()
         hashes = [leaf_hash(data[at : at + 65_536]) for at in range(0, len(data), 65_536)]
         assert path.with_suffix(".chunks").read_bytes() == b"".join(hashes)
