@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.encoding import seed_from
 from protocol.errors import PlanError
 from protocol.layout import Layout, Tensors, TensorSpec
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a device reads no plan
 
 SOFT_PROMPT = "soft_prompt"
 LORA_A, LORA_B, LORA_R = ".lora_A", ".lora_B", ".lora_R"
+HEAD_STD = 0.02  # of a fresh head
 
 
 def target_linears(adapter: Adapter, manifest: Manifest) -> tuple[Linear, ...]:
@@ -84,47 +86,45 @@ def lora_scaling(plan: Plan) -> float:
 
 
 def initial_adapter(layout: Layout, *, seed: int, embedding_std: float) -> Tensors:
-    """Round 0: A uniform in ±1/sqrt(in) (PEFT's Kaiming init), B zero, prompt like embeddings.
+    """Round 0, the same bytes for whoever derives it. (P-2.3)
 
-    Around a core A's rows and B's columns are orthonormal and the core is zero
-    (:func:`orthonormal_columns`). The head starts small and random: a zero head would pass no
-    gradient to the adapter. Everyone receives these bytes from the coordinator; nobody derives them.
+    A is uniform in ±1/sqrt(in) (PEFT's Kaiming init), B zero, a prompt like embeddings. The head starts
+    small and random: a zero head would pass no gradient to the adapter. Around a core A's rows and B's
+    columns are orthonormal, unscaled, and the core is zero: then ``|B R A| = |R|`` in the Frobenius and
+    the spectral norm, so a learning rate means the same for layers of every width, and the L2 norm that
+    the exchange clips is that of the change over s. Another constant c would be another learning rate:
+    under AdamW, c and rate/c do the same. Random, where Fed-SB (arXiv 2502.15436) takes singular vectors
+    of a gradient, which is data.
     """
-    tensors: Tensors = {}
     core = any(spec.role is Role.LORA_R for spec in layout.specs)
-    for spec in layout.specs:
-        rng = np.random.default_rng(seed_from("initial", seed, spec.name))
-        if core and spec.role is Role.LORA_A:
-            value = orthonormal_columns(rng, spec.shape[1], spec.shape[0]).T
-        elif core and spec.role is Role.LORA_B:
-            value = orthonormal_columns(rng, *spec.shape)
-        elif spec.role is Role.LORA_A:
-            bound = 1.0 / math.sqrt(spec.shape[1])
-            value = rng.uniform(-bound, bound, spec.shape)
-        elif spec.role is Role.PROMPT:
-            value = rng.normal(0.0, embedding_std, spec.shape)
-        elif spec.role is Role.HEAD and len(spec.shape) == 2:
-            value = rng.normal(0.0, 0.02, spec.shape)
-        else:
-            value = np.zeros(spec.shape)
-        tensors[spec.name] = value.astype(np.float32, order="C")
-    return tensors
+    return {
+        spec.name: _initial(spec, seed_from("initial", seed, spec.name), core, embedding_std)
+        for spec in layout.specs
+    }
 
 
-def orthonormal_columns(
-    rng: np.random.Generator, rows: int, columns: int
-) -> npt.NDArray[np.float64]:
-    """A uniformly random ``(rows, columns)`` matrix with orthonormal columns; columns <= rows.
+def _initial(
+    spec: TensorSpec, seed: int, core: bool, embedding_std: float
+) -> npt.NDArray[np.float32]:
+    """One tensor of round 0, row-major."""
+    if core and spec.role is Role.LORA_A:
+        value = orthonormal_columns(seed, spec.shape[1], spec.shape[0]).T
+    elif core and spec.role is Role.LORA_B:
+        value = orthonormal_columns(seed, *spec.shape)
+    elif spec.role is Role.LORA_A:
+        value = uniform(seed, spec.shape) * (1.0 / math.sqrt(spec.shape[1]))
+    elif spec.role is Role.PROMPT:
+        value = normal(seed, spec.shape) * _coarse(embedding_std)
+    elif spec.role is Role.HEAD and len(spec.shape) == 2:
+        value = normal(seed, spec.shape) * HEAD_STD
+    else:
+        value = np.zeros(spec.shape)
+    return value.astype(np.float32, order="C")
 
-    The Q of a Gaussian's QR, signed so that R's diagonal is positive (which makes Q unique, and
-    Haar-distributed: arXiv math-ph/0609050). Fixed factors of a core are such matrices, unscaled:
-    then ``|B R A| = |R|`` in the Frobenius and the spectral norm, so a learning rate means the same
-    for layers of every width, and the L2 norm that the exchange clips is that of the change over s.
-    Another constant c would be another learning rate: under AdamW, c and rate/c do the same.
-    Random, where Fed-SB (arXiv 2502.15436) takes singular vectors of a gradient, which is data.
-    """
-    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
-    return q * np.where(np.diag(r) < 0, -1.0, 1.0)
+
+def _coarse(embedding_std: float) -> float:
+    """To a multiple of 2^-12: bases of one fingerprint may have measured it with another last bit."""
+    return max(1, round(embedding_std * 4096)) / 4096
 
 
 def as_plain_lora(tensors: Tensors) -> Tensors:

@@ -2,15 +2,17 @@
 
 Symbols of the paper: c ``clip``, g ``grid``, s ``local_noise``, z ``multiplier``, D ``padded``,
 n_h ``honest``; zCDP with rho and an additive xi per round (its Theorem 1 and Proposition 14).
-What clients and auditors compute for themselves has products and square roots only: the ``**`` and
-``log`` of a platform's library may differ in the last bit.
+What clients and auditors compute for themselves has products and square roots only, or is the number
+nearest to a value in 60 digits: the ``exp``, ``**`` and ``log`` of a platform's library may differ in
+the last bit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +20,14 @@ import numpy.typing as npt
 from protocol.errors import PlanError, UpdateError
 from protocol.layout import Vector
 from protocol.privacy.accounting import Spent
-from protocol.privacy.gaussian import draw
+from protocol.privacy.gaussian import DIGITS, draw
 from protocol.secagg.primitives import RandomBytes, Word, word_type
 from protocol.secagg.rotation import Rotation
 
 INFLATION = 1.01  # of the sensitivity, by rounding to the grid
 TRIES, KAPPA = 64, 4.0  # roundings of a vector; standard deviations that fit the ring
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640629")
+LEAST_EXPONENT = -1000
 GRID_BITS = 40  # the grid is a multiple of 2^-40: exact in every language
 
 
@@ -126,10 +130,19 @@ class Mechanism:
         ratio = float(self.sigma)
         noise = ratio * self.grid
         rho = sensitivity * sensitivity / (2 * self.honest * (noise * noise))
-        tau = 10 * math.fsum(
-            math.exp(-2 * math.pi**2 * ratio**2 * k / (k + 1)) for k in range(1, self.honest)
-        )
-        return Spent(rho=rho, xi=tau * padded)
+        return Spent(rho=rho, xi=_nearest_xi(self.sigma, self.honest, padded))
+
+
+@lru_cache(maxsize=64)
+def _nearest_xi(sigma: Decimal, honest: int, padded: int) -> float:
+    """tau D, the float64 nearest to it: what the discreteness of the noise costs. (P-7.3)"""
+    with localcontext() as context:
+        context.prec = DIGITS
+        factor = -2 * PI * PI * sigma * sigma
+        if factor / 2 < LEAST_EXPONENT:  # of the largest term: the float64 nearest to the sum is 0
+            return 0.0
+        terms = ((factor * k / (k + 1)).exp() for k in range(1, honest))
+        return float(10 * padded * sum(terms, Decimal(0)))
 
 
 def norm_bound(clip: float, grid: float, padded: int) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protocol.halving import sum_by_halves
 from protocol.layout import Vector
 
 FAR = 3.0  # times the median distance
@@ -37,7 +38,7 @@ def robust_mean(means: Sequence[Vector], counts: Sequence[int]) -> Robust:
     if len(means) == 1:
         return Robust(mean=means[0], distances=(0.0,), kept=(True,))
     middle = _middle(np.sort(stacked, axis=0))
-    distances = [math.sqrt(_squares(point - middle)) for point in stacked]
+    distances = [math.sqrt(_square(point - middle)) for point in stacked]
     limit = FAR * float(_middle(np.sort(np.array(distances))))
     kept = [distance <= limit for distance in distances]
     chosen = geometric_median(
@@ -52,7 +53,7 @@ def geometric_median(points: Wide, weights: Sequence[float]) -> Wide:
     least = (SMOOTH * scale) * (SMOOTH * scale)
     centre = _average(points, weights)
     for _ in range(STEPS):
-        near = [math.sqrt(_squares(point - centre) + least) for point in points]
+        near = [math.sqrt(_square(point - centre) + least) for point in points]
         before = centre
         centre = _average(points, [weight / far for weight, far in zip(weights, near, strict=True)])
         if np.array_equal(before, centre):
@@ -77,11 +78,6 @@ def _middle(ordered: Wide) -> Wide:
     return middle
 
 
-def _squares(values: Wide) -> float:
-    """The sum of squares of (d,), by halves: an order that does not depend on the machine."""
-    parts = values * values
-    while len(parts) > 1:
-        half = -(-len(parts) // 2)
-        parts[: len(parts) - half] += parts[half:]
-        parts = parts[:half]
-    return float(parts[0])
+def _square(values: Wide) -> float:
+    """The squared norm of (d,)."""
+    return float(sum_by_halves(values * values))

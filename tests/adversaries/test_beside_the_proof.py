@@ -200,16 +200,33 @@ def test_a_strangers_text_cannot_steer_a_terminal(honest: Path, tmp_path: Path) 
 # -- the start ------------------------------------------------------------------------------------
 
 
-def test_a_start_that_is_trained_already(honest: Path, tmp_path: Path) -> None:
-    """All digests agree; the head of round 0 has a bias of the coordinator's own."""
-    forger = Forger(Path(shutil.copytree(honest, tmp_path / "f")))
+STARTS: dict[str, dict[str, Any]] = {
+    "alternating": {},
+    "fed-sb": {"rule": {"name": "fed-sb"}},
+    "prompt-mean": {
+        "rule": {"name": "prompt-mean"},
+        "adapter": {"method": "prompt", "tokens": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_start_of_the_coordinators_own(kind: str, tmp_path: Path) -> None:
+    """All digests agree; one number of one tensor of round 0 is not that of P-2.3, in its last bit."""
+    run = make_run(tmp_path / "run", rounds=1, **STARTS[kind])
     name = "rounds/0000/checkpoint.safetensors"
-    state, note = decode_checkpoint((forger.run / name).read_bytes(), rank=2, source=name)
-    state.adapter["classifier.bias"][0] = 1.0
-    digest = vector_digest(
-        np.concatenate([state.adapter[each].reshape(-1) for each in sorted(state.adapter)])
-    )
-    forger.republish(name, encode_checkpoint(state, replace(note, adapter_digest=digest)))
-    forger.edit(forger.at("adapter"), lambda leaf: leaf.update(adapter_out=digest))
-    found = audited(forger.sign()).rounds[0].faults
-    assert any("classifier.bias does not start at zero" in fault for fault in found), found
+    rank = 0 if kind == "prompt-mean" else 2
+    start, note = decode_checkpoint((run / name).read_bytes(), rank=rank, source=name)
+    for tensor in start.adapter:
+        forger = Forger(Path(shutil.copytree(run, tmp_path / tensor)))
+        adapter = {each: value.copy() for each, value in start.adapter.items()}
+        first = adapter[tensor].reshape(-1)[:1]
+        first[0] = np.nextafter(first[0], np.float32(9))
+        state = replace(start, adapter=adapter)
+        digest = vector_digest(
+            np.concatenate([adapter[each].reshape(-1) for each in sorted(adapter)])
+        )
+        forger.republish(name, encode_checkpoint(state, replace(note, adapter_digest=digest)))
+        forger.edit(forger.at("adapter"), lambda leaf, to=digest: leaf.update(adapter_out=to))
+        found = audited(forger.sign()).rounds[0].faults
+        assert any(f"{tensor} is not what the plan's seed gives" in fault for fault in found), found

@@ -89,6 +89,71 @@ def test_codes() -> None:
                 assert np.float32(code - 2 ** (bits - 1)) * scale == expected[row, column]
 
 
+def halved(parts: list[float]) -> float:
+    """P-6.14: of n numbers the last floor(n/2) are added to the first ones, until one is left."""
+    while len(parts) > 1:
+        kept = len(parts) - len(parts) // 2
+        parts = [
+            parts[i] + (parts[kept + i] if kept + i < len(parts) else 0.0) for i in range(kept)
+        ]
+    return parts[0]
+
+
+def drawn(seed: int, tensor: str, count: int) -> list[int]:
+    """The odd words of P-2.3."""
+    parts = f"initial\x1f{seed}\x1f{tensor}".encode()
+    first = hashlib.sha256(b"fedge/seed/v1\x00" + parts).digest()[:8]
+    named = (int.from_bytes(first, "big") >> 1).to_bytes(8, "little")
+    stream = hashlib.shake_256(b"fedge/stream/v1\x00" + named).digest(4 * count)
+    return [2 * word + 1 - 2**32 for word in struct.unpack(f"<{count}I", stream)]
+
+
+def deviates(seed: int, tensor: str, count: int) -> list[float]:
+    words = drawn(seed, tensor, 12 * count)
+    return [sum(words[at : at + 12]) / 2.0**33 for at in range(0, len(words), 12)]
+
+
+def orthonormal(seed: int, tensor: str, rows: int, columns: int) -> list[list[float]]:
+    """The columns, one number at a time."""
+    numbers, done = deviates(seed, tensor, rows * columns), []
+    for at in range(columns):
+        column = numbers[at * rows : (at + 1) * rows]
+        for _ in range(2 if done else 0):
+            shares = [halved([a * b for a, b in zip(q, column, strict=True)]) for q in done]
+            column = [
+                value - halved([share * q[i] for share, q in zip(shares, done, strict=True)])
+                for i, value in enumerate(column)
+            ]
+        norm = math.sqrt(halved([value * value for value in column]))
+        done.append([value / norm for value in column])
+    return done
+
+
+def test_round_0() -> None:
+    """P-2.3 in Python's own floats: no array, no library, the same bytes."""
+    for case in load("start.json")["round_0"]:
+        seed, std = case["seed"], round(float.fromhex(case["embedding_std"]) * 4096) / 4096
+        cores = any(name.endswith(".lora_R") for name in case["tensors"])
+        for name, tensor in case["tensors"].items():
+            shape = tensor["shape"]
+            count = math.prod(shape)
+            values = [0.0] * count
+            if name.endswith(".lora_A") and cores:
+                rows = orthonormal(seed, name, shape[1], shape[0])
+                values = [value for row in rows for value in row]
+            elif name.endswith(".lora_B") and cores:
+                columns = orthonormal(seed, name, *shape)
+                values = [column[row] for row in range(shape[0]) for column in columns]
+            elif name.endswith(".lora_A"):
+                bound = 1.0 / math.sqrt(shape[1])
+                values = [word / 2.0**32 * bound for word in drawn(seed, name, count)]
+            elif name == "soft_prompt":
+                values = [deviate * std for deviate in deviates(seed, name, count)]
+            elif name == "classifier.weight":
+                values = [deviate * 0.02 for deviate in deviates(seed, name, count)]
+            assert struct.pack(f"<{count}f", *values).hex() == tensor["bytes"], name
+
+
 def test_plain_messages_and_their_sum() -> None:
     vectors = load("plain.json")
     total, weight = [0] * vectors["size"], 0

@@ -13,15 +13,17 @@ from protocol.adapter import (
     LORA_A,
     LORA_B,
     LORA_R,
+    SOFT_PROMPT,
     adapter_layout,
     as_plain_lora,
     initial_adapter,
     target_linears,
     with_unit_cores,
 )
+from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.exchange.plain import HEADER
 from protocol.forecast import forecast
-from protocol.layout import Tensors, Vector
+from protocol.layout import Layout, Tensors, TensorSpec, Vector
 from protocol.legality import check
 from protocol.manifest import Manifest
 from protocol.peft_format import from_peft, to_peft
@@ -155,3 +157,38 @@ def _dot(row: Vector, column: Vector) -> float:
     for x, y in zip(row, column, strict=True):
         total += float(x) * float(y)
     return total
+
+
+def test_round_0_is_spread_as_it_should_be() -> None:
+    """Deviates have mean 0 and deviation 1, uniform numbers fill -1 to 1; a longer draw begins alike."""
+    deviates, numbers = normal(7, (40_000,)), uniform(7, (40_000,))
+    assert abs(deviates.mean()) < 0.02
+    assert deviates.std() == pytest.approx(1.0, abs=0.02)
+    assert np.abs(deviates).max() < 6
+    share = np.mean(np.abs(deviates) < 1)
+    assert share == pytest.approx(0.683, abs=0.01)
+    assert abs(numbers.mean()) < 0.02
+    assert numbers.std() == pytest.approx(3**-0.5, abs=0.01)
+    assert numbers.all()
+    assert uniform(7, (2, 3)).tobytes() == numbers[:6].tobytes()
+    assert normal(8, (1,)) != deviates[0]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 5), (6, 1), (64, 7), (96, 96)])
+def test_columns_are_orthonormal_at_every_rank(rows: int, columns: int) -> None:
+    made = orthonormal_columns(3, rows, columns)
+    np.testing.assert_allclose(made.T @ made, np.eye(columns), atol=1e-14)
+
+
+def test_more_columns_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="no more orthonormal columns"):
+        orthonormal_columns(3, 4, 5)
+
+
+def test_a_last_bit_of_the_embeddings_deviation_changes_nothing() -> None:
+    layout = Layout((TensorSpec(name=SOFT_PROMPT, shape=(2, 5), role=Role.PROMPT),))
+    one, other = (
+        initial_adapter(layout, seed=1, embedding_std=std)[SOFT_PROMPT]
+        for std in (0.047, float(np.nextafter(0.047, 1)))
+    )
+    assert one.tobytes() == other.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -195,3 +195,25 @@ def test_central_noise_is_amplified_by_secret_samples(
     found = sampled_epsilon(rounds, multiplier=multiplier, sampling=sampling, delta=1e-6)
     assert found == pytest.approx(expected, abs=0.01)
     assert found < epsilon(Spent(rho=rounds / (2 * multiplier**2)), delta=1e-6)
+
+
+def arctangent(inverse: int) -> Decimal:
+    """Of 1 / ``inverse``, by its series."""
+    total, power, n = Decimal(0), 1 / Decimal(inverse), 0
+    while power > Decimal(10) ** -110:
+        total += (-power if n % 2 else power) / (2 * n + 1)
+        power, n = power / inverse**2, n + 1
+    return total
+
+
+@pytest.mark.parametrize("honest", [2, 3, 9])
+@pytest.mark.parametrize("multiplier", [0.01, 0.02, 0.03, 0.05, 0.1, 1.0, 100.0])
+def test_xi_is_the_nearest_number_to_what_it_is_defined_as(honest: int, multiplier: float) -> None:
+    """(P-7.3) An auditor compares it bit for bit: no platform's `exp` may have a say in it."""
+    made = mechanism(multiplier=multiplier, honest=honest, summands=9)
+    with localcontext() as context:
+        context.prec = 120
+        pi = 4 * (4 * arctangent(5) - arctangent(239))
+        terms = [-2 * pi**2 * made.sigma**2 * k / (k + 1) for k in range(1, honest)]
+        exact = 10 * made.turn.padded * sum(term.exp() for term in terms)
+        assert made.spent().xi == float(exact)

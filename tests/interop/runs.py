@@ -1,0 +1,124 @@
+"""The kinds of runs that the independent verifier is tried on, made by the project's own coordinator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from base_model.release import write_edge_adapter
+from protocol.adapter import lora_scaling
+from protocol.exchange import Phase
+from protocol.peft_format import EDGE_FILE, RELEASE_FILE, WEIGHTS_FILE, from_peft, to_edge
+from protocol.plan import plan_from_text
+from protocol.tensor_file import decode_tensors
+from protocol.transparency.leaves import sha256
+from server.releasing import log_release
+from server.store import RunStore
+from tests.unit.audit.conftest import EIGHT, some_are_lost
+from tests.unit.audit.runs import make_run
+
+LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
+NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
+PROMPT: dict[str, Any] = {
+    "rule": {"name": "prompt-mean"},
+    "adapter": {"method": "prompt", "tokens": 3},
+}
+GROUPS: dict[str, Any] = {
+    "count": 15,
+    "cohort": EIGHT | {"size": 15, "quorum": 9},
+    "secrecy": {"groups": 3},
+}
+
+
+def two_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """In round 1 two sites before they mask, whichever groups they are in."""
+    return phase is Phase.MASK and (number, site) in {(1, 2), (1, 7)}
+
+
+def an_attempt_fails(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """Round 2 needs two attempts, round 3 is void."""
+    first = (number, attempt, phase) == (2, 1, Phase.MASK) and site < 6
+    return first or (number == 3 and phase is Phase.UNMASK and site < 6)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "alternating with losses": LOSSY | {"rounds": 3, "rule": {"name": "alternating"}},
+    "chacha20, 20 bits, fedyogi": LOSSY
+    | {
+        "secrecy": {"bits": 20, "suite": "chacha20"},
+        "server": {"optimizer": "fedyogi", "learning_rate": 0.1},
+        "rounds": 3,
+    },
+    "24 bits, fedadam": LOSSY
+    | {"secrecy": {"bits": 24}, "server": {"optimizer": "fedadam", "learning_rate": 0.1}},
+    "32 bits, fedavgm": LOSSY
+    | {
+        "secrecy": {"bits": 32, "suite": "chacha20"},
+        "server": {"optimizer": "fedavgm", "learning_rate": 0.5},
+        "rule": {"name": "fedit"},
+    },
+    "hybrid keys with losses": LOSSY | {"secrecy": {"keys": "x25519+ml-kem-768"}},
+    "hybrid keys, chacha20, 20 bits": LOSSY
+    | {"secrecy": {"keys": "x25519+ml-kem-768", "suite": "chacha20", "bits": 20}},
+    "groups with losses": GROUPS | {"lost": two_are_lost},
+    "groups, hybrid, 24 bits": GROUPS
+    | {
+        "lost": two_are_lost,
+        "secrecy": {"groups": 3, "keys": "x25519+ml-kem-768", "bits": 24},
+        "rounds": 1,
+    },
+    "a failed attempt and a void round": LOSSY | {"rounds": 4, "lost": an_attempt_fails},
+    "noise": LOSSY | {"rounds": 1, "rule": {"name": "ffa-lora"}, "privacy": NOISE},
+    "hardly any noise": LOSSY
+    | {
+        "rounds": 1,
+        "rule": {"name": "ffa-lora"},
+        "privacy": NOISE | {"noise_multiplier": 0.05, "epsilon": 1e5},
+    },
+    "noise in wide words": LOSSY
+    | {
+        "rule": {"name": "ffa-lora"},
+        "privacy": NOISE | {"noise_multiplier": 100.0},
+        "secrecy": {"suite": "chacha20"},
+    },
+    "noise in groups of cores": GROUPS
+    | {
+        "rule": {"name": "fed-sb"},
+        "privacy": NOISE | {"allow_groups": True},
+        "lost": two_are_lost,
+    },
+    "cores": {"rule": {"name": "fed-sb"}},
+    "prompt": PROMPT | LOSSY,
+    "many blocks": {
+        "linears": 5500,
+        "count": 3,
+        "cohort": {"size": 3, "quorum": 3, "deadline_s": 30.0},
+        "rounds": 1,
+        "secrecy": {"bits": 20},
+    },
+}
+
+
+def made(kind: str, folder: Path) -> Path:
+    """A run of a kind, its last round released."""
+    run = make_run(folder, **KINDS[kind])
+    release(run)
+    return run
+
+
+def release(run: Path) -> None:
+    """As ``fedge release`` does, without a base to measure on."""
+    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
+    folder = sorted((run / "rounds").glob("[0-9]*"))[-1] / "adapter"
+    tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
+    write_edge_adapter(to_edge(from_peft(tensors), scaling=lora_scaling(plan)), folder / EDGE_FILE)
+    note = json.loads((folder / RELEASE_FILE).read_text())
+    note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
+    note["parity"] = {"rows": 1, "max_relative": 0.0, "label_agreement": 1.0, "bound": 1.0}
+    (folder / RELEASE_FILE).write_text(json.dumps(note))
+    store = RunStore(run)
+    try:
+        log_release(store, plan, note["round"], rows=b"\n", metrics={})
+    finally:
+        store.close()

@@ -1,0 +1,138 @@
+"""Parts of the second verifier against ours, over more values than whole runs have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from base_model.release import write_edge_adapter
+from protocol.encoding import canonical_json
+from protocol.privacy.distributed import Mechanism
+from protocol.secagg.packing import pack
+from protocol.secagg.ring import Ring
+from protocol.step.robust import robust_mean
+from tests.interop.verifier.basics import canonical
+from tests.interop.verifier.masks import unpack
+from tests.interop.verifier.noise import Noise
+from tests.interop.verifier.published import edge_tensors
+from tests.interop.verifier.ring import Exact
+from tests.interop.verifier.step import combined
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**60), 2**60), st.text())
+def test_canonical_json(real: float, whole: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = "half a surrogate pair"
+    value = {"b": [real, whole, None, True], "a": {"text": text, "least": 2.0**-1074}}
+    assert canonical(value) == canonical_json(value)
+
+
+@pytest.mark.parametrize("bits", range(8, 33))
+@pytest.mark.parametrize("count", [1, 31, 33, 32_768, 32_801])
+def test_packing_at_every_width(bits: int, count: int) -> None:
+    rng = np.random.default_rng(bits)
+    words = rng.integers(0, 2**bits, count, dtype=np.uint32)
+    words = words.astype(np.uint16) if bits <= 16 else words
+    assert np.array_equal(unpack(pack(words, bits), count, bits), words)
+
+
+@pytest.mark.parametrize("bits", range(8, 33))
+@pytest.mark.parametrize("size", [1, 2, 37, 1000])
+def test_decoding_at_every_width(bits: int, size: int) -> None:
+    ring = Ring(size=size, clip=0.7, clients=5, bits=bits, rotation=bytes(range(32)), counters=6)
+    rng, total = np.random.default_rng(bits), np.zeros(ring.count, np.uint32)
+    for _ in range(4):
+        vector = rng.normal(size=size).astype(np.float32)
+        total += ring.encode(vector, [1, 2**40 - 1, 0, 7, 5, 3], rng)
+    mine = Exact(size=size, bits=bits, clip=0.7, members=5)
+    mean, sums = ring.decode(total, 4)
+    assert mine.count(6) == ring.count
+    assert mine.mean(total, 4, bytes(range(32))).tobytes() == mean.tobytes()
+    assert mine.counters(total) == sums
+
+
+def test_decoding_of_several_blocks() -> None:
+    ring = Ring(size=150_000, clip=1.0, clients=3, bits=24, rotation=bytes(32), counters=1)
+    rng = np.random.default_rng(0)
+    words = ring.encode(rng.normal(size=ring.size).astype(np.float32), [3], rng)
+    mine = Exact(size=ring.size, bits=24, clip=1.0, members=3)
+    assert mine.mean(words, 1, bytes(32)).tobytes() == ring.decode(words, 1)[0].tobytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([1, 5, 42, 8192, 65_536, 150_000]),
+    st.floats(1e-6, 1e6),
+    st.floats(0.01, 1000),
+    st.integers(1, 200),
+    st.integers(0, 50),
+)
+def test_the_numbers_of_the_noise(
+    size: int, clip: float, z: float, honest: int, others: int
+) -> None:
+    """(P-7.2, P-7.3) Each compared bit for bit, as auditors do with a ledger."""
+    given = Mechanism(
+        size=size,
+        clip=clip,
+        multiplier=z,
+        honest=honest,
+        summands=honest + others,
+        rotation=bytes(32),
+    )
+    if not given.grid or given.ring_bits is None:
+        return
+    mine = Noise(size=size, clip=clip, z=z, honest=honest, summands=honest + others)
+    spent = given.spent()
+    assert (mine.grid, mine.s, mine.bits) == (given.grid, given.local_noise, given.bits)
+    assert str(mine.sigma) == str(given.sigma)
+    assert mine.spent() == (spent.rho, spent.xi)
+
+
+@pytest.mark.parametrize("bits", [16, 20, 24, 32])
+def test_decoding_under_noise(bits: int) -> None:
+    z = {16: 4.0, 20: 100.0, 24: 1000.0, 32: 1000.0}[bits]
+    summands = {16: 8, 20: 8, 24: 60, 32: 20_000}[bits]
+    given = Mechanism(
+        size=300, clip=1.0, multiplier=z, honest=3, summands=summands, rotation=bytes(range(32))
+    )
+    assert given.bits == bits
+    words = np.random.default_rng(bits).integers(0, 2**bits, 512, dtype=np.uint32)
+    mine = Noise(size=300, clip=1.0, z=z, honest=3, summands=summands)
+    mean = mine.mean(words, 5, bytes(range(32)))
+    assert mean.tobytes() == given.decode(words, 5).tobytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 70), st.floats(0, 100))
+def test_the_update_of_groups(seed: int, groups: int, size: int, boost: float) -> None:
+    rng = np.random.default_rng(seed)
+    means = list(rng.normal(size=(groups, size)).astype(np.float32))
+    means[0] *= np.float32(boost)
+    counts = [int(n) for n in rng.integers(3, 9, groups)]
+    robust = robust_mean(means, counts)
+    mean, kept = combined(means, counts)
+    assert (mean.tobytes(), kept) == (robust.mean.tobytes(), list(robust.kept))
+
+
+def test_equal_groups_of_nothing() -> None:
+    means = [np.zeros(5, np.float32)] * 3
+    assert combined(means, [3, 3, 4])[0].tobytes() == robust_mean(means, [3, 3, 4]).mean.tobytes()
+
+
+def test_files_of_onnx_runtime_are_read_without_it(tmp_path: Path) -> None:
+    """(P-5.2) One tensor, many, long names, none of whose dimensions is large; and an empty one."""
+    rng = np.random.default_rng(0)
+    for number in (1, 2, 300):
+        tensors = {
+            f"{'x' * (n % 90)}.{n}": rng.normal(size=(n % 5, 3 + n % 7)).astype(np.float32)
+            for n in range(1, number + 1)
+        }
+        write_edge_adapter(tensors, tmp_path / "file")
+        found = edge_tensors((tmp_path / "file").read_bytes())
+        assert found == {name: (value.shape, value.tobytes()) for name, value in tensors.items()}

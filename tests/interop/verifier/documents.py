@@ -1,0 +1,146 @@
+"""P-1.2, P-1.3, P-2, P-6.12: plan, base and rosters against the log, and the adapter's layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .basics import Tensors, canonical, named_hash, sha256
+from .log import Leaf
+
+ROLES = {  # what a rule trains beside the head, by turns
+    "alternating": (("lora_B",), ("lora_A",)),
+    "ffa-lora": (("lora_B",),),
+    "fedit": (("lora_A", "lora_B"),),
+    "fed-sb": (("lora_R",),),
+    "prompt-mean": (("prompt",),),
+}
+
+
+def role_of(name: str) -> str:
+    for role in ("lora_A", "lora_B", "lora_R"):
+        if name.endswith("." + role):
+            return role
+    return "prompt" if name == "soft_prompt" else "head"
+
+
+@dataclass
+class Documents:
+    """What all the rest follows from."""
+
+    run: Path
+    plan: dict[str, Any]
+    manifest: dict[str, Any]
+    digest: str  # the plan's
+    sid: bytes
+    rank: int
+    shapes: dict[str, tuple[int, ...]]  # P-2.2: by name, in the vector's order
+
+    def trained(self, number: int) -> list[str]:
+        """The tensors of a round, in the vector's order."""
+        turns = ROLES[self.plan["rule"]["name"]]
+        return [n for n in self.shapes if role_of(n) in (*turns[(number - 1) % len(turns)], "head")]
+
+    def size(self, number: int) -> int:
+        return sum(prod(self.shapes[name]) for name in self.trained(number))
+
+    @property
+    def groups(self) -> int:
+        return int(self.plan["secrecy"]["groups"])
+
+    @property
+    def least(self) -> int:
+        """The least number of clients in a sum."""
+        return int(self.plan["cohort"]["quorum"] // self.groups)
+
+
+def read_documents(run: Path, first: Leaf) -> Documents:
+    """Plan and manifest are those of leaf 0."""
+    assert first.kind == "plan"
+    files = {name: (run / name).read_bytes() for name in ("plan.json", "manifest.json")}
+    assert first.about == {name: sha256(data) for name, data in files.items()}
+    plan, manifest = (json.loads(data) for data in files.values())
+    digest = named_hash("plan", canonical(plan)).hex()
+    assert digest == first["plan"]
+    assert fingerprint(manifest) == manifest["fingerprint"] == plan["base"]["fingerprint"]
+    assert first["base"] == manifest["fingerprint"]
+    assert first["retention_days"] == plan["audit"]["retention_days"]
+    assert not plan["audit"]["witnesses"]
+    assert first["origin"] == f"fedge/{plan['name']}/{first['run']}"
+    assert plan["secrecy"]["exchange"] == "secagg"
+    sid = named_hash("run", bytes.fromhex(digest) + bytes.fromhex(first["run"]))
+    rank = plan["adapter"]["rank"]
+    shapes = layout(plan, manifest, rank)
+    return Documents(run, plan, manifest, digest, sid, rank, shapes)
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """P-1.3."""
+    tensors = manifest["tensors"]
+    assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
+    architecture = {name: manifest[name] for name in ("family", "pooling", "bits", "block")}
+    architecture["config"] = manifest["files"]["config.json"]["sha256"]
+    tokenizer = manifest["files"]["tokenizer.json"]["sha256"]
+    body = {"tensors": tensors, "architecture": architecture, "tokenizer": tokenizer}
+    return named_hash("base", canonical(body)).hex()
+
+
+def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(in, out) of each linear that has factors, by path. (P-2.1)"""
+    targets = plan["adapter"]["targets"]
+    return {
+        one["path"]: (one["in_features"], one["out_features"])
+        for one in sorted(manifest["linears"], key=lambda one: str(one["path"]))
+        if targets == "all-linear" or any(f".{one['path']}".endswith(f".{t}") for t in targets)
+    }
+
+
+def layout(plan: dict[str, Any], manifest: dict[str, Any], r: int) -> dict[str, tuple[int, ...]]:
+    """P-2.1, P-2.2."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if plan["adapter"]["method"] == "prompt":
+        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["hidden_size"])
+    else:
+        for path, (width, out) in adapted(plan, manifest).items():
+            shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
+            if plan["rule"]["name"] == "fed-sb":
+                shapes[f"{path}.lora_R"] = (r, r)
+    head, labels = manifest["head"], len(plan["task"]["labels"])
+    shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
+    shapes[f"{head['path']}.bias"] = (labels,)
+    return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
+
+
+def adapter_digest(tensors: Tensors) -> str:
+    """P-2.4."""
+    vector = b"".join(tensors[name].tobytes() for name in sorted(tensors, key=str.encode))
+    return named_hash("adapter", vector).hex()
+
+
+@dataclass
+class Roster:
+    """Raw public keys and names by client id."""
+
+    root: str
+    keys: dict[bytes, bytes]
+    names: dict[bytes, str]
+
+
+def read_roster(run: Path, leaf: Leaf) -> Roster:
+    """P-6.12."""
+    name = f"rosters/{leaf['root']}.json"
+    data = (run / name).read_bytes()
+    assert leaf.about == {name: sha256(data)}
+    document = json.loads(data)
+    assert sorted(document) == ["clients"]
+    clients = document["clients"]
+    lines = "".join(f"{one}\x1f{key}\n" for one, key in sorted(clients.items()))
+    assert named_hash("roster", lines.encode()).hex() == leaf["root"]
+    assert len(clients) == leaf["clients"]
+    ids = {bytes.fromhex(sha256(bytes.fromhex(key)))[:16]: one for one, key in clients.items()}
+    assert len(ids) == len(clients)
+    keys = {one: bytes.fromhex(clients[name]) for one, name in ids.items()}
+    return Roster(leaf["root"], keys, ids)

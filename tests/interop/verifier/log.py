@@ -1,0 +1,190 @@
+"""P-8.1, P-8.2, P-8.4 to P-8.7: the log's tree, its checkpoint, and what its leaves say."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from .basics import canonical, sha256
+
+MESSAGES = {
+    "advert": "group advert",
+    "shares": "client xid root signature",
+    "vector": "client rid root length signature",
+    "complaint": "client about receipt signature",
+}
+STATEMENTS = {
+    "plan": "origin run plan base retention_days",
+    "roster": "root clients",
+    "cohort": "seq group u1_root graph_seed degree threshold alive_index xid",
+    "round-open": "seq group round attempt rid xid members terms count code",
+    "alive": "seq group rid clients signatures",
+    "reveal": "seq group rid seeds boxes",
+    "aggregate": "seq group rid round summands sum",
+    "dp": "entry",
+    "adapter": "round attempt seq adapter_in adapter_out published rank exchange sums void",
+    "abort": "seq group round attempt revealed",
+    "eval": "round rows metrics",
+    "release": "round adapter eval",
+    "retention": "round vectors",
+    "audit": "size verdict rounds tool auditor",
+    "pad": "",
+}
+
+
+@dataclass
+class Leaf:
+    """A leaf: its kind and place, its fields, and of a statement what it is about (SHA-256 by name)."""
+
+    kind: str
+    index: int
+    fields: dict[str, Any]
+    about: dict[str, str]
+    entry: bytes
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+@dataclass(frozen=True)
+class Key:
+    """The log's verifier key."""
+
+    text: str
+    name: str
+    identity: bytes
+    raw: bytes
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def tree_root(hashes: list[bytes]) -> bytes:
+    """RFC 6962, by its recursion."""
+    if len(hashes) < 2:
+        return hashes[0] if hashes else hashlib.sha256(b"").digest()
+    split = 1 << (len(hashes) - 1).bit_length() - 1
+    return node_hash(tree_root(hashes[:split]), tree_root(hashes[split:]))
+
+
+def path_root(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes:
+    """The root that an inclusion proof leads to, by the same recursion from above."""
+    if size == 1:
+        assert not path
+        return leaf
+    split = 1 << (size - 1).bit_length() - 1
+    if index < split:
+        return node_hash(path_root(leaf, index, split, path[:-1]), path[-1])
+    return node_hash(path[-1], path_root(leaf, index - split, size - split, path[:-1]))
+
+
+def read_log(run: Path) -> tuple[Key, list[Leaf]]:
+    """(the log's key, its leaves) under a checkpoint that verifies."""
+    key = read_key(run)
+    size, root = read_note((run / "log/checkpoint").read_text(), key)
+    entries = read_entries(run, size)
+    hashes = [leaf_hash(entry) for entry in entries]
+    assert tree_root(hashes) == root
+    check_tiles(run, hashes)
+    assert (run / "log/policy").read_text() == f"log {key.text}\nquorum none\n"
+    leaves = [parse_leaf(index, entry, key.raw) for index, entry in enumerate(entries)]
+    assert leaves[0].kind == "plan"
+    assert leaves[0]["origin"] == key.name
+    return key, leaves
+
+
+def read_key(run: Path) -> Key:
+    """log/key."""
+    text = (run / "log/key").read_text().removesuffix("\n")
+    name, identity, encoded = text.split("+", 2)
+    key = base64.b64decode(encoded, validate=True)
+    assert (key[0], len(key)) == (1, 33)
+    assert sha256(name.encode() + b"\n" + key)[:8] == identity
+    return Key(text, name, bytes.fromhex(identity), key[1:])
+
+
+def read_note(note: str, key: Key) -> tuple[int, bytes]:
+    """(size, root) of a checkpoint that the log signed."""
+    text, _, signatures = note.partition("\n\n")
+    dash, signer, line = signatures.removesuffix("\n").split(" ")
+    assert (dash, signer) == ("\u2014", key.name)
+    signature = base64.b64decode(line, validate=True)
+    assert signature[:4] == key.identity
+    Ed25519PublicKey.from_public_bytes(key.raw).verify(signature[4:], f"{text}\n".encode())
+    origin, size, root = text.split("\n")
+    assert origin == key.name
+    return int(size), base64.b64decode(root, validate=True)
+
+
+def tile_name(index: int, width: int) -> str:
+    return f"{index:03d}" + ("" if width == 256 else f".p/{width}")
+
+
+def check_tiles(run: Path, hashes: list[bytes]) -> None:
+    """C2SP tlog-tiles: of level n the roots of 256^n leaves each, 256 to a tile."""
+    level = 0
+    while hashes:
+        for first in range(0, len(hashes), 256):
+            part = hashes[first : first + 256]
+            path = run / f"log/tile/{level}/{tile_name(first // 256, len(part))}"
+            assert path.read_bytes() == b"".join(part)
+        whole = len(hashes) // 256 * 256
+        hashes = [tree_root(hashes[at : at + 256]) for at in range(0, whole, 256)]
+        level += 1
+
+
+def read_entries(run: Path, size: int) -> list[bytes]:
+    """The entry tiles; logs of more than 256,000 leaves are beyond this verifier."""
+    assert size < 256_000
+    entries: list[bytes] = []
+    for first in range(0, size, 256):
+        width = min(256, size - first)
+        data = (run / f"log/tile/entries/{tile_name(first // 256, width)}").read_bytes()
+        while data:
+            length = struct.unpack(">H", data[:2])[0]
+            entries.append(data[2 : 2 + length])
+            data = data[2 + length :]
+    assert len(entries) == size
+    return entries
+
+
+def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
+    """P-8.5: exactly one spelling, exactly the fields of its kind, signed by whom it has to be."""
+    value = json.loads(entry)
+    assert canonical(value) == entry
+    if "kind" in value:
+        kind = value.pop("kind")
+        assert sorted(value) == sorted(MESSAGES[kind].split())
+        return Leaf(kind, index, value, {}, entry)
+    assert sorted(value) == ["payload", "payloadType", "signatures"]
+    payload = base64.b64decode(value["payload"], validate=True)
+    form, (signature,) = value["payloadType"], value["signatures"]
+    assert form == "application/vnd.in-toto+json"
+    statement = json.loads(payload)
+    assert canonical(statement) == payload
+    assert sorted(statement) == ["_type", "predicate", "predicateType", "subject"]
+    assert set(statement["subject"][0]) == {"name", "digest"}
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    kind = statement["predicateType"].removeprefix("urn:fedge:leaf:").removesuffix(":1")
+    assert statement["predicateType"] == f"urn:fedge:leaf:{kind}:1"
+    fields = statement["predicate"]
+    assert sorted(fields) == sorted(STATEMENTS[kind].split())
+    key = bytes.fromhex(fields["auditor"]) if kind == "audit" else log_key
+    assert signature["keyid"] == sha256(key)[:16]
+    signed = b"DSSEv1 %d %s %d %s" % (len(form), form.encode(), len(payload), payload)
+    Ed25519PublicKey.from_public_bytes(key).verify(base64.b64decode(signature["sig"]), signed)
+    about = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
+    assert len(about) == len(statement["subject"]) > 0
+    return Leaf(kind, index, fields, about, entry)

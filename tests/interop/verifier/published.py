@@ -1,0 +1,250 @@
+"""P-4.9, P-5: the files of a round, each as it has to be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .basics import Tensors, sha256
+from .documents import Documents, adapted, adapter_digest, role_of
+from .log import Key, Leaf, path_root, read_note, tree_root
+from .step import State
+
+EDGE, RELEASE = "adapter.onnx_adapter", "release.json"
+
+
+def tensor_file(
+    tensors: Mapping[str, tuple[tuple[int, ...], bytes]], metadata: dict[str, str]
+) -> bytes:
+    """P-4.9, whole."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    names = sorted(tensors, key=str.encode)
+    for name in names:
+        shape, data = tensors[name]
+        assert len(data) == 4 * prod(shape)
+        offsets = [end, end := end + len(data)]
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(tensors[name][1] for name in names)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def checkpoint(documents: Documents, number: int, state: State) -> bytes:
+    """The round's checkpoint."""
+    size = sum(map(prod, documents.shapes.values()))
+    tensors = {
+        f"adapter/{name}": (shape, state.adapter[name].tobytes())
+        for name, shape in documents.shapes.items()
+    }
+    for name, moments in (("moment1", state.first), ("moment2", state.second)):
+        tensors[name] = (size,), b"".join(moments[one].tobytes() for one in documents.shapes)
+    note = {
+        "format": "fedge-checkpoint-1",
+        "round": str(number),
+        "plan_digest": documents.digest,
+        "base_fingerprint": documents.manifest["fingerprint"],
+        "adapter_digest": adapter_digest(state.adapter),
+    }
+    return tensor_file(tensors, {"fedge": json.dumps(note, sort_keys=True)})
+
+
+def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
+    """P-5.1: without cores."""
+    plain = {name: value for name, value in adapter.items() if role_of(name) != "lora_R"}
+    for name in adapter.keys() - plain.keys():
+        b_name = name.removesuffix("lora_R") + "lora_B"
+        b = adapter[b_name].reshape(documents.shapes[b_name]).astype(np.float64)
+        core = adapter[name].reshape(documents.shapes[name]).astype(np.float64)
+        total = np.zeros_like(b)
+        for k in range(len(core)):
+            total = total + b[:, k : k + 1] * core[k : k + 1, :]
+        plain[b_name] = total.astype(np.float32).reshape(-1)
+    return plain
+
+
+def weights_file(documents: Documents, plain: Tensors) -> bytes:
+    """adapter_model.safetensors."""
+    prompt = "soft_prompt" in plain
+    prefix, tensors = "base_model." if prompt else "base_model.model.", {}
+    for name, value in plain.items():
+        key = prefix + name + (".weight" if "lora_" in role_of(name) else "")
+        key = "prompt_embeddings" if name == "soft_prompt" else key
+        tensors[key] = documents.shapes[name], value.tobytes()
+    return tensor_file(tensors, {"format": "pt"})
+
+
+def config(documents: Documents) -> dict[str, Any]:
+    """adapter_config.json."""
+    adapter, manifest = documents.plan["adapter"], documents.manifest
+    both = {
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": manifest["source"],
+        "inference_mode": True,
+        "modules_to_save": [manifest["head"]["path"]],
+    }
+    if adapter["method"] == "prompt":
+        return both | {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": adapter["tokens"],
+            "token_dim": manifest["hidden_size"],
+            "num_layers": manifest["layers"],
+            "num_attention_heads": 1,
+            "num_transformer_submodules": 1,
+            "prompt_tuning_init": "RANDOM",
+        }
+    return both | {
+        "peft_type": "LORA",
+        "r": documents.rank,
+        "lora_alpha": adapter["alpha"] / adapter["rank"] * documents.rank,
+        "lora_dropout": adapter["dropout"],
+        "bias": "none",
+        "target_modules": sorted(adapted(documents.plan, manifest)),
+    }
+
+
+def check_round(
+    documents: Documents,
+    leaf: Leaf,
+    state: State,
+    metrics: Mapping[str, float],
+    releases: list[Leaf],
+) -> None:
+    """All files that the leaf of a round speaks about, and those of its last release."""
+    number, folder = leaf["round"], f"rounds/{leaf['round']:04d}"
+    data = checkpoint(documents, number, state)
+    assert leaf.about[f"{folder}/checkpoint.safetensors"] == sha256(data)
+    assert leaf["adapter_out"] == adapter_digest(state.adapter)
+    plain = plain_form(documents, state.adapter)
+    assert leaf["published"] == adapter_digest(plain)
+    about = dict(leaf.about)
+    weights = f"{folder}/adapter/adapter_model.safetensors"
+    assert about[weights] == sha256(weights_file(documents, plain))
+    if releases:
+        names = {f"{folder}/adapter/{name}" for name in (RELEASE, EDGE)}
+        assert all(set(each.about) == names for each in releases)
+        assert all(each["adapter"] == leaf.index for each in releases)
+        about |= releases[-1].about
+    for name, digest in about.items():
+        assert sha256((documents.run / name).read_bytes()) == digest, name
+    given = json.loads((documents.run / folder / "adapter/adapter_config.json").read_text())
+    assert given == config(documents)
+    check_release_note(documents, leaf, metrics, about)
+    if releases:
+        data = (documents.run / folder / "adapter" / EDGE).read_bytes()
+        check_edge(documents, plain, edge_tensors(data))
+
+
+def check_release_note(
+    documents: Documents, leaf: Leaf, metrics: Mapping[str, float], about: Mapping[str, str]
+) -> None:
+    """P-5.3."""
+    folder = f"rounds/{leaf['round']:04d}/adapter/"
+    note = json.loads((documents.run / folder / RELEASE).read_text())
+    parity = note.pop("parity")
+    beside = {name.removeprefix(folder): d for name, d in about.items() if name.startswith(folder)}
+    del beside[RELEASE]
+    assert note == {
+        "format": 1,
+        "plan_name": documents.plan["name"],
+        "plan_digest": documents.digest,
+        "base_fingerprint": documents.manifest["fingerprint"],
+        "round": leaf["round"],
+        "adapter_digest": leaf["published"],
+        "labels": documents.plan["task"]["labels"],
+        "max_length": documents.plan["task"]["max_length"],
+        "exchange": leaf["exchange"],
+        "files": beside,
+        "metrics": dict(metrics),
+    }
+    assert (parity is None) == (EDGE not in beside)
+    if parity is not None:
+        assert sorted(parity) == ["bound", "label_agreement", "max_relative", "rows"]
+
+
+def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None:
+    """P-8.15: a C2SP tlog-proof of a release's leaf, under this log's key and of this very tree."""
+    path = run / f"rounds/{leaf['round']:04d}/adapter/passport.tlog-proof"
+    head, _, note = path.read_text().partition("\n\n")
+    form, extra, index, *nodes = head.split("\n")
+    assert (form, index) == ("c2sp.org/tlog-proof@v1", f"index {leaf.index}")
+    assert extra == f"extra {base64.b64encode(leaf.entry).decode()}"
+    size, root = read_note(note, key)
+    assert leaf.index < size <= len(hashes)
+    assert tree_root(hashes[:size]) == root
+    proof = [base64.b64decode(node, validate=True) for node in nodes]
+    assert path_root(hashes[leaf.index], leaf.index, size, proof) == root
+
+
+# -- P-5.2: a FlatBuffer --------------------------------------------------------------------------
+
+
+def _number(data: bytes, at: int, form: str) -> int:
+    return int(struct.unpack_from("<" + form, data, at)[0])
+
+
+def _field(data: bytes, table: int, nth: int) -> int:
+    """Where the n-th field of a table lies, 0 for one that is left out."""
+    fields = table - _number(data, table, "i")
+    if 4 + 2 * nth >= _number(data, fields, "H"):
+        return 0
+    place = _number(data, fields + 4 + 2 * nth, "H")
+    return table + place if place else 0
+
+
+def _behind(data: bytes, place: int) -> int:
+    assert place
+    return place + _number(data, place, "I")
+
+
+def _bytes(data: bytes, place: int, width: int = 1) -> bytes:
+    """The elements of a vector."""
+    if not place:
+        return b""
+    start = _behind(data, place)
+    found = data[start + 4 : start + 4 + width * _number(data, start, "I")]
+    assert len(found) == width * _number(data, start, "I")
+    return found
+
+
+def edge_tensors(data: bytes) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Shapes and bytes by name."""
+    assert data[4:8] == b"TORT"
+    root = _number(data, 0, "I")
+    assert [_number(data, _field(data, root, nth), "i") for nth in range(3)] == [1, 1, 1]
+    vector = _behind(data, _field(data, root, 3))
+    found: dict[str, tuple[tuple[int, ...], bytes]] = {}
+    for nth in range(_number(data, vector, "I")):
+        table = _behind(data, vector + 4 + 4 * nth)
+        name = _bytes(data, _field(data, table, 0)).decode()
+        dims = _bytes(data, _field(data, table, 1), 8)
+        assert _number(data, _field(data, table, 2), "i") == 1
+        assert name not in found
+        shape = struct.unpack(f"<{len(dims) // 8}q", dims)
+        found[name] = shape, _bytes(data, _field(data, table, 3))
+    return found
+
+
+def check_edge(
+    documents: Documents, plain: Tensors, found: Mapping[str, tuple[tuple[int, ...], bytes]]
+) -> None:
+    """They are the published adapter's."""
+    adapter = documents.plan["adapter"]
+    s = np.float32(adapter["alpha"] / adapter["rank"])
+    expected = {}
+    for name, value in plain.items():
+        tensor = value.reshape(documents.shapes[name])
+        if role_of(name) == "lora_A":
+            tensor = tensor.T
+        elif role_of(name) == "lora_B":
+            tensor = tensor.T * s
+        expected[name] = tensor.shape, np.ascontiguousarray(tensor, "<f4").tobytes()
+    assert dict(found) == expected

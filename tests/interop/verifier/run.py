@@ -1,0 +1,216 @@
+"""P-8.8, P-8.16: a whole run, leaf by leaf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .basics import canonical, sha256
+from .documents import Documents, Roster, read_documents, read_roster
+from .log import Leaf, leaf_hash, read_log
+from .noise import check_budget, check_entry
+from .published import check_passport, check_round
+from .start import round_0
+from .step import State, combined, stepped
+from .sums import STAGES, Opened, Sum
+
+
+def verify_run(run: Path) -> list[int]:
+    """The rounds of a run that made an adapter, each verified.
+
+    Raises AssertionError, InvalidSignature, InvalidTag, KeyError, ValueError or OSError at a fault.
+    """
+    key, leaves = read_log(run)
+    verifier = _Run(read_documents(run, leaves[0]))
+    verifier.releases = [leaf for leaf in leaves if leaf.kind == "release"]
+    for leaf in leaves[1:]:
+        verifier.take(leaf)
+    done = verifier.finished()
+    hashes = [leaf_hash(leaf.entry) for leaf in leaves]
+    measured = {leaf.index: leaf["round"] for leaf in leaves if leaf.kind == "eval"}
+    for leaf in {leaf["round"]: leaf for leaf in verifier.releases}.values():
+        assert leaf["eval"] is None or measured[leaf["eval"]] == leaf["round"]
+        check_passport(run, leaf, key, hashes)
+    return done
+
+
+class _Run:
+    """What the log has told so far."""
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
+        self.roster: Roster | None = None
+        self.releases: list[Leaf] = []
+        self.rounds: list[Leaf] = []
+        self.state: State | None = None
+        self.done: list[int] = []
+        self.seq = 0  # of the attempts that are over
+        self.entries: list[dict[str, Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.sums: dict[int, Sum] = {}
+        self.named: dict[str, Sum] = {}  # by xid or rid
+        self.failed: set[int] = set()
+        self.attempt = 0
+        self.spent: list[dict[str, Any]] = []
+        self.in_vain: list[Leaf] = []
+
+    def take(self, leaf: Leaf) -> None:
+        """The next leaf."""
+        if leaf.kind in STAGES:
+            self._sum_of(leaf).add(leaf)
+        elif leaf.kind == "dp":
+            self._spend(leaf)
+        elif leaf.kind == "abort":
+            self._fail(leaf)
+        elif leaf.kind == "adapter":
+            self._close(leaf)
+        else:
+            assert not self.sums
+            assert leaf.kind in ("roster", "eval", "release", "retention", "audit", "complaint")
+            if leaf.kind == "roster":
+                assert self.rounds or leaf.index == 1
+                assert self.roster is None or self.roster.root != leaf["root"]
+                self.roster = read_roster(self.documents.run, leaf)
+            else:
+                assert self.rounds
+
+    def finished(self) -> list[int]:
+        """After the last leaf."""
+        assert not self.sums
+        numbers = {leaf["round"] for leaf in self.rounds}
+        assert all(leaf["round"] in numbers for leaf in self.releases)
+        if self.entries:
+            check_budget(self.documents, self.entries)
+        return self.done
+
+    # -- attempts ---------------------------------------------------------------------------------
+
+    def _sum_of(self, leaf: Leaf) -> Sum:
+        """The sum that a leaf is of; sums come by group, one after the other, before all else."""
+        assert not self.spent
+        assert not self.failed
+        if leaf.kind in ("shares", "vector"):
+            found = self.named[leaf["xid" if leaf.kind == "shares" else "rid"]]
+        else:
+            group = leaf["group"]
+            if leaf.kind == "advert" and group not in self.sums:
+                assert self.roster is not None
+                assert all(other < group for other in self.sums)
+                self.sums[group] = Sum(self.documents, self.roster)
+            found = self.sums[group]
+        assert found is self.sums[max(self.sums)]
+        for name in ("cohort", "round-open"):
+            if leaf.kind == name:
+                self.named[leaf["xid" if name == "cohort" else "rid"]] = found
+        return found
+
+    def _spend(self, leaf: Leaf) -> None:
+        entry = leaf["entry"]
+        assert leaf.about == {"privacy.jsonl": sha256(canonical(entry))}
+        check_entry(self.documents, entry, entry["participants"])
+        assert entry["round"] == len(self.rounds)
+        assert (entry["sequence"], entry["group"]) not in [
+            (each["sequence"], each["group"]) for each in self.entries
+        ]
+        self.spent.append(entry)
+        self.entries.append(entry)
+
+    def _fail(self, leaf: Leaf) -> None:
+        """A group that failed beside others, or a whole attempt."""
+        assert leaf.about == {"plan": self.documents.digest}
+        assert leaf["round"] == len(self.rounds)
+        assert leaf["seq"] == self.seq + 1
+        self._attempt(leaf["attempt"])
+        if leaf["group"] is not None:
+            assert leaf["group"] not in self.sums
+            self.failed.add(leaf["group"])
+            return
+        assert not self.sums
+        private = self.documents.plan["privacy"]["mechanism"] != "none"
+        assert bool(leaf["revealed"]) <= bool(self.spent) or not private
+        self.seq += 1
+        if leaf["revealed"]:
+            self.in_vain.append(leaf)
+        self.spent = []
+
+    def _attempt(self, number: int) -> None:
+        """P-4.6: counted from 1; the number of one that was killed comes again."""
+        assert number in (self.attempt, self.attempt + 1)
+        assert number >= 1
+        self.attempt = number
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def _close(self, leaf: Leaf) -> None:
+        """A round: its sums, the step, its files."""
+        number = len(self.rounds)
+        assert leaf["round"] == number <= self.documents.plan["rounds"]
+        assert leaf["exchange"] == "secagg"
+        assert leaf["rank"] == self._rank()
+        before = self.rounds[-1]["adapter_out"] if self.rounds else ""
+        assert leaf["adapter_in"] == before
+        metrics: dict[str, float] = {}
+        if self.state is None:
+            self.state = self._first(leaf)
+        elif leaf["void"]:
+            assert self.in_vain[-1]["attempt"] == leaf["attempt"]
+            assert leaf["seq"] == 0
+            assert not self.sums
+            assert leaf["sums"] == []
+        else:
+            self.state, metrics = self._next(leaf, self.state)
+            self.done.append(number)
+        own = [each for each in self.releases if each["round"] == number]
+        check_round(self.documents, leaf, self.state, metrics, own)
+        self.rounds.append(leaf)
+        self._begin()
+
+    def _rank(self) -> int:
+        return self.documents.rank
+
+    def _first(self, leaf: Leaf) -> State:
+        assert [leaf[name] for name in ("attempt", "seq", "sums", "void")] == [0, 0, [], ""]
+        assert leaf.index == 2
+        assert not self.sums
+        adapter = round_0(self.documents)
+        zeros = {name: np.zeros_like(value) for name, value in adapter.items()}
+        return State(adapter, zeros, dict(zeros))
+
+    def _next(self, leaf: Leaf, before: State) -> tuple[State, dict[str, float]]:
+        """The state that the sums make, and their metrics together."""
+        number = leaf["round"]
+        opened = [one.open(number, leaf["adapter_in"]) for one in self.sums.values()]
+        self.seq += 1
+        self._attempt(leaf["attempt"])
+        assert {(one.seq, one.attempt) for one in opened} == {(self.seq, leaf["attempt"])}
+        assert leaf["seq"] == self.seq
+        assert all(each["attempt"] == leaf["attempt"] for each in self.in_vain)
+        self._check_groups(opened)
+        mean, kept = combined([one.mean for one in opened], [len(one.clients) for one in opened])
+        assert leaf["sums"] == [
+            {"group": one.group, "summands": len(one.clients), "kept": good}
+            for one, good in zip(opened, kept, strict=True)
+        ]
+        names = {name for one in opened for name in one.metrics}
+        metrics = {name: sum(one.metrics[name] for one in opened) for name in names}
+        return stepped(self.documents, before, number, mean), metrics
+
+    def _check_groups(self, opened: list[Opened]) -> None:
+        """Every group ends in a sum or an abort; nobody is in two; the ledger has each sum's line."""
+        groups = {one.group for one in opened}
+        assert not groups & self.failed
+        assert groups | self.failed == set(range(self.documents.groups))
+        advertised = [client for one in opened for client in one.advertised]
+        assert len(advertised) == len(set(advertised))
+        assert sum(len(one.clients) for one in opened) >= self.documents.plan["cohort"]["quorum"]
+        if self.documents.plan["privacy"]["mechanism"] == "none":
+            assert not self.spent
+            return
+        lines = {entry["group"]: entry for entry in self.spent if entry["sequence"] == self.seq}
+        for one in opened:
+            assert lines[one.group]["attempt"] == one.attempt
+            assert lines[one.group]["participants"] == one.clients

@@ -1,0 +1,56 @@
+"""P-2.3: round 0, derived from the plan and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from .basics import Reals, Tensors, halved, seed
+from .documents import Documents, role_of
+
+
+def words(named: int, count: int) -> Any:
+    octets = hashlib.shake_256(b"fedge/stream/v1\0" + named.to_bytes(8, "little")).digest(4 * count)
+    return 2 * np.frombuffer(octets, "<u4").astype(np.int64) + 1 - 2**32
+
+
+def deviates(named: int, count: int) -> Reals:
+    drawn: Reals = words(named, 12 * count).reshape(count, 12).sum(1) / 2.0**33
+    return drawn
+
+
+def orthonormal(named: int, length: int, r: int) -> Reals:
+    """(r, length): q_0, q_1, ..."""
+    done: list[Reals] = []
+    for v in deviates(named, r * length).reshape(r, length):
+        for _ in range(2):
+            shares = [halved(q * v) for q in done]
+            moved = [c * q for c, q in zip(shares, done, strict=True)]
+            v = v - halved(np.array(moved).reshape(len(done), length))
+        done.append(v / math.sqrt(halved(v * v)))
+    return np.array(done)
+
+
+def round_0(documents: Documents) -> Tensors:
+    """Every tensor, flat."""
+    deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
+    cores = documents.plan["rule"]["name"] == "fed-sb"
+    tensors: Tensors = {}
+    for name, shape in documents.shapes.items():
+        named, role = seed("initial", documents.plan["seed"], name), role_of(name)
+        values = np.zeros(math.prod(shape))
+        if role == "lora_A" and cores:
+            values = orthonormal(named, shape[1], shape[0])
+        elif role == "lora_B" and cores:
+            values = orthonormal(named, *shape).T
+        elif role == "lora_A":
+            values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
+        elif role == "prompt":
+            values = deviates(named, math.prod(shape)) * deviation
+        elif name.endswith(".weight"):
+            values = deviates(named, math.prod(shape)) * 0.02
+        tensors[name] = values.reshape(-1).astype("<f4")
+    return tensors

@@ -1,0 +1,94 @@
+"""P-4.7, P-6.14: from the groups' means to the next adapter and the optimiser's moments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .basics import Reals, Tensors, Vector, halved
+from .documents import Documents
+
+
+@dataclass
+class State:
+    """The adapter's tensors and both moments, each over the full adapter, all by tensor and flat."""
+
+    adapter: Tensors
+    first: Tensors
+    second: Tensors
+
+
+def combined(means: list[Vector], counts: list[int]) -> tuple[Vector, list[bool]]:
+    """(the update, which groups are kept)."""
+    if len(means) == 1:
+        return means[0], [True]
+    points = [mean.astype(np.float64) for mean in means]
+    middle = median(points)
+    far = [distance(point, middle) for point in points]
+    kept = [one <= 3 * float(median([np.float64(each) for each in far])) for one in far]
+    rest = [point for point, good in zip(points, kept, strict=True) if good]
+    weights = [n for n, good in zip(counts, kept, strict=True) if good]
+    largest = max(float(np.abs(point).max()) for point in rest)
+    e = 1e-9 * largest if largest else 1e-9
+    c = average(rest, [float(n) for n in weights])
+    for _ in range(64):
+        near = [math.sqrt(halved((p - c) * (p - c)) + e * e) for p in rest]
+        c = average(rest, [n / d for n, d in zip(weights, near, strict=True)])
+    return c.astype(np.float32), kept
+
+
+def average(points: list[Reals], weights: list[float]) -> Reals:
+    total, weight = np.zeros_like(points[0]), 0.0
+    for p, w in zip(points, weights, strict=True):
+        total, weight = total + p * w, weight + w
+    return total / weight
+
+
+def median(values: list[Any]) -> Any:
+    ordered = np.sort(np.stack(values), axis=0)
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+
+
+def distance(one: Reals, other: Reals) -> float:
+    return math.sqrt(halved((one - other) * (one - other)))
+
+
+def stepped(documents: Documents, before: State, number: int, mean: Vector) -> State:
+    """The state after round ``number``."""
+    after = State(dict(before.adapter), dict(before.first), dict(before.second))
+    at = 0
+    for name in documents.trained(number):
+        size = len(before.adapter[name])
+        moments = before.first[name], before.second[name]
+        step, u, v = optimised(documents.plan["server"], mean[at : at + size], *moments)
+        after.adapter[name] = before.adapter[name] + step
+        after.first[name], after.second[name] = u, v
+        at += size
+    assert at == len(mean)
+    return after
+
+
+def optimised(
+    server: dict[str, Any], mean: Vector, first: Vector, second: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """(step, u, v), each rounded to float32."""
+    rate, b1, b2 = server["learning_rate"], server["beta1"], server["beta2"]
+    m, u, v = (each.astype(np.float64) for each in (mean, first, second))
+    if server["optimizer"] == "fedavg":
+        step = m if rate == 1 else m * rate
+    elif server["optimizer"] == "fedavgm":
+        u = b1 * u + m
+        step = rate * u
+    else:
+        u = b1 * u + (1 - b1) * m
+        square = m * m
+        if server["optimizer"] == "fedadam":
+            v = b2 * v + (1 - b2) * square
+        else:
+            assert server["optimizer"] == "fedyogi"
+            v = v - ((1 - b2) * square) * np.sign(v - square)
+        step = (rate * u) / (np.sqrt(v) + server["tau"])
+    return step.astype(np.float32), u.astype(np.float32), v.astype(np.float32)
