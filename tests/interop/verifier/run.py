@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class _Run:
         self.done: list[int] = []
         self.seq = 0  # of the attempts that are over
         self.entries: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, set[str]]] = []  # incoming adapter and clients of every sum
         self._begin()
 
     def _begin(self) -> None:
@@ -85,6 +87,11 @@ class _Run:
         assert all(leaf["round"] in numbers for leaf in self.releases)
         if self.entries:
             check_budget(self.documents, self.entries)
+        for (adapter, clients), (other, others) in combinations(self.asked, 2):
+            least = min(len(clients - others), len(others - clients))
+            assert adapter != other or clients == others or least >= self.documents.least
+        voids = sum(bool(leaf["void"]) for leaf in self.rounds)
+        assert voids <= self.documents.plan["secrecy"]["voids"] + 1
         return self.done
 
     # -- attempts ---------------------------------------------------------------------------------
@@ -125,21 +132,45 @@ class _Run:
         assert leaf["round"] == len(self.rounds)
         assert leaf["seq"] == self.seq + 1
         self._attempt(leaf["attempt"])
+        self._ask(leaf)
         if leaf["group"] is not None:
             assert leaf["group"] not in self.sums
             self.failed.add(leaf["group"])
             return
         assert not self.sums
-        private = self.documents.plan["privacy"]["mechanism"] != "none"
-        assert bool(leaf["revealed"]) <= bool(self.spent) or not private
         self.seq += 1
         if leaf["revealed"]:
             self.in_vain.append(leaf)
         self.spent = []
 
+    def _ask(self, leaf: Leaf) -> None:
+        """What clients were asked to open in vain, with its line of the ledger. (P-8.7)"""
+        assert self.roster is not None
+        groups = [sum_["group"] for sum_ in leaf["revealed"]]
+        assert groups == sorted(set(groups))
+        assert leaf["group"] is None or groups in ([], [leaf["group"]])
+        everybody = [client for sum_ in leaf["revealed"] for client in sum_["clients"]]
+        assert len(everybody) == len(set(everybody))
+        for sum_ in leaf["revealed"]:
+            assert set(sum_) == {"group", "rid", "clients"}
+            clients = sum_["clients"]
+            assert clients == sorted(clients) != []
+            names = sorted(self.roster.names[bytes.fromhex(client)] for client in clients)
+            self.asked.append((self.rounds[-1]["adapter_out"], set(clients)))
+            if self.documents.plan["privacy"]["mechanism"] != "none":
+                (line,) = [
+                    entry
+                    for entry in self.spent
+                    if (entry["sequence"], entry["group"]) == (leaf["seq"], sum_["group"])
+                ]
+                assert line["participants"] == names
+
     def _attempt(self, number: int) -> None:
         """P-4.6: counted from 1; the number of one that was killed comes again."""
+        plan = self.documents.plan
         assert number in (self.attempt, self.attempt + 1)
+        assert number <= 20 * plan["cohort"]["attempts"]
+        assert self.seq <= 20 * plan["cohort"]["attempts"] * plan["rounds"]
         assert number >= 1
         self.attempt = number
 
@@ -190,9 +221,10 @@ class _Run:
         assert leaf["seq"] == self.seq
         assert all(each["attempt"] == leaf["attempt"] for each in self.in_vain)
         self._check_groups(opened)
+        self.asked += [(leaf["adapter_in"], one.ids) for one in opened]
         mean, kept = combined([one.mean for one in opened], [len(one.clients) for one in opened])
         assert leaf["sums"] == [
-            {"group": one.group, "summands": len(one.clients), "kept": good}
+            {"group": one.group, "rid": one.rid, "summands": len(one.clients), "kept": good}
             for one, good in zip(opened, kept, strict=True)
         ]
         names = {name for one in opened for name in one.metrics}

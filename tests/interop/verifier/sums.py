@@ -29,6 +29,8 @@ class Opened:
     group: int
     seq: int
     attempt: int
+    rid: str
+    ids: set[str]  # in the sum
     advertised: set[bytes]
     clients: list[str]
     mean: Vector
@@ -68,6 +70,8 @@ class Sum:
             group=self.only("cohort")["group"],
             seq=self.only("cohort")["seq"],
             attempt=self.only("round-open")["attempt"],
+            rid=self.rid.hex(),
+            ids={one.hex() for one in self.alive},
             advertised=set(self.adverts),
             clients=sorted(self.roster.names[one] for one in self.alive),
             mean=self.ring.mean(words, n, bytes.fromhex(self.terms["rotation"])),
