@@ -43,6 +43,7 @@ from server.tending import tend
 from server.witnessing import Witness
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
+IMPOSSIBLE = "its sum is none that honest clients can have"
 LOOK_S, ANEW_S = 1.0, 15.0  # while clients are missing: at who is connected; all are asked anew
 
 
@@ -191,11 +192,11 @@ class _Run:
         )
 
     def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:
-        """A sum was asked for and did not open: clients open no other of this round. (P-4.6)
+        """A sum was asked for and did not open, or is impossible: clients open no other of this round.
 
-        The round is published with the model as it was, and says so; the next one starts.
+        The round is published with the model as it was, and says so; the next one starts. (P-4.6)
         """
-        record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
+        record = record | self._identity(number, state) | {"void": _void_because(record)}
         self._store.forget_vectors(number)
         revealed = record["sequence"] in self._store.revealing(number)
         leaf = self._abort(record, revealed=revealed)
@@ -284,6 +285,10 @@ class _Run:
             batch,
         )
         log.take(path)
+
+
+def _void_because(record: Record) -> str:
+    return IMPOSSIBLE if record["refused"] else "its sum could not be opened"
 
 
 def _why(record: Record) -> str:

@@ -6,6 +6,7 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -34,6 +35,7 @@ from server.rounds import NO_SUM, Complete, Failed, Reason, accept, close, deal_
 from server.secret_sum import Messages, SecretSum
 from server.store import Record
 
+logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
 RETRY = "check the clients that were lost; the model is unchanged"
 Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
@@ -60,6 +62,11 @@ class SecretAttempt(Attempt):
         self._phases()
         for made in self._sums:
             made.open()
+            if made.refused and made.failure:
+                logger.warning(
+                    "round %d: the sum of group %d is refused: %s",
+                    self._number, made.group, made.failure.cause,
+                )  # fmt: skip
             publish_sum(self._store, self._number, made)
             if made.failure is None:
                 for name in made.alive:
@@ -318,7 +325,18 @@ class SecretAttempt(Attempt):
         liars = sorted(name for made in self._sums for name in made.liars)
         groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
-        return record | {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
+        refused = [
+            {"group": made.group, "why": made.failure.cause}
+            for made in self._sums
+            if made.refused and made.failure
+        ]
+        return record | {
+            "sequence": self._seq,
+            "lost": lost,
+            "liars": liars,
+            "groups": groups,
+            "refused": refused,
+        }
 
     def published(self) -> Published:
         """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""
