@@ -25,6 +25,7 @@ from protocol.step.state import State, initial_state
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
+from server.counted import warnings_of
 from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
@@ -175,6 +176,9 @@ class _Run:
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
                 record = attempt.record(closed, aggregate, norm) | self._identity(number, after)
+                if self._setting.secure:
+                    for line in warnings_of(record):
+                        logger.warning("round %d: %s", number, line)
                 self._publish(number, after, record, aggregate.metrics, attempt.published())
                 return after, record
             if attempt.revealed:

@@ -28,6 +28,7 @@ from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import Attempt, masked_bytes
+from server.counted import counted
 from server.publishing import Published, failed_leaves, log_alive_sets, publish_sum, sum_leaves
 from server.receipts import ClientsLog
 from server.roster import DETAIL
@@ -336,6 +337,7 @@ class SecretAttempt(Attempt):
             "liars": liars,
             "groups": groups,
             "refused": refused,
+            **counted(record["metrics"], record["weight"]),
         }
 
     def published(self) -> Published:

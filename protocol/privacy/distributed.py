@@ -119,7 +119,8 @@ class Mechanism:
 
     def _centred(self, words: Word) -> Integers:
         half = 2 ** (self.bits - 1)
-        return ((words.astype(np.int64) + half) % 2**self.bits) - half
+        centred: Integers = ((words.astype(np.int64) + half) % 2**self.bits) - half
+        return centred
 
     def verify_sum(self, words: Word, summands: int) -> None:
         """What ``summands`` honest clients can have made together. Raises UpdateError. (P-6.17)
