@@ -146,9 +146,7 @@ def outcome(case: Case, rounds: int, extra: list[str], folder: Path) -> dict[str
         replaced(client.secret, "Member", attacking(case, rounds)),
         replaced(Ring, "verify_sum", check),
     ):
-        run_federated(
-            prepared, evaluator, timings=Timings(folder), progress=NoProgress()
-        )
+        run_federated(prepared, evaluator, timings=Timings(folder), progress=NoProgress())
     records = round_records(folder)
     groups = [group for record in records for group in record["groups"]]
     return {
@@ -165,7 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--set", action="append", default=[], help="of the experiment, as in simulate")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of the experiment, as in simulate"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     for name in arguments.only.split(","):

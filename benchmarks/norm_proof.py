@@ -28,7 +28,11 @@ import numpy as np
 
 from protocol.secagg.rotation import Rotation
 
-POINT, SCALAR, RESPONSE = 48, 32, 26  # bytes; a response hides 16 bits under 128 of challenge and 64 more
+POINT, SCALAR, RESPONSE = (
+    48,
+    32,
+    26,
+)  # bytes; a response hides 16 bits under 128 of challenge and 64 more
 RANGE_BITS = 24  # of one projection
 
 
@@ -85,7 +89,9 @@ def costs(coordinates: int, clients: int, projections: int) -> dict[str, Any]:
     words = Rotation(size=coordinates, seed=bytes(32)).padded
     wires = 2 * projections * RANGE_BITS
     group = Group(max(words, wires, clients * projections))
-    one = timed(lambda: [p * s for p, s in zip(group.points, group.scalars(200, 250), strict=False)])
+    one = timed(
+        lambda: [p * s for p, s in zip(group.points, group.scalars(200, 250), strict=False)]
+    )
     exponent = one[0] / 200
     secret = group.scalars(words, 208)
     challenge = group.scalars(1, 128)[0]
@@ -96,10 +102,14 @@ def costs(coordinates: int, clients: int, projections: int) -> dict[str, Any]:
         "project": projecting(words, projections),
         "commit projections": 2 * projections * exponent,
         "sigma protocol": group.multiply(words, 208, secret),
-        "responses": timed(lambda: [s + challenge * w for s, w in zip(secret, plain, strict=True)])[0],
+        "responses": timed(lambda: [s + challenge * w for s, w in zip(secret, plain, strict=True)])[
+            0
+        ],
         "squares": 3 * projections * exponent,
         "range proof": group.multiply(wires, 1) + group.multiply(wires, 250),
-        "integers to scalars": timed(lambda: (group.scalars(words, 16), group.scalars(words, 208)))[0],
+        "integers to scalars": timed(lambda: (group.scalars(words, 16), group.scalars(words, 208)))[
+            0
+        ],
     }
     read = timed(lambda: [group.point.from_compressed_bytes(data) for data in packed])[0] / 200
     verify = {
@@ -109,7 +119,9 @@ def costs(coordinates: int, clients: int, projections: int) -> dict[str, Any]:
         "generators": group.multiply(words, 250) + group.multiply(wires, 250),
         "commitments": 3 * group.multiply(clients * projections, 250),
     }
-    hashed = timed(lambda: [group.point.hash_to_curve(b"%d" % n, b"x") for n in range(100)])[0] / 100
+    hashed = (
+        timed(lambda: [group.point.hash_to_curve(b"%d" % n, b"x") for n in range(100)])[0] / 100
+    )
     rounds = math.ceil(math.log2(words))
     return {
         "words": words,

@@ -70,9 +70,7 @@ def _counters(records: list[Json]) -> str:
     many = [record for record in counted if record["clipped_share"] > 0.5]
     if many:
         numbers = ", ".join(str(record["round"]) for record in many)
-        html += (
-            f'<p class="warn">Most updates were cut at secrecy.clip in round(s) {escape(numbers)}.</p>'
-        )
+        html += f'<p class="warn">Most updates were cut at secrecy.clip in round(s) {escape(numbers)}.</p>'
     rows = [
         [record["round"], record["failures"], f"{record['clipped_share']:.0%}"]
         for record in counted

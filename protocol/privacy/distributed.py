@@ -115,7 +115,9 @@ class Mechanism:
     def decode(self, words: Word, summands: int) -> Vector:
         """The noisy mean, (d,) float32. A sum that wrapped costs accuracy, never privacy."""
         scale = self.grid / (math.sqrt(self.turn.transform) * summands)
-        return (self.turn.backward(self._centred(words)).astype(np.float64) * scale).astype(np.float32)
+        return (self.turn.backward(self._centred(words)).astype(np.float64) * scale).astype(
+            np.float32
+        )
 
     def _centred(self, words: Word) -> Integers:
         half = 2 ** (self.bits - 1)

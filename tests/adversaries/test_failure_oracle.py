@@ -24,6 +24,7 @@ from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError
 from protocol.exchange import METRICS, Contribution, Phase
 from protocol.layout import Vector
+from protocol.rules import rule_named
 from protocol.transparency.note import KeyType, VerifierKey
 from tests.conftest import WORDS
 from tests.unit.client.secret_cohort import Coordinator
@@ -92,7 +93,7 @@ class TrainingCohort(Cohort):
         super().__init__(folder, mode, **plan)
         self.layout = adapter_layout(self.plan, manifest)
         self.start = initial_adapter(self.layout, seed=1, embedding_std=0.05)
-        self.trained_layout = self.layout.only(read_roles(self))
+        self.trained_layout = self.layout.only(rule_named(self.plan.rule.name).roles(1))
         self.size = self.trained_layout.size
         self.members = {one: replace(m, size=self.size) for one, m in self.members.items()}
         self.begin(1)
@@ -118,12 +119,6 @@ class TrainingCohort(Cohort):
         plan = self.folder / "plan.json"
         job = Job(client=name, plan=plan, base=self.base, data=self.rows_of(name), threads=1)
         return contribution(job, self.instruction, self.adapter)
-
-
-def read_roles(cohort: Coordinator) -> Any:
-    from protocol.rules import rule_named
-
-    return rule_named(cohort.plan.rule.name).roles(1)
 
 
 def write_rows(path: Path, labels: int, *, seed: int) -> None:
@@ -180,39 +175,28 @@ def test_a_small_crafted_head_under_a_steep_plan_finds_nobodys_label(
     one_shape(cohort.answers())
 
 
-def broken(name: str) -> Callable[[Path], None]:
-    texts = {
-        "a label outside the plan": '{"text": "a private sentence", "label": "musik"}\n',
-        "a column that is missing": '{"words": "a private sentence", "label": "music"}\n',
-        "no rows": "",
-        "no JSON": "a private sentence\n",
-        "an empty text": '{"text": " ", "label": "music"}\n',
-    }
-    if name == "no file":
-        return Path.unlink
-    if name == "not UTF-8":
-        return lambda path: None if path.write_bytes(b"\xff\xfe\xff") else None
-    return lambda path: None if path.write_text(texts[name]) else None
+UNREADABLE: dict[str, bytes | None] = {
+    "a label outside the plan": b'{"text": "a private sentence", "label": "musik"}\n',
+    "a column that is missing": b'{"words": "a private sentence", "label": "music"}\n',
+    "no rows": b"",
+    "no JSON": b"a private sentence\n",
+    "an empty text": b'{"text": " ", "label": "music"}\n',
+    "not UTF-8": b"\xff\xfe\xff",
+    "no file": None,
+}
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "a label outside the plan",
-        "a column that is missing",
-        "no rows",
-        "no JSON",
-        "an empty text",
-        "no file",
-        "not UTF-8",
-    ],
-)
+@pytest.mark.parametrize("fault", UNREADABLE)
 def test_rows_that_cannot_be_read_look_like_others(
     mode: str, fault: str, tmp_path: Path, tiny_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cohort = TrainingCohort(tmp_path, mode, tiny_base, local={"max_steps": 1})
     for name in HOLDERS:
-        broken(fault)(cohort.rows_of(name))
+        path, content = cohort.rows_of(name), UNREADABLE[fault]
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
     with caplog.at_level(logging.WARNING, logger="fedge.client"):
         one_shape(cohort.answers())
     assert caplog.text.count("rows.jsonl") >= len(HOLDERS)  # each owner reads it at home

@@ -51,7 +51,9 @@ def cheating(change: Change, rounds: frozenset[int] = frozenset({1, 2})) -> type
     return Cheat
 
 
-def run(folder: Path, change: Change, *, rounds: frozenset[int] = frozenset({1}), **plan: Any) -> Any:
+def run(
+    folder: Path, change: Change, *, rounds: frozenset[int] = frozenset({1}), **plan: Any
+) -> Any:
     made, manifest = small_plan(**plan)
     sites = Sites(made, manifest, folder / "sites", int(plan.get("cohort", {}).get("size", 6)))
     sites.member = cheating(change, rounds)
@@ -165,9 +167,7 @@ def test_a_coordinator_that_takes_such_a_sum_all_the_same_is_found(
 
 def test_when_all_sums_are_impossible_the_run_says_why(tmp_path: Path) -> None:
     """A client that does it in every round stops the run's progress, not its honesty."""
-    _, (start, first, second) = run(
-        tmp_path, beyond_the_clip, rounds=frozenset({1, 2}), **CLIP
-    )
+    _, (start, first, second) = run(tmp_path, beyond_the_clip, rounds=frozenset({1, 2}), **CLIP)
     assert start["adapter_out"] == first["adapter_out"] == second["adapter_out"]
     assert first["void"] == second["void"]
     assert "honest" in first["void"]

@@ -43,9 +43,7 @@ def prepared(experiment_file: Path, request: pytest.FixtureRequest) -> Prepared:
 
 def train(prepared: Prepared) -> list[dict[str, Any]]:
     evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
-    run_federated(
-        prepared, evaluator, timings=Timings(prepared.out), progress=NoProgress()
-    )
+    run_federated(prepared, evaluator, timings=Timings(prepared.out), progress=NoProgress())
     return [record for record in round_records(prepared.out) if record["round"]]
 
 

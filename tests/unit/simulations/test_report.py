@@ -184,7 +184,14 @@ def test_a_run_without_an_audit_says_so(run: Path) -> None:
 
 
 def test_failures_cut_updates_and_refused_sums_are_shown_and_warned_about(run: Path) -> None:
-    secret = {"secure": True, "groups": [], "lost": {}, "liars": [], "failures": 0, "clipped_share": 0.0}
+    secret = {
+        "secure": True,
+        "groups": [],
+        "lost": {},
+        "liars": [],
+        "failures": 0,
+        "clipped_share": 0.0,
+    }
     plan = json.loads((run / "plan.json").read_text())
     plan |= {"secrecy": {"groups": 1}, "cohort": {"quorum": 3}}
     (run / "plan.json").write_text(json.dumps(plan))

@@ -88,7 +88,9 @@ def test_the_bound_is_the_clip_with_the_roundings_tolerance(bits: int) -> None:
         """Twenty times the words of a client with another idea of the clip."""
         rotated = longer.turn.forward(direction * norm)
         level = np.clip((rotated + ring.reach) * (ring.levels / (2 * ring.reach)), 0, ring.levels)
-        return (20 * np.rint(level).astype(np.int64)).astype(ring.encode(direction.astype("f4"), [], rng).dtype)
+        return (20 * np.rint(level).astype(np.int64)).astype(
+            ring.encode(direction.astype("f4"), [], rng).dtype
+        )
 
     ring.verify_sum(words(0.999), 20)
     with pytest.raises(UpdateError, match="norm"):
@@ -225,10 +227,11 @@ def test_a_sum_counts_who_was_cut() -> None:
 @pytest.mark.parametrize("mode", ["ring", "noise"])
 def test_an_update_that_is_not_finite_is_an_update_error(value: float, mode: str) -> None:
     update, rng = np.array([0.0, value], np.float32), np.random.default_rng(0)
+    ring = Ring(size=2, clip=1.0, clients=3, bits=16, rotation=bytes(32))
+    noise = Mechanism(size=2, clip=1.0, multiplier=1.0, honest=3, summands=3, rotation=bytes(32))
+    encode = {
+        "ring": lambda: ring.encode(update, [], rng),
+        "noise": lambda: noise.encode(update, rng, os.urandom),
+    }[mode]
     with pytest.raises(UpdateError, match="not finite"):
-        if mode == "ring":
-            Ring(size=2, clip=1.0, clients=3, bits=16, rotation=bytes(32)).encode(update, [], rng)
-        else:
-            Mechanism(
-                size=2, clip=1.0, multiplier=1.0, honest=3, summands=3, rotation=bytes(32)
-            ).encode(update, rng, os.urandom)
+        encode()
