@@ -17,7 +17,7 @@ from protocol.secagg.primitives import Word
 
 log = logging.getLogger("fedge.client")
 
-ZEROS = "it contributes zeros and a count of one failure"
+ZEROS = "contributed zeros: "  # how the line begins that tells the owner (fedge.operations.logs reads it)
 
 
 def words_or_zeros(
@@ -33,10 +33,11 @@ def words_or_zeros(
             )
         return encode(given)
     except FedgeError as error:
-        log.warning("this client's part failed: %s; %s; %s", error.cause, error.remedy, ZEROS)
+        log.warning("%s%s; %s", ZEROS, error.cause, error.remedy)
     except Exception as error:
         # Not its text: the message of a foreign exception may hold a row.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        name = type(error).__name__
-        log.error("this client's part failed: unexpected %s; %s\n%s", name, ZEROS, where)
+        name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+        log.error(
+            "%sunexpected %s\nTraceback (most recent call last):\n%s%s", ZEROS, name, where, name
+        )
     return encode(failed_contribution(size))
