@@ -13,16 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit.log_copy import Trust
+from audit.log_copy import Trust, read_log
 from audit.sources import Folder
 from audit.verify import audit
 from client.secret import Member
 from protocol.exchange import Contribution
 from protocol.secagg.primitives import Word
 from protocol.secagg.task import Encoding, Exact
+from protocol.transparency.leaves import Abort, decode_leaf
+from protocol.transparency.note import KeyType, VerifierKey
 from protocol.wire import Instruction
 from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.test_order import Local
 
 CHEAT = "site-2"
 Change = Callable[[Encoding, Word], Word]
@@ -52,12 +56,17 @@ def cheating(change: Change, rounds: frozenset[int] = frozenset({1, 2})) -> type
 
 
 def run(
-    folder: Path, change: Change, *, rounds: frozenset[int] = frozenset({1}), **plan: Any
+    folder: Path,
+    change: Change,
+    *,
+    rounds: frozenset[int] = frozenset({1}),
+    seen: dict[str, Any] | None = None,
+    **plan: Any,
 ) -> Any:
     made, manifest = small_plan(**plan)
     sites = Sites(made, manifest, folder / "sites", int(plan.get("cohort", {}).get("size", 6)))
     sites.member = cheating(change, rounds)
-    out = make_run(folder / "run", count=len(sites.keys), sites=sites, **plan)
+    out = make_run(folder / "run", count=len(sites.keys), sites=sites, **(seen or {}), **plan)
     return out, [record(out, number) for number in range(3)]
 
 
@@ -145,6 +154,32 @@ def test_of_groups_only_that_one_is_refused(tmp_path: Path) -> None:
     assert (group["used"], group["kept"], group["failure"]) == ([], False, refused["why"])
     assert first["update_norm"] <= 1.01
     assert not audit(Folder(out), Trust()).failed
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_under_witnesses_the_log_tells_of_it(groups: int, tmp_path: Path) -> None:
+    """There the vectors are logged before the sum is open; that it was refused comes after."""
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    log = VerifierKey(name="log.example/run", type=KeyType.ED25519, public=public)
+    witness = Local(tmp_path / "witness", log)
+    plan = {
+        "cohort": {"size": 15, "quorum": 9, "deadline_s": 30.0},
+        "secrecy": {"clip": 1.0, "groups": groups},
+        "audit": {"log": log.encode(), "witnesses": [witness.key.encode()], "witness_quorum": 1},
+    }
+    seen = {"log_key": key, "witnesses": [witness]}
+    out, (_, first, second) = run(tmp_path, beyond_the_clip, seen=seen, **plan)
+    assert (len(first["refused"]), first["void"] is None) == (1, groups > 1)
+    assert second["void"] is None
+    report = audit(Folder(out), Trust())
+    assert not report.failed, (report.faults, [one.faults for one in report.rounds])
+    aborts = [leaf for leaf in leaves(out) if isinstance(leaf, Abort)]
+    assert [leaf.revealed for leaf in aborts] == [True]
+
+
+def leaves(out: Path) -> list[Any]:
+    return [decode_leaf(entry).leaf for entry in read_log(Folder(out), Trust()).entries]
 
 
 def test_a_coordinator_that_takes_such_a_sum_all_the_same_is_found(
