@@ -26,4 +26,4 @@ def warnings_of(record: Record) -> Iterator[str]:
             "their own logs say"
         )
     if (share := record["clipped_share"]) is not None and share > MANY:
-        yield f"{share:.0%} of the updates were cut at secrecy.clip: a larger clip loses less"
+        yield f"{share:.0%} of the updates were cut at secrecy.clip: a larger one loses less, and bounds less"
