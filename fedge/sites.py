@@ -164,7 +164,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
             said = contact.fault or f"enrolled, roster version {contact.roster_version}"
             typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
         if refusal:
-            typer.echo(f"  it last refused a request at {refusal[0]}: {refusal[1]}")
+            typer.echo(f"  it last refused a request, or failed, at {refusal[0]}: {refusal[1]}")
     if not well:
         raise typer.Exit(MachineError.exit_code)
 

@@ -26,6 +26,7 @@ from protocol.transparency.leaves import AskedSum
 from server.attempt import Attempt
 from server.budget import privacy_record
 from server.clock import Clock
+from server.counted import warnings_of
 from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
@@ -44,6 +45,7 @@ from server.tending import tend
 from server.witnessing import Witness
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
+IMPOSSIBLE = "its sum is none that honest clients can have"
 LOOK_S, ANEW_S = 1.0, 15.0  # while clients are missing: at who is connected; all are asked anew
 
 
@@ -146,8 +148,8 @@ class _Run:
         asked = asked_before(self._store, number, digest) if self._setting.secure else []
 
         def enough(nodes: Collection[str]) -> bool:
-            can = choose_among(nodes, asked, quorum=cohort.quorum) is not None
-            return can and len(nodes) >= cohort.quorum
+            choice = choose_among(nodes, asked, size=cohort.size, quorum=cohort.quorum)
+            return choice is not None and len(choice.names) >= cohort.quorum
 
         roster, began = self._called_roll(), clock.now()
         if not enough(roster.nodes):
@@ -182,6 +184,9 @@ class _Run:
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
                 record = attempt.record(closed, aggregate, norm) | self._identity(number, after)
+                if self._setting.secure:
+                    for line in warnings_of(record):
+                        logger.warning("round %d: %s", number, line)
                 self._publish(number, after, record, aggregate.metrics, attempt.published())
                 return after, record
             if attempt.revealed:
@@ -199,11 +204,11 @@ class _Run:
         )
 
     def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:
-        """A sum was asked for and did not open: clients open no other of this round. (P-4.6)
+        """A sum was asked for and did not open, or is impossible: clients open no other of this round.
 
-        The round is published with the model as it was, and says so; the next one starts.
+        The round is published with the model as it was, and says so; the next one starts. (P-4.6)
         """
-        record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
+        record = record | self._identity(number, state) | {"void": _void_because(record)}
         self._store.forget_vectors(number)
         revealed = self._store.revealing(number).get(record["sequence"], [])
         leaf = self._abort(record, revealed=revealed)
@@ -304,6 +309,10 @@ class _Run:
             batch,
         )
         log.take(path)
+
+
+def _void_because(record: Record) -> str:
+    return IMPOSSIBLE if record["refused"] else "its sum could not be opened"
 
 
 def _why(record: Record) -> str:

@@ -28,7 +28,11 @@ class SiteView:
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run by what its folder says. ``epsilon`` is the largest of a client so far."""
+    """A run by what its folder says. ``epsilon`` is the largest of a client so far.
+
+    ``failures``: how often a client of a secret sum contributed zeros; ``clipped``: the share of updates that
+    were cut in the last round; ``refused``: sums that no honest clients can have sent. None: not counted.
+    """
 
     name: str
     folder: str
@@ -40,6 +44,9 @@ class RunView:
     drops: int
     failed_attempts: int
     void_rounds: int
+    failures: int | None
+    clipped: float | None
+    refused: int
     epsilon: float | None
     last_round_at: float | None
 
@@ -146,9 +153,16 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
         drops=sum(len(r["dropped"]) for r in records),
         failed_attempts=len(list((folder / "rounds").glob("[0-9]*.attempt*.json"))),
         void_rounds=sum(1 for r in records if r.get("void")),
+        failures=sum(failed) if (failed := _counted(records, "failures")) else None,
+        clipped=(_counted(records, "clipped_share") or [None])[-1],
+        refused=sum(len(r.get("refused", [])) for r in records),
         epsilon=max(spent, default=None),
         last_round_at=records[-1]["ended_at"] if records else None,
     )
+
+
+def _counted(records: list[dict[str, Any]], key: str) -> list[Any]:
+    return [record[key] for record in records if record.get(key) is not None]
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:

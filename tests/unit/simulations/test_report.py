@@ -181,3 +181,36 @@ def test_the_audit_is_shown_with_what_it_leaves_open(run: Path) -> None:
 
 def test_a_run_without_an_audit_says_so(run: Path) -> None:
     assert "Not audited" in write_report(run).read_text()
+
+
+def test_failures_cut_updates_and_refused_sums_are_shown_and_warned_about(run: Path) -> None:
+    secret = {
+        "secure": True,
+        "groups": [],
+        "lost": {},
+        "liars": [],
+        "failures": 0,
+        "clipped_share": 0.0,
+    }
+    plan = json.loads((run / "plan.json").read_text())
+    plan |= {"secrecy": {"groups": 1}, "cohort": {"quorum": 3}}
+    (run / "plan.json").write_text(json.dumps(plan))
+
+    def page(**changes: Any) -> str:
+        for number in (1, 2):
+            change = changes if number == 2 else {}
+            content = record(number, []) | secret | change
+            (run / f"rounds/000{number}/record.json").write_text(json.dumps(content))
+        return write_report(run).read_text()
+
+    quiet = page()
+    assert "updates cut at the clip" in quiet
+    for warning in ("contributed zeros", "Most updates were cut", "was refused"):
+        assert warning not in quiet
+    assert "3 time(s) a client failed" in page(failures=3)
+    assert "Most updates were cut at secrecy.clip in round(s) 2." in page(clipped_share=0.75)
+    refused = page(refused=[{"group": 1, "why": EVIL}])
+    assert "Round 2: the sum of group 1 was refused" in refused
+    assert EVIL not in refused
+    noisy = page(failures=None, clipped_share=None)
+    assert "<td>100%" not in noisy
