@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from client.journal import Journal
+from protocol.documents import OddError, json_as
 from protocol.errors import ProofError
+from protocol.transparency.leaves import Count
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
 from protocol.transparency.receipts import Receipt, unverified_receipt
 from protocol.transparency.shown import (
@@ -37,14 +39,16 @@ class _Line(BaseModel):
 
 class _ReceiptLine(_Line):
     kind: Literal["receipt"] = "receipt"
-    seq: int
+    seq: Count
     receipt: str
 
 
 class _LogLine(_Line):
     kind: Literal["log"] = "log"
     checkpoint: str
-    proofs: dict[str, str]  # what accounts for an earlier receipt, by the number of its attempt
+    proofs: dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,16}$")], str
+    ]  # what accounts for an earlier receipt, by the number of its attempt
 
 
 _LINE: TypeAdapter[_ReceiptLine | _LogLine] = TypeAdapter(
@@ -134,8 +138,8 @@ class Receipts:
     def _lines(self) -> Iterator[_ReceiptLine | _LogLine]:
         for line in self._journal.text().splitlines():
             try:
-                yield _LINE.validate_json(line)
-            except ValidationError as error:
+                yield json_as(_LINE, line)
+            except OddError as error:
                 # Fail closed, as for opened rounds: a line that a power cut tore was never answered.
                 raise self._journal.unusable("read", error) from None
 

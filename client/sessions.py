@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic import ValidationError
-
 from base_model.files import locked
 from client.private import private_folder, write_private
 from protocol import wire
+from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
 from protocol.secagg.session import Session
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+MOST_SESSION = 2**28  # bytes: what others have sealed for this site, and the adverts
 
 
 class Kept(Protocol):
@@ -61,7 +62,7 @@ class StateSession:
     def load(self) -> Session | None:
         """What the state holds."""
         held = self._state.get(wire.SECAGG)
-        return None if held is None else Session.model_validate_json(str(held["session"]))
+        return None if held is None else json_as(Session, str(held["session"]), most=MOST_SESSION)
 
     def keep(self, session: Session) -> None:
         """Put it into the state."""
@@ -79,14 +80,14 @@ class FileSession:
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
         try:
-            return Session.model_validate_json(self._path.read_bytes())
+            return json_as(Session, self._path.read_bytes(), most=MOST_SESSION)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise MachineError(
                 f"{self._path}: cannot be read: {error.strerror}", "check the file and its folder"
             ) from None
-        except ValidationError:  # its text would show secrets
+        except OddError:  # its text would show secrets
             raise MachineError(
                 f"{self._path} is not a session",
                 "delete it; this site then misses the attempt that is running",

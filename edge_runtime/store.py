@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from edge_runtime.files import sync, write_whole
 from protocol.delivery import Count, Sha256, Text
+from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError
 
 STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
@@ -82,10 +83,10 @@ class State(_Form):
 def read_state(store: Path) -> State:
     """The state; a new device's is empty. Needs no lock. Raises DeliveryError `store.damaged`."""
     try:
-        return State.model_validate_json((store / STATE).read_bytes())
+        return json_as(State, (store / STATE).read_bytes())
     except FileNotFoundError:
         return State()
-    except (OSError, ValidationError) as error:
+    except (OSError, OddError) as error:
         raise DeliveryError(
             "store.damaged",
             f"{store / STATE}: {type(error).__name__}",

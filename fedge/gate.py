@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from audit.log_copy import LogCopy, Trust, read_log
 from audit.sources import Folder
@@ -21,6 +21,7 @@ from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase
 from fedge.evidence import REMEDY, About, Check
 from protocol.delivery import DEVICE_VERSION, Facts
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
@@ -78,8 +79,8 @@ class Audited(BaseModel):
 def read_audit(path: Path) -> Audited:
     """A saved report. Raises DeliveryError `gate.audit`."""
     try:
-        return Audited.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return json_as(Audited, path.read_bytes())
+    except (OSError, OddError) as error:
         raise DeliveryError(
             "gate.audit",
             f"{path}: not a report of an audit ({type(error).__name__})",

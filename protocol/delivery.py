@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.documents import OddError, json_as
 from protocol.encoding import digest
 from protocol.errors import DeliveryError
 
@@ -162,14 +163,10 @@ def encode(form: BaseModel) -> bytes:
 def decode(kind: type[Form], data: bytes, *, source: str) -> Form:
     """Read a form strictly. Raises DeliveryError `release.form`."""
     try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the document"
+        return json_as(kind, data)
+    except OddError as odd:
         raise DeliveryError(
-            "release.form",
-            f"{source}: {where}: {fault['msg']}",
-            "publish it again, or update fedge",
+            "release.form", f"{source}: {odd}", "publish it again, or update fedge"
         ) from None
 
 

@@ -7,13 +7,13 @@ itself: ``base.fingerprint`` and ``task.labels``. It stays a dictionary until bo
 from __future__ import annotations
 
 import os
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from protocol.documents import OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import (
@@ -146,9 +146,9 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             f"name a file, or one that ships with fedge: {', '.join(shipped())}",
         ) from None
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{path}: not valid TOML: {error}", "correct the line named") from None
+        document = parse_toml(text)
+    except OddError as odd:
+        raise PlanError(f"{path}: {odd}", "correct the line named") from None
     for override in overrides or []:
         _override(document, override)
     if "task" in document and "plan" not in document:
@@ -214,8 +214,8 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _value(text: str) -> Any:
     """A TOML value; what is none is a string, so that names need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except OddError:
         return text
 
 

@@ -117,7 +117,7 @@ def decode_text(kind: type[T], text: str | None, what: str) -> T:
         if len(text) > MOST_CHARACTERS:
             raise ValueError
         return kind.model_validate(parse_canonical(text.encode()))
-    except (ValidationError, ValueError, RecursionError):
+    except (ValidationError, ValueError):
         raise SecrecyError(f"{what}.malformed", f"{len(text)} characters", STOP) from None
 
 
