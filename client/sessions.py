@@ -19,6 +19,7 @@ from client.private import private_folder, write_private
 from protocol import wire
 from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 from protocol.secagg.session import Session
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class FileSession:
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
         try:
-            return json_as(Session, self._path.read_bytes(), most=MOST_SESSION)
+            return json_as(Session, read_regular(self._path, most=MOST_SESSION), most=MOST_SESSION)
         except FileNotFoundError:
             return None
         except OSError as error:

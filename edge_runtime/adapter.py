@@ -14,6 +14,7 @@ from edge_runtime.base import EdgeBase, check_file
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.regular_files import read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -80,7 +81,7 @@ def read_note(folder: Path) -> ReleaseNote:
     """``release.json`` of an adapter folder. Raises ArtefactError."""
     path = folder / RELEASE_FILE
     try:
-        return parse_release(path.read_text("utf-8"), source=str(path))
+        return parse_release(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not an adapter: {RELEASE_FILE} cannot be read",

@@ -15,6 +15,7 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, ProofError
+from protocol.regular_files import read_regular
 
 TRIES = 3
 Clock = Callable[[], float]
@@ -65,7 +66,7 @@ class Health(_Form):
 def read_probe(path: Path) -> Probe:
     """Read ``probe.json``. Raises ArtefactError."""
     try:
-        return json_as(Probe, path.read_bytes())
+        return json_as(Probe, read_regular(path, most=2**26), most=2**26)
     except (OSError, OddError) as error:
         raise ArtefactError(
             f"{path}: not a probe: {error}", "docs/guide.md shows a probe.json"

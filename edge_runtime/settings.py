@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.delivery import Channel, Name
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
+from protocol.regular_files import read_regular
 
 PathField = Annotated[Path, Field(strict=False)]
 FOLDERS = ("root", "trust", "base", "store", "probe", "report")
@@ -45,7 +46,7 @@ class Device(BaseModel):
 def read_device(path: Path) -> Device:
     """Read ``device.toml``. Raises ArtefactError that names the setting."""
     try:
-        device = value_as(Device, parse_toml(path.read_bytes()))
+        device = value_as(Device, parse_toml(read_regular(path)))
     except OSError as error:
         raise ArtefactError(
             f"{path}: no settings that can be read ({error.strerror})",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError, MachineError
+from protocol.regular_files import read_regular
 
 CONFIG, KEYS, STATE, PROGRAMS, WORK, HOME = "config.toml", "keys", "state", "bin", "work", "flwr"
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -53,7 +54,7 @@ def new_folder(path: Path) -> Path:
 def read_settings(path: Path, kind: type[Settings]) -> Settings:
     """A TOML file as settings. Raises MachineError that names the key."""
     try:
-        return value_as(kind, parse_toml(path.read_bytes()))
+        return value_as(kind, parse_toml(read_regular(path)))
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be read: {error.strerror}",

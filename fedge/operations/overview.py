@@ -12,6 +12,7 @@ from fedge.operations.locks import is_held
 from fedge.operations.supervisor import LOCK, Process, processes_of
 from protocol.documents import parse_json
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 from server.control import Control, NodeState
 from server.files import write_whole
 
@@ -155,7 +156,7 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How the run's app ended, None when it has not said."""
     try:
-        found = parse_json((folder / "outcome.json").read_bytes())
+        found = parse_json(read_regular(folder / "outcome.json"))
         return found if isinstance(found.get("finished"), bool) else None
     except (OSError, ValueError, AttributeError):
         return None

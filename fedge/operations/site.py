@@ -50,6 +50,7 @@ from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
+from protocol.regular_files import read_regular
 from server.files import write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
@@ -304,7 +305,7 @@ def write_local(keys: Path, name: str) -> None:
 def read_invitation(path: Path) -> Invitation:
     """An operator's invitation. Raises MachineError."""
     try:
-        invitation = json_as(Invitation, path.read_bytes())
+        invitation = json_as(Invitation, read_regular(path))
         x509.load_pem_x509_certificate(invitation.authority.encode("ascii"))
         return invitation
     except OSError as error:

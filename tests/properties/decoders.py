@@ -68,7 +68,7 @@ from protocol.enrolment import (
     verify_request,
     verify_roster,
 )
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, ProofError
 from protocol.exchange import METRICS, Contribution
 from protocol.exchange.plain import PlainClient
 from protocol.exchange.plain import decode as decode_plain
@@ -143,6 +143,7 @@ ELSEWHERE = {
     "audit.published:read_subject": "bytes behind a digest that the log signs",
     "base_model.release:read_note": "parse_release",
     "base_model.release:read_peft": "safetensors' own reader; needs torch",
+    "base_model.verify:read_manifest": "parse_manifest",
     "base_model.store:read_tensors": "safetensors' own reader; needs torch",
     "client.settings:read_identity": "a key of this machine's own",
     "fedge.gate:read_plan": "plan_from_text",
@@ -150,6 +151,8 @@ ELSEWHERE = {
     "fedge.operations.site:read_node_key": "a key of this machine's own",
     "fedge.plans:read_manifest": "parse_manifest",
     "fedge.rosters:read": "parse_roster",
+    "protocol.regular_files:read_regular": "bytes of any file",
+    "protocol.regular_files:read_regular_text": "text of any file",
     "server.app:read_manifest": "parse_manifest",
     "server.app:read_plan": "plan_from_text",
     "server.app:read_roster": "parse_roster",
@@ -276,8 +279,7 @@ class World:
         self.log_key = parse_key((self.run / "log/key").read_text().strip())
         self.note = (self.run / "log/checkpoint").read_text()
         self.plan = plan_from_text((self.run / "plan.json").read_text(), source="plan.json")
-        tiles = sorted((self.run / "log/tile/entries").rglob("*"))
-        self.entries = parse_tile(next(p for p in tiles if p.is_file()).read_bytes())
+        self.entries = read_log(Folder(self.run), Trust()).entries
 
     def bytes(self, name: str) -> bytes:
         return (self.run / name).read_bytes()
@@ -651,7 +653,10 @@ class World:
         trusted = parse_policy(policy)
         adapter = self.folder / "adapter"
         passport = OfflineProof(
-            index=0, path=(), checkpoint=self.note, extra=self.entries[0]
+            index=0,
+            path=tuple(Tree(map(leaf_hash, self.entries)).inclusion(0)),
+            checkpoint=self.note,
+            extra=self.entries[0],
         ).encode()
         settings = (
             'format = 1\nid = "d1"\nname = "home"\nrepository = "repo"\nroot = "root.json"\n'
@@ -660,7 +665,13 @@ class World:
         )
 
         def passported(path: Path) -> object:
-            return verify_passport(path.parent, round_number=1, policy=trusted)
+            """The seed's leaf is in the log, and no release's: that is the last check."""
+            try:
+                return verify_passport(path.parent, round_number=1, policy=trusted)
+            except ProofError as error:
+                if "not of a release" in error.cause:
+                    return None
+                raise
 
         return {
             "protocol.peft_format:parse_release": Decoder(
