@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from edge_runtime.graph_bounds import verify_graph
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
@@ -58,7 +59,9 @@ class EdgeBase:
                 entry = manifest.files[name]
                 check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
         if ready is None:
-            session = open_session(folder / manifest.graph.file, threads=threads)
+            graph = folder / manifest.graph.file
+            verify_graph(graph, size=manifest.files[manifest.graph.file].bytes)
+            session = open_session(graph, threads=threads)
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)

@@ -166,6 +166,8 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
             raise ArtefactError(
                 f"{source}: {name!r} is not a plain file name", "do not use this base"
             )
+    if manifest.graph.file not in manifest.files:
+        raise ArtefactError(f"{source}: it does not list its graph", "do not use this base")
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):

@@ -130,11 +130,16 @@ SID = bytes(32)
 class Decoder:
     """``read`` takes a whole document; ``seeds`` are some that it accepts.
 
-    ``unsigned``: the seed is the part of it that its signer would write, and ``read`` signs it.
+    "…, signed" in a name: a seed is what its signer would write, and ``read`` signs it.
     """
 
     read: Read
     seeds: tuple[bytes, ...]
+
+    @property
+    def opens(self) -> tuple[Path, Callable[[Path], object]] | None:
+        """The path that it reads, and how, where it opens one."""
+        return getattr(self.read, "opens", None)
 
 
 ELSEWHERE = {
@@ -174,6 +179,7 @@ def _file(path: Path, read: Callable[[Path], object]) -> Read:
         path.write_bytes(data)
         return read(path)
 
+    reading.opens = (path, read)  # type: ignore[attr-defined]
     return reading
 
 
@@ -283,6 +289,11 @@ class World:
 
     def bytes(self, name: str) -> bytes:
         return (self.run / name).read_bytes()
+
+    def of_paths(self) -> dict[str, tuple[Path, Callable[[Path], object]]]:
+        """Those that open a path."""
+        found = {name: decoder.opens for name, decoder in self.registry().items()}
+        return {name: opens for name, opens in found.items() if opens is not None}
 
     # -- by package ---------------------------------------------------------------------------
 
