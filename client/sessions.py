@@ -63,7 +63,7 @@ class StateSession:
     def load(self) -> Session | None:
         """What the state holds."""
         held = self._state.get(wire.SECAGG)
-        return None if held is None else json_as(Session, str(held["session"]), most=MOST_SESSION)
+        return None if held is None else _session(str(held["session"]))
 
     def keep(self, session: Session) -> None:
         """Put it into the state."""
@@ -81,7 +81,7 @@ class FileSession:
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
         try:
-            return json_as(Session, read_regular(self._path, most=MOST_SESSION), most=MOST_SESSION)
+            return _session(read_regular(self._path, most=MOST_SESSION))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -97,3 +97,8 @@ class FileSession:
     def keep(self, session: Session) -> None:
         """Replace the file. Raises MachineError; then nothing may be answered."""
         write_private(self._path, session.model_dump_json().encode())
+
+
+def _session(data: str | bytes) -> Session:
+    """Raises OddError. A share is a number of the field, below 2^255."""
+    return json_as(Session, data, most=MOST_SESSION, digits=80)

@@ -37,19 +37,19 @@ def parse_json(
     *,
     most: int = MOST_BYTES,
     values: int = MOST_VALUES,
-    largest: int = 10**MOST_DIGITS,
+    digits: int = MOST_DIGITS,
 ) -> Any:
     """A JSON text's value. Raises OddError.
 
     Strict UTF-8 of at most ``most`` bytes, no repeated key, no half of a surrogate pair, nothing but finite
-    numbers, whole ones below ``largest`` in magnitude, ``values`` values and 32 levels.
+    numbers, whole ones of at most ``digits`` characters, ``values`` values and 32 levels.
     """
     text = _text(data, most)
     try:
         value = json.loads(
             text,
             object_pairs_hook=_once,
-            parse_int=_whole,
+            parse_int=lambda number: _whole(number, digits),
             parse_float=_real,
             parse_constant=_real,
         )
@@ -57,7 +57,7 @@ def parse_json(
         raise OddError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise OddError(f"not JSON: {error.msg}") from None
-    _check(value, values, largest)
+    _check(value, values, 10**digits)
     return value
 
 
@@ -67,7 +67,7 @@ def parse_toml(data: bytes | str, *, most: int = MOST_TOML) -> dict[str, Any]:
     if LONG_KEY.search(text):
         raise OddError("a key of more than 32 parts")
     try:
-        table = tomllib.loads(text, parse_float=_real)
+        table = tomllib.loads(text, parse_float=_any_real)
     except RecursionError:
         raise OddError("nested too deeply") from None
     except OddError:
@@ -79,9 +79,15 @@ def parse_toml(data: bytes | str, *, most: int = MOST_TOML) -> dict[str, Any]:
     return table
 
 
-def json_as(kind: type[T] | TypeAdapter[T], data: bytes | str, *, most: int = MOST_BYTES) -> T:
+def json_as(
+    kind: type[T] | TypeAdapter[T],
+    data: bytes | str,
+    *,
+    most: int = MOST_BYTES,
+    digits: int = MOST_DIGITS,
+) -> T:
     """A JSON text as ``kind``. Raises OddError that begins with the place of the first fault."""
-    parse_json(data, most=most)
+    parse_json(data, most=most, digits=digits)
     try:
         if isinstance(kind, TypeAdapter):
             return kind.validate_json(data)
@@ -128,9 +134,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _whole(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise OddError(f"a number of more than {MOST_DIGITS} digits")
+def _whole(text: str, most: int) -> int:
+    if len(text) > most:
+        raise OddError(f"a number of more than {most} digits")
     return int(text)
 
 
@@ -140,11 +146,19 @@ def _real(text: str) -> float:
     return number
 
 
+def _any_real(text: str) -> float:
+    """Finite or not: :func:`_check` says where it stands."""
+    if len(text) > MOST_CHARACTERS:
+        raise OddError("a number that is too long")
+    return float(text)
+
+
 def _check(value: Any, most: int, largest: int) -> None:
     """No half pairs, no numbers beyond what JSON may hold, few enough levels and values."""
-    waiting, count = [(value, 1)], 0
+    waiting: list[tuple[Any, int, str]] = [(value, 1, "")]
+    count = 0
     while waiting:
-        item, level = waiting.pop()
+        item, level, name = waiting.pop()
         inner: Any = ()
         match item:
             case str():
@@ -154,16 +168,25 @@ def _check(value: Any, most: int, largest: int) -> None:
                 pass
             case int():
                 if not -largest < item < largest:
-                    raise OddError("a whole number that is too large")
+                    raise OddError(f"`{name}`: a whole number that is too large")
+            case float():
+                if not math.isfinite(item):
+                    raise OddError(f"`{name}`: a number that is not finite")
             case dict():
-                inner = [*item, *item.values()]
+                if any(HALF.search(key) for key in item):
+                    raise OddError("half of a surrogate pair")
+                inner = [(one, level + 1, _below(name, key)) for key, one in item.items()]
             case list():
-                inner = item
+                inner = [(one, level + 1, name) for one in item]
         count += len(inner)
         if count > most:
             raise OddError(f"more than {most} values")
-        if inner or isinstance(item, (dict, list)):
-            if level > MOST_LEVELS:
-                # Whoever walks through the value later must not run out of stack.
-                raise OddError("nested too deeply")
-            waiting.extend((one, level + 1) for one in inner)
+        if level > MOST_LEVELS and isinstance(item, (dict, list)):
+            # Whoever walks through the value later must not run out of stack.
+            raise OddError("nested too deeply")
+        waiting.extend(inner)
+
+
+def _below(name: str, key: str) -> str:
+    """Where a value stands, for people."""
+    return shortened(f"{name}.{key}" if name else key, 100)

@@ -49,10 +49,21 @@ def parse_canonical(data: bytes) -> Any:
 
     No real numbers, no repeated keys, no integer of 2^53 or more in magnitude, no more than 32 levels.
     """
-    value = parse_json(data, most=MOST_CANONICAL, largest=2**53)
+    value = parse_json(data, most=MOST_CANONICAL)
+    _check_exact(value)
     if canonical_json(value) != data:
         raise ValueError("not in canonical form")
     return value
+
+
+def _check_exact(value: Any) -> None:
+    """Of few levels already: no whole number that a float64 would round. (RFC 8785, 3.2.2.3)"""
+    if isinstance(value, int) and not -(2**53) < value < 2**53:
+        raise ValueError("an integer of 2^53 or more")
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        _check_exact(inner)
 
 
 def digest(tag: str, message: bytes) -> str:

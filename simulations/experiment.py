@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from protocol.documents import OddError, parse_toml
+from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import (
@@ -26,6 +26,7 @@ from protocol.plan import (
     plan_from,
     validated,
 )
+from protocol.regular_files import read_regular_text
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
@@ -139,7 +140,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         MachineError: there is no such file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path, most=MOST_TOML)
     except (OSError, UnicodeDecodeError) as error:
         raise MachineError(
             f"experiment {path} cannot be read: {_reason(error)}",
