@@ -91,7 +91,9 @@ def parse_key(text: str) -> VerifierKey:
         agrees = found.id.hex() == given
     except (binascii.Error, ValueError, IndexError):
         raise ProofError(f"not a verifier key: {text[:80]!r}", "name+id+base64") from None
-    if not NAME.fullmatch(name) or len(found.public) != 32 or not agrees:
+    # It is shown wherever its log is spoken of.
+    named = NAME.fullmatch(name) and name.isprintable()
+    if not named or len(found.public) != 32 or not agrees:
         raise ProofError(f"not a verifier key: {text[:80]!r}", "its name, id and key do not agree")
     return found
 
