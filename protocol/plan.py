@@ -26,7 +26,7 @@ MAX_TOTAL_WEIGHT = 2**24  # of a round
 # No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
 MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
 MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
-MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e6  # thirty days
+MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
 MOST_TARGETS, MOST_WITNESSES = 256, 64
 
 Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]

@@ -290,7 +290,7 @@ def test_another_base_is_refused_before_it_is_opened(tiny_base: Path, make_plan:
 
 
 def test_texts_longer_than_the_base_reads_are_refused(tiny_base: Path, make_plan: Make) -> None:
-    task = {"labels": ["a", "b"], "max_length": 100_000}
+    task = {"labels": ["a", "b"], "max_length": 60_000}
     with pytest.raises(PlanError, match="positions"):
         worker_for(make_plan(task=task), tiny_base)
 
