@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audit.sources import MissingError, Source
+from protocol.documents import parse_json
 from protocol.errors import ProofError
 from protocol.merkle import leaf_hash
 from protocol.transparency.note import (
@@ -27,7 +28,7 @@ from protocol.transparency.tiles import MOST_LEAVES, parse_entries, tiles_grown,
 from protocol.transparency.tree import Tree
 
 LOG, BATCH = "log/", "log.batch"
-MOST_BYTES = 2**32  # of all leaves together
+MOST_BYTES, MOST_BATCH_BYTES = 2**32, 2**29  # of all leaves together, of a batch's file
 REMEDY = "keep what you have as evidence, and ask the coordinator and its witnesses"
 
 
@@ -227,12 +228,12 @@ def _is_adapter(entry: bytes) -> bool:
 
 def _parse_batch(data: bytes, name: str) -> tuple[int, list[bytes], str]:
     try:
-        body: Any = json.loads(data)
+        body: Any = parse_json(data, most=MOST_BATCH_BYTES, values=2 * MOST_LEAVES)
         if set(body) != {"start", "entries", "checkpoint"} or type(body["start"]) is not int:
             raise ValueError
         entries = [base64.b64decode(entry, validate=True) for entry in body["entries"]]
         return body["start"], entries, str(body["checkpoint"])
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ProofError(f"{name} is no batch of leaves", REMEDY) from None
 
 

@@ -96,7 +96,9 @@ def print_rounds(run: Run) -> None:
     kinds = Counter(leaf["kind"] for leaf in leaf_lines(log.entries))
     console.print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     for fault in run.log.faults:
-        console.print(f"! round {fault.round}: {fault.what}", style="red", soft_wrap=True)
+        console.print(
+            printable(f"! round {fault.round}: {fault.what}"), style="red", soft_wrap=True
+        )
 
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
@@ -166,7 +168,7 @@ def _print_findings(
     console: Console, place: str, open_: Sequence[Unproven], faults: Sequence[str]
 ) -> None:
     for fault in faults:
-        console.print(f"! {place}{fault}", style="red", soft_wrap=True)
+        console.print(printable(f"! {place}{fault}"), style="red", soft_wrap=True)
     for each in open_:
         console.print(f"? {place}{each.what}; not proven: {each.leaves}", soft_wrap=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -21,6 +20,7 @@ from audit.releases import check_release
 from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
 from protocol.adapter import as_plain_lora
+from protocol.documents import OddError, parse_json
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
 from protocol.layout import Tensors
@@ -260,8 +260,8 @@ class RoundCheck:
         name = adapter_path(leaf.round, CONFIG_FILE)
         config = peft_config(run.plan, run.manifest, rank=leaf.rank, base_name=run.manifest.source)
         try:
-            given = json.loads(read_subject(run.source, self._round.adapter, name))
-        except (ValueError, RecursionError):
+            given = parse_json(read_subject(run.source, self._round.adapter, name))
+        except OddError:
             raise _bad(f"{name} is no JSON") from None
         if given != config:
             raise _bad(f"{name} is not the plan's")

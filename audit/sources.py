@@ -15,6 +15,7 @@ from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 from protocol.errors import ArtefactError, ProofError
+from protocol.regular_files import open_regular
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
@@ -76,11 +77,11 @@ class Folder:
         """As :meth:`Source.read`; a link that leaves the folder is refused."""
         path = self._path(name)
         try:
-            if not path.is_file():
-                raise MissingError(f"{name} is not there", REMEDY)
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(start)
                 return _bounded(file, name, length)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(f"{name} is not there", REMEDY) from None
         except OSError as error:
             raise ArtefactError(f"{name} cannot be read: {error.strerror}", REMEDY) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import math
 import os
 import shutil
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import ArtefactError, MachineError
+from protocol.regular_files import sha256_of_regular
 
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_regular(path)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from protocol.peft_format import (
     parse_release,
     to_edge,
 )
+from protocol.regular_files import read_regular_text
 
 ROWS = 64  # per batch; both sides get the same batches
 Array = npt.NDArray[Any]
@@ -104,7 +105,7 @@ def read_note(adapter: Path) -> ReleaseNote:
     """``release.json`` of an adapter folder. Raises ArtefactError."""
     path = adapter / RELEASE_FILE
     try:
-        return parse_release(path.read_text("utf-8"), source=str(path))
+        return parse_release(read_regular_text(path), source=str(path))
     except OSError:
         raise ArtefactError(
             f"{adapter} is not an adapter: there is no {RELEASE_FILE}",

@@ -6,7 +6,6 @@ is taken from the file.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,10 @@ from base_model.quant_linear import QuantLinear
 from base_model.verify import REBUILD, WEIGHTS
 from base_model.verify import read_manifest as read_manifest
 from base_model.verify import verify_base as verify_base
+from protocol.documents import parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG, TOKENIZER, Manifest
+from protocol.regular_files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,18 +65,31 @@ def open_base(
     manifest = verify_base(folder) if verify else read_manifest(folder)
     tensors = read_tensors(folder / WEIGHTS)
     try:
-        config = AutoConfig.for_model(**json.loads((folder / CONFIG).read_text("utf-8")))
+        config = AutoConfig.for_model(**parse_json(read_regular(folder / CONFIG)))
+        _check_sizes(config, manifest)
         model = empty_model(config, manifest, labels=labels or manifest.head.labels)
         _install(model, manifest, tensors, matmul_dtype)
         _fresh_head(model, manifest, tensors, labels)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+    except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
         raise ArtefactError(
             f"{folder}: cannot be opened: {type(error).__name__}", REBUILD
         ) from error
     model.requires_grad_(False)
     model.eval()
     return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
+
+
+def _check_sizes(config: object, manifest: Manifest) -> None:
+    """A config that claims more than the manifest would lay out more. Raises ValueError."""
+    claimed = {
+        "num_hidden_layers": manifest.layers,
+        "hidden_size": manifest.hidden_size,
+        "vocab_size": manifest.vocab_size,
+    }
+    for name, meant in claimed.items():
+        if getattr(config, name, None) != meant:
+            raise ValueError(f"{name} is not the manifest's")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

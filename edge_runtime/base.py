@@ -6,7 +6,6 @@ adapter's ``max_length``, padded on the right with the tokenizer's own padding i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from edge_runtime.graph_bounds import verify_graph
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -55,9 +56,12 @@ class EdgeBase:
             if name not in manifest.files:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
             if ready is None or name != manifest.graph.file:
-                check_file(folder / name, manifest.files[name].sha256, verify=verify)
+                entry = manifest.files[name]
+                check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
         if ready is None:
-            session = open_session(folder / manifest.graph.file, threads=threads)
+            graph = folder / manifest.graph.file
+            verify_graph(graph, size=manifest.files[manifest.graph.file].bytes)
+            session = open_session(graph, threads=threads)
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
@@ -78,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a base folder. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
+        return parse_manifest(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
@@ -86,14 +90,20 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def check_file(path: Path, sha256: str, *, verify: bool = True) -> None:
-    """Raises ArtefactError unless ``path`` is there and, with ``verify``, has this sha256."""
+def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool = True) -> None:
+    """Raises ArtefactError unless ``path`` is a file and, with ``verify``, has this sha256.
+
+    No more than ``size`` bytes are read of it where that is given.
+    """
     try:
-        with path.open("rb") as file:
-            if verify and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
+        if not verify:
+            with open_regular(path, most=size):
+                return
+        found = sha256_of_regular(path, size=size)
     except OSError:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+    if found != sha256:
+        raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
 
 
 def open_session(graph: Path, *, threads: int = 0, optimise: bool = True) -> Any:

@@ -27,6 +27,7 @@ import onnxruntime as ort
 
 from edge_runtime.base import REFETCH, EdgeBase, check_file, read_manifest
 from edge_runtime.files import sync, write_whole
+from edge_runtime.graph_bounds import verify_graph
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
@@ -51,7 +52,9 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     digest = manifest.files[manifest.graph.file].sha256
     folder = cache / f"{digest[:32]}-{ort.__version__}-{_processor()}"
     if not _is_whole(folder):
-        check_file(base / manifest.graph.file, digest)
+        entry = manifest.files[manifest.graph.file]
+        check_file(base / manifest.graph.file, digest, size=entry.bytes)
+        verify_graph(base / manifest.graph.file, size=entry.bytes)
         try:
             with _alone(cache):
                 if not _is_whole(folder):  # another process may have made it by now

@@ -12,6 +12,7 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 
 if TYPE_CHECKING:
     from fedge.operations.site import Site
@@ -57,7 +58,7 @@ def enrol(
         port=port or free_port(),
     )
     request = made.folder / REQUEST
-    identity = verify_request(request.read_bytes(), source=str(request)).identity.hex()
+    identity = verify_request(read_regular(request), source=str(request)).identity.hex()
     if as_json:
         told = {"folder": made.folder, "name": name, "request": request, "identity": identity}
         typer.echo(json.dumps(told, default=str))

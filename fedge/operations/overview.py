@@ -10,7 +10,9 @@ from typing import Any
 from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import is_held
 from fedge.operations.supervisor import LOCK, Process, processes_of
+from protocol.documents import parse_json
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 from server.control import Control, NodeState
 from server.files import write_whole
 
@@ -111,7 +113,7 @@ def _nodes(coordinator: Coordinator) -> list[NodeState]:
 def known_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
     """Runs that were started here: ``folder``, ``name``, ``planned`` rounds, Flower's number ``run``."""
     try:
-        found = json.loads((coordinator.state / RUN_LIST).read_text("utf-8"))
+        found = parse_json((coordinator.state / RUN_LIST).read_bytes())
         return list(found["runs"])
     except FileNotFoundError:
         return []
@@ -168,7 +170,7 @@ def _counted(records: list[dict[str, Any]], key: str) -> list[Any]:
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How the run's app ended, None when it has not said."""
     try:
-        found = json.loads((folder / "outcome.json").read_text("utf-8"))
+        found = parse_json(read_regular(folder / "outcome.json"))
         return found if isinstance(found.get("finished"), bool) else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -179,7 +181,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / "rounds").glob("[0-9]*/record.json")):
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = parse_json(path.read_bytes())
         except (OSError, ValueError):
             break
         if record["round"] > 0:

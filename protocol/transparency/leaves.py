@@ -31,7 +31,7 @@ PREDICATE = "urn:fedge:leaf:{}:1"
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ClientId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Leaf(BaseModel):
@@ -311,7 +311,7 @@ def decode_leaf(data: bytes) -> Read:
         raise ProofError(f"a leaf of {len(data)} bytes", REMEDY)
     try:
         value = parse_canonical(data)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ProofError("a leaf that is not canonical JSON", REMEDY) from None
     if isinstance(value, dict) and "kind" in value:
         kind = value.pop("kind")
