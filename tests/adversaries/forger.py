@@ -16,9 +16,11 @@ from audit.log_copy import Trust, read_log
 from audit.sources import Folder
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.merkle import leaf_hash
+from protocol.peft_format import PASSPORT_FILE
 from protocol.transparency.dsse import sign_statement
 from protocol.transparency.leaves import PREDICATE, decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, sign_note
+from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tiles import entry_tiles, pack_entries, tiles_grown
 from protocol.transparency.tree import Tree
 
@@ -91,6 +93,25 @@ class Forger:
         text = Checkpoint(origin=origin, size=tree.size, root=tree.root()).text
         _write(log / "checkpoint", f"{text}\n{sign_note(text, origin, self.key)}".encode())
         return self.run
+
+    def sign_all(self) -> Path:
+        """As :meth:`sign`, with passports of the releases as they now are."""
+        run = self.sign()
+        tree = Tree(map(leaf_hash, self.entries))
+        for index, entry in enumerate(self.entries):
+            if kind_of(entry) != "release":
+                continue
+            for name in decode_leaf(entry).subjects:
+                passport = run / Path(name).parent / PASSPORT_FILE
+                if passport.parent.is_dir():
+                    proof = OfflineProof(
+                        index=index,
+                        path=tuple(tree.inclusion(index)),
+                        checkpoint=(run / "log/checkpoint").read_text(),
+                        extra=entry,
+                    )
+                    _write(passport, proof.encode().encode())
+        return run
 
     def _put(
         self, index: int, kind: str, predicate: Mapping[str, Any], subjects: Mapping[str, str]
