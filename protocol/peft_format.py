@@ -6,6 +6,7 @@ the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter_model.safetensors",
     "adapter.onnx_adapter",
 )
-RELEASE_FILE = "release.json"
+RELEASE_FILE, CARD_FILE = "release.json", "README.md"
 PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
 
 
@@ -136,6 +137,16 @@ class ReleaseNote(BaseModel):
     files: dict[str, str] = Field(description="sha256 of every file beside this one")
     metrics: dict[str, float]
     parity: Parity | None = None
+
+
+def render_config(config: dict[str, Any]) -> bytes:
+    """The file ``adapter_config.json``."""
+    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+
+
+def render_release(note: ReleaseNote) -> bytes:
+    """The file ``release.json``."""
+    return (json.dumps(note.model_dump(mode="json"), indent=1) + "\n").encode()
 
 
 def parse_release(text: str, *, source: str) -> ReleaseNote:

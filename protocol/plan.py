@@ -259,6 +259,10 @@ class Plan(Section):
         """The plan's identity: comments, order and spelling of defaults do not change it. (P-1.2)"""
         return digest("plan", canonical_json(self.model_dump(mode="json")))
 
+    def render(self) -> str:
+        """The text of a run's ``plan.json``: every default filled in."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
 
 def parse_plan(text: str, *, source: str) -> Plan:
     """Read a plan from TOML. ``source`` names the text in errors. Raises PlanError."""

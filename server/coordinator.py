@@ -20,10 +20,11 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.privacy.record import privacy_record
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
+from protocol.transparency.leaves import VOID, Abort
 from server.attempt import Attempt
-from server.budget import privacy_record
 from server.clock import Clock
 from server.log import open_log
 from server.peft_folder import write_peft_folder
@@ -181,8 +182,12 @@ class _Run:
             failed += 1
             record = attempt.record(closed)
             log = self._setting.log
-            # First the leaf: an attempt may be logged and tried again, never forgotten.
-            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=False)])
+            # First the leaf: an attempt may be logged and tried again, never forgotten. One in clear
+            # has no number of its own: tried again, it is told once.
+            told = not self._setting.secure and log.find(Abort, round=number, attempt=failed)
+            abort = [] if told else [self._abort(record, revealed=False)]
+            if leaves := [*spent_leaves(log, self._store), *abort]:
+                log.append(leaves)
             self._store.fail_attempt(number, failed, record)
         why = _why(self._store.last_failure(number) or {})
         raise RoundError(
@@ -195,7 +200,7 @@ class _Run:
 
         The round is published with the model as it was, and says so; the next one starts.
         """
-        record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
+        record = record | self._identity(number, state) | {"void": VOID}
         self._store.forget_vectors(number)
         revealed = record["sequence"] in self._store.revealing(number)
         leaf = self._abort(record, revealed=revealed)

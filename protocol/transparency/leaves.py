@@ -27,6 +27,7 @@ from protocol.transparency.dsse import (
 )
 
 MOST_BYTES = 65_535
+VOID = "its sum could not be opened"  # the one reason for which a round is void (P-4.6)
 PREDICATE = "urn:fedge:leaf:{}:1"
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -180,7 +181,10 @@ class OpenedSum(Leaf):
 
 
 class Adapter(Leaf):
-    """What a round made of its sums. Digests of adapters are P-2.4's; files are the subjects."""
+    """What a round made of its sums. Digests of adapters are P-2.4's; files are the subjects.
+
+    ``void`` is empty or :data:`VOID`.
+    """
 
     kind: ClassVar[str] = "adapter"
     round: Count
@@ -309,8 +313,8 @@ def decode_leaf(data: bytes) -> Read:
     envelope, statement = parse_envelope(value)
     leaf = _validated(STATEMENTS.get(statement.predicate_type), statement.predicate)
     subjects = {subject.name: subject.digest["sha256"] for subject in statement.subject}
-    if len(subjects) != len(statement.subject):
-        raise ProofError("a statement names a subject twice", REMEDY)
+    if list(subjects) != sorted(subjects) or len(subjects) != len(statement.subject):
+        raise ProofError("a statement names a subject twice, or not in the order of names", REMEDY)
     return Read(leaf=leaf, envelope=envelope, subjects=subjects)
 
 
@@ -350,7 +354,10 @@ def _validated(model: type[Leaf] | None, value: dict[str, Any]) -> Leaf:
     if model is None:
         raise ProofError("a leaf of an unknown kind", REMEDY)
     try:
-        return model.model_validate(value)
+        leaf = model.model_validate(value)
+        if leaf.model_dump(mode="json") != value:
+            raise ProofError(f"a leaf `{model.kind}` without all of its fields", REMEDY)
+        return leaf
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "it"
         fault = error.errors()[0]["msg"]

@@ -101,7 +101,8 @@ class Forger:
         for index, entry in enumerate(self.entries):
             if kind_of(entry) != "release":
                 continue
-            for name in decode_leaf(entry).subjects:
+            statement = json.loads(base64.b64decode(parse_canonical(entry)["payload"]))
+            for name in (each["name"] for each in statement["subject"]):
                 passport = run / Path(name).parent / PASSPORT_FILE
                 if passport.parent.is_dir():
                     proof = OfflineProof(

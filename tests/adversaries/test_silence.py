@@ -7,23 +7,20 @@ silent one.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.log_copy import Trust
 from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
-from protocol.encoding import parse_canonical
 from protocol.errors import FedgeError
-from protocol.transparency.leaves import Audit, decode_leaf, encode_message, encode_statement
-from protocol.transparency.leaves import sign_complaint
+from protocol.transparency.leaves import (
+    decode_leaf,
+)
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.adversaries.rich_runs import KINDS, make_kind
 
@@ -128,4 +125,5 @@ def test_every_field_of_every_kind_of_leaf(
                 continue
             if silent(forger.sign_all(), f"leaf {index} `{leaf}`", str(path[0])):
                 missed.append((index, leaf, path, other))
-    print("MISSED", len(missed), *missed, sep="\n"); assert missed == []
+    print("MISSED", len(missed), *missed, sep="\n")
+    assert missed == []
