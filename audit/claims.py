@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from audit.collected import Placed
 from audit.published import MANIFEST_PARTS, Run
@@ -18,7 +19,6 @@ from protocol.transparency.leaves import (
     Retention,
     Roster,
     RoundOpen,
-    Spent,
 )
 
 Claim = tuple[tuple[str, ...], str]
@@ -69,17 +69,16 @@ def list_claims(run: Run, *, base: bool) -> None:
         coverage.leave(_name(log.plan), "nothing in clear is bound to the run's id", "run")
 
 
-def _all(run: Run) -> Iterator[Placed[Leaf]]:
+def _all(run: Run) -> Iterator[Placed[Any]]:
     log = run.log
-    loose = (log.rosters, log.evaluations, log.retentions, log.audits, log.complaints)
-    for kind in loose:
-        yield from kind  # type: ignore[misc]
+    for kind in (log.rosters, log.evaluations, log.retentions, log.audits, log.complaints):
+        yield from kind
     for one in log.all_rounds:
-        yield from one.aborts  # type: ignore[misc]
+        yield from one.aborts
         for each in one.sums:
-            yield from each.of(RoundOpen)  # type: ignore[misc]
-            yield from each.of(Alive)  # type: ignore[misc]
+            yield from each.of(RoundOpen)
+            yield from each.of(Alive)
 
 
-def _name(placed: Placed[Leaf] | Placed[Spent]) -> str:
+def _name(placed: Placed[Any]) -> str:
     return f"leaf {placed.index} `{placed.leaf.kind}`"

@@ -17,7 +17,7 @@ from audit.sources import Folder
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.merkle import leaf_hash
 from protocol.peft_format import PASSPORT_FILE
-from protocol.transparency.dsse import sign_statement
+from protocol.transparency.dsse import PAYLOAD_TYPE, pae, sign_statement
 from protocol.transparency.leaves import PREDICATE, decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, sign_note
 from protocol.transparency.offline import OfflineProof
@@ -60,6 +60,20 @@ class Forger:
         self._put(
             index, statement["predicateType"], statement["predicate"], subjects | dict(changes)
         )
+
+    def about(self, index: int, subjects: Mapping[str, str], *, as_given: bool = False) -> None:
+        """A statement about other things; ``as_given``: in this order and no other."""
+        statement = json.loads(base64.b64decode(parse_canonical(self.entries[index])["payload"]))
+        if not as_given:
+            self._put(index, statement["predicateType"], statement["predicate"], subjects)
+            return
+        listed = [{"digest": {"sha256": d}, "name": n} for n, d in subjects.items()]
+        payload = canonical_json(statement | {"subject": listed})
+        signature = self.key.sign(pae(PAYLOAD_TYPE, payload))
+        envelope = parse_canonical(self.entries[index])
+        envelope["payload"] = base64.b64encode(payload).decode()
+        envelope["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+        self.entries[index] = canonical_json(envelope)
 
     def statement(
         self, kind: str, predicate: Mapping[str, Any], subjects: Mapping[str, str]
