@@ -61,7 +61,7 @@ def _check_evaluations(run: Run) -> None:
                 )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise _bad(f"{EVALUATIONS} holds no evaluations") from None
-    run.coverage.leave(EVALUATIONS, OWN, *_json(run, EVALUATIONS))
+    run.coverage.leave(EVALUATIONS, OWN, "spelling", *_json(run, EVALUATIONS))
 
 
 def _check_summary(run: Run) -> None:
@@ -77,7 +77,7 @@ def _check_summary(run: Run) -> None:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise _bad(f"{SUMMARY} names no accuracy") from None
     known = {*meant, *(() if logged is None else ("accuracy_federated",))}
-    run.coverage.leave(SUMMARY, OWN, *(said.keys() - known), *(known - said.keys()))
+    run.coverage.leave(SUMMARY, OWN, "spelling", *(said.keys() - known), *(known - said.keys()))
 
 
 def _meant(run: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from audit.log_copy import LogCopy, tile_names
 from audit.published import POLICY, Run, adapter_path
-from audit.sources import MissingError, Source, check_name
+from audit.sources import OWN, MissingError, Source, check_name
 from protocol.errors import ArtefactError
 from protocol.peft_format import PASSPORT_FILE
 from protocol.secagg.client import vector_root
@@ -53,7 +53,8 @@ def export(
     Raises ProofError for a file that is not what the log says, MissingError for one that is missing and
     may not be, ArtefactError when ``out`` cannot be written.
     """
-    wanted = list(published(run, vectors=vectors))
+    # A log names files that are its coordinator's own: their digests are public, they are not.
+    wanted = [each for each in published(run, vectors=vectors) if not OWN.fullmatch(each.name)]
     written, missing = 0, []
     for done, each in enumerate(wanted):
         progress("files", done, len(wanted))

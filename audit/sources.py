@@ -31,14 +31,16 @@ REMEDY = "fetch the run again, or ask its coordinator for the file"
 _ROUND = r"rounds/[0-9]{4,9}"
 PUBLISHED = re.compile(
     r"plan\.json|manifest\.json|rosters/[0-9a-f]{64}\.json"
-    r"|privacy\.jsonl|summary\.json|evaluations\.json"  # not published: compared where they are
     r"|log/(key|policy|checkpoint|log\.batch)"
     r"|log/tile/([0-9]{1,2}|entries)/(x[0-9]{3}/){0,6}[0-9]{3}(\.p/[0-9]{1,3})?"
-    rf"|{_ROUND}/(log\.batch|checkpoint\.safetensors|record\.json)"
+    rf"|{_ROUND}/(log\.batch|checkpoint\.safetensors)"
     rf"|{_ROUND}/adapter/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}"
     rf"|{_ROUND}/sums/[0-9]{{1,6}}\.(sum|boxes\.json)"
     rf"|{_ROUND}/vectors/[0-9]{{1,6}}/[0-9a-f]{{32}}(\.chunks)?"
 )
+
+# The coordinator's own: not published, and compared with the log where they are.
+OWN = re.compile(rf"privacy\.jsonl|summary\.json|evaluations\.json|{_ROUND}/record\.json")
 
 
 class MissingError(ArtefactError):
@@ -179,8 +181,8 @@ def open_source(text: str) -> Source:
 
 
 def check_name(name: str) -> None:
-    """It is the name of a published file. Raises ProofError."""
-    if not PUBLISHED.fullmatch(name):
+    """It is the name of a published file, or of one that is compared. Raises ProofError."""
+    if not (PUBLISHED.fullmatch(name) or OWN.fullmatch(name)):
         raise ProofError(f"{name[:120]!r} is no file that a run publishes", "do not trust this log")
 
 

@@ -28,6 +28,7 @@ from audit.verify import audit
 from protocol.errors import FedgeError, printable
 from protocol.transparency.leaves import decode_leaf, sha256
 from protocol.transparency.note import sign_note
+from protocol.transparency.tiles import pack_entries
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.adversaries.rich_runs import KINDS, make_kind
 
@@ -43,6 +44,7 @@ OPTIONAL = {
     "evaluations.json",
     "rounds/0002.attempt1.json",
 }
+TILE = re.compile(r"log/tile/.*\.p/[0-9]+")  # of an earlier checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +65,7 @@ def silent(run: Path, name: str, part: str = "") -> bool:
         report: Report = audit(Folder(run), Trust())
     except FedgeError:
         return False
-    if report.failed:
+    if report.failed or any(name in each.what for one in report.rounds for each in one.unverified):
         return False
     return not any(
         each.name == name and (not each.parts or part in each.parts) for each in report.not_covered
@@ -247,7 +249,7 @@ def lies_about(run: Path, name: str) -> Iterator[tuple[str, bytes | None]]:
         changed[place] ^= 1
         yield "", bytes(changed)
     yield "", data + b"\n"
-    yield "", data[:-1]
+    yield "spelling" if name == "log/key" else "", data[:-1]
 
 
 def published_lie(honest: Path, folder: Path, name: str, data: bytes | None) -> Path:
@@ -281,9 +283,10 @@ def test_every_file_of_a_run(
             continue
         for part, data in lies_about(honest, name):
             run = published_lie(honest, tmp_path / "forged", name, data)
-            if data is None and name in OPTIONAL:
+            if data is None and (name in OPTIONAL or TILE.fullmatch(name)):
                 continue
-            if silent(run, name, part):
+            same = name == "plan.json" and not silent(run, name, "spelling")  # and the same plan
+            if silent(run, name, part) and not same:
                 missed.append((name, part, data and data[:200]))
     assert missed == []
 
@@ -351,7 +354,7 @@ def test_bytes_behind_a_tile(kinds: Callable[[str], Path], tmp_path: Path) -> No
         run = linked(honest, tmp_path / "copy")
         data = (run / name).read_bytes()
         (run / name).unlink()
-        (run / name).write_bytes(data + (run / tiles[-1]).read_bytes()[:32])
+        (run / name).write_bytes(data + (pack_entries([b"{}"]) if "entries" in name else bytes(32)))
         assert audit_fails(run), name
 
 
