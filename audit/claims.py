@@ -77,7 +77,8 @@ def _all(run: Run) -> Iterator[Placed[Any]]:
         yield from one.aborts
         for each in one.sums:
             yield from each.of(RoundOpen)
-            yield from each.of(Alive)
+            if not run.plan.witnessed:  # else there are none
+                yield from each.of(Alive)
 
 
 def _name(placed: Placed[Any]) -> str:

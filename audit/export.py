@@ -53,8 +53,7 @@ def export(
     Raises ProofError for a file that is not what the log says, MissingError for one that is missing and
     may not be, ArtefactError when ``out`` cannot be written.
     """
-    # A log names files that are its coordinator's own: their digests are public, they are not.
-    wanted = [each for each in published(run, vectors=vectors) if not OWN.fullmatch(each.name)]
+    wanted = list(published(run, vectors=vectors))
     written, missing = 0, []
     for done, each in enumerate(wanted):
         progress("files", done, len(wanted))
@@ -69,7 +68,11 @@ def export(
 
 
 def published(run: Run, *, vectors: bool) -> Iterator[Published]:
-    """The files of a run, by its log."""
+    """The files of a run, by its log; not the coordinator's own, of which it has digests."""
+    return (each for each in _named(run, vectors=vectors) if not OWN.fullmatch(each.name))
+
+
+def _named(run: Run, *, vectors: bool) -> Iterator[Published]:
     log = run.log
     for subjects in (log.plan.subjects, *(roster.subjects for roster in log.rosters)):
         yield from (_with(name, digest) for name, digest in subjects.items())

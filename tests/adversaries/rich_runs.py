@@ -23,12 +23,15 @@ from protocol.transparency.leaves import (
     sha256,
     sign_complaint,
 )
+from protocol.transparency.note import KeyType, VerifierKey
 from server.log import open_log
 from server.publishing import DAY_S, retire_vectors
 from server.releasing import log_release
+from server.rounds import deal_groups
 from server.store import RunStore
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.test_order import Local
 
 MONTH = 31 * DAY_S
 
@@ -105,11 +108,37 @@ KINDS: dict[str, dict[str, Any]] = {
         "secrecy": {"exchange": "plain"},
         "cohort": {"size": 8, "quorum": 1, "deadline_s": 30.0},
     },
+    "witnessed": {},
 }
+
+
+def make_witnessed(folder: Path) -> Path:
+    """Three groups under a witness; one fails in round 1, so that there are a `pad` and its `abort`."""
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    log = VerifierKey(name="log.example/run", type=KeyType.ED25519, public=public)
+    witness = Local(folder.parent / "witness", log)
+    names = [f"site-{n}" for n in range(15)]
+    dealt = deal_groups(names, groups=3, seed=5, round_number=1, attempt=1)
+    gone = [int(name.removeprefix("site-")) for name in dealt[1][:4]]
+    run = make_run(
+        folder,
+        count=15,
+        lost=lambda n, a, phase, site: n == 1 and phase is Phase.MASK and site in gone,
+        cohort={"size": 15, "quorum": 9, "deadline_s": 30.0},
+        secrecy={"groups": 3},
+        audit={"log": log.encode(), "witnesses": [witness.key.encode()], "witness_quorum": 1},
+        log_key=key,
+        witnesses=[witness],
+    )
+    (run / "log.key").write_text(key.private_bytes_raw().hex())
+    return run
 
 
 def make_kind(kind: str, folder: Path) -> Path:
     """A run of ``kind`` in ``folder``, with a release, submissions and a roster that has changed."""
+    if kind == "witnessed":
+        return make_witnessed(folder)
     sections = {"count": 8, "cohort": EIGHT, **KINDS[kind]}
     asked: dict[str, Any] = {k: v for k, v in sections.items() if k not in ("count", "lost")}
     plan, manifest = small_plan(**asked)
