@@ -68,6 +68,18 @@ def test_a_secret_run_is_proven_down_to_its_releases(run: Path) -> None:
     assert report.verdict == "ok"
 
 
+def test_against_a_base_of_ones_own(run: Path) -> None:
+    base = run / json.loads((run / "experiment.json").read_text())["base_folder"]
+    report = audit(Folder(run), Trust(), base=base)
+    assert (report.faults, report.verdict) == ((), "ok")
+    named = {each.name: each.parts for each in report.not_covered}
+    assert "manifest.json" not in named
+    assert "manifest.json" in {each.name for each in verified(run).not_covered}
+    assert "report.html" in named
+    assert {"seconds", "tokens_per_second"} <= set(named["summary.json"])
+    assert not {"epsilon", "adapter_digest", "accuracy_federated"} & set(named["summary.json"])
+
+
 def test_the_lineage_of_a_release(run: Path) -> None:
     adapter = str(run / "rounds/0002/adapter")
     found = json.loads(CliRunner().invoke(app, ["lineage", adapter, "--json"]).stdout)
