@@ -34,6 +34,7 @@ from protocol.peft_format import (
     ReleaseNote,
     from_peft,
     parse_release,
+    render_release,
     to_edge,
 )
 from protocol.regular_files import read_regular_text
@@ -83,7 +84,7 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
         temporary.replace(adapter / EDGE_FILE)
     finally:
         temporary.unlink(missing_ok=True)
-    write_whole(adapter / RELEASE_FILE, (released.model_dump_json(indent=1) + "\n").encode())
+    write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
 
 

@@ -6,6 +6,7 @@ the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter_model.safetensors",
     "adapter.onnx_adapter",
 )
-RELEASE_FILE = "release.json"
+RELEASE_FILE, CARD_FILE = "release.json", "README.md"
 MOST_NOTE = 2**20  # bytes of a release.json
 MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
 # Whoever shows a label may not be steered by it.
@@ -141,6 +142,16 @@ class ReleaseNote(BaseModel):
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
     metrics: dict[Word, Annotated[float, Field(allow_inf_nan=False)]]
     parity: Parity | None = None
+
+
+def render_config(config: dict[str, Any]) -> bytes:
+    """The file ``adapter_config.json``."""
+    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+
+
+def render_release(note: ReleaseNote) -> bytes:
+    """The file ``release.json``."""
+    return (json.dumps(note.model_dump(mode="json"), indent=1) + "\n").encode()
 
 
 def parse_release(text: str, *, source: str) -> ReleaseNote:

@@ -8,6 +8,7 @@ a *valid* plan is also *legal* (rule, exchange, base and adapter fit together) i
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -297,6 +298,10 @@ class Plan(Section):
     def digest(self) -> str:
         """The plan's identity: comments, order and spelling of defaults do not change it. (P-1.2)"""
         return digest("plan", canonical_json(self.model_dump(mode="json")))
+
+    def render(self) -> str:
+        """The text of a run's ``plan.json``: every default filled in."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
 def parse_plan(text: str, *, source: str) -> Plan:

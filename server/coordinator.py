@@ -20,11 +20,11 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.privacy.record import privacy_record
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
-from protocol.transparency.leaves import AskedSum
+from protocol.transparency.leaves import IMPOSSIBLE, UNOPENED, Abort, AskedSum
 from server.attempt import Attempt
-from server.budget import privacy_record
 from server.clock import Clock
 from server.counted import warnings_of
 from server.log import open_log
@@ -45,7 +45,6 @@ from server.tending import tend
 from server.witnessing import Witness
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
-IMPOSSIBLE = "its sum is none that honest clients can have"
 LOOK_S, ANEW_S = 1.0, 15.0  # while clients are missing: at who is connected; all are asked anew
 
 
@@ -194,8 +193,12 @@ class _Run:
             failed += 1
             record = attempt.record(closed)
             log = self._setting.log
-            # First the leaf: an attempt may be logged and tried again, never forgotten.
-            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=[])])
+            # First the leaf: an attempt may be logged and tried again, never forgotten. One in clear
+            # has no number of its own: tried again, it is told once.
+            told = not self._setting.secure and log.find(Abort, round=number, attempt=failed)
+            abort = [] if told else [self._abort(record, revealed=[])]
+            if leaves := [*spent_leaves(log, self._store), *abort]:
+                log.append(leaves)
             self._store.fail_attempt(number, failed, record)
         why = _why(self._store.last_failure(number) or {})
         raise RoundError(
@@ -312,7 +315,7 @@ class _Run:
 
 
 def _void_because(record: Record) -> str:
-    return IMPOSSIBLE if record["refused"] else "its sum could not be opened"
+    return IMPOSSIBLE if record["refused"] else UNOPENED
 
 
 def _why(record: Record) -> str:
