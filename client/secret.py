@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -78,6 +79,11 @@ class Member:
     first: Callable[[], str]
     limit: float = math.inf
 
+    @cached_property
+    def plan_digest(self) -> str:
+        """Of the plan; once, for it costs a pass over all of it."""
+        return self.plan.digest
+
     @property
     def policy(self) -> core.Policy:
         """What it insists on."""
@@ -142,7 +148,7 @@ class Member:
         incoming = Incoming(
             round=instruction.round, digest=instruction.adapter_digest, first=self.first
         )
-        before = self.openings.of(self.plan.digest)
+        before = self.openings.of(self.plan_digest)
         self.receipts.keep_log(session.sid, shown, self._place(session), incoming, before)
         self._verify_voids(before, session.sid, instruction)
         told = instruction_digest(instruction)
@@ -170,7 +176,7 @@ class Member:
             adapter=instruction.adapter_digest,
             alive=alive_digest(state.alive),
         )
-        self.openings.note(self.plan.digest, instruction, opening)
+        self.openings.note(self.plan_digest, instruction, opening)
         self._spend(instruction, session)
         return shares
 
@@ -233,11 +239,11 @@ class Member:
         ), reply
 
     def _check(self, instruction: Instruction, sid: bytes, seq: int) -> None:
-        if instruction.plan_digest != self.plan.digest:
+        if instruction.plan_digest != self.plan_digest:
             raise SecrecyError(
                 "attempt.other-plan",
                 f"the coordinator runs plan {instruction.plan_digest[:12]}…, this client has agreed to "
-                f"{self.plan.digest[:12]}…",
+                f"{self.plan_digest[:12]}…",
                 "if its owner agrees to that plan too: `fedge client agree`, or name it in the settings",
             )
         for what, number, most in (
@@ -253,7 +259,7 @@ class Member:
     def _verify_opening(
         self, instruction: Instruction, sid: bytes, alive: bytes | None = None
     ) -> None:
-        before = self.openings.of(self.plan.digest)
+        before = self.openings.of(self.plan_digest)
         verify_opening(before, sid=sid, instruction=instruction, alive=alive)
 
     def _verify_voids(
@@ -276,15 +282,15 @@ class Member:
     ) -> tuple[Session, bytes]:
         if len(request) != RUN_ID_BYTES + 8:
             raise SecrecyError("attempt.malformed", f"{len(request)} bytes", core.STOP)
-        sid = session_id(self.plan.digest, request[:RUN_ID_BYTES])
+        sid = session_id(self.plan_digest, request[:RUN_ID_BYTES])
         seq = int.from_bytes(request[RUN_ID_BYTES:], "big")
         self._check(instruction, sid, seq)
         check_new(session, sid, seq, instruction)
-        before = session if session and session.plan == self.plan.digest else None
+        before = session if session and session.plan == self.plan_digest else None
         keys = Keys(self.plan.secrecy.keys)
         state, reply = core.advertise(self.key, sid=sid, seq=seq, random=self.random, keys=keys)
         return Session(
-            plan=self.plan.digest,
+            plan=self.plan_digest,
             run=request[:RUN_ID_BYTES],
             sid=sid,
             seq=seq,
@@ -302,7 +308,7 @@ class Member:
             return
         known = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
-        mine = [entry for entry in known if entry.plan == self.plan.digest]
+        mine = [entry for entry in known if entry.plan == self.plan_digest]
         verify_affordable(mine, self.name, self.plan.privacy, cost)
         everything = sum((entry.spent for entry in known), cost)
         if math.isfinite(self.limit) and (
@@ -320,7 +326,7 @@ class Member:
         numbers = distributed_numbers(mechanism_of(self.plan, size=self.size))
         entry = Entry.model_validate(
             {
-                "plan": self.plan.digest,
+                "plan": self.plan_digest,
                 "run": session.sid.hex(),
                 "sequence": session.seq,
                 "round": instruction.round,

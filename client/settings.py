@@ -47,7 +47,12 @@ def plan_at(path: Path) -> Plan:
 
 def manifest_of(context: Context) -> Manifest:
     """The manifest of this node's base. Raises ArtefactError."""
-    return _manifest(file_key(base_of(context) / MANIFEST_NAME, ArtefactError))
+    return manifest_at(base_of(context))
+
+
+def manifest_at(folder: Path) -> Manifest:
+    """The manifest of a base; read again when the file changes. Raises ArtefactError."""
+    return _manifest(file_key(folder / MANIFEST_NAME, ArtefactError))
 
 
 def base_of(context: Context) -> Path:

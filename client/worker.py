@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from base_model.store import OpenBase, open_base, read_manifest
+from base_model.store import OpenBase, open_base
 from client.adapter_model import AdapterModel
 from client.batches import Encoded, encode
 from client.data import Rows
 from client.device import choose_device, matmul_dtype
 from client.instructed import check_instruction, verify_length
+from client.settings import manifest_at
 from client.training import Score, evaluate, train
 from protocol.adapter import adapter_layout, client_rank, cut_to_rank, initial_adapter
 from protocol.encoding import canonical_json, digest, seed_from
@@ -62,7 +63,7 @@ def resident_for(plan: Plan, folder: Path) -> Resident:
 
     Raises ArtefactError when the folder is damaged or holds another base than the plan's.
     """
-    found = read_manifest(folder).fingerprint
+    found = manifest_at(folder).fingerprint
     if found != plan.base.fingerprint:
         raise ArtefactError(
             f"{folder}: holds base {found[:12]}…, the plan names {plan.base.fingerprint[:12]}…",
