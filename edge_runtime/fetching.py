@@ -53,7 +53,8 @@ class Fetcher(FetcherInterface):
                 yield chunk
         except (OSError, ValueError, http.client.HTTPException) as error:
             self._left()  # a connection cut at the deadline looks like any other
-            raise DownloadError(f"{url}: {type(error).__name__}") from None
+            fault = error.strerror if isinstance(error, OSError) else None  # no path, no address
+            raise DownloadError(f"{url}: {fault or type(error).__name__}") from None
 
     def _left(self) -> float:
         left = self._until - time.monotonic()

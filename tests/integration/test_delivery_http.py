@@ -177,7 +177,7 @@ def test_a_pipe_in_a_folder_does_not_hold_the_agent(tmp_path: Path) -> None:
     (tmp_path / "metadata").mkdir()
     os.mkfifo(tmp_path / "metadata/timestamp.json")
     fetcher = Fetcher(str(tmp_path), deadline_s=10)
-    with pytest.raises(Exception, match="not a file"):
+    with pytest.raises(Exception, match="not a regular file"):
         list(fetcher.chunks(f"{fetcher.metadata_url}timestamp.json"))
 
 

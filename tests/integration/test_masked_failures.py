@@ -68,7 +68,7 @@ def test_a_round_with_failures_is_a_round_like_others(
 @pytest.mark.parametrize(
     ("field", "value", "cause"),
     [
-        ("adapter_digest", None, "another digest"),
+        ("adapter_digest", None, "log.adapter"),
         ("rank", 3, "has rank 3"),
         ("base", "0" * 64, "names base"),
     ],

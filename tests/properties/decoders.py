@@ -21,7 +21,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit.log_copy import Trust, parse_kept, read_log
+from audit.log_copy import Trust, parse_batch, parse_kept, read_log
 from audit.order import parse_first
 from audit.releases import read_edge_adapter
 from audit.sources import Folder
@@ -453,6 +453,18 @@ class World:
             ),
             "protocol.transparency.note:parse_checkpoint": Decoder(
                 read=_text(lambda t: parse_checkpoint(t, origin=origin)), seeds=(text.encode(),)
+            ),
+            "audit.log_copy:parse_batch": Decoder(
+                read=lambda data: parse_batch(data, "log.batch"),
+                seeds=(
+                    _line(
+                        {
+                            "start": 0,
+                            "entries": [base64.b64encode(one).decode() for one in self.entries],
+                            "checkpoint": self.note,
+                        }
+                    ),
+                ),
             ),
             "audit.log_copy:parse_kept": Decoder(
                 read=_text(lambda t: parse_kept(t, self.log_key)), seeds=(self.note.encode(),)
