@@ -69,8 +69,8 @@ def test_what_grew_is_accepted_and_another_past_is_not(
     shown = log.shown(CLIENT, known.told)
     seen = verify_shown(decode_text(Shown, shown.encode(), "log"), known, PLACE, INCOMING)
     assert seen.checkpoint.size == old + new
-    assert list(seen.accounts) == [1]
-    assert parse_offline_proof(seen.accounts[1]).extra == log.entries[at]
+    assert list(seen.accounts) == [receipt.rid]
+    assert parse_offline_proof(seen.accounts[receipt.rid]).extra == log.entries[at]
     other = Known(key=known.key, size=old, root=b"\x01" * 32, open=known.open)
     assert code_of(shown, other) == "log.forked"
     ahead = known_at(log_of(old + new + 1), old + new + 1)
