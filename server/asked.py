@@ -1,4 +1,4 @@
-"""Which sums of an adapter were asked for before: clients open no others that are nearly the same. (P-6.10)"""
+"""Which sums of an adapter were asked for before: clients open no others that are nearly the same."""
 
 from __future__ import annotations
 
