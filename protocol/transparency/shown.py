@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.encoding import canonical_json, parse_canonical
+from protocol.encoding import MOST_CANONICAL, canonical_json, parse_canonical
 from protocol.errors import ProofError, SecrecyError
 from protocol.merkle import EMPTY, leaf_hash
 from protocol.plan import Plan
@@ -40,7 +40,10 @@ from protocol.transparency.offline import OfflineProof
 from protocol.transparency.proofs import root_after, verify_consistency, verify_inclusion
 from protocol.transparency.receipts import Receipt, verify_receipt
 
-MOST_CHARACTERS, MOST_OPEN, MOST_NODES = 2_000_000, 64, 128
+MOST_OPEN, MOST_NODES = 64, 128
+MOST_CHARACTERS = (
+    MOST_CANONICAL  # under witnesses a failed attempt adds up to 6 kB a client to the tail
+)
 STOP = "keep the file of receipts and ask the coordinator's operator; nothing was revealed"
 T = TypeVar("T", bound="_Text")
 D = TypeVar("D")
