@@ -17,6 +17,7 @@ from audit.published import REMEDY, Run
 from audit.report import Findings
 from audit.sums import instruction_after, verify_terms
 from protocol.errors import ProofError
+from protocol.secagg.openings import far_apart
 from protocol.transparency.leaves import Abort, Adapter, Advert, Aggregate, Alive, RoundOpen
 
 
@@ -96,8 +97,8 @@ def _check_differences(run: Run, sums: list[Asked]) -> None:
     least = run.plan.least_sum
     for group in by_adapter.values():
         for one, other in combinations(group, 2):
-            sides = len(one.clients - other.clients), len(other.clients - one.clients)
-            if sides != (0, 0) and min(sides) < least:
+            if not far_apart(one.clients, other.clients, least=least):
+                sides = len(one.clients - other.clients), len(other.clients - one.clients)
                 raise _bad(
                     f"attempts {one.seq} and {other.seq} asked for sums of one adapter that differ by "
                     f"{sides[0]} and {sides[1]} clients, the least sum is {least}"

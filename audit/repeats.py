@@ -98,7 +98,8 @@ def _closing(one: Round, whole: list[Placed[Abort]], last: int) -> Iterator[str]
     if leaf.round == 0:
         attempts = {0}
     elif leaf.void:
-        attempts = {each.leaf.attempt for each in whole[-1:] if each.leaf.revealed}
+        # What was asked for before a kill ends the round, also where the attempt made again asks for nothing.
+        attempts = {last} if any(each.leaf.revealed for each in whole) else set()
     if leaf.attempt not in attempts:
         yield f"{where} is of attempt {leaf.attempt}, after {last}"
     if leaf.seq and not secret:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import MachineError
@@ -44,16 +45,27 @@ class Journal:
 
     def append_made(self, make: Callable[[], str]) -> None:
         """The same for a line that is only made, or refused, while nobody else writes."""
+        with self.alone() as file:
+            line = (make() + "\n").encode()
+            try:
+                _appended(file, line)
+                os.fsync(file)
+            except OSError as error:
+                raise self.unusable("written", error) from None
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """The open file, while nobody else writes to it. Raises MachineError."""
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise self.unusable("written", error) from None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _appended(file, (make() + "\n").encode())
-            os.fsync(file)
-        except OSError as error:
-            raise self.unusable("written", error) from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self.unusable("written", error) from None
+            yield file
         finally:
             os.close(file)
 

@@ -6,7 +6,7 @@ left its vector out, whatever was restarted in between; and it holds the evidenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from client.journal import Journal
 from protocol.documents import OddError, json_as
-from protocol.errors import ProofError
+from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.openings import Opening
-from protocol.transparency.leaves import Abort, Count, decode_leaf
+from protocol.transparency.leaves import Abort, Count, Sha256, decode_leaf
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, unverified_receipt
 from protocol.transparency.shown import (
+    STOP,
     Given,
     Incoming,
     Known,
@@ -50,8 +51,8 @@ class _LogLine(_Line):
     kind: Literal["log"] = "log"
     checkpoint: str
     proofs: dict[
-        Annotated[str, Field(pattern=r"^[0-9]{1,16}$")], str
-    ]  # what accounts for an earlier receipt, by the number of its attempt
+        Sha256, str
+    ]  # what accounts for an earlier receipt, by its rid: numbers may come twice
 
 
 _LINE: TypeAdapter[_ReceiptLine | _LogLine] = TypeAdapter(
@@ -77,32 +78,28 @@ class Receipts:
 
     def held(self) -> list[Held]:
         """All receipts, oldest first."""
-        lines: dict[tuple[str, int], _ReceiptLine] = {}
-        proofs: dict[tuple[str, int], str] = {}
+        lines: dict[str, tuple[_ReceiptLine, Receipt]] = {}
+        proofs: dict[str, str] = {}
         for line in self._lines():
             if isinstance(line, _ReceiptLine):
-                lines[line.sid, line.seq] = line
+                receipt = self._receipt(line)
+                lines[receipt.rid] = line, receipt
             else:
-                proofs |= {(line.sid, int(seq)): proof for seq, proof in line.proofs.items()}
+                proofs |= line.proofs
         return [
-            Held(
-                receipt=self._receipt(line),
-                text=line.receipt,
-                key=line.key,
-                proof=proofs.get(place),
-            )
-            for place, line in lines.items()
+            Held(receipt=receipt, text=line.receipt, key=line.key, proof=proofs.get(rid))
+            for rid, (line, receipt) in lines.items()
         ]
 
-    def in_vain(self, sid: bytes) -> set[int]:
-        """The attempts of run ``sid`` that the log accounts for by an `abort`."""
+    def in_vain(self, sid: bytes) -> set[str]:
+        """The rids of the sums of run ``sid`` that the log accounts for by an `abort`."""
         proofs = {
-            held.receipt.seq: parse_offline_proof(held.proof)
+            held.receipt.rid: parse_offline_proof(held.proof)
             for held in self.held()
             if held.proof is not None and held.receipt.sid == sid.hex()
         }
-        leaves = {seq: decode_leaf(proof.extra or b"").leaf for seq, proof in proofs.items()}
-        return {seq for seq, leaf in leaves.items() if isinstance(leaf, Abort)}
+        leaves = {rid: decode_leaf(proof.extra or b"").leaf for rid, proof in proofs.items()}
+        return {rid for rid, leaf in leaves.items() if isinstance(leaf, Abort)}
 
     def told(self, sid: bytes) -> Told:
         """What the coordinator of run ``sid`` has to know of this memory."""
@@ -125,31 +122,45 @@ class Receipts:
         shown: Shown,
         place: Place,
         incoming: Incoming,
-        openings: Sequence[Opening],
+        openings: Callable[[], Sequence[Opening]],
     ) -> None:
         """Check what was shown of the log against what is known, and keep it. Raises SecrecyError.
 
-        ``openings`` are the sums of this run that the client gave its shares for.
+        ``openings`` gives the sums of this run that the client gave its shares for.
         """
 
         def made() -> str:
-            opened = {opening.seq: opening.alive for opening in openings}
+            opened = {opening.rid.hex(): opening.alive for opening in openings()}
             known = replace(self._known(sid.hex()), opened=opened)
             seen = verify_shown(shown, known, place, incoming)
-            proofs = {str(seq): proof for seq, proof in seen.accounts.items()}
             return _LogLine(
-                sid=sid.hex(), key=shown.key, checkpoint=shown.checkpoint, proofs=proofs
+                sid=sid.hex(),
+                key=shown.key,
+                checkpoint=shown.checkpoint,
+                proofs=dict(seen.accounts),
             ).model_dump_json()
 
         self._journal.append_made(made)
 
+    def while_open(self, sid: bytes, rid: bytes, note: Callable[[], None]) -> None:
+        """``note`` that shares will be given for ``rid``, unless the log has accounted for it already.
+
+        Another session of this site may look at the log at the same time: what it accepts there either
+        tells of this reveal, or comes first, and then there is none. Raises SecrecyError ``attempt.ended``.
+        """
+        with self._journal.alone():
+            if rid.hex() not in {receipt.rid for receipt in self._known(sid.hex()).open}:
+                raise SecrecyError(
+                    "attempt.ended", "the log says how it ended, or has no receipt", STOP
+                )
+            note()
+
     def _known(self, sid: str) -> Known:
         lines = [line for line in self._lines() if line.sid == sid]
-        waiting = {line.seq: line for line in lines if isinstance(line, _ReceiptLine)}
+        receipts = [self._receipt(line) for line in lines if isinstance(line, _ReceiptLine)]
         shown = [line for line in lines if isinstance(line, _LogLine)]
-        for line in shown:
-            for seq in line.proofs:
-                waiting.pop(int(seq), None)
+        accounted = {rid for line in shown for rid in line.proofs}
+        waiting = {one.rid: one for one in receipts if one.rid not in accounted}
         if not shown:  # a receipt comes after the log was shown
             return Known()
         last = self._checkpoint(shown[-1])
@@ -157,7 +168,7 @@ class Receipts:
             key=shown[0].key,
             size=last.size,
             root=last.root,
-            open=tuple(self._receipt(line) for line in waiting.values()),
+            open=tuple(waiting.values()),
         )
 
     def _lines(self) -> Iterator[_ReceiptLine | _LogLine]:

@@ -148,9 +148,9 @@ class Member:
         incoming = Incoming(
             round=instruction.round, digest=instruction.adapter_digest, first=self.first
         )
-        before = self.openings.of(self.plan_digest)
-        self.receipts.keep_log(session.sid, shown, self._place(session), incoming, before)
-        self._verify_voids(before, session.sid, instruction)
+        place, plan = self._place(session), self.plan_digest
+        self.receipts.keep_log(session.sid, shown, place, incoming, lambda: self.openings.of(plan))
+        self._verify_voids(self.openings.of(plan), session.sid, instruction)
         told = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -176,7 +176,11 @@ class Member:
             adapter=instruction.adapter_digest,
             alive=alive_digest(state.alive),
         )
-        self.openings.note(self.plan_digest, instruction, opening)
+        self.receipts.while_open(
+            session.sid,
+            opening.rid,
+            lambda: self.openings.note(self.plan_digest, instruction, opening),
+        )
         self._spend(instruction, session)
         return shares
 
@@ -267,7 +271,7 @@ class Member:
     ) -> None:
         """No more rounds than planned whose sums this client helped to open and that gave none. (P-6.10)"""
         aborted = self.receipts.in_vain(sid)
-        summed = {one.round for one in openings if one.seq not in aborted}
+        summed = {one.round for one in openings if one.rid.hex() not in aborted}
         voids = {one.round for one in openings} - summed - {instruction.round}
         if len(voids) > self.plan.secrecy.voids:
             raise SecrecyError(

@@ -24,6 +24,7 @@ from protocol.privacy.record import privacy_record
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
 from protocol.transparency.leaves import IMPOSSIBLE, UNOPENED, Abort, AskedSum
+from server.asked import asked_before
 from server.attempt import Attempt
 from server.clock import Clock
 from server.counted import warnings_of
@@ -38,7 +39,7 @@ from server.publishing import (
 )
 from server.roster import Roster, call_roll
 from server.rounds import NO_SUM, Complete, choose_among, naming
-from server.secret_attempt import SecretAttempt, asked_before
+from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.store import Number, Record, RunStore
 from server.tending import tend
@@ -108,6 +109,7 @@ class _Run:
     def to_the_end(self) -> Outcome:
         state, record = self._current()
         self._tend()
+        self._verify_voids(record["round"])
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
             self._tend()

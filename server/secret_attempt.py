@@ -26,6 +26,7 @@ from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
+from server.asked import asked_before, asked_clients, verify_apart
 from server.asking import ask, gather
 from server.attempt import Attempt, masked_bytes
 from server.counted import counted
@@ -52,24 +53,12 @@ from server.rounds import (
     naming,
 )
 from server.secret_sum import Messages, SecretSum
-from server.store import Record, RunStore
+from server.store import Record
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
 RETRY = "check the clients that were lost; the model is unchanged"
 Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
-
-
-def asked_before(store: RunStore, number: int, digest: str) -> list[list[list[str]]]:
-    """The groups whose sums each round before ``number`` has asked for of the adapter with ``digest``."""
-    asked: list[list[list[str]]] = []
-    for before in range(number - 1, 0, -1):
-        record = store.record(before)
-        if record["adapter_in"] != digest:
-            break
-        if groups := record.get("asked"):
-            asked.insert(0, groups)
-    return asked
 
 
 class SecretAttempt(Attempt):
@@ -87,7 +76,12 @@ class SecretAttempt(Attempt):
         self._run_id, self._seq = self._given.run, self._given.seq
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
+        self._asked_for = [
+            *asked_clients(self._store, self._setting.log, self._number, self._digest)
+        ]
         self._sums = self._groups()
+        for name in {*self._collecting.waiting}.difference(*(m.names.values() for m in self._sums)):
+            self._drop(name, Reason.NO_REPLY, "not asked: in none of the sums that were asked for")
         self._clients_log = ClientsLog(self._setting, self._given, self._sid)
         self._store.forget_vectors(self._number)  # of an attempt that was killed
         self._phases()
@@ -124,9 +118,14 @@ class SecretAttempt(Attempt):
     def _dealt(self) -> list[list[str]]:
         """The groups of those who are there: as they were, where an adapter's sum is asked for again."""
         there = set(self._collecting.waiting)
+        if asked := self._store.revealing(self._number):
+            # Killed after it had asked: of this round clients open the very same sums, or none.
+            names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
+            sums = [[names.get(one, one) for one in each.clients] for each in asked[max(asked)]]
+            return self._as_they_were(sums, there)
         for groups in self._asked_before():
             if {name for group in groups for name in group} == {*self._collecting.expected}:
-                return [[name for name in group if name in there] for group in groups]
+                return self._as_they_were(groups, there)
         return deal_groups(
             list(self._collecting.waiting),
             groups=self._plan.secrecy.groups,
@@ -134,6 +133,11 @@ class SecretAttempt(Attempt):
             round_number=self._number,
             attempt=self._attempt,
         )
+
+    def _as_they_were(self, groups: list[list[str]], there: set[str]) -> list[list[str]]:
+        """As many as the plan has: a group of which no sum was asked for stays empty."""
+        dealt = [sorted(there.intersection(group)) for group in groups]
+        return dealt + [[] for _ in range(self._plan.secrecy.groups - len(dealt))]
 
     def _groups(self) -> list[SecretSum]:
         """The attempt's groups."""
@@ -189,7 +193,7 @@ class SecretAttempt(Attempt):
     def _by_log(self) -> dict[int, bytes | None]:
         """The alive sets go into the log where they were announced, and witnesses confirm it."""
         for made in self._sums:
-            made.guarded(made.core.close_masked)
+            made.guarded(partial(self._close_masked, made))
         if self._too_few():
             return {}
         try:
@@ -247,7 +251,15 @@ class SecretAttempt(Attempt):
             self._store.put_vector(self._number, made.group, one.hex(), packed)
 
     def _to_agree(self, made: SecretSum) -> Messages:
-        return dict.fromkeys(made.core.alive, alive) if (alive := made.core.close_masked()) else {}
+        alive = self._close_masked(made)
+        return dict.fromkeys(made.core.alive, alive)
+
+    def _close_masked(self, made: SecretSum) -> bytes:
+        """The alive set, unless a sum that was asked for is too near. Raises RoundError. (P-6.10)"""
+        message = made.core.close_masked()
+        alive = {one.hex() for one in made.core.alive}
+        verify_apart(alive, self._asked_for, least=self._plan.least_sum)
+        return message
 
     def _to_unmask(self, made: SecretSum) -> Messages:
         opening = self._opening[made.group]

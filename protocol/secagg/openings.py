@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +41,11 @@ class Opening(BaseModel):
 def alive_digest(alive: Sequence[bytes]) -> bytes:
     """SHA-256 of sorted ids (16 bytes each)."""
     return hashlib.sha256(b"".join(alive)).digest()
+
+
+def far_apart(one: AbstractSet[str], other: AbstractSet[str], *, least: int) -> bool:
+    """Whether sums of one adapter over these clients tell of no few of them: the same, or far apart."""
+    return one == other or min(len(one - other), len(other - one)) >= least
 
 
 def verify_opening(

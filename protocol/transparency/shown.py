@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.encoding import canonical_json, parse_canonical
+from protocol.encoding import MOST_CANONICAL, canonical_json, parse_canonical
 from protocol.errors import ProofError, SecrecyError
 from protocol.merkle import EMPTY, leaf_hash
 from protocol.plan import Plan
@@ -40,7 +40,10 @@ from protocol.transparency.offline import OfflineProof
 from protocol.transparency.proofs import root_after, verify_consistency, verify_inclusion
 from protocol.transparency.receipts import Receipt, verify_receipt
 
-MOST_CHARACTERS, MOST_OPEN, MOST_NODES = 2_000_000, 64, 128
+MOST_OPEN, MOST_NODES = 64, 128
+MOST_CHARACTERS = (
+    MOST_CANONICAL  # under witnesses a failed attempt adds up to 6 kB a client to the tail
+)
 STOP = "keep the file of receipts and ask the coordinator's operator; nothing was revealed"
 T = TypeVar("T", bound="_Text")
 D = TypeVar("D")
@@ -153,27 +156,28 @@ class Incoming:
 class Known:
     """A client's memory of one run's log; ``open`` are receipts whose attempts it has not seen there.
 
-    ``opened`` has the numbers of attempts that it gave shares in, with the digest of their alive sets.
+    ``opened`` has the rids of the sums that it gave shares for, with the digest of their alive sets.
     """
 
     key: str = ""
     size: int = 0
     root: bytes = EMPTY
     open: tuple[Receipt, ...] = ()
-    opened: Mapping[int, bytes] = field(default_factory=dict)
+    opened: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def told(self) -> Told:
         """What the coordinator has to know of it."""
-        return Told(size=self.size, open=[receipt.seq for receipt in self.open][:MOST_OPEN])
+        numbers = dict.fromkeys(receipt.seq for receipt in self.open)
+        return Told(size=self.size, open=list(numbers)[:MOST_OPEN])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A later state of the log; ``accounts`` are proofs by the attempt that each accounts for."""
+    """A later state of the log; ``accounts`` are proofs by the rid that each accounts for."""
 
     checkpoint: Checkpoint
-    accounts: Mapping[int, str] = field(default_factory=dict)
+    accounts: Mapping[str, str] = field(default_factory=dict)
 
 
 def decode_text(kind: type[T], text: str | None, what: str) -> T:
@@ -229,8 +233,11 @@ def verify_shown(shown: Shown, known: Known, place: Place, incoming: Incoming) -
     proofs = _proven(shown, checkpoint, key)
     leaves = [*(leaf for leaf, _ in proofs), adapter]
     for receipt in known.open:
-        _verify_revealed(receipt, known.opened.get(receipt.seq), leaves)
-    accounts = {receipt.seq: _account(receipt, proofs) for receipt in known.open}
+        _verify_revealed(receipt, known.opened.get(receipt.rid), leaves)
+    accounts = {
+        receipt.rid: _account(receipt, known.opened.get(receipt.rid), proofs)
+        for receipt in known.open
+    }
     return Seen(checkpoint=checkpoint, accounts=accounts)
 
 
@@ -274,15 +281,20 @@ def _verify_revealed(receipt: Receipt, alive: bytes | None, leaves: Sequence[Lea
     for leaf in leaves:
         if isinstance(leaf, Adapter) and receipt.rid in {one.rid for one in leaf.sums}:
             return
-        if isinstance(leaf, Abort) and any(
-            (one.rid, _alive_of(one)) == (receipt.rid, alive) for one in leaf.revealed
-        ):
+        if _in_vain(leaf, receipt, alive):
             return
     raise SecrecyError(
         "log.unrevealed",
         f"this client gave shares in attempt {receipt.seq} (round {receipt.round}), and the log tells "
         "of no sum that was asked for",
         STOP,
+    )
+
+
+def _in_vain(leaf: Leaf, receipt: Receipt, alive: bytes) -> bool:
+    """Whether ``leaf`` says that the sum over ``alive`` was asked for and is not there."""
+    return isinstance(leaf, Abort) and any(
+        (one.rid, _alive_of(one)) == (receipt.rid, alive) for one in leaf.revealed
     )
 
 
@@ -327,7 +339,14 @@ def _read(data: bytes, key: VerifierKey) -> Leaf:
     return read.leaf
 
 
-def _account(receipt: Receipt, proofs: Sequence[tuple[Leaf, OfflineProof]]) -> str:
+def _account(
+    receipt: Receipt, alive: bytes | None, proofs: Sequence[tuple[Leaf, OfflineProof]]
+) -> str:
+    """What is kept: of a sum that was asked for in vain that, though its vectors be in the log as well."""
+    if alive is not None:
+        for leaf, proof in proofs:
+            if _in_vain(leaf, receipt, alive):
+                return proof.encode()
     for leaf, proof in proofs:
         if receipt.accounted_by(leaf):
             return proof.encode()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import SecrecyError
 from protocol.secagg.openings import alive_digest
-from protocol.transparency.leaves import Abort, AskedSum, Pad
+from protocol.transparency.leaves import Abort, Advert, AskedSum, Pad, encode_message
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import Incoming, Known, Place, Shown, decode_text, verify_shown
@@ -69,8 +69,8 @@ def test_what_grew_is_accepted_and_another_past_is_not(
     shown = log.shown(CLIENT, known.told)
     seen = verify_shown(decode_text(Shown, shown.encode(), "log"), known, PLACE, INCOMING)
     assert seen.checkpoint.size == old + new
-    assert list(seen.accounts) == [1]
-    assert parse_offline_proof(seen.accounts[1]).extra == log.entries[at]
+    assert list(seen.accounts) == [receipt.rid]
+    assert parse_offline_proof(seen.accounts[receipt.rid]).extra == log.entries[at]
     other = Known(key=known.key, size=old, root=b"\x01" * 32, open=known.open)
     assert code_of(shown, other) == "log.forked"
     ahead = known_at(log_of(old + new + 1), old + new + 1)
@@ -163,7 +163,7 @@ def test_what_a_client_helped_to_open_is_in_the_log(leaf: object, accounts: bool
     elif leaf != "none":
         log.add_adapter(1, "8" * 64, [receipt.rid if leaf == "sum" else "5" * 64])
         number = 1
-    known = replace(known_at(log, 1, receipt), opened={1: ALIVE})
+    known = replace(known_at(log, 1, receipt), opened={receipt.rid: ALIVE})
     incoming = INCOMING if not number else replace(INCOMING, round=2, digest="8" * 64)
     shown = log.shown(CLIENT, known.told)
     verify_shown(shown, replace(known, opened={}), PLACE, incoming)
@@ -173,3 +173,18 @@ def test_what_a_client_helped_to_open_is_in_the_log(leaf: object, accounts: bool
     with pytest.raises(SecrecyError) as caught:
         verify_shown(shown, known, PLACE, incoming)
     assert caught.value.code == "log.unrevealed"
+
+
+def test_a_round_of_many_failed_attempts_is_still_shown() -> None:
+    """Under witnesses each leaves its adverts in the log, and all of it since the last adapter is shown.
+
+    128 clients with hybrid keys, three attempts while the witnesses are down, resumed twice: had it been too
+    long for a client, the run would have been at its end for ever.
+    """
+    log = log_of(4)
+    known = known_at(log, 4)
+    for number in range(128 * 9):
+        log.add(encode_message(Advert(group=0, advert=f"{number:05168x}")))
+    text = log.shown(CLIENT, known.told).encode()
+    assert len(text) > 6_000_000
+    assert verify_shown(decode_text(Shown, text, "log"), known, PLACE, INCOMING).accounts == {}
