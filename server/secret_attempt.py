@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from protocol import wire
 from protocol.errors import ArtefactError, ProofError, RoundError, SecrecyError
-from protocol.exchange import Aggregate, Phase
+from protocol.exchange import Phase
 from protocol.secagg import coordinator as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
@@ -23,20 +23,13 @@ from protocol.secagg.messages import NO_INDEX, split_unmask
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
-from protocol.step.robust import Robust, robust_mean
-from protocol.step.state import State, apply_mean
-from protocol.transparency.leaves import OpenedSum
 from server.asked import asked_before, asked_clients, verify_apart
 from server.asking import ask, gather
-from server.attempt import Attempt, masked_bytes
-from server.counted import counted
+from server.attempt import masked_bytes
 from server.publishing import (
-    Published,
     asked_sums,
-    failed_leaves,
     log_alive_sets,
     publish_sum,
-    sum_leaves,
 )
 from server.receipts import ClientsLog
 from server.roster import DETAIL
@@ -52,8 +45,8 @@ from server.rounds import (
     drop,
     naming,
 )
+from server.secret_outcome import SecretOutcome
 from server.secret_sum import Messages, SecretSum
-from server.store import Record
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
 RETRY = "check the clients that were lost; the model is unchanged"
@@ -61,8 +54,8 @@ Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
 
 
-class SecretAttempt(Attempt):
-    """Like :class:`Attempt`; the updates themselves never are here, only their sums."""
+class SecretAttempt(SecretOutcome):
+    """The messages of an attempt; what comes of its sums is :class:`SecretOutcome`'s."""
 
     def collect(self) -> Complete | Failed:
         """All phases. Who is missing in one is out of the rest; a sum is of those who masked."""
@@ -358,107 +351,3 @@ class SecretAttempt(Attempt):
             reason, detail = why or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
             self._collecting = drop(self._collecting, name, reason, line)
-
-    def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
-        """The next state, the sums of the round, and the norm of the mean update."""
-        robust = self._combined()
-        opened = [made for made in self._sums if made.mean is not None]
-        names = sorted({name for made in opened for name in made.metrics})
-        aggregate = Aggregate(
-            mean=robust.mean,
-            weight=sum(len(made.alive) for made in opened),
-            metrics={name: sum(made.metrics[name] for made in opened) for name in names},
-            clients=closed.used,
-        )
-        after = apply_mean(
-            self._state,
-            aggregate.mean,
-            plan=self._plan,
-            layout=self._setting.layout(self._state.rank),
-            roles=self._roles,
-        )
-        return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
-
-    def _combined(self) -> Robust:
-        opened = [(made.mean, len(made.alive)) for made in self._sums if made.mean is not None]
-        return robust_mean([mean for mean, _ in opened], [count for _, count in opened])
-
-    def record(
-        self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0
-    ) -> Record:
-        """As every attempt's; who was lost after it had masked; the groups and which were kept."""
-        lost = {name: phase for made in self._sums for name, phase in sorted(made.lost.items())}
-        liars = sorted(name for made in self._sums for name in made.liars)
-        groups = self._group_records() if len(self._sums) > 1 else []
-        record = super().record(closed, aggregate, norm)
-        refused = [
-            {"group": made.group, "why": made.failure.cause}
-            for made in self._sums
-            if made.refused and made.failure
-        ]
-        return record | {
-            "sequence": self._seq,
-            "lost": lost,
-            "liars": liars,
-            "groups": groups,
-            "refused": refused,
-            "asked": self._asked(),
-            **counted(record["metrics"], record["weight"]),
-        }
-
-    def _asked(self) -> list[list[str]]:
-        """Over whom sums of this round were asked for, by name."""
-        names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
-        asked = {
-            tuple(sorted(names.get(one, one) for one in each.clients))
-            for sums in self._store.revealing(self._number).values()
-            for each in sums
-        }
-        return [list(group) for group in sorted(asked)]
-
-    def published(self) -> Published:
-        """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""
-        opened = [made for made in self._sums if made.mean is not None]
-        kept = self._combined().kept if opened else ()
-        return Published(
-            seq=self._seq,
-            aborts=failed_leaves(self._setting, self._given, self._sums),
-            leaves=[
-                leaf
-                for made in opened
-                for leaf in sum_leaves(
-                    self._setting.log,
-                    made,
-                    number=self._number,
-                    attempt=self._attempt,
-                    witnessed=self._plan.witnessed,
-                )
-            ],
-            sums=[
-                OpenedSum(
-                    group=made.group,
-                    rid=made.core.rid.hex(),
-                    summands=len(made.alive),
-                    kept=keep,
-                )
-                for made, keep in zip(opened, kept, strict=True)
-            ],
-        )
-
-    def _group_records(self) -> list[Record]:
-        opened = [made for made in self._sums if made.mean is not None]
-        robust = self._combined() if opened else None
-        found: dict[int, tuple[float, bool]] = {}
-        if robust is not None:
-            for at, made in enumerate(opened):
-                found[id(made)] = robust.distances[at], robust.kept[at]
-        return [
-            {
-                "clients": sorted(made.names.values()),
-                "used": list(made.alive) if made.mean is not None else [],
-                "failure": made.failure.cause if made.failure else None,
-                "distance": found.get(id(made), (0.0, False))[0],
-                "kept": found.get(id(made), (0.0, False))[1],
-            }
-            for made in self._sums
-        ]
