@@ -56,7 +56,13 @@ class _Features(nn.Module):
         ones = torch.ones_like(prompt[..., 0], dtype=attention_mask.dtype)
         mask = torch.cat([ones, attention_mask], 1)
         encoder = self.model.get_submodule(self.model.prefix)
-        encoded = encoder(inputs_embeds=torch.cat([prompt, words], 1), attention_mask=mask)
+        pad = self.model.config.pad_token_id
+        counted = torch.cat([ones, (input_ids != (-1 if pad is None else pad)).to(ones.dtype)], 1)
+        encoded = encoder(
+            inputs_embeds=torch.cat([prompt, words], 1),
+            attention_mask=mask,
+            **self.model.positions(counted),
+        )
         return self.model._pool(encoded, mask)
 
 

@@ -14,7 +14,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from base_model.build import build_base
-from base_model.source import PACKAGE, locate
+from base_model.places import PACKAGE, locate
 from base_model.store import read_manifest
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME
