@@ -17,16 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
-from base_model.export import INPUTS, OPSET, OUTPUT, export_graph
+from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
-from base_model.files import folder_that_appears, sha256_of
+from base_model.files import folder_that_appears, sha256_of, writing
+from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
 from base_model.verify import WEIGHTS, tensor_entry
 from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
 from protocol.codes import dequantise, quantise
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import PlanError
 from protocol.manifest import (
     CONFIG,
     MANIFEST_NAME,
@@ -52,6 +53,7 @@ def build_base(
     out: Path,
     pooling: str = "auto",
     slots: bool = True,
+    one_file: int = ONE_FILE,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -64,6 +66,7 @@ def build_base(
         out: a folder that does not exist yet, or is empty.
         pooling: auto (what the source says), mean, cls or pooler.
         slots: False leaves the graph without optional inputs; for comparison only.
+        one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
         explain: called with each choice that was made and why: the pooling, the source's own head.
 
@@ -74,7 +77,7 @@ def build_base(
     if bits not in (4, 8, 16, 32):
         raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
     tell = progress or (lambda _step, _share: None)
-    with folder_that_appears(out) as folder:
+    with writing(out), folder_that_appears(out) as folder:
         tell("loading", 0.0)
         loaded = load_source(source, pooling=pooling)
         for reason in loaded.reasons:
@@ -98,7 +101,10 @@ def build_base(
             block=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
             slots=slots,
+            most=one_file,
         )
+        tell("opening the edge graph", 0.9)
+        check_graph(folder / GRAPH, model, slots=slots)
         tell("describing", 0.95)
         (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
         manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)

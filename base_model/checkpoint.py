@@ -18,7 +18,17 @@ from protocol.errors import ArtefactError
 INDEX = ".index.json"
 # In transformers' own order of preference.
 CONTAINERS = ("model.safetensors", "pytorch_model.bin")
-OTHERS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ckpt*", "*.pt", "*.pth")
+OTHERS = (
+    "*.safetensors",
+    "*.bin",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "*.ckpt*",
+    "*.pt",
+    "*.pth",
+)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # TensorFlow's names, which old checkpoints kept.
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -71,6 +71,17 @@ class EncoderClassifier(PreTrainedModel):
 
         ``token_type_ids`` is accepted and not used: one segment, type 0.
         """
+        logits = self.classifier(self.features(input_ids, attention_mask, inputs_embeds))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def features(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads, (rows, hidden)."""
         encoder = self.get_submodule(self.prefix)
         if inputs_embeds is None:
             encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)
@@ -80,9 +91,7 @@ class EncoderClassifier(PreTrainedModel):
                 attention_mask=attention_mask,
                 **self.positions(self._seen_pads(inputs_embeds)),
             )
-        logits = self.classifier(self._pool(encoded, attention_mask))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return self._pool(encoded, attention_mask)
 
     def positions(self, counted: Tensor) -> dict[str, Tensor]:
         """Arguments that give the encoder positions, where its family takes them from ids.

@@ -184,7 +184,9 @@ def _inside(path: Any) -> str:
 
 
 def _instead(folder: Path) -> str:
-    there = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    there = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors")
+    )
     return f" (there is {', '.join(there[:4])})" if there else ""
 
 

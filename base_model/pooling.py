@@ -68,10 +68,10 @@ def choose(
     if head and pooling != "pooler":
         head, why_head = False, f"the source's own head is left out: it is on pooler, not {pooling}"
     if pooling != "pooler" and "Normalize" in place.after:
-        reasons.append("the source scales its vectors to length 1; the base leaves them as they are")
-    return Choice(
-        pooling=pooling, head=head, reasons=(*reasons, *filter(None, [why_head]))
-    )
+        reasons.append(
+            "the source scales its vectors to length 1; the base leaves them as they are"
+        )
+    return Choice(pooling=pooling, head=head, reasons=(*reasons, *filter(None, [why_head])))
 
 
 def _by_source(place: Place, family: Family, head: bool) -> tuple[Pooling, str]:
@@ -111,7 +111,7 @@ def _of_file(path: Path) -> Pooling:
         raise ArtefactError(f"{path}: it pools by {several}, a base by one", CHOOSE)
     if modes[0] not in ("mean", "cls"):
         raise ArtefactError(f"{path}: pooling by {modes[0][:40]} is not supported", CHOOSE)
-    return modes[0]  # type: ignore[no-any-return]
+    return modes[0]
 
 
 def _has_head(

@@ -175,9 +175,7 @@ def _tensors(
     return {name: as_float(name, there[name], source=source) for name in shapes}
 
 
-def _check_names(
-    source: str, shapes: dict[str, tuple[int, ...]], there: dict[str, Tensor]
-) -> None:
+def _check_names(source: str, shapes: dict[str, tuple[int, ...]], there: dict[str, Tensor]) -> None:
     if absent := sorted(set(shapes) - set(there)):
         dense = all("pooler." in name or "pre_classifier." in name for name in absent)
         raise ArtefactError(

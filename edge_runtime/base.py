@@ -18,7 +18,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -56,6 +56,8 @@ class EdgeBase:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
             if ready is None or name != manifest.graph.file:
                 check_file(folder / name, manifest.files[name].sha256, verify=verify)
+        if ready is None and GRAPH_DATA in manifest.files:
+            check_file(folder / GRAPH_DATA, manifest.files[GRAPH_DATA].sha256, verify=verify)
         if ready is None:
             session = open_session(folder / manifest.graph.file, threads=threads)
         else:

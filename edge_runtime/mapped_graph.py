@@ -30,6 +30,7 @@ from edge_runtime.files import sync, write_whole
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
+from protocol.manifest import GRAPH_DATA
 
 GRAPH, DATA, MADE, MAKING = "graph.onnx", "graph.data", "made.json", ".making"
 ROOM = 2  # times the graph's size must be free; the copy takes less
@@ -48,14 +49,18 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     ArtefactError.
     """
     manifest = read_manifest(base)
-    digest = manifest.files[manifest.graph.file].sha256
+    parts = [name for name in (manifest.graph.file, GRAPH_DATA) if name in manifest.files]
+    digests = {name: manifest.files[name].sha256 for name in parts}
+    size = sum(manifest.files[name].bytes for name in parts)
+    digest = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
     folder = cache / f"{digest[:32]}-{ort.__version__}-{_processor()}"
     if not _is_whole(folder):
-        check_file(base / manifest.graph.file, digest)
+        for name, sha256 in digests.items():
+            check_file(base / name, sha256)
         try:
             with _alone(cache):
                 if not _is_whole(folder):  # another process may have made it by now
-                    _make(base / manifest.graph.file, folder)
+                    _make(base / manifest.graph.file, folder, size)
         except (OSError, ArtefactError):
             return EdgeBase.open(base, threads=threads)
     try:
@@ -77,11 +82,11 @@ def _alone(cache: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _make(graph: Path, folder: Path) -> None:
-    """Write the copy; it appears whole, or nothing of it stays. Other copies are removed."""
+def _make(graph: Path, folder: Path, size: int) -> None:
+    """Write the copy of ``size`` bytes; it appears whole, or nothing of it stays. Other copies are removed."""
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
-    if shutil.disk_usage(folder.parent).free < ROOM * graph.stat().st_size:
+    if shutil.disk_usage(folder.parent).free < ROOM * size:
         raise OSError(errno.ENOSPC, "no room for a copy of the graph")
     making = folder.with_name(MAKING)
     try:

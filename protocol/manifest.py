@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
+GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.7)
+
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
 SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
