@@ -83,7 +83,7 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 def _make(graph: Path, folder: Path, size: int) -> None:
-    """Write the copy of ``size`` bytes; it appears whole, or nothing of it stays. Other copies are removed."""
+    """Write the copy of ``size`` bytes; it appears whole or not at all. Others are removed."""
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
     if shutil.disk_usage(folder.parent).free < ROOM * size:
