@@ -71,6 +71,8 @@ def choose(
         reasons.append(
             "the source scales its vectors to length 1; the base leaves them as they are"
         )
+    if head:
+        why_head = "the source's own head and the names of its labels are kept"
     return Choice(pooling=pooling, head=head, reasons=(*reasons, *filter(None, [why_head])))
 
 

@@ -7,6 +7,7 @@ adapter's ``max_length``, padded on the right with the tokenizer's own padding i
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from protocol.errors import ArtefactError
-from protocol.manifest import GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import CONFIG, GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -65,6 +66,23 @@ class EdgeBase:
         _check_slots(session, manifest, folder)
         tokenizer = _open_tokenizer(folder / TOKENIZER)
         return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
+
+    def own_labels(self) -> list[str]:
+        """Names of the base's own head, in the order of its logits; numbered where it has none.
+
+        Raises ArtefactError for a ``config.json`` that is not the manifest's.
+        """
+        count = self.manifest.head.labels
+        numbered = [f"label-{index}" for index in range(count)]
+        path = self.folder / CONFIG
+        if not path.is_file():
+            return numbered
+        check_file(path, self.manifest.files[CONFIG].sha256)
+        try:
+            names = json.loads(path.read_text("utf-8")).get("id2label", {})
+            return [str(names[str(index)]) for index in range(count)] if names else numbered
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
     def batch(self, texts: Sequence[str], *, max_length: int) -> tuple[Ids, Ids]:
         """(ids, mask), both int64 (rows, longest row)."""

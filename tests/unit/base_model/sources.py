@@ -97,7 +97,9 @@ def write_source(
 def add_pooling(folder: Path, modes: dict[str, Any], name: str = "1_Pooling") -> None:
     """sentence-transformers' file of a pooling."""
     (folder / name).mkdir()
-    (folder / name / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+    (folder / name / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, **modes})
+    )
 
 
 def listed(folder: Path, first: str = "") -> Path:

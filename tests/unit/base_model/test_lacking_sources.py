@@ -222,7 +222,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "weights are cut": (cut("model.safetensors", 5000), "cut or damaged"),
     "weights are a page": (write("model.safetensors", "<html>" * 50), "cut or damaged"),
     "NaN": (tensors(spoilt(LAYER, float("nan"))), "layer.1.output.dense.weight has NaN"),
-    "infinity": (tensors(spoilt(EMBEDDINGS, float("inf"))), "word_embeddings.weight has NaN or inf"),
+    "infinity": (
+        tensors(spoilt(EMBEDDINGS, float("inf"))),
+        "word_embeddings.weight has NaN or inf",
+    ),
     "codes": (tensors(as_type(LAYER, torch.int8)), "is int8, not a float"),
     "float8": (tensors(as_type(LAYER, torch.float8_e4m3fn)), "is float8_e4m3fn, not a float"),
     "bin is cut": (after(as_bin, cut("pytorch_model.bin", 5000)), "is damaged"),
@@ -311,7 +314,7 @@ def test_a_pooling_whose_layer_is_absent_is_refused_with_the_others_named(
 ) -> None:
     source = write_source(tmp_path / "source", family=family)
     tensors(lambda loaded: [loaded.pop(k) for k in list(loaded) if k.startswith("pooler.")])(source)
-    with pytest.raises(ArtefactError, match="lacks .*pool|lacks .*pre_classifier") as refused:
+    with pytest.raises(ArtefactError, match=r"lacks .*pool|lacks .*pre_classifier") as refused:
         load_source(str(source), pooling="pooler")
     assert refused.value.remedy == "pass --pooling mean or cls"
     assert load_source(str(source), pooling="mean").pooling == "mean"
@@ -382,7 +385,7 @@ def test_a_disk_that_takes_no_more_is_the_machines_fault(tmp_path: Path, limit: 
 def test_a_place_that_cannot_be_written_is_the_machines_fault(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", pooling="mean")
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="cannot be written: (Not a directory|File exists)"):
+    with pytest.raises(MachineError, match=r"cannot be written: (Not a directory|File exists)"):
         build_base(str(source), task=TASK, bits=4, out=tmp_path / "file" / "base")
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from base_model.build import build_base
 from base_model.store import open_base
 from edge_runtime.base import EdgeBase
+from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, FedgeError
 from tests.unit.base_model.sources import (
     CONTAINERS,
@@ -80,9 +81,9 @@ def own_logits(folder: Path, texts: list[str]) -> np.ndarray:
     encoded = opened.tokenizer.encode_batch(texts)
     ids = torch.tensor([one.ids for one in encoded])
     with torch.no_grad():
-        return (
-            opened.model(ids, torch.tensor([one.attention_mask for one in encoded])).logits.numpy()
-        )
+        return opened.model(
+            ids, torch.tensor([one.attention_mask for one in encoded])
+        ).logits.numpy()
 
 
 def shown(width: int) -> dict[str, np.ndarray]:
@@ -110,6 +111,8 @@ def test_a_base_answers_as_its_source_does_in_transformers(classifier) -> None: 
     assert manifest.head.labels == len(LABELS)
     names = json.loads((base / "config.json").read_text())["id2label"]
     assert [names[str(index)] for index in range(len(LABELS))] == LABELS
+    answered = EdgeRuntime(EdgeBase.open(base)).infer(TEXTS)
+    assert [answer.label for answer in answered] == [LABELS[row] for row in expected.argmax(1)]
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -151,9 +154,7 @@ def test_a_hub_id_is_the_folder(
 
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta"])  # the slow suite has all
-def test_an_encoder_with_a_pooling_gives_transformers_features(
-    tmp_path: Path, family: str
-) -> None:
+def test_an_encoder_with_a_pooling_gives_transformers_features(tmp_path: Path, family: str) -> None:
     source = write_source(tmp_path / "source", family=family, pooling="mean")
     manifest = build_base(str(source), task=TASK, bits=32, out=tmp_path / "base")
     assert not [name for name in manifest.tensors if "pooler" in name]
@@ -168,9 +169,7 @@ def test_every_container_of_every_family_built_and_asked(
     tmp_path: Path, family: str, container: str
 ) -> None:
     plain = write_source(tmp_path / "plain", family=family, classifier=True)
-    other = CONTAINERS[container](
-        write_source(tmp_path / "other", family=family, classifier=True)
-    )
+    other = CONTAINERS[container](write_source(tmp_path / "other", family=family, classifier=True))
     manifest = build_base(other, task=TASK, bits=32, out=tmp_path / "base")
     answers = edge_logits(EdgeBase.open(tmp_path / "base"), TEXTS)
     assert np.abs(answers - transformers_logits(plain, TEXTS)).max() <= 1e-4
@@ -204,7 +203,10 @@ def test_a_source_that_says_two_things_is_asked_about(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modes", "cause"),
     [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "max and mean|mean and max"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            "max and mean|mean and max",
+        ),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls and mean"),
         ({"pooling_mode": ["mean", "cls"]}, "mean and cls"),
         ({"pooling_mode_max_tokens": True}, "by max is not supported"),
@@ -278,8 +280,12 @@ def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     source = write_source(folder / "source", family=family, pad=pad, classifier=True)
     build_base(str(source), task=TASK, bits=32, out=folder / "base")
     model = AutoModelForSequenceClassification.from_pretrained(source).eval()
-    return pad, model, AutoTokenizer.from_pretrained(source), EdgeBase.open(folder / "base"), (
-        open_base(folder / "base")
+    return (
+        pad,
+        model,
+        AutoTokenizer.from_pretrained(source),
+        EdgeBase.open(folder / "base"),
+        (open_base(folder / "base")),
     )
 
 
