@@ -12,6 +12,7 @@ import typer
 
 from audit.witness_commands import witness
 from protocol.errors import ArtefactError, ProofError
+from protocol.regular_files import read_regular_text
 
 if TYPE_CHECKING:
     from audit.log_copy import Trust
@@ -54,6 +55,13 @@ def verify(
     policy: PolicyFile = None,
     keep: Keep = None,
     workers: Workers = 2,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="a base folder of your own: the run's manifest must be its"),
+    ] = None,
+    without_vectors: Annotated[
+        bool, typer.Option("--without-vectors", help="this copy was made without masked vectors")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="exit 11 also when something is left unproven")
     ] = False,
@@ -63,7 +71,8 @@ def verify(
     """Repeat every sum and step from the published files; say what holds and what is left unproven.
 
     Exit code 11: something is wrong. What cannot be checked, because vectors are deleted or updates
-    went in clear, is said and is not an error without --strict.
+    went in clear, is said and is not an error without --strict. What the verdict does not cover at all,
+    files and claims, is listed by name.
     """
     from audit.render import print_report
 
@@ -73,6 +82,8 @@ def verify(
         only=round_number,
         spot=spot,
         workers=workers,
+        vectors=not without_vectors,
+        base=base,
         quiet=quiet or as_json,
     )
     _keep(keep, report)
@@ -207,14 +218,18 @@ def _audited(
     workers: int,
     only: int | None = None,
     spot: float = 0.0,
+    vectors: bool = True,
+    base: Path | None = None,
 ) -> Report:
     from audit.sources import open_source
     from audit.sums import Effort
     from audit.verify import audit
 
-    effort = Effort(workers=workers, spot=spot)
+    effort = Effort(workers=workers, spot=spot, vectors=vectors)
     with _progress(quiet) as progress:
-        return audit(open_source(source), trust, only=only, effort=effort, progress=progress)
+        return audit(
+            open_source(source), trust, only=only, effort=effort, base=base, progress=progress
+        )
 
 
 def _loaded(source: str, trust: Trust) -> Run:
@@ -265,7 +280,7 @@ def _end(report: Report, *, strict: bool) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path} cannot be read ({type(error).__name__})", "check the path"

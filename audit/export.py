@@ -13,7 +13,7 @@ from pathlib import Path
 
 from audit.log_copy import LogCopy, tile_names
 from audit.published import POLICY, Run, adapter_path
-from audit.sources import MissingError, Source, check_name
+from audit.sources import OWN, MissingError, Source, check_name
 from protocol.errors import ArtefactError
 from protocol.peft_format import PASSPORT_FILE
 from protocol.secagg.client import vector_root
@@ -68,7 +68,11 @@ def export(
 
 
 def published(run: Run, *, vectors: bool) -> Iterator[Published]:
-    """The files of a run, by its log."""
+    """The files of a run, by its log; not the coordinator's own, of which it has digests."""
+    return (each for each in _named(run, vectors=vectors) if not OWN.fullmatch(each.name))
+
+
+def _named(run: Run, *, vectors: bool) -> Iterator[Published]:
     log = run.log
     for subjects in (log.plan.subjects, *(roster.subjects for roster in log.rosters)):
         yield from (_with(name, digest) for name, digest in subjects.items())

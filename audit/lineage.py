@@ -22,6 +22,7 @@ from protocol.peft_format import (
     from_peft,
     parse_release,
 )
+from protocol.regular_files import read_regular
 from protocol.rules import Role
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import sha256
@@ -150,7 +151,7 @@ def _note(folder: Path) -> ReleaseNote:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, most=2**30)
     except OSError as error:
         raise ArtefactError(
             f"{path} cannot be read: {error.strerror}", "name a folder rounds/NNNN/adapter"

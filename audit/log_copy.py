@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audit.sources import MissingError, Source
+from protocol.documents import parse_json
 from protocol.errors import ProofError
 from protocol.merkle import leaf_hash
 from protocol.transparency.note import (
@@ -27,7 +28,7 @@ from protocol.transparency.tiles import MOST_LEAVES, parse_entries, tiles_grown,
 from protocol.transparency.tree import Tree
 
 LOG, BATCH = "log/", "log.batch"
-MOST_BYTES = 2**32  # of all leaves together
+MOST_BYTES, MOST_BATCH_BYTES = 2**32, 2**29  # of all leaves together, of a batch's file
 REMEDY = "keep what you have as evidence, and ask the coordinator and its witnesses"
 
 
@@ -155,25 +156,28 @@ class _Reading:
                 f"a log of {self.checkpoint.size} leaves, at most {MOST_LEAVES}", REMEDY
             )
         for path, count in tiles_needed(self.checkpoint.size):
-            found = parse_entries(self._tile(path))[:count]
+            data, grown = self._tile(path)
+            found = parse_entries(data)
+            found = found[:count] if grown else found
             if len(found) != count:
                 raise ProofError(f"{LOG + path} has {len(found)} entries, not {count}", REMEDY)
             self._add(found)
         self._check_root("the tiles")
         self.tiled = len(self.entries)
         for path, data in tiles_grown(self.tree, 0):
-            if self._tile(path)[: len(data)] != data:
+            given, grown = self._tile(path)
+            if (given[: len(data)] if grown else given) != data:
                 raise ProofError(f"{LOG + path} is not of the tree of the entries", REMEDY)
 
-    def _tile(self, path: str) -> bytes:
-        """A tile; where a partial one is gone because the log has grown, the full one begins with it."""
+    def _tile(self, path: str) -> tuple[bytes, bool]:
+        """A tile; True where a partial one is gone because the log has grown: the full one begins with it."""
         try:
-            return self._source.read(LOG + path)
+            return self._source.read(LOG + path), False
         except MissingError:
             full = path.partition(".p/")[0]
             if full == path:
                 raise
-            return self._source.read(LOG + full)
+            return self._source.read(LOG + full), True
 
     def read_batches(self) -> None:
         """Leaves of a round that is visible, and of ``log``, which a writer left for later."""
@@ -186,7 +190,7 @@ class _Reading:
                 return
 
     def _take(self, name: str) -> None:
-        start, entries, note = _parse_batch(self._source.read(name), name)
+        start, entries, note = parse_batch(self._source.read(name), name)
         checkpoint = parse_kept(note, self._key)
         known = len(self.entries) - start
         if known < 0 or self.entries[start : start + len(entries)] != entries[: max(known, 0)]:
@@ -225,14 +229,15 @@ def _is_adapter(entry: bytes) -> bool:
     return b'"predicateType":"urn:fedge:leaf:adapter:1"' in payload
 
 
-def _parse_batch(data: bytes, name: str) -> tuple[int, list[bytes], str]:
+def parse_batch(data: bytes, name: str) -> tuple[int, list[bytes], str]:
+    """(first leaf, leaves, checkpoint) of a batch. Raises ProofError."""
     try:
-        body: Any = json.loads(data)
+        body: Any = parse_json(data, most=MOST_BATCH_BYTES, values=2 * MOST_LEAVES)
         if set(body) != {"start", "entries", "checkpoint"} or type(body["start"]) is not int:
             raise ValueError
         entries = [base64.b64decode(entry, validate=True) for entry in body["entries"]]
         return body["start"], entries, str(body["checkpoint"])
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ProofError(f"{name} is no batch of leaves", REMEDY) from None
 
 

@@ -198,7 +198,8 @@ class _Collector:
                 raise _odd(leaf, f"of group {leaf.group}, attempt {leaf.seq}, which did not fail")
             self._place = AFTER_SUMS
         else:
-            if leaf.seq < self._seq or (leaf.seq == self._seq and not self._sums):
+            over = leaf.seq == self._seq and not self._sums
+            if leaf.seq < self._seq or (over and leaf.seq):  # in clear no attempt has a number
                 self._fault(f"leaf {placed.index}: `abort` of attempt {leaf.seq}, which was over")
             self._end_attempt()
             self._seq = max(self._seq, leaf.seq)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audit.collected import Collected, Placed
+from audit.coverage import Coverage, Watched
 from audit.log_copy import LogCopy
 from audit.sources import Source
 from protocol.adapter import adapter_layout
@@ -22,14 +23,30 @@ from protocol.plan import Plan, plan_from_text
 from protocol.rules import RuleContract, rule_named
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
-from protocol.secagg.roster import parse_roster
+from protocol.secagg.roster import parse_roster, render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, sha256
-from protocol.transparency.note import parse_key
+from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 
+MANIFEST_PARTS = (  # that the fingerprint does not cover
+    "format",
+    "source",
+    "task",
+    "hidden_size",
+    "layers",
+    "vocab_size",
+    "max_positions",
+    "embedding_std",
+    "parameters",
+    "linears",
+    "head",
+    "graph",
+    "files",
+    "made_with",
+)
 PLAN, POLICY = "plan.json", "log/policy"
 REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
 
@@ -46,13 +63,14 @@ class Members:
 class Run:
     """A run's documents, checked when they are asked for."""
 
-    source: Source
+    source: Watched
     copy: LogCopy
     log: Collected
     plan: Plan
     plan_digest: str
     manifest: Manifest
     contract: RuleContract
+    coverage: Coverage = field(default_factory=Coverage)
     _rosters: dict[str, Members] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
 
@@ -68,6 +86,11 @@ class Run:
         witnesses = [parse_key(text) for text in audit.witnesses]
         return simple_policy(self.copy.key, witnesses, audit.witness_quorum)
 
+    @property
+    def signers(self) -> list[VerifierKey]:
+        """Whose signatures on a checkpoint are checked."""
+        return [self.copy.key, *self.policy.witnesses.values()]
+
     def layout(self, rank: int) -> Layout:
         """The full adapter's at ``rank``."""
         return adapter_layout(self.plan, self.manifest, rank=rank)
@@ -77,8 +100,22 @@ class Run:
         placed = self.log.roster_at(index)
         root = placed.leaf.root
         if root not in self._rosters:
-            self._rosters[root] = _members(self.source, placed)
+            self._rosters[root] = self._members(placed)
         return placed.leaf, self._rosters[root]
+
+    def _members(self, placed: Placed[Roster]) -> Members:
+        leaf, name = placed.leaf, roster_path(placed.leaf.root)
+        if set(placed.subjects) != {name}:
+            raise _bad(f"leaf {placed.index} `roster` is not about {name} alone")
+        data = read_subject(self.source, placed, name)
+        roster = parse_roster(_decoded(data, name), source=name)
+        if roster_root(roster).hex() != leaf.root or len(roster) != leaf.clients:
+            raise _bad(f"{name} is not the roster of leaf {placed.index}")
+        self.coverage.spelled(name, data, render_roster(roster).encode())
+        return Members(
+            keys={client_id(key): key for key in roster.values()},
+            names={client_id(key): name for name, key in roster.items()},
+        )
 
     def state(self, placed: Placed[Adapter]) -> State:
         """The model after a round, from its checkpoint; the digest is that of the leaf.
@@ -106,7 +143,7 @@ class Run:
         return state
 
 
-def open_run(source: Source, copy: LogCopy, collected: Collected) -> Run:
+def open_run(source: Watched, copy: LogCopy, collected: Collected) -> Run:
     """The plan and the base's manifest, against leaf 0. Raises ProofError, ArtefactError, PlanError."""
     placed = collected.plan
     plan = read_plan(source, placed)
@@ -162,21 +199,14 @@ def adapter_path(number: int, name: str) -> str:
     return f"rounds/{number:04d}/adapter/{name}"
 
 
+def record_path(number: int) -> str:
+    """A round's record, which is the coordinator's own; its digest is in the log."""
+    return f"rounds/{number:04d}/record.json"
+
+
 def roster_path(root: str) -> str:
     """A roster by its digest."""
     return f"rosters/{root}.json"
-
-
-def _members(source: Source, placed: Placed[Roster]) -> Members:
-    leaf, name = placed.leaf, roster_path(placed.leaf.root)
-    text = _decoded(read_subject(source, placed, name), name)
-    roster = parse_roster(text, source=name)
-    if roster_root(roster).hex() != leaf.root or len(roster) != leaf.clients:
-        raise _bad(f"{name} is not the roster of leaf {placed.index}")
-    return Members(
-        keys={client_id(key): key for key in roster.values()},
-        names={client_id(key): name for name, key in roster.items()},
-    )
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -22,6 +22,7 @@ from protocol.peft_format import (
     RELEASE_FILE,
     ReleaseNote,
     parse_release,
+    render_release,
     to_edge,
 )
 from protocol.transparency.leaves import Adapter, Release
@@ -58,7 +59,11 @@ def check_release(
         note = parse_release(data.decode(), source=name)
     except UnicodeDecodeError:
         raise _bad(f"{name} is no text") from None
+    run.coverage.spelled(name, data, render_release(note))
     _check_note(run, leaf, note, metrics)
+    _check_parity(run, name, note, released=bool(released))
+    if metrics is None:
+        run.coverage.leave(name, "updates went in clear: the coordinator's word", "metrics")
     files = {adapter_path(leaf.round, file): digest for file, digest in note.files.items()}
     edge = adapter_path(leaf.round, EDGE_FILE)
     covered = {file: digest for file, digest in placed.subjects.items() if "/adapter/" in file}
@@ -84,6 +89,9 @@ def _check_leaf(run: Run, placed: Placed[Adapter], given: Placed[Release]) -> No
     rounds = {each.index: each.leaf.round for each in run.log.evaluations}
     if given.leaf.eval is not None and rounds.get(given.leaf.eval) != number:
         raise _bad(f"leaf {given.index} `release` points to no evaluation of its round")
+    before = [at for at, of in rounds.items() if of == number and at < given.index]
+    if given.leaf.eval != (before[-1] if before else None):
+        raise _bad(f"leaf {given.index} `release` does not point to the last evaluation before it")
 
 
 def _check_note(
@@ -105,6 +113,20 @@ def _check_note(
             raise _bad(f"`{field}` of {RELEASE_FILE} is not that of the round")
 
 
+def _check_parity(run: Run, name: str, note: ReleaseNote, *, released: bool) -> None:
+    """(P-5.3) It is within the plan's bound, as far as whoever measured it says so."""
+    if (note.parity is not None) != released:
+        raise _bad(f"`parity` of {name} is there without a release, or missing with one")
+    if note.parity is None:
+        return
+    bound = run.plan.release.parity_max_relative
+    if note.parity.bound != bound or not note.parity.max_relative <= bound:
+        raise _bad(f"`parity` of {name} is not within the plan's bound {bound:g}")
+    run.coverage.leave(
+        name, "but for its bound, which is the plan's, the word of who released it", "parity"
+    )
+
+
 def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> None:
     """(P-8.15) The proof that devices ask for is of this leaf, in this very log."""
     name = adapter_path(given.leaf.round, PASSPORT_FILE)
@@ -122,6 +144,7 @@ def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> Non
         raise _bad(f"{name} is no text") from None
     except ProofError as error:
         raise _bad(f"{name}: {error.cause}") from None
+    run.coverage.signed_by_others(name, proof.checkpoint, run.signers)
     if (proof.index, proof.extra) != (given.index, leaf):
         raise _bad(f"{name} is not of leaf {given.index} `release`")
     if seen.size > tree.size or tree.root(seen.size) != seen.root:

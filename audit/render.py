@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,10 +14,11 @@ from rich.table import Table
 
 from audit.lineage import Lineage
 from audit.published import Run
-from audit.report import Report, Unproven
+from audit.report import Report, Uncovered, Unproven
 from protocol.errors import ProofError, printable
 from protocol.transparency.leaves import decode_leaf
 
+ALIKE = 3  # names that are listed one by one
 SHORT = 12  # hex digits of a digest in a table
 SHOWN = ("seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed")
 
@@ -76,6 +78,7 @@ def print_report(report: Report) -> None:
     for line in (*report.audits, *report.complaints):
         console.print(line, soft_wrap=True)
     _print_findings(console, "assumed: ", report.assumed, ())
+    _print_not_covered(console, report.not_covered)
     style = {"ok": "green", "unverifiable": "yellow", "failed": "red"}[report.verdict]
     console.print(f"verdict: {report.verdict}", style=style)
 
@@ -96,7 +99,9 @@ def print_rounds(run: Run) -> None:
     kinds = Counter(leaf["kind"] for leaf in leaf_lines(log.entries))
     console.print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     for fault in run.log.faults:
-        console.print(f"! round {fault.round}: {fault.what}", style="red", soft_wrap=True)
+        console.print(
+            printable(f"! round {fault.round}: {fault.what}"), style="red", soft_wrap=True
+        )
 
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
@@ -166,9 +171,25 @@ def _print_findings(
     console: Console, place: str, open_: Sequence[Unproven], faults: Sequence[str]
 ) -> None:
     for fault in faults:
-        console.print(f"! {place}{fault}", style="red", soft_wrap=True)
+        console.print(printable(f"! {place}{fault}"), style="red", soft_wrap=True)
     for each in open_:
         console.print(f"? {place}{each.what}; not proven: {each.leaves}", soft_wrap=True)
+
+
+def _print_not_covered(console: Console, left: Sequence[Uncovered]) -> None:
+    """By reason; many names that differ in their numbers alone are one pattern that fits them all."""
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
+    for each in left:
+        alike = groups.setdefault((each.why, each.parts), {})
+        alike.setdefault(re.sub(r"[0-9]+", "*", each.name), []).append(each.name)
+    for (why, parts), alike in groups.items():
+        names = [
+            name
+            for pattern, found in alike.items()
+            for name in ([f"{pattern} ({len(found)})"] if len(found) > ALIKE else found)
+        ]
+        what = f" ({', '.join(parts)})" if parts else ""
+        console.print(f"- not covered: {', '.join(names)}{what}: {why}", soft_wrap=True)
 
 
 def _spent(report: Report) -> str:

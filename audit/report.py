@@ -21,6 +21,15 @@ class Unproven:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uncovered:
+    """A file, or a leaf, and which ``parts`` of it no verdict covers: all of it without any."""
+
+    name: str
+    parts: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundVerdict:
     """One round's. ``clients`` is how many updates its adapter is made of."""
 
@@ -48,6 +57,7 @@ class Report:
     """A run's. ``rounds`` are those that were asked for; the other lists are about the whole run.
 
     ``assumed`` is what no check of this copy can show: whose key it is, that others see the same.
+    ``not_covered`` names what this verdict says nothing about, whatever it is.
     """
 
     origin: str
@@ -65,6 +75,7 @@ class Report:
     assumed: tuple[Unproven, ...]
     audits: tuple[str, ...]
     complaints: tuple[str, ...]
+    not_covered: tuple[Uncovered, ...] = ()
 
     @property
     def failed(self) -> bool:

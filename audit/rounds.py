@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,7 +15,9 @@ from audit.published import (
     adapter_path,
     checkpoint_path,
     read_subject,
+    record_path,
 )
+from audit.records import RecordCheck
 from audit.releases import check_release
 from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
@@ -25,14 +26,16 @@ from protocol.encoding import vector_digest
 from protocol.errors import ProofError
 from protocol.layout import Tensors
 from protocol.peft_format import (
+    CARD_FILE,
     CONFIG_FILE,
     RELEASE_FILE,
     WEIGHTS_FILE,
     peft_config,
+    render_config,
     to_peft,
 )
 from protocol.rules import Role
-from protocol.step.robust import robust_mean
+from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean, global_rank, initial_state
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import Adapter, Advert, Aggregate
@@ -50,7 +53,10 @@ class RoundCheck:
         self._leaf = one.adapter.leaf
         self.findings = Findings()
         self._opened: list[OpenedSum] = []
-        self._metrics: dict[str, float] | None = None
+        # Recomputed: of a round without sums there are none.
+        nothing = before is None or bool(one.adapter.leaf.void)
+        self._metrics: dict[str, float] | None = {} if nothing else None
+        self._robust: Robust | None = None
 
     def verdict(self, found_before: Sequence[str]) -> RoundVerdict:
         """Check everything. ``found_before``: faults of this round that its leaves alone showed."""
@@ -214,6 +220,7 @@ class RoundCheck:
             roles=run.contract.roles(leaf.round),
         )
         vector = run.layout(after.rank).flatten(after.adapter)
+        self._robust = combined
         if vector_digest(vector) != leaf.adapter_out:
             raise _bad("the sums make another adapter than `adapter_out`")
         if not _same(run.state(self._round.adapter), after):
@@ -230,9 +237,15 @@ class RoundCheck:
         for name in sorted(placed.subjects):
             if name == adapter_path(self._leaf.round, RELEASE_FILE) and released:
                 continue  # written again with the release, which its own leaf covers
+            if name == record_path(self._leaf.round):
+                continue  # the coordinator's own: it may be missing
             with files.checking(name):
                 read_subject(run.source, placed, name)
         findings.take(files, "files are those of the log")
+        with findings.checking("its leaf is about the files of the round"):
+            if set(placed.subjects) != subjects_of(self._leaf.round):
+                raise _bad("`adapter` is about other files than those of a round")
+        RecordCheck(run, self._round, self._before, self._opened, self._robust).run(findings)
         with findings.checking("the published adapter is the checkpoint's"):
             tensors = self._check_published()
             with findings.checking("what its release says"):
@@ -259,13 +272,19 @@ class RoundCheck:
             raise _bad(f"{weights} holds another adapter")
         name = adapter_path(leaf.round, CONFIG_FILE)
         config = peft_config(run.plan, run.manifest, rank=leaf.rank, base_name=run.manifest.source)
-        try:
-            given = json.loads(read_subject(run.source, self._round.adapter, name))
-        except (ValueError, RecursionError):
-            raise _bad(f"{name} is no JSON") from None
-        if given != config:
+        if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
         return plain
+
+
+def subjects_of(number: int) -> set[str]:
+    """The files that the `adapter` leaf of a round is about. (P-8.7)"""
+    files = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, RELEASE_FILE)
+    return {
+        checkpoint_path(number),
+        record_path(number),
+        *(adapter_path(number, name) for name in files),
+    }
 
 
 def _same(one: State, other: State) -> bool:

@@ -6,22 +6,25 @@ auditor read another file of its own machine; sizes are bounded, so that no serv
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 from protocol.errors import ArtefactError, ProofError
+from protocol.regular_files import open_regular
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
     (re.compile(r"log/(key|policy|checkpoint)"), 2**20),
     (re.compile(r"log/tile/entries/.*"), 256 * (2 + 65_535)),
     (re.compile(r"log/tile/.*"), 256 * 32),
-    (re.compile(r".*\.(json|chunks|tlog-proof)"), 2**26),
+    (re.compile(r".*\.(json|jsonl|chunks|tlog-proof)"), 2**26),
     (re.compile(r".*log\.batch"), 2**29),
 )
 TIMEOUT_S = 60.0
@@ -36,6 +39,9 @@ PUBLISHED = re.compile(
     rf"|{_ROUND}/sums/[0-9]{{1,6}}\.(sum|boxes\.json)"
     rf"|{_ROUND}/vectors/[0-9]{{1,6}}/[0-9a-f]{{32}}(\.chunks)?"
 )
+
+# The coordinator's own: not published, and compared with the log where they are.
+OWN = re.compile(rf"privacy\.jsonl|summary\.json|evaluations\.json|{_ROUND}/record\.json")
 
 
 class MissingError(ArtefactError):
@@ -62,6 +68,10 @@ class Source(Protocol):
         """Whether the file is there."""
         ...
 
+    def names(self) -> Iterator[str] | None:
+        """Everything that is there, published or not; None where there is no list."""
+        ...
+
 
 class Folder:
     """A coordinator's run folder, or a copy of what it publishes."""
@@ -76,11 +86,11 @@ class Folder:
         """As :meth:`Source.read`; a link that leaves the folder is refused."""
         path = self._path(name)
         try:
-            if not path.is_file():
-                raise MissingError(f"{name} is not there", REMEDY)
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(start)
                 return _bounded(file, name, length)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(f"{name} is not there", REMEDY) from None
         except OSError as error:
             raise ArtefactError(f"{name} cannot be read: {error.strerror}", REMEDY) from None
 
@@ -90,6 +100,22 @@ class Folder:
             return self._path(name).is_file()
         except OSError as error:
             raise ArtefactError(f"{name} cannot be read: {error.strerror}", REMEDY) from None
+
+    def names(self) -> Iterator[str]:
+        """As :meth:`Source.names`: files, links to wherever, and folders that cannot be looked into."""
+        waiting = [self._folder]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        path = Path(entry.path)
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(path)
+                        else:
+                            yield path.relative_to(self._folder).as_posix()
+            except OSError:
+                yield f"{folder.relative_to(self._folder).as_posix()}/"
 
     def _path(self, name: str) -> Path:
         check_name(name)
@@ -115,6 +141,9 @@ class Web:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ArtefactError(f"{url} is no web address", "give http://… or https://…")
         self.where, self._base, self._timeout_s = url, url.rstrip("/"), timeout_s
+
+    def names(self) -> None:
+        """As :meth:`Source.names`: a server gives none."""
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         """As :meth:`Source.read`; a server that knows no ranges is asked for the whole."""
@@ -153,8 +182,8 @@ def open_source(text: str) -> Source:
 
 
 def check_name(name: str) -> None:
-    """It is the name of a published file. Raises ProofError."""
-    if not PUBLISHED.fullmatch(name):
+    """It is the name of a published file, or of one that is compared. Raises ProofError."""
+    if not (PUBLISHED.fullmatch(name) or OWN.fullmatch(name)):
         raise ProofError(f"{name[:120]!r} is no file that a run publishes", "do not trust this log")
 
 

@@ -69,6 +69,7 @@ class Effort:
 
     workers: int = 1
     spot: float = 0.0
+    vectors: bool = True  # False: this copy was made without masked vectors, which then is no fault
     random: Random = field(default_factory=SystemRandom)
 
 
@@ -126,6 +127,7 @@ def open_sum(
     _, members = run.members(found.of(Advert)[0].index)
     _check_graph(run, leaves)
     _check_subjects(found, leaves)
+    _check_signers(run, leaves)
     encoding = verify_terms(run, found, instruction)
     transcript = transcript_of(
         leaves,
@@ -173,6 +175,15 @@ def _check_subjects(found: Sum, leaves: SumLeaves) -> None:
             raise _bad(f"`{kind.kind}` is about something else than it says")
 
 
+def _check_signers(run: Run, leaves: SumLeaves) -> None:
+    """(P-8.7) Who signed the alive set is in it; under witnesses its place stands for signatures."""
+    signatures = leaves.alive.signatures
+    if run.plan.witnessed and signatures:
+        raise _bad("`alive` holds signatures, where witnesses stand for them")
+    if not all(signatures.values()) or not set(signatures) <= set(leaves.alive.clients):
+        raise _bad("`alive` holds a signature that is empty, or of somebody who is not in it")
+
+
 class _Adding:
     """A sum's words, from its vectors as far as they are there."""
 
@@ -207,6 +218,7 @@ class _Adding:
             self._unproven()
             findings.verified.append(f"signatures, members and seeds of group {group}")
             _say_unproven(self._run, self._leaves, self._opened_at, findings)
+            _check_retained(self._run, self._leaves, effort, findings)
             return words, "none"
         _say_sampled(self._leaves, chosen, blocks, findings)
         return words, "sampled"
@@ -276,6 +288,17 @@ def _say_unproven(run: Run, leaves: SumLeaves, opened_at: int, findings: Finding
             f" and on the auditors of leaves {', '.join(map(str, seen))}, if you know their keys"
         )
     findings.leave_open(f"the masked vectors of group {group} are {why}", rests)
+
+
+def _check_retained(run: Run, leaves: SumLeaves, effort: Effort, findings: Findings) -> None:
+    """A masked vector stays for the plan's days; when they are over, a `retention` leaf says so."""
+    number = leaves.opened.round
+    deleted = any(each.leaf.round == number for each in run.log.retentions)
+    if effort.vectors and run.plan.audit.retention_days and not deleted:
+        findings.fault(
+            f"masked vectors of group {leaves.opened.group} are missing, and no `retention` leaf says that "
+            f"their {run.plan.audit.retention_days} days are over"
+        )
 
 
 class _Vectors:

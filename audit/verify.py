@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
+from audit.base import check_base
+from audit.beside import check_beside
 from audit.budget import check_ledger_of, spending
+from audit.claims import list_claims
 from audit.collected import Fault, Placed
 from audit.complaints import check_complaint
-from audit.log_copy import Trust, batch_path, read_log
+from audit.coverage import Watched, batch_bytes
+from audit.log_copy import Trust, batch_path, parse_batch, read_log
 from audit.openings import check_openings
 from audit.order import collect, parse_first
-from audit.published import POLICY, REMEDY, Run, checkpoint_path, open_run, read_plan
+from audit.published import PLAN, POLICY, REMEDY, Run, checkpoint_path, open_run, read_plan
+from audit.repeats import repeats
 from audit.report import Findings, Report, RoundVerdict, Spending, Unproven
 from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
@@ -23,6 +29,7 @@ from audit.sources import Source
 from audit.sums import Effort
 from protocol.errors import FedgeError, MachineError, ProofError
 from protocol.legality import verify_legal
+from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
 from protocol.transparency.leaves import Evaluation, Release
@@ -34,6 +41,7 @@ ALL = Effort()
 
 def load_run(source: Source, trust: Trust) -> Run:
     """Log and documents, without any round. Raises ProofError, ArtefactError, PlanError."""
+    source = Watched(source)
     copy = read_log(source, trust)
     first = parse_first(copy.entries, copy.key.public)
     plan = read_plan(source, first)
@@ -49,9 +57,10 @@ def audit(
     *,
     only: int | None = None,
     effort: Effort = ALL,
+    base: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Verify a run. ``only`` names the one round whose sums and files are checked.
+    """Verify a run. ``only`` names the one round whose sums and files are checked, ``base`` an own base.
 
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
@@ -67,6 +76,10 @@ def audit(
     _check_key(run)
     _check_loose(run, findings)
     _check_audits(run, findings)
+    _check_repeats(run, findings)
+    if base is not None:
+        with findings.checking("the manifest is that of the auditor's own base"):
+            check_base(run, base)
     if run.plan.secrecy.exchange == "secagg":
         with findings.checking("every attempt ended in sums or an `abort`"):
             _check_numbers(run)
@@ -86,6 +99,10 @@ def audit(
         check_ledger_of(run, run.log.pending, findings)
     spent = spending(run, findings)
     _check_end(run, findings)
+    check_beside(run, findings)
+    _list_uncovered(
+        run, base, skipped=[one.number for one in rounds if only not in (None, one.number)]
+    )
     told = {one.round for one in found}
     findings.faults += [_named(fault) for fault in faults if fault.round not in told]
     return _report(run, trust, found, findings, spent)
@@ -122,7 +139,35 @@ def _report(
             f"leaf {each.index}: {each.leaf.client} about {each.leaf.about!r}"
             for each in run.log.complaints
         ),
+        not_covered=run.coverage.rest(run.source),
     )
+
+
+def _list_uncovered(run: Run, base: Path | None, *, skipped: list[int]) -> None:
+    """The claims that rest on somebody's word; who signed what nobody asked; rounds that were left out."""
+    list_claims(run, base=base is not None)
+    coverage, source, copy = run.coverage, run.source, run.copy
+    for number in skipped:
+        coverage.leave(
+            f"round {number}", "this audit was of another round: its leaves were not checked"
+        )
+    coverage.spelled("log/key", source.read("log/key"), f"{copy.key.encode()}\n".encode())
+    if copy.tiled:
+        note = source.read("log/checkpoint").decode(errors="replace")
+        coverage.signed_by_others("log/checkpoint", note, run.signers)
+    for name in copy.batches:
+        data = source.read(name)
+        start, entries, note = parse_batch(data, name)
+        coverage.spelled(name, data, batch_bytes(start, entries, note))
+        coverage.signed_by_others(name, note, run.signers)
+    plan, manifest = source.read(PLAN), source.read(MANIFEST_NAME)
+    coverage.spelled(PLAN, plan, run.plan.render().encode())
+    coverage.spelled(MANIFEST_NAME, manifest, run.manifest.to_json().encode())
+
+
+def _check_repeats(run: Run, findings: Findings) -> None:
+    for fault in repeats(run):
+        findings.fault(fault)
 
 
 def _changes_of_roster(run: Run) -> Iterator[Unproven]:
@@ -215,6 +260,8 @@ def _check_loose(run: Run, findings: Findings) -> None:
     adapters = {one.number for one in log.rounds}
     later: list[Placed[Release] | Placed[Evaluation]] = [*log.releases, *log.evaluations]
     for each in later:
+        if isinstance(each.leaf, Evaluation) and set(each.subjects) != {"rows"}:
+            findings.fault(f"leaf {each.index} `eval` is not about its rows alone")
         if each.leaf.round not in adapters:
             findings.fault(
                 f"leaf {each.index} `{each.leaf.kind}` of round {each.leaf.round}, which is not there"

@@ -164,7 +164,7 @@ def _quantised(
 
 
 def _config_text(source: Source) -> str:
-    """The config without what does not change the function; names of labels with a head. (P-1.9)"""
+    """The config without what does not change the function; names of labels with a head. (P-1.10)"""
     document: dict[str, Any] = source.config.to_dict()
     # what differs between versions and machines, and does not change the function
     names = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -94,7 +94,7 @@ class EncoderClassifier(PreTrainedModel):
         return self._pool(encoded, attention_mask)
 
     def positions(self, counted: Tensor) -> dict[str, Tensor]:
-        """Arguments that give the encoder positions, where its family takes them from ids. (P-1.8)
+        """Arguments that give the encoder positions, where its family takes them from ids. (P-1.9)
 
         ``counted`` (rows, tokens) is false where a pad stands, also inside a text. Without them
         Hugging Face's encoder counts embeddings one by one, and so unlike the same ids.

@@ -82,7 +82,7 @@ def export_graph(
 ) -> list[Slot]:
     """Write ``graph.onnx`` and return its slots.
 
-    Tensors of more than ``most`` bytes together lie beside it, in ``graph.data``. (P-1.7)
+    Tensors of more than ``most`` bytes together lie beside it, in ``graph.data``. (P-1.8)
 
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.regular_files import sha256_of_regular
 
 # A library written in Rust says the number only in its text.
 NUMBER = re.compile(r"os error (\d+)")
@@ -22,8 +22,7 @@ NUMBER = re.compile(r"os error (\d+)")
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_regular(path)
 
 
 @contextmanager

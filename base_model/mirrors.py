@@ -11,7 +11,6 @@ import http.client
 import ipaddress
 import socket
 import ssl
-import stat
 import threading
 import time
 import urllib.error
@@ -21,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from protocol.errors import ArtefactError
+from protocol.regular_files import open_regular
 
 SILENCE = 30.0  # seconds without a byte
 AGENT = "fedge"
@@ -110,14 +110,15 @@ class FolderMirror:
         """A reader of a regular file."""
         found = self._folder / path
         try:
-            if not stat.S_ISREG(found.stat().st_mode):
-                raise CutError("is not a file")
-            file: BinaryIO = found.open("rb")
+            opened = open_regular(found)
+            file = opened.__enter__()
         except OSError as error:
             raise CutError(_said(error)) from None
-        with file:
+        try:
             file.seek(offset)
             yield Reader(file, deadline)
+        finally:
+            file.close()
 
 
 class HttpMirror:

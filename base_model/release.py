@@ -34,8 +34,10 @@ from protocol.peft_format import (
     ReleaseNote,
     from_peft,
     parse_release,
+    render_release,
     to_edge,
 )
+from protocol.regular_files import read_regular_text
 
 ROWS = 64  # per batch; both sides get the same batches
 Array = npt.NDArray[Any]
@@ -82,7 +84,7 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
         temporary.replace(adapter / EDGE_FILE)
     finally:
         temporary.unlink(missing_ok=True)
-    write_whole(adapter / RELEASE_FILE, (released.model_dump_json(indent=1) + "\n").encode())
+    write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
 
 
@@ -104,7 +106,7 @@ def read_note(adapter: Path) -> ReleaseNote:
     """``release.json`` of an adapter folder. Raises ArtefactError."""
     path = adapter / RELEASE_FILE
     try:
-        return parse_release(path.read_text("utf-8"), source=str(path))
+        return parse_release(read_regular_text(path), source=str(path))
     except OSError:
         raise ArtefactError(
             f"{adapter} is not an adapter: there is no {RELEASE_FILE}",

@@ -7,7 +7,6 @@ is taken from the file.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +23,10 @@ from base_model.source_files import first_line
 from base_model.verify import REBUILD, WEIGHTS
 from base_model.verify import read_manifest as read_manifest
 from base_model.verify import verify_base as verify_base
+from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import CONFIG, TOKENIZER, Manifest
+from protocol.regular_files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,8 @@ def open_base(
     manifest = verify_base(folder) if verify else read_manifest(folder)
     tensors = read_tensors(folder / WEIGHTS)
     try:
-        config = AutoConfig.for_model(**json.loads((folder / CONFIG).read_text("utf-8")))
+        config = AutoConfig.for_model(**parse_json(read_regular(folder / CONFIG)))
+        _check_sizes(config, manifest)
         model = empty_model(config, manifest, labels=labels or manifest.head.labels)
         _install(model, manifest, tensors, matmul_dtype)
         _fresh_head(model, manifest, tensors, labels)
@@ -105,6 +107,18 @@ def _remedy(manifest: Manifest) -> str:
         if name in ("torch", "transformers") and version != importlib.metadata.version(name)
     ]
     return f"install {' and '.join(odd)}, with which it was built" if odd else REBUILD
+
+
+def _check_sizes(config: object, manifest: Manifest) -> None:
+    """A config that claims more than the manifest would lay out more. Raises ValueError."""
+    claimed = {
+        "num_hidden_layers": manifest.layers,
+        "hidden_size": manifest.hidden_size,
+        "vocab_size": manifest.vocab_size,
+    }
+    for name, meant in claimed.items():
+        if getattr(config, name, None) != meant:
+            raise ValueError(f"{name} is not the manifest's")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from base_model.files import sha256_of
 from protocol.encoding import digest
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, Manifest, TensorEntry, parse_manifest
+from protocol.regular_files import read_regular_text, sha256_of_regular
 
 WEIGHTS = "weights.safetensors"
 REBUILD = "build the base again or fetch an intact copy"
@@ -20,7 +20,7 @@ def read_manifest(folder: Path) -> Manifest:
     """``manifest.json`` of a base folder. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
+        return parse_manifest(read_regular_text(path), source=str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(
             f"{folder} is not a base: there is no {MANIFEST_NAME}",
@@ -28,6 +28,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except UnicodeDecodeError:
         raise ArtefactError(f"{path} is not a text file", REBUILD) from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}", REBUILD) from None
 
 
 def verify_base(folder: Path) -> Manifest:
@@ -38,9 +40,13 @@ def verify_base(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for name, entry in sorted(manifest.files.items()):
         path = folder / name
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", REBUILD)
-        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+        try:
+            same = sha256_of_regular(path, size=entry.bytes) == entry.sha256
+        except FileNotFoundError:
+            raise ArtefactError(f"{path} is missing", REBUILD) from None
+        except OSError as error:
+            raise ArtefactError(f"{path}: cannot be read: {error.strerror}", REBUILD) from None
+        if not same:
             raise ArtefactError(
                 f"{path} is not the file the manifest names (sha256 differs)", REBUILD
             )

@@ -3,7 +3,8 @@
 Two kinds of messages (``protocol.wire``): ``query.hello`` asks who the node is and which base it
 holds; ``train.mask`` brings an instruction and an adapter and takes a masked contribution or a
 refusal back. An expected failure is a refusal with its cause and remedy; of an unexpected one only
-the type leaves this machine, its traceback goes to the local log. Nothing that arrives is changed:
+the type leaves this machine, its traceback goes to the local log. In a secret sum nothing is told of what
+fails once rows are read (:mod:`client.failures`). Nothing that arrives is changed:
 the in-process grid gives every client of a round the same objects.
 
 Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
@@ -53,6 +54,8 @@ from protocol.errors import (
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
+from protocol.manifest import Manifest
+from protocol.plan import Plan
 from protocol.rules import rule_named
 
 log = logging.getLogger("fedge.client")
@@ -147,6 +150,8 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
             f"the roster does not list this client's key as {name}",
             "name the identity that was enrolled, or the roster it is in",
         )
+    if phase is Phase.MASK:
+        _verify_ready(message, context, plan, manifest)
     roles = rule_named(plan.rule.name).roles(instruction.round)
     member = Member(
         name=name,
@@ -177,6 +182,21 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         told = wire.LogText(text=member.receipts.told(after.sid).encode())
         content[wire.LOG] = ConfigRecord(wire.to_record(told))
     return content
+
+
+def _verify_ready(message: Message, context: Context, plan: Plan, manifest: Manifest) -> None:
+    """Whatever can be refused without reading a row: behind it no failure is visible. (P-4.4)"""
+    from client.instructed import check_instruction, verify_length
+
+    check_instruction(plan, manifest, *_received(message.content))
+    verify_length(plan, manifest)
+    job_of(context)
+    if (trainer := trainer_path(context)) is not None:
+        from client.trainer_link import start
+
+        start(trainer)
+    else:
+        import client.worker  # noqa: F401
 
 
 def _mask(message: Message, context: Context) -> RecordDict:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.trainer_commands import trainer
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, printable
 
 if TYPE_CHECKING:
     from client.receipts import Held
@@ -92,7 +92,8 @@ def receipts(
         return
     for held, fate, at in found:
         one, where = held.receipt, "" if at is None else f", leaf {at}"
-        typer.echo(f"{one.origin}: round {one.round}, attempt {one.seq}: {fate}{where}")
+        line = f"{one.origin}: round {one.round}, attempt {one.seq}: {fate}{where}"
+        typer.echo(printable(line))
 
 
 @app.command()

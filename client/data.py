@@ -11,7 +11,6 @@ labels, never a row's text.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from protocol.errors import DataError
+from protocol.misspelling import nearest
 from protocol.plan import Task
 
 LONGEST_LABEL_SHOWN = 40  # characters; a longer "label" may be a text in the wrong column
@@ -227,9 +227,9 @@ def _parquet(path: Path, task: Task) -> Iterator[_Pair]:
 def _need_columns(columns: Sequence[str] | dict[str, Any], place: _Place, task: Task) -> None:
     for column in (task.text, task.label):
         if column not in columns:
-            near = difflib.get_close_matches(column, list(columns), n=1, cutoff=0.5)
+            near = nearest(column, columns)
             listed = ", ".join(_shown(name) for name in list(columns)[:8]) or "none"
-            hint = f"did you mean `{near[0]}`?" if near else f"columns here: {listed};"
+            hint = f"did you mean `{near}`?" if near else f"columns here: {listed};"
             raise DataError(
                 f"{place}: the column `{column}` is missing",
                 f"{hint} name it in the plan's [task], or correct the file",
@@ -254,8 +254,8 @@ def _bad_label(label: object, place: _Place, task: Task) -> DataError:
             f"{place}: column `{task.label}` holds a {_type_name(label)}, not text",
             "write the label as a string, as in the plan's task.labels",
         )
-    near = difflib.get_close_matches(label, task.labels, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "use a label of the plan's task.labels"
+    near = nearest(label, task.labels)
+    hint = f"did you mean {near!r}?" if near else "use a label of the plan's task.labels"
     return DataError(
         f"{place}: the label {_shown(label)} is not in the plan",
         hint,

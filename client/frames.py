@@ -16,9 +16,10 @@ import struct
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from protocol import errors
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DataError, FedgeError
 from protocol.layout import Vector
 
@@ -131,10 +132,9 @@ def receive(connection: socket.socket) -> tuple[Header, Vector] | None:
         raise _malformed(f"lengths {header_length} and {body_length}")
     text = _exactly(connection, header_length)
     try:
-        header = _HEADERS.validate_json(bytes(text))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
-        raise _malformed(f"its header is wrong at {where}") from None
+        header = json_as(_HEADERS, bytes(text), most=MAX_HEADER)
+    except OddError as odd:
+        raise _malformed(f"its header is wrong: {odd}") from None
     body = np.frombuffer(_exactly(connection, body_length), "<f4").astype(np.float32, copy=False)
     return header, body
 

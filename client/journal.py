@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular_text
+
+MOST_JOURNAL = 2**30  # bytes: a line a round, for longer than any site lives
 
 
 class Journal:
@@ -20,7 +23,7 @@ class Journal:
     def text(self) -> str:
         """All lines; empty when there is no file yet. Raises MachineError."""
         try:
-            return self.path.read_text("utf-8")
+            return read_regular_text(self.path, most=MOST_JOURNAL)
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from client.journal import Journal
+from protocol.documents import OddError, json_as
 from protocol.secagg.openings import Opening, verify_opening
 from protocol.wire import Instruction
 
@@ -44,8 +45,8 @@ class FileOpenings:
     def of(self, plan: str) -> list[Opening]:
         """The plan's lines. Raises MachineError for a damaged file."""
         try:
-            lines = [_Line.model_validate_json(line) for line in self._journal.text().splitlines()]
-        except ValidationError as error:
+            lines = [json_as(_Line, line) for line in self._journal.text().splitlines()]
+        except OddError as error:
             # Fail closed. A last line that a power cut tore was never followed by a share.
             raise self._journal.unusable("read", error) from None
         return [line.opening for line in lines if line.plan == plan]

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from client.journal import Journal
+from protocol.documents import OddError, json_as
 from protocol.errors import ProofError
 from protocol.secagg.openings import Opening
-from protocol.transparency.leaves import Abort, decode_leaf
+from protocol.transparency.leaves import Abort, Count, decode_leaf
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, unverified_receipt
@@ -41,14 +42,16 @@ class _Line(BaseModel):
 
 class _ReceiptLine(_Line):
     kind: Literal["receipt"] = "receipt"
-    seq: int
+    seq: Count
     receipt: str
 
 
 class _LogLine(_Line):
     kind: Literal["log"] = "log"
     checkpoint: str
-    proofs: dict[str, str]  # what accounts for an earlier receipt, by the number of its attempt
+    proofs: dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,16}$")], str
+    ]  # what accounts for an earlier receipt, by the number of its attempt
 
 
 _LINE: TypeAdapter[_ReceiptLine | _LogLine] = TypeAdapter(
@@ -160,8 +163,8 @@ class Receipts:
     def _lines(self) -> Iterator[_ReceiptLine | _LogLine]:
         for line in self._journal.text().splitlines():
             try:
-                yield _LINE.validate_json(line)
-            except ValidationError as error:
+                yield json_as(_LINE, line)
+            except OddError as error:
                 # Fail closed, as for opened rounds: a line that a power cut tore was never answered.
                 raise self._journal.unusable("read", error) from None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.failures import words_or_zeros
 from client.ledger import Ledger
 from client.openings import Openings
 from client.receipts import Receipts
@@ -32,7 +33,7 @@ from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
 from protocol.secagg.openings import Opening, alive_digest, verify_opening
-from protocol.secagg.primitives import RandomBytes, Suite, client_id
+from protocol.secagg.primitives import RandomBytes, Suite, Word, client_id
 from protocol.secagg.session import (
     BY_LOG,
     ORDER,
@@ -44,7 +45,7 @@ from protocol.secagg.session import (
     repeated,
     request_digest,
 )
-from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.secagg.task import Encoding, encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
 from protocol.step.state import initial_state
 from protocol.transparency.policy import policy_of
@@ -96,7 +97,8 @@ class Member:
     ) -> tuple[Session, bytes]:
         """The session after ``request`` and the reply. Raises SecrecyError without a change.
 
-        ``contribute`` trains; it is called once the coordinator's message has been checked. ``log_text`` is
+        ``contribute`` trains; it is called once the coordinator's message has been checked, and nothing of
+        how it fails leaves this client (:mod:`client.failures`). ``log_text`` is
         what came of the run's log (:mod:`protocol.transparency.shown`).
         """
         order = BY_LOG if self.plan.witnessed else ORDER
@@ -340,13 +342,20 @@ class Member:
         encoding = encoding_for(self.plan, instruction, size=self.size, clients=len(members))
         terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
         opened = core.open_shares(state, request, terms)
-        given = contribute()
-        rng = np.random.default_rng(
-            seed_from("rounding", self.plan.seed, instruction.round, self.name)
-        )
-        words = encoding.words(given, rng, self.random)
+        words = self._words(encoding, instruction, contribute)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)
+
+    def _words(
+        self, encoding: Encoding, instruction: Instruction, contribute: Callable[[], Contribution]
+    ) -> Word:
+        """What is masked; whatever fails here, nobody else learns that this client failed. (P-4.4)"""
+        seed = seed_from("rounding", self.plan.seed, instruction.round, self.name)
+
+        def encode(given: Contribution) -> Word:
+            return encoding.words(given, np.random.default_rng(seed), self.random)
+
+        return words_or_zeros(contribute, encode, size=self.size)
 
 
 def first_digest(plan: Plan, manifest: Manifest) -> str:

@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pydantic import ValidationError
-
 from base_model.files import locked
 from client.private import private_folder, write_private
 from protocol import wire
+from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 from protocol.secagg.session import Session
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+MOST_SESSION = 2**28  # bytes: what others have sealed for this site, and the adverts
 
 
 class Kept(Protocol):
@@ -61,7 +63,7 @@ class StateSession:
     def load(self) -> Session | None:
         """What the state holds."""
         held = self._state.get(wire.SECAGG)
-        return None if held is None else Session.model_validate_json(str(held["session"]))
+        return None if held is None else _session(str(held["session"]))
 
     def keep(self, session: Session) -> None:
         """Put it into the state."""
@@ -79,14 +81,14 @@ class FileSession:
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
         try:
-            return Session.model_validate_json(self._path.read_bytes())
+            return _session(read_regular(self._path, most=MOST_SESSION))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise MachineError(
                 f"{self._path}: cannot be read: {error.strerror}", "check the file and its folder"
             ) from None
-        except ValidationError:  # its text would show secrets
+        except OddError:  # its text would show secrets
             raise MachineError(
                 f"{self._path} is not a session",
                 "delete it; this site then misses the attempt that is running",
@@ -95,3 +97,8 @@ class FileSession:
     def keep(self, session: Session) -> None:
         """Replace the file. Raises MachineError; then nothing may be answered."""
         write_private(self._path, session.model_dump_json().encode())
+
+
+def _session(data: str | bytes) -> Session:
+    """Raises OddError. A share is a number of the field, below 2^255."""
+    return json_as(Session, data, most=MOST_SESSION, digits=80)

@@ -104,8 +104,7 @@ def _run(
     steps = examples = current = seen = 0
     total = torch.zeros((), device=model.device)
     for epoch, index in batches:
-        if epoch != current:
-            _mean(total, seen)  # a run that diverged need not go on
+        if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
             current, seen, total = epoch, 0, torch.zeros_like(total)
         total = total + step(rows, index)
         seen, examples, steps = seen + len(index), examples + len(index), steps + 1

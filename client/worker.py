@@ -17,10 +17,11 @@ from client.adapter_model import AdapterModel
 from client.batches import Encoded, encode
 from client.data import Rows
 from client.device import choose_device, matmul_dtype
+from client.instructed import check_instruction, verify_length
 from client.training import Score, evaluate, train
 from protocol.adapter import adapter_layout, client_rank, cut_to_rank, initial_adapter
-from protocol.encoding import canonical_json, digest, seed_from, vector_digest
-from protocol.errors import ArtefactError, DataError, PlanError
+from protocol.encoding import canonical_json, digest, seed_from
+from protocol.errors import ArtefactError, DataError, UpdateError
 from protocol.exchange import Contribution
 from protocol.layout import Layout, Tensors, Vector
 from protocol.plan import Plan
@@ -85,8 +86,7 @@ class Worker:
         self.contract = rule_named(plan.rule.name)
         self._resident = resident_for(plan, base_folder)
         self.manifest = self._resident.base.manifest
-        self._digest = plan.digest
-        self._check_length()
+        verify_length(plan, self.manifest)
 
     def model(self, rank: int | None = None) -> AdapterModel:
         """The resident adapter model at ``rank`` (the plan's without it)."""
@@ -137,6 +137,11 @@ class Worker:
         after = model.tensors()
         layout = model.layout.only(roles)
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
+        if not np.isfinite(update).all():  # after the last step no loss was computed
+            raise UpdateError(
+                "this client's update is not finite: its training diverged",
+                "lower local.learning_rate and local.head_learning_rate",
+            )
         return Contribution(
             update=update,
             weight=min(len(kept), self.plan.cohort.max_weight),
@@ -151,40 +156,7 @@ class Worker:
 
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
-        if instruction.plan_digest != self._digest:
-            raise ArtefactError(
-                f"the coordinator runs plan {instruction.plan_digest[:12]}…, "
-                f"this client has {self._digest[:12]}…",
-                "give every party the same plan file",
-            )
-        if instruction.base != self.manifest.fingerprint:
-            raise ArtefactError(
-                f"the coordinator names base {instruction.base[:12]}…, "
-                f"this client has {self.manifest.fingerprint[:12]}…",
-                "give every party the same base",
-            )
-        if not 1 <= instruction.round <= self.plan.rounds or instruction.rank < 0:
-            raise ArtefactError(
-                f"the instruction names round {instruction.round} of {self.plan.rounds} "
-                f"and rank {instruction.rank}",
-                "run the same version of fedge on both sides",
-            )
-        if self.contract.combine == "mean" and instruction.rank != self.plan.adapter.rank:
-            raise ArtefactError(
-                f"the adapter sent has rank {instruction.rank}, "
-                f"the plan says {self.plan.adapter.rank}",
-                "run the same version of fedge on both sides",
-            )
-        if vector_digest(adapter) != instruction.adapter_digest:
-            raise ArtefactError(
-                "the adapter received is not the one the instruction names (another digest)",
-                "check the connection and the coordinator's checkpoint",
-            )
-        if not np.isfinite(adapter).all():
-            raise ArtefactError(
-                "the adapter received holds NaN or infinity", "resume from an earlier round"
-            )
-        return self._layout(instruction.rank).unflatten(adapter)
+        return check_instruction(self.plan, self.manifest, instruction, adapter)
 
     def split(self, client: str, rows: Encoded) -> tuple[Encoded, Encoded]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""
@@ -217,15 +189,6 @@ class Worker:
 
     def _layout(self, rank: int) -> Layout:
         return adapter_layout(self.plan, self.manifest, rank=rank)
-
-    def _check_length(self) -> None:
-        prompt = self.plan.adapter.tokens if self.plan.adapter.method == "prompt" else 0
-        if self.plan.task.max_length + prompt > self.manifest.max_positions:
-            raise PlanError(
-                f"`task.max_length` {self.plan.task.max_length} and a prompt of {prompt} are more "
-                f"than the base's {self.manifest.max_positions} positions",
-                "lower task.max_length",
-            )
 
 
 def worker_for(plan: Plan, base_folder: Path) -> Worker:

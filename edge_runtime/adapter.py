@@ -14,12 +14,14 @@ from edge_runtime.base import EdgeBase, check_file
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.regular_files import open_regular, read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
 
 Tensors = dict[str, npt.NDArray[Any]]
 REFETCH = "fetch the adapter again"
+MOST_BYTES = 2**30  # of an adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def read_note(folder: Path) -> ReleaseNote:
     """``release.json`` of an adapter folder. Raises ArtefactError."""
     path = folder / RELEASE_FILE
     try:
-        return parse_release(path.read_text("utf-8"), source=str(path))
+        return parse_release(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not an adapter: {RELEASE_FILE} cannot be read",
@@ -91,6 +93,8 @@ def read_note(folder: Path) -> ReleaseNote:
 def read_tensors(path: Path) -> Tensors:
     """The tensors of an ``.onnx_adapter``, copied: a view dies with the file. Raises ArtefactError."""
     try:
+        with open_regular(path, most=MOST_BYTES):
+            pass
         values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         return {name: value.numpy().copy() for name, value in values.items()}
     except Exception as error:  # ORT raises types of its own, without a common public base

@@ -6,8 +6,6 @@ adapter's ``max_length``, padded on the right with the tokenizer's own padding i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from edge_runtime.graph_bounds import verify_graph
+from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG, GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
+from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -51,15 +52,13 @@ class EdgeBase:
         Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
         """
         manifest = read_manifest(folder)
-        needed = (manifest.graph.file, TOKENIZER)
-        for name in needed:
+        for name in (manifest.graph.file, TOKENIZER):
             if name not in manifest.files:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
-            if ready is None or name != manifest.graph.file:
-                check_file(folder / name, manifest.files[name].sha256, verify=verify)
-        if ready is None and GRAPH_DATA in manifest.files:
-            check_file(folder / GRAPH_DATA, manifest.files[GRAPH_DATA].sha256, verify=verify)
+        entry = manifest.files[TOKENIZER]
+        check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
         if ready is None:
+            check_graph(folder, manifest, verify=verify)
             session = open_session(folder / manifest.graph.file, threads=threads)
         else:
             session = open_session(ready, threads=threads, optimise=False)
@@ -77,11 +76,12 @@ class EdgeBase:
         path = self.folder / CONFIG
         if not path.is_file():
             return numbered
-        check_file(path, self.manifest.files[CONFIG].sha256)
+        entry = self.manifest.files[CONFIG]
+        check_file(path, entry.sha256, size=entry.bytes)
         try:
-            names = json.loads(path.read_text("utf-8")).get("id2label", {})
+            names = parse_json(read_regular_text(path)).get("id2label", {})
             return [str(names[str(index)]) for index in range(count)] if names else numbered
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (OSError, OddError, ValueError, AttributeError, KeyError, TypeError):
             raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
     def batch(self, texts: Sequence[str], *, max_length: int) -> tuple[Ids, Ids]:
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a base folder. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
+        return parse_manifest(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
@@ -106,14 +106,33 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def check_file(path: Path, sha256: str, *, verify: bool = True) -> None:
-    """Raises ArtefactError unless ``path`` is there and, with ``verify``, has this sha256."""
+def check_graph(folder: Path, manifest: Manifest, *, verify: bool = True) -> None:
+    """The graph's files are the manifest's and keep to themselves. (P-1.8) Raises ArtefactError."""
+    for name in manifest.graph_files():
+        entry = manifest.files[name]
+        check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
+    data = manifest.files.get(GRAPH_DATA)
+    verify_graph(
+        folder / manifest.graph.file,
+        size=manifest.files[manifest.graph.file].bytes,
+        beside=(GRAPH_DATA, data.bytes) if data else None,
+    )
+
+
+def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool = True) -> None:
+    """Raises ArtefactError unless ``path`` is a file and, with ``verify``, has this sha256.
+
+    No more than ``size`` bytes are read of it where that is given.
+    """
     try:
-        with path.open("rb") as file:
-            if verify and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
+        if not verify:
+            with open_regular(path, most=size):
+                return
+        found = sha256_of_regular(path, size=size)
     except OSError:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+    if found != sha256:
+        raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
 
 
 def open_session(graph: Path, *, threads: int = 0, optimise: bool = True) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime import device_commands
-from protocol.errors import DataError
+from protocol.errors import DataError, printable
 
 if TYPE_CHECKING:
     from edge_runtime.runtime import Prediction
@@ -64,7 +64,7 @@ def infer(
 
     table = Table("text", "label", "score")
     for text, prediction in zip(rows, found, strict=True):
-        table.add_row(text, prediction.label, f"{prediction.score:.3f}")
+        table.add_row(printable(text), printable(prediction.label), f"{prediction.score:.3f}")
     Console(markup=False, emoji=False).print(table)
 
 
@@ -130,7 +130,9 @@ def bench(
     )
     for timing in result.timings:
         spread = f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}"
-        table.add_row(timing.name, f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread)
+        table.add_row(
+            printable(timing.name), f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread
+        )
     Console(markup=False, emoji=False).print(table)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from protocol.errors import printable
+
 DeviceFile = Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's settings")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Report = Annotated[
@@ -100,14 +102,15 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
         held = told[what]
         typer.echo(f"{what}: {'none' if held is None else 'release ' + str(held['seq'])}")
     for fault in told["faults"]:
-        typer.echo(f"failed here: release {fault['seq']}: {fault['reason']}")
+        typer.echo(printable(f"failed here: release {fault['seq']}: {fault['reason']}"))
     if told["faults"]:
         typer.echo(
             "what failed here is not taken again by itself; `fedge edge update … --retry` does"
         )
     at = told["refreshed"]
     when = "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
-    typer.echo(f"repository reached: {when}" + (f"; {told['outcome']}" if told["outcome"] else ""))
+    outcome = f"; {told['outcome']}" if told["outcome"] else ""
+    typer.echo(printable(f"repository reached: {when}{outcome}"))
 
 
 def _now() -> datetime:

@@ -7,10 +7,8 @@ agent for ever.
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import ssl
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
 from tuf.ngclient.fetcher import FetcherInterface
+
+from protocol.regular_files import open_regular
 
 CHUNK = 65_536
 SILENCE_S = 30.0  # without a byte
@@ -67,9 +67,7 @@ class Fetcher(FetcherInterface):
             raise DownloadHTTPError(f"{url}: no name of a file", 404)
         assert self._folder is not None
         try:
-            with open(self._folder.joinpath(*parts), "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise DownloadError(f"{url}: not a file")
+            with open_regular(self._folder.joinpath(*parts)) as file:
                 file.seek(start)
                 while chunk := file.read(CHUNK):
                     yield chunk
@@ -122,11 +120,6 @@ class Fetcher(FetcherInterface):
         finally:
             cut.cancel()
             connection.close()
-
-
-def _open(path: str, flags: int) -> int:
-    """A pipe in a stranger's folder would wait for its writer, past every deadline."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _cut(sock: socket.socket) -> None:

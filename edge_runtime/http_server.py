@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 import h11
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
 from edge_runtime.service import Service
+from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError, MachineError
 
 HOST = "127.0.0.1"
@@ -119,11 +120,9 @@ class App:
         if body is None:
             return _error(413, "request.size", f"at most {MOST_BYTES} bytes")
         try:
-            question = Question.model_validate_json(body)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"])) or "the body"
-            return _error(422, "request.form", f"{where}: {fault['msg']}")
+            question = json_as(Question, body)
+        except OddError as odd:
+            return _error(422, "request.form", str(odd))
         try:
             answer = await asyncio.to_thread(self._service.classify, question.texts)
         except DeliveryError as error:

@@ -25,12 +25,11 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edge_runtime.base import REFETCH, EdgeBase, check_file, read_manifest
+from edge_runtime.base import REFETCH, EdgeBase, check_graph, read_manifest
 from edge_runtime.files import sync, write_whole
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
-from protocol.manifest import GRAPH_DATA
 
 GRAPH, DATA, MADE, MAKING = "graph.onnx", "graph.data", "made.json", ".making"
 ROOM = 2  # times the graph's size must be free; the copy takes less
@@ -49,14 +48,12 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     ArtefactError.
     """
     manifest = read_manifest(base)
-    parts = [name for name in (manifest.graph.file, GRAPH_DATA) if name in manifest.files]
-    digests = {name: manifest.files[name].sha256 for name in parts}
-    size = sum(manifest.files[name].bytes for name in parts)
-    digest = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    parts = [manifest.files[name] for name in manifest.graph_files()]
+    size = sum(part.bytes for part in parts)
+    digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
     folder = cache / f"{digest[:32]}-{ort.__version__}-{_processor()}"
     if not _is_whole(folder):
-        for name, sha256 in digests.items():
-            check_file(base / name, sha256)
+        check_graph(base, manifest)
         try:
             with _alone(cache):
                 if not _is_whole(folder):  # another process may have made it by now

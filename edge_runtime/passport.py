@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.regular_files import read_regular_text, sha256_of_regular
 from protocol.transparency.leaves import Release, decode_leaf, verify_author
 from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
@@ -17,7 +17,7 @@ REMEDY = "do not run this adapter; get one that was released, with its passport"
 def read_policy(path: Path) -> Policy:
     """The policy this device has pinned. Raises ArtefactError or ProofError."""
     try:
-        return parse_policy(path.read_text("utf-8"))
+        return parse_policy(read_regular_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path}: cannot be read ({type(error).__name__})", "install the log's policy file"
@@ -31,8 +31,7 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
     """
     path = folder / PASSPORT_FILE
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1).decode()
+        text = read_regular_text(path, most=MOST_BYTES)
     except (OSError, UnicodeDecodeError):
         raise ProofError(f"{folder} has no passport: {PASSPORT_FILE} is missing", REMEDY) from None
     try:
@@ -49,7 +48,7 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
     for name in (RELEASE_FILE, EDGE_FILE):
         wanted = read.subjects.get(f"rounds/{round_number:04d}/adapter/{name}")
         try:
-            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            found = sha256_of_regular(folder / name)
         except OSError:
             found = ""
         if wanted != found:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, ProofError
+from protocol.regular_files import read_regular
 
 TRIES = 3
 Clock = Callable[[], float]
@@ -64,11 +66,10 @@ class Health(_Form):
 def read_probe(path: Path) -> Probe:
     """Read ``probe.json``. Raises ArtefactError."""
     try:
-        return Probe.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return json_as(Probe, read_regular(path, most=2**26), most=2**26)
+    except (OSError, OddError) as error:
         raise ArtefactError(
-            f"{path}: not a probe: {fault}", "docs/guide.md shows a probe.json"
+            f"{path}: not a probe: {error}", "docs/guide.md shows a probe.json"
         ) from None
 
 

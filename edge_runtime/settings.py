@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.delivery import Channel, Name
+from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
+from protocol.regular_files import read_regular
 
 PathField = Annotated[Path, Field(strict=False)]
 FOLDERS = ("root", "trust", "base", "store", "probe", "report")
@@ -45,19 +46,14 @@ class Device(BaseModel):
 def read_device(path: Path) -> Device:
     """Read ``device.toml``. Raises ArtefactError that names the setting."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
-        device = Device.model_validate(document)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        device = value_as(Device, parse_toml(read_regular(path)))
+    except OSError as error:
         raise ArtefactError(
-            f"{path}: no settings that can be read ({type(error).__name__}: {str(error)[:100]})",
+            f"{path}: no settings that can be read ({error.strerror})",
             "docs/guide.md shows a device.toml",
         ) from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the document"
-        raise ArtefactError(
-            f"{path}: {where}: {fault['msg']}", "docs/guide.md shows a device.toml"
-        ) from None
+    except OddError as odd:
+        raise ArtefactError(f"{path}: {odd}", "docs/guide.md shows a device.toml") from None
     folder = path.resolve().parent
     found = {name: getattr(device, name) for name in FOLDERS if getattr(device, name) is not None}
     moved = {name: folder / value for name, value in found.items()}

@@ -22,11 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from edge_runtime.files import sync, write_whole
-from protocol.delivery import Count, Sha256, Text
+from protocol.delivery import Count, Sha256, Text, Time
+from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError
+from protocol.regular_files import read_regular
 
 STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
     "state.json",
@@ -72,8 +74,8 @@ class State(_Form):
     installed: dict[Sha256, Installed] = Field(default_factory=dict)
     failed: dict[Sha256, Failed] = Field(default_factory=dict)
     withdrawn: list[Sha256] = Field(default_factory=list)
-    refreshed: Count | None = None
-    clock: Count = 0
+    refreshed: Time | None = None
+    clock: Time = 0
     tried: Sha256 | None = None
     tries: Count = 0
     outcome: Text = ""
@@ -82,10 +84,10 @@ class State(_Form):
 def read_state(store: Path) -> State:
     """The state; a new device's is empty. Needs no lock. Raises DeliveryError `store.damaged`."""
     try:
-        return State.model_validate_json((store / STATE).read_bytes())
+        return json_as(State, read_regular(store / STATE))
     except FileNotFoundError:
         return State()
-    except (OSError, ValidationError) as error:
+    except (OSError, OddError) as error:
         raise DeliveryError(
             "store.damaged",
             f"{store / STATE}: {type(error).__name__}",

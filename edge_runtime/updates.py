@@ -51,6 +51,7 @@ from protocol.delivery import (
 )
 from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.regular_files import read_regular
 from protocol.transparency.offline import MOST_BYTES as MOST_PASSPORT
 
 KINDS = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
@@ -122,7 +123,7 @@ class _Remote:
     def __init__(self, device: Device, store: Store) -> None:
         """Refresh the metadata; tuf keeps what it accepted, so that nothing older is taken later."""
         try:
-            root = device.root.read_bytes()
+            root = read_regular(device.root)
         except OSError as error:
             raise ArtefactError(
                 f"{device.root}: cannot be read ({type(error).__name__})",

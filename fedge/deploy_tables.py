@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from protocol.errors import printable
+
 
 def print_status(told: dict[str, Any]) -> None:
     """Print what :func:`server.delivery.status.gather` found."""
@@ -26,11 +28,15 @@ def print_status(told: dict[str, Any]) -> None:
     console.print(table)
     for row in told["releases"]:
         if row["state"] == "revoked":
-            console.print(f"{row['release']} was withdrawn from {row['channel']}: {row['reason']}")
+            console.print(
+                printable(f"{row['release']} was withdrawn from {row['channel']}: {row['reason']}")
+            )
         for device, why in sorted(row["failed"].items()):
-            console.print(f"{row['release']} failed on {device} ({row['channel']}): {why}")
+            console.print(
+                printable(f"{row['release']} failed on {device} ({row['channel']}): {why}")
+            )
     for role, one in told["expires"].items():
         state = "EXPIRED" if one["expired"] else "expires"
         console.print(f"{role:<10} version {one['version']}, {state} {one['at'][:16]}")
     for name in told["unreadable_reports"]:
-        console.print(f"{name}: not a device's report")
+        console.print(printable(f"{name}: not a device's report"))

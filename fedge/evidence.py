@@ -11,6 +11,7 @@ from protocol.delivery import CANARY, GATE, Offer, release_name
 from protocol.encoding import parse_canonical
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, ProofError
 from protocol.peft_format import RELEASE_FILE
+from protocol.regular_files import read_regular
 from protocol.transparency.dsse import Envelope, parse_envelope, sign_statement, verify_envelope
 from protocol.transparency.leaves import sha256
 from server.delivery.keys import KeyRing
@@ -97,7 +98,7 @@ def passed_before(repository: Repository, name: str, offer: Offer) -> Check:
     path = repository.folder / EVIDENCE / evidence_name(name, offer.seq, CANARY)
     files = {file["sha256"] for file in offer.files.model_dump().values()}
     try:
-        verify_evidence(path.read_bytes(), files, repository.public_keys(CANARY))
+        verify_evidence(read_regular(path), files, repository.public_keys(CANARY))
     except OSError:
         return Check(name="canary", passed=False, detail=f"{path.name} is missing")
     except ArtefactError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from audit.log_copy import LogCopy, Trust, read_log
 from audit.sources import Folder
@@ -21,9 +21,11 @@ from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase
 from fedge.evidence import REMEDY, About, Check
 from protocol.delivery import DEVICE_VERSION, Facts
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
+from protocol.regular_files import read_regular, read_regular_text
 from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
@@ -78,8 +80,8 @@ class Audited(BaseModel):
 def read_audit(path: Path) -> Audited:
     """A saved report. Raises DeliveryError `gate.audit`."""
     try:
-        return Audited.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return json_as(Audited, read_regular(path))
+    except (OSError, OddError) as error:
         raise DeliveryError(
             "gate.audit",
             f"{path}: not a report of an audit ({type(error).__name__})",
@@ -97,7 +99,7 @@ def read_plan(run: Path) -> Plan:
     """The plan of a run. Raises ArtefactError, PlanError."""
     path = run / "plan.json"
     try:
-        return plan_from_text(path.read_text("utf-8"), source=str(path))
+        return plan_from_text(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(f"{run} is not a run: no plan.json", "name a run folder") from None
 
@@ -178,7 +180,7 @@ def _open(
     plan = read_plan(run)
     opened = EdgeBase.open(base, threads=1)
     active = load_adapter(folder, opened, policy)  # the device's own checks, passport included
-    proof = parse_offline_proof((folder / PASSPORT_FILE).read_text("utf-8"))
+    proof = parse_offline_proof(read_regular_text(folder / PASSPORT_FILE))
     copy = read_log(Folder(run), Trust(policy=policy))
     leaves = dict(enumerate(copy.entries))
     leaf = decode_leaf(leaves.get(proof.index, b"")).leaf
@@ -275,7 +277,7 @@ def _failed(detail: str) -> ArtefactError:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, most=2**30)
     except OSError:
         raise DeliveryError(
             "gate.release", f"{path} is missing", "release the round first: `fedge release RUN`"

@@ -18,6 +18,7 @@ from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, Section, plan_from_text
+from protocol.regular_files import read_regular_text
 from protocol.rules import RULES
 
 app = typer.Typer(
@@ -152,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
     """A base's manifest. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
+        return parse_manifest(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
@@ -162,7 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_regular_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"

@@ -12,6 +12,7 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 
 if TYPE_CHECKING:
     from fedge.operations.site import Site
@@ -57,7 +58,7 @@ def enrol(
         port=port or free_port(),
     )
     request = made.folder / REQUEST
-    identity = verify_request(request.read_bytes(), source=str(request)).identity.hex()
+    identity = verify_request(read_regular(request), source=str(request)).identity.hex()
     if as_json:
         told = {"folder": made.folder, "name": name, "request": request, "identity": identity}
         typer.echo(json.dumps(told, default=str))
@@ -164,7 +165,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
             said = contact.fault or f"enrolled, roster version {contact.roster_version}"
             typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
         if refusal:
-            typer.echo(f"  it last refused a request at {refusal[0]}: {refusal[1]}")
+            typer.echo(f"  it last refused a request, or failed, at {refusal[0]}: {refusal[1]}")
     if not well:
         raise typer.Exit(MachineError.exit_code)
 

@@ -60,11 +60,14 @@ def tables(overview: Overview) -> Group:
     sites = Table("site", "state", "since", title=f"roster version {overview.roster_version}")
     for site in overview.sites:
         sites.add_row(site.name, site.status, site.last_activated_at[:19])
-    runs = Table("run", "state", "rounds", "replies", "missing", "failed", "epsilon", title="runs")
+    head = ("run", "state", "rounds", "replies", "missing", "failed", "zeros", "cut", "epsilon")
+    runs = Table(*head, title="runs")
     for run in overview.runs:
         epsilon = "" if run.epsilon is None else f"{run.epsilon:.2f}"
         counts = (f"{run.rounds}/{run.planned}", run.replies, run.drops, run.failed_attempts)
-        runs.add_row(run.name, run.state, *map(str, counts), epsilon)
+        zeros = "" if run.failures is None else str(run.failures)
+        cut = "" if run.clipped is None else f"{run.clipped:.0%}"
+        runs.add_row(run.name, run.state, *map(str, counts), zeros, cut, epsilon)
     return Group(processes, sites, runs)
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.encoding import seed_from
-from protocol.errors import PlanError
-from protocol.layout import Layout, Tensors, TensorSpec
+from protocol.errors import ArtefactError, PlanError
+from protocol.layout import Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import Linear, Manifest
 from protocol.rules import Role, rule_named
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Adapter, Plan
 
 SOFT_PROMPT = "soft_prompt"
+LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
 LORA_A, LORA_B, LORA_R = ".lora_A", ".lora_B", ".lora_R"
 HEAD_STD = 0.02  # of a fresh head
 
@@ -149,6 +150,19 @@ def with_unit_cores(plain: Tensors, layout: Layout) -> Tensors:
     """A plain LoRA adapter in ``layout``: every core that the layout has is the identity."""
     cores = [spec for spec in layout.specs if spec.role is Role.LORA_R]
     return plain | {spec.name: np.eye(spec.shape[0], dtype=np.float32) for spec in cores}
+
+
+def verify_magnitude(vector: Vector) -> None:
+    """An adapter that can be trained on: (d,) finite, none beyond 64 in magnitude. Raises ArtefactError."""
+    if not np.isfinite(vector).all():
+        raise ArtefactError(
+            "the adapter holds NaN or infinity", "go on from an earlier round's adapter"
+        )
+    if vector.size and (largest := float(np.abs(vector).max())) > LARGEST:
+        raise ArtefactError(
+            f"the adapter holds a value of magnitude {largest:.3g}, the most is {LARGEST:g}",
+            "go on from an earlier round's adapter, with lower learning rates",
+        )
 
 
 def client_rank(plan: Plan, client: str) -> int:

@@ -11,14 +11,15 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.manifest import FileEntry, Record, Sha256
 
 CHUNKS = "chunks.json"
 CHUNK_BYTES = 2**20
-MAX_CHUNKS_BYTES = 2**26  # of the file itself: names half a million pieces
+MAX_CHUNKS_BYTES = 2**24  # of the file itself: names a quarter of a million pieces
 
 
 class Chunks(Record):
@@ -47,18 +48,17 @@ def chunks_of(files: Mapping[str, Iterable[bytes]]) -> Chunks:
 def parse_chunks(data: bytes, files: Mapping[str, FileEntry], *, source: str) -> Chunks:
     """Read ``chunks.json`` of a base with these ``files``. Raises ArtefactError unless it covers them."""
     try:
-        chunks = Chunks.model_validate_json(data)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the document"
-        raise _unfit(source, f"it is wrong at {where}") from None
+        chunks = json_as(Chunks, data, most=MAX_CHUNKS_BYTES)
+    except OddError as odd:
+        raise _unfit(source, str(odd)) from None
     wanted = {
         name: -(-entry.bytes // chunks.chunk_bytes)
         for name, entry in files.items()
         if name != CHUNKS
     }
     found = {name: len(digests) for name, digests in chunks.files.items()}
-    if odd := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
-        raise _unfit(source, f"{odd[0]} has {found.get(odd[0], 0)} pieces there")
+    if unlike := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+        raise _unfit(source, f"{unlike[0]} has {found.get(unlike[0], 0)} pieces there")
     return chunks
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.documents import OddError, json_as
 from protocol.encoding import digest
 from protocol.errors import DeliveryError
 
@@ -31,6 +32,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Time = Annotated[int, Field(ge=0, lt=253_402_300_800)]  # Unix seconds up to the year 9999
 Permille = Annotated[int, Field(ge=0, le=1000)]
 Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Channel = Literal["canary", "stable"]
@@ -138,10 +140,10 @@ class DeviceReport(_Form):
     device: Name
     name: Name
     channel: Channel
-    time: Count
+    time: Time
     understands: Count  # DEVICE_VERSION of its software
     outcome: Text
-    refreshed: Count | None
+    refreshed: Time | None
     current: Held | None
     previous: Held | None
     faults: list[Fault]
@@ -162,14 +164,10 @@ def encode(form: BaseModel) -> bytes:
 def decode(kind: type[Form], data: bytes, *, source: str) -> Form:
     """Read a form strictly. Raises DeliveryError `release.form`."""
     try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the document"
+        return json_as(kind, data)
+    except OddError as odd:
         raise DeliveryError(
-            "release.form",
-            f"{source}: {where}: {fault['msg']}",
-            "publish it again, or update fedge",
+            "release.form", f"{source}: {odd}", "publish it again, or update fedge"
         ) from None
 
 

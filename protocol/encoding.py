@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST_LEVELS = 32  # of nested lists and objects
+from protocol.documents import parse_json
+
+MOST_CANONICAL = 2**26  # bytes that are read
 
 
 def canonical_json(value: Any) -> bytes:
@@ -47,30 +49,21 @@ def parse_canonical(data: bytes) -> Any:
 
     No real numbers, no repeated keys, no integer of 2^53 or more in magnitude, no more than 32 levels.
     """
-    try:
-        value = json.loads(data.decode(), parse_float=_refused, parse_constant=_refused)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    _check_plain(value, MOST_LEVELS)
+    value = parse_json(data, most=MOST_CANONICAL)
+    _check_exact(value)
     if canonical_json(value) != data:
         raise ValueError("not in canonical form")
     return value
 
 
-def _refused(text: str) -> Any:
-    raise ValueError(f"{text} is no integer")
-
-
-def _check_plain(value: Any, levels: int) -> None:
+def _check_exact(value: Any) -> None:
+    """Of few levels already: no whole number that a float64 would round. (RFC 8785, 3.2.2.3)"""
     if isinstance(value, int) and not -(2**53) < value < 2**53:
         raise ValueError("an integer of 2^53 or more")
-    if isinstance(value, (dict, list)) and not levels:
-        # Whoever walks through the value later must not run out of stack.
-        raise ValueError("nested too deeply")
     for inner in (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     ):
-        _check_plain(inner, levels - 1)
+        _check_exact(inner)
 
 
 def digest(tag: str, message: bytes) -> str:

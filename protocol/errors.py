@@ -17,12 +17,28 @@ Exit code 0 is success, 1 an unexpected failure (a bug of ours), 2 wrong use of 
 
 from __future__ import annotations
 
+MOST_SHOWN = 1500  # characters of a line that is shown
+
 
 def printable(text: str) -> str:
-    """One line in which a stranger's text cannot steer a terminal: what is not printable is escaped."""
+    """One line in which a stranger's text cannot steer a terminal, nor fill it: for whatever is shown.
+
+    What is not printable is escaped, and of a line beyond all measure the middle is left out.
+    """
+    text = shortened(text, MOST_SHOWN)
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return shortened(
+        "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text), MOST_SHOWN
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """At most ``most`` characters: the beginning and the end of a longer text."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1]}\u2026{text[-end:]}"
 
 
 class FedgeError(Exception):

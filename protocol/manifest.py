@@ -11,18 +11,25 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
-GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.7)
+GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
-SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**40)]
+Size = Annotated[int, Field(ge=0, lt=2**53)]
+# What canonical JSON takes as a key (P-1.1), and no more than a module path needs.
+TensorName = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,300}$")]
+Word = Annotated[str, Field(max_length=300)]
+MOST_LINEARS, MOST_TENSORS, MOST_FILES, MOST_LAYERS = 8192, 65_536, 1000, 1024
+DIMENSIONS = 8
 
 
 class Record(BaseModel):
@@ -35,21 +42,21 @@ class FileEntry(Record):
     """A file of the folder."""
 
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Size
 
 
 class TensorEntry(Record):
     """One tensor of weights.safetensors; the fingerprint is made of these."""
 
-    dtype: str
-    shape: list[int]
+    dtype: Annotated[str, Field(max_length=20)]
+    shape: Annotated[list[Size], Field(max_length=DIMENSIONS)]
     sha256: Sha256
 
 
 class Linear(Record):
     """A linear layer that can carry LoRA factors. ``path`` is its Hugging Face module path."""
 
-    path: str
+    path: TensorName
     in_features: Count
     out_features: Count
 
@@ -57,7 +64,7 @@ class Linear(Record):
 class Head(Record):
     """The classification head: its module path and its own (default) number of labels."""
 
-    path: str
+    path: TensorName
     in_features: Count
     labels: Count
 
@@ -65,20 +72,20 @@ class Head(Record):
 class Slot(Record):
     """An optional input of the edge graph; a string dimension is free."""
 
-    name: str
+    name: TensorName
     dtype: Literal["float32"]
-    shape: list[int | str]
+    shape: Annotated[list[Size | Word], Field(max_length=DIMENSIONS)]
 
 
 class Graph(Record):
     """The exported edge graph."""
 
-    file: str
+    file: Word
     opset: Count
     accuracy_level: Annotated[int, Field(ge=0, le=4)]
-    inputs: list[str]
-    output: str
-    slots: list[Slot]
+    inputs: Annotated[list[Word], Field(max_length=16)]
+    output: Word
+    slots: Annotated[list[Slot], Field(max_length=4 * MOST_LINEARS)]
 
 
 class Manifest(Record):
@@ -86,24 +93,28 @@ class Manifest(Record):
 
     format: Literal[1] = 1
     fingerprint: Sha256
-    source: str
+    source: Annotated[str, Field(max_length=1000)]
     task: Literal["sequence-classification"]
-    family: str
+    family: Word
     pooling: Literal["mean", "cls", "pooler"]
     bits: Literal[4, 8, 16, 32]
     block: Count
     hidden_size: Count
-    layers: Count
+    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     vocab_size: Count
     max_positions: Count
-    embedding_std: Annotated[float, Field(gt=0)]
+    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     parameters: Count
-    linears: list[Linear] = Field(min_length=1)
+    linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
     head: Head
     graph: Graph
-    tensors: dict[str, TensorEntry]
-    files: dict[str, FileEntry]
-    made_with: dict[str, str]
+    tensors: Annotated[dict[TensorName, TensorEntry], Field(max_length=MOST_TENSORS)]
+    files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
+    made_with: Annotated[dict[Word, Word], Field(max_length=100)]
+
+    def graph_files(self) -> list[str]:
+        """The graph's file, and the one beside it if there is one. (P-1.8)"""
+        return [self.graph.file, *({GRAPH_DATA} & set(self.files))]
 
     def to_json(self) -> str:
         """The file's text: sorted, indented, newline at the end."""
@@ -151,18 +162,18 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     hold these tensors is for whoever opens them.
     """
     try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the document"
+        manifest = json_as(Manifest, text)
+    except OddError as odd:
         raise ArtefactError(
-            f"{source}: {where}: {fault['msg']}", "build the base again or fetch an intact copy"
+            f"{source}: {odd}", "build the base again or fetch an intact copy"
         ) from None
     for name in manifest.files:
-        if not SAFE_NAME.match(name):
+        if not SAFE_NAME.fullmatch(name):
             raise ArtefactError(
                 f"{source}: {name!r} is not a plain file name", "do not use this base"
             )
+    if manifest.graph.file not in manifest.files:
+        raise ArtefactError(f"{source}: it does not list its graph", "do not use this base")
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):

@@ -6,15 +6,17 @@ the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, lora_scaling, target_linears
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
-from protocol.manifest import Manifest
+from protocol.manifest import Manifest, Word
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
@@ -26,7 +28,11 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter_model.safetensors",
     "adapter.onnx_adapter",
 )
-RELEASE_FILE = "release.json"
+RELEASE_FILE, CARD_FILE = "release.json", "README.md"
+MOST_NOTE = 2**20  # bytes of a release.json
+MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
+# Whoever shows a label may not be steered by it.
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
 
 
@@ -114,10 +120,10 @@ class Parity(BaseModel):
     """torch on the codes against ONNX Runtime, same adapter, same rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-    rows: Annotated[int, Field(gt=0)]
+    rows: Annotated[int, Field(gt=0, lt=2**53)]
     max_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     label_agreement: Annotated[float, Field(ge=0, le=1)]
-    bound: Annotated[float, Field(gt=0)]
+    bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ReleaseNote(BaseModel):
@@ -125,26 +131,32 @@ class ReleaseNote(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     format: Literal[1] = 1
-    plan_name: str
-    plan_digest: str
-    base_fingerprint: str
-    round: Annotated[int, Field(ge=0)]
-    adapter_digest: str
-    labels: list[str]
-    max_length: Annotated[int, Field(gt=0)]
-    exchange: str
-    files: dict[str, str] = Field(description="sha256 of every file beside this one")
-    metrics: dict[str, float]
+    plan_name: Word
+    plan_digest: Word
+    base_fingerprint: Word
+    round: Annotated[int, Field(ge=0, lt=2**53)]
+    adapter_digest: Word
+    labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
+    max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
+    exchange: Word
+    files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
+    metrics: dict[Word, Annotated[float, Field(allow_inf_nan=False)]]
     parity: Parity | None = None
+
+
+def render_config(config: dict[str, Any]) -> bytes:
+    """The file ``adapter_config.json``."""
+    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+
+
+def render_release(note: ReleaseNote) -> bytes:
+    """The file ``release.json``."""
+    return (json.dumps(note.model_dump(mode="json"), indent=1) + "\n").encode()
 
 
 def parse_release(text: str, *, source: str) -> ReleaseNote:
     """Read ``release.json``. Raises ArtefactError."""
     try:
-        return ReleaseNote.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the document"
-        raise ArtefactError(
-            f"{source}: {where}: {fault['msg']}", "fetch the adapter again"
-        ) from None
+        return json_as(ReleaseNote, text, most=MOST_NOTE)
+    except OddError as odd:
+        raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None

@@ -8,24 +8,36 @@ a *valid* plan is also *legal* (rule, exchange, base and adapter fit together) i
 
 from __future__ import annotations
 
-import difflib
 import json
-import tomllib
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
-from protocol.errors import PlanError
+from protocol.errors import PlanError, shortened
+from protocol.misspelling import nearest
+from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_TOTAL_WEIGHT = 2**24  # of a round
 STARTS = 20  # times that a run may be begun and resumed
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
+MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
+MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
+MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
+MOST_TARGETS, MOST_WITNESSES = 256, 64
+
+Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
+Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
+PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
+NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
+VerifierText = Annotated[str, Field(max_length=400)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -47,18 +59,20 @@ class Task(Section):
     """What is learnt, and which columns of the local data it is learnt from."""
 
     kind: Literal["sequence-classification"] = "sequence-classification"
-    labels: list[str] = Field(min_length=2, description="all labels, in the order of the logits")
-    text: str = Field(default="text", min_length=1, description="column with the text")
-    label: str = Field(default="label", min_length=1, description="column with the label")
-    max_length: Annotated[int, Field(ge=3)] = Field(
+    labels: list[Label] = Field(
+        min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
+    )
+    text: Column = Field(default="text", description="column with the text")
+    label: Column = Field(default="label", description="column with the label")
+    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
         default=64, description="tokens with the two special ones; longer texts are cut"
     )
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> Task:
-        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
         if repeated:
-            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated)}")
+            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
         return self
 
 
@@ -66,36 +80,40 @@ class Adapter(Section):
     """The parameters that are trained."""
 
     method: Literal["lora", "prompt"] = "lora"
-    rank: Positive = Field(default=8, description="LoRA rank r")
+    rank: Rank = Field(default=8, description="LoRA rank r")
     alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
-    targets: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
-        default=["query", "value"], description="last path component of the adapted linears"
-    )
+    targets: (
+        Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
+        | Literal["all-linear"]
+    ) = Field(default=["query", "value"], description="last path component of the adapted linears")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    tokens: Positive = Field(default=16, description="length of the soft prompt (method = prompt)")
-    client_ranks: list[Positive] = Field(
-        default=[], description="ranks dealt out to clients in turn; needs a rule that allows it"
+    tokens: Rank = Field(default=16, description="length of the soft prompt (method = prompt)")
+    client_ranks: list[Rank] = Field(
+        default=[],
+        max_length=MOST_RANK,
+        description="ranks dealt out to clients in turn; needs a rule that allows it",
     )
 
 
 class Rule(Section):
     """How updates become the next adapter; see `fedge plan rules`."""
 
-    name: str = "alternating"
+    name: Annotated[str, Field(max_length=64)] = "alternating"
 
 
 class Cohort(Section):
     """Who takes part in a round, and when the round stops waiting."""
 
-    size: Annotated[int, Field(gt=0, le=65_536)] = Field(
+    size: Annotated[int, Field(gt=0, le=MOST_CLIENTS)] = Field(
         default=10, description="clients asked per round"
     )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
     deadline_s: PositiveReal = Field(
         default=600.0,
+        le=MOST_SECONDS,
         description="seconds a round waits, for clients to be there and for their updates",
     )
-    attempts: Positive = Field(
+    attempts: Annotated[int, Field(gt=0, le=MOST_ATTEMPTS)] = Field(
         default=3,
         description="tries at a round before the run stops; as many again when it is resumed",
     )
@@ -116,9 +134,11 @@ class Cohort(Section):
 class Local(Section):
     """Training on one client in one round."""
 
-    epochs: Positive = 1
-    max_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="0 = no limit")
-    batch_size: Positive = 32
+    epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = 1
+    max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+        default=0, description="0 = no limit"
+    )
+    batch_size: Annotated[int, Field(gt=0, le=MOST_BATCH)] = 32
     learning_rate: PositiveReal = 2e-3
     head_learning_rate: PositiveReal = 1e-2
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -150,7 +170,9 @@ class Evaluation(Section):
 class Release(Section):
     """Which rounds become artefacts for devices, and how equal they must be."""
 
-    every: Annotated[int, Field(ge=0)] = Field(default=0, description="0 = the last round only")
+    every: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
+        default=0, description="0 = the last round only"
+    )
     parity_max_relative: PositiveReal = Field(
         default=1e-4, description="bound on |torch - onnx| / |torch| of logits"
     )
@@ -190,11 +212,11 @@ class Privacy(Section):
         default=4.0, description="noise of the sum over clip"
     )
     epsilon: PositiveReal = Field(default=10.0, description="what a client may spend in the run")
-    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-6
-    rounds_per_client: Annotated[int, Field(ge=0)] = Field(
+    delta: Annotated[float, Field(ge=1e-100, lt=0.01)] = 1e-6
+    rounds_per_client: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
         default=0, description="most rounds that one client takes part in; 0 = all"
     )
-    corrupt: Annotated[int, Field(ge=0)] = Field(
+    corrupt: Annotated[int, Field(ge=0, le=MOST_CLIENTS)] = Field(
         default=0, description="distributed: clients that may leave their noise out"
     )
     allow_groups: bool = Field(
@@ -211,9 +233,13 @@ class Audit(Section):
     retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
         default=30, description="masked vectors are kept so long; 0 = sums cannot be repeated"
     )
-    log: str = Field(default="", description="with witnesses: the verifier key of the run's log")
-    witnesses: list[str] = Field(default=[], description="verifier keys of cosignatures")
-    witness_quorum: Annotated[int, Field(ge=0)] = Field(
+    log: VerifierText = Field(
+        default="", description="with witnesses: the verifier key of the run's log"
+    )
+    witnesses: list[VerifierText] = Field(
+        default=[], max_length=MOST_WITNESSES, description="verifier keys of cosignatures"
+    )
+    witness_quorum: Annotated[int, Field(ge=0, le=MOST_WITNESSES)] = Field(
         default=0, description="cosignatures without which no sum is opened"
     )
 
@@ -273,15 +299,17 @@ class Plan(Section):
         """The plan's identity: comments, order and spelling of defaults do not change it. (P-1.2)"""
         return digest("plan", canonical_json(self.model_dump(mode="json")))
 
+    def render(self) -> str:
+        """The text of a run's ``plan.json``: every default filled in."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
 
 def parse_plan(text: str, *, source: str) -> Plan:
     """Read a plan from TOML. ``source`` names the text in errors. Raises PlanError."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{source}: not valid TOML: {error}", "correct the line named") from None
-    except RecursionError:
-        raise PlanError(f"{source}: nested too deeply", "write the plan again") from None
+        document = parse_toml(text)
+    except OddError as odd:
+        raise PlanError(f"{source}: {odd}", "correct the line named") from None
     return plan_from(document, source=source)
 
 
@@ -290,9 +318,9 @@ def plan_from_text(text: str, *, source: str) -> Plan:
     if not source.endswith(".json"):
         return parse_plan(text, source=source)
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise PlanError(f"{source}: not valid JSON", "write the plan again") from None
+        document = parse_json(text)
+    except OddError as odd:
+        raise PlanError(f"{source}: not valid JSON ({odd})", "write the plan again") from None
     return plan_from(document, source=source)
 
 
@@ -314,13 +342,13 @@ def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> 
     order = {"extra_forbidden": 0, "missing": 2}
     faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
     fault = faults[0]
-    path = [str(part) for part in fault["loc"]]
+    path = [shortened(str(part), 100) for part in fault["loc"]]
     field = ".".join(path)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         known = known_keys(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        near = nearest(path[-1], known)
+        hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
         return PlanError(f"{source}: unknown key `{field}`{more}", hint)
     if fault["type"] == "missing":
         return PlanError(

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Literal
 
 from protocol.errors import PlanError
+from protocol.misspelling import nearest
 
 
 class Role(StrEnum):
@@ -162,8 +163,6 @@ def rule_named(name: str) -> RuleContract:
     try:
         return RULES[name]
     except KeyError:
-        import difflib  # only for a misspelling
-
-        near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.4)
+        near = nearest(name, RULES, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known rules: {', '.join(RULES)}"
         raise PlanError(f"`rule.name`: there is no rule `{name}`", hint) from None

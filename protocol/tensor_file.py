@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 
@@ -68,25 +69,14 @@ def _head(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) ->
 
 
 def _is_ours(head: bytes | memoryview, tensors: Tensors, metadata: Mapping[str, str]) -> bool:
-    try:
-        return head == _head({name: value.shape for name, value in tensors.items()}, metadata)
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        return False
+    return head == _head({name: value.shape for name, value in tensors.items()}, metadata)
 
 
 def _parse_header(text: bytes, source: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise ValueError("a name is listed twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(text, object_pairs_hook=once)
-    except RecursionError:
-        raise _bad(source, "its header is nested too deeply") from None
-    except ValueError as error:  # among them bytes that are no UTF-8
-        why = str(error) if type(error) is ValueError else "it is no JSON"
-        raise _bad(source, f"its header cannot be read: {why}") from None
+        header = parse_json(text, most=HEADER_BYTES)
+    except OddError as odd:
+        raise _bad(source, f"its header cannot be read: {odd}") from None
     if not isinstance(header, dict):
         raise _bad(source, "its header is no object")
     return header

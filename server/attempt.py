@@ -20,10 +20,11 @@ from protocol.adapter import client_rank, lora_scaling
 from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Contribution, Phase
 from protocol.exchange.plain import decode
+from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
 from server.aggregation import apply_individuals, change_norm
 from server.asking import ask, gather
-from server.budget import entry_for, exhausted, privacy_record
+from server.budget import entry_for, exhausted
 from server.publishing import Published
 from server.roster import DETAIL, Roster
 from server.rounds import (

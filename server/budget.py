@@ -10,12 +10,10 @@ from protocol.privacy.accounting import Spent
 from protocol.privacy.ledger import (
     Entry,
     central_numbers,
-    client_epsilon,
     distributed_numbers,
     verify_affordable,
 )
 from protocol.privacy.planned import mechanism_of
-from server.store import Record
 
 
 def exhausted(plan: Plan, entries: list[Entry], names: Iterable[str], size: int) -> dict[str, str]:
@@ -65,27 +63,3 @@ def entry_for(
             **numbers,
         }
     )
-
-
-def privacy_record(plan: Plan, entries: list[Entry]) -> Record:
-    """What a round's record says: the largest epsilon of a client so far, and by which noise."""
-    privacy = plan.privacy
-    names = {name for entry in entries for name in entry.participants}
-    if privacy.mechanism == "central" and entries:
-        names.add("")  # every round counts for everybody, also one whose sample was empty
-    spent = [client_epsilon(entries, name, privacy) for name in sorted(names)]
-    last = entries[-1] if entries else None
-    return {
-        "mechanism": privacy.mechanism,
-        "unit": "one client's whole update",
-        "epsilon": max(spent, default=0.0),
-        "delta": privacy.delta,
-        "budget": privacy.epsilon,
-        "clip": privacy.clip,
-        "noise_multiplier": privacy.noise_multiplier,
-        "noise_of_the_sum": privacy.clip * privacy.noise_multiplier,
-        "sums": len(entries),
-        "rho": last.rho if last else None,
-        "xi": last.xi if last else None,
-        "honest": last.honest if last else None,
-    }

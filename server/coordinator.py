@@ -20,12 +20,13 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
+from protocol.privacy.record import privacy_record
 from protocol.rules import Role, rule_named
 from protocol.step.state import State, initial_state
-from protocol.transparency.leaves import AskedSum
+from protocol.transparency.leaves import IMPOSSIBLE, UNOPENED, Abort, AskedSum
 from server.attempt import Attempt
-from server.budget import privacy_record
 from server.clock import Clock
+from server.counted import warnings_of
 from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
@@ -146,8 +147,8 @@ class _Run:
         asked = asked_before(self._store, number, digest) if self._setting.secure else []
 
         def enough(nodes: Collection[str]) -> bool:
-            can = choose_among(nodes, asked, quorum=cohort.quorum) is not None
-            return can and len(nodes) >= cohort.quorum
+            choice = choose_among(nodes, asked, size=cohort.size, quorum=cohort.quorum)
+            return choice is not None and len(choice.names) >= cohort.quorum
 
         roster, began = self._called_roll(), clock.now()
         if not enough(roster.nodes):
@@ -182,6 +183,9 @@ class _Run:
             if isinstance(closed, Complete):
                 after, aggregate, norm = attempt.aggregate(closed)
                 record = attempt.record(closed, aggregate, norm) | self._identity(number, after)
+                if self._setting.secure:
+                    for line in warnings_of(record):
+                        logger.warning("round %d: %s", number, line)
                 self._publish(number, after, record, aggregate.metrics, attempt.published())
                 return after, record
             if attempt.revealed:
@@ -189,8 +193,12 @@ class _Run:
             failed += 1
             record = attempt.record(closed)
             log = self._setting.log
-            # First the leaf: an attempt may be logged and tried again, never forgotten.
-            log.append([*spent_leaves(log, self._store), self._abort(record, revealed=[])])
+            # First the leaf: an attempt may be logged and tried again, never forgotten. One in clear
+            # has no number of its own: tried again, it is told once.
+            told = not self._setting.secure and log.find(Abort, round=number, attempt=failed)
+            abort = [] if told else [self._abort(record, revealed=[])]
+            if leaves := [*spent_leaves(log, self._store), *abort]:
+                log.append(leaves)
             self._store.fail_attempt(number, failed, record)
         why = _why(self._store.last_failure(number) or {})
         raise RoundError(
@@ -199,11 +207,11 @@ class _Run:
         )
 
     def _void(self, number: int, state: State, record: Record) -> tuple[State, Record]:
-        """A sum was asked for and did not open: clients open no other of this round. (P-4.6)
+        """A sum was asked for and did not open, or is impossible: clients open no other of this round.
 
-        The round is published with the model as it was, and says so; the next one starts.
+        The round is published with the model as it was, and says so; the next one starts. (P-4.6)
         """
-        record = record | self._identity(number, state) | {"void": "its sum could not be opened"}
+        record = record | self._identity(number, state) | {"void": _void_because(record)}
         self._store.forget_vectors(number)
         revealed = self._store.revealing(number).get(record["sequence"], [])
         leaf = self._abort(record, revealed=revealed)
@@ -304,6 +312,10 @@ class _Run:
             batch,
         )
         log.take(path)
+
+
+def _void_because(record: Record) -> str:
+    return IMPOSSIBLE if record["refused"] else UNOPENED
 
 
 def _why(record: Record) -> str:

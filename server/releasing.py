@@ -76,10 +76,12 @@ def _release_leaf(
         measured = isinstance(read.leaf, Release) and read.leaf.eval is not None
         if read.subjects == files and (measured or not metrics):
             return index
-    leaves = []
+    leaves, evaluation = [], next(reversed(log.find(Evaluation, round=number)), None)
     if metrics:
         thousandths = {name: round(1000 * value) for name, value in sorted(metrics.items())}
         leaf = Evaluation(round=number, rows=rows.count(b"\n"), metrics=thousandths)
-        leaves.append(log.write(leaf, {"rows": sha256(rows)}))
-    release = Release(round=number, adapter=adapters[-1], eval=log.size if leaves else None)
+        said = log.write(leaf, {"rows": sha256(rows)})
+        if evaluation is None or log.entry(evaluation) != said:  # the same is not told twice
+            leaves, evaluation = [said], log.size
+    release = Release(round=number, adapter=adapters[-1], eval=evaluation)
     return log.append([*leaves, log.write(release, files)]) + len(leaves)

@@ -135,22 +135,26 @@ class Choice:
     again: tuple[tuple[str, ...], ...] = ()
 
 
-def choose_among(
-    names: Iterable[str], opened: Sequence[Sequence[str]], *, quorum: int
-) -> Choice | None:
-    """Who of ``names`` opens a sum of an adapter of which sums over ``opened`` were asked for. (P-6.10)
+Groups = Sequence[Sequence[str]]
 
-    Clients open another one over the very same clients alone, so it is all of these groups again, or only
-    clients that are in none of them; None while neither is possible.
+
+def choose_among(
+    names: Iterable[str], asked: Sequence[Groups], *, size: int, quorum: int
+) -> Choice | None:
+    """Who of ``names`` opens a sum of an adapter whose sums ``asked`` attempts wanted before. (P-6.10)
+
+    Clients open another one over the very same clients alone: so only those are asked who were in none of
+    these attempts, or all of one of them again, in its groups. None while neither is possible. Others are
+    preferred where they are ``size``: whoever spoils a sum is then not asked again.
     """
     there = set(names)
-    if not opened:
-        return Choice(names=tuple(sorted(there)))
-    before = {name for group in opened for name in group}
-    if before <= there:
-        groups = tuple(sorted({tuple(sorted(group)) for group in opened}))
-        return Choice(names=tuple(sorted(before)), again=groups)
-    fresh = tuple(sorted(there - before))
+    fresh = tuple(sorted(there.difference(*(group for groups in asked for group in groups))))
+    if not asked or len(fresh) >= size:
+        return Choice(names=fresh)
+    for groups in reversed(asked):
+        before = {name for group in groups for name in group}
+        if before <= there:
+            return Choice(names=tuple(sorted(before)), again=tuple(map(tuple, groups)))
     return Choice(names=fresh) if len(fresh) >= quorum else None
 
 

@@ -6,6 +6,7 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -27,6 +28,7 @@ from protocol.step.state import State, apply_mean
 from protocol.transparency.leaves import OpenedSum
 from server.asking import ask, gather
 from server.attempt import Attempt, masked_bytes
+from server.counted import counted
 from server.publishing import (
     Published,
     asked_sums,
@@ -52,20 +54,22 @@ from server.rounds import (
 from server.secret_sum import Messages, SecretSum
 from server.store import Record, RunStore
 
+logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
 RETRY = "check the clients that were lost; the model is unchanged"
 Prepare = Callable[[SecretSum], Messages]
 Receive = Callable[[SecretSum, bytes, bytes], None]
 
 
-def asked_before(store: RunStore, number: int, digest: str) -> list[list[str]]:
-    """Whose sums rounds before ``number`` have asked for of the adapter with ``digest``, void or not."""
-    groups: list[list[str]] = []
+def asked_before(store: RunStore, number: int, digest: str) -> list[list[list[str]]]:
+    """The groups whose sums each round before ``number`` has asked for of the adapter with ``digest``."""
+    asked: list[list[list[str]]] = []
     for before in range(number - 1, 0, -1):
         record = store.record(before)
         if record["adapter_in"] != digest:
             break
-        groups += record.get("asked", [])
-    return groups
+        if groups := record.get("asked"):
+            asked.insert(0, groups)
+    return asked
 
 
 class SecretAttempt(Attempt):
@@ -89,6 +93,11 @@ class SecretAttempt(Attempt):
         self._phases()
         for made in self._sums:
             made.open()
+            if made.refused and made.failure:
+                logger.warning(
+                    "round %d: the sum of group %d is refused: %s",
+                    self._number, made.group, made.failure.cause,
+                )  # fmt: skip
             publish_sum(self._store, self._number, made)
             if made.failure is None:
                 for name in made.alive:
@@ -98,9 +107,10 @@ class SecretAttempt(Attempt):
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
         """Among those who may open a sum of this adapter. Raises RoundError when these are too few."""
-        choice = choose_among(names, self._asked_before(), quorum=self._plan.cohort.quorum)
+        cohort, asked = self._plan.cohort, self._asked_before()
+        choice = choose_among(names, asked, size=cohort.size, quorum=cohort.quorum)
         if choice is None:
-            gone = {name for group in self._asked_before() for name in group} - set(names)
+            gone = {name for groups in asked for group in groups for name in group} - set(names)
             raise RoundError(
                 f"round {self._number}: a sum of this adapter was asked for before, over clients of which "
                 f"some are not there{naming(dict.fromkeys(gone, 'not connected'))}",
@@ -108,16 +118,15 @@ class SecretAttempt(Attempt):
             )
         return choice.names if choice.again else super()._draw(list(choice.names))
 
-    def _asked_before(self) -> list[list[str]]:
+    def _asked_before(self) -> list[list[list[str]]]:
         return asked_before(self._store, self._number, self._digest)
 
     def _dealt(self) -> list[list[str]]:
         """The groups of those who are there: as they were, where an adapter's sum is asked for again."""
-        again = [set(group) for group in self._asked_before()]
-        if again and set().union(*again) == {*self._collecting.expected}:
-            there = set(self._collecting.waiting)
-            unique = sorted({tuple(sorted(group)) for group in again})
-            return [[name for name in group if name in there] for group in unique]
+        there = set(self._collecting.waiting)
+        for groups in self._asked_before():
+            if {name for group in groups for name in group} == {*self._collecting.expected}:
+                return [[name for name in group if name in there] for group in groups]
         return deal_groups(
             list(self._collecting.waiting),
             groups=self._plan.secrecy.groups,
@@ -370,16 +379,30 @@ class SecretAttempt(Attempt):
         liars = sorted(name for made in self._sums for name in made.liars)
         groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
+        refused = [
+            {"group": made.group, "why": made.failure.cause}
+            for made in self._sums
+            if made.refused and made.failure
+        ]
+        return record | {
+            "sequence": self._seq,
+            "lost": lost,
+            "liars": liars,
+            "groups": groups,
+            "refused": refused,
+            "asked": self._asked(),
+            **counted(record["metrics"], record["weight"]),
+        }
+
+    def _asked(self) -> list[list[str]]:
+        """Over whom sums of this round were asked for, by name."""
         names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
-        asked = sorted(
-            {
-                tuple(sorted(names.get(one, one) for one in each.clients))
-                for sums in self._store.revealing(self._number).values()
-                for each in sums
-            }
-        )
-        more = {"sequence": self._seq, "lost": lost, "liars": liars, "groups": groups}
-        return record | more | {"asked": [list(group) for group in asked]}
+        asked = {
+            tuple(sorted(names.get(one, one) for one in each.clients))
+            for sums in self._store.revealing(self._number).values()
+            for each in sums
+        }
+        return [list(group) for group in sorted(asked)]
 
     def published(self) -> Published:
         """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""

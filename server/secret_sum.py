@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from protocol.errors import RoundError
+from protocol.errors import RoundError, UpdateError
 from protocol.layout import Vector
 from protocol.secagg import coordinator as core
 from protocol.secagg.primitives import Word
@@ -23,6 +23,7 @@ class SecretSum:
         self.core = core.Attempt(parameters)
         self.encoding: Exact | Noisy | None = None
         self.failure: RoundError | None = None
+        self.refused = False  # opened, and not what honest clients can have sent
         self.words: Word | None = None
         self.mean: Vector | None = None
         self.metrics: dict[str, float] = {}
@@ -58,7 +59,12 @@ class SecretSum:
             return None
 
     def open(self) -> None:
-        """Take the masks off and decode."""
-        self.words = self.guarded(self.core.unmask)
-        if self.words is not None and self.encoding is not None:
-            self.mean, self.metrics = self.encoding.opened(self.words, len(self.core.alive))
+        """Take the masks off and decode; a sum that is impossible has failed. (P-6.17)"""
+        words = self.guarded(self.core.unmask)
+        if words is None or self.encoding is None:
+            return
+        try:
+            self.mean, self.metrics = self.encoding.opened(words, len(self.core.alive))
+            self.words = words
+        except UpdateError as error:
+            self.failure, self.refused = RoundError(error.cause, error.remedy), True

@@ -97,7 +97,7 @@ class RunStore:
         """Write ``plan.json`` beside the rounds, once: what releases and reports read."""
         path = self.folder / PLAN
         if not path.exists():
-            write_whole(path, _json(plan.model_dump(mode="json")).encode())
+            write_whole(path, plan.render().encode())
 
     def keep_manifest(self, manifest: Manifest) -> None:
         """Write the base's manifest beside the plan, once: layouts follow from it."""
@@ -201,7 +201,11 @@ class RunStore:
             if (self._open(number) / name).is_dir():
                 (self._open(number) / name).rename(temporary / name)
         folder = self._rounds / f"{number:04d}"
-        files = [temporary / CHECKPOINT, *sorted((temporary / ADAPTER).iterdir())]
+        files = [
+            temporary / CHECKPOINT,
+            temporary / RECORD,
+            *sorted((temporary / ADAPTER).iterdir()),
+        ]
         (temporary / BATCH).write_bytes(
             batch({f"rounds/{folder.name}/{p.relative_to(temporary)}": _sha256(p) for p in files})
         )

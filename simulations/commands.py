@@ -78,12 +78,21 @@ def simulate(
     else:
         console = Console(markup=False, emoji=False)
         console.print(summary_table(summary))
-        for line in summary.insecure:
+        for line in [*summary.insecure, *_counted(summary)]:
             console.print(f"! {line}", style="yellow")
         console.print(f"run: {folder}", soft_wrap=True)
         console.print(f"adapter: {summary.adapter}", soft_wrap=True)
         if summary.report:
             console.print(f"report: {summary.report}", soft_wrap=True)
+
+
+def _counted(summary: Summary) -> list[str]:
+    said = []
+    if summary.failures:
+        said.append(f"{summary.failures} time(s) a device failed and contributed zeros")
+    if (summary.clipped_share or 0) > 0.5:
+        said.append(f"{summary.clipped_share:.0%} of the updates were cut at secrecy.clip")
+    return said
 
 
 def report(

@@ -7,13 +7,13 @@ itself: ``base.fingerprint`` and ``task.labels``. It stays a dictionary until bo
 from __future__ import annotations
 
 import os
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import (
@@ -26,6 +26,7 @@ from protocol.plan import (
     plan_from,
     validated,
 )
+from protocol.regular_files import read_regular_text
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
@@ -151,16 +152,16 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         MachineError: there is no such file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path, most=MOST_TOML)
     except (OSError, UnicodeDecodeError) as error:
         raise MachineError(
             f"experiment {path} cannot be read: {_reason(error)}",
             f"name a file, or one that ships with fedge: {', '.join(shipped())}",
         ) from None
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{path}: not valid TOML: {error}", "correct the line named") from None
+        document = parse_toml(text)
+    except OddError as odd:
+        raise PlanError(f"{path}: {odd}", "correct the line named") from None
     for override in overrides or []:
         _override(document, override)
     if "task" in document and "plan" not in document:
@@ -226,8 +227,8 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _value(text: str) -> Any:
     """A TOML value; what is none is a string, so that names need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except OddError:
         return text
 
 

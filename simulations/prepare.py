@@ -119,7 +119,7 @@ def _fresh(
     if plan.secrecy.exchange == "secagg":
         _enrol(out, len(parts))
     write_jsonl(out / TEST, test)
-    write_json(out / PLAN, plan.model_dump(mode="json"))
+    write_text(out / PLAN, plan.render())
     tokens = _tokens_per_row(base, plan, [row[plan.task.text] for row in train])
     marker = {
         **experiment.model_dump(mode="json"),

@@ -1,7 +1,8 @@
 """A run as one self-contained page: quality, participation, bytes, time, parity, what is insecure.
 
-Everything comes from the run folder; what is missing there is said to be missing. The page loads
-nothing and runs no script.
+Everything comes from the run folder; what is missing there is said to be missing. Who took part and what
+privacy was spent is drawn from the log (:mod:`simulations.report_log`); every other section says that it is
+the coordinator's word. The page loads nothing and runs no script.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from protocol.rules import rule_named
 from simulations.files import read_json, write_text
 from simulations.plots import Band, Line, bar_chart, line_chart, number, table
 from simulations.report_audit import audit
+from simulations.report_log import WORD, by_the_log, read_log, whose
 from simulations.report_secrecy import privacy, visible
 
 REPORT, AUDIT = "report.html", "audit.json"
 REASONS = ("error", "invalid", "no-reply", "late")
+REASONED = "<p>Who was asked and why somebody is missing is the coordinator's word in any case.</p>"
 Json = dict[str, Any]
 
 
@@ -42,22 +45,24 @@ def _page(run: Path, plan: Json) -> str:
         for r in (read_json(p) for p in sorted(run.glob("rounds/[0-9]*/record.json")))
         if r["round"]
     ]
+    log = read_log(run)
+    records, own = by_the_log(log, records), whose(log)
     failed = [read_json(path) for path in sorted(run.glob("rounds/*.attempt*.json"))]
     summary, yardsticks = read_json(run / "summary.json"), read_json(run / "yardsticks.json") or {}
     evaluations = (read_json(run / "evaluations.json") or {}).get("test", [])
     note = _last_release(run, records)
     sections = [
-        ("Figures", _figures(plan, summary, records)),
+        ("Figures", _figures(plan, summary, records) + WORD),
         ("What is insecure about this run", _insecure(plan, summary, records)),
         ("What the coordinator could see", visible(plan, records)),
-        ("Privacy spent", privacy(records, failed)),
+        ("Privacy spent", privacy(records, failed if log is None else []) + own),
         ("Audit", audit(read_json(run / AUDIT), plan, records, note)),
-        ("Quality per round", _quality(evaluations, yardsticks)),
-        ("Participation", _participation(records, failed)),
-        ("Bytes", _bytes(records)),
-        ("Time", _time(records, summary, read_json(run / "timings.json", {}).get("rounds", {}))),
+        ("Quality per round", _quality(evaluations, yardsticks) + WORD),
+        ("Participation", _participation(records, failed) + own + REASONED),
+        ("Bytes", _bytes(records) + WORD),
+        ("Time", _time(records, summary, _wall(run)) + WORD),
         ("Size of the update", _norms(records)),
-        ("Parity: torch against ONNX Runtime", _parity(note)),
+        ("Parity: torch against ONNX Runtime", _parity(note) + WORD),
         ("Plan and identities", _identities(plan, records)),
     ]
     body = "".join(f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in sections)
@@ -69,6 +74,12 @@ def _page(run: Path, plan: Json) -> str:
         f"<body><header><h1>{name}</h1><p>A federated run, reported by fedge.</p></header>{body}"
         "</body></html>\n"
     )
+
+
+def _wall(run: Path) -> Json:
+    """Seconds of each round by the clock on the wall."""
+    found: Json = read_json(run / "timings.json", {}).get("rounds", {})
+    return found
 
 
 def _last_release(run: Path, records: list[Json]) -> Json | None:

@@ -22,12 +22,16 @@ def audit(found: Json | None, plan: Json, records: list[Json], note: Json | None
     said = f"{verified} of {len(rounds)} rounds verified, round 0 among them"
     faults = [*found["faults"], *(f for one in rounds.values() for f in one["faults"])]
     html = f"<p>{said}; verdict of the whole: <b>{escape(found['verdict'])}</b>.</p>"
+    html += (
+        "<p>So says audit.json: <code>fedge audit verify</code> makes a verdict of your own.</p>"
+    )
     if faults:
         html += '<ul class="warn">' + "".join(f"<li>{escape(f)}</li>" for f in faults) + "</ul>"
     return (
         html
         + _lineage(found, plan, rounds, note)
         + _open(found, rounds)
+        + _not_covered(found)
         + _rounds(rounds, records)
         + _participants(records)
         + table(
@@ -48,6 +52,16 @@ def _open(found: Json, rounds: dict[int, Json]) -> str:
     left = {(u["what"], u["leaves"]) for u in (*found["unverified"], *found["assumed"])}
     left |= {(u["what"], u["leaves"]) for one in rounds.values() for u in one["unverified"]}
     return table(["not checked, or assumed", "what that leaves unproven"], sorted(left))
+
+
+def _not_covered(found: Json) -> str:
+    """Files and claims that the verdict says nothing about."""
+    rows = [
+        [each["name"], ", ".join(each["parts"]) or "all of it", each["why"]]
+        for each in found.get("not_covered", [])
+    ]
+    html = table(["file or leaf", "what of it", "why the verdict does not cover it"], rows)
+    return f"<details><summary>not covered: {len(rows)} files and leaves</summary>{html}</details>"
 
 
 def _rounds(rounds: dict[int, Json], records: list[Json]) -> str:
@@ -71,7 +85,9 @@ def _participants(records: list[Json]) -> str:
         [name, used[name], ", ".join(f"{k}: {n}" for k, n in sorted(causes.get(name, {}).items()))]
         for name in sorted({*used, *causes})
     ]
-    html = table(["participant", "rounds it is in", "absent, by cause"], rows)
+    html = table(
+        ["participant", "rounds it is in", "absent, by cause (the coordinator's word)"], rows
+    )
     return f"<details><summary>the participants</summary>{html}</details>"
 
 

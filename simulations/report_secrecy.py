@@ -31,7 +31,8 @@ def visible(plan: Json, records: list[Json]) -> str:
         + (", with the clients' noise in it" if private else ", exactly"),
         "no metrics at all"
         if private
-        else "the sums of example counts, losses and training times, not one client's",
+        else "the sums of example counts, losses, training times, failures and cut updates, not one "
+        "client's",
         "who was asked, who answered in which phase, when, and from which address",
     ]
     whole = "a round's clients" if groups == 1 else "a group's clients"
@@ -48,7 +49,33 @@ def visible(plan: Json, records: list[Json]) -> str:
         )
     if liars:
         html += f'<p class="warn">Wrong shares came from: {escape(", ".join(liars))}.</p>'
-    return html
+    return html + _counters(records)
+
+
+def _counters(records: list[Json]) -> str:
+    """Failures, updates that were cut, sums that were refused; warnings only where there is something."""
+    counted = [record for record in records if record.get("failures") is not None]
+    html = ""
+    for record in records:
+        for each in record.get("refused", []):
+            text = f"Round {record['round']}: the sum of group {each['group']} was refused: {each['why']}."
+            html += f'<p class="warn">{escape(text)}</p>'
+    if failures := sum(record["failures"] for record in counted):
+        html += (
+            f'<p class="warn">{failures} time(s) a client failed and contributed zeros; which one and why '
+            "only its own log says.</p>"
+        )
+    if not counted:
+        return html
+    many = [record for record in counted if record["clipped_share"] > 0.5]
+    if many:
+        numbers = ", ".join(str(record["round"]) for record in many)
+        html += f'<p class="warn">Most updates were cut at secrecy.clip in round(s) {escape(numbers)}.</p>'
+    rows = [
+        [record["round"], record["failures"], f"{record['clipped_share']:.0%}"]
+        for record in counted
+    ]
+    return html + table(["round", "clients that failed", "updates cut at the clip"], rows)
 
 
 def _range(counts: list[int]) -> str:

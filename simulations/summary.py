@@ -16,7 +16,8 @@ from simulations.timings import Timings
 class Summary(Section):
     """Accuracies are shares of the test rows; ``None`` where the experiment asked for none.
 
-    ``audit`` is the verdict of an audit from the published files.
+    ``audit`` is the verdict of an audit from the published files. ``failures`` (contributions of zeros) and
+    ``clipped_share`` (of all updates) are of secret sums with counters.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Summary(Section):
     audit: str
     rounds_verified: int
     dropped: int
+    failures: int | None
+    clipped_share: float | None
     base: str
     adapter: str
     report: str | None
@@ -64,6 +67,7 @@ def summarise(
     """Put a finished run's records together. ``records`` are those of all rounds, in order."""
     last = records[-1]
     folder = adapter_folder(prepared.out, int(last["round"]))
+    counters = [record for record in records if record.get("failures") is not None]
     if note.parity is None:
         raise ValueError("a run is summarised after its release")
     return Summary(
@@ -92,6 +96,8 @@ def summarise(
         audit=audited.verdict,
         rounds_verified=sum(o.round > 0 and o.verdict in ("ok", "void") for o in audited.rounds),
         dropped=sum(len(record["dropped"]) for record in records),
+        failures=sum(counted["failures"] for counted in counters) if counters else None,
+        clipped_share=_clipped(counters),
         base=str(prepared.base),
         adapter=str(folder),
         report=report,
@@ -110,6 +116,13 @@ def insecurities(prepared: Prepared, records: Sequence[dict[str, Any]]) -> list[
             "central noise: it protects readers of the adapter, not devices from the coordinator"
         )
     return said
+
+
+def _clipped(counters: Sequence[dict[str, Any]]) -> float | None:
+    """The share of updates that were cut, of those that were no failures."""
+    updates = sum(record["weight"] - record["failures"] for record in counters)
+    cut = sum(record["metrics"]["clipped"] for record in counters)
+    return float(cut / updates) if updates else None
 
 
 def _mean(records: Sequence[dict[str, Any]], key: str) -> int:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedge.operations.folders import KEYS
 from fedge.operations.site import NODE_KEY, ROSTER, SIGNED, Site, read_node_key
+from protocol.documents import parse_json
 from protocol.enrolment import MAX_BYTES, SignedRoster, verify_roster
 from protocol.errors import FedgeError, ProofError
 from server.files import write_whole
@@ -135,7 +136,7 @@ def _version(site: Site) -> int:
 def last_contact(site: Site) -> Contact | None:
     """What the last try found, None before the first."""
     try:
-        return Contact(**json.loads((site.state / CONTACT).read_text("utf-8")))
+        return Contact(**parse_json((site.state / CONTACT).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -44,6 +44,7 @@ from fedge.operations.folders import (
     write_secret,
 )
 from fedge.operations.supervisor import Component, processes_of
+from protocol.documents import json_as
 from protocol.enrolment import (
     MAX_BYTES,
     SignedRoster,
@@ -170,7 +171,7 @@ class Coordinator:
         return None if told == self.address else told
 
     def _invitation(self) -> Invitation:
-        return Invitation.model_validate_json((self.folder / INVITATION).read_bytes())
+        return json_as(Invitation, (self.folder / INVITATION).read_bytes())
 
     def _operator(self) -> bytes:
         return bytes.fromhex(self._invitation().operator)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tomllib
 from pathlib import Path
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError, MachineError
+from protocol.regular_files import read_regular
 
 CONFIG, KEYS, STATE, PROGRAMS, WORK, HOME = "config.toml", "keys", "state", "bin", "work", "flwr"
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -53,18 +54,14 @@ def new_folder(path: Path) -> Path:
 def read_settings(path: Path, kind: type[Settings]) -> Settings:
     """A TOML file as settings. Raises MachineError that names the key."""
     try:
-        return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return value_as(kind, parse_toml(read_regular(path)))
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be read: {error.strerror}",
             "name a folder that `fedge coordinator init` or `fedge client enrol` has made",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MachineError(f"{path}: not valid TOML: {error}", "correct that line") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise MachineError(f"{path}: `{key}`: {first['msg']}", "correct this key") from None
+    except OddError as odd:
+        raise MachineError(f"{path}: {odd}", "correct this file") from None
 
 
 def toml_text(text: str) -> str:

@@ -26,6 +26,7 @@ TRACEBACK = (
 )
 GROUP = " |+-"  # what the lines of an exception group begin with
 REFUSED = "refused: "  # how client.app and client.trainer begin what they answer with a refusal
+ZEROS = "contributed zeros: "  # and client.failures what nobody but the owner is told
 ROTATE_BYTES, KEEP, LINE = 8 << 20, 3, 600
 TAIL = 1 << 18
 
@@ -51,7 +52,7 @@ class Redactor:
             if found is None or text.startswith(" "):
                 return self._failure(text, bare)
             self._failing = False
-        plain = "WARNING" if text.startswith(REFUSED) else "INFO"
+        plain = "WARNING" if text.startswith((REFUSED, ZEROS)) else "INFO"
         level, message = (found[1], found[2]) if found else (plain, text)
         message = _clean(message)
         return (level, message) if message else None
@@ -106,7 +107,10 @@ class JsonLog:
 
 
 def last_refusal(path: Path) -> tuple[str, str] | None:
-    """When this site last refused a request since it was started, and why; of the log's newest part."""
+    """When this site last refused a request, or contributed zeros, since it was started, and why.
+
+    Of the log's newest part.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL))
@@ -124,4 +128,6 @@ def last_refusal(path: Path) -> tuple[str, str] | None:
             found = None
         elif message.startswith(REFUSED):
             found = time, message.removeprefix(REFUSED)
+        elif message.startswith(ZEROS):
+            found = time, message
     return found

@@ -10,7 +10,9 @@ from typing import Any
 from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import is_held
 from fedge.operations.supervisor import LOCK, Process, processes_of
+from protocol.documents import parse_json
 from protocol.errors import MachineError
+from protocol.regular_files import read_regular
 from server.control import Control, NodeState
 from server.files import write_whole
 
@@ -28,7 +30,11 @@ class SiteView:
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run by what its folder says. ``epsilon`` is the largest of a client so far."""
+    """A run by what its folder says. ``epsilon`` is the largest of a client so far.
+
+    ``failures``: how often a client of a secret sum contributed zeros; ``clipped``: the share of updates that
+    were cut in the last round; ``refused``: sums that no honest clients can have sent. None: not counted.
+    """
 
     name: str
     folder: str
@@ -40,6 +46,9 @@ class RunView:
     drops: int
     failed_attempts: int
     void_rounds: int
+    failures: int | None
+    clipped: float | None
+    refused: int
     epsilon: float | None
     last_round_at: float | None
 
@@ -104,7 +113,7 @@ def _nodes(coordinator: Coordinator) -> list[NodeState]:
 def known_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
     """Runs that were started here: ``folder``, ``name``, ``planned`` rounds, Flower's number ``run``."""
     try:
-        found = json.loads((coordinator.state / RUN_LIST).read_text("utf-8"))
+        found = parse_json((coordinator.state / RUN_LIST).read_bytes())
         return list(found["runs"])
     except FileNotFoundError:
         return []
@@ -146,15 +155,22 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
         drops=sum(len(r["dropped"]) for r in records),
         failed_attempts=len(list((folder / "rounds").glob("[0-9]*.attempt*.json"))),
         void_rounds=sum(1 for r in records if r.get("void")),
+        failures=sum(failed) if (failed := _counted(records, "failures")) else None,
+        clipped=(_counted(records, "clipped_share") or [None])[-1],
+        refused=sum(len(r.get("refused", [])) for r in records),
         epsilon=max(spent, default=None),
         last_round_at=records[-1]["ended_at"] if records else None,
     )
 
 
+def _counted(records: list[dict[str, Any]], key: str) -> list[Any]:
+    return [record[key] for record in records if record.get(key) is not None]
+
+
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How the run's app ended, None when it has not said."""
     try:
-        found = json.loads((folder / "outcome.json").read_text("utf-8"))
+        found = parse_json(read_regular(folder / "outcome.json"))
         return found if isinstance(found.get("finished"), bool) else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -165,7 +181,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / "rounds").glob("[0-9]*/record.json")):
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = parse_json(path.read_bytes())
         except (OSError, ValueError):
             break
         if record["round"] > 0:

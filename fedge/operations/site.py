@@ -16,7 +16,6 @@ import hashlib
 import os
 import re
 import tempfile
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,9 +46,11 @@ from fedge.operations.folders import (
     write_secret,
 )
 from fedge.operations.supervisor import Component
+from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
+from protocol.regular_files import read_regular
 from server.files import write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
@@ -146,7 +147,7 @@ class Site:
         work = self.settings.work.model_copy(update={"plan": str(plan.resolve())})
         settings = self.settings.model_copy(update={"work": work})
         try:
-            clear = SiteSettings.model_validate(tomllib.loads(changed)) == settings
+            clear = value_as(SiteSettings, parse_toml(changed)) == settings
         except ValueError:
             clear = False
         if not clear:
@@ -304,7 +305,7 @@ def write_local(keys: Path, name: str) -> None:
 def read_invitation(path: Path) -> Invitation:
     """An operator's invitation. Raises MachineError."""
     try:
-        invitation = Invitation.model_validate_json(path.read_bytes())
+        invitation = json_as(Invitation, read_regular(path))
         x509.load_pem_x509_certificate(invitation.authority.encode("ascii"))
         return invitation
     except OSError as error:

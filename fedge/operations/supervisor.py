@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from fedge.operations.locks import held_lock, holder
 from fedge.operations.logs import JsonLog, Redactor
+from protocol.documents import parse_json
 
 STATUS, LOCK, LOG = "status.json", "supervisor.lock", "log.jsonl"
 FIRST_WAIT_S, LONGEST_WAIT_S, SETTLED_S = 0.5, 30.0, 30.0
@@ -216,7 +217,7 @@ def processes_of(state: Path) -> list[Process]:
     if holder(state / LOCK) is None:
         return []
     try:
-        status = json.loads((state / STATUS).read_text("utf-8"))
+        status = parse_json((state / STATUS).read_bytes())
     except (OSError, ValueError):
         return []
     return [Process(name=name, **entry) for name, entry in status["components"].items()]

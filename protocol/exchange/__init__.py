@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+
 from protocol.layout import Vector
 
 # What every client measures and the coordinator may know the sum of. Order is part of the wire.
@@ -37,11 +39,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one client gives to a round: ``update`` is (d,) float32, unweighted."""
+    """What one client gives to a round: ``update`` is (d,) float32, unweighted.
+
+    ``failed``: it has nothing to give, and in a secret sum says so by zeros and a count.
+    """
 
     update: Vector
     weight: int
     metrics: Mapping[str, float]
+    failed: bool = False
+
+
+def failed_contribution(size: int) -> Contribution:
+    """Of a client whose training failed: ``size`` zeros, and nothing measured. (P-4.4)"""
+    zeros = dict.fromkeys(METRICS, 0.0)
+    return Contribution(update=np.zeros(size, np.float32), weight=1, metrics=zeros, failed=True)
 
 
 @dataclass(frozen=True, kw_only=True)

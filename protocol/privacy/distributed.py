@@ -21,13 +21,16 @@ from protocol.errors import PlanError, UpdateError
 from protocol.layout import Vector
 from protocol.privacy.accounting import Spent
 from protocol.privacy.gaussian import DIGITS, draw
+from protocol.secagg.counters import IMPOSSIBLE
 from protocol.secagg.primitives import RandomBytes, Word, word_type
-from protocol.secagg.rotation import Rotation
+from protocol.secagg.ring import finite_norm
+from protocol.secagg.rotation import Integers, Rotation, sum_of_squares
 
 INFLATION = 1.01  # of the sensitivity, by rounding to the grid
 TRIES, KAPPA = 64, 4.0  # roundings of a vector; standard deviations that fit the ring
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640629")
 LEAST_EXPONENT = -1000
+CHANCE = 45.0  # honest noise is beyond the bound of its norm with probability e^-45 at most
 GRID_BITS = 40  # the grid is a multiple of 2^-40: exact in every language
 
 
@@ -91,10 +94,7 @@ class Mechanism:
         ``rng`` rounds, ``random`` (of the operating system) makes the noise; privacy rests on the
         bound of the integers and on the noise, not on the rounding.
         """
-        values = vector.astype(np.float64)
-        norm = float(np.linalg.norm(values))
-        if not math.isfinite(norm):
-            raise ValueError("the vector is not finite")
+        values, norm = vector.astype(np.float64), finite_norm(vector)
         scale = min(1.0, self.clip / norm) if norm else 1.0
         turned = self.turn.forward(values * scale) / self.grid
         whole = self._rounded(turned, rng)
@@ -118,10 +118,34 @@ class Mechanism:
 
     def decode(self, words: Word, summands: int) -> Vector:
         """The noisy mean, (d,) float32. A sum that wrapped costs accuracy, never privacy."""
-        half = 2 ** (self.bits - 1)
-        centred = ((words.astype(np.int64) + half) % 2**self.bits) - half
         scale = self.grid / (math.sqrt(self.turn.transform) * summands)
-        return (self.turn.backward(centred).astype(np.float64) * scale).astype(np.float32)
+        return (self.turn.backward(self._centred(words)).astype(np.float64) * scale).astype(
+            np.float32
+        )
+
+    def _centred(self, words: Word) -> Integers:
+        half = 2 ** (self.bits - 1)
+        centred: Integers = ((words.astype(np.int64) + half) % 2**self.bits) - half
+        return centred
+
+    def verify_sum(self, words: Word, summands: int) -> None:
+        """What ``summands`` honest clients can have made together. Raises UpdateError. (P-6.17)
+
+        Their updates have norm n B at most. Their noise is sub-Gaussian: its norm is above
+        ``sigma sqrt(n (D + 2 sqrt(D t) + 2 t))`` with probability e^-t at most (Hsu, Kakade and Zhang 2012),
+        t = 45. Where noise outweighs updates this bounds little. Wrapping only shortens.
+        """
+        padded, sigma = self.turn.padded, float(self.sigma)
+        updates = summands * norm_bound(self.clip, self.grid, padded)
+        spread = padded + 2 * math.sqrt(padded * CHANCE) + 2 * CHANCE
+        most = updates + sigma * math.sqrt(summands * spread)
+        squares = sum_of_squares(self._centred(words))
+        if squares > math.floor(most * most):
+            norm, top = (self.grid * each / summands for each in (math.sqrt(squares), most))
+            raise UpdateError(
+                f"the noisy mean has norm {norm:.4g}, that of {summands} honest clients {top:.4g} at most",
+                IMPOSSIBLE,
+            )
 
     def spent(self) -> Spent:
         """What one round costs every client in it."""

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PrivacyError
 from protocol.plan import Privacy
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
@@ -29,7 +30,8 @@ def _is_real(text: str) -> str:
     return text
 
 
-Real = Annotated[str, AfterValidator(_is_real)]
+Real = Annotated[str, Field(max_length=40), AfterValidator(_is_real)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Entry(BaseModel):
@@ -40,18 +42,18 @@ class Entry(BaseModel):
     format: Literal[1] = 1
     plan: str  # digest
     run: str  # session id in hex, empty without secure aggregation
-    sequence: int
-    group: int = 0  # of the attempt's groups; a client does not know its own
-    round: int
-    attempt: int
+    sequence: Count
+    group: Count = 0  # of the attempt's groups; a client does not know its own
+    round: Count
+    attempt: Count
     participants: list[str]
     mechanism: Literal["distributed", "central"]
     clip: Real
     noise_multiplier: Real
-    honest: int
+    honest: Count
     grid: Real
     noise: Real
-    size: int
+    size: Count
     rho: Real
     xi: Real
 
@@ -102,8 +104,8 @@ def parse_entries(text: str, *, source: str) -> list[Entry]:
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            entries.append(Entry.model_validate_json(line))
-        except (ValidationError, ValueError):
+            entries.append(json_as(Entry, line))
+        except OddError:
             raise ArtefactError(
                 f"{source}: line {number} is no ledger entry",
                 "restore the ledger; a last line that is cut off was never spent and may be removed",

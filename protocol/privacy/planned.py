@@ -52,10 +52,11 @@ def planned_epsilon(plan: Plan, sizes: Sequence[int]) -> float:
             sampling=privacy.sampling,
             delta=privacy.delta,
         )
-    costs = [mechanism_of(plan, size=size).spent() for size in sizes]
+    often, rest = divmod(rounds, len(sizes))
     total = Spent()
-    for number in range(rounds):
-        total += costs[number % len(costs)]
+    for phase, size in enumerate(sizes):
+        cost = mechanism_of(plan, size=size).spent()
+        total += cost.times(often + (phase < rest))
     return epsilon(total, delta=privacy.delta)
 
 

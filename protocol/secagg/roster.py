@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from protocol.documents import parse_json
 from protocol.errors import PlanError
 from protocol.secagg.primitives import client_id
 
@@ -13,12 +14,12 @@ REMEDY = 'write {"clients": {"name": "64 hex digits of the public key", …}}'
 def parse_roster(text: str, *, source: str) -> dict[str, bytes]:
     """Public keys (32 bytes) by name. Raises PlanError for anything else than a roster."""
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         clients = document["clients"]
         if set(document) != {"clients"} or not isinstance(clients, dict) or not clients:
             raise ValueError
         roster = {str(name): bytes.fromhex(key) for name, key in clients.items()}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise PlanError(f"{source}: not a roster", REMEDY) from None
     for name, key in roster.items():
         if not name.isprintable() or not 1 <= len(name) <= 200:

@@ -74,3 +74,9 @@ def _hadamard(blocks: Array) -> Array:
         blocks = np.stack((upper, lower), axis=2).reshape(rows, length)
         step *= 2
     return blocks
+
+
+def sum_of_squares(values: Integers) -> int:
+    """Exactly, of int64 values up to 2^33 in magnitude: the square of one need not fit 64 bits."""
+    high, low = values >> 16, values & 0xFFFF
+    return (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)

@@ -1,33 +1,24 @@
-"""What an attempt is about, computed alike by both sides: the ring, the terms, the counters. (P-6.11)"""
+"""What an attempt is about, computed alike by both sides: the ring and the terms. (P-6.11)"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from protocol.encoding import digest
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.privacy.distributed import Mechanism
 from protocol.privacy.planned import mechanism_of
 from protocol.secagg.agreement import Keys
+from protocol.secagg.counters import COUNTER_BITS, COUNTERS, Limits, limits_of
 from protocol.secagg.primitives import RandomBytes, Word, tagged_hash
 from protocol.secagg.ring import Ring
 from protocol.wire import Instruction, to_record
-
-# A metric travels as an integer: itself times this, rounded, cut to 40 bits.
-SCALES = {
-    "examples": 1,
-    "loss_sum": 2**12,
-    "eval_examples": 1,
-    "eval_correct": 1,
-    "train_seconds": 1000,
-}
-COUNTER_BITS = 40
 
 
 class Encoding(Protocol):
@@ -48,7 +39,10 @@ class Encoding(Protocol):
         ...
 
     def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
-        """The mean update (d,) float32 and the summed metrics of ``summands`` contributions."""
+        """The mean update (d,) float32 and the summed metrics of ``summands`` contributions.
+
+        Raises UpdateError for a sum that honest clients cannot have. (P-6.17)
+        """
         ...
 
     def terms(self) -> dict[str, Any]:
@@ -58,9 +52,10 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Exact:
-    """The update at the ring's precision, metrics beside it. (P-6.9)"""
+    """The update at the ring's precision, counters beside it. (P-6.9)"""
 
     ring: Ring
+    limits: Limits
 
     @property
     def bits(self) -> int:
@@ -74,12 +69,15 @@ class Exact:
 
     def words(self, given: Contribution, rng: np.random.Generator, random: RandomBytes) -> Word:
         """Rotated, rounded, with the counters' digits."""
-        return self.ring.encode(given.update, counters_of(given.metrics), rng)
+        counters = self.limits.of_client(given, clipped=self.ring.clips(given.update))
+        return self.ring.encode(given.update, counters, rng)
 
     def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
         """The mean and the summed metrics."""
+        self.ring.verify_sum(words, summands)
         mean, sums = self.ring.decode(words, summands)
-        return mean, metrics_of(sums)
+        self.limits.verify(sums, summands)
+        return mean, self.limits.metrics_of(sums)
 
     def terms(self) -> dict[str, Any]:
         """Levels, clip, rotation, counters."""
@@ -89,7 +87,7 @@ class Exact:
             "levels": self.ring.levels,
             "clip": float(self.ring.clip),
             "rotation": self.ring.rotation.hex(),
-            "counters": list(METRICS),
+            "counters": list(COUNTERS),
         }
 
 
@@ -115,6 +113,7 @@ class Noisy:
 
     def opened(self, words: Word, summands: int) -> tuple[Vector, dict[str, float]]:
         """The noisy mean."""
+        self.mechanism.verify_sum(words, summands)
         return self.mechanism.decode(words, summands), {}
 
     def terms(self) -> dict[str, Any]:
@@ -151,10 +150,10 @@ def encoding_for(plan: Plan, instruction: Instruction, *, size: int, clients: in
         clients=clients,
         bits=plan.secrecy.bits,
         rotation=rotation,
-        counters=len(METRICS),
+        counters=len(COUNTERS),
         counter_bits=COUNTER_BITS,
     )
-    return Exact(ring=ring)
+    return Exact(ring=ring, limits=limits_of(plan, instruction))
 
 
 def terms_for(
@@ -178,14 +177,3 @@ def roster_root(roster: Mapping[str, bytes]) -> bytes:
     """The identity of a roster: names with their public keys."""
     lines = "".join(f"{name}\x1f{key.hex()}\n" for name, key in sorted(roster.items()))
     return bytes.fromhex(digest("roster", lines.encode()))
-
-
-def counters_of(metrics: Mapping[str, float]) -> list[int]:
-    """Metrics as integers, in the order of METRICS."""
-    top = 2**COUNTER_BITS - 1
-    return [min(round(metrics[name] * SCALES[name]), top) for name in METRICS]
-
-
-def metrics_of(sums: Sequence[int]) -> dict[str, float]:
-    """Summed counters as metrics."""
-    return {name: value / SCALES[name] for name, value in zip(METRICS, sums, strict=True)}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from protocol.adapter import LORA_A
+from protocol.documents import parse_json
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
@@ -74,7 +75,7 @@ def _metadata(note: Note) -> dict[str, str]:
 
 def _note(metadata: dict[str, str], source: str) -> Note:
     try:
-        said = json.loads(metadata[KEY])
+        said = parse_json(metadata[KEY])
         note = Note(
             round=int(said["round"]),
             plan_digest=said["plan_digest"],
@@ -83,6 +84,6 @@ def _note(metadata: dict[str, str], source: str) -> Note:
         )
         if metadata != _metadata(note) or not all(isinstance(x, str) for x in said.values()):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise ArtefactError(f"{source}: its metadata is not that of a checkpoint", REMEDY) from None
     return note

@@ -27,11 +27,14 @@ from protocol.transparency.dsse import (
 )
 
 MOST_BYTES = 65_535
+Void = Literal["", "its sum could not be opened", "its sum is impossible"]  # why a round has none
+UNOPENED: Void = "its sum could not be opened"
+IMPOSSIBLE: Void = "its sum is impossible"
 PREDICATE = "urn:fedge:leaf:{}:1"
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ClientId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Leaf(BaseModel):
@@ -181,7 +184,10 @@ class OpenedSum(Leaf):
 
 
 class Adapter(Leaf):
-    """What a round made of its sums. Digests of adapters are P-2.4's; files are the subjects."""
+    """What a round made of its sums. Digests of adapters are P-2.4's; files are the subjects.
+
+    ``void`` is empty or why the round has no sum.
+    """
 
     kind: ClassVar[str] = "adapter"
     round: Count
@@ -193,7 +199,7 @@ class Adapter(Leaf):
     rank: Count
     exchange: Literal["secagg", "plain"]
     sums: list[OpenedSum]
-    void: str
+    void: Void
 
 
 class AskedSum(Leaf):
@@ -311,7 +317,7 @@ def decode_leaf(data: bytes) -> Read:
         raise ProofError(f"a leaf of {len(data)} bytes", REMEDY)
     try:
         value = parse_canonical(data)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ProofError("a leaf that is not canonical JSON", REMEDY) from None
     if isinstance(value, dict) and "kind" in value:
         kind = value.pop("kind")
@@ -319,8 +325,8 @@ def decode_leaf(data: bytes) -> Read:
     envelope, statement = parse_envelope(value)
     leaf = _validated(STATEMENTS.get(statement.predicate_type), statement.predicate)
     subjects = {subject.name: subject.digest["sha256"] for subject in statement.subject}
-    if len(subjects) != len(statement.subject):
-        raise ProofError("a statement names a subject twice", REMEDY)
+    if list(subjects) != sorted(subjects) or len(subjects) != len(statement.subject):
+        raise ProofError("a statement names a subject twice, or not in the order of names", REMEDY)
     return Read(leaf=leaf, envelope=envelope, subjects=subjects)
 
 
@@ -360,7 +366,10 @@ def _validated(model: type[Leaf] | None, value: dict[str, Any]) -> Leaf:
     if model is None:
         raise ProofError("a leaf of an unknown kind", REMEDY)
     try:
-        return model.model_validate(value)
+        leaf = model.model_validate(value)
+        if leaf.model_dump(mode="json") != value:
+            raise ProofError(f"a leaf `{model.kind}` without all of its fields", REMEDY)
+        return leaf
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "it"
         fault = error.errors()[0]["msg"]

@@ -27,7 +27,7 @@ from protocol.errors import ProofError
 DASH = "\u2014 "
 MOST_BYTES, MOST_SIGNATURES = 1_000_000, 100
 NAME = re.compile(r"[^\s+]{1,128}")
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]")  # and what UTF-8 cannot hold
 STAMP = struct.Struct(">Q")
 REMEDY = "fetch it again; if that does not help, whoever signed it is faulty or dishonest"
 
@@ -88,9 +88,12 @@ def parse_key(text: str) -> VerifierKey:
     try:
         raw = base64.b64decode(key, validate=True)
         found = VerifierKey(name=name, type=KeyType(raw[0]), public=raw[1:])
+        agrees = found.id.hex() == given
     except (binascii.Error, ValueError, IndexError):
         raise ProofError(f"not a verifier key: {text[:80]!r}", "name+id+base64") from None
-    if not NAME.fullmatch(name) or len(found.public) != 32 or found.id.hex() != given:
+    # It is shown wherever its log is spoken of.
+    named = NAME.fullmatch(name) and name.isprintable()
+    if not named or len(found.public) != 32 or not agrees:
         raise ProofError(f"not a verifier key: {text[:80]!r}", "its name, id and key do not agree")
     return found
 
@@ -111,7 +114,7 @@ def cosign(text: str, name: str, key: Ed25519PrivateKey, *, time: int) -> str:
 
 def verify_note(note: str, known: Sequence[VerifierKey]) -> Signed:
     """The note's text and signers among ``known``. Raises ProofError for none, a false one, a bad form."""
-    if len(note.encode()) > MOST_BYTES or CONTROL.search(note):
+    if CONTROL.search(note) or len(note.encode()) > MOST_BYTES:
         raise _bad("it is too long or holds control characters")
     text, separator, lines = note.rpartition("\n\n")
     if not separator or not lines.endswith("\n"):
@@ -153,7 +156,7 @@ def parse_checkpoint(text: str, *, origin: str) -> Checkpoint:
         raise _bad("its size is no number")
     try:
         root = base64.b64decode(lines[2], validate=True)
-    except binascii.Error:
+    except ValueError:  # among them characters outside ASCII
         root = b""
     if len(root) != 32 or base64.b64encode(root).decode() != lines[2]:
         raise _bad("its root is no SHA-256")

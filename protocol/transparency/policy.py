@@ -93,7 +93,7 @@ def parse_policy(text: str) -> Policy:
     groups: dict[str, tuple[int, tuple[str, ...]]] = {}
     quorum, used = "", set[str]()
     lines = text.split("\n")
-    if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text) or len(lines) > MOST_LINES:
+    if re.search(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", text) or len(lines) > MOST_LINES:
         raise ProofError("the policy has control characters or too many lines", REMEDY)
     for number, line in enumerate(lines, start=1):
         words = re.split(r"[ \t]+", line.strip(" \t"))

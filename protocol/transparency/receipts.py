@@ -69,7 +69,7 @@ def _parsed(text: str) -> tuple[Receipt, Envelope]:
             raise ValueError
         envelope, statement = parse_envelope(parse_canonical(text.encode()))
         receipt = Receipt.model_validate(statement.predicate)
-    except (ValidationError, ValueError, RecursionError):
+    except (ValidationError, ValueError):
         raise ProofError("not a receipt", REMEDY) from None
     subjects = [(one.name, one.digest["sha256"]) for one in statement.subject]
     if statement.predicate_type != PREDICATE or subjects != [(SUBJECT, receipt.root)]:

@@ -58,8 +58,10 @@ def nodes_text(nodes: Sequence[bytes]) -> str:
 
 
 def nodes_of(text: str) -> list[bytes]:
-    """The reverse."""
+    """The reverse. Raises ValueError."""
     data = base64.b64decode(text, validate=True)
+    if len(data) % 32:
+        raise ValueError("not whole hashes")
     return [data[at : at + 32] for at in range(0, len(data), 32)]
 
 
@@ -182,7 +184,7 @@ def decode_text(kind: type[T], text: str | None, what: str) -> T:
         if len(text) > MOST_CHARACTERS:
             raise ValueError
         return kind.model_validate(parse_canonical(text.encode()))
-    except (ValidationError, ValueError, RecursionError):
+    except (ValidationError, ValueError):
         raise SecrecyError(f"{what}.malformed", f"{len(text)} characters", STOP) from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from protocol.delivery import CHANNELS, DeviceReport, decode, release_name
 from protocol.errors import DeliveryError
+from protocol.regular_files import read_regular
 from server.delivery.releases import names, read_current, read_facts
 from server.delivery.repository import EVIDENCE, Repository
 
@@ -27,8 +28,7 @@ def read_reports(folder: Path) -> tuple[list[DeviceReport], list[str]]:
     odd = []
     for path in sorted(folder.glob("*.json")):
         try:
-            with path.open("rb") as file:
-                report = decode(DeviceReport, file.read(MOST_REPORT), source=path.name)
+            report = decode(DeviceReport, read_regular(path, most=MOST_REPORT), source=path.name)
         except (OSError, DeliveryError):
             odd.append(path.name)
             continue

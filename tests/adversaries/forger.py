@@ -16,9 +16,11 @@ from audit.log_copy import Trust, read_log
 from audit.sources import Folder
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.merkle import leaf_hash
-from protocol.transparency.dsse import sign_statement
+from protocol.peft_format import PASSPORT_FILE
+from protocol.transparency.dsse import PAYLOAD_TYPE, pae, sign_statement
 from protocol.transparency.leaves import PREDICATE, decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, sign_note
+from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tiles import entry_tiles, pack_entries, tiles_grown
 from protocol.transparency.tree import Tree
 
@@ -59,6 +61,20 @@ class Forger:
             index, statement["predicateType"], statement["predicate"], subjects | dict(changes)
         )
 
+    def about(self, index: int, subjects: Mapping[str, str], *, as_given: bool = False) -> None:
+        """A statement about other things; ``as_given``: in this order and no other."""
+        statement = json.loads(base64.b64decode(parse_canonical(self.entries[index])["payload"]))
+        if not as_given:
+            self._put(index, statement["predicateType"], statement["predicate"], subjects)
+            return
+        listed = [{"digest": {"sha256": d}, "name": n} for n, d in subjects.items()]
+        payload = canonical_json(statement | {"subject": listed})
+        signature = self.key.sign(pae(PAYLOAD_TYPE, payload))
+        envelope = parse_canonical(self.entries[index])
+        envelope["payload"] = base64.b64encode(payload).decode()
+        envelope["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+        self.entries[index] = canonical_json(envelope)
+
     def statement(
         self, kind: str, predicate: Mapping[str, Any], subjects: Mapping[str, str]
     ) -> bytes:
@@ -91,6 +107,26 @@ class Forger:
         text = Checkpoint(origin=origin, size=tree.size, root=tree.root()).text
         _write(log / "checkpoint", f"{text}\n{sign_note(text, origin, self.key)}".encode())
         return self.run
+
+    def sign_all(self) -> Path:
+        """As :meth:`sign`, with passports of the releases as they now are."""
+        run = self.sign()
+        tree = Tree(map(leaf_hash, self.entries))
+        for index, entry in enumerate(self.entries):
+            if kind_of(entry) != "release":
+                continue
+            statement = json.loads(base64.b64decode(parse_canonical(entry)["payload"]))
+            for name in (each["name"] for each in statement["subject"]):
+                passport = run / Path(name).parent / PASSPORT_FILE
+                if passport.parent.is_dir():
+                    proof = OfflineProof(
+                        index=index,
+                        path=tuple(tree.inclusion(index)),
+                        checkpoint=(run / "log/checkpoint").read_text(),
+                        extra=entry,
+                    )
+                    _write(passport, proof.encode().encode())
+        return run
 
     def _put(
         self, index: int, kind: str, predicate: Mapping[str, Any], subjects: Mapping[str, str]

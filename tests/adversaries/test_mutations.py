@@ -274,6 +274,10 @@ def test_an_adapter_that_the_sums_do_not_make(forge: Callable[..., Forger]) -> N
     said["adapter_digest"] = digest
     said["files"]["adapter_model.safetensors"] = sha256(data)
     forger.republish(f"{folder}/adapter/release.json", json.dumps(said).encode())
+    record = json.loads((forger.run / f"{folder}/record.json").read_text())
+    record |= {"adapter_out": digest, "adapter_published": digest}
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    forger.republish(f"{folder}/record.json", text.encode())
     forger.edit(index, lambda leaf: leaf.update(adapter_out=digest, published=digest))
     found = faults_of(forger.sign())
     assert found == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 import audit.budget
 import audit.log_copy
-import audit.rounds
+import audit.records
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit as verify
@@ -29,26 +30,27 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", rule={"name": "fed-sb"}, privacy=PRIVATE)
 
 
-def a_bit_of_a_file(run: Path) -> Trust:
-    card = run / "rounds/0001/adapter/README.md"
-    data = bytearray(card.read_bytes())
-    data[-2] ^= 1
-    card.write_bytes(data)
+def a_time_in_a_record(run: Path) -> Trust:
+    record = run / "rounds/0001/record.json"
+    said = json.loads(record.read_text())
+    said["ended_at"] += 1.0
+    record.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
     return Trust()
 
 
-def another_epsilon(run: Path) -> Trust:
-    """The coordinator claims to have spent less, and signs it."""
+def another_noise(run: Path) -> Trust:
+    """The coordinator claims that there was more noise, and signs it."""
     forger = Forger(run)
     index, made = forger.at("dp"), {}
 
     def change(leaf: Any) -> None:
-        leaf["entry"]["rho"] = (1e-9).hex()
+        leaf["entry"]["noise"] = (9.0).hex()
         made.update(leaf["entry"])
 
     forger.edit(index, change)
     forger.resubject(index, {"privacy.jsonl": sha256(canonical_json(made))})
     forger.sign()
+    (run / "privacy.jsonl").unlink()  # its own file would contradict it
     return Trust()
 
 
@@ -73,12 +75,12 @@ def found(run: Path, trust: Trust) -> bool:
     ("mutation", "module", "check", "without"),
     [
         (
-            a_bit_of_a_file,
-            audit.rounds,
+            a_time_in_a_record,
+            audit.records,
             "read_subject",
             lambda source, placed, name: source.read(name),
         ),
-        (another_epsilon, audit.budget, "_check_line", lambda *_: None),
+        (another_noise, audit.budget, "_check_line", lambda *_: None),
         (another_history, audit.log_copy, "_check_growth", lambda *_: None),
     ],
 )

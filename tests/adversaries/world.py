@@ -135,8 +135,7 @@ class World:
         return plan_from(document | MODES[self.mode], source="test")
 
     def _log(self, run: bytes) -> CohortLog:
-        log = CohortLog(place_of(self.plan, run).origin)
-        log.key = self.log_key
+        log = CohortLog(place_of(self.plan, run).origin, key=self.log_key)
         log.add_adapter(0, adapter_of(0))
         return log
 

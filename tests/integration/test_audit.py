@@ -19,6 +19,7 @@ from audit.log_copy import Trust
 from audit.releases import read_edge_adapter
 from audit.report import Report
 from audit.sources import Folder
+from audit.sums import Effort
 from audit.verify import audit
 from base_model.release import write_edge_adapter
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
@@ -65,6 +66,18 @@ def test_a_secret_run_is_proven_down_to_its_releases(run: Path) -> None:
         ("ok", (), ())
     ] * 3
     assert report.verdict == "ok"
+
+
+def test_against_a_base_of_ones_own(run: Path) -> None:
+    base = run / json.loads((run / "experiment.json").read_text())["base_folder"]
+    report = audit(Folder(run), Trust(), base=base)
+    assert (report.faults, report.verdict) == ((), "ok")
+    named = {each.name: each.parts for each in report.not_covered}
+    assert "manifest.json" not in named
+    assert "manifest.json" in {each.name for each in verified(run).not_covered}
+    assert "report.html" in named
+    assert {"seconds", "tokens_per_second"} <= set(named["summary.json"])
+    assert not {"epsilon", "adapter_digest", "accuracy_federated"} & set(named["summary.json"])
 
 
 def test_the_lineage_of_a_release(run: Path) -> None:
@@ -141,7 +154,10 @@ def test_an_audit_in_the_log_stands_for_vectors_that_are_gone(run: Path, forger:
     folder = forger.sign()
     assert verified(folder).verdict == "ok"
     shutil.rmtree(folder / "rounds/0001/vectors")
-    report = verified(folder)
+    assert (
+        verified(folder).rounds[1].verdict == "failed"
+    )  # no `retention` leaf says that they may be
+    report = audit(Folder(folder), Trust(), effort=Effort(vectors=False))
     (open_,) = report.rounds[1].unverified
     assert "auditors of leaves" in open_.leaves
     assert report.rounds[1].verdict == "unverifiable"

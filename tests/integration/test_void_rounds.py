@@ -58,14 +58,16 @@ def test_groups_are_asked_as_they_were(tmp_path: Path) -> None:
     held(run)
 
 
-def test_of_many_the_same_or_others_are_asked(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", count=12, lost=void_at(1), rounds=3, cohort=SIX)
-    first, second, third = (
-        {name for group in record(run, n)["asked"] for name in group} for n in (1, 2, 3)
-    )
-    assert first == second  # all are there
-    assert third != second  # of another adapter: drawn anew
-    assert len(held(run)) == 1
+def test_of_many_others_are_asked_and_then_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", count=12, lost=void_at(3), rounds=5, cohort=SIX)
+    asked = [record(run, number)["asked"] for number in range(1, 6)]
+    assert [len(groups) for groups in asked] == [1] * 5
+    first, second, third, fourth, fifth = (set(groups[0]) for groups in asked)
+    assert first | second == {f"site-{site}" for site in range(12)}
+    assert not first & second
+    assert third == fourth == second  # of the same adapter, until there is another
+    assert fifth != fourth
+    assert len(held(run)) == 3
 
 
 def test_a_run_whose_member_is_gone_says_so_and_goes_on_when_it_is_back(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class Sites:
             _name(site): key.public_key().public_bytes_raw() for site, key in enumerate(self.keys)
         }
         self.lost: Lost = nobody
+        self.member: type[Member] = Member
         self.sessions: dict[int, Session | None] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -144,7 +145,7 @@ class Sites:
         self, phase: Phase, site: int, told: wire.Instruction, content: RecordDict
     ) -> bytes:
         data = content.array_records[wire.SECAGG]["message"].numpy().tobytes()
-        member = Member(
+        member = self.member(
             name=_name(site),
             key=self.keys[site],
             roster=self.roster,

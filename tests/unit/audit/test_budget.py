@@ -63,8 +63,8 @@ def test_spent_in_vain_is_spent(tmp_path: Path) -> None:
     assert report.privacy.sums == 3
     forger = Forger(Path(shutil.copytree(run, tmp_path / "forged")))
     del forger.entries[forger.at("dp", 1)]
-    (fault,) = verified(forger.sign()).rounds[2].faults
-    assert "was opened and is not in the ledger" in fault
+    faults = verified(forger.sign()).rounds[2].faults
+    assert any("was opened and is not in the ledger" in fault for fault in faults), faults
 
 
 def test_without_the_accountant_epsilon_is_left_open(

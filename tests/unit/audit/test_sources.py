@@ -45,8 +45,6 @@ def test_names_that_a_run_publishes(name: str) -> None:
         "",
         "log.key",
         "sequence.json",
-        "privacy.jsonl",
-        "rounds/0001/record.json",
         "rounds/0001/adapter/../../../log.key",
         "rounds/0001/adapter/.hidden",
         "../plan.json",

@@ -15,6 +15,7 @@ from base_model.graph_check import check_graph
 from base_model.store import open_base
 from base_model.verify import verify_base
 from edge_runtime.base import EdgeBase
+from edge_runtime.graph_bounds import verify_graph
 from edge_runtime.mapped_graph import open_mapped
 from protocol.errors import ArtefactError
 from protocol.manifest import GRAPH_DATA
@@ -115,3 +116,39 @@ def test_a_graph_that_does_not_answer_like_the_model_is_no_base(
         shutil.copy(sibling / GRAPH_DATA, copy / GRAPH_DATA)
     with pytest.raises(ArtefactError, match=r"cannot be opened|differs from the model"):
         check_graph(copy / "graph.onnx", model, slots=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"location": "weights.safetensors"}, "outside its file"),
+        ({"location": "../graph.data"}, "outside its file"),
+        ({"location": "/etc/hostname"}, "outside its file"),
+        ({"location": ""}, "outside its file"),
+        ({"offset": None}, "outside its file"),
+        ({"length": None}, "outside its file"),
+        ({"checksum": "0"}, "outside its file"),
+        ({"offset": "-1"}, "at no place"),
+        ({"length": "1e3"}, "at no place"),
+        ({"offset": str(2**40)}, "behind the end"),
+        ({"length": str(2**40)}, "behind the end"),
+        ({"length": "1"}, "claims more than its bytes"),
+    ],
+)
+def test_a_tensor_lies_beside_the_graph_and_nowhere_else(
+    pair: tuple[Path, Path, Path], tmp_path: Path, changes: dict[str, str | None], cause: str
+) -> None:
+    graph = onnx.load(pair[1] / "graph.onnx", load_external_data=False)
+    tensor = next(t for t in graph.graph.initializer if len(t.external_data))
+    entries = {entry.key: entry.value for entry in tensor.external_data} | changes
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=value)
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(graph.SerializeToString())
+    size, beside = path.stat().st_size, (GRAPH_DATA, (pair[1] / GRAPH_DATA).stat().st_size)
+    with pytest.raises(ArtefactError, match=cause):
+        verify_graph(path, size=size, beside=beside)
+    with pytest.raises(ArtefactError, match="outside its file"):
+        verify_graph(path, size=size)

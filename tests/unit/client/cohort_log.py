@@ -27,8 +27,13 @@ from protocol.transparency.tree import Tree
 class CohortLog:
     """Entries, a tree and a key."""
 
-    def __init__(self, origin: str, entries: list[bytes] | None = None) -> None:
-        self.key, self.origin = Ed25519PrivateKey.generate(), origin
+    def __init__(
+        self,
+        origin: str,
+        entries: list[bytes] | None = None,
+        key: Ed25519PrivateKey | None = None,
+    ) -> None:
+        self.key, self.origin = key or Ed25519PrivateKey.generate(), origin
         self.entries: list[bytes] = []
         self.tree = Tree()
         self.last_adapter = 0
@@ -68,9 +73,7 @@ class CohortLog:
 
     def copied(self, entries: list[bytes]) -> CohortLog:
         """Another log of the same key and name."""
-        other = CohortLog(self.origin, entries)
-        other.key = self.key
-        return other
+        return CohortLog(self.origin, entries, self.key)
 
     @property
     def verifier(self) -> str:

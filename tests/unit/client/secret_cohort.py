@@ -42,8 +42,12 @@ def adapter_of(number: int) -> str:
 class Coordinator:
     """An honest one, and the clients' sessions; a test changes what it sends."""
 
-    def __init__(self, folder: Path, *, run: bytes = RUN, **sections: Any) -> None:
-        self.run = run
+    log_key: Ed25519PrivateKey | None = None
+
+    def __init__(
+        self, folder: Path, *, run: bytes = RUN, size: int = SIZE, **sections: Any
+    ) -> None:
+        self.run, self.size = run, size
         names = [f"site-{number}" for number in range(5)]
         keys = {name: Ed25519PrivateKey.generate() for name in names}
         roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
@@ -63,7 +67,7 @@ class Coordinator:
                 key=keys[name],
                 roster=roster,
                 plan=self.plan,
-                size=SIZE,
+                size=size,
                 random=os.urandom,
                 ledger=FileLedger(folder / f"{name}.jsonl"),
                 openings=FileOpenings(folder / f"{name}.openings.jsonl"),
@@ -76,7 +80,7 @@ class Coordinator:
         self.sessions: dict[bytes, Session | None] = dict.fromkeys(self.ids)
         self.roster = roster
         self.updates = {
-            one: np.random.default_rng(number).normal(0, 0.1, SIZE).astype(np.float32)
+            one: np.random.default_rng(number).normal(0, 0.1, size).astype(np.float32)
             for number, one in enumerate(self.ids)
         }
         self.trained = 0
@@ -92,7 +96,7 @@ class Coordinator:
             evaluate=False,
         )
         self.sid = session_id(self.plan.digest, self.run)
-        self.log = CohortLog(place_of(self.plan, self.run).origin)
+        self.log = CohortLog(place_of(self.plan, self.run).origin, key=self.log_key)
         self.log.add_adapter(0, adapter_of(1))
         self.given: list[Receipt] = []
         self.asked: list[tuple[int, int, AskedSum]] = []  # seq and round, until the log has it
@@ -108,7 +112,7 @@ class Coordinator:
         for receipt in self.given:
             self.log.add_vector(receipt)
         self.given, self.seq = [], seq
-        bits = encoding_for(self.plan, self.instruction, size=SIZE, clients=5).bits
+        bits = encoding_for(self.plan, self.instruction, size=self.size, clients=5).bits
         self.core = Attempt(
             Parameters(
                 sid=self.sid,
@@ -162,14 +166,15 @@ class Coordinator:
         if sums or (last.round, last.adapter_out) != start:
             self.log.add_adapter(*start, sums)
 
+    def contribution(self, one: bytes) -> Contribution:
+        """What the client's training gives."""
+        self.trained += 1
+        metrics = dict.fromkeys(METRICS, 2.0)
+        return Contribution(update=self.updates[one], weight=1, metrics=metrics)
+
     def ask(
         self, one: bytes, phase: Phase, request: bytes, *, text: str | None = HONEST, **changes: Any
     ) -> bytes:
-        def contribute() -> Contribution:
-            self.trained += 1
-            metrics = dict.fromkeys(METRICS, 2.0)
-            return Contribution(update=self.updates[one], weight=1, metrics=metrics)
-
         instruction = replace(self.instruction, **changes)
         if phase is Phase.UNMASK and self.core.alive:  # what a coordinator's log would say of it
             each = AskedSum(
@@ -182,7 +187,7 @@ class Coordinator:
             request,
             instruction,
             self.sessions[one],
-            contribute,
+            lambda: self.contribution(one),
             self.log_text(one, phase) if text == HONEST else text,
         )
         return reply
@@ -200,7 +205,7 @@ class Coordinator:
 
     def boxes(self) -> dict[bytes, bytes]:
         members = len(self.core.fix_members())
-        self.encoding = encoding_for(self.plan, self.instruction, size=SIZE, clients=members)
+        self.encoding = encoding_for(self.plan, self.instruction, size=self.size, clients=members)
         terms = terms_for(self.plan, self.instruction, self.encoding, roster_root(self.roster))
         return self.core.close_shares(terms, count=self.encoding.count)
 

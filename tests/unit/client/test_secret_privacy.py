@@ -22,11 +22,10 @@ from tests.unit.client.secret_cohort import Coordinator
 NOISY = {"mechanism": "distributed", "clip": 1.0, "noise_multiplier": 2.0, "epsilon": 9.0}
 
 
-def test_under_differential_privacy_the_sum_is_noisy_and_no_metric_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(secret_cohort, "SIZE", 16_384)  # sharpens the estimate to 0.6 %
-    coordinator = Coordinator(tmp_path, privacy=NOISY)
+def test_under_differential_privacy_the_sum_is_noisy_and_no_metric_leaves(tmp_path: Path) -> None:
+    coordinator = Coordinator(
+        tmp_path, size=16_384, privacy=NOISY
+    )  # sharpens the estimate to 0.6 %
     mean, metrics = coordinator.whole()
     assert metrics == {}
     clipped = [u * min(1.0, 1 / float(np.linalg.norm(u))) for u in coordinator.updates.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -173,6 +174,18 @@ def test_divergence_is_an_error_with_a_remedy(model: AdapterModel, encoded: Enco
             model, encoded, epochs=2.0, optimizer="sgd", learning_rate=1e30, head_learning_rate=1e30
         )
     assert "learning_rate" in caught.value.remedy
+
+
+def test_training_that_diverges_takes_as_many_steps_as_any_other(
+    model: AdapterModel, encoded: Encoded
+) -> None:
+    """To end early would show by the time who holds rows that a crafted head makes diverge."""
+    model.load(initial_adapter(model.layout, seed=2, embedding_std=0.02))
+    steps: list[int] = []
+    local = Local(optimizer="sgd", batch_size=8, learning_rate=1e30, head_learning_rate=1e30)
+    with pytest.raises(UpdateError, match="diverged"):
+        train(model, encoded, local=local, roles=ALL, seed=11, epochs=3.0, on_step=steps.append)
+    assert len(steps) == 3 * math.ceil(len(encoded) / 8)
 
 
 def test_predictions_keep_the_order_of_rows(model: AdapterModel, encoded: Encoded) -> None:

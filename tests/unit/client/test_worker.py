@@ -15,7 +15,7 @@ from client.training import evaluate
 from client.worker import Worker, fresh_adapter, worker_for
 from protocol.adapter import adapter_layout, client_rank, cut_to_rank
 from protocol.encoding import vector_digest
-from protocol.errors import ArtefactError, DataError, PlanError
+from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
 from protocol.exchange import METRICS
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
@@ -59,6 +59,21 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     assert given.weight == len(rows)
     assert tuple(given.metrics) == METRICS
     decode("a", PlainClient().mask(given), size=sent.size, max_weight=plan.cohort.max_weight)
+
+
+def test_an_update_that_is_not_finite_is_an_update_error(
+    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
+) -> None:
+    """The loss of the last step is finite, what it did to the weights is not."""
+    plan = make_plan(
+        "fedit",
+        local={"max_steps": 1, "learning_rate": 1e30, "weight_decay": 1e30, "batch_size": 8},
+    )
+    instruction, vector = instruct(plan)
+    with pytest.raises(UpdateError, match="not finite"):
+        worker_for(plan, tiny_base).contribute(
+            client="a", instruction=instruction, adapter=vector, rows=rows
+        )
 
 
 def test_the_same_instruction_gives_the_same_bits_whoever_worked_before(
@@ -290,7 +305,7 @@ def test_another_base_is_refused_before_it_is_opened(tiny_base: Path, make_plan:
 
 
 def test_texts_longer_than_the_base_reads_are_refused(tiny_base: Path, make_plan: Make) -> None:
-    task = {"labels": ["a", "b"], "max_length": 100_000}
+    task = {"labels": ["a", "b"], "max_length": 60_000}
     with pytest.raises(PlanError, match="positions"):
         worker_for(make_plan(task=task), tiny_base)
 

@@ -346,6 +346,9 @@ def test_metrics_are_openmetrics() -> None:
         drops=1,
         failed_attempts=2,
         void_rounds=0,
+        failures=2,
+        clipped=0.75,
+        refused=1,
         epsilon=1.5,
         last_round_at=None,
     )
@@ -355,7 +358,7 @@ def test_metrics_are_openmetrics() -> None:
             processes=[Process(name="superlink", pid=None, restarts=2, last_exit=-9)],
             sites=[SiteView(name="ward-1", status="online", last_activated_at="")],
             roster_version=4,
-            runs=[run, replace(run, name="other", epsilon=None)],
+            runs=[run, replace(run, name="other", epsilon=None, clipped=None)],
         )
     )
     lines = text.splitlines()
@@ -364,6 +367,10 @@ def test_metrics_are_openmetrics() -> None:
     assert samples[r'fedge_epsilon{run="a \"b\"\\c"}'] == "1.5"
     assert 'fedge_epsilon{run="other"}' not in samples
     assert samples['fedge_drops_total{run="other"}'] == "1"
+    assert samples['fedge_client_failures_total{run="other"}'] == "2"
+    assert samples['fedge_sums_refused_total{run="other"}'] == "1"
+    assert samples[r'fedge_clipped_share{run="a \"b\"\\c"}'] == "0.75"
+    assert 'fedge_clipped_share{run="other"}' not in samples
     assert samples['fedge_process_up{process="superlink"}'] == "0"
     assert samples['fedge_process_restarts_total{process="superlink"}'] == "2"
     assert samples["fedge_roster_version"] == "4"

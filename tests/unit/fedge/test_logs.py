@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.failures import words_or_zeros
 from fedge.operations import logs
 from fedge.operations.logs import JsonLog, Redactor, last_refusal
+from protocol.errors import DataError
+from protocol.exchange import Contribution
 
 
 def redacted(text: str) -> list[tuple[str, str]]:
@@ -131,6 +134,35 @@ def test_the_last_refusal_since_the_start_is_found(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("[]\nhalf a li")
     assert last_refusal(path) is None
+
+
+def test_what_failed_behind_a_masked_answer_is_told_at_home_without_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The coordinator is not told; `fedge client status` is where the owner finds it."""
+
+    def failing(error: Exception) -> list[tuple[str, str]]:
+        def contribute() -> Contribution:
+            raise error
+
+        caplog.clear()
+        words_or_zeros(contribute, lambda given: given.update, size=3)
+        redactor = Redactor()
+        lines = [redactor.line(line) for line in caplog.messages[0].split("\n")]
+        return [line for line in lines if line]
+
+    path = tmp_path / "log.jsonl"
+    log = JsonLog(path, lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    for level, message in failing(DataError("rows.jsonl: line 3: not valid JSON", "mend it")):
+        log.write("supernode", level, message)
+    found = last_refusal(path)
+    assert found is not None
+    assert found[1] == "contributed zeros: rows.jsonl: line 3: not valid JSON; mend it"
+    (_, first), *places, (_, last) = failing(KeyError("a private sentence"))
+    assert first == "contributed zeros: unexpected KeyError"
+    assert last == "KeyError"
+    assert all(message.startswith(("Traceback", "File ")) for _, message in places)
+    assert "private" not in str(places) + caplog.text
 
 
 def test_a_log_is_json_lines_below_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

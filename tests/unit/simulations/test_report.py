@@ -10,6 +10,7 @@ import pytest
 
 from protocol.errors import ArtefactError
 from simulations.report import write_report
+from tests.unit.audit.runs import make_run
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "line", "rect", "polyline", "circle"}
@@ -181,3 +182,63 @@ def test_the_audit_is_shown_with_what_it_leaves_open(run: Path) -> None:
 
 def test_a_run_without_an_audit_says_so(run: Path) -> None:
     assert "Not audited" in write_report(run).read_text()
+
+
+def test_failures_cut_updates_and_refused_sums_are_shown_and_warned_about(run: Path) -> None:
+    secret = {
+        "secure": True,
+        "groups": [],
+        "lost": {},
+        "liars": [],
+        "failures": 0,
+        "clipped_share": 0.0,
+    }
+    plan = json.loads((run / "plan.json").read_text())
+    plan |= {"secrecy": {"groups": 1}, "cohort": {"quorum": 3}}
+    (run / "plan.json").write_text(json.dumps(plan))
+
+    def page(**changes: Any) -> str:
+        for number in (1, 2):
+            change = changes if number == 2 else {}
+            content = record(number, []) | secret | change
+            (run / f"rounds/000{number}/record.json").write_text(json.dumps(content))
+        return write_report(run).read_text()
+
+    quiet = page()
+    assert "updates cut at the clip" in quiet
+    for warning in ("contributed zeros", "Most updates were cut", "was refused"):
+        assert warning not in quiet
+    assert "3 time(s) a client failed" in page(failures=3)
+    assert "Most updates were cut at secrecy.clip in round(s) 2." in page(clipped_share=0.75)
+    refused = page(refused=[{"group": 1, "why": EVIL}])
+    assert "Round 2: the sum of group 1 was refused" in refused
+    assert EVIL not in refused
+    noisy = page(failures=None, clipped_share=None)
+    assert "<td>100%" not in noisy
+
+
+def test_participation_and_privacy_are_the_logs(tmp_path: Path) -> None:
+    """Whatever the records say: names, epsilon and round are drawn from leaves."""
+    privacy = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
+    run = make_run(tmp_path / "run", rule={"name": "fed-sb"}, privacy=privacy)
+    honest = write_report(run).read_text()
+    path = run / "rounds/0002/record.json"
+    record = json.loads(path.read_text())
+    assert f"{record['privacy']['epsilon']:.3f}" in honest
+    record["privacy"]["epsilon"] = 0.0123
+    record["used"] = ["site-0", "nobody", "else"]
+    path.write_text(json.dumps(record))
+    assert write_report(run).read_text() == honest
+    assert "By the run's log" in honest
+    assert "coordinator's word" in honest
+    (run / "log/checkpoint").unlink()
+    without = write_report(run).read_text()
+    assert "has no log that can be read" in without
+    assert "0.012" in without
+    assert "0.012" not in honest
+
+
+def test_a_plain_runs_participation_is_somebodys_word(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", secrecy={"exchange": "plain"})
+    page = write_report(run).read_text()
+    assert "updates went in clear, so the log shows nobody" in page

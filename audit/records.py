@@ -1,0 +1,237 @@
+"""A round's ``record.json`` and model card: what of them follows from log and plan is compared. (P-8.16)
+
+The record is the coordinator's own file; its digest is in the log, so it cannot be written anew later. A
+field that nothing shows (who was asked, why somebody was dropped, times) is named as not covered.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from audit.collected import Placed, Round
+from audit.order import advert_head
+from audit.published import (
+    REMEDY,
+    Run,
+    adapter_path,
+    read_subject,
+    record_path,
+)
+from audit.report import Findings
+from audit.sources import MissingError
+from audit.sums import OpenedSum
+from protocol.errors import MachineError, ProofError
+from protocol.model_card import model_card
+from protocol.peft_format import CARD_FILE
+from protocol.privacy.record import privacy_record
+from protocol.step.robust import Robust
+from protocol.transparency.leaves import Adapter, Advert
+
+WORD = "the coordinator's word about its round"
+SAID = (  # by a coordinator, of every round
+    "expected",
+    "used",
+    "dropped",
+    "kept_out",
+    "weight",
+    "metrics",
+    "update_norm",
+    "bytes_up_per_client",
+    "seconds",
+    "started_at",
+    "ended_at",
+    "privacy",
+)
+SAID_OF_SUMS = ("lost", "liars", "groups")
+CLOSE = 1e-6  # of what libraries compute: epsilon, norms and distances
+
+
+class RecordCheck:
+    """One round's record and card. ``opened`` and ``robust`` are empty unless its sums were all opened."""
+
+    def __init__(
+        self,
+        run: Run,
+        one: Round,
+        before: Placed[Adapter] | None,
+        opened: Sequence[OpenedSum],
+        robust: Robust | None,
+    ) -> None:
+        self._run, self._round, self._before = run, one, before
+        self._opened, self._robust = opened, robust
+        self._leaf = one.adapter.leaf
+
+    def run(self, findings: Findings) -> None:
+        """Check both files."""
+        name = record_path(self._leaf.round)
+        try:
+            privacy = self._privacy()
+        except MachineError as error:
+            findings.leave_open(
+                error.cause, "that record and model card name the epsilon that was spent"
+            )
+            card = adapter_path(self._leaf.round, CARD_FILE)
+            self._run.coverage.leave(card, error.cause)
+            privacy = None
+        else:
+            with findings.checking("its model card"):
+                self._check_card(privacy)
+        with findings.checking("its record"):
+            try:
+                data = read_subject(self._run.source, self._round.adapter, name)
+            except MissingError:
+                self._run.coverage.leave(name, "not in this copy; its digest is in the log")
+                return
+            self._check_record(name, data, privacy)
+
+    def _privacy(self) -> dict[str, Any] | None:
+        """As of this round: all lines of the ledger before its adapter. Raises MachineError."""
+        if not self._run.plan.private:
+            return None
+        until = self._round.adapter.index
+        lines = [each.leaf.entry for each in self._run.log.spent if each.index < until]
+        return privacy_record(self._run.plan, lines)
+
+    def _check_card(self, privacy: Mapping[str, Any] | None) -> None:
+        run, number = self._run, self._leaf.round
+        name = adapter_path(number, CARD_FILE)
+        secure = self._leaf.exchange == "secagg"
+        card = model_card(run.plan, run.manifest, number, secure, privacy)
+        if read_subject(run.source, self._round.adapter, name) != card.encode():
+            raise _bad(f"{name} is not the card of this round")
+
+    def _check_record(self, name: str, data: bytes, privacy: Mapping[str, Any] | None) -> None:
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError):
+            raise _bad(f"{name} is no JSON") from None
+        if not isinstance(record, dict):
+            raise _bad(f"{name} is no record")
+        ours = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        self._run.coverage.spelled(name, data, ours.encode())
+        meant = self._meant()
+        if privacy is not None or not self._run.plan.private:
+            meant["privacy"] = privacy
+        for field, value in meant.items():
+            if field not in record or not same(record[field], value):
+                raise _bad(f"`{field}` of {name} is not what log and plan give")
+        self._check_members(name, record)
+        said = {*SAID, *(SAID_OF_SUMS if self._is_secret else ()), *record} - meant.keys()
+        self._run.coverage.leave(name, WORD, *said)
+
+    @property
+    def _is_secret(self) -> bool:
+        return self._leaf.exchange == "secagg" and self._before is not None
+
+    def _meant(self) -> dict[str, Any]:
+        run, leaf = self._run, self._leaf
+        meant: dict[str, Any] = {
+            "round": leaf.round,
+            "attempt": leaf.attempt,
+            "rank": leaf.rank,
+            "plan_digest": run.plan_digest,
+            "base_fingerprint": run.manifest.fingerprint,
+            "adapter_in": leaf.adapter_in,
+            "adapter_out": leaf.adapter_out,
+            "adapter_published": leaf.published,
+            "exchange": leaf.exchange,
+            "secure": leaf.exchange == "secagg",
+            "void": leaf.void or None,
+        }
+        if self._before is None:
+            lists: dict[str, Any] = {key: [] for key in ("roles", "expected", "used", "dropped")}
+            zero = ("quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
+            rest = {"kept_out": {}, "metrics": {}, "update_norm": 0.0, "seconds": 0.0}
+            return meant | lists | dict.fromkeys(zero, 0) | rest
+        central = run.plan.privacy.mechanism == "central"
+        meant |= {
+            "roles": sorted(run.contract.roles(leaf.round)),
+            "quorum": 0 if central else run.plan.cohort.quorum,
+            "bytes_down_per_client": 4 * run.layout(self._before.leaf.rank).size,
+        }
+        if leaf.void:
+            number = self._round.aborts[-1].leaf.seq if self._round.aborts else 0
+            meant |= {"weight": 0, "metrics": {}, "update_norm": 0.0, "sequence": number}
+        elif self._robust is not None:
+            meant |= self._meant_of_sums(self._robust)
+        return meant
+
+    def _meant_of_sums(self, robust: Robust) -> dict[str, Any]:
+        names = sorted(name for one in self._opened for name in one.clients)
+        metrics = sorted({name for one in self._opened for name in one.metrics})
+        return {
+            "sequence": self._leaf.seq,
+            "used": names,
+            "weight": len(names),
+            "metrics": {n: sum(one.metrics[n] for one in self._opened) for n in metrics},
+            "update_norm": float(np.linalg.norm(robust.mean.astype(np.float64))),
+        }
+
+    def _check_members(self, name: str, record: Mapping[str, Any]) -> None:
+        """Everybody that was asked is used or dropped; whom the log shows was asked."""
+        try:
+            expected, used = record["expected"], record["used"]
+            dropped = [each["client"] for each in record["dropped"]]
+            fits = expected == sorted({*used, *dropped}) and len(expected) == len(used) + len(
+                dropped
+            )
+        except (KeyError, TypeError):
+            raise _bad(f"{name} does not say who was asked, used and dropped") from None
+        if not fits or not set(self._advertised()) <= set(expected):
+            raise _bad(f"{name}: who was used and dropped are not those who were asked")
+        if self._is_secret and self._robust is not None:
+            self._check_groups(name, record.get("groups"), self._robust)
+
+    def _advertised(self) -> list[str]:
+        """Names of those whose adverts are in the round's sums."""
+        found = []
+        for one in self._round.sums:
+            for placed in one.of(Advert):
+                _, members = self._run.members(placed.index)
+                found.append(members.names.get(bytes.fromhex(advert_head(placed.leaf)[1]), "?"))
+        return found
+
+    def _check_groups(self, name: str, groups: Any, robust: Robust) -> None:
+        """Who is in a group's sum, whether it was kept and how far it was."""
+        count = self._run.plan.secrecy.groups
+        if not isinstance(groups, list) or len(groups) != (count if count > 1 else 0):
+            raise _bad(f"`groups` of {name} are not the plan's")
+        if not groups:
+            return
+        at = {one.group: number for number, one in enumerate(self._opened)}
+        for group, said in enumerate(groups):
+            place = at.get(group)
+            meant: dict[str, Any] = {"used": [], "distance": 0.0, "kept": False}
+            if place is not None:
+                meant = {
+                    "used": list(self._opened[place].clients),
+                    "distance": robust.distances[place],
+                    "kept": robust.kept[place],
+                    "failure": None,
+                }
+            if not isinstance(said, dict) or any(
+                key not in said or not same(said[key], value) for key, value in meant.items()
+            ):
+                raise _bad(f"group {group} of {name} is not that of the log")
+
+
+def same(given: Any, meant: Any) -> bool:
+    """Equal, and of one type; reals to a millionth of what they are."""
+    if isinstance(meant, float):
+        return isinstance(given, float) and math.isclose(given, meant, rel_tol=CLOSE)
+    if isinstance(meant, dict):
+        return (
+            isinstance(given, dict)
+            and given.keys() == meant.keys()
+            and all(same(given[key], value) for key, value in meant.items())
+        )
+    return type(given) is type(meant) and given == meant
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

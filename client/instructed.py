@@ -1,0 +1,63 @@
+"""What a client checks of an instruction and its adapter before it reads a row. (P-4.2)
+
+What is refused here is refused in clear: it hangs on the coordinator's message, the plan and the base.
+"""
+
+from __future__ import annotations
+
+from protocol.adapter import adapter_layout, verify_magnitude
+from protocol.encoding import vector_digest
+from protocol.errors import ArtefactError, PlanError
+from protocol.layout import Tensors, Vector
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.rules import rule_named
+from protocol.wire import Instruction
+
+
+def check_instruction(
+    plan: Plan, manifest: Manifest, instruction: Instruction, adapter: Vector
+) -> Tensors:
+    """The received adapter's tensors. Raises ArtefactError."""
+    if instruction.plan_digest != plan.digest:
+        raise ArtefactError(
+            f"the coordinator runs plan {instruction.plan_digest[:12]}…, "
+            f"this client has {plan.digest[:12]}…",
+            "give every party the same plan file",
+        )
+    if instruction.base != manifest.fingerprint:
+        raise ArtefactError(
+            f"the coordinator names base {instruction.base[:12]}…, "
+            f"this client has {manifest.fingerprint[:12]}…",
+            "give every party the same base",
+        )
+    if not 1 <= instruction.round <= plan.rounds or instruction.rank < 0:
+        raise ArtefactError(
+            f"the instruction names round {instruction.round} of {plan.rounds} "
+            f"and rank {instruction.rank}",
+            "run the same version of fedge on both sides",
+        )
+    combines = rule_named(plan.rule.name).combine
+    if combines == "mean" and instruction.rank != plan.adapter.rank:
+        raise ArtefactError(
+            f"the adapter sent has rank {instruction.rank}, the plan says {plan.adapter.rank}",
+            "run the same version of fedge on both sides",
+        )
+    if vector_digest(adapter) != instruction.adapter_digest:
+        raise ArtefactError(
+            "the adapter received is not the one the instruction names (another digest)",
+            "check the connection and the coordinator's checkpoint",
+        )
+    verify_magnitude(adapter)
+    return adapter_layout(plan, manifest, rank=instruction.rank).unflatten(adapter)
+
+
+def verify_length(plan: Plan, manifest: Manifest) -> None:
+    """Texts of the plan's length fit the base. Raises PlanError."""
+    prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
+    if plan.task.max_length + prompt > manifest.max_positions:
+        raise PlanError(
+            f"`task.max_length` {plan.task.max_length} and a prompt of {prompt} are more "
+            f"than the base's {manifest.max_positions} positions",
+            "lower task.max_length",
+        )

@@ -1,0 +1,32 @@
+"""What a round's record and the report say of the privacy that was spent. (P-7.5)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.plan import Plan
+from protocol.privacy.ledger import Entry, client_epsilon
+
+
+def privacy_record(plan: Plan, entries: list[Entry]) -> dict[str, Any]:
+    """The largest epsilon of a client so far, by which noise; of all lines of the ledger until then."""
+    privacy = plan.privacy
+    names = {name for entry in entries for name in entry.participants}
+    if privacy.mechanism == "central" and entries:
+        names.add("")  # every round counts for everybody, also one whose sample was empty
+    spent = [client_epsilon(entries, name, privacy) for name in sorted(names)]
+    last = entries[-1] if entries else None
+    return {
+        "mechanism": privacy.mechanism,
+        "unit": "one client's whole update",
+        "epsilon": max(spent, default=0.0),
+        "delta": privacy.delta,
+        "budget": privacy.epsilon,
+        "clip": privacy.clip,
+        "noise_multiplier": privacy.noise_multiplier,
+        "noise_of_the_sum": privacy.clip * privacy.noise_multiplier,
+        "sums": len(entries),
+        "rho": last.rho if last else None,
+        "xi": last.xi if last else None,
+        "honest": last.honest if last else None,
+    }

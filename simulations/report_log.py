@@ -1,0 +1,105 @@
+"""What the log of a run tells its report: who is in the sums, and what privacy was spent. (P-8.16)
+
+Records are their coordinator's account of its rounds; where the log has the same facts, the log's are drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from audit.collected import Round
+from audit.log_copy import Trust
+from audit.published import Run
+from audit.sources import Folder
+from audit.verify import load_run
+from protocol.errors import FedgeError, MachineError
+from protocol.privacy.record import privacy_record
+from protocol.transparency.leaves import Alive
+
+Json = dict[str, Any]
+WORD = "<p>The coordinator's word: no log shows these figures.</p>"
+BY_LOG = "<p>By the run's log: who is in the sums, and what they spent.</p>"
+NO_LOG = (
+    '<p class="warn">The coordinator\'s word: the run has no log that can be read, '
+    "so nothing here is shown by one.</p>"
+)
+IN_CLEAR = (
+    "<p>The coordinator's word: updates went in clear, so the log shows nobody who took part.</p>"
+)
+
+
+def read_log(run: Path) -> Run | None:
+    """The run's log and documents; None when there is none that holds."""
+    try:
+        return load_run(Folder(run), Trust())
+    except FedgeError:
+        return None
+
+
+def whose(log: Run | None) -> str:
+    """A paragraph: whose word participation and privacy are."""
+    if log is None:
+        return NO_LOG
+    return IN_CLEAR if log.plan.secrecy.exchange == "plain" else BY_LOG
+
+
+def by_the_log(log: Run | None, records: list[Json]) -> list[Json]:
+    """The records, with the log's facts in the place of what they say of them."""
+    if log is None:
+        return records
+    rounds = {one.number: one for one in log.log.rounds}
+    return [
+        record | _facts(log, rounds[record["round"]], record)
+        for record in records
+        if record["round"] in rounds
+    ]
+
+
+def _facts(log: Run, one: Round, record: Json) -> Json:
+    leaf = one.adapter.leaf
+    facts: Json = {
+        "attempt": leaf.attempt,
+        "void": leaf.void or None,
+        "exchange": leaf.exchange,
+        "secure": leaf.exchange == "secagg",
+        "adapter_out": leaf.adapter_out,
+        "adapter_published": leaf.published,
+        "privacy": _privacy(log, one),
+    }
+    if leaf.exchange == "plain":
+        return facts
+    groups = _members(log, one)
+    used = sorted(name for names in groups.values() for name in names)
+    dropped = [each for each in record["dropped"] if each["client"] not in used]
+    facts |= {"used": used, "dropped": dropped}
+    if log.plan.secrecy.groups > 1:
+        facts["groups"] = [
+            {"used": groups.get(group, [])} for group in range(log.plan.secrecy.groups)
+        ]
+    return facts
+
+
+def _members(log: Run, one: Round) -> dict[int, list[str]]:
+    """Names of those in each group's sum, by its alive set."""
+    found: dict[int, list[str]] = {}
+    for each in one.sums:
+        for placed in each.of(Alive)[:1]:
+            try:
+                _, members = log.members(placed.index)
+            except FedgeError:
+                continue  # the audit says so
+            ids = map(bytes.fromhex, placed.leaf.clients)
+            found[each.group] = sorted(members.names.get(one, one.hex()) for one in ids)
+    return found
+
+
+def _privacy(log: Run, one: Round) -> Json | None:
+    """As the lines of the ledger up to this round give it; None without noise or its accountant."""
+    if not log.plan.private:
+        return None
+    lines = [each.leaf.entry for each in log.log.spent if each.index < one.adapter.index]
+    try:
+        return privacy_record(log.plan, lines)
+    except MachineError:
+        return None
