@@ -61,7 +61,9 @@ def build(
             progress=tell,
             explain=reasons.append,
         )
-    _show(out, _summary(manifest) | {"reasons": reasons}, as_json)
+    _show(
+        out, _summary(manifest) | {"reasons": reasons if as_json else "\n".join(reasons)}, as_json
+    )
 
 
 @app.command()

@@ -11,8 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 from base_model.build import build_base
+from base_model.commands import app
 from base_model.store import open_base
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
@@ -178,7 +180,9 @@ def test_every_container_of_every_family_built_and_asked(
     sentence = write_source(tmp_path / "sentence", family=family, pooling="cls")
     expected = transformers_features(sentence, TEXTS, "cls")
     build_base(
-        CONTAINERS[container](write_source(tmp_path / "t", family=family, pooling="cls")),
+        CONTAINERS[container](
+            write_source(tmp_path / "second" / "t", family=family, pooling="cls")
+        ),
         task=TASK,
         bits=32,
         out=tmp_path / "sentences",
@@ -267,6 +271,19 @@ def test_the_pooling_and_its_reason_are_told(tmp_path: Path) -> None:
     assert told["usual"].startswith("pooling pooler: usual for bert")
     assert "--pooling mean" in told["usual"]
     assert told["head"].startswith("pooling pooler: the source has a classifier")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_says_which_pooling_and_why(tmp_path: Path, as_json: bool) -> None:
+    source = write_source(tmp_path / "source", pooling="mean")
+    arguments = ["build", str(source), "--out", str(tmp_path / "base"), "--bits", "8"]
+    result = CliRunner().invoke(app, [*arguments, *(["--json"] if as_json else [])])
+    assert result.exit_code == 0
+    reason = "pooling mean: 1_Pooling/config.json of the source says so"
+    if as_json:
+        assert json.loads(result.stdout)["reasons"] == [reason]
+    else:
+        assert reason.split(":")[0] in result.stdout
 
 
 PADS = [("roberta", 4), ("xlm-roberta", 0)]  # 1 is what the classifiers above have

@@ -13,7 +13,8 @@ from base_model.places import locate
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from simulations.base_cache import _check_pin, ready_base
-from simulations.experiment import BaseSource
+from simulations.experiment import BaseSource, load_experiment
+from simulations.prepare import prepare
 from simulations.progress import NoProgress
 from tests.unit.base_model.sources import CONTAINERS, listed, write_source
 
@@ -147,3 +148,24 @@ def test_a_base_that_is_built_is_named_by_its_folder(tiny_base: Path, tmp_path: 
 def test_a_base_has_one_origin(table: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BaseSource.model_validate(table)
+
+
+def test_a_run_on_a_built_base_is_prepared_and_taken_up_again(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "elsewhere" / "mine")
+    file = tmp_path / "experiment.toml"
+    file.write_text(
+        'format = 1\nname = "x"\n[base]\nfolder = "elsewhere/mine"\n[data]\n'
+        'generator = "home-commands"\n[plan]\nrounds = 1\n'
+    )
+    out = tmp_path / "runs" / "first"
+    prepared = [
+        prepare(load_experiment(file), out, resume=resume, progress=NoProgress())
+        for resume in (False, True)
+    ]
+    assert {each.base.resolve() for each in prepared} == {tmp_path / "elsewhere" / "mine"}
+    assert prepared[1].manifest == read_manifest(tiny_base)
+    marker = (out / "experiment.json").read_text()
+    assert str(tmp_path) not in marker
+    assert not (tmp_path / "runs" / ".bases").exists()
