@@ -20,8 +20,9 @@ from base_model.families import FAMILIES
 class EncoderClassifier(PreTrainedModel):
     """Encoder and head. ``pooling``: mean over the mask, first token, or a dense layer on the first token.
 
-    That layer is the encoder's own pooler; DistilBERT has none, and Hugging Face's class for it has
-    ``pre_classifier`` there. In RoBERTa the pooler does what the inner layer of that class's head does.
+    That layer is the encoder's own pooler; DistilBERT has none, and Hugging Face's class for it has a
+    ``pre_classifier`` there: ``pooler`` here, since peft would train whatever ends in "classifier". In
+    RoBERTa the pooler does what the inner layer of that class's head does.
     """
 
     config_class = PretrainedConfig
@@ -41,7 +42,7 @@ class EncoderClassifier(PreTrainedModel):
         )
         self.add_module(self.prefix, encoder)
         if config.model_type == "distilbert" and pooling == "pooler":
-            self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
+            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
 
     def _pooler_argument(self, config: PretrainedConfig) -> dict[str, bool]:
@@ -115,7 +116,7 @@ class EncoderClassifier(PreTrainedModel):
         hidden: Tensor = encoded.last_hidden_state
         if self.pooling == "pooler":
             if self.config.model_type == "distilbert":
-                return nn.functional.relu(self.pre_classifier(hidden[:, 0]))
+                return nn.functional.relu(self.pooler(hidden[:, 0]))
             pooled: Tensor = encoded.pooler_output
             return pooled
         if self.pooling == "cls":

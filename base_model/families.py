@@ -49,7 +49,7 @@ FAMILIES = {
         Family(
             model_type="distilbert",
             prefix="distilbert",
-            dense=("pre_classifier", "pre_classifier"),
+            dense=("pre_classifier", "pooler"),
         ),
         Family(model_type="roberta", **_ROBERTA),
         Family(model_type="xlm-roberta", **_ROBERTA),

@@ -177,7 +177,7 @@ def _tensors(
 
 def _check_names(source: str, shapes: dict[str, tuple[int, ...]], there: dict[str, Tensor]) -> None:
     if absent := sorted(set(shapes) - set(there)):
-        dense = all("pooler." in name or "pre_classifier." in name for name in absent)
+        dense = all("pooler." in name for name in absent)
         raise ArtefactError(
             f"{source}: the checkpoint lacks {', '.join(absent[:3])} ({len(absent)} tensors in all)",
             "pass --pooling mean or cls" if dense else COMPLETE,
