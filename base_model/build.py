@@ -17,16 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
-from base_model.export import INPUTS, OPSET, OUTPUT, export_graph
+from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
-from base_model.files import folder_that_appears, sha256_of
+from base_model.files import folder_that_appears, sha256_of, writing
+from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
 from base_model.verify import WEIGHTS, tensor_entry
 from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
 from protocol.codes import dequantise, quantise
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import PlanError
 from protocol.manifest import (
     CONFIG,
     MANIFEST_NAME,
@@ -52,7 +53,9 @@ def build_base(
     out: Path,
     pooling: str = "auto",
     slots: bool = True,
+    one_file: int = ONE_FILE,
     progress: Progress | None = None,
+    explain: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Build the folder ``out`` from ``source``; it appears whole or not at all.
 
@@ -63,17 +66,23 @@ def build_base(
         out: a folder that does not exist yet, or is empty.
         pooling: auto (what the source says), mean, cls or pooler.
         slots: False leaves the graph without optional inputs; for comparison only.
+        one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
+        explain: called with each choice that was made and why: the pooling, the source's own head.
 
-    Raises PlanError for a task or bits that are not offered, ArtefactError for the source or out.
+    Raises PlanError for a task or bits that are not offered, ArtefactError for the source or out,
+    MachineError for what this machine lacks: a package, the Hub, room.
     """
     check_task(task)
     if bits not in (4, 8, 16, 32):
         raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
     tell = progress or (lambda _step, _share: None)
-    with folder_that_appears(out) as folder:
+    with writing(out), folder_that_appears(out) as folder:
         tell("loading", 0.0)
         loaded = load_source(source, pooling=pooling)
+        for reason in loaded.reasons:
+            if explain:
+                explain(reason)
         model = _model_of(loaded)
         linears = _linears(model)
         tensors, codes = _quantised(model, linears, bits, tell)
@@ -92,7 +101,10 @@ def build_base(
             block=BLOCK,
             accuracy_level=ACCURACY_LEVEL,
             slots=slots,
+            most=one_file,
         )
+        tell("opening the edge graph", 0.9)
+        check_graph(folder / GRAPH, model, slots=slots)
         tell("describing", 0.95)
         (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
         manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)
@@ -102,26 +114,15 @@ def build_base(
 
 
 def _model_of(source: Source) -> EncoderClassifier:
-    labels = source.head[0].shape[0] if source.head else 2
+    labels = len(source.labels) if source.labels else 2
     # eager attention exports to plain matrix products, in every family
     model = EncoderClassifier(
         source.config, pooling=source.pooling, labels=labels, attention="eager"
     )
-    encoder = model.get_submodule(source.family.prefix)
-    state = {k: v for k, v in source.encoder.state_dict().items() if k in encoder.state_dict()}
-    missing = encoder.load_state_dict(state, strict=False).missing_keys
-    if missing:
-        raise ArtefactError(
-            f"{source.name}: the checkpoint has no {missing[0]}",
-            "choose another --pooling or source",
-        )
+    own = model.load_state_dict(source.tensors, strict=False).missing_keys
     with torch.no_grad():
-        if source.head:
-            model.classifier.weight.copy_(source.head[0])
-            model.classifier.bias.copy_(source.head[1])
-        else:
-            model.classifier.weight.zero_()
-            model.classifier.bias.zero_()
+        for name in own:  # the head alone, where the source has none; load_source saw to the rest
+            model.get_parameter(name).zero_()
     return model.float().eval().requires_grad_(False)
 
 
@@ -163,17 +164,15 @@ def _quantised(
 
 
 def _config_text(source: Source) -> str:
+    """The config without what does not change the function; names of labels with a head. (P-1.10)"""
     document: dict[str, Any] = source.config.to_dict()
     # what differs between versions and machines, and does not change the function
-    for key in (
-        "_name_or_path",
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "id2label",
-        "label2id",
-    ):
+    names = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    for key in (*names, "id2label", "label2id"):
         document.pop(key, None)
+    if source.labels:
+        document["id2label"] = {str(index): name for index, name in enumerate(source.labels)}
+        document["label2id"] = {name: index for index, name in enumerate(source.labels)}
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
@@ -221,7 +220,7 @@ def _manifest(
         hidden_size=config.hidden_size,
         layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,
-        max_positions=config.max_position_embeddings - source.family.position_offset,
+        max_positions=source.family.positions(config),
         embedding_std=word_embedding_std(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linears=linears,

@@ -42,6 +42,7 @@ def build(
 ) -> None:
     """Quantise a model once and export its edge graph."""
     console = Console(stderr=True, markup=False, emoji=False)
+    reasons: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=as_json) as progress:
         bar = progress.add_task("starting", total=1.0)
@@ -51,8 +52,18 @@ def build(
 
         from base_model.build import build_base
 
-        manifest = build_base(source, task=task, bits=bits, out=out, pooling=pooling, progress=tell)
-    _show(out, _summary(manifest), as_json)
+        manifest = build_base(
+            source,
+            task=task,
+            bits=bits,
+            out=out,
+            pooling=pooling,
+            progress=tell,
+            explain=reasons.append,
+        )
+    _show(
+        out, _summary(manifest) | {"reasons": reasons if as_json else "\n".join(reasons)}, as_json
+    )
 
 
 @app.command()

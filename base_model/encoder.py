@@ -18,7 +18,12 @@ from base_model.families import FAMILIES
 
 
 class EncoderClassifier(PreTrainedModel):
-    """Encoder and head. ``pooling``: mean over the mask, first token, or the encoder's pooler."""
+    """Encoder and head. ``pooling``: mean over the mask, first token, or a dense layer on the first token.
+
+    That layer is the encoder's own pooler; DistilBERT has none, and Hugging Face's class for it has a
+    ``pre_classifier`` there: ``pooler`` here, since peft would train whatever ends in "classifier". In
+    RoBERTa the pooler does what the inner layer of that class's head does.
+    """
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"
@@ -36,12 +41,14 @@ class EncoderClassifier(PreTrainedModel):
             config, attn_implementation=attention, **self._pooler_argument(config)
         )
         self.add_module(self.prefix, encoder)
+        if config.model_type == "distilbert" and pooling == "pooler":
+            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
 
     def _pooler_argument(self, config: PretrainedConfig) -> dict[str, bool]:
-        return (
-            {"add_pooling_layer": self.pooling == "pooler"} if config.model_type == "bert" else {}
-        )
+        if config.model_type == "distilbert":
+            return {}
+        return {"add_pooling_layer": self.pooling == "pooler"}
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -65,17 +72,51 @@ class EncoderClassifier(PreTrainedModel):
 
         ``token_type_ids`` is accepted and not used: one segment, type 0.
         """
-        given = (
-            {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        )
-        encoded = self.get_submodule(self.prefix)(attention_mask=attention_mask, **given)
-        logits = self.classifier(self._pool(encoded, attention_mask))
+        logits = self.classifier(self.features(input_ids, attention_mask, inputs_embeds))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def features(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads, (rows, hidden)."""
+        encoder = self.get_submodule(self.prefix)
+        if inputs_embeds is None:
+            encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)
+        else:
+            encoded = encoder(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                **self.positions(self._seen_pads(inputs_embeds)),
+            )
+        return self._pool(encoded, attention_mask)
+
+    def positions(self, counted: Tensor) -> dict[str, Tensor]:
+        """Arguments that give the encoder positions, where its family takes them from ids. (P-1.9)
+
+        ``counted`` (rows, tokens) is false where a pad stands, also inside a text. Without them
+        Hugging Face's encoder counts embeddings one by one, and so unlike the same ids.
+        """
+        if not FAMILIES[self.config.model_type].counts_pads:
+            return {}
+        ones = counted.to(torch.int64)
+        return {"position_ids": ones.cumsum(1) * ones + self.config.pad_token_id}
+
+    def _seen_pads(self, embeddings: Tensor) -> Tensor:
+        """Which positions are no pad, by their embedding: peft hands over no ids beside a prompt."""
+        weight = self.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        pad = weight[self.config.pad_token_id or 0].to(embeddings.dtype)
+        return (embeddings != pad).any(-1)
 
     def _pool(self, encoded: Any, mask: Tensor | None) -> Tensor:
         hidden: Tensor = encoded.last_hidden_state
         if self.pooling == "pooler":
+            if self.config.model_type == "distilbert":
+                return nn.functional.relu(self.pooler(hidden[:, 0]))
             pooled: Tensor = encoded.pooler_output
             return pooled
         if self.pooling == "cls":

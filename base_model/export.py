@@ -31,9 +31,11 @@ from base_model.graph_linears import (
     sort_topologically,
 )
 from protocol.adapter import SOFT_PROMPT
-from protocol.manifest import Linear, Slot
+from protocol.manifest import GRAPH_DATA, Linear, Slot
 
 OPSET, IR_VERSION = 20, 10
+ONE_FILE = 2**30  # bytes of tensors; protobuf ends at 2 GiB
+SMALL, PAGE = 1024, 4096
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 FEATURES = "features"
 
@@ -56,7 +58,13 @@ class _Features(nn.Module):
         ones = torch.ones_like(prompt[..., 0], dtype=attention_mask.dtype)
         mask = torch.cat([ones, attention_mask], 1)
         encoder = self.model.get_submodule(self.model.prefix)
-        encoded = encoder(inputs_embeds=torch.cat([prompt, words], 1), attention_mask=mask)
+        pad = self.model.config.pad_token_id
+        counted = torch.cat([ones, (input_ids != (-1 if pad is None else pad)).to(ones.dtype)], 1)
+        encoded = encoder(
+            inputs_embeds=torch.cat([prompt, words], 1),
+            attention_mask=mask,
+            **self.model.positions(counted),
+        )
         return self.model._pool(encoded, mask)
 
 
@@ -70,8 +78,11 @@ def export_graph(
     block: int,
     accuracy_level: int,
     slots: bool,
+    most: int = ONE_FILE,
 ) -> list[Slot]:
     """Write ``graph.onnx`` and return its slots.
+
+    Tensors of more than ``most`` bytes together lie beside it, in ``graph.data``. (P-1.8)
 
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
@@ -96,8 +107,33 @@ def export_graph(
     graph_model.ir_version = IR_VERSION
     _strip_metadata(graph_model)
     sort_topologically(graph)
+    defaults = _slots_of(graph)
+    if sum(len(initializer.raw_data) for initializer in graph.initializer) > most:
+        _move_out(graph, path.parent / GRAPH_DATA, {slot.name for slot in defaults})
     onnx.save(graph_model, str(path))
-    return _slots_of(graph)
+    return defaults
+
+
+def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:
+    """Write the tensors, but slots' defaults, into a file beside the graph, page by page.
+
+    One after the other: a protobuf message ends at 2 GiB, and memory is short where a base is large.
+    """
+    with path.open("wb") as file:
+        for tensor in graph.initializer:
+            if tensor.name in slots or len(tensor.raw_data) < SMALL:
+                continue
+            file.write(bytes(-file.tell() % PAGE))
+            del tensor.external_data[:]
+            for key, value in (
+                ("location", path.name),
+                ("offset", str(file.tell())),
+                ("length", str(len(tensor.raw_data))),
+            ):
+                tensor.external_data.add(key=key, value=value)
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
 
 
 def _exported(model: EncoderClassifier) -> onnx.ModelProto:

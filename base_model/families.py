@@ -7,6 +7,7 @@ that the seam and the error are in one place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from protocol.errors import ArtefactError, PlanError
 
@@ -15,25 +16,43 @@ from protocol.errors import ArtefactError, PlanError
 class Family:
     """An encoder family by Hugging Face's ``model_type``.
 
-    ``prefix``: attribute of the encoder in the classification model. ``position_offset``:
-    positions that the embedding table keeps for itself (RoBERTa counts from pad + 1).
+    ``prefix``: attribute of the encoder in the classification model. ``counts_pads``: positions follow
+    from the ids and begin behind ``pad_token_id``, and a pad inside a text has none of its own.
+    ``default_pooling``: for a source that says nothing. ``dense``: the inner layer of Hugging Face's own
+    classification head, under its name in a checkpoint and its path in the base's model, where pooling
+    ``pooler`` applies it; ``out``: the name of the head's outer layer.
     """
 
     model_type: str
     prefix: str
-    position_offset: int = 0
-    default_pooling: str = "pooler"
+    counts_pads: bool = False
+    default_pooling: Literal["mean", "cls", "pooler"] = "cls"
+    dense: tuple[str, str] | None = None
+    out: str = "classifier"
+
+    def positions(self, config: Any) -> int:
+        """How many tokens a text may have by the position table."""
+        kept = config.pad_token_id + 1 if self.counts_pads else 0
+        return int(config.max_position_embeddings) - kept
 
 
+_ROBERTA: dict[str, Any] = {
+    "prefix": "roberta",
+    "counts_pads": True,
+    "dense": ("classifier.dense", "roberta.pooler.dense"),
+    "out": "classifier.out_proj",
+}
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(model_type="bert", prefix="bert"),
-        Family(model_type="distilbert", prefix="distilbert", default_pooling="cls"),
-        Family(model_type="roberta", prefix="roberta", position_offset=2, default_pooling="cls"),
+        Family(model_type="bert", prefix="bert", default_pooling="pooler"),
         Family(
-            model_type="xlm-roberta", prefix="roberta", position_offset=2, default_pooling="cls"
+            model_type="distilbert",
+            prefix="distilbert",
+            dense=("pre_classifier", "pooler"),
         ),
+        Family(model_type="roberta", **_ROBERTA),
+        Family(model_type="xlm-roberta", **_ROBERTA),
     )
 }
 

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.errors import ArtefactError, MachineError
+from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.regular_files import sha256_of_regular
+
+# A library written in Rust says the number only in its text.
+NUMBER = re.compile(r"os error (\d+)")
 
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file, read in chunks."""
     return sha256_of_regular(path)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the system says against writing ``out`` becomes a MachineError; its cause is the system's."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(out, error.errno or 0) from None
+    except MemoryError:
+        raise MachineError(f"{out}: there is not enough memory", "use a larger machine") from None
+    except Exception as error:
+        number = NUMBER.search(str(error))
+        if number is None or isinstance(error, FedgeError):
+            raise
+        raise _refused(out, int(number[1])) from None
+
+
+def _refused(out: Path, number: int) -> MachineError:
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return MachineError(
+        f"{out} cannot be written: {os.strerror(number)}",
+        "make room, or name another disk" if full else "name a folder that you may write to",
+    )
 
 
 @contextmanager

@@ -17,8 +17,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _local = threading.local()
-# PEFT inits that compute from the base's weight and write it back: silently wrong on codes.
-SAFE_INITS = (True, "gaussian", "orthogonal")
+# What peft does to a weight that it would change: merging, and inits that take a part out of it.
+REFUSED = (
+    "codes cannot be written to: serve the adapter unmerged, and start LoRA with init_lora_weights "
+    'true, "gaussian" or "orthogonal" (pissa, olora and others change the base\'s weight)'
+)
+
+
+class ReadOnly(Tensor):
+    """The values that codes stand for. Whoever writes to them is told, since nothing would change."""
+
+    @property
+    def data(self) -> Tensor:
+        """Itself: what is written there is refused as well."""
+        return self
+
+    @data.setter
+    def data(self, _value: Tensor) -> None:
+        raise RuntimeError(REFUSED)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if (in_place or name in IN_PLACE) and args and isinstance(args[0], ReadOnly):
+            raise RuntimeError(REFUSED)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow"))}
 
 
 def dequantise(
@@ -148,14 +182,15 @@ class QuantLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight ``[N, K]``, float32: a copy, so that writing to it changes nothing."""
-        return dequantise(
+        """The weight ``[N, K]``, float32: a copy. Writing to it would change nothing and is refused."""
+        values = dequantise(
             self.codes,
             self.scales,
             bits=self.bits,
             in_features=self.in_features,
             dtype=torch.float32,
         )
+        return values.as_subclass(ReadOnly)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         dtype = self.matmul_dtype or x.dtype

@@ -1,162 +1,222 @@
 """The source of a base: a Hugging Face model, from a folder, a package or the Hub.
 
-Weights are read as float32 whatever the source or torch's default says: other rounding would give
-other codes, and so another base.
+Every tensor of the base's model comes out of the checkpoint, by its name and in its shape; what is
+absent, and what the encoder by its ``config.json`` has no place for, is refused. Weights are read as
+float32 whatever the source or torch's default says: other rounding would give other codes, and so
+another base.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
 
+from base_model.checkpoint import as_float, read_checkpoint
+from base_model.encoder import EncoderClassifier
 from base_model.families import Family, family_of
-from protocol.errors import ArtefactError, MachineError
+from base_model.places import CONFIG, Place, check_texts, locate
+from base_model.pooling import Choice, Pooling, choose
+from base_model.source_files import first_line, read_object
+from base_model.source_tokenizer import tokenizer_text
+from protocol.errors import ArtefactError
 
-PACKAGE = "package:"
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
-Pooling = Literal["mean", "cls", "pooler"]
+COMPLETE = "fetch a complete checkpoint"
+# What shapes do not show, so that a default would go unnoticed; Hugging Face's names and DistilBERT's.
+STATED = (
+    ("hidden_size", "dim"),
+    ("num_hidden_layers", "n_layers"),
+    ("num_attention_heads", "n_heads"),
+    ("vocab_size",),
+)
+BUFFERS = ("position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A loaded source: encoder in float32, its own head if it has one, tokenizer as JSON text."""
+    """A loaded source.
+
+    ``tensors``: of :class:`EncoderClassifier`, float32, by its names; ``classifier`` is among them where
+    the source's own head was kept, with ``labels`` then its names in order (else None). ``reasons``:
+    what was chosen and why, for the publisher.
+    """
 
     name: str
     config: PretrainedConfig
     family: Family
-    encoder: torch.nn.Module
-    head: tuple[torch.Tensor, torch.Tensor] | None
+    tensors: dict[str, Tensor]
+    labels: list[str] | None
     tokenizer: str
     pooling: Pooling
-
-
-def locate(source: str) -> str:
-    """A folder or Hub id for ``source``; ``package:module/folder`` is looked up among packages."""
-    if not source.startswith(PACKAGE):
-        return source
-    module, _, folder = source.removeprefix(PACKAGE).partition("/")
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise MachineError(
-            f"the package `{module}` is not installed",
-            "install it (fedge's own example: pip install -c constraints.txt '.[demo]')",
-        )
-    path = Path(next(iter(found.submodule_search_locations))) / folder
-    if not path.is_dir():
-        raise ArtefactError(
-            f"the package `{module}` has no folder `{folder}`", "correct the source"
-        )
-    return str(path)
-
-
-def _is_path(source: str) -> bool:
-    """Whether it cannot be meant as a Hub id, which is `name` or `owner/name`."""
-    return source.startswith((".", "/", "~")) or source.count("/") > 1
+    reasons: tuple[str, ...]
 
 
 def load_source(source: str, *, pooling: str) -> Source:
-    """Load encoder, head and tokenizer. Raises ArtefactError for what cannot be a base."""
+    """Load encoder, head and tokenizer. Raises ArtefactError or MachineError for what is no base."""
     place = locate(source)
-    folder = Path(place)
-    if not folder.exists() and _is_path(source):
-        raise ArtefactError(
-            f"{source}: there is no such folder", "name a Hugging Face model folder"
-        )
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise ArtefactError(
-            f"{source}: there is no config.json", "name a Hugging Face model folder"
-        )
-    try:
-        config = AutoConfig.from_pretrained(place)
-        family = family_of(config.model_type, source=source)
-        encoder, loading = AutoModel.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        text = tokenizer.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        raise ArtefactError(
-            f"{source}: cannot be loaded: {(str(error).splitlines() or ['?'])[0][:200]}",
-            "name a folder or Hub id with config.json, weights and a fast tokenizer",
-        ) from None
-    chosen = _pooling(pooling, folder, family)
-    _check_complete(source, loading, chosen)
+    config, family = _config(place)
+    check_texts(place)
+    encoder, outside = _apart(read_checkpoint(place.model), family)
+    choice = choose(pooling, place, config, family, outside)
+    labels = _labels(source, config, outside[f"{family.out}.weight"]) if choice.head else None
+    tensors = _tensors(source, config, family, choice, encoder, outside)
+    rows = tensors[_embeddings(family)].shape[0]
     return Source(
         name=source,
         config=config,
         family=family,
-        encoder=encoder.float().eval(),
-        head=_own_head(place, config),
-        tokenizer=_without_padding(text, tokenizer.pad_token_id, tokenizer.pad_token),
-        pooling=chosen,
+        tensors=tensors,
+        labels=labels,
+        tokenizer=tokenizer_text(place.model, config, embeddings=rows, source=source),
+        pooling=choice.pooling,
+        reasons=choice.reasons,
     )
 
 
-def _check_complete(source: str, loading: dict[str, Any], pooling: Pooling) -> None:
-    """transformers fills what a checkpoint lacks with random numbers: that is no base."""
-    absent = sorted(
-        name
-        for name in {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-        if pooling == "pooler" or "pooler." not in name
-    )
-    if absent:
-        only_pooler = all("pooler." in name for name in absent)
+def _config(place: Place) -> tuple[PretrainedConfig, Family]:
+    path = place.model / CONFIG
+    document = read_object(path)
+    model_type = document.get("model_type")
+    if not isinstance(model_type, str):
+        raise ArtefactError(f"{path}: there is no `model_type`", "save the model with transformers")
+    family = family_of(model_type, source=place.name)
+    _check_document(place.name, document)
+    try:
+        config = AutoConfig.for_model(**document)
+    except Exception as error:  # its checks raise types of their own
         raise ArtefactError(
-            f"{source}: the checkpoint lacks {absent[0]} ({len(absent)} tensors in all)",
-            "pass --pooling mean or cls" if only_pooler else "fetch a complete checkpoint",
+            f"{path}: transformers does not take it: {first_line(error)}", "correct it"
+        ) from None
+    pad = config.pad_token_id
+    if family.counts_pads and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
+        raise ArtefactError(
+            f"{path}: `pad_token_id` is {pad}, and positions are counted from it",
+            "write the id of the tokenizer's padding token",
+        )
+    if family.positions(config) < 1:
+        raise ArtefactError(f"{path}: its {CONFIG} leaves no position for a text", "correct it")
+    return config, family
+
+
+def _check_document(source: str, document: dict[str, Any]) -> None:
+    """What would be guessed, ignored or asked for is refused. Raises ArtefactError."""
+    for names in STATED:
+        if not any(isinstance(document.get(name), int) for name in names):
+            raise ArtefactError(
+                f"{source}: {CONFIG} does not say `{names[0]}`, which would be guessed",
+                "take the config.json that belongs to the checkpoint",
+            )
+    if document.get("quantization_config") or document.get("compression_config"):
+        raise ArtefactError(
+            f"{source}: the checkpoint is quantised already",
+            "name the model as it was before; fedge quantises by itself",
+        )
+    if document.get("auto_map"):
+        raise ArtefactError(
+            f"{source}: it needs code of its own (`auto_map`)", "use a model that does not"
+        )
+    if document.get("position_embedding_type", "absolute") != "absolute":
+        raise ArtefactError(
+            f"{source}: positions of the type {document['position_embedding_type']!r}",
+            "use a model with absolute positions",
+        )
+    if document.get("is_decoder") or document.get("add_cross_attention"):
+        raise ArtefactError(f"{source}: it is a decoder", "use an encoder")
+
+
+def _apart(found: dict[str, Tensor], family: Family) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The checkpoint's tensors: the encoder's by their names in it, and those outside by theirs.
+
+    A checkpoint of the encoder alone has no prefix, one with a head on it has.
+    """
+    prefix = f"{family.prefix}."
+    inside = {name for name in found if name.startswith(prefix)}
+    if not inside:
+        tops = ("embeddings.", "encoder.", "transformer.", "pooler.")
+        inside = {name for name in found if name.startswith(tops)}
+    return (
+        {name.removeprefix(prefix): found[name] for name in inside},
+        {name: value for name, value in found.items() if name not in inside},
+    )
+
+
+def _tensors(
+    source: str,
+    config: PretrainedConfig,
+    family: Family,
+    choice: Choice,
+    encoder: dict[str, Tensor],
+    outside: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Every tensor of the base's model but a head that is drawn anew. Raises ArtefactError."""
+    there = {f"{family.prefix}.{name}": value for name, value in encoder.items()}
+    if choice.pooling != "pooler" or (choice.head and family.dense):
+        there = {k: v for k, v in there.items() if not k.startswith(f"{family.prefix}.pooler.")}
+    layers = [(family.out, "classifier"), *filter(None, [family.dense])] if choice.head else []
+    for layer, path in layers:
+        for kind in ("weight", "bias"):
+            there[f"{path}.{kind}"] = outside[f"{layer}.{kind}"]
+    shapes = _shapes(source, config, choice, there.get("classifier.weight"))
+    if not choice.head:
+        shapes = {k: v for k, v in shapes.items() if not k.startswith("classifier.")}
+    _check_names(source, shapes, there)
+    for name, shape in shapes.items():
+        if tuple(there[name].shape) != shape:
+            raise ArtefactError(
+                f"{source}: {name} is {tuple(there[name].shape)} in the checkpoint, and by "
+                f"{CONFIG} {shape}",
+                "take the config.json that belongs to the checkpoint",
+            )
+    return {name: as_float(name, there[name], source=source) for name in shapes}
+
+
+def _check_names(source: str, shapes: dict[str, tuple[int, ...]], there: dict[str, Tensor]) -> None:
+    if absent := sorted(set(shapes) - set(there)):
+        dense = all("pooler." in name for name in absent)
+        raise ArtefactError(
+            f"{source}: the checkpoint lacks {', '.join(absent[:3])} ({len(absent)} tensors in all)",
+            "pass --pooling mean or cls" if dense else COMPLETE,
+        )
+    odd = sorted(name for name in set(there) - set(shapes) if not name.endswith(BUFFERS))
+    if odd:
+        raise ArtefactError(
+            f"{source}: the checkpoint has {odd[0]}, for which its {CONFIG} has no place "
+            f"({len(odd)} tensors in all)",
+            "take the config.json that belongs to the checkpoint",
         )
 
 
-def _pooling(asked: str, folder: Path, family: Family) -> Pooling:
-    if asked in ("mean", "cls", "pooler"):
-        return asked  # type: ignore[return-value]
-    if asked != "auto":
-        raise ArtefactError(f"pooling `{asked}` is not known", "use auto, mean, cls or pooler")
-    file = folder / "1_Pooling" / "config.json"  # sentence-transformers' own convention
-    if file.is_file():
-        modes = json.loads(file.read_text("utf-8"))
-        if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls":
-            return "cls"
-        if modes.get("pooling_mode_mean_tokens") or modes.get("pooling_mode") == "mean":
-            return "mean"
-        raise ArtefactError(f"{file}: this pooling is not supported", "pass --pooling mean or cls")
-    return family.default_pooling  # type: ignore[return-value]
+def _shapes(
+    source: str, config: PretrainedConfig, choice: Choice, head: Tensor | None
+) -> dict[str, tuple[int, ...]]:
+    """The model's parameters; nothing is allocated."""
+    labels = 2 if head is None else head.shape[0]
+    try:
+        with torch.device("meta"):
+            model = EncoderClassifier(config, pooling=choice.pooling, labels=labels)
+    except Exception as error:  # whatever a config can make a constructor do
+        raise ArtefactError(
+            f"{source}: its {CONFIG} gives no model: {first_line(error)}", "correct it"
+        ) from None
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
-def _own_head(place: str, config: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """A trained ``classifier`` in the checkpoint, if there is one with the right shape."""
-    path = Path(place) / "model.safetensors"
-    if not path.is_file():
-        return None
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-        if not {"classifier.weight", "classifier.bias"} <= names:
-            return None
-        weight, bias = file.get_tensor("classifier.weight"), file.get_tensor("classifier.bias")
-    return (weight.float(), bias.float()) if weight.shape[1] == config.hidden_size else None
+def _labels(source: str, config: PretrainedConfig, weight: Tensor) -> list[str]:
+    """Names of the head's labels in the order of the logits. Raises ArtefactError."""
+    names = dict(config.id2label or {})
+    count = weight.shape[0] if weight.ndim else 0
+    if sorted(names) != list(range(count)):
+        raise ArtefactError(
+            f"{source}: the head has {count} labels, {CONFIG} names {len(names)}",
+            "take the config.json that belongs to the checkpoint",
+        )
+    return [str(names[index]) for index in range(count)]
 
 
-def _without_padding(text: str, pad_id: int | None, pad_token: str | None) -> str:
-    """The tokenizer with its padding named and no truncation of its own: length is the plan's."""
-    document = json.loads(text)
-    document["truncation"] = None
-    document["padding"] = {
-        "strategy": "BatchLongest",
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": pad_id or 0,
-        "pad_type_id": 0,
-        "pad_token": pad_token or "[PAD]",
-    }
-    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+def _embeddings(family: Family) -> str:
+    return f"{family.prefix}.embeddings.word_embeddings.weight"

@@ -6,6 +6,7 @@ is taken from the file.
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,12 @@ from transformers import AutoConfig
 
 from base_model.encoder import EncoderClassifier
 from base_model.quant_linear import QuantLinear
+from base_model.source_files import first_line
 from base_model.verify import REBUILD, WEIGHTS
 from base_model.verify import read_manifest as read_manifest
 from base_model.verify import verify_base as verify_base
 from protocol.documents import parse_json
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import CONFIG, TOKENIZER, Manifest
 from protocol.regular_files import read_regular
 
@@ -70,14 +72,41 @@ def open_base(
         model = empty_model(config, manifest, labels=labels or manifest.head.labels)
         _install(model, manifest, tensors, matmul_dtype)
         _fresh_head(model, manifest, tensors, labels)
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+        tokenizer = _tokenizer(folder / TOKENIZER)
+    except MemoryError:
+        raise MachineError(f"{folder}: not enough memory", "use a larger machine") from None
+    except Exception as error:  # what config and tensors can make torch and transformers raise
+        if isinstance(error, FedgeError):
+            raise
         raise ArtefactError(
-            f"{folder}: cannot be opened: {type(error).__name__}", REBUILD
+            f"{folder}: cannot be opened: {_cause(error)}", _remedy(manifest)
         ) from error
     model.requires_grad_(False)
     model.eval()
     return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain ones
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"the weights and the model do not fit at {error.args[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _remedy(manifest: Manifest) -> str:
+    """Files that are whole and do not open were made by other versions, or by another program."""
+    odd = [
+        f"{name} {version}"
+        for name, version in manifest.made_with.items()
+        if name in ("torch", "transformers") and version != importlib.metadata.version(name)
+    ]
+    return f"install {' and '.join(odd)}, with which it was built" if odd else REBUILD
 
 
 def _check_sizes(config: object, manifest: Manifest) -> None:

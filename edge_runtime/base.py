@@ -17,8 +17,9 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
+from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import CONFIG, GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
 from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
 
 TOKENIZER = "tokenizer.json"
@@ -51,22 +52,37 @@ class EdgeBase:
         Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
         """
         manifest = read_manifest(folder)
-        needed = (manifest.graph.file, TOKENIZER)
-        for name in needed:
+        for name in (manifest.graph.file, TOKENIZER):
             if name not in manifest.files:
                 raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
-            if ready is None or name != manifest.graph.file:
-                entry = manifest.files[name]
-                check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
+        entry = manifest.files[TOKENIZER]
+        check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
         if ready is None:
-            graph = folder / manifest.graph.file
-            verify_graph(graph, size=manifest.files[manifest.graph.file].bytes)
-            session = open_session(graph, threads=threads)
+            check_graph(folder, manifest, verify=verify)
+            session = open_session(folder / manifest.graph.file, threads=threads)
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
         tokenizer = _open_tokenizer(folder / TOKENIZER)
         return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
+
+    def own_labels(self) -> list[str]:
+        """Names of the base's own head, in the order of its logits; numbered where it has none.
+
+        Raises ArtefactError for a ``config.json`` that is not the manifest's.
+        """
+        count = self.manifest.head.labels
+        numbered = [f"label-{index}" for index in range(count)]
+        path = self.folder / CONFIG
+        if not path.is_file():
+            return numbered
+        entry = self.manifest.files[CONFIG]
+        check_file(path, entry.sha256, size=entry.bytes)
+        try:
+            names = parse_json(read_regular_text(path)).get("id2label", {})
+            return [str(names[str(index)]) for index in range(count)] if names else numbered
+        except (OSError, OddError, ValueError, AttributeError, KeyError, TypeError):
+            raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
     def batch(self, texts: Sequence[str], *, max_length: int) -> tuple[Ids, Ids]:
         """(ids, mask), both int64 (rows, longest row)."""
@@ -88,6 +104,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
             "name the folder that `fedge base build --out` wrote",
         ) from None
+
+
+def check_graph(folder: Path, manifest: Manifest, *, verify: bool = True) -> None:
+    """The graph's files are the manifest's and keep to themselves. (P-1.8) Raises ArtefactError."""
+    for name in manifest.graph_files():
+        entry = manifest.files[name]
+        check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
+    data = manifest.files.get(GRAPH_DATA)
+    verify_graph(
+        folder / manifest.graph.file,
+        size=manifest.files[manifest.graph.file].bytes,
+        beside=(GRAPH_DATA, data.bytes) if data else None,
+    )
 
 
 def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What a graph may ask of a device: nothing outside its own file, no tensor larger than that. (P-1.3)
+"""What a graph may ask of a device: nothing outside its own files, no tensor larger than that. (P-1.8)
 
 ONNX lets a tensor lie in another file, at any path, and claim any shape. The manifest covers the graph's
 own bytes alone, so before ONNX Runtime opens them its tensors are looked at: a walk over the protobuf
@@ -39,19 +39,24 @@ REFUSED = {(MODEL, 20), (GRAPH, 15), (ATTRIBUTE, 22), (ATTRIBUTE, 23)}
 DIMS, EXTERNAL, LOCATION = 1, 13, 14
 
 
-def verify_graph(path: Path, *, size: int) -> None:
-    """Every tensor of the graph lies in the file itself, of ``size`` bytes. Raises ArtefactError."""
+def verify_graph(path: Path, *, size: int, beside: tuple[str, int] | None = None) -> None:
+    """Every tensor lies in the file itself, of ``size`` bytes, or in the one ``beside``. (P-1.8)
+
+    ``beside``: that file's name and length, where the manifest lists one. Raises ArtefactError.
+    """
     try:
         with (
             open_regular(path, most=size) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            _walk(data, 0, len(data), MODEL, 0)
+            _walk(data, 0, len(data), MODEL, 0, beside)
     except (OSError, ValueError) as error:  # among them an empty file
         raise ArtefactError(f"{path}: not a graph that can be read: {error}", REMEDY) from None
 
 
-def _walk(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> None:
+def _walk(
+    data: mmap.mmap, start: int, end: int, kind: str, depth: int, beside: tuple[str, int] | None
+) -> None:
     if depth > 3 * MOST_DEPTH:  # by way of node and attribute
         raise ValueError("graphs are nested too deeply")
     for field, value, stop in _fields(data, start, end):
@@ -63,16 +68,22 @@ def _walk(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> None:
         if stop is None:
             raise ValueError("a message that is none")
         if inner == TENSOR:
-            _check_tensor(data, value, stop)
+            _check_tensor(data, value, stop, beside)
         else:
-            _walk(data, value, stop, inner, depth + 1)
+            _walk(data, value, stop, inner, depth + 1, beside)
 
 
-def _check_tensor(data: mmap.mmap, start: int, end: int) -> None:
+def _check_tensor(data: mmap.mmap, start: int, end: int, beside: tuple[str, int] | None) -> None:
     dims: list[int] = []
+    outside: dict[bytes, bytes] = {}
     for field, value, stop in _fields(data, start, end):
-        if field == EXTERNAL or (field == LOCATION and value):
+        if field in (EXTERNAL, LOCATION) and beside is None and (value or stop is not None):
             raise ValueError("a tensor lies outside its file")
+        if field == EXTERNAL:
+            if stop is None:
+                raise ValueError("a message that is none")
+            entry = {f: data[v:s] for f, v, s in _fields(data, value, stop) if s is not None}
+            outside[entry.get(1, b"")] = entry.get(2, b"")
         if field != DIMS:
             continue
         if stop is None:
@@ -84,9 +95,22 @@ def _check_tensor(data: mmap.mmap, start: int, end: int) -> None:
             dims.append(number)
             if len(dims) > MOST_DIMENSIONS:
                 raise ValueError("a tensor of too many dimensions")
+    held = end - start if not outside or beside is None else _length_beside(outside, *beside)
     # Two codes of four bits make a byte; nothing is smaller.
-    if math.prod(dims) > 2 * (end - start):
+    if math.prod(dims) > 2 * held:
         raise ValueError("a tensor claims more than its bytes")
+
+
+def _length_beside(outside: dict[bytes, bytes], name: str, size: int) -> int:
+    """Bytes of a tensor in the file beside the graph. Raises ValueError for any other place."""
+    if set(outside) != {b"location", b"offset", b"length"} or outside[b"location"] != name.encode():
+        raise ValueError("a tensor lies outside its file")
+    offset, length = outside[b"offset"], outside[b"length"]
+    if not (offset.isdigit() and length.isdigit() and len(offset) < 20 and len(length) < 20):
+        raise ValueError("a tensor lies at no place")
+    if int(offset) + int(length) > size:
+        raise ValueError("a tensor lies behind the end of its file")
+    return int(length)
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:

@@ -25,9 +25,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edge_runtime.base import REFETCH, EdgeBase, check_file, read_manifest
+from edge_runtime.base import REFETCH, EdgeBase, check_graph, read_manifest
 from edge_runtime.files import sync, write_whole
-from edge_runtime.graph_bounds import verify_graph
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
 from protocol.errors import ArtefactError
@@ -49,16 +48,16 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     ArtefactError.
     """
     manifest = read_manifest(base)
-    digest = manifest.files[manifest.graph.file].sha256
+    parts = [manifest.files[name] for name in manifest.graph_files()]
+    size = sum(part.bytes for part in parts)
+    digest = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
     folder = cache / f"{digest[:32]}-{ort.__version__}-{_processor()}"
     if not _is_whole(folder):
-        entry = manifest.files[manifest.graph.file]
-        check_file(base / manifest.graph.file, digest, size=entry.bytes)
-        verify_graph(base / manifest.graph.file, size=entry.bytes)
+        check_graph(base, manifest)
         try:
             with _alone(cache):
                 if not _is_whole(folder):  # another process may have made it by now
-                    _make(base / manifest.graph.file, folder)
+                    _make(base / manifest.graph.file, folder, size)
         except (OSError, ArtefactError):
             return EdgeBase.open(base, threads=threads)
     try:
@@ -80,11 +79,11 @@ def _alone(cache: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _make(graph: Path, folder: Path) -> None:
-    """Write the copy; it appears whole, or nothing of it stays. Other copies are removed."""
+def _make(graph: Path, folder: Path, size: int) -> None:
+    """Write the copy of ``size`` bytes; it appears whole or not at all. Others are removed."""
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
-    if shutil.disk_usage(folder.parent).free < ROOM * graph.stat().st_size:
+    if shutil.disk_usage(folder.parent).free < ROOM * size:
         raise OSError(errno.ENOSPC, "no room for a copy of the graph")
     making = folder.with_name(MAKING)
     try:

@@ -96,9 +96,10 @@ class EdgeRuntime:
         logits = self._logits(list(texts), active)
         shifted = np.exp(logits - logits.max(-1, keepdims=True)) if len(logits) else logits
         scores = shifted / shifted.sum(-1, keepdims=True) if len(logits) else logits
+        labels = active.note.labels if active else self.base.own_labels()
         return [
             Prediction(
-                label=active.note.labels[index] if active else f"label-{index}",
+                label=labels[index],
                 index=index,
                 score=float(scores[row, index]),
                 logits=tuple(float(value) for value in logits[row]),

@@ -17,6 +17,8 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
+GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
+
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,6 +111,10 @@ class Manifest(Record):
     tensors: Annotated[dict[TensorName, TensorEntry], Field(max_length=MOST_TENSORS)]
     files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
     made_with: Annotated[dict[Word, Word], Field(max_length=100)]
+
+    def graph_files(self) -> list[str]:
+        """The graph's file, and the one beside it if there is one. (P-1.8)"""
+        return [self.graph.file, *({GRAPH_DATA} & set(self.files))]
 
     def to_json(self) -> str:
         """The file's text: sorted, indented, newline at the end."""

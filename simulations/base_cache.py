@@ -1,7 +1,8 @@
-"""The base of an experiment, built once and kept next to the runs.
+"""The base of an experiment: one that is built, or built once and kept next to the runs.
 
-The cache key covers the source's weights and the code that builds, so neither another model under
-the same name nor another version of fedge is mistaken for what was built before.
+The cache's key covers everything that goes into a base: every file of the source that can matter, the
+settings, the code that builds and the libraries whose output it keeps. So neither a mended tokenizer nor
+another model under the same name nor another version of fedge is mistaken for what was built before.
 """
 
 from __future__ import annotations
@@ -14,48 +15,55 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from base_model.build import build_base
-from base_model.source import PACKAGE, locate
-from base_model.store import read_manifest
-from protocol.errors import ArtefactError, MachineError, PlanError
+from base_model.places import PACKAGE, Place, locate
+from base_model.store import read_manifest, verify_base
+from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from simulations.experiment import BaseSource
 from simulations.progress import Progress
 
-WEIGHTS = "model.safetensors"
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "safetensors"),
+    *("onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"),
+)
 
 
 def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progress) -> Path:
-    """The folder of the built base; builds it when the cache has none.
+    """The folder of the built base; builds it when the experiment names none and the cache has none.
 
     Args:
         source: what the experiment says.
-        folder: relative sources start here.
+        folder: relative folders start here.
         cache: folder of built bases, created if need be.
         progress: told about the build as ``base``.
 
     Raises:
         MachineError: the source is not on this machine.
-        ArtefactError: the weights are not those the experiment pins.
+        ArtefactError: the source is no base, or its weights are not those the experiment pins.
     """
-    origin = _located(source.source, folder)
-    weights = _weights_digest(origin) if origin else _text_digest(source.source)
-    _check_pin(source, origin, weights)
+    if source.folder:
+        base = folder / Path(source.folder).expanduser()
+        verify_base(base)
+        return base
+    place = locate(source.source, beside=folder)
+    _check_pin(source, place)
     # Of a local folder only its own name: where it lies is nobody else's business.
-    local = origin is not None and not source.source.startswith(PACKAGE)
-    shown = origin.name if origin and local else source.source.removeprefix(PACKAGE)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", shown).strip("-")[-40:]
-    target = cache / f"{name}-int{source.bits}-{_text_digest(weights + _builder())[:16]}"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", _shown(source.source, place)).strip("-")[-40:]
+    settings = f"{place.digest()} {source.bits} {source.pooling} {_builder()}"
+    target = cache / f"{name}-int{source.bits}-{_text_digest(settings)[:16]}"
     if (target / MANIFEST_NAME).is_file():
         read_manifest(target)
         return target
     cache.mkdir(parents=True, exist_ok=True)
     temporary = cache / f".building-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
+    local = (folder / source.source).is_dir()
     build_base(
-        str(origin) if local else source.source,
+        str(folder / source.source) if local else source.source,
         task="sequence-classification",
         bits=source.bits,
         out=temporary,
+        pooling=source.pooling,
         progress=lambda step, share: progress.update(f"base: {step}", share, 1.0),
     )
     _publish(temporary, target)
@@ -71,37 +79,19 @@ def _publish(temporary: Path, target: Path) -> None:
         read_manifest(target)
 
 
-def _located(source: str, folder: Path) -> Path | None:
-    """The folder of a local source; None for a Hugging Face id."""
+def _shown(source: str, place: Place) -> str:
     if source.startswith(PACKAGE):
-        return Path(locate(source))
-    local = folder / source
-    if local.is_dir():
-        return local
-    if source.startswith((".", "/", "~")):
-        raise MachineError(f"base source {source} is not a folder", "correct base.source")
-    return None
+        return source.removeprefix(PACKAGE)
+    return source if "snapshots" in place.root.parts else place.root.name
 
 
-def _weights_digest(origin: Path) -> str:
-    path = origin / WEIGHTS
-    if not path.is_file():
-        raise MachineError(f"{origin} has no {WEIGHTS}", "name the folder of a Hugging Face model")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_pin(source: BaseSource, origin: Path | None, weights: str) -> None:
+def _check_pin(source: BaseSource, place: Place) -> None:
     if not source.sha256:
         return
-    if origin is None:
-        raise PlanError(
-            "`base.sha256` pins a folder or a package, not a Hugging Face id",
-            "download the model and name its folder, or leave base.sha256 out",
-        )
+    weights = place.weights_digest()
     if weights != source.sha256:
         raise ArtefactError(
-            f"{WEIGHTS} of {source.source} has sha256 {weights[:16]}…, not the pinned one",
+            f"the weights of {source.source} have sha256 {weights[:16]}…, not the pinned one",
             "install the pinned version, or correct base.sha256 after checking the model",
         )
 
@@ -116,8 +106,9 @@ def _builder() -> str:
     for file in sorted(resources.files("base_model").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py"):
             hasher.update(file.read_bytes())
-    for name in ("codes.py", "manifest.py"):
-        hasher.update((resources.files("protocol") / name).read_bytes())
-    for library in ("torch", "transformers", "onnx"):
-        hasher.update(metadata.version(library).encode())
+    for file in sorted(resources.files("protocol").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            hasher.update(file.read_bytes())
+    for library in LIBRARIES:
+        hasher.update(f"{library} {metadata.version(library)}".encode())
     return hasher.hexdigest()

@@ -35,13 +35,25 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class BaseSource(Section):
-    """Where the base comes from and how it is quantised."""
+    """The base: a folder that is built, or where it comes from and how it is built."""
 
-    source: str = Field(min_length=1, description="a folder, `package:module/folder` or a Hub id")
+    folder: str = Field(default="", description="a base that `fedge base build` wrote")
+    source: str = Field(default="", description="a folder, `package:module/folder` or a Hub id")
     bits: Literal[4, 8, 16, 32] = 4
+    pooling: Literal["auto", "mean", "cls", "pooler"] = "auto"
     sha256: str = Field(
-        default="", pattern=r"^([0-9a-f]{64})?$", description="of the source's model.safetensors"
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="of the source's weights: the file's, or of the lines `name sha256` of its shards",
     )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> BaseSource:
+        if bool(self.folder) == bool(self.source):
+            raise ValueError("give either folder, a base that is built, or source")
+        if self.folder and (self.bits, self.pooling, self.sha256) != (4, "auto", ""):
+            raise ValueError("bits, pooling and sha256 are for a source, not for a built folder")
+        return self
 
 
 class Data(Section):

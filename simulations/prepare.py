@@ -6,6 +6,7 @@ prepares again, and a run that is resumed with another experiment is refused.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -224,4 +225,4 @@ def _tokens_per_row(base: Path, plan: Plan, texts: list[str]) -> float:
 
 def _relative(base: Path, out: Path) -> str:
     """Relative to the run, so that the folder with runs and bases can be moved as one."""
-    return str(Path("..") / base.relative_to(out.parent))
+    return os.path.relpath(base.resolve(), out.resolve())

@@ -78,15 +78,56 @@ def test_two_layers_of_one_shape_and_two_threads_do_not_disturb_each_other() -> 
     assert wrong == []
 
 
-def test_scales_survive_casts_and_the_weight_is_a_copy() -> None:
+def test_scales_survive_casts_and_the_weight_is_not_written_to() -> None:
     made = layer()
     before = made.scales.clone()
     made.to(torch.bfloat16)
     made.half()
     assert made.scales.dtype == torch.float32
     assert (made.scales == before).all()
-    made.weight.zero_()
+    for write in (
+        lambda: made.weight.zero_(),
+        lambda: made.weight.data.copy_(torch.zeros(24, 40)),
+        lambda: setattr(made.weight, "data", torch.zeros(24, 40)),
+        lambda: made.weight.__setitem__(0, 0.0),
+        lambda: made.weight.data.__iadd__(1.0),
+    ):
+        with pytest.raises(RuntimeError, match="codes cannot be written to"):
+            write()
     assert made.weight.abs().sum() > 0
+    assert type(made.weight * 2) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        *(True, "gaussian", "orthogonal"),
+        *("pissa", "pissa_niter_2", "olora", "loftq", "corda", "eva", "lora_ga"),
+    ],
+)
+def test_an_init_of_lora_starts_at_the_base_or_is_refused(init: object) -> None:
+    """PEFT's inits that take a part out of the weight would start elsewhere: codes do not move."""
+    from peft import LoraConfig, get_peft_model
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = layer()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    net, x = Net(), torch.randn(3, 40)
+    expected = net(x)
+    try:
+        model = get_peft_model(
+            net,
+            LoraConfig(r=2, target_modules=["inner"], init_lora_weights=init),  # type: ignore[arg-type]
+        )
+    except (RuntimeError, ValueError, ImportError, AttributeError):
+        assert init not in (True, "gaussian", "orthogonal")
+        return
+    assert (model(x) - expected).abs().max() <= 1e-6
 
 
 def test_scratch_gives_the_same_bits_as_a_fresh_tensor() -> None:

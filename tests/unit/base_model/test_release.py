@@ -19,6 +19,8 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, from_peft
 from tests.conftest import write_tiny_source
+from tests.unit.base_model.sources import TEXTS as SPECIAL_TEXTS
+from tests.unit.base_model.sources import write_source
 
 TEXTS = ["turn on the light", "play music"]
 
@@ -115,6 +117,21 @@ def test_another_base_and_a_truncated_file_are_refused(
     shutil.rmtree(folder)
     with pytest.raises(ArtefactError, match="not an adapter"):
         release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta"])
+def test_a_base_with_its_sources_head_releases_with_pads_in_texts(
+    write_adapter: Any, tmp_path: Path, family: str
+) -> None:
+    """Through peft, which hands a prompt over without ids: positions are the graph's all the same."""
+    base = tmp_path / "base"
+    source = write_source(tmp_path / "source", family=family, classifier=True, pad=3)
+    build_base(str(source), task="sequence-classification", bits=4, out=base)
+    for method in ("lora", "prompt"):
+        folder = write_adapter(tmp_path / method, method=method, base=base)
+        note = release_adapter(folder, base, texts=SPECIAL_TEXTS, bound=1e-4)
+        assert note.parity is not None
+        assert note.parity.label_agreement == 1.0
 
 
 MINILM_TEXTS = [

@@ -1,0 +1,54 @@
+"""Open a new graph once, and compare its answers with the model's, before a base is called built.
+
+A graph that cannot be opened, or that answers otherwise than what is trained, would be noticed by a
+device, after a whole run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from base_model.encoder import EncoderClassifier
+from base_model.source_files import first_line
+from protocol.errors import ArtefactError
+
+BOUND = 1e-3  # of the largest feature; rounding makes some 1e-6
+TOKENS = 8
+VERSIONS = "install the versions in constraints.txt, and build again"
+
+
+def check_graph(path: Path, model: EncoderClassifier, *, slots: bool) -> None:
+    """``path`` opens in ONNX Runtime and gives ``model``'s features. Raises ArtefactError."""
+    config = model.config
+    tokens = min(TOKENS, config.max_position_embeddings // 2)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, config.vocab_size, (2, tokens))
+    ids[0, tokens // 2] = config.pad_token_id or 0  # a pad inside a text
+    mask = np.ones_like(ids)
+    mask[1, tokens // 2 :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        features = model.features(torch.from_numpy(ids), torch.from_numpy(mask))
+        expected = (features if slots else model.classifier(features)).numpy()
+    if slots:  # a head that shows the features themselves: the base's own may be zero
+        width = config.hidden_size
+        inputs |= {
+            "classifier.weight": np.eye(width, dtype=np.float32),
+            "classifier.bias": np.zeros(width, np.float32),
+        }
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        (answers,) = session.run(["logits"], inputs)
+    except Exception as error:  # ORT raises types of its own, without a common public base
+        raise ArtefactError(
+            f"the new graph cannot be opened: {first_line(error)}", VERSIONS
+        ) from None
+    worst = float(np.abs(answers - expected).max())
+    if not worst <= BOUND * max(float(np.abs(expected).max()), 1e-6):
+        raise ArtefactError(f"the new graph differs from the model by {worst:.1e}", VERSIONS)
