@@ -329,15 +329,25 @@ def plan_from(document: dict[str, Any], *, source: str) -> Plan:
     return validated(Plan, document, source=source)
 
 
-def validated(model: type[M], document: Any, *, source: str) -> M:
-    """Validate ``document`` as ``model``; the first fault becomes one PlanError with its field."""
+def validated(
+    model: type[M], document: Any, *, source: str, inner: dict[str, type[BaseModel]] | None = None
+) -> M:
+    """Validate ``document`` as ``model``; the first fault becomes one PlanError with its field.
+
+    ``inner`` names tables that are another model's, though ``model`` takes anything there.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise _plan_error(model, error, source) from None
+        raise _plan_error(model, error, source, inner or {}) from None
 
 
-def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> PlanError:
+def _plan_error(
+    model: type[BaseModel],
+    error: ValidationError,
+    source: str,
+    inner: dict[str, type[BaseModel]],
+) -> PlanError:
     # An unknown key explains a missing one, and a wrong value is nearer than an absent one.
     order = {"extra_forbidden": 0, "missing": 2}
     faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
@@ -346,9 +356,7 @@ def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> 
     field = ".".join(path)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = known_keys(model, path[:-1])
-        near = nearest(path[-1], known)
-        hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+        hint = _key_hint(model, path, inner)
         return PlanError(f"{source}: unknown key `{field}`{more}", hint)
     if fault["type"] == "missing":
         return PlanError(
@@ -369,3 +377,40 @@ def known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def _key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
+    """Where the key belongs when it is one of another table, else what it may have meant."""
+    places = [*_places(model, path[-1]), *(
+        f"{table}.{place}" for table, other in inner.items() for place in _places(other, path[-1])
+    )]  # fmt: skip
+    if places:
+        kind = "[{}]" if path[-1] in _tables(model, inner) else "`{}`"
+        named = " or ".join(kind.format(place) for place in places[:3])
+        return f"it belongs elsewhere: write {named}"
+    known = known_keys(model, path[:-1])
+    near = nearest(path[-1], known)
+    return f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+
+
+def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
+    """Every place of a key in the tables of a model."""
+    found = []
+    for name, field in model.model_fields.items():
+        if name == key:
+            found.append(above + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _places(field.annotation, key, f"{above}{name}.")
+    return found
+
+
+def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[str]:
+    """Names of all tables."""
+    found = set(inner)
+    for one in (model, *inner.values()):
+        found |= {
+            name
+            for name, field in one.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        }
+    return found

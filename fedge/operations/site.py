@@ -164,7 +164,7 @@ class Site:
 
         Raises PlanError, ArtefactError, DataError.
         """
-        from client.data import read_columns
+        from client.data import task_rows
         from fedge.plans import read_manifest
 
         work = self.settings.work
@@ -180,7 +180,7 @@ class Site:
                 f"base {plan.base.fingerprint[:12]}…",
                 "name the plan's base, or the plan that was agreed on",
             )
-        read_columns(self.folder / work.data, plan.task)
+        task_rows(self.folder / work.data, plan.task)
         return plan
 
     def renew_certificate(self) -> bool:

@@ -27,7 +27,7 @@ from audit.releases import read_edge_adapter
 from audit.sources import Folder
 from audit.verify import audit
 from client import frames
-from client.data import read_columns
+from client.data import task_rows
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -778,9 +778,9 @@ class World:
             "client.frames:receive": Decoder(
                 read=_received, seeds=tuple(one.model_dump_json().encode() for one in headers)
             ),
-            "client.data:read_columns": Decoder(
+            "protocol.rows.read:read_rows": Decoder(
                 read=_file(
-                    self.folder / "rows.jsonl", lambda path: read_columns(path, self.plan.task)
+                    self.folder / "rows.jsonl", lambda path: task_rows(path, self.plan.task)
                 ),
                 seeds=(rows,),
             ),
