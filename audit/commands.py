@@ -12,7 +12,7 @@ import typer
 
 from audit.witness_commands import witness
 from protocol.errors import ArtefactError, ProofError
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_settings_text
 
 if TYPE_CHECKING:
     from audit.log_copy import Trust
@@ -280,7 +280,7 @@ def _end(report: Report, *, strict: bool) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return read_regular_text(path)
+        return read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path} cannot be read ({type(error).__name__})", "check the path"

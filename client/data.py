@@ -26,7 +26,7 @@ class Rows:
 
 
 def load_rows(path: Path, task: Task) -> Rows:
-    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file. Raises DataError for the first row that does not fit."""
+    """A ``.jsonl``, ``.csv`` or ``.parquet`` file. Raises DataError for the first row that does not fit."""
     return _through_datasets(task_rows(path, task), task)
 
 

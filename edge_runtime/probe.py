@@ -153,7 +153,7 @@ def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
 def own_bytes() -> int:
     """Resident memory that is of no file; 0 where there is no /proc."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -110,6 +111,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     given = sys.argv[1:] if arguments is None else arguments
+    _say_anywhere()
     try:
         code = cli.main(args=given, prog_name="fedge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -126,6 +128,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(1)
     except Exception as error:
         sys.exit(_failed(error, as_json="--json" in given))
+
+
+def _say_anywhere() -> None:
+    """A terminal of another encoding shows escapes: it must not end a run that has done its work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:

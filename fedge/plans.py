@@ -18,7 +18,7 @@ from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, Section, plan_from_text
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES
 
 app = typer.Typer(
@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _text(path: Path) -> str:
     try:
-        return read_regular_text(path)
+        return read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"

@@ -49,7 +49,7 @@ def read_regular_text(path: Path, *, most: int = SMALL) -> str:
 
 
 def read_settings_text(path: Path, *, most: int = SMALL) -> str:
-    """The same of a file that people write: a byte-order mark, which some editors add, is none of its text."""
+    """The same of a file that people write: a byte-order mark, as some editors add, is no text."""
     return read_regular_text(path, most=most).removeprefix("\ufeff")
 
 

@@ -163,7 +163,7 @@ def _release_round(
 ) -> ReleaseNote:
     """One round's; what a process that was killed has done already is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
-    note = parse_release((folder / RELEASE_FILE).read_text(), source=str(folder))
+    note = parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
     if note.parity is None or not (folder / EDGE_FILE).is_file():
         bound = plan.release.parity_max_relative
         note = release_adapter(folder, prepared.base, texts=texts, bound=bound)

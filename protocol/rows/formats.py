@@ -50,8 +50,8 @@ class JsonObject(list[tuple[str, object]]):
 def read_values(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, Values]]:
     """The values of ``columns`` row by row, at least one row.
 
-    Raises DataError for another format, a file that cannot be read, and the first row that is damaged or lacks a
-    column; MachineError for Parquet where there is no pyarrow.
+    Raises DataError for another format, a file that cannot be read, and the first row that is damaged or
+    lacks a column; MachineError for Parquet where there is no pyarrow.
     """
     kind = path.suffix.lower()
     readers: dict[str, tuple[Reader, str]] = {
