@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from audit.published import Run
     from audit.report import Report
     from audit.verify import Progress
+    from protocol.transparency.policy import Policy
 
 app = typer.Typer(
     add_completion=False,
@@ -249,11 +250,10 @@ def _trust(log_key: str, policy: Path | None, keep: Path | None) -> Trust:
     """What was given beforehand. Raises ArtefactError, ProofError."""
     from audit.log_copy import Trust
     from protocol.transparency.note import parse_key
-    from protocol.transparency.policy import parse_policy
 
     return Trust(
         key=parse_key(log_key) if log_key else None,
-        policy=parse_policy(_text(policy)) if policy else None,
+        policy=read_policy_file(policy) if policy else None,
         kept=_text(keep) if keep and keep.exists() else None,
     )
 
@@ -276,6 +276,13 @@ def _tool() -> str:
 def _end(report: Report, *, strict: bool) -> None:
     if report.failed or (strict and report.open):
         raise typer.Exit(ProofError.exit_code)
+
+
+def read_policy_file(path: Path) -> Policy:
+    """The policy that an auditor trusts. Raises ArtefactError, ProofError."""
+    from protocol.transparency.policy import parse_policy
+
+    return parse_policy(_text(path))
 
 
 def _text(path: Path) -> str:

@@ -102,7 +102,7 @@ def check_plan(
     as_json: Json = False,
 ) -> None:
     """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
-    parsed = plan_from_text(_text(plan), source=str(plan))
+    parsed = read_plan(plan)
     manifest = read_manifest(base) if base else None
     findings = check(parsed, manifest)
     legal = all(finding.severity != "error" for finding in findings)
@@ -161,13 +161,15 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _text(path: Path) -> str:
+def read_plan(path: Path) -> Plan:
+    """A plan in TOML or JSON. Raises PlanError."""
     try:
-        return read_settings_text(path)
+        text = read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"
         ) from None
+    return plan_from_text(text, source=str(path))
 
 
 def _print(

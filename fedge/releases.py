@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 
 from protocol.errors import ArtefactError
-from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_settings_text
+from protocol.plan import Plan
 
 if TYPE_CHECKING:
     from client.data import Rows
@@ -36,6 +35,7 @@ def release(
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
+    from fedge.gate import read_plan
     from server.log import read_log_key
     from server.releasing import log_release
     from server.store import RunStore
@@ -43,10 +43,7 @@ def release(
 
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
-    plan_file = run / "plan.json"
-    if not plan_file.is_file():
-        raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
-    plan = plan_from_text(read_settings_text(plan_file), source=str(plan_file))
+    plan = read_plan(run)
     adapter = _adapter_of(run, round_number)
     held_out = held_out_rows(rows, plan)
     key = read_log_key(log_key) if log_key else None

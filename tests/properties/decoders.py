@@ -144,6 +144,7 @@ class Decoder:
 
 ELSEWHERE = {
     "audit.attest:read_identity": "a key of this machine's own",
+    "audit.commands:read_policy_file": "parse_policy",
     "audit.published:read_plan": "plan_from_text behind a digest that the log signs",
     "audit.published:read_subject": "bytes behind a digest that the log signs",
     "base_model.release:read_note": "parse_release",
@@ -155,9 +156,15 @@ ELSEWHERE = {
     "fedge.operations.folders:read_signing_key": "a key of this machine's own",
     "fedge.operations.site:read_node_key": "a key of this machine's own",
     "fedge.plans:read_manifest": "parse_manifest",
+    "fedge.plans:read_plan": "plan_from_text",
     "fedge.rosters:read": "parse_roster",
     "protocol.regular_files:read_regular": "bytes of any file",
     "protocol.regular_files:read_regular_text": "text of any file",
+    "protocol.regular_files:read_settings_text": "text of any file",
+    "protocol.rows.formats:read_columns": "names of a file of one's own",
+    "protocol.rows.formats:read_lines": "read_texts",
+    "protocol.rows.formats:read_values": "read_rows",
+    "protocol.rows.read:read_texts": "read_rows without labels",
     "server.app:read_manifest": "parse_manifest",
     "server.app:read_plan": "plan_from_text",
     "server.app:read_roster": "parse_roster",

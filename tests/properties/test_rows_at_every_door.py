@@ -39,7 +39,7 @@ def doors(plan_file: Path) -> dict[str, Door]:
     plan = parse_plan(plan_file.read_text("utf-8"), source="plan")
     return {
         "simulate": lambda path: simulate(path, f"[plan.task]\nlabels = {LISTED}\n"),
-        "simulate, labels found": lambda path: simulate(path, ""),
+        "simulate, labels found": lambda path: simulate(path, "[plan]\n"),
         "client start": lambda path: client_start(path, plan_file, plan),
         "release": lambda path: named(path, plan, held_out_rows(path, plan)),
         "probe": probe,
