@@ -32,25 +32,29 @@ STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def init(
-    out: Annotated[Path, typer.Option("--out", help="file to write; must not exist yet")] = Path(
-        "plan.toml"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file to write, plan.toml without it; must not exist yet"),
+    ] = None,
     base: Base = None,
+    experiment: Annotated[
+        Path | None,
+        typer.Option("--experiment", help="rows; an experiment over them is proposed instead"),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="with --experiment: rows to test on")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a commented plan with every key, its meaning and its default."""
+    """Write a commented plan with every key, its meaning and its default; or propose an experiment."""
+    if experiment is not None:
+        _init_experiment(experiment, test, out or Path("experiment.toml"), as_json)
+        return
+    if test is not None:
+        raise typer.BadParameter("--test belongs to --experiment")
     fingerprint = read_manifest(base).fingerprint if base else "0" * 64
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(commented_plan(fingerprint))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ArtefactError(f"{out} exists already", "choose another --out or remove it") from None
-    except OSError as error:
-        raise ArtefactError(
-            f"{out} cannot be written: {error.strerror}", "choose another --out"
-        ) from None
+    out = out or Path("plan.toml")
+    _write_new(out, commented_plan(fingerprint))
     if as_json:
         typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
     else:
@@ -58,6 +62,38 @@ def init(
             f"wrote {out}; next: set labels, text and label of [task], size and quorum of [cohort],\n"
             f"then `fedge plan check {out} --base BASE`"
         )
+
+
+def _init_experiment(rows: Path, test: Path | None, out: Path, as_json: bool) -> None:
+    from simulations.proposal import propose, render
+
+    found = propose(rows, test)
+    _write_new(out, render(found, rows, test, out))
+    if as_json:
+        body = asdict(found) | {"experiment": str(out)}
+        typer.echo(json.dumps(body))
+        return
+    devices = f"one per value of `{found.column}`" if found.column else "no column says whose"
+    Console(markup=False, emoji=False).print(
+        f"{rows}: {found.rows} rows; text `{found.text}`, label `{found.label}` "
+        f"({len(found.labels)} labels), {found.clients} devices ({devices})\n"
+        f"wrote {out}; next: look at it, set base.source, then `fedge simulate {out}`",
+        soft_wrap=True,
+    )
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ArtefactError(f"{path} exists already", "choose another --out or remove it") from None
+    except OSError as error:
+        raise ArtefactError(
+            f"{path} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
 
 
 def commented_plan(fingerprint: str) -> str:
