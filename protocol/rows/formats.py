@@ -234,9 +234,9 @@ def _stray_quote(path: Path, begins: int, stops: int, fault: str) -> DataError:
 
 
 def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Numbered]:
-    import pyarrow as pa
-
     file = _opened(path, data)
+    import pyarrow as pa  # which is there now
+
     schema = file.schema_arrow
     _verify_there(schema.names, columns, str(path))
     _verify_once(schema.names, columns, str(path), "column")

@@ -120,6 +120,7 @@ from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from server.delivery.status import read_reports
 from simulations.experiment import experiment_path, load_experiment
+from tests.properties.odd_rows import parquet
 from tests.unit.audit.runs import make_run
 
 Read = Callable[[bytes], object]
@@ -765,7 +766,9 @@ class World:
             frames.Trained(weight=1, metrics={"examples": 1.0}),
             frames.Refused(error="PlanError", cause="c", remedy="r"),
         )
-        rows = b'{"text": "hi", "label": "a"}\n'
+        label = self.plan.task.labels[0]
+        rows = _line({"text": "hi", "label": label})
+        table = f'text,label\n"h,i",{label}\n'.encode()
         return {
             "client.sessions:FileSession.load": Decoder(
                 read=_file(self.folder / "s.json", lambda path: FileSession(path).load()),
@@ -790,6 +793,16 @@ class World:
                     self.folder / "rows.jsonl", lambda path: task_rows(path, self.plan.task)
                 ),
                 seeds=(rows,),
+            ),
+            "protocol.rows.read:read_rows, csv": Decoder(
+                read=_file(self.folder / "rows.csv", lambda path: task_rows(path, self.plan.task)),
+                seeds=(table,),
+            ),
+            "protocol.rows.read:read_rows, parquet": Decoder(
+                read=_file(
+                    self.folder / "rows.parquet", lambda path: task_rows(path, self.plan.task)
+                ),
+                seeds=(parquet({"text": ["hi"], "label": [label]}),),
             ),
         }
 
