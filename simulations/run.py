@@ -25,7 +25,7 @@ from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import write_json
+from simulations.files import path_text, write_json
 from simulations.grid import Config, InProcessGrid, client_name, server_context
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
@@ -59,7 +59,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
     _write_summary(prepared, yardsticks, note, timings, audited, report=None)
-    report = str(write_report(out))
+    report = path_text(write_report(out))
     return _write_summary(prepared, yardsticks, note, timings, audited, report=report)
 
 
