@@ -12,13 +12,14 @@ import typer
 
 from audit.witness_commands import witness
 from protocol.errors import ArtefactError, ProofError
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_settings_text
 
 if TYPE_CHECKING:
     from audit.log_copy import Trust
     from audit.published import Run
     from audit.report import Report
     from audit.verify import Progress
+    from protocol.transparency.policy import Policy
 
 app = typer.Typer(
     add_completion=False,
@@ -249,11 +250,10 @@ def _trust(log_key: str, policy: Path | None, keep: Path | None) -> Trust:
     """What was given beforehand. Raises ArtefactError, ProofError."""
     from audit.log_copy import Trust
     from protocol.transparency.note import parse_key
-    from protocol.transparency.policy import parse_policy
 
     return Trust(
         key=parse_key(log_key) if log_key else None,
-        policy=parse_policy(_text(policy)) if policy else None,
+        policy=read_policy_file(policy) if policy else None,
         kept=_text(keep) if keep and keep.exists() else None,
     )
 
@@ -278,9 +278,16 @@ def _end(report: Report, *, strict: bool) -> None:
         raise typer.Exit(ProofError.exit_code)
 
 
+def read_policy_file(path: Path) -> Policy:
+    """The policy that an auditor trusts. Raises ArtefactError, ProofError."""
+    from protocol.transparency.policy import parse_policy
+
+    return parse_policy(_text(path))
+
+
 def _text(path: Path) -> str:
     try:
-        return read_regular_text(path)
+        return read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path} cannot be read ({type(error).__name__})", "check the path"

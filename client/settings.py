@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster
 
 if TYPE_CHECKING:
@@ -216,6 +216,6 @@ def _manifest(key: FileKey) -> Manifest:
 
 def _text(key: FileKey, kind: type[FedgeError]) -> str:
     try:
-        return read_regular_text(Path(key[0]))
+        return read_settings_text(Path(key[0]))
     except (OSError, UnicodeDecodeError) as error:
         raise kind(f"{key[0]}: cannot be read ({type(error).__name__})", "check the file") from None

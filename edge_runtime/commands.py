@@ -11,6 +11,7 @@ import typer
 
 from edge_runtime import device_commands
 from protocol.errors import DataError, printable
+from protocol.rows.read import read_texts
 
 if TYPE_CHECKING:
     from edge_runtime.runtime import Prediction
@@ -37,12 +38,16 @@ def infer(
     device: Annotated[
         Path | None, typer.Option("--device", help="device.toml: what is in use on the device")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="one text per line")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="one text per line; or JSONL, CSV, Parquet with --column"),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="of a file with columns")] = "text",
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Classify texts; without --adapter the base answers with its own head."""
-    rows = list(texts or []) + _lines(file)
+    rows = list(texts or []) + (read_texts(file, column) if file else [])
     if not rows:
         raise DataError("there is nothing to classify", "give texts, or --file")
     if (base is None) == (device is None):
@@ -134,15 +139,3 @@ def bench(
             printable(timing.name), f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread
         )
     Console(markup=False, emoji=False).print(table)
-
-
-def _lines(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read: {type(error).__name__}", "give a UTF-8 text file"
-        ) from None
-    return [line for line in lines if line.strip()]

@@ -118,7 +118,7 @@ def _rewrite(graph: Path, folder: Path) -> None:
 def _processor() -> str:
     """Names the kind of processor: how weights are packed depends on its instructions."""
     try:
-        told = Path("/proc/cpuinfo").read_text().splitlines()
+        told = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         told = ["model name: " + platform.processor()]
     # x86 says flags, ARM Features; the cores of one kind say the same

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.regular_files import read_regular_text, sha256_of_regular
+from protocol.regular_files import read_regular_text, read_settings_text, sha256_of_regular
 from protocol.transparency.leaves import Release, decode_leaf, verify_author
 from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
@@ -17,7 +17,7 @@ REMEDY = "do not run this adapter; get one that was released, with its passport"
 def read_policy(path: Path) -> Policy:
     """The policy this device has pinned. Raises ArtefactError or ProofError."""
     try:
-        return parse_policy(read_regular_text(path))
+        return parse_policy(read_settings_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path}: cannot be read ({type(error).__name__})", "install the log's policy file"

@@ -13,11 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
-from protocol.documents import OddError, json_as
+from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DeliveryError, ProofError
-from protocol.regular_files import read_regular
+from protocol.regular_files import read_settings_text
+from protocol.rows.labels import verify_unlike
+from protocol.rows.read import read_rows
 
 TRIES = 3
+MOST_BYTES = 2**26  # of probe.json
 Clock = Callable[[], float]
 REMEDY = "what is in use stays in use; the report names the release"
 
@@ -29,8 +32,16 @@ class _Form(BaseModel):
 class Golden(_Form):
     """A text and the label it must get."""
 
-    text: Annotated[str, Field(max_length=10_000)]
+    text: str
     label: str
+
+
+class File(_Form):
+    """Rows in a file beside ``probe.json``, read as a site reads its own."""
+
+    file: str
+    text: str = "text"
+    label: str = "label"
 
 
 class Probe(_Form):
@@ -54,6 +65,16 @@ class Probe(_Form):
         return self
 
 
+class _Written(_Form):
+    """``probe.json`` as it is written: ``rows`` may be a file's."""
+
+    format: Literal[1] = 1
+    rows: list[Golden] | File
+    least_correct: int
+    most_latency_ms: Annotated[float, Field(strict=False)]
+    most_memory_mb: Annotated[float, Field(strict=False)]
+
+
 class Health(_Form):
     """What a release showed."""
 
@@ -64,13 +85,27 @@ class Health(_Form):
 
 
 def read_probe(path: Path) -> Probe:
-    """Read ``probe.json``. Raises ArtefactError."""
+    """Read ``probe.json``. Raises ArtefactError, and DataError for a file of rows that it names."""
     try:
-        return json_as(Probe, read_regular(path, most=2**26), most=2**26)
-    except (OSError, OddError) as error:
+        written = json_as(_Written, read_settings_text(path, most=MOST_BYTES), most=MOST_BYTES)
+        fields = written.model_dump(exclude={"rows"})
+        return value_as(Probe, fields | {"rows": _golden(written.rows, path.parent)})
+    except (OSError, UnicodeDecodeError, OddError) as error:
         raise ArtefactError(
             f"{path}: not a probe: {error}", "docs/guide.md shows a probe.json"
         ) from None
+
+
+def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, str]]:
+    if not isinstance(rows, File):
+        return [row.model_dump() for row in rows]
+    path = folder / rows.file
+    table = read_rows(path, text=rows.text, label=rows.label, labels=None)
+    verify_unlike(table.labels, str(path))
+    return [
+        {"text": text, "label": label}
+        for text, label in zip(table.texts, table.labels, strict=True)
+    ]
 
 
 def check_health(
@@ -118,7 +153,7 @@ def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
 def own_bytes() -> int:
     """Resident memory that is of no file; 0 where there is no /proc."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:

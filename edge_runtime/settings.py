@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.delivery import Channel, Name
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
-from protocol.regular_files import read_regular
+from protocol.regular_files import read_settings_text
 
 PathField = Annotated[Path, Field(strict=False)]
 FOLDERS = ("root", "trust", "base", "store", "probe", "report")
@@ -46,12 +46,14 @@ class Device(BaseModel):
 def read_device(path: Path) -> Device:
     """Read ``device.toml``. Raises ArtefactError that names the setting."""
     try:
-        device = value_as(Device, parse_toml(read_regular(path)))
+        device = value_as(Device, parse_toml(read_settings_text(path)))
     except OSError as error:
         raise ArtefactError(
             f"{path}: no settings that can be read ({error.strerror})",
             "docs/guide.md shows a device.toml",
         ) from None
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path}: not UTF-8", "save this file as UTF-8") from None
     except OddError as odd:
         raise ArtefactError(f"{path}: {odd}", "docs/guide.md shows a device.toml") from None
     folder = path.resolve().parent

@@ -26,6 +26,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from client.data import task_rows
+from fedge.gate import read_plan
 from fedge.operations.flower import ROOT
 from fedge.operations.folders import free_port
 from fedge.operations.loopback import Consortium, Say, command, environment, fedge, finish
@@ -138,7 +140,9 @@ def _device(stage: Consortium, folder: Path, channel: str, url: str) -> Path:
         "report": "report.json",
     }
     path = image / f"{image.name}.toml"
-    path.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items()))
+    path.write_text(
+        "".join(f"{key} = {json.dumps(text)}\n" for key, text in settings.items()), "utf-8"
+    )
     return path
 
 
@@ -179,8 +183,11 @@ def _classified(port: int, stage: Consortium) -> dict[str, Any]:
 
 
 def _test_rows(stage: Consortium) -> list[dict[str, str]]:
-    lines = (stage.simulated / TEST).read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    task = read_plan(stage.simulated).task
+    rows = task_rows(stage.simulated / TEST, task)
+    return [
+        {"text": text, "label": label} for text, label in zip(rows.texts, rows.labels, strict=True)
+    ]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular, read_regular_text
+from protocol.regular_files import read_regular, read_regular_text, read_settings_text
 from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
@@ -99,7 +99,7 @@ def read_plan(run: Path) -> Plan:
     """The plan of a run. Raises ArtefactError, PlanError."""
     path = run / "plan.json"
     try:
-        return plan_from_text(read_regular_text(path), source=str(path))
+        return plan_from_text(read_settings_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(f"{run} is not a run: no plan.json", "name a run folder") from None
 

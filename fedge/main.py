@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -109,7 +110,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    if arguments is None:
+        _speak_utf8()
     given = sys.argv[1:] if arguments is None else arguments
+    _say_anywhere()
     try:
         code = cli.main(args=given, prog_name="fedge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -126,6 +130,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(1)
     except Exception as error:
         sys.exit(_failed(error, as_json="--json" in given))
+
+
+def _speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale knows too few letters for names of files."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program
+
+
+def _say_anywhere() -> None:
+    """A terminal of another encoding shows escapes: it must not end a run that has done its work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: Exception, *, as_json: bool) -> int:

@@ -18,7 +18,7 @@ from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, Section, plan_from_text
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES
 
 app = typer.Typer(
@@ -32,25 +32,29 @@ STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def init(
-    out: Annotated[Path, typer.Option("--out", help="file to write; must not exist yet")] = Path(
-        "plan.toml"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file to write, plan.toml without it; must not exist yet"),
+    ] = None,
     base: Base = None,
+    experiment: Annotated[
+        Path | None,
+        typer.Option("--experiment", help="rows; an experiment over them is proposed instead"),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="with --experiment: rows to test on")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a commented plan with every key, its meaning and its default."""
+    """Write a commented plan with every key, its meaning and its default; or propose an experiment."""
+    if experiment is not None:
+        _init_experiment(experiment, test, out or Path("experiment.toml"), as_json)
+        return
+    if test is not None:
+        raise typer.BadParameter("--test belongs to --experiment")
     fingerprint = read_manifest(base).fingerprint if base else "0" * 64
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(commented_plan(fingerprint))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ArtefactError(f"{out} exists already", "choose another --out or remove it") from None
-    except OSError as error:
-        raise ArtefactError(
-            f"{out} cannot be written: {error.strerror}", "choose another --out"
-        ) from None
+    out = out or Path("plan.toml")
+    _write_new(out, commented_plan(fingerprint))
     if as_json:
         typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
     else:
@@ -58,6 +62,38 @@ def init(
             f"wrote {out}; next: set labels, text and label of [task], size and quorum of [cohort],\n"
             f"then `fedge plan check {out} --base BASE`"
         )
+
+
+def _init_experiment(rows: Path, test: Path | None, out: Path, as_json: bool) -> None:
+    from simulations.proposal import propose, render
+
+    found = propose(rows, test)
+    _write_new(out, render(found, rows, test, out))
+    if as_json:
+        body = asdict(found) | {"experiment": str(out)}
+        typer.echo(json.dumps(body))
+        return
+    devices = f"one per value of `{found.column}`" if found.column else "no column says whose"
+    Console(markup=False, emoji=False).print(
+        f"{rows}: {found.rows} rows; text `{found.text}`, label `{found.label}` "
+        f"({len(found.labels)} labels), {found.clients} devices ({devices})\n"
+        f"wrote {out}; next: look at it, set base.source, then `fedge simulate {out}`",
+        soft_wrap=True,
+    )
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ArtefactError(f"{path} exists already", "choose another --out or remove it") from None
+    except OSError as error:
+        raise ArtefactError(
+            f"{path} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
 
 
 def commented_plan(fingerprint: str) -> str:
@@ -102,7 +138,7 @@ def check_plan(
     as_json: Json = False,
 ) -> None:
     """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
-    parsed = plan_from_text(_text(plan), source=str(plan))
+    parsed = read_plan(plan)
     manifest = read_manifest(base) if base else None
     findings = check(parsed, manifest)
     legal = all(finding.severity != "error" for finding in findings)
@@ -161,13 +197,15 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _text(path: Path) -> str:
+def read_plan(path: Path) -> Plan:
+    """A plan in TOML or JSON. Raises PlanError."""
     try:
-        return read_regular_text(path)
+        text = read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"
         ) from None
+    return plan_from_text(text, source=str(path))
 
 
 def _print(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from protocol.errors import ArtefactError, DataError
-from protocol.plan import plan_from_text
+from protocol.errors import ArtefactError
+from protocol.plan import Plan
+
+if TYPE_CHECKING:
+    from client.data import Rows
 
 
 def release(
@@ -31,7 +35,7 @@ def release(
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
-    from client.data import load_rows
+    from fedge.gate import read_plan
     from server.log import read_log_key
     from server.releasing import log_release
     from server.store import RunStore
@@ -39,14 +43,9 @@ def release(
 
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
-    plan_file = run / "plan.json"
-    if not plan_file.is_file():
-        raise ArtefactError(f"{run} is not a run: there is no plan.json", "name a run folder")
-    plan = plan_from_text(plan_file.read_text("utf-8"), source=str(plan_file))
+    plan = read_plan(run)
     adapter = _adapter_of(run, round_number)
-    held_out = load_rows(rows, plan.task)
-    if not held_out.texts:
-        raise DataError(f"{rows}: there are no rows", "give rows to measure parity on")
+    held_out = held_out_rows(rows, plan)
     key = read_log_key(log_key) if log_key else None
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
@@ -65,7 +64,7 @@ def release(
     finally:
         store.close()
     if as_json:
-        typer.echo(note.model_dump_json())
+        typer.echo(json.dumps(note.model_dump(mode="json")))  # in ASCII, for any terminal
         return
     assert note.parity is not None
     Console(markup=False, emoji=False).print(
@@ -75,7 +74,14 @@ def release(
     )
 
 
-def _accuracy(adapter: Path, base: Path, rows: Any) -> float:
+def held_out_rows(path: Path, plan: Plan) -> Rows:
+    """The rows to measure on, read as a site reads its own. Raises DataError."""
+    from client.data import load_rows
+
+    return load_rows(path, plan.task)
+
+
+def _accuracy(adapter: Path, base: Path, rows: Rows) -> float:
     """Of the released files, as a device answers with them."""
     from edge_runtime.base import EdgeBase
     from edge_runtime.runtime import EdgeRuntime

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from protocol.errors import PlanError
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster, render_roster
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def remove(
 def read(file: Path) -> dict[str, bytes]:
     """Public keys by name. Raises PlanError."""
     try:
-        return parse_roster(read_regular_text(file), source=str(file))
+        return parse_roster(read_settings_text(file), source=str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{file}: cannot be read ({type(error).__name__})", "check the path"

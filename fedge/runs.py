@@ -35,7 +35,9 @@ def run(
 
     run_to_the_end(opened, wanted, report)
     rounds = published_rounds(wanted.folder)
-    record = json.loads((wanted.folder / "rounds" / f"{rounds:04d}" / "record.json").read_text())
+    record = json.loads(
+        (wanted.folder / "rounds" / f"{rounds:04d}" / "record.json").read_text("utf-8")
+    )
     if as_json:
         body = {"run": str(wanted.folder), "rounds": rounds, "adapter": record["adapter_out"]}
         typer.echo(json.dumps(body))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
-from protocol.misspelling import nearest
+from protocol.known_keys import key_hint
 from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
 
 M = TypeVar("M", bound=BaseModel)
@@ -329,15 +329,25 @@ def plan_from(document: dict[str, Any], *, source: str) -> Plan:
     return validated(Plan, document, source=source)
 
 
-def validated(model: type[M], document: Any, *, source: str) -> M:
-    """Validate ``document`` as ``model``; the first fault becomes one PlanError with its field."""
+def validated(
+    model: type[M], document: Any, *, source: str, inner: dict[str, type[BaseModel]] | None = None
+) -> M:
+    """Validate ``document`` as ``model``; the first fault becomes one PlanError with its field.
+
+    ``inner`` names tables that are another model's, though ``model`` takes anything there.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise _plan_error(model, error, source) from None
+        raise _plan_error(model, error, source, inner or {}) from None
 
 
-def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> PlanError:
+def _plan_error(
+    model: type[BaseModel],
+    error: ValidationError,
+    source: str,
+    inner: dict[str, type[BaseModel]],
+) -> PlanError:
     # An unknown key explains a missing one, and a wrong value is nearer than an absent one.
     order = {"extra_forbidden": 0, "missing": 2}
     faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
@@ -346,9 +356,7 @@ def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> 
     field = ".".join(path)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = known_keys(model, path[:-1])
-        near = nearest(path[-1], known)
-        hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+        hint = key_hint(model, path, inner)
         return PlanError(f"{source}: unknown key `{field}`{more}", hint)
     if fault["type"] == "missing":
         return PlanError(
@@ -358,14 +366,3 @@ def _plan_error(model: type[BaseModel], error: ValidationError, source: str) -> 
     shown = repr(fault["input"])
     got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""
     return PlanError(f"{source}: `{field}`: {message}{got}{more}", "correct this value")
-
-
-def known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys of the table at ``path`` below ``model``."""
-    for part in path:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

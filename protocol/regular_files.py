@@ -48,6 +48,11 @@ def read_regular_text(path: Path, *, most: int = SMALL) -> str:
     return read_regular(path, most=most).decode()
 
 
+def read_settings_text(path: Path, *, most: int = SMALL) -> str:
+    """The same of a file that people write: a byte-order mark, as some editors add, is no text."""
+    return read_regular_text(path, most=most).removeprefix("\ufeff")
+
+
 def sha256_of_regular(path: Path, *, size: int | None = None) -> str:
     """Hex SHA-256 of a file, of no more than ``size`` bytes where that is given. Raises OSError."""
     hasher, left = hashlib.sha256(), size

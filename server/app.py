@@ -23,6 +23,7 @@ from protocol.layout import Tensors
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
+from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
@@ -131,7 +132,7 @@ def _witnesses(context: Context) -> list[HttpWitness]:
 def read_plan(path: Path) -> Plan:
     """A plan from TOML or, by its ending, JSON. Raises PlanError."""
     try:
-        text = path.read_text("utf-8")
+        text = read_settings_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "check the path"
@@ -142,7 +143,7 @@ def read_plan(path: Path) -> Plan:
 def read_roster(path: Path) -> dict[str, bytes]:
     """Public keys by name. Raises PlanError."""
     try:
-        return parse_roster(path.read_text("utf-8"), source=str(path))
+        return parse_roster(read_settings_text(path), source=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: cannot be read ({type(error).__name__})", "check the path"

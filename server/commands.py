@@ -11,6 +11,7 @@ import typer
 
 from protocol.errors import ArtefactError
 from protocol.plan import plan_from_text
+from protocol.regular_files import read_settings_text
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +40,7 @@ def tend(
         raise ArtefactError(f"{run} is not a run with a log", "name a run folder")
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
-    plan = plan_from_text(path.read_text("utf-8"), source=str(path))
+    plan = plan_from_text(read_settings_text(path), source=str(path))
     store = RunStore(run)
     try:
         log = open_log(store, plan, read_log_key(log_key) if log_key else None)

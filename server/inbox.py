@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import FedgeError, ProofError
+from protocol.regular_files import read_settings_text
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster
 from protocol.transparency.leaves import (
@@ -93,7 +94,7 @@ def _read(path: Path) -> bytes:
 def _key_of(client: str, store: RunStore) -> bytes:
     """The raw key of a client of any roster that the run has had. Raises ProofError."""
     for path in sorted((store.folder / ROSTERS).glob("*.json")):
-        for key in parse_roster(path.read_text("utf-8"), source=str(path)).values():
+        for key in parse_roster(read_settings_text(path), source=str(path)).values():
             if client_id(key).hex() == client:
                 return key
     raise ProofError(f"a complaint of {client}, who is in no roster of the run", REMEDY)

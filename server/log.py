@@ -257,12 +257,12 @@ def read_log_key(path: Path) -> Ed25519PrivateKey:
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(secret.hex() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
-        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
     except (OSError, ValueError) as error:
         raise ArtefactError(
             f"{path}: not the log's key ({type(error).__name__})", "restore it, or its permissions"

@@ -74,7 +74,7 @@ def simulate(
         with RichProgress() as progress:
             summary = run(loaded, folder, resume=resume, progress=progress)
     if as_json:
-        typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1))
     else:
         console = Console(markup=False, emoji=False)
         console.print(summary_table(summary))

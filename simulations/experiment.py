@@ -26,7 +26,7 @@ from protocol.plan import (
     plan_from,
     validated,
 )
-from protocol.regular_files import read_regular_text
+from protocol.regular_files import read_settings_text
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
@@ -57,17 +57,25 @@ class BaseSource(Section):
 
 
 class Data(Section):
-    """Training and test rows: two files, or a generator that ships with the project."""
+    """Training and test rows: two files, one that is divided, or a generator that ships with the project."""
 
     train: str = ""
     test: str = ""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="without a test file: the share of train's rows, by label, to test on",
+    )
     generator: Literal["", "home-commands"] = ""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Data:
         if bool(self.generator) == bool(self.train or self.test):
             raise ValueError("give either train and test, or a generator")
-        if bool(self.train) != bool(self.test):
+        if self.generator and self.holdout:
+            raise ValueError("holdout is for a train file, the generator makes its own test rows")
+        if self.train and bool(self.test) == bool(self.holdout):
+            raise ValueError("train belongs together with test or holdout, not both")
+        if self.test and not self.train:
             raise ValueError("train and test belong together; one is missing")
         return self
 
@@ -128,6 +136,12 @@ class Experiment(Section):
         """The folder of the file: relative paths start here."""
         return self._folder
 
+    @property
+    def lists_labels(self) -> bool:
+        """Whether the labels are listed; else they are those of the rows."""
+        task = self.plan.get("task", {})
+        return isinstance(task, dict) and "labels" in task
+
     def plan_for(self, *, fingerprint: str, labels: list[str]) -> Plan:
         """The plan with the base and, unless the experiment lists them, the labels filled in."""
         document = dict(self.plan)
@@ -152,7 +166,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         MachineError: there is no such file.
     """
     try:
-        text = read_regular_text(path, most=MOST_TOML)
+        text = read_settings_text(path, most=MOST_TOML)
     except (OSError, UnicodeDecodeError) as error:
         raise MachineError(
             f"experiment {path} cannot be read: {_reason(error)}",
@@ -169,7 +183,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             f"{path}: this is a plan, not an experiment",
             "write an experiment and put the plan below its [plan]; docs/guide.md shows one",
         )
-    experiment = validated(Experiment, document, source=str(path))
+    experiment = validated(Experiment, document, source=str(path), inner={"plan": Plan})
     experiment._folder = path.resolve().parent
     # Validated now with stand-ins, so that a wrong plan costs no preparation.
     plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])

@@ -21,6 +21,11 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def path_text(path: Path) -> str:
+    """A path for a file that is UTF-8: of a name that is none, what cannot be said is a question mark."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def write_json(path: Path, value: object) -> None:
     """Indented JSON with a newline at the end. Not-finite numbers are a fault of the caller."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -46,22 +46,21 @@ def dirichlet(
 
 
 def by_column(values: Sequence[str], clients: int, *, min_rows: int = 1) -> Partition:
-    """Rows with the same value stay together; values go, largest first, to the emptiest client."""
+    """A client per value with all of its rows; largest first, then by value."""
     groups = _by_value(values)
-    if len(groups) < clients:
+    if len(groups) != clients:
         raise PlanError(
-            f"`population.clients` is {clients}, but the column has {len(groups)} different values",
-            f"set population.clients to at most {len(groups)}",
+            f"`population.clients` is {clients}, but the column has {len(groups)} different values "
+            "and every device holds one",
+            f"set population.clients = {len(groups)}, or name a column with {clients} values",
         )
-    parts: Partition = [[] for _ in range(clients)]
-    for _, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        min(parts, key=len).extend(rows)
-    if short := [part for part in parts if len(part) < min_rows]:
+    order = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    if short := [value for value, rows in order if len(rows) < min_rows]:
         raise PlanError(
             f"{len(short)} clients would have fewer than {min_rows} rows",
-            "lower population.clients or population.min_rows",
+            "lower population.min_rows, or leave the rows of these values out",
         )
-    return _sorted(parts)
+    return _sorted([rows for _, rows in order])
 
 
 def shards(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.store import read_manifest
 from client.batches import encode
-from protocol.errors import ArtefactError, DataError, PlanError
+from protocol.errors import ArtefactError, PlanError
 from protocol.legality import verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
+from protocol.rows.labels import verify_distinct, verify_several
+from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from simulations.base_cache import ready_base
-from simulations.experiment import Experiment, resolve_source
+from simulations.clients import list_clients
+from simulations.data import experiment_rows
+from simulations.experiment import Experiment
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
-from simulations.rows import Row, read_rows
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
+LISTED = "clients.json"  # which client holds what
 ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
 
@@ -75,12 +78,14 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
         return _reopened(experiment, out, marker)
     _check_leftovers(out)
     # The data first: it is read in a moment, and a base takes much longer.
-    rows = _rows(experiment, experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"]))
+    rows = experiment_rows(experiment)
+    labels = _labels(experiment, rows)
+    parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
         experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
     )
-    return _fresh(experiment, out, base, rows)
+    return _fresh(experiment, out, base, rows, labels, parts)
 
 
 def _check_leftovers(out: Path) -> None:
@@ -91,7 +96,8 @@ def _check_leftovers(out: Path) -> None:
         TEST,
         PLAN,
         ROSTER,
-        *(f".{name}.tmp" for name in (TEST, PLAN, ROSTER, MARKER)),
+        LISTED,
+        *(f".{name}.tmp" for name in (TEST, PLAN, ROSTER, LISTED, MARKER)),
     }
     if odd := sorted(names - expected):
         raise ArtefactError(
@@ -100,27 +106,28 @@ def _check_leftovers(out: Path) -> None:
 
 
 def _fresh(
-    experiment: Experiment, out: Path, base: Path, rows: tuple[list[Row], list[Row]]
+    experiment: Experiment,
+    out: Path,
+    base: Path,
+    rows: tuple[Table, Table],
+    labels: list[str],
+    parts: Partition,
 ) -> Prepared:
     manifest = read_manifest(base)
-    draft = experiment.plan_for(fingerprint=manifest.fingerprint, labels=["a", "b"])
     train, test = rows
-    labels = sorted({row[draft.task.label] for row in train + test})
-    if len(labels) < 2:
-        raise DataError("the data has a single label", "there is nothing to learn; check the files")
     plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels)
-    _check_labels(plan, labels)
     verify_legal(plan, manifest)
-    parts = split(experiment, plan, train)
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):
-        write_jsonl(out / CLIENTS / f"{client_name(number)}.jsonl", (train[row] for row in part))
+        path = out / CLIENTS / f"{client_name(number)}.jsonl"
+        write_jsonl(path, _lines(train.take(part), plan, experiment.population.column))
+    write_json(out / LISTED, list_clients(train, parts, experiment.population.column))
     if plan.secrecy.exchange == "secagg":
         _enrol(out, len(parts))
-    write_jsonl(out / TEST, test)
+    write_jsonl(out / TEST, _lines(test, plan))
     write_text(out / PLAN, plan.render())
-    tokens = _tokens_per_row(base, plan, [row[plan.task.text] for row in train])
+    tokens = _tokens_per_row(base, plan, train.texts)
     marker = {
         **experiment.model_dump(mode="json"),
         "base_folder": _relative(base, out),
@@ -147,46 +154,42 @@ def _enrol(out: Path, clients: int) -> None:
         key, name = Ed25519PrivateKey.generate(), client_name(number)
         path = out / CLIENTS / f"{name}.key"
         path.touch(mode=0o600)
-        path.write_text(key.private_bytes_raw().hex() + "\n")
+        path.write_text(key.private_bytes_raw().hex() + "\n", "ascii")
         roster[name] = key.public_key().public_bytes_raw()
     write_text(out / ROSTER, render_roster(roster))
 
 
-def split(experiment: Experiment, plan: Plan, rows: list[Row]) -> Partition:
+def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
     """Row numbers per device by the experiment's scheme, seeded by the plan's seed."""
     population, seed = experiment.population, plan.seed
-    labels = [row[plan.task.label] for row in rows]
     count, min_rows = population.clients, population.min_rows
     if population.partition == "iid":
         return iid(len(rows), count, seed=seed, min_rows=min_rows)
     if population.partition == "dirichlet":
-        return dirichlet(labels, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
+        return dirichlet(rows.labels, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
     if population.partition == "shards":
         per_client = population.shards_per_client
-        return shards(labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
-    return by_column([row[population.column] for row in rows], count, min_rows=min_rows)
+        return shards(rows.labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
+    return by_column(rows.groups, count, min_rows=min_rows)
 
 
-def _rows(experiment: Experiment, plan: Plan) -> tuple[list[Row], list[Row]]:
-    data, columns = experiment.data, [plan.task.text, plan.task.label]
-    with_column = [*columns, *filter(None, [experiment.population.column])]
-    if data.generator:
-        from simulations.generators import home_commands
-
-        made = home_commands(plan.seed)
-        return list(made.train), list(made.test)
-    train = resolve_source(data.train, folder=experiment.folder)
-    test = resolve_source(data.test, folder=experiment.folder)
-    return read_rows(train, columns=with_column), read_rows(test, columns=columns)
+def _labels(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
+    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
+    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
+    if not experiment.lists_labels:
+        return verify_distinct(found, source)
+    verify_several(found, source)
+    return sorted(set(found))
 
 
-def _check_labels(plan: Plan, found: Iterable[str]) -> None:
-    unknown = sorted(set(found) - set(plan.task.labels))
-    if unknown:
-        raise DataError(
-            f"the data has the label {unknown[0][:40]!r}, which `plan.task.labels` does not list",
-            "list every label, or leave task.labels out",
-        )
+def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:
+    """Rows as a site of this plan has them, with the column that made the devices."""
+    task = plan.task
+    return [
+        ({column: rows.groups[at]} if column else {})
+        | {task.text: text, task.label: label}
+        for at, (text, label) in enumerate(zip(rows.texts, rows.labels, strict=True))
+    ]  # fmt: skip
 
 
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:

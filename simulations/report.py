@@ -15,6 +15,7 @@ from typing import Any
 from protocol.errors import ArtefactError, FedgeError
 from protocol.peft_format import RELEASE_FILE
 from protocol.rules import rule_named
+from simulations.clients import named, who_is_who
 from simulations.files import read_json, write_text
 from simulations.plots import Band, Line, bar_chart, line_chart, number, table
 from simulations.report_audit import audit
@@ -47,6 +48,7 @@ def _page(run: Path, plan: Json) -> str:
     ]
     log = read_log(run)
     records, own = by_the_log(log, records), whose(log)
+    clients = read_json(run / "clients.json")
     failed = [read_json(path) for path in sorted(run.glob("rounds/*.attempt*.json"))]
     summary, yardsticks = read_json(run / "summary.json"), read_json(run / "yardsticks.json") or {}
     evaluations = (read_json(run / "evaluations.json") or {}).get("test", [])
@@ -58,7 +60,8 @@ def _page(run: Path, plan: Json) -> str:
         ("Privacy spent", privacy(records, failed if log is None else []) + own),
         ("Audit", audit(read_json(run / AUDIT), plan, records, note)),
         ("Quality per round", _quality(evaluations, yardsticks) + WORD),
-        ("Participation", _participation(records, failed) + own + REASONED),
+        ("Participation", _participation(records, failed, clients) + own + REASONED),
+        ("Clients", who_is_who(clients)),
         ("Bytes", _bytes(records) + WORD),
         ("Time", _time(records, summary, _wall(run)) + WORD),
         ("Size of the update", _norms(records)),
@@ -173,7 +176,7 @@ def _quality(evaluations: list[Json], yardsticks: Json) -> str:
     return chart + note + _details(table(["round", "accuracy"], rows))
 
 
-def _participation(records: list[Json], failed: list[Json]) -> str:
+def _participation(records: list[Json], failed: list[Json], clients: Json | None) -> str:
     if not records:
         return "<p>No round is finished.</p>"
     rounds = [float(record["round"]) for record in records]
@@ -185,7 +188,13 @@ def _participation(records: list[Json], failed: list[Json]) -> str:
     series += [(r, f"r{i}", counts[r]) for i, r in enumerate(REASONS) if any(counts[r])]
     chart = bar_chart("Clients per round: used, and dropped by cause", rounds, series)
     dropped = [
-        [record["round"], record["attempt"], d["client"], d["reason"], d["detail"]]
+        [
+            record["round"],
+            record["attempt"],
+            named(d["client"], clients),
+            d["reason"],
+            d["detail"],
+        ]
         for record in [*records, *failed]
         for d in record["dropped"]
     ]

@@ -25,7 +25,7 @@ from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import write_json
+from simulations.files import path_text, write_json
 from simulations.grid import Config, InProcessGrid, client_name, server_context
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
@@ -59,7 +59,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
     _write_summary(prepared, yardsticks, note, timings, audited, report=None)
-    report = str(write_report(out))
+    report = path_text(write_report(out))
     return _write_summary(prepared, yardsticks, note, timings, audited, report=report)
 
 
@@ -163,7 +163,7 @@ def _release_round(
 ) -> ReleaseNote:
     """One round's; what a process that was killed has done already is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
-    note = parse_release((folder / RELEASE_FILE).read_text(), source=str(folder))
+    note = parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
     if note.parity is None or not (folder / EDGE_FILE).is_file():
         bound = plan.release.parity_max_relative
         note = release_adapter(folder, prepared.base, texts=texts, bound=bound)

@@ -8,6 +8,7 @@ from typing import Any
 from audit.report import Report
 from protocol.peft_format import EDGE_FILE, ReleaseNote
 from protocol.plan import Section
+from simulations.files import path_text
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
 from simulations.timings import Timings
@@ -98,8 +99,8 @@ def summarise(
         dropped=sum(len(record["dropped"]) for record in records),
         failures=sum(counted["failures"] for counted in counters) if counters else None,
         clipped_share=_clipped(counters),
-        base=str(prepared.base),
-        adapter=str(folder),
+        base=path_text(prepared.base),
+        adapter=path_text(folder),
         report=report,
     )
 

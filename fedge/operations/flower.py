@@ -31,6 +31,7 @@ def environment(home: Path, programs: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # whatever the locale: labels and names of files are in any script
     }
 
 

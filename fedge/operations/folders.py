@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError, MachineError
-from protocol.regular_files import read_regular
+from protocol.regular_files import read_settings_text
 
 CONFIG, KEYS, STATE, PROGRAMS, WORK, HOME = "config.toml", "keys", "state", "bin", "work", "flwr"
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -54,12 +54,14 @@ def new_folder(path: Path) -> Path:
 def read_settings(path: Path, kind: type[Settings]) -> Settings:
     """A TOML file as settings. Raises MachineError that names the key."""
     try:
-        return value_as(kind, parse_toml(read_regular(path)))
+        return value_as(kind, parse_toml(read_settings_text(path)))
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be read: {error.strerror}",
             "name a folder that `fedge coordinator init` or `fedge client enrol` has made",
         ) from None
+    except UnicodeDecodeError:
+        raise MachineError(f"{path}: not UTF-8", "save this file as UTF-8") from None
     except OddError as odd:
         raise MachineError(f"{path}: {odd}", "correct this file") from None
 

@@ -100,7 +100,7 @@ class Consortium:
             online = [site for site in status["sites"] if site["status"] == "online"]
             version = status["roster_version"]
             contacts = [self.site(name) / "state" / "contact.json" for name in self.names]
-            known = [json.loads(path.read_text()) for path in contacts if path.exists()]
+            known = [json.loads(path.read_text("utf-8")) for path in contacts if path.exists()]
             newest = [contact for contact in known if contact["roster_version"] == version]
             if len(online) == len(newest) == len(self.names):
                 return
@@ -115,7 +115,7 @@ def command(*arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Where that process finds us."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
 
 
 def fedge(*arguments: object, show: bool = False) -> Any:
@@ -130,7 +130,7 @@ def finish(arguments: list[str], *, show: bool = False) -> Any:
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=None if show else subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         timeout=COMMAND_S,
     )
     if done.returncode:

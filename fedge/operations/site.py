@@ -50,7 +50,7 @@ from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular
+from protocol.regular_files import read_settings_text
 from server.files import write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
@@ -143,7 +143,7 @@ class Site:
         for a file without a plain line for the plan.
         """
         path, named = self.folder / CONFIG, toml_text(str(plan.resolve()))
-        changed = PLAN_LINE.sub(lambda found: found[1] + named, path.read_text("utf-8"))
+        changed = PLAN_LINE.sub(lambda found: found[1] + named, read_settings_text(path))
         work = self.settings.work.model_copy(update={"plan": str(plan.resolve())})
         settings = self.settings.model_copy(update={"work": work})
         try:
@@ -164,13 +164,13 @@ class Site:
 
         Raises PlanError, ArtefactError, DataError.
         """
-        from client.data import read_columns
+        from client.data import task_rows
         from fedge.plans import read_manifest
 
         work = self.settings.work
         source = self.folder / work.plan
         try:
-            plan = plan_from_text(source.read_text("utf-8"), source=str(source))
+            plan = plan_from_text(read_settings_text(source), source=str(source))
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"{source}: cannot be read ({type(error).__name__})", WHERE) from None
         mine = work.base if self.fetches else read_manifest(self.base).fingerprint
@@ -180,7 +180,7 @@ class Site:
                 f"base {plan.base.fingerprint[:12]}…",
                 "name the plan's base, or the plan that was agreed on",
             )
-        read_columns(self.folder / work.data, plan.task)
+        task_rows(self.folder / work.data, plan.task)
         return plan
 
     def renew_certificate(self) -> bool:
@@ -305,7 +305,7 @@ def write_local(keys: Path, name: str) -> None:
 def read_invitation(path: Path) -> Invitation:
     """An operator's invitation. Raises MachineError."""
     try:
-        invitation = json_as(Invitation, read_regular(path))
+        invitation = json_as(Invitation, read_settings_text(path))
         x509.load_pem_x509_certificate(invitation.authority.encode("ascii"))
         return invitation
     except OSError as error:

@@ -138,7 +138,7 @@ class Repository:
 
         Raises DeliveryError `repository.busy`, and what opening raises.
         """
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / ".lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

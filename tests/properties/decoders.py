@@ -27,7 +27,7 @@ from audit.releases import read_edge_adapter
 from audit.sources import Folder
 from audit.verify import audit
 from client import frames
-from client.data import read_columns
+from client.data import task_rows
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -120,6 +120,7 @@ from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from server.delivery.status import read_reports
 from simulations.experiment import experiment_path, load_experiment
+from tests.properties.odd_rows import parquet
 from tests.unit.audit.runs import make_run
 
 Read = Callable[[bytes], object]
@@ -144,6 +145,7 @@ class Decoder:
 
 ELSEWHERE = {
     "audit.attest:read_identity": "a key of this machine's own",
+    "audit.commands:read_policy_file": "parse_policy",
     "audit.published:read_plan": "plan_from_text behind a digest that the log signs",
     "audit.published:read_subject": "bytes behind a digest that the log signs",
     "base_model.release:read_note": "parse_release",
@@ -155,9 +157,15 @@ ELSEWHERE = {
     "fedge.operations.folders:read_signing_key": "a key of this machine's own",
     "fedge.operations.site:read_node_key": "a key of this machine's own",
     "fedge.plans:read_manifest": "parse_manifest",
+    "fedge.plans:read_plan": "plan_from_text",
     "fedge.rosters:read": "parse_roster",
     "protocol.regular_files:read_regular": "bytes of any file",
     "protocol.regular_files:read_regular_text": "text of any file",
+    "protocol.regular_files:read_settings_text": "text of any file",
+    "protocol.rows.formats:read_columns": "names of a file of one's own",
+    "protocol.rows.formats:read_lines": "read_texts",
+    "protocol.rows.formats:read_values": "read_rows",
+    "protocol.rows.read:read_texts": "read_rows without labels",
     "server.app:read_manifest": "parse_manifest",
     "server.app:read_plan": "plan_from_text",
     "server.app:read_roster": "parse_roster",
@@ -770,7 +778,9 @@ class World:
             frames.Trained(weight=1, metrics={"examples": 1.0}),
             frames.Refused(error="PlanError", cause="c", remedy="r"),
         )
-        rows = b'{"text": "hi", "label": "a"}\n'
+        label = self.plan.task.labels[0]
+        rows = _line({"text": "hi", "label": label})
+        table = f'text,label\n"h,i",{label}\n'.encode()
         return {
             "client.sessions:FileSession.load": Decoder(
                 read=_file(self.folder / "s.json", lambda path: FileSession(path).load()),
@@ -790,11 +800,21 @@ class World:
             "client.frames:receive": Decoder(
                 read=_received, seeds=tuple(one.model_dump_json().encode() for one in headers)
             ),
-            "client.data:read_columns": Decoder(
+            "protocol.rows.read:read_rows": Decoder(
                 read=_file(
-                    self.folder / "rows.jsonl", lambda path: read_columns(path, self.plan.task)
+                    self.folder / "rows.jsonl", lambda path: task_rows(path, self.plan.task)
                 ),
                 seeds=(rows,),
+            ),
+            "protocol.rows.read:read_rows, csv": Decoder(
+                read=_file(self.folder / "rows.csv", lambda path: task_rows(path, self.plan.task)),
+                seeds=(table,),
+            ),
+            "protocol.rows.read:read_rows, parquet": Decoder(
+                read=_file(
+                    self.folder / "rows.parquet", lambda path: task_rows(path, self.plan.task)
+                ),
+                seeds=(parquet({"text": ["hi"], "label": [label]}),),
             ),
         }
 

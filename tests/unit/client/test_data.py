@@ -70,8 +70,8 @@ BAD_LINES = {
     "not json": (lines(GOOD, "", '{"utterance": '), "line 3: not valid JSON"),
     "an array": (lines([1]), "line 1: a list, not a JSON object"),
     "too deep": (lines(GOOD, "[" * 100_000), "line 2: not valid JSON"),
-    "huge number": (lines("1" * 5000), "line 1: not valid JSON"),
-    "twice": ('{"utterance": "a", "intent": "card", "intent": "01"}', "line 1: the key 'intent'"),
+    "huge number": (lines("1" * 5000), "line 1: a number, not a JSON object"),
+    "twice": ('{"utterance": "a", "intent": "card", "intent": "01"}', "line 1: the key `intent`"),
     "no text column": (
         lines(GOOD, {"utterences": "a", "intent": "card"}),
         "line 2: the column `utt",

@@ -42,10 +42,9 @@ def test_a_column_keeps_a_value_together() -> None:
     assert [{values[row] for row in part} for part in parts] == [{f"d{i}"} for i in range(7)]
 
 
-def test_more_values_than_clients_are_balanced() -> None:
-    values = ["a"] * 50 + ["b"] * 30 + ["c"] * 25
-    parts = by_column(values, 2)
-    assert sorted(len(part) for part in parts) == [50, 55]
+def test_the_largest_value_comes_first() -> None:
+    values = ["b"] * 30 + ["a"] * 25 + ["c"] * 50
+    assert [len(part) for part in by_column(values, 3)] == [50, 30, 25]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +53,7 @@ def test_more_values_than_clients_are_balanced() -> None:
         lambda: iid(9, 10, seed=0),
         lambda: dirichlet(LABELS, 1001, alpha=1.0, seed=0),
         lambda: by_column(["a", "b"], 3),
+        lambda: by_column(["a", "b", "c"], 2),
         lambda: by_column(["a", "a", "b"], 2, min_rows=2),
         lambda: shards(LABELS, 600, per_client=2, seed=0),
     ],

@@ -1,0 +1,55 @@
+"""What an unknown key of a settings file may have meant: a key of another table, or a misspelling."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from protocol.misspelling import nearest
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys of the table at ``path`` below ``model``."""
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
+    """Where the key belongs when it is one of another table, else what it may have meant."""
+    places = [*_places(model, path[-1]), *(
+        f"{table}.{place}" for table, other in inner.items() for place in _places(other, path[-1])
+    )]  # fmt: skip
+    if places:
+        kind = "[{}]" if path[-1] in _tables(model, inner) else "`{}`"
+        named = " or ".join(kind.format(place) for place in places[:3])
+        return f"it belongs elsewhere: write {named}"
+    known = _known_keys(model, path[:-1])
+    near = nearest(path[-1], known)
+    return f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+
+
+def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
+    """Every place of a key in the tables of a model."""
+    found = []
+    for name, field in model.model_fields.items():
+        if name == key:
+            found.append(above + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _places(field.annotation, key, f"{above}{name}.")
+    return found
+
+
+def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[str]:
+    """Names of all tables."""
+    found = set(inner)
+    for one in (model, *inner.values()):
+        found |= {
+            name
+            for name, field in one.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        }
+    return found

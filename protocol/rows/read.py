@@ -1,0 +1,141 @@
+"""Texts and labels of a file, or the first row that does not fit, named by file and line.
+
+Whoever reads rows reads them here, so that a file which a simulation takes is one that a site, a release
+and a device's probe take too. Messages show column names and (short) labels, never a row's text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import DataError
+from protocol.rows.formats import Place, read_lines, read_values, shown, type_name
+from protocol.rows.labels import hint
+
+LONGEST_LABEL: Final = 200  # characters, as in a plan (P-1.2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows: ``groups[i]`` is the value of the column asked for besides text and label, as text."""
+
+    texts: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: list[int]) -> Table:
+        """The rows of these numbers, in that order."""
+        return Table(
+            texts=[self.texts[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            groups=[self.groups[row] for row in rows] if self.groups else [],
+        )
+
+
+def read_rows(
+    path: Path, *, text: str, label: str, labels: Collection[str] | None, group: str = ""
+) -> Table:
+    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file by its columns ``text``, ``label`` and ``group``.
+
+    ``labels`` are those that may stand in it; None takes any that a plan may have. Raises DataError for the
+    first row that does not fit, MachineError where Parquet cannot be read; then nothing is returned.
+    """
+    columns = [text, label, *filter(None, [group])]
+    known = None if labels is None else frozenset(labels)
+    table = Table()
+    for place, values in read_values(path, columns):
+        table.texts.append(checked_text(values[0], place, text))
+        table.labels.append(_checked_label(values[1], place, label, known))
+        if group:
+            table.groups.append(_group(values[2], place, group))
+    return table
+
+
+def read_texts(path: Path, column: str) -> list[str]:
+    """Texts alone: of a column, or of another file the lines that are not blank. Raises as read_rows."""
+    if path.suffix.lower() in (".jsonl", ".csv", ".parquet"):
+        return [checked_text(row[0], place, column) for place, row in read_values(path, [column])]
+    return [checked_text(line, place, "") for place, line in read_lines(path)]
+
+
+def checked_text(text: object, place: Place, column: str) -> str:
+    """A text to train on: a string with something in it, without NUL, encodable. Raises DataError."""
+    where = f"{place}: column `{column}`" if column else f"{place}:"
+    if type(text) is not str:
+        raise DataError(f"{where} holds a {type_name(text)}, not text", "write a string")
+    if not text.strip():
+        raise DataError(f"{where} is empty", "fill it in or remove the row")
+    if "\0" in text:
+        raise DataError(f"{where} holds a NUL character", "remove it")
+    if not _encodes(text):
+        raise DataError(f"{where} holds half of a surrogate pair", "remove it")
+    return text
+
+
+def _checked_label(label: object, place: Place, column: str, known: frozenset[str] | None) -> str:
+    if type(label) is not str:
+        raise DataError(
+            f"{place}: column `{column}` holds a {type_name(label)}, not text",
+            "write labels as strings, as in the plan's task.labels",
+        )
+    if known is None:
+        return _possible_label(label, place, column)
+    if label not in known:
+        raise DataError(
+            f"{place}: the label {shown(label)} is not in the plan",
+            hint(label, known),
+            public=f"{place.unit} {place.number}: a label that is not in the plan",
+        )
+    return label
+
+
+def _possible_label(label: str, place: Place, column: str) -> str:
+    """One that a plan could list."""
+    checked_text(label, place, column)
+    if len(label) > LONGEST_LABEL:
+        raise DataError(
+            f"{place}: column `{column}` holds a label of {len(label)} characters",
+            f"at most {LONGEST_LABEL}; name the column with the labels",
+        )
+    if any(one < " " or "\x7f" <= one <= "\x9f" for one in label):
+        raise DataError(
+            f"{place}: column `{column}` holds a control character: {shown(label)}", "remove it"
+        )
+    return label
+
+
+def _group(value: object, place: Place, column: str) -> str:
+    """Whose a row is, as text: a name, a number (of a user, say), a date."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float() if math.isfinite(value):
+            return repr(value)
+        case date():  # a moment as well
+            return value.isoformat()
+        case str():
+            return checked_text(value, place, column)
+    raise DataError(
+        f"{place}: column `{column}` holds a {type_name(value)}, not a name or a number",
+        "write whose row it is, or name another column",
+    )
+
+
+def _encodes(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
