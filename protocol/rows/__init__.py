@@ -1,1 +1,1 @@
-"""Files of rows: one reader for sites, simulations, releases and devices. (docs/adr/0030)"""
+"""Files of rows: one reader for sites, simulations, releases and devices. (docs/adr/0029)"""
