@@ -228,7 +228,7 @@ def test_the_command_prints_json_and_nothing_else(experiment_file: Path) -> None
 
 
 def test_labels_the_plan_does_not_list_are_refused_before_training(experiment_file: Path) -> None:
-    with pytest.raises(FedgeError, match="line [0-9]+: the label .door. is not in the plan"):
+    with pytest.raises(FedgeError, match=r"line [0-9]+: the label .door. is not in the plan"):
         run(experiment_file, "labels", ['plan.task.labels=["lamp", "music"]'])
     assert not (experiment_file.parent / "labels" / "experiment.json").exists()
 
