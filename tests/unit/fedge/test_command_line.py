@@ -12,6 +12,7 @@ import pytest
 from fedge.main import main
 from fedge.plans import commented_plan
 from protocol.plan import Plan, parse_plan
+from simulations.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -43,6 +44,26 @@ def test_init_writes_a_plan_that_check_accepts(tiny_base: Path, tmp_path: Path) 
     assert body["legal"] is True
     assert body["forecast"]["adapter_parameters"] > 0
     assert not any("INSECURE" in finding["cause"] for finding in body["findings"])
+
+
+def test_init_proposes_an_experiment_over_rows(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"text": f"text {n}", "label": "ab"[n % 2], "user": n % 3} for n in range(30)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    command = ("init", "--experiment", rows, "--out", tmp_path / "e.toml")
+    done = fedge(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    body = json.loads(done.stdout)
+    assert (body["text"], body["label"], body["column"], body["clients"]) == (
+        "text",
+        "label",
+        "user",
+        3,
+    )
+    assert load_experiment(tmp_path / "e.toml").population.column == "user"
+    again = fedge(*command)
+    assert (again.returncode, "exists already" in again.stderr) == (5, True)
+    assert fedge("init", "--test", rows).returncode == 2
 
 
 def test_a_fingerprint_is_shown_whole(tiny_base: Path) -> None:

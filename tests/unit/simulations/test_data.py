@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import DataError, PlanError
 from protocol.rows.read import Table
-from simulations.clients import list_clients, who_is_who
+from simulations.clients import list_clients, named, who_is_who
 from simulations.data import divided, experiment_rows
 from simulations.experiment import Experiment, load_experiment
 from simulations.partitions import by_column
@@ -109,6 +109,10 @@ def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
     assert "hall" in page
     assert "&lt;loft&gt;" in page
     assert "<loft>" not in page
+    assert named("client-0001", listed) == "client-0001 (<loft>)"
+    without = list_clients(rows, [[0, 1], [2, 3]], "")
+    assert without["clients"]["client-0000"] == {"value": None, "rows": 2, "labels": 2}
+    assert named("client-0000", without) == named("client-0000", None) == "client-0000"
 
 
 def test_a_part_of_every_label_is_kept_for_the_test() -> None:
