@@ -18,9 +18,11 @@ from protocol.adapter import (
     as_plain_lora,
     initial_adapter,
     target_linears,
+    verify_magnitude,
     with_unit_cores,
 )
 from protocol.draws import normal, orthonormal_columns, uniform
+from protocol.errors import ArtefactError
 from protocol.exchange.plain import HEADER
 from protocol.forecast import forecast
 from protocol.layout import Layout, Tensors, TensorSpec, Vector
@@ -192,3 +194,14 @@ def test_a_last_bit_of_the_embeddings_deviation_changes_nothing() -> None:
         for std in (0.047, float(np.nextafter(0.047, 1)))
     )
     assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("value", [64.5, -65.0, 3e38, np.inf, -np.inf, np.nan])
+def test_an_adapter_that_nobody_trains_on(value: float) -> None:
+    """A crafted one would tell by its effects who holds what: it is refused before any row is read."""
+    vector = np.full(5, 64.0, np.float32)
+    verify_magnitude(vector)
+    verify_magnitude(-vector)
+    vector[3] = value
+    with pytest.raises(ArtefactError, match="magnitude|NaN"):
+        verify_magnitude(vector)
