@@ -203,5 +203,5 @@ def test_an_adapter_that_nobody_trains_on(value: float) -> None:
     verify_magnitude(vector)
     verify_magnitude(-vector)
     vector[3] = value
-    with pytest.raises(ArtefactError, match="magnitude|NaN"):
+    with pytest.raises(ArtefactError, match=r"magnitude|NaN"):
         verify_magnitude(vector)
