@@ -123,23 +123,27 @@ def _adapter(base: EdgeBase, folder: Path | None, path: Path, rank: int) -> tupl
     if folder is not None:
         active = load_adapter(folder, base)
         return active.run_options, active
-    rng = np.random.default_rng(1)
-    tensors = {}
-    for linear in base.manifest.linears:
-        tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, rank))
-        tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (rank, linear.out_features))
-    form = ort.AdapterFormat()
-    form.set_adapter_version(1)
-    form.set_model_version(1)
-    form.set_parameters(
-        {
-            k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v, np.float32))
-            for k, v in sorted(tensors.items())
-        }
-    )
-    form.export_adapter(str(path))
+    write_random_adapter(base, path, rank)
     adapter = ort.LoraAdapter()
     adapter.Load(str(path))
     options = ort.RunOptions()
     options.add_active_adapter(adapter)
     return options, adapter
+
+
+def write_random_adapter(base: EdgeBase, path: Path, rank: int) -> dict[str, Any]:
+    """A LoRA adapter of ``rank`` on every linear at ``path``; its tensors, float32, by edge name."""
+    rng = np.random.default_rng(1)
+    tensors: dict[str, Any] = {}
+    for linear in base.manifest.linears:
+        shapes = (linear.in_features, rank), (rank, linear.out_features)
+        for end, shape in zip((LORA_A, LORA_B), shapes, strict=True):
+            tensors[linear.path + end] = rng.normal(0, 0.02, shape).astype(np.float32)
+    form = ort.AdapterFormat()
+    form.set_adapter_version(1)
+    form.set_model_version(1)
+    # An OrtValue of an array does not own it: `tensors` lives until they are written.
+    values = {name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)}
+    form.set_parameters(values)
+    form.export_adapter(str(path))
+    return tensors
