@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ArtefactError
+from protocol.regular_files import open_regular, read_regular_text
 
 POINTER = b"version https://git-lfs"
+MOST_DOCUMENT = 2**28  # bytes: a tokenizer with a large vocabulary
 FETCH = "fetch the source again"
 
 
 def check_file(path: Path) -> None:
     """Raises ArtefactError for a file that is missing, empty, unreadable or a pointer of git-lfs."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(len(POINTER))
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing", FETCH) from None
@@ -45,7 +47,7 @@ def read_json(path: Path) -> Any:
     """The JSON document of a file of the source. Raises ArtefactError."""
     check_file(path)
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_regular_text(path, most=MOST_DOCUMENT))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ArtefactError(f"{path} is not JSON: {first_line(error)}", FETCH) from None
     except OSError as error:

@@ -26,6 +26,7 @@ from audit.order import parse_first
 from audit.releases import read_edge_adapter
 from audit.sources import Folder
 from audit.verify import audit
+from base_model import source_files
 from client import frames
 from client.data import task_rows
 from client.ledger import FileLedger
@@ -151,6 +152,7 @@ ELSEWHERE = {
     "base_model.release:read_note": "parse_release",
     "base_model.release:read_peft": "safetensors' own reader; needs torch",
     "base_model.verify:read_manifest": "parse_manifest",
+    "base_model.checkpoint:read_checkpoint": "safetensors' and torch's own readers; needs torch",
     "base_model.store:read_tensors": "safetensors' own reader; needs torch",
     "client.settings:read_identity": "a key of this machine's own",
     "fedge.gate:read_plan": "plan_from_text",
@@ -785,6 +787,14 @@ class World:
             "client.sessions:FileSession.load": Decoder(
                 read=_file(self.folder / "s.json", lambda path: FileSession(path).load()),
                 seeds=(session.model_dump_json().encode(),),
+            ),
+            "base_model.source_files:read_json": Decoder(
+                read=_file(self.folder / "config.json", source_files.read_json),
+                seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
+            ),
+            "base_model.source_files:read_object": Decoder(
+                read=_file(self.folder / "config.json", source_files.read_object),
+                seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
             ),
             "client.openings:FileOpenings.of": Decoder(
                 read=_file(self.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),

@@ -117,7 +117,7 @@ def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
     instruction, vector = instruct(plan)
     sent = content(instruction, vector)
     replies = ask(run_config, sent)
-    size = adapter_layout(plan, worker_module.read_manifest(Path(run_config["base"]))).size
+    size = adapter_layout(plan, worker_module.manifest_at(Path(run_config["base"]))).size
     decoded = []
     for reply in replies:
         assert list(reply.content) == [wire.MASKED]
