@@ -41,11 +41,11 @@ def check_openings(run: Run, findings: Findings) -> None:
     with findings.checking("attempts and void rounds are within the plan"):
         _check_limits(run)
     with findings.checking("what was asked for in vain was asked as the plan says"):
-        for before, one in _with_adapters(run):
-            for abort in one.aborts:
-                _check_revealed(run, one, abort)
-            for unopened in one.unopened:
-                _check_unopened(run, one, unopened, before)
+        for incoming, part in _with_adapters(run):
+            for abort in part.aborts:
+                _check_revealed(run, part, abort)
+            for unopened in part.unopened:
+                _check_unopened(run, part, unopened, incoming)
     for each in _held(run, sums):
         findings.leave_open(
             f"round {each.round}: the sum of group {each.group} of attempt {each.seq}, over "
@@ -57,33 +57,33 @@ def check_openings(run: Run, findings: Findings) -> None:
 def _with_adapters(run: Run) -> Iterator[tuple[Adapter, Round]]:
     """Every part of the log after round 0, with the adapter that came into it."""
     rounds = run.log.rounds
-    for before, one in pairwise(rounds):
-        yield before.adapter.leaf, one
+    for before, after in pairwise(rounds):
+        yield before.adapter.leaf, after
     if run.log.pending is not None:
         yield rounds[-1].adapter.leaf, run.log.pending
 
 
 def _asked(run: Run) -> Iterator[Asked]:
-    for before, one in _with_adapters(run):
-        number = before.round + 1
-        for found in one.sums:
-            ends, alive = found.of(Aggregate), found.of(Alive)
+    for incoming, part in _with_adapters(run):
+        number = incoming.round + 1
+        for opened in part.sums:
+            ends, alive = opened.of(Aggregate), opened.of(Alive)
             if ends and alive:
                 yield Asked(
                     round=number,
-                    seq=found.seq,
-                    group=found.group,
-                    adapter=before.adapter_out,
+                    seq=opened.seq,
+                    group=opened.group,
+                    adapter=incoming.adapter_out,
                     clients=frozenset(alive[0].leaf.clients),
                     opened=True,
                 )
-        for abort in one.aborts:
+        for abort in part.aborts:
             for asked in abort.leaf.revealed:
                 yield Asked(
                     round=number,
                     seq=abort.leaf.seq,
                     group=asked.group,
-                    adapter=before.adapter_out,
+                    adapter=incoming.adapter_out,
                     clients=frozenset(asked.clients),
                     opened=False,
                 )
@@ -96,11 +96,11 @@ def _check_differences(run: Run, sums: list[Asked]) -> None:
         by_adapter[each.adapter].append(each)
     least = run.plan.least_sum
     for group in by_adapter.values():
-        for one, other in combinations(group, 2):
-            if not far_apart(one.clients, other.clients, least=least):
-                sides = len(one.clients - other.clients), len(other.clients - one.clients)
+        for first, second in combinations(group, 2):
+            if not far_apart(first.clients, second.clients, least=least):
+                sides = len(first.clients - second.clients), len(second.clients - first.clients)
                 raise _bad(
-                    f"attempts {one.seq} and {other.seq} asked for sums of one adapter that differ by "
+                    f"attempts {first.seq} and {second.seq} asked for sums of one adapter that differ by "
                     f"{sides[0]} and {sides[1]} clients, the least sum is {least}"
                 )
 
@@ -117,7 +117,7 @@ def _check_limits(run: Run) -> None:
         raise _bad(f"{len(voids)} void rounds, the plan allows {plan.secrecy.voids}")
 
 
-def _check_revealed(run: Run, one: Round, abort: Placed[Abort]) -> None:
+def _check_revealed(run: Run, part: Round, abort: Placed[Abort]) -> None:
     """Known clients in order, each in one sum; under witnesses what was witnessed."""
     leaf, everybody = abort.leaf, [c for asked in abort.leaf.revealed for c in asked.clients]
     _, members = run.members(abort.index)
@@ -127,29 +127,29 @@ def _check_revealed(run: Run, one: Round, abort: Placed[Abort]) -> None:
     if len(set(everybody)) != len(everybody):
         raise _bad(f"leaf {abort.index}: a client is in two sums of attempt {leaf.seq}")
     for asked in leaf.revealed:
-        strange = [one for one in asked.clients if bytes.fromhex(one) not in members.names]
+        strange = [name for name in asked.clients if bytes.fromhex(name) not in members.names]
         if asked.clients != sorted(asked.clients) or strange:
             raise _bad(f"leaf {abort.index}: `revealed` lists clients out of order or of no roster")
         if run.plan.witnessed:
             witnessed = [
                 (each.leaf.rid, each.leaf.clients)
-                for found in one.unopened
-                if (found.seq, found.group) == (leaf.seq, asked.group)
-                for each in found.of(Alive)
+                for unopened in part.unopened
+                if (unopened.seq, unopened.group) == (leaf.seq, asked.group)
+                for each in unopened.of(Alive)
             ]
             if witnessed != [(asked.rid, asked.clients)]:
                 raise _bad(f"leaf {abort.index}: `revealed` is not what was witnessed")
 
 
-def _check_unopened(run: Run, one: Round, found: Sum, before: Adapter) -> None:
+def _check_unopened(run: Run, part: Round, unopened: Sum, incoming: Adapter) -> None:
     """(P-6.11) An attempt that gave nothing was asked for as one that did."""
-    ends = [abort.leaf for abort in one.aborts if abort.leaf.seq == found.seq]
-    for opened in found.of(RoundOpen):
-        if not found.of(Advert) or opened.leaf.round != before.round + 1:
+    ends = [abort.leaf for abort in part.aborts if abort.leaf.seq == unopened.seq]
+    for opened in unopened.of(RoundOpen):
+        if not unopened.of(Advert) or opened.leaf.round != incoming.round + 1:
             raise _bad(f"leaf {opened.index}: an attempt of round {opened.leaf.round}")
         if ends and opened.leaf.attempt != ends[-1].attempt:
             raise _bad(f"leaf {opened.index}: attempt {opened.leaf.attempt} ended as another")
-        verify_terms(run, found, instruction_after(run, before, opened.leaf.attempt))
+        verify_terms(run, unopened, instruction_after(run, incoming, opened.leaf.attempt))
 
 
 def _held(run: Run, sums: list[Asked]) -> Iterator[Asked]:
