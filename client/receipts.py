@@ -176,7 +176,7 @@ class Receipts:
             try:
                 yield json_as(_LINE, line)
             except OddError as error:
-                # Fail closed, as for opened rounds: a line that a power cut tore was never answered.
+                # Fail closed, as for opened sums: a line that a power cut tore was never answered.
                 raise self._journal.unusable("read", error) from None
 
     def _receipt(self, line: _ReceiptLine) -> Receipt:

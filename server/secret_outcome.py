@@ -27,12 +27,12 @@ class SecretOutcome(Attempt):
     def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
         """The next state, the sums of the round, and the norm of the mean update."""
         robust = self._combined()
-        opened = [made for made in self._sums if made.mean is not None]
-        names = sorted({name for made in opened for name in made.metrics})
+        opened = [secret for secret in self._sums if secret.mean is not None]
+        names = sorted({name for secret in opened for name in secret.metrics})
         aggregate = Aggregate(
             mean=robust.mean,
-            weight=sum(len(made.alive) for made in opened),
-            metrics={name: sum(made.metrics[name] for made in opened) for name in names},
+            weight=sum(len(secret.alive) for secret in opened),
+            metrics={name: sum(secret.metrics[name] for secret in opened) for name in names},
             clients=closed.used,
         )
         after = apply_mean(
@@ -45,21 +45,23 @@ class SecretOutcome(Attempt):
         return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
 
     def _combined(self) -> Robust:
-        opened = [(made.mean, len(made.alive)) for made in self._sums if made.mean is not None]
+        opened = [
+            (secret.mean, len(secret.alive)) for secret in self._sums if secret.mean is not None
+        ]
         return robust_mean([mean for mean, _ in opened], [count for _, count in opened])
 
     def record(
         self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0
     ) -> Record:
         """As every attempt's; who was lost after it had masked; the groups and which were kept."""
-        lost = {name: phase for made in self._sums for name, phase in sorted(made.lost.items())}
-        liars = sorted(name for made in self._sums for name in made.liars)
+        lost = {name: phase for secret in self._sums for name, phase in sorted(secret.lost.items())}
+        liars = sorted(name for secret in self._sums for name in secret.liars)
         groups = self._group_records() if len(self._sums) > 1 else []
         record = super().record(closed, aggregate, norm)
         refused = [
-            {"group": made.group, "why": made.failure.cause}
-            for made in self._sums
-            if made.refused and made.failure
+            {"group": secret.group, "why": secret.failure.cause}
+            for secret in self._sums
+            if secret.refused and secret.failure
         ]
         return record | {
             "sequence": self._seq,
@@ -75,7 +77,7 @@ class SecretOutcome(Attempt):
         """Over whom sums of this round were asked for, by name."""
         names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
         asked = {
-            tuple(sorted(names.get(one, one) for one in each.clients))
+            tuple(sorted(names.get(client, client) for client in each.clients))
             for sums in self._store.revealing(self._number).values()
             for each in sums
         }
@@ -83,17 +85,17 @@ class SecretOutcome(Attempt):
 
     def published(self) -> Published:
         """The leaves of every sum that opened, and its part in the adapter; those of the failed. (P-8.8)"""
-        opened = [made for made in self._sums if made.mean is not None]
+        opened = [secret for secret in self._sums if secret.mean is not None]
         kept = self._combined().kept if opened else ()
         return Published(
             seq=self._seq,
             aborts=failed_leaves(self._setting, self._given, self._sums),
             leaves=[
                 leaf
-                for made in opened
+                for secret in opened
                 for leaf in sum_leaves(
                     self._setting.log,
-                    made,
+                    secret,
                     number=self._number,
                     attempt=self._attempt,
                     witnessed=self._plan.witnessed,
@@ -101,29 +103,29 @@ class SecretOutcome(Attempt):
             ],
             sums=[
                 OpenedSum(
-                    group=made.group,
-                    rid=made.core.rid.hex(),
-                    summands=len(made.alive),
+                    group=secret.group,
+                    rid=secret.core.rid.hex(),
+                    summands=len(secret.alive),
                     kept=keep,
                 )
-                for made, keep in zip(opened, kept, strict=True)
+                for secret, keep in zip(opened, kept, strict=True)
             ],
         )
 
     def _group_records(self) -> list[Record]:
-        opened = [made for made in self._sums if made.mean is not None]
+        opened = [secret for secret in self._sums if secret.mean is not None]
         robust = self._combined() if opened else None
-        found: dict[int, tuple[float, bool]] = {}
+        judged: dict[int, tuple[float, bool]] = {}
         if robust is not None:
-            for at, made in enumerate(opened):
-                found[id(made)] = robust.distances[at], robust.kept[at]
+            for at, secret in enumerate(opened):
+                judged[id(secret)] = robust.distances[at], robust.kept[at]
         return [
             {
-                "clients": sorted(made.names.values()),
-                "used": list(made.alive) if made.mean is not None else [],
-                "failure": made.failure.cause if made.failure else None,
-                "distance": found.get(id(made), (0.0, False))[0],
-                "kept": found.get(id(made), (0.0, False))[1],
+                "clients": sorted(secret.names.values()),
+                "used": list(secret.alive) if secret.mean is not None else [],
+                "failure": secret.failure.cause if secret.failure else None,
+                "distance": judged.get(id(secret), (0.0, False))[0],
+                "kept": judged.get(id(secret), (0.0, False))[1],
             }
-            for made in self._sums
+            for secret in self._sums
         ]
