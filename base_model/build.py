@@ -83,34 +83,41 @@ def build_base(
         for reason in loaded.reasons:
             if explain:
                 explain(reason)
-        model = _model_of(loaded)
-        linears = _linears(model)
-        tensors, codes = _quantised(model, linears, bits, tell)
-        tell("writing weights", 0.5)
-        save_file(tensors, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        (folder / TOKENIZER).write_text(loaded.tokenizer, "utf-8")
-        (folder / CONFIG).write_text(_config_text(loaded), "utf-8")
-        tell("exporting the edge graph", 0.6)
-        found = export_graph(
-            model,
-            linears,
-            codes,
-            path=folder / GRAPH,
-            bits=bits,
-            block=BLOCK,
-            accuracy_level=ACCURACY_LEVEL,
-            slots=slots,
-            most=one_file,
-        )
-        tell("opening the edge graph", 0.9)
-        check_graph(folder / GRAPH, model, slots=slots)
-        tell("describing", 0.95)
-        (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
-        manifest = _manifest(loaded, model, linears, tensors, bits, folder, found)
+        manifest = _fill(folder, loaded, bits=bits, slots=slots, one_file=one_file, tell=tell)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     tell("done", 1.0)
     return manifest
+
+
+def _fill(
+    folder: Path, source: Source, *, bits: int, slots: bool, one_file: int, tell: Progress
+) -> Manifest:
+    """Every file of a base but its manifest, in the order of what is made from what."""
+    model = _model_of(source)
+    linears = _linears(model)
+    tensors, codes = _quantised(model, linears, bits, tell)
+    tell("writing weights", 0.5)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    (folder / TOKENIZER).write_text(source.tokenizer, "utf-8")
+    (folder / CONFIG).write_text(_config_text(source), "utf-8")
+    tell("exporting the edge graph", 0.6)
+    declared = export_graph(
+        model,
+        linears,
+        codes,
+        path=folder / GRAPH,
+        bits=bits,
+        block=BLOCK,
+        accuracy_level=ACCURACY_LEVEL,
+        slots=slots,
+        most=one_file,
+    )
+    tell("opening the edge graph", 0.9)
+    check_graph(folder / GRAPH, model, slots=slots)
+    tell("describing", 0.95)
+    (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
+    return _manifest(source, model, linears, tensors, bits, folder, declared)
 
 
 def _model_of(source: Source) -> EncoderClassifier:
