@@ -25,6 +25,7 @@ from audit.published import (
 from audit.report import Findings
 from audit.sources import MissingError
 from audit.sums import OpenedSum
+from protocol.adapter import sent_layout
 from protocol.errors import MachineError, ProofError
 from protocol.model_card import model_card
 from protocol.peft_format import CARD_FILE
@@ -152,7 +153,8 @@ class RecordCheck:
         meant |= {
             "roles": sorted(run.contract.roles(leaf.round)),
             "quorum": 0 if central else run.plan.cohort.quorum,
-            "bytes_down_per_client": 4 * run.layout(self._before.leaf.rank).size,
+            "bytes_down_per_client": 4
+            * sent_layout(run.plan, run.manifest, rank=self._before.leaf.rank).size,
         }
         if leaf.void:
             number = self._round.aborts[-1].leaf.seq if self._round.aborts else 0

@@ -5,7 +5,7 @@ What is refused here is refused in clear: it hangs on the coordinator's message,
 
 from __future__ import annotations
 
-from protocol.adapter import adapter_layout, verify_magnitude
+from protocol.adapter import adapter_layout, completed, verify_magnitude
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.layout import Tensors, Vector
@@ -18,7 +18,7 @@ from protocol.wire import Instruction
 def check_instruction(
     plan: Plan, manifest: Manifest, instruction: Instruction, adapter: Vector
 ) -> Tensors:
-    """The received adapter's tensors. Raises ArtefactError."""
+    """The full adapter's tensors, ``adapter`` being the part that is sent. Raises ArtefactError."""
     if instruction.plan_digest != plan.digest:
         raise ArtefactError(
             f"the coordinator runs plan {instruction.plan_digest[:12]}…, "
@@ -43,13 +43,15 @@ def check_instruction(
             f"the adapter sent has rank {instruction.rank}, the plan says {plan.adapter.rank}",
             "run the same version of fedge on both sides",
         )
-    if vector_digest(adapter) != instruction.adapter_digest:
+    tensors = completed(adapter, plan, manifest, rank=instruction.rank)
+    layout = adapter_layout(plan, manifest, rank=instruction.rank)
+    if vector_digest(layout.flatten(tensors)) != instruction.adapter_digest:
         raise ArtefactError(
             "the adapter received is not the one the instruction names (another digest)",
             "check the connection and the coordinator's checkpoint",
         )
     verify_magnitude(adapter)
-    return adapter_layout(plan, manifest, rank=instruction.rank).unflatten(adapter)
+    return tensors
 
 
 def verify_length(plan: Plan, manifest: Manifest) -> None:

@@ -109,8 +109,8 @@ class Worker:
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's roles, return the difference.
 
-        ``adapter`` is the full float32 vector at ``instruction.rank``; the update is in the layout
-        of the round's roles at this client's rank. Under a rule with a fresh adapter per round the
+        ``adapter`` is the vector that is sent (P-2.6) at ``instruction.rank``; the update is in the
+        layout of the round's roles at this client's rank. Under a rule with a fresh adapter per round the
         update is relative to :func:`fresh_adapter`, its head relative to the received head.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 

@@ -10,6 +10,7 @@ factors (``W + s * B @ R @ A``), ``soft_prompt`` is ``(n, hidden)``, the head ``
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +80,30 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
     )
     specs.append(TensorSpec(name=f"{head.path}.bias", shape=(labels,), role=Role.HEAD))
     return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+
+def sent_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -> Layout:
+    """What clients are sent of the adapter: the tensors that some round trains. (P-2.6)"""
+    return adapter_layout(plan, manifest, rank=rank).only(rule_named(plan.rule.name).trained)
+
+
+def completed(vector: Vector, plan: Plan, manifest: Manifest, *, rank: int) -> Tensors:
+    """The full adapter of the vector that was sent; what no round trains is derived. (P-2.6)
+
+    Raises ArtefactError when the length differs.
+    """
+    tensors = sent_layout(plan, manifest, rank=rank).unflatten(vector)
+    layout = adapter_layout(plan, manifest, rank=rank)
+    if len(tensors) < len(layout.specs):
+        start = _start(layout, plan.seed, manifest.embedding_std)
+        tensors |= {name: start[name].copy() for name in start.keys() - tensors.keys()}
+    return tensors
+
+
+@lru_cache(maxsize=2)
+def _start(layout: Layout, seed: int, embedding_std: float) -> Tensors:
+    # Orthonormal factors take a second for 2 million numbers, and a message is checked more than once.
+    return initial_adapter(layout, seed=seed, embedding_std=embedding_std)
 
 
 def lora_scaling(plan: Plan) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from protocol.adapter import adapter_layout
+from protocol.adapter import adapter_layout, sent_layout
 from protocol.exchange.plain import HEADER
 from protocol.manifest import Manifest
 from protocol.plan import Plan
@@ -68,7 +68,7 @@ def upload_bytes(plan: Plan, size: int) -> int:
 
 
 def download_bytes(plan: Plan, size: int) -> int:
-    """Bytes that a client gets in a round with an adapter of ``size`` coordinates."""
+    """Bytes that a client gets in a round in which ``size`` coordinates of the adapter are sent."""
     if plan.secrecy.exchange == "plain":
         return FLOAT * size
     clients = plan.largest_sum
@@ -117,7 +117,7 @@ def forecast(
     weights = manifest.files.get("weights.safetensors")
     base_bytes = sum(entry.bytes for entry in manifest.files.values())
     activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
-    down = download_bytes(plan, layout.size)
+    down = download_bytes(plan, sent_layout(plan, manifest).size)
     return Forecast(
         adapter_parameters=layout.size,
         trained_parameters_by_phase=phases,

@@ -50,6 +50,11 @@ class RuleContract:
         return self.phases[(round_number - 1) % len(self.phases)] | {Role.HEAD}
 
     @property
+    def trained(self) -> frozenset[Role]:
+        """Roles that some round trains; tensors of any other keep their values of round 0."""
+        return frozenset({Role.HEAD}).union(*self.phases)
+
+    @property
     def fresh_each_round(self) -> bool:
         """Whether clients train a new adapter beside the frozen global one."""
         return self.combine == "stack"

@@ -177,7 +177,7 @@ class Attempt:
         return close(self._collecting, late=late)
 
     def _content(self) -> RecordDict:
-        vector = self._setting.layout(self._state.rank).flatten(self._state.adapter)
+        vector = self._setting.sent(self._state)
         return RecordDict(
             {
                 wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction())),
@@ -328,7 +328,7 @@ class Attempt:
             "weight": aggregate.weight if aggregate else 0,
             "metrics": aggregate.metrics if aggregate else {},
             "update_norm": norm,
-            "bytes_down_per_client": 4 * self._setting.layout(self._state.rank).size,
+            "bytes_down_per_client": self._setting.sent(self._state).nbytes,
             "bytes_up_per_client": self._bytes_up,
             "seconds": ended - self._begun,
             "started_at": self._started_at,

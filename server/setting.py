@@ -8,15 +8,16 @@ from typing import Protocol
 
 from flwr.serverapp import Grid
 
-from protocol.adapter import adapter_layout
+from protocol.adapter import adapter_layout, sent_layout
 from protocol.exchange import CoordinatorExchange
 from protocol.exchange.central import CentralCoordinator
 from protocol.exchange.plain import PlainCoordinator
-from protocol.layout import Layout, Tensors
+from protocol.layout import Layout, Tensors, Vector
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rules import RuleContract
 from protocol.secagg.primitives import RandomBytes
+from protocol.step.state import State
 from protocol.transparency.shown import Told
 from server.clock import Clock
 from server.log import RunLog
@@ -67,6 +68,11 @@ class Setting:
     def layout(self, rank: int) -> Layout:
         """The full adapter's layout at ``rank``."""
         return adapter_layout(self.plan, self.manifest, rank=rank)
+
+    def sent(self, state: State) -> Vector:
+        """What clients get of the adapter; the rest they have. (P-2.6)"""
+        layout = sent_layout(self.plan, self.manifest, rank=state.rank)
+        return layout.flatten({spec.name: state.adapter[spec.name] for spec in layout.specs})
 
     def exchange(self, size: int) -> CoordinatorExchange:
         """The coordinator's side of one round's exchange of (size,) updates."""

@@ -118,7 +118,7 @@ class Mechanism:
 
     def decode(self, words: Word, summands: int) -> Vector:
         """The noisy mean, (d,) float32. A sum that wrapped costs accuracy, never privacy."""
-        scale = self.grid / (math.sqrt(self.turn.transform) * summands)
+        scale = self.grid / (self.turn.transform * summands)
         return (self.turn.backward(self._centred(words)).astype(np.float64) * scale).astype(
             np.float32
         )

@@ -1,6 +1,6 @@
 """Real vectors as integers in a ring, so that their sum comes back exactly. (P-6.9)
 
-Clip, rotate by a randomised Hadamard transform (so that energy spreads evenly and few levels
+Clip, rotate by randomised Hadamard transforms (so that energy spreads evenly and few levels
 suffice), round stochastically to ``q`` levels. Integers such as example counts travel beside it as
 digits. The decoded sum is integer arithmetic until the last multiplication: every platform gets the
 same bits.
@@ -131,7 +131,7 @@ class Ring:
         """The mean of the vectors, (d,) float32, and the sums of the counters."""
         centred: Integers = 2 * words[: self.padded].astype(np.int64) - summands * self.levels
         flat = self.turn.backward(centred)
-        scale = self.reach / (self.levels * math.sqrt(self.turn.transform) * summands)
+        scale = self.reach / (self.levels * self.turn.transform * summands)
         mean = (flat.astype(np.float64) * scale).astype(np.float32)
         digits = words[self.padded :].astype(np.int64).reshape(self.counters, -1).tolist()
         base = 2**self.digit_bits

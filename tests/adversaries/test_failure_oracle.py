@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.store import read_manifest
 from client.job import Job, contribution
-from protocol.adapter import adapter_layout, initial_adapter
+from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError
 from protocol.exchange import METRICS, Contribution, Phase
-from protocol.layout import Vector
+from protocol.layout import Tensors
 from protocol.rules import rule_named
 from protocol.transparency.note import KeyType, VerifierKey
 from tests.conftest import WORDS
@@ -91,7 +91,9 @@ class TrainingCohort(Cohort):
         }
         super().__init__(folder, mode, **plan)
         self.layout = adapter_layout(self.plan, manifest)
-        self.start = initial_adapter(self.layout, seed=1, embedding_std=0.05)
+        self.sent = sent_layout(self.plan, manifest)
+        std = manifest.embedding_std
+        self.start = initial_adapter(self.layout, seed=self.plan.seed, embedding_std=std)
         self.trained_layout = self.layout.only(rule_named(self.plan.rule.name).roles(1))
         self.size = self.trained_layout.size
         self.members = {one: replace(m, size=self.size) for one, m in self.members.items()}
@@ -99,18 +101,18 @@ class TrainingCohort(Cohort):
         (folder / "plan.json").write_text(self.plan.model_dump_json())
         for number, member in enumerate(self.members.values()):
             write_rows(self.rows_of(member.name), 3 if member.name in HOLDERS else 2, seed=number)
-        self.send(self.layout.flatten(self.start))
+        self.send(self.start)
 
     def rows_of(self, name: str) -> Path:
         return self.folder / f"{name}.rows.jsonl"
 
-    def send(self, adapter: Vector) -> None:
-        self.adapter = adapter
+    def send(self, adapter: Tensors) -> None:
+        self.adapter = self.sent.flatten({name: adapter[name] for name in self.sent.slices})
         self.instruction = replace(
             self.instruction,
             round=2,  # round 1's would be the plan's own: nobody can craft it
             base=self.plan.base.fingerprint,
-            adapter_digest=vector_digest(adapter),
+            adapter_digest=vector_digest(self.layout.flatten(adapter)),
             rank=self.plan.adapter.rank,
         )
 
@@ -142,19 +144,19 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def huge(cohort: TrainingCohort) -> Vector:
+def huge(cohort: TrainingCohort) -> Tensors:
     """A bias so low that the loss of two rows of `timer` is beyond float32."""
     crafted = {name: value.copy() for name, value in cohort.start.items()}
     crafted["classifier.bias"][2] = -3.4e38
-    return cohort.layout.flatten(crafted)
+    return crafted
 
 
-def saturated(cohort: TrainingCohort) -> Vector:
+def saturated(cohort: TrainingCohort) -> Tensors:
     """A head that is certain of `light`: those who have nothing else have no gradient."""
     crafted = {name: value.copy() for name, value in cohort.start.items()}
     crafted["classifier.weight"][:] = 0
     crafted["classifier.bias"][:] = [60, -60, -60]
-    return cohort.layout.flatten(crafted)
+    return crafted
 
 
 def test_a_crafted_head_finds_nobodys_label(mode: str, tmp_path: Path, tiny_base: Path) -> None:

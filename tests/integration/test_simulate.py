@@ -316,6 +316,12 @@ def test_a_core_is_learnt_under_secure_aggregation_and_measured_as_published(
         fixed = name.endswith(("lora_A", "lora_B"))
         assert (first[name].tobytes() == last[name].tobytes()) == fixed, name
     record = read(folder / "rounds" / "0008" / "record.json")
+    moved = {
+        name
+        for name in last
+        if name.startswith("adapter/") and name[-6:] not in ("lora_A", "lora_B")
+    }
+    assert record["bytes_down_per_client"] == sum(last[name].nbytes for name in moved)
     note = read(folder / "rounds" / "0008" / "adapter" / "release.json")
     assert note["adapter_digest"] == record["adapter_published"] == summary.adapter_digest
     assert record["adapter_published"] != record["adapter_out"]

@@ -23,6 +23,7 @@ from protocol.errors import UpdateError
 from protocol.exchange.plain import decode
 from protocol.secagg.agreement import Keys
 from tests.vectors.make import FILES, FOLDER, rendered
+from tests.vectors.ring import refuse
 from tests.vectors.secagg import attempt
 
 
@@ -201,6 +202,65 @@ def x25519(secret: bytes, public: bytes | None = None) -> bytes:
     if public is None:
         return key.public_key().public_bytes_raw()
     return key.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def turned_back(words: list[int], size: int, seed: bytes) -> tuple[list[int], int]:
+    """P-6.9 number by number: (h times the inverse of the two turns, h)."""
+    h = min(1 << (size - 1).bit_length(), 2**14)
+    while 100 * h * (number := -(-size // h) // 2 * 2 + 1) > 103 * size + 6400:
+        h //= 2
+    assert len(words) == h * number
+    stream = keystream(seed, -(-2 * len(words) // 16)).astype("<u2").tobytes()
+    for turn in (1, 0):
+        before = [0] * len(words)
+        for i in range(len(words)):
+            block, place = words[i % number * h :][:h], i // number
+            value = sum(w if (place & k).bit_count() % 2 == 0 else -w for k, w in enumerate(block))
+            bit = turn * len(words) + i
+            before[i] = -value if stream[bit // 8] >> bit % 8 & 1 else value
+        words = before
+    return words[:size], h
+
+
+def words_of(case: Any) -> list[int]:
+    kind = "<u2" if case["bits"] == 16 else "<u4"
+    return [int(word) for word in np.frombuffer(bytes.fromhex(case["words"]), kind)]
+
+
+def test_sums_at_the_rings_precision() -> None:
+    for case in load("ring.json")["exact"]:
+        clip, n = float.fromhex(case["clip"]), case["summands"]
+        q = (2 ** case["bits"] - 1) // case["clients"]
+        e = (q + 1).bit_length() - 1
+        digits = -(-40 // e)
+        words = words_of(case)
+        vector, rest = words[: -2 * digits], words[-2 * digits :]
+        flat, h = turned_back(
+            [2 * w - n * q for w in vector], case["size"], bytes.fromhex(case["rotation"])
+        )
+        scale = (5 * clip) / math.sqrt(len(vector)) / ((q * h) * n)
+        assert (
+            struct.pack(f"<{len(flat)}f", *(value * scale for value in flat)).hex() == case["mean"]
+        )
+        sums = [sum(w << e * k for k, w in enumerate(rest[at : at + digits])) for at in (0, digits)]
+        assert sums == case["counters"]
+
+
+def test_sums_under_noise() -> None:
+    for case in load("ring.json")["noisy"]:
+        half, n = 2 ** (case["bits"] - 1), case["summands"]
+        words = [(word + half) % (2 * half) - half for word in words_of(case)]
+        flat, h = turned_back(words, case["size"], bytes.fromhex(case["rotation"]))
+        scale = float.fromhex(case["grid"]) / (h * n)
+        assert (
+            struct.pack(f"<{len(flat)}f", *(value * scale for value in flat)).hex() == case["mean"]
+        )
+
+
+@pytest.mark.parametrize("case", load("ring.json")["refused"], ids=lambda case: case["why"])
+def test_refused_sums(case: dict[str, Any]) -> None:
+    with pytest.raises(UpdateError, match=case["error"]):
+        refuse(case)
 
 
 def test_an_attempt_of_secure_aggregation_step_by_step() -> None:

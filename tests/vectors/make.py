@@ -28,6 +28,7 @@ from protocol.exchange.plain import HEADER, MAGIC, PlainClient, PlainCoordinator
 from protocol.layout import Layout, TensorSpec  # noqa: E402
 from protocol.plan import parse_plan  # noqa: E402
 from protocol.rules import Role  # noqa: E402
+from tests.vectors.ring import ring  # noqa: E402
 from tests.vectors.secagg import attempt  # noqa: E402
 
 PLAN = """
@@ -194,6 +195,7 @@ FILES = {
     "codes.json": codes,
     "plain.json": plain,
     "start.json": start,
+    "ring.json": ring,
     "secagg.json": attempt,
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .basics import Vector, Words, real
 from .documents import Documents
-from .ring import padded, turned_back
+from .ring import blocks, padded, turned_back
 
 ORDERS = [1.25, 1.5, 1.75, *range(2, 129), 160, 192, 256, 512]
 PI = Decimal("3.1415926535897932384626433832795028841971693993751058209749445923078164")
@@ -65,7 +65,7 @@ class Noise:
         values = words.astype(np.int64)
         values = np.where(values >= half, values - 2**self.bits, values)
         flat = turned_back(values, self.size, rotation)
-        scale = self.grid / (math.sqrt(min(self.length, 65_536)) * n)
+        scale = self.grid / (blocks(self.size)[0] * n)
         mean: Vector = (flat.astype(np.float64) * scale).astype(np.float32)
         return mean
 

@@ -13,28 +13,42 @@ from .masks import stream
 COUNTER_BITS = 40
 
 
+def blocks(size: int) -> tuple[int, int]:
+    """(h, nblocks) of P-6.9."""
+    h = 1
+    while h < size and h < 16_384:
+        h *= 2
+    while True:
+        number = math.ceil(size / h)
+        number += 1 - number % 2
+        if 100 * h * number <= 103 * size + 6400:
+            return h, number
+        h //= 2
+
+
 def padded(size: int) -> int:
     """d' of P-6.9."""
-    if size > 65_536:
-        return -(-size // 65_536) * 65_536
-    return 1 << (size - 1).bit_length()
+    h, number = blocks(size)
+    return h * number
 
 
 def turned_back(values: Any, size: int, rotation: bytes) -> Any:
-    """(d',) int64 to (size,) int64: sqrt(h) times the inverse of the rotation."""
-    length = len(values)
-    h = min(length, 65_536)
-    rows = values.reshape(-1, h)
-    step = 1
-    while step < h:
-        pairs = rows.reshape(len(rows), -1, 2, step)
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        rows = np.stack((low + high, low - high), 2).reshape(len(rows), h)
-        step *= 2
-    flat = rows.T.reshape(-1)  # place p of block k is coordinate p * nblocks + k
-    octets = np.frombuffer(stream(rotation, "aes-256-ctr", -(-length // 8)), np.uint8)
-    minus = np.unpackbits(octets, bitorder="little")[:length]
-    return np.where(minus, -flat, flat)[:size]
+    """(d',) int64 to (size,) int64: h times the inverse of the rotation."""
+    h, number = blocks(size)
+    length = h * number
+    octets = np.frombuffer(stream(rotation, "aes-256-ctr", -(-2 * length // 8)), np.uint8)
+    minus = np.unpackbits(octets, bitorder="little")
+    for turn in (1, 0):
+        rows = values.reshape(number, h)
+        step = 1
+        while step < h:
+            pairs = rows.reshape(number, -1, 2, step)
+            low, high = pairs[:, :, 0], pairs[:, :, 1]
+            rows = np.stack((low + high, low - high), 2).reshape(number, h)
+            step *= 2
+        flat = rows.T.reshape(-1)  # place p of block k was coordinate p * nblocks + k
+        values = np.where(minus[turn * length : (turn + 1) * length], -flat, flat)
+    return values[:size]
 
 
 class Exact:
@@ -56,7 +70,7 @@ class Exact:
         values = 2 * words[:length].astype(np.int64) - n * self.q
         flat = turned_back(values, self.size, rotation)
         reach = (5.0 * self.clip) / math.sqrt(length)
-        scale = reach / ((self.q * math.sqrt(min(length, 65_536))) * n)
+        scale = reach / ((self.q * blocks(self.size)[0]) * n)
         mean: Vector = (flat.astype(np.float64) * scale).astype(np.float32)
         return mean
 

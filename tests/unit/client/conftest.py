@@ -15,7 +15,7 @@ import torch
 from base_model.store import OpenBase, open_base, read_manifest
 from client.batches import Encoded, encode
 from client.data import Rows
-from protocol.adapter import adapter_layout, initial_adapter
+from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan, plan_from
@@ -109,15 +109,17 @@ def instruct(tiny_base: Path) -> Callable[..., tuple[Instruction, Vector]]:
     ) -> tuple[Instruction, Vector]:
         rank = plan.adapter.rank if rank is None else rank
         layout = adapter_layout(plan, manifest, rank=rank)
-        if tensors is None:
-            tensors = initial_adapter(layout, seed=1, embedding_std=manifest.embedding_std)
-        vector = layout.flatten(tensors)
+        sent = sent_layout(plan, manifest, rank=rank)
+        start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+        moved = {name: value for name, value in (tensors or {}).items() if name in sent.slices}
+        full = start | moved
+        vector = sent.flatten({name: full[name] for name in sent.slices})
         instruction = {
             "round": 1,
             "attempt": 1,
             "plan_digest": plan.digest,
             "base": manifest.fingerprint,
-            "adapter_digest": vector_digest(vector),
+            "adapter_digest": vector_digest(layout.flatten(full)),
             "rank": rank,
             "evaluate": False,
         }

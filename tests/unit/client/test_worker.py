@@ -49,7 +49,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     sent = layout.only(rule_named(rule).roles(round_number))
     assert given.update.dtype == np.float32
     assert given.update.shape == (sent.size,)
-    start, after = layout.unflatten(vector), work.model().tensors()
+    start, after = work.check(instruction, vector), work.model().tensors()
     expected = sent.flatten({s.name: after[s.name] - start[s.name] for s in sent.specs})
     assert np.array_equal(given.update, expected)
     assert np.abs(given.update).max() > 0
@@ -198,8 +198,8 @@ def test_around_a_core_the_factors_keep_their_bits_over_rounds(
     plan, other = make_plan("fed-sb", local={"batch_size": 8, "learning_rate": 0.01}), make_plan()
     layout = adapter_layout(plan, read_manifest(tiny_base))
     sent = layout.only({Role.LORA_R, Role.HEAD})
-    instruction, first = instruct(plan)
-    state = layout.unflatten(first)
+    first = worker_for(plan, tiny_base).check(*instruct(plan))
+    state = first
     for number in (1, 2, 3):
         work = worker_for(plan, tiny_base)
         instruction, vector = instruct(plan, tensors=state, round=number)
@@ -210,7 +210,7 @@ def test_around_a_core_the_factors_keep_their_bits_over_rounds(
         state = state | {name: state[name] + value for name, value in update.items()}
         for spec in layout.specs:
             if spec not in sent.specs:
-                mine, theirs = after[spec.name], layout.unflatten(first)[spec.name]
+                mine, theirs = after[spec.name], first[spec.name]
                 assert mine.tobytes() == theirs.tobytes(), spec.name
         foreign, foreign_vector = instruct(other)
         worker_for(other, tiny_base).contribute(

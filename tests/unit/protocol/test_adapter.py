@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from base_model.release import write_edge_adapter
 from base_model.store import read_manifest
 from protocol.adapter import (
     LORA_A,
@@ -16,7 +17,9 @@ from protocol.adapter import (
     SOFT_PROMPT,
     adapter_layout,
     as_plain_lora,
+    completed,
     initial_adapter,
+    sent_layout,
     target_linears,
     verify_magnitude,
     with_unit_cores,
@@ -28,9 +31,10 @@ from protocol.forecast import forecast
 from protocol.layout import Layout, Tensors, TensorSpec, Vector
 from protocol.legality import check
 from protocol.manifest import Manifest
-from protocol.peft_format import from_peft, to_peft
+from protocol.peft_format import from_peft, to_edge, to_peft
 from protocol.plan import Plan, Secrecy, plan_from
 from protocol.rules import RULES, Role, rule_named
+from protocol.tensor_file import encode_tensors
 
 RANK = 4
 
@@ -83,7 +87,7 @@ def test_a_round_sends_cores_and_head_and_nothing_else(manifest: Manifest) -> No
     plain = plan.model_copy(update={"secrecy": Secrecy(exchange="plain")})
     cost = forecast(plain, manifest)
     assert cost.upload_bytes_per_client_round == {"lora_R": HEADER.size + 4 * sent.size}
-    assert cost.download_bytes_per_client_round == 4 * layout.size
+    assert cost.download_bytes_per_client_round == 4 * sent.size
 
 
 def test_a_plan_with_a_core_is_legal_under_the_defaults(manifest: Manifest) -> None:
@@ -205,3 +209,53 @@ def test_an_adapter_that_nobody_trains_on(value: float) -> None:
     vector[3] = value
     with pytest.raises(ArtefactError, match=r"magnitude|NaN"):
         verify_magnitude(vector)
+
+
+LORAS = sorted(name for name, rule in RULES.items() if rule.method == "lora")
+
+
+@pytest.mark.parametrize("secrecy", ["plain", "secagg"])
+@pytest.mark.parametrize("rank", [1, 4, 16])
+@pytest.mark.parametrize("rule", LORAS)
+def test_no_rule_downloads_or_publishes_more_than_lora(
+    rule: str, rank: int, secrecy: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    """At one rank: what goes to clients, the PEFT folder's weights and the device's file."""
+
+    def sizes(name: str) -> list[int]:
+        plan = plan_of(manifest, name, rank=rank)
+        plan = plan.model_copy(update={"secrecy": Secrecy(exchange=secrecy)})
+        plain = as_plain_lora(filled(plan, manifest))
+        write_edge_adapter(to_edge(plain, scaling=2.0), tmp_path / name)
+        return [
+            forecast(plan, manifest).download_bytes_per_client_round,
+            len(encode_tensors(to_peft(plain), {"format": "pt"})),
+            (tmp_path / name).stat().st_size,
+        ]
+
+    assert [a <= b for a, b in zip(sizes(rule), sizes("fedit"), strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_clients_complete_what_they_are_sent(rule: str, manifest: Manifest) -> None:
+    """(P-2.6) Whatever rounds have trained; what none trains is round 0's, from the plan's seed."""
+    method = RULES[rule].method
+    plan = plan_of(
+        manifest, rule, **({"method": "prompt", "tokens": 3} if method == "prompt" else {})
+    )
+    layout, sent = adapter_layout(plan, manifest), sent_layout(plan, manifest)
+    rng = np.random.default_rng(0)
+    full = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+    full |= {s.name: rng.normal(size=s.shape).astype(np.float32) for s in sent.specs}
+    vector = sent.flatten({spec.name: full[spec.name] for spec in sent.specs})
+    for _ in range(2):  # what one caller does to its tensors is no other's
+        received = completed(vector, plan, manifest, rank=RANK)
+        assert layout.flatten(received).tobytes() == layout.flatten(full).tobytes()
+        for value in received.values():
+            value += 1
+    rounds = {r for number in (1, 2) for r in RULES[rule].roles(number)}
+    assert {spec.role for spec in sent.specs} == rounds
+    assert (sent.size < layout.size) == (rule in ("fed-sb", "ffa-lora"))
+    for wrong in (vector[:-1], layout.flatten(full) if sent.size < layout.size else vector[1:]):
+        with pytest.raises(ArtefactError, match="does not fit a layout"):
+            completed(wrong, plan, manifest, rank=RANK)
