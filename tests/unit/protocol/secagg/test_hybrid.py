@@ -61,7 +61,7 @@ def test_the_sum_is_exact_whoever_is_lost(hybrid: Make, size: int, lost: Any) ->
 
 
 def test_a_sparse_graph(hybrid: Make) -> None:
-    made = hybrid(size=130, degree=10, lost={"share": (3,), "mask": (10, 90), "unmask": (7,)})
+    made = hybrid(size=130, degree=10, lost={"share": (3,), "mask": (10,), "unmask": (7,)})
     assert (made.run() == made.total.astype(np.uint16)).all()
 
 
