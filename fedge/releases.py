@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, FedgeError
 from protocol.plan import Plan
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def release(
     from base_model.release import release_adapter
     from fedge.gate import read_plan
     from server.log import read_log_key
-    from server.releasing import log_release
+    from server.releasing import log_release, note_refusal
     from server.store import RunStore
     from server.witnessing import HttpWitness
 
@@ -49,8 +49,13 @@ def release(
     key = read_log_key(log_key) if log_key else None
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
-        bound = plan.release.parity_max_relative
-        note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+        note = release_adapter(
+            adapter,
+            base,
+            texts=held_out.texts,
+            bound=plan.release.parity_max_relative,
+            absolute=plan.release.parity_max_absolute,
+        )
         metrics = {"accuracy": _accuracy(adapter, base, held_out)}
         log_release(
             store,
@@ -61,6 +66,9 @@ def release(
             log_key=key,
             witnesses=[HttpWitness(url) for url in witnesses or []],
         )
+    except FedgeError as error:
+        note_refusal(run, int(adapter.parent.name), error)
+        raise
     finally:
         store.close()
     if as_json:

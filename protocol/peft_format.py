@@ -117,13 +117,33 @@ def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
 
 
 class Parity(BaseModel):
-    """torch on the codes against ONNX Runtime, same adapter, same rows."""
+    """torch on the codes against ONNX Runtime, same adapter, same rows.
+
+    ``max_relative`` is relative to a row's largest logit, or to ``absolute / bound`` where that is larger.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     rows: Annotated[int, Field(gt=0, lt=2**53)]
     max_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     label_agreement: Annotated[float, Field(ge=0, le=1)]
     bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    def meets(self, plan: Plan) -> bool:
+        """Whether it was measured against a plan's bounds and is within them."""
+        bounds = plan.release
+        floor = self.absolute if bounds.parity_max_absolute == 0 else bounds.parity_max_absolute
+        if (self.bound, self.absolute) != (bounds.parity_max_relative, floor):
+            return False
+        return self.max_relative <= self.bound
+
+
+class ParityError(ArtefactError):
+    """Two engines answer too differently; ``parity`` is None where an answer is no number."""
+
+    def __init__(self, cause: str, remedy: str, parity: Parity | None) -> None:
+        super().__init__(cause, remedy)
+        self.parity = parity
 
 
 class ReleaseNote(BaseModel):

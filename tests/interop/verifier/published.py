@@ -167,7 +167,7 @@ def check_release_note(
     }
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
-        assert sorted(parity) == ["bound", "label_agreement", "max_relative", "rows"]
+        assert sorted(parity) == ["absolute", "bound", "label_agreement", "max_relative", "rows"]
 
 
 def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None:
