@@ -34,6 +34,7 @@ from protocol.peft_format import (
     Parity,
     ParityError,
     ReleaseNote,
+    folder_head,
     from_peft,
     parse_release,
     render_release,
@@ -72,7 +73,7 @@ def release_adapter(
     if not texts:
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
-    scaling = _scaling(adapter)
+    scaling = scaling_of(adapter)
     temporary = adapter / f".{EDGE_FILE}.{os.getpid()}.tmp"
     try:
         write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
@@ -150,7 +151,8 @@ def read_peft(adapter: Path) -> Tensors:
         ) from None
 
 
-def _scaling(adapter: Path) -> float:
+def scaling_of(adapter: Path) -> float:
+    """s in W + s B A, by the folder's ``adapter_config.json``; 1 for a prompt."""
     import json
 
     config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
@@ -163,6 +165,7 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
     """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused."""
     from peft import PeftModel
 
+    opened.model.rename_head(folder_head(opened.manifest))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(opened.model, str(adapter))
