@@ -118,16 +118,12 @@ def refused_where_they_must_be(case: Case, folder: Path) -> None:
     out = folder / "strict"
     strict = Bounds(relative=1e-12, absolute=1e-12)
     with pytest.raises(ParityError, match="differ by"):
-        write_merged(
-            case.adapter, case.base, out, kind="onnx", bits=32, texts=TEXTS, bounds=strict
-        )
+        write_merged(case.adapter, case.base, out, kind="onnx", bits=32, texts=TEXTS, bounds=strict)
     assert not out.exists()
     out.mkdir()
     (out / "x").touch()
     with pytest.raises(ArtefactError, match="exists already"):
-        write_merged(
-            case.adapter, case.base, out, kind="onnx", bits=32, texts=TEXTS, bounds=BOUNDS
-        )
+        write_merged(case.adapter, case.base, out, kind="onnx", bits=32, texts=TEXTS, bounds=BOUNDS)
 
 
 @pytest.mark.slow
