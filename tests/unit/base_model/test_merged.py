@@ -16,9 +16,8 @@ from base_model.parity import Bounds
 from protocol.errors import ArtefactError
 from protocol.peft_format import ParityError
 from tests.unit.base_model.sources import TEXTS
-from tests.unit.base_model.test_opener import ALL, OURS, Case, build, edge_logits
+from tests.unit.base_model.test_opener import ALL, OURS, Case, build, edge_logits, tiny_cases
 
-SOME = [("bert", "mean"), ("distilbert", "pooler"), ("roberta", "pooler")]
 BOUNDS = Bounds(relative=1e-4)
 LABELS = ["light", "music", "timer"]
 PROGRAM = """
@@ -105,10 +104,10 @@ def check(cases: list[Case], folder: Path, *, bits: int) -> None:
             assert (found.argmax(1) == logits.argmax(1)).all(), name
 
 
-def test_merged_models_answer_as_a_device_does(write_adapter: Any, tmp_path: Path) -> None:
-    cases: list[Case] = []
-    for family, pooling in SOME:
-        cases += build(tmp_path / f"{family}-{pooling}", family, pooling, write_adapter, ["lora"])
+def test_merged_models_answer_as_a_device_does(
+    tiny_source: Path, tiny_base: Path, released: dict[str, Path], tmp_path: Path
+) -> None:
+    cases = tiny_cases(tiny_source, tiny_base, released)[:1]
     check(cases, tmp_path, bits=32)
     refused_where_they_must_be(cases[0], tmp_path)
 

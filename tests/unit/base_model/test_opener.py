@@ -22,7 +22,6 @@ from base_model.store import open_base
 from protocol.peft_opener import OPENER
 from tests.unit.base_model.sources import FAMILIES, TEXTS, write_source
 
-SOME = [("bert", "mean"), ("roberta", "pooler"), ("distilbert", "pooler"), ("bert", "pooler")]
 ALL = [(family, pooling) for family in FAMILIES for pooling in ("mean", "cls", "pooler")]
 OURS = ("protocol", "base_model", "server", "client", "audit", "edge_runtime", "fedge")
 PROGRAM = """
@@ -141,11 +140,19 @@ def check_ordinary_class(case: Case) -> None:
     assert np.abs(answers - float_logits(case)).max() <= 1e-4 * np.abs(answers).max()
 
 
-def test_the_file_answers_as_a_device_does(write_adapter: Any, tmp_path: Path) -> None:
-    cases: list[Case] = []
-    for family, pooling in SOME:
-        folder = tmp_path / f"{family}-{pooling}"
-        cases += build(folder, family, pooling, write_adapter, ["lora"])
+def tiny_cases(source: Path, base: Path, released: dict[str, Path]) -> list[Case]:
+    """Of the base that all tests have: BERT, pooled by mean."""
+    kinds = {"lora": released["a"], "prompt": released["c"]}
+    return [
+        Case(name=f"bert-mean-{kind}", source=source, base=base, adapter=adapter)
+        for kind, adapter in kinds.items()
+    ]
+
+
+def test_the_file_answers_as_a_device_does(
+    tiny_source: Path, tiny_base: Path, released: dict[str, Path], tmp_path: Path
+) -> None:
+    cases = tiny_cases(tiny_source, tiny_base, released)
     assert (cases[0].adapter / "open_adapter.py").read_text() == OPENER
     check(cases, tmp_path)
 
