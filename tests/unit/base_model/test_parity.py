@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from base_model.parity import Bounds, compare
 from protocol.peft_format import ParityError
+from protocol.plan import Plan, plan_from
 
 BOUND = 1e-4
 DERIVED = Bounds(relative=BOUND)
@@ -93,3 +94,19 @@ def test_rows_without_any_logit_are_equal() -> None:
     zeros = np.zeros((3, 2))
     assert compare(zeros, zeros, DERIVED).max_relative == 0
     assert compare(zeros, zeros + 1e-6, DERIVED).max_relative > BOUND
+
+
+def test_a_note_meets_the_bounds_of_its_plan_and_no_others() -> None:
+    def plan(**release: float) -> Plan:
+        base = {"fingerprint": "0" * 64}
+        document = {"name": "t", "base": base, "task": {"labels": ["a", "b"]}, "release": release}
+        return plan_from(document, source="test")
+
+    logits = binary(20, 3)
+    derived = compare(logits, logits + 1e-6, DERIVED)
+    assert derived.meets(plan())
+    assert not derived.meets(plan(parity_max_relative=1e-3))
+    assert not derived.meets(plan(parity_max_absolute=1e-3))
+    own = compare(logits, logits + 1e-6, Bounds(relative=BOUND, absolute=1e-3))
+    assert own.meets(plan(parity_max_absolute=1e-3))
+    assert not compare(logits, logits + 1, DERIVED).meets(plan())
