@@ -80,6 +80,7 @@ def export_graph(
     accuracy_level: int,
     slots: bool,
     prompt: npt.NDArray[np.float32] | None = None,
+    half: bool = False,
     most: int = ONE_FILE,
 ) -> list[Slot]:
     """Write ``graph.onnx`` and return its slots.
@@ -88,8 +89,8 @@ def export_graph(
 
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
-    optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. There 16
-    ``bits`` without codes are those of the file; it computes in float32.
+    optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
+    stores large tensors in 16 bits; it computes in float32.
     """
     graph_model = _exported(model)
     graph = graph_model.graph
@@ -105,7 +106,7 @@ def export_graph(
     _attach_head(graph, model, slots)
     _prompt_slot(graph, model.config.hidden_size, slots, prompt)
     _drop_unused(graph)
-    if not slots and not codes and bits == 16:
+    if half:
         _halve(graph)
     if codes:
         graph_model.opset_import.append(helper.make_opsetid("com.microsoft", 1))

@@ -67,9 +67,8 @@ def write_merged(
 ) -> Parity:
     """Write the folder ``out``, whole or not at all; how near it is to the released adapter on ``texts``.
 
-    ``kind`` is ``hf`` or ``onnx``.
-    ``bits`` is 16 or 32 for the numbers in the files; ``bounds`` hold at 32. Raises ArtefactError for what
-    cannot be merged, ParityError where the answers are too far away.
+    ``kind`` is ``hf`` or ``onnx``, ``bits`` 16 or 32 for the numbers in the files; ``bounds`` hold at 32.
+    Raises ArtefactError for what cannot be merged, ParityError where the answers are too far away.
     """
     merged = _merge(adapter, base, bits)
     reference = _released_logits(merged.opened, adapter, texts, merged.note.max_length)
@@ -117,7 +116,7 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
         labels=len(note.labels),
         attention="eager",
     )
-    model.load_state_dict(values, strict=False)
+    model.load_state_dict(values)
     model.float().eval().requires_grad_(False)
     return Merged(opened=opened, note=note, model=model, prompt=tensors.get(SOFT_PROMPT), bits=bits)
 
@@ -221,6 +220,7 @@ def _write_onnx(merged: Merged, folder: Path) -> Callable[[list[str]], Array]:
         accuracy_level=0,
         slots=False,
         prompt=merged.prompt,
+        half=merged.bits == 16,
     )
     tokenizer = Tokenizer.from_file(str(merged.opened.folder / TOKENIZER))
     tokenizer.enable_truncation(merged.note.max_length)
