@@ -22,6 +22,7 @@ from protocol.peft_format import (
     from_peft,
     parse_release,
 )
+from protocol.peft_opener import OPENER_FILE
 from protocol.regular_files import read_regular
 from protocol.rules import Role
 from protocol.tensor_file import decode_tensors
@@ -116,9 +117,9 @@ def check_folder(run: Run, folder: Path) -> int:
         raise ProofError(f"{folder} is not of this run", "name the run it came from: --run")
     released = [each for each in run.log.releases if each.leaf.round == note.round]
     subjects = placed[0].subjects | (released[-1].subjects if released else {})
-    for name in (RELEASE_FILE, WEIGHTS_FILE, CONFIG_FILE, EDGE_FILE):
+    for name in (RELEASE_FILE, WEIGHTS_FILE, CONFIG_FILE, OPENER_FILE, EDGE_FILE):
         file = folder / name
-        if name in (CONFIG_FILE, EDGE_FILE) and not file.exists():
+        if name in (CONFIG_FILE, OPENER_FILE, EDGE_FILE) and not file.exists():
             continue
         if sha256(_read(file)) != subjects.get(adapter_path(note.round, name)):
             raise ProofError(f"{file} is not the file that the log knows", REMEDY)

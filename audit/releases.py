@@ -119,12 +119,10 @@ def _check_parity(run: Run, name: str, note: ReleaseNote, *, released: bool) -> 
         raise _bad(f"`parity` of {name} is there without a release, or missing with one")
     if note.parity is None:
         return
-    bound = run.plan.release.parity_max_relative
-    if note.parity.bound != bound or not note.parity.max_relative <= bound:
+    if not note.parity.meets(run.plan):
+        bound = run.plan.release.parity_max_relative
         raise _bad(f"`parity` of {name} is not within the plan's bound {bound:g}")
-    run.coverage.leave(
-        name, "but for its bound, which is the plan's, the word of who released it", "parity"
-    )
+    run.coverage.leave(name, "but for the plan's bounds, the word of who released it", "parity")
 
 
 def _check_passport(run: Run, given: Placed[Release], findings: Findings) -> None:

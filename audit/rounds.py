@@ -30,10 +30,12 @@ from protocol.peft_format import (
     CONFIG_FILE,
     RELEASE_FILE,
     WEIGHTS_FILE,
+    folder_head,
     peft_config,
     render_config,
     to_peft,
 )
+from protocol.peft_opener import OPENER, OPENER_FILE
 from protocol.rules import Role
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean, global_rank, initial_state
@@ -268,18 +270,21 @@ class RoundCheck:
         weights = adapter_path(leaf.round, WEIGHTS_FILE)
         data = read_subject(run.source, self._round.adapter, weights)
         tensors, _ = decode_tensors(data, source=weights)
-        if not _same_tensors(tensors, to_peft(plain)):
+        if not _same_tensors(tensors, to_peft(plain, head=folder_head(run.manifest))):
             raise _bad(f"{weights} holds another adapter")
         name = adapter_path(leaf.round, CONFIG_FILE)
         config = peft_config(run.plan, run.manifest, rank=leaf.rank, base_name=run.manifest.source)
         if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
+        name = adapter_path(leaf.round, OPENER_FILE)
+        if read_subject(run.source, self._round.adapter, name) != OPENER.encode():
+            raise _bad(f"{name} is a program of somebody else's")
         return plain
 
 
 def subjects_of(number: int) -> set[str]:
     """The files that the `adapter` leaf of a round is about. (P-8.7)"""
-    files = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, RELEASE_FILE)
+    files = (CARD_FILE, CONFIG_FILE, OPENER_FILE, WEIGHTS_FILE, RELEASE_FILE)
     return {
         checkpoint_path(number),
         record_path(number),

@@ -44,11 +44,19 @@ class EncoderClassifier(PreTrainedModel):
         if config.model_type == "distilbert" and pooling == "pooler":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
+        self._head = "classifier"
 
     def _pooler_argument(self, config: PretrainedConfig) -> dict[str, bool]:
         if config.model_type == "distilbert":
             return {}
         return {"add_pooling_layer": self.pooling == "pooler"}
+
+    def rename_head(self, name: str) -> None:
+        """Call the head what a PEFT folder calls it. (P-5.1)"""
+        head = self.get_submodule(self._head)
+        delattr(self, self._head)
+        self.add_module(name, head)
+        self._head = name
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -72,7 +80,8 @@ class EncoderClassifier(PreTrainedModel):
 
         ``token_type_ids`` is accepted and not used: one segment, type 0.
         """
-        logits = self.classifier(self.features(input_ids, attention_mask, inputs_embeds))
+        head = self.get_submodule(self._head)
+        logits = head(self.features(input_ids, attention_mask, inputs_embeds))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -78,6 +79,8 @@ def export_graph(
     block: int,
     accuracy_level: int,
     slots: bool,
+    prompt: npt.NDArray[np.float32] | None = None,
+    half: bool = False,
     most: int = ONE_FILE,
 ) -> list[Slot]:
     """Write ``graph.onnx`` and return its slots.
@@ -86,7 +89,8 @@ def export_graph(
 
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
-    optional inputs, for comparison.
+    optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
+    stores large tensors in 16 bits; it computes in float32.
     """
     graph_model = _exported(model)
     graph = graph_model.graph
@@ -100,8 +104,10 @@ def export_graph(
         for linear, node in adapted:
             inject_lora(graph, node, linear)
     _attach_head(graph, model, slots)
-    _prompt_slot(graph, model.config.hidden_size, slots)
+    _prompt_slot(graph, model.config.hidden_size, slots, prompt)
     _drop_unused(graph)
+    if half:
+        _halve(graph)
     if codes:
         graph_model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     graph_model.ir_version = IR_VERSION
@@ -195,8 +201,22 @@ def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) 
     )
 
 
-def _prompt_slot(graph: onnx.GraphProto, hidden: int, slots: bool) -> None:
-    """The exported input becomes optional; without slots it is the constant empty prompt."""
+def _halve(graph: onnx.GraphProto) -> None:
+    """Keep large tensors in float16; ONNX Runtime widens them once, when it opens the file."""
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.raw_data) < SMALL:
+            continue
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        name = tensor.name
+        graph.initializer.remove(tensor)
+        graph.initializer.append(numpy_helper.from_array(half, f"{name}/half"))
+        graph.node.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+
+
+def _prompt_slot(
+    graph: onnx.GraphProto, hidden: int, slots: bool, prompt: npt.NDArray[np.float32] | None
+) -> None:
+    """The exported input becomes optional; without slots it is a constant, empty without ``prompt``."""
     for value in list(graph.input):
         if value.name == SOFT_PROMPT:
             graph.input.remove(value)
@@ -204,7 +224,8 @@ def _prompt_slot(graph: onnx.GraphProto, hidden: int, slots: bool) -> None:
     if slots:
         add_slot(graph, SOFT_PROMPT, ["prompt", hidden], empty)
     else:
-        graph.initializer.append(numpy_helper.from_array(empty, SOFT_PROMPT))
+        constant = empty if prompt is None else np.ascontiguousarray(prompt, np.float32)
+        graph.initializer.append(numpy_helper.from_array(constant, SOFT_PROMPT))
 
 
 def _slots_of(graph: onnx.GraphProto) -> list[Slot]:

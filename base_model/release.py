@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from base_model.files import sha256_of, sync, write_whole
+from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
 from base_model.store import GRAPH, OpenBase, open_base
 from protocol.encoding import vector_digest
@@ -31,7 +32,9 @@ from protocol.peft_format import (
     RELEASE_FILE,
     WEIGHTS_FILE,
     Parity,
+    ParityError,
     ReleaseNote,
+    folder_head,
     from_peft,
     parse_release,
     render_release,
@@ -43,7 +46,9 @@ ROWS = 64  # per batch; both sides get the same batches
 Array = npt.NDArray[Any]
 
 
-def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float) -> ReleaseNote:
+def release_adapter(
+    adapter: Path, base: Path, *, texts: list[str], bound: float, absolute: float = 0.0
+) -> ReleaseNote:
     """Write ``adapter.onnx_adapter`` into ``adapter`` and the parity into its ``release.json``.
 
     Args:
@@ -51,9 +56,10 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
         base: the base folder it was trained on.
         texts: rows to compare on, at least one.
         bound: largest ``|torch - onnx| / |torch|`` of a row's logits that is accepted.
+        absolute: difference that is accepted in any row; 0 derives it (:class:`Bounds`).
 
-    Raises ArtefactError when a file is damaged, the base is another one, or parity is above
-    ``bound``; then no ``.onnx_adapter`` is left behind and ``release.json`` is as it was.
+    Raises ArtefactError when a file is damaged or the base is another one, ParityError when parity is
+    above ``bound``; then no ``.onnx_adapter`` is left behind and ``release.json`` is as it was.
     """
     note = read_note(adapter)
     check_adapter(adapter, note)
@@ -67,16 +73,18 @@ def release_adapter(adapter: Path, base: Path, *, texts: list[str], bound: float
     if not texts:
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
-    scaling = _scaling(adapter)
+    scaling = scaling_of(adapter)
     temporary = adapter / f".{EDGE_FILE}.{os.getpid()}.tmp"
     try:
         write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
-        parity = measure_parity(opened, adapter, temporary, note, texts, bound)
+        bounds = Bounds(relative=bound, absolute=absolute)
+        parity = measure_parity(opened, adapter, temporary, note, texts, bounds)
         if not parity.max_relative <= bound:
-            raise ArtefactError(
+            raise ParityError(
                 f"{adapter}: torch and ONNX Runtime differ by {parity.max_relative:.2e}, "
                 f"the bound is {bound:.0e}",
                 "do not release this adapter; rebuild the base's graph and compare again",
+                parity,
             )
         sync(temporary)
         files = note.files | {EDGE_FILE: sha256_of(temporary)}
@@ -143,7 +151,8 @@ def read_peft(adapter: Path) -> Tensors:
         ) from None
 
 
-def _scaling(adapter: Path) -> float:
+def scaling_of(adapter: Path) -> float:
+    """s in W + s B A, by the folder's ``adapter_config.json``; 1 for a prompt."""
     import json
 
     config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
@@ -156,6 +165,7 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
     """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused."""
     from peft import PeftModel
 
+    opened.model.rename_head(folder_head(opened.manifest))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(opened.model, str(adapter))
@@ -169,29 +179,21 @@ def measure_parity(
     edge_adapter: Path,
     note: ReleaseNote,
     texts: list[str],
-    bound: float,
+    bounds: Bounds,
 ) -> Parity:
-    """Both sides on the same batches: largest relative difference of a row, share of equal labels.
-
-    A row's difference is relative to its largest logit (maximum norms): the scale that a decision is
-    made on. Rounding alone makes it 1e-6 as a rule and some 1e-5 in ill-conditioned rows.
-    """
+    """Both sides on the same batches. Rounding alone makes 1e-6 as a rule, and some 1e-5."""
     torch_model = open_peft(opened, adapter)
     session, options, _keep = edge_session(opened.folder, edge_adapter)
-    worst, equal = 0.0, 0
+    expected, answers = [], []
     for ids, mask in _batches(opened, texts, note.max_length):
         with torch.no_grad():
-            expected = torch_model(
+            logits = torch_model(
                 input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
-            ).logits.numpy()
-        got = session.run(["logits"], {"input_ids": ids, "attention_mask": mask}, options)[0]
-        largest = np.abs(expected).max(axis=-1)
-        relative = np.abs(expected - got).max(axis=-1) / np.maximum(largest, 1e-12)
-        worst = float(np.maximum(worst, relative.max()))  # unlike max(), keeps NaN
-        equal += int((expected.argmax(-1) == got.argmax(-1)).sum())
-    return Parity(
-        rows=len(texts), max_relative=worst, label_agreement=equal / len(texts), bound=bound
-    )
+            ).logits
+        expected.append(logits.numpy())
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        answers.append(session.run(["logits"], feeds, options)[0])
+    return compare(np.concatenate(expected), np.concatenate(answers), bounds)
 
 
 def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:

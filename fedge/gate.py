@@ -210,7 +210,7 @@ def _check_device(case: _Case) -> str:
 
 def _check_parity(case: _Case) -> str:
     bound, parity = case.plan.release.parity_max_relative, case.note.parity
-    if parity is None or not parity.max_relative <= bound:
+    if parity is None or not parity.meets(case.plan):
         found = "none" if parity is None else f"{parity.max_relative:.2e}"
         raise _failed(f"parity {found}, the plan's bound is {bound:.0e}")
     return f"{parity.max_relative:.2e} of {bound:.0e} on {parity.rows} rows"

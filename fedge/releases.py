@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, FedgeError
 from protocol.plan import Plan
 
 if TYPE_CHECKING:
     from client.data import Rows
+
+
+class Kind(StrEnum):
+    """A merged model's form: a Hugging Face folder, or an ONNX file."""
+
+    HF = "hf"
+    ONNX = "onnx"
 
 
 def release(
@@ -31,13 +39,25 @@ def release(
     log_key: Annotated[
         Path | None, typer.Option("--log-key", help="the log's secret key, when the run has none")
     ] = None,
+    merged: Annotated[
+        list[Kind] | None,
+        typer.Option(
+            "--merged", help="also base and adapter as one float model; may be given again"
+        ),
+    ] = None,
+    merged_bits: Annotated[
+        int, typer.Option("--merged-bits", help="of its numbers: 16 or 32")
+    ] = 32,
+    merged_out: Annotated[
+        Path | None, typer.Option("--merged-out", help="folder for them; without it RUN-merged")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
     from fedge.gate import read_plan
     from server.log import read_log_key
-    from server.releasing import log_release
+    from server.releasing import log_release, note_refusal
     from server.store import RunStore
     from server.witnessing import HttpWitness
 
@@ -45,12 +65,19 @@ def release(
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
     plan = read_plan(run)
     adapter = _adapter_of(run, round_number)
+    folders = _folders(merged or [], merged_out or run.with_name(f"{run.name}-merged"))
+    _check_merged(folders, merged_bits, plan)
     held_out = held_out_rows(rows, plan)
     key = read_log_key(log_key) if log_key else None
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
-        bound = plan.release.parity_max_relative
-        note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+        note = release_adapter(
+            adapter,
+            base,
+            texts=held_out.texts,
+            bound=plan.release.parity_max_relative,
+            absolute=plan.release.parity_max_absolute,
+        )
         metrics = {"accuracy": _accuracy(adapter, base, held_out)}
         log_release(
             store,
@@ -61,17 +88,70 @@ def release(
             log_key=key,
             witnesses=[HttpWitness(url) for url in witnesses or []],
         )
+    except FedgeError as error:
+        note_refusal(run, int(adapter.parent.name), error)
+        raise
     finally:
         store.close()
+    parities = _write_merged(adapter, base, folders, merged_bits, plan, held_out.texts)
     if as_json:
-        typer.echo(json.dumps(note.model_dump(mode="json")))  # in ASCII, for any terminal
+        said = note.model_dump(mode="json") | ({"merged": parities} if parities else {})
+        typer.echo(json.dumps(said))  # in ASCII, for any terminal
         return
     assert note.parity is not None
-    Console(markup=False, emoji=False).print(
+    console = Console(markup=False, emoji=False)
+    console.print(
         f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
         f"labels agree on {note.parity.label_agreement:.2%}; accuracy {metrics['accuracy']:.3f}, "
         "which is in the log"
     )
+    for folder, parity in parities.items():
+        console.print(
+            f"{folder}: parity {parity['max_relative']:.1e} with the released adapter, labels agree on "
+            f"{parity['label_agreement']:.2%}; its README.md says how to open it"
+        )
+
+
+def _folders(kinds: list[Kind], out: Path) -> dict[Kind, Path]:
+    return {kind: out / kind for kind in dict.fromkeys(kinds)}
+
+
+def _check_merged(folders: dict[Kind, Path], bits: int, plan: Plan) -> None:
+    """What would be refused after all the work. Raises ArtefactError."""
+    if bits not in (16, 32):
+        raise typer.BadParameter("--merged-bits is 16 or 32")
+    if Kind.HF in folders and plan.adapter.method == "prompt":
+        raise ArtefactError(
+            "a soft prompt is no weight of a Hugging Face model", "write it with --merged onnx"
+        )
+    for folder in folders.values():
+        if folder.exists():
+            raise ArtefactError(f"{folder} exists already", "remove it, or name --merged-out")
+
+
+def _write_merged(
+    adapter: Path,
+    base: Path,
+    folders: dict[Kind, Path],
+    bits: int,
+    plan: Plan,
+    texts: list[str],
+) -> dict[str, dict[str, Any]]:
+    """The merged models' parity by folder."""
+    if not folders:
+        return {}
+    from base_model.merged import write_merged
+    from base_model.parity import Bounds
+
+    bounds = Bounds(
+        relative=plan.release.parity_max_relative, absolute=plan.release.parity_max_absolute
+    )
+    return {
+        str(folder): write_merged(
+            adapter, base, folder, kind=kind, bits=bits, texts=texts, bounds=bounds
+        ).model_dump(mode="json")
+        for kind, folder in folders.items()
+    }
 
 
 def held_out_rows(path: Path, plan: Plan) -> Rows:

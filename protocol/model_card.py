@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.manifest import Manifest
+from protocol.peft_format import fits_ordinary_class
+from protocol.peft_opener import OPENER_FILE, OPENER_MODULE
 from protocol.plan import Plan
 
 
@@ -32,17 +34,39 @@ base_model: {json.dumps(manifest.source)}
 An adapter trained by federated rounds with fedge (rule `{plan.rule.name}`, {len(plan.task.labels)} labels).
 It belongs to the base with fingerprint `{manifest.fingerprint}` and computes nothing sensible on another.
 
-```python
-from pathlib import Path
-from peft import PeftModel
-from base_model.store import open_base
+{_ordinary(manifest)} `{OPENER_FILE}` in this folder opens it, with torch, transformers and peft alone:
 
-base = open_base(Path("BASE"), labels={len(plan.task.labels)})
-model = PeftModel.from_pretrained(base.model, "THIS FOLDER")
+```python
+import sys
+
+sys.path.append("FOLDER")  # this one
+from {OPENER_MODULE} import load, tokenizer
+
+model = load("FOLDER", "BASE")
+inputs = tokenizer("BASE")(
+    ["a text"], padding=True, truncation=True, max_length={plan.task.max_length}, return_tensors="pt"
+)
+print(model.config.id2label[int(model(**inputs).logits.argmax())])
 ```
+
+BASE is the folder of that base, or the model that it was built from; there the weights are not rounded,
+and the answers are near, not equal.
 
 {seen} {_spent(privacy)}
 """
+
+
+def _ordinary(manifest: Manifest) -> str:
+    if fits_ordinary_class(manifest.family, manifest.pooling):
+        return (
+            "On the model that the base was built from, `PeftModel.from_pretrained` over "
+            "`AutoModelForSequenceClassification` works."
+        )
+    return (
+        "`AutoModelForSequenceClassification` has another layer before the head or pools otherwise than "
+        f"this base ({manifest.pooling}), and would answer nonsense: so there is no head of that class's "
+        "name in here, and peft refuses it with a KeyError."
+    )
 
 
 def _spent(privacy: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ the ``.onnx_adapter``, ``edge_runtime`` checks against it. (P-5)
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.manifest import Manifest, Word
+from protocol.peft_opener import OPENER_MODULE
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
@@ -29,6 +31,7 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter.onnx_adapter",
 )
 RELEASE_FILE, CARD_FILE = "release.json", "README.md"
+HEAD = "classifier"  # path of a base's head
 MOST_NOTE = 2**20  # bytes of a release.json
 MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
 # Whoever shows a label may not be steered by it.
@@ -36,13 +39,30 @@ Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1
 PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
 
 
-def to_peft(tensors: Tensors) -> Tensors:
+def fits_ordinary_class(family: str, pooling: str) -> bool:
+    """Whether ``AutoModelForSequenceClassification`` of this family computes what the base does.
+
+    DistilBERT's and RoBERTa's classes have a layer before the head whose name peft takes for the head.
+    """
+    return (family, pooling) == ("bert", "pooler")
+
+
+def folder_head(manifest: Manifest) -> str:
+    """The head's name in a PEFT folder: one that no ordinary class has, where that computes otherwise."""
+    if fits_ordinary_class(manifest.family, manifest.pooling):
+        return manifest.head.path
+    return f"head_on_{manifest.pooling}"
+
+
+def to_peft(tensors: Tensors, *, head: str = HEAD) -> Tensors:
     """Canonical names to the keys of ``adapter_model.safetensors``; plain LoRA, without cores.
 
-    Row-major: ``safetensors`` writes the memory of a transposed array as it lies.
+    ``head`` is its name there. Row-major: ``safetensors`` writes the memory of a transposed array as it
+    lies.
     """
     prefix = _prefix(SOFT_PROMPT in tensors)
-    return {_peft_key(name, prefix): np.ascontiguousarray(x) for name, x in tensors.items()}
+    named = {re.sub(rf"^{HEAD}\.", f"{head}.", name): x for name, x in tensors.items()}
+    return {_peft_key(name, prefix): np.ascontiguousarray(x) for name, x in named.items()}
 
 
 def from_peft(tensors: Tensors) -> Tensors:
@@ -53,7 +73,7 @@ def from_peft(tensors: Tensors) -> Tensors:
         if key == PROMPT_KEY:
             named[SOFT_PROMPT] = value
         elif key.startswith(prefix):
-            name = key.removeprefix(prefix)
+            name = re.sub(r"^head_on_(mean|cls|pooler)\.", f"{HEAD}.", key.removeprefix(prefix))
             named[name.removesuffix(".weight") if ".lora_" in name else name] = value
         else:
             raise ArtefactError(
@@ -75,32 +95,35 @@ def _peft_key(name: str, prefix: str) -> str:
 
 def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``. ``rank`` is the adapter's own; scaling stays the plan's."""
-    head = manifest.head.path
+    both = {
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "modules_to_save": [folder_head(manifest)],
+        "auto_mapping": {
+            "base_model_class": "Classifier",
+            "parent_library": OPENER_MODULE,
+            "pooling": manifest.pooling,
+            "how": f"{OPENER_MODULE}.load(folder, base)",
+        },
+    }
     if plan.adapter.method == "lora":
-        return {
+        return both | {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS",
-            "base_model_name_or_path": base_name,
-            "inference_mode": True,
             "r": rank,
             "lora_alpha": lora_scaling(plan) * rank,
             "lora_dropout": plan.adapter.dropout,
             "bias": "none",
             "target_modules": [linear.path for linear in target_linears(plan.adapter, manifest)],
-            "modules_to_save": [head],
         }
-    return {
+    return both | {
         "peft_type": "PROMPT_TUNING",
-        "task_type": "SEQ_CLS",
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
         "num_virtual_tokens": plan.adapter.tokens,
         "token_dim": manifest.hidden_size,
         "num_transformer_submodules": 1,
         "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
         "num_layers": manifest.layers,
         "prompt_tuning_init": "RANDOM",
-        "modules_to_save": [head],
     }
 
 
@@ -117,13 +140,33 @@ def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
 
 
 class Parity(BaseModel):
-    """torch on the codes against ONNX Runtime, same adapter, same rows."""
+    """torch on the codes against ONNX Runtime, same adapter, same rows.
+
+    ``max_relative`` is relative to a row's largest logit, or to ``absolute / bound`` where that is larger.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     rows: Annotated[int, Field(gt=0, lt=2**53)]
     max_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     label_agreement: Annotated[float, Field(ge=0, le=1)]
     bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    def meets(self, plan: Plan) -> bool:
+        """Whether it was measured against a plan's bounds and is within them."""
+        bounds = plan.release
+        floor = self.absolute if bounds.parity_max_absolute == 0 else bounds.parity_max_absolute
+        if (self.bound, self.absolute) != (bounds.parity_max_relative, floor):
+            return False
+        return self.max_relative <= self.bound
+
+
+class ParityError(ArtefactError):
+    """Two engines answer too differently; ``parity`` is None where an answer is no number."""
+
+    def __init__(self, cause: str, remedy: str, parity: Parity | None) -> None:
+        super().__init__(cause, remedy)
+        self.parity = parity
 
 
 class ReleaseNote(BaseModel):

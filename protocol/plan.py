@@ -174,7 +174,12 @@ class Release(Section):
         default=0, description="0 = the last round only"
     )
     parity_max_relative: PositiveReal = Field(
-        default=1e-4, description="bound on |torch - onnx| / |torch| of logits"
+        default=1e-4, description="bound on |torch - onnx| / |torch| of a row's logits"
+    )
+    parity_max_absolute: NonNegativeReal = Field(
+        default=0.0,
+        description="absolute difference of logits that passes in any row; 0 = the bound above "
+        "times the root mean square of all rows' logits",
     )
 
 

@@ -15,11 +15,13 @@ from protocol.peft_format import (
     RELEASE_FILE,
     WEIGHTS_FILE,
     ReleaseNote,
+    folder_head,
     peft_config,
     render_config,
     render_release,
     to_peft,
 )
+from protocol.peft_opener import OPENER, OPENER_FILE
 from protocol.plan import Plan
 from protocol.tensor_file import encode_tensors
 
@@ -38,7 +40,7 @@ def write_peft_folder(
     metrics: dict[str, float],
     privacy: dict[str, Any] | None = None,
 ) -> None:
-    """Write config, weights, model card and ``release.json`` into ``folder``, a new folder.
+    """Write config, weights, model card, opener and ``release.json`` into ``folder``, a new folder.
 
     ``tensors`` are plain LoRA (:func:`protocol.adapter.as_plain_lora`) or a soft prompt, with the
     head; ``adapter_digest`` is theirs.
@@ -47,8 +49,11 @@ def write_peft_folder(
     config = peft_config(plan, manifest, rank=rank, base_name=manifest.source)
     contents = {
         CONFIG_FILE: render_config(config),
-        WEIGHTS_FILE: encode_tensors(to_peft(tensors), {"format": "pt"}),
+        WEIGHTS_FILE: encode_tensors(
+            to_peft(tensors, head=folder_head(manifest)), {"format": "pt"}
+        ),
         CARD_FILE: model_card(plan, manifest, round_number, secure, privacy).encode(),
+        OPENER_FILE: OPENER.encode(),
     }
     note = ReleaseNote(
         plan_name=plan.name,

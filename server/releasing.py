@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.errors import ArtefactError, ProofError
-from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.errors import ArtefactError, FedgeError, ProofError
+from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ParityError
 from protocol.plan import Plan
 from protocol.transparency.leaves import Adapter, Evaluation, Release, decode_leaf, sha256
 from protocol.transparency.offline import OfflineProof
@@ -17,6 +18,21 @@ from server.files import write_whole
 from server.log import RunLog, open_log
 from server.store import ADAPTER, RunStore
 from server.witnessing import Witness, cosigned_by
+
+REFUSED = "refused.json"  # of a run: why its last attempt at a release came to nothing
+
+
+def note_refusal(run: Path, number: int, error: FedgeError) -> None:
+    """Leave why round ``number`` was not released, and the parity that was measured, for reports."""
+    parity = error.parity if isinstance(error, ParityError) else None
+    body = {
+        "round": number,
+        "kind": type(error).__name__,
+        "cause": error.cause,
+        "remedy": error.remedy,
+        "parity": None if parity is None else parity.model_dump(mode="json"),
+    }
+    write_whole(run / REFUSED, (json.dumps(body, indent=1) + "\n").encode())
 
 
 def log_release(
@@ -54,6 +70,7 @@ def log_release(
         extra=log.entry(index),
     )
     write_whole(folder / PASSPORT_FILE, passport.encode().encode())
+    (store.folder / REFUSED).unlink(missing_ok=True)
     return folder / PASSPORT_FILE
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from protocol.errors import FedgeError
 from simulations.progress import NoProgress
 
 if TYPE_CHECKING:
@@ -68,11 +71,8 @@ def simulate(
 
     loaded = load_experiment(experiment_path(experiment), overrides)
     folder = out or Path("runs") / loaded.name
-    if quiet:
-        summary = run(loaded, folder, resume=resume, progress=NoProgress())
-    else:
-        with RichProgress() as progress:
-            summary = run(loaded, folder, resume=resume, progress=progress)
+    with RichProgress() if not quiet else nullcontext(NoProgress()) as progress, _where(folder):
+        summary = run(loaded, folder, resume=resume, progress=progress)
     if as_json:
         typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1))
     else:
@@ -84,6 +84,19 @@ def simulate(
         console.print(f"adapter: {summary.adapter}", soft_wrap=True)
         if summary.report:
             console.print(f"report: {summary.report}", soft_wrap=True)
+
+
+@contextmanager
+def _where(folder: Path) -> Iterator[None]:
+    """Of a run that ends with an error: where to read how far it came."""
+    page = folder / "report.html"
+    before = page.stat().st_mtime_ns if page.is_file() else 0
+    try:
+        yield
+    except FedgeError:
+        if page.is_file() and page.stat().st_mtime_ns != before:
+            typer.echo(f"report: {page}", err=True)
+        raise
 
 
 def _counted(summary: Summary) -> list[str]:
@@ -119,7 +132,7 @@ def summary_table(summary: Summary) -> Table:
         ("up per client and round", _size(summary.upload_bytes_per_client_round)),
         ("down per client and round", _size(summary.download_bytes_per_client_round)),
         ("adapter on the device", _size(summary.adapter_bytes)),
-        ("parity, largest relative", f"{summary.parity_max_relative:.1e}"),
+        ("parity, largest relative", _real(summary.parity_max_relative)),
         ("parity, same labels", _percent(summary.parity_label_agreement)),
         ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
         ("epsilon spent by a device", _epsilon(summary)),
@@ -142,5 +155,11 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _size(count: int) -> str:
+def _real(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"

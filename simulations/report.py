@@ -53,8 +53,9 @@ def _page(run: Path, plan: Json) -> str:
     summary, yardsticks = read_json(run / "summary.json"), read_json(run / "yardsticks.json") or {}
     evaluations = (read_json(run / "evaluations.json") or {}).get("test", [])
     note = _last_release(run, records)
+    refused, outcome = read_json(run / "refused.json"), read_json(run / "outcome.json")
     sections = [
-        ("Figures", _figures(plan, summary, records) + WORD),
+        ("Figures", _figures(plan, summary, records) + _why(outcome, refused) + WORD),
         ("What is insecure about this run", _insecure(plan, summary, records)),
         ("What the coordinator could see", visible(plan, records)),
         ("Privacy spent", privacy(records, failed if log is None else []) + own),
@@ -65,7 +66,7 @@ def _page(run: Path, plan: Json) -> str:
         ("Bytes", _bytes(records) + WORD),
         ("Time", _time(records, summary, _wall(run)) + WORD),
         ("Size of the update", _norms(records)),
-        ("Parity: torch against ONNX Runtime", _parity(note) + WORD),
+        ("Parity: torch against ONNX Runtime", _parity(note, refused) + WORD),
         ("Plan and identities", _identities(plan, records)),
     ]
     body = "".join(f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in sections)
@@ -110,6 +111,18 @@ def _figures(plan: Json, summary: Json | None, records: list[Json]) -> str:
         for key, text in wanted
     )
     return f'<div class="cards">{cards}</div>'
+
+
+def _why(outcome: Json | None, refused: Json | None) -> str:
+    """What ended the run, or kept its adapter from devices."""
+    said = []
+    if outcome and not outcome.get("finished"):
+        said.append(f"The run ended before its plan: {outcome['cause']} ({outcome['remedy']}).")
+    if refused:
+        said.append(
+            f"Round {refused['round']} is not released: {refused['cause']} ({refused['remedy']})."
+        )
+    return "".join(f'<p class="warn">{escape(text)}</p>' for text in said)
 
 
 def _figure(key: str, value: Any) -> str:
@@ -277,22 +290,24 @@ def _norms(records: list[Json]) -> str:
     return chart + _details(table(["round", "norm"], [[int(x), y] for x, y in points]))
 
 
-def _parity(note: Json | None) -> str:
-    if note is None:
+def _parity(note: Json | None, refused: Json | None) -> str:
+    measured = [each for each in (note, refused) if each and each["parity"]]
+    if not measured:
         return "<p>No round was released, so parity was not measured.</p>"
-    parity = note["parity"]
-    return table(
-        ["round", "rows", "largest relative difference of logits", "bound", "same labels"],
+    rows = [
         [
-            [
-                note["round"],
-                parity["rows"],
-                f"{parity['max_relative']:.1e}",
-                f"{parity['bound']:.0e}",
-                f"{parity['label_agreement']:.2%}",
-            ]
-        ],
-    )
+            each["round"],
+            "released" if each is note else "refused",
+            each["parity"]["rows"],
+            f"{each['parity']['max_relative']:.1e}",
+            f"{each['parity']['bound']:.0e}",
+            f"{each['parity'].get('absolute', 0):.1e}",
+            f"{each['parity']['label_agreement']:.2%}",
+        ]
+        for each in measured
+    ]
+    head = ["round", "", "rows", "largest relative difference of logits", "bound"]
+    return table([*head, "passes in any row", "same labels"], rows)
 
 
 def _identities(plan: Json, records: list[Json]) -> str:

@@ -7,6 +7,7 @@ begins, so a run that was killed at any moment continues with ``resume=True``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
 from base_model.release import release_adapter
+from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
-from server.releasing import log_release
+from server.releasing import log_release, note_refusal
 from server.store import RunStore
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
@@ -44,23 +46,33 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
         PlanError, DataError, MachineError: the experiment cannot be run as it stands.
-        RoundError: a round failed as often as the plan allows.
+        RoundError: a round failed as often as the plan allows; a report says how far the run came.
+        ParityError: what was trained cannot be released; summary and report are written all the same,
+            and say why.
     """
     out = out.resolve()
     timings = Timings(out)
     with timings.part("prepare"):
         prepared = prepare(experiment, out, resume=resume, progress=progress)
         evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
-    run_federated(prepared, evaluator, timings=timings, progress=progress)
+    try:
+        run_federated(prepared, evaluator, timings=timings, progress=progress)
+    except FedgeError:
+        with suppress(FedgeError, OSError):
+            write_report(out)
+        raise
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
-        note = _release(prepared, evaluator.texts, progress)
+        note, refused = _release(prepared, evaluator.texts, progress)
     with timings.part("audit"):
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
-    _write_summary(prepared, yardsticks, note, timings, audited, report=None)
+    _write_summary(prepared, yardsticks, note, refused, timings, audited, report=None)
     report = path_text(write_report(out))
-    return _write_summary(prepared, yardsticks, note, timings, audited, report=report)
+    summary = _write_summary(prepared, yardsticks, note, refused, timings, audited, report=report)
+    if refused is not None:
+        raise refused
+    return summary
 
 
 def _audit(out: Path, progress: Progress) -> Report:
@@ -142,31 +154,46 @@ class _Watcher:
         save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
 
 
-def _release(prepared: Prepared, texts: list[str], progress: Progress) -> ReleaseNote:
-    """Release the rounds the plan names; the last one's note is returned."""
+def _release(
+    prepared: Prepared, texts: list[str], progress: Progress
+) -> tuple[ReleaseNote, FedgeError | None]:
+    """Release the rounds the plan names: the last one's note, and the last refusal of any."""
     plan = prepared.plan
     every = plan.release.every
     rounds = [n for n in range(1, plan.rounds) if every and n % every == 0] + [plan.rounds]
+    refused: dict[int, FedgeError] = {}
     store = RunStore(prepared.out)
     try:
         for done, number in enumerate(rounds):
             progress.update("release", done, len(rounds))
-            note = _release_round(prepared, store, number, texts)
+            try:
+                _release_round(prepared, store, number, texts)
+            except FedgeError as error:
+                refused[number] = error
     finally:
         store.close()
+    for number, refusal in refused.items():
+        note_refusal(prepared.out, number, refusal)
     progress.update("release", len(rounds), len(rounds))
-    return note
+    return _note(prepared, plan.rounds), next(reversed(refused.values()), None)
 
 
-def _release_round(
-    prepared: Prepared, store: RunStore, number: int, texts: list[str]
-) -> ReleaseNote:
+def _note(prepared: Prepared, number: int) -> ReleaseNote:
+    folder = adapter_folder(prepared.out, number)
+    return parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
+
+
+def _release_round(prepared: Prepared, store: RunStore, number: int, texts: list[str]) -> None:
     """One round's; what a process that was killed has done already is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
-    note = parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
-    if note.parity is None or not (folder / EDGE_FILE).is_file():
-        bound = plan.release.parity_max_relative
-        note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
+    if _note(prepared, number).parity is None or not (folder / EDGE_FILE).is_file():
+        release_adapter(
+            folder,
+            prepared.base,
+            texts=texts,
+            bound=plan.release.parity_max_relative,
+            absolute=plan.release.parity_max_absolute,
+        )
     if not (folder / PASSPORT_FILE).is_file():
         measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
         log_release(
@@ -176,13 +203,13 @@ def _release_round(
             rows=prepared.test_file.read_bytes(),
             metrics={"accuracy": measured[number]} if number in measured else {},
         )
-    return note
 
 
 def _write_summary(
     prepared: Prepared,
     yardsticks: dict[str, Any],
     note: ReleaseNote,
+    refused: FedgeError | None,
     timings: Timings,
     audited: Report,
     *,
@@ -194,6 +221,7 @@ def _write_summary(
         evaluations=load_evaluations(prepared.out),
         yardsticks=yardsticks,
         note=note,
+        refused=refused,
         timings=timings,
         passes=passes(prepared),
         audited=audited,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from audit.report import Report
-from protocol.peft_format import EDGE_FILE, ReleaseNote
+from protocol.errors import FedgeError
+from protocol.peft_format import EDGE_FILE, ParityError, ReleaseNote
 from protocol.plan import Section
 from simulations.files import path_text
 from simulations.prepare import Prepared
@@ -17,6 +18,7 @@ from simulations.timings import Timings
 class Summary(Section):
     """Accuracies are shares of the test rows; ``None`` where the experiment asked for none.
 
+    ``refused`` says why the adapter is not released; parity is then what was measured of it, if anything was.
     ``audit`` is the verdict of an audit from the published files. ``failures`` (contributions of zeros) and
     ``clipped_share`` (of all updates) are of secret sums with counters.
     """
@@ -32,11 +34,12 @@ class Summary(Section):
     seconds_federated: float
     seconds_pooled: float
     seconds_alone: float
-    adapter_bytes: int
+    adapter_bytes: int | None
     upload_bytes_per_client_round: int
     download_bytes_per_client_round: int
-    parity_max_relative: float
-    parity_label_agreement: float
+    parity_max_relative: float | None
+    parity_label_agreement: float | None
+    refused: str | None
     tokens_per_second: float
     exchange: str
     epsilon: float | None
@@ -60,6 +63,7 @@ def summarise(
     evaluations: Sequence[dict[str, Any]],
     yardsticks: dict[str, Any],
     note: ReleaseNote,
+    refused: FedgeError | None,
     timings: Timings,
     passes: float,
     audited: Report,
@@ -69,8 +73,8 @@ def summarise(
     last = records[-1]
     folder = adapter_folder(prepared.out, int(last["round"]))
     counters = [record for record in records if record.get("failures") is not None]
-    if note.parity is None:
-        raise ValueError("a run is summarised after its release")
+    parity = note.parity or (refused.parity if isinstance(refused, ParityError) else None)
+    edge = folder / EDGE_FILE
     return Summary(
         name=prepared.experiment.name,
         rounds=int(last["round"]),
@@ -83,11 +87,12 @@ def summarise(
         seconds_federated=timings.parts.get("federated", 0.0),
         seconds_pooled=timings.parts.get("pooled", 0.0),
         seconds_alone=timings.parts.get("alone", 0.0),
-        adapter_bytes=(folder / EDGE_FILE).stat().st_size,
+        adapter_bytes=edge.stat().st_size if edge.is_file() else None,
         upload_bytes_per_client_round=_mean(records, "bytes_up_per_client"),
         download_bytes_per_client_round=_mean(records, "bytes_down_per_client"),
-        parity_max_relative=note.parity.max_relative,
-        parity_label_agreement=note.parity.label_agreement,
+        parity_max_relative=None if parity is None else parity.max_relative,
+        parity_label_agreement=None if parity is None else parity.label_agreement,
+        refused=None if refused is None else refused.cause,
         tokens_per_second=_speed(prepared, records),
         exchange=str(last["exchange"]),
         epsilon=(last["privacy"] or {}).get("epsilon"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         seed: int = 0,
         targets: object = "all-linear",
         base: Path = tiny_base,
+        labels: Sequence[str] = ("light", "music", "timer"),
     ) -> Path:
         manifest = read_manifest(base)
         adapter = {"method": method, "rank": rank, "tokens": 5, "targets": targets}
@@ -250,7 +252,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
                 "base": {"fingerprint": manifest.fingerprint},
                 "adapter": adapter,
                 "rule": {"name": rule or ("fedit" if method == "lora" else "prompt-mean")},
-                "task": {"labels": ["light", "music", "timer"], "max_length": 16},
+                "task": {"labels": list(labels), "max_length": 16},
             },
             source="test",
         )

@@ -65,7 +65,13 @@ def release(run: Path, *, scale: float = 1.0, parity: float = 0.0) -> None:
     write_edge_adapter(edge, folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
-    note["parity"] = {"rows": 1, "max_relative": parity, "label_agreement": 1.0, "bound": 1e-4}
+    note["parity"] = {
+        "rows": 1,
+        "max_relative": parity,
+        "label_agreement": 1.0,
+        "bound": 1e-4,
+        "absolute": 0.0,
+    }
     (folder / RELEASE_FILE).write_text(json.dumps(note))
     store = RunStore(run)
     try:

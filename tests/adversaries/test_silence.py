@@ -421,6 +421,24 @@ def test_a_card_that_claims_another_epsilon(kinds: Callable[[str], Path], tmp_pa
     )
 
 
+def test_a_program_in_the_folder_that_is_not_fedges(
+    kinds: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Users run it: whoever publishes may not choose it, also where the log covers it."""
+    forger = Forger(linked(kinds("secret"), tmp_path / "forged"))
+    name = "rounds/0002/adapter/open_adapter.py"
+    program = (forger.run / name).read_bytes() + b"import os\n"
+    forger.republish(name, program)
+    release = forger.run / "rounds/0002/adapter/release.json"
+    note = json.loads(release.read_text())
+    note["files"]["open_adapter.py"] = sha256(program)
+    forger.republish(
+        "rounds/0002/adapter/release.json", (json.dumps(note, indent=1) + "\n").encode()
+    )
+    faults = audit(Folder(forger.sign_all()), Trust()).rounds[2].faults
+    assert any("a program of somebody else's" in fault for fault in faults), faults
+
+
 def test_parity_against_a_bound_of_its_own(kinds: Callable[[str], Path], tmp_path: Path) -> None:
     for change in ({"bound": 1.0}, {"bound": 1.0, "max_relative": 0.5}, {"max_relative": 0.5}):
         forger = Forger(linked(kinds("secret"), tmp_path / "forged"))

@@ -115,7 +115,13 @@ def release(run: Path) -> None:
     write_edge_adapter(to_edge(from_peft(tensors), scaling=lora_scaling(plan)), folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
-    note["parity"] = {"rows": 1, "max_relative": 0.0, "label_agreement": 1.0, "bound": 1.0}
+    note["parity"] = {
+        "rows": 1,
+        "max_relative": 0.0,
+        "label_agreement": 1.0,
+        "bound": 1.0,
+        "absolute": 0.0,
+    }
     (folder / RELEASE_FILE).write_text(json.dumps(note))
     store = RunStore(run)
     try:

@@ -71,12 +71,24 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
     return plain
 
 
+def folder_head(manifest: Any) -> str:
+    """The head's name in the folder."""
+    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler"):
+        return str(manifest["head"]["path"])
+    return f"head_on_{manifest['pooling']}"
+
+
 def weights_file(documents: Documents, plain: Tensors) -> bytes:
     """adapter_model.safetensors."""
     prompt = "soft_prompt" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
-        key = prefix + name + (".weight" if "lora_" in role_of(name) else "")
+        head = folder_head(documents.manifest) + "." + name.rpartition(".")[2]
+        key = (
+            prefix
+            + (head if role_of(name) == "head" else name)
+            + (".weight" if "lora_" in role_of(name) else "")
+        )
         key = "prompt_embeddings" if name == "soft_prompt" else key
         tensors[key] = documents.shapes[name], value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
@@ -89,7 +101,13 @@ def config(documents: Documents) -> dict[str, Any]:
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
-        "modules_to_save": [manifest["head"]["path"]],
+        "modules_to_save": [folder_head(manifest)],
+        "auto_mapping": {
+            "base_model_class": "Classifier",
+            "parent_library": "open_adapter",
+            "pooling": manifest["pooling"],
+            "how": "open_adapter.load(folder, base)",
+        },
     }
     if adapter["method"] == "prompt":
         return both | {
@@ -167,7 +185,7 @@ def check_release_note(
     }
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
-        assert sorted(parity) == ["bound", "label_agreement", "max_relative", "rows"]
+        assert sorted(parity) == ["absolute", "bound", "label_agreement", "max_relative", "rows"]
 
 
 def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None:

@@ -17,7 +17,7 @@ from base_model.release import open_peft, read_note, release_adapter
 from base_model.store import open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.peft_format import EDGE_FILE, from_peft
+from protocol.peft_format import EDGE_FILE, ParityError, from_peft
 from tests.conftest import write_tiny_source
 from tests.unit.base_model.sources import TEXTS as SPECIAL_TEXTS
 from tests.unit.base_model.sources import write_source
@@ -178,3 +178,44 @@ def test_lora_gradients_point_where_those_of_the_float_base_do(tmp_path: Path) -
         got = lora_gradients(tmp_path, bits)
         cosine = reference @ got / np.linalg.norm(reference) / np.linalg.norm(got)
         assert cosine >= least, f"{bits} bits: {cosine}"
+
+
+def test_a_binary_adapter_with_an_undecided_row_is_released(
+    write_adapter: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A text whose logits cancel: rounding is as large there as elsewhere, and relative to it large."""
+    folder = write_adapter(tmp_path / "x", labels=["no", "yes"])
+    weights = folder / "adapter_model.safetensors"
+    opened = open_base(tiny_base, labels=2)
+    tensors = dict(load_file(weights))
+    (weight,) = (name for name in tensors if name.endswith("weight") and ".lora_" not in name)
+    bias = weight.removesuffix("weight") + "bias"
+    tensors[weight] *= 20
+    rewrite(folder, tensors)
+    opened.tokenizer.enable_truncation(16)
+    ids = torch.tensor([opened.tokenizer.encode(TEXTS[0]).ids])
+    with torch.no_grad():
+        logits = open_peft(opened, folder)(
+            input_ids=ids, attention_mask=torch.ones_like(ids)
+        ).logits
+    tensors[bias] += np.array([-0.009, 0.002], np.float32) / 1000 - logits[0].numpy()
+    rewrite(folder, tensors)
+    with pytest.raises(ParityError) as caught:
+        release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4, absolute=1e-12)
+    assert caught.value.parity is not None
+    assert caught.value.parity.max_relative > 1e-4
+    parity = release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4).parity
+    assert parity is not None
+    assert parity.max_relative <= 1e-4
+    assert parity.absolute > 1e-5
+
+
+def rewrite(folder: Path, tensors: dict[str, Any]) -> None:
+    """Other tensors in an adapter's folder, with the digests that belong to them."""
+    weights, note = folder / "adapter_model.safetensors", folder / "release.json"
+    save_file(tensors, weights)
+    document = json.loads(note.read_text())
+    document["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    flat = [value.reshape(-1) for _, value in sorted(from_peft(load_file(weights)).items())]
+    document["adapter_digest"] = vector_digest(np.concatenate(flat))
+    note.write_text(json.dumps(document))

@@ -1,0 +1,50 @@
+"""How far the answers of two engines may lie apart, and how far they do. (P-5.3)
+
+A row's difference is relative to its largest logit, the scale that a decision is made on. A row that is
+undecided has none: its logits are what is left where large terms cancel, and rounding is as large there as
+in every other row. So a row is compared with its own largest logit or with the floor, an absolute
+difference over the relative bound, whichever is larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.peft_format import Parity, ParityError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """``relative`` to a row's largest logit; ``absolute`` in logits, 0 where it follows from the rows.
+
+    It is then ``relative`` times the root mean square of all rows' logits.
+    """
+
+    relative: float
+    absolute: float = 0.0
+
+
+def compare(expected: Array, answers: Array, bounds: Bounds) -> Parity:
+    """Logits (rows, labels) of the reference and of the other engine, both float.
+
+    Raises ParityError for values that are not finite; a bound that is missed is only reported.
+    """
+    reference, other = expected.astype(np.float64), answers.astype(np.float64)
+    if not (np.isfinite(reference).all() and np.isfinite(other).all()):
+        raise ParityError("logits are NaN or infinite", "release an earlier round", None)
+    absolute = bounds.absolute or bounds.relative * float(np.sqrt(np.mean(reference**2)))
+    scale = np.maximum(np.abs(reference).max(-1), absolute / bounds.relative)
+    difference = np.abs(reference - other).max(-1)
+    return Parity(
+        rows=len(reference),
+        max_relative=float((difference / np.maximum(scale, 1e-12)).max()),
+        label_agreement=float(np.mean(reference.argmax(-1) == other.argmax(-1))),
+        bound=bounds.relative,
+        absolute=absolute,
+    )

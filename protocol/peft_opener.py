@@ -1,0 +1,164 @@
+"""The file ``open_adapter.py`` of a PEFT folder: the adapter on its base by plain transformers. (P-5.1)
+
+Few bases compute what ``AutoModelForSequenceClassification`` would: it pools in one way per family, with
+layers of its own before the head. So a folder brings the few lines that do, and where the ordinary class
+computes something else it finds no head of the name that it has. (docs/adr/0032)
+"""
+
+from __future__ import annotations
+
+OPENER_FILE, OPENER_MODULE = "open_adapter.py", "open_adapter"
+
+CLASSIFIER = '''
+class Classifier(PreTrainedModel):
+    """An encoder, its pooling, a linear head; module paths are those that the adapter was trained under."""
+
+    config_class = PretrainedConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, encoder, dense, pooling, head, labels):
+        super().__init__(encoder.config)
+        self.prefix = self.base_model_prefix = encoder.base_model_prefix
+        self.pooling, self.path_of_head = pooling, head
+        self.add_module(self.prefix, encoder)
+        self.dense = dense  # of pooling `pooler`: between the first token and the head
+        self.add_module(head, nn.Linear(self.config.hidden_size, len(labels)))
+        self.config.id2label = dict(enumerate(labels))
+        self.config.label2id = {label: index for index, label in enumerate(labels)}
+
+    def get_input_embeddings(self):
+        return self.get_submodule(self.prefix).get_input_embeddings()
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_others):
+        inputs = {"input_ids": input_ids}
+        if inputs_embeds is not None:  # behind a soft prompt
+            inputs = {"inputs_embeds": inputs_embeds, **self._positions(inputs_embeds)}
+        encoder = self.get_submodule(self.prefix)
+        hidden = encoder(attention_mask=attention_mask, **inputs).last_hidden_state
+        if self.pooling == "mean":
+            weight = torch.ones_like(hidden[..., :1])
+            if attention_mask is not None:
+                weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        else:
+            pooled = hidden[:, 0]
+        if self.dense is not None:
+            relu = self.config.model_type == "distilbert"
+            pooled = (torch.relu if relu else torch.tanh)(self.dense(pooled))
+        return SequenceClassifierOutput(logits=self.get_submodule(self.path_of_head)(pooled))
+
+    def _positions(self, embeddings):
+        """RoBERTa counts positions from the ids, past pads; here the pads are known by their embedding."""
+        if "roberta" not in self.config.model_type:
+            return {}
+        pad = self.get_input_embeddings().weight[self.config.pad_token_id].to(embeddings.dtype)
+        counted = (embeddings != pad).any(-1).long()
+        return {"position_ids": counted.cumsum(1) * counted + self.config.pad_token_id}
+
+
+def _without_pooler(config):
+    """Options of AutoModel: the pooling is the classifier's here."""
+    return {} if config.model_type == "distilbert" else {"add_pooling_layer": False}
+'''
+
+OPENER = f'''"""Opens the adapter in this folder by torch, transformers and peft; written by fedge.
+
+    from {OPENER_MODULE} import load, tokenizer
+
+    model = load("FOLDER", "BASE")
+    inputs = tokenizer("BASE")(["a text"], padding=True, truncation=True, return_tensors="pt")
+    model.config.id2label[int(model(**inputs).logits.argmax())]
+
+BASE is the folder of the base that the adapter was trained on (its codes: the answers are the trained
+ones), or the Hugging Face model that the base was built from, as a folder or an id. There the weights
+are not rounded to codes: the answers are near, not equal.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+def load(folder, base):
+    """The adapter in `folder` on `base`, ready to answer."""
+    folder, base = Path(folder), str(base)
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    note = json.loads((folder / "release.json").read_text("utf-8"))
+    pooling, (head,) = config["auto_mapping"]["pooling"], config["modules_to_save"]
+    read = _of_codes if _is_base(base) else _of_source
+    encoder, dense = read(base, pooling, note["base_fingerprint"])
+    model = Classifier(encoder, dense, pooling, head, note["labels"])
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def tokenizer(base):
+    """The base's tokenizer; cut texts to `max_length` of release.json, as in training."""
+    if not _is_base(base):
+        return AutoTokenizer.from_pretrained(str(base))
+    file = Path(base) / "tokenizer.json"
+    pad = json.loads(file.read_text("utf-8"))["padding"]["pad_token"]
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=pad)
+
+
+def _is_base(base):
+    return (Path(base) / "manifest.json").is_file()
+
+
+def _of_codes(base, pooling, fingerprint):
+    """Encoder and inner layer of the head from a base's folder; codes become the values they stand for."""
+    manifest = json.loads((Path(base) / "manifest.json").read_text("utf-8"))
+    if manifest["fingerprint"] != fingerprint:
+        raise ValueError(f"{{base}} is another base than the adapter's, {{fingerprint}}")
+    tensors = load_file(Path(base) / "weights.safetensors")
+    for linear in manifest["linears"] if manifest["bits"] in (4, 8) else ():
+        codes, scales = (tensors.pop(f"{{linear['path']}}.{{kind}}") for kind in ("qweight", "scales"))
+        if manifest["bits"] == 4:  # two to a byte, the lower half first
+            codes = torch.stack([codes & 15, codes >> 4], -1)
+        values = codes.reshape(*scales.shape, -1).float() - 2 ** (manifest["bits"] - 1)
+        weight = (values * scales.unsqueeze(-1)).reshape(len(scales), -1)
+        tensors[f"{{linear['path']}}.weight"] = weight[:, : linear["in_features"]].contiguous()
+    config = AutoConfig.from_pretrained(base)
+    encoder = AutoModel.from_config(config, **_without_pooler(config)).float()
+    own, layer = encoder.base_model_prefix + ".", None
+    if pooling == "pooler":
+        name = "pooler" if config.model_type == "distilbert" else f"{{own}}pooler.dense"
+        layer = nn.Linear(config.hidden_size, config.hidden_size)
+        layer.load_state_dict({{k: tensors.pop(f"{{name}}.{{k}}").float() for k in ("weight", "bias")}})
+    rest = {{k.removeprefix(own): v.float() for k, v in tensors.items() if k.startswith(own)}}
+    missing, odd = encoder.load_state_dict(rest, strict=False)
+    if missing or odd:
+        raise ValueError(f"{{base}} does not fit at {{[*missing, *odd][0]}}")
+    return encoder, layer
+
+
+def _of_source(base, pooling, _fingerprint):
+    """The same from the Hugging Face model, in float32."""
+    config = AutoConfig.from_pretrained(base)
+    if pooling != "pooler":
+        options = _without_pooler(config)
+        return AutoModel.from_pretrained(base, dtype=torch.float32, **options), None
+    kinds = config.architectures or ()
+    if config.model_type == "bert" or not any(k.endswith("ForSequenceClassification") for k in kinds):
+        encoder = AutoModel.from_pretrained(base, dtype=torch.float32)
+        return encoder, encoder.pooler.dense
+    whole = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32)
+    encoder = getattr(whole, whole.base_model_prefix)
+    return encoder, whole.pre_classifier if config.model_type == "distilbert" else whole.classifier.dense
+
+
+{CLASSIFIER}'''
