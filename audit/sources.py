@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import urlsplit
 
+from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
 from protocol.regular_files import open_regular
 
@@ -134,12 +134,8 @@ class Web:
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises ArtefactError for another kind of address."""
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ArtefactError(f"{url} is no web address", "give http://… or https://…")
+        if fault := web_fault(url):
+            raise ArtefactError(f"{shown_address(url)} {fault}", "give http://… or https://…")
         self.where, self._base, self._timeout_s = url, url.rstrip("/"), timeout_s
 
     def names(self) -> None:

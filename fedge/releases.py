@@ -41,6 +41,7 @@ def release(
     from server.store import RunStore
     from server.witnessing import HttpWitness
 
+    asked = [HttpWitness(url) for url in witnesses or []]
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
     plan = read_plan(run)
@@ -59,7 +60,7 @@ def release(
             rows=rows.read_bytes(),
             metrics=metrics,
             log_key=key,
-            witnesses=[HttpWitness(url) for url in witnesses or []],
+            witnesses=asked,
         )
     finally:
         store.close()

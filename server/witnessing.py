@@ -15,7 +15,8 @@ from http.client import HTTPException
 from threading import Thread
 from typing import Protocol
 
-from protocol.errors import ProofError
+from protocol.addresses import shown_address, web_fault
+from protocol.errors import PlanError, ProofError
 from protocol.transparency.note import VerifierKey, lines_naming, verify_note
 from protocol.transparency.policy import Policy
 from protocol.transparency.witness import CONFLICT, AddCheckpoint
@@ -52,6 +53,13 @@ class HttpWitness:
 
     name: str  # its URL
     timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises PlanError for an address that is none."""
+        if fault := web_fault(self.name):
+            raise PlanError(
+                f"the witness {shown_address(self.name)} {fault}", "correct the witness's URL"
+            )
 
     def post(self, body: bytes) -> Answer:
         """``POST <prefix>/add-checkpoint``."""
