@@ -18,6 +18,8 @@ from typing import IO, Protocol
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
 from protocol.regular_files import open_regular
+from protocol.web_page import PEEK, page_fault
+from protocol.web_page import REMEDY as WEB_PAGE
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
@@ -152,6 +154,9 @@ class Web:
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
                 whole = reply.status != 206
+                kind, head = reply.headers.get("Content-Type"), b"" if start else reply.peek(PEEK)
+                if not name.endswith(".html") and (fault := page_fault(reply.status, kind, head)):
+                    raise ArtefactError(f"{shown_address(reply.url)}: {fault}", WEB_PAGE)
                 if whole and start:
                     _bounded(reply, name, start)
                 return _bounded(reply, name, length)

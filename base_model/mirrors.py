@@ -25,6 +25,8 @@ from typing import Any, Protocol
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError
 from protocol.regular_files import open_regular
+from protocol.web_page import PEEK, page_fault
+from protocol.web_page import REMEDY as WEB_PAGE
 
 SILENCE = 30.0  # seconds without a byte
 AGENT = "fedge"
@@ -143,6 +145,9 @@ class HttpMirror:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise CutError(_said(error)) from None
             with response:
+                kind, head = response.headers.get("Content-Type"), response.peek(PEEK)
+                if response.status == 200 and (fault := page_fault(200, kind, head)):
+                    raise CutError(f"{fault}: {WEB_PAGE}")
                 reader = Reader(response, deadline)
                 _go_to(offset, reader, response)
                 yield reader
