@@ -35,6 +35,7 @@ def release(
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
+    from edge_runtime.calibrating import calibrate_release
     from fedge.gate import read_plan
     from server.log import read_log_key
     from server.releasing import log_release
@@ -51,8 +52,9 @@ def release(
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
         bound = plan.release.parity_max_relative
-        note = release_adapter(adapter, base, texts=held_out.texts, bound=bound)
-        metrics = {"accuracy": _accuracy(adapter, base, held_out)}
+        release_adapter(adapter, base, texts=held_out.texts, bound=bound)
+        note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.labels)
+        metrics = {"accuracy": accuracy}
         log_release(
             store,
             plan,
@@ -73,6 +75,11 @@ def release(
         f"labels agree on {note.parity.label_agreement:.2%}; accuracy {metrics['accuracy']:.3f}, "
         "which is in the log"
     )
+    if (fit := note.calibration) is not None:
+        Console(markup=False, emoji=False).print(
+            f"temperature {fit.temperature:g}: calibration error {fit.ece_before:.3f} before, "
+            f"{fit.ece_after:.3f} after, on {fit.rows} rows"
+        )
 
 
 def held_out_rows(path: Path, plan: Plan) -> Rows:
@@ -80,17 +87,6 @@ def held_out_rows(path: Path, plan: Plan) -> Rows:
     from client.data import load_rows
 
     return load_rows(path, plan.task)
-
-
-def _accuracy(adapter: Path, base: Path, rows: Rows) -> float:
-    """Of the released files, as a device answers with them."""
-    from edge_runtime.base import EdgeBase
-    from edge_runtime.runtime import EdgeRuntime
-
-    runtime = EdgeRuntime(EdgeBase.open(base, verify=False))
-    runtime.activate(adapter)
-    found = [prediction.index for prediction in runtime.infer(rows.texts)]
-    return sum(map(int.__eq__, found, rows.labels)) / len(found)
 
 
 def _adapter_of(run: Path, number: int | None) -> Path:

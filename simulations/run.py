@@ -16,6 +16,8 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
 from base_model.release import release_adapter
+from client.data import Rows
+from edge_runtime.calibrating import calibrate_release
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
@@ -54,7 +56,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     run_federated(prepared, evaluator, timings=timings, progress=progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
-        note = _release(prepared, evaluator.texts, progress)
+        note = _release(prepared, evaluator.rows, progress)
     with timings.part("audit"):
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
@@ -142,7 +144,7 @@ class _Watcher:
         save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
 
 
-def _release(prepared: Prepared, texts: list[str], progress: Progress) -> ReleaseNote:
+def _release(prepared: Prepared, rows: Rows, progress: Progress) -> ReleaseNote:
     """Release the rounds the plan names; the last one's note is returned."""
     plan = prepared.plan
     every = plan.release.every
@@ -151,23 +153,23 @@ def _release(prepared: Prepared, texts: list[str], progress: Progress) -> Releas
     try:
         for done, number in enumerate(rounds):
             progress.update("release", done, len(rounds))
-            note = _release_round(prepared, store, number, texts)
+            note = _release_round(prepared, store, number, rows)
     finally:
         store.close()
     progress.update("release", len(rounds), len(rounds))
     return note
 
 
-def _release_round(
-    prepared: Prepared, store: RunStore, number: int, texts: list[str]
-) -> ReleaseNote:
+def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows) -> ReleaseNote:
     """One round's; what a process that was killed has done already is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
     note = parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
     if note.parity is None or not (folder / EDGE_FILE).is_file():
         bound = plan.release.parity_max_relative
-        note = release_adapter(folder, prepared.base, texts=texts, bound=bound)
+        note = release_adapter(folder, prepared.base, texts=rows.texts, bound=bound)
     if not (folder / PASSPORT_FILE).is_file():
+        if note.calibration is None:
+            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.labels)
         measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
         log_release(
             store,
