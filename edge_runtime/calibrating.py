@@ -1,6 +1,6 @@
 """At the publisher: a released adapter's accuracy and temperature, by the answers that devices will give.
 
-The rows are the publisher's own, which it measures parity on; a device never fits anything. (P-5.6)
+The rows are the publisher's own, which it measures parity on; a device never fits anything. (P-5.5)
 """
 
 from __future__ import annotations

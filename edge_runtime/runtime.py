@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A label; ``score`` is its probability at the adapter's temperature. (P-5.6)"""
+    """A label; ``score`` is its probability at the adapter's temperature. (P-5.5)"""
 
     label: str
     index: int

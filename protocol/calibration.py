@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a classifier's probabilities as sure as it is right. (P-5.6)
+"""Temperature scaling: one number that makes a classifier's probabilities as sure as it is right. (P-5.5)
 
 Guo et al. 2017 (arXiv 1706.04599): the logits are divided by a temperature, fitted on held-out rows; no label
 changes. The loss is convex in the inverse temperature, so its zero slope is found by bisection. As Platt

@@ -168,7 +168,7 @@ def check_release_note(
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
         assert sorted(parity) == ["bound", "label_agreement", "max_relative", "rows"]
-    if calibration is not None:  # P-5.6
+    if calibration is not None:  # P-5.5
         assert parity is not None
         shares = ["ece_after", "ece_before", "nll_after", "nll_before"]
         assert sorted(calibration) == [*shares, "rows", "temperature"]
