@@ -202,6 +202,8 @@ def _clock_apart(answer: httpx.Response, now: datetime) -> float | None:
 
 def _unreached(error: BaseException, now: datetime) -> str:
     """Why there was no answer: a certificate that is refused is said, with this clock where it matters."""
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy that the environment names does not let it through: {error}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__

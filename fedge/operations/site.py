@@ -92,7 +92,7 @@ class Site:
     folder: Path
     settings: SiteSettings
     invitation: Invitation
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> Site:

@@ -144,6 +144,9 @@ def test_a_site_behind_a_proxy_reaches_a_coordinator_outside(tmp_path: Path) -> 
         contact = make_contact(site, lambda: datetime.now(UTC))
     assert (contact.status, contact.fault, contact.roster_version) == (200, "", 2)
     assert proxy.asked == [f"{host}:{ports[0]}"]
+    with ConnectProxy(set()) as strict, environment({"https_proxy": strict.url}):
+        refused = make_contact(site, lambda: datetime.now(UTC))
+    assert "the proxy that the environment names does not let it through: 403" in refused.fault
 
 
 @contextmanager
