@@ -117,6 +117,11 @@ def _check_parity(run: Run, name: str, note: ReleaseNote, *, released: bool) -> 
     """(P-5.3) It is within the plan's bound, as far as whoever measured it says so."""
     if (note.parity is not None) != released:
         raise _bad(f"`parity` of {name} is there without a release, or missing with one")
+    if note.calibration is not None:
+        if not released:
+            raise _bad(f"`calibration` of {name} is there without a release")
+        why = "the word of who released it: it rests on rows that are not published"
+        run.coverage.leave(name, why, "calibration")
     if note.parity is None:
         return
     if not note.parity.meets(run.plan):

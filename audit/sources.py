@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import urlsplit
 
+from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
 from protocol.regular_files import open_regular
+from protocol.web_page import PEEK, page_fault
+from protocol.web_page import REMEDY as WEB_PAGE
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
@@ -134,12 +136,8 @@ class Web:
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises ArtefactError for another kind of address."""
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ArtefactError(f"{url} is no web address", "give http://… or https://…")
+        if fault := web_fault(url):
+            raise ArtefactError(f"{shown_address(url)} {fault}", "give http://… or https://…")
         self.where, self._base, self._timeout_s = url, url.rstrip("/"), timeout_s
 
     def names(self) -> None:
@@ -156,6 +154,9 @@ class Web:
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
                 whole = reply.status != 206
+                kind, head = reply.headers.get("Content-Type"), b"" if start else reply.peek(PEEK)
+                if not name.endswith(".html") and (fault := page_fault(reply.status, kind, head)):
+                    raise ArtefactError(f"{shown_address(reply.url)}: {fault}", WEB_PAGE)
                 if whole and start:
                     _bounded(reply, name, start)
                 return _bounded(reply, name, length)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.addresses import endpoint_fault
 from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.transparency.note import NAME
 
 if TYPE_CHECKING:
     from audit.witness import Witness
@@ -46,6 +48,10 @@ def witness(
 
     if source and listen:
         raise typer.BadParameter("give a source or --listen, not both")
+    if listen and (fault := endpoint_fault(listen, anywhere=True, free_port=True)):
+        raise typer.BadParameter(f"--listen {listen[:80]!r} {fault}")
+    if new and not (NAME.fullmatch(new) and new.isprintable()):
+        raise typer.BadParameter(f"--new {new[:80]!r} is no name: no blank and no `+` in it")
     if (source or listen) and not logs:
         raise typer.BadParameter("pin the verifier key of a log: --log")
     if new:
@@ -77,14 +83,15 @@ def _serve(own: Witness, listen: str, as_json: bool) -> None:
     from audit.witness_server import WitnessServer
 
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise typer.BadParameter(f"--listen takes HOST:PORT, not {listen!r}")
     try:
-        server = WitnessServer((host, int(port)), own, lambda line: typer.echo(line, err=True))
+        server = WitnessServer(
+            (host.strip("[]"), int(port)), own, lambda line: typer.echo(line, err=True)
+        )
     except OSError as error:
         raise MachineError(f"{listen}: {error.strerror}", "name another address") from None
     with server:
-        url = f"http://{server.server_name}:{server.server_port}"
+        name = f"[{server.server_name}]" if ":" in server.server_name else server.server_name
+        url = f"http://{name}:{server.server_port}"
         _say(as_json, f"listening at {url}", url=url)
         server.serve_forever()
 

@@ -6,6 +6,7 @@ where addresses are to stay private.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -31,6 +32,7 @@ class WitnessServer(ThreadingHTTPServer):
     ) -> None:
         """Bind ``address``; port 0 takes a free one. Raises OSError."""
         self.witness, self.report = witness, report
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:

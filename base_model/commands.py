@@ -68,10 +68,12 @@ def build(
 
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
-    """Hash every file and compare it with the manifest."""
+    """Hash every file and compare it with the manifest; see that adapters still have an effect."""
+    from base_model.slot_check import verify_slots
     from base_model.verify import verify_base
 
     manifest = verify_base(folder)
+    verify_slots(folder, manifest)
     _show(
         folder,
         {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)},

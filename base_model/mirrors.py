@@ -22,8 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError
 from protocol.regular_files import open_regular
+from protocol.web_page import PEEK, page_fault
+from protocol.web_page import REMEDY as WEB_PAGE
 
 SILENCE = 30.0  # seconds without a byte
 AGENT = "fedge"
@@ -85,18 +88,15 @@ class Reader:
 
 def mirror_at(place: str) -> Mirror:
     """A folder or a URL as a mirror. Raises ArtefactError for a URL that is none, or holds secrets."""
-    parts = urllib.parse.urlsplit(place)
-    if parts.scheme in ("http", "https"):
-        if "@" in parts.netloc or parts.query or parts.fragment or not parts.hostname:
-            raise ArtefactError(
-                "a mirror's URL has no password, query or fragment", "write https://host/folder"
-            )
-        return HttpMirror(place.rstrip("/"))
-    if parts.scheme == "file":
-        place = urllib.request.url2pathname(parts.path)
-    elif "://" in place:
-        raise ArtefactError(f"{place}: not a kind of mirror", "name a folder, http:// or https://")
-    return FolderMirror(Path(place))
+    if place.startswith("file://"):
+        return FolderMirror(Path(urllib.request.url2pathname(place.removeprefix("file://"))))
+    if "://" not in place:
+        return FolderMirror(Path(place))
+    if fault := web_fault(place):
+        raise ArtefactError(
+            f"the mirror {shown_address(place)} {fault}", "name a folder, http:// or https://"
+        )
+    return HttpMirror(place.rstrip("/"))
 
 
 class FolderMirror:
@@ -145,6 +145,9 @@ class HttpMirror:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise CutError(_said(error)) from None
             with response:
+                kind, head = response.headers.get("Content-Type"), response.peek(PEEK)
+                if response.status == 200 and (fault := page_fault(200, kind, head)):
+                    raise CutError(f"{fault}: {WEB_PAGE}")
                 reader = Reader(response, deadline)
                 _go_to(offset, reader, response)
                 yield reader

@@ -84,7 +84,8 @@ def inferred(settings: Path) -> dict[str, float]:
 def served(settings: Path) -> dict[str, float]:
     """`fedge edge serve` in a process of its own, asked over HTTP."""
     command = [sys.executable, "-m", "fedge", "edge", "serve", str(settings), "--port", str(PORT)]
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=quiet) as process:
         try:
             _wait()
             cpu = _cpu(process.pid)

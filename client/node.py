@@ -28,6 +28,10 @@ IDLE_S, POLL_S = 0.5, 0.25
 ANSWER_BYTES, MESSAGE_BYTES = 2**26, 2**30  # the second as a trainer's frame (client.frames)
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 DIED = "the process of this app died"
+INSTANCE, INSTANCE_HEADER = (
+    "FEDGE_INSTANCE",
+    "fedge-instance",
+)  # of server.gate: this start of the site
 
 log = logging.getLogger("flwr.fedge")  # Flower's handler writes it, as it does its own lines
 
@@ -56,6 +60,7 @@ def bound_answers() -> None:
     def begin_bounded(self: Any, *arguments: Any, **options: Any) -> None:
         begin(self, *arguments, **options)
         self._client.follow_redirects = False
+        self._client.headers[INSTANCE_HEADER] = os.environ.get(INSTANCE, "")
         self._client.event_hooks = {"response": [verify_answer]}
 
     def pull_bounded(names: Any, pull_object_fn: Any, **options: Any) -> Any:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge_runtime.base import EdgeBase, check_file
+from edge_runtime.base import EdgeBase
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.regular_files import open_regular, read_regular_text
+from protocol.regular_files import read_regular, read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -55,14 +61,17 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
             f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
             "release it first: `fedge release RUN`",
         )
-    check_file(path, note.files[EDGE_FILE])
+    data = _verified(path, note.files[EDGE_FILE])
     if note.base_fingerprint != base.manifest.fingerprint:
         raise ArtefactError(
             f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is "
             f"{base.manifest.fingerprint[:12]}…",
             "install the base the adapter was trained on",
         )
-    tensors = read_tensors(path)
+    with _copied(data) as own:
+        tensors = read_tensors(own, source=str(path))
+        loaded = ort.LoraAdapter()
+        loaded.Load(str(own))
     check_tensors(tensors, base, labels=len(note.labels), source=str(path))
     prompt = len(tensors[SOFT_PROMPT]) if SOFT_PROMPT in tensors else 0
     if note.max_length + prompt > base.manifest.max_positions:
@@ -71,11 +80,40 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
             f"{base.manifest.max_positions} positions",
             REFETCH,
         )
-    adapter = ort.LoraAdapter()
-    adapter.Load(str(path))
     options = ort.RunOptions()
-    options.add_active_adapter(adapter)
-    return ActiveAdapter(note=note, folder=folder, run_options=options, keep=adapter)
+    options.add_active_adapter(loaded)
+    return ActiveAdapter(note=note, folder=folder, run_options=options, keep=loaded)
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    """The adapter's bytes, read once. Raises ArtefactError unless they have this sha256."""
+    try:
+        data = read_regular(path, most=MOST_BYTES)
+    except OSError:
+        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
+    return data
+
+
+@contextmanager
+def _copied(data: bytes) -> Iterator[Path]:
+    """A file of this process alone, with ``data``.
+
+    ONNX Runtime maps the file that it loads: written to in place, it would change what is running, or end
+    the process where it is cut.
+    """
+    memory = os.memfd_create("adapter") if sys.platform == "linux" else -1
+    if memory >= 0 and (own := Path(f"/proc/self/fd/{memory}")).exists():
+        with os.fdopen(memory, "wb") as file:
+            file.write(data)
+            file.flush()
+            yield own
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield Path(file.name)
 
 
 def read_note(folder: Path) -> ReleaseNote:
@@ -90,16 +128,18 @@ def read_note(folder: Path) -> ReleaseNote:
         ) from None
 
 
-def read_tensors(path: Path) -> Tensors:
-    """The tensors of an ``.onnx_adapter``, copied: a view dies with the file. Raises ArtefactError."""
+def read_tensors(path: Path, *, source: str = "") -> Tensors:
+    """The tensors of an ``.onnx_adapter``, copied: a view dies with the file. Raises ArtefactError.
+
+    ``source`` is what an error calls it, when not by its path.
+    """
     try:
-        with open_regular(path, most=MOST_BYTES):
-            pass
         values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         return {name: value.numpy().copy() for name, value in values.items()}
     except Exception as error:  # ORT raises types of its own, without a common public base
         raise ArtefactError(
-            f"{path}: not a readable .onnx_adapter: {str(error).splitlines()[0][:160]}", REFETCH
+            f"{source or path}: not a readable .onnx_adapter: {str(error).splitlines()[0][:160]}",
+            REFETCH,
         ) from None
 
 

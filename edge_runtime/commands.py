@@ -14,7 +14,8 @@ from protocol.errors import DataError, printable
 from protocol.rows.read import read_texts
 
 if TYPE_CHECKING:
-    from edge_runtime.runtime import Prediction
+    from edge_runtime.http_server import Answering
+    from edge_runtime.runtime import Prediction, Wanted
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Run a base and its adapters on a device."
@@ -44,6 +45,8 @@ def infer(
     ] = None,
     column: Annotated[str, typer.Option("--column", help="of a file with columns")] = "text",
     threads: Threads = 0,
+    top: device_commands.Top = 1,
+    reject_below: device_commands.RejectBelow = 0.0,
     as_json: Json = False,
 ) -> None:
     """Classify texts; without --adapter the base answers with its own head."""
@@ -53,41 +56,45 @@ def infer(
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
     if base is not None:
-        found = _by_base(rows, base, adapter, trust, threads)
+        service = _by_base(base, adapter, trust, threads)
     else:
         assert device is not None
-        found = _by_device(rows, device)
+        service = _by_device(device)
+    from edge_runtime.runtime import Wanted
+
+    wanted = Wanted(top=top, reject_below=reject_below)
+    found = service.classify(rows, wanted).predictions
     if as_json:
         answers: list[dict[str, Any]] = [
-            {"text": text, "label": p.label, "index": p.index, "score": p.score}
-            for text, p in zip(rows, found, strict=True)
+            {"text": text} | p.form(wanted) for text, p in zip(rows, found, strict=True)
         ]
         typer.echo(json.dumps(answers))
         return
+    _print(rows, found, wanted)
+
+
+def _print(rows: list[str], found: list[Prediction], wanted: Wanted) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("text", "label", "score")
-    for text, prediction in zip(rows, found, strict=True):
-        table.add_row(printable(text), printable(prediction.label), f"{prediction.score:.3f}")
+    table = Table("text", "label", "score", *(["then"] if wanted.top > 1 else []))
+    for text, answer in zip(rows, found, strict=True):
+        label = "(rejected)" if answer.rejected else answer.label
+        rest = answer.top if answer.rejected else answer.top[1:]
+        then = ", ".join(f"{choice.label} {choice.score:.3f}" for choice in rest)
+        cells = (text, label, f"{answer.score:.3f}", then)
+        table.add_row(*map(printable, cells[: len(table.columns)]))
     Console(markup=False, emoji=False).print(table)
 
 
-def _by_base(
-    rows: list[str], base: Path, adapter: Path | None, trust: Path | None, threads: int
-) -> list[Prediction]:
-    from edge_runtime.base import EdgeBase
+def _by_base(base: Path, adapter: Path | None, trust: Path | None, threads: int) -> Answering:
     from edge_runtime.passport import read_policy
-    from edge_runtime.runtime import EdgeRuntime
+    from edge_runtime.single import SingleService
 
-    policy = read_policy(trust) if trust else None
-    runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
-    if adapter is not None:
-        runtime.activate(adapter)
-    return runtime.infer(rows)
+    return SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
 
 
-def _by_device(rows: list[str], device: Path) -> list[Prediction]:
+def _by_device(device: Path) -> Answering:
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
@@ -96,7 +103,7 @@ def _by_device(rows: list[str], device: Path) -> list[Prediction]:
 
     service = Service(read_device(device), clock=time.monotonic)
     end_start()
-    return service.classify(rows).predictions
+    return service
 
 
 @app.command()

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protocol.errors import printable
 
+if TYPE_CHECKING:
+    from edge_runtime.http_server import Answering
+
 DeviceFile = Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's settings")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Report = Annotated[
     Path | None, typer.Option("--report", help="also write the device's report to this file")
+]
+
+Top = Annotated[int, typer.Option("--top", min=1, help="so many of the likeliest labels")]
+RejectBelow = Annotated[
+    float, typer.Option("--reject-below", min=0, max=1, help="no label less likely than this")
 ]
 
 
@@ -72,19 +83,67 @@ def status(file: DeviceFile, report: Report = None, as_json: Json = False) -> No
 
 
 def serve(
-    file: DeviceFile,
-    port: Annotated[int, typer.Option("--port", min=1, max=65_535)] = 8765,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[DEVICE.toml]", help="the device's settings")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="folder of a base, instead of DEVICE.toml")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="with --base: folder of a released adapter")
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", help="with --base: the log's policy")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="with --base; 0: ORT's")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
+    top: Top = 1,
+    reject_below: RejectBelow = 0.0,
+    as_json: Json = False,
 ) -> None:
-    """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health. Swaps while it runs."""
+    """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health, until Ctrl-C.
+
+    With DEVICE.toml it swaps while it runs; with --base it answers by one adapter, or by the base alone.
+    """
+    if (file is None) == (base is None):
+        raise typer.BadParameter("give either DEVICE.toml or --base")
+    if base is None and (adapter or trust or threads):
+        raise typer.BadParameter("--adapter, --trust and --threads go with --base")
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
     from edge_runtime.http_server import serve as run
+    from edge_runtime.runtime import Wanted
+
+    def say(url: str) -> None:
+        end_start()
+        typer.echo(json.dumps({"url": url}) if as_json else f"listening on {url}")
+        sys.stdout.flush()
+
+    with _answering(file, base, adapter, trust, threads) as service:
+        run(service, port, wanted=Wanted(top=top, reject_below=reject_below), listening_at=say)
+
+
+@contextmanager
+def _answering(
+    file: Path | None, base: Path | None, adapter: Path | None, trust: Path | None, threads: int
+) -> Iterator[Answering]:
+    if base is not None:
+        from edge_runtime.passport import read_policy
+        from edge_runtime.single import SingleService
+
+        yield SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
+        return
     from edge_runtime.service import Service
 
+    assert file is not None
     service = Service(_device(file, None), clock=time.monotonic)
-    end_start()
-    run(service, port)
+    follower = service.run()
+    try:
+        yield service
+    finally:
+        service.stop()
+        follower.join()
 
 
 def _device(file: Path, report: Path | None) -> Any:

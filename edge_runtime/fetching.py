@@ -19,11 +19,17 @@ from urllib.parse import unquote, urlsplit
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
 from tuf.ngclient.fetcher import FetcherInterface
 
+from protocol.addresses import shown_address
 from protocol.regular_files import open_regular
+from protocol.web_page import PEEK, page_fault, redirect_fault
 
 CHUNK = 65_536
 SILENCE_S = 30.0  # without a byte
 FOLDER = "folder:///"
+
+
+class WebPageError(DownloadError):
+    """A page, or the way to one, in place of a file: a network's login, or a wrong address."""
 
 
 class Fetcher(FetcherInterface):
@@ -43,7 +49,10 @@ class Fetcher(FetcherInterface):
         return self.chunks(url)
 
     def chunks(self, url: str, start: int = 0) -> Iterator[bytes]:
-        """The bytes from ``start`` on. Raises DownloadError, DownloadHTTPError, SlowRetrievalError."""
+        """The bytes from ``start`` on.
+
+        Raises DownloadError, DownloadHTTPError, WebPageError, SlowRetrievalError.
+        """
         source = (
             self._from_http(url, start) if self._folder is None else self._from_file(url, start)
         )
@@ -83,6 +92,12 @@ class Fetcher(FetcherInterface):
         with self._connected(at.scheme, at.hostname or "", at.port) as connection:
             connection.request("GET", at.path or "/", headers=headers)
             answer = connection.getresponse()
+            fault = redirect_fault(answer.status, answer.getheader("Location"))
+            if answer.status in (200, 206) and not start:
+                kind = answer.getheader("Content-Type")
+                fault = page_fault(answer.status, kind, answer.peek(PEEK))
+            if fault:
+                raise WebPageError(f"{shown_address(url)}: {fault}")
             if answer.status not in (200, 206):
                 raise DownloadHTTPError(f"{url}: HTTP {answer.status}", answer.status)
             if answer.status == 206 and not _starts_at(answer.getheader("Content-Range"), start):

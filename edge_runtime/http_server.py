@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import FrameType
+from typing import Annotated, Any, Protocol
 
 import h11
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,9 +21,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
-from edge_runtime.service import Service
+from edge_runtime.runtime import ONE, Wanted
+from edge_runtime.service import Answer
 from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError, MachineError
+from protocol.peft_format import MOST_LABELS
 
 HOST = "127.0.0.1"
 MOST_BYTES = 1_048_576  # of a request
@@ -42,6 +46,20 @@ class Question(BaseModel):
     texts: Annotated[
         list[Annotated[str, Field(max_length=20_000)]], Field(min_length=1, max_length=256)
     ]
+    top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
+    reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Answering(Protocol):
+    """What answers behind the server, from many threads."""
+
+    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
+        """Raises DeliveryError."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Plain values; ``status`` is ``ok`` where it can answer."""
+        ...
 
 
 class ClientGoneError(Exception):
@@ -79,11 +97,23 @@ class Connection(H11Protocol):
         self._look = self.loop.call_later(REQUEST_S, self._look_again)
 
 
-class App:
-    """``POST /v1/classify {"texts": [...]}`` and ``GET /health``, and nothing else. (ASGI 3)"""
+class QuietServer(Server):
+    """uvicorn's, which ends by SIGTERM and Ctrl-C as it ends by itself; uvicorn raises the signal again."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first lets requests end, a second Ctrl-C does not."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+class App:
+    """``POST /v1/classify {"texts": [...]}`` and ``GET /health``, and nothing else. (ASGI 3)
+
+    A question may have ``top`` and ``reject_below``; else ``wanted`` has them.
+    """
+
+    def __init__(self, service: Answering, wanted: Wanted = ONE) -> None:
+        self._service, self._wanted = service, wanted
         self._routes = {
             "/v1/classify": ("POST", self._classify),
             "/health": ("GET", self._health),
@@ -123,14 +153,16 @@ class App:
             question = json_as(Question, body)
         except OddError as odd:
             return _error(422, "request.form", str(odd))
+        top, least = question.top, question.reject_below
+        wanted = Wanted(
+            top=self._wanted.top if top is None else top,
+            reject_below=self._wanted.reject_below if least is None else least,
+        )
         try:
-            answer = await asyncio.to_thread(self._service.classify, question.texts)
+            answer = await asyncio.to_thread(self._service.classify, question.texts, wanted)
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
-        answers = [
-            {"label": one.label, "index": one.index, "score": one.score}
-            for one in answer.predictions
-        ]
+        answers = [prediction.form(wanted) for prediction in answer.predictions]
         return 200, {"release": answer.release, "seq": answer.seq, "answers": answers}
 
     async def _health(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
@@ -138,26 +170,27 @@ class App:
         return 200 if told["status"] == "ok" else 503, told
 
 
-def serve(service: Service, port: int) -> None:
-    """Answer until the process is told to stop. Raises MachineError for a port that is taken."""
+def serve(
+    service: Answering, port: int, *, wanted: Wanted, listening_at: Callable[[str], None]
+) -> None:
+    """Answer until the process is told to stop. Raises MachineError for a port that is taken.
+
+    ``listening_at`` is given the address as soon as connections are taken; port 0 is a free one.
+    """
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
         raise MachineError(
             f"port {port} on {HOST} cannot be had: {error.strerror}", "choose another --port"
         ) from None
-    follower = service.run()
-    try:
-        Server(settings(service)).run(sockets=[listening])
-    finally:
-        service.stop()
-        follower.join()
+    listening_at(f"http://{HOST}:{listening.getsockname()[1]}")
+    QuietServer(settings(service, wanted)).run(sockets=[listening])
 
 
-def settings(service: Service) -> Config:
+def settings(service: Answering, wanted: Wanted = ONE) -> Config:
     """How uvicorn runs :class:`App`."""
     return Config(
-        App(service),
+        App(service, wanted),
         log_level="warning",
         access_log=False,
         http=Connection,

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.adapter import ActiveAdapter, load_adapter
 from edge_runtime.base import EdgeBase
+from protocol.calibration import probabilities
 from protocol.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -28,13 +29,52 @@ ROWS = 32  # per run: texts of like length together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What an answer is to hold: the ``top`` likeliest labels, and none that is too unsure to be given.
+
+    ``reject_below``: a probability; where the likeliest label's is lower, the answer is rejected.
+    """
+
+    top: int = 1
+    reject_below: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A label; ``score`` is its probability at the adapter's temperature. (P-5.5)"""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """The likeliest label of a text; ``score`` is its softmax probability."""
+    """The likeliest label of a text and how likely it is; ``rejected``: too unlikely to be acted on.
+
+    ``top`` are as many labels as were wanted, the likeliest first.
+    """
 
     label: str
     index: int
     score: float
     logits: tuple[float, ...]
+    rejected: bool = False
+    top: tuple[Choice, ...] = ()
+
+    def form(self, wanted: Wanted) -> dict[str, Any]:
+        """As JSON has it: a rejected answer has no label. What was not asked for is not there."""
+        found: dict[str, Any] = {"label": self.label, "index": self.index, "score": self.score}
+        if wanted.reject_below > 0:
+            found |= {"rejected": self.rejected}
+            if self.rejected:
+                found |= {"label": None, "index": None}
+        if wanted.top > 1:
+            found["top"] = [asdict(choice) for choice in self.top]
+        return found
+
+
+ONE = Wanted()
 
 
 class EdgeRuntime:
@@ -90,21 +130,21 @@ class EdgeRuntime:
         """Logits (rows, labels) in the order of ``texts``."""
         return self._logits(list(texts), self._active)
 
-    def infer(self, texts: Sequence[str], adapter: ActiveAdapter | None = None) -> list[Prediction]:
+    def infer(
+        self,
+        texts: Sequence[str],
+        adapter: ActiveAdapter | None = None,
+        wanted: Wanted = ONE,
+    ) -> list[Prediction]:
         """The likeliest label of each text, by ``adapter`` where one is held, else by what is active."""
         active = adapter or self._active
         logits = self._logits(list(texts), active)
-        shifted = np.exp(logits - logits.max(-1, keepdims=True)) if len(logits) else logits
-        scores = shifted / shifted.sum(-1, keepdims=True) if len(logits) else logits
+        fit = active.note.calibration if active else None
+        scores = probabilities(logits, fit.temperature if fit else 1.0)
         labels = active.note.labels if active else self.base.own_labels()
         return [
-            Prediction(
-                label=labels[index],
-                index=index,
-                score=float(scores[row, index]),
-                logits=tuple(float(value) for value in logits[row]),
-            )
-            for row, index in enumerate(logits.argmax(-1).tolist() if len(logits) else [])
+            _prediction(row, shares, labels, wanted)
+            for row, shares in zip(logits, scores, strict=True)
         ]
 
     def _logits(self, texts: list[str], adapter: ActiveAdapter | None) -> Logits:
@@ -126,3 +166,20 @@ class EdgeRuntime:
             (got,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
             parts.update(zip(chosen, got, strict=True))
         return np.stack([parts[i] for i in range(len(texts))])
+
+
+def _prediction(
+    logits: Logits, shares: npt.NDArray[np.float64], labels: Sequence[str], wanted: Wanted
+) -> Prediction:
+    """Of one row: ``logits`` and ``shares`` (labels,)."""
+    order = np.argsort(-logits, kind="stable")[: max(1, wanted.top)].tolist()
+    top = tuple(Choice(label=labels[at], index=at, score=float(shares[at])) for at in order)
+    first = top[0]
+    return Prediction(
+        label=first.label,
+        index=first.index,
+        score=first.score,
+        logits=tuple(float(value) for value in logits),
+        rejected=not first.score >= wanted.reject_below,
+        top=top,
+    )

@@ -19,7 +19,7 @@ from typing import Any
 from edge_runtime.adapter import ActiveAdapter
 from edge_runtime.base import check_file
 from edge_runtime.mapped_graph import open_device_base
-from edge_runtime.runtime import EdgeRuntime, Prediction
+from edge_runtime.runtime import ONE, EdgeRuntime, Prediction, Wanted
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, read_state, release_folder
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
@@ -31,10 +31,10 @@ RETRY_S = 5.0  # after a state that could not be followed: what hindered may hav
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Predictions, and the release that made them."""
+    """Predictions, and the release that made them: its id, None for a base alone, and its number, if any."""
 
-    release: str
-    seq: int
+    release: str | None
+    seq: int | None
     predictions: list[Prediction]
 
 
@@ -61,7 +61,7 @@ class Service:
         self.swaps, self.failures, self.trouble = 0, 0, ""
         self.follow()
 
-    def classify(self, texts: Sequence[str]) -> Answer:
+    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
         """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails."""
         serving = self._serving
         if serving is None:
@@ -69,7 +69,7 @@ class Service:
                 "serve.empty", "no release is in use", "`fedge edge update` on this device"
             )
         try:
-            found = self.runtime.infer(texts, serving.adapter)
+            found = self.runtime.infer(texts, serving.adapter, wanted)
             if not all(math.isfinite(one.score) for one in found):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # whatever ORT raises counts against the release

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.addresses import shown_address, web_fault
 from protocol.delivery import Channel, Name
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
@@ -59,6 +60,11 @@ def read_device(path: Path) -> Device:
     folder = path.resolve().parent
     found = {name: getattr(device, name) for name in FOLDERS if getattr(device, name) is not None}
     moved = {name: folder / value for name, value in found.items()}
-    if not device.repository.startswith(("http://", "https://")):
+    if "://" not in device.repository:
         moved["repository"] = str(folder / device.repository)
+    elif fault := web_fault(device.repository):
+        raise ArtefactError(
+            f"{path}: `repository` {shown_address(device.repository)} {fault}",
+            "name the folder or the http(s) address that holds the repository's `metadata`",
+        )
     return device.model_copy(update=moved)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tuf.api.exceptions import (
     DownloadError,
+    DownloadHTTPError,
     DownloadLengthMismatchError,
     ExpiredMetadataError,
     LengthOrHashMismatchError,
@@ -31,7 +32,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 
 from edge_runtime.adapter import read_note
 from edge_runtime.base import check_file, read_manifest
-from edge_runtime.fetching import Fetcher
+from edge_runtime.fetching import Fetcher, WebPageError
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.settings import Device
 from edge_runtime.store import METADATA, Installed, State, Store, release_folder
@@ -53,9 +54,16 @@ from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.regular_files import read_regular
 from protocol.transparency.offline import MOST_BYTES as MOST_PASSPORT
+from protocol.web_page import REMEDY as WEB_PAGE
 
 KINDS = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
 BACKWARDS = timedelta(days=1)  # a clock further behind than this is wrong, not slow
+ELSEWHERE = (
+    401,
+    403,
+    404,
+    410,
+)  # a server that is there, and has not or gives not what was asked for
 STAY = "what is in use stays in use"
 CONFIG = UpdaterConfig(
     max_root_rotations=64,
@@ -282,6 +290,15 @@ def _told() -> Iterator[None]:
         raise _refused("download.endless", str(error)) from None
     except SlowRetrievalError as error:
         raise _unreachable("download.deadline", str(error)) from None
+    except WebPageError as error:
+        raise DeliveryError("download.webpage", str(error)[:400], f"{WEB_PAGE}; {STAY}") from None
+    except DownloadHTTPError as error:
+        if error.status_code not in ELSEWHERE:
+            raise _unreachable("download.failed", str(error)) from None
+        remedy = (
+            "correct `repository` in the device's settings: `metadata` and `targets` lie below it"
+        )
+        raise DeliveryError("download.failed", str(error)[:400], f"{remedy}; {STAY}") from None
     except DownloadError as error:
         raise _unreachable("download.failed", str(error)) from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import urllib.request
 from datetime import UTC, datetime
@@ -107,7 +108,9 @@ def start(
     from fedge.operations.coordinator import Coordinator
     from fedge.operations.service import start_in_background, verify_port_free
     from fedge.operations.supervisor import LOG
+    from fedge.proxies import verify_proxies
 
+    verify_proxies(os.environ)
     opened = Coordinator.open(folder)
     if foreground:
         _supervise(opened)

@@ -209,7 +209,8 @@ def _static(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _running(*arguments: str) -> Iterator[None]:
-    process = subprocess.Popen(command(*arguments), env=environment())  # noqa: S603 - ours
+    started = command(*arguments)  # what it says of itself is not part of our answer
+    process = subprocess.Popen(started, env=environment(), stdout=subprocess.DEVNULL)  # noqa: S603 - ours
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ import click
 import typer
 import typer.main
 
+from fedge.proxies import spare_loopback
 from protocol.errors import FedgeError, MachineError
 
 INTERRUPTED = 130
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if arguments is None:
         _speak_utf8()
     given = sys.argv[1:] if arguments is None else arguments
+    spare_loopback(os.environ)
     _say_anywhere()
     try:
         code = cli.main(args=given, prog_name="fedge", standalone_mode=False)

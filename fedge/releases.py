@@ -55,12 +55,14 @@ def release(
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
     from base_model.release import release_adapter
+    from edge_runtime.calibrating import calibrate_release
     from fedge.gate import read_plan
     from server.log import read_log_key
     from server.releasing import log_release, note_refusal
     from server.store import RunStore
     from server.witnessing import HttpWitness
 
+    asked = [HttpWitness(url) for url in witnesses or []]
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
     plan = read_plan(run)
@@ -71,14 +73,15 @@ def release(
     key = read_log_key(log_key) if log_key else None
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
-        note = release_adapter(
+        release_adapter(
             adapter,
             base,
             texts=held_out.texts,
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
-        metrics = {"accuracy": _accuracy(adapter, base, held_out)}
+        note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.labels)
+        metrics = {"accuracy": accuracy}
         log_release(
             store,
             plan,
@@ -86,7 +89,7 @@ def release(
             rows=rows.read_bytes(),
             metrics=metrics,
             log_key=key,
-            witnesses=[HttpWitness(url) for url in witnesses or []],
+            witnesses=asked,
         )
     except FedgeError as error:
         note_refusal(run, int(adapter.parent.name), error)
@@ -105,6 +108,11 @@ def release(
         f"labels agree on {note.parity.label_agreement:.2%}; accuracy {metrics['accuracy']:.3f}, "
         "which is in the log"
     )
+    if (fit := note.calibration) is not None:
+        console.print(
+            f"temperature {fit.temperature:g}: calibration error {fit.ece_before:.3f} before, "
+            f"{fit.ece_after:.3f} after, on {fit.rows} rows"
+        )
     for folder, parity in parities.items():
         console.print(
             f"{folder}: parity {parity['max_relative']:.1e} with the released adapter, labels agree on "
@@ -159,17 +167,6 @@ def held_out_rows(path: Path, plan: Plan) -> Rows:
     from client.data import load_rows
 
     return load_rows(path, plan.task)
-
-
-def _accuracy(adapter: Path, base: Path, rows: Rows) -> float:
-    """Of the released files, as a device answers with them."""
-    from edge_runtime.base import EdgeBase
-    from edge_runtime.runtime import EdgeRuntime
-
-    runtime = EdgeRuntime(EdgeBase.open(base, verify=False))
-    runtime.activate(adapter)
-    found = [prediction.index for prediction in runtime.infer(rows.texts)]
-    return sum(map(int.__eq__, found, rows.labels)) / len(found)
 
 
 def _adapter_of(run: Path, number: int | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Make this site's keys, which never leave it, and the request that goes to the operator."""
+    from base_model.mirrors import mirror_at
     from client.settings import FINGERPRINT
     from fedge.operations.folders import free_port
     from fedge.operations.site import REQUEST, Work, make_site, read_invitation
@@ -48,6 +50,8 @@ def enrol(
 
     paths = [str(path.resolve()) if path else "" for path in (data, plan)]
     place = base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve())
+    for each in mirrors or []:
+        mirror_at(each)  # raises for what is none
     sources = [each if "://" in each else str(Path(each).resolve()) for each in mirrors or []]
     work = Work(data=paths[0], plan=paths[1], base=place, mirrors=sources, threads=threads)
     made = make_site(
@@ -79,7 +83,9 @@ def start(
     from fedge.operations.service import start_in_background, verify_port_free
     from fedge.operations.site import Site
     from fedge.operations.supervisor import LOCK, LOG, processes_of
+    from fedge.proxies import verify_proxies
 
+    verify_proxies(os.environ)
     site = Site.open(folder)
     site.verify_ready()
     _fetch_base(site)

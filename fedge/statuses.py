@@ -59,7 +59,8 @@ def tables(overview: Overview) -> Group:
         processes.add_row("supervisor", "not running", "", "")
     sites = Table("site", "state", "since", title=f"roster version {overview.roster_version}")
     for site in overview.sites:
-        sites.add_row(site.name, site.status, site.last_activated_at[:19])
+        state = "on line twice: stop one of the two" if site.twice else site.status
+        sites.add_row(site.name, state, site.last_activated_at[:19])
     head = ("run", "state", "rounds", "replies", "missing", "failed", "zeros", "cut", "epsilon")
     runs = Table(*head, title="runs")
     for run in overview.runs:

@@ -16,7 +16,8 @@ from protocol.errors import DeliveryError
 
 CANARY, STABLE = "canary", "stable"
 CHANNELS = (CANARY, STABLE)
-DEVICE_VERSION = 1  # of what a device understands; a release names the least it needs
+# Of what a device understands; a release names the least it needs. 2: `calibration` in release.json.
+DEVICE_VERSION = 2
 GATE = "urn:fedge:gate:1"  # predicate type of a gate's evidence
 MOST_CURRENT, MOST_NOTE = 65_536, 1_048_576  # bytes of <name>.current.json and of a release.json
 MOST_METADATA = {  # bytes of TUF's files, as devices take them

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, lora_scaling, target_linears
+from protocol.calibration import Calibration
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
@@ -185,6 +186,9 @@ class ReleaseNote(BaseModel):
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
     metrics: dict[Word, Annotated[float, Field(allow_inf_nan=False)]]
     parity: Parity | None = None
+    calibration: Calibration | None = Field(
+        default=None, description="of its probabilities, from the release on"
+    )
 
 
 def render_config(config: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
 from protocol.errors import MachineError
-from server.gate import TOKEN_HEADER
+from server.gate import DOUBLED_PATH, TOKEN_HEADER
 
 BUNDLE = b"""
 [project]
@@ -83,6 +83,7 @@ class Control:
 
     def __init__(self, port: int, *, authority: bytes, token: str) -> None:
         """``authority`` is the PEM certificate of the coordinator's CA."""
+        self._token = token
         self._client = _Direct.from_server_address(
             f"127.0.0.1:{port}",
             insecure=False,
@@ -126,6 +127,11 @@ class Control:
             for node in answer.nodes_info
         ]
 
+    def doubled(self) -> list[bytes]:
+        """The keys (PEM) of sites that run twice."""
+        answer = _answered(lambda: self._client.get(DOUBLED_PATH, self._token))
+        return [str(key).encode() for key in answer.json()]
+
 
 class _Direct(ControlHttpClient):  # type: ignore[misc]
     """Asks loopback itself: a proxy of the environment is for elsewhere."""
@@ -136,6 +142,11 @@ class _Direct(ControlHttpClient):  # type: ignore[misc]
         super().__init__(base_url, verify=verify, **options)
         self._client.close()
         self._client = httpx.Client(verify=verify, timeout=30.0, trust_env=False)
+
+    def get(self, path: str, token: str) -> httpx.Response:
+        """Ask the gate itself."""
+        headers = {TOKEN_HEADER.decode(): token}
+        return self._client.get(f"{self._base_url}{path}", headers=headers).raise_for_status()
 
 
 class _WithToken:

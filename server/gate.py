@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import hmac
+import json
 import logging
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -19,6 +20,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from server.doubles import Doubles
 
 log = logging.getLogger("fedge.gate")
 
@@ -34,6 +37,8 @@ CLOCKS_S = 300.0  # as in Flower: further apart, and a request is refused
 LINES = 60  # of refusals in the log, a minute
 TOKEN_HEADER = b"fedge-token"
 ROSTER_PATH = "/v1/fedge/roster"
+INSTANCE_HEADER, MOST_INSTANCE = b"fedge-instance", 64  # a start of a site, and its bytes
+DOUBLED_PATH = "/v1/control/fedge-doubled"  # to the operator: the keys of sites that run twice
 FLEET = frozenset(
     f"/v1/fleet/{call}"
     for call in (
@@ -71,6 +76,7 @@ class Gate:
         self._public, self._private = public_port, private_port
         self._enrolled, self._roster = enrolled, roster
         self._request_bytes = request_bytes
+        self._doubles = Doubles()
         self.refused = 0
         self._minute = self._noted = 0
 
@@ -97,6 +103,9 @@ class Gate:
             await _answer(send, status, b"")
         elif path == ROSTER_PATH:
             await _answer(send, 200, self._roster())
+        elif path == DOUBLED_PATH:
+            keys = self._doubles.keys(self._now().timestamp())
+            await _answer(send, 200, json.dumps([key.decode("ascii") for key in keys]).encode())
         else:
             await self._inner(scope, receive, send)
 
@@ -126,6 +135,9 @@ class Gate:
             return 401, "not enrolled"
         if fault := _unsigned(headers, key, self._now()):
             return 401, fault
+        instance = headers.get(INSTANCE_HEADER, b"")[:MOST_INSTANCE]
+        if not self._doubles.admits(key, instance, self._now().timestamp()):
+            return 409, "this site is on line already: it, or a copy of its folder, runs twice"
         return self._length(scope, headers)
 
     def _length(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str]:

@@ -15,10 +15,13 @@ from http.client import HTTPException
 from threading import Thread
 from typing import Protocol
 
-from protocol.errors import ProofError
+from protocol.addresses import shown_address, web_fault
+from protocol.errors import PlanError, ProofError
 from protocol.transparency.note import VerifierKey, lines_naming, verify_note
 from protocol.transparency.policy import Policy
 from protocol.transparency.witness import CONFLICT, AddCheckpoint
+from protocol.web_page import PEEK, page_fault
+from protocol.web_page import REMEDY as WEB_PAGE
 from server.log import RunLog
 
 MOST_BYTES = 100_000  # of an answer
@@ -42,7 +45,10 @@ class Witness(Protocol):
         ...
 
     def post(self, body: bytes) -> Answer:
-        """``add-checkpoint``. Raises OSError, HTTPException or ValueError without a usable answer."""
+        """``add-checkpoint``.
+
+        Raises OSError, HTTPException, ValueError or ProofError without a usable answer.
+        """
         ...
 
 
@@ -53,11 +59,22 @@ class HttpWitness:
     name: str  # its URL
     timeout_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        """Raises PlanError for an address that is none."""
+        if fault := web_fault(self.name):
+            raise PlanError(
+                f"the witness {shown_address(self.name)} {fault}", "correct the witness's URL"
+            )
+
     def post(self, body: bytes) -> Answer:
         """``POST <prefix>/add-checkpoint``."""
         request = urllib.request.Request(f"{self.name.rstrip('/')}/add-checkpoint", body)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:  # noqa: S310
+                if fault := page_fault(
+                    reply.status, reply.headers.get("Content-Type"), reply.peek(PEEK)
+                ):
+                    raise ProofError(f"{shown_address(reply.url)}: {fault}; {WEB_PAGE}", WEB_PAGE)
                 return Answer(status=reply.status, body=reply.read(MOST_BYTES).decode())
         except urllib.error.HTTPError as error:
             return Answer(status=error.code, body=error.read(MOST_BYTES).decode(errors="replace"))

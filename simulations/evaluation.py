@@ -35,9 +35,8 @@ class Evaluator:
 
     def __init__(self, plan: Plan, base: Path, test_file: Path) -> None:
         self._worker = worker_for(plan, base)
-        rows = load_rows(test_file, plan.task)
-        self.texts = rows.texts
-        self._rows = self._worker.encode(rows)
+        self.rows = load_rows(test_file, plan.task)
+        self._rows = self._worker.encode(self.rows)
 
     def __len__(self) -> int:
         return len(self._rows)

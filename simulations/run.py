@@ -17,6 +17,8 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
 from base_model.release import release_adapter
+from client.data import Rows
+from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
@@ -63,7 +65,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
         raise
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
-        note, refused = _release(prepared, evaluator.texts, progress)
+        note, refused = _release(prepared, evaluator.rows, progress)
     with timings.part("audit"):
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
@@ -155,7 +157,7 @@ class _Watcher:
 
 
 def _release(
-    prepared: Prepared, texts: list[str], progress: Progress
+    prepared: Prepared, rows: Rows, progress: Progress
 ) -> tuple[ReleaseNote, FedgeError | None]:
     """Release the rounds the plan names: the last one's note, and the last refusal of any."""
     plan = prepared.plan
@@ -167,7 +169,7 @@ def _release(
         for done, number in enumerate(rounds):
             progress.update("release", done, len(rounds))
             try:
-                _release_round(prepared, store, number, texts)
+                _release_round(prepared, store, number, rows)
             except FedgeError as error:
                 refused[number] = error
     finally:
@@ -183,18 +185,21 @@ def _note(prepared: Prepared, number: int) -> ReleaseNote:
     return parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
 
 
-def _release_round(prepared: Prepared, store: RunStore, number: int, texts: list[str]) -> None:
+def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows) -> None:
     """One round's; what a process that was killed has done already is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
-    if _note(prepared, number).parity is None or not (folder / EDGE_FILE).is_file():
-        release_adapter(
+    note = _note(prepared, number)
+    if note.parity is None or not (folder / EDGE_FILE).is_file():
+        note = release_adapter(
             folder,
             prepared.base,
-            texts=texts,
+            texts=rows.texts,
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
     if not (folder / PASSPORT_FILE).is_file():
+        if note.calibration is None:
+            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.labels)
         measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
         log_release(
             store,

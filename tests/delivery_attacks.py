@@ -287,7 +287,7 @@ REPOSITORY: list[tuple[Attack, str]] = [
 RELEASE: list[tuple[Attack, str]] = [
     (with_facts(base="f" * 64), "release.base"),
     (with_facts(graph="f" * 64), "release.graph"),
-    (with_facts(device_min=2), "release.device"),
+    (with_facts(device_min=3), "release.device"),
     (of_another_log, "release.log"),
     (with_facts(log_index=0), "release.passport"),
     (with_facts(round=7), "release.passport"),

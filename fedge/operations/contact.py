@@ -24,10 +24,18 @@ from protocol.documents import parse_json
 from protocol.enrolment import MAX_BYTES, SignedRoster, verify_roster
 from protocol.errors import FedgeError, ProofError
 from server.files import write_whole
-from server.gate import CLOCKS_S, KEY_HEADER, ROSTER_PATH, SIGNATURE_HEADER, TIME_HEADER
+from server.gate import (
+    CLOCKS_S,
+    INSTANCE_HEADER,
+    KEY_HEADER,
+    ROSTER_PATH,
+    SIGNATURE_HEADER,
+    TIME_HEADER,
+)
 
 CONTACT = "contact.json"
 EVERY_S, TIMEOUT_S = 20.0, 10.0
+TWICE = 409
 OF_TIME = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED
 
 
@@ -73,7 +81,7 @@ def make_contact(site: Site, now: Callable[[], datetime]) -> Contact:
     try:
         answer, body = _asked(site, now())
         status, apart = answer.status_code, _clock_apart(answer, now())
-        fault = _taken(site, body) if status == 200 else _refusal(status, apart)
+        fault = _taken(site, body) if status == 200 else _refusal(site, status, apart)
     except FedgeError as error:
         fault = error.cause
     except TimeoutError:
@@ -180,6 +188,7 @@ def _signed(site: Site, now: datetime) -> dict[str, str]:
         KEY_HEADER.decode(): b64encode(public).decode(),
         TIME_HEADER.decode(): stamp,
         SIGNATURE_HEADER.decode(): b64encode(signature).decode(),
+        INSTANCE_HEADER.decode(): site.instance,
     }
 
 
@@ -193,6 +202,8 @@ def _clock_apart(answer: httpx.Response, now: datetime) -> float | None:
 
 def _unreached(error: BaseException, now: datetime) -> str:
     """Why there was no answer: a certificate that is refused is said, with this clock where it matters."""
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy that the environment names does not let it through: {error}"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
@@ -204,7 +215,12 @@ def _unreached(error: BaseException, now: datetime) -> str:
     return fault
 
 
-def _refusal(status: int, apart: float | None) -> str:
+def _refusal(site: Site, status: int, apart: float | None) -> str:
+    if status == TWICE:
+        return (
+            f"refused: {site.settings.name} is on line twice: another copy of this folder runs; "
+            "stop one of the two, and the other is let in within a minute"
+        )
     if status == 401 and apart is not None and abs(apart) > CLOCKS_S:
         return f"refused: this clock and the coordinator's are {apart:+.0f} s apart"
     if status == 401:

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from base_model.files import locked
 from fedge.operations import flower
@@ -44,6 +46,7 @@ from fedge.operations.folders import (
     write_secret,
 )
 from fedge.operations.supervisor import Component, processes_of
+from protocol.addresses import CERTIFIED, host_fault, title_fault
 from protocol.documents import json_as
 from protocol.enrolment import (
     MAX_BYTES,
@@ -64,15 +67,29 @@ RUNS, LINK, TURN = "runs", "link.json", "turn.lock"
 TURN_S = 30.0
 RENEW, RENEW_EVERY_S = timedelta(days=30), 3600.0
 LINK_PROCESS = "superlink"
-LONGEST_NAME = 58  # behind `fedge ` in a certificate, whose names have 64
+LONGEST_NAME = CERTIFIED - len("fedge ")  # bytes
 LOOPBACK = ["localhost", "127.0.0.1"]
+
+
+def _faultless(fault: Callable[[str], str]) -> AfterValidator:
+    def check(text: str) -> str:
+        if why := fault(text):
+            raise ValueError(f"{text[:80]!r} {why}")
+        return text
+
+    return AfterValidator(check)
+
+
+listener_fault = partial(host_fault, anywhere=True)
+name_fault = partial(title_fault, most=LONGEST_NAME)
 
 
 class Public(Section):
     """What sites reach."""
 
-    hosts: list[str] = Field(min_length=1)  # in the certificate; the first is told to sites
-    address: str = "0.0.0.0"  # noqa: S104 - sites are elsewhere; the gate decides what they reach
+    # In the certificate; the first is told to sites.
+    hosts: list[Annotated[str, _faultless(host_fault)]] = Field(min_length=1)
+    address: Annotated[str, _faultless(listener_fault)] = "0.0.0.0"  # noqa: S104 - sites are elsewhere; the gate decides what they reach
     port: int = Field(default=9440, ge=1, le=65535)
 
 
@@ -93,7 +110,7 @@ class CoordinatorSettings(Section):
     """``config.toml``."""
 
     format: int = Field(default=1, ge=1, le=1)
-    name: str = Field(min_length=1, max_length=LONGEST_NAME)
+    name: Annotated[str, _faultless(name_fault)]
     public: Public
     private: Private = Private()
     limits: Limits = Limits()
@@ -306,13 +323,9 @@ def make_coordinator(
     """
     if len(set(ports)) != 3:
         raise PlanError("two ports are the same", "name three different ports")
-    if not 1 <= len(name) <= LONGEST_NAME:
-        raise PlanError(f"a name has 1 to {LONGEST_NAME} characters", "correct --name")
+    _verify_typed(hosts, address, name)
     authority = make_authority(f"fedge {name}", now=now)
-    try:
-        server = issue(authority, [*hosts, *LOOPBACK], now=now)
-    except ValueError:
-        raise PlanError(f"{', '.join(hosts)}: not names of hosts", "correct --host") from None
+    server = issue(authority, [*hosts, *LOOPBACK], now=now)
     folder = new_folder(folder)
     keys = folder / KEYS
     operator, public = new_signing_key()
@@ -337,6 +350,14 @@ def make_coordinator(
     (folder / RUNS).mkdir()
     write_whole(folder / CONFIG, _config(name, hosts, address, ports).encode())
     return Coordinator.open(folder)
+
+
+def _verify_typed(hosts: list[str], address: str, name: str) -> None:
+    typed = [("--host", host, host_fault(host)) for host in hosts]
+    typed += [("--address", address, listener_fault(address)), ("--name", name, name_fault(name))]
+    for option, text, fault in typed:
+        if fault:
+            raise PlanError(f"{option} {text[:80]!r} {fault}", f"correct {option}")
 
 
 def _with_port(host: str, port: int) -> str:

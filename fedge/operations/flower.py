@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import protocol
+from fedge.proxies import spare_loopback
 
 ROOT = Path(protocol.__file__).resolve().parent.parent  # where our packages are imported from
 
@@ -18,6 +19,7 @@ def environment(home: Path, programs: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("FLWR_") and name != "PYTHONHOME"
     }
+    spare_loopback(inherited)
     return {
         **inherited,
         "FLWR_HOME": str(home),
@@ -26,7 +28,6 @@ def environment(home: Path, programs: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "HF_HUB_OFFLINE": "1",
-        "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY"), "127.0.0.1,localhost"])),
         "PATH": str(programs),
         "PYTHONPATH": str(ROOT),
         "PYTHONSAFEPATH": "1",

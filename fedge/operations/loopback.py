@@ -15,6 +15,7 @@ from typing import Any
 
 from fedge.operations.flower import ROOT
 from fedge.operations.folders import free_port
+from fedge.proxies import spare_loopback
 from protocol.errors import FedgeError, MachineError
 
 COMMAND_S, ONLINE_S = 1800.0, 180.0
@@ -25,12 +26,14 @@ Say = Callable[[str], None]
 class Consortium:
     """A coordinator and sites in ``out``; plan, data and base are those of a prepared simulation.
 
-    ``simulated`` is that run's folder: its plan.json, and clients/NAME.jsonl for every site.
+    ``simulated`` is that run's folder: its plan.json, and clients/NAME.jsonl for every site. ``hosts`` are in
+    the coordinator's certificate.
     """
 
     out: Path
     simulated: Path
     base: Path
+    hosts: tuple[str, ...] = ("127.0.0.1",)
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +63,8 @@ class Consortium:
             ports = [str(free_port()) for _ in range(3)]
             fedge(
                 *("coordinator", "init", self.coordinator, "--json", "--name", "rehearsal"),
-                *("--host", "127.0.0.1", "--address", "127.0.0.1", "--port", ports[0]),
+                *(part for host in self.hosts for part in ("--host", host)),
+                *("--address", "127.0.0.1", "--port", ports[0]),
                 *("--private-port", ports[1], "--metrics-port", ports[2]),
             )
             stack.callback(_stop, "coordinator", self.coordinator)
@@ -115,7 +119,9 @@ def command(*arguments: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Where that process finds us."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    inherited = dict(os.environ)
+    spare_loopback(inherited)
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
 
 
 def fedge(*arguments: object, show: bool = False) -> Any:

@@ -21,11 +21,15 @@ RUN_LIST = "runs.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SiteView:
-    """An enrolled site; ``status`` is ``online``, ``offline``, ``registered`` or ``unknown``."""
+    """An enrolled site; ``status`` is ``online``, ``offline``, ``registered`` or ``unknown``.
+
+    ``twice``: its folder and a copy of it run at the same time; one of the two is refused.
+    """
 
     name: str
     status: str
     last_activated_at: str
+    twice: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,8 @@ class Overview:
 def look(coordinator: Coordinator) -> Overview:
     """The overview of this moment; what cannot be asked is ``unknown``."""
     roster = coordinator.roster()
-    status = {node.key: node for node in _nodes(coordinator)}
+    nodes, doubled = _nodes(coordinator)
+    status = {node.key: node for node in nodes}
     sites = []
     for site in roster.sites:
         node = status.get(site.node_key_pem)
@@ -81,6 +86,7 @@ def look(coordinator: Coordinator) -> Overview:
                 name=site.name,
                 status=node.status if node else "unknown",
                 last_activated_at=node.last_activated_at if node else "",
+                twice=site.node_key_pem in doubled,
             )
         )
     return Overview(
@@ -98,14 +104,15 @@ def control_of(coordinator: Coordinator) -> Control:
     return Control(port, authority=coordinator.authority, token=coordinator.token)
 
 
-def _nodes(coordinator: Coordinator) -> list[NodeState]:
+def _nodes(coordinator: Coordinator) -> tuple[list[NodeState], list[bytes]]:
+    """Nodes, and the keys of those that run twice; nothing from a SuperLink that does not answer."""
     if not is_held(coordinator.state / LOCK):
-        return []
+        return [], []
     control = control_of(coordinator)
     try:
-        return control.nodes()
+        return control.nodes(), control.doubled()
     except MachineError:
-        return []
+        return [], []
     finally:
         control.close()
 

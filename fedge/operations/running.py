@@ -17,6 +17,15 @@ from fedge.operations.coordinator import Coordinator
 from fedge.operations.locks import is_held
 from fedge.operations.overview import control_of, known_runs, note_run, read_outcome
 from fedge.operations.supervisor import LOCK
+from fedge.operations.waiting import (
+    Words,
+    away,
+    doubled,
+    failures,
+    missed_in,
+    not_begun,
+    said_of_doubled,
+)
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
 from protocol.legality import verify_legal
 from protocol.plan import Plan
@@ -69,8 +78,11 @@ def run_to_the_end(coordinator: Coordinator, wanted: Order, report: Report) -> d
     control = control_of(coordinator)
     try:
         outcome = _Watch(coordinator, control, wanted, report).until_it_ends()
+        twice = [] if outcome["finished"] else doubled(coordinator, control)
     finally:
         control.close()
+    if twice:  # others are blamed for what two sites of one name did
+        outcome = outcome | {"cause": f"{said_of_doubled(twice)}. {outcome.get('cause')}"}
     if not outcome["finished"]:
         raise _error(outcome)
     return outcome
@@ -95,6 +107,9 @@ class _Watch:
         self._seen = False  # the app of the present submission at work
         self._gone_since: float | None = None
         self._next_look, self._short = 0.0, False
+        self._words = Words(time.monotonic())
+        self._failed: set[str] = set()
+        self._twice: list[str] = []
 
     def until_it_ends(self) -> dict[str, Any]:
         self._reached = published_rounds(self._folder)
@@ -103,6 +118,7 @@ class _Watch:
             self._report(self._reached, "the run is at work already; watching it")
         else:
             (self._folder / OUTCOME).unlink(missing_ok=True)
+            list(failures(self._folder, self._failed))  # of an earlier start: told already
             self._submit_first()
         while True:
             if (outcome := self._step()) is not None:
@@ -113,32 +129,44 @@ class _Watch:
         rounds = published_rounds(self._folder)
         if rounds > self._reached:
             self._reached, self._tries, self._raised = rounds, 0, 0
-            self._report(rounds, f"round {rounds} is published")
+            missed = missed_in(self._folder, rounds)
+            without = f", without {missed}" if missed else ""
+            self._report(rounds, f"round {rounds} is published{without}")
+        for line in failures(self._folder, self._failed):
+            self._report(rounds, line)
         if self._at_work():
             self._seen, self._gone_since = True, None
+            self._words = Words(time.monotonic())
             self._tell_of_sites()
             return None
         if (outcome := read_outcome(self._folder)) is not None:
             return outcome
         if self._dead():
             self._submit_again()
+        elif (seconds := self._words.due(time.monotonic())) is not None:
+            self._report(rounds, not_begun(self._coordinator, self._control, self._run, seconds))
         return None
 
     def _tell_of_sites(self) -> None:
-        """Say when too few sites are on line for the quorum, and when they are back."""
+        """Say when too few sites are on line for the quorum, who is missing, and when they are back."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
         with suppress(MachineError):  # the SuperLink is being started again
-            online = sum(node.status == "online" for node in self._control.nodes())
+            online, missing = away(self._coordinator, self._control)
             cohort = self._wanted.plan.cohort
             if (online < cohort.quorum) != self._short:
                 self._short = not self._short
                 then = f"waiting up to {cohort.deadline_s:g} s" if self._short else "going on"
+                names = f" for {missing}" if self._short and missing else ""
                 self._report(
                     self._reached,
-                    f"{online} sites are on line, the quorum is {cohort.quorum}: {then}",
+                    f"{online} sites are on line, the quorum is {cohort.quorum}: {then}{names}",
                 )
+        twice = doubled(self._coordinator, self._control)
+        if twice and twice != self._twice:
+            self._report(self._reached, said_of_doubled(twice))
+        self._twice = twice
 
     def _at_work(self) -> bool:
         return is_held(self._folder / ".lock")
@@ -178,7 +206,7 @@ class _Watch:
 
     def _submit_first(self) -> None:
         """A SuperLink that is being started is waited for; one that nobody keeps is not."""
-        until = time.monotonic() + RESTART_S
+        until, told = time.monotonic() + RESTART_S, False
         while True:
             try:
                 self._submit(resume=self._wanted.resume)
@@ -187,6 +215,12 @@ class _Watch:
                 kept = is_held(self._coordinator.state / LOCK)
                 if not kept or time.monotonic() > until:
                     raise
+                if not told:
+                    self._report(
+                        self._reached,
+                        f"the SuperLink does not answer: waiting up to {RESTART_S:g} s",
+                    )
+                told = True
                 time.sleep(POLL_S)
 
     def _submit(self, *, resume: bool) -> None:
@@ -201,6 +235,7 @@ class _Watch:
             config["roster"] = str(self._coordinator.roster_file)
         self._run = self._control.start_run(config)
         self._seen, self._gone_since = False, None
+        self._words = Words(time.monotonic())
         note_run(
             self._coordinator,
             wanted.folder,

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
+from client.node import INSTANCE
 from client.settings import FINGERPRINT, MOST_THREADS
 from client.trainer import LONGEST_PATH, check_path
 from fedge.operations import flower
@@ -46,6 +48,7 @@ from fedge.operations.folders import (
     write_secret,
 )
 from fedge.operations.supervisor import Component
+from protocol.addresses import endpoint_fault
 from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
@@ -84,11 +87,12 @@ class SiteSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """An opened folder, by its full path."""
+    """An opened folder, by its full path; ``instance`` tells this opening of it from that of a copy."""
 
     folder: Path
     settings: SiteSettings
     invitation: Invitation
+    instance: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> Site:
@@ -211,7 +215,10 @@ class Site:
         # What one of them knows of a message is lost with it: the other would wait for a minute.
         return [
             Component(
-                name="supernode", command=node, environment=environment, takes_along=("apps",)
+                name="supernode",
+                command=node,
+                environment=environment | {INSTANCE: self.instance},
+                takes_along=("apps",),
             ),
             Component(
                 name="apps",
@@ -307,13 +314,18 @@ def read_invitation(path: Path) -> Invitation:
     try:
         invitation = json_as(Invitation, read_settings_text(path))
         x509.load_pem_x509_certificate(invitation.authority.encode("ascii"))
-        return invitation
     except OSError as error:
         raise MachineError(
             f"{path}: cannot be read: {error.strerror}", "name the operator's invitation.json"
         ) from None
     except ValueError:
         raise MachineError(f"{path}: not an invitation", "ask the operator for it again") from None
+    if fault := endpoint_fault(invitation.address):
+        raise MachineError(
+            f"{path}: `address` {invitation.address[:80]!r} {fault}",
+            "ask the operator, whose `fedge coordinator init --host` names it; or correct this file",
+        )
+    return invitation
 
 
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -450,6 +450,27 @@ def test_parity_against_a_bound_of_its_own(kinds: Callable[[str], Path], tmp_pat
         assert any("not within the plan's bound" in fault for fault in faults), faults
 
 
+def test_a_temperature_before_a_release_or_out_of_its_bounds(
+    kinds: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shares = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.5)
+    honest = {"temperature": 1.5, "rows": 1} | shares
+    for number, fit, cause in (
+        (1, honest, "without a release"),
+        (2, honest | {"temperature": 0.0}, "temperature"),
+        (2, honest | {"rows": 0}, "rows"),
+        (2, honest | {"ece_after": 1.5}, "ece_after"),
+        (2, honest | {"bias": 1.0}, "bias"),
+    ):
+        forger = Forger(linked(kinds("secret"), tmp_path / "forged"))
+        name = f"rounds/{number:04d}/adapter/release.json"
+        note = json.loads((forger.run / name).read_text())
+        note["calibration"] = fit
+        forger.republish(name, (json.dumps(note, indent=1) + "\n").encode())
+        faults = audit(Folder(forger.sign_all()), Trust()).rounds[number].faults
+        assert any(cause in fault for fault in faults), (fit, faults)
+
+
 def test_the_manifest_against_an_own_base(kinds: Callable[[str], Path], tmp_path: Path) -> None:
     """Without a base its other fields are named; with one they are compared, and the files too."""
     honest, base = kinds("secret"), tmp_path / "base"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,20 +12,25 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from fedge.devices import devices
+from fedge.operations.contact import last_contact
 from fedge.operations.coordinator import Coordinator
+from fedge.operations.folders import free_port
 from fedge.operations.loopback import Consortium, environment, fedge
 from fedge.operations.overview import look
+from fedge.operations.site import Site
 from simulations.experiment import load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
+from tests.connect_proxy import ConnectProxy
 
+OUTSIDE = "coordinator.example"
 Stage = TypeVar("Stage", bound=Consortium)
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -191,10 +197,78 @@ def test_a_site_that_is_needed_is_waited_for(experiment_file: Path, tmp_path: Pa
         fedge("client", "start", stage.site(stage.names[0]))
         _, said = run.communicate(timeout=300)
         assert run.returncode == 0, said
-    assert "3 sites are on line, the quorum is 4: waiting up to 60 s" in said
+    assert "3 sites are on line, the quorum is 4: waiting up to 60 s for client-0000" in said
     assert "4 sites are on line, the quorum is 4: going on" in said
     records = [json.loads(p.read_text()) for p in sorted((out / "rounds").glob("*/record.json"))]
     assert [len(record["used"]) for record in records] == [0, 4, 4, 4]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehindProxy(Consortium):
+    """Its first site reaches the coordinator by a name that the proxy alone knows."""
+
+    def enrol(self, name: str) -> None:
+        super().enrol(name)
+        if name == self.names[0]:
+            port = Coordinator.open(self.coordinator).settings.public.port
+            path = self.site(name) / "coordinator.json"
+            invitation = json.loads(path.read_text()) | {"address": f"{OUTSIDE}:{port}"}
+            path.write_text(json.dumps(invitation))
+
+
+@pytest.mark.slow
+def test_a_consortium_with_proxy_variables_set(
+    experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One site is behind the proxy; whatever is on this machine is never asked of it, or of a closed port."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    stage = staged(BehindProxy, experiment_file, tmp_path, ["plan.cohort.quorum=4"])
+    stage = replace(stage, hosts=("127.0.0.1", OUTSIDE))
+    with ConnectProxy({OUTSIDE}) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with stage.running(lambda text: None):
+            out = tmp_path / "run"
+            done = fedge(*stage.run_command(out, resume=False)[4:])
+        assert done["rounds"] == 2
+        assert {target.partition(":")[0] for target in proxy.asked} == {OUTSIDE}
+
+
+@pytest.mark.slow
+def test_a_site_that_runs_twice_is_named(experiment_file: Path, tmp_path: Path) -> None:
+    """Its copy is refused and named; the run goes on with all, and nobody else is blamed."""
+    stage = staged(Consortium, experiment_file, tmp_path, ["plan.rounds=4"])
+    out = tmp_path / "run"
+    with stage.running(lambda text: None):
+        original = stage.site(stage.names[0])
+        copy = tmp_path / "copied"
+        shutil.copytree(original, copy, ignore=shutil.ignore_patterns("state", "socket"))
+        (copy / "state").mkdir()
+        settings = (copy / "config.toml").read_text()
+        port = Site.open(original).settings.port
+        (copy / "config.toml").write_text(
+            settings.replace(f"port = {port}", f"port = {free_port()}")
+        )
+        fedge("client", "start", copy)
+        try:
+            run = subprocess.Popen(
+                stage.run_command(out, resume=False),
+                env=environment(),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            _, said = run.communicate(timeout=400)
+            overview = look(Coordinator.open(stage.coordinator))
+            copied = last_contact(Site.open(copy))
+        finally:
+            fedge("client", "stop", copy)
+    assert run.returncode == 0, said
+    assert f"{stage.names[0]} is on line twice" in said
+    assert [site.name for site in overview.sites if site.twice] == [stage.names[0]]
+    assert copied is not None
+    assert f"{stage.names[0]} is on line twice" in copied.fault
 
 
 def signal_site(folder: Path, number: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from edge_runtime.fetching import Fetcher
 from edge_runtime.settings import Device
+from protocol.errors import DeliveryError
 from tests.delivery_world import World, in_use, refused, update
 
 
@@ -135,7 +136,7 @@ def test_a_server_that_answers_another_range(world: World, monkeypatch: pytest.M
 def test_redirects_are_not_followed(world: World) -> None:
     world.publish()
     handler = partial(Elsewhere, directory=str(world.repository.folder))
-    with serving(handler) as url, refused("download.failed"):
+    with serving(handler) as url, refused("download.webpage"):
         update(at(world, url))
 
 
@@ -186,4 +187,32 @@ def test_a_pipe_in_a_folder_does_not_hold_the_agent(tmp_path: Path) -> None:
 )
 def test_an_address_that_is_none_is_a_failed_download(world: World, address: str) -> None:
     with refused("download.failed"):
-        update(at(world, address))
+        update(at(world, "http://h.example").model_copy(update={"repository": address}))
+
+
+class Login(Quiet):
+    """A network that wants a login: its page, with status 200, whatever is asked for."""
+
+    def do_GET(self) -> None:
+        body = b"<!DOCTYPE html><title>Guest network</title>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_login_page_and_a_wrong_path_get_their_own_advice(world: World) -> None:
+    world.publish()
+    for handler, code, advice in (
+        (Login, "download.webpage", "sign in where this network asks for it"),
+        (Elsewhere, "download.webpage", "or correct the address"),
+        (partial(Quiet, directory=str(world.folder)), "download.failed", "correct `repository`"),
+    ):
+        with serving(handler) as url:
+            device = world.device(repository=url)
+            with pytest.raises(DeliveryError) as caught:
+                update(device)
+        assert caught.value.code == code
+        assert advice in caught.value.remedy
+        assert "evidence" not in caught.value.remedy

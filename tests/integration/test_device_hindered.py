@@ -50,10 +50,10 @@ def rot(device: Device, release: str) -> None:
 def fail_often(service: Service, monkeypatch: pytest.MonkeyPatch, release: str) -> None:
     real = EdgeRuntime.infer
 
-    def failing(self: EdgeRuntime, texts: Any, adapter: Any = None) -> Any:
+    def failing(self: EdgeRuntime, texts: Any, adapter: Any = None, *more: Any) -> Any:
         if adapter is not None and adapter.folder.name == release:
             raise RuntimeError("as ONNX Runtime would")
-        return real(self, texts, adapter)
+        return real(self, texts, adapter, *more)
 
     monkeypatch.setattr(EdgeRuntime, "infer", failing)
     for _ in range(service.device.faults):

@@ -147,10 +147,10 @@ def test_a_release_that_fails_at_run_time_is_left(world: World, monkeypatch: Any
     service = Service(device, clock=lambda: clock[0])
     real = EdgeRuntime.infer
 
-    def failing(self: EdgeRuntime, texts: Any, adapter: Any = None) -> Any:
+    def failing(self: EdgeRuntime, texts: Any, adapter: Any = None, *more: Any) -> Any:
         if adapter is not None and adapter.folder.name == offers[1]:
             raise RuntimeError("as ONNX Runtime would")
-        return real(self, texts, adapter)
+        return real(self, texts, adapter, *more)
 
     monkeypatch.setattr(EdgeRuntime, "infer", failing)
     for _ in range(20):  # once in a long while is no reason
@@ -200,7 +200,12 @@ def test_the_serving_process_follows_the_store_and_loads_no_tuf(world: World) ->
             agent.roll_back(device, "tests", now())
             wait_for(lambda: post(port, {"texts": TEXTS})[1]["release"] == offers[0] or None)
             assert process.stdout is not None
-            loaded = set(process.stdout.readline().decode().split())
+            lines = iter(process.stdout.readline, b"")
+            loaded = set(
+                next(line for line in lines if not line.startswith(b"listening on"))
+                .decode()
+                .split()
+            )
         finally:
             process.send_signal(signal.SIGTERM)
         process.wait(20)

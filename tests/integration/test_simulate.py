@@ -116,6 +116,11 @@ def test_the_released_adapter_runs_on_a_device(finished: tuple[Path, Summary]) -
         for prediction, row in zip(runtime.infer([row["text"] for row in rows]), rows, strict=True)
     )
     assert right / len(rows) == pytest.approx(summary.accuracy_federated)
+    fit = read(folder / "rounds/0010/adapter/release.json")["calibration"]
+    assert fit["rows"] == len(rows)
+    assert fit["nll_after"] <= fit["nll_before"] + 0.01
+    earlier = sorted((folder / "rounds").glob("000[1-9]/adapter/release.json"))
+    assert {read(path)["calibration"] for path in earlier} == {None}
 
 
 def test_a_finished_run_that_is_resumed_repeats_nothing(finished: tuple[Path, Summary]) -> None:

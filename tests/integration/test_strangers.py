@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -33,6 +36,8 @@ from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.folders import free_port
 from fedge.operations.overview import control_of, look
 from fedge.operations.site import Site, Work, make_site, read_invitation, read_node_key
+from fedge.operations.supervisor import processes_of
+from fedge.operations.waiting import away, doubled, not_begun, said_of_doubled
 from protocol.errors import MachineError
 from tests.unit.fedge.test_command_line import fedge
 
@@ -258,6 +263,57 @@ def test_a_port_that_is_taken_is_said_at_once(coordinator: Coordinator, tmp_path
     assert "cannot be listened at" in done.stderr
     status = fedge("coordinator", "status", other.folder)
     assert status.returncode == 8
+
+
+def test_a_copied_folder_is_named_and_only_the_copy_is_refused(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    first = site(coordinator, tmp_path, "ward-twice")
+    other = site(coordinator, tmp_path, "ward-once")
+    for each in (first, other):
+        request = (each.folder / "request.json").read_bytes()
+        coordinator.admit(request, source="r")
+    wait_for(lambda: make_contact(other, now).status == 200)
+    copy = Site.open(shutil.copytree(first.folder, tmp_path / "copy"))
+    assert make_contact(first, now).status == 200
+    assert make_contact(copy, now).status == 200  # it might be a start of the same site
+    again = make_contact(first, now)
+    assert (again.status, again.fault) == (200, "")
+    refused = make_contact(copy, now)
+    assert refused.status == 409
+    assert "ward-twice is on line twice" in refused.fault
+    assert make_contact(other, now).status == 200
+    twice = {view.name: view.twice for view in look(coordinator).sites}
+    assert (twice["ward-twice"], twice["ward-once"]) == (True, False)
+    shown = fedge("status", coordinator.folder, "--once").stdout
+    assert "on line twice" in shown
+    control = control_of(coordinator)
+    try:
+        assert said_of_doubled(doubled(coordinator, control)).startswith("ward-twice is on line")
+    finally:
+        control.close()
+
+
+def test_a_run_says_what_it_waits_for(coordinator: Coordinator) -> None:
+    """Nobody starts its app; then it is said who that is, and after five minutes it is an error."""
+    starter = next(p for p in processes_of(coordinator.state) if p.name == "superexec")
+    assert starter.pid
+    control = control_of(coordinator)
+    os.kill(starter.pid, signal.SIGSTOP)
+    try:
+        run = control.start_run({"plan": "", "base": "", "run": ""})
+        said = not_begun(coordinator, control, run, 10)
+        assert "pending for 10 s and its app has not begun" in said
+        assert "`superexec`, which starts it, is up" in said
+        with pytest.raises(MachineError, match="has not begun"):
+            not_begun(coordinator, control, run, 301)
+        online, missing = away(coordinator, control)
+        assert online == 0
+        assert all(site.name in missing for site in coordinator.roster().sites[:8])
+        control.stop_run(run)
+    finally:
+        os.kill(starter.pid, signal.SIGCONT)
+        control.close()
 
 
 def test_a_proxy_of_the_environment_is_for_elsewhere(

@@ -167,7 +167,7 @@ def check_release_note(
     """P-5.3."""
     folder = f"rounds/{leaf['round']:04d}/adapter/"
     note = json.loads((documents.run / folder / RELEASE).read_text())
-    parity = note.pop("parity")
+    parity, calibration = note.pop("parity"), note.pop("calibration")
     beside = {name.removeprefix(folder): d for name, d in about.items() if name.startswith(folder)}
     del beside[RELEASE]
     assert note == {
@@ -186,6 +186,13 @@ def check_release_note(
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
         assert sorted(parity) == ["absolute", "bound", "label_agreement", "max_relative", "rows"]
+    if calibration is not None:  # P-5.5
+        assert parity is not None
+        shares = ["ece_after", "ece_before", "nll_after", "nll_before"]
+        assert sorted(calibration) == [*shares, "rows", "temperature"]
+        assert 0.05 <= calibration["temperature"] <= 20
+        assert all(calibration[name] >= 0 for name in shares)
+        assert all(calibration[name] <= 1 for name in shares[:2])
 
 
 def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None:

@@ -153,7 +153,8 @@ def test_a_site_takes_newer_rosters_of_its_operator_only(
 
 
 @pytest.mark.parametrize(
-    ("hosts", "ports"), [(["é"], (1, 2, 3)), (["a"], (1, 1, 2)), (["x" * 70 + ".org"], (1, 2, 3))]
+    ("hosts", "ports"),
+    [(["é"], (1, 2, 3)), (["a"], (1, 1, 2)), (["x" * 60 + ".xxxxx.org"], (1, 2, 3))],
 )
 def test_nothing_is_made_of_wrong_names_or_ports(
     tmp_path: Path, hosts: list[str], ports: tuple[int, int, int]

@@ -16,6 +16,7 @@ from fedge.operations.locks import held_lock
 from fedge.operations.overview import known_runs, note_run, run_view
 from fedge.operations.running import _error, order, run_to_the_end
 from fedge.operations.site import Work, make_site, read_invitation
+from fedge.operations.waiting import Words, failures, missed_in
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
 from server.app import note_outcome
 from tests.unit.fedge.test_command_line import fedge
@@ -108,6 +109,28 @@ def test_an_outcome_keeps_its_exit_code(tmp_path: Path) -> None:
     note_outcome(tmp_path, None)
     with held_lock(tmp_path / ".lock"):
         assert run_view(tmp_path, entry).state == "running"
+
+
+def test_a_word_comes_after_ten_seconds_and_ever_more_rarely() -> None:
+    words = Words(100.0)
+    said = [at for at in range(100, 800) if words.due(float(at)) is not None]
+    assert said == [110, 130, 170, 250, 410, 570, 730]
+
+
+def test_failed_attempts_and_missing_clients_are_told_once(tmp_path: Path) -> None:
+    rounds, known = tmp_path / "rounds", set[str]()
+    (rounds / "0003").mkdir(parents=True)
+    dropped = [{"client": "ward-2", "reason": "no-reply", "detail": "mask: no answer"}]
+    record = json.dumps({"round": 3, "dropped": dropped})
+    (rounds / "0003.attempt1.json").write_text(record)
+    (rounds / "0003.attempt2.json").write_text("[]")
+    (rounds / "0003" / "record.json").write_text(record)
+    assert list(failures(tmp_path, known)) == [
+        "round 3, an attempt failed: ward-2 (mask: no answer)"
+    ]
+    assert list(failures(tmp_path, known)) == []
+    assert missed_in(tmp_path, 3) == "ward-2 (mask: no answer)"
+    assert missed_in(tmp_path, 4) == ""
 
 
 def test_a_run_in_the_same_folder_takes_the_place_of_the_earlier(

@@ -1,0 +1,52 @@
+"""Answers by one base and one adapter for as long as the process lives: no repository, no store, no swap."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.base import EdgeBase
+from edge_runtime.runtime import ONE, EdgeRuntime, Wanted
+from edge_runtime.service import Answer
+from protocol.errors import DeliveryError
+from protocol.peft_format import RELEASE_FILE
+from protocol.regular_files import read_regular
+
+if TYPE_CHECKING:
+    from protocol.transparency.policy import Policy
+
+
+class SingleService:
+    """Safe to ask from many threads, as :class:`edge_runtime.service.Service` is."""
+
+    def __init__(
+        self, base: Path, adapter: Path | None, policy: Policy | None = None, *, threads: int = 0
+    ) -> None:
+        """Open and check both. Raises ArtefactError or ProofError."""
+        self.runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
+        self._release: str | None = None
+        if adapter is None:
+            self.runtime.base.own_labels()  # raises here rather than at every answer
+        else:
+            self.runtime.activate(adapter)
+            self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
+
+    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
+        """Raises DeliveryError `serve.failed`."""
+        try:
+            found = self.runtime.infer(texts, wanted=wanted)
+            if not all(math.isfinite(answer.score) for answer in found):
+                raise ArithmeticError("the answer is not finite")
+        except Exception as error:  # ONNX Runtime raises types of its own
+            raise DeliveryError(
+                "serve.failed", f"the adapter failed: {type(error).__name__}", "ask again"
+            ) from None
+        return Answer(release=self._release, seq=None, predictions=found)
+
+    def health(self) -> dict[str, Any]:
+        """Plain values: what is served."""
+        base = self.runtime.base.manifest.fingerprint
+        return {"status": "ok", "release": self._release, "seq": None, "base": base}
