@@ -152,7 +152,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         )
     if phase is Phase.MASK:
         _verify_ready(message, context, plan, manifest)
-    roles = rule_named(plan.rule.name).roles(instruction.round)
+    roles = rule_named(plan.rule.name).roles(plan.turn(instruction.round))
     member = Member(
         name=name,
         key=key,

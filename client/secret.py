@@ -33,7 +33,7 @@ from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
-from protocol.secagg.openings import Opening, alive_digest, verify_opening
+from protocol.secagg.openings import Opening, alive_digest, verify_beside, verify_opening
 from protocol.secagg.primitives import RandomBytes, Suite, Word, client_id
 from protocol.secagg.session import (
     BY_LOG,
@@ -179,7 +179,11 @@ class Member:
         self.receipts.while_open(
             session.sid,
             opening.rid,
-            lambda: self.openings.note(self.plan_digest, instruction, opening),
+            lambda: self.openings.note(
+                self.plan_digest,
+                opening,
+                lambda: self._verify_opening(instruction, session.sid, opening.alive),
+            ),
         )
         self._spend(instruction, session)
         return shares
@@ -265,6 +269,11 @@ class Member:
     ) -> None:
         before = self.openings.of(self.plan_digest)
         verify_opening(before, sid=sid, instruction=instruction, alive=alive)
+        adapter = instruction.adapter_digest
+        beside = self.openings.beside(self.plan_digest, adapter)
+        # A start that the plan's seed gives is as new as the plan: its owner has agreed to both.
+        if beside and (self.plan.start is not None or adapter != self.first()):
+            verify_beside(beside, alive=alive)
 
     def _verify_voids(
         self, openings: Sequence[Opening], sid: bytes, instruction: Instruction
@@ -312,8 +321,14 @@ class Member:
             return
         known = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
+        privacy, before = self.plan.privacy, self.plan.spent_before
         mine = [entry for entry in known if entry.plan == self.plan_digest]
-        verify_affordable(mine, self.name, self.plan.privacy, cost)
+        verify_affordable(mine, self.name, privacy, cost, before)
+        if self.plan.start is not None:  # the plan may say less than this client knows
+            lineage = {self.plan_digest, *self.plan.start.plans}
+            own = [entry for entry in known if entry.plan in lineage]
+            without_count = privacy.model_copy(update={"rounds_per_client": 0})
+            verify_affordable(own, self.name, without_count, cost)
         everything = sum((entry.spent for entry in known), cost)
         if math.isfinite(self.limit) and (
             (after := epsilon(everything, delta=LIMIT_DELTA)) > self.limit
@@ -360,7 +375,8 @@ class Member:
         self, encoding: Encoding, instruction: Instruction, contribute: Callable[[], Contribution]
     ) -> Word:
         """What is masked; whatever fails here, nobody else learns that this client failed. (P-4.4)"""
-        seed = seed_from("rounding", self.plan.seed, instruction.round, self.name)
+        turn = self.plan.turn(instruction.round)
+        seed = seed_from("rounding", self.plan.seed, turn, self.name)
 
         def encode(given: Contribution) -> Word:
             return encoding.words(given, np.random.default_rng(seed), self.random)
@@ -369,7 +385,9 @@ class Member:
 
 
 def first_digest(plan: Plan, manifest: Manifest) -> str:
-    """Digest of round 0's adapter: nobody chooses it. (P-2.3)"""
+    """Digest of round 0's adapter: the plan names it, or nobody chooses it. (P-2.3)"""
+    if plan.start is not None:
+        return plan.start.adapter
     state = initial_state(plan, manifest, rule_named(plan.rule.name))
     return vector_digest(adapter_layout(plan, manifest, rank=state.rank).flatten(state.adapter))
 

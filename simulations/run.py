@@ -98,7 +98,9 @@ def run_federated(
         deadline_s=plan.cohort.deadline_s,
     )
     server = make_app(clock=clock, listener=watcher)
-    server(grid, server_context({**config, "run": str(prepared.out), "resume": True}))
+    start = str(prepared.experiment.start_folder or "")
+    own_config = {"run": str(prepared.out), "resume": True, "start": start}
+    server(grid, server_context({**config, **own_config}))
     watcher.catch_up()
 
 
