@@ -1,4 +1,4 @@
-"""Whether a plan may go on from the adapter that it names, as (severity, field, cause, remedy). (P-4.10)"""
+"""Whether a plan may go on from the adapter that it names, as (severity, field, cause, remedy). (P-4.11)"""
 
 from __future__ import annotations
 

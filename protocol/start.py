@@ -1,4 +1,4 @@
-"""The adapter that a run begins with, when it goes on from another run's. (P-2.5, docs/adr/0038)
+"""The adapter that a run begins with, when it goes on from another run's. (P-4.11, docs/adr/0038)
 
 A plan names it by digest, with the runs that it is of and what their clients spent: whoever agrees to the
 plan agrees to that. Where the files are is each party's own business.

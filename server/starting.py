@@ -1,4 +1,4 @@
-"""The adapter that a run goes on from: a round of another run's folder, against what the plan names. (P-4.10)
+"""The adapter that a run goes on from: a round of another run's folder, against what the plan names. (P-4.11)
 
 Whatever does not fit is refused before round 0 exists. What the plan says of the earlier log is for auditors:
 the coordinator needs the checkpoint, and whom that run has asked for sums of this very adapter.
@@ -6,13 +6,14 @@ the coordinator needs the checkpoint, and whom that run has asked for sums of th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from protocol.adapter import adapter_layout, verify_magnitude
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from_text
@@ -131,18 +132,25 @@ def _plan_before(folder: Path, start: Start) -> Plan:
 def _asked(folder: Path, adapter: str) -> Iterator[list[list[str]]]:
     """Whom that run has asked for sums of this adapter, by its records: of a last round nobody."""
     number = int(folder.name) + 1
-    while (record := _record(folder.parent / f"{number:04d}")).get("adapter_in") == adapter:
-        if record.get("asked"):
-            yield record["asked"]
+    while (record := _record(folder.parent / f"{number:04d}")).adapter_in == adapter:
+        if record.asked:
+            yield record.asked
         number += 1
 
 
-def _record(folder: Path) -> dict[str, Any]:
+class _Record(BaseModel):
+    """What is needed of a round's record."""
+
+    adapter_in: str = ""
+    asked: list[list[str]] = []
+
+
+def _record(folder: Path) -> _Record:
     """Of a round, where it is there: a copy for auditors may lack it."""
     path = folder / RECORD
     try:
-        return dict(json.loads(read_regular_text(path)))
+        return json_as(_Record, read_regular_text(path))
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError):
+        return _Record()
+    except (OSError, UnicodeDecodeError, OddError):
         raise ArtefactError(f"{path} is damaged", "restore the run's folder") from None

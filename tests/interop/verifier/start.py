@@ -36,7 +36,7 @@ def orthonormal(named: int, length: int, r: int) -> Reals:
 
 
 def taken_over(documents: Documents, start: dict[str, Any]) -> Tensors:
-    """P-4.10: the adapter that the plan names, from the round's own checkpoint."""
+    """P-4.11: the adapter that the plan names, from the round's own checkpoint."""
     assert start["rank"] == documents.rank
     data = (documents.run / "rounds/0000/checkpoint.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")

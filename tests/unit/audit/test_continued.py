@@ -113,11 +113,8 @@ CENTRALLY: dict[str, Any] = PLAIN | {
 }
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [pytest.param(NOISY, marks=pytest.mark.slow), CENTRALLY],
-    ids=["distributed", "central"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", [NOISY, CENTRALLY], ids=["distributed", "central"])
 def test_what_was_spent_counts_on(sections: dict[str, Any], tmp_path: Path) -> None:
     """Epsilon of 1 and 1 rounds is that of 2, in the record, the audit, the plan and the next plan."""
     whole = make_run(tmp_path / "whole", rounds=2, **sections)
