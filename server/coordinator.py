@@ -29,6 +29,7 @@ from server.asked import asked_before
 from server.attempt import Attempt
 from server.clock import Clock
 from server.counted import warnings_of
+from server.history import append_events, catch_up, events_of
 from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
@@ -115,10 +116,13 @@ class _Run:
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
+        numbers = range(1, record["round"] + 1)
+        catch_up(self._store.folder, map(self._store.record, numbers), self._plan, now=time.time())
         self._tend()
         self._verify_voids(record["round"])
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
+            append_events(self._store.folder, events_of(record, self._plan, now=time.time()))
             self._tend()
             if self._setting.listener:
                 self._setting.listener.on_round(record, state.adapter)

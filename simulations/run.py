@@ -7,6 +7,8 @@ begins, so a run that was killed at any moment continues with ``resume=True``.
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from base_model.release import release_adapter
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
+from server.history import append_events, evaluation_event
 from server.releasing import log_release
 from server.store import RunStore
 from simulations.clock import VirtualClock
@@ -141,7 +144,10 @@ class _Watcher:
         self._since = self._timings.now()
 
     def _measure(self, number: int, tensors: Tensors) -> None:
-        save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
+        measured = self._evaluator.measure(tensors)
+        save_evaluation(self._prepared.out, number, measured)
+        event = evaluation_event(self._prepared.plan, number, asdict(measured), now=time.time())
+        append_events(self._prepared.out, iter([event]))
 
 
 def _release(prepared: Prepared, texts: list[str], progress: Progress) -> ReleaseNote:

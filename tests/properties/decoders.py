@@ -174,6 +174,7 @@ ELSEWHERE = {
     "server.delivery.keys:read_keys": "keys of this machine's own",
     "server.delivery.releases:read_current": "protocol.delivery:decode behind TUF's digests",
     "server.delivery.releases:read_facts": "protocol.delivery:decode behind TUF's digests",
+    "server.history:read_history": "lines by json_as (tests/unit/server/test_history.py)",
     "server.starting:read_beginning": "plan_from_text, decode_checkpoint, parse_json",
     "server.log:read_log_key": "a key of this machine's own",
 }
