@@ -203,7 +203,7 @@ def _mask(message: Message, context: Context) -> RecordDict:
     if wire.SECAGG in message.content:
         return _in_secret(Phase.MASK, message, context)
     plan = plan_of(context)
-    from client.secret import verify_limit
+    from client.budget import verify_limit
 
     if plan.secrecy.exchange != "plain":  # nobody talks a client out of its plan
         raise SecrecyError(

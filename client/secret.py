@@ -14,18 +14,18 @@ from functools import cached_property
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
 from client.ledger import Ledger
 from client.openings import Openings
 from client.receipts import Receipts
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
-from protocol.errors import PrivacyError, SecrecyError
+from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.privacy.accounting import epsilon
-from protocol.privacy.ledger import Entry, distributed_numbers, verify_affordable
+from protocol.privacy.ledger import Entry, distributed_numbers
 from protocol.privacy.planned import mechanism_of
 from protocol.rules import rule_named
 from protocol.secagg import client as core
@@ -55,7 +55,6 @@ from protocol.transparency.shown import Given, Incoming, Place, Shown, decode_te
 from protocol.wire import Instruction, instruction_digest
 
 RUN_ID_BYTES = 16
-LIMIT_DELTA = 1e-6  # of a client's own limit, whatever a plan's delta is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,22 +320,8 @@ class Member:
             return
         known = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
-        privacy, before = self.plan.privacy, self.plan.spent_before
-        mine = [entry for entry in known if entry.plan == self.plan_digest]
-        verify_affordable(mine, self.name, privacy, cost, before)
-        if self.plan.start is not None:  # the plan may say less than this client knows
-            lineage = {self.plan_digest, *self.plan.start.plans}
-            own = [entry for entry in known if entry.plan in lineage]
-            without_count = privacy.model_copy(update={"rounds_per_client": 0})
-            verify_affordable(own, self.name, without_count, cost)
-        everything = sum((entry.spent for entry in known), cost)
-        if math.isfinite(self.limit) and (
-            (after := epsilon(everything, delta=LIMIT_DELTA)) > self.limit
-        ):
-            raise PrivacyError(
-                f"over all runs this client would reach epsilon {after:.3f} at delta {LIMIT_DELTA:g}",
-                f"its own limit is {self.limit:g}; its operator can raise it",
-            )
+        verify_budget(self.plan, self.plan_digest, self.name, cost, known)
+        verify_own_limit(self.limit, cost, known)
 
     def _spend(self, instruction: Instruction, session: Session) -> None:
         """Checked again and written down before the shares leave: what is in doubt is spent."""
@@ -390,13 +375,3 @@ def first_digest(plan: Plan, manifest: Manifest) -> str:
         return plan.start.adapter
     state = initial_state(plan, manifest, rule_named(plan.rule.name))
     return vector_digest(adapter_layout(plan, manifest, rank=state.rank).flatten(state.adapter))
-
-
-def verify_limit(plan: Plan, limit: float) -> None:
-    """A client with a limit takes part under noise that it adds itself. Raises PrivacyError."""
-    if math.isfinite(limit) and plan.privacy.mechanism != "distributed":
-        raise PrivacyError(
-            f"this client's data may spend epsilon {limit:g}; the plan's noise is "
-            f"{plan.privacy.mechanism}",
-            'it takes part in plans with mechanism = "distributed", or without max-epsilon',
-        )

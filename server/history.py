@@ -20,7 +20,7 @@ from protocol.plan import Plan
 from protocol.regular_files import read_regular
 from server.files import append_whole, write_whole
 
-HISTORY, MOST_BYTES, FORMAT = "metrics.jsonl", 2**30, 1
+HISTORY, MOST_BYTES = "metrics.jsonl", 2**30
 OF_ROUND = (  # of a record, as they are
     "attempt",
     "update_norm",
@@ -44,7 +44,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     event: Literal["round", "clients", "evaluation"]
     round: Annotated[int, Field(ge=0)]
     turn: Annotated[int, Field(ge=0)]
