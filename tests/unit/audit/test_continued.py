@@ -515,3 +515,26 @@ def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path])
             continue
         with pytest.raises(ArtefactError, match="the plan goes on from"):
             check_instruction(plan, manifest, told, given)
+
+
+ODD: dict[str, tuple[dict[str, Any], str]] = {
+    "a key that nobody knows": ({"roots": "x"}, "unknown key `start.roots`"),
+    "a short digest": ({"adapter": "ab"}, "`start.adapter`"),
+    "more rounds than there were": ({"round": 9}, "round 9 of 3 rounds"),
+    "no plan": ({"plans": []}, "`start.plans`"),
+    "a plan twice": ({"plans": ["1" * 64, "1" * 64]}, "listed twice"),
+    "less than nothing spent": ({"spent": {"rho": -0.1}}, "`start.spent.rho`"),
+    "a number as text": ({"rank": "2"}, "`start.rank`"),
+    "another word for a mechanism": ({"spent": {"mechanism": "local"}}, "`start.spent.mechanism`"),
+    "no root": ({"root": None}, "`start.root`"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_start_that_is_none_is_no_plan(kind: str, runs: tuple[Path, Path]) -> None:
+    start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
+    changed, why = ODD[kind]
+    with pytest.raises(PlanError, match=why) as caught:
+        small_plan(start=start | changed)
+    if kind == "a key that nobody knows":
+        assert "`root`" in caught.value.remedy

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fedge.continuing import next_name
+from fedge.operations.coordinator import make_coordinator
+from fedge.operations.running import order
 from fedge.plans import app
 from protocol.errors import ArtefactError, PlanError
 from protocol.plan import Plan, plan_from_text
@@ -87,3 +90,31 @@ def test_a_budget_that_is_spent_is_said_and_the_plan_is_there_to_be_changed(
 )
 def test_names_are_counted_up(name: str, after: str) -> None:
     assert next_name(name) == after
+
+
+def test_a_coordinator_is_told_where_the_start_is_before_anything_is_submitted(
+    tmp_path: Path,
+) -> None:
+    plain = {"secrecy": {"exchange": "plain"}}
+    run = make_run(tmp_path / "run", count=3, cohort=THREE, rounds=1, **plain)
+    coordinator = make_coordinator(
+        tmp_path / "coordinator",
+        ["localhost"],
+        name="test",
+        ports=(9440, 9441, 9442),
+        address="127.0.0.1",
+        now=datetime.now(UTC),
+    )
+    file = tmp_path / "plan.toml"
+    plan = written(run, file, "--rounds", "2")
+    wanted = order(coordinator, file, run, None, start=run, resume=False)
+    assert wanted.start == run
+    assert wanted.folder.name == plan.name == "small-2"
+    with pytest.raises(PlanError, match="nobody says where it is"):
+        order(coordinator, file, run, None, resume=False)
+    with pytest.raises(ArtefactError, match="is no adapter of a run's round"):
+        order(coordinator, file, run, None, start=tmp_path, resume=False)
+    with pytest.raises(PlanError, match="starts anew"):
+        order(coordinator, run / "plan.json", run, None, start=run, resume=False)
+    (wanted.folder / "rounds/0000").mkdir(parents=True)  # begun: it has its start
+    assert order(coordinator, file, run, None, resume=True).start is None
