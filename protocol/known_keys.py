@@ -49,8 +49,9 @@ def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         if name == key:
             found.append(above + name)
-        if (table := _table(field)) is not None:
-            found += _places(table, key, f"{above}{name}.")
+        # A table that may be left out is not where somebody looks for a key of every plan.
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _places(field.annotation, key, f"{above}{name}.")
     return found
 
 
