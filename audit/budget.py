@@ -71,8 +71,9 @@ def spending(run: Run, findings: Findings) -> Spending | None:
     except ProofError:
         return found  # its round says what is wrong; of false numbers there is no epsilon
     try:
-        spent = {name: client_epsilon(entries, name, privacy) for name in names}
-        sure = {name: client_epsilon(_opened(run, entries), name, privacy) for name in names}
+        before, opened = run.plan.spent_before, _opened(run, entries)
+        spent = {name: client_epsilon(entries, name, privacy, before) for name in names}
+        sure = {name: client_epsilon(opened, name, privacy, before) for name in names}
     except MachineError as error:
         findings.leave_open(error.cause, "that nobody spent more than the plan's epsilon")
         return found
@@ -91,7 +92,7 @@ def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
     central = plan.privacy.mechanism == "central"
     if entry.round != number or not 1 <= number <= plan.rounds:
         raise _bad(f"{where} is of round {entry.round}")
-    size = run.layout(global_rank(plan)).only(run.contract.roles(number)).size
+    size = run.layout(global_rank(plan)).only(run.contract.roles(plan.turn(number))).size
     numbers = (
         central_numbers(plan.privacy, size)
         if central

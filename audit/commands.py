@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +61,10 @@ def verify(
         Path | None,
         typer.Option("--base", help="a base folder of your own: the run's manifest must be its"),
     ] = None,
+    before: Annotated[
+        list[str] | None,
+        typer.Option("--before", help="the run this one goes on from; again for the one before it"),
+    ] = None,
     without_vectors: Annotated[
         bool, typer.Option("--without-vectors", help="this copy was made without masked vectors")
     ] = False,
@@ -85,6 +90,7 @@ def verify(
         workers=workers,
         vectors=not without_vectors,
         base=base,
+        before=before or [],
         quiet=quiet or as_json,
     )
     _keep(keep, report)
@@ -221,6 +227,7 @@ def _audited(
     spot: float = 0.0,
     vectors: bool = True,
     base: Path | None = None,
+    before: Sequence[str] = (),
 ) -> Report:
     from audit.sources import open_source
     from audit.sums import Effort
@@ -229,7 +236,13 @@ def _audited(
     effort = Effort(workers=workers, spot=spot, vectors=vectors)
     with _progress(quiet) as progress:
         return audit(
-            open_source(source), trust, only=only, effort=effort, base=base, progress=progress
+            open_source(source),
+            trust,
+            only=only,
+            effort=effort,
+            base=base,
+            before=[open_source(each) for each in before],
+            progress=progress,
         )
 
 

@@ -30,7 +30,9 @@ WHY = (
         "the coordinator's word about an attempt that failed",
     ),
     (
-        re.compile(r"(report\.html|audit\.json|yardsticks\.json|timings\.json|experiment\.json)"),
+        re.compile(
+            r"(report\.html|metrics\.jsonl|audit\.json|yardsticks\.json|timings\.json|experiment\.json)"
+        ),
         "the run's own account of itself: `fedge audit verify` and `fedge report` make theirs anew",
     ),
     (PUBLISHED, "a file of a name that runs publish: no leaf that was checked is about it"),

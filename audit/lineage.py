@@ -54,6 +54,7 @@ class Released:
 class Lineage:
     """From base to release; digests in hex."""
 
+    start: dict[str, Any] | None  # of the plan: where round 0 is another run's adapter
     base: str
     base_source: str
     plan: str
@@ -92,7 +93,9 @@ def lineage(run: Run, number: int) -> Lineage:
             )
         )
     placed = rounds[number].adapter
+    start = run.plan.start
     return Lineage(
+        start=None if start is None else start.model_dump(mode="json"),
         base=run.manifest.fingerprint,
         base_source=run.manifest.source,
         plan=run.plan_digest,

@@ -35,7 +35,7 @@ class Asked:
 
 def check_openings(run: Run, findings: Findings) -> None:
     """All sums of a run together; each by itself is checked with its round."""
-    sums = list(_asked(run))
+    sums = list(sums_asked(run))
     with findings.checking("no two sums of one adapter differ by few clients"):
         _check_differences(run, sums)
     with findings.checking("attempts and void rounds are within the plan"):
@@ -63,7 +63,8 @@ def _with_adapters(run: Run) -> Iterator[tuple[Adapter, Round]]:
         yield rounds[-1].adapter.leaf, run.log.pending
 
 
-def _asked(run: Run) -> Iterator[Asked]:
+def sums_asked(run: Run) -> Iterator[Asked]:
+    """Every sum that clients were asked to open, in the order of the log."""
     for incoming, part in _with_adapters(run):
         number = incoming.round + 1
         for opened in part.sums:

@@ -151,7 +151,7 @@ class RecordCheck:
             return meant | lists | dict.fromkeys(zero, 0) | rest
         central = run.plan.privacy.mechanism == "central"
         meant |= {
-            "roles": sorted(run.contract.roles(leaf.round)),
+            "roles": sorted(run.contract.roles(run.plan.turn(leaf.round))),
             "quorum": 0 if central else run.plan.cohort.quorum,
             "bytes_down_per_client": 4
             * sent_layout(run.plan, run.manifest, rank=self._before.leaf.rank).size,

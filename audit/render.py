@@ -59,8 +59,13 @@ class Bars:
 
 
 def print_report(report: Report) -> None:
-    """The verdict per round, then everything that is wrong or open, in full sentences."""
+    """The verdict per round, then everything that is wrong or open, in full sentences.
+
+    Of the runs that it goes on from first, where the auditor has them.
+    """
     console = _console()
+    if report.before is not None:
+        print_report(report.before)
     console.print(f"{report.origin}: {report.size} leaves, root {report.root[:SHORT]}…")
     table = Table("round", "verdict", "clients", "verified", "unproven", "faults")
     for one in report.rounds:
@@ -149,6 +154,12 @@ def print_lineage(found: Lineage) -> None:
         f"plan      {found.plan}  ({found.plan_name})",
         f"log       {found.origin}, {found.size} leaves",
     ]
+    if (start := found.start) is not None:
+        lines.append(
+            f"goes on   from round {start['round']} of {start['origin']} ({start['size']} leaves, root "
+            f"{start['root']}), after {start['rounds']} rounds"
+        )
+        lines += [f"          plan {digest}" for digest in start["plans"]]
     for step in found.steps:
         how = "void" if step.void else f"{step.clients} clients" if step.clients else step.exchange
         how = "the start" if step.round == 0 else how

@@ -76,17 +76,19 @@ class Report:
     audits: tuple[str, ...]
     complaints: tuple[str, ...]
     not_covered: tuple[Uncovered, ...] = ()
+    before: Report | None = None  # of the run that this one goes on from, where the auditor has it
 
     @property
     def failed(self) -> bool:
         """Whether anything is wrong."""
-        return bool(self.faults) or any(one.verdict == "failed" for one in self.rounds)
+        mine = bool(self.faults) or any(one.verdict == "failed" for one in self.rounds)
+        return mine or (self.before is not None and self.before.failed)
 
     @property
     def open(self) -> bool:
         """Whether anything is left unproven."""
         partly = any(one.unverified or one.verdict == "ok-sampled" for one in self.rounds)
-        return bool(self.unverified) or partly
+        return bool(self.unverified) or partly or (self.before is not None and self.before.open)
 
     @property
     def verdict(self) -> Literal["ok", "unverifiable", "failed"]:
@@ -94,11 +96,15 @@ class Report:
         if self.failed:
             return "failed"
         weak = {"unverifiable", "ok-sampled"}
-        return "unverifiable" if weak & {one.verdict for one in self.rounds} else "ok"
+        verdicts = {one.verdict for one in self.rounds}
+        if self.before is not None:
+            verdicts.add(self.before.verdict)
+        return "unverifiable" if weak & verdicts else "ok"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the verdict."""
-        return {"verdict": self.verdict} | asdict(self)
+        before = self.before.to_dict() if self.before else None
+        return {"verdict": self.verdict} | asdict(self) | {"before": before}
 
 
 @dataclass

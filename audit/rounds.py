@@ -21,7 +21,7 @@ from audit.records import RecordCheck
 from audit.releases import check_release
 from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
-from protocol.adapter import as_plain_lora
+from protocol.adapter import as_plain_lora, verify_magnitude
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
 from protocol.layout import Tensors
@@ -116,14 +116,19 @@ class RoundCheck:
             raise _bad("it lists sums where there are none")
 
     def _check_start(self) -> None:
-        """(P-2.3) It follows from the plan and the base's manifest, bit for bit."""
-        run = self._run
+        """(P-2.3) It follows from the plan and the base's manifest, bit for bit; or the plan names it."""
+        run, leaf = self._run, self._leaf
         given = run.state(self._round.adapter)
-        mine = initial_state(run.plan, run.manifest, run.contract)
-        for name, value in mine.adapter.items():
-            if not _same_tensors({name: given.adapter[name]}, {name: value}):
-                raise _bad(f"{name} is not what the plan's seed gives")
-        if not _same_moments(given, mine):
+        if run.plan.start is not None:
+            if (leaf.adapter_out, leaf.rank) != (run.plan.start.adapter, run.plan.start.rank):
+                raise _bad("it is not the adapter that the plan goes on from")
+            verify_magnitude(run.layout(leaf.rank).flatten(given.adapter))
+        else:
+            mine = initial_state(run.plan, run.manifest, run.contract)
+            for name, value in mine.adapter.items():
+                if not _same_tensors({name: given.adapter[name]}, {name: value}):
+                    raise _bad(f"{name} is not what the plan's seed gives")
+        if given.moments.first.any() or given.moments.second.any():
             raise _bad("its moments are not zero")
 
     def _check_void(self, before: Placed[Adapter]) -> None:
@@ -147,7 +152,7 @@ class RoundCheck:
     def _check_still(self, before: Placed[Adapter]) -> None:
         run, leaf = self._run, self._leaf
         after, start = run.state(self._round.adapter), run.state(before)
-        roles = run.contract.roles(leaf.round)
+        roles = run.contract.roles(run.plan.turn(leaf.round))
         layout = run.layout(leaf.rank)
         for spec in layout.specs:
             where = layout.slices[spec.name]
@@ -219,7 +224,7 @@ class RoundCheck:
             combined.mean,
             plan=run.plan,
             layout=run.layout(before.leaf.rank),
-            roles=run.contract.roles(leaf.round),
+            roles=run.contract.roles(run.plan.turn(leaf.round)),
         )
         vector = run.layout(after.rank).flatten(after.adapter)
         self._robust = combined

@@ -6,7 +6,8 @@ one error; everything else becomes a finding of its round, and the audit goes on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from audit.budget import check_ledger_of, spending
 from audit.claims import list_claims
 from audit.collected import Fault, Placed
 from audit.complaints import check_complaint
+from audit.continued import check_before, unchecked_start
 from audit.coverage import Watched, batch_bytes
 from audit.log_copy import Trust, batch_path, parse_batch, read_log
 from audit.openings import check_openings
@@ -58,9 +60,12 @@ def audit(
     only: int | None = None,
     effort: Effort = ALL,
     base: Path | None = None,
+    before: Sequence[Source] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Verify a run. ``only`` names the one round whose sums and files are checked, ``base`` an own base.
+
+    ``before`` are the runs that it goes on from, the latest first; all of them are verified.
 
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
@@ -84,6 +89,10 @@ def audit(
         with findings.checking("every attempt ended in sums or an `abort`"):
             _check_numbers(run)
         check_openings(run, findings)
+    earlier = None
+    if before:
+        check_before(run, load_run(before[0], Trust()), findings)
+        earlier = audit(before[0], Trust(), effort=effort, before=before[1:], progress=progress)
     by_round: dict[int | None, list[str]] = {}
     for fault in faults:
         by_round.setdefault(fault.round, []).append(fault.what)
@@ -105,7 +114,8 @@ def audit(
     )
     told = {one.round for one in found}
     findings.faults += [_named(fault) for fault in faults if fault.round not in told]
-    return _report(run, trust, found, findings, spent)
+    report = _report(run, trust, found, findings, spent, known_before=earlier is not None)
+    return replace(report, before=earlier)
 
 
 def _report(
@@ -114,6 +124,8 @@ def _report(
     rounds: list[RoundVerdict],
     findings: Findings,
     spent: Spending | None,
+    *,
+    known_before: bool,
 ) -> Report:
     copy = run.copy
     return Report(
@@ -129,7 +141,7 @@ def _report(
         verified=tuple(findings.verified),
         unverified=tuple(findings.unverified),
         faults=tuple(findings.faults),
-        assumed=tuple(_assumed(run, trust)),
+        assumed=tuple(_assumed(run, trust, known_before=known_before)),
         audits=tuple(
             f"leaf {each.index}: {key_id(bytes.fromhex(each.leaf.auditor))} found the first "
             f"{each.leaf.size} leaves {each.leaf.verdict}"
@@ -196,9 +208,9 @@ def _named(fault: Fault) -> str:
     return fault.what if fault.round is None else f"round {fault.round}: {fault.what}"
 
 
-def _assumed(run: Run, trust: Trust) -> list[Unproven]:
+def _assumed(run: Run, trust: Trust, *, known_before: bool) -> list[Unproven]:
     """What rests on something outside this copy."""
-    found = list(_changes_of_roster(run))
+    found = [*_changes_of_roster(run), *([] if known_before else unchecked_start(run))]
     if trust.key is None and trust.policy is None and not run.plan.audit.log:
         found.append(
             Unproven(

@@ -152,7 +152,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         )
     if phase is Phase.MASK:
         _verify_ready(message, context, plan, manifest)
-    roles = rule_named(plan.rule.name).roles(instruction.round)
+    roles = rule_named(plan.rule.name).roles(plan.turn(instruction.round))
     member = Member(
         name=name,
         key=key,
@@ -203,7 +203,7 @@ def _mask(message: Message, context: Context) -> RecordDict:
     if wire.SECAGG in message.content:
         return _in_secret(Phase.MASK, message, context)
     plan = plan_of(context)
-    from client.secret import verify_limit
+    from client.budget import verify_limit
 
     if plan.secrecy.exchange != "plain":  # nobody talks a client out of its plan
         raise SecrecyError(

@@ -37,6 +37,12 @@ def check_instruction(
             f"and rank {instruction.rank}",
             "run the same version of fedge on both sides",
         )
+    if plan.start and instruction.round == 1 and instruction.adapter_digest != plan.start.adapter:
+        raise ArtefactError(
+            f"the coordinator begins with adapter {instruction.adapter_digest[:12]}…, the plan goes on from "
+            f"{plan.start.adapter[:12]}…",
+            "ask the coordinator's operator",
+        )
     combines = rule_named(plan.rule.name).combine
     if combines == "mean" and instruction.rank != plan.adapter.rank:
         raise ArtefactError(

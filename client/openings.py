@@ -6,6 +6,7 @@ memory is the site's own. A line is on disk before the shares of its sum leave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from client.journal import Journal
 from protocol.documents import OddError, json_as
-from protocol.secagg.openings import Opening, verify_opening
-from protocol.wire import Instruction
+from protocol.secagg.openings import Opening
 
 
 class Openings(Protocol):
@@ -24,8 +24,12 @@ class Openings(Protocol):
         """Under the plan with this digest, oldest first."""
         ...
 
-    def note(self, plan: str, instruction: Instruction, opening: Opening) -> None:
-        """Keep ``opening`` unless the sum may not be opened; it is safe when this returns."""
+    def beside(self, plan: str, adapter: str) -> list[Opening]:
+        """Under other plans, of the incoming adapter with this digest."""
+        ...
+
+    def note(self, plan: str, opening: Opening, allowed: Callable[[], None]) -> None:
+        """Keep ``opening`` unless ``allowed`` raises; it is safe when this returns."""
         ...
 
 
@@ -44,19 +48,23 @@ class FileOpenings:
 
     def of(self, plan: str) -> list[Opening]:
         """The plan's lines. Raises MachineError for a damaged file."""
+        return [line.opening for line in self._lines() if line.plan == plan]
+
+    def beside(self, plan: str, adapter: str) -> list[Opening]:
+        """Other plans' lines. Raises MachineError for a damaged file."""
+        return [
+            line.opening
+            for line in self._lines()
+            if line.plan != plan and line.opening.adapter == adapter
+        ]
+
+    def _lines(self) -> list[_Line]:
         try:
-            lines = [json_as(_Line, line) for line in self._journal.text().splitlines()]
+            return [json_as(_Line, line) for line in self._journal.text().splitlines()]
         except OddError as error:
             # Fail closed. A last line that a power cut tore was never followed by a share.
             raise self._journal.unusable("read", error) from None
-        return [line.opening for line in lines if line.plan == plan]
 
-    def note(self, plan: str, instruction: Instruction, opening: Opening) -> None:
-        """Check and append as one. Raises SecrecyError or MachineError."""
-
-        def verify() -> None:
-            verify_opening(
-                self.of(plan), sid=opening.sid, instruction=instruction, alive=opening.alive
-            )
-
-        self._journal.append(_Line(plan=plan, opening=opening).model_dump_json(), verify)
+    def note(self, plan: str, opening: Opening, allowed: Callable[[], None]) -> None:
+        """Check and append as one. Raises what ``allowed`` raises, or MachineError."""
+        self._journal.append(_Line(plan=plan, opening=opening).model_dump_json(), allowed)

@@ -14,18 +14,18 @@ from functools import cached_property
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
 from client.ledger import Ledger
 from client.openings import Openings
 from client.receipts import Receipts
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
-from protocol.errors import PrivacyError, SecrecyError
+from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.privacy.accounting import epsilon
-from protocol.privacy.ledger import Entry, distributed_numbers, verify_affordable
+from protocol.privacy.ledger import Entry, distributed_numbers
 from protocol.privacy.planned import mechanism_of
 from protocol.rules import rule_named
 from protocol.secagg import client as core
@@ -33,7 +33,7 @@ from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
-from protocol.secagg.openings import Opening, alive_digest, verify_opening
+from protocol.secagg.openings import Opening, alive_digest, verify_beside, verify_opening
 from protocol.secagg.primitives import RandomBytes, Suite, Word, client_id
 from protocol.secagg.session import (
     BY_LOG,
@@ -55,7 +55,6 @@ from protocol.transparency.shown import Given, Incoming, Place, Shown, decode_te
 from protocol.wire import Instruction, instruction_digest
 
 RUN_ID_BYTES = 16
-LIMIT_DELTA = 1e-6  # of a client's own limit, whatever a plan's delta is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +178,11 @@ class Member:
         self.receipts.while_open(
             session.sid,
             opening.rid,
-            lambda: self.openings.note(self.plan_digest, instruction, opening),
+            lambda: self.openings.note(
+                self.plan_digest,
+                opening,
+                lambda: self._verify_opening(instruction, session.sid, opening.alive),
+            ),
         )
         self._spend(instruction, session)
         return shares
@@ -265,6 +268,11 @@ class Member:
     ) -> None:
         before = self.openings.of(self.plan_digest)
         verify_opening(before, sid=sid, instruction=instruction, alive=alive)
+        adapter = instruction.adapter_digest
+        beside = self.openings.beside(self.plan_digest, adapter)
+        # A start that the plan's seed gives is as new as the plan: its owner has agreed to both.
+        if beside and (self.plan.start is not None or adapter != self.first()):
+            verify_beside(beside, alive=alive)
 
     def _verify_voids(
         self, openings: Sequence[Opening], sid: bytes, instruction: Instruction
@@ -312,16 +320,8 @@ class Member:
             return
         known = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
-        mine = [entry for entry in known if entry.plan == self.plan_digest]
-        verify_affordable(mine, self.name, self.plan.privacy, cost)
-        everything = sum((entry.spent for entry in known), cost)
-        if math.isfinite(self.limit) and (
-            (after := epsilon(everything, delta=LIMIT_DELTA)) > self.limit
-        ):
-            raise PrivacyError(
-                f"over all runs this client would reach epsilon {after:.3f} at delta {LIMIT_DELTA:g}",
-                f"its own limit is {self.limit:g}; its operator can raise it",
-            )
+        verify_budget(self.plan, self.plan_digest, self.name, cost, known)
+        verify_own_limit(self.limit, cost, known)
 
     def _spend(self, instruction: Instruction, session: Session) -> None:
         """Checked again and written down before the shares leave: what is in doubt is spent."""
@@ -360,7 +360,8 @@ class Member:
         self, encoding: Encoding, instruction: Instruction, contribute: Callable[[], Contribution]
     ) -> Word:
         """What is masked; whatever fails here, nobody else learns that this client failed. (P-4.4)"""
-        seed = seed_from("rounding", self.plan.seed, instruction.round, self.name)
+        turn = self.plan.turn(instruction.round)
+        seed = seed_from("rounding", self.plan.seed, turn, self.name)
 
         def encode(given: Contribution) -> Word:
             return encoding.words(given, np.random.default_rng(seed), self.random)
@@ -369,16 +370,8 @@ class Member:
 
 
 def first_digest(plan: Plan, manifest: Manifest) -> str:
-    """Digest of round 0's adapter: nobody chooses it. (P-2.3)"""
+    """Digest of round 0's adapter: the plan names it, or nobody chooses it. (P-2.3)"""
+    if plan.start is not None:
+        return plan.start.adapter
     state = initial_state(plan, manifest, rule_named(plan.rule.name))
     return vector_digest(adapter_layout(plan, manifest, rank=state.rank).flatten(state.adapter))
-
-
-def verify_limit(plan: Plan, limit: float) -> None:
-    """A client with a limit takes part under noise that it adds itself. Raises PrivacyError."""
-    if math.isfinite(limit) and plan.privacy.mechanism != "distributed":
-        raise PrivacyError(
-            f"this client's data may spend epsilon {limit:g}; the plan's noise is "
-            f"{plan.privacy.mechanism}",
-            'it takes part in plans with mechanism = "distributed", or without max-epsilon',
-        )

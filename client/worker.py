@@ -126,13 +126,14 @@ class Worker:
         score = Score(correct=0, examples=0, loss_sum=0.0)
         if instruction.evaluate and len(held_out):
             score = evaluate(model, held_out)
-        roles = self.contract.roles(instruction.round)
+        turn = self.plan.turn(instruction.round)
+        roles = self.contract.roles(turn)
         trained = train(
             model,
             kept,
             local=self.plan.local,
             roles=roles,
-            seed=seed_from("train", self.plan.seed, instruction.round, client),
+            seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
         after = model.tensors()
@@ -176,7 +177,7 @@ class Worker:
         """Put the received adapter into ``model``; returns the values training starts from."""
         if self.contract.fresh_each_round:
             std = self.manifest.embedding_std
-            start = fresh_adapter(model.layout, self.plan, std, instruction.round)
+            start = fresh_adapter(model.layout, self.plan, std, self.plan.turn(instruction.round))
             start |= {s.name: received[s.name] for s in model.layout.only({Role.HEAD}).specs}
             model.load_stack(received, rank=instruction.rank)
             model.load(start)

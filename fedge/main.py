@@ -61,6 +61,7 @@ COMMANDS = {
     ),
     "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
+    "metrics": Lazy("fedge.metrics:metrics", "A run's curves: lines, TensorBoard, MLflow."),
     "log": Lazy("server.commands:app", "Look after a run's log: expired vectors, submissions."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
@@ -200,4 +201,8 @@ _EXTRAS = {
     "tuf": "deploy",
     "safetensors": "server",
     "ray": "ray",
+    "tensorboard": "tracking",
+    "mlflow": "tracking",
+    "sqlalchemy": "tracking",
+    "alembic": "tracking",
 }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from fedge.continuing import continue_run
+from fedge.plan_files import plan_text, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
-from protocol.forecast import Forecast, forecast
-from protocol.legality import Finding, check
+from protocol.forecast import forecast
+from protocol.legality import check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from protocol.plan import Plan, Section, plan_from_text
+from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES
 
@@ -26,9 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Check a plan, forecast what it costs, list the rules.",
 )
+app.command("continue")(continue_run)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
-STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def init(
@@ -54,7 +54,7 @@ def init(
         raise typer.BadParameter("--test belongs to --experiment")
     fingerprint = read_manifest(base).fingerprint if base else "0" * 64
     out = out or Path("plan.toml")
-    _write_new(out, commented_plan(fingerprint))
+    write_new(out, commented_plan(fingerprint))
     if as_json:
         typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
     else:
@@ -68,7 +68,7 @@ def _init_experiment(rows: Path, test: Path | None, out: Path, as_json: bool) ->
     from simulations.proposal import propose, render
 
     found = propose(rows, test)
-    _write_new(out, render(found, rows, test, out))
+    write_new(out, render(found, rows, test, out))
     if as_json:
         body = asdict(found) | {"experiment": str(out)}
         typer.echo(json.dumps(body))
@@ -82,46 +82,14 @@ def _init_experiment(rows: Path, test: Path | None, out: Path, as_json: bool) ->
     )
 
 
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ArtefactError(f"{path} exists already", "choose another --out or remove it") from None
-    except OSError as error:
-        raise ArtefactError(
-            f"{path} cannot be written: {error.strerror}", "choose another --out"
-        ) from None
-
-
 def commented_plan(fingerprint: str) -> str:
-    """A plan's text: made from the model itself, so that it cannot fall behind it."""
-    lines = ["# A plan for fedge: everything the parties of a run must agree on.", "format = 1"]
-    given: dict[str, Any] = {
+    """A plan's text to start from, with a stand-in for what has no default."""
+    document = {
         "name": "my-plan",
-        "base.fingerprint": fingerprint,
-        "task.labels": ["no", "yes"],
+        "base": {"fingerprint": fingerprint},
+        "task": {"labels": ["no", "yes"]},
     }
-    for key in ("name", "seed", "rounds"):
-        lines.append(f"{key} = {_toml(given.get(key, Plan.model_fields[key].default))}")
-    for name, field in Plan.model_fields.items():
-        model = field.annotation
-        if not (isinstance(model, type) and issubclass(model, Section)):
-            continue
-        lines += ["", f"# {(model.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
-        for key, inner in model.model_fields.items():
-            value = given.get(f"{name}.{key}", inner.default)
-            comment = f"  # {inner.description}" if inner.description else ""
-            lines.append(f"{key} = {_toml(value)}{comment}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+    return plan_text(plan_from(document, source="the plan to start from"))
 
 
 @app.command("check")
@@ -156,7 +124,7 @@ def check_plan(
         }
         typer.echo(json.dumps(body))
     else:
-        _print(plan, parsed, legal, findings, cost)
+        show_findings(plan, parsed, legal, findings, cost)
     if not legal:
         raise typer.Exit(PlanError.exit_code)
 
@@ -206,37 +174,3 @@ def read_plan(path: Path) -> Plan:
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"
         ) from None
     return plan_from_text(text, source=str(path))
-
-
-def _print(
-    path: Path, plan: Plan, legal: bool, findings: list[Finding], cost: Forecast | None
-) -> None:
-    console = Console(markup=False, emoji=False)
-    verdict = ("may be run", "green") if legal else ("must not be run", "red")
-    console.print(
-        Text.assemble(f"{path}: ", verdict, f"; digest {plan.digest[:16]}…"), soft_wrap=True
-    )
-    for finding in findings:
-        colour = STYLE[finding.severity]
-        remedy = f" ({finding.remedy})" if finding.remedy else ""
-        console.print(
-            Text.assemble(
-                (finding.severity, colour), f" `{finding.field}`: {finding.cause}{remedy}"
-            ),
-            soft_wrap=True,
-        )
-    if cost is None:
-        return
-    table = Table(title="forecast", show_header=False)
-    for key, value in cost.to_dict().items():
-        if value is None:
-            continue
-        shown = value
-        if isinstance(value, dict):
-            shown = ", ".join(f"{name}: {number:,}" for name, number in value.items())
-        elif isinstance(value, float):
-            shown = f"{value:,.2f}" if value >= 0.1 else f"{value:.1g}"
-        else:
-            shown = f"{value:,}"
-        table.add_row(key.replace("_", " "), shown)
-    console.print(table)

@@ -16,6 +16,10 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="run folder; without it runs/<name> there")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="the round's adapter that the plan goes on from, or its run"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue a run, or watch one that is at work")
     ] = False,
@@ -27,7 +31,7 @@ def run(
     from fedge.operations.running import order, published_rounds, run_to_the_end
 
     opened = Coordinator.open(coordinator)
-    wanted = order(opened, plan, base, out, resume=resume)
+    wanted = order(opened, plan, base, out, start=start, resume=resume)
 
     def report(rounds: int, text: str) -> None:
         if not quiet:

@@ -83,8 +83,12 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
 
 
 def sent_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -> Layout:
-    """What clients are sent of the adapter: the tensors that some round trains. (P-2.6)"""
-    return adapter_layout(plan, manifest, rank=rank).only(rule_named(plan.rule.name).trained)
+    """What clients are sent of the adapter: the tensors that some round trains. (P-2.6)
+
+    All of it where the plan has a start: the others then do not follow from its seed.
+    """
+    layout = adapter_layout(plan, manifest, rank=rank)
+    return layout if plan.start else layout.only(rule_named(plan.rule.name).trained)
 
 
 def completed(vector: Vector, plan: Plan, manifest: Manifest, *, rank: int) -> Tensors:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from protocol.misspelling import nearest
 
@@ -10,12 +13,20 @@ from protocol.misspelling import nearest
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the table at ``path`` below ``model``."""
     for part in path:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        table = _table(model.model_fields.get(part))
+        if table is None:
             return []
-        model = annotation
+        model = table
     return list(model.model_fields)
+
+
+def _table(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of a field that is a table, also of one that may be left out."""
+    annotation = field.annotation if field else None
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
@@ -38,6 +49,7 @@ def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         if name == key:
             found.append(above + name)
+        # A table that may be left out is not where somebody looks for a key of every plan.
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += _places(field.annotation, key, f"{above}{name}.")
     return found
@@ -47,9 +59,5 @@ def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[st
     """Names of all tables."""
     found = set(inner)
     for one in (model, *inner.values()):
-        found |= {
-            name
-            for name, field in one.model_fields.items()
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        }
+        found |= {name for name, field in one.model_fields.items() if _table(field) is not None}
     return found

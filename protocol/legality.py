@@ -12,6 +12,7 @@ from typing import Literal
 
 from protocol.adapter import target_linears
 from protocol.errors import PlanError, ProofError
+from protocol.legality_of_start import said_of_start
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
@@ -45,6 +46,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
     except PlanError as error:
         return [_error("rule.name", error.cause.removeprefix("`rule.name`: "), error.remedy)]
     found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract), *_witnesses(plan)]
+    found += [_finding(*said) for said in said_of_start(plan, contract)]
     if manifest is None:
         found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
     else:
@@ -236,7 +238,8 @@ def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator
             "adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it"
         )
     if contract.combine == "stack":
-        final = plan.rounds * plan.cohort.size * rank
+        stacked = plan.start.rank if plan.start else 0
+        final = stacked + plan.rounds * plan.cohort.size * rank
         if final > smallest:
             yield _error(
                 "rounds",

@@ -19,6 +19,7 @@ from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
 from protocol.known_keys import key_hint
 from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
+from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -268,6 +269,16 @@ class Plan(Section):
     secrecy: Secrecy = Secrecy()
     privacy: Privacy = Privacy()
     audit: Audit = Audit()
+    start: Start | None = None  # left out of the digest where there is none
+
+    def turn(self, number: int) -> int:
+        """Round ``number``, counted over the runs before as well: seeds and turns hang on it. (P-1.4)"""
+        return number + (self.start.rounds if self.start else 0)
+
+    @property
+    def spent_before(self) -> SpentBefore:
+        """What clients have spent in the runs that this one goes on from."""
+        return self.start.spent if self.start else NOTHING_BEFORE
 
     @property
     def witnessed(self) -> bool:
@@ -302,11 +313,14 @@ class Plan(Section):
     @property
     def digest(self) -> str:
         """The plan's identity: comments, order and spelling of defaults do not change it. (P-1.2)"""
-        return digest("plan", canonical_json(self.model_dump(mode="json")))
+        return digest("plan", canonical_json(self._content()))
 
     def render(self) -> str:
         """The text of a run's ``plan.json``: every default filled in."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        return json.dumps(self._content(), indent=1, sort_keys=True) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"start"} if self.start is None else None)
 
 
 def parse_plan(text: str, *, source: str) -> Plan:

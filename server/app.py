@@ -2,7 +2,8 @@
 
 Run configuration: ``plan`` (TOML or JSON), ``base`` (folder; only its manifest is read), ``run``
 (folder), ``resume``, under secure aggregation ``roster`` (names and public keys), and ``log-key`` (a file;
-without it the run folder has a key of its own for its log), and ``witnesses`` (their URLs, with spaces).
+without it the run folder has a key of its own for its log), ``witnesses`` (their URLs, with spaces), and
+``start`` (a round's adapter, where the plan goes on from another run).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def make_app(*, clock: Clock | None = None, listener: Listener | None = None) ->
                 roster_keys=keys,
                 log_key=_log_key(context),
                 witnesses=_witnesses(context),
+                start=_optional_path(context, "start"),
             )
             note_outcome(store.folder, {"finished": True, "exit_code": 0})
         except FedgeError as error:
@@ -119,9 +121,14 @@ class _Narrator:
         log.info("round %d is published: %d used, %d missing", record["round"], used, dropped)
 
 
+def _optional_path(context: Context, name: str) -> Path | None:
+    named = str(context.run_config.get(name) or "")
+    return Path(named) if named else None
+
+
 def _log_key(context: Context) -> Ed25519PrivateKey | None:
-    named = str(context.run_config.get("log-key") or "")
-    return read_log_key(Path(named)) if named else None
+    path = _optional_path(context, "log-key")
+    return read_log_key(path) if path else None
 
 
 def _witnesses(context: Context) -> list[HttpWitness]:

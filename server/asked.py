@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 from protocol.errors import RoundError
 from protocol.secagg.openings import far_apart
+from protocol.secagg.primitives import client_id
 from protocol.transparency.leaves import Abort, Aggregate, Alive, Leaf, decode_leaf
 from server.log import RunLog
 from server.store import RunStore
@@ -18,7 +19,26 @@ L = TypeVar("L", bound=Leaf)
 def asked_before(store: RunStore, number: int, digest: str) -> list[list[list[str]]]:
     """The groups whose sums each round before ``number`` has asked for of the adapter with ``digest``."""
     records = [store.record(each) for each in reversed(_rounds_before(store, number, digest))]
-    return [record["asked"] for record in records if record.get("asked")]
+    earlier = _asked_of_start(store, digest)
+    return earlier + [record["asked"] for record in records if record.get("asked")]
+
+
+def asked_at_start(
+    store: RunStore, digest: str, keys: Mapping[str, bytes]
+) -> Iterator[frozenset[str]]:
+    """Over whom (ids) sums of this adapter were asked for in the run that this one goes on from.
+
+    Who is not in the roster any more counts by name: it makes no sum here.
+    """
+    ids = {name: client_id(key).hex() for name, key in keys.items()}
+    for groups in _asked_of_start(store, digest):
+        for names in groups:
+            yield frozenset(ids.get(name, name) for name in names)
+
+
+def _asked_of_start(store: RunStore, digest: str) -> list[list[list[str]]]:
+    start = store.record(0)
+    return list(start.get("asked_before", [])) if start["adapter_out"] == digest else []
 
 
 def asked_clients(

@@ -57,7 +57,8 @@ class Attempt:
         self._setting, self._number, self._attempt = setting, number, attempt
         self._state, self._digest, self._roster = state, digest, roster
         self._plan, self._store = setting.plan, setting.store
-        self._roles = setting.contract.roles(number)
+        self._turn = setting.plan.turn(number)
+        self._roles = setting.contract.roles(self._turn)
         self._individual = setting.contract.needs == "individual"
         # Drawing again after an empty sample would be no Poisson sampling: that round is noise.
         self._central = self._plan.privacy.mechanism == "central"
@@ -105,7 +106,7 @@ class Attempt:
             names,
             size=self._plan.cohort.size,
             seed=self._plan.seed,
-            round_number=self._number,
+            round_number=self._turn,
             attempt=self._attempt,
         )
 
@@ -278,7 +279,7 @@ class Attempt:
             plan=self._plan,
             manifest=setting.manifest,
             contract=setting.contract,
-            round_number=self._number,
+            round_number=self._turn,
         )
         aggregate = Aggregate(
             mean=np.zeros(0, np.float32),

@@ -22,7 +22,7 @@ def exhausted(plan: Plan, entries: list[Entry], names: Iterable[str], size: int)
     cost = _cost(plan, size)
     for name in sorted(names):
         try:
-            verify_affordable(entries, name, plan.privacy, cost)
+            verify_affordable(entries, name, plan.privacy, cost, plan.spent_before)
         except PrivacyError as error:
             found[name] = error.cause
     return found

@@ -45,6 +45,7 @@ roster = ""
 log-key = ""
 witnesses = ""
 data-pattern = ""
+start = ""
 threads = 0
 """
 

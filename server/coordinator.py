@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
@@ -28,6 +29,7 @@ from server.asked import asked_before
 from server.attempt import Attempt
 from server.clock import Clock
 from server.counted import warnings_of
+from server.history import append_events, catch_up, events_of
 from server.log import open_log
 from server.peft_folder import write_peft_folder
 from server.publishing import (
@@ -41,6 +43,7 @@ from server.roster import Roster, call_roll
 from server.rounds import NO_SUM, Complete, choose_among, naming
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
+from server.starting import Beginning, verify_start
 from server.store import Number, Record, RunStore
 from server.tending import tend
 from server.witnessing import Witness
@@ -68,14 +71,18 @@ def run_rounds(
     roster_keys: Mapping[str, bytes] | None = None,
     log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
+    start: Path | None = None,
 ) -> Outcome:
     """Run what is left of the plan's rounds; a fresh folder starts with round 0.
 
+    ``start`` is where the adapter lies that the plan goes on from; once there is a round 0, nobody reads it.
     The log is signed with ``log_key``, without one with a key of the run's own (``log.key``). Raises
     ArtefactError when the folder belongs to another plan or base, RoundError when a round failed as
     often as the plan allows; the last published round then stands.
     """
     roster = dict(roster_keys or {})
+    begun = store.last_round() is not None
+    beginning = None if begun else verify_start(start, plan, manifest)
     store.keep_plan(plan)
     store.keep_manifest(manifest)
     log = open_log(store, plan, log_key)
@@ -95,12 +102,13 @@ def run_rounds(
         adverts={},
         told={},
     )
-    return _Run(setting).to_the_end()
+    return _Run(setting, beginning).to_the_end()
 
 
 class _Run:
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, beginning: Beginning | None) -> None:
         self._setting, self._plan = setting, setting.plan
+        self._beginning = beginning
         self._manifest, self._store = setting.manifest, setting.store
         self._roster: Roster | None = None
         self._called: frozenset[int] = frozenset()
@@ -108,10 +116,13 @@ class _Run:
 
     def to_the_end(self) -> Outcome:
         state, record = self._current()
+        numbers = range(1, record["round"] + 1)
+        catch_up(self._store.folder, map(self._store.record, numbers), self._plan, now=time.time())
         self._tend()
         self._verify_voids(record["round"])
         for number in range(record["round"] + 1, self._plan.rounds + 1):
             state, record = self._round(number, state, record["adapter_out"])
+            append_events(self._store.folder, events_of(record, self._plan, now=time.time()))
             self._tend()
             if self._setting.listener:
                 self._setting.listener.on_round(record, state.adapter)
@@ -125,8 +136,14 @@ class _Run:
     def _current(self) -> tuple[State, Record]:
         last = self._store.last_round()
         if last is None:
-            state = initial_state(self._plan, self._manifest, self._setting.contract)
+            state = (
+                self._beginning.state
+                if self._beginning
+                else initial_state(self._plan, self._manifest, self._setting.contract)
+            )
             record = self._nothing_happened() | self._identity(0, state)
+            if self._beginning:
+                record["asked_before"] = self._beginning.asked
             setting = self._setting
             first = start_leaves(setting.log, self._store, self._plan, setting.roster_keys)
             self._publish(0, state, record, {}, Published(leaves=first))

@@ -23,7 +23,7 @@ from protocol.secagg.messages import NO_INDEX, split_unmask
 from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
-from server.asked import asked_before, asked_clients, verify_apart
+from server.asked import asked_at_start, asked_before, asked_clients, verify_apart
 from server.asking import ask, gather
 from server.attempt import masked_bytes
 from server.publishing import (
@@ -70,7 +70,8 @@ class SecretAttempt(SecretOutcome):
         self._sid = session_id(self._setting.plan_digest, self._run_id)
         self._why: dict[str, tuple[Reason, str]] = {}
         self._asked_for = [
-            *asked_clients(self._store, self._setting.log, self._number, self._digest)
+            *asked_clients(self._store, self._setting.log, self._number, self._digest),
+            *asked_at_start(self._store, self._digest, self._setting.roster_keys),
         ]
         self._sums = self._groups()
         for name in {*self._collecting.waiting}.difference(*(m.names.values() for m in self._sums)):
@@ -123,7 +124,7 @@ class SecretAttempt(SecretOutcome):
             list(self._collecting.waiting),
             groups=self._plan.secrecy.groups,
             seed=self._plan.seed,
-            round_number=self._number,
+            round_number=self._turn,
             attempt=self._attempt,
         )
 

@@ -4,6 +4,7 @@
     manifest.json           the base's
     rosters/                every roster the run has had, by its digest
     log.key                 the secret key of the run's log
+    metrics.jsonl           what curves are made of, from the records (:mod:`server.history`)
     log/                    the transparency log (:mod:`server.log`)
     privacy.jsonl           the privacy ledger: one line per sum that was or may have been opened
     sequence.json           the run's id, its last attempt at a secret sum: number, round, attempt

@@ -61,6 +61,10 @@ def simulate(
         list[str] | None, typer.Option("--set", help="a.b=value; may be given again")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default runs/<name>")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="go on from another run: its folder, or a round's adapter"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
@@ -69,7 +73,8 @@ def simulate(
     from simulations.experiment import experiment_path, load_experiment
     from simulations.run import simulate as run
 
-    loaded = load_experiment(experiment_path(experiment), overrides)
+    going_on = [f"start={json.dumps(str(start.resolve()))}"] if start else []
+    loaded = load_experiment(experiment_path(experiment), [*(overrides or []), *going_on])
     folder = out or Path("runs") / loaded.name
     with RichProgress() if not quiet else nullcontext(NoProgress()) as progress, _where(folder):
         summary = run(loaded, folder, resume=resume, progress=progress)

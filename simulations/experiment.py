@@ -27,6 +27,7 @@ from protocol.plan import (
     validated,
 )
 from protocol.regular_files import read_settings_text
+from protocol.start import Start
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
@@ -123,6 +124,10 @@ class Experiment(Section):
 
     format: Literal[1] = 1
     name: Name
+    start: Annotated[str, Field(max_length=4096)] = Field(
+        default="",
+        description="another run to go on from: its folder, or that of a round's adapter",
+    )
     base: BaseSource
     data: Data
     population: Population = Population()
@@ -142,14 +147,24 @@ class Experiment(Section):
         task = self.plan.get("task", {})
         return isinstance(task, dict) and "labels" in task
 
-    def plan_for(self, *, fingerprint: str, labels: list[str]) -> Plan:
-        """The plan with the base and, unless the experiment lists them, the labels filled in."""
+    @property
+    def start_folder(self) -> Path | None:
+        """Where the adapter lies that the run goes on from."""
+        return self.folder / self.start if self.start else None
+
+    def plan_for(self, *, fingerprint: str, labels: list[str], start: Start | None = None) -> Plan:
+        """The plan with the base, the start and, unless the experiment lists them, the labels filled in."""
         document = dict(self.plan)
-        if "base" in document:
-            raise PlanError(
-                f"experiment {self.name}: `plan.base` is not for an experiment",
-                "name the base under [base]; its fingerprint is filled in",
-            )
+        for key, remedy in (
+            ("base", "name the base under [base]; its fingerprint is filled in"),
+            ("start", 'name the run: start = "runs/x", above all tables; the rest is filled in'),
+        ):
+            if key in document:
+                raise PlanError(
+                    f"experiment {self.name}: `plan.{key}` is not for an experiment", remedy
+                )
+        if start is not None:
+            document["start"] = start.model_dump(mode="json")
         document["base"] = {"fingerprint": fingerprint}
         document.setdefault("name", self.name)
         task = document.get("task", {})

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from audit.continued import start_of
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import load_run
 from base_model.store import read_manifest
 from client.batches import encode
 from protocol.errors import ArtefactError, PlanError
@@ -24,6 +28,8 @@ from protocol.plan import Plan, plan_from
 from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
+from protocol.start import Start
+from server.starting import read_beginning, round_of
 from simulations.base_cache import ready_base
 from simulations.clients import list_clients
 from simulations.data import experiment_rows
@@ -77,6 +83,7 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
     if (marker := read_json(out / MARKER)) is not None:
         return _reopened(experiment, out, marker)
     _check_leftovers(out)
+    start = _start(experiment)
     # The data first: it is read in a moment, and a base takes much longer.
     rows = experiment_rows(experiment)
     labels = _labels(experiment, rows)
@@ -85,7 +92,16 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
     base = ready_base(
         experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
     )
-    return _fresh(experiment, out, base, rows, labels, parts)
+    return _fresh(experiment, out, base, rows, labels, parts, start)
+
+
+def _start(experiment: Experiment) -> Start | None:
+    """What the log of the run says that the experiment goes on from. Raises ArtefactError, ProofError."""
+    if experiment.start_folder is None:
+        return None
+    folder = round_of(experiment.start_folder)
+    run = load_run(Folder(folder.parent.parent), Trust())
+    return start_of(run, int(folder.name))
 
 
 def _check_leftovers(out: Path) -> None:
@@ -112,10 +128,13 @@ def _fresh(
     rows: tuple[Table, Table],
     labels: list[str],
     parts: Partition,
+    start: Start | None,
 ) -> Prepared:
     manifest = read_manifest(base)
     train, test = rows
-    plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels)
+    plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels, start=start)
+    if experiment.start_folder is not None:
+        read_beginning(experiment.start_folder, plan, manifest)
     verify_legal(plan, manifest)
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
@@ -194,7 +213,12 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:
 
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:
     for key, value in experiment.model_dump(mode="json").items():
-        if marker.get(key) != value:
+        if marker.get(key, "" if key == "start" else None) != value:
+            if key == "plan" and _other_rounds(marker.get(key), value):
+                raise PlanError(
+                    f"{out} keeps the {marker['plan'].get('rounds', 10)} rounds that its devices agreed to",
+                    f"go on in a new folder: fedge simulate … --start {out} --set plan.rounds=MORE --out NEW",
+                )
             raise PlanError(
                 f"{out} was started with another experiment: `{key}` differs",
                 "resume with the same file and the same --set, or name another folder with --out",
@@ -216,6 +240,13 @@ def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prep
         manifest=manifest,
         tokens_per_row=float(marker["tokens_per_row"]),
     )
+
+
+def _other_rounds(before: object, now: object) -> bool:
+    """Whether two plans differ in their rounds alone."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return False
+    return before | {"rounds": 0} == now | {"rounds": 0}
 
 
 def _tokens_per_row(base: Path, plan: Plan, texts: list[str]) -> float:

@@ -7,7 +7,9 @@ begins, so a run that was killed at any moment continues with ``resume=True``.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
+from server.history import append_events, evaluation_event
 from server.releasing import log_release, note_refusal
 from server.store import RunStore
 from simulations.clock import VirtualClock
@@ -112,7 +115,9 @@ def run_federated(
         deadline_s=plan.cohort.deadline_s,
     )
     server = make_app(clock=clock, listener=watcher)
-    server(grid, server_context({**config, "run": str(prepared.out), "resume": True}))
+    start = str(prepared.experiment.start_folder or "")
+    own_config = {"run": str(prepared.out), "resume": True, "start": start}
+    server(grid, server_context({**config, **own_config}))
     watcher.catch_up()
 
 
@@ -153,7 +158,10 @@ class _Watcher:
         self._since = self._timings.now()
 
     def _measure(self, number: int, tensors: Tensors) -> None:
-        save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
+        measured = self._evaluator.measure(tensors)
+        save_evaluation(self._prepared.out, number, measured)
+        event = evaluation_event(self._prepared.plan, number, asdict(measured), now=time.time())
+        append_events(self._prepared.out, iter([event]))
 
 
 def _release(

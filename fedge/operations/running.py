@@ -31,6 +31,7 @@ from protocol.legality import verify_legal
 from protocol.plan import Plan
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
+from server.starting import verify_start
 
 POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
 ATTEMPTS = 20  # to start the app again without a new round in between
@@ -46,18 +47,25 @@ class Order:
     plan: Plan
     base: Path
     folder: Path
+    start: Path | None  # the adapter that the plan goes on from
     resume: bool
 
 
 def order(
-    coordinator: Coordinator, plan_file: Path, base: Path, folder: Path | None, *, resume: bool
+    coordinator: Coordinator,
+    plan_file: Path,
+    base: Path,
+    folder: Path | None,
+    *,
+    start: Path | None = None,
+    resume: bool,
 ) -> Order:
     """Check what the app would refuse, before anything is started.
 
     Raises PlanError for an illegal plan or too small a roster, ArtefactError for a base or a run folder.
     """
-    plan = read_plan(plan_file)
-    verify_legal(plan, read_manifest(base))
+    plan, manifest = read_plan(plan_file), read_manifest(base)
+    verify_legal(plan, manifest)
     out = (folder or coordinator.folder / "runs" / plan.name).resolve()
     if plan.secrecy.exchange == "secagg":
         enrolled = coordinator.write_roster()
@@ -66,10 +74,17 @@ def order(
                 f"{enrolled} sites are enrolled, the plan's quorum is {plan.cohort.quorum}",
                 "admit more sites, or lower the quorum",
             )
-    if (out / "rounds").is_dir() and any((out / "rounds").iterdir()) and not resume:
+    if published(out) and not resume:
         raise ArtefactError(f"{out} holds a run already", "add --resume, or name another folder")
+    if not published(out):
+        verify_start(start, plan, manifest)
     return Order(
-        plan_file=plan_file.resolve(), plan=plan, base=base.resolve(), folder=out, resume=resume
+        plan_file=plan_file.resolve(),
+        plan=plan,
+        base=base.resolve(),
+        folder=out,
+        start=start.resolve() if start else None,
+        resume=resume,
     )
 
 
@@ -86,6 +101,11 @@ def run_to_the_end(coordinator: Coordinator, wanted: Order, report: Report) -> d
     if not outcome["finished"]:
         raise _error(outcome)
     return outcome
+
+
+def published(folder: Path) -> bool:
+    """Whether a run has begun in this folder."""
+    return (folder / "rounds").is_dir() and any((folder / "rounds").iterdir())
 
 
 def published_rounds(folder: Path) -> int:
@@ -231,6 +251,8 @@ class _Watch:
             "run": str(wanted.folder),
             "resume": resume,
         }
+        if wanted.start is not None:
+            config["start"] = str(wanted.start)
         if wanted.plan.secrecy.exchange == "secagg":
             config["roster"] = str(self._coordinator.roster_file)
         self._run = self._control.start_run(config)

@@ -18,6 +18,7 @@ from protocol.errors import ArtefactError, PrivacyError
 from protocol.plan import Privacy
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
+from protocol.start import NOTHING_BEFORE, SpentBefore
 
 
 def _is_real(text: str) -> str:
@@ -118,29 +119,37 @@ def total(entries: Iterable[Entry], client: str) -> Spent:
     return sum((e.spent for e in entries if client in e.participants), Spent())
 
 
-def client_epsilon(entries: list[Entry], client: str, privacy: Privacy) -> float:
-    """Epsilon that ``client`` has spent. Central: of every round, because samples are secret."""
+def client_epsilon(
+    entries: list[Entry],
+    client: str,
+    privacy: Privacy,
+    before: SpentBefore = NOTHING_BEFORE,
+    cost: Spent | None = None,
+) -> float:
+    """Epsilon that ``client`` has spent, with what counts as spent ``before``, and one more sum of ``cost``.
+
+    Central: of every round, because samples are secret.
+    """
     if privacy.mechanism == "central":
         return sampled_epsilon(
-            len(entries),
+            before.sums + len(entries) + (cost is not None),
             multiplier=privacy.noise_multiplier,
             sampling=privacy.sampling,
             delta=privacy.delta,
         )
-    return epsilon(total(entries, client), delta=privacy.delta)
+    earlier = Spent(rho=before.rho, xi=before.xi)
+    return epsilon(earlier + total(entries, client) + (cost or Spent()), delta=privacy.delta)
 
 
-def verify_affordable(entries: list[Entry], client: str, privacy: Privacy, cost: Spent) -> None:
+def verify_affordable(
+    entries: list[Entry],
+    client: str,
+    privacy: Privacy,
+    cost: Spent,
+    before: SpentBefore = NOTHING_BEFORE,
+) -> None:
     """One more sum fits the plan's budget. Raises PrivacyError."""
-    if privacy.mechanism == "central":
-        after = sampled_epsilon(
-            len(entries) + 1,
-            multiplier=privacy.noise_multiplier,
-            sampling=privacy.sampling,
-            delta=privacy.delta,
-        )
-    else:
-        after = epsilon(total(entries, client) + cost, delta=privacy.delta)
+    after = client_epsilon(entries, client, privacy, before, cost)
     rounds = sum(client in entry.participants for entry in entries)
     if privacy.rounds_per_client and rounds >= privacy.rounds_per_client:
         raise PrivacyError(

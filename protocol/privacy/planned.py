@@ -34,7 +34,8 @@ def mechanism_of(plan: Plan, *, size: int, rotation: bytes = NO_ROTATION) -> Mec
 def round_sizes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
     """Coordinates of an update in each phase of the plan's rule."""
     layout, contract = adapter_layout(plan, manifest), rule_named(plan.rule.name)
-    return tuple(layout.only(contract.roles(n + 1)).size for n in range(len(contract.phases)))
+    numbers = range(1, len(contract.phases) + 1)
+    return tuple(layout.only(contract.roles(plan.turn(n))).size for n in numbers)
 
 
 def rounds_counted(plan: Plan) -> int:
@@ -43,17 +44,20 @@ def rounds_counted(plan: Plan) -> int:
 
 
 def planned_epsilon(plan: Plan, sizes: Sequence[int]) -> float:
-    """Epsilon of a client that takes part as often as the plan allows; no attempt fails late."""
-    privacy, rounds = plan.privacy, rounds_counted(plan)
+    """Epsilon of a client that takes part as often as the plan allows; no attempt fails late.
+
+    With what counts as spent in the runs before.
+    """
+    privacy, rounds, before = plan.privacy, rounds_counted(plan), plan.spent_before
     if privacy.mechanism == "central":
         return sampled_epsilon(
-            rounds,
+            before.sums + rounds,
             multiplier=privacy.noise_multiplier,
             sampling=privacy.sampling,
             delta=privacy.delta,
         )
     often, rest = divmod(rounds, len(sizes))
-    total = Spent()
+    total = Spent(rho=before.rho, xi=before.xi)
     for phase, size in enumerate(sizes):
         cost = mechanism_of(plan, size=size).spent()
         total += cost.times(often + (phase < rest))

@@ -9,12 +9,18 @@ from protocol.privacy.ledger import Entry, client_epsilon
 
 
 def privacy_record(plan: Plan, entries: list[Entry]) -> dict[str, Any]:
-    """The largest epsilon of a client so far, by which noise; of all lines of the ledger until then."""
+    """The largest epsilon of a client so far, by which noise; of all lines of the ledger until then.
+
+    A run that goes on from another counts what was spent there.
+    """
     privacy = plan.privacy
     names = {name for entry in entries for name in entry.participants}
     if privacy.mechanism == "central" and entries:
         names.add("")  # every round counts for everybody, also one whose sample was empty
-    spent = [client_epsilon(entries, name, privacy) for name in sorted(names)]
+    before = plan.spent_before
+    if plan.start is not None:
+        names.add("")  # also for who has not taken part yet
+    spent = [client_epsilon(entries, name, privacy, before) for name in sorted(names)]
     last = entries[-1] if entries else None
     return {
         "mechanism": privacy.mechanism,

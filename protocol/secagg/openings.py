@@ -73,3 +73,13 @@ def verify_opening(
                 f"a sum over other clients of the adapter that came into round {opening.round} was opened",
                 SAME,
             )
+
+
+def verify_beside(elsewhere: Sequence[Opening], *, alive: bytes | None) -> None:
+    """The same for sums of the incoming adapter that were opened under other plans. Raises SecrecyError."""
+    if any(alive not in (None, opening.alive) for opening in elsewhere):
+        raise SecrecyError(
+            "adapter.revealed",
+            "under another plan a sum over other clients of this incoming adapter was opened",
+            SAME,
+        )

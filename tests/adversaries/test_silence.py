@@ -42,6 +42,7 @@ OPTIONAL = {
     "privacy.jsonl",
     "summary.json",
     "evaluations.json",
+    "metrics.jsonl",
     "rounds/0002.attempt1.json",
 }
 TILE = re.compile(r"log/tile/.*\.p/[0-9]+")  # of an earlier checkpoint

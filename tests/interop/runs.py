@@ -16,7 +16,7 @@ from protocol.transparency.leaves import sha256
 from server.releasing import log_release
 from server.store import RunStore
 from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import make_run
+from tests.unit.audit.runs import go_on, make_run
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
@@ -100,9 +100,21 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+FOUR: dict[str, Any] = {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}, "count": 4}
+CONTINUED: dict[str, dict[str, Any]] = {  # runs that go on from one of a round alike
+    "goes on": FOUR | {"rounds": 2},
+    "goes on with noise in cores": FOUR
+    | {"rule": {"name": "fed-sb"}, "privacy": NOISE, "rounds": 1},
+}
+
+
 def made(kind: str, folder: Path) -> Path:
     """A run of a kind, its last round released."""
-    run = make_run(folder, **KINDS[kind])
+    if kind in CONTINUED:
+        before = make_run(folder.parent / "before", **(CONTINUED[kind] | {"rounds": 1}))
+        run = go_on(before, folder, **CONTINUED[kind])
+    else:
+        run = make_run(folder, **KINDS[kind])
     release(run)
     return run
 

@@ -14,13 +14,15 @@ import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
 
 from protocol.encoding import parse_canonical
+from protocol.errors import FedgeError
 from protocol.merkle import leaf_hash
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tree import Tree
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.interop import verifier
-from tests.interop.runs import KINDS, made
+from tests.interop.runs import CONTINUED, FOUR, KINDS, made
 from tests.interop.verifier.run import verify_run
+from tests.unit.audit.runs import make_run
 
 FAULTS = (AssertionError, InvalidSignature, InvalidTag, KeyError, ValueError, OSError, TypeError)
 MUTATED = {  # kinds of runs and the kinds of leaves that are changed there
@@ -45,7 +47,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return run
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *CONTINUED])
 def test_a_run_is_verified_from_the_text_alone(kind: str, run_of: Made) -> None:
     void = {3} if "void" in kind else set()
     planned = json.loads((run_of(kind) / "plan.json").read_text())["rounds"]
@@ -92,6 +94,20 @@ def test_a_bit_of_any_published_file_is_not(kind: str, run_of: Made, tmp_path: P
         (run / name).write_bytes(data)
     assert believed == []
     assert holds(run)
+
+
+def test_another_start_than_the_plans_is_not_believed(
+    run_of: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator begins with what the seed gives, where the plan names an adapter."""
+    first = run_of("goes on").parent / "before"
+    monkeypatch.setattr("server.coordinator.verify_start", lambda *_: None)
+    monkeypatch.setattr("client.secret.first_digest", lambda *_: "")
+    start = json.loads((run_of("goes on") / "plan.json").read_text())["start"]
+    with pytest.raises(FedgeError):
+        make_run(tmp_path / "run", start=start, begin=first, **FOUR)
+    with pytest.raises(AssertionError):
+        verify_run(tmp_path / "run")
 
 
 def holds(run: Path) -> bool:

@@ -120,6 +120,7 @@ from protocol.transparency.tree import Tree
 from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from server.delivery.status import read_reports
+from server.history import HISTORY, read_history
 from simulations.experiment import experiment_path, load_experiment
 from tests.properties.odd_rows import parquet
 from tests.unit.audit.runs import make_run
@@ -174,6 +175,8 @@ ELSEWHERE = {
     "server.delivery.keys:read_keys": "keys of this machine's own",
     "server.delivery.releases:read_current": "protocol.delivery:decode behind TUF's digests",
     "server.delivery.releases:read_facts": "protocol.delivery:decode behind TUF's digests",
+    "fedge.metrics:read_run": "plan_from_text, server.history:read_history",
+    "server.starting:read_beginning": "plan_from_text, decode_checkpoint, parse_json",
     "server.log:read_log_key": "a key of this machine's own",
 }
 
@@ -799,6 +802,12 @@ class World:
             "client.openings:FileOpenings.of": Decoder(
                 read=_file(self.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),
                 seeds=(openings,),
+            ),
+            "server.history:read_history": Decoder(
+                read=_file(self.folder / HISTORY, lambda path: read_history(path.parent)),
+                seeds=(
+                    b'{"format":1,"event":"round","round":2,"turn":3,"time":1.5,"values":{"used":3.0}}\n',
+                ),
             ),
             "client.receipts:Receipts.held": Decoder(
                 read=_file(self.folder / "r.jsonl", remembered), seeds=(receipts,)

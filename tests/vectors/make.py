@@ -44,6 +44,22 @@ name = "ffa-lora"
 learning_rate = 1e-3
 """
 
+START = """
+[start]
+adapter = "{adapter}"
+rank = 8
+round = 3
+rounds = 5
+plans = ["{first}", "{second}"]
+origin = "fedge/vector/1"
+size = 40
+root = "{root}"
+[start.spent]
+mechanism = "distributed"
+rho = 0.1
+xi = 1e-30
+"""
+
 
 def hexed(array: Any) -> str:
     """Little-endian bytes."""
@@ -61,6 +77,8 @@ def identities() -> dict[str, Any]:
         'quote " backslash \\ newline \n',
     ]
     plan = PLAN.format(fingerprint="0" * 64)
+    places = {"adapter": "a" * 64, "first": "1" * 64, "second": "2" * 64, "root": "3" * 64}
+    more = plan + START.format(**places)
     seeds = [("initial", 0, "classifier.weight"), ("cohort", 7, 1, 0), ("train", 0, 3, "site-1")]
     vector = np.array([0.0, -0.0, 1.5, -(2.0**-149), 3.4e38], np.float32)
     return {
@@ -72,7 +90,10 @@ def identities() -> dict[str, Any]:
             for tag, message in (("plan", b""), ("base", b"abc"), ("adapter", bytes(range(256))))
         ],
         "seed": [{"parts": list(parts), "seed": seed_from(*parts)} for parts in seeds],
-        "plan": [{"toml": plan, "digest": parse_plan(plan, source="vector").digest}],
+        "plan": [
+            {"toml": text, "digest": parse_plan(text, source="vector").digest}
+            for text in (plan, more)
+        ],
         "adapter": [{"vector": hexed(vector), "digest": vector_digest(vector)}],
     }
 

@@ -42,7 +42,8 @@ class Documents:
     def trained(self, number: int) -> list[str]:
         """The tensors of a round, in the vector's order."""
         turns = ROLES[self.plan["rule"]["name"]]
-        return [n for n in self.shapes if role_of(n) in (*turns[(number - 1) % len(turns)], "head")]
+        turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
+        return [n for n in self.shapes if role_of(n) in (*turns[(turn - 1) % len(turns)], "head")]
 
     def size(self, number: int) -> int:
         return sum(prod(self.shapes[name]) for name in self.trained(number))

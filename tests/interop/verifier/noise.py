@@ -117,12 +117,15 @@ def check_entry(documents: Documents, entry: dict[str, Any], participants: Seque
     }
 
 
-def epsilon(entries: Sequence[dict[str, Any]], delta: float) -> float:
-    """What dp-accounting says of these entries."""
+def epsilon(entries: Sequence[dict[str, Any]], delta: float, before: dict[str, Any]) -> float:
+    """What dp-accounting says of these entries, and what was spent before."""
     from dp_accounting import dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    rho, xi = (sum(float.fromhex(entry[name]) for entry in entries) for name in ("rho", "xi"))
+    rho, xi = (
+        before[name] + sum(float.fromhex(entry[name]) for entry in entries)
+        for name in ("rho", "xi")
+    )
     accountant = RdpAccountant(orders=ORDERS)
     accountant.compose(dp_event.ZCDpEvent(rho=rho, xi=xi))
     return float(accountant.get_epsilon(delta))
@@ -130,8 +133,10 @@ def epsilon(entries: Sequence[dict[str, Any]], delta: float) -> float:
 
 def check_budget(documents: Documents, entries: Sequence[dict[str, Any]]) -> None:
     """Nobody took part more often, or spent more, than the plan allows."""
-    privacy = documents.plan["privacy"]
+    privacy, start = documents.plan["privacy"], documents.plan.get("start")
+    before = start["spent"] if start else {"mechanism": privacy["mechanism"], "rho": 0.0, "xi": 0.0}
+    assert before["mechanism"] == privacy["mechanism"]
     for name in sorted({name for entry in entries for name in entry["participants"]}):
         own = [entry for entry in entries if name in entry["participants"]]
         assert not privacy["rounds_per_client"] or len(own) <= privacy["rounds_per_client"]
-        assert epsilon(own, privacy["delta"]) <= privacy["epsilon"]
+        assert epsilon(own, privacy["delta"], before) <= privacy["epsilon"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from typing import Any
 
 import numpy as np
 
 from .basics import Reals, Tensors, halved, seed
-from .documents import Documents, role_of
+from .documents import Documents, adapter_digest, role_of
 
 
 def words(named: int, count: int) -> Any:
@@ -34,8 +35,26 @@ def orthonormal(named: int, length: int, r: int) -> Reals:
     return np.array(done)
 
 
+def taken_over(documents: Documents, start: dict[str, Any]) -> Tensors:
+    """P-4.11: the adapter that the plan names, from the round's own checkpoint."""
+    assert start["rank"] == documents.rank
+    data = (documents.run / "rounds/0000/checkpoint.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    tensors: Tensors = {}
+    for name in documents.shapes:
+        first, last = header[f"adapter/{name}"]["data_offsets"]
+        tensors[name] = np.frombuffer(data[8 + length + first : 8 + length + last], "<f4")
+        assert len(tensors[name]) == math.prod(documents.shapes[name])
+        assert np.all(np.abs(tensors[name]) <= 64)
+    assert adapter_digest(tensors) == start["adapter"]
+    return tensors
+
+
 def round_0(documents: Documents) -> Tensors:
     """Every tensor, flat."""
+    if start := documents.plan.get("start"):
+        return taken_over(documents, start)
     deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
     cores = documents.plan["rule"]["name"] == "fed-sb"
     tensors: Tensors = {}

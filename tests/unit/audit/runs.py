@@ -15,6 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from audit.continued import start_of
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import load_run
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -86,9 +90,16 @@ def small_manifest(linears: int = 2) -> Manifest:
 class Sites:
     """Named sites with keys; each has its own ledger and memory in ``folder``."""
 
-    def __init__(self, plan: Plan, manifest: Manifest, folder: Path, count: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        folder: Path,
+        count: int,
+        keys: Sequence[Ed25519PrivateKey] | None = None,
+    ) -> None:
         self.plan, self.manifest, self.folder = plan, manifest, folder
-        self.keys = [Ed25519PrivateKey.generate() for _ in range(count)]
+        self.keys = list(keys or [Ed25519PrivateKey.generate() for _ in range(count)])
         self.roster = {
             _name(site): key.public_key().public_bytes_raw() for site, key in enumerate(self.keys)
         }
@@ -169,11 +180,11 @@ class Sites:
         return reply
 
     def _size(self, number: int) -> int:
-        roles = rule_named(self.plan.rule.name).roles(number)
+        roles = rule_named(self.plan.rule.name).roles(self.plan.turn(number))
         return adapter_layout(self.plan, self.manifest).only(roles).size
 
     def _contribution(self, site: int, number: int) -> Contribution:
-        rng = np.random.default_rng(seed_from(site, number))
+        rng = np.random.default_rng(seed_from(site, self.plan.turn(number)))
         update = rng.normal(0, 0.1, self._size(number)).astype(np.float32)
         metrics = {name: float(1 + site) for name in METRICS}
         return Contribution(update=update, weight=1, metrics=metrics)
@@ -195,6 +206,7 @@ def make_run(
     sites: Sites | None = None,
     log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
+    begin: Path | None = None,
     **sections: Any,
 ) -> Path:
     """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`."""
@@ -213,10 +225,22 @@ def make_run(
             roster_keys=sites.roster if plan.secrecy.exchange == "secagg" else None,
             log_key=log_key,
             witnesses=witnesses,
+            start=begin,
         )
     finally:
         store.close()
     return folder
+
+
+def go_on(
+    before: Path, folder: Path, *, number: int | None = None, count: int = 6, **sections: Any
+) -> Path:
+    """A run in ``folder`` from the adapter of round ``number`` (the last) of ``before``, at new sites."""
+    run = load_run(Folder(before), Trust())
+    number = run.log.rounds[-1].number if number is None else number
+    start = start_of(run, number).model_dump(mode="json")
+    place = before / "rounds" / f"{number:04d}" / "adapter"
+    return make_run(folder, count=count, begin=place, **(sections | {"start": start}))
 
 
 def _name(site: int) -> str:

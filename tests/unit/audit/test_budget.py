@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import client.secret
+import client.budget
 import server.budget
 from audit.log_copy import Trust
 from audit.report import Report
@@ -40,7 +40,7 @@ def verified(run: Path) -> Report:
 def test_nobody_refused_and_too_much_was_spent(
     privacy: dict[str, Any], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (client.secret, server.budget):
+    for module in (client.budget, server.budget):
         monkeypatch.setattr(module, "verify_affordable", lambda *_: None)
     run = make_run(tmp_path / "run", rounds=3, rule={"name": "fed-sb"}, privacy=NOISE | privacy)
     report = verified(run)

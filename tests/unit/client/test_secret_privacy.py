@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.budget import verify_limit
 from client.ledger import FileLedger
-from client.secret import verify_limit
 from protocol.errors import MachineError, PrivacyError
 from protocol.exchange import Phase
 from protocol.privacy.accounting import epsilon

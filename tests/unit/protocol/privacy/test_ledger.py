@@ -20,6 +20,7 @@ from protocol.privacy.ledger import (
     total,
     verify_affordable,
 )
+from protocol.start import SpentBefore
 
 NOISE = Mechanism(size=100, clip=1.0, multiplier=4.0, honest=8, summands=10, rotation=bytes(32))
 
@@ -73,6 +74,35 @@ def test_the_sum_that_would_exceed_the_budget_is_refused_and_not_one_before() ->
     with pytest.raises(PrivacyError, match="would bring a to epsilon"):
         verify_affordable(entries, "a", tight, cost)
     verify_affordable(entries, "newcomer", tight, cost)
+
+
+def test_what_was_spent_before_counts_for_everybody() -> None:
+    """As if the sums of the runs before were lines of one ledger; also for who has no line yet."""
+    cost, privacy = NOISE.spent(), Privacy(mechanism="distributed")
+    entries = [entry(number, "a") for number in range(1, 6)]
+    three = SpentBefore(mechanism="distributed", rho=3 * cost.rho, xi=3 * cost.xi)
+    whole = client_epsilon(entries, "a", privacy)
+    assert client_epsilon(entries[:2], "a", privacy, three) == pytest.approx(whole, rel=1e-12)
+    assert client_epsilon(entries[:2], "newcomer", privacy, three) > 0
+    tight = Privacy(mechanism="distributed", epsilon=whole * 1.0001)
+    verify_affordable(entries[:1], "a", tight, cost, three)
+    for name in ("a", "newcomer"):
+        with pytest.raises(PrivacyError, match=f"would bring {name} to epsilon"):
+            verify_affordable(
+                entries[:2] if name == "a" else [],
+                name,
+                tight,
+                cost,
+                three if name == "a" else three.model_copy(update={"rho": 6 * cost.rho}),
+            )
+
+
+def test_rounds_of_central_noise_before_count_as_rounds() -> None:
+    privacy = Privacy(mechanism="central", noise_multiplier=2.0, sampling=0.5)
+    before = SpentBefore(mechanism="central", sums=3, noise_multiplier=2.0, sampling=0.5)
+    entries = [entry(number, "a") for number in range(1, 6)]
+    both = client_epsilon(entries[:2], "", privacy, before)
+    assert both == client_epsilon(entries, "", privacy)
 
 
 def test_a_rota_bounds_the_rounds_of_a_client() -> None:

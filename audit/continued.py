@@ -1,0 +1,120 @@
+"""Runs that go on from an adapter of another run: what their plan says of it, and whether it holds. (P-8.16)
+
+:func:`start_of` derives a plan's ``start`` from a run's log. Whoever writes the next plan takes it from
+there; an auditor who has the earlier run derives it again and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from audit.openings import sums_asked
+from audit.published import REMEDY, Run
+from audit.report import Findings, Unproven
+from protocol.errors import ProofError
+from protocol.privacy.accounting import Spent
+from protocol.privacy.ledger import Entry, total
+from protocol.secagg.openings import far_apart
+from protocol.start import NOTHING_BEFORE, SpentBefore, Start
+
+
+def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
+    """The adapter of round ``number`` as a start, by the log's first ``size`` leaves (all without it).
+
+    Raises ProofError for a round that these do not have.
+    """
+    size = run.copy.checkpoint.size if size is None else size
+    placed = [one.adapter for one in run.log.rounds if one.number == number]
+    if not placed or not placed[0].index < size <= run.copy.checkpoint.size:
+        last = run.log.rounds[-1].number
+        raise ProofError(f"the log has no round {number}", f"it has 0 to {last}")
+    leaf, before = placed[0].leaf, run.plan.start
+    return Start(
+        adapter=leaf.adapter_out,
+        rank=leaf.rank,
+        round=number,
+        rounds=run.plan.turn(number),
+        plans=[*(before.plans if before else []), run.plan_digest],
+        origin=run.copy.checkpoint.origin,
+        size=size,
+        root=run.copy.tree.root(size).hex(),
+        spent=_spent(run, [each.leaf.entry for each in run.log.spent if each.index < size]),
+    )
+
+
+def _spent(run: Run, entries: Sequence[Entry]) -> SpentBefore:
+    """With what was spent before that run; without noise there is no bound, whatever was before."""
+    before, privacy = run.plan.spent_before, run.plan.privacy
+    if privacy.mechanism == "none":
+        return NOTHING_BEFORE
+    if privacy.mechanism == "central":
+        return SpentBefore(
+            mechanism="central",
+            sums=before.sums + len(entries),
+            noise_multiplier=privacy.noise_multiplier,
+            sampling=privacy.sampling,
+        )
+    names = {name for entry in entries for name in entry.participants}
+    spent = [Spent(rho=before.rho, xi=before.xi) + total(entries, name) for name in names]
+    return SpentBefore(
+        mechanism="distributed",
+        rho=max([before.rho, *(each.rho for each in spent)]),
+        xi=max([before.xi, *(each.xi for each in spent)]),
+    )
+
+
+def unchecked_start(run: Run) -> list[Unproven]:
+    """What a plan's start leaves to the run before, when an auditor does not have it."""
+    start = run.plan.start
+    if start is None:
+        return []
+    return [
+        Unproven(
+            what=f"round 0 is the adapter of round {start.round} of {start.origin}, after "
+            f"{start.rounds} rounds in {len(start.plans)} run(s)",
+            leaves="how it was made, and what clients spent there: verify that run too, with --before",
+        )
+    ]
+
+
+def check_before(run: Run, before: Run, findings: Findings) -> None:
+    """The run goes on from ``before`` as its plan says."""
+    start = run.plan.start
+    if start is None or start.plans[-1] != before.plan_digest:
+        raise ProofError(
+            f"a run of plan {before.plan_digest[:12]}… is not the one that this run goes on from",
+            "name that one, and after it those before: --before",
+        )
+    with findings.checking("what the plan says of the run before"):
+        _check_start(run, before, start)
+    with findings.checking("no two sums of the start differ by few clients, over both runs"):
+        _check_sums(run, before, start)
+
+
+def _check_start(run: Run, before: Run, start: Start) -> None:
+    if before.plan.base != run.plan.base or before.plan.task.labels != run.plan.task.labels:
+        raise _bad("the run before has another base or other labels")
+    mine = start_of(before, start.round, size=start.size).model_dump()
+    for field, said in start.model_dump().items():
+        if said != mine[field]:
+            raise _bad(f"`start.{field}` of the plan is not what that run's log gives")
+
+
+def _check_sums(run: Run, before: Run, start: Start) -> None:
+    """(P-6.10) Of one incoming adapter, the same clients or far apart, whichever run asked."""
+    least = min(run.plan.least_sum, before.plan.least_sum)
+    asked = [
+        [each for each in sums_asked(one) if each.adapter == start.adapter] for one in (run, before)
+    ]
+    for ours, theirs in product(*asked):
+        if not far_apart(ours.clients, theirs.clients, least=least):
+            raise _bad(
+                f"round {ours.round}, and round {theirs.round} of the run before, asked for sums of one "
+                f"adapter that differ by {len(ours.clients - theirs.clients)} and "
+                f"{len(theirs.clients - ours.clients)} clients, the least sum is {least}"
+            )
+
+
+def _bad(fault: str) -> ProofError:
+    return ProofError(fault, REMEDY)

@@ -1,0 +1,100 @@
+"""Plans as files and on the screen: commented TOML, and what is to be known about one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from protocol.errors import ArtefactError
+from protocol.forecast import Forecast
+from protocol.legality import Finding
+from protocol.plan import Plan
+
+STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as commented TOML: made from the model itself, so that it cannot fall behind it."""
+    lines = ["# A plan for fedge: everything the parties of a run must agree on.", "format = 1"]
+    lines += [f"{key} = {_toml(getattr(plan, key))}" for key in ("name", "seed", "rounds")]
+    for name in Plan.model_fields:
+        if isinstance(table := getattr(plan, name), BaseModel):
+            lines += _table_lines(name, table)
+    return "\n".join(lines) + "\n"
+
+
+def _table_lines(name: str, table: BaseModel) -> list[str]:
+    """A table, and behind it those within it."""
+    lines = ["", f"# {(table.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
+    inner: list[str] = []
+    for key, field in type(table).model_fields.items():
+        value = getattr(table, key)
+        if isinstance(value, BaseModel):
+            inner += _table_lines(f"{name}.{key}", value)
+            continue
+        comment = f"  # {field.description}" if field.description else ""
+        lines.append(f"{key} = {_toml(value)}{comment}")
+    return lines + inner
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet. Raises ArtefactError."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ArtefactError(f"{path} exists already", "choose another --out or remove it") from None
+    except OSError as error:
+        raise ArtefactError(
+            f"{path} cannot be written: {error.strerror}", "choose another --out"
+        ) from None
+
+
+def show_findings(
+    path: Path, plan: Plan, legal: bool, findings: list[Finding], cost: Forecast | None = None
+) -> None:
+    """Whether a plan may be run, and all that is to be known about it, for people."""
+    console = Console(markup=False, emoji=False)
+    verdict = ("may be run", "green") if legal else ("must not be run", "red")
+    console.print(
+        Text.assemble(f"{path}: ", verdict, f"; digest {plan.digest[:16]}…"), soft_wrap=True
+    )
+    for finding in findings:
+        colour = STYLE[finding.severity]
+        remedy = f" ({finding.remedy})" if finding.remedy else ""
+        console.print(
+            Text.assemble(
+                (finding.severity, colour), f" `{finding.field}`: {finding.cause}{remedy}"
+            ),
+            soft_wrap=True,
+        )
+    if cost is None:
+        return
+    table = Table(title="forecast", show_header=False)
+    for key, value in cost.to_dict().items():
+        if value is None:
+            continue
+        shown = value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{name}: {number:,}" for name, number in value.items())
+        elif isinstance(value, float):
+            shown = f"{value:,.2f}" if value >= 0.1 else f"{value:.1g}"
+        else:
+            shown = f"{value:,}"
+        table.add_row(key.replace("_", " "), shown)
+    console.print(table)

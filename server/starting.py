@@ -1,0 +1,156 @@
+"""The adapter that a run goes on from: a round of another run's folder, against what the plan names. (P-4.11)
+
+Whatever does not fit is refused before round 0 exists. What the plan says of the earlier log is for auditors:
+the coordinator needs the checkpoint, and whom that run has asked for sums of this very adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from protocol.adapter import adapter_layout, verify_magnitude
+from protocol.documents import OddError, json_as
+from protocol.errors import ArtefactError, PlanError
+from protocol.manifest import Manifest
+from protocol.plan import Plan, plan_from_text
+from protocol.regular_files import read_regular, read_regular_text
+from protocol.start import Start
+from protocol.step.checkpoint import decode_checkpoint
+from protocol.step.optimizers import Moments
+from protocol.step.state import State
+from server.store import ADAPTER, CHECKPOINT, PLAN, RECORD
+
+MOST_CHECKPOINT = 2**33  # bytes
+HOW = "name a round's adapter in the run's folder, like runs/x/rounds/0008/adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Round 0 of a run that goes on from another: ``asked`` are the groups of names of its sums."""
+
+    state: State
+    asked: list[list[list[str]]]
+
+
+def round_of(path: Path) -> Path:
+    """The round's folder that ``path`` names: it, its adapter, or a run, whose last round is meant.
+
+    Raises ArtefactError.
+    """
+    folder = path.parent if path.name == ADAPTER else path
+    if (path / "rounds").is_dir():
+        rounds = sorted(p for p in (path / "rounds").iterdir() if p.name.isdecimal())
+        folder = max(rounds, key=lambda each: int(each.name), default=path)
+    if not (folder / CHECKPOINT).is_file() or not (folder.parent.parent / PLAN).is_file():
+        raise ArtefactError(f"{path} is no adapter of a run's round", HOW)
+    return folder
+
+
+def verify_start(path: Path | None, plan: Plan, manifest: Manifest) -> Beginning | None:
+    """What the plan goes on from, where it does. Raises PlanError, ArtefactError."""
+    if path is None:
+        if plan.start is None:
+            return None
+        raise PlanError(
+            "the plan goes on from an adapter, and nobody says where it is",
+            "name the round: --start RUN/rounds/0008/adapter",
+        )
+    return read_beginning(path, plan, manifest)
+
+
+def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
+    """What is at ``path``, checked against ``plan.start``.
+
+    Raises ArtefactError for a file that is damaged or another one than the plan names, PlanError for a run
+    that this plan cannot go on from.
+    """
+    start, folder = plan.start, round_of(path)
+    if start is None:
+        raise PlanError(
+            f"the plan starts anew, and {path} is named to go on from",
+            "write a plan that goes on: `fedge plan continue RUN`",
+        )
+    source = folder / CHECKPOINT
+    verify_same_task(_plan_before(folder, start), plan)
+    try:
+        data = read_regular(source, most=MOST_CHECKPOINT)
+    except OSError as error:
+        raise ArtefactError(f"{source} cannot be read: {error.strerror}", HOW) from None
+    read, note = decode_checkpoint(data, rank=start.rank, source=str(source))
+    if note.base_fingerprint != plan.base.fingerprint:
+        raise PlanError(
+            f"{path} was trained on base {note.base_fingerprint[:12]}…, the plan names "
+            f"{plan.base.fingerprint[:12]}…",
+            "an adapter fits the base that it was trained on: name that one, or start anew",
+        )
+    if note.adapter_digest != start.adapter or note.round != start.round:
+        raise ArtefactError(
+            f"{path} is adapter {note.adapter_digest[:12]}… of round {note.round}, the plan goes on from "
+            f"{start.adapter[:12]}… of round {start.round}",
+            "name the round that the plan was written for, or write it again: `fedge plan continue`",
+        )
+    layout = adapter_layout(plan, manifest, rank=start.rank)
+    vector = layout.flatten(read.adapter)
+    verify_magnitude(vector)
+    state = State(
+        adapter=layout.unflatten(vector), rank=start.rank, moments=Moments.zeros(layout.size)
+    )
+    return Beginning(state=state, asked=list(_asked(folder, start.adapter)))
+
+
+def verify_same_task(before: Plan, plan: Plan) -> None:
+    """The head's outputs mean the same. Raises PlanError."""
+    if before.task.labels == plan.task.labels:
+        return
+    both = sorted(before.task.labels) == sorted(plan.task.labels)
+    how = "in another order" if both else f"{before.task.labels[:5]}… there"
+    raise PlanError(
+        f"`task.labels`: the run before has other labels ({how})",
+        "list the same labels in the same order, or start anew",
+    )
+
+
+def _plan_before(folder: Path, start: Start) -> Plan:
+    path = folder.parent.parent / PLAN
+    try:
+        before = plan_from_text(read_regular_text(path), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path} cannot be read", "restore the run's folder") from None
+    if before.digest != start.plans[-1]:
+        raise ArtefactError(
+            f"{folder} is of a run of plan {before.digest[:12]}…, the plan goes on from one of "
+            f"{start.plans[-1][:12]}…",
+            "name the run that the plan was written for, or write it again: `fedge plan continue`",
+        )
+    return before
+
+
+def _asked(folder: Path, adapter: str) -> Iterator[list[list[str]]]:
+    """Whom that run has asked for sums of this adapter, by its records: of a last round nobody."""
+    number = int(folder.name) + 1
+    while (record := _record(folder.parent / f"{number:04d}")).adapter_in == adapter:
+        if record.asked:
+            yield record.asked
+        number += 1
+
+
+class _Record(BaseModel):
+    """What is needed of a round's record."""
+
+    adapter_in: str = ""
+    asked: list[list[str]] = []
+
+
+def _record(folder: Path) -> _Record:
+    """Of a round, where it is there: a copy for auditors may lack it."""
+    path = folder / RECORD
+    try:
+        return json_as(_Record, read_regular_text(path))
+    except FileNotFoundError:
+        return _Record()
+    except (OSError, UnicodeDecodeError, OddError):
+        raise ArtefactError(f"{path} is damaged", "restore the run's folder") from None
