@@ -31,9 +31,9 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Take what the repository offers this device: verify, probe, switch. Run it from a timer."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.update(device, _now(), activate=not only_download, retry=retry)
     _say(agent.status(device), as_json)
 
@@ -45,28 +45,28 @@ def activate(
     as_json: Json = False,
 ) -> None:
     """Probe and use a release that is in the store."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.activate(device, release, _now())
     _say(agent.status(device), as_json)
 
 
 def rollback(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
     """Go back to the release before; this one is not taken again by itself."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.roll_back(device, agent.BY_HAND, _now())
     _say(agent.status(device), as_json)
 
 
 def status(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
     """What is in use, what failed, when the repository was last reached."""
+    device = _device(file, report)
     from edge_runtime import agent
     from edge_runtime.store import read_state
 
-    device = _device(file, report)
     agent.write_report(device, read_state(device.store), _now())
     _say(agent.status(device), as_json)
 
@@ -79,15 +79,17 @@ def serve(
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
+    device = _device(file, None)
     from edge_runtime.http_server import serve as run
     from edge_runtime.service import Service
 
-    service = Service(_device(file, None), clock=time.monotonic)
+    service = Service(device, clock=time.monotonic)
     end_start()
     run(service, port)
 
 
 def _device(file: Path, report: Path | None) -> Any:
+    """The settings, which every command reads before it imports what they are for."""
     from edge_runtime.settings import read_device
 
     device = read_device(file)
