@@ -24,9 +24,12 @@ def run(
 ) -> None:
     """Submit a run and wait. The exit code is the run's; Ctrl-C leaves it at work."""
     from fedge.operations.coordinator import Coordinator
+    from fedge.plans import read_plan
+
+    read_plan(plan)  # and refuse it, before what runs it is imported
+    opened = Coordinator.open(coordinator)
     from fedge.operations.running import order, published_rounds, run_to_the_end
 
-    opened = Coordinator.open(coordinator)
     wanted = order(opened, plan, base, out, resume=resume)
 
     def report(rounds: int, text: str) -> None:

@@ -60,7 +60,11 @@ def _server(plan: Plan) -> Iterator[Said]:
     kept = rounds if momentum == 1 else (1 - momentum**rounds) / (1 - momentum)
     if (gain := server.learning_rate * kept) > MOST_GAIN:
         cause = f"a round's mean update is applied {gain:.3g} times over in the course of the run"
-        yield field, cause, "lower server.learning_rate or beta1; 1.0 with fedavg is the mean itself"
+        yield (
+            field,
+            cause,
+            "lower server.learning_rate or beta1; 1.0 with fedavg is the mean itself",
+        )
     if server.learning_rate < LEAST_RATE:
         cause = f"{server.learning_rate:g} of a mean update changes next to nothing"
         yield field, cause, "1.0 with fedavg is the mean itself"

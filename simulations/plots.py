@@ -55,7 +55,7 @@ class _Frame:
         for value in self.heights:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-            label = escape(number(value) + unit)
+            label = escape(_height(value, self.heights[1] - self.heights[0]) + unit)
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
         for tick in _thinned(ticks):
             x = self.x(tick)
@@ -77,16 +77,26 @@ def _round_heights(low: float, high: float) -> list[float]:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, band: Band | None = None, unit: str = ""
+    title: str,
+    lines: Sequence[Line],
+    *,
+    band: Band | None = None,
+    unit: str = "",
+    enlarged: bool = False,
 ) -> str:
-    """Lines over rounds, labelled at their right end."""
+    """Lines over rounds, labelled at their right end. ``enlarged``: the heights begin where the lines do."""
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
     xs = sorted({x for x, _ in points})
     heights = [y for _, y in points] + ([band.low, band.high] if band else [])
-    frame = _Frame((min(xs), max(xs)), (min(0.0, *heights), max(heights) or 1.0))
+    lowest = min(heights) if enlarged else min(0.0, *heights)
+    highest = max(heights)
+    frame = _Frame((min(xs), max(xs)), (lowest, highest if highest > lowest else lowest + 1.0))
     parts = frame.axes(xs, unit)
+    if frame.y0 > 0:
+        begins = _height(frame.y0, frame.heights[1] - frame.y0) + unit
+        parts.append(_text(LEFT + 4, HEIGHT - BOTTOM - 5, f"heights begin at {begins}, not at 0"))
     if band:
         top, height = frame.y(band.high), max(2.0, frame.y(band.low) - frame.y(band.high))
         parts.append(
@@ -158,6 +168,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def _height(value: float, step: float) -> str:
+    """A height on an axis, with as many digits as tell it from the next."""
+    digits = max(0, -math.floor(math.log10(step)))
+    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:  # 0.25: one more
+        digits += 1
+    return f"{value:,.{digits}f}" if digits < 7 else f"{value:.3g}"
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x}" y="{y}">{escape(text)}</text>'
+
+
 def number(value: float) -> str:
     """Short: 12,345 or 0.123 or 4.2e-07."""
     if value == int(value) and abs(value) < 1e9:
@@ -188,6 +210,7 @@ def _thinned(ticks: Sequence[float]) -> list[float]:
 
 def _svg(title: str, parts: Sequence[str]) -> str:
     return (
+        f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg></div></figure>"
     )

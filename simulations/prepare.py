@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from base_model.store import read_manifest
 from client.batches import encode
 from protocol.errors import ArtefactError, PlanError
-from protocol.legality import verify_legal
+from protocol.legality import Finding, verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
 from protocol.rows.labels import verify_distinct, verify_several
@@ -29,6 +29,7 @@ from simulations.clients import list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
 from simulations.files import read_json, write_json, write_jsonl, write_text
+from simulations.findings import finding_of, findings_of
 from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
@@ -49,6 +50,14 @@ class Prepared:
     base: Path
     manifest: Manifest
     tokens_per_row: float
+    warnings: tuple[Finding, ...] = ()
+    rows: tuple[int, int] = (0, 0)  # to train on, to test on
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every client, by partition."""
+        listed = read_json(self.out / LISTED, {"clients": {}})["clients"]
+        return [listed[name]["rows"] for name in sorted(listed)]
 
     def client_file(self, partition: int) -> Path:
         """The private rows of one device."""
@@ -60,8 +69,17 @@ class Prepared:
         return self.out / TEST
 
 
-def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progress) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    out: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+    cache: Path | None = None,
+) -> Prepared:
     """Build or find the base, split the data, complete the plan. Idempotent under ``resume``.
+
+    ``cache`` keeps built bases; without it a folder beside ``out``.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or holds something else.
@@ -83,7 +101,10 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
     parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
-        experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
+        experiment.base,
+        folder=experiment.folder,
+        cache=cache or out.parent / BASES,
+        progress=progress,
     )
     return _fresh(experiment, out, base, rows, labels, parts)
 
@@ -117,6 +138,11 @@ def _fresh(
     train, test = rows
     plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels)
     verify_legal(plan, manifest)
+    warnings = tuple(
+        finding
+        for finding in findings_of(experiment, plan, manifest, rows)
+        if finding.severity == "warning"
+    )
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):
@@ -135,6 +161,7 @@ def _fresh(
         "plan_digest": plan.digest,
         "tokens_per_row": tokens,
         "rows": {"train": len(train), "test": len(test)},
+        "warnings": [asdict(warning) for warning in warnings],
     }
     write_json(out / MARKER, marker)
     return Prepared(
@@ -144,6 +171,8 @@ def _fresh(
         base=base,
         manifest=manifest,
         tokens_per_row=tokens,
+        warnings=warnings,
+        rows=(len(train), len(test)),
     )
 
 
@@ -215,6 +244,8 @@ def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prep
         base=base,
         manifest=manifest,
         tokens_per_row=float(marker["tokens_per_row"]),
+        warnings=tuple(map(finding_of, marker.get("warnings", []))),
+        rows=(int(marker["rows"]["train"]), int(marker["rows"]["test"])),
     )
 
 

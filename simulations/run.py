@@ -26,7 +26,9 @@ from simulations.evaluation import Evaluator, due, load_evaluations, missing_rou
 from simulations.experiment import Experiment
 from simulations.faults import Faults
 from simulations.files import path_text, write_json
+from simulations.forecasts import announce, load_forecast
 from simulations.grid import Config, InProcessGrid, client_name, server_context
+from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
@@ -38,8 +40,15 @@ from simulations.yardsticks import passes, run_yardsticks
 SUMMARY = "summary.json"
 
 
-def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progress) -> Summary:
-    """Run ``experiment`` in the folder ``out``.
+def simulate(
+    experiment: Experiment,
+    out: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+    cache: Path | None = None,
+) -> Summary:
+    """Run ``experiment`` in the folder ``out``; built bases are kept in ``cache``, or beside it.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
@@ -49,8 +58,9 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     out = out.resolve()
     timings = Timings(out)
     with timings.part("prepare"):
-        prepared = prepare(experiment, out, resume=resume, progress=progress)
+        prepared = prepare(experiment, out, resume=resume, progress=progress, cache=cache)
         evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
+    announce(prepared, evaluator, timings, progress)
     run_federated(prepared, evaluator, timings=timings, progress=progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
@@ -110,6 +120,7 @@ class _Watcher:
     ) -> None:
         self._prepared, self._evaluator = prepared, evaluator
         self._timings, self._progress = timings, progress
+        self._outlook = Outlook(prepared.plan, load_forecast(prepared.out))
         self._since = timings.now()
 
     def on_reply(self, round: int, done: int, expected: int) -> None:  # noqa: A002
@@ -119,11 +130,13 @@ class _Watcher:
     def on_round(self, record: dict[str, Any], tensors: Tensors) -> None:
         """A round is published."""
         number, plan = int(record["round"]), self._prepared.plan
-        self._timings.round(number, self._timings.now() - self._since)
+        seconds, measured = self._timings.now() - self._since, None
+        self._timings.round(number, seconds)
         self._progress.update("rounds", number, plan.rounds)
         if due(plan, number):
             with self._timings.part("evaluation"):
-                self._measure(number, tensors)
+                measured = self._measure(number, tensors)
+        self._progress.line(self._outlook.round(number, seconds, measured))
         self._since = self._timings.now()
 
     def catch_up(self) -> None:
@@ -138,8 +151,10 @@ class _Watcher:
             self._progress.update("evaluation", done, len(missing))
         self._since = self._timings.now()
 
-    def _measure(self, number: int, tensors: Tensors) -> None:
-        save_evaluation(self._prepared.out, number, self._evaluator.measure(tensors))
+    def _measure(self, number: int, tensors: Tensors) -> tuple[float, float]:
+        scores = self._evaluator.measure(tensors)
+        save_evaluation(self._prepared.out, number, scores)
+        return scores.accuracy, scores.mean_loss
 
 
 def _release(prepared: Prepared, texts: list[str], progress: Progress) -> ReleaseNote:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -57,7 +56,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[
         "client status": ["client", "status", own],
         "client stop": ["client", "stop", own],
         "status": ["status", own],
-        "release": ["release", own, *base, "--rows", wrong],
         "edge update": ["edge", "update", wrong],
         "edge rollback": ["edge", "rollback", wrong],
         "edge status": ["edge", "status", wrong],
