@@ -9,6 +9,7 @@ from protocol.legality import Finding, check
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.rows.formats import shown
+from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
 from simulations.experiment import Experiment
 
@@ -63,3 +64,12 @@ def _warning(field: str, cause: str, remedy: str) -> Finding:
 def finding_of(stored: dict[str, Any]) -> Finding:
     """One that a run folder keeps."""
     return Finding(**stored)
+
+
+def labels_of(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
+    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
+    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
+    if not experiment.lists_labels:
+        return verify_distinct(found, source)
+    verify_several(found, source)
+    return sorted(set(found))

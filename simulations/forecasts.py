@@ -26,8 +26,7 @@ def announce(
         progress.warn(warning.line)
     if read_json(prepared.out / FORECAST) is None:
         with timings.part("forecast"):
-            pace = measure_pace(evaluator.worker, _sample(prepared, evaluator.worker))
-            parts = forecast_parts(prepared.plan, pace, work_of(prepared, len(evaluator)))
+            pace, parts = forecast_run(prepared, evaluator.worker)
             write_json(prepared.out / FORECAST, {"pace": pace.to_dict(), "parts": parts})
     pace, parts = _load(prepared.out)
     progress.line(forecast_line(pace, parts, prepared.plan.local.batch_size))
@@ -47,10 +46,12 @@ def load_forecast(out: Path) -> dict[str, float]:
     return dict(stored["parts"])
 
 
-def work_of(prepared: Prepared, test_rows: int) -> Work:
-    """What a prepared run will have to do."""
+def forecast_run(prepared: Prepared, worker: Worker) -> tuple[Pace, dict[str, float]]:
+    """Time a few steps of a prepared run; the pace, and seconds by part."""
+    pace = measure_pace(worker, _sample(prepared, worker))
     yardsticks = prepared.experiment.yardsticks
-    return Work(clients=prepared.sizes, test_rows=test_rows, yardsticks=yardsticks)
+    work = Work(clients=prepared.sizes, test_rows=prepared.rows[1], yardsticks=yardsticks)
+    return pace, forecast_parts(prepared.plan, pace, work)
 
 
 def _load(out: Path) -> tuple[Pace, dict[str, float]]:

@@ -31,14 +31,14 @@ CSS = f"""
 --grid:#2b333e;--c1:#6ea8fe;--c2:#4cc38a;--c3:#f0a54a;--r0:#ff7b6b;--r1:#c58af9;--r2:#8b98a8;--r3:#e8c04f;
 --card:#1b212a;--warn:#33261a}}}}
 body{{background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif;max-width:60rem;
-margin:0 auto;padding:1rem;overflow-wrap:anywhere}}
+margin:0 auto;padding:1rem}}p,li,td,h1{{overflow-wrap:anywhere}}
 h1{{margin:.2em 0}}h2{{margin:1.6em 0 .4em;font-size:1.2rem}}header p{{margin:.2em 0}}
 header p,details,summary,figcaption{{color:var(--soft)}}figure{{margin:.6rem 0}}
 .cards{{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.6rem}}
 .card{{background:var(--card);border-radius:.5rem;padding:.7rem}}.card b{{display:block;font-size:1.4rem}}
 .card span{{color:var(--soft);font-size:.85rem}}.warn{{background:var(--warn);border-radius:.5rem;
 padding:.8rem .8rem .8rem 2rem}}.wide{{overflow-x:auto}}
-svg{{width:100%;min-width:36rem;height:auto;display:block}}svg text{{fill:var(--soft);font-size:12px}}
+svg{{width:100%;height:auto;display:block}}svg text{{fill:var(--soft);font-size:12px}}
 .grid{{stroke:var(--grid)}}.frame{{fill:var(--card);stroke:var(--grid)}}.line{{fill:none;stroke-width:2.5}}
 .band{{fill:var(--c3);opacity:.15}}.line.c1{{stroke:var(--c1)}}.line.c2{{stroke:var(--c2)}}
 .line.c3{{stroke:var(--c3)}}.line.r0{{stroke:var(--r0)}}.line.r1{{stroke:var(--r1)}}.line.r2{{stroke:var(--r2)}}
@@ -50,9 +50,10 @@ svg text.r1{{fill:var(--r1)}}svg text.r3{{fill:var(--r3)}}
 table{{border-collapse:collapse;font-size:.85rem;width:100%}}
 td,th{{border-bottom:1px solid var(--grid);padding:.3rem .5rem;text-align:left;vertical-align:top;
 min-width:3.5rem}}
-tr:last-child.sum td{{font-weight:bold}}
+@media screen and (max-width:40rem){{svg text{{font-size:18px}}svg.hashes{{min-width:36rem}}
+svg.hashes text{{font-size:12px}}td,th{{padding:.3rem .25rem}}}}
 @media print{{:root{{{LIGHT}}}body{{max-width:none;padding:0;font-size:11pt}}
-*{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}.wide{{overflow:visible}}svg{{min-width:0}}
+*{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}.wide{{overflow:visible}}
 summary{{display:none}}details::details-content{{content-visibility:visible;block-size:auto}}
 h2{{break-after:avoid}}figure,tr,.card,.warn{{break-inside:avoid}}thead{{display:table-header-group}}}}
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 76, 130, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 76, 165, 14, 34
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +115,7 @@ def line_chart(
         labels.append((frame.y(line.points[-1][1]), line.name, line.css))
     taken = -99.0
     for y, name, css in sorted(labels):
-        taken = max(y + 4, taken + 15)
+        taken = max(y + 4, taken + 19)
         parts.append(
             f'<text class="label {css}" x="{WIDTH - RIGHT + 8}" y="{taken}">{escape(name)}</text>'
         )
@@ -148,7 +148,7 @@ def bar_chart(
                 )
                 below[index] += values[index]
     for row, (name, css, _) in enumerate(series):
-        y = TOP + 12 + 18 * row
+        y = TOP + 12 + 20 * row
         parts.append(
             f'<rect class="bar {css}" x="{WIDTH - RIGHT + 8}" y="{y - 9}" width="10" height="10"/>'
         )

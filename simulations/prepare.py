@@ -21,7 +21,6 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding, verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
-from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from simulations.base_cache import ready_base
@@ -29,7 +28,7 @@ from simulations.clients import list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
 from simulations.files import read_json, write_json, write_jsonl, write_text
-from simulations.findings import finding_of, findings_of
+from simulations.findings import finding_of, findings_of, labels_of
 from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
@@ -97,7 +96,7 @@ def prepare(
     _check_leftovers(out)
     # The data first: it is read in a moment, and a base takes much longer.
     rows = experiment_rows(experiment)
-    labels = _labels(experiment, rows)
+    labels = labels_of(experiment, rows)
     parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
@@ -200,15 +199,6 @@ def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
         per_client = population.shards_per_client
         return shards(rows.labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
     return by_column(rows.groups, count, min_rows=min_rows)
-
-
-def _labels(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
-    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
-    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
-    if not experiment.lists_labels:
-        return verify_distinct(found, source)
-    verify_several(found, source)
-    return sorted(set(found))
 
 
 def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:

@@ -91,8 +91,9 @@ def _enlarged(
         if abs(point[1] - last) > 2 * apart:
             break
         tail.insert(0, point)
-    if len(tail) < 2 or len(tail) == len(points) == 2:
-        return ""
+    heights = [y for _, y in tail] + ([] if pooled is None else [pooled])
+    if len(tail) < 2 or max(heights) - min(heights) > max(heights) / 2:
+        return ""  # the whole of it shows as much
     end = tuple(tail)
     lines = [Line(name="federated", points=end, css="c1")]
     if pooled is not None:
@@ -146,8 +147,10 @@ def by_label(per_label: Json | None) -> str:
     ordered = sorted(
         per_label, key=lambda label: per_label[label].get("federated", {}).get("f1", 0)
     )
+    if len(ordered) <= WORST:
+        return table(head, [row(label) for label in ordered])
     worst = table(head, [row(label) for label in ordered[:WORST]])
-    said = f"<p>{len(ordered)} labels; those with the lowest federated F1 first.</p>{worst}"
+    said = f"<p>{len(ordered)} labels; the {WORST} with the lowest federated F1 first.</p>{worst}"
     return said + details(table(head, [row(label) for label in sorted(per_label)]), "all labels")
 
 

@@ -50,7 +50,7 @@ class Scores:
         return 2 * self.right / np.maximum(self.rows + self.predicted, 1)
 
     def by_label(self, labels: Sequence[str]) -> dict[str, Json]:
-        """Of labels with test rows: ``rows``, ``recall``, ``precision`` (None: no guess), ``f1``, ``loss``."""
+        """Of labels with test rows: ``rows``, ``recall``, ``precision`` (or None), ``f1`` and ``loss``."""
         return {
             label: {
                 "rows": int(rows),

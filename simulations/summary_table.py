@@ -17,6 +17,12 @@ from simulations.summary import Summary
 def print_summary(console: Console, summary: Summary, folder: Path) -> None:
     """A run's table, what to know about it, and where its things are."""
     console.print(summary_table(summary))
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column(justify="right")
+    for label, value in _facts(summary):
+        facts.add_row(label, value)
+    console.print(facts)
     for line in [*summary.insecure, *summary.warnings, *_counted(summary)]:
         console.print(f"! {line}", style="yellow", soft_wrap=True)
     console.print(f"run: {folder}", soft_wrap=True)
@@ -26,7 +32,7 @@ def print_summary(console: Console, summary: Summary, folder: Path) -> None:
 
 
 def summary_table(summary: Summary) -> Table:
-    """The figures of a run as a table."""
+    """How well it went: federated beside both yardsticks."""
     title = f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds"
     table = Table(title=title)
     table.add_column("")
@@ -40,9 +46,6 @@ def summary_table(summary: Summary) -> Table:
     ):
         values = [getattr(summary, f"{key}_{each}") for each in whose]
         table.add_row(label, *("-" if v is None else digits.format(v) for v in values))
-    table.add_section()
-    for label, value in _facts(summary):
-        table.add_row(label, "", value, "")
     return table
 
 

@@ -6,6 +6,7 @@ that an app is at work, ``outcome.json`` how it ended, the rounds how far it cam
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from protocol.legality import verify_legal
 from protocol.plan import Plan
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
+from simulations.progress import duration
 
 POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
 ATTEMPTS = 20  # to start the app again without a new round in between
@@ -82,6 +84,24 @@ def published_rounds(folder: Path) -> int:
     return max(numbers, default=0)
 
 
+def round_line(folder: Path, number: int, *, seconds: float, left: int) -> str:
+    """A line on a published round: what its sites measured, where the plan lets them say, and the time."""
+    try:
+        text = (folder / "rounds" / f"{number:04d}" / "record.json").read_text("utf-8")
+        measured = json.loads(text).get("metrics") or {}
+    except (OSError, ValueError):
+        measured = {}
+    said = []
+    if tested := measured.get("eval_examples"):
+        share = measured["eval_correct"] / tested
+        said.append(f"accuracy of the round before {share:.1%} on the sites' held-out rows")
+    if trained := measured.get("examples"):
+        said.append(f"loss in training {measured['loss_sum'] / trained:.3f}")
+    figures = f": {', '.join(said)}" if said else ""
+    rest = f", about {duration(left * seconds)} left" if left else ""
+    return f"round {number} is published{figures}; {duration(seconds)}{rest}"
+
+
 class _Watch:
     """One run from its submission to its outcome."""
 
@@ -95,6 +115,7 @@ class _Watch:
         self._seen = False  # the app of the present submission at work
         self._gone_since: float | None = None
         self._next_look, self._short = 0.0, False
+        self._since = time.monotonic()  # of the last round
 
     def until_it_ends(self) -> dict[str, Any]:
         self._reached = published_rounds(self._folder)
@@ -112,8 +133,12 @@ class _Watch:
     def _step(self) -> dict[str, Any] | None:
         rounds = published_rounds(self._folder)
         if rounds > self._reached:
+            now = time.monotonic()
+            each = (now - self._since) / (rounds - self._reached)
+            self._since = now
             self._reached, self._tries, self._raised = rounds, 0, 0
-            self._report(rounds, f"round {rounds} is published")
+            left = self._wanted.plan.rounds - rounds
+            self._report(rounds, round_line(self._folder, rounds, seconds=each, left=left))
         if self._at_work():
             self._seen, self._gone_since = True, None
             self._tell_of_sites()
