@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from simulations.compare import FIGURES, Group, Json, comparison, shown_figure, shown_value
 from simulations.page import page
@@ -70,20 +72,16 @@ def _charts(groups: Sequence[Group], key: str, title: str, scale: float, unit: s
 
 
 def _enlarged(lines: Sequence[Line], title: str, unit: str) -> str:
-    last = max(line.points[-1][0] for line in lines)
-    cut = [
-        Line(
-            name=line.name,
-            points=tuple((max(x, 2 * last / 3), y) for x, y in line.points)
-            if line.dashed
-            else tuple((x, y) for x, y in line.points if 3 * x >= 2 * last),
-            css=line.css,
-            dashed=line.dashed,
-        )
+    """Rounds of the last third on heights of their own; nothing where that is less than two rounds."""
+    first = math.ceil(2 * max(line.points[-1][0] for line in lines) / 3)
+    kept = [
+        replace(line, points=tuple((max(x, first), y) for x, y in line.points))
+        if line.dashed
+        else replace(line, points=tuple(point for point in line.points if point[0] >= first))
         for line in lines
+        if line.points[-1][0] > first
     ]
-    kept = [line for line in cut if line.points]
-    if max(len(line.points) for line in kept if not line.dashed) < 2:
+    if all(len(line.points) < 2 for line in kept if not line.dashed):
         return ""
     return line_chart(title, kept, unit=unit, enlarged=True)
 

@@ -17,9 +17,9 @@ FILLED_IN = "plan.base"  # by the simulation
 HEAD = """# Every key of an experiment
 
 Written by `fedge plan keys > docs/experiment-keys.md` from the models that read the file; a test compares.
-What has no default must be given, but for `plan.name` and `plan.task.labels`: without them the experiment's name
-and the labels of the rows are taken. A plan for real machines has the keys below `plan` without that word, and
-`base.fingerprint`.
+What has no default must be given, but for `plan.name` and `plan.task.labels`: without them the
+experiment's name and the labels of the rows are taken. A plan for real machines has the keys below
+`plan` without that word, and `base.fingerprint`.
 """
 
 

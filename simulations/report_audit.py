@@ -114,8 +114,9 @@ def _lineage(found: Json, plan: Json, rounds: dict[int, Json], note: Json | None
     parts.append(_box(y, "release", released))
     height = y + SIDE + 4
     return (
-        f'<div class="wide"><svg class="hashes" viewBox="0 0 {WIDTH} {height}" role="img"><title>From the base to the release, with '
-        f"the verdict of every round</title>{''.join(parts)}</svg></div>"
+        f'<div class="wide"><svg class="hashes" viewBox="0 0 {WIDTH} {height}" role="img">'
+        "<title>From the base to the release, with the verdict of every round</title>"
+        f"{''.join(parts)}</svg></div>"
     )
 
 

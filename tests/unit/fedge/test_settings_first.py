@@ -46,6 +46,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[
         "run, its plan": ["run", wrong, "--coordinator", str(good), *base],
         "run, its coordinator": ["run", wrong, "--coordinator", own, *base],
         "coordinator start": ["coordinator", "start", own],
+        "coordinator stop": ["coordinator", "stop", own],
+        "coordinator status": ["coordinator", "status", own],
+        "coordinator remove": ["coordinator", "remove", own, "w"],
         "coordinator admit": ["coordinator", "admit", own, wrong],
         "client enrol": [
             *("client", "enrol", f"{own}/new", "--name", "w", "--plan", wrong),
@@ -57,6 +60,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[
         "client stop": ["client", "stop", own],
         "status": ["status", own],
         "edge update": ["edge", "update", wrong],
+        "edge activate": ["edge", "activate", wrong],
         "edge rollback": ["edge", "rollback", wrong],
         "edge status": ["edge", "status", wrong],
         "edge serve": ["edge", "serve", wrong],
