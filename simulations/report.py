@@ -72,7 +72,7 @@ def _page(run: Path, plan: Json) -> str:
         ("What the coordinator could see", visible(plan, records)),
         ("Privacy spent", privacy(records, failed if log is None else []) + own),
         ("Parity: torch against ONNX Runtime", _parity(note) + WORD),
-        ("Audit", audit(read_json(run / AUDIT), plan, records, note)),
+        ("Audit", audit(read_json(run / AUDIT), plan, records, note, clients)),
         ("Plan and identities", _identities(plan, records)),
     ]
     return page(str(plan.get("name", run.name)), about(plan, summary, timings), sections)

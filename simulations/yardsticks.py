@@ -20,10 +20,11 @@ from client.worker import worker_for
 from protocol.adapter import adapter_layout, initial_adapter
 from protocol.encoding import seed_from
 from protocol.layout import Tensors
+from simulations.clients import named
 from simulations.evaluation import Evaluator, figures, starting_model
 from simulations.files import read_json, write_json
 from simulations.grid import client_name
-from simulations.prepare import Prepared
+from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
 from simulations.scores import Scores, load_scores, save_scores
 from simulations.timings import Timings
@@ -57,7 +58,8 @@ def run_yardsticks(
             save_scores(prepared.out, "alone", scores, name)
             _add_alone(prepared, evaluator, found, name, scores.accuracy)
             write_json(prepared.out / YARDSTICKS, found)
-            progress.line(_line(f"{name} alone", figures(scores), timings.parts["alone"]))
+            who = named(name, read_json(prepared.out / LISTED))
+            progress.line(_line(f"{who} alone", figures(scores), timings.parts["alone"]))
         done += 1
         progress.update("yardsticks", done, total)
     return found

@@ -277,7 +277,10 @@ def test_the_audit_is_shown_with_what_it_leaves_open(run: Path) -> None:
         "complaints": [],
     }
     (run / "audit.json").write_text(json.dumps(audit))
+    who = {"column": "room", "clients": {"a": {"value": "attic", "rows": 1, "labels": 1}}}
+    (run / "clients.json").write_text(json.dumps(who))
     page = write_report(run).read_text()
+    assert "<td>a (attic)</td>" in page
     assert EVIL not in page
     assert "1 of 2 rounds verified" in page
     assert "whose it is" in page
