@@ -64,7 +64,7 @@ learning_rate = 2e-3
 head_learning_rate = 5e-2
 
 [plan.evaluation]
-every = 1
+every = 2
 """
 
 
@@ -131,7 +131,7 @@ def _fedge(*arguments: object) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "many-labels")
-    parser.add_argument("--rows", type=int, default=40, help="most rows of a label")
+    parser.add_argument("--rows", type=int, default=24, help="most rows of a label")
     parser.add_argument("--rounds", type=int, help="instead of the experiment's")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
