@@ -169,9 +169,11 @@ def shown_value(value: Any) -> str:
 
 def _name(group: Group, keys: Sequence[str]) -> str:
     """The settings that set it apart, where they are short; else the plan's name."""
+    values = group.runs[0].settings
+    words = sorted(keys, key=lambda key: not isinstance(values.get(key), str))  # a name says most
     own = [
-        f"{key.removeprefix('plan.')} = {shown_value(group.runs[0].settings.get(key))}"
-        for key in keys
+        f"{key.removeprefix('plan.')} = {shown_value(values.get(key))}"
+        for key in words
         if key.rpartition(".")[2] not in ("fingerprint", "labels")
     ]
     text = ", ".join(own[:2])

@@ -49,7 +49,7 @@ svg text.c2{{fill:var(--c2)}}svg text.c3{{fill:var(--c3)}}svg text.r0{{fill:var(
 svg text.r1{{fill:var(--r1)}}svg text.r3{{fill:var(--r3)}}
 table{{border-collapse:collapse;font-size:.85rem;width:100%}}
 td,th{{border-bottom:1px solid var(--grid);padding:.3rem .5rem;text-align:left;vertical-align:top;
-min-width:3.5rem}}
+min-width:3.5rem}}td:first-child{{min-width:7rem}}
 @media screen and (max-width:40rem){{svg text{{font-size:18px}}svg.hashes{{min-width:36rem}}
 svg.hashes text{{font-size:12px}}td,th{{padding:.3rem .25rem}}}}
 @media print{{:root{{{LIGHT}}}body{{max-width:none;padding:0;font-size:11pt}}
