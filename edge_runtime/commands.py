@@ -98,10 +98,12 @@ def _by_device(device: Path) -> Answering:
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
-    from edge_runtime.service import Service
     from edge_runtime.settings import read_device
 
-    service = Service(read_device(device), clock=time.monotonic)
+    settings = read_device(device)
+    from edge_runtime.service import Service
+
+    service = Service(settings, clock=time.monotonic)
     end_start()
     return service
 

@@ -17,6 +17,7 @@ from protocol.errors import printable
 
 if TYPE_CHECKING:
     from edge_runtime.http_server import Answering
+    from edge_runtime.settings import Device
 
 DeviceFile = Annotated[Path, typer.Argument(metavar="DEVICE.toml", help="the device's settings")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -42,9 +43,9 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Take what the repository offers this device: verify, probe, switch. Run it from a timer."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.update(device, _now(), activate=not only_download, retry=retry)
     _say(agent.status(device), as_json)
 
@@ -56,28 +57,28 @@ def activate(
     as_json: Json = False,
 ) -> None:
     """Probe and use a release that is in the store."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.activate(device, release, _now())
     _say(agent.status(device), as_json)
 
 
 def rollback(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
     """Go back to the release before; this one is not taken again by itself."""
+    device = _device(file, report)
     from edge_runtime import agent
 
-    device = _device(file, report)
     agent.roll_back(device, agent.BY_HAND, _now())
     _say(agent.status(device), as_json)
 
 
 def status(file: DeviceFile, report: Report = None, as_json: Json = False) -> None:
     """What is in use, what failed, when the repository was last reached."""
+    device = _device(file, report)
     from edge_runtime import agent
     from edge_runtime.store import read_state
 
-    device = _device(file, report)
     agent.write_report(device, read_state(device.store), _now())
     _say(agent.status(device), as_json)
 
@@ -112,6 +113,7 @@ def serve(
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
+    device = _device(file, None) if file else None
     from edge_runtime.http_server import serve as run
     from edge_runtime.runtime import Wanted
 
@@ -120,13 +122,17 @@ def serve(
         typer.echo(json.dumps({"url": url}) if as_json else f"listening on {url}")
         sys.stdout.flush()
 
-    with _answering(file, base, adapter, trust, threads) as service:
+    with _answering(device, base, adapter, trust, threads) as service:
         run(service, port, wanted=Wanted(top=top, reject_below=reject_below), listening_at=say)
 
 
 @contextmanager
 def _answering(
-    file: Path | None, base: Path | None, adapter: Path | None, trust: Path | None, threads: int
+    device: Device | None,
+    base: Path | None,
+    adapter: Path | None,
+    trust: Path | None,
+    threads: int,
 ) -> Iterator[Answering]:
     if base is not None:
         from edge_runtime.passport import read_policy
@@ -136,8 +142,8 @@ def _answering(
         return
     from edge_runtime.service import Service
 
-    assert file is not None
-    service = Service(_device(file, None), clock=time.monotonic)
+    assert device is not None
+    service = Service(device, clock=time.monotonic)
     follower = service.run()
     try:
         yield service
@@ -147,6 +153,7 @@ def _answering(
 
 
 def _device(file: Path, report: Path | None) -> Any:
+    """The settings, which every command reads before it imports what they are for."""
     from edge_runtime.settings import read_device
 
     device = read_device(file)

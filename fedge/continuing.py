@@ -70,7 +70,7 @@ def continue_run(
         }
         typer.echo(json.dumps(body))
     else:
-        show_findings(out, plan, legal, findings)
+        show_findings(out, plan.digest, legal=legal, findings=findings)
         typer.echo(
             f"goes on from round {start.round} of {start.origin} ({start.rounds} rounds so far)\n"
             f"next: every client agrees to it, then `fedge run {out} --start {folder / 'adapter'} …`"

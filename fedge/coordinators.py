@@ -145,10 +145,12 @@ def stop(folder: Folder) -> None:
 def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up. Exit code 8 when they are not."""
     from fedge.operations.coordinator import Coordinator
+
+    opened = Coordinator.open(folder)
     from fedge.operations.overview import look
     from fedge.statuses import show
 
-    overview = look(Coordinator.open(folder))
+    overview = look(opened)
     show(overview, as_json)
     if not overview.healthy:
         raise typer.Exit(MachineError.exit_code)

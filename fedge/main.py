@@ -62,6 +62,7 @@ COMMANDS = {
     "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "metrics": Lazy("fedge.metrics:metrics", "A run's curves: lines, TensorBoard, MLflow."),
+    "compare": Lazy("simulations.commands:compare", "Put runs beside one another."),
     "log": Lazy("server.commands:app", "Look after a run's log: expired vectors, submissions."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
     "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),

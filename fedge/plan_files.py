@@ -66,25 +66,21 @@ def write_new(path: Path, text: str) -> None:
 
 
 def show_findings(
-    path: Path, plan: Plan, legal: bool, findings: list[Finding], cost: Forecast | None = None
+    source: Path | str, digest: str | None, *, legal: bool, findings: list[Finding]
 ) -> None:
     """Whether a plan may be run, and all that is to be known about it, for people."""
     console = Console(markup=False, emoji=False)
     verdict = ("may be run", "green") if legal else ("must not be run", "red")
-    console.print(
-        Text.assemble(f"{path}: ", verdict, f"; digest {plan.digest[:16]}…"), soft_wrap=True
-    )
+    known = f"; digest {digest[:16]}…" if digest else ""
+    console.print(Text.assemble(f"{source}: ", verdict, known), soft_wrap=True)
     for finding in findings:
-        colour = STYLE[finding.severity]
-        remedy = f" ({finding.remedy})" if finding.remedy else ""
-        console.print(
-            Text.assemble(
-                (finding.severity, colour), f" `{finding.field}`: {finding.cause}{remedy}"
-            ),
-            soft_wrap=True,
-        )
-    if cost is None:
-        return
+        line = Text(finding.line)
+        line.stylize(STYLE[finding.severity], 0, len(finding.severity))
+        console.print(line, soft_wrap=True)
+
+
+def show_cost(cost: Forecast) -> None:
+    """A forecast as a table, for people."""
     table = Table(title="forecast", show_header=False)
     for key, value in cost.to_dict().items():
         if value is None:
@@ -97,4 +93,4 @@ def show_findings(
         else:
             shown = f"{value:,}"
         table.add_row(key.replace("_", " "), shown)
-    console.print(table)
+    Console(markup=False, emoji=False).print(table)

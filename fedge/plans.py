@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedge.continuing import continue_run
-from fedge.plan_files import plan_text, show_findings, write_new
+from fedge.plan_files import plan_text, show_cost, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
-from protocol.forecast import forecast
-from protocol.legality import check
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES
+from simulations.progress import duration
+
+if TYPE_CHECKING:
+    from fedge.checks import Checked
 
 app = typer.Typer(
     add_completion=False,
@@ -93,11 +95,19 @@ def commented_plan(fingerprint: str) -> str:
 
 
 @app.command("check")
-def check_plan(
-    plan: Annotated[Path, typer.Argument(help="a plan, TOML or JSON")],
+def check_command(
+    plan: Annotated[
+        str, typer.Argument(help="a plan, TOML or JSON; or an experiment, as for `fedge simulate`")
+    ],
     base: Base = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="of an experiment: a.b=value")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="time a few steps here for the forecast")
+    ] = False,
     rows: Annotated[
-        int, typer.Option("--rows", min=1, help="rows per client, for the forecast")
+        int, typer.Option("--rows", min=1, help="rows per client, for the forecast of a plan")
     ] = 200,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens per row")] = 16,
     speed: Annotated[
@@ -106,26 +116,24 @@ def check_plan(
     as_json: Json = False,
 ) -> None:
     """Say whether a plan may be run, why not, and what it will cost. Exit code 3 when not."""
-    parsed = read_plan(plan)
-    manifest = read_manifest(base) if base else None
-    findings = check(parsed, manifest)
-    legal = all(finding.severity != "error" for finding in findings)
-    cost = None
-    if manifest is not None and legal:
-        cost = forecast(
-            parsed, manifest, rows_per_client=rows, tokens_per_row=tokens, tokens_per_second=speed
-        )
-    if as_json:
-        body = {
-            "legal": legal,
-            "digest": parsed.digest,
-            "findings": [asdict(f) for f in findings],
-            "forecast": cost.to_dict() if cost else None,
-        }
-        typer.echo(json.dumps(body))
+    from fedge.checks import Assumed, check_experiment, check_plan, is_experiment
+
+    assumed = Assumed(rows=rows, tokens=tokens, speed=speed)
+    if is_experiment(plan):
+        checked = check_experiment(plan, overrides or [], assumed, base, measure=measure)
     else:
-        show_findings(plan, parsed, legal, findings, cost)
-    if not legal:
+        if overrides:
+            raise typer.BadParameter("--set is for experiments")
+        parsed = read_plan(Path(plan))
+        if measure and base is None:
+            raise typer.BadParameter("--measure needs --base for a plan")
+        manifest = read_manifest(base) if base else None
+        checked = check_plan(parsed, manifest, assumed, base, measure=measure)
+    if as_json:
+        typer.echo(json.dumps(checked.to_dict()))
+    else:
+        _print(plan, checked)
+    if not checked.legal:
         raise typer.Exit(PlanError.exit_code)
 
 
@@ -153,6 +161,18 @@ def rules(as_json: Json = False) -> None:
     Console(markup=False, emoji=False).print(table)
 
 
+@app.command()
+def keys(as_json: Json = False) -> None:
+    """Every key of an experiment and of a plan: values, default, meaning; as Markdown."""
+    from simulations.keys import experiment_keys, keys_document
+
+    rows = experiment_keys()
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+    else:
+        typer.echo(keys_document(rows), nl=False)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """A base's manifest. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
@@ -174,3 +194,16 @@ def read_plan(path: Path) -> Plan:
             f"{path}: cannot be read ({type(error).__name__})", "`fedge init` writes a plan"
         ) from None
     return plan_from_text(text, source=str(path))
+
+
+def _print(source: str, checked: Checked) -> None:
+    digest = checked.to_dict()["digest"]
+    show_findings(source, digest, legal=checked.legal, findings=checked.findings)
+    if checked.cost is not None:
+        show_cost(checked.cost)
+    if checked.seconds is not None:
+        table = Table(title="the simulation, by steps timed here", show_header=False)
+        for part, seconds in checked.seconds.items():
+            table.add_row(part, duration(seconds))
+        table.add_row("in all", duration(sum(checked.seconds.values())))
+        Console(markup=False, emoji=False).print(table)

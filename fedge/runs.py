@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from protocol.legality import warnings_of
+
 
 def run(
     plan: Annotated[Path, typer.Argument(help="the plan, TOML or JSON")],
@@ -24,14 +26,22 @@ def run(
         bool, typer.Option("--resume", help="continue a run, or watch one that is at work")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing before the end")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="say nothing before the end but warnings")
+    ] = False,
 ) -> None:
     """Submit a run and wait. The exit code is the run's; Ctrl-C leaves it at work."""
     from fedge.operations.coordinator import Coordinator
+    from fedge.plans import read_manifest, read_plan
+
+    read_plan(plan)  # and refuse it, before what runs it is imported
+    opened = Coordinator.open(coordinator)
     from fedge.operations.running import order, published_rounds, run_to_the_end
 
-    opened = Coordinator.open(coordinator)
     wanted = order(opened, plan, base, out, start=start, resume=resume)
+    warnings = [found.line for found in warnings_of(wanted.plan, read_manifest(base))]
+    for line in warnings:
+        typer.echo(line, err=True)
 
     def report(rounds: int, text: str) -> None:
         if not quiet:
@@ -44,6 +54,7 @@ def run(
     )
     if as_json:
         body = {"run": str(wanted.folder), "rounds": rounds, "adapter": record["adapter_out"]}
+        body["warnings"] = warnings
         typer.echo(json.dumps(body))
     else:
         typer.echo(f"run: {wanted.folder}")

@@ -28,9 +28,10 @@ def status(
     from rich.live import Live
 
     from fedge.operations.coordinator import Coordinator
-    from fedge.operations.overview import look
 
     opened = Coordinator.open(folder)
+    from fedge.operations.overview import look
+
     if once or as_json or not sys.stdout.isatty():
         show(look(opened), as_json)
         return

@@ -26,6 +26,7 @@ from protocol.secagg.graph import (
     degree,
     threshold,
 )
+from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
 
@@ -37,6 +38,13 @@ class Finding:
     field: str
     cause: str
     remedy: str
+
+    @property
+    def line(self) -> str:
+        """As people read it."""
+        return f"{self.severity} `{self.field}`: {self.cause}" + (
+            f" ({self.remedy})" if self.remedy else ""
+        )
 
 
 def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
@@ -53,6 +61,11 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
         found += _base(plan, contract, manifest)
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda finding: order[finding.severity])
+
+
+def warnings_of(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
+    """What :func:`check` warns of."""
+    return [finding for finding in check(plan, manifest) if finding.severity == "warning"]
 
 
 def verify_legal(plan: Plan, manifest: Manifest | None = None) -> None:
@@ -122,6 +135,7 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
             "mu times the learning rate is above 1: steps will overshoot",
             "lower mu",
         )
+    yield from (_warning(*said) for said in said_of_steps(plan))
 
 
 def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:

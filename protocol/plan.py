@@ -59,7 +59,9 @@ class Base(Section):
 class Task(Section):
     """What is learnt, and which columns of the local data it is learnt from."""
 
-    kind: Literal["sequence-classification"] = "sequence-classification"
+    kind: Literal["sequence-classification"] = Field(
+        default="sequence-classification", description="what a base was built for"
+    )
     labels: list[Label] = Field(
         min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
     )
@@ -80,14 +82,18 @@ class Task(Section):
 class Adapter(Section):
     """The parameters that are trained."""
 
-    method: Literal["lora", "prompt"] = "lora"
+    method: Literal["lora", "prompt"] = Field(
+        default="lora", description="lora: low-rank factors beside linears; prompt: a soft prompt"
+    )
     rank: Rank = Field(default=8, description="LoRA rank r")
     alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
     targets: (
         Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
         | Literal["all-linear"]
     ) = Field(default=["query", "value"], description="last path component of the adapted linears")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="of LoRA's inputs, in training"
+    )
     tokens: Rank = Field(default=16, description="length of the soft prompt (method = prompt)")
     client_ranks: list[Rank] = Field(
         default=[],
@@ -99,7 +105,9 @@ class Adapter(Section):
 class Rule(Section):
     """How updates become the next adapter; see `fedge plan rules`."""
 
-    name: Annotated[str, Field(max_length=64)] = "alternating"
+    name: Annotated[str, Field(max_length=64)] = Field(
+        default="alternating", description="what is sent and how it is combined"
+    )
 
 
 class Cohort(Section):
@@ -118,7 +126,9 @@ class Cohort(Section):
         default=3,
         description="tries at a round before the run stops; as many again when it is resumed",
     )
-    weighting: Literal["uniform", "examples"] = "uniform"
+    weighting: Literal["uniform", "examples"] = Field(
+        default="uniform", description="examples: by their rows, which only `plain` may know"
+    )
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> Cohort:
@@ -135,28 +145,41 @@ class Cohort(Section):
 class Local(Section):
     """Training on one client in one round."""
 
-    epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = 1
-    max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
-        default=0, description="0 = no limit"
+    epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = Field(
+        default=1, description="passes over a client's rows in a round"
     )
-    batch_size: Annotated[int, Field(gt=0, le=MOST_BATCH)] = 32
-    learning_rate: PositiveReal = 2e-3
-    head_learning_rate: PositiveReal = 1e-2
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: NonNegativeReal = 0.0
+    max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+        default=0, description="most steps of a client in a round; 0 = no limit"
+    )
+    batch_size: Annotated[int, Field(gt=0, le=MOST_BATCH)] = Field(
+        default=32, description="rows of a step"
+    )
+    learning_rate: PositiveReal = Field(default=2e-3, description="of the adapter")
+    head_learning_rate: PositiveReal = Field(default=1e-2, description="of the classifier's head")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="starts anew in every round"
+    )
+    weight_decay: NonNegativeReal = Field(default=0.0, description="of the local optimiser")
     clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
     proximal_mu: NonNegativeReal = Field(default=0.0, description="FedProx; 0 = off")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of products with the base; auto: what the processor is fast at"
+    )
 
 
 class Server(Section):
     """The server optimiser, applied to the mean update (Reddi et al., arXiv 2003.00295)."""
 
-    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    learning_rate: PositiveReal = 1.0
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.99
-    tau: PositiveReal = 1e-3
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = Field(
+        default="fedavg", description="what the mean update becomes before it is added"
+    )
+    learning_rate: PositiveReal = Field(
+        default=1.0,
+        description="1 with fedavg: the mean itself; 1e-3 to 1e-1 with fedadam, fedyogi",
+    )
+    beta1: Fraction = Field(default=0.9, description="share of the earlier movement that is kept")
+    beta2: Fraction = Field(default=0.99, description="fedadam, fedyogi: the same of the squares")
+    tau: PositiveReal = Field(default=1e-3, description="fedadam, fedyogi: added to their root")
 
 
 class Evaluation(Section):
@@ -187,7 +210,9 @@ class Release(Section):
 class Secrecy(Section):
     """How updates travel: summed in secret, or `plain`, which shows every one: insecure."""
 
-    exchange: Literal["secagg", "plain"] = "secagg"
+    exchange: Literal["secagg", "plain"] = Field(
+        default="secagg", description="plain: the coordinator sees every update; research only"
+    )
     bits: Literal[16, 20, 24, 32] = Field(default=16, description="secagg: of the ring")
     clip: PositiveReal = Field(default=32.0, description="secagg: L2 norm of one client's update")
     suite: Literal["aes-256-ctr", "chacha20"] = Field(
@@ -218,7 +243,9 @@ class Privacy(Section):
         default=4.0, description="noise of the sum over clip"
     )
     epsilon: PositiveReal = Field(default=10.0, description="what a client may spend in the run")
-    delta: Annotated[float, Field(ge=1e-100, lt=0.01)] = 1e-6
+    delta: Annotated[float, Field(ge=1e-100, lt=0.01)] = Field(
+        default=1e-6, description="of (epsilon, delta); below one over the number of clients"
+    )
     rounds_per_client: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
         default=0, description="most rounds that one client takes part in; 0 = all"
     )
@@ -253,10 +280,12 @@ class Audit(Section):
 class Plan(Section):
     """A whole run. Field order is the order of a written plan."""
 
-    format: Literal[1] = 1
-    name: Name
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    rounds: Positive = 10
+    format: Literal[1] = Field(default=1, description="of this file")
+    name: Name = Field(description="of the run; another name makes another plan")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="of everything that is drawn, noise and keys apart"
+    )
+    rounds: Positive = Field(default=10, description="after which the run is finished")
     base: Base
     task: Task
     adapter: Adapter = Adapter()

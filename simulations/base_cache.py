@@ -57,6 +57,7 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
     cache.mkdir(parents=True, exist_ok=True)
     temporary = cache / f".building-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
+    progress.line(f"building the base from {source.source}; it is kept for the next run")
     local = (folder / source.source).is_dir()
     build_base(
         str(folder / source.source) if local else source.source,

@@ -1,9 +1,8 @@
-"""Measuring adapters on the test rows: accuracy and mean loss, after the rounds the plan names."""
+"""Measuring adapters on the test rows, label by label, after the rounds the plan names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,33 @@ import numpy as np
 
 from client.adapter_model import AdapterModel
 from client.data import load_rows
-from client.training import evaluate
+from client.training import predict_logits
 from client.worker import Worker, worker_for
 from protocol.adapter import LORA_A, adapter_layout, as_plain_lora, with_unit_cores
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from protocol.rules import Role
 from simulations.files import read_json, write_json
+from simulations.scores import Scores, save_scores, score
 
 EVALUATIONS = "evaluations.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """``accuracy`` in 0..1; ``loss`` is the mean cross-entropy in nats."""
-
-    accuracy: float
-    loss: float
 
 
 class Evaluator:
     """Test rows, encoded once, and the resident base they are run on."""
 
     def __init__(self, plan: Plan, base: Path, test_file: Path) -> None:
-        self._worker = worker_for(plan, base)
-        self.rows = load_rows(test_file, plan.task)
-        self._rows = self._worker.encode(self.rows)
+        self.worker = worker_for(plan, base)
+        self.held_out = load_rows(test_file, plan.task)
+        self.rows = self.worker.encode(self.held_out)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
-    def measure(self, tensors: Tensors, *, rows: Sequence[int] | None = None) -> Measured:
+    def measure(self, tensors: Tensors, *, rows: Sequence[int] | None = None) -> Scores:
         """Run ``tensors`` on all test rows, or on those numbered."""
-        chosen = self._rows if rows is None else self._rows.take(np.asarray(rows, np.int64))
-        score = evaluate(finished_model(self._worker, tensors), chosen)
-        return Measured(accuracy=score.accuracy, loss=score.loss_sum / score.examples)
+        chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
+        return score(predict_logits(finished_model(self.worker, tensors), chosen), chosen.labels)
 
 
 def finished_model(worker: Worker, tensors: Tensors) -> AdapterModel:
@@ -91,13 +82,23 @@ def missing_rounds(out: Path, plan: Plan, finished: Iterable[int]) -> list[int]:
 
 
 def load_evaluations(out: Path) -> list[dict[str, Any]]:
-    """``[{round, accuracy, loss}]`` by round."""
+    """``[{round, accuracy, loss, macro_f1}]`` by round."""
     return list(read_json(out / EVALUATIONS, {"test": []})["test"])
 
 
-def save_evaluation(out: Path, round_number: int, measured: Measured) -> None:
-    """Add one measurement; the file is replaced as a whole."""
+def save_evaluation(out: Path, round_number: int, scores: Scores) -> None:
+    """Add one measurement, and keep the last round's by label; each file is replaced as a whole."""
     entries = [entry for entry in load_evaluations(out) if entry["round"] != round_number]
-    entry = {"round": round_number, "accuracy": measured.accuracy, "loss": measured.loss}
-    entries.append(entry)
+    if all(entry["round"] < round_number for entry in entries):
+        save_scores(out, "federated", scores)
+    entries.append({"round": round_number, **figures(scores)})
     write_json(out / EVALUATIONS, {"test": sorted(entries, key=lambda e: int(e["round"]))})
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """The three that stand for all test rows; loss in nats."""
+    return {
+        "accuracy": scores.accuracy,
+        "loss": scores.mean_loss,
+        "macro_f1": scores.macro_f1,
+    }

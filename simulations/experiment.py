@@ -40,8 +40,10 @@ class BaseSource(Section):
 
     folder: str = Field(default="", description="a base that `fedge base build` wrote")
     source: str = Field(default="", description="a folder, `package:module/folder` or a Hub id")
-    bits: Literal[4, 8, 16, 32] = 4
-    pooling: Literal["auto", "mean", "cls", "pooler"] = "auto"
+    bits: Literal[4, 8, 16, 32] = Field(default=4, description="of a weight of the base")
+    pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
+        default="auto", description="one vector of a text's many; auto: what the source names"
+    )
     sha256: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
@@ -60,13 +62,17 @@ class BaseSource(Section):
 class Data(Section):
     """Training and test rows: two files, one that is divided, or a generator that ships with the project."""
 
-    train: str = ""
-    test: str = ""
+    train: str = Field(
+        default="", description="JSONL, CSV or Parquet beside this file, or `shared:` and a path"
+    )
+    test: str = Field(default="", description="the same, to measure on")
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="without a test file: the share of train's rows, by label, to test on",
     )
-    generator: Literal["", "home-commands"] = ""
+    generator: Literal["", "home-commands"] = Field(
+        default="", description="rows that fedge makes, in the place of files"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Data:
@@ -84,12 +90,18 @@ class Data(Section):
 class Population(Section):
     """How many devices there are and how the rows are spread over them."""
 
-    clients: Positive = 30
-    partition: Literal["iid", "dirichlet", "column", "shards"] = "dirichlet"
-    alpha: PositiveReal = 0.5
-    column: str = ""
-    shards_per_client: Positive = 2
-    min_rows: Positive = 1
+    clients: Positive = Field(default=30, description="how many devices there are")
+    partition: Literal["iid", "dirichlet", "column", "shards"] = Field(
+        default="dirichlet", description="how rows are dealt out; column: a device per value"
+    )
+    alpha: PositiveReal = Field(
+        default=0.5, description="dirichlet: the smaller, the fewer labels a device knows"
+    )
+    column: str = Field(default="", description="column: its name")
+    shards_per_client: Positive = Field(
+        default=2, description="shards: pieces of rows sorted by label that a device gets"
+    )
+    min_rows: Positive = Field(default=1, description="fewest rows of a device")
 
     @model_validator(mode="after")
     def _column_is_named(self) -> Population:
@@ -101,8 +113,8 @@ class Population(Section):
 class FaultRates(Section):
     """Probabilities per client and round."""
 
-    dropout: Fraction = 0.0
-    straggler: Fraction = 0.0
+    dropout: Fraction = Field(default=0.0, description="a device that is asked leaves the round")
+    straggler: Fraction = Field(default=0.0, description="it answers after the deadline")
 
     @model_validator(mode="after")
     def _sum_fits(self) -> FaultRates:
@@ -114,16 +126,19 @@ class FaultRates(Section):
 class Yardsticks(Section):
     """What federated training is compared with, in the same run."""
 
-    pooled: bool = True
+    pooled: bool = Field(default=True, description="one machine with all rows, the same passes")
     alone: Natural = Field(default=10, description="devices trained alone; 0 = none")
     alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
 
 
 class Experiment(Section):
-    """A whole experiment. ``plan`` is raw; :meth:`plan_for` completes and validates it."""
+    """A whole experiment.
 
-    format: Literal[1] = 1
-    name: Name
+    ``plan`` is raw; :meth:`plan_for` completes and validates it.
+    """
+
+    format: Literal[1] = Field(default=1, description="of this file")
+    name: Name = Field(description="of the run's folder, and of the plan without a name")
     start: Annotated[str, Field(max_length=4096)] = Field(
         default="",
         description="another run to go on from: its folder, or that of a round's adapter",
@@ -133,7 +148,7 @@ class Experiment(Section):
     population: Population = Population()
     faults: FaultRates = FaultRates()
     yardsticks: Yardsticks = Yardsticks()
-    plan: dict[str, Any]
+    plan: dict[str, Any] = Field(description="a plan without base and, if you like, labels")
     _folder: Path = PrivateAttr(default_factory=Path)
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 76, 130, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 76, 165, 14, 34
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class _Frame:
         for value in self.heights:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-            label = escape(number(value) + unit)
+            label = escape(_height(value, self.heights[1] - self.heights[0]) + unit)
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
         for tick in _thinned(ticks):
             x = self.x(tick)
@@ -77,16 +77,26 @@ def _round_heights(low: float, high: float) -> list[float]:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, band: Band | None = None, unit: str = ""
+    title: str,
+    lines: Sequence[Line],
+    *,
+    band: Band | None = None,
+    unit: str = "",
+    enlarged: bool = False,
 ) -> str:
-    """Lines over rounds, labelled at their right end."""
+    """Lines over rounds, labelled at their right end. ``enlarged``: the heights begin where the lines do."""
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
     xs = sorted({x for x, _ in points})
     heights = [y for _, y in points] + ([band.low, band.high] if band else [])
-    frame = _Frame((min(xs), max(xs)), (min(0.0, *heights), max(heights) or 1.0))
+    lowest = min(heights) if enlarged else min(0.0, *heights)
+    highest = max(heights)
+    frame = _Frame((min(xs), max(xs)), (lowest, highest if highest > lowest else lowest + 1.0))
     parts = frame.axes(xs, unit)
+    if frame.y0 > 0:
+        begins = _height(frame.y0, frame.heights[1] - frame.y0) + unit
+        parts.append(_text(LEFT + 4, HEIGHT - BOTTOM - 5, f"heights begin at {begins}, not at 0"))
     if band:
         top, height = frame.y(band.high), max(2.0, frame.y(band.low) - frame.y(band.high))
         parts.append(
@@ -105,7 +115,7 @@ def line_chart(
         labels.append((frame.y(line.points[-1][1]), line.name, line.css))
     taken = -99.0
     for y, name, css in sorted(labels):
-        taken = max(y + 4, taken + 15)
+        taken = max(y + 4, taken + 19)
         parts.append(
             f'<text class="label {css}" x="{WIDTH - RIGHT + 8}" y="{taken}">{escape(name)}</text>'
         )
@@ -138,7 +148,7 @@ def bar_chart(
                 )
                 below[index] += values[index]
     for row, (name, css, _) in enumerate(series):
-        y = TOP + 12 + 18 * row
+        y = TOP + 12 + 20 * row
         parts.append(
             f'<rect class="bar {css}" x="{WIDTH - RIGHT + 8}" y="{y - 9}" width="10" height="10"/>'
         )
@@ -156,6 +166,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _height(value: float, step: float) -> str:
+    """A height on an axis, with as many digits as tell it from the next."""
+    digits = max(0, -math.floor(math.log10(step)))
+    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:  # 0.25: one more
+        digits += 1
+    return f"{value:,.{digits}f}" if digits < 7 else f"{value:.3g}"
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x}" y="{y}">{escape(text)}</text>'
 
 
 def number(value: float) -> str:
@@ -188,6 +210,7 @@ def _thinned(ticks: Sequence[float]) -> list[float]:
 
 def _svg(title: str, parts: Sequence[str]) -> str:
     return (
+        f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg></div></figure>"
     )

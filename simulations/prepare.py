@@ -8,36 +8,33 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit.continued import start_of
-from audit.log_copy import Trust
-from audit.sources import Folder
-from audit.verify import load_run
 from base_model.store import read_manifest
 from client.batches import encode
 from protocol.errors import ArtefactError, PlanError
-from protocol.legality import verify_legal
+from protocol.legality import Finding, verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
-from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
-from server.starting import read_beginning, round_of
+from server.starting import read_beginning
 from simulations.base_cache import ready_base
 from simulations.clients import list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
 from simulations.files import read_json, write_json, write_jsonl, write_text
+from simulations.findings import finding_of, findings_of, labels_of
 from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
+from simulations.starts import start_for
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
 LISTED = "clients.json"  # which client holds what
@@ -55,6 +52,14 @@ class Prepared:
     base: Path
     manifest: Manifest
     tokens_per_row: float
+    warnings: tuple[Finding, ...] = ()
+    rows: tuple[int, int] = (0, 0)  # to train on, to test on
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of every client, by partition."""
+        listed = read_json(self.out / LISTED, {"clients": {}})["clients"]
+        return [listed[name]["rows"] for name in sorted(listed)]
 
     def client_file(self, partition: int) -> Path:
         """The private rows of one device."""
@@ -66,8 +71,17 @@ class Prepared:
         return self.out / TEST
 
 
-def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progress) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    out: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+    cache: Path | None = None,
+) -> Prepared:
     """Build or find the base, split the data, complete the plan. Idempotent under ``resume``.
+
+    ``cache`` keeps built bases; without it a folder beside ``out``.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or holds something else.
@@ -83,25 +97,19 @@ def prepare(experiment: Experiment, out: Path, *, resume: bool, progress: Progre
     if (marker := read_json(out / MARKER)) is not None:
         return _reopened(experiment, out, marker)
     _check_leftovers(out)
-    start = _start(experiment)
+    start = start_for(experiment)
     # The data first: it is read in a moment, and a base takes much longer.
     rows = experiment_rows(experiment)
-    labels = _labels(experiment, rows)
+    labels = labels_of(experiment, rows)
     parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
-        experiment.base, folder=experiment.folder, cache=out.parent / BASES, progress=progress
+        experiment.base,
+        folder=experiment.folder,
+        cache=cache or out.parent / BASES,
+        progress=progress,
     )
     return _fresh(experiment, out, base, rows, labels, parts, start)
-
-
-def _start(experiment: Experiment) -> Start | None:
-    """What the log of the run says that the experiment goes on from. Raises ArtefactError, ProofError."""
-    if experiment.start_folder is None:
-        return None
-    folder = round_of(experiment.start_folder)
-    run = load_run(Folder(folder.parent.parent), Trust())
-    return start_of(run, int(folder.name))
 
 
 def _check_leftovers(out: Path) -> None:
@@ -136,6 +144,11 @@ def _fresh(
     if experiment.start_folder is not None:
         read_beginning(experiment.start_folder, plan, manifest)
     verify_legal(plan, manifest)
+    warnings = tuple(
+        finding
+        for finding in findings_of(experiment, plan, manifest, rows)
+        if finding.severity == "warning"
+    )
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):
@@ -154,6 +167,7 @@ def _fresh(
         "plan_digest": plan.digest,
         "tokens_per_row": tokens,
         "rows": {"train": len(train), "test": len(test)},
+        "warnings": [asdict(warning) for warning in warnings],
     }
     write_json(out / MARKER, marker)
     return Prepared(
@@ -163,6 +177,8 @@ def _fresh(
         base=base,
         manifest=manifest,
         tokens_per_row=tokens,
+        warnings=warnings,
+        rows=(len(train), len(test)),
     )
 
 
@@ -190,15 +206,6 @@ def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
         per_client = population.shards_per_client
         return shards(rows.labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
     return by_column(rows.groups, count, min_rows=min_rows)
-
-
-def _labels(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
-    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
-    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
-    if not experiment.lists_labels:
-        return verify_distinct(found, source)
-    verify_several(found, source)
-    return sorted(set(found))
 
 
 def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:
@@ -239,6 +246,8 @@ def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prep
         base=base,
         manifest=manifest,
         tokens_per_row=float(marker["tokens_per_row"]),
+        warnings=tuple(map(finding_of, marker.get("warnings", []))),
+        rows=(int(marker["rows"]["train"]), int(marker["rows"]["test"])),
     )
 
 

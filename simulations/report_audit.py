@@ -6,6 +6,7 @@ from collections import Counter
 from html import escape
 from typing import Any
 
+from simulations.clients import named
 from simulations.plots import table
 
 Json = dict[str, Any]
@@ -13,7 +14,13 @@ PER_ROW, SIDE, GAP, WIDTH = 16, 34, 8, 720
 COLOURS = {"ok": "c2", "ok-sampled": "c1", "unverifiable": "c3", "void": "r2", "failed": "r0"}
 
 
-def audit(found: Json | None, plan: Json, records: list[Json], note: Json | None) -> str:
+def audit(
+    found: Json | None,
+    plan: Json,
+    records: list[Json],
+    note: Json | None,
+    clients: Json | None,
+) -> str:
     """``found`` is ``audit.json``: what an auditor's verification of this run said."""
     if found is None:
         return "<p>Not audited: <code>fedge audit verify</code> checks a run from its files.</p>"
@@ -33,7 +40,7 @@ def audit(found: Json | None, plan: Json, records: list[Json], note: Json | None
         + _open(found, rounds)
         + _not_covered(found)
         + _rounds(rounds, records)
-        + _participants(records)
+        + _participants(records, clients)
         + table(
             ["", ""],
             [
@@ -74,15 +81,19 @@ def _rounds(rounds: dict[int, Json], records: list[Json]) -> str:
     return f"<details><summary>the rounds</summary>{html}</details>"
 
 
-def _participants(records: list[Json]) -> str:
-    """By the names of the roster, which are pseudonyms: rounds used, and why not in others."""
+def _participants(records: list[Json], clients: Json | None) -> str:
+    """By the names of the roster, with what simulated ones stand for: rounds used, and why not in others."""
     used = Counter(name for record in records for name in record["used"])
     causes: dict[str, Counter[str]] = {}
     for record in records:
         for each in record["dropped"]:
             causes.setdefault(each["client"], Counter())[each["reason"]] += 1
     rows = [
-        [name, used[name], ", ".join(f"{k}: {n}" for k, n in sorted(causes.get(name, {}).items()))]
+        [
+            named(name, clients),
+            used[name],
+            ", ".join(f"{k}: {n}" for k, n in sorted(causes.get(name, {}).items())),
+        ]
         for name in sorted({*used, *causes})
     ]
     html = table(
@@ -114,8 +125,9 @@ def _lineage(found: Json, plan: Json, rounds: dict[int, Json], note: Json | None
     parts.append(_box(y, "release", released))
     height = y + SIDE + 4
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>From the base to the release, with '
-        f"the verdict of every round</title>{''.join(parts)}</svg>"
+        f'<div class="wide"><svg class="hashes" viewBox="0 0 {WIDTH} {height}" role="img">'
+        "<title>From the base to the release, with the verdict of every round</title>"
+        f"{''.join(parts)}</svg></div>"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,9 @@ from simulations.evaluation import Evaluator, due, load_evaluations, missing_rou
 from simulations.experiment import Experiment
 from simulations.faults import Faults
 from simulations.files import path_text, write_json
+from simulations.forecasts import announce, load_forecast
 from simulations.grid import Config, InProcessGrid, client_name, server_context
+from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
@@ -45,8 +46,15 @@ from simulations.yardsticks import passes, run_yardsticks
 SUMMARY = "summary.json"
 
 
-def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progress) -> Summary:
-    """Run ``experiment`` in the folder ``out``.
+def simulate(
+    experiment: Experiment,
+    out: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+    cache: Path | None = None,
+) -> Summary:
+    """Run ``experiment`` in the folder ``out``; built bases are kept in ``cache``, or beside it.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
@@ -58,8 +66,9 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
     out = out.resolve()
     timings = Timings(out)
     with timings.part("prepare"):
-        prepared = prepare(experiment, out, resume=resume, progress=progress)
+        prepared = prepare(experiment, out, resume=resume, progress=progress, cache=cache)
         evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
+    announce(prepared, evaluator, timings, progress)
     try:
         run_federated(prepared, evaluator, timings=timings, progress=progress)
     except FedgeError:
@@ -68,7 +77,7 @@ def simulate(experiment: Experiment, out: Path, *, resume: bool, progress: Progr
         raise
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
-        note, refused = _release(prepared, evaluator.rows, progress)
+        note, refused = _release(prepared, evaluator.held_out, progress)
     with timings.part("audit"):
         audited = _audit(out, progress)
     # The report reads the summary, and the summary names the report.
@@ -129,6 +138,7 @@ class _Watcher:
     ) -> None:
         self._prepared, self._evaluator = prepared, evaluator
         self._timings, self._progress = timings, progress
+        self._outlook = Outlook(prepared.plan, load_forecast(prepared.out))
         self._since = timings.now()
 
     def on_reply(self, round: int, done: int, expected: int) -> None:  # noqa: A002
@@ -138,11 +148,13 @@ class _Watcher:
     def on_round(self, record: dict[str, Any], tensors: Tensors) -> None:
         """A round is published."""
         number, plan = int(record["round"]), self._prepared.plan
-        self._timings.round(number, self._timings.now() - self._since)
+        seconds, measured = self._timings.now() - self._since, None
+        self._timings.round(number, seconds)
         self._progress.update("rounds", number, plan.rounds)
         if due(plan, number):
             with self._timings.part("evaluation"):
-                self._measure(number, tensors)
+                measured = self._measure(number, tensors)
+        self._progress.line(self._outlook.round(number, seconds, measured))
         self._since = self._timings.now()
 
     def catch_up(self) -> None:
@@ -157,11 +169,13 @@ class _Watcher:
             self._progress.update("evaluation", done, len(missing))
         self._since = self._timings.now()
 
-    def _measure(self, number: int, tensors: Tensors) -> None:
-        measured = self._evaluator.measure(tensors)
-        save_evaluation(self._prepared.out, number, measured)
-        event = evaluation_event(self._prepared.plan, number, asdict(measured), now=time.time())
+    def _measure(self, number: int, tensors: Tensors) -> tuple[float, float]:
+        scores = self._evaluator.measure(tensors)
+        save_evaluation(self._prepared.out, number, scores)
+        values = {"accuracy": scores.accuracy, "loss": scores.mean_loss}
+        event = evaluation_event(self._prepared.plan, number, values, now=time.time())
         append_events(self._prepared.out, iter([event]))
+        return scores.accuracy, scores.mean_loss
 
 
 def _release(

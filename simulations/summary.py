@@ -9,14 +9,20 @@ from audit.report import Report
 from protocol.errors import FedgeError
 from protocol.peft_format import EDGE_FILE, ParityError, ReleaseNote
 from protocol.plan import Section
+from simulations.breakdown import breakdown
 from simulations.files import path_text
+from simulations.forecasts import load_forecast
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
 from simulations.timings import Timings
 
 
 class Summary(Section):
-    """Accuracies are shares of the test rows; ``None`` where the experiment asked for none.
+    """Accuracies are shares of the test rows, losses nats a row; ``None`` where none was asked for.
+
+    ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
+    ``seconds``; ``seconds_forecast`` is what was expected of them. ``started`` and ``ended`` are seconds of
+    the epoch.
 
     ``refused`` says why the adapter is not released; parity is then what was measured of it, if anything was.
     ``audit`` is the verdict of an audit from the published files. ``failures`` (contributions of zeros) and
@@ -26,11 +32,29 @@ class Summary(Section):
     name: str
     rounds: int
     clients: int
+    rule: str
+    server_optimizer: str
+    seed: int
+    rows_train: int
+    rows_test: int
+    labels: int
+    started: float
+    ended: float
     accuracy_federated: float
     accuracy_alone_mean: float | None
     accuracy_pooled: float | None
+    loss_federated: float
+    loss_alone_mean: float | None
+    loss_pooled: float | None
+    macro_f1_federated: float | None
+    macro_f1_alone_mean: float | None
+    macro_f1_pooled: float | None
+    per_label: dict[str, dict[str, Any]]
+    per_client: dict[str, dict[str, Any]]
     passes: float
     seconds: float
+    seconds_by_part: dict[str, float]
+    seconds_forecast: dict[str, float]
     seconds_federated: float
     seconds_pooled: float
     seconds_alone: float
@@ -45,6 +69,7 @@ class Summary(Section):
     epsilon: float | None
     delta: float | None
     insecure: list[str]
+    warnings: list[str]
     adapter_digest: str
     audit: str
     rounds_verified: int
@@ -70,8 +95,11 @@ def summarise(
     report: str | None,
 ) -> Summary:
     """Put a finished run's records together. ``records`` are those of all rounds, in order."""
-    last = records[-1]
+    last, measured = records[-1], evaluations[-1]
+    alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
+    labels, clients = breakdown(prepared)
     folder = adapter_folder(prepared.out, int(last["round"]))
+    parts = timings.table()
     counters = [record for record in records if record.get("failures") is not None]
     parity = note.parity or (refused.parity if isinstance(refused, ParityError) else None)
     edge = folder / EDGE_FILE
@@ -79,11 +107,29 @@ def summarise(
         name=prepared.experiment.name,
         rounds=int(last["round"]),
         clients=prepared.experiment.population.clients,
-        accuracy_federated=evaluations[-1]["accuracy"],
-        accuracy_alone_mean=yardsticks.get("alone", {}).get("mean"),
-        accuracy_pooled=yardsticks.get("pooled", {}).get("accuracy"),
+        rule=prepared.plan.rule.name,
+        server_optimizer=prepared.plan.server.optimizer,
+        seed=prepared.plan.seed,
+        rows_train=prepared.rows[0],
+        rows_test=prepared.rows[1],
+        labels=len(prepared.plan.task.labels),
+        started=timings.started,
+        ended=timings.ended,
+        accuracy_federated=measured["accuracy"],
+        accuracy_alone_mean=alone.get("mean"),
+        accuracy_pooled=pooled.get("accuracy"),
+        loss_federated=measured["loss"],
+        loss_alone_mean=alone.get("loss"),
+        loss_pooled=pooled.get("loss"),
+        macro_f1_federated=measured.get("macro_f1"),
+        macro_f1_alone_mean=alone.get("macro_f1"),
+        macro_f1_pooled=pooled.get("macro_f1"),
+        per_label=labels,
+        per_client=clients,
         passes=passes,
-        seconds=timings.total,
+        seconds=sum(parts.values()),
+        seconds_by_part=parts,
+        seconds_forecast=load_forecast(prepared.out),
         seconds_federated=timings.parts.get("federated", 0.0),
         seconds_pooled=timings.parts.get("pooled", 0.0),
         seconds_alone=timings.parts.get("alone", 0.0),
@@ -98,6 +144,7 @@ def summarise(
         epsilon=(last["privacy"] or {}).get("epsilon"),
         delta=(last["privacy"] or {}).get("delta"),
         insecure=insecurities(prepared, records),
+        warnings=[warning.line for warning in prepared.warnings],
         adapter_digest=note.adapter_digest,
         audit=audited.verdict,
         rounds_verified=sum(o.round > 0 and o.verdict in ("ok", "void") for o in audited.rounds),

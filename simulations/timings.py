@@ -1,4 +1,4 @@
-"""Wall seconds of a run's parts, summed over all processes that worked on it."""
+"""Wall seconds of a run's parts, over all processes that worked on it; they add up to the whole."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from simulations.files import read_json, write_json
 
-TIMINGS = "timings.json"
+TIMINGS, OTHER = "timings.json", "other"
 
 
 class Timings:
-    """``timings.json``: ``parts`` by name and ``rounds`` by number, in seconds."""
+    """``timings.json``: ``parts`` by name and ``rounds`` by number, in seconds, and the ``whole`` from the
+    beginning of each process to its last entry; ``started`` and ``ended`` in seconds of the epoch."""
 
-    def __init__(self, out: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = out / TIMINGS, clock
-        stored = read_json(self._path, {"parts": {}, "rounds": {}})
+    def __init__(
+        self,
+        out: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        date: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._clock, self._date = out / TIMINGS, clock, date
+        stored: dict[str, Any] = read_json(self._path, {"parts": {}, "rounds": {}})
         self.parts: dict[str, float] = stored["parts"]
         self.rounds: dict[str, float] = stored["rounds"]
+        self.started = float(stored.get("started", date()))
+        self.ended = float(stored.get("ended", self.started))
+        self._before = float(stored.get("whole", sum(self.parts.values()))) - clock()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -44,8 +55,23 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """All parts together."""
-        return sum(self.parts.values())
+        """All of it until now, over all processes."""
+        return self._before + self._clock()
+
+    def table(self) -> dict[str, float]:
+        """The parts, and ``other``: what is left of the whole."""
+        rest = self.total - sum(self.parts.values())
+        return {**self.parts, OTHER: max(0.0, rest)}
 
     def _save(self) -> None:
-        write_json(self._path, {"parts": self.parts, "rounds": self.rounds})
+        self.ended = self._date()
+        write_json(
+            self._path,
+            {
+                "parts": self.parts,
+                "rounds": self.rounds,
+                "whole": self.total,
+                "started": self.started,
+                "ended": self.ended,
+            },
+        )

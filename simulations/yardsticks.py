@@ -9,8 +9,7 @@ that a resumed run repeats none of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,13 @@ from client.worker import worker_for
 from protocol.adapter import adapter_layout, initial_adapter
 from protocol.encoding import seed_from
 from protocol.layout import Tensors
-from simulations.evaluation import Evaluator, Measured, starting_model
+from simulations.clients import named
+from simulations.evaluation import Evaluator, figures, starting_model
 from simulations.files import read_json, write_json
 from simulations.grid import client_name
-from simulations.prepare import Prepared
-from simulations.progress import Progress
+from simulations.prepare import LISTED, Prepared
+from simulations.progress import Progress, duration
+from simulations.scores import Scores, load_scores, save_scores
 from simulations.timings import Timings
 
 YARDSTICKS = "yardsticks.json"
@@ -47,17 +48,28 @@ def run_yardsticks(
                 found["pooled"] = _pooled(prepared, evaluator)
             found["pooled"]["seconds"] = timings.parts["pooled"]
             write_json(prepared.out / YARDSTICKS, found)
+            progress.line(_line("all data in one place", found["pooled"], timings.parts["pooled"]))
         done += 1
         progress.update("yardsticks", done, total)
     for name, partition in _alone_devices(prepared):
         if name not in found.get("alone", {}).get("per_client", {}):
             with timings.part("alone"):
-                accuracy = _alone(prepared, evaluator, partition).accuracy
-            _add_alone(prepared, evaluator, found, name, accuracy)
+                scores = _alone(prepared, evaluator, partition)
+            save_scores(prepared.out, "alone", scores, name)
+            _add_alone(prepared, evaluator, found, name, scores.accuracy)
             write_json(prepared.out / YARDSTICKS, found)
+            who = named(name, read_json(prepared.out / LISTED))
+            progress.line(_line(f"{who} alone", figures(scores), timings.parts["alone"]))
         done += 1
         progress.update("yardsticks", done, total)
     return found
+
+
+def _line(whose: str, measured: Mapping[str, Any], seconds: float) -> str:
+    return (
+        f"{whose}: accuracy {measured['accuracy']:.1%}, loss {measured['loss']:.3f}; "
+        f"{duration(seconds)} so far"
+    )
 
 
 def load_yardsticks(prepared: Prepared) -> dict[str, Any]:
@@ -87,11 +99,12 @@ def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
     )
     times = passes(prepared)
     seed = seed_from("yardstick", prepared.plan.seed, "pooled")
-    trained = _trained(prepared, rows, seed=seed, epochs=times)
-    return {**asdict(evaluator.measure(trained)), "passes": times, "rows": len(rows)}
+    scores = evaluator.measure(_trained(prepared, rows, seed=seed, epochs=times))
+    save_scores(prepared.out, "pooled", scores)
+    return {**figures(scores), "passes": times, "rows": len(rows)}
 
 
-def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Measured:
+def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Scores:
     name = client_name(partition)
     seed = seed_from("yardstick", prepared.plan.seed, "alone", name)
     rows, times = _rows_of(prepared, partition), passes(prepared, [partition])
@@ -142,8 +155,11 @@ def _add_alone(
 ) -> None:
     per_client = {**found.get("alone", {}).get("per_client", {}), name: accuracy}
     sample = _test_sample(prepared, len(evaluator))
+    measured = list(load_scores(prepared.out)[1].values())
     found["alone"] = {
         "mean": float(np.mean(list(per_client.values()))),
+        "loss": float(np.mean([scores.mean_loss for scores in measured])),
+        "macro_f1": float(np.mean([scores.macro_f1 for scores in measured])),
         "per_client": per_client,
         "test_rows": len(evaluator) if sample is None else len(sample),
         "passes": passes(prepared, [number for _, number in _alone_devices(prepared)]),

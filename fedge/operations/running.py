@@ -6,6 +6,7 @@ that an app is at work, ``outcome.json`` how it ended, the rounds how far it cam
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ from protocol.plan import Plan
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 from server.starting import verify_start
+from simulations.progress import duration
 
 POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
 ATTEMPTS = 20  # to start the app again without a new round in between
@@ -114,6 +116,24 @@ def published_rounds(folder: Path) -> int:
     return max(numbers, default=0)
 
 
+def round_line(folder: Path, number: int, *, seconds: float, left: int) -> str:
+    """A line on a published round: what its sites measured, where the plan lets them say, and the time."""
+    try:
+        text = (folder / "rounds" / f"{number:04d}" / "record.json").read_text("utf-8")
+        measured = json.loads(text).get("metrics") or {}
+    except (OSError, ValueError):
+        measured = {}
+    said = []
+    if tested := measured.get("eval_examples"):
+        share = measured["eval_correct"] / tested
+        said.append(f"accuracy of the round before {share:.1%} on the sites' held-out rows")
+    if trained := measured.get("examples"):
+        said.append(f"loss in training {measured['loss_sum'] / trained:.3f}")
+    figures = f": {', '.join(said)}" if said else ""
+    rest = f", about {duration(left * seconds)} left" if left else ""
+    return f"round {number} is published{figures}; {duration(seconds)}{rest}"
+
+
 class _Watch:
     """One run from its submission to its outcome."""
 
@@ -130,6 +150,7 @@ class _Watch:
         self._words = Words(time.monotonic())
         self._failed: set[str] = set()
         self._twice: list[str] = []
+        self._since = time.monotonic()  # of the last round
 
     def until_it_ends(self) -> dict[str, Any]:
         self._reached = published_rounds(self._folder)
@@ -148,10 +169,14 @@ class _Watch:
     def _step(self) -> dict[str, Any] | None:
         rounds = published_rounds(self._folder)
         if rounds > self._reached:
+            now = time.monotonic()
+            each = (now - self._since) / (rounds - self._reached)
+            self._since = now
             self._reached, self._tries, self._raised = rounds, 0, 0
-            missed = missed_in(self._folder, rounds)
-            without = f", without {missed}" if missed else ""
-            self._report(rounds, f"round {rounds} is published{without}")
+            left = self._wanted.plan.rounds - rounds
+            line = round_line(self._folder, rounds, seconds=each, left=left)
+            missing = missed_in(self._folder, rounds)
+            self._report(rounds, f"{line}; without {missing}" if missing else line)
         for line in failures(self._folder, self._failed):
             self._report(rounds, line)
         if self._at_work():

@@ -14,7 +14,7 @@ from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.folders import free_port
 from fedge.operations.locks import held_lock
 from fedge.operations.overview import known_runs, note_run, run_view
-from fedge.operations.running import _error, order, run_to_the_end
+from fedge.operations.running import _error, order, round_line, run_to_the_end
 from fedge.operations.site import Work, make_site, read_invitation
 from fedge.operations.waiting import Words, failures, missed_in
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
@@ -143,3 +143,40 @@ def test_a_run_in_the_same_folder_takes_the_place_of_the_earlier(
     (coordinator.state / "runs.json").write_text("[]")
     with pytest.raises(MachineError, match="damaged"):
         known_runs(coordinator)
+
+
+def test_a_line_for_a_round_says_what_was_measured_and_how_long_it_will_take(
+    tmp_path: Path,
+) -> None:
+    assert (
+        round_line(tmp_path, 3, seconds=60.0, left=5)
+        == "round 3 is published; 60 s, about 5 min left"
+    )
+    record = tmp_path / "rounds" / "0003" / "record.json"
+    record.parent.mkdir(parents=True)
+    metrics = {"examples": 10.0, "loss_sum": 2.5, "eval_examples": 8.0, "eval_correct": 6.0}
+    record.write_text(json.dumps({"metrics": metrics}))
+    line = round_line(tmp_path, 3, seconds=2.0, left=0)
+    assert line == (
+        "round 3 is published: accuracy of the round before 75.0% on the sites' held-out rows, "
+        "loss in training 0.250; 2 s"
+    )
+    record.write_text(json.dumps({"metrics": {}}))  # under differential privacy nothing is known
+    assert round_line(tmp_path, 3, seconds=2.0, left=1).startswith("round 3 is published; 2 s")
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"], ["--json"]])
+def test_a_run_begins_with_its_plans_warnings(
+    coordinator: Coordinator,
+    plan_file: Callable[..., Path],
+    tiny_base: Path,
+    tmp_path: Path,
+    quiet: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    admit(coordinator, tmp_path, 3)
+    plan = plan_file(local={"learning_rate": 2000.0})
+    where = ["--coordinator", str(coordinator.folder), "--base", str(tiny_base)]
+    done = fedge("run", str(plan), *where, *quiet)
+    assert done.returncode == 8  # nobody runs the coordinator
+    assert "warning `local.learning_rate`" in done.stderr

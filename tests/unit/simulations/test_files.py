@@ -35,13 +35,19 @@ def test_one_line_per_row(tmp_path: Path) -> None:
 
 
 def test_times_add_up_over_processes(tmp_path: Path) -> None:
-    ticks = iter([0.0, 2.0])
-    first = Timings(tmp_path, clock=lambda: next(ticks))
+    now, date = [100.0], [1e9]
+    first = Timings(tmp_path, clock=lambda: now[0], date=lambda: date[0])
     with first.part("prepare"):
-        pass
+        now[0] += 2.0
+    now[0] += 3.5  # half a second of it belongs to no part
     first.round(1, 3.0)
-    second = Timings(tmp_path)
+    now[0], date[0] = 7.0, 2e9  # another process
+    second = Timings(tmp_path, clock=lambda: now[0], date=lambda: date[0])
+    now[0] += 4.25
     second.round(2, 4.0)
     assert second.parts == {"prepare": 2.0, "federated": 7.0}
     assert second.rounds == {"1": 3.0, "2": 4.0}
-    assert second.total == 9.0
+    assert second.total == 9.75
+    assert second.table() == {"prepare": 2.0, "federated": 7.0, "other": 0.75}
+    assert sum(second.table().values()) == second.total
+    assert (second.started, second.ended) == (1e9, 2e9)

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocol.errors import ArtefactError
+from simulations.plots import Line, line_chart
 from simulations.report import write_report
 from tests.unit.audit.runs import make_run
 
@@ -132,6 +134,109 @@ def test_the_page_is_whole_safe_and_says_what_the_files_say(run: Path) -> None:
     assert "http" not in text
 
 
+def summary_of(**changes: Any) -> dict[str, Any]:
+    figures = {
+        f"{key}_{whose}": 0.5
+        for key in ("accuracy", "loss", "macro_f1")
+        for whose in ("federated", "pooled", "alone_mean")
+    }
+    label = {"recall": 0.25, "f1": 0.3, "loss": 1.25, "precision": None}
+    return {
+        **figures,
+        "clients": 3,
+        "rows_train": 9003,
+        "rows_test": 3080,
+        "labels": 77,
+        "warnings": [f"warning `local.learning_rate`: {EVIL}"],
+        "per_label": {EVIL: {"rows": 7, "federated": label}},
+        "per_client": {
+            "client-0000": {"value": "Bad", "rows": 5, "labels": 2, "federated": 0.4375}
+        },
+        "seconds_by_part": {"federated": 8.0, "audit": 1.5, "other": 0.5},
+        "seconds_forecast": {"federated": 6.0},
+    } | changes
+
+
+def test_the_page_tells_what_was_run_on_what_and_when(run: Path) -> None:
+    (run / "summary.json").write_text(json.dumps(summary_of()))
+    times = {"parts": {}, "rounds": {}, "started": 1_790_000_000, "ended": 1_790_003_600}
+    (run / "timings.json").write_text(json.dumps(times))
+    (run / "clients.json").write_text(json.dumps({"column": "room", "clients": {}}))
+    page = write_report(run).read_text()
+    head = page[page.index("<header>") : page.index("</header>")]
+    for text in ("Rule flora", "9,003 rows to train on", "3,080 rows to test on", "77 labels"):
+        assert text in head, text
+    assert "From 2026-09-21 14:13 to 2026-09-21 15:13 UTC" in head
+    assert EVIL not in page
+    assert "warning `local.learning_rate`: &lt;script&gt;" in page
+    for text in ("<td>Bad</td>", "43.75%", "25.00%", "30.00%", "1.250", "<th>room</th>"):
+        assert text in page, text
+
+
+def test_the_parts_of_its_time_add_up(run: Path) -> None:
+    (run / "summary.json").write_text(json.dumps(summary_of()))
+    page = write_report(run).read_text()
+    rows = re.findall(r"<td>([a-z ]+)</td><td>([0-9.]+) s</td><td>([0-9.]*)(?: s)?</td>", page)
+    spent = {name: float(seconds) for name, seconds, _ in rows}
+    assert spent.pop("whole run") == sum(spent.values()) == 10.0
+    assert "other" in spent
+    assert ("federated", "8.0", "6.0") in rows
+
+
+def test_plots_come_before_hashes(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert page.index("<svg") < page.index("f" * 64)
+    assert page.rindex("L2 norm of the mean update") < page.index("f" * 64)
+
+
+def test_close_results_are_told_apart_and_the_cut_axis_says_so(run: Path) -> None:
+    """91.5 % and 91.8 % lie on different heights, labelled without rounding two grid lines to one."""
+    entries = [
+        {"round": n, "accuracy": a, "loss": 1 - a, "macro_f1": a}
+        for n, a in enumerate((0.3, 0.7, 0.905, 0.91, 0.915), 1)
+    ]
+    (run / "evaluations.json").write_text(json.dumps({"test": entries}))
+    (run / "yardsticks.json").write_text(json.dumps({"pooled": {"accuracy": 0.918, "loss": 0.08}}))
+    page = write_report(run).read_text()
+    chart = page[page.index("The end of it, enlarged</figcaption>") :]
+    chart = chart[: chart.index("</svg>")]
+    heights = [
+        float(points.split()[-1].split(",")[1])
+        for points in re.findall(r'<polyline[^>]*points="([^"]+)"', chart)
+    ]
+    assert abs(heights[0] - heights[1]) > 20  # of 212
+    labels = re.findall(r'text-anchor="end">([0-9.]+) %<', chart)
+    assert len(labels) == len(set(labels))
+    steps = {round(float(b) - float(a), 6) for a, b in pairwise(labels)}
+    assert len(steps) == 1
+    assert f"heights begin at {labels[0]} %, not at 0" in chart
+    whole = page[page.index("Test accuracy per round") : page.index("The end of it, enlarged")]
+    assert "not at 0" not in whole
+    assert "Test loss per round" in page
+
+
+@pytest.mark.parametrize("step", [0.001, 0.0025, 0.01, 0.02, 0.25, 0.5, 1.0, 2.5, 10.0, 2500.0])
+def test_no_two_heights_have_one_label(step: float) -> None:
+    lines = [Line(name="a", points=((1, 91 * step), (2, 95 * step)), css="c1")]
+    labels = re.findall(r'text-anchor="end">([0-9.,]+)<', line_chart("t", lines, enlarged=True))
+    values = [float(label.replace(",", "")) for label in labels]
+    assert values == pytest.approx([step * round(value / step) for value in values])
+    assert len(set(labels)) == len(labels) > 3
+
+
+def test_the_page_fits_a_phone_and_paper(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert "width=device-width" in page
+    assert "max-width:40rem" in page
+    printed = page[page.index("@media print") :]
+    assert "details-content" in printed  # what is folded is printed
+    assert "--bg:#fff" in printed  # on paper it is light
+    tables = re.findall(r"(<[^<>]*>)<table>", page)
+    assert set(tables) == {'<div class="wide">'}  # wide ones scroll by themselves
+    charts = re.findall(r"(<[^<>]*>)<svg", page)
+    assert set(charts) == {'<div class="wide">'}
+
+
 @pytest.mark.parametrize("name", ["evaluations.json", "yardsticks.json", "timings.json"])
 def test_missing_files_are_said_and_damaged_ones_named(run: Path, name: str) -> None:
     (run / name).write_text("{")
@@ -172,7 +277,10 @@ def test_the_audit_is_shown_with_what_it_leaves_open(run: Path) -> None:
         "complaints": [],
     }
     (run / "audit.json").write_text(json.dumps(audit))
+    who = {"column": "room", "clients": {"a": {"value": "attic", "rows": 1, "labels": 1}}}
+    (run / "clients.json").write_text(json.dumps(who))
     page = write_report(run).read_text()
+    assert "<td>a (attic)</td>" in page
     assert EVIL not in page
     assert "1 of 2 rounds verified" in page
     assert "whose it is" in page
@@ -242,3 +350,4 @@ def test_a_plain_runs_participation_is_somebodys_word(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", secrecy={"exchange": "plain"})
     page = write_report(run).read_text()
     assert "updates went in clear, so the log shows nobody" in page
+    assert "warning `secrecy.exchange`: INSECURE" in page  # of the plan: nothing kept it

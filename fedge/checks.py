@@ -1,0 +1,196 @@
+"""What ``fedge plan check`` finds out about a plan or an experiment; it leaves nothing but a built base."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedge.plans import read_manifest
+from protocol.documents import OddError, parse_toml
+from protocol.forecast import Forecast, forecast
+from protocol.legality import Finding, check
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.regular_files import read_settings_text
+from simulations.experiment import Experiment, experiment_path, load_experiment
+
+if TYPE_CHECKING:
+    from simulations.pace import Pace
+
+RUNS = Path("runs")  # where `fedge simulate` keeps runs and bases
+UNKNOWN = "0" * 64  # fingerprint of a base that nobody has looked at
+OF_EXPERIMENTS = {"plan", "data", "population", "faults", "yardsticks"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assumed:
+    """What a forecast is made of: rows of a client, tokens of a row, tokens trained in a second."""
+
+    rows: int
+    tokens: int
+    speed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """``pace`` where steps were timed; ``seconds`` by part where a simulation was forecast by them."""
+
+    plan: Plan
+    findings: list[Finding]
+    cost: Forecast | None
+    experiment: Experiment | None = None
+    pace: Pace | None = None
+    seconds: dict[str, float] | None = None
+
+    @property
+    def legal(self) -> bool:
+        """Whether it may be run."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. An experiment's digest is known once its base is."""
+        known = self.plan.base.fingerprint != UNKNOWN
+        return {
+            "legal": self.legal,
+            "kind": "plan" if self.experiment is None else "experiment",
+            "digest": self.plan.digest if known else None,
+            "findings": [asdict(finding) for finding in self.findings],
+            "forecast": self.cost.to_dict() if self.cost else None,
+            "measured": self.pace.to_dict() if self.pace else None,
+            "simulation_seconds": self.seconds,
+        }
+
+
+def is_experiment(argument: str) -> bool:
+    """Whether it is an experiment that ships, or a file with tables that only experiments have."""
+    path = experiment_path(argument)
+    if str(path) != argument:
+        return True
+    try:
+        return bool(OF_EXPERIMENTS & parse_toml(read_settings_text(path)).keys())
+    except (OSError, UnicodeDecodeError, OddError):
+        return False  # whoever reads it as a plan says what is wrong
+
+
+def check_plan(
+    plan: Plan, manifest: Manifest | None, assumed: Assumed, base: Path | None, *, measure: bool
+) -> Checked:
+    """Check ``plan``; with ``measure`` a few steps on ``base`` take the place of the speed assumed."""
+    checked = Checked(plan=plan, findings=check(plan, manifest), cost=None)
+    if manifest is None or not checked.legal:
+        return checked
+    pace = _pace_of(plan, base, assumed.tokens) if measure and base is not None else None
+    if pace is not None:
+        speed = round(plan.local.batch_size * assumed.tokens / pace.step)
+        assumed = replace(assumed, speed=max(1, speed))
+    return replace(checked, cost=_cost(plan, manifest, assumed), pace=pace)
+
+
+def check_experiment(
+    argument: str,
+    overrides: list[str],
+    assumed: Assumed,
+    base: Path | None,
+    *,
+    measure: bool,
+) -> Checked:
+    """Check an experiment over its own rows, with its base where that is there, or ``measure`` builds it.
+
+    Raises PlanError, DataError, MachineError, ArtefactError as ``fedge simulate`` would.
+    """
+    experiment = load_experiment(experiment_path(argument), overrides)
+    if measure:
+        return _measured(experiment, assumed)
+    from simulations.data import experiment_rows
+    from simulations.findings import findings_of, labels_of
+    from simulations.starts import start_for
+
+    rows = experiment_rows(experiment)
+    folder = base or (
+        experiment.folder / experiment.base.folder if experiment.base.folder else None
+    )
+    manifest = read_manifest(folder) if folder else None
+    labels = labels_of(experiment, rows)
+    plan = experiment.plan_for(
+        fingerprint=manifest.fingerprint if manifest else UNKNOWN,
+        labels=labels,
+        start=start_for(experiment),
+    )
+    findings = [_without_base(each) for each in findings_of(experiment, plan, manifest, rows)]
+    checked = Checked(plan=plan, findings=findings, cost=None, experiment=experiment)
+    if manifest is None or not checked.legal:
+        return checked
+    each = replace(assumed, rows=max(1, len(rows[0]) // experiment.population.clients))
+    return replace(checked, cost=_cost(plan, manifest, each))
+
+
+def _without_base(finding: Finding) -> Finding:
+    if finding.field == "base" and finding.severity == "note":
+        return replace(finding, remedy="pass --base DIR, or --measure to build it and time steps")
+    return finding
+
+
+def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
+    """Prepare the run in a folder of its own, time steps, and remove the folder."""
+    from client.worker import worker_for
+    from simulations.forecasts import forecast_run
+    from simulations.prepare import BASES, prepare
+    from simulations.progress import NoProgress
+
+    RUNS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".measure-", dir=RUNS) as folder:
+        out = Path(folder) / "run"
+        prepared = prepare(
+            experiment, out, resume=False, progress=NoProgress(), cache=(RUNS / BASES).resolve()
+        )
+        plan, sizes = prepared.plan, prepared.sizes
+        pace, seconds = forecast_run(prepared, worker_for(plan, prepared.base))
+    findings = [
+        *prepared.warnings,
+        *(f for f in check(plan, prepared.manifest) if f.severity == "note"),
+    ]
+    tokens = max(1, round(prepared.tokens_per_row))
+    each = Assumed(
+        rows=max(1, sum(sizes) // len(sizes)),
+        tokens=tokens,
+        speed=max(1, round(plan.local.batch_size * tokens / pace.step)),
+    )
+    return Checked(
+        plan=plan,
+        findings=findings,
+        cost=_cost(plan, prepared.manifest, each),
+        experiment=experiment,
+        pace=pace,
+        seconds=seconds,
+    )
+
+
+def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
+    """Of rows of ``tokens`` tokens each: a plan has no rows."""
+    import numpy as np
+
+    from client.batches import Encoded
+    from client.worker import worker_for
+    from simulations.pace import measure_pace
+
+    worker, batch = worker_for(plan, base), plan.local.batch_size
+    length = min(tokens, plan.task.max_length)
+    rows = Encoded(
+        ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
+        offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
+        labels=(np.arange(batch) % len(plan.task.labels)).astype(np.int64),
+        pad_id=0,
+    )
+    return measure_pace(worker, rows)
+
+
+def _cost(plan: Plan, manifest: Manifest, assumed: Assumed) -> Forecast:
+    return forecast(
+        plan,
+        manifest,
+        rows_per_client=assumed.rows,
+        tokens_per_row=assumed.tokens,
+        tokens_per_second=assumed.speed,
+    )

@@ -1,0 +1,123 @@
+"""Runs in figures on a terminal: one, or groups of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from protocol.errors import printable
+from simulations.compare import FIGURES, Group, comparison, shown_figure, shown_value
+from simulations.progress import duration
+from simulations.summary import Summary
+
+T = TypeVar("T")
+
+
+def print_summary(console: Console, summary: Summary, folder: Path) -> None:
+    """A run's table, what to know about it, and where its things are."""
+    console.print(summary_table(summary))
+    facts = Table(show_header=False)
+    facts.add_column()
+    facts.add_column(justify="right")
+    for label, value in _facts(summary):
+        facts.add_row(label, value)
+    console.print(facts)
+    for line in [*summary.insecure, *summary.warnings, *_counted(summary)]:
+        console.print(f"! {line}", style="yellow", soft_wrap=True)
+    console.print(f"run: {folder}", soft_wrap=True)
+    console.print(f"adapter: {summary.adapter}", soft_wrap=True)
+    if summary.report:
+        console.print(f"report: {summary.report}", soft_wrap=True)
+
+
+def summary_table(summary: Summary) -> Table:
+    """How well it went: federated beside both yardsticks."""
+    title = f"{summary.name}: {summary.clients} devices, {summary.rounds} rounds"
+    table = Table(title=title)
+    table.add_column("")
+    for head in ("devices alone", "federated", "all in one place"):
+        table.add_column(head, justify="right")
+    whose = ("alone_mean", "federated", "pooled")
+    for label, key, digits in (
+        ("accuracy", "accuracy", "{:.1%}"),
+        ("macro-F1", "macro_f1", "{:.1%}"),
+        ("loss, nats a row", "loss", "{:.3f}"),
+    ):
+        values = [getattr(summary, f"{key}_{each}") for each in whose]
+        table.add_row(label, *("-" if v is None else digits.format(v) for v in values))
+    return table
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    expected = sum(summary.seconds_forecast.values())
+    facts = [
+        ("up per client and round", _size(summary.upload_bytes_per_client_round)),
+        ("down per client and round", _size(summary.download_bytes_per_client_round)),
+        ("adapter on the device", _known(summary.adapter_bytes, _size)),
+        ("parity, largest relative", _known(summary.parity_max_relative, "{:.1e}".format)),
+        ("parity, same labels", _known(summary.parity_label_agreement, "{:.1%}".format)),
+        ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
+        ("epsilon spent by a device", _epsilon(summary)),
+        ("rounds an auditor verifies", f"{summary.rounds_verified} of {summary.rounds}"),
+        ("replies missing or refused", str(summary.dropped)),
+        ("tokens per second", f"{summary.tokens_per_second:,.0f}"),
+        ("time", duration(summary.seconds)),
+        ("time, as forecast", duration(expected) if expected else "-"),
+    ]
+    served = [
+        (entry["federated"], name, entry["value"])
+        for name, entry in summary.per_client.items()
+        if "federated" in entry
+    ]
+    if served:
+        share, name, value = min(served, key=lambda each: (each[0], each[1]))
+        who = name if value is None else f"{name} ({value})"
+        facts.insert(0, ("client served worst", printable(f"{who}: {share:.1%}")))
+    return facts
+
+
+def group_tables(groups: Sequence[Group]) -> list[Table]:
+    """Figures of every group, and the settings that differ."""
+    body = comparison(groups)
+    names = [
+        printable(f"{group.name}, {len(group.runs)} runs" if len(group.runs) > 1 else group.name)
+        for group in groups
+    ]
+    figures = Table("", *names)
+    for key, label in FIGURES.items():
+        cells = [group["figures"].get(key) for group in body["groups"]]
+        if any(cells):
+            figures.add_row(label, *(shown_figure(key, cell) for cell in cells))
+    if not body["differences"]:
+        return [figures]
+    settings = Table("setting", *names)
+    for key, values in body["differences"].items():
+        settings.add_row(key, *(printable(shown_value(value)) for value in values))
+    return [figures, settings]
+
+
+def _counted(summary: Summary) -> list[str]:
+    said = []
+    if summary.failures:
+        said.append(f"{summary.failures} time(s) a device failed and contributed zeros")
+    if (summary.clipped_share or 0) > 0.5:
+        said.append(f"{summary.clipped_share:.0%} of the updates were cut at secrecy.clip")
+    return said
+
+
+def _epsilon(summary: Summary) -> str:
+    if summary.epsilon is None:
+        return "no privacy noise"
+    return f"{summary.epsilon:.2f} at delta {summary.delta:g}"
+
+
+def _known(value: T | None, shown: Callable[[T], str]) -> str:
+    return "-" if value is None else shown(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"
