@@ -1,0 +1,76 @@
+"""The answering graph as the forward half of a program: slots filled with symbols, or taken out.
+
+A slot that no method fills costs a product per linear although it adds nothing; here it goes. The others
+become tensors that the program computes from what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper
+
+from protocol.adapter import LORA_B
+
+Shapes = dict[str, tuple[int | str, ...]]
+
+
+def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
+    """Low-rank branches without factors leave the graph; other slots keep their defaults."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in list(graph.node):
+        if node.op_type != "Gemm" or not node.input[1].endswith(LORA_B):
+            continue
+        if node.input[1] in filled:
+            continue
+        down, base = makers[node.input[0]], makers[node.input[2]]
+        base.output[0] = node.output[0]
+        graph.node.remove(down)
+        graph.node.remove(node)
+
+
+def drop_slots(graph: onnx.GraphProto, filled: set[str]) -> None:
+    """No slot is an input of a program: what is filled is computed, the rest is constant or gone."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [item for item in graph.initializer if item.name in used and item.name not in filled]
+    slots = {item.name for item in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in slots]
+    del graph.initializer[:], graph.input[:]
+    graph.initializer.extend(kept)
+    graph.input.extend(inputs)
+
+
+def infer_shapes(model: onnx.ModelProto, known: Mapping[str, tuple[int | str, ...]]) -> Shapes:
+    """Shapes of every tensor; a dimension is a number or a name of its own where none is known.
+
+    MatMulNBits is no operator of the standard: for this it stands as MatMul with a weight [K, N].
+    """
+    shadow = onnx.ModelProto()
+    shadow.CopyFrom(model)
+    for node in shadow.graph.node:
+        if node.op_type == "MatMulNBits":
+            sizes = {item.name: item.i for item in node.attribute}
+            weight = f"{node.output[0]}/shadow"
+            shadow.graph.input.append(
+                helper.make_tensor_value_info(
+                    weight, onnx.TensorProto.FLOAT, [sizes["K"], sizes["N"]]
+                )
+            )
+            node.op_type, node.domain = "MatMul", ""
+            del node.input[1:], node.attribute[:]
+            node.input.append(weight)
+    for name, shape in known.items():
+        shadow.graph.value_info.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        )
+    inferred = onnx.shape_inference.infer_shapes(shadow, data_prop=True).graph
+    shapes: Shapes = {item.name: tuple(item.dims) for item in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        if value.type.tensor_type.HasField("shape"):
+            shapes[value.name] = tuple(
+                dim.dim_param
+                or (dim.dim_value if dim.HasField("dim_value") else f"{value.name}.{at}")
+                for at, dim in enumerate(value.type.tensor_type.shape.dim)
+            )
+    return shapes

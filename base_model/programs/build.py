@@ -1,0 +1,135 @@
+"""A program: the answering graph, a loss, and the gradient of every trained tensor. (P-10)
+
+Nothing here needs torch. The forward half is the base's own graph, the backward half its derivative,
+and frozen tensors are read from the base's ``weights.safetensors`` where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import onnx
+from onnx import TensorProto, helper
+
+from base_model.graph_linears import sort_topologically
+from base_model.programs.answering import drop_slots, infer_shapes, take_out_unfilled
+from base_model.programs.derivatives import append_gradients
+from base_model.programs.tape import Symbol, Tape
+
+OPSET = 21  # the first with UINT4 in blocks
+IR_VERSION = 10
+LOSS, UNITS = "loss", "units"
+Symbols = Mapping[str, Symbol]
+Forms = Callable[[Symbols], Mapping[str, Symbol]]  # trained tensors -> slots of the answering graph
+Loss = Callable[[Tape, str], str]  # (tape, output) -> scalar
+
+
+def training_graph(
+    answering: onnx.ModelProto,
+    *,
+    tensors: Mapping[str, int],
+    trained: Iterable[str],
+    forms: Forms,
+    loss: Loss,
+    targets: Mapping[str, tuple[int, list[str]]],
+    weights: Callable[[Tape, onnx.NodeProto], str],
+) -> onnx.ModelProto:
+    """The graph of a program.
+
+    Args:
+        answering: the base's edge graph.
+        tensors: dimensions of each tensor of the adapter; all are inputs, float32, of free sizes.
+        trained: those whose gradients are outputs, ``gradient.NAME``.
+        forms: what the tensors put into which slots.
+        loss: the scalar ``loss`` of the answering graph's output and the targets.
+        targets: further inputs by name: ONNX element type and dimensions.
+        weights: the float weight [N, K] of a MatMulNBits node.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(answering)
+    graph = model.graph
+    output = graph.output[0].name
+    inputs = [
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, [f"{name}.{axis}" for axis in range(rank)]
+        )
+        for name, rank in sorted(tensors.items())
+    ]
+    inputs += [
+        helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
+    ]
+    tape, nodes = Tape(graph, "forward."), list(graph.node)
+    filled = forms({name: Symbol(tape, name) for name in tensors})
+    take_out_unfilled(graph, set(filled))
+    _fill_slots(nodes, filled)
+    drop_slots(graph, set(filled))
+    graph.input.extend(inputs)
+    scalar = loss(tape, output)
+    sort_topologically(graph)
+    model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
+    shapes = infer_shapes(model, {})
+    gradients = append_gradients(
+        graph,
+        scalar=scalar,
+        wanted=trained,
+        shapes=shapes,
+        weights=lambda node: weights(tape, node),
+    )
+    _name_outputs(
+        graph, {LOSS: scalar} | {f"gradient.{n}": g for n, g in gradients.items()}, tensors
+    )
+    sort_topologically(graph)
+    del graph.value_info[:]
+    return model
+
+
+def _fill_slots(nodes: Iterable[onnx.NodeProto], filled: Mapping[str, Symbol]) -> None:
+    """What reads a slot reads what is computed for it. A trained tensor may have the slot's name."""
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name in filled:
+                node.input[index] = filled[name].name
+
+
+def _name_outputs(
+    graph: onnx.GraphProto, outputs: Mapping[str, str], tensors: Mapping[str, int]
+) -> None:
+    """Exactly these, by name."""
+    del graph.output[:]
+    for name, source in outputs.items():
+        graph.node.append(helper.make_node("Identity", [source], [name]))
+        tensor = name.removeprefix("gradient.")
+        dims = [f"{tensor}.{axis}" for axis in range(tensors.get(tensor, 0))]
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+
+
+def unsigned_weights(bits: int, block: int) -> Callable[[Tape, onnx.NodeProto], str]:
+    """Expand a node's codes [N, K] where its gradient needs them; ``*.codes`` are the same bytes."""
+
+    def weight(tape: Tape, node: onnx.NodeProto) -> str:
+        sizes = {item.name: item.i for item in node.attribute}
+        n, blocks = sizes["N"], -(-sizes["K"] // block)
+        codes, scales = f"{node.input[1]}.rows", f"{node.input[2]}.rows"
+        kind = TensorProto.UINT4 if bits == 4 else TensorProto.UINT8
+        zero = f"zero.{n}.{blocks}.{bits}"
+        have = {item.name: item for item in tape.graph.initializer}
+        if codes not in have:
+            source, scale = have[node.input[1]], have[node.input[2]]
+            tape.graph.initializer.append(
+                helper.make_tensor(codes, kind, [n, blocks * block], source.raw_data, raw=True)
+            )
+            tape.graph.initializer.append(
+                helper.make_tensor(scales, TensorProto.FLOAT, [n, blocks], scale.raw_data, raw=True)
+            )
+        if zero not in have:
+            half = b"\x88" if bits == 4 else b"\x80"
+            count = (n * blocks + 1) // 2 if bits == 4 else n * blocks
+            tape.graph.initializer.append(
+                helper.make_tensor(zero, kind, [n, blocks], half * count, raw=True)
+            )
+        expanded = tape.op("DequantizeLinear", codes, scales, zero, axis=1, block_size=block)
+        if blocks * block == sizes["K"]:
+            return expanded
+        return tape.op("Slice", expanded, tape.axes(0), tape.axes(sizes["K"]), tape.axes(1))
+
+    return weight
