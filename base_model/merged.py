@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -40,6 +41,8 @@ from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.manifest import TOKENIZER
 from protocol.peft_format import CARD_FILE, EDGE_FILE, Parity, ParityError, ReleaseNote
+
+transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 
 HALF_BOUND = 1e-2  # of a row's largest logit: a float16 has 11 bits
 GRAPH, LABELS, PARITY, HEAD_FILE, SETTINGS = (

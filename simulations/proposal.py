@@ -164,9 +164,10 @@ def _label(path: Path, columns: dict[str, list[object]], text: str) -> str:
     counts = {name: len(set(map(str, columns[name]))) for name in columns if fits(name)}
     again = {name: count for name, count in counts.items() if 2 <= count <= rows // 2}
     unnamed = {name: count for name, count in again.items() if not _is_named(name, OWNERS)}
-    if not unnamed:
+    likely = unnamed or again  # a column named like devices is the label where there is no other
+    if not likely:
         raise DataError(f"{path}: no column looks like labels", _listed(columns))
-    return min(unnamed, key=lambda name: unnamed[name])
+    return min(likely, key=lambda name: likely[name])
 
 
 def _owners(columns: dict[str, list[object]], taken: set[str]) -> dict[str, int]:

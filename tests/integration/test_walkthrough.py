@@ -1,4 +1,4 @@
-"""A newcomer pastes the commands of docs/walkthrough.md into a new folder, in order, and nothing else."""
+"""A newcomer pastes the commands of a page into a new folder, in order, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "walkthrough.md"
+DOCS = ROOT / "docs"
 PORTS = (9440, 9441, 9442, 8080, 8765)
 MOST_S = 1500
 
 
-def commands() -> str:
+def commands(page: str) -> str:
     """The page's shell blocks, one after the other."""
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
+    text = (DOCS / page).read_text("utf-8")
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M))
 
 
 def is_free(port: int) -> bool:
@@ -33,11 +34,12 @@ def is_free(port: int) -> bool:
 
 
 def with_fedge(folder: Path) -> dict[str, str]:
-    """An environment in which `fedge` is this one."""
+    """An environment in which `fedge` and `python3` are these."""
     folder.mkdir()
-    program = folder / "fedge"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m fedge "$@"\n')
-    program.chmod(0o755)
+    for name, arguments in (("fedge", "-P -m fedge "), ("python3", "")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+        program.chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
 
@@ -45,7 +47,8 @@ def with_fedge(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page uses curl")
 def test_every_command_of_the_walkthrough_in_a_new_folder(tmp_path: Path) -> None:
-    assert commands().count("fedge ") > 20
+    page = commands("walkthrough.md")
+    assert page.count("fedge ") > 20
     if taken := [port for port in PORTS if not is_free(port)]:
         pytest.skip(f"the page uses ports that are taken here: {taken}")
     here = tmp_path / "new"
@@ -53,7 +56,7 @@ def test_every_command_of_the_walkthrough_in_a_new_folder(tmp_path: Path) -> Non
     log = tmp_path / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-x", "-c", commands()],
+            ["bash", "-euo", "pipefail", "-x", "-c", page],
             cwd=here,
             env=with_fedge(tmp_path / "bin"),
             stdout=out,
@@ -85,3 +88,32 @@ def stop_what_is_left(folder: Path, environment: dict[str, str]) -> None:
     if (folder / "state").is_dir():
         kind = "coordinator" if folder.name == "coordinator" else "client"
         subprocess.run(["fedge", kind, "stop", folder], env=environment, capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_newcomers_own_rows_and_model(tmp_path: Path) -> None:
+    page = commands("newcomer.md")
+    assert page.count("fedge ") > 8
+    here = tmp_path / "new"
+    here.mkdir()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", page],
+        cwd=here,
+        env=with_fedge(tmp_path / "bin") | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=MOST_S,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = " ".join(done.stdout.split())
+    assert said.count("verdict: ok") == 2  # of the run, and of the one before
+    assert "plain onnxruntime: ['billing', 'delivery']" in said
+    assert 'plan.rule.name │ "alternating" │ "fedit"' in said
+    assert (here / "compare.html").read_text("utf-8").count("<svg") >= 1
+    for folder in ("usual/seed-1", "usual/seed-2", "fedit/seed-1", "fedit/seed-2", "longer"):
+        summary = json.loads((here / "runs" / folder / "summary.json").read_text())
+        assert summary["accuracy_federated"] > 0.8
+        assert summary["rounds_verified"] == 2
+    for kind in ("hf", "onnx"):
+        parity = json.loads((here / "runs/longer-merged" / kind / "parity.json").read_text())
+        assert parity["label_agreement"] == 1.0
