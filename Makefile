@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo devices test test-slow test-machines check bench clean
+.PHONY: demo devices test test-slow test-bases test-machines check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	$(PIP) -e '.[dev,ray]'
 	$(BIN)/python -m pytest -q -m slow
+
+# Every family, container and pooling: each case builds a base.
+test-bases: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow tests/unit/base_model tests/unit/client/test_programs.py tests/unit/simulations/test_base_cache.py
 
 # Whole consortiums as processes, with kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp

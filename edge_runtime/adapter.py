@@ -20,7 +20,7 @@ from edge_runtime.base import EdgeBase
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.regular_files import read_regular, read_regular_text
+from protocol.regular_files import open_regular, read_regular, read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -134,6 +134,8 @@ def read_tensors(path: Path, *, source: str = "") -> Tensors:
     ``source`` is what an error calls it, when not by its path.
     """
     try:
+        with open_regular(path, most=MOST_BYTES):
+            pass
         values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         return {name: value.numpy().copy() for name, value in values.items()}
     except Exception as error:  # ORT raises types of its own, without a common public base

@@ -24,7 +24,8 @@ from audit.sources import Folder
 from audit.verify import audit, load_run
 from protocol.encoding import canonical_json, seed_from, vector_digest
 from protocol.errors import FedgeError
-from protocol.peft_format import to_peft
+from protocol.manifest import parse_manifest
+from protocol.peft_format import folder_head, to_peft
 from protocol.plan import plan_from_text
 from protocol.secagg import client, shamir
 from protocol.secagg.contexts import session_id
@@ -268,7 +269,9 @@ def test_an_adapter_that_the_sums_do_not_make(forge: Callable[..., Forger]) -> N
     forger.republish(name, encode_checkpoint(state, note))
     weights = f"{folder}/adapter/adapter_model.safetensors"
     _, metadata = decode_tensors((forger.run / weights).read_bytes(), source=weights)
-    data = encode_tensors(to_peft(state.adapter), metadata)
+    manifest = parse_manifest((forger.run / "manifest.json").read_text(), source="manifest.json")
+    head = folder_head(manifest)
+    data = encode_tensors(to_peft(state.adapter, head=head), metadata)
     forger.republish(weights, data)
     said = json.loads((forger.run / f"{folder}/adapter/release.json").read_text())
     said["adapter_digest"] = digest

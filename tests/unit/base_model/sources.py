@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -210,3 +211,11 @@ CONTAINERS: dict[str, Callable[[Path], str]] = {
     "snapshot": as_snapshot,
     "repository": as_repository,
 }
+
+
+def one_by_default(chosen: object, members: Iterable[object]) -> list[Any]:
+    """All members as parameters; those but ``chosen`` are for `make test-bases`, since each builds a base."""
+    return [
+        member if member == chosen else pytest.param(member, marks=pytest.mark.slow)
+        for member in members
+    ]

@@ -104,6 +104,7 @@ def check(cases: list[Case], folder: Path, *, bits: int) -> None:
             assert (found.argmax(1) == logits.argmax(1)).all(), name
 
 
+@pytest.mark.slow
 def test_merged_models_answer_as_a_device_does(
     tiny_source: Path, tiny_base: Path, released: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from tests.unit.base_model.sources import (
     WORDS_64,
     add_pooling,
     as_cache,
+    one_by_default,
     write_source,
 )
 
@@ -94,7 +95,7 @@ def shown(width: int) -> dict[str, np.ndarray]:
     return {"classifier.weight": weight, "classifier.bias": np.zeros(width, np.float32)}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=one_by_default("roberta", FAMILIES))
 def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """A source with its own head, and its base at 32 bits."""
     folder = tmp_path_factory.mktemp("classifier")
@@ -155,7 +156,7 @@ def test_a_hub_id_is_the_folder(
     assert refused.value.exit_code in (5, 8)
 
 
-@pytest.mark.parametrize("family", ["distilbert", "roberta"])  # the slow suite has all
+@pytest.mark.parametrize("family", one_by_default("distilbert", ["distilbert", "roberta"]))
 def test_an_encoder_with_a_pooling_gives_transformers_features(tmp_path: Path, family: str) -> None:
     source = write_source(tmp_path / "source", family=family, pooling="mean")
     manifest = build_base(str(source), task=TASK, bits=32, out=tmp_path / "base")
@@ -273,7 +274,7 @@ def test_the_pooling_and_its_reason_are_told(tmp_path: Path) -> None:
     assert told["head"].startswith("pooling pooler: the source has a classifier")
 
 
-@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("as_json", one_by_default(True, [True, False]))
 def test_the_command_says_which_pooling_and_why(tmp_path: Path, as_json: bool) -> None:
     source = write_source(tmp_path / "source", pooling="mean")
     arguments = ["build", str(source), "--out", str(tmp_path / "base"), "--bits", "8"]
@@ -289,7 +290,9 @@ def test_the_command_says_which_pooling_and_why(tmp_path: Path, as_json: bool) -
 PADS = [("roberta", 4), ("xlm-roberta", 0)]  # 1 is what the classifiers above have
 
 
-@pytest.fixture(scope="module", params=PADS, ids=lambda pad: f"{pad[0]} {pad[1]}")
+@pytest.fixture(
+    scope="module", params=one_by_default(PADS[0], PADS), ids=lambda pad: f"{pad[0]} {pad[1]}"
+)
 def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """A source whose positions are counted from its padding id, its base, and both opened."""
     family, pad = request.param

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.errors import PlanError
 from protocol.transparency.leaves import Pad
 from protocol.transparency.note import cosign, sign_note
 from protocol.transparency.policy import Policy, simple_policy
@@ -174,11 +175,12 @@ def test_nobody_is_waited_for_beyond_the_deadline(log: RunLog) -> None:
 
 
 def test_addresses_that_lead_nowhere_are_reasons(log: RunLog) -> None:
-    nowhere = [
-        HttpWitness("http://127.0.0.1:9"),
-        HttpWitness("no address"),
-        HttpWitness("file:///"),
-    ]
-    note, faults = cosigned_by(nowhere, log, policy(log))
+    note, faults = cosigned_by([HttpWitness("http://127.0.0.1:9")], log, policy(log))
     assert note == log.note
-    assert len(faults) == 3
+    assert len(faults) == 1
+
+
+@pytest.mark.parametrize("address", ["no address", "file:///", "", "http://"])
+def test_what_is_no_address_is_refused_where_it_is_typed(address: str) -> None:
+    with pytest.raises(PlanError, match="the witness"):
+        HttpWitness(address)

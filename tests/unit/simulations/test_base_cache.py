@@ -99,6 +99,7 @@ def test_a_file_that_is_new_makes_another_key(tmp_path: Path, name: str, text: s
     assert digest_of(source) != before
 
 
+@pytest.mark.slow
 def test_a_mended_pooling_or_tokenizer_and_another_setting_give_another_base(
     tmp_path: Path,
 ) -> None:

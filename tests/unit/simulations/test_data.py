@@ -9,12 +9,13 @@ import pytest
 
 from protocol.errors import DataError, PlanError
 from protocol.rows.read import Table
-from simulations.clients import list_clients, named, who_is_who
+from simulations.clients import list_clients, named
 from simulations.data import divided, experiment_rows
 from simulations.experiment import Experiment, load_experiment
 from simulations.partitions import by_column
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
+from simulations.report_quality import by_client
 
 
 def experiment(
@@ -101,17 +102,18 @@ def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
     assert listed == {
         "column": "room",
         "clients": {
-            "client-0000": {"value": "hall", "rows": 3, "labels": 1},
-            "client-0001": {"value": "<loft>", "rows": 1, "labels": 1},
+            "client-0000": {"value": "hall", "rows": 3, "labels": 1, "label_rows": {"x": 3}},
+            "client-0001": {"value": "<loft>", "rows": 1, "labels": 1, "label_rows": {"y": 1}},
         },
     }
-    page = who_is_who(listed)
+    page = by_client(listed["clients"], listed["column"])
     assert "hall" in page
     assert "&lt;loft&gt;" in page
     assert "<loft>" not in page
     assert named("client-0001", listed) == "client-0001 (<loft>)"
     without = list_clients(rows, [[0, 1], [2, 3]], "")
-    assert without["clients"]["client-0000"] == {"value": None, "rows": 2, "labels": 2}
+    first = {"value": None, "rows": 2, "labels": 2, "label_rows": {"x": 1, "y": 1}}
+    assert without["clients"]["client-0000"] == first
     assert named("client-0000", without) == named("client-0000", None) == "client-0000"
 
 
