@@ -105,6 +105,7 @@ def check_experiment(
         return _measured(experiment, assumed)
     from simulations.data import experiment_rows
     from simulations.findings import findings_of, labels_of
+    from simulations.prepare import split
     from simulations.starts import start_for
 
     rows = experiment_rows(experiment)
@@ -118,6 +119,7 @@ def check_experiment(
         labels=labels,
         start=start_for(experiment),
     )
+    split(experiment, plan, rows[0])  # refuses devices that the rows cannot fill
     findings = [_without_base(each) for each in findings_of(experiment, plan, manifest, rows)]
     checked = Checked(plan=plan, findings=findings, cost=None, experiment=experiment)
     if manifest is None or not checked.legal:

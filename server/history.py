@@ -101,9 +101,13 @@ def _finite(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def append_events(run: Path, events: Iterator[Event]) -> None:
-    """Add lines; on disk when this returns."""
+    """Add lines, behind the last one that is whole; on disk when this returns."""
+    path = run / HISTORY
+    whole = b"".join(line + b"\n" for line in _lines(path))
+    if path.exists() and path.stat().st_size != len(whole):
+        write_whole(path, whole)  # without the line that a crash has torn
     text = "".join(event.model_dump_json() + "\n" for event in events)
-    append_whole(run / HISTORY, text.encode())
+    append_whole(path, text.encode())
 
 
 def read_history(run: Path) -> list[Event]:
@@ -126,10 +130,6 @@ def read_history(run: Path) -> list[Event]:
 
 def catch_up(run: Path, records: Iterator[Mapping[str, Any]], plan: Plan, *, now: float) -> None:
     """Make up for rounds that were published by a process that was killed before it wrote of them."""
-    path = run / HISTORY
-    whole = b"".join(line + b"\n" for line in _lines(path))
-    if path.exists() and path.stat().st_size != len(whole):
-        write_whole(path, whole)  # without the line that a crash has torn
     known = {event.round for event in read_history(run) if event.event == "round"}
     missing = (record for record in records if record["round"] not in known)
     append_events(run, (event for record in missing for event in events_of(record, plan, now=now)))

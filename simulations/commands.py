@@ -73,29 +73,44 @@ def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: 
     from simulations.compare import comparison, grouped, run_files
     from simulations.files import write_json
     from simulations.prepare import BASES
+    from simulations.run import SUMMARY
     from simulations.run import simulate as run
     from simulations.seeds import SEEDS
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    refused: dict[int, FedgeError] = {}
     for number, each in enumerate(runs, 1):
         with watched(quiet=quiet) as progress:
             progress.line(f"seed {each.seed}, {number} of {len(runs)}: {each.folder}")
-            run(
-                each.experiment,
-                each.folder,
-                resume=each.folder.exists(),
-                progress=progress,
-                cache=folder.parent / BASES,
-            )
-    groups = grouped([files for each in runs for files in run_files(each.folder)])
-    body = comparison(groups) | {"seeds": [each.seed for each in runs], "run": str(folder)}
+            try:
+                run(
+                    each.experiment,
+                    each.folder,
+                    resume=each.folder.exists(),
+                    progress=progress,
+                    cache=folder.parent / BASES,
+                )
+            except FedgeError as error:  # of this seed; the others are runs of their own
+                progress.warn(f"seed {each.seed}: {error.cause}")
+                refused[each.seed] = error
+    measured = [each for each in runs if (each.folder / SUMMARY).is_file()]
+    if not measured:
+        raise next(iter(refused.values()))
+    groups = grouped([files for each in measured for files in run_files(each.folder)])
+    body = comparison(groups) | {
+        "seeds": [each.seed for each in measured],
+        "refused": {str(seed): error.cause for seed, error in refused.items()},
+        "run": str(folder),
+    }
     write_json(folder / SEEDS, body)
     if as_json:
         typer.echo(json.dumps(body, indent=1))
     else:
         _print_groups(groups)
         typer.echo(f"runs: {folder}")
+    if refused:
+        raise next(iter(refused.values()))
 
 
 @contextmanager

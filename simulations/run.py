@@ -24,7 +24,7 @@ from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from server.app import make_app
-from server.history import append_events, evaluation_event
+from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
 from server.store import RunStore
 from simulations.clock import VirtualClock
@@ -167,14 +167,22 @@ class _Watcher:
             with self._timings.part("evaluation"):
                 self._measure(number, published_adapter(out, number))
             self._progress.update("evaluation", done, len(missing))
+        self._make_up()
         self._since = self._timings.now()
+
+    def _make_up(self) -> None:
+        """Lines about rounds that were measured by a process that was killed before it wrote them."""
+        plan, out = self._prepared.plan, self._prepared.out
+        known = {event.round for event in read_history(out) if event.event == "evaluation"}
+        unsaid = {e["round"]: e for e in load_evaluations(out) if e["round"] not in known}
+        for number, measured in unsaid.items():
+            values = {name: value for name, value in measured.items() if name != "round"}
+            append_events(out, iter([evaluation_event(plan, number, values, now=time.time())]))
 
     def _measure(self, number: int, tensors: Tensors) -> tuple[float, float]:
         scores = self._evaluator.measure(tensors)
         save_evaluation(self._prepared.out, number, scores)
-        values = {"accuracy": scores.accuracy, "loss": scores.mean_loss}
-        event = evaluation_event(self._prepared.plan, number, values, now=time.time())
-        append_events(self._prepared.out, iter([event]))
+        self._make_up()
         return scores.accuracy, scores.mean_loss
 
 

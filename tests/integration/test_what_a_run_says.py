@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedge.main import COMMANDS
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import ArtefactError, FedgeError, PlanError
 from simulations.bars import watched
 
 SHORT = ["plan.rounds=2", "plan.evaluation.every=1", "yardsticks.alone=1"]
@@ -175,3 +175,28 @@ def test_plan_check_times_steps_of_a_plan(said: tuple[Path, Result], tmp_path: P
     assert body["forecast"]["assumed_tokens_per_second"] == pytest.approx(
         8 * 16 / body["measured"]["step"], abs=1
     )
+
+
+@pytest.mark.slow
+def test_a_seed_that_is_refused_leaves_the_others(experiment_file: Path) -> None:
+    out = experiment_file.parent / "refused-seeds"
+    strict = ["plan.release.parity_max_relative=1e-12", "plan.release.parity_max_absolute=1e-30"]
+    with pytest.raises(FedgeError):
+        call(
+            "simulate",
+            *(experiment_file, "--out", out, "--seeds", "1-2", "--quiet"),
+            sets=[*SHORT, *strict],
+        )
+    body = json.loads((out / "seeds.json").read_text())
+    assert body["seeds"] == [1, 2]
+    assert sorted(body["refused"]) == ["1", "2"]
+    history = out / "seed-1" / "metrics.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(line for line in lines if '"evaluation"' not in line))
+    with pytest.raises(FedgeError):
+        call(
+            "simulate",
+            *(experiment_file, "--out", out, "--seeds", "1-2", "--quiet", "--resume"),
+            sets=[*SHORT, *strict],
+        )
+    assert history.read_text().count('"evaluation"') == 2  # what a kill kept from being written

@@ -11,7 +11,7 @@ import pytest
 
 from protocol.errors import ArtefactError, FedgeError
 from protocol.exchange import Phase
-from server.history import HISTORY, Event, read_history
+from server.history import HISTORY, Event, append_events, read_history
 from tests.unit.audit.runs import go_on, make_run
 
 THREE: dict[str, Any] = {"cohort": {"size": 3, "quorum": 3, "deadline_s": 30.0}, "count": 3}
@@ -118,3 +118,13 @@ def test_a_line_that_is_no_event_is_named(line: str, tmp_path: Path) -> None:
     (tmp_path / HISTORY).write_text(f"{good}\n{ODD[line]}\n{good}\n")
     with pytest.raises(ArtefactError, match="line 2 is no event"):
         read_history(tmp_path)
+
+
+def test_a_line_behind_a_torn_one_is_a_line(tmp_path: Path) -> None:
+    event = Event(event="round", round=1, turn=1, time=1.0, values={"used": 3.0})
+    append_events(tmp_path, iter([event]))
+    whole = (tmp_path / HISTORY).read_bytes()
+    (tmp_path / HISTORY).write_bytes(whole + whole[:-9])
+    later = event.model_copy(update={"round": 2})
+    append_events(tmp_path, iter([later]))
+    assert read_history(tmp_path) == [event, later]
