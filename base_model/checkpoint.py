@@ -7,13 +7,15 @@ expect, and has more than one opinion of what belongs to a model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from base_model.source_files import FETCH, check_file, first_line, read_object
 from protocol.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where tensors are read: whoever looks for files needs none
 
 INDEX = ".index.json"
 # In transformers' own order of preference.
@@ -29,7 +31,7 @@ OTHERS = (
     "*.pt",
     "*.pth",
 )
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
 # TensorFlow's names, which old checkpoints kept.
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
@@ -88,6 +90,8 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    import torch
+
     check_file(path)
     try:
         if path.suffix == ".safetensors":
@@ -101,7 +105,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds more than tensors: {type(error).__name__}", FETCH
         ) from None
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
     ):
         raise ArtefactError(
             f"{path} does not hold tensors by name",
@@ -124,7 +128,9 @@ def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def as_float(name: str, value: Tensor, *, source: str) -> Tensor:
     """The tensor in float32, finite. Raises ArtefactError that names it."""
-    if value.dtype not in FLOATS or value.layout != torch.strided:
+    import torch
+
+    if str(value.dtype) not in FLOATS or value.layout != torch.strided:
         raise ArtefactError(
             f"{source}: {name} is {str(value.dtype).removeprefix('torch.')}, not a float weight",
             "name the model as it was before it was quantised",

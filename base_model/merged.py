@@ -75,6 +75,7 @@ def write_merged(
     """
     merged = _merge(adapter, base, bits)
     reference = _released_logits(merged.opened, adapter, texts, merged.note.max_length)
+    reference = reference / np.float32(temperature_of(merged.note))
     write = {"hf": _write_folder, "onnx": _write_onnx}[kind]
     allowed = bounds if bits == 32 else Bounds(relative=HALF_BOUND)
     with writing(out), folder_that_appears(out) as folder:
@@ -93,6 +94,7 @@ def write_merged(
             "round": merged.note.round,
             "adapter_digest": merged.note.adapter_digest,
             "base_fingerprint": merged.note.base_fingerprint,
+            "temperature": temperature_of(merged.note),
         }
         _write_json(folder / PARITY, parity.model_dump(mode="json") | about)
         text = card(merged.opened.manifest, merged.note, kind=kind, bits=bits)
@@ -104,7 +106,7 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     note = read_note(adapter)
     opened = open_base(base, labels=len(note.labels))
     tensors = read_peft(adapter)
-    values = _values(opened, tensors, scaling_of(adapter))
+    values = _values(opened, tensors, scaling_of(adapter), temperature_of(note))
     if bits == 16:
         values = {name: value.half().float() for name, value in values.items()}
     if odd := sorted(name for name, value in values.items() if not value.isfinite().all()):
@@ -124,8 +126,18 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     return Merged(opened=opened, note=note, model=model, prompt=tensors.get(SOFT_PROMPT), bits=bits)
 
 
-def _values(opened: OpenBase, tensors: Tensors, scaling: float) -> dict[str, Tensor]:
-    """Every parameter of the merged model by name, float32; products in float64."""
+def temperature_of(note: ReleaseNote) -> float:
+    """What a device divides the logits by before it says probabilities. (P-5.5)"""
+    return note.calibration.temperature if note.calibration else 1.0
+
+
+def _values(
+    opened: OpenBase, tensors: Tensors, scaling: float, temperature: float
+) -> dict[str, Tensor]:
+    """Every parameter of the merged model by name, float32; products in float64.
+
+    The head is divided by the temperature: others' softmax then gives a device's probabilities.
+    """
     values = {name: value.detach() for name, value in opened.model.named_parameters()}
     for linear in opened.manifest.linears:
         name = f"{linear.path}.weight"
@@ -137,7 +149,8 @@ def _values(opened: OpenBase, tensors: Tensors, scaling: float) -> dict[str, Ten
             values[name] = (values[name].double() + torch.from_numpy(scaling * (b @ a))).float()
     head = opened.manifest.head.path
     return values | {
-        f"{head}.{end}": torch.from_numpy(tensors[f"{head}.{end}"]) for end in ("weight", "bias")
+        f"{head}.{end}": torch.from_numpy(tensors[f"{head}.{end}"] / np.float32(temperature))
+        for end in ("weight", "bias")
     }
 
 

@@ -114,7 +114,8 @@ def card(manifest: Manifest, note: ReleaseNote, *, kind: str, bits: int) -> str:
     return f"""# {note.plan_name}, round {note.round}, merged
 
 Base `{manifest.fingerprint}` and adapter `{note.adapter_digest}` as one model. {HALF if bits == 16 else ""}
-How near its answers are to the released adapter's in ONNX Runtime is in `parity.json`.
+How near its answers are to the released adapter's in ONNX Runtime is in `parity.json`. Its logits are
+divided by the release's temperature already: their softmax gives the probabilities that a device says.
 
 {how}
 

@@ -72,7 +72,7 @@ class EdgeBase:
         Raises ArtefactError for a ``config.json`` that is not the manifest's.
         """
         count = self.manifest.head.labels
-        numbered = [f"label-{index}" for index in range(count)]
+        numbered = numbered_labels(count)
         path = self.folder / CONFIG
         if not path.is_file():
             return numbered
@@ -92,6 +92,11 @@ class EdgeBase:
         ids = np.array([e.ids[:width] for e in encoded], np.int64)
         mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
         return ids, mask
+
+
+def numbered_labels(count: int) -> list[str]:
+    """What labels are called that nobody named."""
+    return [f"label-{index}" for index in range(count)]
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -91,7 +91,10 @@ def _by_base(base: Path, adapter: Path | None, trust: Path | None, threads: int)
     from edge_runtime.passport import read_policy
     from edge_runtime.single import SingleService
 
-    return SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
+    service = SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
+    if service.warning:
+        typer.echo(f"warning: {service.warning}", err=True)
+    return service
 
 
 def _by_device(device: Path) -> Answering:

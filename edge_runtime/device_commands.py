@@ -138,7 +138,12 @@ def _answering(
         from edge_runtime.passport import read_policy
         from edge_runtime.single import SingleService
 
-        yield SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
+        single = SingleService(
+            base, adapter, read_policy(trust) if trust else None, threads=threads
+        )
+        if single.warning:
+            typer.echo(f"warning: {single.warning}", err=True)
+        yield single
         return
     from edge_runtime.service import Service
 

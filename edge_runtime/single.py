@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.base import EdgeBase
+from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.runtime import ONE, EdgeRuntime, Wanted
 from edge_runtime.service import Answer
 from protocol.errors import DeliveryError
@@ -28,8 +28,14 @@ class SingleService:
         """Open and check both. Raises ArtefactError or ProofError."""
         self.runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
         self._release: str | None = None
+        self.warning = ""
         if adapter is None:
-            self.runtime.base.own_labels()  # raises here rather than at every answer
+            names = self.runtime.base.own_labels()  # raises here rather than at every answer
+            if names == numbered_labels(len(names)):
+                self.warning = (
+                    "the base has no head of its own: answers without an adapter mean nothing; "
+                    "name a released adapter with --adapter"
+                )
         else:
             self.runtime.activate(adapter)
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()

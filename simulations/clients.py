@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.rows.read import Table
-from simulations.grid import client_name
 from simulations.partitions import Partition
 
 Json = dict[str, Any]
+
+
+def client_name(partition: int) -> str:
+    """The name of the client that holds ``partition``; the same as ``client.app`` gives itself."""
+    return f"client-{partition:04d}"
 
 
 def list_clients(rows: Table, parts: Partition, column: str) -> Json:

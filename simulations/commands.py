@@ -56,6 +56,10 @@ def simulate(
         return
     loaded = load_experiment(path, overrides)
     folder = out or Path("runs") / loaded.name
+    from simulations.prepare import admit
+
+    if admit(loaded, folder.resolve(), resume=resume) is not None and resume:
+        typer.echo(f"there is no run to resume in {folder}: it begins", err=True)
     from simulations.run import simulate as run
 
     with watched(quiet=quiet) as progress, _where(folder):
@@ -72,7 +76,10 @@ def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: 
     from simulations.bars import watched
     from simulations.compare import comparison, grouped, run_files
     from simulations.files import write_json
-    from simulations.prepare import BASES
+    from simulations.prepare import BASES, admit
+
+    for each in runs:
+        admit(each.experiment, each.folder.resolve(), resume=each.folder.exists())
     from simulations.run import SUMMARY
     from simulations.run import simulate as run
     from simulations.seeds import SEEDS

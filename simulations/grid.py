@@ -26,17 +26,13 @@ from protocol.encoding import seed_from
 from protocol.exchange import Phase
 from protocol.secagg.session import ORDER
 from protocol.wire import INSTRUCTION, SECAGG
+from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.faults import Fault, Faults
 
 SERVER_NODE = 1
 FIRST_NODE = 1000
 Config = dict[str, UserConfigValue]
-
-
-def client_name(partition: int) -> str:
-    """The name of the client that holds ``partition``; the same as ``client.app`` gives itself."""
-    return f"client-{partition:04d}"
 
 
 def server_context(run_config: Config, *, run_id: int = 1) -> Context:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from base_model.store import read_manifest
-from client.batches import encode
+from base_model.places import locate
+from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding, verify_legal
 from protocol.manifest import Manifest
@@ -25,13 +25,11 @@ from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
 from server.starting import read_beginning
-from simulations.base_cache import ready_base
-from simulations.clients import list_clients
+from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
-from simulations.grid import client_name
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
 from simulations.starts import start_for
@@ -87,21 +85,11 @@ def prepare(
         ArtefactError: ``out`` is not empty and ``resume`` is false, or holds something else.
         PlanError, DataError, MachineError: the experiment cannot be run as it stands.
     """
-    if out.exists() and not out.is_dir():
-        raise ArtefactError(f"{out} is a file", "name a folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not resume:
-        raise ArtefactError(
-            f"the run folder {out} is not empty",
-            "add --resume to continue it, or name another folder with --out",
-        )
-    if (marker := read_json(out / MARKER)) is not None:
-        return _reopened(experiment, out, marker)
-    _check_leftovers(out)
-    start = start_for(experiment)
-    # The data first: it is read in a moment, and a base takes much longer.
-    rows = experiment_rows(experiment)
-    labels = labels_of(experiment, rows)
-    parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
+    from simulations.base_cache import ready_base
+
+    admitted = admit(experiment, out, resume=resume)
+    if admitted is None:
+        return _reopened(experiment, out, read_json(out / MARKER))
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
         experiment.base,
@@ -109,7 +97,43 @@ def prepare(
         cache=cache or out.parent / BASES,
         progress=progress,
     )
-    return _fresh(experiment, out, base, rows, labels, parts, start)
+    return _fresh(experiment, out, base, admitted)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admitted:
+    """An experiment that may be prepared: its rows to train and to test on, divided."""
+
+    rows: tuple[Table, Table]
+    labels: list[str]
+    parts: Partition
+    start: Start | None
+
+
+def admit(experiment: Experiment, out: Path, *, resume: bool) -> Admitted | None:
+    """All that can be refused before torch is needed: folder, start, rows, devices, the base's place.
+
+    None for a run folder that goes on. Raises what :func:`prepare` does.
+    """
+    if out.exists() and not out.is_dir():
+        raise ArtefactError(f"{out} is a file", "name a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        raise ArtefactError(
+            f"the run folder {out} is not empty",
+            "add --resume to continue it, or name another folder with --out",
+        )
+    if read_json(out / MARKER) is not None:
+        return None
+    _check_leftovers(out)
+    start = start_for(experiment)
+    rows = experiment_rows(experiment)
+    labels = labels_of(experiment, rows)
+    parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
+    if experiment.base.folder:
+        read_manifest(experiment.folder / Path(experiment.base.folder).expanduser())
+    else:
+        locate(experiment.base.source, beside=experiment.folder)
+    return Admitted(rows=rows, labels=labels, parts=parts, start=start)
 
 
 def _check_leftovers(out: Path) -> None:
@@ -133,14 +157,13 @@ def _fresh(
     experiment: Experiment,
     out: Path,
     base: Path,
-    rows: tuple[Table, Table],
-    labels: list[str],
-    parts: Partition,
-    start: Start | None,
+    admitted: Admitted,
 ) -> Prepared:
-    manifest = read_manifest(base)
+    manifest, rows, parts = read_manifest(base), admitted.rows, admitted.parts
     train, test = rows
-    plan = experiment.plan_for(fingerprint=manifest.fingerprint, labels=labels, start=start)
+    plan = experiment.plan_for(
+        fingerprint=manifest.fingerprint, labels=admitted.labels, start=admitted.start
+    )
     if experiment.start_folder is not None:
         read_beginning(experiment.start_folder, plan, manifest)
     verify_legal(plan, manifest)
@@ -260,6 +283,8 @@ def _other_rounds(before: object, now: object) -> bool:
 
 def _tokens_per_row(base: Path, plan: Plan, texts: list[str]) -> float:
     from tokenizers import Tokenizer
+
+    from client.batches import encode
 
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     encoded = encode(tokenizer, texts, [0] * len(texts), plan.task.max_length)

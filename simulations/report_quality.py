@@ -43,15 +43,23 @@ def _accuracy(evaluations: list[Json], yardsticks: Json, test_rows: int | None) 
     return html + _enlarged_accuracy(points, lines[1].points[0][1] if pooled else None, test_rows)
 
 
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """95 % limits of a share seen in ``rows`` trials: Wilson's score interval (1927)."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    root = math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
+    half = 1.96 * root / (1 + z2 / rows)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def _enlarged_accuracy(points: tuple[Point, ...], pooled: float | None, rows: int | None) -> str:
     last, band, said = points[-1][1], None, ""
     if rows:
-        share = last / 100
-        spread = 196 * math.sqrt(share * (1 - share) / rows)
-        band = Band(name="", low=max(0.0, last - spread), high=min(100.0, last + spread))
+        low, high = wilson(last / 100, rows)
+        band = Band(name="", low=100 * low, high=100 * high)
         said = (
-            f"<p>The shaded band is the last round's accuracy, give or take what the choice of "
-            f"{rows:,} test rows alone explains (95 %, {spread:.1f} points).</p>"
+            f"<p>The shaded band is what the choice of {rows:,} test rows alone explains of the last round's "
+            f"accuracy (95 %: {100 * low:.1f} to {100 * high:.1f} %).</p>"
         )
     html = _enlarged("The end of it, enlarged", points, pooled, least=1.0, unit=" %", band=band)
     return html + said if html else ""

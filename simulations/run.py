@@ -27,13 +27,14 @@ from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
 from server.store import RunStore
+from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
 from simulations.files import path_text, write_json
 from simulations.forecasts import announce, load_forecast
-from simulations.grid import Config, InProcessGrid, client_name, server_context
+from simulations.grid import Config, InProcessGrid, server_context
 from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress

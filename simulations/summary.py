@@ -15,6 +15,7 @@ from simulations.forecasts import load_forecast
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
 from simulations.timings import Timings
+from simulations.yardsticks import DIVERGED, diverged
 
 
 class Summary(Section):
@@ -144,7 +145,8 @@ def summarise(
         epsilon=(last["privacy"] or {}).get("epsilon"),
         delta=(last["privacy"] or {}).get("delta"),
         insecure=insecurities(prepared, records),
-        warnings=[warning.line for warning in prepared.warnings],
+        warnings=[warning.line for warning in prepared.warnings]
+        + [f"{whose}: {DIVERGED}" for whose in diverged(yardsticks)],
         adapter_digest=note.adapter_digest,
         audit=audited.verdict,
         rounds_verified=sum(o.round > 0 and o.verdict in ("ok", "void") for o in audited.rounds),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,18 @@ from client.training import train
 from client.worker import worker_for
 from protocol.adapter import adapter_layout, initial_adapter
 from protocol.encoding import seed_from
+from protocol.errors import UpdateError
 from protocol.layout import Tensors
-from simulations.clients import named
+from simulations.clients import client_name, named
 from simulations.evaluation import Evaluator, figures, starting_model
 from simulations.files import read_json, write_json
-from simulations.grid import client_name
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
 from simulations.scores import Scores, load_scores, save_scores
 from simulations.timings import Timings
 
-YARDSTICKS = "yardsticks.json"
+YARDSTICKS, POOLED = "yardsticks.json", "all data in one place"
+DIVERGED = "its training diverged, so there is no figure (lower local.learning_rate)"
 
 
 def run_yardsticks(
@@ -43,26 +45,47 @@ def run_yardsticks(
     done, total = 0, int(wanted.pooled) + _alone_count(prepared)
     progress.update("yardsticks", done, total)
     if wanted.pooled:
-        if "pooled" not in found:
-            with timings.part("pooled"):
+        if "pooled" not in found and POOLED not in diverged(found):
+            with timings.part("pooled"), _kept(prepared, found, POOLED, progress):
                 found["pooled"] = _pooled(prepared, evaluator)
-            found["pooled"]["seconds"] = timings.parts["pooled"]
-            write_json(prepared.out / YARDSTICKS, found)
-            progress.line(_line("all data in one place", found["pooled"], timings.parts["pooled"]))
+            if "pooled" in found:
+                found["pooled"]["seconds"] = timings.parts["pooled"]
+                write_json(prepared.out / YARDSTICKS, found)
+                progress.line(_line(POOLED, found["pooled"], timings.parts["pooled"]))
         done += 1
         progress.update("yardsticks", done, total)
     for name, partition in _alone_devices(prepared):
-        if name not in found.get("alone", {}).get("per_client", {}):
-            with timings.part("alone"):
+        who = f"{named(name, read_json(prepared.out / LISTED))} alone"
+        if name not in found.get("alone", {}).get("per_client", {}) and who not in diverged(found):
+            scores = None
+            with timings.part("alone"), _kept(prepared, found, who, progress):
                 scores = _alone(prepared, evaluator, partition)
-            save_scores(prepared.out, "alone", scores, name)
-            _add_alone(prepared, evaluator, found, name, scores.accuracy)
-            write_json(prepared.out / YARDSTICKS, found)
-            who = named(name, read_json(prepared.out / LISTED))
-            progress.line(_line(f"{who} alone", figures(scores), timings.parts["alone"]))
+            if scores is not None:
+                save_scores(prepared.out, "alone", scores, name)
+                _add_alone(prepared, evaluator, found, name, scores.accuracy)
+                write_json(prepared.out / YARDSTICKS, found)
+                progress.line(_line(who, figures(scores), timings.parts["alone"]))
         done += 1
         progress.update("yardsticks", done, total)
     return found
+
+
+def diverged(found: Mapping[str, Any]) -> list[str]:
+    """The yardsticks whose training diverged, by what reports call them."""
+    return list(found.get("diverged", []))
+
+
+@contextmanager
+def _kept(
+    prepared: Prepared, found: dict[str, Any], whose: str, progress: Progress
+) -> Iterator[None]:
+    """A yardstick that diverges is no reason to lose the run that it stands beside."""
+    try:
+        yield
+    except UpdateError:
+        found["diverged"] = [*diverged(found), whose]
+        write_json(prepared.out / YARDSTICKS, found)
+        progress.warn(f"{whose}: {DIVERGED}")
 
 
 def _line(whose: str, measured: Mapping[str, Any], seconds: float) -> str:

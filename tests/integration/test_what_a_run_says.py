@@ -200,3 +200,20 @@ def test_a_seed_that_is_refused_leaves_the_others(experiment_file: Path) -> None
             sets=[*SHORT, *strict],
         )
     assert history.read_text().count('"evaluation"') == 2  # what a kill kept from being written
+
+
+@pytest.mark.slow
+def test_yardsticks_that_diverge_leave_the_run(experiment_file: Path) -> None:
+    out = experiment_file.parent / "diverged"
+    fast = ["plan.local.learning_rate=1e30", "plan.local.head_learning_rate=1e30", "yardsticks.pooled=true"]
+    # a sum in secret clips what is too long, so that the rounds themselves go on
+    fast += ["plan.secrecy.exchange=secagg", "plan.cohort.weighting=uniform"]
+    fast += ["plan.cohort.size=5", "plan.cohort.quorum=3"]
+    said = call("simulate", experiment_file, "--out", out, "--json", sets=[*SHORT, *fast])
+    body = json.loads(said.stdout)
+    assert body["accuracy_pooled"] is None
+    assert body["accuracy_federated"] is not None
+    assert body["rounds_verified"] == 2
+    assert any(line.startswith("all data in one place: its training") for line in body["warnings"])
+    assert "all data in one place: its training diverged" in said.stderr
+    assert "its training diverged" in (out / "report.html").read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,24 @@ def test_merged_models_of_every_family_and_pooling(
             texts=TEXTS,
             bounds=BOUNDS,
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "hf"])
+def test_a_releases_temperature_is_in_the_head(
+    tiny_source: Path, tiny_base: Path, released: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """The softmax of a merged model is what a device says, of which `--reject-below` is a bound."""
+    case = tiny_cases(tiny_source, tiny_base, released)[0]
+    adapter = tmp_path / "adapter"
+    shutil.copytree(case.adapter, adapter)
+    note = json.loads((adapter / "release.json").read_text())
+    shares = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.5)
+    note["calibration"] = {"temperature": 2.5, "rows": 9} | shares
+    (adapter / "release.json").write_text(json.dumps(note))
+    out = tmp_path / "merged"
+    write_merged(adapter, case.base, out, kind=kind, bits=32, texts=TEXTS, bounds=BOUNDS)
+    assert json.loads((out / "parity.json").read_text())["temperature"] == 2.5
+    answers, _ = ask([("it", out, "onnx" if kind == "onnx" else "own")], tmp_path)
+    found = np.array(answers["it"]["logits"], np.float32)
+    assert np.abs(found * 2.5 - edge_logits(case)).max() <= 1e-4

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from simulations.clients import client_name
 from simulations.faults import Fault, Faults
-from simulations.grid import client_name
 
 
 def test_the_shares_are_the_probabilities() -> None:

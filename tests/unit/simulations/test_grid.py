@@ -14,9 +14,10 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocol.wire import INSTRUCTION
+from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.faults import Fault, Faults
-from simulations.grid import InProcessGrid, client_name
+from simulations.grid import InProcessGrid
 
 TRAIN = f"{MessageType.TRAIN}.mask"
 HELLO = f"{MessageType.QUERY}.hello"

@@ -12,6 +12,7 @@ import pytest
 from protocol.errors import ArtefactError
 from simulations.plots import Line, line_chart
 from simulations.report import write_report
+from simulations.report_quality import wilson
 from tests.unit.audit.runs import make_run
 
 EVIL = "<script>alert('x')</script>"
@@ -351,3 +352,11 @@ def test_a_plain_runs_participation_is_somebodys_word(tmp_path: Path) -> None:
     page = write_report(run).read_text()
     assert "updates went in clear, so the log shows nobody" in page
     assert "warning `secrecy.exchange`: INSECURE" in page  # of the plan: nothing kept it
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "low", "high"),
+    [(1.0, 15, 0.7961, 1.0), (0.0, 15, 0.0, 0.2039), (0.5, 100, 0.4038, 0.5962)],
+)
+def test_the_range_of_a_share_is_wilsons(share: float, rows: int, low: float, high: float) -> None:
+    assert wilson(share, rows) == pytest.approx((low, high), abs=5e-4)
