@@ -3,8 +3,8 @@
 A row's difference is relative to its largest logit, the scale that a decision is made on. A row that is
 undecided has none: its logits are what is left where large terms cancel, and rounding is as large there as
 in every other row. So a row is compared with its own largest logit or with the floor, an absolute
-difference over the relative bound, whichever is larger. The floor follows from the median row: a few rows with
-huge logits must not excuse the rest.
+difference over the relative bound, whichever is larger. The floor follows from the median row: a few rows
+with huge logits must not excuse the rest.
 
 A row with another label counts as no nearer than the margin that the reference had between the two labels:
 a decision that was clear must not be turned.
