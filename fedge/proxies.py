@@ -67,7 +67,7 @@ def _with_loopback(value: str | None) -> str:
 
 
 def _spared(entry: str) -> str:
-    """One entry of ``no_proxy`` as httpx reads it, or nothing: of networks it knows none, whatever it is told."""
+    """One entry of ``no_proxy`` as httpx reads it, or nothing: networks it knows none."""
     entry = entry.strip()
     bracketed = BRACKETED.fullmatch(entry)
     address = (bracketed[1] if bracketed else entry).partition("%")[0]
