@@ -11,6 +11,7 @@ import re
 from urllib.parse import urlsplit
 
 LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+HEXADECIMAL = re.compile(r"0[xX][0-9A-Fa-f]*")
 LONGEST_HOST = 253
 CERTIFIED = 64  # bytes of a name in a certificate (RFC 5280, ub-common-name)
 
@@ -55,7 +56,7 @@ def _name_fault(text: str) -> str:
             "is no name of a host: letters, digits and `-` between dots, up to 63 each and "
             f"{LONGEST_HOST} in all"
         )
-    if labels[-1].isdecimal():
+    if labels[-1].isdecimal() or HEXADECIMAL.fullmatch(labels[-1]):  # browsers and curl read both
         return "is no IPv4 address: four numbers up to 255"
     return ""
 
@@ -73,7 +74,7 @@ def endpoint_fault(text: str, *, anywhere: bool = False, free_port: bool = False
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
-    if "://" in text or not colon or (":" in bare and not bracketed):
+    if "://" in text or not colon or (":" in bare) != bracketed:
         return "is not HOST:PORT, such as example.org:9440 or [::1]:9440"
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65_535):
         return "has no port up to 65535 behind the colon"
@@ -95,19 +96,23 @@ def web_fault(text: str) -> str:
         return "has a user or a password in it, which would be shown: write https://host/folder"
     if parts.query or parts.fragment or any(char.isspace() for char in text):
         return "has a query, a fragment or a blank in it: write https://host/folder"
+    if not text.isprintable():
+        return "is no web address: it has characters that cannot be shown"
     if port == 0:
         return "has port 0, where nobody listens"
     if not parts.hostname:
         return "is no web address: there is no host in it"
+    if parts.netloc.startswith("[") and ":" not in parts.hostname:
+        return "has brackets, which are for IPv6 addresses: write https://host/folder"
     return host_fault(parts.hostname)
 
 
 def shown_address(text: str) -> str:
-    """A web address for a message: without a user, a password, a query."""
+    """A web address for a message: without a user, a password, a query, a fragment."""
     try:
         parts = urlsplit(text)
         if not parts.netloc:
-            return text.partition("?")[0]
+            return parts.path.rpartition("@")[2]
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     except ValueError:
         return "an address that cannot be read"

@@ -29,6 +29,8 @@ from protocol.secagg.graph import (
 from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
+LOOSE_PARITY = 0.01  # logits: further apart two engines are not one model any more
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
@@ -54,6 +56,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
     except PlanError as error:
         return [_error("rule.name", error.cause.removeprefix("`rule.name`: "), error.remedy)]
     found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract), *_witnesses(plan)]
+    found += _release(plan)
     found += [_finding(*said) for said in said_of_start(plan, contract)]
     if manifest is None:
         found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
@@ -136,6 +139,15 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
             "lower mu",
         )
     yield from (_warning(*said) for said in said_of_steps(plan))
+
+
+def _release(plan: Plan) -> Iterator[Finding]:
+    if plan.release.parity_max_absolute > LOOSE_PARITY:
+        yield _warning(
+            "release.parity_max_absolute",
+            f"logits that are {plan.release.parity_max_absolute:g} away pass, and may give other labels",
+            f"leave it at 0, which follows the rows, or take at most {LOOSE_PARITY:g}",
+        )
 
 
 def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:

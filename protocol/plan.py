@@ -203,7 +203,7 @@ class Release(Section):
     parity_max_absolute: NonNegativeReal = Field(
         default=0.0,
         description="absolute difference of logits that passes in any row; 0 = the bound above "
-        "times the root mean square of all rows' logits",
+        "times the median over rows of a row's largest logit",
     )
 
 

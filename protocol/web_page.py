@@ -8,9 +8,10 @@ from __future__ import annotations
 from http.client import responses
 
 from protocol.addresses import shown_address
-from protocol.errors import printable
+from protocol.errors import printable, shortened
 
 PEEK = 512  # bytes of a body that are enough to tell
+LONGEST_STEP, LONGEST_TARGET = 24, 200  # characters, of a name in a path and of an address
 REMEDY = (
     "sign in where this network asks for it, or correct the address: a web page is no file of ours"
 )
@@ -35,5 +36,14 @@ def redirect_fault(status: int, location: str | None) -> str:
     """Where an answer leads to, without what may be secret in it, when it leads anywhere; else nothing."""
     if not 300 <= status < 400 or status == 304:
         return ""
-    where = f" to {shown_address(location)}" if location else ""
+    where = f" to {_shown_target(location)}" if location else ""
     return printable(f"it leads elsewhere{where} (HTTP {status} {responses.get(status, '')})")
+
+
+def _shown_target(location: str) -> str:
+    """Where a stranger leads to, in a length to read: a session's number in the path is nobody's business."""
+    scheme, mark, rest = shown_address(location).rpartition("://")
+    host, *steps = rest.split("/")
+    names = (step.partition(";")[0] for step in steps)
+    steps = [name if len(name) <= LONGEST_STEP else "\u2026" for name in names]
+    return shortened("/".join([f"{scheme}{mark}{host}", *steps]), LONGEST_TARGET)

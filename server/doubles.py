@@ -27,7 +27,10 @@ class Doubles:
         self._sites: dict[bytes, _Site] = {}
 
     def admits(self, key: bytes, instance: bytes, now: float) -> bool:
-        """Whether this request of a site may pass; ``now`` is in seconds. Without an instance it may."""
+        """Whether this request of a site may pass; ``now``, in seconds, never goes back.
+
+        Without an instance it may.
+        """
         if not instance:
             return True
         site = self._sites.get(key)

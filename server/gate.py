@@ -12,6 +12,7 @@ import binascii
 import hmac
 import json
 import logging
+import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import datetime
@@ -70,13 +71,17 @@ class Gate:
         roster: Callable[[], bytes],
         now: Callable[[], datetime],
         request_bytes: int,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``enrolled`` knows node keys (PEM), ``roster`` gives the signed roster, ``now`` has a zone."""
+        """``enrolled`` knows node keys (PEM), ``roster`` gives the signed roster, ``now`` has a zone.
+
+        ``monotonic`` (seconds) measures silence: a clock that is set back must not lengthen it.
+        """
         self._inner, self._token, self._now = inner, token.encode(), now
         self._public, self._private = public_port, private_port
         self._enrolled, self._roster = enrolled, roster
         self._request_bytes = request_bytes
-        self._doubles = Doubles()
+        self._doubles, self._monotonic = Doubles(), monotonic
         self.refused = 0
         self._minute = self._noted = 0
 
@@ -104,7 +109,7 @@ class Gate:
         elif path == ROSTER_PATH:
             await _answer(send, 200, self._roster())
         elif path == DOUBLED_PATH:
-            keys = self._doubles.keys(self._now().timestamp())
+            keys = self._doubles.keys(self._monotonic())
             await _answer(send, 200, json.dumps([key.decode("ascii") for key in keys]).encode())
         else:
             await self._inner(scope, receive, send)
@@ -136,7 +141,7 @@ class Gate:
         if fault := _unsigned(headers, key, self._now()):
             return 401, fault
         instance = headers.get(INSTANCE_HEADER, b"")[:MOST_INSTANCE]
-        if not self._doubles.admits(key, instance, self._now().timestamp()):
+        if not self._doubles.admits(key, instance, self._monotonic()):
             return 409, "this site is on line already: it, or a copy of its folder, runs twice"
         return self._length(scope, headers)
 

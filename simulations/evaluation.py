@@ -17,7 +17,7 @@ from protocol.layout import Tensors
 from protocol.plan import Plan
 from protocol.rules import Role
 from simulations.files import read_json, write_json
-from simulations.scores import Scores, save_scores, score
+from simulations.scores import Scores, save_scores, score, verify_finite
 
 EVALUATIONS = "evaluations.json"
 
@@ -87,7 +87,11 @@ def load_evaluations(out: Path) -> list[dict[str, Any]]:
 
 
 def save_evaluation(out: Path, round_number: int, scores: Scores) -> None:
-    """Add one measurement, and keep the last round's by label; each file is replaced as a whole."""
+    """Add one measurement, and keep the last round's by label; each file is replaced as a whole.
+
+    Raises PlanError, with both files as they were, for a model that answers with no numbers.
+    """
+    verify_finite(scores, f"round {round_number}")
     entries = [entry for entry in load_evaluations(out) if entry["round"] != round_number]
     if all(entry["round"] < round_number for entry in entries):
         save_scores(out, "federated", scores)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from protocol.errors import PlanError
 from simulations.files import read_json, write_json
 
 SCORES = "scores.json"
@@ -106,8 +107,22 @@ def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Sco
     )
 
 
+def verify_finite(scores: Scores, whose: str) -> None:
+    """Raises PlanError for answers that are infinite or no numbers: nothing that follows means anything."""
+    if not np.isfinite(scores.loss).all():
+        raise PlanError(
+            f"the answers of the model `{whose}` on the test rows are infinite or no numbers: its training "
+            "has diverged",
+            "lower local.learning_rate or server.learning_rate, and run it in another folder",
+        )
+
+
 def save_scores(run: Path, whose: str, scores: Scores, client: str = "") -> None:
-    """Keep scores of ``federated``, ``pooled`` or, with a client, ``alone``; the file is replaced whole."""
+    """Keep scores of ``federated``, ``pooled`` or, with a client, ``alone``; the file is replaced whole.
+
+    Raises PlanError as :func:`verify_finite` does.
+    """
+    verify_finite(scores, " ".join(filter(None, (whose, client))))
     kept: Json = read_json(run / SCORES, {})
     if client:
         kept.setdefault(whose, {})[client] = scores.to_list()

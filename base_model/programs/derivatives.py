@@ -80,15 +80,21 @@ class Step:
         return self.tape.op(kind, *inputs, **attributes)
 
     def like(self, index: int, value: str) -> str:
-        """``value``, of the output's shape, summed to the shape of an input that was broadcast."""
-        have = list(self.shapes[self.node.output[0]])
-        want = list(self.shapes[self.node.input[index]])
+        """``value``, of the output's shape, summed to the shape of an input that was broadcast.
+
+        A size that is known by name alone may be 1 while the graph runs: what is summed is then seen there.
+        """
+        name = self.node.input[index]
+        have, want = list(self.shapes[self.node.output[0]]), list(self.shapes[name])
         extra = len(have) - len(want)
         if extra:
             value = self.op("ReduceSum", value, self.tape.axes(*range(extra)), keepdims=0)
-        stretched = [
-            axis for axis, size in enumerate(want) if size == 1 and have[axis + extra] != 1
-        ]
+        sizes = list(enumerate(zip(want, have[extra:], strict=True)))
+        if any(isinstance(size, str) and size != whole for _, (size, whole) in sizes):
+            ones = self.op("Equal", self.op("Shape", name), self.tape.constant(1, np.int64))
+            axes = self.op("Squeeze", self.op("NonZero", ones), self.tape.axes(0))
+            return self.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1)
+        stretched = [axis for axis, (size, whole) in sizes if size == 1 and whole != 1]
         if stretched:
             value = self.op("ReduceSum", value, self.tape.axes(*stretched), keepdims=1)
         return value
@@ -172,6 +178,8 @@ def _gemm(step: Step) -> Gradients:
 def _matmul(step: Step) -> Gradients:
     a, b = step.node.input
     dy, out = step.gradient, Gradients()
+    if min(step.rank(a), step.rank(b)) < 2:
+        raise UndifferentiableError("MatMul with a vector")
     if step.rank(a) == step.rank(b) == 2:
         parts = {0: Product(dy, b, False, True), 1: Product(a, dy, True, False)}
         return {index: part for index, part in parts.items() if index in step.wanted}
@@ -328,7 +336,7 @@ def _reshape(step: Step) -> Gradients:
 
 
 def _transpose(step: Step) -> Gradients:
-    order = list(step.attribute("perm"))
+    order = list(step.attribute("perm", range(step.rank(step.node.input[0]))[::-1]))
     return {
         0: step.op("Transpose", step.gradient, perm=[order.index(i) for i in range(len(order))])
     }
@@ -359,7 +367,8 @@ def _gather(step: Step) -> Gradients:
     axis = step.attribute("axis", 0) % step.rank(data)
     size = step.op("Gather", step.op("Shape", data), step.tape.constant(axis, np.int64), axis=0)
     place = step.op("Range", step.tape.constant(0, np.int64), size, step.tape.constant(1, np.int64))
-    here = step.op("Cast", step.op("Equal", place, index), to=1)
+    # An index below 0 counts from the end: the remainder has the sign of the size.
+    here = step.op("Cast", step.op("Equal", place, step.op("Mod", index, size)), to=1)
     later = step.rank(data) - axis - 1
     if later:
         here = step.op("Unsqueeze", here, step.tape.axes(*range(1, later + 1)))

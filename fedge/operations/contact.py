@@ -86,7 +86,7 @@ def make_contact(site: Site, now: Callable[[], datetime]) -> Contact:
         fault = error.cause
     except TimeoutError:
         fault = f"no answer within {TIMEOUT_S:.0f} s"
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         fault = _unreached(error, now())
     found = Contact(
         at=now().isoformat(timespec="seconds"),
@@ -204,6 +204,8 @@ def _unreached(error: BaseException, now: datetime) -> str:
     """Why there was no answer: a certificate that is refused is said, with this clock where it matters."""
     if isinstance(error, httpx.ProxyError):
         return f"the proxy that the environment names does not let it through: {error}"
+    if isinstance(error, httpx.InvalidURL):
+        return "the environment's proxy variables (http_proxy, no_proxy …) cannot be read"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__

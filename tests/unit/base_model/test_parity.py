@@ -28,7 +28,7 @@ def test_an_undecided_row_of_a_binary_run_passes() -> None:
     own = 1e-6 / 0.009
     assert own > BOUND  # relative to the row alone it would fail
     assert parity.max_relative <= BOUND
-    assert parity.absolute == pytest.approx(BOUND * np.sqrt(np.mean(logits.astype(float) ** 2)))
+    assert parity.absolute == pytest.approx(BOUND * np.median(np.abs(logits).max(-1)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -67,6 +67,32 @@ def test_decided_rows_are_measured_by_themselves_and_honest_figures_stay() -> No
     logits = np.array([[1.0, -4.0], [3.0, 4.0]])
     answers = logits + np.array([[0.0, 4e-5], [0.0, 0.0]])
     assert compare(logits, answers, DERIVED).max_relative == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("huge", [1e2, 1e6, 1e12])
+@pytest.mark.parametrize("rows", [1, 60])
+def test_a_few_huge_rows_excuse_no_other(huge: float, rows: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(200, 2))
+    logits[:rows] = huge, -huge
+    swapped = logits[:, ::-1].copy()
+    swapped[:rows] = logits[:rows]
+    assert compare(logits, swapped, DERIVED).max_relative > BOUND
+    assert compare(logits, logits + 1e-6, DERIVED).max_relative <= BOUND
+
+
+def test_a_turned_label_counts_by_its_margin() -> None:
+    """By a floor of the plan's own a row may move; what it decided clearly stays."""
+    floor = Bounds(relative=BOUND, absolute=0.1)
+    logits = np.array([[1.0, 0.85, -1.0], [3.0, 0.0, 0.0]])
+    moved, turned = logits.copy(), logits.copy()
+    moved[0] = 0.93, 0.92, -1.0
+    turned[0] = 0.92, 0.93, -1.0
+    assert compare(logits, moved, floor).max_relative <= BOUND
+    parity = compare(logits, turned, floor)
+    assert (parity.label_agreement, parity.absolute) == (0.5, 0.1)
+    assert parity.max_relative == pytest.approx(0.15 / 1000)
+    logits[0, 1] = turned[0, 1] = 0.99  # undecided by less than the floor
+    assert compare(logits, turned, floor).max_relative <= BOUND
 
 
 def test_a_floor_of_the_plans_own() -> None:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedge.operations import flower, loopback
 from fedge.operations.contact import make_contact
 from fedge.operations.coordinator import make_coordinator
 from fedge.operations.folders import free_port
 from fedge.operations.site import Work, make_site, read_invitation
-from fedge.proxies import spare_loopback, verify_proxies
+from fedge.proxies import LOOPBACK, spare_loopback, verify_proxies
 from protocol.errors import MachineError
 from tests.connect_proxy import ConnectProxy
 from tests.unit.fedge.test_command_line import fedge
@@ -50,7 +52,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
     handler = partial(Quiet, directory=str(tmp_path))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
@@ -89,6 +91,81 @@ def test_this_machine_is_asked_without_a_proxy(variables: dict[str, str], url: s
             assert not proxied or not urllib.request.proxy_bypass("elsewhere.example")
 
 
+ODD = [
+    ("[::1]", "::1"),
+    ("::1/128", "::1"),
+    ("fe80::/10", ""),
+    ("[fd00::]/8", ""),
+    ("[fe80::1]:80", "fe80::1"),
+    ("fe80::1%eth0", "fe80::1"),
+    ("bücher.de", "xn--bcher-kva.de"),
+    (".bücher.de", ".xn--bcher-kva.de"),
+    ("ü..de", ""),
+    ("host:99999", ""),
+    ("[::1", ""),
+    ("a\x07b", ""),
+    ("http://x", "http://x"),
+    ("10.0.0.0/8", "10.0.0.0/8"),
+    ("corp.example:8080", "corp.example:8080"),
+    ("a b", "a b"),
+    ("*.local;169.254/16", "*.local;169.254/16"),
+    ("<local>", "<local>"),
+    ("\udcff", ""),
+]
+
+
+@pytest.mark.parametrize(("entry", "kept"), ODD)
+@pytest.mark.parametrize("proxies", [{}, {"http_proxy": CLOSED, "https_proxy": CLOSED}])
+def test_what_httpx_cannot_read_is_spelled_for_it(
+    entry: str, kept: str, proxies: dict[str, str], url: str
+) -> None:
+    """Flower's processes use httpx too, with the environment that they are started with."""
+    for made in (own, of_flower, of_loopback):
+        with environment(proxies | {"NO_PROXY": f"intranet.example,{entry}"}):
+            changed = made()
+        with environment(changed):
+            verify_proxies(os.environ)
+            entries = os.environ["no_proxy"].split(",")
+            assert [each for each in entries if each not in LOOPBACK] == [
+                each for each in ("intranet.example", kept) if each and each not in LOOPBACK
+            ]
+            assert httpx.get(url).status_code == 200
+            urllib.request.urlopen(url, timeout=5).close()
+
+
+@given(st.text(max_size=30) | st.text("[]:./%*0123456789abcdef@", max_size=30))
+def test_whatever_is_kept_from_proxies_httpx_can_be_made(value: str) -> None:
+    variables = {"no_proxy": value.replace("\0", "")}
+    spare_loopback(variables)
+    with environment({name: text for name, text in variables.items() if encodes(text)}):
+        httpx.Client(verify=False).close()
+
+
+def encodes(text: str) -> bool:
+    """Whether a variable of the environment can hold it."""
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return False
+    return True
+
+
+def test_a_site_with_variables_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    coordinator = make_coordinator(
+        tmp_path / "c",
+        ["127.0.0.1"],
+        name="t",
+        ports=(free_port(), free_port(), free_port()),
+        address="127.0.0.1",
+        now=datetime.now(UTC),
+    )
+    invitation = read_invitation(coordinator.folder / "invitation.json")
+    site = make_site(tmp_path / "s", "ward-1", invitation, work=Work(), port=9100)
+    with environment({"no_proxy": "[::1]"}):  # set after it was looked at
+        contact = make_contact(site, lambda: datetime.now(UTC))
+    assert contact.fault.startswith("the environment's proxy variables")
+
+
 def own() -> dict[str, str]:
     """As `fedge` does it to itself."""
     spare_loopback(os.environ)
@@ -104,7 +181,15 @@ def of_loopback() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "value", ["socks5h://10.0.0.1:1080", "http://", "http://h:99999", "ftp://h:1", "http://[::1"]
+    "value",
+    [
+        "socks5h://10.0.0.1:1080",
+        "http://",
+        "http://h:99999",
+        "ftp://h:1",
+        "http://[::1",
+        "http://h:1\x07",
+    ],
 )
 def test_a_proxy_of_another_kind_is_refused_before_anything_starts(
     value: str, tmp_path: Path

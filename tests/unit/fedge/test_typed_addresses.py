@@ -50,6 +50,8 @@ BAD_HOSTS = [
     ".".join(["f" * 60] * 5),
     "10.0.0.256",
     "10.0.1",
+    "0x7f000001",
+    "10.0.0.0X1",
     "fe80::1%eth0",
     "klinik-süd.example",
     "\x1b[2Jx",
@@ -67,6 +69,10 @@ BAD_URLS = [
     "https://h/x#y",
     "https://*.h/x",
     "https://h h/x",
+    "https://h/a\x00b",
+    "https://h/\u202e",
+    "https://[v1.abc]/",
+    "https://0x7f000001/",
     "https:///x",
 ]
 BAD_NAMES = ["", " ", "\x07", "Krankenhäuser " * 4, "x" * (LONGEST_NAME + 1), "ü" * 30, "a\nb"]
@@ -198,3 +204,8 @@ def test_whatever_passes_can_be_certified(text: str) -> None:
         make_authority(f"fedge {text}", now=NOW)
     for fault in (endpoint_fault, web_fault, shown_address):
         assert isinstance(fault(text), str)
+
+
+@pytest.mark.parametrize("text", ["[a]:80", "[1.2.3.4]:80", "[]:80", "::1:80"])
+def test_brackets_are_for_ipv6(text: str) -> None:
+    assert "is not HOST:PORT" in endpoint_fault(text)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.calibration import LEAST, MOST, calibrate, expected_error, probabilities
@@ -39,19 +39,42 @@ def test_logits_scaled_and_shifted_scale_the_temperature(
     assert one is not None
     assert other is not None
     expected = min(max(one.temperature * factor, LEAST), MOST)
-    if LEAST < one.temperature < MOST:
+    kept = {one.temperature, other.temperature} & {1.0}  # one scale is as sure as it should be
+    if LEAST < one.temperature < MOST and not kept:
         assert other.temperature == pytest.approx(expected, rel=0.01, abs=2e-4)
 
 
-@given(st.integers(1, 30), st.integers(2, 6))
-def test_rows_that_are_all_right_make_nobody_certain(rows: int, labels: int) -> None:
-    """As sure as (rows + 1) of (rows + 2), which is what so many rows show."""
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(2, 30), st.just(0.0) | st.floats(0.1, 40))
+def test_rows_that_are_all_right_make_nobody_certain_and_nobody_doubt(
+    rows: int, labels: int, margin: float
+) -> None:
+    """Made surer up to (rows + 1) of (rows + 2), which is what so many rows show; never made less sure."""
     right = np.arange(rows) % labels
-    logits = 5.0 * np.eye(labels)[right]
+    logits = margin * np.eye(labels)[right]
     fit = calibrate(logits, right)
     assert fit is not None
-    sure = probabilities(logits, fit.temperature).max()
-    assert sure == pytest.approx((rows + 1) / (rows + 2), abs=0.01)
+    shown = (rows + 1) / (rows + 2)
+    before, after = (probabilities(logits, t).max() for t in (1.0, fit.temperature))
+    assert after >= before
+    assert after <= max(shown, before) + 0.01
+    if margin and before < shown - 0.01 and fit.temperature > LEAST:
+        assert after == pytest.approx(shown, abs=0.01)
+    assert fit.ece_after <= fit.ece_before
+    if before >= shown or not margin:
+        assert fit.temperature == 1.0
+        assert (fit.nll_after, fit.ece_after) == (fit.nll_before, fit.ece_before)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(2, 6), st.floats(0.01, 50))
+def test_a_fit_is_never_worse_on_its_own_rows(
+    seed: int, rows: int, labels: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    fit = calibrate(scale * rng.normal(size=(rows, labels)), rng.integers(0, labels, rows))
+    assert fit is not None
+    assert fit.nll_after <= fit.nll_before
 
 
 @given(

@@ -10,7 +10,7 @@ from protocol.adapter import adapter_layout
 from protocol.errors import PlanError
 from protocol.exchange.plain import HEADER
 from protocol.forecast import forecast
-from protocol.legality import check, verify_legal
+from protocol.legality import check, verify_legal, warnings_of
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
 from protocol.privacy.planned import round_sizes
@@ -68,6 +68,16 @@ def test_a_legal_plan_still_says_what_is_insecure(tiny_base: Path) -> None:
     findings = check(plan_of(manifest, **PLAIN), manifest)
     assert not [finding for finding in findings if finding.severity == "error"]
     assert any("INSECURE" in finding.cause for finding in findings)
+
+
+@pytest.mark.parametrize(("absolute", "warned"), [(0.0, 0), (0.01, 0), (0.02, 1), (1e3, 1)])
+def test_a_parity_that_passes_anything_is_warned_of(
+    tiny_base: Path, absolute: float, warned: int
+) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest, release={"parity_max_absolute": absolute})
+    fields = [finding.field for finding in warnings_of(plan, manifest)]
+    assert fields.count("release.parity_max_absolute") == warned
 
 
 def test_secrecy_is_the_default(tiny_base: Path) -> None:

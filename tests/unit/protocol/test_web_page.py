@@ -115,3 +115,28 @@ def test_a_device_is_led_nowhere_and_says_where_to() -> None:
         assert "secret" not in str(it.value)
     assert redirect_fault(304, None) == redirect_fault(200, "x") == ""
     assert "elsewhere (HTTP 302" in redirect_fault(302, None)
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("/login;jsessionid=SECRET", " to /login (HTTP"),
+        ("/login;a=SECRET/next;b=SECRET?c=SECRET#SECRET", " to /login/next (HTTP"),
+        ("https://h/s/" + "SECRET" * 6 + "/login", " to https://h/s/\u2026/login (HTTP"),
+        ("https://u:SECRET@h/x", " to https://h/x (HTTP"),
+        ("//u:SECRET@h/x#SECRET", "h/x (HTTP"),
+        ("u:SECRET@h/x?SECRET", " to h/x (HTTP"),
+        ("login#SECRET", " to login (HTTP"),
+        ("https:u:SECRET@h", " to h (HTTP"),
+    ],
+)
+def test_of_a_redirect_nothing_secret_is_shown(location: str, shown: str) -> None:
+    fault = redirect_fault(302, location)
+    assert shown in fault
+    assert "SECRET" not in fault
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a/" * 2500, "a" * 20 + "/" + "b" * 5000])
+def test_a_redirect_is_shown_in_a_length_to_read(path: str) -> None:
+    for start in ("https://h/", "/", "", f"https://{'h' * 5000}/"):
+        assert len(redirect_fault(302, start + path)) < 250

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from server.doubles import FORGET_S
 from server.gate import FLEET, LINES, ROSTER_PATH, Gate
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -199,3 +200,34 @@ def test_refusals_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None
 def test_other_ports_and_kinds_of_connections_have_nothing() -> None:
     assert ask(PULL, signed(), port=1)[0] == 404
     assert ask(PULL, signed(), kind="websocket") == (0, b"")
+
+
+def test_a_clock_that_is_set_back_keeps_no_site_out() -> None:
+    """Of a site that runs twice the first dies while the clock goes back an hour: the other follows it."""
+    at, passed = NOW, 0.0
+    gate = Gate(
+        inner,
+        public_port=PUBLIC,
+        private_port=PRIVATE,
+        token=TOKEN,
+        enrolled=lambda _key: True,
+        roster=lambda: b"",
+        now=lambda: at,
+        request_bytes=100,
+        monotonic=lambda: passed,
+    )
+
+    def status(instance: bytes) -> int:
+        headers = [*signed(at=at), (b"fedge-instance", instance)]
+        scope = {"type": "http", "method": "POST", "path": PULL, "server": ("", PUBLIC)}
+        said: list[Any] = []
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        asyncio.run(gate(scope | {"headers": headers}, send, send))
+        return int(said[0]["status"])
+
+    assert [status(name) for name in (b"a", b"b", b"a", b"b")] == [200, 200, 200, 409]
+    at, passed = at - timedelta(hours=1), FORGET_S + 1
+    assert status(b"b") == 200

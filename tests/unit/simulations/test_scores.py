@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.errors import PlanError
 from simulations.breakdown import by_client, by_label
+from simulations.evaluation import save_evaluation
 from simulations.scores import Scores, load_scores, save_scores, score
 
 LABELS = ["a", "b", "c", "d"]
@@ -91,3 +93,26 @@ def test_scores_are_kept_by_whose_they_are(tmp_path: Path) -> None:
     together, alone = load_scores(tmp_path)
     assert together["federated"].to_list() == first.to_list()
     assert alone["client-0003"].to_list() == second.to_list()
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_model_that_answers_with_no_numbers_ends_the_run_with_its_reason(
+    tmp_path: Path, odd: float, later: bool
+) -> None:
+    """Whichever logit it is, and whether or not a later round was measured before."""
+    save_evaluation(tmp_path, 4 if later else 2, scores_of([1, 2, 0, 0], [1, 0, 0, 0]))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for label in range(4):
+        logits = np.zeros((2, 4), np.float32)
+        logits[1, label] = odd
+        with np.errstate(all="ignore"):
+            scores = score(logits, np.array([0, 1]))
+        if np.isfinite(scores.loss).all():
+            assert odd == -np.inf  # of a wrong label: a probability of 0, and a loss like any other
+            continue
+        with pytest.raises(PlanError, match=r"round 3.*diverged.*learning_rate"):
+            save_evaluation(tmp_path, 3, scores)
+        with pytest.raises(PlanError, match=r"alone client-0001.*diverged"):
+            save_scores(tmp_path, "alone", scores, "client-0001")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

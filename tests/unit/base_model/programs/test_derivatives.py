@@ -101,6 +101,7 @@ CASES = [
         torch=lambda x: x.permute(2, 0, 1),
         attributes={"perm": [2, 0, 1]},
     ),
+    Case(kind="Transpose", shapes=[(2, 3, 4)], torch=lambda x: x.permute(2, 1, 0)),
     Case(
         kind="Expand",
         shapes=[(2, 1, 4)],
@@ -119,6 +120,13 @@ CASES = [
         torch=lambda x: x[:, 1],
         attributes={"axis": 1},
         constants=[np.array(1, np.int64)],
+    ),
+    Case(
+        kind="Gather",
+        shapes=[(2, 3, 4)],
+        torch=lambda x: x[:, -1],
+        attributes={"axis": 1},
+        constants=[np.array(-1, np.int64)],
     ),
     Case(
         kind="GatherElements",
@@ -171,8 +179,11 @@ def model_of(case: Case, weights: np.ndarray) -> onnx.ModelProto:
     )
 
 
-def gradients_of(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    wanted = list(feeds)
+def gradients_of(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray], wanted: list[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Of all that is fed, or of what is wanted."""
+    wanted = wanted or list(feeds)
     names = append_gradients(
         model.graph,
         scalar="scalar",
@@ -233,6 +244,8 @@ def test_every_rule_has_a_case() -> None:
             ),
             "last axis",
         ),
+        (Case(kind="MatMul", shapes=[(2, 3), (3,)], torch=torch.relu), "with a vector"),
+        (Case(kind="MatMul", shapes=[(3,), (3, 2)], torch=torch.relu), "with a vector"),
         (Case(kind="Cos", shapes=[(2,)], torch=torch.cos), "Cos has no derivative"),
     ],
     ids=lambda value: value.kind if isinstance(value, Case) else "",
@@ -271,3 +284,42 @@ def test_what_is_read_twice_gets_both_parts() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     x = np.array([1.0, -2.0, 0.5], np.float32)
     np.testing.assert_allclose(gradients_of(model, {"x": x})["x"], 2 * x + 1)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div", "Expand"])
+@pytest.mark.parametrize("shape", [("n", "k"), ("m", 3), ("m", "k"), ("n", 1), (1, "k"), ("k",)])
+def test_a_size_known_by_name_alone_may_be_one(kind: str, shape: tuple[int | str, ...]) -> None:
+    """The other side is ("n", 3); of Expand, a shape whose sizes nobody knows beforehand."""
+    for rows, m, k in ((4, 1, 1), (4, 4, 3), (1, 1, 1), (1, 1, 3)):
+        known = {"n": rows, "m": m, "k": k}
+        leaf = torch.full([known.get(str(size), size) for size in shape], 2.0, requires_grad=True)
+        b = torch.full((rows, 3), 3.0)
+        weights = torch.arange(1.0, 4.0) * torch.arange(1.0, rows + 1)[:, None]
+        y = leaf.expand(rows, 3) if kind == "Expand" else getattr(torch, kind.lower())(leaf, b)
+        (y * weights).sum().backward()
+        second = np.array([rows, 3], np.int64) if kind == "Expand" else b.numpy()
+        feeds = {"a": leaf.detach().numpy(), "b": second, "weights": weights.numpy()}
+        ours = gradients_of(symbolic(kind, shape), feeds, wanted=["a"])["a"]
+        assert leaf.grad is not None
+        assert ours.shape == tuple(leaf.shape)
+        np.testing.assert_allclose(ours, leaf.grad.numpy(), rtol=1e-6)
+
+
+def symbolic(kind: str, shape: tuple[int | str, ...]) -> onnx.ModelProto:
+    """The scalar ``sum(op(a, b) * weights)``, ``a`` of this shape."""
+    b = (TensorProto.INT64, [2]) if kind == "Expand" else (TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(
+        [
+            helper.make_node(kind, ["a", "b"], ["y"]),
+            helper.make_node("Mul", ["y", "weights"], ["product"]),
+            helper.make_node("ReduceSum", ["product"], ["scalar"], keepdims=0),
+        ],
+        "symbolic",
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("b", *b),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [helper.make_tensor_value_info("scalar", TensorProto.FLOAT, [])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
