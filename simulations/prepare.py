@@ -24,7 +24,7 @@ from protocol.plan import Plan, plan_from
 from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
-from server.starting import read_beginning
+from server.starting import read_beginning, round_of
 from simulations.base_cache import ready_base
 from simulations.clients import list_clients
 from simulations.data import experiment_rows
@@ -37,6 +37,7 @@ from simulations.progress import Progress
 from simulations.starts import start_for
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
+START_RUN = "start_run"  # in the marker: where the run lies that this one goes on from
 LISTED = "clients.json"  # which client holds what
 ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
@@ -163,6 +164,7 @@ def _fresh(
     marker = {
         **experiment.model_dump(mode="json"),
         "base_folder": _relative(base, out),
+        START_RUN: _start_run(experiment, out),
         "fingerprint": manifest.fingerprint,
         "plan_digest": plan.digest,
         "tokens_per_row": tokens,
@@ -180,6 +182,11 @@ def _fresh(
         warnings=warnings,
         rows=(len(train), len(test)),
     )
+
+
+def _start_run(experiment: Experiment, out: Path) -> str:
+    start = experiment.start_folder
+    return "" if start is None else _relative(round_of(start).parent.parent, out)
 
 
 def _enrol(out: Path, clients: int) -> None:
