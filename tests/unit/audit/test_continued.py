@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from audit.commands import app as auditing
 from audit.continued import start_of
 from audit.lineage import lineage
 from audit.log_copy import Trust
@@ -230,6 +231,14 @@ def test_without_the_run_before_an_audit_says_what_is_open(runs: tuple[Path, Pat
     part = audit(Folder(runs[1]), Trust(), only=1)
     assert part.verdict == "unverifiable"
     assert part.open
+
+
+def test_an_auditor_signs_what_it_saw(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("11" * 32)
+    command = ["attest", str(runs[1]), "--identity", str(tmp_path / "key"), "--json"]
+    for before, verdict in (([], "unverifiable"), (["--before", str(runs[0])], "ok")):
+        asked = [*command, *before, "--out", str(tmp_path / f"{verdict}.json")]
+        assert json.loads(CliRunner().invoke(auditing, asked).output)["verdict"] == verdict
 
 
 def moved(start: dict[str, Any], run: Path) -> tuple[dict[str, Any], Beginning]:
