@@ -43,6 +43,10 @@ Spot = Annotated[
     float,
     typer.Option("--spot", min=0.0, max=1.0, help="add up this share of every sum's blocks only"),
 ]
+Before = Annotated[
+    list[str] | None,
+    typer.Option("--before", help="the run this one goes on from; again for the one before it"),
+]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="threads that add up")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -61,10 +65,7 @@ def verify(
         Path | None,
         typer.Option("--base", help="a base folder of your own: the run's manifest must be its"),
     ] = None,
-    before: Annotated[
-        list[str] | None,
-        typer.Option("--before", help="the run this one goes on from; again for the one before it"),
-    ] = None,
+    before: Before = None,
     without_vectors: Annotated[
         bool, typer.Option("--without-vectors", help="this copy was made without masked vectors")
     ] = False,
@@ -78,7 +79,7 @@ def verify(
 
     Exit code 11: something is wrong. What cannot be checked, because vectors are deleted or updates
     went in clear, is said and is not an error without --strict. What the verdict does not cover at all,
-    files and claims, is listed by name.
+    files and claims, is listed by name. A run that goes on from another is `ok` only beside it: --before.
     """
     from audit.render import print_report
 
@@ -190,6 +191,7 @@ def attest(
     policy: PolicyFile = None,
     keep: Keep = None,
     workers: Workers = 2,
+    before: Before = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -200,7 +202,8 @@ def attest(
     if out is None and "://" in source:
         raise ArtefactError("a run elsewhere has no inbox here", "name a file: --out")
     trust = _trust(log_key, policy, keep)
-    report = _audited(source, trust, workers=workers, quiet=quiet or as_json)
+    quiet = quiet or as_json
+    report = _audited(source, trust, workers=workers, before=before or [], quiet=quiet)
     _keep(keep, report)
     data = attestation(report, key, tool=_tool())
     path = write_attestation(data, out or Path(source) / INBOX)

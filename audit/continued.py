@@ -12,7 +12,8 @@ from itertools import product
 from audit.openings import sums_asked
 from audit.published import REMEDY, Run
 from audit.report import Findings, Unproven
-from protocol.errors import ProofError
+from protocol.adapter import lora_scaling
+from protocol.errors import PlanError, ProofError
 from protocol.privacy.accounting import Spent
 from protocol.privacy.ledger import Entry, total
 from protocol.secagg.openings import far_apart
@@ -22,8 +23,13 @@ from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
     """The adapter of round ``number`` as a start, by the log's first ``size`` leaves (all without it).
 
-    Raises ProofError for a round that these do not have.
+    Raises ProofError for a round that these do not have, PlanError for round 0: that is a plan anew.
     """
+    if number == 0:
+        raise PlanError(
+            "round 0 is nobody's work: it is what its plan begins with",
+            "name a later round; or write a plan without [start], or with that plan's own",
+        )
     size = run.copy.checkpoint.size if size is None else size
     placed = [one.adapter for one in run.log.rounds if one.number == number]
     if not placed or not placed[0].index < size <= run.copy.checkpoint.size:
@@ -33,6 +39,7 @@ def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
     return Start(
         adapter=leaf.adapter_out,
         rank=leaf.rank,
+        scaling=lora_scaling(run.plan),
         round=number,
         rounds=run.plan.turn(number),
         plans=[*(before.plans if before else []), run.plan_digest],
@@ -73,14 +80,15 @@ def unchecked_start(run: Run) -> list[Unproven]:
         Unproven(
             what=f"round 0 is the adapter of round {start.round} of {start.origin}, after "
             f"{start.rounds} rounds in {len(start.plans)} run(s)",
-            leaves="how it was made, and what clients spent there: verify that run too, with --before",
+            leaves="that it is that run's adapter, and not one beside it of which nearly the same sum was "
+            "opened; how it was made; what clients spent there: name that run with --before RUN",
         )
     ]
 
 
-def check_before(run: Run, before: Run, findings: Findings) -> None:
-    """The run goes on from ``before`` as its plan says."""
-    start = run.plan.start
+def check_before(run: Run, runs: Sequence[Run], findings: Findings) -> None:
+    """The run goes on from the first of ``runs`` as its plan says; the others are those before that one."""
+    start, before = run.plan.start, runs[0]
     if start is None or start.plans[-1] != before.plan_digest:
         raise ProofError(
             f"a run of plan {before.plan_digest[:12]}… is not the one that this run goes on from",
@@ -88,8 +96,9 @@ def check_before(run: Run, before: Run, findings: Findings) -> None:
         )
     with findings.checking("what the plan says of the run before"):
         _check_start(run, before, start)
-    with findings.checking("no two sums of the start differ by few clients, over both runs"):
-        _check_sums(run, before, start)
+    with findings.checking("no two sums of the start differ by few clients, over all these runs"):
+        for each in runs:  # after void rounds a start is an adapter of several
+            _check_sums(run, each, start)
 
 
 def _check_start(run: Run, before: Run, start: Start) -> None:
@@ -110,7 +119,7 @@ def _check_sums(run: Run, before: Run, start: Start) -> None:
     for ours, theirs in product(*asked):
         if not far_apart(ours.clients, theirs.clients, least=least):
             raise _bad(
-                f"round {ours.round}, and round {theirs.round} of the run before, asked for sums of one "
+                f"round {ours.round}, and round {theirs.round} of a run before, asked for sums of one "
                 f"adapter that differ by {len(ours.clients - theirs.clients)} and "
                 f"{len(theirs.clients - ours.clients)} clients, the least sum is {least}"
             )

@@ -76,6 +76,7 @@ class Report:
     audits: tuple[str, ...]
     complaints: tuple[str, ...]
     not_covered: tuple[Uncovered, ...] = ()
+    goes_on: bool = False  # from another run's adapter, which proves nothing without that run
     before: Report | None = None  # of the run that this one goes on from, where the auditor has it
 
     @property
@@ -92,9 +93,11 @@ class Report:
 
     @property
     def verdict(self) -> Literal["ok", "unverifiable", "failed"]:
-        """Of the whole: a round that was only sampled is not proven."""
+        """Of the whole: a round that was only sampled is not proven, nor a start without its run."""
         if self.failed:
             return "failed"
+        if self.goes_on and self.before is None:
+            return "unverifiable"
         weak = {"unverifiable", "ok-sampled"}
         verdicts = {one.verdict for one in self.rounds}
         if self.before is not None:

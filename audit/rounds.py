@@ -49,10 +49,18 @@ class RoundCheck:
     """All checks of one round; what it finds is in ``findings``."""
 
     def __init__(
-        self, run: Run, one: Round, before: Placed[Adapter] | None, effort: Effort
+        self,
+        run: Run,
+        one: Round,
+        before: Placed[Adapter] | None,
+        effort: Effort,
+        *,
+        alone: bool = False,
     ) -> None:
+        """``alone``: of the runs that this one goes on from nothing is known."""
         self._run, self._round, self._before, self._effort = run, one, before, effort
         self._leaf = one.adapter.leaf
+        self._believed = alone and run.plan.start is not None
         self.findings = Findings()
         self._opened: list[OpenedSum] = []
         # Recomputed: of a round without sums there are none.
@@ -92,7 +100,7 @@ class RoundCheck:
         if self._leaf.void:
             return "void"
         if self._before is None:
-            return "ok"
+            return "unverifiable" if self._believed else "ok"
         proofs = {one.proof for one in self._opened}
         if not proofs or "none" in proofs:
             return "unverifiable"

@@ -65,7 +65,8 @@ def audit(
 ) -> Report:
     """Verify a run. ``only`` names the one round whose sums and files are checked, ``base`` an own base.
 
-    ``before`` are the runs that it goes on from, the latest first; all of them are verified.
+    ``before`` are the runs that it goes on from, the latest first; all of them are verified. Without them
+    the verdict of such a run is no ``ok``.
 
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
@@ -91,8 +92,10 @@ def audit(
         check_openings(run, findings)
     earlier = None
     if before:
-        check_before(run, load_run(before[0], Trust()), findings)
+        check_before(run, [load_run(each, Trust()) for each in before], findings)
         earlier = audit(before[0], Trust(), effort=effort, before=before[1:], progress=progress)
+    else:
+        findings.unverified += unchecked_start(run)
     by_round: dict[int | None, list[str]] = {}
     for fault in faults:
         by_round.setdefault(fault.round, []).append(fault.what)
@@ -100,7 +103,9 @@ def audit(
     chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
     for done, (at, one) in enumerate(chosen):
         progress("rounds", done, len(chosen))
-        check = RoundCheck(run, one, rounds[at - 1].adapter if at else None, effort)
+        check = RoundCheck(
+            run, one, rounds[at - 1].adapter if at else None, effort, alone=earlier is None
+        )
         check_ledger_of(run, one, check.findings)
         found.append(check.verdict(by_round.get(one.number, [])))
     progress("rounds", len(chosen), len(chosen))
@@ -114,8 +119,7 @@ def audit(
     )
     told = {one.round for one in found}
     findings.faults += [_named(fault) for fault in faults if fault.round not in told]
-    report = _report(run, trust, found, findings, spent, known_before=earlier is not None)
-    return replace(report, before=earlier)
+    return replace(_report(run, trust, found, findings, spent), before=earlier)
 
 
 def _report(
@@ -124,8 +128,6 @@ def _report(
     rounds: list[RoundVerdict],
     findings: Findings,
     spent: Spending | None,
-    *,
-    known_before: bool,
 ) -> Report:
     copy = run.copy
     return Report(
@@ -137,11 +139,12 @@ def _report(
         root=copy.checkpoint.root.hex(),
         rounds=tuple(rounds),
         planned=run.plan.rounds,
+        goes_on=run.plan.start is not None,
         privacy=spent,
         verified=tuple(findings.verified),
         unverified=tuple(findings.unverified),
         faults=tuple(findings.faults),
-        assumed=tuple(_assumed(run, trust, known_before=known_before)),
+        assumed=tuple(_assumed(run, trust)),
         audits=tuple(
             f"leaf {each.index}: {key_id(bytes.fromhex(each.leaf.auditor))} found the first "
             f"{each.leaf.size} leaves {each.leaf.verdict}"
@@ -208,9 +211,9 @@ def _named(fault: Fault) -> str:
     return fault.what if fault.round is None else f"round {fault.round}: {fault.what}"
 
 
-def _assumed(run: Run, trust: Trust, *, known_before: bool) -> list[Unproven]:
+def _assumed(run: Run, trust: Trust) -> list[Unproven]:
     """What rests on something outside this copy."""
-    found = [*_changes_of_roster(run), *([] if known_before else unchecked_start(run))]
+    found = list(_changes_of_roster(run))
     if trust.key is None and trust.policy is None and not run.plan.audit.log:
         found.append(
             Unproven(

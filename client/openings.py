@@ -24,19 +24,24 @@ class Openings(Protocol):
         """Under the plan with this digest, oldest first."""
         ...
 
-    def beside(self, plan: str, adapter: str) -> list[Opening]:
+    def beside(self, plan: str, adapter: str) -> list[Line]:
         """Under other plans, of the incoming adapter with this digest."""
         ...
 
-    def note(self, plan: str, opening: Opening, allowed: Callable[[], None]) -> None:
-        """Keep ``opening`` unless ``allowed`` raises; it is safe when this returns."""
+    def note(self, line: Line, allowed: Callable[[], None]) -> None:
+        """Keep ``line`` unless ``allowed`` raises; it is safe when this returns."""
         ...
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_bytes="hex", val_json_bytes="hex")
+class Line(BaseModel):
+    """A sum and the plan of its run; a line that does not say whether that has a start counts as yes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
 
     plan: str
+    start: bool = True
     opening: Opening
 
 
@@ -50,21 +55,19 @@ class FileOpenings:
         """The plan's lines. Raises MachineError for a damaged file."""
         return [line.opening for line in self._lines() if line.plan == plan]
 
-    def beside(self, plan: str, adapter: str) -> list[Opening]:
+    def beside(self, plan: str, adapter: str) -> list[Line]:
         """Other plans' lines. Raises MachineError for a damaged file."""
         return [
-            line.opening
-            for line in self._lines()
-            if line.plan != plan and line.opening.adapter == adapter
+            line for line in self._lines() if line.plan != plan and line.opening.adapter == adapter
         ]
 
-    def _lines(self) -> list[_Line]:
+    def _lines(self) -> list[Line]:
         try:
-            return [json_as(_Line, line) for line in self._journal.text().splitlines()]
+            return [json_as(Line, line) for line in self._journal.text().splitlines()]
         except OddError as error:
             # Fail closed. A last line that a power cut tore was never followed by a share.
             raise self._journal.unusable("read", error) from None
 
-    def note(self, plan: str, opening: Opening, allowed: Callable[[], None]) -> None:
+    def note(self, line: Line, allowed: Callable[[], None]) -> None:
         """Check and append as one. Raises what ``allowed`` raises, or MachineError."""
-        self._journal.append(_Line(plan=plan, opening=opening).model_dump_json(), allowed)
+        self._journal.append(line.model_dump_json(), allowed)

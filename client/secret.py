@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
 from client.ledger import Ledger
-from client.openings import Openings
+from client.openings import Line, Openings
 from client.receipts import Receipts
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
@@ -179,8 +179,7 @@ class Member:
             session.sid,
             opening.rid,
             lambda: self.openings.note(
-                self.plan_digest,
-                opening,
+                Line(plan=self.plan_digest, start=self.plan.start is not None, opening=opening),
                 lambda: self._verify_opening(instruction, session.sid, opening.alive),
             ),
         )
@@ -270,9 +269,10 @@ class Member:
         verify_opening(before, sid=sid, instruction=instruction, alive=alive)
         adapter = instruction.adapter_digest
         beside = self.openings.beside(self.plan_digest, adapter)
-        # A start that the plan's seed gives is as new as the plan: its owner has agreed to both.
-        if beside and (self.plan.start is not None or adapter != self.first()):
-            verify_beside(beside, alive=alive)
+        # Of two plans that start anew the owner has agreed to a sum of what their seeds give under each.
+        if beside and self.plan.start is None and adapter == self.first():
+            beside = [line for line in beside if line.start]
+        verify_beside([line.opening for line in beside], alive=alive)
 
     def _verify_voids(
         self, openings: Sequence[Opening], sid: bytes, instruction: Instruction

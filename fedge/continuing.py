@@ -44,11 +44,12 @@ def continue_run(
     from audit.log_copy import Trust
     from audit.sources import Folder
     from audit.verify import load_run
-    from server.starting import round_of
+    from server.starting import round_of, sums_asked
 
     folder = round_of(run)
     before = load_run(Folder(folder.parent.parent), Trust())
     start = start_of(before, int(folder.name))
+    sums_asked(folder, start.adapter)  # raises while one is open
     document = before.plan.model_dump(mode="json") | {
         "name": name or next_name(before.plan.name),
         "rounds": rounds,

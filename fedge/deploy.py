@@ -82,6 +82,10 @@ def publish(
     audit: Annotated[
         Path | None, typer.Option("--audit", help="a saved `fedge audit verify RUN --json`")
     ] = None,
+    before: Annotated[
+        list[Path] | None,
+        typer.Option("--before", help="the run this one goes on from; again for the one before it"),
+    ] = None,
     rollout: Annotated[int, typer.Option("--rollout", min=0, max=1000, help="permille")] = 1000,
     as_json: Json = False,
 ) -> None:
@@ -96,6 +100,10 @@ def publish(
 
     if channel != CANARY:
         raise PlanError(f"nothing is published to {channel}", "publish to canary, then promote")
+    if audit and before:
+        raise PlanError(
+            "--before is for an audit made now", "save one with it: `fedge audit verify --before`"
+        )
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring, now = _open(repo), _ring(keys), _now()
     with repository.locked():
@@ -103,7 +111,7 @@ def publish(
         seq = known.seq if known else releases.next_seq(repository, name)
         about = About(name=name, seq=seq, channel=CANARY)
         bar = _bar(repository, name, floor, margin)
-        verdict = _verdict(run, number, about, base, bar, trust, audit)
+        verdict = _verdict(run, number, about, base, bar, trust, audit, before or [])
         statement = decide(repository, ring, about, verdict.subjects, verdict.checks, now)
         assert verdict.bundle is not None
         if known:
@@ -276,6 +284,7 @@ def _verdict(
     bar: Bar,
     trust: Path | None,
     audit: Path | None,
+    before: list[Path],
 ) -> Verdict:
     from edge_runtime.passport import read_policy
     from fedge.gate import Audited, examine, read_audit, run_audit
@@ -284,7 +293,7 @@ def _verdict(
 
     @cache  # several checks ask
     def audited() -> Audited:
-        return read_audit(audit) if audit else run_audit(run, policy)
+        return read_audit(audit) if audit else run_audit(run, policy, before)
 
     return examine(run, number, about, base=base, policy=policy, bar=bar, audited=audited)
 

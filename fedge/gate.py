@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,12 @@ class Audited(BaseModel):
     rounds: list[_AuditedRound]
     privacy: _Spending | None
     faults: list[str]
+    before: Audited | None = None
+
+    @property
+    def runs_before(self) -> int:
+        """How many of the runs that it goes on from were verified with it."""
+        return 0 if self.before is None else 1 + self.before.runs_before
 
 
 def read_audit(path: Path) -> Audited:
@@ -89,9 +95,10 @@ def read_audit(path: Path) -> Audited:
         ) from None
 
 
-def run_audit(run: Path, policy: Policy) -> Audited:
-    """Audit the run now, as anybody would. Raises what the audit raises."""
-    report = audit(Folder(run), Trust(policy=policy))
+def run_audit(run: Path, policy: Policy, before: Sequence[Path] = ()) -> Audited:
+    """Audit the run, and those ``before`` it, now, as anybody would. Raises what the audit raises."""
+    runs = [Folder(each) for each in before]
+    report = audit(Folder(run), Trust(policy=policy), before=runs)
     return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
 
 
@@ -239,6 +246,12 @@ def _check_audit(case: _Case) -> str:
         raise _failed(f"it covers {found.size} leaves, not the release's adapter")
     if case.copy.tree.root(found.size).hex() != found.root:
         raise _failed("it is about another tree than the run's log")
+    before = case.plan.start
+    if before is not None and found.runs_before != len(before.plans):
+        raise _failed(
+            f"the plan goes on from {before.origin}, the audit knows {found.runs_before} of the "
+            f"{len(before.plans)} runs before: name each, the latest first, with --before RUN"
+        )
     if found.verdict != "ok":
         raise _failed(f"its verdict is {found.verdict}: {'; '.join(found.faults)[:200]}")
     fine = {one.round for one in found.rounds if one.verdict in ("ok", "void")}

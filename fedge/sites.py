@@ -120,9 +120,16 @@ def agree(
     running = is_held(site.state / LOCK)
     if as_json:
         told = {"name": site.settings.name, "plan": agreed.name, "digest": agreed.digest}
+        told |= {"goes_on_from": agreed.start.origin} if agreed.start else {}
         typer.echo(json.dumps(told | {"restart": running}))
         return
     typer.echo(f"{site.settings.name} agrees to plan {agreed.name}, {agreed.digest}")
+    if start := agreed.start:
+        typer.echo(
+            f"it goes on from round {start.round} of {start.origin}. That the adapter is that round's is the "
+            "coordinator's word, and of one beside it a sum over one client less would tell of that client: "
+            "trust a release only once `fedge audit verify RUN --before EARLIER-RUN` has said ok"
+        )
     if running:
         typer.echo("it runs, with the plan it had: stop it and start it, when no round needs it")
 

@@ -45,6 +45,9 @@ class Start(_Table):
 
     adapter: Digest = Field(description="as clients receive it (P-2.4)")
     rank: Annotated[int, Field(ge=0, le=2**20)] = Field(description="of its factors")
+    scaling: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] = Field(
+        description="alpha / rank of the plan before: what the factors' product is multiplied by"
+    )
     round: Count = Field(description="of the run before that made it")
     rounds: Count = Field(description="that it is made of, of all runs before together")
     plans: Annotated[list[Digest], Field(min_length=1, max_length=MOST_RUNS)] = Field(
@@ -59,6 +62,8 @@ class Start(_Table):
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Start:
+        if self.round == 0:
+            raise ValueError("round 0 is what a plan begins with: start anew, without [start]")
         if self.round > self.rounds:
             raise ValueError(f"round {self.round} of {self.rounds} rounds in all runs before")
         if len(set(self.plans)) < len(self.plans):

@@ -6,13 +6,12 @@ the coordinator needs the checkpoint, and whom that run has asked for sums of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from protocol.adapter import adapter_layout, verify_magnitude
+from protocol.adapter import adapter_layout, lora_scaling, verify_magnitude
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import Manifest
@@ -22,7 +21,7 @@ from protocol.start import Start
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
-from server.store import ADAPTER, CHECKPOINT, PLAN, RECORD
+from server.store import ADAPTER, CHECKPOINT, PLAN, RECORD, is_revealing
 
 MOST_CHECKPOINT = 2**33  # bytes
 HOW = "name a round's adapter in the run's folder, like runs/x/rounds/0008/adapter"
@@ -75,7 +74,9 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
             "write a plan that goes on: `fedge plan continue RUN`",
         )
     source = folder / CHECKPOINT
-    verify_same_task(_plan_before(folder, start), plan)
+    before = _plan_before(folder, start)
+    verify_same_task(before, plan)
+    _verify_scaling(before, start)
     try:
         data = read_regular(source, most=MOST_CHECKPOINT)
     except OSError as error:
@@ -96,10 +97,11 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
     layout = adapter_layout(plan, manifest, rank=start.rank)
     vector = layout.flatten(read.adapter)
     verify_magnitude(vector)
+    asked = sums_asked(folder, start.adapter)
     state = State(
         adapter=layout.unflatten(vector), rank=start.rank, moments=Moments.zeros(layout.size)
     )
-    return Beginning(state=state, asked=list(_asked(folder, start.adapter)))
+    return Beginning(state=state, asked=asked)
 
 
 def verify_same_task(before: Plan, plan: Plan) -> None:
@@ -112,6 +114,15 @@ def verify_same_task(before: Plan, plan: Plan) -> None:
         f"`task.labels`: the run before has other labels ({how})",
         "list the same labels in the same order, or start anew",
     )
+
+
+def _verify_scaling(before: Plan, start: Start) -> None:
+    """The factors' product counts as much as there: with that the plan's own alpha was compared."""
+    if start.scaling != lora_scaling(before):
+        raise PlanError(
+            f"`start.scaling` is {start.scaling:g}: the run before has alpha / rank {lora_scaling(before):g}",
+            "write the plan again: `fedge plan continue`",
+        )
 
 
 def _plan_before(folder: Path, start: Start) -> Plan:
@@ -129,28 +140,47 @@ def _plan_before(folder: Path, start: Start) -> Plan:
     return before
 
 
-def _asked(folder: Path, adapter: str) -> Iterator[list[list[str]]]:
-    """Whom that run has asked for sums of this adapter, by its records: of a last round nobody."""
-    number = int(folder.name) + 1
-    while (record := _record(folder.parent / f"{number:04d}")).adapter_in == adapter:
-        if record.asked:
-            yield record.asked
+def sums_asked(folder: Path, adapter: str) -> list[list[list[str]]]:
+    """Whom the run has asked for sums of this adapter, which the round in ``folder`` made or left.
+
+    By its records. Raises PlanError while it has asked for one and has not said what became of it.
+    """
+    rounds, number = folder.parent, int(folder.name)
+    while number > 0 and _record(rounds, number).adapter_in == adapter:
+        number -= 1  # void: the model as it was
+    first = _record(rounds, number)
+    asked = list(first.asked_before) if number == 0 and first.adapter_out == adapter else []
+    number += 1
+    while (record := _record(rounds, number)).adapter_in == adapter:
+        asked += [record.asked] if record.asked else []
         number += 1
+    if not _folder(rounds, number).is_dir() and is_revealing(rounds, number):
+        raise PlanError(
+            f"the run before has asked for a sum of this adapter, in round {number}, and was stopped",
+            "resume that run first, and go on from a round that it has then; or go on from an earlier one",
+        )
+    return asked
 
 
 class _Record(BaseModel):
     """What is needed of a round's record."""
 
     adapter_in: str = ""
+    adapter_out: str = ""
     asked: list[list[str]] = []
+    asked_before: list[list[list[str]]] = []
 
 
-def _record(folder: Path) -> _Record:
+def _record(rounds: Path, number: int) -> _Record:
     """Of a round, where it is there: a copy for auditors may lack it."""
-    path = folder / RECORD
+    path = _folder(rounds, number) / RECORD
     try:
         return json_as(_Record, read_regular_text(path))
     except FileNotFoundError:
         return _Record()
     except (OSError, UnicodeDecodeError, OddError):
         raise ArtefactError(f"{path} is damaged", "restore the run's folder") from None
+
+
+def _folder(rounds: Path, number: int) -> Path:
+    return rounds / f"{number:04d}"

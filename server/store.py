@@ -384,6 +384,11 @@ class RunStore:
         return self._open(number) / f"{quote(client, safe='')}.reply"
 
 
+def is_revealing(rounds: Path, number: int) -> bool:
+    """Whether the attempt that is open at a round has asked for sums; for others than the run's owner."""
+    return (rounds / f".{number:04d}.open" / REVEALING).exists()
+
+
 def _locked(folder: Path) -> IO[bytes]:
     """The folder's lock, held while it is open; its owner's alone, since whoever reads it may hold it."""
     file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b")

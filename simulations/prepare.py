@@ -24,7 +24,7 @@ from protocol.plan import Plan, plan_from
 from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
-from server.starting import read_beginning
+from server.starting import read_beginning, round_of
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
@@ -35,6 +35,7 @@ from simulations.progress import Progress
 from simulations.starts import start_for
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
+START_RUN = "start_run"  # in the marker: where the run lies that this one goes on from
 LISTED = "clients.json"  # which client holds what
 ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
@@ -186,6 +187,7 @@ def _fresh(
     marker = {
         **experiment.model_dump(mode="json"),
         "base_folder": _relative(base, out),
+        START_RUN: _start_run(experiment, out),
         "fingerprint": manifest.fingerprint,
         "plan_digest": plan.digest,
         "tokens_per_row": tokens,
@@ -203,6 +205,11 @@ def _fresh(
         warnings=warnings,
         rows=(len(train), len(test)),
     )
+
+
+def _start_run(experiment: Experiment, out: Path) -> str:
+    start = experiment.start_folder
+    return "" if start is None else _relative(round_of(start).parent.parent, out)
 
 
 def _enrol(out: Path, clients: int) -> None:

@@ -8,6 +8,7 @@ begins, so a run that was killed at any moment continues with ``resume=True``.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.plan import Plan, plan_from
 from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
@@ -32,11 +34,11 @@ from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import path_text, write_json
+from simulations.files import path_text, read_json, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.grid import Config, InProcessGrid, server_context
 from simulations.pace import Outlook
-from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
+from simulations.prepare import CLIENTS, MARKER, PLAN, ROSTER, START_RUN, Prepared, prepare
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import AUDIT, write_report
@@ -80,7 +82,7 @@ def simulate(
     with timings.part("release"):
         note, refused = _release(prepared, evaluator.held_out, progress)
     with timings.part("audit"):
-        audited = _audit(out, progress)
+        audited = _audit(out, prepared.plan, progress)
     # The report reads the summary, and the summary names the report.
     _write_summary(prepared, yardsticks, note, refused, timings, audited, report=None)
     report = path_text(write_report(out))
@@ -90,11 +92,25 @@ def simulate(
     return summary
 
 
-def _audit(out: Path, progress: Progress) -> Report:
-    """Verify the run as any auditor would: from what is published of it."""
-    found = audit(Folder(out), Trust(), progress=progress.update)
+def _audit(out: Path, plan: Plan, progress: Progress) -> Report:
+    """Verify the run as any auditor would: from what is published of it, and of those before it."""
+    before = [Folder(each) for each in _runs_before(out, plan)]
+    found = audit(Folder(out), Trust(), before=before, progress=progress.update)
     write_json(out / AUDIT, found.to_dict())
     return found
+
+
+def _runs_before(out: Path, plan: Plan) -> Iterator[Path]:
+    """Where the runs lie that this one goes on from, the latest first: those that are still there."""
+    for digest in reversed(plan.start.plans if plan.start else []):
+        name = (read_json(out / MARKER) or {}).get(START_RUN)
+        if not name:
+            return
+        out = (out / name).resolve()
+        document = read_json(out / PLAN)
+        if document is None or plan_from(document, source=str(out / PLAN)).digest != digest:
+            return
+        yield out
 
 
 def run_federated(

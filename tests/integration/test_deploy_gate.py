@@ -261,6 +261,31 @@ def test_a_saved_audit_has_to_be_of_this_log(
             publisher.publish("--audit", tmp_path / "audit.json")
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_published_beside_the_runs_before(
+    publisher: Publisher, experiment_file: Path, tmp_path: Path
+) -> None:
+    """Whether it is audited now or was, and by a version that thought better of it."""
+    more, before = tmp_path / "more", ["--before", publisher.run]
+    settings = [*SETTINGS, "plan.rounds=1", f"start={publisher.run}", "plan.name=more"]
+    simulate(load_experiment(experiment_file, settings), more, resume=False, progress=NoProgress())
+    own = json.loads((more / "audit.json").read_text())
+    assert (own["verdict"], own["before"]["verdict"]) == ("ok", "ok")  # it knows where that run is
+    alone = audit(Folder(more), Trust()).to_dict()
+    assert alone["verdict"] == "unverifiable"
+    saved = ["--audit", tmp_path / "audit.json"]
+    rounds = [each | {"verdict": "ok"} for each in alone["rounds"]]
+    for report in (alone, alone | {"verdict": "ok", "rounds": rounds}):
+        saved[1].write_text(json.dumps(report))
+        with refused("gate.audit"):
+            publisher.publish(*saved, run=more)
+    with pytest.raises(DeliveryError, match="--before RUN"):
+        publisher.publish(run=more)
+    with pytest.raises(PlanError, match="an audit made now"):
+        publisher.publish(*saved, *before, run=more)
+    publisher.publish(*before, run=more)
+
+
 def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path: Path) -> None:
     publisher.publish()
     probe = {

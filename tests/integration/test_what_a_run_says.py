@@ -205,7 +205,11 @@ def test_a_seed_that_is_refused_leaves_the_others(experiment_file: Path) -> None
 @pytest.mark.slow
 def test_yardsticks_that_diverge_leave_the_run(experiment_file: Path) -> None:
     out = experiment_file.parent / "diverged"
-    fast = ["plan.local.learning_rate=1e30", "plan.local.head_learning_rate=1e30", "yardsticks.pooled=true"]
+    fast = [
+        "plan.local.learning_rate=1e30",
+        "plan.local.head_learning_rate=1e30",
+        "yardsticks.pooled=true",
+    ]
     # a sum in secret clips what is too long, so that the rounds themselves go on
     fast += ["plan.secrecy.exchange=secagg", "plan.cohort.weighting=uniform"]
     fast += ["plan.cohort.size=5", "plan.cohort.quorum=3"]

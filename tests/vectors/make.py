@@ -48,6 +48,7 @@ START = """
 [start]
 adapter = "{adapter}"
 rank = 8
+scaling = 2.0
 round = 3
 rounds = 5
 plans = ["{first}", "{second}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from audit.commands import app as auditing
 from audit.continued import start_of
 from audit.lineage import lineage
 from audit.log_copy import Trust
@@ -19,7 +22,8 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit, load_run
 from client.instructed import check_instruction
-from protocol.adapter import adapter_layout
+from fedge.plans import app as plans
+from protocol.adapter import adapter_layout, lora_scaling
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError, RoundError
 from protocol.exchange import Phase
@@ -29,8 +33,11 @@ from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.rules import RULES
 from protocol.start import SpentBefore
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
+from protocol.step.optimizers import Moments
+from protocol.step.state import State
 from protocol.wire import Instruction
-from server.starting import read_beginning
+from server.starting import Beginning, read_beginning
+from server.store import RunStore
 from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
 
 FOUR = {"size": 4, "quorum": 3, "deadline_s": 30.0}
@@ -64,7 +71,13 @@ def audited(run: Path, *before: Path) -> Report:
     return audit(Folder(run), Trust(), before=[Folder(each) for each in before])
 
 
-DEFAULT = {"alternating", "flora", "root", "spent"}  # the others take part in the slow tests
+DEFAULT = {
+    "alternating",
+    "flora",
+    "root",
+    "spent",
+    "scaling",
+}  # the others take part in the slow tests
 
 
 def some(names: Iterable[str]) -> list[Any]:
@@ -209,10 +222,62 @@ def test_a_plan_without_a_start_is_what_it_was(runs: tuple[Path, Path]) -> None:
 
 
 def test_without_the_run_before_an_audit_says_what_is_open(runs: tuple[Path, Path]) -> None:
-    alone = audited(runs[1])
-    assert alone.verdict == "ok"
-    assert any("--before" in each.leaves for each in alone.assumed)
-    assert not any("--before" in each.leaves for each in audited(runs[1], runs[0]).assumed)
+    """And is not `ok`, in whole, in round 0, or of one round alone."""
+    alone, both = audited(runs[1]), audited(runs[1], runs[0])
+    assert (alone.verdict, alone.failed, both.verdict) == ("unverifiable", False, "ok")
+    assert (alone.rounds[0].verdict, both.rounds[0].verdict) == ("unverifiable", "ok")
+    assert any("--before" in each.leaves for each in alone.unverified)
+    assert not both.unverified
+    part = audit(Folder(runs[1]), Trust(), only=1)
+    assert part.verdict == "unverifiable"
+    assert part.open
+
+
+def test_an_auditor_signs_what_it_saw(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("11" * 32)
+    command = ["attest", str(runs[1]), "--identity", str(tmp_path / "key"), "--json"]
+    for before, verdict in (([], "unverifiable"), (["--before", str(runs[0])], "ok")):
+        asked = [*command, *before, "--out", str(tmp_path / f"{verdict}.json")]
+        assert json.loads(CliRunner().invoke(auditing, asked).output)["verdict"] == verdict
+
+
+def moved(start: dict[str, Any], run: Path) -> tuple[dict[str, Any], Beginning]:
+    """The start with one value of its adapter moved by the least there is."""
+    near = vector(run, start["round"]).copy()
+    at = int(np.argmax(np.abs(near)))
+    near[at] = np.nextafter(near[at], np.float32(100))
+    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
+    state = State(adapter=layout.unflatten(near), rank=2, moments=Moments.zeros(layout.size))
+    return start | {"adapter": vector_digest(near)}, Beginning(state=state, asked=[])
+
+
+def test_an_adapter_beside_the_one_before_is_found_with_that_run_and_no_other_audit_is_ok(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients remember sums by digest: the coordinator gets a second one over a client less."""
+    plan, manifest = small_plan(rounds=2, cohort=FOUR)
+    old = Sites(plan, manifest, tmp_path / "sites", 4)
+    first = make_run(tmp_path / "first", sites=old, count=4, rounds=2, cohort=FOUR)
+    start = start_of(load_run(Folder(first), Trust()), 1).model_dump(mode="json")
+    lie, beginning = moved(start, first)
+    after, _ = small_plan(rounds=1, cohort=FOUR, start=lie)
+    sites = Sites(after, manifest, tmp_path / "sites", 4, keys=old.keys)
+    monkeypatch.setattr("server.coordinator.verify_start", lambda *_: beginning)
+    run = make_run(
+        tmp_path / "second",
+        sites=sites,
+        count=4,
+        lost=one_is_away,
+        begin=first,
+        rounds=1,
+        cohort=FOUR,
+        start=lie,
+    )
+    assert len(json.loads((run / "rounds/0001/record.json").read_text())["used"]) == 3
+    assert audited(run).verdict == "unverifiable"
+    report = audited(run, first)
+    assert report.verdict == "failed"
+    assert any("`start.adapter`" in each for each in report.faults), report.faults
 
 
 def test_lineage_names_the_run_before(runs: tuple[Path, Path]) -> None:
@@ -235,6 +300,9 @@ def test_a_third_run_and_an_earlier_round(runs: tuple[Path, Path], tmp_path: Pat
     assert report.verdict == "ok"
     assert report.before is not None
     assert report.before.before is not None
+    assert (
+        audited(third, runs[1]).verdict == "unverifiable"
+    )  # of the first of three nothing is known
     with pytest.raises(ProofError, match="not the one that this run goes on from"):
         audited(third, runs[0])
 
@@ -246,6 +314,7 @@ LIES: dict[str, Lie] = {
     "root": lambda start: {"root": "0" * 64},
     "round": lambda start: {"round": 2},
     "rounds": lambda start: {"rounds": 7},
+    "scaling": lambda start: {"scaling": 2 * start["scaling"]},
     "spent": lambda start: {"spent": {"mechanism": "distributed", "rho": 0.1}},
     "plans": lambda start: {"plans": ["0" * 64, *start["plans"]]},
 }
@@ -253,7 +322,7 @@ LIES: dict[str, Lie] = {
 
 @pytest.mark.parametrize("field", some(LIES))
 def test_a_plan_that_lies_of_the_run_before_is_found(
-    field: str, runs: tuple[Path, Path], tmp_path: Path
+    field: str, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
     if (
@@ -263,7 +332,15 @@ def test_a_plan_that_lies_of_the_run_before_is_found(
         with pytest.raises(ArtefactError, match="of round 3, the plan goes on from"):
             read_beginning(runs[0], plan, small_manifest())
         return
-    lying = make_run(tmp_path / "lying", rounds=1, start=start | LIES[field](start), begin=runs[0])
+    lie = start | LIES[field](start)
+    other: dict[str, Any] = {}
+    if field == "scaling":  # with an alpha that fits it: the coordinator sees it, another may not
+        adapter = small_plan()[0].adapter
+        other = {"adapter": adapter.model_dump() | {"alpha": 2 * adapter.alpha}}
+        with pytest.raises(PlanError, match=r"`start\.scaling` is 4: the run before has"):
+            read_beginning(runs[0], small_plan(start=lie, **other)[0], small_manifest())
+        monkeypatch.setattr("server.starting._verify_scaling", lambda *_: None)
+    lying = make_run(tmp_path / "lying", rounds=1, start=lie, begin=runs[0], **other)
     report = audited(lying, runs[0])
     why = "the log has no round 3" if field == "size" else f"`start.{field}`"
     assert [each for each in report.faults if why in each], report.faults
@@ -350,6 +427,43 @@ def test_folders_that_are_no_run_are_refused(runs: tuple[Path, Path], tmp_path: 
     copy = shutil.copytree(runs[0] / "rounds/0003/adapter", tmp_path / "adapter")
     with pytest.raises(ArtefactError, match="runs/x/rounds/0008/adapter"):
         read_beginning(Path(copy), plan, small_manifest())
+
+
+ALPHAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another alpha": ({}, {"adapter": {"rank": 2, "alpha": 64.0, "targets": ["query"]}}),
+    "another rank": (
+        {},
+        {"adapter": {"rank": 4, "alpha": 16.0, "targets": ["query"]}, "rule": {"name": "fedit"}},
+    ),
+    "a stack at its rank": (
+        of_rule("flora"),
+        {"adapter": {"rank": 2, "targets": ["query"]}, "rule": {"name": "fedit"}} | WIDE,
+    ),
+    "a stack, stacked on": (
+        of_rule("flora"),
+        of_rule("flora") | {"adapter": {"rank": 1, "alpha": 8.0, "targets": ["query"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ALPHAS)
+def test_an_adapter_counts_as_much_as_before(kind: str, tmp_path: Path) -> None:
+    """Its factors are multiplied by the plan's alpha / rank: a plan that changes that is another model's.
+
+    What the remedy says is a plan that may be run, and the product is what it was.
+    """
+    before, after = ALPHAS[kind]
+    first = make_run(tmp_path / "first", rounds=1, **(PLAIN | before))
+    document = PLAIN | {"rounds": 1} | _document(after)
+    with pytest.raises(PlanError, match=r"rank|alpha") as caught:
+        _legal(first, 1, **document)
+    advice = re.findall(r"adapter\.(rank|alpha) = ([0-9.]+)", caught.value.remedy)
+    changed = {name: int(value) if name == "rank" else float(value) for name, value in advice}
+    fit = _plan_after(first, 1, **(document | {"adapter": after["adapter"] | changed}))
+    verify_legal(fit, small_manifest())
+    read_beginning(first, fit, small_manifest())
+    assert "alpha" in changed
+    assert lora_scaling(fit) == lora_scaling(small_plan(**_document(PLAIN | before))[0])
 
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
@@ -487,13 +601,96 @@ def test_nobody_gets_two_sums_of_a_start_that_differ_by_one_client(
         make("honest")
     failure = (folder / "honest/rounds/0001.attempt1.json").read_text()
     assert "a sum of this adapter over 4 clients was asked for before" in failure
-    monkeypatch.setattr("server.starting._asked", lambda *_: iter(()))
+    monkeypatch.setattr("server.starting.sums_asked", lambda *_: [])
     with pytest.raises(RoundError, match="under another plan a sum over other clients"):
         make("dishonest")
     monkeypatch.setattr("client.secret.verify_beside", lambda *_, **__: None)
     run = make("careless")
     report = audited(run, run.parent / "first")
     assert [each for each in report.faults if "differ by 0 and 1 clients" in each], report.faults
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after_it_asked(folder: Path, sites: Sites) -> Path:
+    """A run that was stopped in round 2 with its sum written down, before anybody was asked."""
+    note = RunStore.note_revealing
+
+    def noted(store: RunStore, number: int, *of: Any) -> None:
+        note(store, number, *of)
+        if number == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunStore, "note_revealing", noted)
+        with pytest.raises(Killed):
+            make_run(folder, sites=sites, count=4, rounds=2, cohort=FOUR)
+    return folder
+
+
+def test_a_run_that_has_asked_is_resumed_before_another_goes_on(tmp_path: Path) -> None:
+    """Else both open a sum of one adapter: the log of the first tells of it when it is resumed."""
+    plan, manifest = small_plan(rounds=2, cohort=FOUR)
+    sites = Sites(plan, manifest, tmp_path / "sites", 4)
+    first = killed_after_it_asked(tmp_path / "first", sites)
+    with pytest.raises(PlanError, match="in round 2, and was stopped") as caught:
+        read_beginning(first, _plan_after(first, 1, cohort=FOUR), manifest)
+    assert "resume that run first" in caught.value.remedy
+    command = ["continue", str(first), "--rounds", "1", "--out", str(tmp_path / "plan.toml")]
+    assert isinstance(CliRunner().invoke(plans, command).exception, PlanError)
+    assert not (tmp_path / "plan.toml").exists()
+    make_run(first, sites=sites, count=4, rounds=2, cohort=FOUR)
+    start = start_of(load_run(Folder(first), Trust()), 1).model_dump(mode="json")
+    after, _ = small_plan(rounds=1, cohort=FOUR, start=start)
+    beginning = read_beginning(first / "rounds/0001", after, manifest)
+    assert beginning.asked == [
+        [sorted(json.loads((first / "rounds/0002/record.json").read_text())["used"])]
+    ]
+
+
+def test_whoever_was_asked_in_vain_counts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a void round's adapter a sum was asked for: in the run before, and in the one before that."""
+
+    def in_vain(number: int, attempt: int, phase: Phase, site: int) -> bool:
+        return phase is Phase.UNMASK
+
+    plan, manifest = small_plan(rounds=1, cohort=FOUR)
+    sites = Sites(plan, manifest, tmp_path / "sites", 8)
+    runs, keys = [], sites.keys
+    for name, count, lost in (("a", 4, in_vain), ("b", 8, in_vain), ("c", 4, one_is_away)):
+        sections: dict[str, Any] = {"rounds": 1, "cohort": FOUR}
+        if runs:
+            after = _plan_after(runs[0], 1, **sections)
+            assert after.start is not None
+            sections |= {"start": after.start.model_dump(mode="json")}
+            sites = Sites(after, manifest, tmp_path / f"{name}-sites", 8, keys=keys)
+        begin = runs[0] if runs else None
+        if name == "c":  # one that does not look, and clients who have forgotten
+            monkeypatch.setattr("server.starting.sums_asked", lambda *_: [])
+        run = make_run(
+            tmp_path / name, sites=sites, count=count, lost=lost, begin=begin, **sections
+        )
+        runs.insert(0, run)
+        if name == "c":
+            continue
+        asked = read_beginning(run, _plan_after(run, 1, cohort=FOUR), manifest).asked
+        four = [[f"site-{number}" for number in range(4)]]
+        assert asked == [four, [[f"site-{number}" for number in range(4, 8)]]][: len(runs)]
+    report = audited(*runs)
+    assert any("differ by 0 and 1 clients" in each for each in report.faults), report.faults
+
+
+def test_round_0_is_nothing_to_go_on_from(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a plan begins with is a plan anew: clients have agreed to a sum of it under that plan."""
+    with pytest.raises(PlanError, match="round 0 is nobody's work"):
+        start_of(load_run(Folder(runs[0]), Trust()), 0)
+    command = ["continue", str(runs[0] / "rounds/0000/adapter"), "--rounds", "1"]
+    ended = CliRunner().invoke(plans, [*command, "--out", str(tmp_path / "plan.toml")])
+    assert isinstance(ended.exception, PlanError)
 
 
 def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path]) -> None:
@@ -521,6 +718,9 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "a key that nobody knows": ({"roots": "x"}, "unknown key `start.roots`"),
     "a short digest": ({"adapter": "ab"}, "`start.adapter`"),
     "more rounds than there were": ({"round": 9}, "round 9 of 3 rounds"),
+    "round 0": ({"round": 0}, "start anew"),
+    "no rounds": ({"round": 0, "rounds": 0}, "start anew"),
+    "no scaling": ({"scaling": 0.0}, "`start.scaling`"),
     "no plan": ({"plans": []}, "`start.plans`"),
     "a plan twice": ({"plans": ["1" * 64, "1" * 64]}, "listed twice"),
     "less than nothing spent": ({"spent": {"rho": -0.1}}, "`start.spent.rho`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from protocol.secagg.agreement import Keys
 from protocol.secagg.messages import split_unmask
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, terms_for
-from tests.unit.client.secret_cohort import SIZE, Coordinator
+from tests.unit.client.secret_cohort import SIZE, Coordinator, adapter_of
 
 
 @pytest.fixture(params=list(Keys))
@@ -170,6 +171,39 @@ def test_a_client_that_forgot_its_session_opens_no_other_sum_of_a_round(
     coordinator.begin(3)
     with pytest.raises(SecrecyError, match=r"^round\.revealed"):
         coordinator.ask(coordinator.ids[0], Phase.ADVERTISE, coordinator.first, attempt=2)
+
+
+START = {
+    "adapter": adapter_of(1),
+    "rank": 8,
+    "scaling": 2.0,
+    "round": 1,
+    "rounds": 1,
+    "plans": ["1" * 64],
+    "origin": "fedge/x/1",
+    "size": 9,
+    "root": "2" * 64,
+}
+
+
+@pytest.mark.parametrize("first", ["anew", "start", "of an older version"])
+@pytest.mark.parametrize("second", ["anew", "start"])
+def test_a_start_and_a_plan_anew_do_not_get_two_sums_of_one_adapter(
+    first: str, second: str, tmp_path: Path
+) -> None:
+    """Whichever is first, and where the memory does not say what it was. Two plans anew were agreed to."""
+    opened(Coordinator(tmp_path, **({"start": START} if first == "start" else {})))
+    if first == "of an older version":
+        for path in tmp_path.glob("*.openings.jsonl"):
+            line = json.loads(path.read_text())
+            del line["start"]
+            path.write_text(json.dumps(line) + "\n")
+    again = Coordinator(tmp_path, name="u", **({"start": START} if second == "start" else {}))
+    if (first, second) == ("anew", "anew"):
+        opened(again, out=again.ids[3])
+        return
+    with pytest.raises(SecrecyError, match=r"^adapter\.revealed"):
+        opened(again, out=again.ids[3])
 
 
 def test_a_damaged_memory_of_opened_sums_reveals_nothing(

@@ -13,6 +13,7 @@ from socket import create_connection, create_server
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
 
 from fedge.operations.certificates import issue, make_authority
 from fedge.operations.contact import known_roster, take_roster
@@ -23,6 +24,7 @@ from fedge.operations.overview import Overview, RunView, SiteView, look
 from fedge.operations.site import Site, Work, make_site, read_invitation
 from fedge.operations.supervisor import Process
 from fedge.plans import commented_plan, read_manifest
+from fedge.sites import app as sites
 from protocol.enrolment import sign_roster
 from protocol.errors import (
     ArtefactError,
@@ -266,6 +268,39 @@ def test_a_site_agrees_to_the_next_plan_or_stays_with_its_own(
         config.write_text(before.decode().replace(line, odd))
         with pytest.raises(MachineError, match="not clear where the plan is named"):
             Site.open(site.folder).agree(tmp_path / "first.toml")
+
+
+GOES_ON = f"""
+[start]
+adapter = "{"1" * 64}"
+rank = 8
+scaling = 2.0
+round = 3
+rounds = 3
+plans = ["{"2" * 64}"]
+origin = "fedge/first/1"
+size = 40
+root = "{"3" * 64}"
+"""
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_who_agrees_to_a_plan_that_goes_on_is_told_what_that_is(
+    goes_on: bool, invitation: Invitation, tmp_path: Path, tiny_base: Path
+) -> None:
+    text = commented_plan(read_manifest(tiny_base).fingerprint)
+    (tmp_path / "first.toml").write_text(text)
+    (tmp_path / "second.toml").write_text(text + (GOES_ON if goes_on else ""))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "yes"}\n')
+    work = Work(
+        data=str(tmp_path / "rows.jsonl"), plan=str(tmp_path / "first.toml"), base=str(tiny_base)
+    )
+    site = make_site(tmp_path / "site", "ward-1", invitation, work=work, port=9)
+    command = ["agree", str(site.folder), str(tmp_path / "second.toml")]
+    said = CliRunner().invoke(sites, command).output
+    assert ("audit verify RUN --before" in said) == goes_on, said
+    told = json.loads(CliRunner().invoke(sites, [*command, "--json"]).output)
+    assert told.get("goes_on_from") == ("fedge/first/1" if goes_on else None)
 
 
 def test_a_place_for_its_socket_that_somebody_else_took_is_said(

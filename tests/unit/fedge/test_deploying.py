@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedge.deploy import _round
-from fedge.gate import Audited, _check_budget
+from fedge.gate import Audited, _check_audit, _check_budget
 from protocol.errors import ArtefactError
 from protocol.peft_format import PASSPORT_FILE
 
@@ -36,3 +36,25 @@ def test_an_epsilon_that_is_no_number_is_above_every_budget(epsilon: str, passes
     else:
         with pytest.raises(ArtefactError):
             _check_budget(case)
+
+
+@pytest.mark.parametrize(("known", "passes"), [(0, False), (1, False), (2, True)])
+def test_every_run_that_a_plan_goes_on_from_is_audited(known: int, passes: bool) -> None:
+    """Whatever the verdict says: a saved report may be of a version that thought better of it."""
+    found: dict[str, Any] = REPORT | {"privacy": None, "rounds": [{"round": 0, "verdict": "ok"}]}
+    for _ in range(known):
+        found = found | {"before": found}
+    start = SimpleNamespace(plans=["1" * 64, "2" * 64], origin="fedge/first/1")
+    tree = SimpleNamespace(root=lambda size: SimpleNamespace(hex=lambda: "r"))
+    case: Any = SimpleNamespace(
+        plan=SimpleNamespace(start=start),
+        audited=lambda: Audited.model_validate(found),
+        copy=SimpleNamespace(checkpoint=SimpleNamespace(origin="o"), tree=tree, entries=[b""]),
+        leaf=SimpleNamespace(adapter=0),
+        note=SimpleNamespace(round=0),
+    )
+    if passes:
+        assert "verdict ok" in _check_audit(case)
+    else:
+        with pytest.raises(ArtefactError, match="--before RUN"):
+            _check_audit(case)
