@@ -111,9 +111,7 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
         values = {name: value.half().float() for name, value in values.items()}
     if odd := sorted(name for name, value in values.items() if not value.isfinite().all()):
         raise ArtefactError(f"{odd[0]} has values beyond {bits} bits", "write it with 32 bits")
-    config: PretrainedConfig = copy.deepcopy(opened.model.config)
-    config.id2label = dict(enumerate(note.labels))
-    config.label2id = {label: index for index, label in enumerate(note.labels)}
+    config = _config(opened.model.config, note.labels)
     # eager attention exports to plain matrix products, in every family
     model = EncoderClassifier(
         config,
@@ -124,6 +122,22 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     model.load_state_dict(values)
     model.float().eval().requires_grad_(False)
     return Merged(opened=opened, note=note, model=model, prompt=tensors.get(SOFT_PROMPT), bits=bits)
+
+
+def _config(source: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
+    """What the encoder is, the labels, and that a text has one: nothing else of the source's config.
+
+    What the source's author set for a pipeline (sigmoids for many labels, parameters by task, tuples in
+    place of named outputs) would change what the merged model answers.
+    """
+    kind = type(source)
+    own = kind().to_dict().keys() - PretrainedConfig().to_dict().keys()
+    return kind(
+        **{name: value for name, value in source.to_dict().items() if name in own},
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+    )
 
 
 def temperature_of(note: ReleaseNote) -> float:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.unit.base_model.test_opener import ALL, OURS, Case, build, edge_logit
 BOUNDS = Bounds(relative=1e-4)
 LABELS = ["light", "music", "timer"]
 PROGRAM = """
-import json, sys, warnings
+import json, math, sys, warnings
 warnings.simplefilter("error", UserWarning)
 jobs, texts, ours = map(json.loads, sys.argv[1:4])
 said = {}
@@ -53,6 +54,11 @@ for name, folder, kind in jobs:
         logits = [[{e["label"]: e["score"] for e in row}[label] for label in labels] for row in rows]
         batched = classify(texts, batch_size=len(texts), top_k=1)
         assert [row[0]["label"] for row in batched] == [row[0]["label"] for row in rows]
+        shares = [{e["label"]: e["score"] for e in row} for row in classify(texts, top_k=None)]
+        for row, said_row in zip(logits, shares):  # probabilities, as a device has them
+            powers = [math.exp(value - max(row)) for value in row]
+            for label, power in zip(labels, powers):
+                assert abs(said_row[label] - power / sum(powers)) < 1e-5, (said_row, powers)
     said[name] = {"labels": labels, "logits": logits}
 assert not {name.partition(".")[0] for name in sys.modules} & set(ours)
 print(json.dumps(said))
@@ -170,3 +176,30 @@ def test_a_releases_temperature_is_in_the_head(
     answers, _ = ask([("it", out, "onnx" if kind == "onnx" else "own")], tmp_path)
     found = np.array(answers["it"]["logits"], np.float32)
     assert np.abs(found * 2.5 - edge_logits(case)).max() <= 1e-4
+
+
+ODD: list[dict[str, Any]] = [
+    {"problem_type": "multi_label_classification"},
+    {
+        "function_to_apply": "none",
+        "return_all_scores": True,
+        "task_specific_params": {"text-classification": {"problem_type": "regression"}},
+        "custom_pipelines": {"text-classification": {"impl": "x.Y"}},
+        "prefix": "x",
+        "output_hidden_states": True,
+    },
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_what_the_sources_author_set_for_pipelines_is_not_merged(
+    write_adapter: Any, tmp_path: Path, pooling: str
+) -> None:
+    """The documented pipeline gives a device's probabilities, whatever the source's config asks for."""
+    cases = []
+    for number, settings in enumerate(ODD):
+        folder = tmp_path / str(number)
+        for case in build(folder, "bert", pooling, write_adapter, ["lora"], **settings):
+            cases.append(replace(case, name=f"{case.name}-{number}"))
+    check(cases, tmp_path, bits=32)

@@ -54,14 +54,22 @@ class Case:
     adapter: Path
 
 
-def build(folder: Path, family: str, pooling: str, write_adapter: Any, methods: list[str]) -> Any:
-    """Cases of one base at 4 bits."""
+def build(
+    folder: Path,
+    family: str,
+    pooling: str,
+    write_adapter: Any,
+    methods: list[str],
+    **config: Any,
+) -> Any:
+    """Cases of one base at 4 bits; ``config``: further fields of the source's."""
     classifies = pooling == "pooler"
     source = write_source(
         folder / "source",
         family=family,
         classifier=classifies,
         pooling="" if classifies else pooling,
+        **config,
     )
     base = folder / "base"
     build_base(str(source), task="sequence-classification", bits=4, out=base)
