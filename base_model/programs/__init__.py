@@ -1,1 +1,1 @@
-"""Programs: loss and gradients of an adapter as one ONNX graph over a base's own bytes. (P-10)"""
+"""Programs: loss and gradients of an adapter as one ONNX graph over a base's own bytes."""

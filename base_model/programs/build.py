@@ -1,4 +1,4 @@
-"""A program: the answering graph, a loss, and the gradient of every trained tensor. (P-10)
+"""A program: the answering graph, a loss, and the gradient of every trained tensor.
 
 Nothing here needs torch. The forward half is the base's own graph, the backward half its derivative,
 and frozen tensors are read from the base's ``weights.safetensors`` where they lie.

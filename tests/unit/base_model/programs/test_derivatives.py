@@ -14,7 +14,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from base_model.programs.answering import infer_shapes
-from base_model.programs.derivatives import RULES, UndifferentiableError, append_gradients
+from base_model.programs.derivatives import append_gradients
+from base_model.programs.rules import RULES
+from base_model.programs.step import UndifferentiableError
 from base_model.programs.tape import Tape
 
 Fn = Callable[..., torch.Tensor]

@@ -1,0 +1,292 @@
+"""What the gradient of an operator's output means for its inputs: one function per operator.
+
+The weight of a quantised product is expanded where its gradient is needed: MatMulNBits' codes and ONNX's
+UINT4 have one packing, so both directions read the same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from base_model.programs.step import Gradients, Product, Rule, Step, UndifferentiableError
+from base_model.programs.tape import MICROSOFT
+
+ROOT_HALF, HALF, DENSITY = 2**-0.5, 0.5, (2 * np.pi) ** -0.5
+
+# -- products ---------------------------------------------------------------------------------------
+
+
+def _gemm(step: Step) -> Gradients:
+    """y = op(a) op(b) + c; alpha and beta are 1."""
+    if any(step.attribute(name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        raise UndifferentiableError("Gemm with alpha or beta")
+    a, b = step.node.input[:2]
+    a_turned, b_turned = (bool(step.attribute(name, 0)) for name in ("transA", "transB"))
+    dy, out = step.gradient, Gradients()
+    if 0 in step.wanted:
+        out[0] = Product(b, dy, b_turned, True) if a_turned else Product(dy, b, False, not b_turned)
+    if 1 in step.wanted:
+        out[1] = Product(dy, a, True, a_turned) if b_turned else Product(a, dy, not a_turned, False)
+    if 2 in step.wanted:
+        out[2] = step.like(2, dy)
+    return out
+
+
+def _matmul(step: Step) -> Gradients:
+    a, b = step.node.input
+    dy, out = step.gradient, Gradients()
+    if min(step.rank(a), step.rank(b)) < 2:
+        raise UndifferentiableError("MatMul with a vector")
+    if step.rank(a) == step.rank(b) == 2:
+        parts = {0: Product(dy, b, False, True), 1: Product(a, dy, True, False)}
+        return {index: part for index, part in parts.items() if index in step.wanted}
+    if 0 in step.wanted:
+        out[0] = step.like(0, step.op("FusedMatMul", dy, b, domain=MICROSOFT, transB=1))
+    if 1 in step.wanted:
+        out[1] = step.like(1, step.op("FusedMatMul", a, dy, domain=MICROSOFT, transA=1))
+    return out
+
+
+def _quantised(step: Step) -> Gradients:
+    """y = x W^T + bias, W [N, K] from codes."""
+    out = Gradients()
+    if 0 in step.wanted:
+        weight = step.weights(step.node)
+        if step.rank(step.node.input[0]) == 2:
+            out[0] = Product(step.gradient, weight)
+        else:
+            out[0] = step.op("MatMul", step.gradient, weight)
+    if 5 in step.wanted:
+        out[5] = step.like(5, step.gradient)
+    return out
+
+
+# -- arithmetic -------------------------------------------------------------------------------------
+
+
+def _add_rule(step: Step) -> Gradients:
+    return {index: step.like(index, step.gradient) for index in step.wanted}
+
+
+def _sub(step: Step) -> Gradients:
+    out = Gradients()
+    if 0 in step.wanted:
+        out[0] = step.like(0, step.gradient)
+    if 1 in step.wanted:
+        out[1] = step.like(1, step.op("Neg", step.gradient))
+    return out
+
+
+def _mul(step: Step) -> Gradients:
+    return {
+        index: step.like(index, step.op("Mul", step.gradient, step.node.input[1 - index]))
+        for index in step.wanted
+    }
+
+
+def _div(step: Step) -> Gradients:
+    b = step.node.input[1]
+    out = Gradients()
+    if 0 in step.wanted:
+        out[0] = step.like(0, step.op("Div", step.gradient, b))
+    if 1 in step.wanted:
+        share = step.op("Div", step.op("Mul", step.gradient, step.node.output[0]), b)
+        out[1] = step.like(1, step.op("Neg", share))
+    return out
+
+
+def _neg(step: Step) -> Gradients:
+    return {0: step.op("Neg", step.gradient)}
+
+
+def _sqrt(step: Step) -> Gradients:
+    twice = step.op("Add", step.node.output[0], step.node.output[0])
+    return {0: step.op("Div", step.gradient, twice)}
+
+
+# -- activations ------------------------------------------------------------------------------------
+
+
+def _tanh(step: Step) -> Gradients:
+    y = step.node.output[0]
+    slope = step.op("Sub", step.tape.constant(1.0), step.op("Mul", y, y))
+    return {0: step.op("Mul", step.gradient, slope)}
+
+
+def _relu(step: Step) -> Gradients:
+    positive = step.op(
+        "Cast", step.op("Greater", step.node.input[0], step.tape.constant(0.0)), to=1
+    )
+    return {0: step.op("Mul", step.gradient, positive)}
+
+
+def _sigmoid(step: Step) -> Gradients:
+    y = step.node.output[0]
+    slope = step.op("Mul", y, step.op("Sub", step.tape.constant(1.0), y))
+    return {0: step.op("Mul", step.gradient, slope)}
+
+
+def _gelu(step: Step) -> Gradients:
+    """x Φ(x): its slope is Φ(x) + x φ(x)."""
+    if step.attribute("approximate", b"none") not in (b"none", "none"):
+        raise UndifferentiableError("Gelu by tanh")
+    x, constant = step.node.input[0], step.tape.constant
+    erf = step.op("Erf", step.op("Mul", x, constant(ROOT_HALF)))
+    below = step.op("Add", step.op("Mul", erf, constant(HALF)), constant(HALF))
+    exponent = step.op("Mul", step.op("Mul", x, x), constant(-HALF))
+    density = step.op("Mul", step.op("Exp", exponent), constant(DENSITY))
+    slope = step.op("Add", below, step.op("Mul", x, density))
+    return {0: step.op("Mul", step.gradient, slope)}
+
+
+def _erf(step: Step) -> Gradients:
+    x, constant = step.node.input[0], step.tape.constant
+    bell = step.op("Exp", step.op("Neg", step.op("Mul", x, x)))
+    slope = step.op("Mul", bell, constant(2 * np.pi**-0.5))
+    return {0: step.op("Mul", step.gradient, slope)}
+
+
+def _softmax(step: Step) -> Gradients:
+    y, axis = step.node.output[0], step.attribute("axis", -1)
+    weighted = step.op("Mul", step.gradient, y)
+    total = step.op("ReduceSum", weighted, step.tape.axes(axis), keepdims=1)
+    return {0: step.op("Mul", step.op("Sub", step.gradient, total), y)}
+
+
+def _log_softmax(step: Step) -> Gradients:
+    total = step.op(
+        "ReduceSum", step.gradient, step.tape.axes(step.attribute("axis", -1)), keepdims=1
+    )
+    spread = step.op("Mul", step.op("Exp", step.node.output[0]), total)
+    return {0: step.op("Sub", step.gradient, spread)}
+
+
+def _layer_norm(step: Step) -> Gradients:
+    """Over the last axis. Mean and inverse deviation are outputs that the forward node can give."""
+    node, dy, last = step.node, step.gradient, step.tape.axes(-1)
+    if step.attribute("axis", -1) not in (-1, step.rank(node.input[0]) - 1):
+        raise UndifferentiableError("LayerNormalization over more than the last axis")
+    while len(node.output) < 3:
+        node.output.append(f"{node.output[0]}/{('mean', 'inverse')[len(node.output) - 1]}")
+    x, (_, mean, inverse) = node.input[0], node.output
+    normal = step.op("Mul", step.op("Sub", x, mean), inverse)
+    out = Gradients()
+    if 0 in step.wanted:
+        scaled = step.op("Mul", dy, node.input[1])
+        along = step.op("ReduceMean", step.op("Mul", scaled, normal), last, keepdims=1)
+        centred = step.op("Sub", scaled, step.op("ReduceMean", scaled, last, keepdims=1))
+        out[0] = step.op("Mul", step.op("Sub", centred, step.op("Mul", normal, along)), inverse)
+    if 1 in step.wanted:
+        out[1] = step.like(1, step.op("Mul", dy, normal))
+    if 2 in step.wanted:
+        out[2] = step.like(2, dy)
+    return out
+
+
+# -- shapes -----------------------------------------------------------------------------------------
+
+
+def _reshape(step: Step) -> Gradients:
+    """Also of Squeeze, Unsqueeze and Flatten: the order of values stays."""
+    shape = step.op("Shape", step.node.input[0])
+    return {0: step.op("Reshape", step.gradient, shape)}
+
+
+def _transpose(step: Step) -> Gradients:
+    order = list(step.attribute("perm", range(step.rank(step.node.input[0]))[::-1]))
+    return {
+        0: step.op("Transpose", step.gradient, perm=[order.index(i) for i in range(len(order))])
+    }
+
+
+def _expand(step: Step) -> Gradients:
+    return {0: step.like(0, step.gradient)}
+
+
+def _concat(step: Step) -> Gradients:
+    """Each input gets its part back; sizes along the axis are read while it runs."""
+    axis = step.attribute("axis")
+    start, out = step.tape.axes(0), Gradients()
+    for index, name in enumerate(step.node.input):
+        size = step.op("Gather", step.op("Shape", name), step.tape.axes(axis), axis=0)
+        stop = step.op("Add", start, size)
+        if index in step.wanted:
+            out[index] = step.op("Slice", step.gradient, start, stop, step.tape.axes(axis))
+        start = stop
+    return out
+
+
+def _gather(step: Step) -> Gradients:
+    """By one index, the token of a pooling: zeros elsewhere."""
+    data, index = step.node.input
+    if 1 in step.wanted or step.rank(index) != 0:
+        raise UndifferentiableError("Gather by more than one index")
+    axis = step.attribute("axis", 0) % step.rank(data)
+    size = step.op("Gather", step.op("Shape", data), step.tape.constant(axis, np.int64), axis=0)
+    place = step.op("Range", step.tape.constant(0, np.int64), size, step.tape.constant(1, np.int64))
+    # An index below 0 counts from the end: the remainder has the sign of the size.
+    here = step.op("Cast", step.op("Equal", place, step.op("Mod", index, size)), to=1)
+    later = step.rank(data) - axis - 1
+    if later:
+        here = step.op("Unsqueeze", here, step.tape.axes(*range(1, later + 1)))
+    row = step.op("Unsqueeze", step.gradient, step.tape.axes(axis))
+    return {0: step.op("Mul", row, here)}
+
+
+def _gather_elements(step: Step) -> Gradients:
+    data, index = step.node.input
+    shape = step.op("Shape", data)
+    zeros = step.op("Expand", step.tape.constant(0.0), shape)
+    return {
+        0: step.op(
+            "ScatterElements",
+            zeros,
+            index,
+            step.gradient,
+            axis=step.attribute("axis", 0),
+            reduction="add",
+        )
+    }
+
+
+def _reduce_sum(step: Step) -> Gradients:
+    value = step.gradient
+    if not step.attribute("keepdims", 1) and len(step.node.input) > 1:
+        value = step.op("Unsqueeze", value, step.node.input[1])
+    return {0: step.op("Expand", value, step.op("Shape", step.node.input[0]))}
+
+
+def _same(step: Step) -> Gradients:
+    return {0: step.gradient}
+
+
+RULES: dict[str, Rule] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulNBits": _quantised,
+    "Add": _add_rule,
+    "Sub": _sub,
+    "Mul": _mul,
+    "Div": _div,
+    "Neg": _neg,
+    "Sqrt": _sqrt,
+    "Tanh": _tanh,
+    "Relu": _relu,
+    "Sigmoid": _sigmoid,
+    "Gelu": _gelu,
+    "Erf": _erf,
+    "Softmax": _softmax,
+    "LogSoftmax": _log_softmax,
+    "LayerNormalization": _layer_norm,
+    "Reshape": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Flatten": _reshape,
+    "Transpose": _transpose,
+    "Expand": _expand,
+    "Concat": _concat,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "ReduceSum": _reduce_sum,
+    "Identity": _same,
+}

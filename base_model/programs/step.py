@@ -1,0 +1,91 @@
+"""One step backwards through a graph: what a rule is handed, and what it may hand back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from base_model.programs.tape import Tape
+
+Shapes = Mapping[str, Sequence[int | str]]
+
+
+class UndifferentiableError(ValueError):
+    """An operator stands between a wanted tensor and the scalar, and has no derivative here."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A gradient that is a matrix product of two dimensions: one Gemm, which adds what is there already."""
+
+    left: str
+    right: str
+    left_transposed: bool = False
+    right_transposed: bool = False
+
+    def write(self, tape: Tape, addend: str | None) -> str:
+        """The Gemm."""
+        return tape.op(
+            "Gemm",
+            self.left,
+            self.right,
+            *([addend] if addend else []),
+            transA=int(self.left_transposed),
+            transB=int(self.right_transposed),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node to go back through: its output's gradient, and which inputs ask for theirs."""
+
+    tape: Tape
+    node: onnx.NodeProto
+    gradient: str
+    wanted: frozenset[int]
+    shapes: Shapes
+    weights: Callable[[onnx.NodeProto], str]
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The node's attribute, or ``default``."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def rank(self, name: str) -> int:
+        """Number of dimensions of a tensor."""
+        return len(self.shapes[name])
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Write a node."""
+        return self.tape.op(kind, *inputs, **attributes)
+
+    def like(self, index: int, value: str) -> str:
+        """``value``, of the output's shape, summed to the shape of an input that was broadcast.
+
+        A size that is known by name alone may be 1 while the graph runs: what is summed is then seen there.
+        """
+        name = self.node.input[index]
+        have, want = list(self.shapes[self.node.output[0]]), list(self.shapes[name])
+        extra = len(have) - len(want)
+        if extra:
+            value = self.op("ReduceSum", value, self.tape.axes(*range(extra)), keepdims=0)
+        sizes = list(enumerate(zip(want, have[extra:], strict=True)))
+        if any(isinstance(size, str) and size != whole for _, (size, whole) in sizes):
+            ones = self.op("Equal", self.op("Shape", name), self.tape.constant(1, np.int64))
+            axes = self.op("Squeeze", self.op("NonZero", ones), self.tape.axes(0))
+            return self.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1)
+        stretched = [axis for axis, (size, whole) in sizes if size == 1 and whole != 1]
+        if stretched:
+            value = self.op("ReduceSum", value, self.tape.axes(*stretched), keepdims=1)
+        return value
+
+
+Gradients = dict[int, "str | Product"]
+Rule = Callable[[Step], Gradients]
