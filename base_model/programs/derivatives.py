@@ -2,8 +2,8 @@
 
 A rule per operator (``rules``) says what the gradient of its output means for its inputs; what is here
 walks the graph backwards once, and only where a wanted tensor has a part in the scalar. It is ordinary
-reverse accumulation (Griewank and Walther, Evaluating Derivatives, chapter 3) on the graph that answers, so
-what is trained is what is served, and no framework is asked: whoever has the base's graph writes the same bytes.
+reverse accumulation (Griewank and Walther, Evaluating Derivatives, chapter 3) on the graph that answers: what
+is trained is what is served, no framework is asked, and whoever has the base's graph writes the same bytes.
 """
 
 from __future__ import annotations
