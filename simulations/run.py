@@ -7,11 +7,14 @@ begins, so a run that was killed at any moment continues with ``resume=True``.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from flwr.common.logger import update_console_handler
 
 import client.app
 from audit.log_copy import Trust
@@ -66,6 +69,9 @@ def simulate(
         ParityError: what was trained cannot be released; summary and report are written all the same,
             and say why.
     """
+    update_console_handler(
+        colored=sys.stderr.isatty()
+    )  # Flower's lines, in a file as on a terminal
     out = out.resolve()
     timings = Timings(out)
     with timings.part("prepare"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from flwr.common.logger import console_handler
 
 from fedge.main import COMMANDS
 from protocol.errors import ArtefactError, FedgeError, PlanError
@@ -55,6 +56,7 @@ def summary(said: tuple[Path, Result]) -> dict[str, Any]:
 
 
 def test_without_a_terminal_every_round_is_a_line(said: tuple[Path, Result]) -> None:
+    assert not console_handler.colored  # nor are Flower's own lines for terminals
     lines = said[1].stderr.splitlines()
     rounds = [line for line in lines if line.startswith("round ")]
     form = r"round {} of 2: accuracy [0-9.]+%, loss [0-9.]+; .*, about .* left"
