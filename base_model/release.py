@@ -83,8 +83,8 @@ def release_adapter(
             raise ParityError(
                 f"{adapter}: torch and ONNX Runtime differ by {parity.max_relative:.2e}, "
                 f"the bound is {bound:.0e}",
-                "do not release this adapter: go on from an earlier round where noise or long steps have spoilt "
-                "it, else rebuild the base's graph and compare again",
+                "do not release this adapter: where noise or long steps have spoilt it, go on from an "
+                "earlier round; else rebuild the base's graph and compare again",
                 parity,
             )
         sync(temporary)
