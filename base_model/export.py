@@ -90,7 +90,7 @@ def export_graph(
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
     optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
-    stores large tensors in 16 bits; it computes in float32.
+    stores matrices in 16 bits; it computes in float32.
     """
     graph_model = _exported(model)
     graph = graph_model.graph
@@ -202,9 +202,13 @@ def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) 
 
 
 def _halve(graph: onnx.GraphProto) -> None:
-    """Keep large tensors in float16; ONNX Runtime widens them once, when it opens the file."""
+    """Keep matrices in float16; ONNX Runtime widens them once, when it opens the file.
+
+    Vectors stay: they are few, and every number that passes a norm carries its rounding.
+    """
     for tensor in list(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.raw_data) < SMALL:
+        small = len(tensor.dims) < 2 or len(tensor.raw_data) < SMALL
+        if tensor.data_type != TensorProto.FLOAT or small:
             continue
         half = numpy_helper.to_array(tensor).astype(np.float16)
         name = tensor.name
