@@ -22,11 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from base_model.encoder import EncoderClassifier
+from base_model.families import FAMILIES
+from base_model.graph_forms import add_linear_slots, add_norm_slots, add_slot
 from base_model.graph_linears import (
     Codes,
-    add_slot,
     flatten_rows,
-    inject_lora,
     linear_nodes,
     quantise,
     sort_topologically,
@@ -92,7 +92,7 @@ def export_graph(
     optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
     stores matrices in 16 bits; it computes in float32.
     """
-    graph_model = _exported(model)
+    graph_model, family = _exported(model), FAMILIES[model.config.model_type]
     graph = graph_model.graph
     nodes = linear_nodes(graph)
     adapted = [(linear, nodes[linear.path]) for linear in linears]
@@ -102,7 +102,10 @@ def export_graph(
     flatten_rows(graph, [node for _, node in adapted])
     if slots:
         for linear, node in adapted:
-            inject_lora(graph, node, linear)
+            name, (key, value) = linear.path.rpartition(".")[2], family.attended
+            # softmax does not see a key's shift: all scores of a query move alike
+            add_linear_slots(graph, node, linear, scaled=name in (key, value), shifted=name != key)
+        add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, model.config.hidden_size, slots, prompt)
     _drop_unused(graph)
