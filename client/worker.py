@@ -1,102 +1,58 @@
-"""One client's part of a round, on the resident base of this process.
+"""One client's part of a round, on the base and the engine of this process.
 
-A :class:`Worker` is cheap; what it works with (the base, wrapped by peft, one named adapter per
-rank) is opened once per process and shared by every client it serves. (P-4.2, P-4.3)
+A :class:`Worker` is cheap; what it works with (the verified base, its program's sessions) is opened once
+per process and shared by every client that it serves. (P-4.2, P-4.3)
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from base_model.store import OpenBase, open_base
-from client.adapter_model import AdapterModel
 from client.batches import Encoded, encode
 from client.data import Rows
-from client.device import choose_device, matmul_dtype
+from client.engine.choice import engine_for
 from client.instructed import check_instruction, verify_length
-from client.settings import manifest_at
+from client.opened_base import opened_base
 from client.training import Score, evaluate, train
-from protocol.adapter import adapter_layout, client_rank, cut_to_rank, initial_adapter
-from protocol.encoding import canonical_json, digest, seed_from
-from protocol.errors import ArtefactError, DataError, UpdateError
+from protocol.encoding import seed_from
+from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
-from protocol.layout import Layout, Tensors, Vector
+from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
 from protocol.rules import Role, rule_named
 from protocol.wire import Instruction
-
-RESIDENTS = 2  # bases kept open in one process; the one not used for longest is let go
-
-
-class Resident:
-    """A base opened for one number of labels, one PEFT method and one precision."""
-
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        device = choose_device()
-        self.base: OpenBase = open_base(
-            folder,
-            labels=len(plan.task.labels),
-            matmul_dtype=matmul_dtype(plan.local.precision, device),
-        )
-        self.base.model.to(device)
-        self._models: dict[str, AdapterModel] = {}
-
-    def model(self, plan: Plan, rank: int) -> AdapterModel:
-        """The adapter model of ``plan`` at ``rank``; made once, its values are the last loaded."""
-        settings = plan.adapter.model_dump(mode="json", exclude={"client_ranks"})
-        settings["core"] = rule_named(plan.rule.name).has_core
-        key = f"{rank}/{digest('settings', canonical_json(settings))}"
-        if key not in self._models:
-            self._models[key] = AdapterModel(self.base, plan, rank=rank)
-        return self._models[key]
-
-
-_residents: OrderedDict[tuple[str, ...], Resident] = OrderedDict()
-
-
-def resident_for(plan: Plan, folder: Path) -> Resident:
-    """The process's resident base for ``plan``; opened, and verified by hash, at the first call.
-
-    Raises ArtefactError when the folder is damaged or holds another base than the plan's.
-    """
-    found = manifest_at(folder).fingerprint
-    if found != plan.base.fingerprint:
-        raise ArtefactError(
-            f"{folder}: holds base {found[:12]}…, the plan names {plan.base.fingerprint[:12]}…",
-            "fetch the base that the plan names, or correct base.fingerprint",
-        )
-    key = (found, str(len(plan.task.labels)), plan.adapter.method, plan.local.precision)
-    if key not in _residents:
-        while len(_residents) >= RESIDENTS:
-            _residents.popitem(last=False)
-        _residents[key] = Resident(plan, folder)
-    _residents.move_to_end(key)
-    return _residents[key]
 
 
 class Worker:
     """Trains clients of ``plan``."""
 
-    def __init__(self, plan: Plan, base_folder: Path) -> None:
-        """Use the base at ``base_folder``; raises as :func:`resident_for`, or PlanError."""
+    def __init__(
+        self,
+        plan: Plan,
+        base_folder: Path,
+        *,
+        threads: int = 0,
+        programs: Path | None = None,
+        roles: Iterable[frozenset[Role]] | None = None,
+    ) -> None:
+        """Use the base at ``base_folder``; the others as :func:`client.engine.choice.engine_for`.
+
+        Raises ArtefactError when the base is damaged, not the plan's, or has no program; PlanError when the
+        plan does not fit it; MachineError when the plan's engine is not installed.
+        """
         self.plan, self.base_folder = plan, base_folder
         self.contract = rule_named(plan.rule.name)
-        self._resident = resident_for(plan, base_folder)
-        self.manifest = self._resident.base.manifest
+        self._base = opened_base(plan, base_folder)
+        self.manifest = self._base.manifest
         verify_length(plan, self.manifest)
-
-    def model(self, rank: int | None = None) -> AdapterModel:
-        """The resident adapter model at ``rank`` (the plan's without it)."""
-        return self._resident.model(self.plan, self.plan.adapter.rank if rank is None else rank)
+        self.engine = engine_for(plan, self._base, threads=threads, programs=programs, roles=roles)
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
-        tokenizer, task = self._resident.base.tokenizer, self.plan.task
-        return encode(tokenizer, rows.texts, rows.labels, task.max_length)
+        return encode(self._base.tokenizer, rows.texts, rows.labels, self.plan.task.max_length)
 
     def contribute(
         self,
@@ -109,35 +65,31 @@ class Worker:
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's roles, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6) at ``instruction.rank``; the update is in the
-        layout of the round's roles at this client's rank. Under a rule with a fresh adapter per round the
-        update is relative to :func:`fresh_adapter`, its head relative to the received head.
+        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's roles.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
         for a client without rows, UpdateError when training diverges.
         """
-        received = self.check(instruction, adapter)
+        start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
         kept, held_out = self.split(client, encoded)
-        rank = client_rank(self.plan, client)
-        model = self.model(rank)
-        start = self._load(model, received, instruction, rank)
         score = Score(correct=0, examples=0, loss_sum=0.0)
         if instruction.evaluate and len(held_out):
-            score = evaluate(model, held_out)
+            score = evaluate(self.engine, start, held_out)
         turn = self.plan.turn(instruction.round)
         roles = self.contract.roles(turn)
         trained = train(
-            model,
+            self.engine,
+            start,
             kept,
             local=self.plan.local,
             roles=roles,
             seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
-        after = model.tensors()
-        layout = model.layout.only(roles)
+        layout = self.engine.layout.only(roles)
+        after = trained.tensors
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
         if not np.isfinite(update).all():  # after the last step no loss was computed
             raise UpdateError(
@@ -170,40 +122,3 @@ class Worker:
         rng = np.random.default_rng(seed_from("holdout", self.plan.seed, client))
         order = rng.permutation(len(rows)).astype(np.int64)
         return rows.take(np.sort(order[out:])), rows.take(np.sort(order[:out]))
-
-    def _load(
-        self, model: AdapterModel, received: Tensors, instruction: Instruction, rank: int
-    ) -> Tensors:
-        """Put the received adapter into ``model``; returns the values training starts from."""
-        if self.contract.fresh_each_round:
-            std = self.manifest.embedding_std
-            start = fresh_adapter(model.layout, self.plan, std, self.plan.turn(instruction.round))
-            start |= {s.name: received[s.name] for s in model.layout.only({Role.HEAD}).specs}
-            model.load_stack(received, rank=instruction.rank)
-            model.load(start)
-            return start
-        model.drop_stack()
-        start = received
-        if rank != instruction.rank:
-            start = cut_to_rank(received, self._layout(instruction.rank), rank)
-        model.load(start)
-        return start
-
-    def _layout(self, rank: int) -> Layout:
-        return adapter_layout(self.plan, self.manifest, rank=rank)
-
-
-def worker_for(plan: Plan, base_folder: Path) -> Worker:
-    """A worker on the process's resident base; raises as :class:`Worker`."""
-    return Worker(plan, base_folder)
-
-
-def fresh_adapter(layout: Layout, plan: Plan, embedding_std: float, round_number: int) -> Tensors:
-    """The adapter a client starts from in one round of a stacking rule: A random, B zero.
-
-    Its seed is ``seed_from("fresh", plan.seed, round)`` (P-1.4): the coordinator derives the same
-    factors and adds the update to them. A lower rank's factors are the first rows of a higher's.
-    The head of the result is not used.
-    """
-    seed = seed_from("fresh", plan.seed, round_number)
-    return initial_adapter(layout, seed=seed, embedding_std=embedding_std)

@@ -17,13 +17,14 @@ import numpy as np
 
 from client.data import Rows, load_rows
 from client.training import train
-from client.worker import worker_for
+from client.worker import Worker
 from protocol.adapter import adapter_layout, initial_adapter
 from protocol.encoding import seed_from
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
+from protocol.rules import rule_named
 from simulations.clients import client_name, named
-from simulations.evaluation import Evaluator, figures, starting_model
+from simulations.evaluation import Evaluator, figures
 from simulations.files import read_json, write_json
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
@@ -139,16 +140,17 @@ def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Scores:
 
 def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Tensors:
     plan, manifest = prepared.plan, prepared.manifest
-    worker = worker_for(plan, prepared.base)
-    layout = adapter_layout(plan, manifest)
+    contract, layout = rule_named(plan.rule.name), adapter_layout(plan, manifest)
     start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    model = starting_model(worker, start)
     all_roles = frozenset(spec.role for spec in layout.specs)
-    roles = worker.contract.roles(1) if worker.contract.has_core else all_roles
+    roles = contract.roles(1) if contract.has_core else all_roles
+    worker = Worker(plan, prepared.base, roles=[roles])
     # A client's bound on steps is per round; here the passes are the bound.
     local = plan.local.model_copy(update={"max_steps": 0})
-    train(model, worker.encode(rows), local=local, roles=roles, seed=seed, epochs=epochs)
-    return model.tensors()
+    encoded = worker.encode(rows)
+    return train(
+        worker.engine, start, encoded, local=local, roles=roles, seed=seed, epochs=epochs
+    ).tensors
 
 
 def _rows_of(prepared: Prepared, partition: int) -> Rows:
