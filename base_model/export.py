@@ -22,11 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from base_model.encoder import EncoderClassifier
+from base_model.families import FAMILIES
+from base_model.graph_forms import add_linear_slots, add_norm_slots, add_slot
 from base_model.graph_linears import (
     Codes,
-    add_slot,
     flatten_rows,
-    inject_lora,
     linear_nodes,
     quantise,
     sort_topologically,
@@ -90,9 +90,9 @@ def export_graph(
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
     optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
-    stores large tensors in 16 bits; it computes in float32.
+    stores matrices in 16 bits; it computes in float32.
     """
-    graph_model = _exported(model)
+    graph_model, family = _exported(model), FAMILIES[model.config.model_type]
     graph = graph_model.graph
     nodes = linear_nodes(graph)
     adapted = [(linear, nodes[linear.path]) for linear in linears]
@@ -102,7 +102,10 @@ def export_graph(
     flatten_rows(graph, [node for _, node in adapted])
     if slots:
         for linear, node in adapted:
-            inject_lora(graph, node, linear)
+            name, (key, value) = linear.path.rpartition(".")[2], family.attended
+            # softmax does not see a key's shift: all scores of a query move alike
+            add_linear_slots(graph, node, linear, scaled=name in (key, value), shifted=name != key)
+        add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, model.config.hidden_size, slots, prompt)
     _drop_unused(graph)
@@ -202,9 +205,13 @@ def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) 
 
 
 def _halve(graph: onnx.GraphProto) -> None:
-    """Keep large tensors in float16; ONNX Runtime widens them once, when it opens the file."""
+    """Keep matrices in float16; ONNX Runtime widens them once, when it opens the file.
+
+    Vectors stay: they are few, and every number that passes a norm carries its rounding.
+    """
     for tensor in list(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.raw_data) < SMALL:
+        small = len(tensor.dims) < 2 or len(tensor.raw_data) < SMALL
+        if tensor.data_type != TensorProto.FLOAT or small:
             continue
         half = numpy_helper.to_array(tensor).astype(np.float16)
         name = tensor.name

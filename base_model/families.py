@@ -20,7 +20,8 @@ class Family:
     from the ids and begin behind ``pad_token_id``, and a pad inside a text has none of its own.
     ``default_pooling``: for a source that says nothing. ``dense``: the inner layer of Hugging Face's own
     classification head, under its name in a checkpoint and its path in the base's model, where pooling
-    ``pooler`` applies it; ``out``: the name of the head's outer layer.
+    ``pooler`` applies it; ``out``: the name of the head's outer layer. ``attended``: last path components of
+    the linears that give keys and values, which an adapter may scale.
     """
 
     model_type: str
@@ -29,6 +30,7 @@ class Family:
     default_pooling: Literal["mean", "cls", "pooler"] = "cls"
     dense: tuple[str, str] | None = None
     out: str = "classifier"
+    attended: tuple[str, str] = ("key", "value")
 
     def positions(self, config: Any) -> int:
         """How many tokens a text may have by the position table."""
@@ -50,6 +52,7 @@ FAMILIES = {
             model_type="distilbert",
             prefix="distilbert",
             dense=("pre_classifier", "pooler"),
+            attended=("k_lin", "v_lin"),
         ),
         Family(model_type="roberta", **_ROBERTA),
         Family(model_type="xlm-roberta", **_ROBERTA),

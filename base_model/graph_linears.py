@@ -1,10 +1,10 @@
 """Operations on the linears of an exported ONNX graph, found by module path.
 
-Each linear becomes MatMulNBits on the very bytes of ``weights.safetensors`` and gets a low-rank
-branch whose factors are optional inputs. What the branch costs is memory traffic, not arithmetic, so
-the encoder runs on rows (tokens of all texts below each other): there the branch's last product can
-add onto the base's result in one Gemm, where three dimensions would need a product and an Add, each
-with a pass of its own over the activations (measured by ``benchmarks/slots.py``).
+Each linear becomes MatMulNBits on the very bytes of ``weights.safetensors`` and gets a low-rank branch whose
+factors are optional inputs (``graph_forms``). What the branch costs is memory traffic, not arithmetic, so the
+encoder runs on rows (tokens of all texts below each other): there the branch's last product can add onto the
+base's result in one Gemm, where three dimensions would need a product and an Add, each with a pass of its own
+over the activations (measured by ``benchmarks/slots.py``).
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from protocol.adapter import LORA_A, LORA_B
 from protocol.manifest import Linear
 
 Codes = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
@@ -37,12 +35,15 @@ def linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
             continue
-        scopes = next(
-            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
-        )
-        path = ast.literal_eval(scopes)[-2].removeprefix("model.")
-        found.setdefault(path, node)
+        found.setdefault(module_of(node), node)
     return found
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the module that an exported node comes from."""
+    scopes = next(p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes")
+    path: str = ast.literal_eval(scopes)[-2]
+    return path.removeprefix("model.")
 
 
 def quantise(
@@ -134,32 +135,6 @@ def _return_to_tokens(graph: onnx.GraphProto, flat: set[str], tokens: str) -> No
             returned[name] = helper.make_node("Reshape", [name, tokens], [back])
             _replace_input(node, name, back)
     graph.node.extend(returned.values())
-
-
-def inject_lora(graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear) -> None:
-    """``y = x W + b`` becomes ``y = x W + b + (x A) B``; each module has its own rank symbol.
-
-    With one shared symbol the memory planner would assume equal ranks everywhere.
-    """
-    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
-    add_slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
-    add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
-    output = node.output[0]
-    node.output[0] = f"{output}/base"
-    graph.node.extend(
-        [
-            helper.make_node("MatMul", [node.input[0], a], [f"{output}/down"]),
-            helper.make_node("Gemm", [f"{output}/down", b, f"{output}/base"], [output]),
-        ]
-    )
-
-
-def add_slot(
-    graph: onnx.GraphProto, name: str, shape: list[Any], default: npt.NDArray[np.float32]
-) -> None:
-    """An optional float32 input: an initializer that a caller may override."""
-    graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph.initializer.append(numpy_helper.from_array(default, name))
 
 
 def sort_topologically(graph: onnx.GraphProto) -> None:

@@ -44,9 +44,7 @@ from protocol.peft_format import CARD_FILE, EDGE_FILE, Parity, ParityError, Rele
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 
-HALF_BOUND = (
-    2e-2  # of a row's largest logit: a float16 has 11 bits, and small logits are sums that cancel
-)
+HALF_BOUND = 1e-2  # of a row's largest logit: a float16 has 11 bits
 GRAPH, LABELS, PARITY, HEAD_FILE, SETTINGS = (
     "model.onnx",
     "labels.json",
@@ -110,7 +108,7 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     tensors = read_peft(adapter)
     values = _values(opened, tensors, scaling_of(adapter), temperature_of(note))
     if bits == 16:
-        values = {name: value.half().float() for name, value in values.items()}
+        values = {name: value.to(_stored(value)).float() for name, value in values.items()}
     if odd := sorted(name for name, value in values.items() if not value.isfinite().all()):
         raise ArtefactError(f"{odd[0]} has values beyond {bits} bits", "write it with 32 bits")
     config = _config(opened.model.config, note.labels)
@@ -179,17 +177,14 @@ def _write_folder(merged: Merged, folder: Path) -> Callable[[list[str]], Array]:
         raise ArtefactError(
             "a soft prompt is no weight of a Hugging Face model", "write it with --merged onnx"
         )
-    dtype = torch.float16 if merged.bits == 16 else torch.float32
     _write_tokenizer(merged, folder)
     if merged.opened.manifest.pooling == "pooler":
-        _ordinary(merged.model).to(dtype).save_pretrained(folder)
-        opened = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        _save(_ordinary(merged.model), folder, merged.bits)
+        opened = AutoModelForSequenceClassification.from_pretrained(folder)
     else:
         model = merged.model
-        encoder: Any = model.get_submodule(model.prefix)
-        encoder.to(dtype).save_pretrained(folder / "encoder")
-        head = {name: value.to(dtype) for name, value in model.classifier.state_dict().items()}
-        save_file(head, folder / HEAD_FILE)
+        _save(model.get_submodule(model.prefix), folder / "encoder", merged.bits)
+        save_file(model.classifier.state_dict(), folder / HEAD_FILE)
         labels = merged.note.labels
         _write_json(
             folder / SETTINGS, {"pooling": merged.opened.manifest.pooling, "labels": labels}
@@ -197,6 +192,19 @@ def _write_folder(merged: Merged, folder: Path) -> Callable[[list[str]], Array]:
         (folder / OPENER_FILE).write_text(OPENER, "utf-8")
         opened = runpy.run_path(str(folder / OPENER_FILE))["load"](folder)
     return lambda texts: _transformers_logits(opened.eval(), folder, texts)
+
+
+def _stored(value: Tensor) -> torch.dtype:
+    """Of a tensor in files of 16 bits: vectors stay, as all that passes a norm carries their rounding."""
+    return torch.float16 if value.dim() > 1 else torch.float32
+
+
+def _save(model: Any, folder: Path, bits: int) -> None:
+    """transformers' own folder. Its config says float32: whoever opens it computes in that, as devices do."""
+    values = model.state_dict()
+    if bits == 16:
+        values = {name: value.to(_stored(value)) for name, value in values.items()}
+    model.save_pretrained(folder, state_dict=values)
 
 
 def _ordinary(model: EncoderClassifier) -> Any:

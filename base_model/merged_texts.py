@@ -39,16 +39,15 @@ def pipeline(folder):
 
 
 def load(folder):
-    """The model, ready to answer, in the precision of its files."""
+    """The model, ready to answer, in float32 whatever its files are stored in."""
     folder = Path(folder)
     settings = json.loads((folder / "head.json").read_text("utf-8"))
     head = load_file(folder / "head.safetensors")
-    dtype = head["weight"].dtype
     options = _without_pooler(AutoConfig.from_pretrained(folder / "encoder"))
-    encoder = AutoModel.from_pretrained(folder / "encoder", dtype=dtype, **options)
+    encoder = AutoModel.from_pretrained(folder / "encoder", dtype=torch.float32, **options)
     model = Classifier(encoder, None, settings["pooling"], "head", settings["labels"])
     model.get_submodule("head").load_state_dict(head)
-    return model.to(dtype).eval()
+    return model.eval()
 
 {CLASSIFIER}'''
 
@@ -100,7 +99,8 @@ with open("FOLDER/labels.json", encoding="utf-8") as file:
 print([labels[index] for index in logits.argmax(1)])
 ```"""
 
-HALF = "Its numbers are stored in 16 bits: parity.json says what that costs."
+HALF = """Its matrices are stored in 16 bits and widened when it is opened: parity.json says what that
+costs."""
 
 
 def card(manifest: Manifest, note: ReleaseNote, *, kind: str, bits: int) -> str:

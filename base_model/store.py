@@ -20,12 +20,12 @@ from transformers import AutoConfig
 from base_model.encoder import EncoderClassifier
 from base_model.quant_linear import QuantLinear
 from base_model.source_files import first_line
-from base_model.verify import REBUILD, WEIGHTS
+from base_model.verify import REBUILD, WEIGHTS, open_tokenizer
 from base_model.verify import read_manifest as read_manifest
 from base_model.verify import verify_base as verify_base
 from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
-from protocol.manifest import CONFIG, TOKENIZER, Manifest
+from protocol.manifest import CONFIG, Manifest
 from protocol.regular_files import read_regular
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def open_base(
         model = empty_model(config, manifest, labels=labels or manifest.head.labels)
         _install(model, manifest, tensors, matmul_dtype)
         _fresh_head(model, manifest, tensors, labels)
-        tokenizer = _tokenizer(folder / TOKENIZER)
+        tokenizer = open_tokenizer(folder)
     except MemoryError:
         raise MachineError(f"{folder}: not enough memory", "use a larger machine") from None
     except Exception as error:  # what config and tensors can make torch and transformers raise
@@ -84,13 +84,6 @@ def open_base(
     model.requires_grad_(False)
     model.eval()
     return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain ones
-        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _cause(error: Exception) -> str:

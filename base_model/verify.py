@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from protocol.encoding import digest
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, Manifest, TensorEntry, parse_manifest
+from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, TensorEntry, parse_manifest
 from protocol.regular_files import read_regular_text, sha256_of_regular
 
 WEIGHTS = "weights.safetensors"
@@ -82,3 +83,11 @@ def tensor_entry(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Te
     return TensorEntry(
         dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
     )
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The base's tokenizer. Raises ArtefactError."""
+    try:
+        return Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises plain ones
+        raise ArtefactError(f"{folder / TOKENIZER}: {error}", REBUILD) from None

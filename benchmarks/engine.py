@@ -51,43 +51,27 @@ def plan_for(fingerprint: str) -> Any:
 
 
 def steps(base: Path, manifest: Any, plan: Any, tensors: dict[str, Any]) -> tuple[Any, Any]:
-    """(by ONNX Runtime, by torch): each gives the mean loss and the gradients by name."""
-    import torch
-    import torch.nn.functional as F
+    """(by ONNX Runtime, by torch): each gives the summed loss and the gradients by name."""
+    from base_model.programs.folder import make_program
+    from client.batches import Batch
+    from client.engine.onnx_engine import OnnxEngine
+    from client.engine.torch_engine import TorchEngine
+    from protocol.adapter import adapter_layout
+    from protocol.rules import rule_named
 
-    from base_model.programs.classifier import classifier_program
-    from base_model.programs.session import open_program
-    from base_model.store import open_base
-    from client.adapter_model import AdapterModel
+    layout, roles = adapter_layout(plan, manifest), rule_named(plan.rule.name).roles(1)
+    program = make_program(base, manifest, plan)
+    engines = (
+        OnnxEngine(program, base, layout, threads=1),
+        TorchEngine(base, plan, threads=1),
+    )
 
-    torch.set_num_threads(1)
-    program = classifier_program(base, manifest, plan, trained=frozenset(tensors))
-    session = open_program(program.SerializeToString(), base, threads=1)
-    model = AdapterModel(open_base(base, labels=LABELS, verify=False), plan)
-    model.load(tensors)
-    parameters = model.train_only({spec.role for spec in model.layout.specs})
+    def by(engine: Any) -> Any:
+        return lambda ids, mask, labels: engine.gradients(
+            tensors, Batch(ids=ids, mask=mask, labels=labels), roles
+        )
 
-    def by_onnx(ids: Any, mask: Any, labels: Any) -> tuple[float, dict[str, Any]]:
-        feeds = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        loss, *gradients = session.run(None, feeds | tensors)
-        names = [output.name.removeprefix("gradient.") for output in session.get_outputs()[1:]]
-        return float(loss) / len(ids), {
-            name: value / len(ids) for name, value in zip(names, gradients, strict=True)
-        }
-
-    def by_torch(ids: Any, mask: Any, labels: Any) -> tuple[float, dict[str, Any]]:
-        for parameter in parameters.values():
-            parameter.grad = None
-        logits = model.forward(torch.from_numpy(ids), torch.from_numpy(mask)).float()
-        loss = F.cross_entropy(logits, torch.from_numpy(labels))
-        loss.backward()
-        return float(loss.detach()), {
-            name: parameter.grad.numpy()
-            for name, parameter in parameters.items()
-            if parameter.grad is not None
-        }
-
-    return by_onnx, by_torch
+    return by(engines[0]), by(engines[1])
 
 
 def cpu_seconds(call: Callable[..., Any], batch: Any) -> float:
@@ -131,7 +115,7 @@ def measure(base: Path, repeats: int) -> list[dict[str, Any]]:
                     float(np.abs(ours[n] - theirs[n]).max() / np.abs(theirs[n]).max())
                     for n in theirs
                 ),
-                "loss_difference": abs(loss - peer),
+                "loss_difference": abs(loss - peer) / rows,
             }
         )
     return results

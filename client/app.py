@@ -9,7 +9,7 @@ the in-process grid gives every client of a round the same objects.
 
 Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
 TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a path with
-``{partition}``), ``threads`` (0 = torch's default). ``node_config`` alone has ``data-path``,
+``{partition}``), ``threads`` (0 = the engine's default). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
 fingerprint is fetched from), ``base-cache``, ``trainer`` (the socket of a process that keeps the base;
@@ -27,7 +27,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.job import contribution, job_of
+from client.job import contribution, job_of, worker_of
 from client.settings import (
     client_name,
     epsilon_limit,
@@ -190,13 +190,13 @@ def _verify_ready(message: Message, context: Context, plan: Plan, manifest: Mani
 
     check_instruction(plan, manifest, *_received(message.content))
     verify_length(plan, manifest)
-    job_of(context)
+    job = job_of(context)
     if (trainer := trainer_path(context)) is not None:
         from client.trainer_link import start
 
         start(trainer)
     else:
-        import client.worker  # noqa: F401
+        worker_of(job)
 
 
 def _mask(message: Message, context: Context) -> RecordDict:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
@@ -62,9 +61,9 @@ class Encoded:
 class Batch:
     """``ids`` and ``mask`` (rows, longest row) int64, ``labels`` (rows,) int64."""
 
-    ids: torch.Tensor
-    mask: torch.Tensor
-    labels: torch.Tensor
+    ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.int64]
+    labels: Index
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> Encoded:
@@ -142,7 +141,23 @@ def by_length(lengths: Index, *, batch_size: int) -> list[Index]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def collate(rows: Encoded, index: Index, device: torch.device | None = None) -> Batch:
+def micro_batches(lengths: Index, index: Index, *, most: int) -> list[Index]:
+    """The rows of a step in pieces of at most ``most`` padded tokens each, at least one row in each.
+
+    ``lengths`` are those of ``index``. A program's loss is a sum, so the gradients of pieces add up to the
+    step's: what bounds the memory of a step changes nothing but roundings.
+    """
+    pieces: list[Index] = []
+    start = longest = 0
+    for at, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if at > start and longest * (at - start + 1) > most:
+            pieces.append(index[start:at])
+            start, longest = at, length
+    return [*pieces, index[start:]]
+
+
+def collate(rows: Encoded, index: Index) -> Batch:
     """The rows at ``index``, padded to the longest of them."""
     lengths = rows.offsets[index + 1] - rows.offsets[index]
     ids = np.full((len(index), int(lengths.max())), rows.pad_id, np.int64)
@@ -150,6 +165,4 @@ def collate(rows: Encoded, index: Index, device: torch.device | None = None) -> 
         start, stop = rows.offsets[row], rows.offsets[row + 1]
         target[: stop - start] = rows.ids[start:stop]
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    tensors = (torch.from_numpy(array) for array in (ids, mask, rows.labels[index]))
-    moved = [tensor if device is None else tensor.to(device) for tensor in tensors]
-    return Batch(ids=moved[0], mask=moved[1], labels=moved[2])
+    return Batch(ids=ids, mask=mask, labels=rows.labels[index])

@@ -1,7 +1,6 @@
 """Local data: a client's rows as texts and label indices, by the plan's columns and labels.
 
-The rows are those of :mod:`protocol.rows.read`; here they become an in-memory ``datasets.Dataset`` whose
-``ClassLabel`` feature turns names into indices. Nothing is memory-mapped, fingerprinted to disk or cached: no
+The rows are those of :mod:`protocol.rows.read`. Nothing is memory-mapped or cached on disk: no
 copy of private rows is left anywhere.
 """
 
@@ -27,22 +26,10 @@ class Rows:
 
 def load_rows(path: Path, task: Task) -> Rows:
     """A ``.jsonl``, ``.csv`` or ``.parquet`` file. Raises DataError for the first row that does not fit."""
-    return _through_datasets(task_rows(path, task), task)
+    table, index = task_rows(path, task), {label: at for at, label in enumerate(task.labels)}
+    return Rows(texts=list(table.texts), labels=[index[label] for label in table.labels])
 
 
 def task_rows(path: Path, task: Task) -> Table:
-    """The same with the labels' names, and without the library."""
+    """The same with the labels' names."""
     return read_rows(path, text=task.text, label=task.label, labels=task.labels)
-
-
-def _through_datasets(table: Table, task: Task) -> Rows:
-    from datasets import ClassLabel, Dataset, Features, Value
-
-    features = Features({"text": Value("string"), "label": ClassLabel(names=task.labels)})
-    rows = {"text": table.texts, "label": table.labels}
-    columns = Dataset.from_dict(
-        rows, features=features
-    ).data  # the Arrow table: faster than row by row
-    return Rows(
-        texts=columns.column("text").to_pylist(), labels=columns.column("label").to_pylist()
-    )

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.rows_cache import RowsCache
-from client.settings import base_of, client_name, data_path, path_of, plan_at, threads_of
+from client.settings import (
+    base_of,
+    client_name,
+    data_path,
+    path_of,
+    plan_at,
+    programs_path,
+    threads_of,
+)
 from protocol.exchange import Contribution
 from protocol.layout import Vector
 from protocol.wire import Instruction
@@ -17,18 +25,24 @@ if TYPE_CHECKING:
 
     from flwr.app import Context
 
+    from client.worker import Worker
+
 rows_cache = RowsCache()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Whose part of a round: plan file, base folder, file of rows; ``threads`` 0 is torch's default."""
+    """Whose part of a round: plan file, base folder, file of rows; ``threads`` 0 is the engine's default.
+
+    ``programs``: where programs are kept when they cannot be beside the base.
+    """
 
     client: str
     plan: Path
     base: Path
     data: Path
     threads: int = 0
+    programs: Path | None = None
 
 
 def job_of(context: Context) -> Job:
@@ -39,6 +53,7 @@ def job_of(context: Context) -> Job:
         base=base_of(context),
         data=data_path(context),
         threads=threads_of(context),
+        programs=programs_path(context),
     )
 
 
@@ -54,11 +69,7 @@ def contribution(
     ``on_step`` is called after every optimiser step. Raises PlanError, ArtefactError, DataError and
     UpdateError as :class:`client.worker.Worker` does.
     """
-    plan = plan_at(job.plan)
-    from client.worker import worker_for
-
-    _set_threads(job.threads)
-    worker = worker_for(plan, job.base)
+    worker = worker_of(job)
     worker.check(instruction, adapter)  # a request that does not belong reads no private data
     return worker.contribute(
         client=job.client,
@@ -69,8 +80,8 @@ def contribution(
     )
 
 
-def _set_threads(threads: int) -> None:
-    import torch
+def worker_of(job: Job) -> Worker:
+    """What trains it: base and program are opened and verified, no row is read. Raises as Worker does."""
+    from client.worker import Worker
 
-    if threads > 0 and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    return Worker(plan_at(job.plan), job.base, threads=job.threads, programs=job.programs)

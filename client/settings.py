@@ -124,6 +124,12 @@ def trainer_path(context: Context) -> Path | None:
     return Path(str(value)) if value else None
 
 
+def programs_path(context: Context) -> Path | None:
+    """The folder for programs that cannot lie beside their base; None for this user's own cache."""
+    value = context.node_config.get("programs")
+    return Path(str(value)) if value else None
+
+
 def sessions_path(context: Context) -> Path | None:
     """The folder for attempts of secure aggregation; None to keep them in Flower's node state."""
     value = context.node_config.get("sessions")
@@ -153,7 +159,7 @@ def data_path(context: Context) -> Path:
 
 
 def threads_of(context: Context) -> int:
-    """``threads``; 0 leaves it to torch. Raises MachineError beyond what machines have."""
+    """``threads``; 0 leaves it to the engine. Raises MachineError beyond what machines have."""
     value = _setting(context, "threads") or "0"
     known = value.isascii() and value.isdigit() and len(value) <= len(str(MOST_THREADS))
     if not known or int(value) > MOST_THREADS:

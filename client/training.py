@@ -1,7 +1,7 @@
-"""Local training, evaluation and prediction of one adapter: deterministic by seed.
+"""Local training, evaluation and prediction of one adapter: deterministic by seed, on any engine.
 
-Everything a step needs is prepared before the loop, and nothing in it waits for the device: the
-loss is summed where it is computed and read once per epoch.
+The trained tensors are views of one flat vector, which the optimiser moves; the engine is handed the
+views. Rounding apart, the result is the same whichever engine computes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import nn
 
-from client.adapter_model import AdapterModel
-from client.batches import Encoded, by_length, collate, training_batches
+from client.batches import Encoded, by_length, collate, micro_batches, training_batches
+from client.engine.interface import Engine, Values
+from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.errors import UpdateError
+from protocol.layout import Tensors
 from protocol.plan import Local
 from protocol.rules import Role
 
 EVALUATION_BATCH = 64
+MOST_TOKENS = 4096  # padded, of one call of the engine: what bounds the memory of a step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +32,14 @@ class Trained:
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
     epoch's mean cross-entropy in nats (without FedProx's term), so that ``loss_sum / examples``
-    is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
+    is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps. ``tensors``: the adapter after them.
     """
 
     examples: int
     loss_sum: float
     seconds: float
     steps: int
+    tensors: Tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +57,8 @@ class Score:
 
 
 def train(
-    model: AdapterModel,
+    engine: Engine,
+    start: Values,
     rows: Encoded,
     *,
     local: Local,
@@ -66,31 +68,15 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train the tensors of ``roles`` in place.
+    """Train the tensors of ``roles`` from ``start``, which is left as it is.
 
     ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both.
-    Global random state is left as it was. Raises UpdateError when the loss is no longer finite.
+    Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
+    longer finite.
     """
     started = clock()
-    with torch.random.fork_rng(devices=_cuda_devices(model.device)):
-        torch.manual_seed(seed)
-        examples, last, steps = _run(model, rows, local, roles, seed, epochs, on_step)
-    return Trained(
-        examples=examples, loss_sum=last * examples, seconds=clock() - started, steps=steps
-    )
-
-
-def _run(
-    model: AdapterModel,
-    rows: Encoded,
-    local: Local,
-    roles: frozenset[Role],
-    seed: int,
-    epochs: float | None,
-    on_step: Callable[[int], None] | None,
-) -> tuple[int, float, int]:
-    """(examples, mean loss of the last epoch, steps)."""
-    step = _Step(model, local, roles)
+    with np.errstate(over="ignore"):
+        step = _Step(engine, start, local, roles)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -98,21 +84,28 @@ def _run(
         epochs=float(local.epochs if epochs is None else epochs),
     )
     steps = examples = current = seen = 0
-    total = torch.zeros((), device=model.device)
-    for epoch, index in batches:
-        if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
-            current, seen, total = epoch, 0, torch.zeros_like(total)
-        total = total + step(rows, index)
-        seen, examples, steps = seen + len(index), examples + len(index), steps + 1
-        if on_step is not None:
-            on_step(steps)
-        if steps == local.max_steps:
-            break
-    return examples, _mean(total, seen), steps
+    total = 0.0
+    with np.errstate(all="ignore"):  # one that diverges is seen by its loss
+        for epoch, index in batches:
+            if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
+                current, seen, total = epoch, 0, 0.0
+            total += step(rows, index)
+            seen, examples, steps = seen + len(index), examples + len(index), steps + 1
+            if on_step is not None:
+                on_step(steps)
+            if steps == local.max_steps:
+                break
+    return Trained(
+        examples=examples,
+        loss_sum=_mean(total, seen) * examples,
+        seconds=clock() - started,
+        steps=steps,
+        tensors={name: value.copy() for name, value in step.tensors.items()},
+    )
 
 
-def _mean(total: torch.Tensor, rows: int) -> float:
-    value = float(total) / max(rows, 1)
+def _mean(total: float, rows: int) -> float:
+    value = total / max(rows, 1)
     if not math.isfinite(value):
         raise UpdateError(
             "this client's training diverged: the loss is not finite",
@@ -122,79 +115,56 @@ def _mean(total: torch.Tensor, rows: int) -> float:
 
 
 class _Step:
-    """One optimiser step; returns the batch's summed loss, still on the device."""
+    """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(self, model: AdapterModel, local: Local, roles: frozenset[Role]) -> None:
-        trained = model.train_only(roles)
-        self._model, self._local = model, local
-        self._parameters = list(trained.values())
-        self._optimizer = _optimizer(model, trained, local)
-        self._start = [parameter.detach().clone() for parameter in self._parameters]
+    def __init__(self, engine: Engine, start: Values, local: Local, roles: frozenset[Role]) -> None:
+        self._engine, self._local, self._roles = engine, local, roles
+        self._layout = engine.layout.only(roles)
+        engine.layout.flatten(start)  # checks names and shapes
+        trained = {spec.name: start[spec.name] for spec in self._layout.specs}
+        self._weights = self._layout.flatten(trained)
+        self._start = self._weights.copy()
+        self._optimizer = optimizer_for(self._layout, local)
+        self.tensors = {
+            name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
+        } | self._layout.views(self._weights)
 
-    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> torch.Tensor:
-        batch = collate(rows, index, self._model.device)
-        self._optimizer.zero_grad(set_to_none=True)
-        logits = self._model.forward(batch.ids, batch.mask).float()
-        loss = F.cross_entropy(logits, batch.labels)
-        loss.backward()
-        gradients = self._gradients()
-        if self._local.proximal_mu > 0:
-            # The gradient of FedProx's mu/2 * |w - w0|^2 (arXiv 1812.06127), without its graph.
-            moved = torch._foreach_sub([p.detach() for p in self._parameters], self._start)
-            torch._foreach_add_(gradients, moved, alpha=self._local.proximal_mu)
-        nn.utils.clip_grad_norm_(self._parameters, self._local.clip_norm, foreach=True)
-        self._optimizer.step()
-        return loss.detach() * len(index)
-
-    def _gradients(self) -> list[torch.Tensor]:
-        gradients = []
-        for parameter in self._parameters:
-            if parameter.grad is None:  # a layer this batch did not reach: zero, not skipped
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        return gradients
+    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+        gradient, total = np.zeros_like(self._weights), 0.0
+        for piece in micro_batches(rows.lengths[index], index, most=MOST_TOKENS):
+            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._roles)
+            gradient += self._layout.flatten(parts)
+            total += loss
+        gradient /= np.float32(len(index))
+        mu = self._local.proximal_mu
+        add_proximal(gradient, self._weights, self._start, mu=mu)
+        clip(gradient, most=self._local.clip_norm)
+        self._optimizer.step(self._weights, gradient)
+        return total
 
 
-def _optimizer(
-    model: AdapterModel, trained: dict[str, nn.Parameter], local: Local
-) -> torch.optim.Optimizer:
-    head = [p for name, p in trained.items() if model.role(name) is Role.HEAD]
-    adapter = [p for name, p in trained.items() if model.role(name) is not Role.HEAD]
-    groups = [
-        {"params": parameters, "lr": rate}
-        for parameters, rate in ((adapter, local.learning_rate), (head, local.head_learning_rate))
-        if parameters
-    ]
-    if local.optimizer == "sgd":
-        return torch.optim.SGD(groups, weight_decay=local.weight_decay, fused=True)
-    return torch.optim.AdamW(groups, weight_decay=local.weight_decay, fused=True)
-
-
-def evaluate(model: AdapterModel, rows: Encoded) -> Score:
-    """Accuracy and loss of the adapter as it is loaded."""
+def evaluate(engine: Engine, tensors: Values, rows: Encoded) -> Score:
+    """Accuracy and loss of an adapter."""
     if not len(rows):
         return Score(correct=0, examples=0, loss_sum=0.0)
-    logits = torch.from_numpy(predict_logits(model, rows))
-    labels = torch.from_numpy(rows.labels)
+    logits = predict_logits(engine, tensors, rows).astype(np.float64)
+    largest = logits.max(-1, keepdims=True)
+    normal = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
+    chosen = np.take_along_axis(logits, rows.labels[:, None], -1)[:, 0]
     return Score(
-        correct=int((logits.argmax(-1) == labels).sum()),
+        correct=int((logits.argmax(-1) == rows.labels).sum()),
         examples=len(rows),
-        loss_sum=float(F.cross_entropy(logits.double(), labels, reduction="sum")),
+        loss_sum=float((normal - chosen).sum()),
     )
 
 
 def predict_logits(
-    model: AdapterModel, rows: Encoded, *, batch_size: int = EVALUATION_BATCH
+    engine: Engine, tensors: Values, rows: Encoded, *, batch_size: int = EVALUATION_BATCH
 ) -> npt.NDArray[np.float32]:
     """Logits (rows, labels) float32, in the order of ``rows``."""
-    logits = np.zeros((len(rows), len(model.plan.task.labels)), np.float32)
-    # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.
-    with torch.no_grad():
-        for index in by_length(rows.lengths, batch_size=batch_size):
-            batch = collate(rows, index, model.device)
-            logits[index] = model.forward(batch.ids, batch.mask).float().cpu().numpy()
+    pieces = by_length(rows.lengths, batch_size=batch_size)
+    answers = [engine.logits(tensors, collate(rows, index)) for index in pieces]
+    logits = np.zeros((len(rows), answers[0].shape[1] if answers else 0), np.float32)
+    for index, answer in zip(pieces, answers, strict=True):
+        logits[index] = answer
     return logits
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

@@ -136,7 +136,7 @@ def _without_base(finding: Finding) -> Finding:
 
 def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
     """Prepare the run in a folder of its own, time steps, and remove the folder."""
-    from client.worker import worker_for
+    from client.worker import Worker
     from simulations.forecasts import forecast_run
     from simulations.prepare import BASES, prepare
     from simulations.progress import NoProgress
@@ -148,7 +148,7 @@ def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
             experiment, out, resume=False, progress=NoProgress(), cache=(RUNS / BASES).resolve()
         )
         plan, sizes = prepared.plan, prepared.sizes
-        pace, seconds = forecast_run(prepared, worker_for(plan, prepared.base))
+        pace, seconds = forecast_run(prepared, Worker(plan, prepared.base))
     findings = [
         *prepared.warnings,
         *(f for f in check(plan, prepared.manifest) if f.severity == "note"),
@@ -174,10 +174,10 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
     import numpy as np
 
     from client.batches import Encoded
-    from client.worker import worker_for
+    from client.worker import Worker
     from simulations.pace import measure_pace
 
-    worker, batch = worker_for(plan, base), plan.local.batch_size
+    worker, batch = Worker(plan, base), plan.local.batch_size
     length = min(tokens, plan.task.max_length)
     rows = Encoded(
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),

@@ -48,6 +48,9 @@ COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
     "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
     "base": Lazy("base_model.commands:app", "Prepare or fetch a base, check it, look at it."),
+    "program": Lazy(
+        "base_model.programs.commands:app", "What trains: derive it from a base, check it."
+    ),
     "coordinator": Lazy("fedge.coordinators:app", "The machine where rounds are coordinated."),
     "client": Lazy(
         "fedge.sites:app", "A site's machine, trainer, identity, receipts, and what its data spent."
@@ -190,10 +193,10 @@ def _translated(error: Exception) -> FedgeError:
 _EXTRAS = {
     "torch": "base",
     "transformers": "base",
-    "peft": "client",
-    "onnx": "base",
+    "peft": "base",
+    "onnx": "client",
     "onnxscript": "base",
-    "datasets": "client",
+    "pyarrow": "parquet",
     "flwr": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",

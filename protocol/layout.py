@@ -95,6 +95,12 @@ class Layout:
             for spec in self.specs
         }
 
+    def views(self, vector: Vector) -> Tensors:
+        """Tensors by name that share the memory of ``vector`` (d,)."""
+        return {
+            spec.name: vector[self.slices[spec.name]].reshape(spec.shape) for spec in self.specs
+        }
+
     def _check_names(self, tensors: Mapping[str, object]) -> None:
         missing = [spec.name for spec in self.specs if spec.name not in tensors]
         unknown = sorted(set(tensors) - set(self.slices))

@@ -85,7 +85,7 @@ class Graph(Record):
     accuracy_level: Annotated[int, Field(ge=0, le=4)]
     inputs: Annotated[list[Word], Field(max_length=16)]
     output: Word
-    slots: Annotated[list[Slot], Field(max_length=4 * MOST_LINEARS)]
+    slots: Annotated[list[Slot], Field(max_length=8 * MOST_LINEARS)]
 
 
 class Manifest(Record):

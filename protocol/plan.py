@@ -41,6 +41,7 @@ Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
 VerifierText = Annotated[str, Field(max_length=400)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -54,6 +55,11 @@ class Base(Section):
     """The frozen base everyone trains on and serves."""
 
     fingerprint: Hex64 = Field(description="identity of the base, from `fedge base inspect DIR`")
+    program: Hex64OrNone = Field(
+        default="",
+        description="sha256 of the program.json that trains, from `fedge program build`; empty: what "
+        "each client derives from its base",
+    )
 
 
 class Task(Section):
@@ -154,8 +160,13 @@ class Local(Section):
     weight_decay: NonNegativeReal = Field(default=0.0, description="of the local optimiser")
     clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
     proximal_mu: NonNegativeReal = Field(default=0.0, description="FedProx; 0 = off")
+    engine: Literal["auto", "onnx", "torch"] = Field(
+        default="auto",
+        description="what computes gradients; auto: torch where there are CUDA and torch, else ONNX Runtime",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of products with the base; auto: what the processor is fast at"
+        default="auto",
+        description="of torch's products with the base; auto: what the processor is fast at",
     )
 
 

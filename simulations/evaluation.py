@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from client.adapter_model import AdapterModel
 from client.data import load_rows
 from client.training import predict_logits
-from client.worker import Worker, worker_for
+from client.worker import Worker
 from protocol.adapter import as_plain_lora, with_unit_cores
 from protocol.layout import Tensors
 from protocol.plan import Plan
@@ -22,10 +21,10 @@ EVALUATIONS = "evaluations.json"
 
 
 class Evaluator:
-    """Test rows, encoded once, and the resident base they are run on."""
+    """Test rows, encoded once, and the worker they are run by."""
 
     def __init__(self, plan: Plan, base: Path, test_file: Path) -> None:
-        self.worker = worker_for(plan, base)
+        self.worker = Worker(plan, base)
         self.held_out = load_rows(test_file, plan.task)
         self.rows = self.worker.encode(self.held_out)
 
@@ -35,18 +34,17 @@ class Evaluator:
     def measure(self, tensors: Tensors, *, rows: Sequence[int] | None = None) -> Scores:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
-        return score(predict_logits(finished_model(self.worker, tensors), chosen), chosen.labels)
+        finished = finished_tensors(self.worker, tensors)
+        return score(predict_logits(self.worker.engine, finished, chosen), chosen.labels)
 
 
-def finished_model(worker: Worker, tensors: Tensors) -> AdapterModel:
-    """The resident model with a whole adapter in it, to predict with.
+def finished_tensors(worker: Worker, tensors: Tensors) -> Tensors:
+    """A whole adapter as it is predicted with.
 
-    What predicts is the published form: measured as a coordinator holds it or as it was published,
-    an adapter gives the same bits.
+    That is the published form: measured as a coordinator holds it or as it was published, an adapter gives
+    the same bits.
     """
-    model = worker.model()
-    model.load(with_unit_cores(as_plain_lora(tensors), model.layout))
-    return model
+    return with_unit_cores(as_plain_lora(tensors), worker.engine.layout)
 
 
 def due(plan: Plan, round_number: int) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from client.batches import Encoded
 from client.training import predict_logits, train
 from client.worker import Worker
-from protocol.adapter import adapter_layout, initial_adapter
+from protocol.adapter import initial_adapter
 from protocol.errors import UpdateError
 from protocol.plan import Plan
 from simulations.evaluation import due
@@ -56,12 +56,10 @@ def measure_pace(
     """Time ``STEPS`` steps of the plan's batch size on ``rows``, behind one that warms up."""
     plan = worker.plan
     start = initial_adapter(
-        adapter_layout(plan, worker.manifest),
+        worker.engine.layout,
         seed=plan.seed,
         embedding_std=worker.manifest.embedding_std,
     )
-    model = worker.model()
-    model.load(start)
     local = plan.local.model_copy(update={"max_steps": WARM + STEPS})
     need = local.batch_size * local.max_steps
     batch = rows.take(np.resize(np.arange(len(rows)), need))
@@ -69,7 +67,8 @@ def measure_pace(
     roles = worker.contract.roles(1)
     with suppress(UpdateError):  # one that diverges takes as long
         train(
-            model,
+            worker.engine,
+            start,
             batch,
             local=local,
             roles=roles,
@@ -78,7 +77,7 @@ def measure_pace(
         )
     sample = rows.take(np.arange(min(MOST_ROWS, len(rows))))
     begun = clock()
-    predict_logits(model, sample)
+    predict_logits(worker.engine, start, sample)
     return Pace(step=(ends[-1] - ends[WARM - 1]) / STEPS, row=(clock() - begun) / len(sample))
 
 

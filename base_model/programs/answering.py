@@ -12,22 +12,31 @@ import onnx
 from onnx import helper
 
 from protocol.adapter import LORA_B
+from protocol.forms import SCALE, SCALE_IN, SHIFT
 
 Shapes = dict[str, tuple[int | str, ...]]
 
 
 def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
-    """Low-rank branches without factors leave the graph; other slots keep their defaults."""
+    """Low-rank branches, scales and shifts that nothing fills leave the graph; other slots keep defaults."""
     makers = {name: node for node in graph.node for name in node.output}
+    instead: dict[str, str] = {}
     for node in list(graph.node):
-        if node.op_type != "Gemm" or not node.input[1].endswith(LORA_B):
+        slot = node.input[1] if len(node.input) > 1 else ""
+        if slot in filled:
             continue
-        if node.input[1] in filled:
-            continue
-        down, base = makers[node.input[0]], makers[node.input[2]]
-        base.output[0] = node.output[0]
-        graph.node.remove(down)
-        graph.node.remove(node)
+        if node.op_type == "Gemm" and slot.endswith(LORA_B):
+            instead[node.output[0]] = node.input[2]
+            graph.node.remove(makers[node.input[0]])
+            graph.node.remove(node)
+        elif node.op_type in ("Mul", "Add") and slot.endswith((SCALE, SCALE_IN, SHIFT)):
+            instead[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            while name in instead:
+                name = instead[name]
+            node.input[index] = name
 
 
 def drop_slots(graph: onnx.GraphProto, filled: set[str]) -> None:

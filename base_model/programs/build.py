@@ -18,7 +18,7 @@ from base_model.programs.tape import Symbol, Tape
 
 OPSET = 21  # the first with UINT4 in blocks
 IR_VERSION = 10
-LOSS, UNITS = "loss", "units"
+LOSS, GRADIENT = "loss", "gradient."
 Symbols = Mapping[str, Symbol]
 Forms = Callable[[Symbols], Mapping[str, Symbol]]  # trained tensors -> slots of the answering graph
 Loss = Callable[[Tape, str], str]  # (tape, output) -> scalar
@@ -45,42 +45,58 @@ def training_graph(
         targets: further inputs by name: ONNX element type and dimensions.
         weights: the float weight [N, K] of a MatMulNBits node.
     """
+    model, tape = _adapted(answering, tensors, forms)
+    graph = model.graph
+    graph.input.extend(
+        helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
+    )
+    scalar = loss(tape, graph.output[0].name)
+    sort_topologically(graph)
+    gradients = append_gradients(
+        graph,
+        scalar=scalar,
+        wanted=trained,
+        shapes=infer_shapes(model, {}),
+        weights=lambda node: weights(tape, node),
+    )
+    _name_outputs(
+        graph, {LOSS: scalar} | {f"{GRADIENT}{n}": g for n, g in gradients.items()}, tensors
+    )
+    sort_topologically(graph)
+    del graph.value_info[:]
+    return model
+
+
+def adapted_graph(
+    answering: onnx.ModelProto, *, tensors: Mapping[str, int], forms: Forms
+) -> onnx.ModelProto:
+    """The forward half alone: the answering graph with the tensors of an adapter as its inputs."""
+    model, _ = _adapted(answering, tensors, forms)
+    sort_topologically(model.graph)
+    del model.graph.value_info[:]
+    return model
+
+
+def _adapted(
+    answering: onnx.ModelProto, tensors: Mapping[str, int], forms: Forms
+) -> tuple[onnx.ModelProto, Tape]:
+    """A copy whose slots are computed from the tensors, which become inputs."""
     model = onnx.ModelProto()
     model.CopyFrom(answering)
     graph = model.graph
-    output = graph.output[0].name
-    inputs = [
-        helper.make_tensor_value_info(
-            name, TensorProto.FLOAT, [f"{name}.{axis}" for axis in range(rank)]
-        )
-        for name, rank in sorted(tensors.items())
-    ]
-    inputs += [
-        helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
-    ]
     tape, nodes = Tape(graph, "forward."), list(graph.node)
     filled = forms({name: Symbol(tape, name) for name in tensors})
     take_out_unfilled(graph, set(filled))
     _fill_slots(nodes, filled)
     drop_slots(graph, set(filled))
-    graph.input.extend(inputs)
-    scalar = loss(tape, output)
-    sort_topologically(graph)
+    graph.input.extend(
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, [f"{name}.{axis}" for axis in range(rank)]
+        )
+        for name, rank in sorted(tensors.items())
+    )
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
-    shapes = infer_shapes(model, {})
-    gradients = append_gradients(
-        graph,
-        scalar=scalar,
-        wanted=trained,
-        shapes=shapes,
-        weights=lambda node: weights(tape, node),
-    )
-    _name_outputs(
-        graph, {LOSS: scalar} | {f"gradient.{n}": g for n, g in gradients.items()}, tensors
-    )
-    sort_topologically(graph)
-    del graph.value_info[:]
-    return model
+    return model, tape
 
 
 def _fill_slots(nodes: Iterable[onnx.NodeProto], filled: Mapping[str, Symbol]) -> None:
@@ -98,7 +114,7 @@ def _name_outputs(
     del graph.output[:]
     for name, source in outputs.items():
         graph.node.append(helper.make_node("Identity", [source], [name]))
-        tensor = name.removeprefix("gradient.")
+        tensor = name.removeprefix(GRADIENT)
         dims = [f"{tensor}.{axis}" for axis in range(tensors.get(tensor, 0))]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def open_program(graph: bytes, base: Path, *, threads: int) -> Any:
+def open_session(graph: bytes, base: Path, *, threads: int) -> Any:
     """A CPU session. Codes stay codes: folding constants would expand the base to float at load."""
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -253,6 +253,7 @@ class Site:
             "roster": self.folder / ROSTER,
             "trainer": self.trainer,
             "sessions": self.state / "sessions",
+            "programs": self.state / "programs",
         }
         for name, path in paths.items():
             if '"' in str(path) or "\\" in str(path):

@@ -241,8 +241,9 @@ def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Number
     _verify_there(schema.names, columns, str(path))
     _verify_once(schema.names, columns, str(path), "column")
     try:
-        # No column of the file but those that are named.
-        table = file.read(columns=list(columns))
+        # No column of the file but those that are named; and without Arrow's pool of threads, which a
+        # process that ends at that moment may tear down under them: std::terminate, SIGABRT.
+        table = file.read(columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
     names = _class_names(schema.metadata or {})

@@ -27,6 +27,12 @@ from audit.releases import read_edge_adapter
 from audit.sources import Folder
 from audit.verify import audit
 from base_model import source_files
+from base_model.programs.document import (
+    GraphEntry,
+    ProgramDocument,
+    TensorRule,
+    parse_program,
+)
 from client import frames
 from client.data import task_rows
 from client.ledger import FileLedger
@@ -143,6 +149,23 @@ class Decoder:
     def opens(self) -> tuple[Path, Callable[[Path], object]] | None:
         """The path that it reads, and how, where it opens one."""
         return getattr(self.read, "opens", None)
+
+
+def program_document() -> bytes:
+    """``program.json`` of a head alone."""
+    graph = GraphEntry(
+        sha256="0" * 64, bytes=9, parts=["head"], inputs=["labels"], outputs=["loss"]
+    )
+    return ProgramDocument(
+        base="1" * 64,
+        task="sequence-classification",
+        method="lora",
+        scaling=2.0,
+        opset=21,
+        weights=FileEntry(sha256="2" * 64, bytes=5),
+        tensors=[TensorRule(name="classifier.bias", part="head", shape=["labels"])],
+        graphs={"train-head.onnx": graph},
+    ).render()
 
 
 ELSEWHERE = {
@@ -353,6 +376,9 @@ class World:
             ),
             "protocol.manifest:parse_manifest": Decoder(
                 read=_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
+            ),
+            "base_model.programs.document:parse_program": Decoder(
+                read=lambda data: parse_program(data, source="p"), seeds=(program_document(),)
             ),
             "edge_runtime.base:read_manifest": Decoder(
                 read=_file(base / "manifest.json", lambda path: read_manifest(path.parent)),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from base_model.merged import write_merged
 from base_model.parity import Bounds
@@ -96,6 +97,13 @@ def check(cases: list[Case], folder: Path, *, bits: int) -> None:
             said = json.loads((out / "parity.json").read_text())
             assert said["max_relative"] == parity.max_relative <= said["bound"]
             assert (said["bits"], said["rows"]) == (bits, len(TEXTS))
+            if kind == "hf":
+                for file in out.rglob("*.safetensors"):
+                    stored = {(x.ndim > 1, x.dtype) for x in load_file(file).values()}
+                    matrix = (
+                        np.float16 if bits == 16 and file.name != "head.safetensors" else np.float32
+                    )
+                    assert stored == {(True, np.dtype(matrix)), (False, np.dtype(np.float32))}
             text = " ".join((out / "README.md").read_text().split())
             assert "Merged and rounded to codes again it would be gone" in text
             assert (kind == "hf" and not plain) == ("and no class of transformers" in text)
@@ -134,7 +142,7 @@ def refused_where_they_must_be(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [32])  # at 16 a random tiny model misses the bound: open
+@pytest.mark.parametrize("bits", [32, 16])
 def test_merged_models_of_every_family_and_pooling(
     write_adapter: Any, tmp_path: Path, bits: int
 ) -> None:

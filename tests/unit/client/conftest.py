@@ -13,12 +13,17 @@ import pytest
 import torch
 
 from base_model.store import OpenBase, open_base, read_manifest
+from base_model.verify import open_tokenizer
 from client.batches import Encoded, encode
 from client.data import Rows
+from client.engine.choice import engine_for
+from client.engine.interface import Engine
+from client.opened_base import opened_base
 from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan, plan_from
+from protocol.rules import Role, rule_named
 from protocol.wire import Instruction
 
 LABELS = ["light", "music", "timer"]
@@ -81,9 +86,29 @@ def rows(words: list[str]) -> Rows:
     return Rows(texts=texts, labels=labels)
 
 
-@pytest.fixture
-def encoded(base: OpenBase, rows: Rows) -> Encoded:
-    return encode(base.tokenizer, rows.texts, rows.labels, 16)
+@pytest.fixture(scope="session")
+def encoded(tiny_base: Path, rows: Rows) -> Encoded:
+    return encode(open_tokenizer(tiny_base), rows.texts, rows.labels, 16)
+
+
+@pytest.fixture(scope="session")
+def engine_of(tiny_base: Path) -> Callable[[Plan], Engine]:
+    """The engine that a client of a plan has on the tiny base; it can train every set of roles."""
+
+    def make(plan: Plan) -> Engine:
+        layout = adapter_layout(plan, read_manifest(tiny_base))
+        every = frozenset(spec.role for spec in layout.specs)
+        phases = rule_named(plan.rule.name)
+        sets = [
+            every,
+            *(phases.roles(turn) for turn in (1, 2)),
+            frozenset({Role.LORA_B, Role.HEAD}),
+        ]
+        known = {spec.role for spec in layout.specs}
+        wanted = list(dict.fromkeys(each for each in sets if each <= known))
+        return engine_for(plan, opened_base(plan, tiny_base), threads=1, roles=wanted)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client import app as app_module
 from client import job as job_module
-from client import worker as worker_module
+from client import opened_base as opened_base_module
 from client.app import app
 from client.data import Rows
 from client.rows_cache import RowsCache
+from client.settings import manifest_at
+from client.worker import Worker
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
 from protocol.errors import MachineError
@@ -36,10 +38,10 @@ PRIVATE = "a private sentence"
 
 @pytest.fixture(autouse=True)
 def _nothing_resident() -> Iterator[None]:
-    worker_module._residents.clear()
+    opened_base_module._bases.clear()
     job_module.rows_cache = RowsCache()
     yield
-    worker_module._residents.clear()
+    opened_base_module._bases.clear()
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
     instruction, vector = instruct(plan)
     sent = content(instruction, vector)
     replies = ask(run_config, sent)
-    size = adapter_layout(plan, worker_module.manifest_at(Path(run_config["base"]))).size
+    size = adapter_layout(plan, manifest_at(Path(run_config["base"]))).size
     decoded = []
     for reply in replies:
         assert list(reply.content) == [wire.MASKED]
@@ -273,7 +275,7 @@ def test_of_an_unexpected_failure_only_the_type_leaves(
     def explode(*_: object, **__: object) -> None:
         raise KeyError(PRIVATE)
 
-    monkeypatch.setattr(worker_module.Worker, "contribute", explode)
+    monkeypatch.setattr(Worker, "contribute", explode)
     with caplog.at_level(logging.ERROR, logger="fedge.client"):
         answer = refusal(ask(run_config, content(*instruct(make_plan())))[0])
     assert answer.kind == "internal"
@@ -286,13 +288,13 @@ def test_rows_are_read_once_until_the_file_changes(
     run_config: dict[str, Any], make_plan: Make, folder: Path
 ) -> None:
     cache = RowsCache()
-    worker = worker_module.worker_for(make_plan(), Path(run_config["base"]))
+    worker = Worker(make_plan(), Path(run_config["base"]))
     path = folder / "client-0000.jsonl"
     first = cache.get(path, worker)
     assert cache.get(path, worker) is first
     path.write_text("\n".join(path.read_text().splitlines()[:5]))
     assert len(cache.get(path, worker)) == 5
-    other = worker_module.worker_for(
+    other = Worker(
         make_plan(task={"labels": ["timer", "music", "light"], "max_length": 16}),
         Path(run_config["base"]),
     )
@@ -302,7 +304,7 @@ def test_rows_are_read_once_until_the_file_changes(
 def test_the_rows_kept_are_bounded(
     run_config: dict[str, Any], make_plan: Make, folder: Path
 ) -> None:
-    worker = worker_module.worker_for(make_plan(), Path(run_config["base"]))
+    worker = Worker(make_plan(), Path(run_config["base"]))
     paths = [folder / f"client-{i:04d}.jsonl" for i in range(3)]
     large = RowsCache()
     tokens = [len(large.get(path, worker).ids) for path in paths]

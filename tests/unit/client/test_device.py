@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client.device import choose_device, matmul_dtype
+from client.engine.device import choose_device, matmul_dtype
 
 CPU = torch.device("cpu")
 

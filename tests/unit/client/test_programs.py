@@ -1,124 +1,91 @@
-"""A program's loss and gradients are the client's own, on the same codes: every method, width and part."""
+"""Two engines, one contract: the same loss, gradients and logits on the same codes, for every member."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from base_model.build import build_base
-from base_model.programs.classifier import LABELS as TARGETS
-from base_model.programs.classifier import classifier_program
-from base_model.programs.session import open_program
-from base_model.store import open_base
+from base_model.programs.classifier import classifier_graphs
+from base_model.programs.folder import make_program
 from base_model.verify import read_manifest
-from client.adapter_model import AdapterModel
+from client.batches import Batch
+from client.engine.choice import engine_for
+from client.engine.onnx_engine import OnnxEngine
+from client.engine.torch_engine import TorchEngine
+from client.opened_base import opened_base
+from protocol.adapter import adapter_layout
 from protocol.errors import ArtefactError
+from protocol.layout import Tensors
 from protocol.plan import Plan
+from protocol.rules import Role, rule_named
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 Make = Callable[..., Plan]
 RULES = ["fedit", "fed-sb", "prompt-mean"]
 
 
-def batch(vocabulary: int, labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch(vocabulary: int, labels: int) -> Batch:
     """Three rows of seven tokens, one half padding."""
     rng = np.random.default_rng(5)
     ids = rng.integers(5, vocabulary, (3, 7))
     mask = np.ones_like(ids)
     mask[1, 4:] = 0
     ids[1, 4:] = 0
-    return ids, mask, rng.integers(0, labels, 3)
+    return Batch(ids=ids, mask=mask, labels=rng.integers(0, labels, 3))
 
 
-def expected(
-    base: Path, plan: Plan, tensors: dict[str, np.ndarray]
-) -> tuple[float, dict[str, Any]]:
-    """By torch: the sum of the rows' losses, and its gradients."""
-    labels = len(plan.task.labels)
-    model = AdapterModel(open_base(base, labels=labels, verify=False), plan)
-    model.load(tensors)
-    parameters = model.train_only({spec.role for spec in model.layout.specs})
-    ids, mask, targets = batch(read_manifest(base).vocab_size, labels)
-    logits = model.forward(torch.from_numpy(ids), torch.from_numpy(mask))
-    loss = F.cross_entropy(logits, torch.from_numpy(targets), reduction="sum")
-    loss.backward()
-    return float(loss.detach()), {
-        n: p.grad.numpy() for n, p in parameters.items() if p.grad is not None
-    }
-
-
-def values(base: Path, plan: Plan) -> dict[str, np.ndarray]:
+def values(base: Path, plan: Plan) -> Tensors:
     """Random tensors: at round 0 half the gradients would be zero."""
-    from protocol.adapter import adapter_layout
-
     rng = np.random.default_rng(1)
     layout = adapter_layout(plan, read_manifest(base))
     return {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in layout.specs}
 
 
-def actual(
-    base: Path, plan: Plan, tensors: dict[str, np.ndarray], trained: frozenset[str]
-) -> tuple[float, dict[str, Any]]:
-    manifest = read_manifest(base)
-    program = classifier_program(base, manifest, plan, trained=trained)
-    session = open_program(program.SerializeToString(), base, threads=1)
-    ids, mask, targets = batch(manifest.vocab_size, len(plan.task.labels))
-    feeds = {"input_ids": ids, "attention_mask": mask, TARGETS: targets, **tensors}
-    names = [output.name for output in session.get_outputs()]
-    loss, *gradients = session.run(None, feeds)
-    assert names == ["loss", *(f"gradient.{name}" for name in tensors if name in trained)]
-    return float(loss), {
-        name.removeprefix("gradient."): value
-        for name, value in zip(names[1:], gradients, strict=True)
-    }
-
-
-def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    for name, value in ours.items():
-        assert value.shape == theirs[name].shape
-        worst = np.abs(value - theirs[name]).max() / np.abs(theirs[name]).max()
-        assert worst < 1e-5, (name, worst)
+def agree(base: Path, plan: Plan, roles: frozenset[Role] | None = None) -> None:
+    """Loss, gradients of the roles (all without), and logits: 1e-5 of the largest."""
+    layout = adapter_layout(plan, read_manifest(base))
+    trained = roles or frozenset(spec.role for spec in layout.specs)
+    fp32 = plan.model_copy(update={"local": plan.local.model_copy(update={"precision": "fp32"})})
+    oracle = TorchEngine(base, fp32, threads=1)
+    engine = engine_for(plan, opened_base(plan, base), threads=1, roles=[trained])
+    assert isinstance(engine, OnnxEngine)
+    rows, tensors = batch(read_manifest(base).vocab_size, len(plan.task.labels)), values(base, plan)
+    loss, ours = engine.gradients(tensors, rows, trained)
+    expected, theirs = oracle.gradients(tensors, rows, trained)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert ours.keys() == theirs.keys() == {s.name for s in layout.only(trained).specs}
+    pairs = {name: (ours[name], theirs[name]) for name in ours}
+    pairs["logits"] = (engine.logits(tensors, rows), oracle.logits(tensors, rows))
+    for name, (value, reference) in pairs.items():
+        assert value.shape == reference.shape
+        assert np.abs(value - reference).max() < 1e-5 * np.abs(reference).max(), name
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_gradients_are_torchs(tiny_base: Path, make_plan: Make, rule: str) -> None:
-    plan = make_plan(rule)
-    tensors = values(tiny_base, plan)
-    loss, theirs = expected(tiny_base, plan, tensors)
-    ours_loss, ours = actual(tiny_base, plan, tensors, frozenset(tensors))
-    assert ours.keys() == theirs.keys() == tensors.keys()
-    assert ours_loss == pytest.approx(loss, rel=1e-6)
-    agree(ours, theirs)
+def test_engines_agree(tiny_base: Path, make_plan: Make, rule: str) -> None:
+    agree(tiny_base, make_plan(rule))
 
 
-def test_a_phase_has_its_own_gradients_only(tiny_base: Path, make_plan: Make) -> None:
-    plan = make_plan("alternating")
-    tensors = values(tiny_base, plan)
-    trained = frozenset(name for name in tensors if not name.endswith("lora_A"))
-    _, theirs = expected(tiny_base, plan, tensors)
-    _, ours = actual(tiny_base, plan, tensors, trained)
-    assert ours.keys() == trained
-    agree(ours, theirs)
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_phase_has_its_own_gradients_only(tiny_base: Path, make_plan: Make, turn: int) -> None:
+    agree(tiny_base, make_plan("alternating"), rule_named("alternating").roles(turn))
 
 
 def test_the_same_bytes_every_time_and_no_weight_inside(tiny_base: Path, make_plan: Make) -> None:
     plan, manifest = make_plan(), read_manifest(tiny_base)
-    names = frozenset(values(tiny_base, plan))
-    first, second = (classifier_program(tiny_base, manifest, plan, trained=names) for _ in range(2))
-    assert first.SerializeToString(deterministic=True) == second.SerializeToString(
-        deterministic=True
-    )
-    inside = {t.name: t for t in first.graph.initializer if len(t.raw_data) >= 256}
-    assert {name for name in inside if name in manifest.tensors} == set()
+    first, second = (make_program(tiny_base, manifest, plan) for _ in range(2))
+    assert first == second
+    assert sum(map(len, first.graphs.values())) < 150_000
+    (model,) = classifier_graphs(tiny_base, manifest, plan, [frozenset(["classifier.bias"])])
+    inside = {t.name for t in model.graph.initializer if len(t.raw_data) >= 256}
+    assert inside & set(manifest.tensors) == set()
     named = {
         entry.value
-        for tensor in first.graph.initializer
+        for tensor in model.graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
@@ -135,18 +102,18 @@ def test_weights_of_another_base_are_refused(
     weights[-64:] = bytes(64)
     (tmp_path / "weights.safetensors").write_bytes(weights)
     with pytest.raises(ArtefactError, match="is not the answering graph's"):
-        classifier_program(tmp_path, manifest, plan, trained=frozenset(values(tiny_base, plan)))
+        make_program(tmp_path, manifest, plan)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16, 32])
-def test_of_every_width(tiny_source: Path, make_plan: Make, tmp_path: Path, bits: int) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_of_every_width(
+    tiny_source: Path, make_plan: Make, tmp_path: Path, bits: int, rule: str
+) -> None:
     base = tmp_path / "base"
     build_base(str(tiny_source), task="sequence-classification", bits=bits, out=base)
-    plan = make_plan(base={"fingerprint": read_manifest(base).fingerprint})
-    tensors = values(base, plan)
-    _, theirs = expected(base, plan, tensors)
-    agree(actual(base, plan, tensors, frozenset(tensors))[1], theirs)
+    agree(base, make_plan(rule, base={"fingerprint": read_manifest(base).fingerprint}))
 
 
 @pytest.mark.slow
@@ -169,6 +136,4 @@ def test_of_every_family_and_pooling(
             else {}
         ),
     )
-    tensors = values(base, plan)
-    _, theirs = expected(base, plan, tensors)
-    agree(actual(base, plan, tensors, frozenset(tensors))[1], theirs)
+    agree(base, plan)

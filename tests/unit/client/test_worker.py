@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from base_model.store import read_manifest
-from client import worker as worker_module
+from client import opened_base as opened_base_module
 from client.data import Rows
-from client.worker import Worker, worker_for
+from client.engine import choice
+from client.training import train
+from client.worker import Worker
 from protocol.adapter import adapter_layout
-from protocol.encoding import vector_digest
+from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
 from protocol.exchange import METRICS
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.rules import rule_named
 from protocol.wire import Instruction
 
 Make = Callable[..., Plan]
@@ -30,9 +32,9 @@ Adapters = Callable[..., Tensors]
 @pytest.fixture(autouse=True)
 def _no_resident_base() -> Iterator[None]:
     """Every test opens its own base and leaves none behind."""
-    worker_module._residents.clear()
+    opened_base_module._bases.clear()
     yield
-    worker_module._residents.clear()
+    opened_base_module._bases.clear()
 
 
 @pytest.mark.parametrize("rule", ["fedit", "alternating", "ffa-lora", "fed-sb", "prompt-mean"])
@@ -42,19 +44,24 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
 ) -> None:
     plan = make_plan(rule)
     instruction, vector = instruct(plan, round=round_number)
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
     layout = adapter_layout(plan, read_manifest(tiny_base))
     sent = layout.only(rule_named(rule).roles(round_number))
     assert given.update.dtype == np.float32
     assert given.update.shape == (sent.size,)
-    start, after = work.check(instruction, vector), work.model().tensors()
+    start = work.check(instruction, vector)
+    after = train(
+        work.engine,
+        start,
+        work.encode(rows),
+        local=plan.local,
+        roles=rule_named(rule).roles(round_number),
+        seed=seed_from("train", plan.seed, round_number, "a"),
+    ).tensors
     expected = sent.flatten({s.name: after[s.name] - start[s.name] for s in sent.specs})
     assert np.array_equal(given.update, expected)
     assert np.abs(given.update).max() > 0
-    for spec in layout.specs:
-        if spec not in sent.specs:
-            assert np.array_equal(after[spec.name], start[spec.name])
     assert given.weight == len(rows)
     assert tuple(given.metrics) == METRICS
     decode("a", PlainClient().mask(given), size=sent.size, max_weight=plan.cohort.max_weight)
@@ -70,7 +77,7 @@ def test_an_update_that_is_not_finite_is_an_update_error(
     )
     instruction, vector = instruct(plan)
     with pytest.raises(UpdateError, match="not finite"):
-        worker_for(plan, tiny_base).contribute(
+        Worker(plan, tiny_base).contribute(
             client="a", instruction=instruction, adapter=vector, rows=rows
         )
 
@@ -80,7 +87,7 @@ def test_the_same_instruction_gives_the_same_bits_whoever_worked_before(
 ) -> None:
     plan = make_plan("fedit")
     instruction, vector = instruct(plan)
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     updates = [
         work.contribute(
             client=c, instruction=instruction, adapter=vector, rows=rows
@@ -94,7 +101,7 @@ def test_holdout_is_seeded_per_client_and_stable(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
 ) -> None:
     plan = make_plan(evaluation={"holdout": 0.2})
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     encoded = work.encode(rows)
     encoded.labels[:] = np.arange(len(rows))  # mark the rows
     kept, out = work.split("a", encoded)
@@ -120,7 +127,7 @@ def test_the_received_adapter_is_what_is_evaluated(
     tensors["classifier.weight"][:] = 0
     tensors["classifier.bias"][:] = [0, 9, 0]  # says "1" to everything
     instruction, vector = instruct(plan, tensors=tensors, evaluate=True)
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
     _, out = work.split("a", work.encode(rows))
     assert given.metrics["eval_correct"] == int((out.labels == 1).sum()) > 0
@@ -131,37 +138,9 @@ def test_uniform_weighting(
 ) -> None:
     plan = make_plan(cohort={"weighting": "uniform"})
     instruction, vector = instruct(plan)
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
     assert given.weight == 1
-
-
-def test_around_a_core_the_factors_keep_their_bits_over_rounds(
-    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
-) -> None:
-    """What the coordinator would send next, three times; a plan of equal factors works between."""
-    plan, other = make_plan("fed-sb", local={"batch_size": 8, "learning_rate": 0.01}), make_plan()
-    layout = adapter_layout(plan, read_manifest(tiny_base))
-    sent = layout.only({Role.LORA_R, Role.HEAD})
-    first = worker_for(plan, tiny_base).check(*instruct(plan))
-    state = first
-    for number in (1, 2, 3):
-        work = worker_for(plan, tiny_base)
-        instruction, vector = instruct(plan, tensors=state, round=number)
-        given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
-        update = sent.unflatten(given.update)
-        assert all(value.any() for value in update.values())
-        after = work.model().tensors()
-        state = state | {name: state[name] + value for name, value in update.items()}
-        for spec in layout.specs:
-            if spec not in sent.specs:
-                mine, theirs = after[spec.name], first[spec.name]
-                assert mine.tobytes() == theirs.tobytes(), spec.name
-        foreign, foreign_vector = instruct(other)
-        worker_for(other, tiny_base).contribute(
-            client="b", instruction=foreign, adapter=foreign_vector, rows=rows
-        )
-    assert worker_for(plan, tiny_base).model() is not worker_for(other, tiny_base).model()
 
 
 REFUSED = {
@@ -182,9 +161,7 @@ def test_an_instruction_that_does_not_belong_is_refused(
     values = {name: getattr(good, name) for name in good.__dataclass_fields__}
     bad = Instruction(**(values | fields))
     with pytest.raises(ArtefactError) as caught:
-        worker_for(plan, tiny_base).contribute(
-            client="a", instruction=bad, adapter=vector, rows=rows
-        )
+        Worker(plan, tiny_base).contribute(client="a", instruction=bad, adapter=vector, rows=rows)
     assert expected in caught.value.cause
 
 
@@ -193,7 +170,7 @@ def test_a_changed_a_short_and_a_non_finite_adapter_are_refused(
 ) -> None:
     plan = make_plan()
     instruction, vector = instruct(plan)
-    work = worker_for(plan, tiny_base)
+    work = Worker(plan, tiny_base)
     changed = vector.copy()
     changed[3] += 1
     with pytest.raises(ArtefactError, match="not the one the instruction names"):
@@ -211,27 +188,29 @@ def test_a_client_without_rows_is_refused(
     plan = make_plan()
     instruction, vector = instruct(plan)
     with pytest.raises(DataError, match="client a has no rows"):
-        worker_for(plan, tiny_base).contribute(
+        Worker(plan, tiny_base).contribute(
             client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], labels=[])
         )
 
 
 def test_another_base_is_refused_before_it_is_opened(tiny_base: Path, make_plan: Make) -> None:
     with pytest.raises(ArtefactError, match="holds base"):
-        worker_for(make_plan(base={"fingerprint": "0" * 64}), tiny_base)
+        Worker(make_plan(base={"fingerprint": "0" * 64}), tiny_base)
 
 
 def test_texts_longer_than_the_base_reads_are_refused(tiny_base: Path, make_plan: Make) -> None:
     task = {"labels": ["a", "b"], "max_length": 60_000}
     with pytest.raises(PlanError, match="positions"):
-        worker_for(make_plan(task=task), tiny_base)
+        Worker(make_plan(task=task), tiny_base)
 
 
-def test_one_resident_base_serves_every_worker(tiny_base: Path, make_plan: Make) -> None:
-    first = worker_for(make_plan(), tiny_base)
-    second = Worker(make_plan("alternating", rounds=4), tiny_base)
-    assert first.model() is second.model()
-    assert first.model().base.model is first.model(2).base.model
-    for labels in (["a", "b"], ["a", "b", "c", "d"]):
-        worker_for(make_plan(task={"labels": labels, "max_length": 16}), tiny_base)
-    assert len(worker_module._residents) == worker_module.RESIDENTS
+def test_workers_share_a_base_and_its_program(tiny_base: Path, make_plan: Make) -> None:
+    first = Worker(make_plan(), tiny_base)
+    second = Worker(make_plan(rounds=4), tiny_base)
+    assert first.engine is second.engine
+    third = Worker(make_plan("alternating"), tiny_base)
+    assert third.engine is not first.engine
+    assert third._base is first._base
+    for labels in (["a", "b"], ["a", "b", "c", "d"], ["e", "f", "g", "h", "i"]):
+        Worker(make_plan(task={"labels": labels, "max_length": 16}), tiny_base)
+    assert len(choice._engines) == choice.ENGINES

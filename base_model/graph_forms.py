@@ -1,0 +1,101 @@
+"""Slots of an exported graph: low-rank branches, scales and shifts as optional inputs. (P-1.10)
+
+Scales and shifts of a norm, and the shift of a linear, act on its vectors of one number per feature: no
+pass over the activations. The scale of a linear is such a pass, 3 % of an answer if every linear had one
+(``benchmarks/slots.py``): keys, values and what goes into down projections have it, as IA3 asks (arXiv
+2205.05638).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from base_model.graph_linears import module_of
+from protocol.adapter import LORA_A, LORA_B
+from protocol.forms import SCALE, SCALE_IN, SHIFT
+from protocol.manifest import Linear
+
+
+def add_slot(
+    graph: onnx.GraphProto, name: str, shape: list[Any], default: npt.NDArray[np.float32]
+) -> None:
+    """An optional float32 input: an initializer that a caller may override."""
+    graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    graph.initializer.append(numpy_helper.from_array(default, name))
+
+
+def add_linear_slots(
+    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear, *, scaled: bool, shifted: bool
+) -> None:
+    """Everything that an adapter may do to ``linear``, of which ``node`` is the product."""
+    source, last = node.input[0], node
+    if node.op_type != "MatMulNBits":  # its bias is an Add of its own
+        constants = {tensor.name for tensor in graph.initializer}
+        readers = [n for n in graph.node if n.op_type == "Add" and node.output[0] in n.input]
+        last = next((n for n in readers if constants & set(n.input)), node)
+        at = next((i for i, name in enumerate(last.input) if name in constants), -1)
+    else:
+        at = 5 if len(node.input) > 5 else -1
+    if shifted and (last is not node or at == 5):
+        slot, size = linear.path + SHIFT, linear.out_features
+        add_slot(graph, slot, [size], np.zeros(size, np.float32))
+        last.input[at] = _vector(graph, "Add", last.input[at], slot, "sum")
+    if linear.in_features > linear.out_features:  # a down projection: IA3 scales what goes in
+        node.input[0] = _scaled(graph, source, linear.path + SCALE_IN, linear.in_features)
+    _add_branch(graph, last, source, linear, scaled=scaled)
+
+
+def _add_branch(
+    graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear, *, scaled: bool
+) -> None:
+    """``y`` becomes ``scale * y + (x A) B``; each module has its own rank symbol.
+
+    With one shared symbol the memory planner would assume equal ranks everywhere.
+    """
+    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
+    add_slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
+    add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
+    output = last.output[0]
+    last.output[0] = f"{output}/base"
+    product = last.output[0]
+    if scaled:
+        product = _scaled(graph, product, linear.path + SCALE, linear.out_features)
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", [source, a], [f"{output}/down"]),
+            helper.make_node("Gemm", [f"{output}/down", b, product], [output]),
+        ]
+    )
+
+
+def _scaled(graph: onnx.GraphProto, value: str, slot: str, size: int) -> str:
+    add_slot(graph, slot, [size], np.ones(size, np.float32))
+    graph.node.append(helper.make_node("Mul", [value, slot], [f"{slot}/product"]))
+    return f"{slot}/product"
+
+
+def add_norm_slots(graph: onnx.GraphProto) -> None:
+    """``scale * (norm(x) + shift)`` of every LayerNormalization, in its weight and bias.
+
+    A norm is known by its module: where two have equal numbers, the exporter keeps these once.
+    """
+    for node in [node for node in graph.node if node.op_type == "LayerNormalization"]:
+        path = module_of(node)
+        weight = next(t for t in graph.initializer if t.name == node.input[1])
+        size = weight.dims[0]
+        add_slot(graph, path + SCALE, [size], np.ones(size, np.float32))
+        node.input[1] = _vector(graph, "Mul", node.input[1], path + SCALE, "weight")
+        if len(node.input) > 2 and node.input[2]:
+            add_slot(graph, path + SHIFT, [size], np.zeros(size, np.float32))
+            shifted = _vector(graph, "Add", node.input[2], path + SHIFT, "sum")
+            node.input[2] = _vector(graph, "Mul", shifted, path + SCALE, "bias")
+
+
+def _vector(graph: onnx.GraphProto, kind: str, value: str, slot: str, name: str) -> str:
+    graph.node.append(helper.make_node(kind, [value, slot], [f"{slot}/{name}"]))
+    return f"{slot}/{name}"

@@ -1,0 +1,259 @@
+"""A program as a folder: derived from a base, kept whole or not at all, looked at before it is run.
+
+What is derived needs no trust, so a folder that is damaged, or of another version of fedge, is simply made
+anew. Only a plan that names a program's digest makes it an agreement. (P-11.3)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from base_model import graph_linears
+from base_model.files import folder_that_appears, locked, writing
+from base_model.programs.build import OPSET
+from base_model.programs.checks import MOST_BYTES, verify_graph
+from base_model.programs.classifier import classifier_graphs
+from base_model.programs.document import (
+    LABELS,
+    PROGRAM,
+    REMEDY,
+    GraphEntry,
+    ProgramDocument,
+    graph_name,
+    outputs_of,
+    parse_program,
+    tensor_rule,
+    verify_layout,
+)
+from base_model.programs.step import UndifferentiableError
+from base_model.verify import REBUILD, WEIGHTS
+from protocol.adapter import adapter_layout, lora_scaling
+from protocol.encoding import canonical_json, digest
+from protocol.errors import ArtefactError, MachineError
+from protocol.manifest import Manifest
+from protocol.plan import Plan
+from protocol.regular_files import read_regular
+from protocol.rules import rule_named
+
+log = logging.getLogger("fedge.program")
+
+Parts = frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a folder holds, verified: the document and its graphs' bytes by name."""
+
+    document: ProgramDocument
+    graphs: Mapping[str, bytes]
+
+    def graph(self, parts: Iterable[str]) -> bytes:
+        """The graph that trains ``parts``, or that answers. Raises ArtefactError for parts it lacks."""
+        name = graph_name(frozenset(parts))
+        if name not in self.graphs:
+            raise ArtefactError(f"the program has no {name}", "make it for this plan")
+        return self.graphs[name]
+
+
+def parts_of(plan: Plan) -> list[Parts]:
+    """What the plan's rounds train, in turn."""
+    phases = rule_named(plan.rule.name)
+    sets = [frozenset(map(str, phases.roles(turn + 1))) for turn in range(len(phases.phases))]
+    return list(dict.fromkeys(sets))
+
+
+def make_program(
+    base: Path, manifest: Manifest, plan: Plan, parts: Iterable[Parts] | None = None
+) -> Program:
+    """Derive the program of ``plan`` on the verified ``base``; ``parts`` instead of what its rounds train.
+
+    Raises ArtefactError for a base whose graph has no derivative, or is none that may be run.
+    """
+    layout = adapter_layout(plan, manifest)
+    sets = [frozenset[str](), *(parts_of(plan) if parts is None else parts)]
+    trained = [frozenset(s.name for s in layout.specs if s.role in names) for names in sets]
+    try:
+        models = classifier_graphs(base, manifest, plan, trained)
+    except UndifferentiableError as error:
+        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        DecodeError,
+    ) as error:  # of a graph that is none of ours
+        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
+        raise ArtefactError(cause, REBUILD) from None
+    graphs = {
+        graph_name(names): model.SerializeToString(deterministic=True)
+        for names, model in zip(sets, models, strict=True)
+    }
+    document = ProgramDocument(
+        base=manifest.fingerprint,
+        task=manifest.task,
+        method=plan.adapter.method,
+        scaling=lora_scaling(plan),
+        opset=OPSET,
+        weights=manifest.files[WEIGHTS],
+        tensors=[tensor_rule(spec) for spec in layout.specs],
+        graphs={
+            graph_name(names): _entry(model, names, graphs[graph_name(names)])
+            for names, model in zip(sets, models, strict=True)
+        },
+    )
+    program = Program(document=document, graphs=graphs)
+    _verify(program, plan, manifest, source=str(base))
+    return program
+
+
+def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+    return GraphEntry(
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        parts=sorted(parts),
+        inputs=[value.name for value in model.graph.input],
+        outputs=[value.name for value in model.graph.output],
+    )
+
+
+def open_program(folder: Path, manifest: Manifest, plan: Plan) -> Program:
+    """What lies in ``folder``, if it is whole, may be run, and is for this base and plan.
+
+    Raises ArtefactError that names the first thing wrong.
+    """
+    try:
+        document = parse_program(read_regular(folder / PROGRAM), source=str(folder / PROGRAM))
+        graphs = {name: read_regular(folder / name, most=MOST_BYTES) for name in document.graphs}
+    except OSError as error:
+        raise ArtefactError(f"{error.filename}: {error.strerror}", REMEDY) from None
+    for name, entry in document.graphs.items():
+        if hashlib.sha256(graphs[name]).hexdigest() != entry.sha256:
+            raise ArtefactError(f"{folder / name}: its sha256 is not {PROGRAM}'s", REMEDY)
+    program = Program(document=document, graphs=graphs)
+    _verify(program, plan, manifest, source=str(folder))
+    return program
+
+
+def _verify(program: Program, plan: Plan, manifest: Manifest, *, source: str) -> None:
+    document = program.document
+    if document.base != manifest.fingerprint or document.weights != manifest.files[WEIGHTS]:
+        raise ArtefactError(f"{source}: it is of base {document.base[:12]}…", REMEDY)
+    if document.scaling != lora_scaling(plan) or document.method != plan.adapter.method:
+        raise ArtefactError(f"{source}: it is of another adapter than the plan's", REMEDY)
+    verify_layout(document, adapter_layout(plan, manifest), source=source)
+    for name, entry in document.graphs.items():
+        if name != graph_name(frozenset(entry.parts)):
+            raise ArtefactError(f"{source}: {name} does not say what it trains", REMEDY)
+        _verify_signature(document, entry, manifest, source=f"{source}: {name}")
+        verify_graph(
+            program.graphs[name],
+            entry,
+            weights=manifest.files[WEIGHTS].bytes,
+            source=f"{source}: {name}",
+        )
+
+
+def _verify_signature(
+    document: ProgramDocument, entry: GraphEntry, manifest: Manifest, *, source: str
+) -> None:
+    """Inputs are rows and the adapter, outputs loss and gradients of its parts, or logits."""
+    tensors = sorted(rule.name for rule in document.tensors)
+    parts = set(entry.parts)
+    trained = [rule.name for rule in document.tensors if rule.part in parts]
+    inputs = [*manifest.graph.inputs, *tensors, *([LABELS] if parts else [])]
+    outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
+    if entry.inputs != inputs or entry.outputs != outputs:
+        raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
+
+
+def program_for(
+    base: Path,
+    manifest: Manifest,
+    plan: Plan,
+    *,
+    cache: Path | None,
+    parts: Iterable[Parts] | None = None,
+) -> Program:
+    """The program of ``plan`` on the verified ``base``, kept in ``cache`` for the next process.
+
+    Raises ArtefactError when it is not the one that the plan names. A cache that cannot be written is
+    no reason to fail.
+    """
+    sets = parts_of(plan) if parts is None else list(parts)
+    folder = cache / _key(manifest, plan, sets) if cache else None
+    if folder is not None and (folder / PROGRAM).is_file():
+        try:
+            program = open_program(folder, manifest, plan)
+            verify_named(program.document, plan)
+            return program
+        except ArtefactError as error:
+            log.warning("%s; it is made anew", error.cause)
+    program = make_program(base, manifest, plan, sets)
+    if parts is None:
+        verify_named(program.document, plan)
+    if folder is not None:
+        try:
+            keep_program(program, folder)
+        except MachineError as error:
+            log.warning("%s; the program is not kept", error.cause)
+    return program
+
+
+def verify_named(document: ProgramDocument, plan: Plan) -> None:
+    """It is the program that the plan names, if it names one. Raises ArtefactError."""
+    if plan.base.program and document.digest != plan.base.program:
+        raise ArtefactError(
+            f"the program of this base is {document.digest[:12]}…, the plan names "
+            f"{plan.base.program[:12]}…",
+            "get the base whose graph the plan's author has; install the versions in constraints.txt",
+        )
+
+
+def keep_program(program: Program, folder: Path) -> None:
+    """Write it: the folder appears whole, in place of what was there. Raises MachineError."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(".lock")):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_program(program, folder)
+
+
+def write_program(program: Program, folder: Path) -> None:
+    """A new folder. Raises ArtefactError when there is one, OSError."""
+    with folder_that_appears(folder) as new:
+        for name, data in program.graphs.items():
+            (new / name).write_bytes(data)
+        (new / PROGRAM).write_bytes(program.document.render())
+
+
+def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
+    """The folder's name: whatever makes another program."""
+    layout = adapter_layout(plan, manifest)
+    content = {
+        "base": manifest.fingerprint,
+        "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
+        "tensors": [tensor_rule(spec).model_dump() for spec in layout.specs],
+        "scaling": lora_scaling(plan),
+        "parts": [sorted(names) for names in parts],
+        "maker": _maker(),
+    }
+    return digest("program", canonical_json(content))[:32]
+
+
+@lru_cache(maxsize=1)
+def _maker() -> str:
+    """A digest of what makes programs: our own code, and the library that infers shapes."""
+    hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
+    own = sorted(Path(__file__).parent.glob("*.py"))
+    for file in (*own, Path(graph_linears.__file__)):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()

@@ -1,0 +1,115 @@
+"""Which engine trains: what the plan says, or what this machine is fast at. (docs/adr/0041)"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from client.engine.interface import Engine
+from protocol.adapter import adapter_layout, lora_scaling
+from protocol.errors import MachineError
+from protocol.plan import Plan
+from protocol.rules import Role
+
+if TYPE_CHECKING:
+    from client.opened_base import OpenedBase
+
+ENGINES = 4  # kept in one process; the one not used for longest is let go
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # without one of them torch need not be asked
+Key = tuple[object, ...]
+
+
+def engine_for(
+    plan: Plan,
+    base: OpenedBase,
+    *,
+    threads: int = 0,
+    programs: Path | None = None,
+    roles: Iterable[frozenset[Role]] | None = None,
+) -> Engine:
+    """The process's engine for adapters of ``plan``; made at the first call.
+
+    Args:
+        plan: whose adapter is trained.
+        base: verified, and the plan's.
+        threads: 0 leaves it to the engine.
+        programs: where programs are kept when they cannot be beside the base.
+        roles: what is trained, instead of what the plan's rounds train.
+
+    Raises ArtefactError for a base that has no program, MachineError when the engine is not installed.
+    """
+    kind = chosen(plan)
+    sets = None if roles is None else tuple(frozenset(map(str, each)) for each in roles)
+    layout = adapter_layout(plan, base.manifest)
+    key: Key = (
+        *(kind, str(base.folder), base.manifest.fingerprint, layout, lora_scaling(plan)),
+        *(plan.rule.name, plan.base.program, plan.local.precision, sets, threads),
+    )
+    with _lock:
+        if key not in _engines:
+            while len(_engines) >= ENGINES:
+                _engines.popitem(last=False)
+            _engines[key] = _made(kind, plan, base, threads, programs, sets)
+        _engines.move_to_end(key)
+        return _engines[key]
+
+
+def chosen(plan: Plan) -> Literal["onnx", "torch"]:
+    """The plan's engine; ``auto`` is torch where it is installed and finds CUDA, else ONNX Runtime."""
+    if plan.local.engine != "auto":
+        return plan.local.engine
+    return "torch" if _cuda() else "onnx"
+
+
+@lru_cache(maxsize=1)
+def _cuda() -> bool:
+    if not any(path.exists() for path in DRIVERS) or not _installed():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _installed() -> bool:
+    return all(find_spec(name) is not None for name in ("torch", "transformers", "peft"))
+
+
+def _made(
+    kind: str,
+    plan: Plan,
+    base: OpenedBase,
+    threads: int,
+    programs: Path | None,
+    sets: tuple[frozenset[str], ...] | None,
+) -> Engine:
+    if kind == "torch":
+        if not _installed():
+            raise MachineError(
+                "`local.engine` is torch, which is not installed here",
+                "pip install -c constraints.txt '.[client-torch]', or agree on engine = \"auto\"",
+            )
+        from client.engine.torch_engine import TorchEngine
+
+        return TorchEngine(base.folder, plan, threads=threads)
+    from base_model.programs.folder import program_for
+    from client.engine.onnx_engine import OnnxEngine
+
+    cache = base.program_cache(programs)
+    program = program_for(base.folder, base.manifest, plan, cache=cache, parts=sets)
+    layout = adapter_layout(plan, base.manifest)
+    return OnnxEngine(program, base.folder, layout, threads=threads)
+
+
+_engines: OrderedDict[Key, Engine] = OrderedDict()
+_lock = threading.Lock()
+
+
+def forget() -> None:
+    """Close every engine; for processes that go on to something else."""
+    with _lock:
+        _engines.clear()

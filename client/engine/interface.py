@@ -1,0 +1,33 @@
+"""The interface of an engine: loss and gradients of a batch, logits of a batch, and no more.
+
+Weights, optimiser and the order of rows are the caller's; an engine keeps nothing of a client between
+two calls, so clients of one process share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from client.batches import Batch
+from protocol.layout import Layout, Tensors
+from protocol.rules import Role
+
+Values = Mapping[str, npt.NDArray[np.float32]]
+
+
+class Engine(Protocol):
+    """Computes with the frozen base and any adapter of ``layout``."""
+
+    layout: Layout
+
+    def gradients(
+        self, tensors: Values, batch: Batch, roles: frozenset[Role]
+    ) -> tuple[float, Tensors]:
+        """The sum over rows of the cross-entropy in nats, and its gradients by name for ``roles``."""
+
+    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+        """(rows, labels)."""

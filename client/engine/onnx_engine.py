@@ -1,0 +1,72 @@
+"""The engine that every client has: programs of the base, run by ONNX Runtime on the CPU.
+
+A session belongs to a graph, not to a client: whoever trains the same program in this process, on whatever
+thread, shares it, and a client costs its vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from base_model.programs.build import GRADIENT, LOSS
+from base_model.programs.document import LABELS, graph_name
+from base_model.programs.folder import Program
+from base_model.programs.session import open_session
+from client.batches import Batch
+from client.engine.interface import Values
+from protocol.layout import Layout, Tensors
+from protocol.rules import Role
+
+SESSIONS = 6  # kept open; the one not used for longest is let go
+
+
+class OnnxEngine:
+    """A program on a base's folder, for adapters of ``layout``."""
+
+    def __init__(self, program: Program, base: Path, layout: Layout, *, threads: int) -> None:
+        """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
+        self.layout = layout
+        self._program, self._base, self._digest = program, base, program.document.digest
+        self._threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+
+    def gradients(
+        self, tensors: Values, batch: Batch, roles: frozenset[Role]
+    ) -> tuple[float, Tensors]:
+        """See :class:`client.engine.interface.Engine`."""
+        session = self._session(frozenset(map(str, roles)))
+        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.role in roles]
+        loss, *gradients = session.run(
+            [LOSS, *wanted], self._rows(batch) | {LABELS: batch.labels} | dict(tensors)
+        )
+        names = (name.removeprefix(GRADIENT) for name in wanted)
+        return float(loss), dict(zip(names, gradients, strict=True))
+
+    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+        """See :class:`client.engine.interface.Engine`."""
+        (logits,) = self._session(frozenset()).run(None, self._rows(batch) | dict(tensors))
+        return np.asarray(logits, np.float32)
+
+    def _rows(self, batch: Batch) -> dict[str, Any]:
+        return {"input_ids": batch.ids, "attention_mask": batch.mask}
+
+    def _session(self, parts: frozenset[str]) -> Any:
+        key = (self._digest, graph_name(parts), str(self._base), self._threads)
+        with _lock:
+            if key not in _sessions:
+                graph = self._program.graph(parts)
+                while len(_sessions) >= SESSIONS:
+                    _sessions.popitem(last=False)
+                _sessions[key] = open_session(graph, self._base, threads=self._threads)
+            _sessions.move_to_end(key)
+            return _sessions[key]
+
+
+_sessions: OrderedDict[tuple[str, str, str, int], Any] = OrderedDict()
+_lock = threading.Lock()

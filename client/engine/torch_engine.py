@@ -1,0 +1,73 @@
+"""The engine on torch, transformers and peft: for CUDA, and what the other one is compared with.
+
+An optional extra (``client-torch``); nothing imports this module unless the engine is chosen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from base_model.store import open_base
+from client.batches import Batch
+from client.engine.adapter_model import AdapterModel
+from client.engine.device import choose_device, matmul_dtype
+from client.engine.interface import Values
+from protocol.layout import Tensors
+from protocol.plan import Plan
+from protocol.rules import Role
+
+
+class TorchEngine:
+    """The adapter of a plan on a base that is opened for it, on the device that this machine has."""
+
+    def __init__(self, base: Path, plan: Plan, *, threads: int = 0) -> None:
+        """``base`` is verified; ``threads`` 0 is torch's default. Raises ArtefactError."""
+        if threads > 0 and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        device = choose_device()
+        opened = open_base(
+            base,
+            labels=len(plan.task.labels),
+            verify=False,
+            matmul_dtype=matmul_dtype(plan.local.precision, device),
+        )
+        opened.model.to(device)
+        self._model = AdapterModel(opened, plan)
+        self.layout = self._model.layout
+
+    def gradients(
+        self, tensors: Values, batch: Batch, roles: frozenset[Role]
+    ) -> tuple[float, Tensors]:
+        """See :class:`client.engine.interface.Engine`."""
+        self._model.load(tensors)
+        parameters = self._model.train_only(roles)
+        for parameter in parameters.values():
+            parameter.grad = None
+        labels = torch.from_numpy(batch.labels).to(self._model.device)
+        loss = F.cross_entropy(self._forward(batch), labels, reduction="sum")
+        loss.backward()
+        gradients = {
+            name: np.zeros(tuple(parameter.shape), np.float32)  # a layer that no row reached
+            if parameter.grad is None
+            else parameter.grad.cpu().numpy()
+            for name, parameter in parameters.items()
+        }
+        return float(loss.detach()), gradients
+
+    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+        """See :class:`client.engine.interface.Engine`."""
+        self._model.load(tensors)
+        # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.
+        with torch.no_grad():
+            logits: npt.NDArray[np.float32] = self._forward(batch).cpu().numpy()
+        return logits
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        device = self._model.device
+        ids, mask = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.mask))
+        return self._model.forward(ids, mask).float()

@@ -1,0 +1,382 @@
+"""Programs as folders: what is damaged is made anew, what is hostile is refused, and nothing is left half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from base_model.files import sha256_of
+from base_model.programs.commands import app
+from base_model.programs.document import PROGRAM, parse_program
+from base_model.programs.folder import (
+    Program,
+    keep_program,
+    make_program,
+    open_program,
+    program_for,
+    write_program,
+)
+from base_model.verify import read_manifest
+from protocol.errors import ArtefactError
+from protocol.manifest import MANIFEST_NAME
+from protocol.plan import Plan, plan_from
+
+TRAIN = "train-head.lora_A.lora_B.onnx"
+Change = Callable[[onnx.ModelProto], None]
+
+
+def plan_for(
+    fingerprint: str, *, program: str = "", rule: str = "fedit", **adapter: object
+) -> Plan:
+    return plan_from(
+        {
+            "name": "t",
+            "base": {"fingerprint": fingerprint, "program": program},
+            "task": {"labels": ["light", "music", "timer"], "max_length": 16},
+            "adapter": {"rank": 4, "alpha": 8.0} | adapter,
+            "rule": {"name": rule},
+        },
+        source="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_base: Path) -> Plan:
+    return plan_for(read_manifest(tiny_base).fingerprint)
+
+
+@pytest.fixture(scope="module")
+def program(tiny_base: Path, plan: Plan) -> Program:
+    return make_program(tiny_base, read_manifest(tiny_base), plan)
+
+
+def forged(program: Program, change: Change) -> Program:
+    """The training graph changed, and a document that agrees with it in everything it can."""
+    model = onnx.load_model_from_string(program.graphs[TRAIN])
+    change(model)
+    data = model.SerializeToString()
+    entry = program.document.graphs[TRAIN].model_copy(
+        update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    )
+    graphs = program.document.graphs | {TRAIN: entry}
+    document = program.document.model_copy(update={"graphs": graphs})
+    return Program(document=document, graphs=program.graphs | {TRAIN: data})
+
+
+def add_node(kind: str, *inputs: str, domain: str = "", **attributes: object) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        node = helper.make_node(kind, list(inputs), ["odd"], domain=domain, **attributes)
+        model.graph.node.append(node)
+        if domain:
+            model.opset_import.append(helper.make_opsetid(domain, 1))
+
+    return change
+
+
+def with_loop(model: onnx.ModelProto) -> None:
+    body = helper.make_graph([], "body", [], [])
+    model.graph.node.append(helper.make_node("Loop", ["", ""], ["odd"], body=body))
+
+
+def with_graph_in_known_operator(model: onnx.ModelProto) -> None:
+    body = helper.make_graph([], "body", [], [])
+    model.graph.node[0].attribute.append(helper.make_attribute("extra", body))
+
+
+def with_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["a", "b"])
+    )
+
+
+def with_renamed_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(
+        helper.make_node("Identity", [model.graph.output[1].name], ["gradient.x"])
+    )
+    model.graph.output[1].name = "gradient.x"
+
+
+def with_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["a"]))
+
+
+def with_default_for_an_input(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int64), "input_ids"))
+
+
+def outside(**place: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.external_data)
+        for item in tensor.external_data:
+            item.value = place.get(item.key, item.value)
+
+    return change
+
+
+def with_outside_constant(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    model.graph.node.append(helper.make_node("Constant", [], ["odd"], value=tensor))
+
+
+def with_weights_of_its_own(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(2**22 + 1, np.float32), "own"))
+
+
+def with_huge_claim(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(
+        name="huge", data_type=TensorProto.FLOAT, dims=[2**30, 2**10], raw_data=b"1234"
+    )
+    model.graph.initializer.append(tensor)
+
+
+def with_function(model: onnx.ModelProto) -> None:
+    model.functions.append(helper.make_function("f", "Gelu", [], [], [], []))
+
+
+def with_sparse(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer.add()
+
+
+HOSTILE: dict[str, tuple[Change, str]] = {
+    "a loop": (with_loop, "Loop has no place"),
+    "a branch": (add_node("If", "x"), "If has no place"),
+    "random numbers": (add_node("RandomNormal", shape=[1]), "RandomNormal has no place"),
+    "text": (add_node("StringNormalizer", "x"), "StringNormalizer has no place"),
+    "another domain": (add_node("Gelu", "x", domain="ai.onnx.contrib"), "ai.onnx.contrib"),
+    "another operator of microsoft": (
+        add_node("Attention", "x", domain="com.microsoft"),
+        "Attention has no place",
+    ),
+    "a graph within": (with_graph_in_known_operator, "a graph within"),
+    "a function": (with_function, "functions"),
+    "a sparse tensor": (with_sparse, "sparse"),
+    "an extra output": (with_output, "outputs are not those listed"),
+    "another output": (with_renamed_output, "outputs are not those listed"),
+    "an extra input": (with_input, "inputs are not those listed"),
+    "an input with a default": (with_default_for_an_input, "inputs are not those listed"),
+    "data elsewhere": (outside(location="../secrets"), "outside the base's"),
+    "data at an absolute path": (outside(location="/etc/passwd"), "outside the base's"),
+    "data behind the end": (outside(offset=str(2**40)), "behind the end"),
+    "data at no number": (outside(offset="-8"), "at no place"),
+    "data of another length": (outside(length="4"), "another length"),
+    "a constant outside": (with_outside_constant, "lies outside"),
+    "weights of its own": (with_weights_of_its_own, "weights of its own"),
+    "a claim": (with_huge_claim, "claims more"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_graph_is_refused_although_its_digest_fits(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path, case: str
+) -> None:
+    change, cause = HOSTILE[case]
+    write_program(forged(program, change), tmp_path / "p")
+    with pytest.raises(ArtefactError, match=cause):
+        open_program(tmp_path / "p", read_manifest(tiny_base), plan)
+
+
+def test_what_is_written_opens(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path
+) -> None:
+    write_program(program, tmp_path / "p")
+    assert open_program(tmp_path / "p", read_manifest(tiny_base), plan) == program
+
+
+def flipped(folder: Path) -> None:
+    data = bytearray((folder / TRAIN).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / TRAIN).write_bytes(data)
+
+
+def truncated_with_digest(folder: Path) -> None:
+    """As whoever wrote half of it and then told the truth about it."""
+    data = (folder / TRAIN).read_bytes()[:-100]
+    (folder / TRAIN).write_bytes(data)
+    said = json.loads((folder / PROGRAM).read_text())
+    said["graphs"][TRAIN] |= {"sha256": sha256_of(folder / TRAIN), "bytes": len(data)}
+    (folder / PROGRAM).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
+
+
+def edited(**changes: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        said = json.loads((folder / PROGRAM).read_text()) | changes
+        (folder / PROGRAM).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
+
+    return damage
+
+
+def other_tensor(folder: Path) -> None:
+    text = (folder / PROGRAM).read_text()
+    (folder / PROGRAM).write_text(text.replace("layer.1.attention", "layer.3.attention"))
+
+
+def without_graph(folder: Path) -> None:
+    (folder / TRAIN).unlink()
+
+
+def with_a_link(folder: Path) -> None:
+    (folder / TRAIN).unlink()
+    (folder / TRAIN).mkdir()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a bit": (flipped, "sha256 is not"),
+    "truncated": (truncated_with_digest, "cut off|not those listed"),
+    "a graph missing": (without_graph, "No such file"),
+    "a folder in its place": (with_a_link, "not a regular file"),
+    "an unknown key": (edited(more=1), "more"),
+    "another format": (edited(format=2), "format"),
+    "another base": (edited(base="0" * 64), "base 000000000000"),
+    "another scale": (edited(scaling=3.0), "another adapter"),
+    "another method": (edited(method="prompt"), "another adapter"),
+    "another layout": (other_tensor, "layer.1.attention"),
+    "no document": (lambda folder: (folder / PROGRAM).write_text("{"), "JSON|cut|line"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_refused_and_a_client_makes_it_anew(
+    tiny_base: Path,
+    plan: Plan,
+    program: Program,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    case: str,
+) -> None:
+    damage, cause = DAMAGE[case]
+    manifest = read_manifest(tiny_base)
+    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    damage(folder)
+    with pytest.raises(ArtefactError, match=cause):
+        open_program(folder, manifest, plan)
+    with caplog.at_level(logging.WARNING, logger="fedge.program"):
+        assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    assert "made anew" in caplog.text
+    caplog.clear()
+    assert open_program(folder, manifest, plan) == program
+    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    assert not caplog.text
+
+
+def test_a_program_of_another_plan_does_not_fit(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path
+) -> None:
+    write_program(program, tmp_path / "p")
+    manifest = read_manifest(tiny_base)
+    for other in (
+        plan_for(manifest.fingerprint, targets=["query"]),
+        plan_for(manifest.fingerprint, targets="all-linear"),
+        plan_for(manifest.fingerprint, method="prompt", rule="prompt-mean"),
+        plan_for(manifest.fingerprint, rule="fed-sb"),
+    ):
+        with pytest.raises(ArtefactError):
+            open_program(tmp_path / "p", manifest, other)
+    wider = plan_for(manifest.fingerprint, rank=8, alpha=16.0)  # the rank is free
+    assert open_program(tmp_path / "p", manifest, wider) == program
+
+
+def test_only_the_named_program_is_taken_and_nothing_is_left(
+    tiny_base: Path, program: Program, tmp_path: Path
+) -> None:
+    manifest = read_manifest(tiny_base)
+    named = plan_for(manifest.fingerprint, program=program.document.digest)
+    assert program_for(tiny_base, manifest, named, cache=tmp_path / "a") == program
+    other = plan_for(manifest.fingerprint, program="1" * 64)
+    with pytest.raises(ArtefactError, match="the plan names 111111111111"):
+        program_for(tiny_base, manifest, other, cache=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def hostile_base(tiny_base: Path, out: Path, change: Change) -> Path:
+    """The same fingerprint, which does not cover the graph, and a manifest that agrees with it."""
+    shutil.copytree(tiny_base, out)
+    path = out / "graph.onnx"
+    model = onnx.load(str(path))
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    manifest = read_manifest(tiny_base)
+    entry = manifest.files["graph.onnx"].model_copy(
+        update={"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    )
+    changed = manifest.model_copy(update={"files": manifest.files | {"graph.onnx": entry}})
+    (out / MANIFEST_NAME).write_text(changed.to_json())
+    return out
+
+
+def with_other_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["a", "b"])
+    )
+
+
+def with_other_weights(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("qweight"))
+    tensor.raw_data = bytes(len(tensor.raw_data))
+
+
+@pytest.mark.parametrize(
+    "change", [with_loop, with_other_output, with_other_weights, with_function]
+)
+def test_a_hostile_graph_of_a_base_gives_no_program(
+    tiny_base: Path, plan: Plan, tmp_path: Path, change: Change
+) -> None:
+    base = hostile_base(tiny_base, tmp_path / "base", change)
+    with pytest.raises(ArtefactError):
+        program_for(base, read_manifest(base), plan, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, logger="fedge.program"):
+        got = program_for(tiny_base, read_manifest(tiny_base), plan, cache=tmp_path / "file" / "x")
+    assert got == program
+    assert "not kept" in caplog.text
+
+
+def test_a_kept_program_replaces_what_was_there_whole(program: Program, tmp_path: Path) -> None:
+    keep_program(program, tmp_path / "p")
+    (tmp_path / "p" / "more").write_text("x")
+    keep_program(program, tmp_path / "p")
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {PROGRAM, *program.graphs}
+    assert parse_program((tmp_path / "p" / PROGRAM).read_bytes(), source="") == program.document
+
+
+def test_the_commands(tiny_base: Path, plan: Plan, program: Program, tmp_path: Path) -> None:
+    file, out, run = tmp_path / "plan.json", tmp_path / "p", CliRunner()
+    file.write_text(plan.model_dump_json())
+    options = ["--base", str(tiny_base), "--plan", str(file), "--json"]
+    built = run.invoke(app, ["build", *options, "--out", str(out)])
+    assert json.loads(built.stdout)["program"] == program.document.digest
+    verified = run.invoke(app, ["verify", str(out), *options, "--rebuild"])
+    assert json.loads(verified.stdout)["rebuilt"] is True
+
+    def harmless(model: onnx.ModelProto) -> None:
+        model.graph.doc_string = "other bytes, the same computation"
+
+    write_program(forged(program, harmless), tmp_path / "other")
+    assert run.invoke(app, ["verify", str(tmp_path / "other"), *options]).exit_code == 0
+    odd = run.invoke(app, ["verify", str(tmp_path / "other"), *options, "--rebuild"])
+    assert isinstance(odd.exception, ArtefactError)
+    assert "not what this base gives" in str(odd.exception)
+    file.write_text(
+        plan_for(plan.base.fingerprint, program=program.document.digest).model_dump_json()
+    )
+    assert run.invoke(app, ["verify", str(out), *options]).exit_code == 0
+    refused = run.invoke(app, ["verify", str(tmp_path / "other"), *options])
+    assert "the plan names" in str(refused.exception)
