@@ -251,7 +251,7 @@ def test_no_copy_of_private_rows_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_parquet_is_read_without_threads_that_outlive_it(tmp_path: Path) -> None:
-    """A thread of Arrow's pool that waits while the process ends may abort it (SIGABRT)."""
+    """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts the process."""
     script = (
         "import os, sys; from pathlib import Path; import pyarrow.parquet\n"
         "from protocol.rows.read import read_rows\n"
