@@ -40,7 +40,7 @@ def plan_for(fingerprint: str) -> Any:
             "seed": 7,
             "base": {"fingerprint": fingerprint},
             "task": {"labels": [f"label-{n}" for n in range(LABELS)], "max_length": 128},
-            "adapter": {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": ["query", "value"]},
+            "adapter": {"rank": 8, "alpha": 16.0, "targets": ["query", "value"]},
             "rule": {"name": "fedit"},
             "local": {"batch_size": 8, "precision": "fp32"},
             "cohort": {"weighting": "examples"},
@@ -63,7 +63,7 @@ def steps(base: Path, manifest: Any, plan: Any, tensors: dict[str, Any]) -> tupl
     torch.set_num_threads(1)
     program = classifier_program(base, manifest, plan, trained=frozenset(tensors))
     session = open_program(program.SerializeToString(), base, threads=1)
-    model = AdapterModel(open_base(base, labels=LABELS, verify=False), plan, rank=8)
+    model = AdapterModel(open_base(base, labels=LABELS, verify=False), plan)
     model.load(tensors)
     parameters = model.train_only({spec.role for spec in model.layout.specs})
 

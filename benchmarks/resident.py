@@ -121,7 +121,6 @@ def prepare(folder: Path) -> None:
         "plan_digest": plan.digest,
         "base": manifest.fingerprint,
         "adapter_digest": vector_digest(adapter),
-        "rank": plan.adapter.rank,
         "evaluate": False,
     }
     (folder / "instruction.json").write_text(json.dumps(instruction))

@@ -1,10 +1,9 @@
 """The trainable adapter on the resident base, under the names of the protocol.
 
-One base module serves every client, rank and round of a process: ``peft`` wraps it once, and each
+One base module serves every client and round of a process: ``peft`` wraps it once, and each
 :class:`AdapterModel` is one *named* adapter in that wrapper (its own factors, its own copy of the
 head), switched on when it is used. Loading a client's adapter copies values into the parameters
-that are there already. A second adapter, the *stack*, may lie frozen beside the trained one: the
-sum of all earlier rounds under FLoRA-style stacking, of another rank in every round. (P-2)
+that are there already. (P-2)
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from protocol.adapter import (
     LORA_B,
     LORA_R,
     adapter_layout,
-    lora_scaling,
     target_linears,
 )
 from protocol.encoding import canonical_json, digest
@@ -43,22 +41,19 @@ _ACTIVE = "_fedge_active"  # of the peft model: what it is switched to
 
 
 class AdapterModel:
-    """One adapter of ``plan`` at ``rank`` on ``base``.
+    """One adapter of ``plan`` on ``base``.
 
     Several of them may share a base (other ranks, other targets); the one that is used last is
     active. A base is wrapped for one PEFT method; the other needs a base opened again.
     """
 
-    def __init__(self, base: OpenBase, plan: Plan, *, rank: int) -> None:
-        """Wrap ``base``, or add a named adapter to the wrapper that is there. ``rank`` from 1."""
-        self.base, self.plan, self.rank = base, plan, rank
-        self.scaling = lora_scaling(plan)
-        self.layout: Layout = adapter_layout(plan, base.manifest, rank=rank)
-        self._settings = digest("settings", canonical_json(_settings(plan)))[:12]
-        self._name = f"a{rank}_{self._settings}"  # not "lora…": peft looks for that in names
-        self._stack_name = f"stack{rank}_{self._settings}"
-        self._stack_rank = 0
-        self._peft = _wrapped(base, self._name, self._config(rank))
+    def __init__(self, base: OpenBase, plan: Plan) -> None:
+        """Wrap ``base``, or add a named adapter to the wrapper that is there."""
+        self.base, self.plan = base, plan
+        self.layout: Layout = adapter_layout(plan, base.manifest)
+        settings = digest("settings", canonical_json(_settings(plan)))[:12]
+        self._name = f"a_{settings}"  # not "lora…": peft looks for that in names
+        self._peft = _wrapped(base, self._name, self._config())
         if rule_named(plan.rule.name).has_core:
             self._ensure_cores()
         self._parameters = {spec.name: self._parameter(spec) for spec in self.layout.specs}
@@ -82,30 +77,6 @@ class AdapterModel:
             for name, parameter in self._parameters.items()
         }
 
-    def load_stack(self, tensors: Tensors, *, rank: int) -> None:
-        """Put a frozen adapter of ``rank`` beside the trained one; rank 0 takes the last one away.
-
-        ``tensors`` may be a full adapter: of it only the LoRA factors are used. Raises
-        ArtefactError when they do not fit.
-        """
-        layout = adapter_layout(self.plan, self.base.manifest, rank=rank)
-        layout.flatten(tensors)
-        if rank:
-            self._ensure_stack()
-            for linear in target_linears(self.plan.adapter, self.base.manifest):
-                self._fill_stack(
-                    self._lora_layer(linear.path),
-                    tensors[linear.path + LORA_A],
-                    tensors[linear.path + LORA_B],
-                )
-        self._stack_rank = rank
-        self._activate()
-
-    def drop_stack(self) -> None:
-        """Train without anything beside."""
-        self._stack_rank = 0
-        self._activate()
-
     # -- training -------------------------------------------------------------------------------
 
     def train_only(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
@@ -126,17 +97,6 @@ class AdapterModel:
         """The role of a tensor."""
         return next(spec.role for spec in self.layout.specs if spec.name == name)
 
-    def dropout(self, on: bool) -> None:
-        """Eval mode throughout; with ``on`` the dropout in front of LoRA's factors works.
-
-        The base's own dropouts stay off: a frozen base is not regularised, and its activations
-        are those of the device that will serve it.
-        """
-        self._peft.eval()
-        if on and self.plan.adapter.method == "lora" and self.plan.adapter.dropout > 0:
-            for layer in self._lora_layers():
-                layer.lora_dropout[self._name].train()
-
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits (rows, labels) of token ids and mask, both (rows, tokens) int64."""
         self._activate()
@@ -150,15 +110,14 @@ class AdapterModel:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _config(self, rank: int, *, head: bool = True) -> LoraConfig | PromptTuningConfig:
+    def _config(self) -> LoraConfig | PromptTuningConfig:
         adapter, manifest = self.plan.adapter, self.base.manifest
-        saved = [manifest.head.path] if head else None
+        saved = [manifest.head.path]
         if adapter.method == "lora":
             return LoraConfig(
                 task_type="SEQ_CLS",
-                r=rank,
-                lora_alpha=self.scaling * rank,  # peft divides by its own r (P-2.5)
-                lora_dropout=adapter.dropout if head else 0.0,
+                r=adapter.rank,
+                lora_alpha=adapter.alpha,
                 bias="none",
                 target_modules=[linear.path for linear in target_linears(adapter, manifest)],
                 modules_to_save=saved,
@@ -220,14 +179,11 @@ class AdapterModel:
             raise TypeError(f"{name} is trainable on one side only (peft, layout)")
 
     def _activate(self) -> None:
-        """Make this adapter, its stack and its trained roles the active ones of the base."""
-        wanted = (self._name, self._stack_rank, self._roles)
+        """Make this adapter and its trained roles the active ones of the base."""
+        wanted = (self._name, self._roles)
         if self._peft.__dict__.get(_ACTIVE) == wanted:
             return
         self._peft.set_adapter(self._name)
-        if self._stack_rank:
-            for layer in self._lora_layers():
-                layer.set_adapter([self._name, self._stack_name])
         for parameter in self._peft.parameters():
             parameter.requires_grad_(False)
         for parameter in self.trained().values():
@@ -244,32 +200,17 @@ class AdapterModel:
             outer = layer.lora_B[self._name]
             if isinstance(outer, nn.Linear):  # not yet: an equal model may have been made before
                 core = nn.Linear(
-                    self.rank, self.rank, bias=False, device=outer.weight.device
+                    self.plan.adapter.rank,
+                    self.plan.adapter.rank,
+                    bias=False,
+                    device=outer.weight.device,
                 ).requires_grad_(outer.weight.requires_grad)
                 layer.lora_B[self._name] = nn.Sequential(core, outer)
 
-    def _ensure_stack(self) -> None:
-        if self._stack_name not in self._peft.peft_config:
-            # PeftModel's own method: the subclass for classification would add a second head.
-            config = self._config(1, head=False)
-            PeftModel.add_adapter(self._peft, self._stack_name, config)
-            refuse_merge(self._peft)
-
-    def _fill_stack(self, layer: LoraLayer, a: Any, b: Any) -> None:
-        name = self._stack_name
-        for factors, values in ((layer.lora_A, a), (layer.lora_B, b)):
-            tensor = torch.from_numpy(np.array(values, np.float32)).to(self.device)
-            factors[name].weight = nn.Parameter(tensor, requires_grad=False)
-        layer.r[name] = len(a)
-        layer.lora_alpha[name] = self.scaling * len(a)
-        layer.scaling[name] = self.scaling
-
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """What makes two adapters of equal rank different modules; ranks are in the name."""
-    settings = plan.adapter.model_dump(mode="json", exclude={"rank", "alpha", "client_ranks"})
-    return settings | {
-        "scaling": lora_scaling(plan),
+    """What makes two adapters different modules."""
+    return plan.adapter.model_dump(mode="json") | {
         "labels": len(plan.task.labels),
         "core": rule_named(plan.rule.name).has_core,
     }

@@ -11,7 +11,6 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.layout import Tensors, Vector
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.rules import rule_named
 from protocol.wire import Instruction
 
 
@@ -31,10 +30,9 @@ def check_instruction(
             f"this client has {manifest.fingerprint[:12]}…",
             "give every party the same base",
         )
-    if not 1 <= instruction.round <= plan.rounds or instruction.rank < 0:
+    if not 1 <= instruction.round <= plan.rounds:
         raise ArtefactError(
-            f"the instruction names round {instruction.round} of {plan.rounds} "
-            f"and rank {instruction.rank}",
+            f"the instruction names round {instruction.round} of {plan.rounds}",
             "run the same version of fedge on both sides",
         )
     if plan.start and instruction.round == 1 and instruction.adapter_digest != plan.start.adapter:
@@ -43,14 +41,8 @@ def check_instruction(
             f"{plan.start.adapter[:12]}…",
             "ask the coordinator's operator",
         )
-    combines = rule_named(plan.rule.name).combine
-    if combines == "mean" and instruction.rank != plan.adapter.rank:
-        raise ArtefactError(
-            f"the adapter sent has rank {instruction.rank}, the plan says {plan.adapter.rank}",
-            "run the same version of fedge on both sides",
-        )
-    tensors = completed(adapter, plan, manifest, rank=instruction.rank)
-    layout = adapter_layout(plan, manifest, rank=instruction.rank)
+    tensors = completed(adapter, plan, manifest)
+    layout = adapter_layout(plan, manifest)
     if vector_digest(layout.flatten(tensors)) != instruction.adapter_digest:
         raise ArtefactError(
             "the adapter received is not the one the instruction names (another digest)",

@@ -74,11 +74,7 @@ def train(
     started = clock()
     with torch.random.fork_rng(devices=_cuda_devices(model.device)):
         torch.manual_seed(seed)
-        model.dropout(True)
-        try:
-            examples, last, steps = _run(model, rows, local, roles, seed, epochs, on_step)
-        finally:
-            model.dropout(False)
+        examples, last, steps = _run(model, rows, local, roles, seed, epochs, on_step)
     return Trained(
         examples=examples, loss_sum=last * examples, seconds=clock() - started, steps=steps
     )
@@ -191,7 +187,6 @@ def predict_logits(
     model: AdapterModel, rows: Encoded, *, batch_size: int = EVALUATION_BATCH
 ) -> npt.NDArray[np.float32]:
     """Logits (rows, labels) float32, in the order of ``rows``."""
-    model.dropout(False)
     logits = np.zeros((len(rows), len(model.plan.task.labels)), np.float32)
     # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """One client's part of a round, on the resident base of this process.
 
 A :class:`Worker` is cheap; what it works with (the base, wrapped by peft, one named adapter per
-rank) is opened once per process and shared by every client it serves. (P-4.2, P-4.3)
+set of adapter settings) is opened once per process and shared by every client it serves. (P-4.2, P-4.3)
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from client.device import choose_device, matmul_dtype
 from client.instructed import check_instruction, verify_length
 from client.settings import manifest_at
 from client.training import Score, evaluate, train
-from protocol.adapter import adapter_layout, client_rank, cut_to_rank, initial_adapter
 from protocol.encoding import canonical_json, digest, seed_from
 from protocol.errors import ArtefactError, DataError, UpdateError
 from protocol.exchange import Contribution
-from protocol.layout import Layout, Tensors, Vector
+from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.rules import rule_named
 from protocol.wire import Instruction
 
 RESIDENTS = 2  # bases kept open in one process; the one not used for longest is let go
@@ -45,13 +44,13 @@ class Resident:
         self.base.model.to(device)
         self._models: dict[str, AdapterModel] = {}
 
-    def model(self, plan: Plan, rank: int) -> AdapterModel:
-        """The adapter model of ``plan`` at ``rank``; made once, its values are the last loaded."""
-        settings = plan.adapter.model_dump(mode="json", exclude={"client_ranks"})
+    def model(self, plan: Plan) -> AdapterModel:
+        """The adapter model of ``plan``; made once, its values are the last loaded."""
+        settings = plan.adapter.model_dump(mode="json")
         settings["core"] = rule_named(plan.rule.name).has_core
-        key = f"{rank}/{digest('settings', canonical_json(settings))}"
+        key = digest("settings", canonical_json(settings))
         if key not in self._models:
-            self._models[key] = AdapterModel(self.base, plan, rank=rank)
+            self._models[key] = AdapterModel(self.base, plan)
         return self._models[key]
 
 
@@ -89,9 +88,9 @@ class Worker:
         self.manifest = self._resident.base.manifest
         verify_length(plan, self.manifest)
 
-    def model(self, rank: int | None = None) -> AdapterModel:
-        """The resident adapter model at ``rank`` (the plan's without it)."""
-        return self._resident.model(self.plan, self.plan.adapter.rank if rank is None else rank)
+    def model(self) -> AdapterModel:
+        """The resident adapter model."""
+        return self._resident.model(self.plan)
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
@@ -109,9 +108,8 @@ class Worker:
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's roles, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6) at ``instruction.rank``; the update is in the
-        layout of the round's roles at this client's rank. Under a rule with a fresh adapter per round the
-        update is relative to :func:`fresh_adapter`, its head relative to the received head.
+        ``adapter`` is the vector that is sent (P-2.6); the update is in the
+        layout of the round's roles.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
@@ -120,9 +118,8 @@ class Worker:
         received = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
         kept, held_out = self.split(client, encoded)
-        rank = client_rank(self.plan, client)
-        model = self.model(rank)
-        start = self._load(model, received, instruction, rank)
+        model = self.model()
+        model.load(received)
         score = Score(correct=0, examples=0, loss_sum=0.0)
         if instruction.evaluate and len(held_out):
             score = evaluate(model, held_out)
@@ -138,7 +135,7 @@ class Worker:
         )
         after = model.tensors()
         layout = model.layout.only(roles)
-        update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
+        update = layout.flatten({s.name: after[s.name] - received[s.name] for s in layout.specs})
         if not np.isfinite(update).all():  # after the last step no loss was computed
             raise UpdateError(
                 "this client's update is not finite: its training diverged",
@@ -171,39 +168,7 @@ class Worker:
         order = rng.permutation(len(rows)).astype(np.int64)
         return rows.take(np.sort(order[out:])), rows.take(np.sort(order[:out]))
 
-    def _load(
-        self, model: AdapterModel, received: Tensors, instruction: Instruction, rank: int
-    ) -> Tensors:
-        """Put the received adapter into ``model``; returns the values training starts from."""
-        if self.contract.fresh_each_round:
-            std = self.manifest.embedding_std
-            start = fresh_adapter(model.layout, self.plan, std, self.plan.turn(instruction.round))
-            start |= {s.name: received[s.name] for s in model.layout.only({Role.HEAD}).specs}
-            model.load_stack(received, rank=instruction.rank)
-            model.load(start)
-            return start
-        model.drop_stack()
-        start = received
-        if rank != instruction.rank:
-            start = cut_to_rank(received, self._layout(instruction.rank), rank)
-        model.load(start)
-        return start
-
-    def _layout(self, rank: int) -> Layout:
-        return adapter_layout(self.plan, self.manifest, rank=rank)
-
 
 def worker_for(plan: Plan, base_folder: Path) -> Worker:
     """A worker on the process's resident base; raises as :class:`Worker`."""
     return Worker(plan, base_folder)
-
-
-def fresh_adapter(layout: Layout, plan: Plan, embedding_std: float, round_number: int) -> Tensors:
-    """The adapter a client starts from in one round of a stacking rule: A random, B zero.
-
-    Its seed is ``seed_from("fresh", plan.seed, round)`` (P-1.4): the coordinator derives the same
-    factors and adds the update to them. A lower rank's factors are the first rows of a higher's.
-    The head of the result is not used.
-    """
-    seed = seed_from("fresh", plan.seed, round_number)
-    return initial_adapter(layout, seed=seed, embedding_std=embedding_std)

@@ -12,10 +12,9 @@ from client.adapter_model import AdapterModel
 from client.data import load_rows
 from client.training import predict_logits
 from client.worker import Worker, worker_for
-from protocol.adapter import LORA_A, adapter_layout, as_plain_lora, with_unit_cores
+from protocol.adapter import as_plain_lora, with_unit_cores
 from protocol.layout import Tensors
 from protocol.plan import Plan
-from protocol.rules import Role
 from simulations.files import read_json, write_json
 from simulations.scores import Scores, save_scores, score, verify_finite
 
@@ -40,33 +39,13 @@ class Evaluator:
 
 
 def finished_model(worker: Worker, tensors: Tensors) -> AdapterModel:
-    """The resident model with a whole adapter in it, of whatever rank, to predict with.
+    """The resident model with a whole adapter in it, to predict with.
 
     What predicts is the published form: measured as a coordinator holds it or as it was published,
     an adapter gives the same bits.
     """
-    ranks = [len(value) for name, value in tensors.items() if name.endswith(LORA_A)]
-    rank = ranks[0] if ranks else worker.plan.adapter.rank
-    if not worker.contract.fresh_each_round:
-        model = worker.model(rank)
-        model.load(with_unit_cores(as_plain_lora(tensors), model.layout))
-        return model
-    # A stack has another rank every round: it lies beside the resident model's empty adapter.
     model = worker.model()
-    model.load_stack(tensors, rank=rank)
-    blank = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.layout.specs}
-    head = model.layout.only({Role.HEAD}).specs
-    model.load(blank | {spec.name: tensors[spec.name] for spec in head})
-    return model
-
-
-def starting_model(worker: Worker, tensors: Tensors) -> AdapterModel:
-    """The resident model with an adapter of the plan's rank in it and no stack beside, to train."""
-    model = worker.model()
-    if worker.contract.fresh_each_round:
-        layout = adapter_layout(worker.plan, worker.manifest, rank=0)
-        model.load_stack({s.name: np.zeros(s.shape, np.float32) for s in layout.specs}, rank=0)
-    model.load(tensors)
+    model.load(with_unit_cores(as_plain_lora(tensors), model.layout))
     return model
 
 

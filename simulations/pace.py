@@ -20,7 +20,7 @@ from client.worker import Worker
 from protocol.adapter import adapter_layout, initial_adapter
 from protocol.errors import UpdateError
 from protocol.plan import Plan
-from simulations.evaluation import due, starting_model
+from simulations.evaluation import due
 from simulations.experiment import Yardsticks
 from simulations.progress import duration
 
@@ -60,7 +60,8 @@ def measure_pace(
         seed=plan.seed,
         embedding_std=worker.manifest.embedding_std,
     )
-    model = starting_model(worker, start)
+    model = worker.model()
+    model.load(start)
     local = plan.local.model_copy(update={"max_steps": WARM + STEPS})
     need = local.batch_size * local.max_steps
     batch = rows.take(np.resize(np.arange(len(rows)), need))

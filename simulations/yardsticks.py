@@ -23,7 +23,7 @@ from protocol.encoding import seed_from
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from simulations.clients import client_name, named
-from simulations.evaluation import Evaluator, figures, starting_model
+from simulations.evaluation import Evaluator, figures
 from simulations.files import read_json, write_json
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
@@ -140,7 +140,8 @@ def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Ten
     worker = worker_for(plan, prepared.base)
     layout = adapter_layout(plan, manifest)
     start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    model = starting_model(worker, start)
+    model = worker.model()
+    model.load(start)
     every = frozenset(spec.role for spec in layout.specs)
     roles = worker.contract.roles(1) if worker.contract.has_core else every
     # A client's bound on steps is per round; here the passes are the bound.

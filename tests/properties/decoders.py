@@ -334,7 +334,6 @@ class World:
         }
         toml = _toml_plan(self.plan.base.fingerprint)
         experiment = experiment_path("demo").read_bytes()
-        rank = self.plan.adapter.rank
 
         def used(text: str) -> object:
             """A plan is worth nothing before its digest, its policy and its layout."""
@@ -367,7 +366,7 @@ class World:
                 read=_text(lambda text: parse_roster(text, source="r")), seeds=(roster,)
             ),
             "protocol.step.checkpoint:decode_checkpoint": Decoder(
-                read=lambda data: decode_checkpoint(data, rank=rank, source="c"),
+                read=lambda data: decode_checkpoint(data, source="c"),
                 seeds=(checkpoint,),
             ),
             "protocol.tensor_file:decode_tensors": Decoder(
@@ -552,7 +551,6 @@ class World:
             plan_digest="0",
             base="0",
             adapter_digest="0",
-            rank=1,
             evaluate=True,
         )
         records = (

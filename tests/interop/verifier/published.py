@@ -121,9 +121,9 @@ def config(documents: Documents) -> dict[str, Any]:
         }
     return both | {
         "peft_type": "LORA",
-        "r": documents.rank,
-        "lora_alpha": adapter["alpha"] / adapter["rank"] * documents.rank,
-        "lora_dropout": adapter["dropout"],
+        "r": adapter["rank"],
+        "lora_alpha": adapter["alpha"],
+        "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(adapted(documents.plan, manifest)),
     }

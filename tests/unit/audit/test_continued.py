@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,7 +22,7 @@ from audit.sources import Folder
 from audit.verify import audit, load_run
 from client.instructed import check_instruction
 from fedge.plans import app as plans
-from protocol.adapter import adapter_layout, lora_scaling
+from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError, RoundError
 from protocol.exchange import Phase
@@ -48,12 +47,9 @@ PROMPT: dict[str, Any] = {
     "rule": {"name": "prompt-mean"},
     "adapter": {"method": "prompt", "tokens": 3},
 }
-WIDE: dict[str, Any] = {"cohort": {"size": 2, "quorum": 2, "deadline_s": 30.0}, "count": 2}
 
 
 def of_rule(name: str) -> dict[str, Any]:
-    if name == "flora":  # ranks grow by every client, up to the small base's 5 features
-        return {"rule": {"name": name}, "adapter": {"rank": 1, "targets": ["query"]}} | WIDE
     return PROMPT if name == "prompt-mean" else {"rule": {"name": name}}
 
 
@@ -61,10 +57,9 @@ def vector(run: Path, number: int) -> Vector:
     """The adapter of a round, as it is in its checkpoint."""
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     folder = run / "rounds" / f"{number:04d}"
-    rank = json.loads((folder / "record.json").read_text())["rank"]
     data = (folder / "checkpoint.safetensors").read_bytes()
-    state, _ = decode_checkpoint(data, rank=rank, source="test")
-    return adapter_layout(plan, small_manifest(), rank=rank).flatten(state.adapter)
+    state, _ = decode_checkpoint(data, source="test")
+    return adapter_layout(plan, small_manifest()).flatten(state.adapter)
 
 
 def audited(run: Path, *before: Path) -> Report:
@@ -73,10 +68,9 @@ def audited(run: Path, *before: Path) -> Report:
 
 DEFAULT = {
     "alternating",
-    "flora",
     "root",
     "spent",
-    "scaling",
+    "settings",
 }  # the others take part in the slow tests
 
 
@@ -89,8 +83,7 @@ def some(names: Iterable[str]) -> list[Any]:
 def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_path: Path) -> None:
     """Turns, seeds and cohorts go on where the earlier run stopped."""
     sections = PLAIN | {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}} | of_rule(rule)
-    odd = 1 if rule == "flora" else 3
-    more = 1 if rule == "flora" else 2
+    odd, more = 3, 2
     whole = make_run(tmp_path / "whole", rounds=odd + more, **sections)
     first = make_run(tmp_path / "first", rounds=odd, **sections)
     second = go_on(first, tmp_path / "second", rounds=more, **sections)
@@ -99,7 +92,7 @@ def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_p
     assert not audited(second, first).failed
 
 
-@pytest.mark.parametrize("rule", some(n for n, rule in RULES.items() if rule.needs == "sum"))
+@pytest.mark.parametrize("rule", some(RULES))
 def test_summed_in_secret_one_round_and_another_are_two_but_for_the_rounding(
     rule: str, tmp_path: Path
 ) -> None:
@@ -246,8 +239,8 @@ def moved(start: dict[str, Any], run: Path) -> tuple[dict[str, Any], Beginning]:
     near = vector(run, start["round"]).copy()
     at = int(np.argmax(np.abs(near)))
     near[at] = np.nextafter(near[at], np.float32(100))
-    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
-    state = State(adapter=layout.unflatten(near), rank=2, moments=Moments.zeros(layout.size))
+    layout = adapter_layout(small_plan()[0], small_manifest())
+    state = State(adapter=layout.unflatten(near), moments=Moments.zeros(layout.size))
     return start | {"adapter": vector_digest(near)}, Beginning(state=state, asked=[])
 
 
@@ -308,13 +301,20 @@ def test_a_third_run_and_an_earlier_round(runs: tuple[Path, Path], tmp_path: Pat
 
 
 Lie = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _of_another_alpha() -> Plan:
+    adapter = small_plan()[0].adapter
+    return small_plan(adapter=adapter.model_dump() | {"alpha": 2 * adapter.alpha})[0]
+
+
 LIES: dict[str, Lie] = {
     "origin": lambda start: {"origin": "fedge/other/1"},
     "size": lambda start: {"size": start["size"] - 1},
     "root": lambda start: {"root": "0" * 64},
     "round": lambda start: {"round": 2},
     "rounds": lambda start: {"rounds": 7},
-    "scaling": lambda start: {"scaling": 2 * start["scaling"]},
+    "settings": lambda start: {"settings": _of_another_alpha().adapter_settings},
     "spent": lambda start: {"spent": {"mechanism": "distributed", "rho": 0.1}},
     "plans": lambda start: {"plans": ["0" * 64, *start["plans"]]},
 }
@@ -334,12 +334,11 @@ def test_a_plan_that_lies_of_the_run_before_is_found(
         return
     lie = start | LIES[field](start)
     other: dict[str, Any] = {}
-    if field == "scaling":  # with an alpha that fits it: the coordinator sees it, another may not
-        adapter = small_plan()[0].adapter
-        other = {"adapter": adapter.model_dump() | {"alpha": 2 * adapter.alpha}}
-        with pytest.raises(PlanError, match=r"`start\.scaling` is 4: the run before has"):
+    if field == "settings":  # with an alpha that fits it: the coordinator sees it, another may not
+        other = {"adapter": _of_another_alpha().adapter.model_dump()}
+        with pytest.raises(PlanError, match=r"`start\.settings` is not the digest of \[adapter\]"):
             read_beginning(runs[0], small_plan(start=lie, **other)[0], small_manifest())
-        monkeypatch.setattr("server.starting._verify_scaling", lambda *_: None)
+        monkeypatch.setattr("server.starting._verify_settings", lambda *_: None)
     lying = make_run(tmp_path / "lying", rounds=1, start=lie, begin=runs[0], **other)
     report = audited(lying, runs[0])
     why = "the log has no round 3" if field == "size" else f"`start.{field}`"
@@ -371,10 +370,10 @@ def cut(run: Path) -> None:
 
 def not_a_number(run: Path) -> None:
     path = run / "rounds/0003/checkpoint.safetensors"
-    state, note = decode_checkpoint(path.read_bytes(), rank=2, source="x")
+    state, note = decode_checkpoint(path.read_bytes(), source="x")
     name = sorted(state.adapter)[0]
     state.adapter[name][...] = np.nan
-    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
+    layout = adapter_layout(small_plan()[0], small_manifest())
     said = Note(**(vars(note) | {"adapter_digest": vector_digest(layout.flatten(state.adapter))}))
     path.write_bytes(encode_checkpoint(state, said))
 
@@ -411,7 +410,7 @@ def test_a_start_that_is_not_finite_is_refused(runs: tuple[Path, Path], tmp_path
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
     not_a_number(run)
     _, note = decode_checkpoint(
-        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), rank=2, source="x"
+        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), source="x"
     )
     start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
     plan = small_plan(start=start | {"adapter": note.adapter_digest})[0]
@@ -429,48 +428,36 @@ def test_folders_that_are_no_run_are_refused(runs: tuple[Path, Path], tmp_path: 
         read_beginning(Path(copy), plan, small_manifest())
 
 
-ALPHAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "another alpha": ({}, {"adapter": {"rank": 2, "alpha": 64.0, "targets": ["query"]}}),
-    "another rank": (
-        {},
-        {"adapter": {"rank": 4, "alpha": 16.0, "targets": ["query"]}, "rule": {"name": "fedit"}},
-    ),
-    "a stack at its rank": (
-        of_rule("flora"),
-        {"adapter": {"rank": 2, "targets": ["query"]}, "rule": {"name": "fedit"}} | WIDE,
-    ),
-    "a stack, stacked on": (
-        of_rule("flora"),
-        of_rule("flora") | {"adapter": {"rank": 1, "alpha": 8.0, "targets": ["query"]}},
-    ),
+SETTINGS: dict[str, dict[str, Any]] = {
+    "another alpha": {"rank": 2, "alpha": 64.0, "targets": ["query"]},
+    "another rank": {"rank": 4, "alpha": 8.0, "targets": ["query"]},
+    "other targets": {"rank": 2, "alpha": 4.0, "targets": "all-linear"},
+    "another method": {"method": "prompt"},
 }
 
 
-@pytest.mark.parametrize("kind", ALPHAS)
-def test_an_adapter_counts_as_much_as_before(kind: str, tmp_path: Path) -> None:
-    """Its factors are multiplied by the plan's alpha / rank: a plan that changes that is another model's.
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_an_adapter_means_what_it_meant_before(kind: str, tmp_path: Path) -> None:
+    """With other settings the same tensors are another model: whoever checks the plan refuses that.
 
-    What the remedy says is a plan that may be run, and the product is what it was.
+    What the remedy says is a plan that may be run.
     """
-    before, after = ALPHAS[kind]
-    first = make_run(tmp_path / "first", rounds=1, **(PLAIN | before))
-    document = PLAIN | {"rounds": 1} | _document(after)
-    with pytest.raises(PlanError, match=r"rank|alpha") as caught:
+    first = make_run(tmp_path / "first", rounds=1, **PLAIN)
+    document = PLAIN | {"rounds": 1} | {"adapter": SETTINGS[kind]}
+    if kind == "another method":
+        document |= {"rule": {"name": "prompt-mean"}}
+    with pytest.raises(PlanError, match=r"`adapter`: .*other settings"):
         _legal(first, 1, **document)
-    advice = re.findall(r"adapter\.(rank|alpha) = ([0-9.]+)", caught.value.remedy)
-    changed = {name: int(value) if name == "rank" else float(value) for name, value in advice}
-    fit = _plan_after(first, 1, **(document | {"adapter": after["adapter"] | changed}))
+    fit = _plan_after(first, 1, **(PLAIN | {"rounds": 1}))
     verify_legal(fit, small_manifest())
     read_beginning(first, fit, small_manifest())
-    assert "alpha" in changed
-    assert lora_scaling(fit) == lora_scaling(small_plan(**_document(PLAIN | before))[0])
 
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "labels in another order": ({"task": {"labels": ["b", "a", "c"]}}, "in another order"),
     "other labels": ({"task": {"labels": ["a", "b", "x"]}}, "other labels"),
-    "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "rank"),
-    "another method": (PROMPT, "rank|tensor|unknown"),
+    "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "settings"),
+    "another method": (PROMPT, "settings"),
     "cores": ({"rule": {"name": "fed-sb"}}, "misses|unknown"),
 }
 
@@ -704,7 +691,6 @@ def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path])
             plan_digest=plan.digest,
             base=manifest.fingerprint,
             adapter_digest=vector_digest(given),
-            rank=2,
             evaluate=False,
         )
         if good:
@@ -720,11 +706,11 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "more rounds than there were": ({"round": 9}, "round 9 of 3 rounds"),
     "round 0": ({"round": 0}, "start anew"),
     "no rounds": ({"round": 0, "rounds": 0}, "start anew"),
-    "no scaling": ({"scaling": 0.0}, "`start.scaling`"),
+    "no settings": ({"settings": ""}, "`start.settings`"),
     "no plan": ({"plans": []}, "`start.plans`"),
     "a plan twice": ({"plans": ["1" * 64, "1" * 64]}, "listed twice"),
     "less than nothing spent": ({"spent": {"rho": -0.1}}, "`start.spent.rho`"),
-    "a number as text": ({"rank": "2"}, "`start.rank`"),
+    "a number as text": ({"round": "2"}, "`start.round`"),
     "another word for a mechanism": ({"spent": {"mechanism": "local"}}, "`start.spent.mechanism`"),
     "no root": ({"root": None}, "`start.root`"),
 }

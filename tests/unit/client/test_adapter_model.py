@@ -15,7 +15,7 @@ from base_model.store import OpenBase, open_base
 from client.adapter_model import AdapterModel
 from client.batches import Encoded, by_length, collate
 from client.training import EVALUATION_BATCH, predict_logits, train
-from protocol.adapter import as_plain_lora, cut_to_rank, initial_adapter
+from protocol.adapter import as_plain_lora, initial_adapter
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.plan import Plan
@@ -26,16 +26,12 @@ Make = Callable[..., Plan]
 Adapters = Callable[..., Tensors]
 
 
-def grown(tensors: Tensors, model: AdapterModel, rank: int) -> Tensors:
-    return cut_to_rank(tensors, model.layout, rank)
-
-
 @pytest.mark.parametrize("rule", ["fedit", "fed-sb", "prompt-mean"])
 def test_vector_to_model_to_vector_is_the_identity(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, rule: str
 ) -> None:
     plan = make_plan(rule)
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     tensors = random_adapter(plan)
     model.load(tensors)
     vector = model.layout.flatten(model.tensors())
@@ -48,7 +44,7 @@ def test_the_values_loaded_are_the_values_computed_with(
 ) -> None:
     """Every tensor loaded changes the logits: none of them is a copy that nothing reads."""
     plan = make_plan(rule)
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     tensors = random_adapter(plan)
     model.load(tensors)
     before = predict_logits(model, encoded)
@@ -61,8 +57,8 @@ def test_an_adapted_linear_adds_s_times_b_a_x(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, encoded: Encoded
 ) -> None:
     plan = make_plan(adapter={"rank": 4, "alpha": 12.0})  # s = 3
-    model = AdapterModel(base, plan, rank=2)  # a client of another rank: s stays 3
-    tensors = random_adapter(plan, rank=2)
+    model = AdapterModel(base, plan)
+    tensors = random_adapter(plan)
     model.load(tensors)
     path = next(name for name in tensors if name.endswith("lora_A")).removesuffix(".lora_A")
     layer: Any = base.model.get_submodule(path)
@@ -77,7 +73,7 @@ def test_a_core_lies_between_the_factors(
     base: OpenBase, make_plan: Make, random_adapter: Adapters
 ) -> None:
     plan = make_plan("fed-sb", adapter={"rank": 4, "alpha": 12.0})  # s = 3
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     tensors = random_adapter(plan)
     model.load(tensors)
     path = next(name for name in tensors if name.endswith("lora_A")).removesuffix(".lora_A")
@@ -93,7 +89,7 @@ def test_a_core_starts_without_effect_and_learns_at_once(
     base: OpenBase, make_plan: Make, encoded: Encoded
 ) -> None:
     plan = make_plan("fed-sb")
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     start = initial_adapter(model.layout, seed=1, embedding_std=0.02)
     model.load(start)
     before = predict_logits(model, encoded)
@@ -111,14 +107,14 @@ def test_an_adapter_with_and_one_without_cores_share_a_base(
 ) -> None:
     """Equal settings but for the rule: two adapters, and making one again wraps nothing twice."""
     cored, plain = make_plan("fed-sb"), make_plan("fedit")
-    first = AdapterModel(base, cored, rank=4)
+    first = AdapterModel(base, cored)
     first.load(random_adapter(cored))
     before = predict_logits(first, encoded)
-    second = AdapterModel(base, plain, rank=4)
+    second = AdapterModel(base, plain)
     second.load(random_adapter(plain, seed=1))
     roles = frozenset({Role.LORA_A, Role.LORA_B, Role.HEAD})
     train(second, encoded, local=plain.local, roles=roles, seed=0)
-    again = AdapterModel(base, cored, rank=4)
+    again = AdapterModel(base, cored)
     assert list(again.trained().values()) == list(first.trained().values())
     np.testing.assert_array_equal(predict_logits(again, encoded), before)
 
@@ -129,7 +125,7 @@ def test_what_is_published_of_cores_computes_what_was_trained(
     """Through the door a user takes: ``PeftModel.from_pretrained`` on a base of its own."""
     local = {"batch_size": 8, "learning_rate": 0.05}
     plan = make_plan("fed-sb", adapter={"rank": 4, "targets": "all-linear"}, local=local)
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     model.load(initial_adapter(model.layout, seed=1, embedding_std=0.02))
     before = predict_logits(model, encoded)
     train(model, encoded, local=plan.local, roles=rule_named("fed-sb").roles(1), seed=0)
@@ -140,7 +136,6 @@ def test_what_is_published_of_cores_computes_what_was_trained(
         as_plain_lora(model.tensors()),
         plan=plan,
         manifest=base.manifest,
-        rank=4,
         round_number=1,
         adapter_digest="0" * 64,
         exchange="secagg",
@@ -161,7 +156,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     base: OpenBase, make_plan: Make, random_adapter: Adapters
 ) -> None:
     plan = make_plan()
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     tensors = random_adapter(plan)
     model.load(tensors)
     name = min(tensors)
@@ -170,8 +165,6 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     for bad in wrong:
         with pytest.raises(ArtefactError):
             model.load(bad)
-    with pytest.raises(ArtefactError):
-        model.load_stack(tensors, rank=3)
     assert (
         model.layout.flatten(model.tensors()).tobytes() == model.layout.flatten(tensors).tobytes()
     )
@@ -200,7 +193,7 @@ def test_only_the_roles_of_the_round_move_and_the_base_stays(
     plan = make_plan(rule)
     untouched = frozen_hash(base.model)
     untouched = {k: v for k, v in untouched.items() if not k.startswith("classifier.")}
-    model = AdapterModel(base, plan, rank=4)
+    model = AdapterModel(base, plan)
     start = random_adapter(plan)
     model.load(start)
     roles = rule_named(rule).roles(round_number)
@@ -216,18 +209,17 @@ def test_only_the_roles_of_the_round_move_and_the_base_stays(
     assert {name: now[name] for name in untouched} == untouched
 
 
-def test_ranks_share_one_base_and_do_not_disturb_each_other(
+def test_adapters_share_one_base_and_do_not_disturb_each_other(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, encoded: Encoded
 ) -> None:
-    plan = make_plan("flexlora", adapter={"rank": 4, "alpha": 8.0, "client_ranks": [2, 4]})
+    narrow = make_plan("fedit", adapter={"rank": 2, "alpha": 4.0})
+    wide = make_plan("fedit", adapter={"rank": 4, "alpha": 8.0})
     size = sum(p.numel() for p in base.model.parameters())
-    small, large = AdapterModel(base, plan, rank=2), AdapterModel(base, plan, rank=4)
-    tensors = random_adapter(plan, rank=2)
-    small.load(tensors)
-    large.load(grown(tensors, small, 4))
+    small, large = AdapterModel(base, narrow), AdapterModel(base, wide)
+    small.load(random_adapter(narrow))
+    large.load(random_adapter(wide))
     of_small = predict_logits(small, encoded)
-    np.testing.assert_allclose(predict_logits(large, encoded), of_small, rtol=1e-4, atol=1e-5)
-    train(large, encoded, local=plan.local, roles=frozenset(Role) - {Role.PROMPT}, seed=0)
+    train(large, encoded, local=wide.local, roles=frozenset(Role) - {Role.PROMPT}, seed=0)
     assert np.array_equal(predict_logits(small, encoded), of_small)
     added = sum(p.numel() for p in base.model.parameters()) - size
     assert added == small.layout.size + large.layout.size  # and no second base
@@ -237,9 +229,9 @@ def test_an_equal_model_made_again_uses_the_same_parameters(
     base: OpenBase, make_plan: Make, random_adapter: Adapters
 ) -> None:
     plan = make_plan()
-    first = AdapterModel(base, plan, rank=4)
+    first = AdapterModel(base, plan)
     count = len(list(base.model.parameters()))
-    again = AdapterModel(base, make_plan(rounds=3), rank=4)
+    again = AdapterModel(base, make_plan(rounds=3))
     first.load(random_adapter(plan, seed=5))
     assert (
         again.layout.flatten(again.tensors()).tobytes()
@@ -248,55 +240,16 @@ def test_an_equal_model_made_again_uses_the_same_parameters(
     assert len(list(base.model.parameters())) == count
 
 
-def test_a_stack_of_any_rank_counts_and_is_frozen(
-    base: OpenBase, make_plan: Make, random_adapter: Adapters, encoded: Encoded
-) -> None:
-    plan = make_plan("flora")
-    model = AdapterModel(base, plan, rank=4)
-    fresh = initial_adapter(model.layout, seed=3, embedding_std=0.02)
-    model.load(fresh)
-    alone = predict_logits(model, encoded)
-    for rank in (3, 11, 0, 2):
-        stack = random_adapter(plan, rank=rank, seed=rank)
-        head = {name: value for name, value in fresh.items() if ".lora_" not in name}
-        model.load_stack(stack | head, rank=rank)
-        with_stack = predict_logits(model, encoded)
-        if rank == 0:
-            assert np.array_equal(with_stack, alone)
-            continue
-        assert not np.allclose(with_stack, alone, atol=1e-3)
-        other = AdapterModel(base, plan, rank=rank)
-        other.load(stack | head)
-        np.testing.assert_allclose(predict_logits(other, encoded), with_stack, rtol=1e-4, atol=1e-5)
-    before = [p.detach().clone() for n, p in base.model.named_parameters() if ".stack" in n]
-    assert before
-    train(model, encoded, local=plan.local, roles=frozenset({Role.LORA_B, Role.HEAD}), seed=0)
-    after = [p for n, p in base.model.named_parameters() if ".stack" in n]
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    assert np.array_equal(model.tensors()[min(fresh)], fresh[min(fresh)])
-
-
-def test_only_lora_dropout_is_ever_on(base: OpenBase, make_plan: Make, encoded: Encoded) -> None:
-    plan = make_plan(adapter={"rank": 4, "dropout": 0.5})
-    model = AdapterModel(base, plan, rank=4)
-    model.dropout(True)
-    on = [name for name, module in base.model.named_modules() if module.training]
-    assert on
-    assert all("lora_dropout" in name for name in on)
-    model.dropout(False)
-    assert not any(module.training for module in base.model.modules())
-
-
 def test_a_base_is_wrapped_for_one_method(base: OpenBase, make_plan: Make) -> None:
-    AdapterModel(base, make_plan(), rank=4)
+    AdapterModel(base, make_plan())
     with pytest.raises(ValueError, match="another PEFT method"):
-        AdapterModel(base, make_plan("prompt-mean"), rank=4)
+        AdapterModel(base, make_plan("prompt-mean"))
 
 
 def test_a_base_opened_for_other_labels_is_refused(base: OpenBase, make_plan: Make) -> None:
     plan = make_plan(task={"labels": ["a", "b"], "max_length": 16})
     with pytest.raises(TypeError, match="number of labels"):
-        AdapterModel(base, plan, rank=4)
+        AdapterModel(base, plan)
 
 
 def test_a_soft_prompt_attends_to_the_text(
@@ -304,7 +257,7 @@ def test_a_soft_prompt_attends_to_the_text(
 ) -> None:
     """Padding must not reach the logits, with a prompt in front of it."""
     plan = make_plan("prompt-mean")
-    model = AdapterModel(base, plan, rank=1)
+    model = AdapterModel(base, plan)
     model.load(random_adapter(plan))
     batch = collate(encoded, np.arange(4))
     with torch.no_grad():

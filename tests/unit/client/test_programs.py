@@ -41,7 +41,7 @@ def expected(
 ) -> tuple[float, dict[str, Any]]:
     """By torch: the sum of the rows' losses, and its gradients."""
     labels = len(plan.task.labels)
-    model = AdapterModel(open_base(base, labels=labels, verify=False), plan, rank=plan.adapter.rank)
+    model = AdapterModel(open_base(base, labels=labels, verify=False), plan)
     model.load(tensors)
     parameters = model.train_only({spec.role for spec in model.layout.specs})
     ids, mask, targets = batch(read_manifest(base).vocab_size, labels)

@@ -11,9 +11,8 @@ import pytest
 from base_model.store import read_manifest
 from client import worker as worker_module
 from client.data import Rows
-from client.training import evaluate
-from client.worker import Worker, fresh_adapter, worker_for
-from protocol.adapter import adapter_layout, client_rank, cut_to_rank
+from client.worker import Worker, worker_for
+from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
 from protocol.exchange import METRICS
@@ -137,60 +136,6 @@ def test_uniform_weighting(
     assert given.weight == 1
 
 
-def test_a_client_of_lower_rank_trains_the_cut_adapter(
-    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, random_adapter: Adapters
-) -> None:
-    plan = make_plan("flexlora", adapter={"rank": 4, "alpha": 8.0, "client_ranks": [2, 4, 6]})
-    tensors = random_adapter(plan, rank=4)
-    instruction, vector = instruct(plan, tensors=tensors)
-    manifest = read_manifest(tiny_base)
-    work = worker_for(plan, tiny_base)
-    seen = set()
-    for number in range(12):
-        client = f"client-{number:04d}"
-        rank = client_rank(plan, client)
-        if rank in seen:
-            continue
-        seen.add(rank)
-        given = work.contribute(client=client, instruction=instruction, adapter=vector, rows=rows)
-        layout = adapter_layout(plan, manifest, rank=rank)
-        assert given.update.shape == (layout.size,)
-        start = cut_to_rank(tensors, adapter_layout(plan, manifest, rank=4), rank)
-        after = layout.flatten(work.model(rank).tensors())
-        assert np.array_equal(given.update, after - layout.flatten(start))
-    assert seen == {2, 4, 6}
-
-
-@pytest.mark.parametrize("received_rank", [0, 5])
-def test_stacking_trains_a_fresh_adapter_beside_the_received_one(
-    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, received_rank: int,
-    random_adapter: Adapters,
-) -> None:  # fmt: skip
-    plan = make_plan("flora", evaluation={"holdout": 0.2})
-    tensors = random_adapter(plan, rank=received_rank)
-    instruction, vector = instruct(
-        plan, tensors=tensors, rank=received_rank, round=3, evaluate=True
-    )
-    manifest = read_manifest(tiny_base)
-    layout = adapter_layout(plan, manifest)
-    work = worker_for(plan, tiny_base)
-    given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
-    fresh = fresh_adapter(layout, plan, manifest.embedding_std, 3)
-    start = fresh | {s.name: tensors[s.name] for s in layout.only({Role.HEAD}).specs}
-    assert np.array_equal(
-        given.update, layout.flatten(work.model().tensors()) - layout.flatten(start)
-    )
-    other = fresh_adapter(layout, plan, manifest.embedding_std, 4)
-    a = next(name for name in fresh if name.endswith("lora_A"))
-    assert not np.array_equal(other[a], fresh[a])
-    # B is 0 at the start, so what was evaluated is the stack with the received head.
-    wanted = work.model(max(received_rank, 1))
-    received = adapter_layout(plan, manifest, rank=received_rank)
-    wanted.load(cut_to_rank(tensors, received, wanted.rank))
-    _, out = work.split("a", work.encode(rows))
-    assert given.metrics["eval_correct"] == evaluate(wanted, out).correct
-
-
 def test_around_a_core_the_factors_keep_their_bits_over_rounds(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
 ) -> None:
@@ -219,38 +164,10 @@ def test_around_a_core_the_factors_keep_their_bits_over_rounds(
     assert worker_for(plan, tiny_base).model() is not worker_for(other, tiny_base).model()
 
 
-def test_a_stack_is_not_left_behind_for_another_rule(
-    tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, random_adapter: Adapters
-) -> None:
-    stacking, plain = make_plan("flora"), make_plan("fedit")
-    instruction, vector = instruct(plain)
-    updates = []
-    for _ in range(2):
-        work = worker_for(plain, tiny_base)
-        given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
-        updates.append(given.update.tobytes())
-        stacked, sent = instruct(stacking, tensors=random_adapter(stacking, rank=3), rank=3)
-        work = worker_for(stacking, tiny_base)
-        work.contribute(client="a", instruction=stacked, adapter=sent, rows=rows)
-    assert updates[0] == updates[1]
-
-
-def test_fresh_factors_of_a_lower_rank_are_the_first_of_a_higher(
-    tiny_base: Path, make_plan: Make
-) -> None:
-    plan, manifest = make_plan("flora"), read_manifest(tiny_base)
-    low, high = (adapter_layout(plan, manifest, rank=rank) for rank in (2, 5))
-    cut = cut_to_rank(fresh_adapter(high, plan, 0.02, 1), high, 2)
-    fresh = fresh_adapter(low, plan, 0.02, 1)
-    assert all(np.array_equal(cut[name], fresh[name]) for name in fresh)
-
-
 REFUSED = {
     "plan": ({"plan_digest": "0" * 64}, "runs plan 000000000000…"),
     "base": ({"base": "1" * 64}, "names base 111111111111…"),
     "digest": ({"adapter_digest": "2" * 64}, "not the one the instruction names"),
-    "rank": ({"rank": 3}, "rank 3, the plan says 4"),
-    "negative rank": ({"rank": -1}, "rank -1"),
     "round": ({"round": 0}, "names round 0"),
 }
 
@@ -314,7 +231,6 @@ def test_one_resident_base_serves_every_worker(tiny_base: Path, make_plan: Make)
     first = worker_for(make_plan(), tiny_base)
     second = Worker(make_plan("alternating", rounds=4), tiny_base)
     assert first.model() is second.model()
-    assert first.model().base.model is first.model(2).base.model
     for labels in (["a", "b"], ["a", "b", "c", "d"]):
         worker_for(make_plan(task={"labels": labels, "max_length": 16}), tiny_base)
     assert len(worker_module._residents) == worker_module.RESIDENTS
