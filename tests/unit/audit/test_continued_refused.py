@@ -84,7 +84,7 @@ def test_a_start_that_is_not_finite_is_refused(runs: tuple[Path, Path], tmp_path
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
     not_a_number(run)
     _, note = decode_checkpoint(
-        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), rank=2, source="x"
+        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), source="x"
     )
     start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
     plan = small_plan(start=start | {"adapter": note.adapter_digest})[0]

@@ -129,7 +129,6 @@ def test_the_page_is_whole_safe_and_says_what_the_files_say(run: Path) -> None:
     ):
         assert figure in text, figure
     assert "coordinator saw every client" in text
-    assert "reads single updates" in text
     assert "no differential privacy" in text
     assert "http" not in text
 
