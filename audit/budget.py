@@ -21,25 +21,25 @@ from protocol.transparency.leaves import Aggregate, Alive, Spent, sha256
 LEDGER = "privacy.jsonl"
 
 
-def check_ledger_of(run: Run, one: Round, findings: Findings) -> None:
+def check_ledger_of(run: Run, round_: Round, findings: Findings) -> None:
     """The lines of one round, or of what came after the last: their numbers, one for every opened sum."""
     if not run.plan.private:
-        if one.spent:
+        if round_.spent:
             findings.fault("privacy is spent under a plan without any")
         return
-    pending = one is run.log.pending
-    if not one.spent and (pending or one.number == 0):
+    pending = round_ is run.log.pending
+    if not round_.spent and (pending or round_.number == 0):
         return
-    what = (
+    subject = (
         "the ledger's lines after the last round" if pending else "its lines of the privacy ledger"
     )
-    with findings.checking(what):
-        for placed in one.spent:
-            _check_line(run, placed, one.number + pending)
+    with findings.checking(subject):
+        for placed in round_.spent:
+            _check_line(run, placed, round_.number + pending)
         if run.plan.privacy.mechanism != "central":
-            _check_sums(run, one)
+            _check_sums(run, round_)
         elif not pending:
-            _check_central(one)
+            _check_central(round_)
 
 
 def spending(run: Run, findings: Findings) -> Spending | None:
@@ -50,7 +50,7 @@ def spending(run: Run, findings: Findings) -> Spending | None:
     entries = [placed.leaf.entry for placed in run.log.spent]
     with findings.checking("no sum is in the privacy ledger twice"):
         _check_once(entries)
-    found = Spending(
+    totals = Spending(
         mechanism=privacy.mechanism,
         sums=len(entries),
         epsilon=None,
@@ -69,19 +69,19 @@ def spending(run: Run, findings: Findings) -> Spending | None:
         for placed in run.log.spent:
             _check_line(run, placed, placed.leaf.entry.round)
     except ProofError:
-        return found  # its round says what is wrong; of false numbers there is no epsilon
+        return totals  # its round says what is wrong; of false numbers there is no epsilon
     try:
         before, opened = run.plan.spent_before, _opened(run, entries)
         spent = {name: client_epsilon(entries, name, privacy, before) for name in names}
         sure = {name: client_epsilon(opened, name, privacy, before) for name in names}
     except MachineError as error:
         findings.leave_open(error.cause, "that nobody spent more than the plan's epsilon")
-        return found
+        return totals
     with findings.checking(f"nobody spent more than epsilon {privacy.epsilon:g}"):
         for name, value in sure.items():
             if value > privacy.epsilon:
                 raise _bad(f"{name} spent epsilon {value:.3f}, the plan allows {privacy.epsilon:g}")
-    return Spending(**{**vars(found), "epsilon": max(spent.values(), default=0.0)})
+    return Spending(**{**vars(totals), "epsilon": max(spent.values(), default=0.0)})
 
 
 def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
@@ -109,20 +109,20 @@ def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
         raise _bad(f"{where}: a participant is listed twice or out of order")
 
 
-def _check_sums(run: Run, one: Round) -> None:
+def _check_sums(run: Run, round_: Round) -> None:
     """Each opened sum has one line, of its very clients; each opened attempt has some."""
-    lines = {(e.sequence, e.group, e.round, e.attempt): e for e in _entries(one)}
-    for found in one.sums:
-        if not found.complete:
+    lines = {(e.sequence, e.group, e.round, e.attempt): e for e in _entries(round_)}
+    for group_sum in round_.sums:
+        if not group_sum.complete:
             continue
-        leaf = found.leaves().opened
-        alive = found.of(Alive)[0]
-        entry = lines.get((found.seq, found.group, leaf.round, leaf.attempt))
-        _check_participants(run, found.group, alive.index, alive.leaf.clients, entry)
-    for abort in one.aborts:
-        for asked in abort.leaf.revealed:
-            key = (abort.leaf.seq, asked.group, abort.leaf.round, abort.leaf.attempt)
-            _check_participants(run, asked.group, abort.index, asked.clients, lines.get(key))
+        leaf = group_sum.leaves().opened
+        alive = group_sum.of(Alive)[0]
+        entry = lines.get((group_sum.seq, group_sum.group, leaf.round, leaf.attempt))
+        _check_participants(run, group_sum.group, alive.index, alive.leaf.clients, entry)
+    for abort in round_.aborts:
+        for revealed in abort.leaf.revealed:
+            key = (abort.leaf.seq, revealed.group, abort.leaf.round, abort.leaf.attempt)
+            _check_participants(run, revealed.group, abort.index, revealed.clients, lines.get(key))
 
 
 def _check_participants(
@@ -132,23 +132,25 @@ def _check_participants(
     if entry is None:
         raise _bad(f"the sum of group {group} was opened and is not in the ledger")
     _, members = run.members(index)
-    if entry.participants != sorted(members.names.get(bytes.fromhex(one), "?") for one in clients):
+    if entry.participants != sorted(
+        members.names.get(bytes.fromhex(client), "?") for client in clients
+    ):
         raise _bad(f"the ledger's line of group {group} is of other clients")
 
 
-def _check_central(one: Round) -> None:
-    made = [e for e in _entries(one) if e.round == one.number]
-    if one.number and not one.adapter.leaf.void and len(made) != 1:
-        raise _bad(f"{len(made)} lines for one round")
+def _check_central(round_: Round) -> None:
+    lines = [e for e in _entries(round_) if e.round == round_.number]
+    if round_.number and not round_.adapter.leaf.void and len(lines) != 1:
+        raise _bad(f"{len(lines)} lines for one round")
 
 
 def _check_once(entries: Sequence[Entry]) -> None:
-    seen = set()
+    keys = set()
     for entry in entries:
         key = (entry.run, entry.sequence, entry.group, entry.round, entry.attempt)
-        if key in seen:
+        if key in keys:
             raise _bad(f"a sum of round {entry.round} is listed twice")
-        seen.add(key)
+        keys.add(key)
 
 
 def _opened(run: Run, entries: Sequence[Entry]) -> list[Entry]:
@@ -156,22 +158,22 @@ def _opened(run: Run, entries: Sequence[Entry]) -> list[Entry]:
     if run.plan.privacy.mechanism == "central":
         return list(entries)
     sums = {
-        (found.seq, found.group)
-        for one in run.log.all_rounds
-        for found in one.sums
-        if found.of(Aggregate)
+        (group_sum.seq, group_sum.group)
+        for round_ in run.log.all_rounds
+        for group_sum in round_.sums
+        if group_sum.of(Aggregate)
     }
     sums |= {
-        (abort.leaf.seq, asked.group)
-        for one in run.log.all_rounds
-        for abort in one.aborts
-        for asked in abort.leaf.revealed
+        (abort.leaf.seq, revealed.group)
+        for round_ in run.log.all_rounds
+        for abort in round_.aborts
+        for revealed in abort.leaf.revealed
     }
     return [entry for entry in entries if (entry.sequence, entry.group) in sums]
 
 
-def _entries(one: Round) -> list[Entry]:
-    return [placed.leaf.entry for placed in one.spent]
+def _entries(round_: Round) -> list[Entry]:
+    return [placed.leaf.entry for placed in round_.spent]
 
 
 def _bad(fault: str) -> ProofError:

@@ -31,10 +31,10 @@ def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
             "name a later round; or write a plan without [start], or with that plan's own",
         )
     size = run.copy.checkpoint.size if size is None else size
-    placed = [one.adapter for one in run.log.rounds if one.number == number]
+    placed = [round_.adapter for round_ in run.log.rounds if round_.number == number]
     if not placed or not placed[0].index < size <= run.copy.checkpoint.size:
-        last = run.log.rounds[-1].number
-        raise ProofError(f"the log has no round {number}", f"it has 0 to {last}")
+        newest = run.log.rounds[-1].number
+        raise ProofError(f"the log has no round {number}", f"it has 0 to {newest}")
     leaf, before = placed[0].leaf, run.plan.start
     return Start(
         adapter=leaf.adapter_out,
@@ -46,7 +46,7 @@ def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
         origin=run.copy.checkpoint.origin,
         size=size,
         root=run.copy.tree.root(size).hex(),
-        spent=_spent(run, [each.leaf.entry for each in run.log.spent if each.index < size]),
+        spent=_spent(run, [line.leaf.entry for line in run.log.spent if line.index < size]),
     )
 
 
@@ -66,8 +66,8 @@ def _spent(run: Run, entries: Sequence[Entry]) -> SpentBefore:
     spent = [Spent(rho=before.rho, xi=before.xi) + total(entries, name) for name in names]
     return SpentBefore(
         mechanism="distributed",
-        rho=max([before.rho, *(each.rho for each in spent)]),
-        xi=max([before.xi, *(each.xi for each in spent)]),
+        rho=max([before.rho, *(cost.rho for cost in spent)]),
+        xi=max([before.xi, *(cost.xi for cost in spent)]),
     )
 
 
@@ -97,26 +97,27 @@ def check_before(run: Run, runs: Sequence[Run], findings: Findings) -> None:
     with findings.checking("what the plan says of the run before"):
         _check_start(run, before, start)
     with findings.checking("no two sums of the start differ by few clients, over all these runs"):
-        for each in runs:  # after void rounds a start is an adapter of several
-            _check_sums(run, each, start)
+        for earlier in runs:  # after void rounds a start is an adapter of several
+            _check_sums(run, earlier, start)
 
 
 def _check_start(run: Run, before: Run, start: Start) -> None:
     if before.plan.base != run.plan.base or before.plan.task.labels != run.plan.task.labels:
         raise _bad("the run before has another base or other labels")
-    mine = start_of(before, start.round, size=start.size).model_dump()
-    for field, said in start.model_dump().items():
-        if said != mine[field]:
+    derived = start_of(before, start.round, size=start.size).model_dump()
+    for field, value in start.model_dump().items():
+        if value != derived[field]:
             raise _bad(f"`start.{field}` of the plan is not what that run's log gives")
 
 
 def _check_sums(run: Run, before: Run, start: Start) -> None:
     """(P-6.10) Of one incoming adapter, the same clients or far apart, whichever run asked."""
     least = min(run.plan.least_sum, before.plan.least_sum)
-    asked = [
-        [each for each in sums_asked(one) if each.adapter == start.adapter] for one in (run, before)
+    of_start = [
+        [summed for summed in sums_asked(log) if summed.adapter == start.adapter]
+        for log in (run, before)
     ]
-    for ours, theirs in product(*asked):
+    for ours, theirs in product(*of_start):
         if not far_apart(ours.clients, theirs.clients, least=least):
             raise _bad(
                 f"round {ours.round}, and round {theirs.round} of a run before, asked for sums of one "

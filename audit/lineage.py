@@ -73,21 +73,21 @@ class Lineage:
 
 def lineage(run: Run, number: int) -> Lineage:
     """Of the adapter of round ``number``. Raises ProofError for a chain that is broken."""
-    rounds = {one.number: one for one in run.log.rounds}
+    rounds = {round_.number: round_ for round_ in run.log.rounds}
     if number not in rounds:
         raise ProofError(f"the log has no round {number}", f"it has 0 to {len(rounds) - 1}")
     steps, before = [], ""
-    for each in range(number + 1):
-        if each not in rounds or rounds[each].adapter.leaf.adapter_in != before:
-            raise ProofError(f"round {each} does not follow from the one before", REMEDY)
-        placed = rounds[each].adapter
+    for index in range(number + 1):
+        if index not in rounds or rounds[index].adapter.leaf.adapter_in != before:
+            raise ProofError(f"round {index} does not follow from the one before", REMEDY)
+        placed = rounds[index].adapter
         before = placed.leaf.adapter_out
         steps.append(
             Step(
-                round=each,
+                round=index,
                 leaf=placed.index,
                 adapter=before,
-                clients=sum(one.summands for one in placed.leaf.sums),
+                clients=sum(group_sum.summands for group_sum in placed.leaf.sums),
                 exchange=placed.leaf.exchange,
                 void=bool(placed.leaf.void),
             )
@@ -115,10 +115,10 @@ def check_folder(run: Run, folder: Path) -> int:
     Raises ArtefactError for a folder that is no adapter, ProofError for one that the log does not know.
     """
     note = _note(folder)
-    placed = [one.adapter for one in run.log.rounds if one.number == note.round]
+    placed = [round_.adapter for round_ in run.log.rounds if round_.number == note.round]
     if not placed or note.plan_digest != run.plan_digest:
         raise ProofError(f"{folder} is not of this run", "name the run it came from: --run")
-    released = [each for each in run.log.releases if each.leaf.round == note.round]
+    released = [release for release in run.log.releases if release.leaf.round == note.round]
     subjects = placed[0].subjects | (released[-1].subjects if released else {})
     for name in (RELEASE_FILE, WEIGHTS_FILE, CONFIG_FILE, OPENER_FILE, EDGE_FILE):
         file = folder / name
@@ -134,15 +134,15 @@ def check_folder(run: Run, folder: Path) -> int:
 
 
 def _released(run: Run, number: int) -> Released | None:
-    found = [each for each in run.log.releases if each.leaf.round == number]
-    if not found:
+    releases = [release for release in run.log.releases if release.leaf.round == number]
+    if not releases:
         return None
-    last = found[-1]
-    for name in last.subjects:
-        read_subject(run.source, last, name)
-    metrics = {each.index: each.leaf.metrics for each in run.log.evaluations}
-    known = {} if last.leaf.eval is None else metrics.get(last.leaf.eval, {})
-    return Released(leaf=last.index, metrics=known, files=last.subjects)
+    newest = releases[-1]
+    for name in newest.subjects:
+        read_subject(run.source, newest, name)
+    metrics = {evaluation.index: evaluation.leaf.metrics for evaluation in run.log.evaluations}
+    evaluated = {} if newest.leaf.eval is None else metrics.get(newest.leaf.eval, {})
+    return Released(leaf=newest.index, metrics=evaluated, files=newest.subjects)
 
 
 def _note(folder: Path) -> ReleaseNote:

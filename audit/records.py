@@ -58,14 +58,14 @@ class RecordCheck:
     def __init__(
         self,
         run: Run,
-        one: Round,
+        round_: Round,
         before: Placed[Adapter] | None,
         opened: Sequence[OpenedSum],
         robust: Robust | None,
     ) -> None:
-        self._run, self._round, self._before = run, one, before
+        self._run, self._round, self._before = run, round_, before
         self._opened, self._robust = opened, robust
-        self._leaf = one.adapter.leaf
+        self._leaf = round_.adapter.leaf
 
     def run(self, findings: Findings) -> None:
         """Check both files."""
@@ -95,7 +95,7 @@ class RecordCheck:
         if not self._run.plan.private:
             return None
         until = self._round.adapter.index
-        lines = [each.leaf.entry for each in self._run.log.spent if each.index < until]
+        lines = [line.leaf.entry for line in self._run.log.spent if line.index < until]
         return privacy_record(self._run.plan, lines)
 
     def _check_card(self, privacy: Mapping[str, Any] | None) -> None:
@@ -122,8 +122,8 @@ class RecordCheck:
             if field not in record or not same(record[field], value):
                 raise _bad(f"`{field}` of {name} is not what log and plan give")
         self._check_members(name, record)
-        said = {*SAID, *(SAID_OF_SUMS if self._is_secret else ()), *record} - meant.keys()
-        self._run.coverage.leave(name, WORD, *said)
+        claimed = {*SAID, *(SAID_OF_SUMS if self._is_secret else ()), *record} - meant.keys()
+        self._run.coverage.leave(name, WORD, *claimed)
 
     @property
     def _is_secret(self) -> bool:
@@ -147,8 +147,8 @@ class RecordCheck:
         if self._before is None:
             lists: dict[str, Any] = {key: [] for key in ("roles", "expected", "used", "dropped")}
             zero = ("quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
-            rest = {"kept_out": {}, "metrics": {}, "update_norm": 0.0, "seconds": 0.0}
-            return meant | lists | dict.fromkeys(zero, 0) | rest
+            empty = {"kept_out": {}, "metrics": {}, "update_norm": 0.0, "seconds": 0.0}
+            return meant | lists | dict.fromkeys(zero, 0) | empty
         central = run.plan.privacy.mechanism == "central"
         meant |= {
             "roles": sorted(run.contract.roles(run.plan.turn(leaf.round))),
@@ -164,13 +164,13 @@ class RecordCheck:
         return meant
 
     def _meant_of_sums(self, robust: Robust) -> dict[str, Any]:
-        names = sorted(name for one in self._opened for name in one.clients)
-        metrics = sorted({name for one in self._opened for name in one.metrics})
+        names = sorted(name for opened in self._opened for name in opened.clients)
+        metrics = sorted({name for opened in self._opened for name in opened.metrics})
         return {
             "sequence": self._leaf.seq,
             "used": names,
             "weight": len(names),
-            "metrics": {n: sum(one.metrics[n] for one in self._opened) for n in metrics},
+            "metrics": {n: sum(opened.metrics[n] for opened in self._opened) for n in metrics},
             "update_norm": float(np.linalg.norm(robust.mean.astype(np.float64))),
         }
 
@@ -178,7 +178,7 @@ class RecordCheck:
         """Everybody that was asked is used or dropped; whom the log shows was asked."""
         try:
             expected, used = record["expected"], record["used"]
-            dropped = [each["client"] for each in record["dropped"]]
+            dropped = [entry["client"] for entry in record["dropped"]]
             fits = expected == sorted({*used, *dropped}) and len(expected) == len(used) + len(
                 dropped
             )
@@ -191,12 +191,12 @@ class RecordCheck:
 
     def _advertised(self) -> list[str]:
         """Names of those whose adverts are in the round's sums."""
-        found = []
-        for one in self._round.sums:
-            for placed in one.of(Advert):
+        names = []
+        for group_sum in self._round.sums:
+            for placed in group_sum.of(Advert):
                 _, members = self._run.members(placed.index)
-                found.append(members.names.get(bytes.fromhex(advert_head(placed.leaf)[1]), "?"))
-        return found
+                names.append(members.names.get(bytes.fromhex(advert_head(placed.leaf)[1]), "?"))
+        return names
 
     def _check_groups(self, name: str, groups: Any, robust: Robust) -> None:
         """Who is in a group's sum, whether it was kept and how far it was."""
@@ -205,8 +205,8 @@ class RecordCheck:
             raise _bad(f"`groups` of {name} are not the plan's")
         if not groups:
             return
-        at = {one.group: number for number, one in enumerate(self._opened)}
-        for group, said in enumerate(groups):
+        at = {opened.group: number for number, opened in enumerate(self._opened)}
+        for group, entry in enumerate(groups):
             place = at.get(group)
             meant: dict[str, Any] = {"used": [], "distance": 0.0, "kept": False}
             if place is not None:
@@ -216,23 +216,23 @@ class RecordCheck:
                     "kept": robust.kept[place],
                     "failure": None,
                 }
-            if not isinstance(said, dict) or any(
-                key not in said or not same(said[key], value) for key, value in meant.items()
+            if not isinstance(entry, dict) or any(
+                key not in entry or not same(entry[key], value) for key, value in meant.items()
             ):
                 raise _bad(f"group {group} of {name} is not that of the log")
 
 
-def same(given: Any, meant: Any) -> bool:
+def same(value: Any, expected: Any) -> bool:
     """Equal, and of one type; reals to a millionth of what they are."""
-    if isinstance(meant, float):
-        return isinstance(given, float) and math.isclose(given, meant, rel_tol=CLOSE)
-    if isinstance(meant, dict):
+    if isinstance(expected, float):
+        return isinstance(value, float) and math.isclose(value, expected, rel_tol=CLOSE)
+    if isinstance(expected, dict):
         return (
-            isinstance(given, dict)
-            and given.keys() == meant.keys()
-            and all(same(given[key], value) for key, value in meant.items())
+            isinstance(value, dict)
+            and value.keys() == expected.keys()
+            and all(same(value[key], entry) for key, entry in expected.items())
         )
-    return type(given) is type(meant) and given == meant
+    return type(value) is type(expected) and value == expected
 
 
 def _bad(fault: str) -> ProofError:

@@ -51,11 +51,11 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, task: str, completed: int, total: int) -> None:
         """Move the bar of ``what``."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total)
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total)
+        self._bars.update(self._tasks[task], completed=completed, total=total)
 
 
 def print_report(report: Report) -> None:
@@ -68,18 +68,18 @@ def print_report(report: Report) -> None:
         print_report(report.before)
     console.print(f"{report.origin}: {report.size} leaves, root {report.root[:SHORT]}…")
     table = Table("round", "verdict", "clients", "verified", "unproven", "faults")
-    for one in report.rounds:
-        counts = (len(one.verified), len(one.unverified), len(one.faults))
-        table.add_row(str(one.round), one.verdict, str(one.clients), *map(str, counts))
+    for round_ in report.rounds:
+        counts = (len(round_.verified), len(round_.unverified), len(round_.faults))
+        table.add_row(str(round_.round), round_.verdict, str(round_.clients), *map(str, counts))
     console.print(table)
-    for one in report.rounds:
-        _print_findings(console, f"round {one.round}: ", one.unverified, one.faults)
+    for round_ in report.rounds:
+        _print_findings(console, f"round {round_.round}: ", round_.unverified, round_.faults)
     _print_findings(console, "", report.unverified, report.faults)
     if report.privacy is not None:
         console.print(_spent(report), soft_wrap=True)
     if len(report.rounds) > 1 and report.rounds[-1].round < report.planned:
-        last = report.rounds[-1].round
-        console.print(f"the plan has {report.planned} rounds, the log {last} so far")
+        newest = report.rounds[-1].round
+        console.print(f"the plan has {report.planned} rounds, the log {newest} so far")
     for line in (*report.audits, *report.complaints):
         console.print(line, soft_wrap=True)
     _print_findings(console, "assumed: ", report.assumed, ())
@@ -111,68 +111,69 @@ def print_rounds(run: Run) -> None:
 
 def round_rows(run: Run) -> list[dict[str, Any]]:
     """One row a round, as the log says."""
-    released = {each.leaf.round for each in run.log.releases}
-    deleted = {each.leaf.round for each in run.log.retentions}
+    released = {release.leaf.round for release in run.log.releases}
+    deleted = {retention.leaf.round for retention in run.log.retentions}
     return [
         {
             "round": leaf.round,
-            "leaf": one.adapter.index,
+            "leaf": round_.adapter.index,
             "attempt": leaf.attempt,
-            "aborted": len(one.aborts),
+            "aborted": len(round_.aborts),
             "exchange": leaf.exchange,
             "groups": len(leaf.sums),
-            "clients": sum(each.summands for each in leaf.sums),
+            "clients": sum(group_sum.summands for group_sum in leaf.sums),
             "adapter": leaf.adapter_out,
             "void": leaf.void,
             "released": leaf.round in released,
             "vectors deleted": leaf.round in deleted,
         }
-        for one in run.log.rounds
-        for leaf in (one.adapter.leaf,)
+        for round_ in run.log.rounds
+        for leaf in (round_.adapter.leaf,)
     ]
 
 
 def leaf_lines(entries: Sequence[bytes]) -> list[dict[str, Any]]:
     """Each leaf's index, kind and what places it."""
-    found = []
+    lines = []
     for index, entry in enumerate(entries):
         try:
             leaf = decode_leaf(entry).leaf
         except ProofError as error:
-            found.append({"leaf": index, "kind": "?", "fault": error.cause})
+            lines.append({"leaf": index, "kind": "?", "fault": error.cause})
             continue
         places = {name: getattr(leaf, name) for name in SHOWN if hasattr(leaf, name)}
-        found.append({"leaf": index, "kind": leaf.kind, **places})
-    return found
+        lines.append({"leaf": index, "kind": leaf.kind, **places})
+    return lines
 
 
-def print_lineage(found: Lineage) -> None:
+def print_lineage(lineage: Lineage) -> None:
     """From the base down to the release."""
     console = _console()
     lines = [
-        f"base      {found.base}  ({found.base_source})",
-        f"plan      {found.plan}  ({found.plan_name})",
-        f"log       {found.origin}, {found.size} leaves",
+        f"base      {lineage.base}  ({lineage.base_source})",
+        f"plan      {lineage.plan}  ({lineage.plan_name})",
+        f"log       {lineage.origin}, {lineage.size} leaves",
     ]
-    if (start := found.start) is not None:
+    if (start := lineage.start) is not None:
         lines.append(
             f"goes on   from round {start['round']} of {start['origin']} ({start['size']} leaves, root "
             f"{start['root']}), after {start['rounds']} rounds"
         )
         lines += [f"          plan {digest}" for digest in start["plans"]]
-    for step in found.steps:
+    for step in lineage.steps:
         how = "void" if step.void else f"{step.clients} clients" if step.clients else step.exchange
         how = "the start" if step.round == 0 else how
         lines.append(f"round {step.round:<4}{step.adapter}  (leaf {step.leaf}, {how})")
-    lines.append(f"published {found.published}")
-    lines += [f"          {digest}  {name}" for name, digest in sorted(found.files.items())]
-    if found.release is None:
+    lines.append(f"published {lineage.published}")
+    lines += [f"          {digest}  {name}" for name, digest in sorted(lineage.files.items())]
+    if lineage.release is None:
         lines.append("release   none")
     else:
-        lines.append(f"release   leaf {found.release.leaf}")
-        lines += [f"          {digest}  {name}" for name, digest in found.release.files.items()]
+        lines.append(f"release   leaf {lineage.release.leaf}")
+        lines += [f"          {digest}  {name}" for name, digest in lineage.release.files.items()]
         lines += [
-            f"          {name} {value / 1000:.3f}" for name, value in found.release.metrics.items()
+            f"          {name} {value / 1000:.3f}"
+            for name, value in lineage.release.metrics.items()
         ]
     for line in lines:
         console.print(printable(line), soft_wrap=True)
@@ -183,24 +184,24 @@ def _print_findings(
 ) -> None:
     for fault in faults:
         console.print(printable(f"! {place}{fault}"), style="red", soft_wrap=True)
-    for each in open_:
-        console.print(f"? {place}{each.what}; not proven: {each.leaves}", soft_wrap=True)
+    for finding in open_:
+        console.print(f"? {place}{finding.what}; not proven: {finding.leaves}", soft_wrap=True)
 
 
-def _print_not_covered(console: Console, left: Sequence[Uncovered]) -> None:
+def _print_not_covered(console: Console, not_covered: Sequence[Uncovered]) -> None:
     """By reason; many names that differ in their numbers alone are one pattern that fits them all."""
     groups: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
-    for each in left:
-        alike = groups.setdefault((each.why, each.parts), {})
-        alike.setdefault(re.sub(r"[0-9]+", "*", each.name), []).append(each.name)
+    for uncovered in not_covered:
+        alike = groups.setdefault((uncovered.why, uncovered.parts), {})
+        alike.setdefault(re.sub(r"[0-9]+", "*", uncovered.name), []).append(uncovered.name)
     for (why, parts), alike in groups.items():
         names = [
             name
-            for pattern, found in alike.items()
-            for name in ([f"{pattern} ({len(found)})"] if len(found) > ALIKE else found)
+            for pattern, matches in alike.items()
+            for name in ([f"{pattern} ({len(matches)})"] if len(matches) > ALIKE else matches)
         ]
-        what = f" ({', '.join(parts)})" if parts else ""
-        console.print(f"- not covered: {', '.join(names)}{what}: {why}", soft_wrap=True)
+        listing = f" ({', '.join(parts)})" if parts else ""
+        console.print(f"- not covered: {', '.join(names)}{listing}: {why}", soft_wrap=True)
 
 
 def _spent(report: Report) -> str:

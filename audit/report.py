@@ -82,13 +82,13 @@ class Report:
     @property
     def failed(self) -> bool:
         """Whether anything is wrong."""
-        mine = bool(self.faults) or any(one.verdict == "failed" for one in self.rounds)
-        return mine or (self.before is not None and self.before.failed)
+        faulty = bool(self.faults) or any(round_.verdict == "failed" for round_ in self.rounds)
+        return faulty or (self.before is not None and self.before.failed)
 
     @property
     def open(self) -> bool:
         """Whether anything is left unproven."""
-        partly = any(one.unverified or one.verdict == "ok-sampled" for one in self.rounds)
+        partly = any(round_.unverified or round_.verdict == "ok-sampled" for round_ in self.rounds)
         return bool(self.unverified) or partly or (self.before is not None and self.before.open)
 
     @property
@@ -99,7 +99,7 @@ class Report:
         if self.goes_on and self.before is None:
             return "unverifiable"
         weak = {"unverifiable", "ok-sampled"}
-        verdicts = {one.verdict for one in self.rounds}
+        verdicts = {round_.verdict for round_ in self.rounds}
         if self.before is not None:
             verdicts.add(self.before.verdict)
         return "unverifiable" if weak & verdicts else "ok"
@@ -119,29 +119,29 @@ class Findings:
     faults: list[str] = field(default_factory=list)
 
     @contextmanager
-    def checking(self, what: str) -> Iterator[None]:
+    def checking(self, subject: str) -> Iterator[None]:
         """A failure within becomes a fault of ``what``, success a line; the audit goes on."""
-        what = printable(what)
+        subject = printable(subject)
         before = len(self.faults) + len(self.unverified)
         try:
             yield
         except FedgeError as error:
-            self.faults.append(f"{what}: {error.cause}")
+            self.faults.append(f"{subject}: {error.cause}")
             return
         if len(self.faults) + len(self.unverified) == before:
-            self.verified.append(what)
+            self.verified.append(subject)
 
-    def take(self, other: Findings, what: str) -> None:
+    def take(self, findings: Findings, subject: str) -> None:
         """Those of many small checks: their faults, or one line for all of them."""
-        self.unverified += other.unverified
-        self.faults += other.faults
-        if other.verified and not other.faults:
-            self.verified.append(f"{len(other.verified)} {what}")
+        self.unverified += findings.unverified
+        self.faults += findings.faults
+        if findings.verified and not findings.faults:
+            self.verified.append(f"{len(findings.verified)} {subject}")
 
-    def leave_open(self, what: str, leaves: str) -> None:
+    def leave_open(self, claim: str, leaves: str) -> None:
         """Note something that cannot be checked."""
-        self.unverified.append(Unproven(what=printable(what), leaves=printable(leaves)))
+        self.unverified.append(Unproven(what=printable(claim), leaves=printable(leaves)))
 
-    def fault(self, what: str) -> None:
+    def fault(self, cause: str) -> None:
         """Note something that is wrong."""
-        self.faults.append(printable(what))
+        self.faults.append(printable(cause))

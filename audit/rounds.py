@@ -51,20 +51,20 @@ class RoundCheck:
     def __init__(
         self,
         run: Run,
-        one: Round,
+        round_: Round,
         before: Placed[Adapter] | None,
         effort: Effort,
         *,
         alone: bool = False,
     ) -> None:
         """``alone``: of the runs that this one goes on from nothing is known."""
-        self._run, self._round, self._before, self._effort = run, one, before, effort
-        self._leaf = one.adapter.leaf
+        self._run, self._round, self._before, self._effort = run, round_, before, effort
+        self._leaf = round_.adapter.leaf
         self._believed = alone and run.plan.start is not None
         self.findings = Findings()
         self._opened: list[OpenedSum] = []
         # Recomputed: of a round without sums there are none.
-        nothing = before is None or bool(one.adapter.leaf.void)
+        nothing = before is None or bool(round_.adapter.leaf.void)
         self._metrics: dict[str, float] | None = {} if nothing else None
         self._robust: Robust | None = None
 
@@ -88,7 +88,7 @@ class RoundCheck:
         return RoundVerdict(
             round=leaf.round,
             verdict=self._verdict(),
-            clients=sum(each.summands for each in leaf.sums),
+            clients=sum(group_sum.summands for group_sum in leaf.sums),
             verified=tuple(findings.verified),
             unverified=tuple(findings.unverified),
             faults=tuple(findings.faults),
@@ -101,7 +101,7 @@ class RoundCheck:
             return "void"
         if self._before is None:
             return "unverifiable" if self._believed else "ok"
-        proofs = {one.proof for one in self._opened}
+        proofs = {opened.proof for opened in self._opened}
         if not proofs or "none" in proofs:
             return "unverifiable"
         return "ok-sampled" if "sampled" in proofs else "ok"
@@ -126,21 +126,21 @@ class RoundCheck:
     def _check_start(self) -> None:
         """(P-2.3) It follows from the plan and the base's manifest, bit for bit; or the plan names it."""
         run, leaf = self._run, self._leaf
-        given = run.state(self._round.adapter)
+        state = run.state(self._round.adapter)
         if run.plan.start is not None:
             if (leaf.adapter_out, leaf.rank) != (run.plan.start.adapter, run.plan.start.rank):
                 raise _bad("it is not the adapter that the plan goes on from")
-            verify_magnitude(run.layout(leaf.rank).flatten(given.adapter))
+            verify_magnitude(run.layout(leaf.rank).flatten(state.adapter))
         else:
-            mine = initial_state(run.plan, run.manifest, run.contract)
-            for name, value in mine.adapter.items():
-                if not _same_tensors({name: given.adapter[name]}, {name: value}):
+            derived = initial_state(run.plan, run.manifest, run.contract)
+            for name, value in derived.adapter.items():
+                if not _same_tensors({name: state.adapter[name]}, {name: value}):
                     raise _bad(f"{name} is not what the plan's seed gives")
-        if given.moments.first.any() or given.moments.second.any():
+        if state.moments.first.any() or state.moments.second.any():
             raise _bad("its moments are not zero")
 
     def _check_void(self, before: Placed[Adapter]) -> None:
-        if not any(each.leaf.revealed for each in self._round.aborts):
+        if not any(abort.leaf.revealed for abort in self._round.aborts):
             raise _bad("no attempt is logged as opened in vain")
         if self._round.sums:
             raise _bad("a sum was opened all the same")
@@ -175,13 +175,15 @@ class RoundCheck:
     # -- secret rounds ----------------------------------------------------------------------------
 
     def _check_secret(self, before: Placed[Adapter]) -> None:
-        for found in self._round.sums:
-            if not found.complete:
-                self.findings.fault(f"the sum of group {found.group}: its leaves are not complete")
+        for group_sum in self._round.sums:
+            if not group_sum.complete:
+                self.findings.fault(
+                    f"the sum of group {group_sum.group}: its leaves are not complete"
+                )
                 continue
-            with self.findings.checking(f"the sum of group {found.group}"):
+            with self.findings.checking(f"the sum of group {group_sum.group}"):
                 opened = open_sum(
-                    self._run, self._round, found, before.leaf, self._effort, self.findings
+                    self._run, self._round, group_sum, before.leaf, self._effort, self.findings
                 )
                 self._opened.append(opened)
         with self.findings.checking("who is in its sums"):
@@ -193,18 +195,26 @@ class RoundCheck:
     def _check_members(self) -> None:
         """Enough clients, each in one sum of the round; no sum beside these."""
         run, leaf = self._run, self._leaf
-        ends = [one.of(Aggregate)[-1].leaf for one in self._round.sums if one.of(Aggregate)]
+        ends = [
+            group_sum.of(Aggregate)[-1].leaf
+            for group_sum in self._round.sums
+            if group_sum.of(Aggregate)
+        ]
         aggregates = {end.group: end.summands for end in ends}
-        listed = [(each.group, each.rid, each.summands) for each in leaf.sums]
+        listed = [
+            (listed_sum.group, listed_sum.rid, listed_sum.summands) for listed_sum in leaf.sums
+        ]
         if [(end.group, end.rid, end.summands) for end in ends] != listed:
             raise _bad("`adapter` lists other sums than those in the log")
-        failed = {each.leaf.group for each in self._round.aborts if each.leaf.seq == leaf.seq}
+        failed = {abort.leaf.group for abort in self._round.aborts if abort.leaf.seq == leaf.seq}
         if {*aggregates} & failed or {*aggregates} | failed != {*range(run.plan.secrecy.groups)}:
             raise _bad("a group ends neither in a sum nor in an `abort`, or in both")
         ids = Counter(
-            advert_head(each.leaf)[1] for one in self._round.sums for each in one.of(Advert)
+            advert_head(advert.leaf)[1]
+            for group_sum in self._round.sums
+            for advert in group_sum.of(Advert)
         )
-        if repeated := sorted(one for one, times in ids.items() if times > 1):
+        if repeated := sorted(client for client, times in ids.items() if times > 1):
             raise _bad(
                 f"{repeated[0]} is in two sums of this round: their difference shows updates"
             )
@@ -216,16 +226,17 @@ class RoundCheck:
         if largest > run.plan.largest_sum:
             raise _bad(f"a sum of {largest} clients, the plan's largest is {run.plan.largest_sum}")
         # The same attempt may be asked again after a crash: clients open the very same sum then. (P-6.10)
-        before = [each.leaf for each in self._round.aborts if each.leaf.revealed]
-        if any(each.attempt != self._leaf.attempt for each in before):
+        before = [abort.leaf for abort in self._round.aborts if abort.leaf.revealed]
+        if any(abort.attempt != self._leaf.attempt for abort in before):
             raise _bad("an attempt before this one was opened: of a round one sum is opened")
 
     def _check_step(self, before: Placed[Adapter]) -> None:
         run, leaf = self._run, self._leaf
         combined = robust_mean(
-            [one.mean for one in self._opened], [len(one.clients) for one in self._opened]
+            [opened.mean for opened in self._opened],
+            [len(opened.clients) for opened in self._opened],
         )
-        if list(combined.kept) != [each.kept for each in leaf.sums]:
+        if list(combined.kept) != [listed.kept for listed in leaf.sums]:
             raise _bad("the groups that were left out are not those that are far")
         after = apply_mean(
             run.state(before),
@@ -240,14 +251,16 @@ class RoundCheck:
             raise _bad("the sums make another adapter than `adapter_out`")
         if not _same(run.state(self._round.adapter), after):
             raise _bad(f"{checkpoint_path(leaf.round)} is not the state that the sums make")
-        names = {name for one in self._opened for name in one.metrics}
-        self._metrics = {n: sum(one.metrics[n] for one in self._opened) for n in names}
+        names = {name for opened in self._opened for name in opened.metrics}
+        self._metrics = {n: sum(opened.metrics[n] for opened in self._opened) for n in names}
 
     # -- files ------------------------------------------------------------------------------------
 
     def _check_files(self) -> None:
         run, placed, findings = self._run, self._round.adapter, self.findings
-        released = [each for each in run.log.releases if each.leaf.round == self._leaf.round]
+        released = [
+            release for release in run.log.releases if release.leaf.round == self._leaf.round
+        ]
         files = Findings()
         for name in sorted(placed.subjects):
             if name == adapter_path(self._leaf.round, RELEASE_FILE) and released:
@@ -305,21 +318,21 @@ def subjects_of(number: int) -> set[str]:
     }
 
 
-def _same(one: State, other: State) -> bool:
-    return _same_tensors(one.adapter, other.adapter) and _same_moments(one, other)
+def _same(left: State, right: State) -> bool:
+    return _same_tensors(left.adapter, right.adapter) and _same_moments(left, right)
 
 
-def _same_moments(one: State, other: State) -> bool:
-    first = one.moments.first.tobytes() == other.moments.first.tobytes()
-    return first and one.moments.second.tobytes() == other.moments.second.tobytes()
+def _same_moments(left: State, right: State) -> bool:
+    same_first = left.moments.first.tobytes() == right.moments.first.tobytes()
+    return same_first and left.moments.second.tobytes() == right.moments.second.tobytes()
 
 
-def _same_tensors(one: Tensors, other: Tensors) -> bool:
+def _same_tensors(left: Tensors, right: Tensors) -> bool:
     """Bit for bit: also where a value is not a number."""
-    return one.keys() == other.keys() and all(
-        np.shape(one[name]) == np.shape(other[name])
-        and one[name].tobytes() == other[name].tobytes()
-        for name in one
+    return left.keys() == right.keys() and all(
+        np.shape(left[name]) == np.shape(right[name])
+        and left[name].tobytes() == right[name].tobytes()
+        for name in left
     )
 
 

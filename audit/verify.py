@@ -61,7 +61,7 @@ def audit(
     effort: Effort = ALL,
     base: Path | None = None,
     before: Sequence[Source] = (),
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda task, completed, total: None,
 ) -> Report:
     """Verify a run. ``only`` names the one round whose sums and files are checked, ``base`` an own base.
 
@@ -71,14 +71,34 @@ def audit(
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
     run = load_run(source, trust)
-    copy = run.copy
     rounds = run.log.rounds
-    if only is not None and only not in [one.number for one in rounds]:
+    numbers = [round_.number for round_ in rounds]
+    if only is not None and only not in numbers:
         raise ProofError(f"the log has no round {only}", f"it has 0 to {len(rounds) - 1}")
     faults = [*run.log.faults, *both_seeds(run)]
     findings = Findings()
+    _check_run(run, base, findings)
+    earlier = None
+    if before:
+        check_before(run, [load_run(other, Trust()) for other in before], findings)
+        earlier = audit(before[0], Trust(), effort=effort, before=before[1:], progress=progress)
+    else:
+        findings.unverified += unchecked_start(run)
+    places = [place for place, round_ in enumerate(rounds) if only in (None, round_.number)]
+    alone = earlier is None
+    verdicts = _check_rounds(run, places, faults, effort=effort, alone=alone, progress=progress)
+    spent = _check_after(run, findings)
+    _list_uncovered(run, base, skipped=[n for n in numbers if only not in (None, n)])
+    audited = {verdict.round for verdict in verdicts}
+    findings.faults += [_named(fault) for fault in faults if fault.round not in audited]
+    return replace(_report(run, trust, verdicts, findings, spent), before=earlier)
+
+
+def _check_run(run: Run, base: Path | None, findings: Findings) -> None:
+    """What comes before any round: the plan, the key, leaves of no round, the base, the attempts' numbers."""
     _check_legal(run, findings)
-    findings.verified.append(f"the log's {copy.checkpoint.size} leaves, its tree and its signature")
+    size = run.copy.checkpoint.size
+    findings.verified.append(f"the log's {size} leaves, its tree and its signature")
     _check_key(run)
     _check_loose(run, findings)
     _check_audits(run, findings)
@@ -90,36 +110,41 @@ def audit(
         with findings.checking("every attempt ended in sums or an `abort`"):
             _check_numbers(run)
         check_openings(run, findings)
-    earlier = None
-    if before:
-        check_before(run, [load_run(each, Trust()) for each in before], findings)
-        earlier = audit(before[0], Trust(), effort=effort, before=before[1:], progress=progress)
-    else:
-        findings.unverified += unchecked_start(run)
+
+
+def _check_rounds(
+    run: Run,
+    places: Sequence[int],
+    faults: Sequence[Fault],
+    *,
+    effort: Effort,
+    alone: bool,
+    progress: Progress,
+) -> list[RoundVerdict]:
+    """Verdicts of the log's rounds at ``places``, each with those of ``faults`` that are its own."""
     by_round: dict[int | None, list[str]] = {}
     for fault in faults:
         by_round.setdefault(fault.round, []).append(fault.what)
-    found: list[RoundVerdict] = []
-    chosen = [(at, one) for at, one in enumerate(rounds) if only in (None, one.number)]
-    for done, (at, one) in enumerate(chosen):
-        progress("rounds", done, len(chosen))
-        check = RoundCheck(
-            run, one, rounds[at - 1].adapter if at else None, effort, alone=earlier is None
-        )
-        check_ledger_of(run, one, check.findings)
-        found.append(check.verdict(by_round.get(one.number, [])))
-    progress("rounds", len(chosen), len(chosen))
+    incoming = [None, *(round_.adapter for round_ in run.log.rounds)]
+    verdicts: list[RoundVerdict] = []
+    for place in places:
+        progress("rounds", len(verdicts), len(places))
+        round_ = run.log.rounds[place]
+        check = RoundCheck(run, round_, incoming[place], effort, alone=alone)
+        check_ledger_of(run, round_, check.findings)
+        verdicts.append(check.verdict(by_round.get(round_.number, [])))
+    progress("rounds", len(places), len(places))
+    return verdicts
+
+
+def _check_after(run: Run, findings: Findings) -> Spending | None:
+    """What comes after the rounds: open attempts, the whole ledger, the log's end, files beside it."""
     if run.log.pending is not None:
         check_ledger_of(run, run.log.pending, findings)
     spent = spending(run, findings)
     _check_end(run, findings)
     check_beside(run, findings)
-    _list_uncovered(
-        run, base, skipped=[one.number for one in rounds if only not in (None, one.number)]
-    )
-    told = {one.round for one in found}
-    findings.faults += [_named(fault) for fault in faults if fault.round not in told]
-    return replace(_report(run, trust, found, findings, spent), before=earlier)
+    return spent
 
 
 def _report(
@@ -146,13 +171,13 @@ def _report(
         faults=tuple(findings.faults),
         assumed=tuple(_assumed(run, trust)),
         audits=tuple(
-            f"leaf {each.index}: {key_id(bytes.fromhex(each.leaf.auditor))} found the first "
-            f"{each.leaf.size} leaves {each.leaf.verdict}"
-            for each in run.log.audits
+            f"leaf {placed.index}: {key_id(bytes.fromhex(placed.leaf.auditor))} found the first "
+            f"{placed.leaf.size} leaves {placed.leaf.verdict}"
+            for placed in run.log.audits
         ),
         complaints=tuple(
-            f"leaf {each.index}: {each.leaf.client} about {each.leaf.about!r}"
-            for each in run.log.complaints
+            f"leaf {placed.index}: {placed.leaf.client} about {placed.leaf.about!r}"
+            for placed in run.log.complaints
         ),
         not_covered=run.coverage.rest(run.source),
     )
@@ -187,22 +212,22 @@ def _check_repeats(run: Run, findings: Findings) -> None:
 
 def _changes_of_roster(run: Run) -> Iterator[Unproven]:
     """Who came and went: an operator may, and everybody should see it."""
-    indices = [each.index for each in run.log.rosters]
+    indices = [roster.index for roster in run.log.rosters]
     for before, after in pairwise(indices):
         try:
             old, new = (run.members(index + 1)[1].names for index in (before, after))
         except FedgeError:
             continue  # a fault, and said already
-        came = sorted(new[one] for one in new.keys() - old.keys())
-        left = sorted(old[one] for one in old.keys() - new.keys())
-        renamed = sorted(old[one] for one in old.keys() & new.keys() if old[one] != new[one])
-        said = [
+        arrived = sorted(new[key] for key in new.keys() - old.keys())
+        departed = sorted(old[key] for key in old.keys() - new.keys())
+        renamed = sorted(old[key] for key in old.keys() & new.keys() if old[key] != new[key])
+        changes = [
             f"{len(names)} {did} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-            for did, names in (("came", came), ("left", left), ("are named anew", renamed))
+            for did, names in (("came", arrived), ("left", departed), ("are named anew", renamed))
             if names
         ]
         yield Unproven(
-            what=f"leaf {after} `roster`: {'; '.join(said) or 'nobody came or left'}",
+            what=f"leaf {after} `roster`: {'; '.join(changes) or 'nobody came or left'}",
             leaves="that each key of a roster is of a client of its own",
         )
 
@@ -213,22 +238,22 @@ def _named(fault: Fault) -> str:
 
 def _assumed(run: Run, trust: Trust) -> list[Unproven]:
     """What rests on something outside this copy."""
-    found = list(_changes_of_roster(run))
+    assumptions = list(_changes_of_roster(run))
     if trust.key is None and trust.policy is None and not run.plan.audit.log:
-        found.append(
+        assumptions.append(
             Unproven(
                 what="the log's key came from the run itself",
                 leaves="that it is the coordinator's: pin it with --log-key or --policy",
             )
         )
     if trust.policy is not None:
-        return found
+        return assumptions
     if not run.plan.witnessed:
         nobody = Unproven(
             what="the plan names no witnesses",
             leaves="that everybody is shown this very log, and not another",
         )
-        return [*found, nobody]
+        return [*assumptions, nobody]
     try:
         run.policy.verify_checkpoint(run.copy.note)
     except ProofError as error:
@@ -237,8 +262,8 @@ def _assumed(run: Run, trust: Trust) -> list[Unproven]:
             leaves="that everybody is shown these last leaves; an alive set was witnessed before "
             "clients opened its sum",
         )
-        found.append(newest)
-    return found
+        assumptions.append(newest)
+    return assumptions
 
 
 def _check_legal(run: Run, findings: Findings) -> None:
@@ -272,29 +297,31 @@ def _check_loose(run: Run, findings: Findings) -> None:
     for retention in log.retentions:
         with findings.checking(f"leaf {retention.index} `retention`"):
             _check_retention(run, retention.leaf.round, retention.leaf.vectors, retention.subjects)
-    adapters = {one.number for one in log.rounds}
+    adapters = {round_.number for round_ in log.rounds}
     later: list[Placed[Release] | Placed[Evaluation]] = [*log.releases, *log.evaluations]
-    for each in later:
-        if isinstance(each.leaf, Evaluation) and set(each.subjects) != {"rows"}:
-            findings.fault(f"leaf {each.index} `eval` is not about its rows alone")
-        if each.leaf.round not in adapters:
+    for placed in later:
+        if isinstance(placed.leaf, Evaluation) and set(placed.subjects) != {"rows"}:
+            findings.fault(f"leaf {placed.index} `eval` is not about its rows alone")
+        if placed.leaf.round not in adapters:
             findings.fault(
-                f"leaf {each.index} `{each.leaf.kind}` of round {each.leaf.round}, which is not there"
+                f"leaf {placed.index} `{placed.leaf.kind}` of round {placed.leaf.round}, which is not there"
             )
-    for one in log.all_rounds:
-        for abort in one.aborts:
+    for round_ in log.all_rounds:
+        for abort in round_.aborts:
             if abort.subjects != {"plan": run.plan_digest}:
                 findings.fault(f"leaf {abort.index} `abort` is not about this plan")
 
 
 def _check_numbers(run: Run) -> None:
     """(P-8.8) No attempt is missing, so none was opened and hidden; none is told twice."""
-    used = []
-    for one in run.log.all_rounds:
-        used += [(each.leaf.seq, one.number) for each in one.aborts if each.leaf.group is None]
-        if one is not run.log.pending and one.number and not one.adapter.leaf.void:
-            used.append((one.adapter.leaf.seq, one.number))
-    for expected, (seq, number) in enumerate(used, start=1):
+    numbers = []
+    for round_ in run.log.all_rounds:
+        numbers += [
+            (abort.leaf.seq, round_.number) for abort in round_.aborts if abort.leaf.group is None
+        ]
+        if round_ is not run.log.pending and round_.number and not round_.adapter.leaf.void:
+            numbers.append((round_.adapter.leaf.seq, round_.number))
+    for expected, (seq, number) in enumerate(numbers, start=1):
         if seq != expected:
             raise ProofError(
                 f"round {number}: attempt {seq} where attempt {expected} has to be told", REMEDY
@@ -308,36 +335,36 @@ def _check_policy(run: Run) -> None:
 
 
 def _check_retention(run: Run, number: int, count: int, subjects: dict[str, str]) -> None:
-    rounds = [one for one in run.log.rounds if one.number == number]
+    rounds = [round_ for round_ in run.log.rounds if round_.number == number]
     roots = [
         bytes.fromhex(leaf.root)
-        for one in rounds
-        for found in sorted(one.sums, key=lambda each: each.group)
-        if found.complete
-        for leaf in found.leaves().vectors
+        for round_ in rounds
+        for group_sum in sorted(round_.sums, key=lambda summed: summed.group)
+        if group_sum.complete
+        for leaf in group_sum.leaves().vectors
     ]
     if count != len(roots) or subjects != {"vectors": merkle_root(roots).hex()}:
         raise ProofError(f"it is not about the vectors of round {number}", REMEDY)
 
 
 def _check_audits(run: Run, findings: Findings) -> None:
-    for each in run.log.audits:
-        with findings.checking(f"leaf {each.index} `audit`"):
-            size = each.leaf.size
-            if size > each.index or each.subjects != {"log": run.copy.tree.root(size).hex()}:
+    for placed in run.log.audits:
+        with findings.checking(f"leaf {placed.index} `audit`"):
+            size = placed.leaf.size
+            if size > placed.index or placed.subjects != {"log": run.copy.tree.root(size).hex()}:
                 raise ProofError(f"it is not about this log's first {size} leaves", REMEDY)
 
 
 def _check_end(run: Run, findings: Findings) -> None:
     """What lies behind the log's last round is not hidden from it."""
-    last = run.log.rounds[-1].number
+    newest = run.log.rounds[-1].number
     with findings.checking("no round is hidden from the log"):
-        if run.source.exists(checkpoint_path(last + 1)) and not _goes_on(run, last + 1):
-            raise ProofError(f"round {last + 1} is published, but not in the log", REMEDY)
+        if run.source.exists(checkpoint_path(newest + 1)) and not _goes_on(run, newest + 1):
+            raise ProofError(f"round {newest + 1} is published, but not in the log", REMEDY)
     pending = run.log.pending
     if pending is not None and pending.sums:
         findings.fault(
-            f"a sum was opened after round {last}, and no adapter says what became of it"
+            f"a sum was opened after round {newest}, and no adapter says what became of it"
         )
 
 

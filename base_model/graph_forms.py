@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from base_model.graph_linears import module_of
 from protocol.adapter import LORA_A, LORA_B
 from protocol.forms import SCALE, SCALE_IN, SHIFT
 from protocol.manifest import Linear
@@ -32,23 +33,21 @@ def add_linear_slots(
     graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear, *, scaled: bool, shifted: bool
 ) -> None:
     """Everything that an adapter may do to ``linear``, of which ``node`` is the product."""
-    source = node.input[0]
-    if shifted:
-        _shift_linear(graph, linear)
+    source, last = node.input[0], node
+    if node.op_type != "MatMulNBits":  # its bias is an Add of its own
+        constants = {tensor.name for tensor in graph.initializer}
+        readers = [n for n in graph.node if n.op_type == "Add" and node.output[0] in n.input]
+        last = next((n for n in readers if constants & set(n.input)), node)
+        at = next((i for i, name in enumerate(last.input) if name in constants), -1)
+    else:
+        at = 5 if len(node.input) > 5 else -1
+    if shifted and (last is not node or at == 5):
+        slot, size = linear.path + SHIFT, linear.out_features
+        add_slot(graph, slot, [size], np.zeros(size, np.float32))
+        last.input[at] = _vector(graph, "Add", last.input[at], slot, "sum")
     if linear.in_features > linear.out_features:  # a down projection: IA3 scales what goes in
         node.input[0] = _scaled(graph, source, linear.path + SCALE_IN, linear.in_features)
-    last = _bias_add(graph, node, linear) or node
     _add_branch(graph, last, source, linear, scaled=scaled)
-
-
-def _bias_add(
-    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear
-) -> onnx.NodeProto | None:
-    """The Add of a float linear's bias; a quantised one has it inside."""
-    if node.op_type == "MatMulNBits":
-        return None
-    bias = f"{linear.path}{SHIFT}/sum"
-    return next((n for n in graph.node if n.op_type == "Add" and bias in n.input), None)
 
 
 def _add_branch(
@@ -80,23 +79,13 @@ def _scaled(graph: onnx.GraphProto, value: str, slot: str, size: int) -> str:
     return f"{slot}/product"
 
 
-def _shift_linear(graph: onnx.GraphProto, linear: Linear) -> None:
-    """``bias`` becomes ``bias + shift``; a linear without a bias cannot be shifted."""
-    bias = f"model.{linear.path}.bias"
-    if bias in {tensor.name for tensor in graph.initializer}:
-        add_slot(
-            graph,
-            linear.path + SHIFT,
-            [linear.out_features],
-            np.zeros(linear.out_features, np.float32),
-        )
-        _replace_reads(graph, bias, _vector(graph, "Add", bias, linear.path + SHIFT, "sum"))
-
-
 def add_norm_slots(graph: onnx.GraphProto) -> None:
-    """``scale * (norm(x) + shift)`` of every LayerNormalization, in its weight and bias."""
+    """``scale * (norm(x) + shift)`` of every LayerNormalization, in its weight and bias.
+
+    A norm is known by its module: where two have equal numbers, the exporter keeps these once.
+    """
     for node in [node for node in graph.node if node.op_type == "LayerNormalization"]:
-        path = node.input[1].removeprefix("model.").removesuffix(".weight")
+        path = module_of(node)
         weight = next(t for t in graph.initializer if t.name == node.input[1])
         size = weight.dims[0]
         add_slot(graph, path + SCALE, [size], np.ones(size, np.float32))
@@ -110,11 +99,3 @@ def add_norm_slots(graph: onnx.GraphProto) -> None:
 def _vector(graph: onnx.GraphProto, kind: str, value: str, slot: str, name: str) -> str:
     graph.node.append(helper.make_node(kind, [value, slot], [f"{slot}/{name}"]))
     return f"{slot}/{name}"
-
-
-def _replace_reads(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        if new not in node.output:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new

@@ -35,12 +35,15 @@ def linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
             continue
-        scopes = next(
-            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
-        )
-        path = ast.literal_eval(scopes)[-2].removeprefix("model.")
-        found.setdefault(path, node)
+        found.setdefault(module_of(node), node)
     return found
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the module that an exported node comes from."""
+    scopes = next(p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes")
+    path: str = ast.literal_eval(scopes)[-2]
+    return path.removeprefix("model.")
 
 
 def quantise(

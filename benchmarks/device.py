@@ -39,11 +39,11 @@ def resident() -> tuple[float, float]:
 
 
 def _resident(process: str) -> tuple[float, float]:
-    found = {}
+    mebibytes = {}
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(("VmRSS:", "VmHWM:")):
-            found[line[:5]] = int(line.split()[1]) / 1024
-    return found["VmRSS"], found["VmHWM"]
+            mebibytes[line[:5]] = int(line.split()[1]) / 1024
+    return mebibytes["VmRSS"], mebibytes["VmHWM"]
 
 
 def library(settings: Path) -> dict[str, float]:
@@ -57,9 +57,9 @@ def library(settings: Path) -> dict[str, float]:
     service = Service(read_device(settings), clock=time.monotonic)
     end_start()
     service.classify([TEXT])
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     now, peak = resident()
-    return {"cpu_s": used.ru_utime + used.ru_stime, "rss_mib": now, "peak_mib": peak}
+    return {"cpu_s": usage.ru_utime + usage.ru_stime, "rss_mib": now, "peak_mib": peak}
 
 
 def inferred(settings: Path) -> dict[str, float]:
@@ -76,9 +76,9 @@ def inferred(settings: Path) -> dict[str, float]:
         TEXT,
     ]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
-    return {"cpu_s": used.ru_utime + used.ru_stime}  # its peak would count this process's fork
+    return {"cpu_s": usage.ru_utime + usage.ru_stime}  # its peak would count this process's fork
 
 
 def served(settings: Path) -> dict[str, float]:
@@ -135,11 +135,11 @@ def prepare(folder: Path, bits: int) -> Path:
     settings |= dict.fromkeys(names, "none")
     file = folder / f"device{bits}.toml"
     file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-    install(file, write_release(base, folder / f"made{bits}"))
+    install(file, write_release(base, folder / f"release{bits}"))
     return file
 
 
-def write_release(base: Path, made: Path) -> Path:
+def write_release(base: Path, folder: Path) -> Path:
     """A released adapter of random numbers, rank 8 on query and value; its folder."""
     import numpy as np
 
@@ -158,8 +158,8 @@ def write_release(base: Path, made: Path) -> Path:
         if linear.path.endswith(("query", "value")):
             tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, RANK))
             tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (RANK, linear.out_features))
-    made.mkdir()
-    write_edge_adapter({n: x.astype(np.float32) for n, x in tensors.items()}, made / EDGE_FILE)
+    folder.mkdir()
+    write_edge_adapter({n: x.astype(np.float32) for n, x in tensors.items()}, folder / EDGE_FILE)
     note = {
         "format": 1,
         "plan_name": "device",
@@ -170,25 +170,25 @@ def write_release(base: Path, made: Path) -> Path:
         "labels": [f"label {number}" for number in range(LABELS)],
         "max_length": 64,
         "exchange": "secagg",
-        "files": {EDGE_FILE: sha256_of(made / EDGE_FILE)},
+        "files": {EDGE_FILE: sha256_of(folder / EDGE_FILE)},
         "metrics": {},
     }
-    (made / RELEASE_FILE).write_text(json.dumps(note))
-    return made
+    (folder / RELEASE_FILE).write_text(json.dumps(note))
+    return folder
 
 
-def install(settings: Path, made: Path) -> None:
+def install(settings: Path, folder: Path) -> None:
     """Put a release into the device's store, in use, as an update does."""
     from edge_runtime.settings import read_device
     from edge_runtime.store import Installed, Store
     from protocol.peft_format import RELEASE_FILE
 
-    files = {path.name: sha256_of(path) for path in made.iterdir()}
+    files = {path.name: sha256_of(path) for path in folder.iterdir()}
     release = files[RELEASE_FILE]
     with Store(read_device(settings).store) as store:
         staging = store.staging(release)
         for name in files:
-            (staging / name).write_bytes((made / name).read_bytes())
+            (staging / name).write_bytes((folder / name).read_bytes())
         store.install(release, Installed(seq=1, files=files))
         store.activate(release)
 
@@ -199,22 +199,22 @@ def sha256_of(path: Path) -> str:
 
 def measure(settings: Path, repeats: int) -> dict[str, Any]:
     """Medians over fresh processes, after one that makes the mapped copy."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in MEASURES}
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in MEASURES}
     for number in range(repeats + 1):
         for name, measured in MEASURES.items():
-            one = measured(settings)
+            sample = measured(settings)
             if number:
-                found[name].append(one)
+                samples[name].append(sample)
     return {
-        name: {key: sorted(one[key] for one in runs)[len(runs) // 2] for key in runs[0]}
-        for name, runs in found.items()
+        name: {key: sorted(sample[key] for sample in runs)[len(runs) // 2] for key in runs[0]}
+        for name, runs in samples.items()
     }
 
 
 def in_library(settings: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--library", str(settings)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 MEASURES = {"library": in_library, "infer": inferred, "serve": served}
@@ -239,12 +239,14 @@ def main() -> None:
         print(json.dumps(results))
         return
     print(f"MiniLM, adapter of rank {RANK} on query and value, medians of {arguments.repeats}")
-    for graph, both in results.items():
-        for process, one in both.items():
+    for graph, processes in results.items():
+        for process, medians in processes.items():
             memory = ""
-            if "rss_mib" in one:
-                memory = f", {one['rss_mib']:.0f} MiB resident, {one['peak_mib']:.0f} MiB peak"
-            print(f"  {graph} {process:<8} {one['cpu_s']:.2f} s CPU{memory}")
+            if "rss_mib" in medians:
+                memory = (
+                    f", {medians['rss_mib']:.0f} MiB resident, {medians['peak_mib']:.0f} MiB peak"
+                )
+            print(f"  {graph} {process:<8} {medians['cpu_s']:.2f} s CPU{memory}")
     print("  targets: 0.50 s and 170 MiB with fp32, less with int4")
 
 

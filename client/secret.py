@@ -107,14 +107,14 @@ class Member:
         what came of the run's log (:mod:`protocol.transparency.shown`).
         """
         order = BY_LOG if self.plan.witnessed else ORDER
-        if (known := repeated(session, phase, request, order)) is not None:
+        if (repetition := repeated(session, phase, request, order)) is not None:
             assert session is not None
-            return session, known
+            return session, repetition
         if phase is Phase.ADVERTISE:
             return self._advertise(request, instruction, session)
         assert session is not None
         if phase is Phase.SHARE:
-            done, reply = self._share(request, instruction, session, log_text)
+            advanced, reply = self._share(request, instruction, session, log_text)
         elif session.told != instruction_digest(instruction):
             raise SecrecyError(
                 "instruction.changed", "not the one this attempt began with", core.STOP
@@ -122,20 +122,20 @@ class Member:
         elif phase is Phase.MASK:
             masked, reply = self._mask(request, instruction, part(session.shared), contribute)
             root, _, _ = decode_masked_tail(reply[-MASKED_TAIL:])
-            done = session.model_copy(update={"masked": masked, "shared": None, "root": root})
+            advanced = session.model_copy(update={"masked": masked, "shared": None, "root": root})
         elif phase is Phase.AGREE:
             self._keep_receipt(log_text, instruction, session)
             self._verify_opening(instruction, session.sid, request_digest(request))
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
-            done = session.model_copy(update={"agreed": agreed, "masked": None})
+            advanced = session.model_copy(update={"agreed": agreed, "masked": None})
         else:
             shares = self._reveal(request, instruction, session, log_text)
             return self._next(session, request, shares)
-        kept = b"" if phase is Phase.MASK else reply
-        update = {"phase": phase, "asked": request_digest(request), "reply": kept}
-        return done.model_copy(update=update), reply
+        stored = b"" if phase is Phase.MASK else reply
+        update = {"phase": phase, "asked": request_digest(request), "reply": stored}
+        return advanced.model_copy(update=update), reply
 
     def _share(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
@@ -150,7 +150,7 @@ class Member:
         place, plan = self._place(session), self.plan_digest
         self.receipts.keep_log(session.sid, shown, place, incoming, lambda: self.openings.of(plan))
         self._verify_voids(self.openings.of(plan), session.sid, instruction)
-        told = instruction_digest(instruction)
+        digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
             request,
@@ -158,8 +158,8 @@ class Member:
             policy=self.policy,
             random=self.random,
         )
-        done = session.model_copy(update={"shared": after, "advertised": None, "told": told})
-        return done, reply
+        advanced = session.model_copy(update={"shared": after, "advertised": None, "told": digest})
+        return advanced, reply
 
     def _reveal(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
@@ -202,7 +202,7 @@ class Member:
         self, log_text: str | None, instruction: Instruction, session: Session
     ) -> None:
         """The receipt for the vector that was sent, kept before anything else is done for its sum."""
-        given = decode_text(Given, log_text, "receipt")
+        receipt = decode_text(Given, log_text, "receipt")
         place, state = self._place(session), part(session.masked)
         expected = Receipt(
             origin=place.origin,
@@ -214,7 +214,7 @@ class Member:
             round=instruction.round,
             attempt=instruction.attempt,
         )
-        self.receipts.keep_receipt(given, expected, place)
+        self.receipts.keep_receipt(receipt, expected, place)
 
     def _place(self, session: Session) -> Place:
         """The log of the run."""
@@ -252,13 +252,13 @@ class Member:
                 f"{self.plan_digest[:12]}…",
                 "if its owner agrees to that plan too: `fedge client agree`, or name it in the settings",
             )
-        for what, number, most in (
+        for field, number, most in (
             ("round", instruction.round, self.plan.rounds),
             ("attempt", instruction.attempt, self.plan.most_attempts),
             ("number", seq, self.plan.most_numbers),
         ):
             if not 1 <= number <= most:
-                raise SecrecyError(f"attempt.{what}", f"{what} {number} of {most}", core.STOP)
+                raise SecrecyError(f"attempt.{field}", f"{field} {number} of {most}", core.STOP)
         self._verify_opening(instruction, sid)
         self._verify_budget()
 
@@ -279,8 +279,8 @@ class Member:
     ) -> None:
         """No more rounds than planned whose sums this client helped to open and that gave none. (P-6.10)"""
         aborted = self.receipts.in_vain(sid)
-        summed = {one.round for one in openings if one.rid.hex() not in aborted}
-        voids = {one.round for one in openings} - summed - {instruction.round}
+        summed = {opened.round for opened in openings if opened.rid.hex() not in aborted}
+        voids = {opened.round for opened in openings} - summed - {instruction.round}
         if len(voids) > self.plan.secrecy.voids:
             raise SecrecyError(
                 "round.voids",
@@ -318,10 +318,10 @@ class Member:
         verify_limit(self.plan, self.limit)
         if not self.plan.private:
             return
-        known = self.ledger.entries() if entries is None else entries
+        spent = self.ledger.entries() if entries is None else entries
         cost = mechanism_of(self.plan, size=self.size).spent()
-        verify_budget(self.plan, self.plan_digest, self.name, cost, known)
-        verify_own_limit(self.limit, cost, known)
+        verify_budget(self.plan, self.plan_digest, self.name, cost, spent)
+        verify_own_limit(self.limit, cost, spent)
 
     def _spend(self, instruction: Instruction, session: Session) -> None:
         """Checked again and written down before the shares leave: what is in doubt is spent."""
@@ -363,8 +363,8 @@ class Member:
         turn = self.plan.turn(instruction.round)
         seed = seed_from("rounding", self.plan.seed, turn, self.name)
 
-        def encode(given: Contribution) -> Word:
-            return encoding.words(given, np.random.default_rng(seed), self.random)
+        def encode(contribution: Contribution) -> Word:
+            return encoding.words(contribution, np.random.default_rng(seed), self.random)
 
         return words_or_zeros(contribute, encode, size=self.size)
 

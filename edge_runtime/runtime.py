@@ -64,14 +64,14 @@ class Prediction:
 
     def form(self, wanted: Wanted) -> dict[str, Any]:
         """As JSON has it: a rejected answer has no label. What was not asked for is not there."""
-        found: dict[str, Any] = {"label": self.label, "index": self.index, "score": self.score}
+        document: dict[str, Any] = {"label": self.label, "index": self.index, "score": self.score}
         if wanted.reject_below > 0:
-            found |= {"rejected": self.rejected}
+            document |= {"rejected": self.rejected}
             if self.rejected:
-                found |= {"label": None, "index": None}
+                document |= {"label": None, "index": None}
         if wanted.top > 1:
-            found["top"] = [asdict(choice) for choice in self.top]
-        return found
+            document["top"] = [asdict(choice) for choice in self.top]
+        return document
 
 
 ONE = Wanted()
@@ -163,8 +163,8 @@ class EdgeRuntime:
             with self._tokenize:  # truncation is a setting of the shared tokenizer
                 ids, mask = self.base.batch([texts[i] for i in chosen], max_length=longest)
             feeds = {"input_ids": ids, "attention_mask": mask}
-            (got,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
-            parts.update(zip(chosen, got, strict=True))
+            (logits,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
+            parts.update(zip(chosen, logits, strict=True))
         return np.stack([parts[i] for i in range(len(texts))])
 
 
@@ -174,12 +174,12 @@ def _prediction(
     """Of one row: ``logits`` and ``shares`` (labels,)."""
     order = np.argsort(-logits, kind="stable")[: max(1, wanted.top)].tolist()
     top = tuple(Choice(label=labels[at], index=at, score=float(shares[at])) for at in order)
-    first = top[0]
+    likeliest = top[0]
     return Prediction(
-        label=first.label,
-        index=first.index,
-        score=first.score,
+        label=likeliest.label,
+        index=likeliest.index,
+        score=likeliest.score,
         logits=tuple(float(value) for value in logits),
-        rejected=not first.score >= wanted.reject_below,
+        rejected=not likeliest.score >= wanted.reject_below,
         top=top,
     )

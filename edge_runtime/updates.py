@@ -81,7 +81,7 @@ def fetch(device: Device, store: Store, now: datetime) -> str | None:
     Raises DeliveryError; whatever happened, what is in use was accepted and is not withdrawn.
     """
     _check_clock(store.state, now)
-    with _told():
+    with _plain_errors():
         remote = _Remote(device, store)
         current = remote.current()
         store.keep_metadata()
@@ -105,7 +105,7 @@ def fetch(device: Device, store: Store, now: datetime) -> str | None:
 
 def choose(current: Current, device: str, state: State) -> Offer | None:
     """The newest release for this device that has not failed on it."""
-    for offer in sorted(current.releases, key=lambda one: -one.seq):
+    for offer in sorted(current.releases, key=lambda offer: -offer.seq):
         allowed = in_rollout(device, offer.id, offer.rollout_permille)
         if allowed and offer.id not in state.failed and offer.id not in state.withdrawn:
             return offer
@@ -170,11 +170,11 @@ class _Remote:
 
     def facts(self, offer: Offer) -> Facts:
         """What the channel signed about an offer's adapter; TUF and the offer name the same files."""
-        named = target_names(self._device.name, offer.seq)
+        names = target_names(self._device.name, offer.seq)
         for kind, file in offer.files.by_kind().items():
             target = self._target(file.name)
-            told = (file.name, file.length, file.sha256)
-            if told != (named[kind], target.length, target.hashes.get("sha256")):
+            offered = (file.name, file.length, file.sha256)
+            if offered != (names[kind], target.length, target.hashes.get("sha256")):
                 raise _refused(
                     "release.files", f"{file.name[:200]} is not the {kind} that TUF names"
                 )
@@ -212,10 +212,10 @@ class _Remote:
                 stream.write(chunk)
 
     def _target(self, name: str) -> TargetFile:
-        found = self._updater.get_targetinfo(f"{self._device.channel}/{name}")
-        if found is None:  # unknown, or outside what the channel may sign
+        target = self._updater.get_targetinfo(f"{self._device.channel}/{name}")
+        if target is None:  # unknown, or outside what the channel may sign
             raise _refused("release.unknown", f"the channel has no {name[:200]}")
-        return found
+        return target
 
     def _url(self, target: TargetFile) -> str:
         folder, _, name = target.path.rpartition("/")
@@ -226,11 +226,11 @@ class _Remote:
 
 
 def _check_clock(state: State, now: datetime) -> None:
-    known = datetime.fromtimestamp(state.clock, UTC)
-    if now < known - BACKWARDS:
+    confirmed = datetime.fromtimestamp(state.clock, UTC)
+    if now < confirmed - BACKWARDS:
         raise DeliveryError(
             "clock.behind",
-            f"the clock says {now:%Y-%m-%d}, the repository was current on {known:%Y-%m-%d}",
+            f"the clock says {now:%Y-%m-%d}, the repository was current on {confirmed:%Y-%m-%d}",
             f"set the clock; {STAY}",
         )
 
@@ -278,7 +278,7 @@ def _most(kind: str, device: Device) -> int:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
     """TUF's errors as ours. The first that fits says whose fault it is."""
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,9 @@ from protocol.delivery import CANARY, STABLE, release_name
 from protocol.errors import ArtefactError, DeliveryError, PlanError
 
 if TYPE_CHECKING:
-    from fedge.evidence import About
+    from fedge.evidence import About, Check
     from fedge.gate import Bar, Verdict
+    from protocol.delivery import Offer
     from server.delivery.keys import KeyRing
     from server.delivery.repository import Repository
 
@@ -50,7 +52,9 @@ def init(
     create_repository(repo, read_keys([keys]), _now())
     offline = [name for role in ("root", "targets") for name in ROLES[role].names]
     if as_json:
-        _say({"repository": str(repo), "root": str(repo / FIRST_ROOT), "offline_keys": offline})
+        _print_json(
+            {"repository": str(repo), "root": str(repo / FIRST_ROOT), "offline_keys": offline}
+        )
         return
     typer.echo(f"{repo}: serve it as it is; a device's image carries {repo / FIRST_ROOT}")
     typer.echo(
@@ -95,9 +99,6 @@ def publish(
     --audit), the privacy budget. A check that cannot be made has failed. A release whose evidence a former
     gate's key has signed, before `rotate`, is only checked again and its evidence signed anew.
     """
-    from fedge.evidence import About, decide, signed_before, write_evidence
-    from server.delivery import releases
-
     if channel != CANARY:
         raise PlanError(f"nothing is published to {channel}", "publish to canary, then promote")
     if audit and before:
@@ -105,32 +106,50 @@ def publish(
             "--before is for an audit made now", "save one with it: `fedge audit verify --before`"
         )
     number, name = _round(run, round_number), _delivery_name(run, name)
-    repository, ring, now = _open(repo), _ring(keys), _now()
+    repository, ring = _open(repo), _ring(keys)
     with repository.locked():
-        known = signed_before(repository, name, run, number)
-        seq = known.seq if known else releases.next_seq(repository, name)
-        about = About(name=name, seq=seq, channel=CANARY)
         bar = _bar(repository, name, floor, margin)
-        verdict = _verdict(run, number, about, base, bar, trust, audit, before or [])
-        statement = decide(repository, ring, about, verdict.subjects, verdict.checks, now)
-        assert verdict.bundle is not None
-        if known:
-            write_evidence(repository, statement)
-        offer = known or releases.publish(
-            repository,
-            verdict.bundle,
-            ring,
-            now,
-            rollout_permille=rollout,
-            evidence=statement,
-        )
-    found = {
+
+        def verdict(about: About) -> Verdict:
+            return _verdict(run, number, about, base, bar, trust, audit, before or [])
+
+        offer, checks = _offer(repository, ring, name, run, number, verdict, rollout)
+    document = {
         "release": release_name(name, offer.seq),
         "id": offer.id,
         "channel": CANARY,
-        "checks": {check.name: check.detail for check in verdict.checks},
+        "checks": {check.name: check.detail for check in checks},
     }
-    _say(found) if as_json else typer.echo(f"{found['release']} is on offer to the canaries")
+    _print(document, f"{document['release']} is on offer to the canaries", as_json)
+
+
+def _offer(
+    repository: Repository,
+    ring: KeyRing,
+    name: str,
+    run: Path,
+    number: int,
+    verdict: Callable[[About], Verdict],
+    rollout: int,
+) -> tuple[Offer, Sequence[Check]]:
+    """A round on offer to the canaries by its verdict; one that is there has its evidence signed anew."""
+    from fedge.evidence import About, decide, signed_before, write_evidence
+    from server.delivery import releases
+
+    now = _now()
+    former = signed_before(repository, name, run, number)
+    seq = former.seq if former else releases.next_seq(repository, name)
+    about = About(name=name, seq=seq, channel=CANARY)
+    examined = verdict(about)
+    statement = decide(repository, ring, about, examined.subjects, examined.checks, now)
+    assert examined.bundle is not None
+    if former:
+        write_evidence(repository, statement)
+        return former, examined.checks
+    offer = releases.publish(
+        repository, examined.bundle, ring, now, rollout_permille=rollout, evidence=statement
+    )
+    return offer, examined.checks
 
 
 @app.command()
@@ -143,24 +162,14 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Sign the canaries' bytes for `stable`, or widen the rollout there. Two keys of three."""
-    from fedge.evidence import About, Check, decide, passed_before
+    from fedge.evidence import About, decide, passed_before
     from server.delivery import releases
-    from server.delivery.status import faults_of, read_reports
 
     name, seq = _parsed(release)
     repository, ring, now = _open(repo), _ring(keys), _now()
     with repository.locked():
         offer = releases.find(repository, CANARY, name, seq)
-        found, odd = read_reports(reports) if reports else ([], [])
-        failed = faults_of(found, offer.id)
-        running = sum(one.current is not None and one.current.release == offer.id for one in found)
-        told = f"{len(found)} reported, {running} run it, "
-        told += f"failed on: {', '.join(sorted(failed)) or 'none'}"
-        told += f"; no report: {', '.join(odd)}" if odd else ""
-        checks = [
-            passed_before(repository, name, offer),
-            Check(name="devices", passed=not failed and not odd, detail=told),
-        ]
+        checks = [passed_before(repository, name, offer), _check_devices(offer, reports)]
         files = offer.files.model_dump().values()
         subjects = {file["name"]: file["sha256"] for file in files}
         about = About(name=name, seq=seq, channel=STABLE)
@@ -168,10 +177,24 @@ def promote(
         releases.promote(
             repository, name, seq, ring, now, rollout_permille=rollout, evidence=statement
         )
-    if as_json:
-        _say({"release": release, "channel": STABLE, "rollout_permille": rollout})
-    else:
-        typer.echo(f"{release} is on offer in stable, for {rollout} of 1000 devices")
+    document = {"release": release, "channel": STABLE, "rollout_permille": rollout}
+    _print(document, f"{release} is on offer in stable, for {rollout} of 1000 devices", as_json)
+
+
+def _check_devices(offer: Offer, reports: Path | None) -> Check:
+    """Whether a device failed on the offer, or left a report that nobody can read."""
+    from fedge.evidence import Check
+    from server.delivery.status import faults_of, read_reports
+
+    readable, unreadable = read_reports(reports) if reports else ([], [])
+    failed = faults_of(readable, offer.id)
+    running = sum(
+        report.current is not None and report.current.release == offer.id for report in readable
+    )
+    detail = f"{len(readable)} reported, {running} run it, "
+    detail += f"failed on: {', '.join(sorted(failed)) or 'none'}"
+    detail += f"; no report: {', '.join(unreadable)}" if unreadable else ""
+    return Check(name="devices", passed=not failed and not unreadable, detail=detail)
 
 
 @app.command()
@@ -189,10 +212,8 @@ def revoke(
     repository, ring = _open(repo), _ring(keys)
     with repository.locked():
         channels = releases.revoke(repository, name, seq, reason, ring, _now())
-    if as_json:
-        _say({"release": release, "revoked_in": channels})
-    else:
-        typer.echo(f"{release} is withdrawn from {', '.join(channels)}")
+    document = {"release": release, "revoked_in": channels}
+    _print(document, f"{release} is withdrawn from {', '.join(channels)}", as_json)
 
 
 @app.command()
@@ -202,7 +223,7 @@ def refresh(repo: Repo, keys: Keys, as_json: Json = False) -> None:
     with repository.locked():
         short = repository.refresh(ring, _now())
     if as_json:
-        _say({"refreshed": True, "keys_missing_for": short})
+        _print_json({"refreshed": True, "keys_missing_for": short})
         return
     typer.echo(f"{repo}: signed again")
     for role in short:
@@ -225,15 +246,13 @@ def rotate(
     check_roles(role)
     _check_apart(new_keys, repo)
     repository, ring = _open(repo), _ring(keys)
-    names = [name for one in role for name in ROLES[one].names]
+    names = [name for title in role for name in ROLES[title].names]
     make_keys(new_keys, dict.fromkeys(names))
     with repository.locked():
         rotate(repository, role, ring, read_keys([new_keys]), _now())
     version = repository.root.version
-    if as_json:
-        _say({"roles": role, "root_version": version})
-    else:
-        typer.echo(f"{', '.join(role)}: new keys in {new_keys}; root version {version}")
+    document = {"roles": role, "root_version": version}
+    _print(document, f"{', '.join(role)}: new keys in {new_keys}; root version {version}", as_json)
 
 
 @app.command()
@@ -242,9 +261,9 @@ def status(repo: Repo, reports: Reports = None, as_json: Json = False) -> None:
     from fedge.deploy_tables import print_status
     from server.delivery.status import gather, read_reports
 
-    found, odd = read_reports(reports) if reports else ([], [])
-    told = gather(_open(repo), found, _now()) | {"unreadable_reports": odd}
-    _say(told) if as_json else print_status(told)
+    readable, unreadable = read_reports(reports) if reports else ([], [])
+    overview = gather(_open(repo), readable, _now()) | {"unreadable_reports": unreadable}
+    _print_json(overview) if as_json else print_status(overview)
 
 
 def _check_apart(keys: Path, repo: Path) -> None:
@@ -271,9 +290,9 @@ def _bar(repository: Repository, name: str, floor: float, margin: float) -> Bar:
     from fedge.gate import METRIC, Bar
     from server.delivery import releases
 
-    known = releases.read_current(repository, CANARY, name).releases
-    before = releases.read_facts(repository, CANARY, known[0]).metrics if known else {}
-    return Bar(floor=round(1000 * floor), margin=round(1000 * margin), previous=before.get(METRIC))
+    offers = releases.read_current(repository, CANARY, name).releases
+    metrics = releases.read_facts(repository, CANARY, offers[0]).metrics if offers else {}
+    return Bar(floor=round(1000 * floor), margin=round(1000 * margin), previous=metrics.get(METRIC))
 
 
 def _verdict(
@@ -316,22 +335,27 @@ def _round(run: Path, number: int | None) -> int:
 def _delivery_name(run: Path, name: str) -> str:
     from fedge.gate import read_plan
 
-    found = name or read_plan(run).name.lower()
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", found):
-        raise PlanError(f"{found[:80]!r} is no name for delivery", "use a-z, 0-9, `.`, `_`, `-`")
-    return found
+    name = name or read_plan(run).name.lower()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise PlanError(f"{name[:80]!r} is no name for delivery", "use a-z, 0-9, `.`, `_`, `-`")
+    return name
 
 
 def _parsed(release: str) -> tuple[str, int]:
-    found = re.fullmatch(r"([a-z0-9][a-z0-9._-]{0,63})-r([0-9]{4,9})", release)
-    if not found:
+    match = re.fullmatch(r"([a-z0-9][a-z0-9._-]{0,63})-r([0-9]{4,9})", release)
+    if not match:
         raise PlanError(f"{release[:80]!r} is not a release's name", "such as home-r0001")
-    return found[1], int(found[2])
+    return match[1], int(match[2])
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _say(value: Any) -> None:
+def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
+
+
+def _print(document: Any, line: str, as_json: bool) -> None:
+    """The same as JSON and for people."""
+    typer.echo(json.dumps(document, indent=1) if as_json else line)

@@ -97,7 +97,7 @@ def read_audit(path: Path) -> Audited:
 
 def run_audit(run: Path, policy: Policy, before: Sequence[Path] = ()) -> Audited:
     """Audit the run, and those ``before`` it, now, as anybody would. Raises what the audit raises."""
-    runs = [Folder(each) for each in before]
+    runs = [Folder(earlier) for earlier in before]
     report = audit(Folder(run), Trust(policy=policy), before=runs)
     return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
 
@@ -143,8 +143,8 @@ def examine(
     try:
         case = _open(run, folder, base, policy, bar, audited)
     except FedgeError as error:
-        found = Check(name="log", passed=False, detail=_public(error, run, base))
-        return Verdict(subjects=subjects, checks=(found,), bundle=None)
+        unreadable = Check(name="log", passed=False, detail=_public(error, run, base))
+        return Verdict(subjects=subjects, checks=(unreadable,), bundle=None)
     checks = []
     for title, check in CHECKS.items():
         try:
@@ -193,7 +193,7 @@ def _open(
     leaf = decode_leaf(leaves.get(proof.index, b"")).leaf
     if not isinstance(leaf, Release):
         raise _failed("the passport's leaf is not the one in the run's own log")
-    found = None if leaf.eval is None else decode_leaf(leaves.get(leaf.eval, b"")).leaf
+    evaluation = None if leaf.eval is None else decode_leaf(leaves.get(leaf.eval, b"")).leaf
     return _Case(
         plan=plan,
         note=active.note,
@@ -201,7 +201,7 @@ def _open(
         copy=copy,
         leaf=leaf,
         index=proof.index,
-        evaluation=found if isinstance(found, Evaluation) else None,
+        evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
         audited=audited,
         bar=bar,
     )
@@ -218,8 +218,8 @@ def _check_device(case: _Case) -> str:
 def _check_parity(case: _Case) -> str:
     bound, parity = case.plan.release.parity_max_relative, case.note.parity
     if parity is None or not parity.meets(case.plan):
-        found = "none" if parity is None else f"{parity.max_relative:.2e}"
-        raise _failed(f"parity {found}, the plan's bound is {bound:.0e}")
+        measured = "none" if parity is None else f"{parity.max_relative:.2e}"
+        raise _failed(f"parity {measured}, the plan's bound is {bound:.0e}")
     return f"{parity.max_relative:.2e} of {bound:.0e} on {parity.rows} rows"
 
 
@@ -239,26 +239,26 @@ def _check_quality(case: _Case) -> str:
 
 
 def _check_audit(case: _Case) -> str:
-    found = case.audited()
-    if found.origin != case.copy.checkpoint.origin:
-        raise _failed(f"the report is about {found.origin}")
-    if not case.leaf.adapter < found.size <= len(case.copy.entries):
-        raise _failed(f"it covers {found.size} leaves, not the release's adapter")
-    if case.copy.tree.root(found.size).hex() != found.root:
+    report = case.audited()
+    if report.origin != case.copy.checkpoint.origin:
+        raise _failed(f"the report is about {report.origin}")
+    if not case.leaf.adapter < report.size <= len(case.copy.entries):
+        raise _failed(f"it covers {report.size} leaves, not the release's adapter")
+    if case.copy.tree.root(report.size).hex() != report.root:
         raise _failed("it is about another tree than the run's log")
     before = case.plan.start
-    if before is not None and found.runs_before != len(before.plans):
+    if before is not None and report.runs_before != len(before.plans):
         raise _failed(
-            f"the plan goes on from {before.origin}, the audit knows {found.runs_before} of the "
+            f"the plan goes on from {before.origin}, the audit knows {report.runs_before} of the "
             f"{len(before.plans)} runs before: name each, the latest first, with --before RUN"
         )
-    if found.verdict != "ok":
-        raise _failed(f"its verdict is {found.verdict}: {'; '.join(found.faults)[:200]}")
-    fine = {one.round for one in found.rounds if one.verdict in ("ok", "void")}
-    missing = sorted(set(range(case.note.round + 1)) - fine)
+    if report.verdict != "ok":
+        raise _failed(f"its verdict is {report.verdict}: {'; '.join(report.faults)[:200]}")
+    verified = {outcome.round for outcome in report.rounds if outcome.verdict in ("ok", "void")}
+    missing = sorted(set(range(case.note.round + 1)) - verified)
     if missing:
         raise _failed(f"it does not vouch for round {missing[0]}")
-    return f"verdict ok over {found.size} leaves, root {found.root[:16]}"
+    return f"verdict ok over {report.size} leaves, root {report.root[:16]}"
 
 
 def _check_budget(case: _Case) -> str:

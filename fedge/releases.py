@@ -15,6 +15,8 @@ from protocol.plan import Plan
 
 if TYPE_CHECKING:
     from client.data import Rows
+    from protocol.peft_format import ReleaseNote
+    from server.witnessing import HttpWitness
 
 
 class Kind(StrEnum):
@@ -54,15 +56,10 @@ def release(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Write adapter.onnx_adapter, the parity, and the passport: the proof that the log has them."""
-    from base_model.release import release_adapter
-    from edge_runtime.calibrating import calibrate_release
     from fedge.gate import read_plan
-    from server.log import read_log_key
-    from server.releasing import log_release, note_refusal
-    from server.store import RunStore
     from server.witnessing import HttpWitness
 
-    asked = [HttpWitness(url) for url in witnesses or []]
+    cosigners = [HttpWitness(url) for url in witnesses or []]
     if log_key is not None and not log_key.is_file():
         raise ArtefactError(f"{log_key} is not there", "name the file with the log's secret key")
     plan = read_plan(run)
@@ -70,6 +67,32 @@ def release(
     folders = _folders(merged or [], merged_out or run.with_name(f"{run.name}-merged"))
     _check_merged(folders, merged_bits, plan)
     held_out = held_out_rows(rows, plan)
+    note, accuracy = _measure_and_log(run, plan, adapter, base, held_out, rows, log_key, cosigners)
+    parities = _write_merged(adapter, base, folders, merged_bits, plan, held_out.texts)
+    if as_json:
+        document = note.model_dump(mode="json") | ({"merged": parities} if parities else {})
+        typer.echo(json.dumps(document))  # in ASCII, for any terminal
+        return
+    _print_release(adapter, note, accuracy, parities)
+
+
+def _measure_and_log(
+    run: Path,
+    plan: Plan,
+    adapter: Path,
+    base: Path,
+    held_out: Rows,
+    rows: Path,
+    log_key: Path | None,
+    cosigners: list[HttpWitness],
+) -> tuple[ReleaseNote, float]:
+    """The released adapter's note and its accuracy, both in the log; a refusal is noted in the run."""
+    from base_model.release import release_adapter
+    from edge_runtime.calibrating import calibrate_release
+    from server.log import read_log_key
+    from server.releasing import log_release, note_refusal
+    from server.store import RunStore
+
     key = read_log_key(log_key) if log_key else None
     store = RunStore(run)  # before a published file is touched: not beside a coordinator
     try:
@@ -81,31 +104,31 @@ def release(
             absolute=plan.release.parity_max_absolute,
         )
         note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.labels)
-        metrics = {"accuracy": accuracy}
         log_release(
             store,
             plan,
             note.round,
             rows=rows.read_bytes(),
-            metrics=metrics,
+            metrics={"accuracy": accuracy},
             log_key=key,
-            witnesses=asked,
+            witnesses=cosigners,
         )
     except FedgeError as error:
         note_refusal(run, int(adapter.parent.name), error)
         raise
     finally:
         store.close()
-    parities = _write_merged(adapter, base, folders, merged_bits, plan, held_out.texts)
-    if as_json:
-        said = note.model_dump(mode="json") | ({"merged": parities} if parities else {})
-        typer.echo(json.dumps(said))  # in ASCII, for any terminal
-        return
+    return note, accuracy
+
+
+def _print_release(
+    adapter: Path, note: ReleaseNote, accuracy: float, parities: dict[str, dict[str, Any]]
+) -> None:
     assert note.parity is not None
     console = Console(markup=False, emoji=False)
     console.print(
         f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
-        f"labels agree on {note.parity.label_agreement:.2%}; accuracy {metrics['accuracy']:.3f}, "
+        f"labels agree on {note.parity.label_agreement:.2%}; accuracy {accuracy:.3f}, "
         "which is in the log"
     )
     if (fit := note.calibration) is not None:

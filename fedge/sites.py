@@ -50,24 +50,26 @@ def enrol(
 
     paths = [str(path.resolve()) if path else "" for path in (data, plan)]
     place = base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve())
-    for each in mirrors or []:
-        mirror_at(each)  # raises for what is none
-    sources = [each if "://" in each else str(Path(each).resolve()) for each in mirrors or []]
+    for mirror in mirrors or []:
+        mirror_at(mirror)  # raises for what is none
+    sources = [
+        mirror if "://" in mirror else str(Path(mirror).resolve()) for mirror in mirrors or []
+    ]
     work = Work(data=paths[0], plan=paths[1], base=place, mirrors=sources, threads=threads)
-    made = make_site(
+    site = make_site(
         folder,
         name,
         read_invitation(invitation),
         work=work,
         port=port or free_port(),
     )
-    request = made.folder / REQUEST
+    request = site.folder / REQUEST
     identity = verify_request(read_regular(request), source=str(request)).identity.hex()
     if as_json:
-        told = {"folder": made.folder, "name": name, "request": request, "identity": identity}
-        typer.echo(json.dumps(told, default=str))
+        document = {"folder": site.folder, "name": name, "request": request, "identity": identity}
+        typer.echo(json.dumps(document, default=str))
     else:
-        typer.echo(f"made {made.folder}, identity {identity[:16]}…")
+        typer.echo(f"made {site.folder}, identity {identity[:16]}…")
         typer.echo(f"send {request} to the operator, who admits it and reads you that identity")
 
 
@@ -119,9 +121,9 @@ def agree(
     agreed = site.agree(plan)
     running = is_held(site.state / LOCK)
     if as_json:
-        told = {"name": site.settings.name, "plan": agreed.name, "digest": agreed.digest}
-        told |= {"goes_on_from": agreed.start.origin} if agreed.start else {}
-        typer.echo(json.dumps(told | {"restart": running}))
+        agreement = {"name": site.settings.name, "plan": agreed.name, "digest": agreed.digest}
+        agreement |= {"goes_on_from": agreed.start.origin} if agreed.start else {}
+        typer.echo(json.dumps(agreement | {"restart": running}))
         return
     typer.echo(f"{site.settings.name} agrees to plan {agreed.name}, {agreed.digest}")
     if start := agreed.start:
@@ -159,7 +161,9 @@ def status(folder: Folder, as_json: Json = False) -> None:
     refusal = last_refusal(site.state / LOG)
     running, processes = is_held(site.state / LOCK), processes_of(site.state)
     contact = last_contact(site)
-    well = running and all(p.pid for p in processes) and contact is not None and not contact.fault
+    healthy = (
+        running and all(p.pid for p in processes) and contact is not None and not contact.fault
+    )
     if as_json:
         body = {
             "name": site.settings.name,
@@ -175,11 +179,11 @@ def status(folder: Folder, as_json: Json = False) -> None:
             state = f"process {process.pid}" if process.pid else "waits to be started again"
             typer.echo(f"  {process.name}: {state}, {process.restarts} restarts")
         if contact:
-            said = contact.fault or f"enrolled, roster version {contact.roster_version}"
-            typer.echo(f"  {site.invitation.address} at {contact.at}: {said}")
+            enrolment = contact.fault or f"enrolled, roster version {contact.roster_version}"
+            typer.echo(f"  {site.invitation.address} at {contact.at}: {enrolment}")
         if refusal:
             typer.echo(f"  it last refused a request, or failed, at {refusal[0]}: {refusal[1]}")
-    if not well:
+    if not healthy:
         raise typer.Exit(MachineError.exit_code)
 
 

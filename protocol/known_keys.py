@@ -12,8 +12,8 @@ from protocol.misspelling import nearest
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the table at ``path`` below ``model``."""
-    for part in path:
-        table = _table(model.model_fields.get(part))
+    for name in path:
+        table = _table(model.model_fields.get(name))
         if table is None:
             return []
         model = table
@@ -32,32 +32,32 @@ def _table(field: FieldInfo | None) -> type[BaseModel] | None:
 def key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
     """Where the key belongs when it is one of another table, else what it may have meant."""
     places = [*_places(model, path[-1]), *(
-        f"{table}.{place}" for table, other in inner.items() for place in _places(other, path[-1])
+        f"{table}.{place}" for table, inner_model in inner.items() for place in _places(inner_model, path[-1])
     )]  # fmt: skip
     if places:
         kind = "[{}]" if path[-1] in _tables(model, inner) else "`{}`"
-        named = " or ".join(kind.format(place) for place in places[:3])
-        return f"it belongs elsewhere: write {named}"
-    known = _known_keys(model, path[:-1])
-    near = nearest(path[-1], known)
-    return f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+        alternatives = " or ".join(kind.format(place) for place in places[:3])
+        return f"it belongs elsewhere: write {alternatives}"
+    keys = _known_keys(model, path[:-1])
+    near = nearest(path[-1], keys)
+    return f"did you mean `{near}`?" if near else f"known keys: {', '.join(keys)}"
 
 
 def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
     """Every place of a key in the tables of a model."""
-    found = []
+    places = []
     for name, field in model.model_fields.items():
         if name == key:
-            found.append(above + name)
+            places.append(above + name)
         # A table that may be left out is not where somebody looks for a key of every plan.
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _places(field.annotation, key, f"{above}{name}.")
-    return found
+            places += _places(field.annotation, key, f"{above}{name}.")
+    return places
 
 
 def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[str]:
     """Names of all tables."""
-    found = set(inner)
-    for one in (model, *inner.values()):
-        found |= {name for name, field in one.model_fields.items() if _table(field) is not None}
-    return found
+    names = set(inner)
+    for table in (model, *inner.values()):
+        names |= {name for name, field in table.model_fields.items() if _table(field) is not None}
+    return names

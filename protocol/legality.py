@@ -55,15 +55,22 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
         contract = rule_named(plan.rule.name)
     except PlanError as error:
         return [_error("rule.name", error.cause.removeprefix("`rule.name`: "), error.remedy)]
-    found = [*_rule(plan, contract), *_cohort(plan), *_exposure(plan, contract), *_witnesses(plan)]
-    found += _release(plan)
-    found += [_finding(*said) for said in said_of_start(plan, contract)]
+    findings = [
+        *_rule(plan, contract),
+        *_cohort(plan),
+        *_exposure(plan, contract),
+        *_witnesses(plan),
+    ]
+    findings += _release(plan)
+    findings += [_finding(*row) for row in said_of_start(plan, contract)]
     if manifest is None:
-        found.append(_note("base", "the base was not looked at", "pass --base DIR to check it too"))
+        findings.append(
+            _note("base", "the base was not looked at", "pass --base DIR to check it too")
+        )
     else:
-        found += _base(plan, contract, manifest)
+        findings += _base(plan, contract, manifest)
     order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(found, key=lambda finding: order[finding.severity])
+    return sorted(findings, key=lambda finding: order[finding.severity])
 
 
 def warnings_of(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
@@ -138,7 +145,7 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
             "mu times the learning rate is above 1: steps will overshoot",
             "lower mu",
         )
-    yield from (_warning(*said) for said in said_of_steps(plan))
+    yield from (_warning(*row) for row in said_of_steps(plan))
 
 
 def _release(plan: Plan) -> Iterator[Finding]:
@@ -167,7 +174,7 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             f"rule `{contract.name}` works on single clients' updates",
             "for research only",
         )
-    yield from (_finding(*said) for said in said_of(plan, contract))
+    yield from (_finding(*row) for row in said_of(plan, contract))
 
 
 def _secret(plan: Plan) -> Iterator[Finding]:
@@ -247,7 +254,7 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
             sizes = round_sizes(plan, manifest)
         except PlanError:
             return  # a target that is not there: said already
-        yield from (_finding(*said) for said in said_with_sizes(plan, sizes))
+        yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
 
 
 def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:

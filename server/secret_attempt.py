@@ -60,15 +60,15 @@ class SecretAttempt(SecretOutcome):
     def collect(self) -> Complete | Failed:
         """All phases. Who is missing in one is out of the rest; a sum is of those who masked."""
         keys = self._setting.roster_keys
-        for one in self._collecting.expected:
-            if one not in keys:
-                self._drop(one, Reason.INVALID, "its key is not in the roster")
-            elif one not in self._roster.nodes:
-                self._drop(one, Reason.NO_REPLY, "not connected")
-        self._given = self._store.next_number(self._number, self._attempt)
-        self._run_id, self._seq = self._given.run, self._given.seq
+        for client in self._collecting.expected:
+            if client not in keys:
+                self._drop(client, Reason.INVALID, "its key is not in the roster")
+            elif client not in self._roster.nodes:
+                self._drop(client, Reason.NO_REPLY, "not connected")
+        self._issued = self._store.next_number(self._number, self._attempt)
+        self._run_id, self._seq = self._issued.run, self._issued.seq
         self._sid = session_id(self._setting.plan_digest, self._run_id)
-        self._why: dict[str, tuple[Reason, str]] = {}
+        self._reasons: dict[str, tuple[Reason, str]] = {}
         self._asked_for = [
             *asked_clients(self._store, self._setting.log, self._number, self._digest),
             *asked_at_start(self._store, self._digest, self._setting.roster_keys),
@@ -76,32 +76,32 @@ class SecretAttempt(SecretOutcome):
         self._sums = self._groups()
         for name in {*self._collecting.waiting}.difference(*(m.names.values() for m in self._sums)):
             self._drop(name, Reason.NO_REPLY, "not asked: in none of the sums that were asked for")
-        self._clients_log = ClientsLog(self._setting, self._given, self._sid)
+        self._clients_log = ClientsLog(self._setting, self._issued, self._sid)
         self._store.forget_vectors(self._number)  # of an attempt that was killed
         self._phases()
-        for made in self._sums:
-            made.open()
-            if made.refused and made.failure:
+        for secret in self._sums:
+            secret.open()
+            if secret.refused and secret.failure:
                 logger.warning(
                     "round %d: the sum of group %d is refused: %s",
-                    self._number, made.group, made.failure.cause,
+                    self._number, secret.group, secret.failure.cause,
                 )  # fmt: skip
-            publish_sum(self._store, self._number, made)
-            if made.failure is None:
-                for name in made.alive:
+            publish_sum(self._store, self._number, secret)
+            if secret.failure is None:
+                for name in secret.alive:
                     self._collecting = accept(self._collecting, name)
         self._account_for_the_rest()
         return close(self._collecting)
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
         """Among those who may open a sum of this adapter. Raises RoundError when these are too few."""
-        cohort, asked = self._plan.cohort, self._asked_before()
-        choice = choose_among(names, asked, size=cohort.size, quorum=cohort.quorum)
+        cohort, earlier = self._plan.cohort, self._asked_before()
+        choice = choose_among(names, earlier, size=cohort.size, quorum=cohort.quorum)
         if choice is None:
-            gone = {name for groups in asked for group in groups for name in group} - set(names)
+            absent = {name for groups in earlier for group in groups for name in group} - set(names)
             raise RoundError(
                 f"round {self._number}: a sum of this adapter was asked for before, over clients of which "
-                f"some are not there{naming(dict.fromkeys(gone, 'not connected'))}",
+                f"some are not there{naming(dict.fromkeys(absent, 'not connected'))}",
                 "clients open another over the very same clients only: connect them and resume",
             )
         return choice.names if choice.again else super()._draw(list(choice.names))
@@ -111,15 +111,18 @@ class SecretAttempt(SecretOutcome):
 
     def _dealt(self) -> list[list[str]]:
         """The groups of those who are there: as they were, where an adapter's sum is asked for again."""
-        there = set(self._collecting.waiting)
-        if asked := self._store.revealing(self._number):
+        connected = set(self._collecting.waiting)
+        if revealing := self._store.revealing(self._number):
             # Killed after it had asked: of this round clients open the very same sums, or none.
             names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
-            sums = [[names.get(one, one) for one in each.clients] for each in asked[max(asked)]]
-            return self._as_they_were(sums, there)
+            sums = [
+                [names.get(client, client) for client in revealed.clients]
+                for revealed in revealing[max(revealing)]
+            ]
+            return self._as_they_were(sums, connected)
         for groups in self._asked_before():
             if {name for group in groups for name in group} == {*self._collecting.expected}:
-                return self._as_they_were(groups, there)
+                return self._as_they_were(groups, connected)
         return deal_groups(
             list(self._collecting.waiting),
             groups=self._plan.secrecy.groups,
@@ -128,9 +131,9 @@ class SecretAttempt(SecretOutcome):
             attempt=self._attempt,
         )
 
-    def _as_they_were(self, groups: list[list[str]], there: set[str]) -> list[list[str]]:
+    def _as_they_were(self, groups: list[list[str]], connected: set[str]) -> list[list[str]]:
         """As many as the plan has: a group of which no sum was asked for stays empty."""
-        dealt = [sorted(there.intersection(group)) for group in groups]
+        dealt = [sorted(connected.intersection(group)) for group in groups]
         return dealt + [[] for _ in range(self._plan.secrecy.groups - len(dealt))]
 
     def _groups(self) -> list[SecretSum]:
@@ -157,44 +160,48 @@ class SecretAttempt(SecretOutcome):
 
     def _phases(self) -> None:
         """Adverts that came with the last round's shares save the first phase. (P-6.13)"""
-        known = self._setting.adverts
-        first = opening(self._run_id, self._seq)
+        adverts = self._setting.adverts
+        request = opening(self._run_id, self._seq)
 
-        def to_advertise(made: SecretSum) -> Messages:
-            for one in made.names:
-                if advert := known.pop((self._seq, one), None):
-                    self._try_advert(made, one, advert)
-            return {one: first for one in made.names if not made.core.has_advert(one)}
+        def to_advertise(secret: SecretSum) -> Messages:
+            for client in secret.names:
+                if advert := adverts.pop((self._seq, client), None):
+                    self._try_advert(secret, client, advert)
+            return {
+                client: request for client in secret.names if not secret.core.has_advert(client)
+            }
 
         self._phase(Phase.ADVERTISE, to_advertise, lambda m, c, b: m.core.receive_advert(c, b))
         self._phase(Phase.SHARE, self._to_share, lambda m, c, b: m.core.receive_shares(c, b))
         self._phase(Phase.MASK, self._to_mask, self._receive_masked)
         self._opening = self._by_log() if self._plan.witnessed else self._by_signatures()
-        known.clear()
+        adverts.clear()
         if self._too_few():
             return
-        for made in self._sums:
-            if made.failure is None:  # spent before it is revealing: what is in doubt is spent
-                self._spend(made.alive, run=self._sid.hex(), sequence=self._seq, group=made.group)
+        for secret in self._sums:
+            if secret.failure is None:  # spent before it is revealing: what is in doubt is spent
+                self._spend(
+                    secret.alive, run=self._sid.hex(), sequence=self._seq, group=secret.group
+                )
         self._store.note_revealing(self._number, self._seq, asked_sums(self._sums))
         self._phase(Phase.UNMASK, self._to_unmask, self._receive_unmask)
 
     def _by_signatures(self) -> dict[int, bytes | None]:
         """The consistency round: every client signs the alive set, and gets the others' signatures."""
         self._phase(Phase.AGREE, self._to_agree, lambda m, c, b: m.core.receive_alive(c, b))
-        return {made.group: made.guarded(made.core.close_alive) for made in self._sums}
+        return {secret.group: secret.guarded(secret.core.close_alive) for secret in self._sums}
 
     def _by_log(self) -> dict[int, bytes | None]:
         """The alive sets go into the log where they were announced, and witnesses confirm it."""
-        for made in self._sums:
-            made.guarded(partial(self._close_masked, made))
+        for secret in self._sums:
+            secret.guarded(partial(self._close_masked, secret))
         if self._too_few():
             return {}
         try:
             proofs = log_alive_sets(self._setting, self._sums, self._number, self._attempt)
         except ProofError as error:
-            for made in self._sums:
-                made.failure = made.failure or RoundError(error.cause, error.remedy)
+            for secret in self._sums:
+                secret.failure = secret.failure or RoundError(error.cause, error.remedy)
             return {}
         for group in proofs:
             self._sums[group].core.agreed_by_log()
@@ -202,12 +209,12 @@ class SecretAttempt(SecretOutcome):
 
     def _too_few(self) -> bool:
         """Sums that are still possible miss the quorum together: then none is opened."""
-        left = [made for made in self._sums if made.failure is None]
-        count, quorum = sum(len(made.alive) for made in left), self._plan.cohort.quorum
+        possible = [secret for secret in self._sums if secret.failure is None]
+        count, quorum = sum(len(secret.alive) for secret in possible), self._plan.cohort.quorum
         if count >= quorum:
             return False
-        for made in left:
-            made.failure = RoundError(f"{count} clients are left, the quorum is {quorum}", RETRY)
+        for secret in possible:
+            secret.failure = RoundError(f"{count} clients are left, the quorum is {quorum}", RETRY)
         return True
 
     @property
@@ -215,55 +222,55 @@ class SecretAttempt(SecretOutcome):
         """Whether clients were asked to open a sum, now or before the coordinator was killed."""
         return bool(self._store.revealing(self._number))
 
-    def _try_advert(self, made: SecretSum, one: bytes, advert: bytes) -> None:
+    def _try_advert(self, secret: SecretSum, client: bytes, advert: bytes) -> None:
         try:
-            made.core.receive_advert(one, advert)
+            secret.core.receive_advert(client, advert)
         except SecrecyError:
             return  # it is asked for one
 
-    def _to_share(self, made: SecretSum) -> Messages:
-        place = self._setting.log.size + made.group if self._plan.witnessed else NO_INDEX
-        message = made.core.close_adverts(made.names, alive_index=place)
-        return {one: message for one in made.names if one not in made.core.lost}
+    def _to_share(self, secret: SecretSum) -> Messages:
+        place = self._setting.log.size + secret.group if self._plan.witnessed else NO_INDEX
+        message = secret.core.close_adverts(secret.names, alive_index=place)
+        return {client: message for client in secret.names if client not in secret.core.lost}
 
-    def _to_mask(self, made: SecretSum) -> Messages:
+    def _to_mask(self, secret: SecretSum) -> Messages:
         instruction = self.instruction()
-        made.encoding = encoding_for(
+        secret.encoding = encoding_for(
             self._plan,
             instruction,
             size=self._layout.size,
-            clients=len(made.core.fix_members()),
+            clients=len(secret.core.fix_members()),
         )
         roster = roster_root(self._setting.roster_keys)
-        terms = terms_for(self._plan, instruction, made.encoding, roster)
-        return made.core.close_shares(terms, count=made.encoding.count)
+        terms = terms_for(self._plan, instruction, secret.encoding, roster)
+        return secret.core.close_shares(terms, count=secret.encoding.count)
 
-    def _receive_masked(self, made: SecretSum, one: bytes, message: bytes) -> None:
-        made.core.receive_masked(one, message)
+    def _receive_masked(self, secret: SecretSum, client: bytes, message: bytes) -> None:
+        secret.core.receive_masked(client, message)
         if self._plan.audit.retention_days:
-            packed = memoryview(message)[: made.core.vector_bytes]
-            self._store.put_vector(self._number, made.group, one.hex(), packed)
+            packed = memoryview(message)[: secret.core.vector_bytes]
+            self._store.put_vector(self._number, secret.group, client.hex(), packed)
 
-    def _to_agree(self, made: SecretSum) -> Messages:
-        alive = self._close_masked(made)
-        return dict.fromkeys(made.core.alive, alive)
+    def _to_agree(self, secret: SecretSum) -> Messages:
+        alive = self._close_masked(secret)
+        return dict.fromkeys(secret.core.alive, alive)
 
-    def _close_masked(self, made: SecretSum) -> bytes:
+    def _close_masked(self, secret: SecretSum) -> bytes:
         """The alive set, unless a sum that was asked for is too near. Raises RoundError. (P-6.10)"""
-        message = made.core.close_masked()
-        alive = {one.hex() for one in made.core.alive}
+        message = secret.core.close_masked()
+        alive = {client.hex() for client in secret.core.alive}
         verify_apart(alive, self._asked_for, least=self._plan.least_sum)
         return message
 
-    def _to_unmask(self, made: SecretSum) -> Messages:
-        opening = self._opening[made.group]
+    def _to_unmask(self, secret: SecretSum) -> Messages:
+        opening = self._opening[secret.group]
         assert opening is not None  # of a sum that has not failed
-        return dict.fromkeys(made.core.alive, opening)
+        return dict.fromkeys(secret.core.alive, opening)
 
-    def _receive_unmask(self, made: SecretSum, one: bytes, message: bytes) -> None:
+    def _receive_unmask(self, secret: SecretSum, client: bytes, message: bytes) -> None:
         advert, shares = split_unmask(message, Keys(self._plan.secrecy.keys))
-        made.core.receive_unmask(one, shares)
-        self._setting.adverts[self._seq + 1, one] = advert
+        secret.core.receive_unmask(client, shares)
+        self._setting.adverts[self._seq + 1, client] = advert
 
     def _phase(self, phase: Phase, prepare: Prepare, receive: Receive) -> None:
         """Send each its message, hand what comes back to ``receive``; note why others are missing."""
@@ -271,16 +278,16 @@ class SecretAttempt(SecretOutcome):
         if phase is Phase.MASK:
             vector = self._setting.sent(self._state)
             common[wire.ADAPTER] = ArrayRecord({"adapter": Array(vector)})
-        whose: dict[str, tuple[SecretSum, bytes]] = {}
+        addressees: dict[str, tuple[SecretSum, bytes]] = {}
         contents = {}
-        for made in self._sums:
-            for one, message in (made.guarded(partial(prepare, made)) or {}).items():
-                name = made.names[one]
+        for secret in self._sums:
+            for client, message in (secret.guarded(partial(prepare, secret)) or {}).items():
+                name = secret.names[client]
                 data = Array(np.frombuffer(message, np.uint8))
                 contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
-                contents[name].update(self._clients_log.beside(phase, made, one))
-                whose[name] = made, one
-        asked, unsent = ask(
+                contents[name].update(self._clients_log.beside(phase, secret, client))
+                addressees[name] = secret, client
+        requests, unsent = ask(
             self._setting.grid,
             contents,
             nodes=self._roster.nodes,
@@ -291,17 +298,17 @@ class SecretAttempt(SecretOutcome):
             self._note(phase, name, Reason.NO_REPLY, "the request could not be sent")
 
         def take(name: str, reply: Message) -> None:
-            made, one = whose[name]
+            secret, client = addressees[name]
 
-            def understood(data: bytes) -> None:
-                self._clients_log.heard(phase, one, reply.content)
-                receive(made, one, data)
+            def receive_message(data: bytes) -> None:
+                self._clients_log.heard(phase, client, reply.content)
+                receive(secret, client, data)
 
-            self._received(phase, name, reply, understood)
+            self._received(phase, name, reply, receive_message)
 
         clock = self._setting.clock
         deadline = clock.now() + self._plan.cohort.deadline_s
-        for name in gather(self._setting.grid, clock, asked, deadline=deadline, take=take):
+        for name in gather(self._setting.grid, clock, requests, deadline=deadline, take=take):
             self._note(phase, name, Reason.LATE, "answered after the deadline")
 
     def _received(
@@ -312,8 +319,8 @@ class SecretAttempt(SecretOutcome):
             return
         try:
             if wire.REPLY in reply.content.config_records:
-                found = dict(reply.content.config_records[wire.REPLY])
-                refusal = wire.from_record(wire.Refusal, found)
+                fields = dict(reply.content.config_records[wire.REPLY])
+                refusal = wire.from_record(wire.Refusal, fields)
                 self._note(phase, name, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
             message = masked_bytes(reply.content)
@@ -327,12 +334,12 @@ class SecretAttempt(SecretOutcome):
         if phase is Phase.MASK:
             self._bytes_up = max(self._bytes_up, len(message))
             if self._setting.listener:
-                expected = sum(len(made.core.members) for made in self._sums)
-                done = sum(len(made.core.masked) for made in self._sums)
-                self._setting.listener.on_reply(self._number, done, expected)
+                expected = sum(len(secret.core.members) for secret in self._sums)
+                masked = sum(len(secret.core.masked) for secret in self._sums)
+                self._setting.listener.on_reply(self._number, masked, expected)
 
     def _note(self, phase: Phase, name: str, reason: Reason, detail: str) -> None:
-        self._why.setdefault(name, (reason, f"{phase.value}: {detail}"))
+        self._reasons.setdefault(name, (reason, f"{phase.value}: {detail}"))
 
     # -- afterwards -------------------------------------------------------------------------------
 
@@ -340,15 +347,15 @@ class SecretAttempt(SecretOutcome):
         """Whoever is in no sum is dropped: for its own reason, or because its sum failed."""
         failed: dict[str, str] = {}
         lost: dict[str, str] = {}
-        for made in self._sums:
-            lost |= made.lost
-            if made.failure is not None:
-                failed.update(dict.fromkeys(made.names.values(), made.failure.cause))
+        for secret in self._sums:
+            lost |= secret.lost
+            if secret.failure is not None:
+                failed.update(dict.fromkeys(secret.names.values(), secret.failure.cause))
         for name in self._collecting.waiting:
-            why = self._why.get(name)
-            if why is None and name in failed and name not in lost:
-                why = (Reason.ERROR, f"{NO_SUM}: {failed[name]}")
+            cause = self._reasons.get(name)
+            if cause is None and name in failed and name not in lost:
+                cause = (Reason.ERROR, f"{NO_SUM}: {failed[name]}")
             silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
-            reason, detail = why or (Reason.NO_REPLY, silent)
+            reason, detail = cause or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
             self._collecting = drop(self._collecting, name, reason, line)

@@ -20,7 +20,7 @@ from server.store import Number, Record
 class SecretOutcome(Attempt):
     """Like :class:`Attempt`; the updates themselves never are here, only their sums."""
 
-    _given: Number
+    _issued: Number
     _seq: int
     _sums: list[SecretSum]
 
@@ -89,7 +89,7 @@ class SecretOutcome(Attempt):
         kept = self._combined().kept if opened else ()
         return Published(
             seq=self._seq,
-            aborts=failed_leaves(self._setting, self._given, self._sums),
+            aborts=failed_leaves(self._setting, self._issued, self._sums),
             leaves=[
                 leaf
                 for secret in opened

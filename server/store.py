@@ -20,18 +20,15 @@ Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from protocol.errors import ArtefactError
@@ -47,13 +44,13 @@ from protocol.step.state import State
 from protocol.transparency.leaves import AskedSum
 from server.files import append_whole, write_whole
 from server.files import sync as _sync
+from server.folder_lock import lock_folder
 from server.log import BATCH
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
 SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
-LOOK_S = 1.0  # who only looks whether the folder is in use has its lock for a moment
 RESTORE = "restore the run folder, or remove the damaged last round and resume"
 Record = dict[str, Any]
 
@@ -81,7 +78,7 @@ class RunStore:
             raise ArtefactError(
                 f"{folder} cannot be written: {error.strerror}", "name another run folder"
             ) from None
-        self._lock = _locked(folder)
+        self._lock = lock_folder(folder)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -133,10 +130,10 @@ class RunStore:
             raise ArtefactError(f"{path} is damaged", "restore it, or start another run") from None
         return Number(run=run, seq=seq, round=number, attempt=attempt)
 
-    def _keep_number(self, made: Number) -> Number:
-        rest = {"sequence": made.seq, "round": made.round, "attempt": made.attempt}
-        write_whole(self.folder / SEQUENCE, _json({"run": made.run.hex(), **rest}).encode())
-        return made
+    def _keep_number(self, number: Number) -> Number:
+        fields = {"sequence": number.seq, "round": number.round, "attempt": number.attempt}
+        write_whole(self.folder / SEQUENCE, _json({"run": number.run.hex(), **fields}).encode())
+        return number
 
     def next_number(self, round_number: int, attempt: int) -> Number:
         """The next attempt's number; used up once it is given."""
@@ -387,26 +384,6 @@ class RunStore:
 def is_revealing(rounds: Path, number: int) -> bool:
     """Whether the attempt that is open at a round has asked for sums; for others than the run's owner."""
     return (rounds / f".{number:04d}.open" / REVEALING).exists()
-
-
-def _locked(folder: Path) -> IO[bytes]:
-    """The folder's lock, held while it is open; its owner's alone, since whoever reads it may hold it."""
-    file = os.fdopen(os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b")
-    with suppress(OSError):  # another user's, of an earlier run
-        os.fchmod(file.fileno(), 0o600)
-    until = time.monotonic() + LOOK_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() < until:
-                time.sleep(0.02)
-                continue
-            file.close()
-            raise ArtefactError(
-                f"{folder} is in use by another coordinator", "wait for it, or stop it first"
-            ) from None
-        return file
 
 
 def _why(error: Exception) -> str:

@@ -81,7 +81,7 @@ class HttpWitness:
 
 
 @dataclass
-class _Asked:
+class _Inquiry:
     """``lines`` by key: one of each, verified."""
 
     witness: Witness
@@ -97,17 +97,18 @@ def cosigned_by(
     All are asked at once. Each is sent a proof from the size that was cosigned last, and where it knows
     another size, one from there.
     """
-    note, tree, size, known = log.note, log.tree, log.size, log.cosigned_size
+    note, tree, size, cosigned = log.note, log.tree, log.size, log.cosigned_size
     keys = list(policy.witnesses.values())
 
     def request(old: int) -> bytes:
         path = tuple(tree.consistency(old, size))
         return AddCheckpoint(old=old, path=path, note=note).encode()
 
-    asked = [_Asked(witness) for witness in witnesses]
+    inquiries = [_Inquiry(witness) for witness in witnesses]
     # Threads that die with the process: a witness that never ends its answer must not keep us.
     started = [
-        Thread(target=_ask, args=(one, request, known, note, keys), daemon=True) for one in asked
+        Thread(target=_ask, args=(inquiry, request, cosigned, note, keys), daemon=True)
+        for inquiry in inquiries
     ]
     for thread in started:
         thread.start()
@@ -115,34 +116,36 @@ def cosigned_by(
     for thread in started:
         thread.join(max(0.0, end - time.monotonic()))
     lines = {key.encode(): line for key in keys for line in lines_naming(note, key)}
-    for one in asked:
-        if not one.fault:
-            lines |= {key: line for key, line in one.lines.items() if key not in lines}
-    added = "".join(line for line in lines.values() if line not in note)
-    return note + added, [f"{one.witness.name}: {one.fault}" for one in asked if one.fault]
+    for inquiry in inquiries:
+        if not inquiry.fault:
+            lines |= {key: line for key, line in inquiry.lines.items() if key not in lines}
+    cosignatures = "".join(line for line in lines.values() if line not in note)
+    return note + cosignatures, [
+        f"{inquiry.witness.name}: {inquiry.fault}" for inquiry in inquiries if inquiry.fault
+    ]
 
 
 def _ask(
-    one: _Asked,
+    inquiry: _Inquiry,
     request: Callable[[int], bytes],
-    known: int,
+    cosigned: int,
     note: str,
     keys: Sequence[VerifierKey],
 ) -> None:
     try:
-        answer = one.witness.post(request(known))
+        answer = inquiry.witness.post(request(cosigned))
         if answer.status == CONFLICT and answer.body.strip().isdecimal():
-            answer = one.witness.post(request(int(answer.body)))
+            answer = inquiry.witness.post(request(int(answer.body)))
         if answer.status != 200:
-            one.fault = f"refused with {answer.status}: {answer.body.strip()[:200]}"
+            inquiry.fault = f"refused with {answer.status}: {answer.body.strip()[:200]}"
             return
         verify_note(note + answer.body, keys)
-        found = {key.encode(): lines_naming(answer.body, key) for key in keys}
-        one.lines = {key: lines[0] for key, lines in found.items() if lines}
-        one.fault = "" if one.lines else "cosigned with none of the plan's keys"
+        by_key = {key.encode(): lines_naming(answer.body, key) for key in keys}
+        inquiry.lines = {key: lines[0] for key, lines in by_key.items() if lines}
+        inquiry.fault = "" if inquiry.lines else "cosigned with none of the plan's keys"
     except ProofError as error:
-        one.fault = error.cause
+        inquiry.fault = error.cause
     except IndexError:
-        one.fault = "it has cosigned a longer log than this one"
+        inquiry.fault = "it has cosigned a longer log than this one"
     except (OSError, HTTPException, ValueError) as error:
-        one.fault = type(error).__name__
+        inquiry.fault = type(error).__name__

@@ -63,15 +63,15 @@ def propose(path: Path, test: Path | None = None) -> Proposal:
     named = sorted((name for name in owners if _is_named(name, OWNERS)), key=lambda n: -owners[n])
     column = named[0] if named else ""
     table = read_rows(path, text=text, label=label, labels=None, group=column)
-    found = list(table.labels)
+    labels = list(table.labels)
     if test is not None:
-        found += read_rows(test, text=text, label=label, labels=None).labels
+        labels += read_rows(test, text=text, label=label, labels=None).labels
     return Proposal(
         text=text,
         label=label,
         column=column,
         rows=len(table),
-        labels=verify_distinct(found, str(path)),
+        labels=verify_distinct(labels, str(path)),
         clients=len(set(table.groups)) if column else _clients(table),
         others={name: count for name, count in owners.items() if name != column},
     )
@@ -123,15 +123,15 @@ def _columns(path: Path) -> dict[str, list[object]]:
         rows = [values for _, values in read_values(path, names)]
         return {name: [row[at] for row in rows] for at, name in enumerate(names)}
     except DataError as error:
-        found = {}
+        columns = {}
         for name in names:  # JSON objects need not all have the same keys
             try:
-                found[name] = [values[0] for _, values in read_values(path, [name])]
+                columns[name] = [values[0] for _, values in read_values(path, [name])]
             except DataError:
                 continue
-        if not found:
+        if not columns:
             raise error from None
-        return found
+        return columns
 
 
 def _text(path: Path, columns: dict[str, list[object]]) -> str:
@@ -155,16 +155,16 @@ def _label(path: Path, columns: dict[str, list[object]], text: str) -> str:
     if named is not None:
         if not fits(named):
             kinds = {type_name(value) for value in columns[named]} - {"string"}
-            held = f"a {min(kinds)}" if kinds else "empty or long texts"
+            content = f"a {min(kinds)}" if kinds else "empty or long texts"
             raise DataError(
-                f"{path}: the column `{named}` holds {held}, no labels",
+                f"{path}: the column `{named}` holds {content}, no labels",
                 "write labels as strings in every row, or rename the column that is none",
             )
         return named
     counts = {name: len(set(map(str, columns[name]))) for name in columns if fits(name)}
-    again = {name: count for name, count in counts.items() if 2 <= count <= rows // 2}
-    unnamed = {name: count for name, count in again.items() if not _is_named(name, OWNERS)}
-    likely = unnamed or again  # a column named like devices is the label where there is no other
+    repeated = {name: count for name, count in counts.items() if 2 <= count <= rows // 2}
+    unnamed = {name: count for name, count in repeated.items() if not _is_named(name, OWNERS)}
+    likely = unnamed or repeated  # a column named like devices is the label where there is no other
     if not likely:
         raise DataError(f"{path}: no column looks like labels", _listed(columns))
     return min(likely, key=lambda name: likely[name])
@@ -172,14 +172,14 @@ def _label(path: Path, columns: dict[str, list[object]], text: str) -> str:
 
 def _owners(columns: dict[str, list[object]], taken: set[str]) -> dict[str, int]:
     """Columns whose values could be devices, with their number."""
-    found = {}
+    counts = {}
     for name, values in columns.items():
         if name in taken or not all(type(v) in (int, str) and str(v).strip() for v in values):
             continue
         count = len(set(map(str, values)))
         if LEAST <= count <= len(values) // 2:
-            found[name] = count
-    return found
+            counts[name] = count
+    return counts
 
 
 def _partition(proposal: Proposal) -> list[str]:

@@ -15,57 +15,64 @@ COLOURS = {"ok": "c2", "ok-sampled": "c1", "unverifiable": "c3", "void": "r2", "
 
 
 def audit(
-    found: Json | None,
+    report: Json | None,
     plan: Json,
     records: list[Json],
     note: Json | None,
     clients: Json | None,
 ) -> str:
-    """``found`` is ``audit.json``: what an auditor's verification of this run said."""
-    if found is None:
+    """``report`` is ``audit.json``: what an auditor's verification of this run said."""
+    if report is None:
         return "<p>Not audited: <code>fedge audit verify</code> checks a run from its files.</p>"
-    rounds = {int(one["round"]): one for one in found["rounds"]}
-    verified = sum(one["verdict"] in ("ok", "void") for one in rounds.values())
-    said = f"{verified} of {len(rounds)} rounds verified, round 0 among them"
-    faults = [*found["faults"], *(f for one in rounds.values() for f in one["faults"])]
-    html = f"<p>{said}; verdict of the whole: <b>{escape(found['verdict'])}</b>.</p>"
+    rounds = {int(outcome["round"]): outcome for outcome in report["rounds"]}
+    verified = sum(outcome["verdict"] in ("ok", "void") for outcome in rounds.values())
+    coverage = f"{verified} of {len(rounds)} rounds verified, round 0 among them"
+    faults = [
+        *report["faults"],
+        *(fault for outcome in rounds.values() for fault in outcome["faults"]),
+    ]
+    html = f"<p>{coverage}; verdict of the whole: <b>{escape(report['verdict'])}</b>.</p>"
     html += (
         "<p>So says audit.json: <code>fedge audit verify</code> makes a verdict of your own.</p>"
     )
     if faults:
-        html += '<ul class="warn">' + "".join(f"<li>{escape(f)}</li>" for f in faults) + "</ul>"
+        html += (
+            '<ul class="warn">' + "".join(f"<li>{escape(fault)}</li>" for fault in faults) + "</ul>"
+        )
     return (
         html
-        + _lineage(found, plan, rounds, note)
-        + _open(found, rounds)
-        + _not_covered(found)
+        + _lineage(report, plan, rounds, note)
+        + _open(report, rounds)
+        + _not_covered(report)
         + _rounds(rounds, records)
         + _participants(records, clients)
         + table(
             ["", ""],
             [
-                ["log", found["origin"]],
-                ["leaves", found["size"]],
-                ["root", found["root"]],
-                *([f"verdict of an auditor, {line}", ""] for line in found["audits"]),
-                *([f"complaint, {line}", ""] for line in found["complaints"]),
+                ["log", report["origin"]],
+                ["leaves", report["size"]],
+                ["root", report["root"]],
+                *([f"verdict of an auditor, {line}", ""] for line in report["audits"]),
+                *([f"complaint, {line}", ""] for line in report["complaints"]),
             ],
         )
     )
 
 
-def _open(found: Json, rounds: dict[int, Json]) -> str:
+def _open(report: Json, rounds: dict[int, Json]) -> str:
     """What is not proven, each thing once."""
-    left = {(u["what"], u["leaves"]) for u in (*found["unverified"], *found["assumed"])}
-    left |= {(u["what"], u["leaves"]) for one in rounds.values() for u in one["unverified"]}
-    return table(["not checked, or assumed", "what that leaves unproven"], sorted(left))
+    unproven = {(gap["what"], gap["leaves"]) for gap in (*report["unverified"], *report["assumed"])}
+    unproven |= {
+        (gap["what"], gap["leaves"]) for outcome in rounds.values() for gap in outcome["unverified"]
+    }
+    return table(["not checked, or assumed", "what that leaves unproven"], sorted(unproven))
 
 
-def _not_covered(found: Json) -> str:
+def _not_covered(report: Json) -> str:
     """Files and claims that the verdict says nothing about."""
     rows = [
-        [each["name"], ", ".join(each["parts"]) or "all of it", each["why"]]
-        for each in found.get("not_covered", [])
+        [file["name"], ", ".join(file["parts"]) or "all of it", file["why"]]
+        for file in report.get("not_covered", [])
     ]
     html = table(["file or leaf", "what of it", "why the verdict does not cover it"], rows)
     return f"<details><summary>not covered: {len(rows)} files and leaves</summary>{html}</details>"
@@ -74,8 +81,14 @@ def _not_covered(found: Json) -> str:
 def _rounds(rounds: dict[int, Json], records: list[Json]) -> str:
     digests = {int(record["round"]): record["adapter_out"] for record in records}
     rows = [
-        [number, one["verdict"], one["clients"], len(one["verified"]), digests.get(number, "")]
-        for number, one in sorted(rounds.items())
+        [
+            number,
+            outcome["verdict"],
+            outcome["clients"],
+            len(outcome["verified"]),
+            digests.get(number, ""),
+        ]
+        for number, outcome in sorted(rounds.items())
     ]
     html = table(["round", "verdict", "updates in it", "checks", "adapter"], rows)
     return f"<details><summary>the rounds</summary>{html}</details>"
@@ -86,13 +99,13 @@ def _participants(records: list[Json], clients: Json | None) -> str:
     used = Counter(name for record in records for name in record["used"])
     causes: dict[str, Counter[str]] = {}
     for record in records:
-        for each in record["dropped"]:
-            causes.setdefault(each["client"], Counter())[each["reason"]] += 1
+        for absence in record["dropped"]:
+            causes.setdefault(absence["client"], Counter())[absence["reason"]] += 1
     rows = [
         [
             named(name, clients),
             used[name],
-            ", ".join(f"{k}: {n}" for k, n in sorted(causes.get(name, {}).items())),
+            ", ".join(f"{cause}: {count}" for cause, count in sorted(causes.get(name, {}).items())),
         ]
         for name in sorted({*used, *causes})
     ]
@@ -102,10 +115,10 @@ def _participants(records: list[Json], clients: Json | None) -> str:
     return f"<details><summary>the participants</summary>{html}</details>"
 
 
-def _lineage(found: Json, plan: Json, rounds: dict[int, Json], note: Json | None) -> str:
+def _lineage(report: Json, plan: Json, rounds: dict[int, Json], note: Json | None) -> str:
     """Base, plan, rounds, release: one below the other, rounds as squares."""
     parts, y = [], 4
-    for label, value in (("base", found["base"]), ("plan", f"{plan['name']}, {found['plan']}")):
+    for label, value in (("base", report["base"]), ("plan", f"{plan['name']}, {report['plan']}")):
         parts.append(_box(y, label, value))
         y += SIDE + 18
     numbers = sorted(rounds)

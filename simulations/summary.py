@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from audit.report import Report
@@ -96,81 +97,134 @@ def summarise(
     report: str | None,
 ) -> Summary:
     """Put a finished run's records together. ``records`` are those of all rounds, in order."""
-    last, measured = records[-1], evaluations[-1]
-    alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
-    labels, clients = breakdown(prepared)
+    last = records[-1]
     folder = adapter_folder(prepared.out, int(last["round"]))
-    parts = timings.table()
-    counters = [record for record in records if record.get("failures") is not None]
-    parity = note.parity or (refused.parity if isinstance(refused, ParityError) else None)
-    edge = folder / EDGE_FILE
     return Summary(
-        name=prepared.experiment.name,
-        rounds=int(last["round"]),
-        clients=prepared.experiment.population.clients,
-        rule=prepared.plan.rule.name,
-        server_optimizer=prepared.plan.server.optimizer,
-        seed=prepared.plan.seed,
-        rows_train=prepared.rows[0],
-        rows_test=prepared.rows[1],
-        labels=len(prepared.plan.task.labels),
-        started=timings.started,
-        ended=timings.ended,
-        accuracy_federated=measured["accuracy"],
-        accuracy_alone_mean=alone.get("mean"),
-        accuracy_pooled=pooled.get("accuracy"),
-        loss_federated=measured["loss"],
-        loss_alone_mean=alone.get("loss"),
-        loss_pooled=pooled.get("loss"),
-        macro_f1_federated=measured.get("macro_f1"),
-        macro_f1_alone_mean=alone.get("macro_f1"),
-        macro_f1_pooled=pooled.get("macro_f1"),
-        per_label=labels,
-        per_client=clients,
+        **_setting(prepared, last),
+        **_quality(prepared, evaluations[-1], yardsticks),
+        **_durations(prepared, timings),
         passes=passes,
-        seconds=sum(parts.values()),
-        seconds_by_part=parts,
-        seconds_forecast=load_forecast(prepared.out),
-        seconds_federated=timings.parts.get("federated", 0.0),
-        seconds_pooled=timings.parts.get("pooled", 0.0),
-        seconds_alone=timings.parts.get("alone", 0.0),
-        adapter_bytes=edge.stat().st_size if edge.is_file() else None,
-        upload_bytes_per_client_round=_mean(records, "bytes_up_per_client"),
-        download_bytes_per_client_round=_mean(records, "bytes_down_per_client"),
-        parity_max_relative=None if parity is None else parity.max_relative,
-        parity_label_agreement=None if parity is None else parity.label_agreement,
-        refused=None if refused is None else refused.cause,
         tokens_per_second=_speed(prepared, records),
-        exchange=str(last["exchange"]),
-        epsilon=(last["privacy"] or {}).get("epsilon"),
-        delta=(last["privacy"] or {}).get("delta"),
-        insecure=insecurities(prepared, records),
+        **_traffic(folder, records),
+        **_release(note, refused),
+        **_protection(prepared, records),
         warnings=[warning.line for warning in prepared.warnings]
-        + [f"{whose}: {DIVERGED}" for whose in diverged(yardsticks)],
-        adapter_digest=note.adapter_digest,
+        + [f"{title}: {DIVERGED}" for title in diverged(yardsticks)],
         audit=audited.verdict,
-        rounds_verified=sum(o.round > 0 and o.verdict in ("ok", "void") for o in audited.rounds),
-        dropped=sum(len(record["dropped"]) for record in records),
-        failures=sum(counted["failures"] for counted in counters) if counters else None,
-        clipped_share=_clipped(counters),
+        rounds_verified=sum(
+            outcome.round > 0 and outcome.verdict in ("ok", "void") for outcome in audited.rounds
+        ),
+        **_absences(records),
         base=path_text(prepared.base),
         adapter=path_text(folder),
         report=report,
     )
 
 
+def _setting(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
+    """What was run, over how many devices, rows and labels."""
+    return {
+        "name": prepared.experiment.name,
+        "rounds": int(last["round"]),
+        "clients": prepared.experiment.population.clients,
+        "rule": prepared.plan.rule.name,
+        "server_optimizer": prepared.plan.server.optimizer,
+        "seed": prepared.plan.seed,
+        "rows_train": prepared.rows[0],
+        "rows_test": prepared.rows[1],
+        "labels": len(prepared.plan.task.labels),
+    }
+
+
+def _quality(
+    prepared: Prepared, federated: dict[str, Any], yardsticks: dict[str, Any]
+) -> dict[str, Any]:
+    """The federated model's scores beside the yardsticks', and by label and device."""
+    alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
+    per_label, per_client = breakdown(prepared)
+    return {
+        "accuracy_federated": federated["accuracy"],
+        "accuracy_alone_mean": alone.get("mean"),
+        "accuracy_pooled": pooled.get("accuracy"),
+        "loss_federated": federated["loss"],
+        "loss_alone_mean": alone.get("loss"),
+        "loss_pooled": pooled.get("loss"),
+        "macro_f1_federated": federated.get("macro_f1"),
+        "macro_f1_alone_mean": alone.get("macro_f1"),
+        "macro_f1_pooled": pooled.get("macro_f1"),
+        "per_label": per_label,
+        "per_client": per_client,
+    }
+
+
+def _durations(prepared: Prepared, timings: Timings) -> dict[str, Any]:
+    parts = timings.table()
+    return {
+        "started": timings.started,
+        "ended": timings.ended,
+        "seconds": sum(parts.values()),
+        "seconds_by_part": parts,
+        "seconds_forecast": load_forecast(prepared.out),
+        "seconds_federated": timings.parts.get("federated", 0.0),
+        "seconds_pooled": timings.parts.get("pooled", 0.0),
+        "seconds_alone": timings.parts.get("alone", 0.0),
+    }
+
+
+def _traffic(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Bytes of the adapter in ``folder``, and of a client's round."""
+    edge = folder / EDGE_FILE
+    return {
+        "adapter_bytes": edge.stat().st_size if edge.is_file() else None,
+        "upload_bytes_per_client_round": _mean(records, "bytes_up_per_client"),
+        "download_bytes_per_client_round": _mean(records, "bytes_down_per_client"),
+    }
+
+
+def _release(note: ReleaseNote, refused: FedgeError | None) -> dict[str, Any]:
+    parity = note.parity or (refused.parity if isinstance(refused, ParityError) else None)
+    return {
+        "adapter_digest": note.adapter_digest,
+        "parity_max_relative": None if parity is None else parity.max_relative,
+        "parity_label_agreement": None if parity is None else parity.label_agreement,
+        "refused": None if refused is None else refused.cause,
+    }
+
+
+def _protection(prepared: Prepared, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How updates were exchanged, and what noise bounds what the adapter tells of a row."""
+    last = records[-1]
+    privacy = last["privacy"] or {}
+    return {
+        "exchange": str(last["exchange"]),
+        "epsilon": privacy.get("epsilon"),
+        "delta": privacy.get("delta"),
+        "insecure": insecurities(prepared, records),
+    }
+
+
+def _absences(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Updates that were not used; failures and clipped ones where the rounds have counters."""
+    counters = [record for record in records if record.get("failures") is not None]
+    return {
+        "dropped": sum(len(record["dropped"]) for record in records),
+        "failures": sum(record["failures"] for record in counters) if counters else None,
+        "clipped_share": _clipped(counters),
+    }
+
+
 def insecurities(prepared: Prepared, records: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must not believe about this run."""
-    said = ["simulated: all devices are one process on one machine"]
+    cautions = ["simulated: all devices are one process on one machine"]
     if not all(record["secure"] for record in records):
-        said.append("exchange `plain`: the coordinator sees the update of every single device")
+        cautions.append("exchange `plain`: the coordinator sees the update of every single device")
     if prepared.plan.privacy.mechanism == "none":
-        said.append("no differential privacy: the adapter may reveal single rows of a device")
+        cautions.append("no differential privacy: the adapter may reveal single rows of a device")
     if prepared.plan.privacy.mechanism == "central":
-        said.append(
+        cautions.append(
             "central noise: it protects readers of the adapter, not devices from the coordinator"
         )
-    return said
+    return cautions
 
 
 def _clipped(counters: Sequence[dict[str, Any]]) -> float | None:

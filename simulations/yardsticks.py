@@ -42,64 +42,66 @@ def run_yardsticks(
 
     Returns the content of ``yardsticks.json``.
     """
-    wanted, found = prepared.experiment.yardsticks, load_yardsticks(prepared)
-    done, total = 0, int(wanted.pooled) + _alone_count(prepared)
+    settings, yardsticks = prepared.experiment.yardsticks, load_yardsticks(prepared)
+    done, total = 0, int(settings.pooled) + _alone_count(prepared)
     progress.update("yardsticks", done, total)
-    if wanted.pooled:
-        if "pooled" not in found and POOLED not in diverged(found):
-            with timings.part("pooled"), _kept(prepared, found, POOLED, progress):
-                found["pooled"] = _pooled(prepared, evaluator)
-            if "pooled" in found:
-                found["pooled"]["seconds"] = timings.parts["pooled"]
-                write_json(prepared.out / YARDSTICKS, found)
-                progress.line(_line(POOLED, found["pooled"], timings.parts["pooled"]))
+    if settings.pooled:
+        if "pooled" not in yardsticks and POOLED not in diverged(yardsticks):
+            with timings.part("pooled"), _kept(prepared, yardsticks, POOLED, progress):
+                yardsticks["pooled"] = _pooled(prepared, evaluator)
+            if "pooled" in yardsticks:
+                yardsticks["pooled"]["seconds"] = timings.parts["pooled"]
+                write_json(prepared.out / YARDSTICKS, yardsticks)
+                progress.line(_line(POOLED, yardsticks["pooled"], timings.parts["pooled"]))
         done += 1
         progress.update("yardsticks", done, total)
     for name, partition in _alone_devices(prepared):
-        who = f"{named(name, read_json(prepared.out / LISTED))} alone"
-        if name not in found.get("alone", {}).get("per_client", {}) and who not in diverged(found):
+        title = f"{named(name, read_json(prepared.out / LISTED))} alone"
+        if name not in yardsticks.get("alone", {}).get("per_client", {}) and title not in diverged(
+            yardsticks
+        ):
             scores = None
-            with timings.part("alone"), _kept(prepared, found, who, progress):
+            with timings.part("alone"), _kept(prepared, yardsticks, title, progress):
                 scores = _alone(prepared, evaluator, partition)
             if scores is not None:
                 save_scores(prepared.out, "alone", scores, name)
-                _add_alone(prepared, evaluator, found, name, scores.accuracy)
-                write_json(prepared.out / YARDSTICKS, found)
-                progress.line(_line(who, figures(scores), timings.parts["alone"]))
+                _add_alone(prepared, evaluator, yardsticks, name, scores.accuracy)
+                write_json(prepared.out / YARDSTICKS, yardsticks)
+                progress.line(_line(title, figures(scores), timings.parts["alone"]))
         done += 1
         progress.update("yardsticks", done, total)
-    return found
+    return yardsticks
 
 
-def diverged(found: Mapping[str, Any]) -> list[str]:
+def diverged(yardsticks: Mapping[str, Any]) -> list[str]:
     """The yardsticks whose training diverged, by what reports call them."""
-    return list(found.get("diverged", []))
+    return list(yardsticks.get("diverged", []))
 
 
 @contextmanager
 def _kept(
-    prepared: Prepared, found: dict[str, Any], whose: str, progress: Progress
+    prepared: Prepared, yardsticks: dict[str, Any], title: str, progress: Progress
 ) -> Iterator[None]:
     """A yardstick that diverges is no reason to lose the run that it stands beside."""
     try:
         yield
     except UpdateError:
-        found["diverged"] = [*diverged(found), whose]
-        write_json(prepared.out / YARDSTICKS, found)
-        progress.warn(f"{whose}: {DIVERGED}")
+        yardsticks["diverged"] = [*diverged(yardsticks), title]
+        write_json(prepared.out / YARDSTICKS, yardsticks)
+        progress.warn(f"{title}: {DIVERGED}")
 
 
-def _line(whose: str, measured: Mapping[str, Any], seconds: float) -> str:
+def _line(title: str, measured: Mapping[str, Any], seconds: float) -> str:
     return (
-        f"{whose}: accuracy {measured['accuracy']:.1%}, loss {measured['loss']:.3f}; "
+        f"{title}: accuracy {measured['accuracy']:.1%}, loss {measured['loss']:.3f}; "
         f"{duration(seconds)} so far"
     )
 
 
 def load_yardsticks(prepared: Prepared) -> dict[str, Any]:
     """What was measured so far."""
-    found: dict[str, Any] = read_json(prepared.out / YARDSTICKS, {})
-    return found
+    yardsticks: dict[str, Any] = read_json(prepared.out / YARDSTICKS, {})
+    return yardsticks
 
 
 def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
@@ -110,8 +112,8 @@ def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float
     plan, clients = prepared.plan, prepared.experiment.population.clients
     counts = [len(_rows_of(prepared, partition)) for partition in partitions or range(clients)]
     bound = plan.local.max_steps * plan.local.batch_size or math.inf
-    seen = sum(min(plan.local.epochs * count, bound) for count in counts)
-    return plan.rounds * plan.cohort.size / clients * seen / sum(counts)
+    passed = sum(min(plan.local.epochs * count, bound) for count in counts)
+    return plan.rounds * plan.cohort.size / clients * passed / sum(counts)
 
 
 def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
@@ -140,8 +142,8 @@ def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Ten
     plan, manifest = prepared.plan, prepared.manifest
     contract, layout = rule_named(plan.rule.name), adapter_layout(plan, manifest)
     start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    every = frozenset(spec.role for spec in layout.specs)
-    roles = contract.roles(1) if contract.has_core else every
+    all_roles = frozenset(spec.role for spec in layout.specs)
+    roles = contract.roles(1) if contract.has_core else all_roles
     worker = Worker(plan, prepared.base, roles=[roles])
     # A client's bound on steps is per round; here the passes are the bound.
     local = plan.local.model_copy(update={"max_steps": 0})
@@ -168,20 +170,20 @@ def _alone_devices(prepared: Prepared) -> Iterator[tuple[str, int]]:
 
 
 def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
-    wanted = prepared.experiment.yardsticks.alone_test_rows
-    if not 0 < wanted < total:
+    size = prepared.experiment.yardsticks.alone_test_rows
+    if not 0 < size < total:
         return None
     rng = np.random.default_rng(seed_from("alone-test", prepared.plan.seed))
-    return sorted(rng.permutation(total)[:wanted].tolist())
+    return sorted(rng.permutation(total)[:size].tolist())
 
 
 def _add_alone(
-    prepared: Prepared, evaluator: Evaluator, found: dict[str, Any], name: str, accuracy: float
+    prepared: Prepared, evaluator: Evaluator, yardsticks: dict[str, Any], name: str, accuracy: float
 ) -> None:
-    per_client = {**found.get("alone", {}).get("per_client", {}), name: accuracy}
+    per_client = {**yardsticks.get("alone", {}).get("per_client", {}), name: accuracy}
     sample = _test_sample(prepared, len(evaluator))
     measured = list(load_scores(prepared.out)[1].values())
-    found["alone"] = {
+    yardsticks["alone"] = {
         "mean": float(np.mean(list(per_client.values()))),
         "loss": float(np.mean([scores.mean_loss for scores in measured])),
         "macro_f1": float(np.mean([scores.macro_f1 for scores in measured])),

@@ -73,8 +73,8 @@ LOOPBACK = ["localhost", "127.0.0.1"]
 
 def _faultless(fault: Callable[[str], str]) -> AfterValidator:
     def check(text: str) -> str:
-        if why := fault(text):
-            raise ValueError(f"{text[:80]!r} {why}")
+        if cause := fault(text):
+            raise ValueError(f"{text[:80]!r} {cause}")
         return text
 
     return AfterValidator(check)
@@ -164,8 +164,8 @@ class Coordinator:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Of those who change files here, one after the other. Raises MachineError."""
-        with locked(self.state / TURN, seconds=TURN_S) as mine:
-            if not mine:
+        with locked(self.state / TURN, seconds=TURN_S) as acquired:
+            if not acquired:
                 raise MachineError(f"{self.folder}: another command is at work", "wait for it")
             yield
 
@@ -184,8 +184,8 @@ class Coordinator:
 
     def told_elsewhere(self) -> str | None:
         """The address in the invitation, when it is another: behind a proxy that may well be right."""
-        told = self._invitation().address
-        return None if told == self.address else told
+        announced = self._invitation().address
+        return None if announced == self.address else announced
 
     def _invitation(self) -> Invitation:
         return json_as(Invitation, (self.folder / INVITATION).read_bytes())
@@ -198,12 +198,12 @@ class Coordinator:
         site = verify_request(request, source=source)
         with self.turn():
             roster = self.roster()
-            for known in roster.sites:
-                if known == site:
+            for enrolled in roster.sites:
+                if enrolled == site:
                     raise PlanError(
                         f"{source}: {site.name} is enrolled already", "nothing is to be done"
                     )
-                if known.name == site.name:
+                if enrolled.name == site.name:
                     raise PlanError(
                         f"{source}: another site is enrolled as {site.name}",
                         f"remove it first: fedge coordinator remove {site.name}",
@@ -215,11 +215,11 @@ class Coordinator:
         """Take a site out of the roster. Raises PlanError when it is not in it."""
         with self.turn():
             roster = self.roster()
-            left = tuple(site for site in roster.sites if site.name != name)
-            if len(left) == len(roster.sites):
+            remaining = tuple(site for site in roster.sites if site.name != name)
+            if len(remaining) == len(roster.sites):
                 names = ", ".join(site.name for site in roster.sites) or "nobody"
                 raise PlanError(f"there is no site {name}", f"enrolled are: {names}")
-            self._sign(roster.version + 1, left, key)
+            self._sign(roster.version + 1, remaining, key)
 
     def _sign(self, version: int, sites: tuple[Site, ...], key: Path | None) -> None:
         """Another version of the signed roster, and the plain one from it."""
@@ -241,8 +241,8 @@ class Coordinator:
         if begins <= now and ends - now > RENEW:
             return False
         pair = Pair(certificate=self.authority, key=(keys / CA_KEY).read_bytes())
-        made = issue(pair, [*self.settings.public.hosts, *LOOPBACK], now=now)
-        replace_secret(keys / SERVER, made.certificate + made.key)
+        renewed = issue(pair, [*self.settings.public.hosts, *LOOPBACK], now=now)
+        replace_secret(keys / SERVER, renewed.certificate + renewed.key)
         return True
 
     def keep_certificate(self, now: Callable[[], datetime]) -> Callable[[], None]:
@@ -266,8 +266,8 @@ class Coordinator:
         keys, private = self.folder / KEYS, self.settings.private
         link = self.state / LINK
         write_whole(link, self._link_settings().encode())
-        nothing = self.folder / PROGRAMS  # Flower looks programs up by name, and finds none
-        environment = flower.environment(self.folder / HOME, nothing)
+        programs = self.folder / PROGRAMS  # Flower looks programs up by name, and finds none
+        environment = flower.environment(self.folder / HOME, programs)
         work = flower.work_of(f"127.0.0.1:{private.port}", keys / CA, keys / SECRET)
         return [
             Component(
@@ -353,9 +353,9 @@ def make_coordinator(
 
 
 def _verify_typed(hosts: list[str], address: str, name: str) -> None:
-    typed = [("--host", host, host_fault(host)) for host in hosts]
-    typed += [("--address", address, listener_fault(address)), ("--name", name, name_fault(name))]
-    for option, text, fault in typed:
+    options = [("--host", host, host_fault(host)) for host in hosts]
+    options += [("--address", address, listener_fault(address)), ("--name", name, name_fault(name))]
+    for option, text, fault in options:
         if fault:
             raise PlanError(f"{option} {text[:80]!r} {fault}", f"correct {option}")
 

@@ -90,11 +90,11 @@ def order(
     )
 
 
-def run_to_the_end(coordinator: Coordinator, wanted: Order, report: Report) -> dict[str, Any]:
+def run_to_the_end(coordinator: Coordinator, order: Order, report: Report) -> dict[str, Any]:
     """Submit the run and wait; how it ended. Raises the error with which the app ended."""
     control = control_of(coordinator)
     try:
-        outcome = _Watch(coordinator, control, wanted, report).until_it_ends()
+        outcome = _Watch(coordinator, control, order, report).until_it_ends()
         twice = [] if outcome["finished"] else doubled(coordinator, control)
     finally:
         control.close()
@@ -123,13 +123,13 @@ def round_line(folder: Path, number: int, *, seconds: float, left: int) -> str:
         measured = json.loads(text).get("metrics") or {}
     except (OSError, ValueError):
         measured = {}
-    said = []
+    measures = []
     if tested := measured.get("eval_examples"):
         share = measured["eval_correct"] / tested
-        said.append(f"accuracy of the round before {share:.1%} on the sites' held-out rows")
+        measures.append(f"accuracy of the round before {share:.1%} on the sites' held-out rows")
     if trained := measured.get("examples"):
-        said.append(f"loss in training {measured['loss_sum'] / trained:.3f}")
-    figures = f": {', '.join(said)}" if said else ""
+        measures.append(f"loss in training {measured['loss_sum'] / trained:.3f}")
+    figures = f": {', '.join(measures)}" if measures else ""
     rest = f", about {duration(left * seconds)} left" if left else ""
     return f"round {number} is published{figures}; {duration(seconds)}{rest}"
 
@@ -138,11 +138,11 @@ class _Watch:
     """One run from its submission to its outcome."""
 
     def __init__(
-        self, coordinator: Coordinator, control: Control, wanted: Order, report: Report
+        self, coordinator: Coordinator, control: Control, order: Order, report: Report
     ) -> None:
         self._coordinator, self._control = coordinator, control
-        self._wanted, self._report = wanted, report
-        self._folder = wanted.folder
+        self._order, self._report = order, report
+        self._folder = order.folder
         self._run, self._tries, self._raised, self._reached = 0, 0, 0, 0
         self._seen = False  # the app of the present submission at work
         self._gone_since: float | None = None
@@ -159,7 +159,7 @@ class _Watch:
             self._report(self._reached, "the run is at work already; watching it")
         else:
             (self._folder / OUTCOME).unlink(missing_ok=True)
-            list(failures(self._folder, self._failed))  # of an earlier start: told already
+            list(failures(self._folder, self._failed))  # of an earlier start: reported already
             self._submit_first()
         while True:
             if (outcome := self._step()) is not None:
@@ -170,11 +170,11 @@ class _Watch:
         rounds = published_rounds(self._folder)
         if rounds > self._reached:
             now = time.monotonic()
-            each = (now - self._since) / (rounds - self._reached)
+            seconds_per_round = (now - self._since) / (rounds - self._reached)
             self._since = now
             self._reached, self._tries, self._raised = rounds, 0, 0
-            left = self._wanted.plan.rounds - rounds
-            line = round_line(self._folder, rounds, seconds=each, left=left)
+            left = self._order.plan.rounds - rounds
+            line = round_line(self._folder, rounds, seconds=seconds_per_round, left=left)
             missing = missed_in(self._folder, rounds)
             self._report(rounds, f"{line}; without {missing}" if missing else line)
         for line in failures(self._folder, self._failed):
@@ -199,7 +199,7 @@ class _Watch:
         self._next_look = time.monotonic() + LOOK_S
         with suppress(MachineError):  # the SuperLink is being started again
             online, missing = away(self._coordinator, self._control)
-            cohort = self._wanted.plan.cohort
+            cohort = self._order.plan.cohort
             if (online < cohort.quorum) != self._short:
                 self._short = not self._short
                 then = f"waiting up to {cohort.deadline_s:g} s" if self._short else "going on"
@@ -251,55 +251,55 @@ class _Watch:
 
     def _submit_first(self) -> None:
         """A SuperLink that is being started is waited for; one that nobody keeps is not."""
-        until, told = time.monotonic() + RESTART_S, False
+        until, reported = time.monotonic() + RESTART_S, False
         while True:
             try:
-                self._submit(resume=self._wanted.resume)
+                self._submit(resume=self._order.resume)
                 return
             except MachineError:
-                kept = is_held(self._coordinator.state / LOCK)
-                if not kept or time.monotonic() > until:
+                supervised = is_held(self._coordinator.state / LOCK)
+                if not supervised or time.monotonic() > until:
                     raise
-                if not told:
+                if not reported:
                     self._report(
                         self._reached,
                         f"the SuperLink does not answer: waiting up to {RESTART_S:g} s",
                     )
-                told = True
+                reported = True
                 time.sleep(POLL_S)
 
     def _submit(self, *, resume: bool) -> None:
-        wanted = self._wanted
+        order = self._order
         config: dict[str, str | bool | int] = {
-            "plan": str(wanted.plan_file),
-            "base": str(wanted.base),
-            "run": str(wanted.folder),
+            "plan": str(order.plan_file),
+            "base": str(order.base),
+            "run": str(order.folder),
             "resume": resume,
         }
-        if wanted.start is not None:
-            config["start"] = str(wanted.start)
-        if wanted.plan.secrecy.exchange == "secagg":
+        if order.start is not None:
+            config["start"] = str(order.start)
+        if order.plan.secrecy.exchange == "secagg":
             config["roster"] = str(self._coordinator.roster_file)
         self._run = self._control.start_run(config)
         self._seen, self._gone_since = False, None
         self._words = Words(time.monotonic())
         note_run(
             self._coordinator,
-            wanted.folder,
-            name=wanted.plan.name,
-            planned=wanted.plan.rounds,
+            order.folder,
+            name=order.plan.name,
+            planned=order.plan.rounds,
             run=self._run,
         )
 
     def _number(self) -> int:
         entries = known_runs(self._coordinator)
-        found = [entry["run"] for entry in entries if entry["folder"] == str(self._folder)]
-        if not found:
+        numbers = [entry["run"] for entry in entries if entry["folder"] == str(self._folder)]
+        if not numbers:
             raise ArtefactError(
                 f"{self._folder} is in use, but not by a run of this coordinator",
                 "wait for it, or name another folder",
             )
-        return int(found[0])
+        return int(numbers[0])
 
 
 def _error(outcome: dict[str, Any]) -> FedgeError:

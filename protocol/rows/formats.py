@@ -241,8 +241,9 @@ def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Number
     _verify_there(schema.names, columns, str(path))
     _verify_once(schema.names, columns, str(path), "column")
     try:
-        # No column of the file but those that are named.
-        table = file.read(columns=list(columns))
+        # No column of the file but those that are named. And without threads: one of Arrow's pool may be the
+        # last to let go of `data` and ask for the GIL when the interpreter ends, which aborts the process.
+        table = file.read(columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
     names = _class_names(schema.metadata or {})

@@ -7,7 +7,7 @@ gives what the next phase sends. Whoever is missing is named in :attr:`Attempt.l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from protocol.errors import RoundError, SecrecyError
-from protocol.merkle import leaf_hash, merkle_root
+from protocol.merkle import merkle_root
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import (
@@ -50,6 +50,7 @@ from protocol.secagg.messages import (
 )
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import packed_size, unpack
+from protocol.secagg.pair_boxes import pair_boxes
 from protocol.secagg.primitives import (
     Suite,
     Word,
@@ -60,7 +61,6 @@ from protocol.secagg.primitives import (
 )
 from protocol.secagg.rebuilding import RETRY, Rebuilder
 from protocol.secagg.transcript import PairBox, Party, Transcript, sum_digest
-from protocol.transparency.proofs import inclusion_path
 
 
 class Phase(IntEnum):
@@ -335,7 +335,7 @@ class Attempt:
             graph_seed=cohort.graph_seed.hex(),
             terms=self._terms,
             parties=[self._party(one) for one in sorted(self._adverts)],
-            boxes=list(self._boxes()) if self._p.keys is Keys.HYBRID and self._seeds else [],
+            boxes=self._boxes() if self._p.keys is Keys.HYBRID and self._seeds else [],
             sum=sum_digest(self._sum),
         )
 
@@ -352,19 +352,8 @@ class Attempt:
             seed=shamir.to_bytes(self._seeds[one]).hex() if one in self._seeds else "",
         )
 
-    def _boxes(self) -> Iterator[PairBox]:
-        """Those that the masks of the lost come from, each with its way to the signed root."""
-        for lost in (one for one in self.members if one not in self.alive):
-            for other in (one for one in self._near[lost] if one in self.alive):
-                lower, higher = sorted((lost, other))
-                hashes = [leaf_hash(box) for box in self._sealed[lower].values()]
-                at = self._near[lower].index(higher)
-                yield PairBox(
-                    sender=lower.hex(),
-                    receiver=higher.hex(),
-                    box=self._sealed[lower][higher].hex(),
-                    path=[node.hex() for node in inclusion_path(hashes, at)],
-                )
+    def _boxes(self) -> list[PairBox]:
+        return pair_boxes(self.members, self.alive, near=self._near, sealed=self._sealed)
 
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
         """The masks that were meant to cancel with those of ``lost``: their keys and signs."""

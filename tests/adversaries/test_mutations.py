@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audit.export import published
 from audit.log_copy import Trust
-from audit.report import Report
 from audit.sources import Folder
-from audit.verify import audit, load_run
+from audit.verify import load_run
 from protocol.encoding import canonical_json, seed_from, vector_digest
 from protocol.errors import FedgeError
 from protocol.manifest import parse_manifest
@@ -34,24 +31,10 @@ from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Advert, decode_leaf, encode_message, sha256
 from tests.adversaries.forger import Forger, kind_of, linked
-from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.adversaries.mutated import faults_of
+from tests.unit.audit.runs import Sites, make_run
 
-PLACES = 3  # per file
 SUM_KINDS = ("advert", "cohort", "shares", "round-open", "vector", "alive", "reveal", "aggregate")
-
-
-@pytest.fixture(scope="session")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
-    plan, manifest = small_plan(cohort=EIGHT)
-    return Sites(plan, manifest, tmp_path_factory.mktemp("mutated") / "sites", 8)
-
-
-@pytest.fixture(scope="session")
-def honest(sites: Sites) -> Path:
-    return make_run(
-        sites.folder.parent / "run", count=8, cohort=EIGHT, lost=some_are_lost, sites=sites
-    )
 
 
 @pytest.fixture(scope="session")
@@ -67,78 +50,6 @@ def forge(tmp_path: Path, honest: Path) -> Callable[..., Forger]:
         return Forger(linked(run, tmp_path / "forged"))
 
     return make
-
-
-def faults_of(run: Path, only: int | None = None) -> list[str]:
-    """What the auditor says, with the round in front."""
-    try:
-        report: Report = audit(Folder(run), Trust(), only=only)
-    except FedgeError as error:
-        return [error.cause]
-    found = [f"round {one.round}: {fault}" for one in report.rounds for fault in one.faults]
-    return [*report.faults, *found]
-
-
-def places_in(name: str, size: int) -> list[int]:
-    drawn = [seed_from("place", name.rpartition("/")[2][:4], n) % size for n in range(PLACES - 2)]
-    return [0, size - 1, *drawn]
-
-
-# -- damage on the way ----------------------------------------------------------------------------
-
-
-def test_one_bit_of_any_published_file(honest: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(honest, tmp_path / "copy"))
-    names = [each.name for each in published(load_run(Folder(honest), Trust()), vectors=True)]
-    assert len(names) > 40
-    for name in names:
-        whole = (folder / name).read_bytes()
-        for place in places_in(name, len(whole)):
-            data = bytearray(whole)
-            data[place] ^= 1 << seed_from("bit", name, place) % 8
-            (folder / name).write_bytes(data)
-            number = int(name.split("/")[1]) if name.startswith("rounds/") else None
-            found = faults_of(folder, number)
-            assert found, (name, place)
-            if number is not None:
-                assert any(f"round {number}: " in fault for fault in found), (name, place, found)
-        (folder / name).write_bytes(whole)
-    assert faults_of(folder) == []
-
-
-def test_any_bit_of_a_checkpoint_and_a_key(honest: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(honest, tmp_path / "copy"))
-    for name in ("log/checkpoint", "log/key"):
-        whole = (folder / name).read_bytes()
-        for bit in range(0, 8 * len(whole), 3):
-            data = bytearray(whole)
-            data[bit // 8] ^= 1 << bit % 8
-            (folder / name).write_bytes(data)
-            with pytest.raises(FedgeError):
-                load_run(Folder(folder), Trust())
-        (folder / name).write_bytes(whole)
-
-
-def test_a_missing_file_is_named(honest: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(honest, tmp_path / "copy"))
-    for each in published(load_run(Folder(honest), Trust()), vectors=False):
-        if each.optional:
-            continue
-        (folder / each.name).rename(folder / "away")
-        assert any("is not there" in fault for fault in faults_of(folder)), each.name
-        (folder / "away").rename(folder / each.name)
-
-
-def test_two_clients_vectors_exchanged(honest: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(honest, tmp_path / "copy"))
-    one, other = sorted((folder / "rounds/0002/vectors/0").glob("?" * 32))[:2]
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
-    assert any(
-        fault.startswith("round 2: ") and "vector is not the one it signed" in fault
-        for fault in faults_of(folder)
-    )
 
 
 # -- a coordinator that signs its lies ------------------------------------------------------------

@@ -19,7 +19,8 @@ from base_model.verify import verify_base
 from edge_runtime.base import check_file
 from protocol.errors import ArtefactError, FedgeError
 from protocol.regular_files import SMALL, read_regular, sha256_of_regular
-from tests.properties.decoders import World
+from tests.properties.decoders.registry import of_paths
+from tests.properties.decoders.world import World
 
 KINDS = ("pipe", "socket", "folder", "device", "endless")
 
@@ -62,7 +63,7 @@ def at_once() -> Iterator[None]:
 
 
 def test_every_reader_of_a_path(tmp_path: Path) -> None:
-    readers = World(tmp_path / "world").of_paths()
+    readers = of_paths(World(tmp_path / "world"))
     assert len(readers) > 12
     for name, (path, read) in readers.items():
         for kind in KINDS:

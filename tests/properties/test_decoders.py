@@ -1,6 +1,6 @@
 """Whatever a stranger writes, a decoder takes it or raises a FedgeError: nothing else, and in time.
 
-The same mutations run over every decoder of :mod:`tests.properties.decoders`.
+The same mutations run over every decoder of :mod:`tests.properties.decoders.registry`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import FedgeError
-from tests.properties.decoders import ELSEWHERE, Decoder, World
+from tests.properties.decoders.elsewhere import ELSEWHERE
+from tests.properties.decoders.registry import registry as registry_of
+from tests.properties.decoders.rows import Decoder
+from tests.properties.decoders.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("protocol", "edge_runtime", "base_model", "audit", "client", "fedge", "server")
@@ -112,7 +115,7 @@ ODD_BYTES = [
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Decoder]:
-    return World(tmp_path_factory.mktemp("decoders")).registry()
+    return registry_of(World(tmp_path_factory.mktemp("decoders")))
 
 
 # -- nothing is forgotten ---------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from fedge import gate, plans, rosters
 from fedge.plans import commented_plan
 from protocol.errors import FedgeError, PlanError
 from server import app
-from tests.properties.decoders import World
+from tests.properties.decoders.registry import registry as registry_of
+from tests.properties.decoders.world import World
 
 MARK = b"\xef\xbb\xbf"
 OF_DECODERS = (
@@ -32,7 +33,7 @@ Case = tuple[Path, bytes, Read]
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     folder = tmp_path_factory.mktemp("settings")
-    registry = World(folder / "world").registry()
+    registry = registry_of(World(folder / "world"))
     found: dict[str, Case] = {}
     for name in OF_DECODERS:
         opens = registry[name].opens

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from protocol.exchange import Phase
-from tests.unit.audit.runs import make_run
+from tests.unit.audit.continuing import FOUR
+from tests.unit.audit.runs import go_on, make_run
 
 EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}
 
@@ -37,3 +38,11 @@ def copied(lossy_run: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(lossy_run, made))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Three rounds, and two more of them in secret. Not to be changed."""
+    folder = tmp_path_factory.mktemp("continued")
+    first = make_run(folder / "first", rounds=3, cohort=FOUR, count=4)
+    return first, go_on(first, folder / "second", rounds=2, cohort=FOUR, count=4)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import ssl
 import stat
-import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from socket import create_connection, create_server
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from fedge.operations.certificates import issue, make_authority
 from fedge.operations.contact import known_roster, take_roster
 from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.folders import Invitation
-from fedge.operations.metrics import render
-from fedge.operations.overview import Overview, RunView, SiteView, look
-from fedge.operations.site import Site, Work, make_site, read_invitation
-from fedge.operations.supervisor import Process
+from fedge.operations.site import Site, Work, make_site
 from fedge.plans import commented_plan, read_manifest
 from fedge.sites import app as sites
 from protocol.enrolment import sign_roster
@@ -35,33 +27,7 @@ from protocol.errors import (
     ProofError,
 )
 from protocol.secagg.roster import parse_roster
-
-NOW = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Coordinator:
-    return make_coordinator(
-        tmp_path / "c",
-        ["fl.example.org", "10.0.0.1"],
-        name="wards",
-        ports=(9440, 9441, 9442),
-        address="0.0.0.0",
-        now=NOW,
-    )
-
-
-@pytest.fixture
-def invitation(coordinator: Coordinator) -> Invitation:
-    return read_invitation(coordinator.folder / "invitation.json")
-
-
-def enrolled(folder: Path, name: str, invitation: Invitation) -> Site:
-    return make_site(folder / name, name, invitation, work=Work(), port=9100)
-
-
-def request_of(site: Site) -> bytes:
-    return (site.folder / "request.json").read_bytes()
+from tests.unit.fedge.consortium import NOW, enrolled, request_of
 
 
 def test_secrets_are_their_owners(
@@ -323,93 +289,3 @@ def test_a_place_for_its_socket_that_somebody_else_took_is_said(
         named.verify_ready()
     named.trainer.parent.unlink()
     named.verify_ready()
-
-
-def test_a_certificate_holds_for_its_hosts_and_is_renewed(coordinator: Coordinator) -> None:
-    authority = make_authority("a", now=datetime.now(UTC))
-    pair = issue(authority, ["127.0.0.1", "localhost"], now=datetime.now(UTC))
-    path = coordinator.folder / "pair.pem"
-    path.write_bytes(pair.certificate + pair.key)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    with create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            for _ in range(2):
-                connection, _ = listener.accept()
-                try:
-                    server.wrap_socket(connection, server_side=True).close()
-                except OSError:
-                    connection.close()
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        address = listener.getsockname()
-        client = ssl.create_default_context(cadata=authority.certificate.decode())
-        with (
-            create_connection(address) as raw,
-            client.wrap_socket(raw, server_hostname="localhost"),
-        ):
-            pass
-        with create_connection(address) as raw, pytest.raises(ssl.SSLCertVerificationError):
-            client.wrap_socket(raw, server_hostname="elsewhere")
-        thread.join()
-    before = (coordinator.folder / "keys" / "server.pem").read_bytes()
-    assert not coordinator.renew_certificate(NOW + timedelta(days=300))
-    assert coordinator.renew_certificate(NOW + timedelta(days=340))
-    assert (coordinator.folder / "keys" / "server.pem").read_bytes() != before
-    assert not coordinator.renew_certificate(NOW + timedelta(days=341))
-
-
-def test_an_overview_without_processes(
-    coordinator: Coordinator, invitation: Invitation, tmp_path: Path
-) -> None:
-    coordinator.admit(request_of(enrolled(tmp_path, "ward-1", invitation)), source="r")
-    overview = look(coordinator)
-    assert (overview.running, overview.healthy) == (False, False)
-    assert [(site.name, site.status) for site in overview.sites] == [("ward-1", "unknown")]
-
-
-def test_metrics_are_openmetrics() -> None:
-    run = RunView(
-        name='a "b"\\c',
-        folder="/r",
-        rounds=3,
-        planned=5,
-        state="running",
-        cause="",
-        replies=12,
-        drops=1,
-        failed_attempts=2,
-        void_rounds=0,
-        failures=2,
-        clipped=0.75,
-        refused=1,
-        epsilon=1.5,
-        last_round_at=None,
-    )
-    text = render(
-        Overview(
-            running=True,
-            processes=[Process(name="superlink", pid=None, restarts=2, last_exit=-9)],
-            sites=[SiteView(name="ward-1", status="online", last_activated_at="")],
-            roster_version=4,
-            runs=[run, replace(run, name="other", epsilon=None, clipped=None)],
-        )
-    )
-    lines = text.splitlines()
-    assert lines[-1] == "# EOF"
-    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert samples[r'fedge_epsilon{run="a \"b\"\\c"}'] == "1.5"
-    assert 'fedge_epsilon{run="other"}' not in samples
-    assert samples['fedge_drops_total{run="other"}'] == "1"
-    assert samples['fedge_client_failures_total{run="other"}'] == "2"
-    assert samples['fedge_sums_refused_total{run="other"}'] == "1"
-    assert samples[r'fedge_clipped_share{run="a \"b\"\\c"}'] == "0.75"
-    assert 'fedge_clipped_share{run="other"}' not in samples
-    assert samples['fedge_process_up{process="superlink"}'] == "0"
-    assert samples['fedge_process_restarts_total{process="superlink"}'] == "2"
-    assert samples["fedge_roster_version"] == "4"
-    families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert len(families) == len(set(families))
-    json.dumps(samples)

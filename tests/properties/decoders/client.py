@@ -1,0 +1,123 @@
+"""Decoders, by house. What a client keeps, reads and is sent."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from base_model import source_files
+from client import frames
+from client.data import task_rows
+from client.ledger import FileLedger
+from client.openings import FileOpenings
+from client.receipts import Receipts
+from client.sessions import FileSession
+from protocol.secagg.session import Session
+from server.history import HISTORY, read_history
+from tests.properties.decoders.rows import (
+    Decoder,
+    json_line,
+    of_file,
+)
+from tests.properties.decoders.world import ENTRY, SID, World
+from tests.properties.odd_rows import parquet
+
+
+def received_frame(data: bytes) -> object:
+    """A frame with this header, through a real socket."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.setblocking(False)  # what does not fit is longer than any header
+        frame = frames.PREFIX.pack(frames.MAGIC, len(data), 0) + data
+        with suppress(BlockingIOError):
+            one.send(frame)
+        one.shutdown(socket.SHUT_WR)
+        try:
+            received = frames.receive(other)
+        except EOFError:
+            return None
+    if received is not None and isinstance(received[0], frames.Refused):
+        received[0].raised()
+    return received
+
+
+def client(world: World) -> dict[str, Decoder]:
+    session = Session(
+        plan="0" * 64,
+        run=bytes(16),
+        sid=SID,
+        seq=1,
+        phase="advertise",
+        seen={bytes(16): 1},
+        asked=bytes(32),
+        reply=b"x",
+    )
+    receipts = sorted(world.folder.glob("run-sites/*.receipts.jsonl"))[0].read_bytes()
+    openings = sorted(world.folder.glob("run-sites/*.openings.jsonl"))[0].read_bytes()
+    sid = json.loads(receipts.splitlines()[0])["sid"]
+
+    def remembered(path: Path) -> object:
+        memory = Receipts(path)
+        return memory.held(), memory.told(bytes.fromhex(sid))
+
+    headers = (
+        frames.State(pid=1, code="c", served=0, busy=False),
+        frames.Train(client="c", plan="p", base="b", data="d", threads=1, instruction={"round": 1}),
+        frames.Trained(weight=1, metrics={"examples": 1.0}),
+        frames.Refused(error="PlanError", cause="c", remedy="r"),
+    )
+    label = world.plan.task.labels[0]
+    rows = json_line({"text": "hi", "label": label})
+    table = f'text,label\n"h,i",{label}\n'.encode()
+    return {
+        "client.sessions:FileSession.load": Decoder(
+            read=of_file(world.folder / "s.json", lambda path: FileSession(path).load()),
+            seeds=(session.model_dump_json().encode(),),
+        ),
+        "base_model.source_files:read_json": Decoder(
+            read=of_file(world.folder / "config.json", source_files.read_json),
+            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
+        ),
+        "base_model.source_files:read_object": Decoder(
+            read=of_file(world.folder / "config.json", source_files.read_object),
+            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
+        ),
+        "client.openings:FileOpenings.of": Decoder(
+            read=of_file(world.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),
+            seeds=(openings,),
+        ),
+        "server.history:read_history": Decoder(
+            read=of_file(world.folder / HISTORY, lambda path: read_history(path.parent)),
+            seeds=(
+                b'{"format":1,"event":"round","round":2,"turn":3,"time":1.5,"values":{"used":3.0}}\n',
+            ),
+        ),
+        "client.receipts:Receipts.held": Decoder(
+            read=of_file(world.folder / "r.jsonl", remembered), seeds=(receipts,)
+        ),
+        "client.ledger:FileLedger.entries": Decoder(
+            read=of_file(world.folder / "l.jsonl", lambda path: FileLedger(path).entries()),
+            seeds=(json_line(ENTRY),),
+        ),
+        "client.frames:receive": Decoder(
+            read=received_frame, seeds=tuple(one.model_dump_json().encode() for one in headers)
+        ),
+        "protocol.rows.read:read_rows": Decoder(
+            read=of_file(
+                world.folder / "rows.jsonl", lambda path: task_rows(path, world.plan.task)
+            ),
+            seeds=(rows,),
+        ),
+        "protocol.rows.read:read_rows, csv": Decoder(
+            read=of_file(world.folder / "rows.csv", lambda path: task_rows(path, world.plan.task)),
+            seeds=(table,),
+        ),
+        "protocol.rows.read:read_rows, parquet": Decoder(
+            read=of_file(
+                world.folder / "rows.parquet", lambda path: task_rows(path, world.plan.task)
+            ),
+            seeds=(parquet({"text": ["hi"], "label": [label]}),),
+        ),
+    }

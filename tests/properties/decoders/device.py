@@ -1,0 +1,103 @@
+"""Decoders, by house. What a device reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audit.releases import read_edge_adapter
+from edge_runtime.adapter import read_note, read_tensors
+from edge_runtime.passport import read_policy, verify_passport
+from edge_runtime.probe import Golden, Probe, read_probe
+from edge_runtime.settings import read_device
+from edge_runtime.store import State, read_state
+from protocol.errors import ProofError
+from protocol.merkle import leaf_hash
+from protocol.peft_format import PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.transparency.offline import OfflineProof
+from protocol.transparency.policy import parse_policy
+from protocol.transparency.tree import Tree
+from tests.properties.decoders.rows import (
+    Decoder,
+    of_file,
+    of_text,
+)
+from tests.properties.decoders.world import World
+
+
+def device(world: World) -> dict[str, Decoder]:
+    note = ReleaseNote(
+        plan_name="p",
+        plan_digest="0",
+        base_fingerprint="0",
+        round=1,
+        adapter_digest="0",
+        labels=["a", "b"],
+        max_length=8,
+        exchange="secagg",
+        files={"adapter.onnx_adapter": "0" * 64},
+        metrics={"accuracy": 0.5},
+    )
+    release = note.model_dump_json().encode()
+    probe = Probe(
+        rows=[Golden(text="x", label="a")],
+        least_correct=1,
+        most_latency_ms=5.0,
+        most_memory_mb=5.0,
+    )
+    state = State(current="0" * 64, installed={}, withdrawn=["1" * 64])
+    policy = f"log {world.log_key.encode()}\nquorum none\n"
+    trusted = parse_policy(policy)
+    adapter = world.folder / "adapter"
+    passport = OfflineProof(
+        index=0,
+        path=tuple(Tree(map(leaf_hash, world.entries)).inclusion(0)),
+        checkpoint=world.note,
+        extra=world.entries[0],
+    ).encode()
+    settings = (
+        'format = 1\nid = "d1"\nname = "home"\nrepository = "repo"\nroot = "root.json"\n'
+        'trust = "policy"\nbase = "base"\nstore = "store"\nprobe = "probe.json"\n'
+        "threads = 1\ndeadline_s = 300.0\n"
+    )
+
+    def passported(path: Path) -> object:
+        """The seed's leaf is in the log, and no release's: that is the last check."""
+        try:
+            return verify_passport(path.parent, round_number=1, policy=trusted)
+        except ProofError as error:
+            if "not of a release" in error.cause:
+                return None
+            raise
+
+    return {
+        "protocol.peft_format:parse_release": Decoder(
+            read=of_text(lambda t: parse_release(t, source="r")), seeds=(release,)
+        ),
+        "edge_runtime.adapter:read_note": Decoder(
+            read=of_file(adapter / RELEASE_FILE, lambda path: read_note(path.parent)),
+            seeds=(release,),
+        ),
+        "edge_runtime.adapter:read_tensors": Decoder(
+            read=of_file(adapter / "x.onnx_adapter", read_tensors), seeds=()
+        ),
+        "audit.releases:read_edge_adapter": Decoder(
+            read=lambda data: read_edge_adapter(data, "x"), seeds=()
+        ),
+        "edge_runtime.probe:read_probe": Decoder(
+            read=of_file(world.folder / "probe.json", read_probe),
+            seeds=(probe.model_dump_json().encode(),),
+        ),
+        "edge_runtime.store:read_state": Decoder(
+            read=of_file(world.folder / "store/state.json", lambda path: read_state(path.parent)),
+            seeds=(state.model_dump_json().encode(),),
+        ),
+        "edge_runtime.passport:read_policy": Decoder(
+            read=of_file(world.folder / "policy", read_policy), seeds=(policy.encode(),)
+        ),
+        "edge_runtime.passport:verify_passport": Decoder(
+            read=of_file(adapter / PASSPORT_FILE, passported), seeds=(passport.encode(),)
+        ),
+        "edge_runtime.settings:read_device": Decoder(
+            read=of_file(world.folder / "device.toml", read_device), seeds=(settings.encode(),)
+        ),
+    }

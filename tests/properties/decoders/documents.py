@@ -1,0 +1,126 @@
+"""Decoders, by house. Plans, manifests, rosters, checkpoints and ledgers."""
+
+from __future__ import annotations
+
+from edge_runtime.base import read_manifest
+from protocol.adapter import adapter_layout
+from base_model.programs.document import (
+    GraphEntry,
+    ProgramDocument,
+    TensorRule,
+    parse_program,
+)
+from protocol.chunks import CHUNKS, chunks_of, parse_chunks
+from protocol.documents import parse_json, parse_toml
+from protocol.encoding import parse_canonical
+from protocol.manifest import FileEntry, parse_manifest
+from protocol.plan import parse_plan, plan_from_text
+from protocol.privacy.ledger import parse_entries
+from protocol.secagg.roster import parse_roster
+from protocol.step.checkpoint import decode_checkpoint
+from protocol.tensor_file import decode_tensors
+from protocol.transparency.policy import policy_of
+from simulations.experiment import experiment_path, load_experiment
+from tests.properties.decoders.rows import (
+    Decoder,
+    json_line,
+    of_file,
+    of_text,
+    refusing,
+)
+from tests.properties.decoders.world import ENTRY, World
+
+
+def program_document() -> bytes:
+    """``program.json`` of a head alone."""
+    graph = GraphEntry(
+        sha256="0" * 64, bytes=9, parts=["head"], inputs=["labels"], outputs=["loss"]
+    )
+    return ProgramDocument(
+        base="1" * 64,
+        task="sequence-classification",
+        method="lora",
+        scaling=2.0,
+        opset=21,
+        weights=FileEntry(sha256="2" * 64, bytes=5),
+        tensors=[TensorRule(name="classifier.bias", part="head", shape=["labels"])],
+        graphs={"train-head.onnx": graph},
+    ).render()
+
+
+def toml_plan(fingerprint: str) -> bytes:
+    return (
+        'format = 1\nname = "small"\nseed = 5\nrounds = 2\n'
+        f'[base]\nfingerprint = "{fingerprint}"\n'
+        '[task]\nlabels = ["a", "b"]\n[adapter]\nrank = 2\nalpha = 4.0\ntargets = ["query"]\n'
+        "[cohort]\nsize = 6\nquorum = 3\ndeadline_s = 30.0\n"
+    ).encode()
+
+
+def documents(world: World) -> dict[str, Decoder]:
+    manifest, plan = world.bytes("manifest.json"), world.bytes("plan.json")
+    roster = next((world.run / "rosters").iterdir()).read_bytes()
+    checkpoint = world.bytes("rounds/0001/checkpoint.safetensors")
+    base = world.folder / "base"
+    pieces = chunks_of({"w.bin": [b"x" * 2**20, b"y"]})
+    covered = {
+        "w.bin": FileEntry(sha256="0" * 64, bytes=2**20 + 1),
+        CHUNKS: FileEntry(sha256="0" * 64, bytes=1),
+    }
+    toml = toml_plan(world.plan.base.fingerprint)
+    experiment = experiment_path("demo").read_bytes()
+    rank = world.plan.adapter.rank
+
+    def used(text: str) -> object:
+        """A plan is worth nothing before its digest, its policy and its layout."""
+        found = plan_from_text(text, source="plan.json")
+        _ = found.digest
+        if found.witnessed:
+            policy_of(found.audit)
+        return adapter_layout(found, parse_manifest(manifest.decode(), source="m"))
+
+    return {
+        "protocol.plan:plan_from_text": Decoder(read=of_text(used), seeds=(plan,)),
+        "protocol.plan:parse_plan": Decoder(
+            read=of_text(lambda text: parse_plan(text, source="plan.toml")), seeds=(toml,)
+        ),
+        "simulations.experiment:load_experiment": Decoder(
+            read=of_file(world.folder / "x.toml", load_experiment), seeds=(experiment,)
+        ),
+        "protocol.manifest:parse_manifest": Decoder(
+            read=of_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
+        ),
+        "edge_runtime.base:read_manifest": Decoder(
+            read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
+            seeds=(manifest,),
+        ),
+        "base_model.programs.document:parse_program": Decoder(
+            read=lambda data: parse_program(data, source="p"), seeds=(program_document(),)
+        ),
+        "protocol.chunks:parse_chunks": Decoder(
+            read=lambda data: parse_chunks(data, covered, source="c"),
+            seeds=(pieces.to_json().encode(),),
+        ),
+        "protocol.secagg.roster:parse_roster": Decoder(
+            read=of_text(lambda text: parse_roster(text, source="r")), seeds=(roster,)
+        ),
+        "protocol.step.checkpoint:decode_checkpoint": Decoder(
+            read=lambda data: decode_checkpoint(data, rank=rank, source="c"),
+            seeds=(checkpoint,),
+        ),
+        "protocol.tensor_file:decode_tensors": Decoder(
+            read=lambda data: decode_tensors(data, source="t"),
+            seeds=(world.bytes("rounds/0001/adapter/adapter_model.safetensors"),),
+        ),
+        "protocol.privacy.ledger:parse_entries": Decoder(
+            read=of_text(lambda text: [e.spent for e in parse_entries(text, source="l")]),
+            seeds=(json_line(ENTRY) * 2,),
+        ),
+        "protocol.documents:parse_json": Decoder(
+            read=refusing(parse_json), seeds=(b'{"a": [1, "x", null, 1.5]}',)
+        ),
+        "protocol.documents:parse_toml": Decoder(read=refusing(parse_toml), seeds=(toml,)),
+        "protocol.encoding:parse_canonical": Decoder(
+            read=refusing(parse_canonical, ValueError), seeds=(b'{"a":[1,"x",null]}',)
+        ),
+    }

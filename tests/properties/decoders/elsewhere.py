@@ -1,0 +1,38 @@
+"""Readers that have no document of a stranger's of their own, and why."""
+
+from __future__ import annotations
+
+ELSEWHERE = {
+    "audit.attest:read_identity": "a key of this machine's own",
+    "audit.commands:read_policy_file": "parse_policy",
+    "audit.published:read_plan": "plan_from_text behind a digest that the log signs",
+    "audit.published:read_subject": "bytes behind a digest that the log signs",
+    "base_model.release:read_note": "parse_release",
+    "base_model.release:read_peft": "safetensors' own reader; needs torch",
+    "base_model.verify:read_manifest": "parse_manifest",
+    "base_model.checkpoint:read_checkpoint": "safetensors' and torch's own readers; needs torch",
+    "base_model.store:read_tensors": "safetensors' own reader; needs torch",
+    "client.settings:read_identity": "a key of this machine's own",
+    "fedge.gate:read_plan": "plan_from_text",
+    "fedge.operations.folders:read_signing_key": "a key of this machine's own",
+    "fedge.operations.site:read_node_key": "a key of this machine's own",
+    "fedge.plans:read_manifest": "parse_manifest",
+    "fedge.plans:read_plan": "plan_from_text",
+    "fedge.rosters:read": "parse_roster",
+    "protocol.regular_files:read_regular": "bytes of any file",
+    "protocol.regular_files:read_regular_text": "text of any file",
+    "protocol.regular_files:read_settings_text": "text of any file",
+    "protocol.rows.formats:read_columns": "names of a file of one's own",
+    "protocol.rows.formats:read_lines": "read_texts",
+    "protocol.rows.formats:read_values": "read_rows",
+    "protocol.rows.read:read_texts": "read_rows without labels",
+    "server.app:read_manifest": "parse_manifest",
+    "server.app:read_plan": "plan_from_text",
+    "server.app:read_roster": "parse_roster",
+    "server.delivery.keys:read_keys": "keys of this machine's own",
+    "server.delivery.releases:read_current": "protocol.delivery:decode behind TUF's digests",
+    "server.delivery.releases:read_facts": "protocol.delivery:decode behind TUF's digests",
+    "fedge.metrics:read_run": "plan_from_text, server.history:read_history",
+    "server.starting:read_beginning": "plan_from_text, decode_checkpoint, parse_json",
+    "server.log:read_log_key": "a key of this machine's own",
+}

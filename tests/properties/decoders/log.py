@@ -1,0 +1,187 @@
+"""Decoders, by house. The transparency log: notes, leaves, proofs, receipts."""
+
+from __future__ import annotations
+
+import base64
+
+from audit.log_copy import parse_batch, parse_kept
+from audit.order import parse_first
+from protocol.encoding import canonical_json
+from protocol.merkle import leaf_hash
+from protocol.transparency.dsse import (
+    parse_envelope,
+    sign_statement,
+    verify_envelope,
+)
+from protocol.transparency.leaves import decode_leaf, sign_complaint, verify_author
+from protocol.transparency.note import (
+    KeyType,
+    VerifierKey,
+    cosign,
+    lines_naming,
+    parse_checkpoint,
+    parse_key,
+    verify_note,
+)
+from protocol.transparency.offline import OfflineProof, parse_offline_proof
+from protocol.transparency.policy import parse_policy
+from protocol.transparency.receipts import Receipt, sign_receipt, unverified_receipt, verify_receipt
+from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
+from protocol.transparency.tiles import parse_entries as parse_tile
+from protocol.transparency.tree import Tree
+from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
+from tests.properties.decoders.rows import (
+    Decoder,
+    json_line,
+    json_value,
+    of_text,
+    payload_of,
+    signed_by,
+)
+from tests.properties.decoders.world import World
+
+
+def log(world: World) -> dict[str, Decoder]:
+    text = world.note.partition("\n\n")[0] + "\n"
+    witness = VerifierKey(name="w.example", type=KeyType.COSIGNATURE, public=world.public)
+    cosigned = world.note + cosign(text, "w.example", world.key, time=5)
+    leaf = world.entries[-1]
+    tree = Tree(map(leaf_hash, world.entries))
+    index = len(world.entries) - 1
+    proof = OfflineProof(
+        index=index,
+        path=tuple(tree.inclusion(index, tree.size)),
+        checkpoint=world.note,
+        extra=leaf,
+    ).encode()
+    policy = (
+        f"log {world.log_key.encode()}\nwitness w {witness.encode()}\ngroup all 1 w\nquorum all\n"
+    )
+    trusted = parse_policy(f"log {world.log_key.encode()}\nquorum none\n")
+    origin = world.log_key.name
+
+    def proven(text: str) -> object:
+        found = parse_offline_proof(text)
+        found.verify(found.extra or b"", trusted)
+        return found.encode()
+
+    def leaf_of(data: bytes) -> object:
+        read = decode_leaf(data)
+        verify_author(read, world.log_key.public, world.public)
+        return read
+
+    statement = sign_statement("x", {"a": 1}, {"n": "0" * 64}, world.key)
+    complaint = sign_complaint(client=bytes(16), about="late", receipt="", key=world.key)
+    receipt = Receipt(
+        origin=origin,
+        client="0" * 32,
+        sid="0" * 64,
+        seq=1,
+        rid="0" * 64,
+        root="0" * 64,
+        round=1,
+        attempt=1,
+    )
+    signed = sign_receipt(receipt, world.key)
+    told = canonical_json(Told(size=3, open=[1]).model_dump())
+    given = canonical_json(Given(key=world.log_key.encode(), receipt=signed).model_dump())
+    shown = canonical_json(
+        Shown(
+            key=world.log_key.encode(),
+            checkpoint=world.note,
+            consistency="",
+            tail=Tail(
+                start=1,
+                peaks=nodes_text([leaf_hash(world.entries[0])]),
+                leaves=[data.decode() for data in world.entries[1:]],
+            ),
+            proven=[
+                Proven(
+                    index=0,
+                    path=nodes_text([bytes(32)]),
+                    leaf=world.entries[0].decode(),
+                )
+            ],
+        ).model_dump()
+    )
+    request = AddCheckpoint(old=1, path=(bytes(32),), note=world.note).encode()
+    messages = [data for data in world.entries if b'"payload"' not in data]
+    return {
+        "protocol.transparency.note:parse_key": Decoder(
+            read=of_text(parse_key), seeds=(world.log_key.encode().encode(),)
+        ),
+        "protocol.transparency.note:verify_note": Decoder(
+            read=of_text(lambda t: verify_note(t, [world.log_key, witness])),
+            seeds=(world.note.encode(), cosigned.encode()),
+        ),
+        "protocol.transparency.note:lines_naming": Decoder(
+            read=of_text(lambda t: lines_naming(t, witness)), seeds=(cosigned.encode(),)
+        ),
+        "protocol.transparency.note:parse_checkpoint": Decoder(
+            read=of_text(lambda t: parse_checkpoint(t, origin=origin)), seeds=(text.encode(),)
+        ),
+        "audit.log_copy:parse_batch": Decoder(
+            read=lambda data: parse_batch(data, "log.batch"),
+            seeds=(
+                json_line(
+                    {
+                        "start": 0,
+                        "entries": [base64.b64encode(one).decode() for one in world.entries],
+                        "checkpoint": world.note,
+                    }
+                ),
+            ),
+        ),
+        "audit.log_copy:parse_kept": Decoder(
+            read=of_text(lambda t: parse_kept(t, world.log_key)), seeds=(world.note.encode(),)
+        ),
+        "protocol.transparency.offline:parse_offline_proof": Decoder(
+            read=of_text(proven), seeds=(proof.encode(),)
+        ),
+        "protocol.transparency.policy:parse_policy": Decoder(
+            read=of_text(parse_policy), seeds=(policy.encode(),)
+        ),
+        "protocol.transparency.tiles:parse_entries": Decoder(
+            read=parse_tile, seeds=(b"\x00\x02hi" * 2,)
+        ),
+        "protocol.transparency.leaves:decode_leaf": Decoder(
+            read=leaf_of,
+            seeds=(
+                *world.entries[:3],
+                *messages[:2],
+                canonical_json({"kind": "complaint", **complaint.model_dump()}),
+            ),
+        ),
+        "protocol.transparency.leaves:decode_leaf, signed": Decoder(
+            read=lambda data: leaf_of(signed_by(data, world.key)),
+            seeds=tuple(payload_of(data) for data in world.entries if b'"payload"' in data),
+        ),
+        "protocol.transparency.dsse:parse_envelope": Decoder(
+            read=lambda data: verify_envelope(parse_envelope(json_value(data))[0], world.public),
+            seeds=(statement,),
+        ),
+        "protocol.transparency.receipts:unverified_receipt": Decoder(
+            read=of_text(unverified_receipt), seeds=(signed.encode(),)
+        ),
+        "protocol.transparency.receipts:verify_receipt": Decoder(
+            read=of_text(lambda t: verify_receipt(t, world.public)), seeds=(signed.encode(),)
+        ),
+        "protocol.transparency.receipts:verify_receipt, signed": Decoder(
+            read=lambda data: verify_receipt(signed_by(data, world.key).decode(), world.public),
+            seeds=(payload_of(signed.encode()),),
+        ),
+        "protocol.transparency.shown:decode_text": Decoder(
+            read=of_text(
+                lambda t: decode_text(
+                    Told if '"size"' in t else Shown if '"checkpoint"' in t else Given, t, "log"
+                )
+            ),
+            seeds=(told, given, shown),
+        ),
+        "protocol.transparency.witness:parse_add_checkpoint": Decoder(
+            read=parse_add_checkpoint, seeds=(request,)
+        ),
+        "audit.order:parse_first": Decoder(
+            read=lambda data: parse_first([data], world.log_key.public), seeds=world.entries[:1]
+        ),
+    }

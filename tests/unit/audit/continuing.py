@@ -1,0 +1,77 @@
+"""What tests of runs that go on from another run have in common."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from audit.continued import start_of
+from audit.log_copy import Trust
+from audit.report import Report
+from audit.sources import Folder
+from audit.verify import audit, load_run
+from protocol.adapter import adapter_layout
+from protocol.exchange import Phase
+from protocol.layout import Vector
+from protocol.legality import verify_legal
+from protocol.plan import Plan, plan_from_text
+from protocol.step.checkpoint import decode_checkpoint
+from tests.unit.audit.runs import small_manifest, small_plan
+
+FOUR = {"size": 4, "quorum": 3, "deadline_s": 30.0}
+
+
+PLAIN: dict[str, Any] = {"secrecy": {"exchange": "plain"}}
+
+
+NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
+
+
+CENTRAL = {"mechanism": "central", "noise_multiplier": 2.0, "epsilon": 40.0, "sampling": 0.9}
+
+
+PROMPT: dict[str, Any] = {
+    "rule": {"name": "prompt-mean"},
+    "adapter": {"method": "prompt", "tokens": 3},
+}
+
+
+WIDE: dict[str, Any] = {"cohort": {"size": 2, "quorum": 2, "deadline_s": 30.0}, "count": 2}
+
+
+def of_rule(name: str) -> dict[str, Any]:
+    if name == "flora":  # ranks grow by every client, up to the small base's 5 features
+        return {"rule": {"name": name}, "adapter": {"rank": 1, "targets": ["query"]}} | WIDE
+    return PROMPT if name == "prompt-mean" else {"rule": {"name": name}}
+
+
+def vector(run: Path, number: int) -> Vector:
+    """The adapter of a round, as it is in its checkpoint."""
+    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
+    folder = run / "rounds" / f"{number:04d}"
+    rank = json.loads((folder / "record.json").read_text())["rank"]
+    data = (folder / "checkpoint.safetensors").read_bytes()
+    state, _ = decode_checkpoint(data, rank=rank, source="test")
+    return adapter_layout(plan, small_manifest(), rank=rank).flatten(state.adapter)
+
+
+def audited(run: Path, *before: Path) -> Report:
+    return audit(Folder(run), Trust(), before=[Folder(each) for each in before])
+
+
+def _document(sections: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sections.items() if name != "count"}
+
+
+def _plan_after(first: Path, number: int = 3, **sections: Any) -> Plan:
+    start = start_of(load_run(Folder(first), Trust()), number).model_dump(mode="json")
+    return small_plan(**(sections | {"start": sections.get("start", start)}))[0]
+
+
+def _legal(first: Path, number: int = 3, **sections: Any) -> None:
+    verify_legal(_plan_after(first, number, **sections), small_manifest())
+
+
+def one_is_away(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    return phase is Phase.ADVERTISE and site == 3

@@ -1,0 +1,249 @@
+"""Starts of which nothing can go on: damaged, of another plan or base, or past the budget."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from audit.continued import start_of
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import load_run
+from fedge.plans import app as plans
+from protocol.adapter import adapter_layout, lora_scaling
+from protocol.encoding import vector_digest
+from protocol.errors import ArtefactError, PlanError
+from protocol.legality import verify_legal
+from protocol.plan import Plan
+from protocol.start import SpentBefore
+from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
+from server.starting import read_beginning
+from tests.unit.audit.continuing import (
+    CENTRAL,
+    NOISE,
+    PLAIN,
+    PROMPT,
+    WIDE,
+    _document,
+    _legal,
+    _plan_after,
+    of_rule,
+)
+from tests.unit.audit.runs import make_run, small_manifest, small_plan
+
+Damage = Callable[[Path], None]
+
+
+def cut(run: Path) -> None:
+    path = run / "rounds/0003/checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def not_a_number(run: Path) -> None:
+    path = run / "rounds/0003/checkpoint.safetensors"
+    state, note = decode_checkpoint(path.read_bytes(), rank=2, source="x")
+    name = sorted(state.adapter)[0]
+    state.adapter[name][...] = np.nan
+    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
+    said = Note(**(vars(note) | {"adapter_digest": vector_digest(layout.flatten(state.adapter))}))
+    path.write_bytes(encode_checkpoint(state, said))
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no file": (
+        lambda run: (run / "rounds/0003/checkpoint.safetensors").unlink(),
+        "is no adapter of a run's round",
+    ),
+    "no plan": (lambda run: (run / "plan.json").unlink(), "is no adapter of a run's round"),
+    "cut": (cut, "checkpoint.safetensors"),
+    "nothing in it": (
+        lambda run: (run / "rounds/0003/checkpoint.safetensors").write_bytes(b""),
+        "checkpoint.safetensors",
+    ),
+    "another run": (
+        lambda run: (run / "plan.json").write_text(small_plan(seed=9)[0].render()),
+        "of a run of plan",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_start_is_refused(damage: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = _plan_after(runs[0])
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    DAMAGES[damage][0](run)
+    with pytest.raises(ArtefactError, match=DAMAGES[damage][1]):
+        read_beginning(run / "rounds/0003/adapter", plan, small_manifest())
+
+
+def test_a_start_that_is_not_finite_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Also where plan and file agree on it."""
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    not_a_number(run)
+    _, note = decode_checkpoint(
+        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), rank=2, source="x"
+    )
+    start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
+    plan = small_plan(start=start | {"adapter": note.adapter_digest})[0]
+    with pytest.raises(ArtefactError, match="NaN"):
+        read_beginning(run, plan, small_manifest())
+
+
+def test_folders_that_are_no_run_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = _plan_after(runs[0])
+    for path in (tmp_path, tmp_path / "nowhere", runs[0] / "log", runs[0] / "rounds/0009/adapter"):
+        with pytest.raises(ArtefactError, match="is no adapter of a run's round"):
+            read_beginning(path, plan, small_manifest())
+    copy = shutil.copytree(runs[0] / "rounds/0003/adapter", tmp_path / "adapter")
+    with pytest.raises(ArtefactError, match="runs/x/rounds/0008/adapter"):
+        read_beginning(Path(copy), plan, small_manifest())
+
+
+ALPHAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another alpha": ({}, {"adapter": {"rank": 2, "alpha": 64.0, "targets": ["query"]}}),
+    "another rank": (
+        {},
+        {"adapter": {"rank": 4, "alpha": 16.0, "targets": ["query"]}, "rule": {"name": "fedit"}},
+    ),
+    "a stack at its rank": (
+        of_rule("flora"),
+        {"adapter": {"rank": 2, "targets": ["query"]}, "rule": {"name": "fedit"}} | WIDE,
+    ),
+    "a stack, stacked on": (
+        of_rule("flora"),
+        of_rule("flora") | {"adapter": {"rank": 1, "alpha": 8.0, "targets": ["query"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ALPHAS)
+def test_an_adapter_counts_as_much_as_before(kind: str, tmp_path: Path) -> None:
+    """Its factors are multiplied by the plan's alpha / rank: a plan that changes that is another model's.
+
+    What the remedy says is a plan that may be run, and the product is what it was.
+    """
+    before, after = ALPHAS[kind]
+    first = make_run(tmp_path / "first", rounds=1, **(PLAIN | before))
+    document = PLAIN | {"rounds": 1} | _document(after)
+    with pytest.raises(PlanError, match=r"rank|alpha") as caught:
+        _legal(first, 1, **document)
+    advice = re.findall(r"adapter\.(rank|alpha) = ([0-9.]+)", caught.value.remedy)
+    changed = {name: int(value) if name == "rank" else float(value) for name, value in advice}
+    fit = _plan_after(first, 1, **(document | {"adapter": after["adapter"] | changed}))
+    verify_legal(fit, small_manifest())
+    read_beginning(first, fit, small_manifest())
+    assert "alpha" in changed
+    assert lora_scaling(fit) == lora_scaling(small_plan(**_document(PLAIN | before))[0])
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "labels in another order": ({"task": {"labels": ["b", "a", "c"]}}, "in another order"),
+    "other labels": ({"task": {"labels": ["a", "b", "x"]}}, "other labels"),
+    "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "rank"),
+    "another method": (PROMPT, "rank|tensor|unknown"),
+    "cores": ({"rule": {"name": "fed-sb"}}, "misses|unknown"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_plan_of_other_tensors_cannot_go_on(kind: str, runs: tuple[Path, Path]) -> None:
+    sections, why = UNFIT[kind]
+    plan = _plan_after(runs[0], **sections)
+    with pytest.raises((ArtefactError, PlanError), match=why):
+        _begun(runs[0], plan)
+
+
+def _begun(run: Path, plan: Plan) -> None:
+    """As before a run: the plan is looked at, then what it goes on from."""
+    verify_legal(plan, small_manifest())
+    read_beginning(run, plan, small_manifest())
+
+
+def test_an_adapter_of_another_base_cannot_go_on(runs: tuple[Path, Path]) -> None:
+    plan = _plan_after(runs[0])
+    other = plan.model_copy(update={"base": plan.base.model_copy(update={"fingerprint": "b" * 64})})
+    with pytest.raises(PlanError, match="was trained on base"):
+        read_beginning(runs[0], other, small_manifest())
+
+
+def test_a_plan_that_starts_anew_takes_no_start_and_one_that_goes_on_needs_it(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="starts anew"):
+        make_run(tmp_path / "anew", begin=runs[0])
+    start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
+    with pytest.raises(PlanError, match="nobody says where it is"):
+        make_run(tmp_path / "nowhere", start=start)
+    for folder in ("anew", "nowhere"):
+        assert not (tmp_path / folder / "plan.json").exists()  # nothing was begun
+
+
+SPENT = {
+    "none before": ({"privacy": NOISE, "rule": {"name": "ffa-lora"}}, {}, "no noise"),
+    "another noise": (
+        {"privacy": NOISE, "rule": {"name": "ffa-lora"}},
+        {"mechanism": "central", "sums": 3},
+        "had central noise",
+    ),
+    "central rounds unlike": (
+        {
+            "privacy": CENTRAL,
+            "rule": {"name": "ffa-lora"},
+            "secrecy": {"exchange": "plain"},
+            "cohort": {"size": 6, "quorum": 1},
+        },
+        {"mechanism": "central", "sums": 3, "noise_multiplier": 1.0, "sampling": 0.9},
+        "rounds that are alike",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPENT)
+def test_an_epsilon_that_would_not_hold_is_refused(kind: str, runs: tuple[Path, Path]) -> None:
+    sections, spent, why = SPENT[kind]
+    start = start_of(load_run(Folder(runs[0]), Trust()), 3)
+    changed = start.model_copy(update={"spent": SpentBefore.model_validate(spent)})
+    with pytest.raises(PlanError, match=why):
+        _legal(runs[0], **sections, start=changed.model_dump(mode="json"))
+
+
+def test_round_0_is_nothing_to_go_on_from(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a plan begins with is a plan anew: clients have agreed to a sum of it under that plan."""
+    with pytest.raises(PlanError, match="round 0 is nobody's work"):
+        start_of(load_run(Folder(runs[0]), Trust()), 0)
+    command = ["continue", str(runs[0] / "rounds/0000/adapter"), "--rounds", "1"]
+    ended = CliRunner().invoke(plans, [*command, "--out", str(tmp_path / "plan.toml")])
+    assert isinstance(ended.exception, PlanError)
+
+
+ODD: dict[str, tuple[dict[str, Any], str]] = {
+    "a key that nobody knows": ({"roots": "x"}, "unknown key `start.roots`"),
+    "a short digest": ({"adapter": "ab"}, "`start.adapter`"),
+    "more rounds than there were": ({"round": 9}, "round 9 of 3 rounds"),
+    "round 0": ({"round": 0}, "start anew"),
+    "no rounds": ({"round": 0, "rounds": 0}, "start anew"),
+    "no scaling": ({"scaling": 0.0}, "`start.scaling`"),
+    "no plan": ({"plans": []}, "`start.plans`"),
+    "a plan twice": ({"plans": ["1" * 64, "1" * 64]}, "listed twice"),
+    "less than nothing spent": ({"spent": {"rho": -0.1}}, "`start.spent.rho`"),
+    "a number as text": ({"rank": "2"}, "`start.rank`"),
+    "another word for a mechanism": ({"spent": {"mechanism": "local"}}, "`start.spent.mechanism`"),
+    "no root": ({"root": None}, "`start.root`"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_start_that_is_none_is_no_plan(kind: str, runs: tuple[Path, Path]) -> None:
+    start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
+    changed, why = ODD[kind]
+    with pytest.raises(PlanError, match=why) as caught:
+        small_plan(start=start | changed)
+    if kind == "a key that nobody knows":
+        assert "`root`" in caught.value.remedy
