@@ -18,7 +18,7 @@ from base_model.build import build_base
 from base_model.programs.build import training_graph, unsigned_weights
 from base_model.programs.classifier import LABELS, cross_entropy
 from base_model.programs.frozen import refer_to_weights
-from base_model.programs.session import open_program
+from base_model.programs.session import open_session
 from base_model.store import open_base
 from base_model.verify import WEIGHTS, read_manifest
 from protocol.forms import SCALE, SCALE_IN, SHIFT
@@ -152,7 +152,7 @@ def gradients_of(
         weights=unsigned_weights(manifest.bits, manifest.block),
     )
     refer_to_weights(model, base / WEIGHTS)
-    session = open_program(model.SerializeToString(), base, threads=1)
+    session = open_session(model.SerializeToString(), base, threads=1)
     ids, mask, targets = batch(manifest)
     feeds = {"input_ids": ids, "attention_mask": mask, LABELS: targets}
     loss, *gradients = session.run(None, feeds | values | head(manifest))
