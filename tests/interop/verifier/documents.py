@@ -103,7 +103,7 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any], r: int) -> dict[str, 
     """P-2.1, P-2.2."""
     shapes: dict[str, tuple[int, ...]] = {}
     if plan["adapter"]["method"] == "prompt":
-        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["hidden_size"])
+        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
     else:
         for path, (width, out) in adapted(plan, manifest).items():
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
