@@ -37,6 +37,7 @@ MANIFEST_PARTS = (  # that the fingerprint does not cover
     "source",
     "task",
     "hidden_size",
+    "embedding_size",
     "layers",
     "vocab_size",
     "max_positions",

@@ -72,7 +72,7 @@ def adapter_layout(plan: Plan, manifest: Manifest) -> Layout:
             if core:
                 specs.append(TensorSpec(name=linear.path + LORA_R, shape=(r, r), role=Role.LORA_R))
     else:
-        shape = (plan.adapter.tokens, manifest.hidden_size)
+        shape = (plan.adapter.tokens, manifest.embedding_size)
         specs.append(TensorSpec(name=SOFT_PROMPT, shape=shape, role=Role.PROMPT))
     labels, head = len(plan.task.labels), manifest.head
     specs.append(

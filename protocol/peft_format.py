@@ -120,7 +120,7 @@ def peft_config(plan: Plan, manifest: Manifest, *, base_name: str) -> dict[str, 
     return both | {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": plan.adapter.tokens,
-        "token_dim": manifest.hidden_size,
+        "token_dim": manifest.embedding_size,
         "num_transformer_submodules": 1,
         "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
         "num_layers": manifest.layers,

@@ -100,7 +100,7 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
     """P-2.1, P-2.2."""
     shapes: dict[str, tuple[int, ...]] = {}
     if plan["adapter"]["method"] == "prompt":
-        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["hidden_size"])
+        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
     else:
         r = plan["adapter"]["rank"]
         for path, (width, out) in adapted(plan, manifest).items():

@@ -37,6 +37,7 @@ def manifest() -> Manifest:
         bits=4,
         block=32,
         hidden_size=5,
+        embedding_size=5,
         layers=1,
         vocab_size=9,
         max_positions=64,
