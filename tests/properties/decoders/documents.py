@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edge_runtime.base import read_manifest
-from protocol.adapter import adapter_layout
 from base_model.programs.document import (
     GraphEntry,
     ProgramDocument,
     TensorRule,
     parse_program,
 )
+from edge_runtime.base import read_manifest
+from protocol.adapter import adapter_layout
 from protocol.chunks import CHUNKS, chunks_of, parse_chunks
 from protocol.documents import parse_json, parse_toml
 from protocol.encoding import parse_canonical
