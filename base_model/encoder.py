@@ -121,10 +121,9 @@ class EncoderClassifier(PreTrainedModel):
     def _pool(self, encoded: Any, mask: Tensor | None) -> Tensor:
         hidden: Tensor = encoded.last_hidden_state
         if self.pooling == "pooler":
-            if self.family.activation:
-                activation = getattr(nn.functional, self.family.activation)
-                return activation(self.pooler(hidden[:, 0]))  # type: ignore[no-any-return]
             pooled: Tensor = encoded.pooler_output
+            if self.family.activation:
+                pooled = getattr(nn.functional, self.family.activation)(self.pooler(hidden[:, 0]))
             return pooled
         if self.pooling == "cls":
             return hidden[:, 0]
