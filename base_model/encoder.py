@@ -121,9 +121,11 @@ class EncoderClassifier(PreTrainedModel):
     def _pool(self, encoded: Any, mask: Tensor | None) -> Tensor:
         hidden: Tensor = encoded.last_hidden_state
         if self.pooling == "pooler":
-            pooled: Tensor = encoded.pooler_output
+            pooled: Tensor
             if self.family.activation:
                 pooled = getattr(nn.functional, self.family.activation)(self.pooler(hidden[:, 0]))
+            else:
+                pooled = encoded.pooler_output
             return pooled
         if self.pooling == "cls":
             return hidden[:, 0]
