@@ -15,7 +15,6 @@ from protocol.encoding import canonical_json
 from protocol.errors import MachineError, ProofError
 from protocol.privacy.ledger import Entry, central_numbers, client_epsilon, distributed_numbers
 from protocol.privacy.planned import mechanism_of
-from protocol.step.state import global_rank
 from protocol.transparency.leaves import Aggregate, Alive, Spent, sha256
 
 LEDGER = "privacy.jsonl"
@@ -92,7 +91,7 @@ def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
     central = plan.privacy.mechanism == "central"
     if entry.round != number or not 1 <= number <= plan.rounds:
         raise _bad(f"{where} is of round {entry.round}")
-    size = run.layout(global_rank(plan)).only(run.contract.roles(plan.turn(number))).size
+    size = run.layout.only(run.contract.roles(plan.turn(number))).size
     numbers = (
         central_numbers(plan.privacy, size)
         if central

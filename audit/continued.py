@@ -12,7 +12,6 @@ from itertools import product
 from audit.openings import sums_asked
 from audit.published import REMEDY, Run
 from audit.report import Findings, Unproven
-from protocol.adapter import lora_scaling
 from protocol.errors import PlanError, ProofError
 from protocol.privacy.accounting import Spent
 from protocol.privacy.ledger import Entry, total
@@ -38,8 +37,7 @@ def start_of(run: Run, number: int, *, size: int | None = None) -> Start:
     leaf, before = placed[0].leaf, run.plan.start
     return Start(
         adapter=leaf.adapter_out,
-        rank=leaf.rank,
-        scaling=lora_scaling(run.plan),
+        settings=run.plan.adapter_settings,
         round=number,
         rounds=run.plan.turn(number),
         plans=[*(before.plans if before else []), run.plan_digest],

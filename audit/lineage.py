@@ -127,7 +127,7 @@ def check_folder(run: Run, folder: Path) -> int:
         if sha256(_read(file)) != subjects.get(adapter_path(note.round, name)):
             raise ProofError(f"{file} is not the file that the log knows", REMEDY)
     tensors, _ = decode_tensors(_read(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
-    layout: Layout = run.layout(placed[0].leaf.rank).only(frozenset(Role) - {Role.LORA_R})
+    layout: Layout = run.layout.only(frozenset(Role) - {Role.LORA_R})
     if vector_digest(layout.flatten(from_peft(tensors))) != placed[0].leaf.published:
         raise ProofError(f"{folder} holds another adapter than round {note.round}'s", REMEDY)
     return note.round

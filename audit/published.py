@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from audit.collected import Collected, Placed
@@ -36,6 +37,7 @@ MANIFEST_PARTS = (  # that the fingerprint does not cover
     "source",
     "task",
     "hidden_size",
+    "embedding_size",
     "layers",
     "vocab_size",
     "max_positions",
@@ -91,9 +93,10 @@ class Run:
         """Whose signatures on a checkpoint are checked."""
         return [self.copy.key, *self.policy.witnesses.values()]
 
-    def layout(self, rank: int) -> Layout:
-        """The full adapter's at ``rank``."""
-        return adapter_layout(self.plan, self.manifest, rank=rank)
+    @cached_property
+    def layout(self) -> Layout:
+        """The full adapter's."""
+        return adapter_layout(self.plan, self.manifest)
 
     def members(self, index: int) -> tuple[Roster, Members]:
         """The roster in force at a leaf. Raises ProofError, ArtefactError."""
@@ -132,12 +135,12 @@ class Run:
     def _read_state(self, placed: Placed[Adapter]) -> State:
         leaf, name = placed.leaf, checkpoint_path(placed.leaf.round)
         data = read_subject(self.source, placed, name)
-        state, note = decode_checkpoint(data, rank=leaf.rank, source=name)
+        state, note = decode_checkpoint(data, source=name)
         said = (note.round, note.plan_digest, note.base_fingerprint, note.adapter_digest)
         meant = (leaf.round, self.plan_digest, self.manifest.fingerprint, leaf.adapter_out)
         if said != meant:
             raise _bad(f"{name} says of itself another round, plan, base or adapter")
-        vector = self.layout(leaf.rank).flatten(state.adapter)
+        vector = self.layout.flatten(state.adapter)
         if vector_digest(vector) != leaf.adapter_out:
             raise _bad(f"{name} is not the adapter with the digest `adapter_out`")
         return state

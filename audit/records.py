@@ -134,7 +134,6 @@ class RecordCheck:
         meant: dict[str, Any] = {
             "round": leaf.round,
             "attempt": leaf.attempt,
-            "rank": leaf.rank,
             "plan_digest": run.plan_digest,
             "base_fingerprint": run.manifest.fingerprint,
             "adapter_in": leaf.adapter_in,
@@ -153,8 +152,7 @@ class RecordCheck:
         meant |= {
             "roles": sorted(run.contract.roles(run.plan.turn(leaf.round))),
             "quorum": 0 if central else run.plan.cohort.quorum,
-            "bytes_down_per_client": 4
-            * sent_layout(run.plan, run.manifest, rank=self._before.leaf.rank).size,
+            "bytes_down_per_client": 4 * sent_layout(run.plan, run.manifest).size,
         }
         if leaf.void:
             number = self._round.aborts[-1].leaf.seq if self._round.aborts else 0

@@ -38,7 +38,7 @@ from protocol.peft_format import (
 from protocol.peft_opener import OPENER, OPENER_FILE
 from protocol.rules import Role
 from protocol.step.robust import Robust, robust_mean
-from protocol.step.state import State, apply_mean, global_rank, initial_state
+from protocol.step.state import State, apply_mean, initial_state
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import Adapter, Advert, Aggregate
 
@@ -117,9 +117,6 @@ class RoundCheck:
             raise _bad(f"the exchange is `{leaf.exchange}`, not the plan's")
         if leaf.round > run.plan.rounds:
             raise _bad(f"the plan has {run.plan.rounds} rounds")
-        stacked = run.contract.combine == "stack"
-        if not stacked and leaf.rank != global_rank(run.plan):
-            raise _bad(f"its rank is {leaf.rank}, not the plan's")
         if (leaf.round == 0 or leaf.void or leaf.exchange == "plain") and leaf.sums:
             raise _bad("it lists sums where there are none")
 
@@ -128,11 +125,11 @@ class RoundCheck:
         run, leaf = self._run, self._leaf
         state = run.state(self._round.adapter)
         if run.plan.start is not None:
-            if (leaf.adapter_out, leaf.rank) != (run.plan.start.adapter, run.plan.start.rank):
+            if leaf.adapter_out != run.plan.start.adapter:
                 raise _bad("it is not the adapter that the plan goes on from")
-            verify_magnitude(run.layout(leaf.rank).flatten(state.adapter))
+            verify_magnitude(run.layout.flatten(state.adapter))
         else:
-            derived = initial_state(run.plan, run.manifest, run.contract)
+            derived = initial_state(run.plan, run.manifest)
             for name, value in derived.adapter.items():
                 if not _same_tensors({name: state.adapter[name]}, {name: value}):
                     raise _bad(f"{name} is not what the plan's seed gives")
@@ -153,15 +150,14 @@ class RoundCheck:
         )
         if self._round.sums:
             self.findings.fault("secret sums in a plain round")
-        if self._run.contract.combine == "mean":
-            with self.findings.checking("nothing moved but what the round trains"):
-                self._check_still(before)
+        with self.findings.checking("nothing moved but what the round trains"):
+            self._check_still(before)
 
     def _check_still(self, before: Placed[Adapter]) -> None:
         run, leaf = self._run, self._leaf
         after, start = run.state(self._round.adapter), run.state(before)
         roles = run.contract.roles(run.plan.turn(leaf.round))
-        layout = run.layout(leaf.rank)
+        layout = run.layout
         for spec in layout.specs:
             where = layout.slices[spec.name]
             pairs = (
@@ -242,10 +238,10 @@ class RoundCheck:
             run.state(before),
             combined.mean,
             plan=run.plan,
-            layout=run.layout(before.leaf.rank),
+            layout=run.layout,
             roles=run.contract.roles(run.plan.turn(leaf.round)),
         )
-        vector = run.layout(after.rank).flatten(after.adapter)
+        vector = run.layout.flatten(after.adapter)
         self._robust = combined
         if vector_digest(vector) != leaf.adapter_out:
             raise _bad("the sums make another adapter than `adapter_out`")
@@ -289,7 +285,7 @@ class RoundCheck:
     def _check_published(self) -> Tensors:
         """The PEFT folder holds the adapter of the checkpoint. (P-5.1)"""
         run, leaf = self._run, self._leaf
-        layout = run.layout(leaf.rank).only(frozenset(Role) - {Role.LORA_R})
+        layout = run.layout.only(frozenset(Role) - {Role.LORA_R})
         plain = as_plain_lora(run.state(self._round.adapter).adapter)
         if vector_digest(layout.flatten(plain)) != leaf.published:
             raise _bad("`published` is not the digest of the published adapter")
@@ -299,7 +295,7 @@ class RoundCheck:
         if not _same_tensors(tensors, to_peft(plain, head=folder_head(run.manifest))):
             raise _bad(f"{weights} holds another adapter")
         name = adapter_path(leaf.round, CONFIG_FILE)
-        config = peft_config(run.plan, run.manifest, rank=leaf.rank, base_name=run.manifest.source)
+        config = peft_config(run.plan, run.manifest, base_name=run.manifest.source)
         if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
         name = adapter_path(leaf.round, OPENER_FILE)

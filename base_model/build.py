@@ -27,7 +27,7 @@ from base_model.store import GRAPH
 from base_model.verify import WEIGHTS, tensor_entry
 from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
 from protocol.codes import dequantise, quantise
-from protocol.errors import PlanError
+from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import (
     CONFIG,
     MANIFEST_NAME,
@@ -126,9 +126,14 @@ def _model_of(source: Source) -> EncoderClassifier:
     model = EncoderClassifier(
         source.config, pooling=source.pooling, labels=labels, attention="eager"
     )
-    own = model.load_state_dict(source.tensors, strict=False).missing_keys
+    drawn = set(model.load_state_dict(source.tensors, strict=False).missing_keys)
+    if stray := drawn - {"classifier.weight", "classifier.bias"}:
+        raise ArtefactError(
+            f"{source.name}: {min(stray)} is not in the checkpoint, and no adapter would bring it",
+            "fetch a complete checkpoint",
+        )
     with torch.no_grad():
-        for name in own:  # the head alone, where the source has none; load_source saw to the rest
+        for name in drawn:  # the head, which lies in the base and in every adapter
             model.get_parameter(name).zero_()
     return model.float().eval().requires_grad_(False)
 
@@ -136,7 +141,7 @@ def _model_of(source: Source) -> EncoderClassifier:
 def _linears(model: EncoderClassifier) -> list[Linear]:
     return [
         Linear(path=path, in_features=module.in_features, out_features=module.out_features)
-        for path, module in sorted(encoder_linears(model, model.prefix).items())
+        for path, module in sorted(encoder_linears(model, model.family).items())
     ]
 
 
@@ -225,6 +230,7 @@ def _manifest(
         bits=bits,  # type: ignore[arg-type]
         block=BLOCK,
         hidden_size=config.hidden_size,
+        embedding_size=getattr(config, source.family.embedding),
         layers=config.num_hidden_layers,
         vocab_size=config.vocab_size,
         max_positions=source.family.positions(config),

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from base_model.families import FAMILIES
+from base_model.families import FAMILIES, Family
 
 
 class EncoderClassifier(PreTrainedModel):
     """Encoder and head. ``pooling``: mean over the mask, first token, or a dense layer on the first token.
 
-    That layer is the encoder's own pooler; DistilBERT has none, and Hugging Face's class for it has a
-    ``pre_classifier`` there: ``pooler`` here, since peft would train whatever ends in "classifier". In
-    RoBERTa the pooler does what the inner layer of that class's head does.
+    That layer is the encoder's own pooler; DistilBERT and ELECTRA have none, and Hugging Face's classes for
+    them have a layer of the head there: ``pooler`` here, since peft would train whatever is under
+    "classifier". In RoBERTa the pooler does what the inner layer of that class's head does.
     """
 
     config_class = PretrainedConfig
@@ -30,26 +30,23 @@ class EncoderClassifier(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(
-        self, config: PretrainedConfig, *, pooling: str, labels: int, attention: str = "sdpa"
+        self, config: PretrainedConfig, *, pooling: str, labels: int, attention: str | None = None
     ) -> None:
         super().__init__(config)
-        self.pooling = pooling
-        self.prefix = FAMILIES[config.model_type].prefix
+        self.pooling, self.family = pooling, FAMILIES[config.model_type]
+        self.prefix = self.family.prefix
         self.base_model_prefix = self.prefix
         self.config.num_labels = labels
         encoder = AutoModel.from_config(
-            config, attn_implementation=attention, **self._pooler_argument(config)
+            config,
+            attn_implementation=attention or self.family.attention,
+            **({} if self.family.activation else {"add_pooling_layer": pooling == "pooler"}),
         )
         self.add_module(self.prefix, encoder)
-        if config.model_type == "distilbert" and pooling == "pooler":
+        if self.family.activation and pooling == "pooler":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
         self._head = "classifier"
-
-    def _pooler_argument(self, config: PretrainedConfig) -> dict[str, bool]:
-        if config.model_type == "distilbert":
-            return {}
-        return {"add_pooling_layer": self.pooling == "pooler"}
 
     def rename_head(self, name: str) -> None:
         """Call the head what a PEFT folder calls it. (P-5.1)"""
@@ -109,7 +106,7 @@ class EncoderClassifier(PreTrainedModel):
         ``counted`` (rows, tokens) is false where a pad stands, also inside a text. Without them
         Hugging Face's encoder counts embeddings one by one, and so unlike the same ids.
         """
-        if not FAMILIES[self.config.model_type].counts_pads:
+        if not self.family.counts_pads:
             return {}
         ones = counted.to(torch.int64)
         return {"position_ids": ones.cumsum(1) * ones + self.config.pad_token_id}
@@ -124,9 +121,11 @@ class EncoderClassifier(PreTrainedModel):
     def _pool(self, encoded: Any, mask: Tensor | None) -> Tensor:
         hidden: Tensor = encoded.last_hidden_state
         if self.pooling == "pooler":
-            if self.config.model_type == "distilbert":
-                return nn.functional.relu(self.pooler(hidden[:, 0]))
-            pooled: Tensor = encoded.pooler_output
+            pooled: Tensor
+            if self.family.activation:
+                pooled = getattr(nn.functional, self.family.activation)(self.pooler(hidden[:, 0]))
+            else:
+                pooled = encoded.pooler_output
             return pooled
         if self.pooling == "cls":
             return hidden[:, 0]
@@ -136,12 +135,14 @@ class EncoderClassifier(PreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def encoder_linears(model: nn.Module, prefix: str) -> dict[str, nn.Linear]:
+def encoder_linears(model: nn.Module, family: Family) -> dict[str, nn.Linear]:
     """The linears of the encoder's layers by module path: what is quantised and adapted."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{prefix}.") and ".layer." in name
+        if isinstance(module, nn.Linear)
+        and name.startswith(f"{family.prefix}.")
+        and family.layers in name
     }
 
 

@@ -22,7 +22,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from base_model.encoder import EncoderClassifier
-from base_model.families import FAMILIES
 from base_model.graph_forms import add_linear_slots, add_norm_slots, add_slot
 from base_model.graph_linears import (
     Codes,
@@ -42,7 +41,7 @@ FEATURES = "features"
 
 
 class _Features(nn.Module):
-    """Ids, mask and soft prompt (n, hidden) to pooled features (rows, hidden).
+    """Ids, mask and soft prompt (n, width of word embeddings) to pooled features (rows, hidden).
 
     The prompt goes in front of the word embeddings and its positions are counted and pooled like
     words: what peft's prompt tuning does in torch.
@@ -89,25 +88,25 @@ def export_graph(
 
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
-    optional inputs: of a merged model, with its soft ``prompt`` (n, hidden), or for comparison. ``half``
+    optional inputs: of a merged model, with its soft ``prompt`` (n, width), or for comparison. ``half``
     stores matrices in 16 bits; it computes in float32.
     """
-    graph_model, family = _exported(model), FAMILIES[model.config.model_type]
+    graph_model, width = _exported(model), getattr(model.config, model.family.embedding)
     graph = graph_model.graph
     nodes = linear_nodes(graph)
-    adapted = [(linear, nodes[linear.path]) for linear in linears]
+    adapted = [(linear, node) for linear in linears for node in nodes[linear.path]]
     for linear, node in adapted:
         if linear.path in codes:
             quantise(graph, node, linear, codes[linear.path], bits, block, accuracy_level)
     flatten_rows(graph, [node for _, node in adapted])
     if slots:
         for linear, node in adapted:
-            name, (key, value) = linear.path.rpartition(".")[2], family.attended
+            name, (key, value) = linear.path.rpartition(".")[2], model.family.attended
             # softmax does not see a key's shift: all scores of a query move alike
             add_linear_slots(graph, node, linear, scaled=name in (key, value), shifted=name != key)
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
-    _prompt_slot(graph, model.config.hidden_size, slots, prompt)
+    _prompt_slot(graph, width, slots, prompt)
     _drop_unused(graph)
     if half:
         _halve(graph)
@@ -147,7 +146,8 @@ def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:
 
 def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     ids = torch.randint(0, 4, (2, 7))
-    example = (ids, torch.ones_like(ids), torch.zeros(3, model.config.hidden_size))
+    width = getattr(model.config, model.family.embedding)
+    example = (ids, torch.ones_like(ids), torch.zeros(3, width))
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("sequence")
     shapes = (
         {0: rows, 1: tokens},
@@ -221,15 +221,15 @@ def _halve(graph: onnx.GraphProto) -> None:
 
 
 def _prompt_slot(
-    graph: onnx.GraphProto, hidden: int, slots: bool, prompt: npt.NDArray[np.float32] | None
+    graph: onnx.GraphProto, width: int, slots: bool, prompt: npt.NDArray[np.float32] | None
 ) -> None:
     """The exported input becomes optional; without slots it is a constant, empty without ``prompt``."""
     for value in list(graph.input):
         if value.name == SOFT_PROMPT:
             graph.input.remove(value)
-    empty = np.zeros((0, hidden), np.float32)
+    empty = np.zeros((0, width), np.float32)
     if slots:
-        add_slot(graph, SOFT_PROMPT, ["prompt", hidden], empty)
+        add_slot(graph, SOFT_PROMPT, ["prompt", width], empty)
     else:
         constant = empty if prompt is None else np.ascontiguousarray(prompt, np.float32)
         graph.initializer.append(numpy_helper.from_array(constant, SOFT_PROMPT))

@@ -21,7 +21,10 @@ class Family:
     ``default_pooling``: for a source that says nothing. ``dense``: the inner layer of Hugging Face's own
     classification head, under its name in a checkpoint and its path in the base's model, where pooling
     ``pooler`` applies it; ``out``: the name of the head's outer layer. ``attended``: last path components of
-    the linears that give keys and values, which an adapter may scale.
+    the linears that give keys and values, which an adapter may scale. ``layers``: what the module path of
+    every linear in a layer has in it. ``embedding``: the key of ``config.json`` with the width of word
+    embeddings. ``attention``: what transformers' class computes attention with. ``activation``: behind
+    ``dense`` where the encoder has no pooler of its own. ``pad``: the only padding id its code works with.
     """
 
     model_type: str
@@ -31,6 +34,11 @@ class Family:
     dense: tuple[str, str] | None = None
     out: str = "classifier"
     attended: tuple[str, str] = ("key", "value")
+    layers: str = ".layer."
+    embedding: str = "hidden_size"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    activation: Literal["relu", "gelu"] | None = None
+    pad: int | None = None
 
     def positions(self, config: Any) -> int:
         """How many tokens a text may have by the position table."""
@@ -38,12 +46,18 @@ class Family:
         return int(config.max_position_embeddings) - kept
 
 
-_ROBERTA: dict[str, Any] = {
-    "prefix": "roberta",
-    "counts_pads": True,
-    "dense": ("classifier.dense", "roberta.pooler.dense"),
-    "out": "classifier.out_proj",
-}
+def _like_roberta(model_type: str, prefix: str, **others: Any) -> Family:
+    """A head of two layers; positions counted from the padding id."""
+    return Family(
+        model_type=model_type,
+        prefix=prefix,
+        counts_pads=True,
+        dense=("classifier.dense", f"{prefix}.pooler.dense"),
+        out="classifier.out_proj",
+        **others,
+    )
+
+
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -53,10 +67,34 @@ FAMILIES = {
             prefix="distilbert",
             dense=("pre_classifier", "pooler"),
             attended=("k_lin", "v_lin"),
+            activation="relu",
         ),
-        Family(model_type="roberta", **_ROBERTA),
-        Family(model_type="xlm-roberta", **_ROBERTA),
+        _like_roberta("roberta", "roberta"),
+        _like_roberta("xlm-roberta", "roberta"),
+        _like_roberta("camembert", "roberta"),
+        _like_roberta("mpnet", "mpnet", attended=("k", "v"), attention="eager", pad=1),
+        Family(model_type="ernie", prefix="ernie", default_pooling="pooler"),
+        Family(
+            model_type="electra",
+            prefix="electra",
+            dense=("classifier.dense", "pooler"),
+            out="classifier.out_proj",
+            embedding="embedding_size",
+            activation="gelu",
+        ),
+        Family(
+            model_type="albert",
+            prefix="albert",
+            default_pooling="pooler",
+            layers=".albert_layers.",
+            embedding="embedding_size",
+        ),
     )
+}
+REFUSED = {
+    "deberta": "its queries, keys and values lie in one matrix, in which an adapter cannot tell them apart",
+    "deberta-v2": "its linears also read a table of distances, whose rows are not those of the texts",
+    "modernbert": "its feed-forward is gated, and its queries, keys and values lie in one matrix",
 }
 
 TASKS = {
@@ -81,7 +119,8 @@ def family_of(model_type: str, *, source: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
+        why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
         raise ArtefactError(
-            f"{source}: model type `{model_type}` cannot be a base for sequence classification",
+            f"{source}: model type `{model_type}` cannot be a base for sequence classification{why}",
             f"use an encoder of: {', '.join(FAMILIES)}",
         ) from None

@@ -1,4 +1,4 @@
-"""Slots of an exported graph: low-rank branches, scales and shifts as optional inputs. (P-1.10)
+"""Slots of an exported graph: low-rank branches, scales and shifts as optional inputs. (P-1.11)
 
 Scales and shifts of a norm, and the shift of a linear, act on its vectors of one number per feature: no
 pass over the activations. The scale of a linear is such a pass, 3 % of an answer if every linear had one
@@ -24,7 +24,9 @@ from protocol.manifest import Linear
 def add_slot(
     graph: onnx.GraphProto, name: str, shape: list[Any], default: npt.NDArray[np.float32]
 ) -> None:
-    """An optional float32 input: an initializer that a caller may override."""
+    """An optional float32 input: an initializer that a caller may override. A shared module has one."""
+    if any(tensor.name == name for tensor in graph.initializer):
+        return
     graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     graph.initializer.append(numpy_helper.from_array(default, name))
 
@@ -75,8 +77,9 @@ def _add_branch(
 
 def _scaled(graph: onnx.GraphProto, value: str, slot: str, size: int) -> str:
     add_slot(graph, slot, [size], np.ones(size, np.float32))
-    graph.node.append(helper.make_node("Mul", [value, slot], [f"{slot}/product"]))
-    return f"{slot}/product"
+    output = f"{value}/{slot}/product"  # a shared module scales several values by one slot
+    graph.node.append(helper.make_node("Mul", [value, slot], [output]))
+    return output
 
 
 def add_norm_slots(graph: onnx.GraphProto) -> None:
@@ -97,5 +100,8 @@ def add_norm_slots(graph: onnx.GraphProto) -> None:
 
 
 def _vector(graph: onnx.GraphProto, kind: str, value: str, slot: str, name: str) -> str:
-    graph.node.append(helper.make_node(kind, [value, slot], [f"{slot}/{name}"]))
-    return f"{slot}/{name}"
+    """A vector of one number per feature, computed once however often its module is called."""
+    output = f"{slot}/{name}"
+    if not any(output in node.output for node in graph.node):
+        graph.node.append(helper.make_node(kind, [value, slot], [output]))
+    return output

@@ -28,15 +28,15 @@ ROW_WISE = {"MatMulNBits", "MatMul", "Gemm", "LayerNormalization"} | {
 }
 
 
-def linear_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The matrix product of each module path; the first node of a path wins."""
+def linear_nodes(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """The matrix products of each module path: several where layers share a module."""
     weights = {initializer.name for initializer in graph.initializer}
-    found: dict[str, onnx.NodeProto] = {}
+    products: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights:
             continue
-        found.setdefault(module_of(node), node)
-    return found
+        products[module_of(node)].append(node)
+    return products
 
 
 def module_of(node: onnx.NodeProto) -> str:
@@ -59,7 +59,10 @@ def quantise(
     if node.op_type != "MatMul":
         raise ValueError(f"{linear.path}: exported as {node.op_type}, expected MatMul")
     names = [f"{linear.path}.qweight", f"{linear.path}.scales"]
+    there = {tensor.name for tensor in graph.initializer}
     for name, value in zip(names, codes, strict=True):
+        if name in there:  # a shared module, at its second place
+            continue
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     node.op_type, node.domain = "MatMulNBits", "com.microsoft"
     node.input[1] = names[0]

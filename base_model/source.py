@@ -98,6 +98,11 @@ def _config(place: Place) -> tuple[PretrainedConfig, Family]:
             f"{path}: `pad_token_id` is {pad}, and positions are counted from it",
             "write the id of the tokenizer's padding token",
         )
+    if family.pad not in (None, pad):
+        raise ArtefactError(
+            f"{path}: `pad_token_id` is {pad}, and {model_type} counts positions from {family.pad}",
+            "take a model whose padding token has that id",
+        )
     if family.positions(config) < 1:
         raise ArtefactError(f"{path}: its {CONFIG} leaves no position for a text", "correct it")
     return config, family
@@ -137,7 +142,7 @@ def _apart(found: dict[str, Tensor], family: Family) -> tuple[dict[str, Tensor],
     prefix = f"{family.prefix}."
     inside = {name for name in found if name.startswith(prefix)}
     if not inside:
-        tops = ("embeddings.", "encoder.", "transformer.", "pooler.")
+        tops = ("embeddings.", "embeddings_project.", "encoder.", "transformer.", "pooler.")
         inside = {name for name in found if name.startswith(tops)}
     return (
         {name.removeprefix(prefix): found[name] for name in inside},

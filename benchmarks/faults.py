@@ -212,7 +212,7 @@ def _verify_last(run: Path, number: int) -> None:
     folder = run / "rounds" / f"{number:04d}"
     record = json.loads((folder / "record.json").read_text())
     data = (folder / "checkpoint.safetensors").read_bytes()
-    _, note = decode_checkpoint(data, rank=record["rank"], source=str(folder))
+    _, note = decode_checkpoint(data, source=str(folder))
     assert note.adapter_digest == record["adapter_out"]
     published = _published(run, folder)
     assert published == record["adapter_published"]
@@ -229,8 +229,7 @@ def _published(run: Path, folder: Path) -> str:
 
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     manifest = parse_manifest((run / "manifest.json").read_text(), source="manifest.json")
-    record = json.loads((folder / "record.json").read_text())
-    layout = adapter_layout(plan, manifest, rank=record["rank"])
+    layout = adapter_layout(plan, manifest)
     tensors = from_peft(dict(load_file(folder / "adapter" / "adapter_model.safetensors")))
     return vector_digest(layout.only(frozenset(Role) - {Role.LORA_R}).flatten(tensors))
 

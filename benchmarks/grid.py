@@ -47,6 +47,7 @@ def no_op_manifest() -> Any:
         bits=32,
         block=32,
         hidden_size=SIDE,
+        embedding_size=SIDE,
         layers=1,
         vocab_size=8,
         max_positions=512,

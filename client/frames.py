@@ -43,6 +43,7 @@ class Train(_Header):
     plan: str
     base: str
     data: str
+    programs: str = ""  # empty: this user's own cache
     threads: Count
     instruction: dict[str, bool | int | str]
 

@@ -41,7 +41,7 @@ def check_instruction(
             f"{plan.start.adapter[:12]}…",
             "ask the coordinator's operator",
         )
-    tensors = completed(adapter, plan, manifest, rank=plan.adapter.rank)
+    tensors = completed(adapter, plan, manifest)
     layout = adapter_layout(plan, manifest)
     if vector_digest(layout.flatten(tensors)) != instruction.adapter_digest:
         raise ArtefactError(

@@ -27,7 +27,6 @@ from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.ledger import Entry, distributed_numbers
 from protocol.privacy.planned import mechanism_of
-from protocol.rules import rule_named
 from protocol.secagg import client as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
@@ -373,5 +372,5 @@ def first_digest(plan: Plan, manifest: Manifest) -> str:
     """Digest of round 0's adapter: the plan names it, or nobody chooses it. (P-2.3)"""
     if plan.start is not None:
         return plan.start.adapter
-    state = initial_state(plan, manifest, rule_named(plan.rule.name))
-    return vector_digest(adapter_layout(plan, manifest, rank=state.rank).flatten(state.adapter))
+    state = initial_state(plan, manifest)
+    return vector_digest(adapter_layout(plan, manifest).flatten(state.adapter))

@@ -1,4 +1,4 @@
-"""A site's trainer: one process that keeps torch, the base and the encoded rows between messages.
+"""A site's trainer: one process that keeps the engine, the base and the encoded rows between messages.
 
 Flower starts a process for every message; this one stays. It holds nothing that a crash must not
 lose: an optimiser begins anew every round, keys and sessions are the ClientApp's. Requests come over a
@@ -130,6 +130,7 @@ class Trainer:
             base=Path(train.base),
             data=Path(train.data),
             threads=train.threads,
+            programs=Path(train.programs) if train.programs else None,
         )
         try:
             instruction = from_record(Instruction, train.instruction)
@@ -270,6 +271,8 @@ def _bound(path: Path) -> socket.socket:
 def _warm() -> None:
     """Import what training needs before the first request; its lack is the request's answer."""
     try:
+        import base_model.programs.folder  # noqa: F401
+        import client.engine.onnx_engine
         import client.worker  # noqa: F401
     except ModuleNotFoundError as error:
         log.warning("the package %s is not installed", error.name)

@@ -1,6 +1,6 @@
 """The ClientApp's side of the trainer: find it, start it when there is none, hand it a request.
 
-Neither torch nor the base is loaded here.
+Neither an engine nor the base is loaded here.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def ask(path: Path, job: Job, instruction: Instruction, adapter: Vector) -> Cont
         plan=str(job.plan.absolute()),
         base=str(job.base.absolute()),
         data=str(job.data.absolute()),
+        programs=str(job.programs.absolute()) if job.programs else "",
         threads=job.threads,
         instruction=to_record(instruction),
     )

@@ -147,15 +147,13 @@ def rules(as_json: Json = False) -> None:
         ]
         typer.echo(json.dumps(rows))
         return
-    table = Table("rule", "trains", "needs", "exact", "mixed ranks", "what it does")
+    table = Table("rule", "trains", "exact", "what it does")
     for rule in RULES.values():
         phases = " then ".join("+".join(sorted(phase)) for phase in rule.phases)
         table.add_row(
             rule.name,
             phases,
-            rule.needs,
             "yes" if rule.exact else "no",
-            "yes" if rule.mixed_ranks else "no",
             f"{rule.summary} ({rule.source})",
         )
     Console(markup=False, emoji=False).print(table)

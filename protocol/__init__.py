@@ -5,4 +5,4 @@ exchange of updates. numpy + cryptography + pydantic; no files, no clock, no glo
 those are arguments. What only one side needs to know does not belong here.
 """
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4

@@ -52,11 +52,11 @@ def target_linears(adapter: Adapter, manifest: Manifest) -> tuple[Linear, ...]:
     return tuple(chosen[path] for path in sorted(chosen))
 
 
-def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -> Layout:
-    """The full adapter's layout, head included; ``rank`` overrides the plan's (mixed ranks)."""
+def adapter_layout(plan: Plan, manifest: Manifest) -> Layout:
+    """The full adapter's layout, head included."""
     specs: list[TensorSpec] = []
     if plan.adapter.method == "lora":
-        r = plan.adapter.rank if rank is None else rank
+        r = plan.adapter.rank
         core = rule_named(plan.rule.name).has_core
         for linear in target_linears(plan.adapter, manifest):
             specs.append(
@@ -72,7 +72,7 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
             if core:
                 specs.append(TensorSpec(name=linear.path + LORA_R, shape=(r, r), role=Role.LORA_R))
     else:
-        shape = (plan.adapter.tokens, manifest.hidden_size)
+        shape = (plan.adapter.tokens, manifest.embedding_size)
         specs.append(TensorSpec(name=SOFT_PROMPT, shape=shape, role=Role.PROMPT))
     labels, head = len(plan.task.labels), manifest.head
     specs.append(
@@ -82,22 +82,22 @@ def adapter_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -
     return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 
-def sent_layout(plan: Plan, manifest: Manifest, *, rank: int | None = None) -> Layout:
+def sent_layout(plan: Plan, manifest: Manifest) -> Layout:
     """What clients are sent of the adapter: the tensors that some round trains. (P-2.6)
 
     All of it where the plan has a start: the others then do not follow from its seed.
     """
-    layout = adapter_layout(plan, manifest, rank=rank)
+    layout = adapter_layout(plan, manifest)
     return layout if plan.start else layout.only(rule_named(plan.rule.name).trained)
 
 
-def completed(vector: Vector, plan: Plan, manifest: Manifest, *, rank: int) -> Tensors:
+def completed(vector: Vector, plan: Plan, manifest: Manifest) -> Tensors:
     """The full adapter of the vector that was sent; what no round trains is derived. (P-2.6)
 
     Raises ArtefactError when the length differs.
     """
-    tensors = sent_layout(plan, manifest, rank=rank).unflatten(vector)
-    layout = adapter_layout(plan, manifest, rank=rank)
+    tensors = sent_layout(plan, manifest).unflatten(vector)
+    layout = adapter_layout(plan, manifest)
     if len(tensors) < len(layout.specs):
         start = _start(layout, plan.seed, manifest.embedding_std)
         tensors |= {name: start[name].copy() for name in start.keys() - tensors.keys()}
@@ -111,7 +111,7 @@ def _start(layout: Layout, seed: int, embedding_std: float) -> Tensors:
 
 
 def lora_scaling(plan: Plan) -> float:
-    """s in W + s * B @ (R @) A: alpha / rank of the plan, the same at every rank (FLoRA issue #16)."""
+    """s in W + s * B @ (R @) A: alpha / rank of the plan."""
     return plan.adapter.alpha / plan.adapter.rank
 
 
@@ -192,26 +192,3 @@ def verify_magnitude(vector: Vector) -> None:
             f"the adapter holds a value of magnitude {largest:.3g}, the most is {LARGEST:g}",
             "go on from an earlier round's adapter, with lower learning rates",
         )
-
-
-def client_rank(plan: Plan, client: str) -> int:
-    """The rank a client trains at: dealt from ``client_ranks`` by a hash of its name."""
-    ranks = plan.adapter.client_ranks
-    if not ranks:
-        return plan.adapter.rank
-    return ranks[seed_from("rank", plan.seed, client) % len(ranks)]
-
-
-def cut_to_rank(tensors: Tensors, layout: Layout, rank: int) -> Tensors:
-    """The first ``rank`` rows of every A and columns of every B, zero-padded when there are fewer."""
-    cut: Tensors = {}
-    for spec in layout.specs:
-        value = tensors[spec.name]
-        if spec.role is Role.LORA_A:
-            value = value[:rank]
-            value = np.pad(value, ((0, rank - value.shape[0]), (0, 0)))
-        elif spec.role is Role.LORA_B:
-            value = value[:, :rank]
-            value = np.pad(value, ((0, 0), (0, rank - value.shape[1])))
-        cut[spec.name] = value.astype(np.float32, copy=True)
-    return cut

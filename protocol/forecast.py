@@ -25,7 +25,7 @@ from protocol.wire import Instruction
 FLOAT = 4  # bytes
 SIGNATURE, ROOT, LENGTH, OPENING = 64, 32, 4, 24
 NO_INSTRUCTION = Instruction(
-    round=1, attempt=1, plan_digest="", base="", adapter_digest="", rank=0, evaluate=False
+    round=1, attempt=1, plan_digest="", base="", adapter_digest="", evaluate=False
 )
 ACTIVATIONS_PER_LAYER = 34  # values kept per token, layer and hidden unit for a backward pass
 

@@ -1,4 +1,4 @@
-"""Forms: how an adapter may act on the answering graph, whatever method it is of. (P-1.10)
+"""Forms: how an adapter may act on the answering graph, whatever method it is of. (P-1.11)
 
 Each is an optional input of the graph, a *slot*, named by a module path and one of these ends. A linear with
 all of them computes ``scale * ((scale_in * x) W^T + bias + shift) + (x A) B``, a norm

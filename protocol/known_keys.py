@@ -29,8 +29,18 @@ def _table(field: FieldInfo | None) -> type[BaseModel] | None:
     return None
 
 
+# Keys of earlier formats, and why there are none such.
+GONE = {
+    "adapter.dropout": "programs of clients have no dropout: leave it out",
+    "adapter.client_ranks": "all clients train the same tensors: leave it out",
+}
+
+
 def key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
-    """Where the key belongs when it is one of another table, else what it may have meant."""
+    """Why there is no such key any more, where it belongs when it is one of another table, else what
+    it may have meant."""
+    if gone := GONE.get(".".join(path[-2:])):
+        return gone
     places = [*_places(model, path[-1]), *(
         f"{table}.{place}" for table, inner_model in inner.items() for place in _places(inner_model, path[-1])
     )]  # fmt: skip

@@ -62,7 +62,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
         *_witnesses(plan),
     ]
     findings += _release(plan)
-    findings += [_finding(*row) for row in said_of_start(plan, contract)]
+    findings += [_finding(*row) for row in said_of_start(plan)]
     if manifest is None:
         findings.append(
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
@@ -93,25 +93,6 @@ def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             f"{plan.adapter.method}",
             "choose a rule or a method that fit together; `fedge plan rules` lists them",
         )
-    if plan.adapter.client_ranks and not contract.mixed_ranks:
-        yield _error(
-            "adapter.client_ranks",
-            f"rule `{contract.name}` needs the same rank everywhere",
-            "remove client_ranks, or use a rule with mixed ranks (flexlora, flora)",
-        )
-    if contract.needs == "individual":
-        if plan.secrecy.exchange != "plain":
-            yield _error(
-                "rule.name",
-                f"rule `{contract.name}` reads single updates, which `{plan.secrecy.exchange}` hides",
-                'use a rule that needs only the sum, or for plaintext research exchange = "plain"',
-            )
-        if plan.server.optimizer != "fedavg" or plan.server.learning_rate != 1.0:
-            yield _error(
-                "server.optimizer",
-                f"rule `{contract.name}` makes the next adapter itself; there is no mean update to step on",
-                'use optimizer = "fedavg" with learning_rate = 1.0',
-            )
     if len(contract.phases) > plan.rounds:
         yield _warning(
             "rounds",
@@ -124,7 +105,7 @@ def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             f"rule `{contract.name}` trains each factor in one round of {len(contract.phases)}",
             "with few rounds and no privacy noise `fedit` gets further (docs/results.md)",
         )
-    if not contract.exact and contract.needs == "sum":
+    if not contract.exact:
         yield _note(
             "rule.name",
             f"rule `{contract.name}` averages factors, which is not the mean of their products",
@@ -168,12 +149,6 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             yield _error("secrecy.groups", "groups are for secret sums", "use groups = 1")
     else:
         yield from _secret(plan)
-    if contract.needs == "individual":
-        yield _warning(
-            "rule.name",
-            f"rule `{contract.name}` works on single clients' updates",
-            "for research only",
-        )
     yield from (_finding(*row) for row in said_of(plan, contract))
 
 
@@ -230,12 +205,6 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
         )
     if plan.task.kind != manifest.task:
         yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
-    if contract.changes_base and manifest.bits in (4, 8):
-        yield _error(
-            "rule.name",
-            f"rule `{contract.name}` changes the base, which is quantised",
-            "use another rule",
-        )
     prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
     if plan.task.max_length + prompt > manifest.max_positions:
         yield _error(
@@ -265,20 +234,11 @@ def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator
         yield _error("adapter.targets", cause, error.remedy)
         return
     smallest = min(min(x.in_features, x.out_features) for x in linears)
-    rank = max([plan.adapter.rank, *plan.adapter.client_ranks])
+    rank = plan.adapter.rank
     if rank > smallest:
         yield _error(
             "adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it"
         )
-    if contract.combine == "stack":
-        stacked = plan.start.rank if plan.start else 0
-        final = stacked + plan.rounds * plan.cohort.size * rank
-        if final > smallest:
-            yield _error(
-                "rounds",
-                f"stacking reaches rank {final} after {plan.rounds} rounds; a layer has {smallest} features",
-                "fewer rounds, clients or ranks",
-            )
     if Role.LORA_A not in contract.phases[0] and plan.adapter.rank < 2:
         yield _note("adapter.rank", "rank 1 with a fixed A leaves one direction per layer", "")
 

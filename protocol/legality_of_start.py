@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from protocol.adapter import lora_scaling
 from protocol.plan import Plan
 from protocol.privacy.legality import Said
-from protocol.rules import RuleContract
-from protocol.start import Start
-from protocol.step.state import global_rank
 
 ANEW = "start anew, without [start]"
 
 
-def said_of_start(plan: Plan, contract: RuleContract) -> Iterator[Said]:
+def said_of_start(plan: Plan) -> Iterator[Said]:
     """Of the start alone: whether a file fits is seen when it is read."""
     start = plan.start
     if start is None:
         return
-    rank = global_rank(plan)
-    if contract.combine != "stack" and start.rank != rank:
+    if start.settings != plan.adapter_settings:
         yield (
             "error",
-            "start.rank",
-            f"the adapter has rank {start.rank}, the plan trains rank {rank}",
-            f"use adapter.rank = {start.rank} and adapter.alpha = {alpha_at(start.rank, start)}, or {ANEW}",
-        )
-    elif plan.adapter.method == "lora" and not _same(lora_scaling(plan), start.scaling):
-        yield (
-            "error",
-            "adapter.alpha",
-            f"alpha / rank is {lora_scaling(plan):g}, the adapter was trained with {start.scaling:g}: "
-            "it would be another model",
-            f"use adapter.alpha = {alpha_at(plan.adapter.rank, start)}, or {ANEW}",
+            "adapter",
+            "the adapter was trained with other settings: with these it would be another model",
+            f"copy [adapter] of the plan before, or {ANEW}",
         )
     if plan.server.optimizer != "fedavg":
         yield (
@@ -44,15 +30,6 @@ def said_of_start(plan: Plan, contract: RuleContract) -> Iterator[Said]:
             "",
         )
     yield from _privacy(plan)
-
-
-def alpha_at(rank: int, start: Start) -> str:
-    """The alpha that keeps the adapter what it is at ``rank``, as a plan has it."""
-    return repr(start.scaling * rank)
-
-
-def _same(scaling: float, other: float) -> bool:
-    return math.isclose(scaling, other, rel_tol=1e-12)
 
 
 def _privacy(plan: Plan) -> Iterator[Said]:

@@ -17,6 +17,7 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
+FORMAT: Literal[2] = 2  # 1 had no scales and shifts in its graph (docs/adr/0044)
 GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -91,7 +92,7 @@ class Graph(Record):
 class Manifest(Record):
     """``manifest.json`` of a base folder."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = FORMAT
     fingerprint: Sha256
     source: Annotated[str, Field(max_length=1000)]
     task: Literal["sequence-classification"]
@@ -100,6 +101,7 @@ class Manifest(Record):
     bits: Literal[4, 8, 16, 32]
     block: Count
     hidden_size: Count
+    embedding_size: Count
     layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     vocab_size: Count
     max_positions: Count
@@ -164,6 +166,11 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     try:
         manifest = json_as(Manifest, text)
     except OddError as odd:
+        if str(odd).startswith("format:"):
+            raise ArtefactError(
+                f"{source}: a base of another format than this fedge's, which is {FORMAT}",
+                "make it anew: fedge base build SOURCE --out FOLDER",
+            ) from None
         raise ArtefactError(
             f"{source}: {odd}", "build the base again or fetch an intact copy"
         ) from None

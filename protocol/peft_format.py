@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, lora_scaling, target_linears
+from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, target_linears
 from protocol.calibration import Calibration
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
@@ -94,8 +94,8 @@ def _peft_key(name: str, prefix: str) -> str:
     return f"{prefix}{name}.weight" if ".lora_" in name else f"{prefix}{name}"
 
 
-def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) -> dict[str, Any]:
-    """``adapter_config.json``. ``rank`` is the adapter's own; scaling stays the plan's."""
+def peft_config(plan: Plan, manifest: Manifest, *, base_name: str) -> dict[str, Any]:
+    """``adapter_config.json``."""
     both = {
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": base_name,
@@ -111,16 +111,16 @@ def peft_config(plan: Plan, manifest: Manifest, *, rank: int, base_name: str) ->
     if plan.adapter.method == "lora":
         return both | {
             "peft_type": "LORA",
-            "r": rank,
-            "lora_alpha": lora_scaling(plan) * rank,
-            "lora_dropout": plan.adapter.dropout,
+            "r": plan.adapter.rank,
+            "lora_alpha": plan.adapter.alpha,
+            "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": [linear.path for linear in target_linears(plan.adapter, manifest)],
         }
     return both | {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": plan.adapter.tokens,
-        "token_dim": manifest.hidden_size,
+        "token_dim": manifest.embedding_size,
         "num_transformer_submodules": 1,
         "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
         "num_layers": manifest.layers,

@@ -10,6 +10,10 @@ from __future__ import annotations
 OPENER_FILE, OPENER_MODULE = "open_adapter.py", "open_adapter"
 
 CLASSIFIER = '''
+COUNT_PADS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+NO_POOLER = {"distilbert": torch.relu, "electra": nn.functional.gelu}  # and what follows the head's layer
+
+
 class Classifier(PreTrainedModel):
     """An encoder, its pooling, a linear head; module paths are those that the adapter was trained under."""
 
@@ -44,13 +48,13 @@ class Classifier(PreTrainedModel):
         else:
             pooled = hidden[:, 0]
         if self.dense is not None:
-            relu = self.config.model_type == "distilbert"
-            pooled = (torch.relu if relu else torch.tanh)(self.dense(pooled))
+            activation = NO_POOLER.get(self.config.model_type, torch.tanh)
+            pooled = activation(self.dense(pooled))
         return SequenceClassifierOutput(logits=self.get_submodule(self.path_of_head)(pooled))
 
     def _positions(self, embeddings):
-        """RoBERTa counts positions from the ids, past pads; here the pads are known by their embedding."""
-        if "roberta" not in self.config.model_type:
+        """Some count positions from the ids, past pads; here the pads are known by their embedding."""
+        if self.config.model_type not in COUNT_PADS:
             return {}
         pad = self.get_input_embeddings().weight[self.config.pad_token_id].to(embeddings.dtype)
         counted = (embeddings != pad).any(-1).long()
@@ -59,7 +63,7 @@ class Classifier(PreTrainedModel):
 
 def _without_pooler(config):
     """Options of AutoModel: the pooling is the classifier's here."""
-    return {} if config.model_type == "distilbert" else {"add_pooling_layer": False}
+    return {} if config.model_type in NO_POOLER else {"add_pooling_layer": False}
 '''
 
 OPENER = f'''"""Opens the adapter in this folder by torch, transformers and peft; written by fedge.
@@ -136,7 +140,8 @@ def _of_codes(base, pooling, fingerprint):
     encoder = AutoModel.from_config(config, **_without_pooler(config)).float()
     own, layer = encoder.base_model_prefix + ".", None
     if pooling == "pooler":
-        name = "pooler" if config.model_type == "distilbert" else f"{{own}}pooler.dense"
+        name = "pooler" if config.model_type in NO_POOLER else f"{{own}}pooler"
+        name += "" if f"{{name}}.weight" in tensors else ".dense"
         layer = nn.Linear(config.hidden_size, config.hidden_size)
         layer.load_state_dict({{k: tensors.pop(f"{{name}}.{{k}}").float() for k in ("weight", "bias")}})
     rest = {{k.removeprefix(own): v.float() for k, v in tensors.items() if k.startswith(own)}}
@@ -153,9 +158,10 @@ def _of_source(base, pooling, _fingerprint):
         options = _without_pooler(config)
         return AutoModel.from_pretrained(base, dtype=torch.float32, **options), None
     kinds = config.architectures or ()
-    if config.model_type == "bert" or not any(k.endswith("ForSequenceClassification") for k in kinds):
+    pooled = config.model_type in ("bert", "ernie", "albert")
+    if pooled or not any(k.endswith("ForSequenceClassification") for k in kinds):
         encoder = AutoModel.from_pretrained(base, dtype=torch.float32)
-        return encoder, encoder.pooler.dense
+        return encoder, getattr(encoder.pooler, "dense", encoder.pooler)
     whole = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32)
     encoder = getattr(whole, whole.base_model_prefix)
     return encoder, whole.pre_classifier if config.model_type == "distilbert" else whole.classifier.dense

@@ -97,15 +97,7 @@ class Adapter(Section):
         Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
         | Literal["all-linear"]
     ) = Field(default=["query", "value"], description="last path component of the adapted linears")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="of LoRA's inputs, in training"
-    )
     tokens: Rank = Field(default=16, description="length of the soft prompt (method = prompt)")
-    client_ranks: list[Rank] = Field(
-        default=[],
-        max_length=MOST_RANK,
-        description="ranks dealt out to clients in turn; needs a rule that allows it",
-    )
 
 
 class Rule(Section):
@@ -349,6 +341,11 @@ class Plan(Section):
     def private(self) -> bool:
         """Whether clients are protected by differential privacy."""
         return self.privacy.mechanism != "none"
+
+    @property
+    def adapter_settings(self) -> str:
+        """The digest of [adapter]: with the same settings the same tensors mean the same. (P-4.11)"""
+        return digest("adapter-settings", canonical_json(self.adapter.model_dump(mode="json")))
 
     @property
     def digest(self) -> str:

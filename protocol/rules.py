@@ -1,9 +1,8 @@
 """Aggregation rules as contracts: data that the plan, the client and the server all read.
 
-A contract says what is trained and sent in round t, whether the sum of updates is enough, whether
-the rule is exact for the mean of products B @ A (or B @ R @ A), whether ranks may differ between clients, and
-whether the base changes. Code asks the contract, never the rule's name. What a rule computes on
-the server lives in :mod:`protocol.step` and ``server.aggregation``. Sources are named per rule.
+A contract says what is trained and sent in round t and whether the rule is exact for the mean of
+products B @ A (or B @ R @ A). Every rule needs the sum of updates alone. Code asks the contract, never
+the rule's name. Sources are named per rule.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ class RuleContract:
     source: str
     method: Literal["lora", "prompt"]
     phases: tuple[frozenset[Role], ...]
-    needs: Literal["sum", "individual"]
     exact: bool
-    mixed_ranks: bool
-    changes_base: bool
-    combine: Literal["mean", "svd", "stack"]
 
     def roles(self, round_number: int) -> frozenset[Role]:
         """Roles trained and sent in ``round_number`` (from 1), the head included."""
@@ -53,11 +48,6 @@ class RuleContract:
     def trained(self) -> frozenset[Role]:
         """Roles that some round trains; tensors of any other keep their values of round 0."""
         return frozenset({Role.HEAD}).union(*self.phases)
-
-    @property
-    def fresh_each_round(self) -> bool:
-        """Whether clients train a new adapter beside the frozen global one."""
-        return self.combine == "stack"
 
     @property
     def has_core(self) -> bool:
@@ -80,11 +70,7 @@ RULES: dict[str, RuleContract] = {
             source="RoLoRA, arXiv 2502.01755",
             method="lora",
             phases=(_B, _A),
-            needs="sum",
             exact=True,
-            mixed_ranks=False,
-            changes_base=False,
-            combine="mean",
         ),
         RuleContract(
             name="ffa-lora",
@@ -92,11 +78,7 @@ RULES: dict[str, RuleContract] = {
             source="FFA-LoRA, arXiv 2403.12313",
             method="lora",
             phases=(_B,),
-            needs="sum",
             exact=True,
-            mixed_ranks=False,
-            changes_base=False,
-            combine="mean",
         ),
         RuleContract(
             name="fed-sb",
@@ -105,11 +87,7 @@ RULES: dict[str, RuleContract] = {
             source="Fed-SB, arXiv 2502.15436; without its start from gradients of data",
             method="lora",
             phases=(frozenset({Role.LORA_R}),),
-            needs="sum",
             exact=True,
-            mixed_ranks=False,
-            changes_base=False,
-            combine="mean",
         ),
         RuleContract(
             name="fedit",
@@ -117,11 +95,7 @@ RULES: dict[str, RuleContract] = {
             source="FedIT, arXiv 2305.05644",
             method="lora",
             phases=(_AB,),
-            needs="sum",
             exact=False,
-            mixed_ranks=False,
-            changes_base=False,
-            combine="mean",
         ),
         RuleContract(
             name="prompt-mean",
@@ -129,35 +103,7 @@ RULES: dict[str, RuleContract] = {
             source="FedPrompt, arXiv 2208.12268",
             method="prompt",
             phases=(frozenset({Role.PROMPT}),),
-            needs="sum",
             exact=True,
-            mixed_ranks=False,
-            changes_base=False,
-            combine="mean",
-        ),
-        RuleContract(
-            name="flexlora",
-            summary="mean of products, refactored by SVD; clients may differ in rank (plaintext only)",
-            source="FlexLoRA, arXiv 2402.11505",
-            method="lora",
-            phases=(_AB,),
-            needs="individual",
-            exact=False,
-            mixed_ranks=True,
-            changes_base=False,
-            combine="svd",
-        ),
-        RuleContract(
-            name="flora",
-            summary="clients' factors are stacked, exactly; the rank grows every round (plaintext only)",
-            source="FLoRA, arXiv 2409.05976; kept unmerged beside the base, so the base stays",
-            method="lora",
-            phases=(_AB,),
-            needs="individual",
-            exact=True,
-            mixed_ranks=True,
-            changes_base=False,
-            combine="stack",
         ),
     )
 }

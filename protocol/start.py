@@ -44,9 +44,8 @@ class Start(_Table):
     """The adapter of round 0, and the log that tells where it comes from."""
 
     adapter: Digest = Field(description="as clients receive it (P-2.4)")
-    rank: Annotated[int, Field(ge=0, le=2**20)] = Field(description="of its factors")
-    scaling: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] = Field(
-        description="alpha / rank of the plan before: what the factors' product is multiplied by"
+    settings: Digest = Field(
+        description="of the plan before's [adapter]: with others its tensors mean another model"
     )
     round: Count = Field(description="of the run before that made it")
     rounds: Count = Field(description="that it is made of, of all runs before together")

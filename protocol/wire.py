@@ -34,18 +34,13 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """The coordinator's request for one round. Digests are hex; (P-4.2) lists the client's checks.
-
-    ``rank`` is the rank of the adapter sent (it grows under stacking), ``plan`` the plan's
-    canonical JSON text, so that a client that only knows the digest can check it.
-    """
+    """The coordinator's request for one round. Digests are hex; (P-4.2) lists the client's checks."""
 
     round: int
     attempt: int
     plan_digest: str
     base: str
     adapter_digest: str
-    rank: int
     evaluate: bool
 
 

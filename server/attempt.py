@@ -1,14 +1,13 @@
 """One attempt at one round: ask, collect, aggregate, write down. (P-4.2 to P-4.7)
 
 What decides lies in :mod:`server.rounds`; here are messages, files and the clock. An update is on
-disk before it is counted. Memory does not grow with the cohort: rules that need single updates
-read them again from disk, one at a time.
+disk before it is counted. Memory does not grow with the cohort.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +15,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.lib import format as npy
 
 from protocol import wire
-from protocol.adapter import client_rank, lora_scaling
 from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
-from protocol.exchange import Aggregate, Contribution, Phase
-from protocol.exchange.plain import decode
+from protocol.exchange import Aggregate, Phase
 from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
-from server.aggregation import apply_individuals, change_norm
 from server.asking import ask, gather
 from server.budget import entry_for, exhausted
 from server.publishing import Published
@@ -59,7 +55,6 @@ class Attempt:
         self._plan, self._store = setting.plan, setting.store
         self._turn = setting.plan.turn(number)
         self._roles = setting.contract.roles(self._turn)
-        self._individual = setting.contract.needs == "individual"
         # Drawing again after an empty sample would be no Poisson sampling: that round is noise.
         self._central = self._plan.privacy.mechanism == "central"
         opened = self._store.opened(number)
@@ -71,7 +66,7 @@ class Attempt:
         self._collecting: Collecting = open_attempt(
             tuple(opened["cohort"]), quorum=0 if self._central else self._plan.cohort.quorum
         )
-        self._layout = setting.layout(state.rank).only(self._roles)
+        self._layout = setting.layout.only(self._roles)
         self._exchange = setting.exchange(self._layout.size)
         self._bytes_up = 0
 
@@ -118,7 +113,7 @@ class Attempt:
 
     def _affordable(self, names: list[str]) -> list[str]:
         """Who may take part once more. Raises PrivacyError when too few are left for a round."""
-        size = self._setting.layout(self._state.rank).only(self._roles).size
+        size = self._setting.layout.only(self._roles).size
         spent = exhausted(self._plan, self._store.spent(), names, size)
         self._roster = replace(self._roster, kept_out=self._roster.kept_out | spent)
         left = [name for name in names if name not in spent]
@@ -194,7 +189,6 @@ class Attempt:
             plan_digest=self._setting.plan_digest,
             base=self._setting.manifest.fingerprint,
             adapter_digest=self._digest,
-            rank=self._state.rank,
             evaluate=self._evaluates(),
         )
 
@@ -220,10 +214,7 @@ class Attempt:
 
     def _count(self, client: str, message: bytes | memoryview) -> None:
         try:
-            if self._individual:
-                self._decode(client, message)  # checked now, read again later
-            else:
-                self._exchange.receive(client, message)
+            self._exchange.receive(client, message)
         except UpdateError as error:
             self._store.remove_reply(self._number, client)
             self._drop(client, Reason.INVALID, error.cause)
@@ -255,51 +246,17 @@ class Attempt:
     # -- aggregating ------------------------------------------------------------------------------
 
     def aggregate(self, closed: Complete) -> tuple[State, Aggregate, float]:
-        """The next state, the sums of the round, and the norm of the update.
-
-        The norm is that of the mean update; where a rule has none (``needs`` individuals), that of
-        the change it made to head and products s B A.
-        """
-        setting = self._setting
-        if not self._individual:
-            self._spend(closed.used, sequence=self._number_of_sum)
-            aggregate = self._exchange.unmask()
-            after = apply_mean(
-                self._state,
-                aggregate.mean,
-                plan=self._plan,
-                layout=setting.layout(self._state.rank),
-                roles=self._roles,
-            )
-            return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
-        sums = _Sums()
-        after = apply_individuals(
+        """The next state, the sums of the round, and the norm of the mean update."""
+        self._spend(closed.used, sequence=self._number_of_sum)
+        aggregate = self._exchange.unmask()
+        after = apply_mean(
             self._state,
-            sums.over(self._contributions(closed.used)),
+            aggregate.mean,
             plan=self._plan,
-            manifest=setting.manifest,
-            contract=setting.contract,
-            round_number=self._turn,
+            layout=self._setting.layout,
+            roles=self._roles,
         )
-        aggregate = Aggregate(
-            mean=np.zeros(0, np.float32),
-            weight=sums.weight,
-            metrics=sums.metrics,
-            clients=closed.used,
-        )
-        norm = change_norm(self._state.adapter, after.adapter, scaling=lora_scaling(self._plan))
-        return after, aggregate, norm
-
-    def _contributions(self, clients: tuple[str, ...]) -> Iterator[tuple[str, Contribution]]:
-        for client, message in self._store.replies(self._number, clients):
-            yield client, self._decode(client, message)
-
-    def _decode(self, client: str, message: bytes | memoryview) -> Contribution:
-        limit = self._plan.cohort.max_weight
-        return decode(client, message, size=self._size(client), max_weight=limit)
-
-    def _size(self, client: str) -> int:
-        return self._setting.layout(client_rank(self._plan, client)).only(self._roles).size
+        return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
 
     def record(
         self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0
@@ -338,25 +295,7 @@ class Attempt:
             "base_fingerprint": self._setting.manifest.fingerprint,
             "adapter_in": self._digest,
             "adapter_out": self._digest,
-            "rank": self._state.rank,
         }
-
-
-class _Sums:
-    """Weight and metrics of contributions that pass by."""
-
-    def __init__(self) -> None:
-        self.weight = 0
-        self.metrics: dict[str, float] = {}
-
-    def over(
-        self, contributions: Iterator[tuple[str, Contribution]]
-    ) -> Iterator[tuple[str, Contribution]]:
-        for client, contribution in contributions:
-            self.weight += contribution.weight
-            for name, value in contribution.metrics.items():
-                self.metrics[name] = self.metrics.get(name, 0.0) + value
-            yield client, contribution
 
 
 def masked_bytes(content: RecordDict) -> memoryview:

@@ -139,7 +139,7 @@ class _Run:
             state = (
                 self._beginning.state
                 if self._beginning
-                else initial_state(self._plan, self._manifest, self._setting.contract)
+                else initial_state(self._plan, self._manifest)
             )
             record = self._nothing_happened() | self._identity(0, state)
             if self._beginning:
@@ -259,11 +259,10 @@ class _Run:
         return abort_leaf(self._setting.log, self._setting.plan_digest, number, revealed=revealed)
 
     def _identity(self, number: int, state: State) -> Record:
-        layout = self._setting.layout(state.rank)
+        layout = self._setting.layout
         published = layout.only(frozenset(Role) - {Role.LORA_R})
         return {
             "round": number,
-            "rank": state.rank,
             "plan_digest": self._setting.plan_digest,
             "base_fingerprint": self._manifest.fingerprint,
             "void": None,
@@ -320,7 +319,6 @@ class _Run:
                 as_plain_lora(state.adapter),
                 plan=self._plan,
                 manifest=self._manifest,
-                rank=state.rank,
                 round_number=number,
                 adapter_digest=record["adapter_published"],
                 exchange=self._plan.secrecy.exchange,

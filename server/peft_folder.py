@@ -32,7 +32,6 @@ def write_peft_folder(
     *,
     plan: Plan,
     manifest: Manifest,
-    rank: int,
     round_number: int,
     adapter_digest: str,
     exchange: str,
@@ -46,7 +45,7 @@ def write_peft_folder(
     head; ``adapter_digest`` is theirs.
     """
     folder.mkdir()
-    config = peft_config(plan, manifest, rank=rank, base_name=manifest.source)
+    config = peft_config(plan, manifest, base_name=manifest.source)
     contents = {
         CONFIG_FILE: render_config(config),
         WEIGHTS_FILE: encode_tensors(

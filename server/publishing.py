@@ -238,7 +238,6 @@ def adapter_leaf(
         adapter_in=record["adapter_in"],
         adapter_out=record["adapter_out"],
         published=record["adapter_published"],
-        rank=record["rank"],
         exchange=record["exchange"],
         sums=published.sums,
         void=record["void"] or "",

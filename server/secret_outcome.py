@@ -39,7 +39,7 @@ class SecretOutcome(Attempt):
             self._state,
             aggregate.mean,
             plan=self._plan,
-            layout=self._setting.layout(self._state.rank),
+            layout=self._setting.layout,
             roles=self._roles,
         )
         return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))

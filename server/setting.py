@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from flwr.serverapp import Grid
@@ -65,13 +66,14 @@ class Setting:
         """Whether the coordinator sees no single update."""
         return self.plan.secrecy.exchange == "secagg"
 
-    def layout(self, rank: int) -> Layout:
-        """The full adapter's layout at ``rank``."""
-        return adapter_layout(self.plan, self.manifest, rank=rank)
+    @cached_property
+    def layout(self) -> Layout:
+        """The full adapter's layout."""
+        return adapter_layout(self.plan, self.manifest)
 
     def sent(self, state: State) -> Vector:
         """What clients get of the adapter; the rest they have. (P-2.6)"""
-        layout = sent_layout(self.plan, self.manifest, rank=state.rank)
+        layout = sent_layout(self.plan, self.manifest)
         return layout.flatten({spec.name: state.adapter[spec.name] for spec in layout.specs})
 
     def exchange(self, size: int) -> CoordinatorExchange:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from protocol.adapter import adapter_layout, lora_scaling, verify_magnitude
+from protocol.adapter import adapter_layout, verify_magnitude
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import Manifest
@@ -76,12 +76,12 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
     source = folder / CHECKPOINT
     before = _plan_before(folder, start)
     verify_same_task(before, plan)
-    _verify_scaling(before, start)
+    _verify_settings(before, start)
     try:
         data = read_regular(source, most=MOST_CHECKPOINT)
     except OSError as error:
         raise ArtefactError(f"{source} cannot be read: {error.strerror}", HOW) from None
-    read, note = decode_checkpoint(data, rank=start.rank, source=str(source))
+    read, note = decode_checkpoint(data, source=str(source))
     if note.base_fingerprint != plan.base.fingerprint:
         raise PlanError(
             f"{path} was trained on base {note.base_fingerprint[:12]}…, the plan names "
@@ -94,13 +94,11 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
             f"{start.adapter[:12]}… of round {start.round}",
             "name the round that the plan was written for, or write it again: `fedge plan continue`",
         )
-    layout = adapter_layout(plan, manifest, rank=start.rank)
+    layout = adapter_layout(plan, manifest)
     vector = layout.flatten(read.adapter)
     verify_magnitude(vector)
     asked = sums_asked(folder, start.adapter)
-    state = State(
-        adapter=layout.unflatten(vector), rank=start.rank, moments=Moments.zeros(layout.size)
-    )
+    state = State(adapter=layout.unflatten(vector), moments=Moments.zeros(layout.size))
     return Beginning(state=state, asked=asked)
 
 
@@ -116,11 +114,11 @@ def verify_same_task(before: Plan, plan: Plan) -> None:
     )
 
 
-def _verify_scaling(before: Plan, start: Start) -> None:
-    """The factors' product counts as much as there: with that the plan's own alpha was compared."""
-    if start.scaling != lora_scaling(before):
+def _verify_settings(before: Plan, start: Start) -> None:
+    """Its tensors mean there what they mean here: with that the plan's own [adapter] was compared."""
+    if start.settings != before.adapter_settings:
         raise PlanError(
-            f"`start.scaling` is {start.scaling:g}: the run before has alpha / rank {lora_scaling(before):g}",
+            "`start.settings` is not the digest of [adapter] in the plan of the run before",
             "write the plan again: `fedge plan continue`",
         )
 

@@ -246,9 +246,7 @@ class RunStore:
         record = self.record(number)
         try:
             path = folder / CHECKPOINT
-            state, note = decode_checkpoint(
-                path.read_bytes(), rank=int(record["rank"]), source=str(path)
-            )
+            state, note = decode_checkpoint(path.read_bytes(), source=str(path))
             if note.adapter_digest != record["adapter_out"]:
                 raise ValueError("checkpoint and record are of different rounds")
             return state, record

@@ -267,7 +267,6 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
             tensors,
             plan=plan,
             manifest=manifest,
-            rank=rank,
             round_number=1,
             adapter_digest=vector_digest(published),
             exchange="plain",

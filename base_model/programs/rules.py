@@ -104,6 +104,15 @@ def _sqrt(step: Step) -> Gradients:
     return {0: step.op("Div", step.gradient, twice)}
 
 
+def _pow(step: Step) -> Gradients:
+    """x^p of a constant p: its slope is p x^(p - 1)."""
+    x, exponent = step.node.input
+    if 1 in step.wanted:
+        raise UndifferentiableError("Pow by what is trained")
+    lower = step.op("Pow", x, step.op("Sub", exponent, step.tape.constant(1.0)))
+    return {0: step.op("Mul", step.gradient, step.op("Mul", exponent, lower))}
+
+
 # -- activations ------------------------------------------------------------------------------------
 
 
@@ -270,6 +279,7 @@ RULES: dict[str, Rule] = {
     "Div": _div,
     "Neg": _neg,
     "Sqrt": _sqrt,
+    "Pow": _pow,
     "Tanh": _tanh,
     "Relu": _relu,
     "Sigmoid": _sigmoid,

@@ -104,7 +104,7 @@ class AdapterModel:
         return PromptTuningConfig(
             task_type="SEQ_CLS",
             num_virtual_tokens=adapter.tokens,
-            token_dim=manifest.hidden_size,
+            token_dim=manifest.embedding_size,
             num_transformer_submodules=1,
             num_attention_heads=1,  # not used by a prompt; peft would guess it from the config
             num_layers=manifest.layers,

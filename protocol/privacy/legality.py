@@ -104,7 +104,7 @@ def _leaks(plan: Plan, contract: RuleContract) -> Iterator[Said]:
             "results on clients' data are not covered by the noise",
             "use holdout = 0 and measure on public data",
         )
-    if contract.needs == "individual" or not contract.exact:
+    if not contract.exact:
         yield (
             "error",
             "rule.name",

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from protocol.adapter import LORA_A
 from protocol.documents import parse_json
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
@@ -38,8 +37,8 @@ def encode_checkpoint(state: State, note: Note) -> bytes:
     return encode_tensors(tensors, _metadata(note))
 
 
-def decode_checkpoint(data: bytes, *, rank: int, source: str) -> tuple[State, Note]:
-    """(state, note) of a file of an adapter at ``rank``, whose digest is the one it notes.
+def decode_checkpoint(data: bytes, *, source: str) -> tuple[State, Note]:
+    """(state, note) of a file whose adapter has the digest it notes.
 
     Raises ArtefactError, which names ``source``, for any other bytes than :func:`encode_checkpoint`
     gives.
@@ -52,15 +51,11 @@ def decode_checkpoint(data: bytes, *, rank: int, source: str) -> tuple[State, No
     }
     if not adapter or tensors.keys() != {FIRST, SECOND, *(ADAPTER + name for name in adapter)}:
         raise ArtefactError(f"{source}: not an adapter with two moments", REMEDY)
-    state = State(
-        adapter=adapter, rank=rank, moments=Moments(first=tensors[FIRST], second=tensors[SECOND])
-    )
+    moments = Moments(first=tensors[FIRST], second=tensors[SECOND])
+    state = State(adapter=adapter, moments=moments)
     vector = np.concatenate([adapter[name].reshape(-1) for name in sorted(adapter)])
     if not vector.shape == state.moments.first.shape == state.moments.second.shape:
         raise ArtefactError(f"{source}: moments and adapter are of different sizes", REMEDY)
-    factors = [value for name, value in adapter.items() if name.endswith(LORA_A)]
-    if any(value.ndim != 2 or len(value) != rank for value in factors):
-        raise ArtefactError(f"{source}: its factors are not of rank {rank}", REMEDY)
     note = _note(metadata, source)
     if vector_digest(vector) != note.adapter_digest:  # a layout sorts by name: (P-2.2)
         raise ArtefactError(f"{source}: the adapter's bytes have changed", REMEDY)

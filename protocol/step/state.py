@@ -11,30 +11,23 @@ from protocol.adapter import adapter_layout, initial_adapter
 from protocol.layout import Layout, Tensors, Vector
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.rules import Role, RuleContract
+from protocol.rules import Role
 from protocol.step.optimizers import Moments, step
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The global model of a run after a round: adapter at ``rank``, moments over its layout."""
+    """The global model of a run after a round: the adapter, moments over its layout."""
 
     adapter: Tensors
-    rank: int
     moments: Moments
 
 
-def initial_state(plan: Plan, manifest: Manifest, contract: RuleContract) -> State:
-    """Round 0. (P-2.3) A stacking rule starts from rank 0: there is nothing stacked yet."""
-    rank = 0 if contract.fresh_each_round else global_rank(plan)
-    layout = adapter_layout(plan, manifest, rank=rank)
+def initial_state(plan: Plan, manifest: Manifest) -> State:
+    """Round 0. (P-2.3)"""
+    layout = adapter_layout(plan, manifest)
     tensors = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    return State(adapter=tensors, rank=rank, moments=Moments.zeros(layout.size))
-
-
-def global_rank(plan: Plan) -> int:
-    """The rank of the published adapter: the largest any client trains at."""
-    return max(plan.adapter.client_ranks, default=plan.adapter.rank)
+    return State(adapter=tensors, moments=Moments.zeros(layout.size))
 
 
 def apply_mean(
@@ -54,7 +47,6 @@ def apply_mean(
     first[index], second[index] = after.first, after.second
     return State(
         adapter=layout.unflatten(vector),
-        rank=state.rank,
         moments=Moments(first=first, second=second),
     )
 

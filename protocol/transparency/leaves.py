@@ -196,7 +196,6 @@ class Adapter(Leaf):
     adapter_in: Hex
     adapter_out: Sha256
     published: Sha256
-    rank: Count
     exchange: Literal["secagg", "plain"]
     sums: list[OpenedSum]
     void: Void

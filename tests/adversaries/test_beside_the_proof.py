@@ -221,8 +221,7 @@ def test_a_start_of_the_coordinators_own(kind: str, tmp_path: Path) -> None:
     """All digests agree; one number of one tensor of round 0 is not that of P-2.3, in its last bit."""
     run = make_run(tmp_path / "run", rounds=1, **STARTS[kind])
     name = "rounds/0000/checkpoint.safetensors"
-    rank = 0 if kind == "prompt-mean" else 2
-    start, note = decode_checkpoint((run / name).read_bytes(), rank=rank, source=name)
+    start, note = decode_checkpoint((run / name).read_bytes(), source=name)
     for tensor in start.adapter:
         forger = Forger(Path(shutil.copytree(run, tmp_path / tensor)))
         adapter = {each: value.copy() for each, value in start.adapter.items()}

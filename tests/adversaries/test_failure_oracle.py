@@ -113,7 +113,6 @@ class TrainingCohort(Cohort):
             round=2,  # round 1's would be the plan's own: nobody can craft it
             base=self.plan.base.fingerprint,
             adapter_digest=vector_digest(self.layout.flatten(adapter)),
-            rank=self.plan.adapter.rank,
         )
 
     def contribution(self, one: bytes) -> Contribution:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HELPER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import datasets, onnxruntime, torch  # here, not in every fork
+import onnxruntime, torch  # here, not in every fork
 torch.set_num_threads(1)
 import client.worker, simulations.report
 from simulations.experiment import load_experiment

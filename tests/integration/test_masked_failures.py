@@ -69,7 +69,6 @@ def test_a_round_with_failures_is_a_round_like_others(
     ("field", "value", "cause"),
     [
         ("adapter_digest", None, "log.adapter"),
-        ("rank", 3, "has rank 3"),
         ("base", "0" * 64, "names base"),
     ],
 )

@@ -195,8 +195,6 @@ def test_a_round_without_a_quorum_ends_the_run_with_a_clear_error(experiment_fil
         ["plan.rule.name=fedit"],
         ["plan.rule.name=fed-sb", "plan.adapter.targets=all-linear"],
         ["plan.rule.name=ffa-lora", "plan.server.optimizer=fedavgm"],
-        ["plan.rule.name=flexlora", "plan.adapter.client_ranks=[2, 4]"],
-        ["plan.rule.name=flora", "plan.adapter.rank=2"],
         ["plan.rule.name=prompt-mean", "plan.adapter.method=prompt", "plan.adapter.tokens=4"],
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
@@ -258,7 +256,7 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment_file: Path, tmp_path: 
 
 def test_an_illegal_plan_leaves_no_run_behind(experiment_file: Path) -> None:
     with pytest.raises(FedgeError):
-        run(experiment_file, "illegal", ["plan.adapter.client_ranks=[2, 4]"])
+        run(experiment_file, "illegal", ["plan.rule.name=prompt-mean"])
     assert not (experiment_file.parent / "illegal").exists()
     run(experiment_file, "illegal", ["plan.rounds=1", "yardsticks.pooled=false"])
 

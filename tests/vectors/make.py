@@ -47,8 +47,7 @@ learning_rate = 1e-3
 START = """
 [start]
 adapter = "{adapter}"
-rank = 8
-scaling = 2.0
+settings = "{settings}"
 round = 3
 rounds = 5
 plans = ["{first}", "{second}"]
@@ -79,6 +78,7 @@ def identities() -> dict[str, Any]:
     ]
     plan = PLAN.format(fingerprint="0" * 64)
     places = {"adapter": "a" * 64, "first": "1" * 64, "second": "2" * 64, "root": "3" * 64}
+    places["settings"] = "4" * 64
     more = plan + START.format(**places)
     seeds = [("initial", 0, "classifier.weight"), ("cohort", 7, 1, 0), ("train", 0, 3, "site-1")]
     vector = np.array([0.0, -0.0, 1.5, -(2.0**-149), 3.4e38], np.float32)

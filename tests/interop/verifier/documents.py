@@ -36,7 +36,6 @@ class Documents:
     manifest: dict[str, Any]
     digest: str  # the plan's
     sid: bytes
-    rank: int
     shapes: dict[str, tuple[int, ...]]  # P-2.2: by name, in the vector's order
 
     def trained(self, number: int) -> list[str]:
@@ -73,9 +72,7 @@ def read_documents(run: Path, first: Leaf) -> Documents:
     assert first["origin"] == f"fedge/{plan['name']}/{first['run']}"
     assert plan["secrecy"]["exchange"] == "secagg"
     sid = named_hash("run", bytes.fromhex(digest) + bytes.fromhex(first["run"]))
-    rank = plan["adapter"]["rank"]
-    shapes = layout(plan, manifest, rank)
-    return Documents(run, plan, manifest, digest, sid, rank, shapes)
+    return Documents(run, plan, manifest, digest, sid, layout(plan, manifest))
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
@@ -99,12 +96,13 @@ def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[i
     }
 
 
-def layout(plan: dict[str, Any], manifest: dict[str, Any], r: int) -> dict[str, tuple[int, ...]]:
+def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """P-2.1, P-2.2."""
     shapes: dict[str, tuple[int, ...]] = {}
     if plan["adapter"]["method"] == "prompt":
-        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["hidden_size"])
+        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
     else:
+        r = plan["adapter"]["rank"]
         for path, (width, out) in adapted(plan, manifest).items():
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
             if plan["rule"]["name"] == "fed-sb":

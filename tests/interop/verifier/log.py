@@ -29,7 +29,7 @@ STATEMENTS = {
     "reveal": "seq group rid seeds boxes",
     "aggregate": "seq group rid round summands sum",
     "dp": "entry",
-    "adapter": "round attempt seq adapter_in adapter_out published rank exchange sums void",
+    "adapter": "round attempt seq adapter_in adapter_out published exchange sums void",
     "abort": "seq group round attempt revealed",
     "eval": "round rows metrics",
     "release": "round adapter eval",

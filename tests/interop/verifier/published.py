@@ -113,7 +113,7 @@ def config(documents: Documents) -> dict[str, Any]:
         return both | {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": adapter["tokens"],
-            "token_dim": manifest["hidden_size"],
+            "token_dim": manifest["embedding_size"],
             "num_layers": manifest["layers"],
             "num_attention_heads": 1,
             "num_transformer_submodules": 1,
@@ -121,9 +121,9 @@ def config(documents: Documents) -> dict[str, Any]:
         }
     return both | {
         "peft_type": "LORA",
-        "r": documents.rank,
-        "lora_alpha": adapter["alpha"] / adapter["rank"] * documents.rank,
-        "lora_dropout": adapter["dropout"],
+        "r": adapter["rank"],
+        "lora_alpha": adapter["alpha"],
+        "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(adapted(documents.plan, manifest)),
     }

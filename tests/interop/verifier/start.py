@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Reals, Tensors, halved, seed
+from .basics import Reals, Tensors, canonical, halved, named_hash, seed
 from .documents import Documents, adapter_digest, role_of
 
 
@@ -37,11 +37,11 @@ def orthonormal(named: int, length: int, r: int) -> Reals:
 
 def taken_over(documents: Documents, start: dict[str, Any]) -> Tensors:
     """P-4.11: the adapter that the plan names, from the round's own checkpoint."""
-    assert start["rank"] == documents.rank
     assert 1 <= start["round"] <= start["rounds"]
-    adapter = documents.plan["adapter"]
-    if adapter["method"] == "lora":
-        assert math.isclose(adapter["alpha"] / adapter["rank"], start["scaling"], rel_tol=1e-12)
+    assert (
+        start["settings"]
+        == named_hash("adapter-settings", canonical(documents.plan["adapter"])).hex()
+    )
     data = (documents.run / "rounds/0000/checkpoint.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

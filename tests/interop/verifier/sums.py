@@ -143,7 +143,6 @@ class Sum:
                 "plan_digest": documents.digest,
                 "base": documents.manifest["fingerprint"],
                 "adapter_digest": adapter_in,
-                "rank": documents.rank,
                 "evaluate": number % plan["evaluation"]["every"] == 0 or number == plan["rounds"],
             },
             "suite": secrecy["suite"],

@@ -69,7 +69,6 @@ def documents(world: World) -> dict[str, Decoder]:
     }
     toml = toml_plan(world.plan.base.fingerprint)
     experiment = experiment_path("demo").read_bytes()
-    rank = world.plan.adapter.rank
 
     def used(text: str) -> object:
         """A plan is worth nothing before its digest, its policy and its layout."""
@@ -105,7 +104,7 @@ def documents(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: parse_roster(text, source="r")), seeds=(roster,)
         ),
         "protocol.step.checkpoint:decode_checkpoint": Decoder(
-            read=lambda data: decode_checkpoint(data, rank=rank, source="c"),
+            read=lambda data: decode_checkpoint(data, source="c"),
             seeds=(checkpoint,),
         ),
         "protocol.tensor_file:decode_tensors": Decoder(

@@ -49,7 +49,6 @@ def messages(world: World) -> dict[str, Decoder]:
         plan_digest="0",
         base="0",
         adapter_digest="0",
-        rank=1,
         evaluate=True,
     )
     records = (

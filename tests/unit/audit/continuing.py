@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,7 @@ PROMPT: dict[str, Any] = {
 }
 
 
-WIDE: dict[str, Any] = {"cohort": {"size": 2, "quorum": 2, "deadline_s": 30.0}, "count": 2}
-
-
 def of_rule(name: str) -> dict[str, Any]:
-    if name == "flora":  # ranks grow by every client, up to the small base's 5 features
-        return {"rule": {"name": name}, "adapter": {"rank": 1, "targets": ["query"]}} | WIDE
     return PROMPT if name == "prompt-mean" else {"rule": {"name": name}}
 
 
@@ -50,10 +44,9 @@ def vector(run: Path, number: int) -> Vector:
     """The adapter of a round, as it is in its checkpoint."""
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     folder = run / "rounds" / f"{number:04d}"
-    rank = json.loads((folder / "record.json").read_text())["rank"]
     data = (folder / "checkpoint.safetensors").read_bytes()
-    state, _ = decode_checkpoint(data, rank=rank, source="test")
-    return adapter_layout(plan, small_manifest(), rank=rank).flatten(state.adapter)
+    state, _ = decode_checkpoint(data, source="test")
+    return adapter_layout(plan, small_manifest()).flatten(state.adapter)
 
 
 def audited(run: Path, *before: Path) -> Report:

@@ -65,6 +65,7 @@ def small_manifest(linears: int = 2) -> Manifest:
         bits=4,
         block=32,
         hidden_size=5,
+        embedding_size=5,
         layers=1,
         vocab_size=9,
         max_positions=128,

@@ -22,7 +22,7 @@ from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError
 from protocol.legality import check
-from protocol.plan import plan_from
+from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
@@ -43,10 +43,9 @@ from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_
 
 DEFAULT = {
     "alternating",
-    "flora",
     "root",
     "spent",
-    "scaling",
+    "settings",
 }  # the others take part in the slow tests
 
 
@@ -59,8 +58,7 @@ def some(names: Iterable[str]) -> list[Any]:
 def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_path: Path) -> None:
     """Turns, seeds and cohorts go on where the earlier run stopped."""
     sections = PLAIN | {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}} | of_rule(rule)
-    odd = 1 if rule == "flora" else 3
-    more = 1 if rule == "flora" else 2
+    odd, more = 3, 2
     whole = make_run(tmp_path / "whole", rounds=odd + more, **sections)
     first = make_run(tmp_path / "first", rounds=odd, **sections)
     second = go_on(first, tmp_path / "second", rounds=more, **sections)
@@ -69,7 +67,7 @@ def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_p
     assert not audited(second, first).failed
 
 
-@pytest.mark.parametrize("rule", some(n for n, rule in RULES.items() if rule.needs == "sum"))
+@pytest.mark.parametrize("rule", some(RULES))
 def test_summed_in_secret_one_round_and_another_are_two_but_for_the_rounding(
     rule: str, tmp_path: Path
 ) -> None:
@@ -199,8 +197,8 @@ def moved(start: dict[str, Any], run: Path) -> tuple[dict[str, Any], Beginning]:
     near = vector(run, start["round"]).copy()
     at = int(np.argmax(np.abs(near)))
     near[at] = np.nextafter(near[at], np.float32(100))
-    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
-    state = State(adapter=layout.unflatten(near), rank=2, moments=Moments.zeros(layout.size))
+    layout = adapter_layout(small_plan()[0], small_manifest())
+    state = State(adapter=layout.unflatten(near), moments=Moments.zeros(layout.size))
     return start | {"adapter": vector_digest(near)}, Beginning(state=state, asked=[])
 
 
@@ -263,13 +261,18 @@ def test_a_third_run_and_an_earlier_round(runs: tuple[Path, Path], tmp_path: Pat
 Lie = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+def _of_another_alpha() -> Plan:
+    adapter = small_plan()[0].adapter
+    return small_plan(adapter=adapter.model_dump() | {"alpha": 2 * adapter.alpha})[0]
+
+
 LIES: dict[str, Lie] = {
     "origin": lambda start: {"origin": "fedge/other/1"},
     "size": lambda start: {"size": start["size"] - 1},
     "root": lambda start: {"root": "0" * 64},
     "round": lambda start: {"round": 2},
     "rounds": lambda start: {"rounds": 7},
-    "scaling": lambda start: {"scaling": 2 * start["scaling"]},
+    "settings": lambda start: {"settings": _of_another_alpha().adapter_settings},
     "spent": lambda start: {"spent": {"mechanism": "distributed", "rho": 0.1}},
     "plans": lambda start: {"plans": ["0" * 64, *start["plans"]]},
 }
@@ -289,12 +292,11 @@ def test_a_plan_that_lies_of_the_run_before_is_found(
         return
     lie = start | LIES[field](start)
     other: dict[str, Any] = {}
-    if field == "scaling":  # with an alpha that fits it: the coordinator sees it, another may not
-        adapter = small_plan()[0].adapter
-        other = {"adapter": adapter.model_dump() | {"alpha": 2 * adapter.alpha}}
-        with pytest.raises(PlanError, match=r"`start\.scaling` is 4: the run before has"):
+    if field == "settings":  # with an alpha that fits it: the coordinator sees it, another may not
+        other = {"adapter": _of_another_alpha().adapter.model_dump()}
+        with pytest.raises(PlanError, match=r"`start\.settings` is not the digest of \[adapter\]"):
             read_beginning(runs[0], small_plan(start=lie, **other)[0], small_manifest())
-        monkeypatch.setattr("server.starting._verify_scaling", lambda *_: None)
+        monkeypatch.setattr("server.starting._verify_settings", lambda *_: None)
     lying = make_run(tmp_path / "lying", rounds=1, start=lie, begin=runs[0], **other)
     report = audited(lying, runs[0])
     why = "the log has no round 3" if field == "size" else f"`start.{field}`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
 from fedge.plans import app as plans
-from protocol.adapter import adapter_layout, lora_scaling
+from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import verify_legal
@@ -30,11 +29,8 @@ from tests.unit.audit.continuing import (
     NOISE,
     PLAIN,
     PROMPT,
-    WIDE,
-    _document,
     _legal,
     _plan_after,
-    of_rule,
 )
 from tests.unit.audit.runs import make_run, small_manifest, small_plan
 
@@ -48,10 +44,10 @@ def cut(run: Path) -> None:
 
 def not_a_number(run: Path) -> None:
     path = run / "rounds/0003/checkpoint.safetensors"
-    state, note = decode_checkpoint(path.read_bytes(), rank=2, source="x")
+    state, note = decode_checkpoint(path.read_bytes(), source="x")
     name = sorted(state.adapter)[0]
     state.adapter[name][...] = np.nan
-    layout = adapter_layout(small_plan()[0], small_manifest(), rank=2)
+    layout = adapter_layout(small_plan()[0], small_manifest())
     said = Note(**(vars(note) | {"adapter_digest": vector_digest(layout.flatten(state.adapter))}))
     path.write_bytes(encode_checkpoint(state, said))
 
@@ -88,7 +84,7 @@ def test_a_start_that_is_not_finite_is_refused(runs: tuple[Path, Path], tmp_path
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
     not_a_number(run)
     _, note = decode_checkpoint(
-        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), rank=2, source="x"
+        (run / "rounds/0003/checkpoint.safetensors").read_bytes(), source="x"
     )
     start = start_of(load_run(Folder(runs[0]), Trust()), 3).model_dump(mode="json")
     plan = small_plan(start=start | {"adapter": note.adapter_digest})[0]
@@ -106,48 +102,36 @@ def test_folders_that_are_no_run_are_refused(runs: tuple[Path, Path], tmp_path: 
         read_beginning(Path(copy), plan, small_manifest())
 
 
-ALPHAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "another alpha": ({}, {"adapter": {"rank": 2, "alpha": 64.0, "targets": ["query"]}}),
-    "another rank": (
-        {},
-        {"adapter": {"rank": 4, "alpha": 16.0, "targets": ["query"]}, "rule": {"name": "fedit"}},
-    ),
-    "a stack at its rank": (
-        of_rule("flora"),
-        {"adapter": {"rank": 2, "targets": ["query"]}, "rule": {"name": "fedit"}} | WIDE,
-    ),
-    "a stack, stacked on": (
-        of_rule("flora"),
-        of_rule("flora") | {"adapter": {"rank": 1, "alpha": 8.0, "targets": ["query"]}},
-    ),
+SETTINGS: dict[str, dict[str, Any]] = {
+    "another alpha": {"rank": 2, "alpha": 64.0, "targets": ["query"]},
+    "another rank": {"rank": 4, "alpha": 8.0, "targets": ["query"]},
+    "other targets": {"rank": 2, "alpha": 4.0, "targets": "all-linear"},
+    "another method": {"method": "prompt"},
 }
 
 
-@pytest.mark.parametrize("kind", ALPHAS)
-def test_an_adapter_counts_as_much_as_before(kind: str, tmp_path: Path) -> None:
-    """Its factors are multiplied by the plan's alpha / rank: a plan that changes that is another model's.
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_an_adapter_means_what_it_meant_before(kind: str, tmp_path: Path) -> None:
+    """With other settings the same tensors are another model: whoever checks the plan refuses that.
 
-    What the remedy says is a plan that may be run, and the product is what it was.
+    What the remedy says is a plan that may be run.
     """
-    before, after = ALPHAS[kind]
-    first = make_run(tmp_path / "first", rounds=1, **(PLAIN | before))
-    document = PLAIN | {"rounds": 1} | _document(after)
-    with pytest.raises(PlanError, match=r"rank|alpha") as caught:
+    first = make_run(tmp_path / "first", rounds=1, **PLAIN)
+    document = PLAIN | {"rounds": 1} | {"adapter": SETTINGS[kind]}
+    if kind == "another method":
+        document |= {"rule": {"name": "prompt-mean"}}
+    with pytest.raises(PlanError, match=r"`adapter`: .*other settings"):
         _legal(first, 1, **document)
-    advice = re.findall(r"adapter\.(rank|alpha) = ([0-9.]+)", caught.value.remedy)
-    changed = {name: int(value) if name == "rank" else float(value) for name, value in advice}
-    fit = _plan_after(first, 1, **(document | {"adapter": after["adapter"] | changed}))
+    fit = _plan_after(first, 1, **(PLAIN | {"rounds": 1}))
     verify_legal(fit, small_manifest())
     read_beginning(first, fit, small_manifest())
-    assert "alpha" in changed
-    assert lora_scaling(fit) == lora_scaling(small_plan(**_document(PLAIN | before))[0])
 
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "labels in another order": ({"task": {"labels": ["b", "a", "c"]}}, "in another order"),
     "other labels": ({"task": {"labels": ["a", "b", "x"]}}, "other labels"),
-    "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "rank"),
-    "another method": (PROMPT, "rank|tensor|unknown"),
+    "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "settings"),
+    "another method": (PROMPT, "settings"),
     "cores": ({"rule": {"name": "fed-sb"}}, "misses|unknown"),
 }
 
@@ -229,11 +213,11 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "more rounds than there were": ({"round": 9}, "round 9 of 3 rounds"),
     "round 0": ({"round": 0}, "start anew"),
     "no rounds": ({"round": 0, "rounds": 0}, "start anew"),
-    "no scaling": ({"scaling": 0.0}, "`start.scaling`"),
+    "no settings": ({"settings": ""}, "`start.settings`"),
     "no plan": ({"plans": []}, "`start.plans`"),
     "a plan twice": ({"plans": ["1" * 64, "1" * 64]}, "listed twice"),
     "less than nothing spent": ({"spent": {"rho": -0.1}}, "`start.spent.rho`"),
-    "a number as text": ({"rank": "2"}, "`start.rank`"),
+    "a number as text": ({"round": "2"}, "`start.round`"),
     "another word for a mechanism": ({"spent": {"mechanism": "local"}}, "`start.spent.mechanism`"),
     "no root": ({"root": None}, "`start.root`"),
 }

@@ -188,7 +188,6 @@ def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path])
             plan_digest=plan.digest,
             base=manifest.fingerprint,
             adapter_digest=vector_digest(given),
-            rank=2,
             evaluate=False,
         )
         if good:

@@ -16,7 +16,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from tests.conftest import WORDS
 
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = (
+    *("bert", "distilbert", "roberta", "xlm-roberta"),
+    *("camembert", "mpnet", "ernie", "electra", "albert"),
+)
 LABELS = ["light", "music", "timer", "other"]
 WORDS_64 = list(dict.fromkeys(WORDS))[:64]
 TEXTS = [
@@ -75,10 +78,11 @@ def write_source(
         num_attention_heads=4,
         intermediate_size=48,
         max_position_embeddings=40,
-        type_vocab_size=1 if "roberta" in family else 2,
+        type_vocab_size=1 if "roberta" in family or family == "camembert" else 2,
         pad_token_id=pad,
         **({} if family != "distilbert" else {"dim": 32, "n_layers": 2, "n_heads": 4}),
         **({} if family != "distilbert" else {"hidden_dim": 48}),
+        **({"embedding_size": 20} if family in ("electra", "albert") else {}),
         **(named if classifier else {}),
         **settings,
     )

@@ -14,10 +14,26 @@ from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
 from base_model.store import open_base, read_manifest, verify_base
+from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, FedgeError
 from tests.unit.base_model.sources import one_by_default
 
 TASK = "sequence-classification"
+
+
+def test_a_base_of_an_older_format_is_refused_with_the_command(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    document = json.loads((base / "manifest.json").read_text())
+    for number in (1, 3):
+        document["format"] = number
+        (base / "manifest.json").write_text(json.dumps(document))
+        for reader in (open_base, EdgeBase.open):
+            with pytest.raises(ArtefactError, match="another format") as refused:
+                reader(base)
+            assert "fedge base build" in refused.value.remedy
 
 
 def test_training_and_the_edge_graph_have_the_same_bytes(tiny_base: Path) -> None:

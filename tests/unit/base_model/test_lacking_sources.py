@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from base_model.build import build_base
+from base_model.build import _model_of, build_base
 from base_model.checkpoint import read_checkpoint
+from base_model.families import REFUSED
 from base_model.source import load_source
 from base_model.store import open_base
 from protocol.errors import ArtefactError, FedgeError, MachineError
@@ -306,6 +308,37 @@ def test_every_tensor_that_would_be_drawn_anew_is_named(tmp_path: Path, family: 
         with pytest.raises(ArtefactError, match="lacks") as refused:
             load_source(str(source), pooling="auto")
         assert name in refused.value.cause
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tensor_that_nothing_brings_ends_the_conversion(tmp_path: Path, family: str) -> None:
+    loaded = load_source(str(write_source(tmp_path / "source", family=family)), pooling="mean")
+    _model_of(loaded)
+    for name in loaded.tensors:
+        rest = {key: value for key, value in loaded.tensors.items() if key != name}
+        with pytest.raises(ArtefactError, match="no adapter would bring it") as refused:
+            _model_of(replace(loaded, tensors=rest))
+        assert name in refused.value.cause
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_a_family_that_does_not_work_is_refused_with_the_reason(
+    tmp_path: Path, family: str
+) -> None:
+    source = write_source(tmp_path / "source", pooling="mean")
+    edit("config.json", model_type=family)(source)
+    (tmp_path / "out").mkdir()
+    fault = refusal(source, tmp_path / "out" / "base")
+    assert f"`{family}` cannot be a base" in fault.cause
+    assert REFUSED[family] in fault.cause
+    assert "albert" in fault.remedy
+
+
+def test_a_padding_id_that_the_model_does_not_count_from_is_refused(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", family="mpnet", pad=2, pooling="mean")
+    (tmp_path / "out").mkdir()
+    fault = refusal(source, tmp_path / "out" / "base")
+    assert "`pad_token_id` is 2, and mpnet counts positions from 1" in fault.cause
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

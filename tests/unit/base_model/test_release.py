@@ -18,7 +18,6 @@ from base_model.store import open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, ParityError, from_peft
-from tests.conftest import write_tiny_source
 from tests.unit.base_model.sources import TEXTS as SPECIAL_TEXTS
 from tests.unit.base_model.sources import one_by_default, write_source
 
@@ -36,7 +35,7 @@ def test_lora_and_prompt_reach_parity_on_every_row(released: dict[str, Path], na
 
 @pytest.mark.parametrize("family", one_by_default("roberta", sorted(set(FAMILIES) - {"bert"})))
 def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family: str) -> None:
-    source = write_tiny_source(tmp_path / "source", model_type=family)
+    source = write_source(tmp_path / "source", family=family, pooling="mean")
     build_base(str(source), task="sequence-classification", bits=4, out=tmp_path / "base")
     for method in ("lora", "prompt"):
         folder = write_adapter(tmp_path / method, method=method, base=tmp_path / "base")

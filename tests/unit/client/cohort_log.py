@@ -58,7 +58,6 @@ class CohortLog:
             adapter_in="",
             adapter_out=digest,
             published=digest,
-            rank=8,
             exchange="secagg",
             sums=[OpenedSum(group=0, rid=rid, summands=5, kept=True) for rid in rids],
             void="",

@@ -116,9 +116,9 @@ def random_adapter(tiny_base: Path) -> Callable[..., Tensors]:
     """A full adapter whose every tensor is non-zero."""
     manifest = read_manifest(tiny_base)
 
-    def make(plan: Plan, *, rank: int | None = None, seed: int = 0) -> Tensors:
+    def make(plan: Plan, *, seed: int = 0) -> Tensors:
         rng = np.random.default_rng(seed)
-        layout = adapter_layout(plan, manifest, rank=rank)
+        layout = adapter_layout(plan, manifest)
         return {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in layout.specs}
 
     return make
@@ -130,11 +130,10 @@ def instruct(tiny_base: Path) -> Callable[..., tuple[Instruction, Vector]]:
     manifest = read_manifest(tiny_base)
 
     def make(
-        plan: Plan, *, tensors: Tensors | None = None, rank: int | None = None, **fields: Any
+        plan: Plan, *, tensors: Tensors | None = None, **fields: Any
     ) -> tuple[Instruction, Vector]:
-        rank = plan.adapter.rank if rank is None else rank
-        layout = adapter_layout(plan, manifest, rank=rank)
-        sent = sent_layout(plan, manifest, rank=rank)
+        layout = adapter_layout(plan, manifest)
+        sent = sent_layout(plan, manifest)
         start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
         moved = {name: value for name, value in (tensors or {}).items() if name in sent.slices}
         full = start | moved
@@ -145,7 +144,6 @@ def instruct(tiny_base: Path) -> Callable[..., tuple[Instruction, Vector]]:
             "plan_digest": plan.digest,
             "base": manifest.fingerprint,
             "adapter_digest": vector_digest(layout.flatten(full)),
-            "rank": rank,
             "evaluate": False,
         }
         return Instruction(**(instruction | fields)), vector

@@ -92,7 +92,6 @@ class Coordinator:
             plan_digest=self.plan.digest,
             base="0" * 64,
             adapter_digest=adapter_of(1),
-            rank=8,
             evaluate=False,
         )
         self.sid = session_id(self.plan.digest, self.run)

@@ -175,8 +175,7 @@ def test_a_client_that_forgot_its_session_opens_no_other_sum_of_a_round(
 
 START = {
     "adapter": adapter_of(1),
-    "rank": 8,
-    "scaling": 2.0,
+    "settings": "4" * 64,
     "round": 1,
     "rounds": 1,
     "plans": ["1" * 64],

@@ -239,8 +239,7 @@ def test_a_site_agrees_to_the_next_plan_or_stays_with_its_own(
 GOES_ON = f"""
 [start]
 adapter = "{"1" * 64}"
-rank = 8
-scaling = 2.0
+settings = "{"4" * 64}"
 round = 3
 rounds = 3
 plans = ["{"2" * 64}"]

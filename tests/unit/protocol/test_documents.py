@@ -100,7 +100,6 @@ HUGE: list[tuple[str, str, Any]] = [
     ("adapter", "tokens", 10**9),
     ("adapter", "alpha", 1e300),
     ("adapter", "alpha", 1e-300),
-    ("adapter", "client_ranks", [1] * 10_000),
     ("adapter", "targets", ["query"] * 10_000),
     ("local", "epochs", 10**9),
     ("local", "max_steps", 10**12),

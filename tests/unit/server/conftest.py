@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from protocol import PROTOCOL_VERSION, wire
-from protocol.adapter import adapter_layout, client_rank
+from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
 from protocol.exchange import METRICS, Contribution
 from protocol.exchange.plain import PlainClient
@@ -37,6 +37,7 @@ def manifest() -> Manifest:
         bits=4,
         block=32,
         hidden_size=5,
+        embedding_size=5,
         layers=1,
         vocab_size=9,
         max_positions=64,
@@ -94,7 +95,7 @@ class Population:
         self.asked: list[tuple[int, str]] = []
 
     def contribution(self, client: str, number: int) -> Contribution:
-        layout = adapter_layout(self.plan, self.manifest, rank=client_rank(self.plan, client))
+        layout = adapter_layout(self.plan, self.manifest)
         size = layout.only(rule_named(self.plan.rule.name).roles(number)).size
         rng = np.random.default_rng(seed_from(client, number))
         update = rng.normal(0, 0.1, size).astype(np.float32)

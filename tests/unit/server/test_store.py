@@ -14,14 +14,13 @@ import pytest
 from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file, save
 
-from protocol.adapter import adapter_layout, as_plain_lora, lora_scaling
+from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import Manifest
 from protocol.peft_format import RELEASE_FILE, from_peft, parse_release
 from protocol.plan import Plan
 from protocol.rules import Role
-from server.aggregation import change_norm
 from server.app import make_app
 from server.store import RunStore
 from simulations.clock import VirtualClock
@@ -32,11 +31,11 @@ KEYS = {
     *("round", "attempt", "roles", "expected", "used", "dropped", "quorum", "exchange", "secure"),
     *("weight", "metrics", "update_norm", "bytes_down_per_client", "bytes_up_per_client"),
     *("seconds", "started_at", "ended_at", "plan_digest", "base_fingerprint"),
-    *("adapter_in", "adapter_out", "adapter_published", "rank"),
+    *("adapter_in", "adapter_out", "adapter_published"),
 }
 
 
-@pytest.mark.parametrize("rule", ["alternating", "flexlora", "flora"])
+@pytest.mark.parametrize("rule", ["alternating", "fedit"])
 def test_a_published_round_is_complete_and_consistent(
     make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, manifest: Manifest, rule: str
 ) -> None:
@@ -59,11 +58,11 @@ def test_a_published_round_is_complete_and_consistent(
         weights = published / "adapter_model.safetensors"
         assert weights.read_bytes() == save(load_file(weights), metadata={"format": "pt"})
         tensors = from_peft(load_file(weights))
-        layout = adapter_layout(plan, manifest, rank=record["rank"])
+        layout = adapter_layout(plan, manifest)
         assert vector_digest(layout.flatten(tensors)) == before == note.adapter_digest
         assert record["adapter_published"] == before
         config = json.loads((published / "adapter_config.json").read_text())
-        assert config["r"] == record["rank"]
+        assert config["r"] == plan.adapter.rank
         assert (record["update_norm"] > 0) == (number > 0)
     assert outcome.adapter_digest == before
     assert not list(folder.glob(".*"))
@@ -91,28 +90,6 @@ def test_around_a_core_a_plain_adapter_is_published_under_its_own_digest(
             np.testing.assert_array_equal(tensors[f"{path}.lora_A"], a)
             np.testing.assert_allclose(tensors[f"{path}.lora_B"], b @ r, rtol=1e-5, atol=1e-7)
     store.close()
-
-
-@pytest.mark.parametrize("rule", ["flora", "fed-sb"])
-def test_the_norm_of_a_change_is_that_of_the_dense_products(
-    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, rule: str
-) -> None:
-    plan = make_plan(rule)
-    run(populate(plan), tmp_path / "r")
-    store = RunStore(tmp_path / "r")
-    (old, _), (new, _) = store.load(1), store.load(2)
-    store.close()
-    s, square = lora_scaling(plan), 0.0
-    for path in ("m.0.query", "m.1.query"):
-        dense = [
-            s * plain[f"{path}.lora_B"] @ plain[f"{path}.lora_A"]
-            for plain in (as_plain_lora(old.adapter), as_plain_lora(new.adapter))
-        ]
-        square += float(np.sum((dense[1] - dense[0]) ** 2))
-    for name in ("classifier.weight", "classifier.bias"):
-        square += float(np.sum((new.adapter[name] - old.adapter[name]) ** 2))
-    assert change_norm(old.adapter, new.adapter, scaling=s) == pytest.approx(square**0.5, rel=1e-5)
-    assert change_norm(new.adapter, new.adapter, scaling=s) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_one_changed_byte_of_a_checkpoint_is_noticed(

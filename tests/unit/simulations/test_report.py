@@ -40,7 +40,6 @@ def record(number: int, dropped: list[dict[str, str]]) -> dict[str, Any]:
         "base_fingerprint": "f" * 64,
         "adapter_in": "1" * 64,
         "adapter_out": "2" * 64,
-        "rank": 8,
     }
 
 
@@ -50,7 +49,7 @@ def run(tmp_path: Path) -> Path:
         "name": "demo",
         "rounds": 2,
         "task": {"labels": [EVIL]},
-        "rule": {"name": "flora"},
+        "rule": {"name": "fedit"},
         "privacy": {"mechanism": "none"},
     }
     files: dict[str, Any] = {
@@ -130,7 +129,6 @@ def test_the_page_is_whole_safe_and_says_what_the_files_say(run: Path) -> None:
     ):
         assert figure in text, figure
     assert "coordinator saw every client" in text
-    assert "reads single updates" in text
     assert "no differential privacy" in text
     assert "http" not in text
 
@@ -165,7 +163,7 @@ def test_the_page_tells_what_was_run_on_what_and_when(run: Path) -> None:
     (run / "clients.json").write_text(json.dumps({"column": "room", "clients": {}}))
     page = write_report(run).read_text()
     head = page[page.index("<header>") : page.index("</header>")]
-    for text in ("Rule flora", "9,003 rows to train on", "3,080 rows to test on", "77 labels"):
+    for text in ("Rule fedit", "9,003 rows to train on", "3,080 rows to test on", "77 labels"):
         assert text in head, text
     assert "From 2026-09-21 14:13 to 2026-09-21 15:13 UTC" in head
     assert EVIL not in page

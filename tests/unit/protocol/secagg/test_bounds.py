@@ -33,7 +33,6 @@ def instruction(evaluate: bool = True) -> Instruction:
         plan_digest="0" * 64,
         base="0" * 64,
         adapter_digest="1" * 64,
-        rank=8,
         evaluate=evaluate,
     )
 

@@ -28,7 +28,7 @@ ADAPTER: Tensors = {
     "head.bias": vector(3, 2),
 }
 FLAT = np.concatenate([ADAPTER[name].reshape(-1) for name in sorted(ADAPTER)])
-STATE = State(adapter=ADAPTER, rank=2, moments=Moments(first=vector(25, 3), second=vector(25, 4)))
+STATE = State(adapter=ADAPTER, moments=Moments(first=vector(25, 3), second=vector(25, 4)))
 NOTE = Note(
     round=7, plan_digest="p" * 64, base_fingerprint="b" * 64, adapter_digest=vector_digest(FLAT)
 )
@@ -54,10 +54,9 @@ def test_the_bytes_are_those_of_the_library_and_come_back() -> None:
     metadata = {"fedge": json.dumps(SAID, sort_keys=True)}
     ordered = {name: TENSORS[name] for name in sorted(TENSORS)}
     assert data == file() == safetensors.numpy.save(ordered, metadata=metadata)
-    state, note = decode_checkpoint(data, rank=2, source="c")
+    state, note = decode_checkpoint(data, source="c")
     assert note == NOTE
     assert encode_checkpoint(state, note) == data
-    assert state.rank == 2
     assert {name: value.shape for name, value in state.adapter.items()} == {
         name: value.shape for name, value in ADAPTER.items()
     }
@@ -90,9 +89,4 @@ def without(name: str) -> Tensors:
 )
 def test_another_file_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(ArtefactError, match=f"^c: .*{why}"):
-        decode_checkpoint(data, rank=2, source="c")
-
-
-def test_another_rank_is_refused() -> None:
-    with pytest.raises(ArtefactError, match="not of rank 3"):
-        decode_checkpoint(file(), rank=3, source="c")
+        decode_checkpoint(data, source="c")
