@@ -163,7 +163,6 @@ class World:
             "plan_digest": self.plan.digest,
             "base": "0" * 64,
             "adapter_digest": adapter_of(0),
-            "rank": 8,
             "evaluate": False,
         }
         instruction = Instruction(**(fields | changes))

@@ -147,7 +147,7 @@ def test_several_seeds_are_one_command_and_resumable(experiment_file: Path) -> N
 def test_plan_check_reads_experiments_and_times_steps(
     named_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached = next((named_file.parent / ".bases").iterdir())
+    cached = next((named_file.parent / ".bases").glob("*/manifest.json")).parent
     plain = call("plan", "check", named_file, "--base", cached, "--json", sets=ODD)
     body = json.loads(plain.stdout)
     assert plain.exit_code == 0

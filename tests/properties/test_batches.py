@@ -97,7 +97,7 @@ def test_collate_pads_and_masks(values: list[list[int]]) -> None:
     for rows, chosen in ((encoded, index), (encoded.take(index), np.arange(len(values)))):
         batch = collate(rows, chosen)
         for row, wanted in enumerate(reversed(values)):
-            mask = batch.mask[row].bool()
+            mask = batch.mask[row].astype(bool)
             assert batch.ids[row][mask].tolist() == wanted
             assert not batch.ids[row][~mask].any()
         assert batch.labels.tolist() == index.tolist()

@@ -117,7 +117,6 @@ def test_what_is_published_of_cores_computes_what_was_trained(
         as_plain_lora(after),
         plan=plan,
         manifest=base.manifest,
-        rank=4,
         round_number=1,
         adapter_digest="0" * 64,
         exchange="secagg",
