@@ -42,70 +42,25 @@ from tests.properties.decoders.world import World
 
 
 def log(world: World) -> dict[str, Decoder]:
-    text = world.note.partition("\n\n")[0] + "\n"
-    witness = VerifierKey(name="w.example", type=KeyType.COSIGNATURE, public=world.public)
+    return (
+        _notes(world)
+        | _copies(world)
+        | _proofs(world)
+        | _leaves(world)
+        | _receipts(world)
+        | _shown(world)
+    )
+
+
+def _witness(world: World) -> VerifierKey:
+    return VerifierKey(name="w.example", type=KeyType.COSIGNATURE, public=world.public)
+
+
+def _notes(world: World) -> dict[str, Decoder]:
+    text, witness = world.note.partition("\n\n")[0] + "\n", _witness(world)
     cosigned = world.note + cosign(text, "w.example", world.key, time=5)
-    leaf = world.entries[-1]
-    tree = Tree(map(leaf_hash, world.entries))
-    index = len(world.entries) - 1
-    proof = OfflineProof(
-        index=index,
-        path=tuple(tree.inclusion(index, tree.size)),
-        checkpoint=world.note,
-        extra=leaf,
-    ).encode()
-    policy = (
-        f"log {world.log_key.encode()}\nwitness w {witness.encode()}\ngroup all 1 w\nquorum all\n"
-    )
-    trusted = parse_policy(f"log {world.log_key.encode()}\nquorum none\n")
     origin = world.log_key.name
-
-    def proven(text: str) -> object:
-        found = parse_offline_proof(text)
-        found.verify(found.extra or b"", trusted)
-        return found.encode()
-
-    def leaf_of(data: bytes) -> object:
-        read = decode_leaf(data)
-        verify_author(read, world.log_key.public, world.public)
-        return read
-
-    statement = sign_statement("x", {"a": 1}, {"n": "0" * 64}, world.key)
-    complaint = sign_complaint(client=bytes(16), about="late", receipt="", key=world.key)
-    receipt = Receipt(
-        origin=origin,
-        client="0" * 32,
-        sid="0" * 64,
-        seq=1,
-        rid="0" * 64,
-        root="0" * 64,
-        round=1,
-        attempt=1,
-    )
-    signed = sign_receipt(receipt, world.key)
-    told = canonical_json(Told(size=3, open=[1]).model_dump())
-    given = canonical_json(Given(key=world.log_key.encode(), receipt=signed).model_dump())
-    shown = canonical_json(
-        Shown(
-            key=world.log_key.encode(),
-            checkpoint=world.note,
-            consistency="",
-            tail=Tail(
-                start=1,
-                peaks=nodes_text([leaf_hash(world.entries[0])]),
-                leaves=[data.decode() for data in world.entries[1:]],
-            ),
-            proven=[
-                Proven(
-                    index=0,
-                    path=nodes_text([bytes(32)]),
-                    leaf=world.entries[0].decode(),
-                )
-            ],
-        ).model_dump()
-    )
     request = AddCheckpoint(old=1, path=(bytes(32),), note=world.note).encode()
-    messages = [data for data in world.entries if b'"payload"' not in data]
     return {
         "protocol.transparency.note:parse_key": Decoder(
             read=of_text(parse_key), seeds=(world.log_key.encode().encode(),)
@@ -120,30 +75,72 @@ def log(world: World) -> dict[str, Decoder]:
         "protocol.transparency.note:parse_checkpoint": Decoder(
             read=of_text(lambda t: parse_checkpoint(t, origin=origin)), seeds=(text.encode(),)
         ),
+        "protocol.transparency.witness:parse_add_checkpoint": Decoder(
+            read=parse_add_checkpoint, seeds=(request,)
+        ),
+    }
+
+
+def _copies(world: World) -> dict[str, Decoder]:
+    batch = {
+        "start": 0,
+        "entries": [base64.b64encode(entry).decode() for entry in world.entries],
+        "checkpoint": world.note,
+    }
+    return {
         "audit.log_copy:parse_batch": Decoder(
-            read=lambda data: parse_batch(data, "log.batch"),
-            seeds=(
-                json_line(
-                    {
-                        "start": 0,
-                        "entries": [base64.b64encode(one).decode() for one in world.entries],
-                        "checkpoint": world.note,
-                    }
-                ),
-            ),
+            read=lambda data: parse_batch(data, "log.batch"), seeds=(json_line(batch),)
         ),
         "audit.log_copy:parse_kept": Decoder(
             read=of_text(lambda t: parse_kept(t, world.log_key)), seeds=(world.note.encode(),)
         ),
+        "protocol.transparency.tiles:parse_entries": Decoder(
+            read=parse_tile, seeds=(b"\x00\x02hi" * 2,)
+        ),
+        "audit.order:parse_first": Decoder(
+            read=lambda data: parse_first([data], world.log_key.public), seeds=world.entries[:1]
+        ),
+    }
+
+
+def _proofs(world: World) -> dict[str, Decoder]:
+    tree, index = Tree(map(leaf_hash, world.entries)), len(world.entries) - 1
+    proof = OfflineProof(
+        index=index,
+        path=tuple(tree.inclusion(index, tree.size)),
+        checkpoint=world.note,
+        extra=world.entries[-1],
+    ).encode()
+    log_line, witness = f"log {world.log_key.encode()}\n", _witness(world).encode()
+    policy = f"{log_line}witness w {witness}\ngroup all 1 w\nquorum all\n"
+    trusted = parse_policy(f"{log_line}quorum none\n")
+
+    def proven(text: str) -> object:
+        offline = parse_offline_proof(text)
+        offline.verify(offline.extra or b"", trusted)
+        return offline.encode()
+
+    return {
         "protocol.transparency.offline:parse_offline_proof": Decoder(
             read=of_text(proven), seeds=(proof.encode(),)
         ),
         "protocol.transparency.policy:parse_policy": Decoder(
             read=of_text(parse_policy), seeds=(policy.encode(),)
         ),
-        "protocol.transparency.tiles:parse_entries": Decoder(
-            read=parse_tile, seeds=(b"\x00\x02hi" * 2,)
-        ),
+    }
+
+
+def _leaves(world: World) -> dict[str, Decoder]:
+    statement = sign_statement("x", {"a": 1}, {"n": "0" * 64}, world.key)
+    complaint = sign_complaint(client=bytes(16), about="late", receipt="", key=world.key)
+    messages = [data for data in world.entries if b'"payload"' not in data]
+
+    def leaf_of(data: bytes) -> object:
+        read = decode_leaf(data)
+        verify_author(read, world.log_key.public, world.public)
+        return read
+
+    return {
         "protocol.transparency.leaves:decode_leaf": Decoder(
             read=leaf_of,
             seeds=(
@@ -160,6 +157,26 @@ def log(world: World) -> dict[str, Decoder]:
             read=lambda data: verify_envelope(parse_envelope(json_value(data))[0], world.public),
             seeds=(statement,),
         ),
+    }
+
+
+def _signed_receipt(world: World) -> str:
+    receipt = Receipt(
+        origin=world.log_key.name,
+        client="0" * 32,
+        sid="0" * 64,
+        seq=1,
+        rid="0" * 64,
+        root="0" * 64,
+        round=1,
+        attempt=1,
+    )
+    return sign_receipt(receipt, world.key)
+
+
+def _receipts(world: World) -> dict[str, Decoder]:
+    signed = _signed_receipt(world)
+    return {
         "protocol.transparency.receipts:unverified_receipt": Decoder(
             read=of_text(unverified_receipt), seeds=(signed.encode(),)
         ),
@@ -170,18 +187,34 @@ def log(world: World) -> dict[str, Decoder]:
             read=lambda data: verify_receipt(signed_by(data, world.key).decode(), world.public),
             seeds=(payload_of(signed.encode()),),
         ),
+    }
+
+
+def _shown(world: World) -> dict[str, Decoder]:
+    log_key, first = world.log_key.encode(), world.entries[0]
+    tail = Tail(
+        start=1,
+        peaks=nodes_text([leaf_hash(first)]),
+        leaves=[data.decode() for data in world.entries[1:]],
+    )
+    parts = (
+        Told(size=3, open=[1]),
+        Given(key=log_key, receipt=_signed_receipt(world)),
+        Shown(
+            key=log_key,
+            checkpoint=world.note,
+            consistency="",
+            tail=tail,
+            proven=[Proven(index=0, path=nodes_text([bytes(32)]), leaf=first.decode())],
+        ),
+    )
+
+    def read(text: str) -> object:
+        kind = Told if '"size"' in text else Shown if '"checkpoint"' in text else Given
+        return decode_text(kind, text, "log")
+
+    return {
         "protocol.transparency.shown:decode_text": Decoder(
-            read=of_text(
-                lambda t: decode_text(
-                    Told if '"size"' in t else Shown if '"checkpoint"' in t else Given, t, "log"
-                )
-            ),
-            seeds=(told, given, shown),
-        ),
-        "protocol.transparency.witness:parse_add_checkpoint": Decoder(
-            read=parse_add_checkpoint, seeds=(request,)
-        ),
-        "audit.order:parse_first": Decoder(
-            read=lambda data: parse_first([data], world.log_key.public), seeds=world.entries[:1]
+            read=of_text(read), seeds=tuple(canonical_json(part.model_dump()) for part in parts)
         ),
     }
