@@ -44,6 +44,10 @@ def received_frame(data: bytes) -> object:
 
 
 def client(world: World) -> dict[str, Decoder]:
+    return _session(world) | _memories(world) | _files(world) | _frames() | _rows(world)
+
+
+def _session(world: World) -> dict[str, Decoder]:
     session = Session(
         plan="0" * 64,
         run=bytes(16),
@@ -54,6 +58,16 @@ def client(world: World) -> dict[str, Decoder]:
         asked=bytes(32),
         reply=b"x",
     )
+    return {
+        "client.sessions:FileSession.load": Decoder(
+            read=of_file(world.folder / "s.json", lambda path: FileSession(path).load()),
+            seeds=(session.model_dump_json().encode(),),
+        ),
+    }
+
+
+def _memories(world: World) -> dict[str, Decoder]:
+    """What a client remembers between attempts and rounds."""
     receipts = sorted(world.folder.glob("run-sites/*.receipts.jsonl"))[0].read_bytes()
     openings = sorted(world.folder.glob("run-sites/*.openings.jsonl"))[0].read_bytes()
     sid = json.loads(receipts.splitlines()[0])["sid"]
@@ -62,37 +76,10 @@ def client(world: World) -> dict[str, Decoder]:
         memory = Receipts(path)
         return memory.held(), memory.told(bytes.fromhex(sid))
 
-    headers = (
-        frames.State(pid=1, code="c", served=0, busy=False),
-        frames.Train(client="c", plan="p", base="b", data="d", threads=1, instruction={"round": 1}),
-        frames.Trained(weight=1, metrics={"examples": 1.0}),
-        frames.Refused(error="PlanError", cause="c", remedy="r"),
-    )
-    label = world.plan.task.labels[0]
-    rows = json_line({"text": "hi", "label": label})
-    table = f'text,label\n"h,i",{label}\n'.encode()
     return {
-        "client.sessions:FileSession.load": Decoder(
-            read=of_file(world.folder / "s.json", lambda path: FileSession(path).load()),
-            seeds=(session.model_dump_json().encode(),),
-        ),
-        "base_model.source_files:read_json": Decoder(
-            read=of_file(world.folder / "config.json", source_files.read_json),
-            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
-        ),
-        "base_model.source_files:read_object": Decoder(
-            read=of_file(world.folder / "config.json", source_files.read_object),
-            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
-        ),
         "client.openings:FileOpenings.of": Decoder(
             read=of_file(world.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),
             seeds=(openings,),
-        ),
-        "server.history:read_history": Decoder(
-            read=of_file(world.folder / HISTORY, lambda path: read_history(path.parent)),
-            seeds=(
-                b'{"format":1,"event":"round","round":2,"turn":3,"time":1.5,"values":{"used":3.0}}\n',
-            ),
         ),
         "client.receipts:Receipts.held": Decoder(
             read=of_file(world.folder / "r.jsonl", remembered), seeds=(receipts,)
@@ -101,9 +88,48 @@ def client(world: World) -> dict[str, Decoder]:
             read=of_file(world.folder / "l.jsonl", lambda path: FileLedger(path).entries()),
             seeds=(json_line(ENTRY),),
         ),
-        "client.frames:receive": Decoder(
-            read=received_frame, seeds=tuple(one.model_dump_json().encode() for one in headers)
+    }
+
+
+def _files(world: World) -> dict[str, Decoder]:
+    return {
+        "base_model.source_files:read_json": Decoder(
+            read=of_file(world.folder / "config.json", source_files.read_json),
+            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
         ),
+        "base_model.source_files:read_object": Decoder(
+            read=of_file(world.folder / "config.json", source_files.read_object),
+            seeds=(b'{"model_type": "bert", "hidden_size": 8}',),
+        ),
+        "server.history:read_history": Decoder(
+            read=of_file(world.folder / HISTORY, lambda path: read_history(path.parent)),
+            seeds=(
+                b'{"format":1,"event":"round","round":2,"turn":3,"time":1.5,"values":{"used":3.0}}\n',
+            ),
+        ),
+    }
+
+
+def _frames() -> dict[str, Decoder]:
+    headers = (
+        frames.State(pid=1, code="c", served=0, busy=False),
+        frames.Train(client="c", plan="p", base="b", data="d", threads=1, instruction={"round": 1}),
+        frames.Trained(weight=1, metrics={"examples": 1.0}),
+        frames.Refused(error="PlanError", cause="c", remedy="r"),
+    )
+    return {
+        "client.frames:receive": Decoder(
+            read=received_frame,
+            seeds=tuple(header.model_dump_json().encode() for header in headers),
+        ),
+    }
+
+
+def _rows(world: World) -> dict[str, Decoder]:
+    label = world.plan.task.labels[0]
+    rows = json_line({"text": "hi", "label": label})
+    table = f'text,label\n"h,i",{label}\n'.encode()
+    return {
         "protocol.rows.read:read_rows": Decoder(
             read=of_file(
                 world.folder / "rows.jsonl", lambda path: task_rows(path, world.plan.task)

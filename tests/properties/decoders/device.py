@@ -25,6 +25,10 @@ from tests.properties.decoders.world import World
 
 
 def device(world: World) -> dict[str, Decoder]:
+    return _release(world) | _own_files(world) | _passport(world)
+
+
+def _release(world: World) -> dict[str, Decoder]:
     note = ReleaseNote(
         plan_name="p",
         plan_digest="0",
@@ -38,37 +42,7 @@ def device(world: World) -> dict[str, Decoder]:
         metrics={"accuracy": 0.5},
     )
     release = note.model_dump_json().encode()
-    probe = Probe(
-        rows=[Golden(text="x", label="a")],
-        least_correct=1,
-        most_latency_ms=5.0,
-        most_memory_mb=5.0,
-    )
-    state = State(current="0" * 64, installed={}, withdrawn=["1" * 64])
-    policy = f"log {world.log_key.encode()}\nquorum none\n"
-    trusted = parse_policy(policy)
     adapter = world.folder / "adapter"
-    passport = OfflineProof(
-        index=0,
-        path=tuple(Tree(map(leaf_hash, world.entries)).inclusion(0)),
-        checkpoint=world.note,
-        extra=world.entries[0],
-    ).encode()
-    settings = (
-        'format = 1\nid = "d1"\nname = "home"\nrepository = "repo"\nroot = "root.json"\n'
-        'trust = "policy"\nbase = "base"\nstore = "store"\nprobe = "probe.json"\n'
-        "threads = 1\ndeadline_s = 300.0\n"
-    )
-
-    def passported(path: Path) -> object:
-        """The seed's leaf is in the log, and no release's: that is the last check."""
-        try:
-            return verify_passport(path.parent, round_number=1, policy=trusted)
-        except ProofError as error:
-            if "not of a release" in error.cause:
-                return None
-            raise
-
     return {
         "protocol.peft_format:parse_release": Decoder(
             read=of_text(lambda t: parse_release(t, source="r")), seeds=(release,)
@@ -83,6 +57,24 @@ def device(world: World) -> dict[str, Decoder]:
         "audit.releases:read_edge_adapter": Decoder(
             read=lambda data: read_edge_adapter(data, "x"), seeds=()
         ),
+    }
+
+
+def _own_files(world: World) -> dict[str, Decoder]:
+    probe = Probe(
+        rows=[Golden(text="x", label="a")],
+        least_correct=1,
+        most_latency_ms=5.0,
+        most_memory_mb=5.0,
+    )
+    state = State(current="0" * 64, installed={}, withdrawn=["1" * 64])
+    settings = (
+        'format = 1\nid = "d1"\nname = "home"\nrepository = "repo"\nroot = "root.json"\n'
+        'trust = "policy"\nbase = "base"\nstore = "store"\nprobe = "probe.json"\n'
+        "threads = 1\ndeadline_s = 300.0\n"
+    )
+
+    return {
         "edge_runtime.probe:read_probe": Decoder(
             read=of_file(world.folder / "probe.json", read_probe),
             seeds=(probe.model_dump_json().encode(),),
@@ -91,13 +83,37 @@ def device(world: World) -> dict[str, Decoder]:
             read=of_file(world.folder / "store/state.json", lambda path: read_state(path.parent)),
             seeds=(state.model_dump_json().encode(),),
         ),
+        "edge_runtime.settings:read_device": Decoder(
+            read=of_file(world.folder / "device.toml", read_device), seeds=(settings.encode(),)
+        ),
+    }
+
+
+def _passport(world: World) -> dict[str, Decoder]:
+    policy = f"log {world.log_key.encode()}\nquorum none\n"
+    trusted = parse_policy(policy)
+    passport = OfflineProof(
+        index=0,
+        path=tuple(Tree(map(leaf_hash, world.entries)).inclusion(0)),
+        checkpoint=world.note,
+        extra=world.entries[0],
+    ).encode()
+
+    def passported(path: Path) -> object:
+        """The seed's leaf is in the log, and no release's: that is the last check."""
+        try:
+            return verify_passport(path.parent, round_number=1, policy=trusted)
+        except ProofError as error:
+            if "not of a release" in error.cause:
+                return None
+            raise
+
+    return {
         "edge_runtime.passport:read_policy": Decoder(
             read=of_file(world.folder / "policy", read_policy), seeds=(policy.encode(),)
         ),
         "edge_runtime.passport:verify_passport": Decoder(
-            read=of_file(adapter / PASSPORT_FILE, passported), seeds=(passport.encode(),)
-        ),
-        "edge_runtime.settings:read_device": Decoder(
-            read=of_file(world.folder / "device.toml", read_device), seeds=(settings.encode(),)
+            read=of_file(world.folder / "adapter" / PASSPORT_FILE, passported),
+            seeds=(passport.encode(),),
         ),
     }

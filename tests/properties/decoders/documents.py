@@ -58,25 +58,21 @@ def toml_plan(fingerprint: str) -> bytes:
 
 
 def documents(world: World) -> dict[str, Decoder]:
+    return _plans(world) | _bases(world) | _run_files(world) | _plain_values(world)
+
+
+def _plans(world: World) -> dict[str, Decoder]:
     manifest, plan = world.bytes("manifest.json"), world.bytes("plan.json")
-    roster = next((world.run / "rosters").iterdir()).read_bytes()
-    checkpoint = world.bytes("rounds/0001/checkpoint.safetensors")
-    base = world.folder / "base"
-    pieces = chunks_of({"w.bin": [b"x" * 2**20, b"y"]})
-    covered = {
-        "w.bin": FileEntry(sha256="0" * 64, bytes=2**20 + 1),
-        CHUNKS: FileEntry(sha256="0" * 64, bytes=1),
-    }
     toml = toml_plan(world.plan.base.fingerprint)
     experiment = experiment_path("demo").read_bytes()
 
     def used(text: str) -> object:
         """A plan is worth nothing before its digest, its policy and its layout."""
-        found = plan_from_text(text, source="plan.json")
-        _ = found.digest
-        if found.witnessed:
-            policy_of(found.audit)
-        return adapter_layout(found, parse_manifest(manifest.decode(), source="m"))
+        parsed = plan_from_text(text, source="plan.json")
+        _ = parsed.digest
+        if parsed.witnessed:
+            policy_of(parsed.audit)
+        return adapter_layout(parsed, parse_manifest(manifest.decode(), source="m"))
 
     return {
         "protocol.plan:plan_from_text": Decoder(read=of_text(used), seeds=(plan,)),
@@ -86,6 +82,17 @@ def documents(world: World) -> dict[str, Decoder]:
         "simulations.experiment:load_experiment": Decoder(
             read=of_file(world.folder / "x.toml", load_experiment), seeds=(experiment,)
         ),
+    }
+
+
+def _bases(world: World) -> dict[str, Decoder]:
+    manifest, base = world.bytes("manifest.json"), world.folder / "base"
+    pieces = chunks_of({"w.bin": [b"x" * 2**20, b"y"]})
+    covered = {
+        "w.bin": FileEntry(sha256="0" * 64, bytes=2**20 + 1),
+        CHUNKS: FileEntry(sha256="0" * 64, bytes=1),
+    }
+    return {
         "protocol.manifest:parse_manifest": Decoder(
             read=of_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
         ),
@@ -100,6 +107,13 @@ def documents(world: World) -> dict[str, Decoder]:
             read=lambda data: parse_chunks(data, covered, source="c"),
             seeds=(pieces.to_json().encode(),),
         ),
+    }
+
+
+def _run_files(world: World) -> dict[str, Decoder]:
+    roster = next((world.run / "rosters").iterdir()).read_bytes()
+    checkpoint = world.bytes("rounds/0001/checkpoint.safetensors")
+    return {
         "protocol.secagg.roster:parse_roster": Decoder(
             read=of_text(lambda text: parse_roster(text, source="r")), seeds=(roster,)
         ),
@@ -115,6 +129,12 @@ def documents(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: [e.spent for e in parse_entries(text, source="l")]),
             seeds=(json_line(ENTRY) * 2,),
         ),
+    }
+
+
+def _plain_values(world: World) -> dict[str, Decoder]:
+    toml = toml_plan(world.plan.base.fingerprint)
+    return {
         "protocol.documents:parse_json": Decoder(
             read=refusing(parse_json), seeds=(b'{"a": [1, "x", null, 1.5]}',)
         ),

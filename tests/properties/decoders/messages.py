@@ -31,6 +31,10 @@ from tests.properties.decoders.world import World
 
 
 def messages(world: World) -> dict[str, Decoder]:
+    return _secret(world) | _plain() | _records()
+
+
+def _secret(world: World) -> dict[str, Decoder]:
     adverts = [
         bytes.fromhex(json.loads(data)["advert"])
         for data in world.entries
@@ -39,32 +43,6 @@ def messages(world: World) -> dict[str, Decoder]:
     advert = adverts[0]
     cohort = (6).to_bytes(2, "big") * 2 + bytes(8) + bytes(32) + b"\x00\x01" + advert
     members = b"\x00\x02" + bytes(16) + bytes(15) + b"\x01" + b"boxes"
-    metrics = dict.fromkeys(METRICS, 1.0)
-    plain = PlainClient().mask(
-        Contribution(update=np.ones(3, np.float32), weight=1, metrics=metrics)
-    )
-    instruction = Instruction(
-        round=1,
-        attempt=1,
-        plan_digest="0",
-        base="0",
-        adapter_digest="0",
-        evaluate=True,
-    )
-    records = (
-        instruction,
-        Hello(client="a", base="b", protocol=1),
-        Refusal(kind="x", cause="y", remedy="z"),
-        LogText(text="t"),
-    )
-
-    def record(data: bytes) -> object:
-        document = json_value(data)
-        if not isinstance(document, dict):
-            raise ArtefactError("Flower's records are dictionaries", "")
-        kind = next((type(r) for r in records if set(to_record(r)) == set(document)), Hello)
-        return from_record(kind, document)
-
     return {
         "protocol.secagg.messages:decode_advert": Decoder(
             read=lambda data: decode_advert(data, Keys.X25519), seeds=(advert,)
@@ -88,10 +66,46 @@ def messages(world: World) -> dict[str, Decoder]:
         "protocol.secagg.messages:split_unmask": Decoder(
             read=lambda data: split_unmask(data, Keys.X25519), seeds=(bytes(300),)
         ),
+    }
+
+
+def _plain() -> dict[str, Decoder]:
+    metrics = dict.fromkeys(METRICS, 1.0)
+    plain = PlainClient().mask(
+        Contribution(update=np.ones(3, np.float32), weight=1, metrics=metrics)
+    )
+    return {
         "protocol.exchange.plain:decode": Decoder(
             read=lambda data: decode_plain("c", data, size=3, max_weight=1), seeds=(plain,)
         ),
+    }
+
+
+def _records() -> dict[str, Decoder]:
+    instruction = Instruction(
+        round=1,
+        attempt=1,
+        plan_digest="0",
+        base="0",
+        adapter_digest="0",
+        evaluate=True,
+    )
+    records = (
+        instruction,
+        Hello(client="a", base="b", protocol=1),
+        Refusal(kind="x", cause="y", remedy="z"),
+        LogText(text="t"),
+    )
+
+    def record(data: bytes) -> object:
+        document = json_value(data)
+        if not isinstance(document, dict):
+            raise ArtefactError("Flower's records are dictionaries", "")
+        kind = next((type(r) for r in records if set(to_record(r)) == set(document)), Hello)
+        return from_record(kind, document)
+
+    return {
         "protocol.wire:from_record": Decoder(
-            read=record, seeds=tuple(json_line(to_record(one)) for one in records)
+            read=record, seeds=tuple(json_line(to_record(each)) for each in records)
         ),
     }
