@@ -101,9 +101,9 @@ def export_graph(
     flatten_rows(graph, [node for _, node in adapted])
     if slots:
         for linear, node in adapted:
-            name, (key, value) = linear.path.rpartition(".")[2], model.family.attended
+            name = linear.path.rpartition(".")[2]
             # softmax does not see a key's shift: all scores of a query move alike
-            add_linear_slots(graph, node, linear, scaled=name in (key, value), shifted=name != key)
+            add_linear_slots(graph, node, linear, shifted=name != model.family.key)
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, width, slots, prompt)

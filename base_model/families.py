@@ -20,8 +20,8 @@ class Family:
     from the ids and begin behind ``pad_token_id``, and a pad inside a text has none of its own.
     ``default_pooling``: for a source that says nothing. ``dense``: the inner layer of Hugging Face's own
     classification head, under its name in a checkpoint and its path in the base's model, where pooling
-    ``pooler`` applies it; ``out``: the name of the head's outer layer. ``attended``: last path components of
-    the linears that give keys and values, which an adapter may scale. ``layers``: what the module path of
+    ``pooler`` applies it; ``out``: the name of the head's outer layer. ``key``: last path component of
+    the linears that give keys. ``layers``: what the module path of
     every linear in a layer has in it. ``embedding``: the key of ``config.json`` with the width of word
     embeddings. ``attention``: what transformers' class computes attention with. ``activation``: behind
     ``dense`` where the encoder has no pooler of its own. ``pad``: the only padding id its code works with.
@@ -33,7 +33,7 @@ class Family:
     default_pooling: Literal["mean", "cls", "pooler"] = "cls"
     dense: tuple[str, str] | None = None
     out: str = "classifier"
-    attended: tuple[str, str] = ("key", "value")
+    key: str = "key"
     layers: str = ".layer."
     embedding: str = "hidden_size"
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -66,13 +66,13 @@ FAMILIES = {
             model_type="distilbert",
             prefix="distilbert",
             dense=("pre_classifier", "pooler"),
-            attended=("k_lin", "v_lin"),
+            key="k_lin",
             activation="relu",
         ),
         _like_roberta("roberta", "roberta"),
         _like_roberta("xlm-roberta", "roberta"),
         _like_roberta("camembert", "roberta"),
-        _like_roberta("mpnet", "mpnet", attended=("k", "v"), attention="eager", pad=1),
+        _like_roberta("mpnet", "mpnet", key="k", attention="eager", pad=1),
         Family(model_type="ernie", prefix="ernie", default_pooling="pooler"),
         Family(
             model_type="electra",

@@ -1,9 +1,7 @@
-"""Slots of an exported graph: low-rank branches, scales and shifts as optional inputs. (P-1.11)
+"""Slots of an exported graph: low-rank branches, shifts, and scales of norms, as optional inputs. (P-1.11)
 
-Scales and shifts of a norm, and the shift of a linear, act on its vectors of one number per feature: no
-pass over the activations. The scale of a linear is such a pass, 3 % of an answer if every linear had one
-(``benchmarks/slots.py``): keys, values and what goes into down projections have it, as IA3 asks (arXiv
-2205.05638).
+All but the branches act on vectors of one number per feature: no pass over the activations. A linear has no
+scale: it would be such a pass, 2 to 3 % of an answer where nobody fills it (docs/adr/0044).
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from base_model.graph_linears import module_of
 from protocol.adapter import LORA_A, LORA_B
-from protocol.forms import SCALE, SCALE_IN, SHIFT
+from protocol.forms import SCALE, SHIFT
 from protocol.manifest import Linear
 
 
@@ -32,7 +30,7 @@ def add_slot(
 
 
 def add_linear_slots(
-    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear, *, scaled: bool, shifted: bool
+    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear, *, shifted: bool
 ) -> None:
     """Everything that an adapter may do to ``linear``, of which ``node`` is the product."""
     source, last = node.input[0], node
@@ -47,15 +45,11 @@ def add_linear_slots(
         slot, size = linear.path + SHIFT, linear.out_features
         add_slot(graph, slot, [size], np.zeros(size, np.float32))
         last.input[at] = _vector(graph, "Add", last.input[at], slot, "sum")
-    if linear.in_features > linear.out_features:  # a down projection: IA3 scales what goes in
-        node.input[0] = _scaled(graph, source, linear.path + SCALE_IN, linear.in_features)
-    _add_branch(graph, last, source, linear, scaled=scaled)
+    _add_branch(graph, last, source, linear)
 
 
-def _add_branch(
-    graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear, *, scaled: bool
-) -> None:
-    """``y`` becomes ``scale * y + (x A) B``; each module has its own rank symbol.
+def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear) -> None:
+    """``y`` becomes ``y + (x A) B``; each module has its own rank symbol.
 
     With one shared symbol the memory planner would assume equal ranks everywhere.
     """
@@ -64,22 +58,12 @@ def _add_branch(
     add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
     output = last.output[0]
     last.output[0] = f"{output}/base"
-    product = last.output[0]
-    if scaled:
-        product = _scaled(graph, product, linear.path + SCALE, linear.out_features)
     graph.node.extend(
         [
             helper.make_node("MatMul", [source, a], [f"{output}/down"]),
-            helper.make_node("Gemm", [f"{output}/down", b, product], [output]),
+            helper.make_node("Gemm", [f"{output}/down", b, last.output[0]], [output]),
         ]
     )
-
-
-def _scaled(graph: onnx.GraphProto, value: str, slot: str, size: int) -> str:
-    add_slot(graph, slot, [size], np.ones(size, np.float32))
-    output = f"{value}/{slot}/product"  # a shared module scales several values by one slot
-    graph.node.append(helper.make_node("Mul", [value, slot], [output]))
-    return output
 
 
 def add_norm_slots(graph: onnx.GraphProto) -> None:

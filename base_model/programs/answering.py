@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from protocol.adapter import LORA_B
-from protocol.forms import SCALE, SCALE_IN, SHIFT
+from protocol.forms import SCALE, SHIFT
 
 Shapes = dict[str, tuple[int | str, ...]]
 
@@ -29,7 +29,7 @@ def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
             instead[node.output[0]] = node.input[2]
             graph.node.remove(makers[node.input[0]])
             graph.node.remove(node)
-        elif node.op_type in ("Mul", "Add") and slot.endswith((SCALE, SCALE_IN, SHIFT)):
+        elif node.op_type in ("Mul", "Add") and slot.endswith((SCALE, SHIFT)):
             instead[node.output[0]] = node.input[0]
             graph.node.remove(node)
     for node in graph.node:

@@ -22,12 +22,12 @@ from base_model.programs.frozen import refer_to_weights
 from base_model.programs.session import open_session
 from base_model.store import open_base
 from base_model.verify import WEIGHTS, read_manifest
-from protocol.forms import SCALE, SCALE_IN, SHIFT
+from protocol.forms import SCALE, SHIFT
 from protocol.manifest import Manifest
 from tests.conftest import write_tiny_source
 from tests.unit.base_model.sources import FAMILIES, one_by_default, write_source
 
-ENDS = (SCALE, SCALE_IN, SHIFT)
+ENDS = (SCALE, SHIFT)
 HEAD_LABELS = 3
 Values = dict[str, np.ndarray]
 
@@ -94,16 +94,12 @@ def by_torch(base: Path, values: Values) -> tuple[np.ndarray, float, Values]:
         for name, value in values.items()
     }
     for path in {name.rpartition(".")[0] for name in values}:
-        scale, into, shift = (tensors.get(path + end) for end in ENDS)
-
-        def before(_: Any, inputs: Any, into: Any = into) -> Any:
-            return inputs if into is None else (inputs[0] * into, *inputs[1:])
+        scale, shift = (tensors.get(path + end) for end in ENDS)
 
         def after(_: Any, __: Any, y: Any, scale: Any = scale, shift: Any = shift) -> Any:
             y = y if shift is None else y + shift
             return y if scale is None else y * scale
 
-        model.get_submodule(path).register_forward_pre_hook(before)
         model.get_submodule(path).register_forward_hook(after)
     ids, mask, targets = batch(manifest)
     logits = model(torch.from_numpy(ids), torch.from_numpy(mask)).logits
@@ -123,16 +119,13 @@ def test_every_norm_and_biased_linear_has_its_slots(base: Path) -> None:
     assert norms
     assert {n + end for n in norms for end in (SCALE, SHIFT)} <= names
     shifted = {n.removesuffix(SHIFT) for n in names if n.endswith(SHIFT)} - norms
-    key = ROWS[manifest.family].attended[0]
+    key = ROWS[manifest.family].key
     keys = {n.path for n in manifest.linears if n.path.rpartition(".")[2] == key}
     assert shifted == {linear.path for linear in manifest.linears} - keys
     # softmax does not see what is added to all scores of a query; ALBERT's layers are one
     layers = 1 if manifest.family == "albert" else manifest.layers
     assert len(keys) == layers
-    down = {n.path for n in manifest.linears if n.in_features > n.out_features}
-    assert {n.removesuffix(SCALE_IN) for n in names if n.endswith(SCALE_IN)} == down != set()
-    scaled = {n.removesuffix(SCALE) for n in names if n.endswith(SCALE)} - norms
-    assert len(scaled) == 2 * layers
+    assert {n.removesuffix(SCALE) for n in names if n.endswith(SCALE)} == norms
 
 
 def test_filled_slots_answer_as_torch_does(base: Path) -> None:
@@ -190,7 +183,6 @@ def test_gradients_are_torchs(base: Path) -> None:
 KINDS: list[tuple[str, Callable[[str], bool]]] = [
     ("shifts", lambda name: name.endswith(SHIFT)),
     ("scales", lambda name: name.endswith(SCALE)),
-    ("inputs", lambda name: name.endswith(SCALE_IN)),
 ]
 
 
