@@ -80,8 +80,8 @@ class Campaign:
         )
 
     def rounds(self) -> int:
-        found = [int(p.name) for p in (self.out / "rounds").glob("[0-9]*") if p.name.isdecimal()]
-        return max(found, default=-1)
+        numbers = [int(p.name) for p in (self.out / "rounds").glob("[0-9]*") if p.name.isdecimal()]
+        return max(numbers, default=-1)
 
     def strike(self) -> str | None:
         """Kill one process of a random kind and wait until it is up again; its kind."""
@@ -200,8 +200,8 @@ def _children(parent: int) -> list[int]:
 
 
 def _app_at_work(campaign: Campaign, killed: int) -> bool:
-    found = campaign._app()
-    return (found is not None and found[0] != killed) or (
+    app = campaign._app()
+    return (app is not None and app[0] != killed) or (
         campaign.watcher is not None and campaign.watcher.poll() is not None
     )
 
@@ -234,7 +234,7 @@ def _published(run: Path, folder: Path) -> str:
     return vector_digest(layout.only(frozenset(Role) - {Role.LORA_R}).flatten(tensors))
 
 
-def campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:
+def run_campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:
     settings = [
         "name=faults",
         "plan.name=faults",
@@ -250,29 +250,29 @@ def campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:
     stage = Consortium(out=out, simulated=prepared.out, base=prepared.base)
     run, began = out / "run", time.monotonic()
     with stage.running(lambda text: print(text, file=sys.stderr)):
-        made = Campaign(stage=stage, out=run, rng=random.Random(seed))
-        made.watch(resume=False)
+        campaign = Campaign(stage=stage, out=run, rng=random.Random(seed))
+        campaign.watch(resume=False)
         started = time.monotonic()
-        while (code := made.watcher.poll() if made.watcher else None) is None:
-            _pause(made, rounds, kills, started)
-            if made.kills < kills and (kind := made.strike()):
+        while (code := campaign.watcher.poll() if campaign.watcher else None) is None:
+            _pause(campaign, rounds, kills, started)
+            if campaign.kills < kills and (kind := campaign.strike()):
                 print(
-                    f"{time.monotonic() - started:6.0f} s  round {made.rounds()}, killed {kind}",
+                    f"{time.monotonic() - started:6.0f} s  round {campaign.rounds()}, killed {kind}",
                     file=sys.stderr,
                 )
-            made.check()
+            campaign.check()
         seconds = time.monotonic() - started
-        made.check()
+        campaign.check()
     audited = fedge("audit", "verify", run, "--json", "--quiet")
-    every = [value for values in made.recovered.values() for value in values]
+    every = [value for values in campaign.recovered.values() for value in values]
     records = [
         json.loads(p.read_text()) for p in sorted((run / "rounds").glob("[0-9]*/record.json"))
     ]
     return {
         "exit_code": code,
-        "rounds_finished": made.rounds(),
-        "kills": made.kills,
-        "adapter_always_valid": made.invalid == 0,
+        "rounds_finished": campaign.rounds(),
+        "kills": campaign.kills,
+        "adapter_always_valid": campaign.invalid == 0,
         "audit": audited["verdict"],
         "void_rounds": sum(1 for record in records if record["void"]),
         "failed_attempts": len(list((run / "rounds").glob("*.attempt*.json"))),
@@ -284,7 +284,7 @@ def campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:
                 "median": round(statistics.median(values), 2),
                 "longest": round(max(values), 2),
             }
-            for kind, values in sorted(made.recovered.items())
+            for kind, values in sorted(campaign.recovered.items())
         },
         "recovery_median_s": round(statistics.median(every), 2) if every else None,
         "recovery_longest_s": round(max(every), 2) if every else None,
@@ -292,12 +292,12 @@ def campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def _pause(made: Campaign, rounds: int, kills: int, started: float) -> None:
+def _pause(campaign: Campaign, rounds: int, kills: int, started: float) -> None:
     """Spread the kills over the rounds: wait while they are ahead of them, a little otherwise."""
-    while made.watcher and made.watcher.poll() is None:
-        due = (made.rounds() + 1.5) / rounds * kills  # by the middle of the next round
-        if made.kills < due or made.kills >= kills:
-            time.sleep(made.rng.uniform(0.2, 4.0))
+    while campaign.watcher and campaign.watcher.poll() is None:
+        due = (campaign.rounds() + 1.5) / rounds * kills  # by the middle of the next round
+        if campaign.kills < due or campaign.kills >= kills:
+            time.sleep(campaign.rng.uniform(0.2, 4.0))
             return
         time.sleep(0.5)
 
@@ -309,15 +309,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    found = campaign(given.rounds, given.kills, given.seed, given.out.resolve())
-    if given.json:
-        print(json.dumps(found))
+    arguments = parser.parse_args()
+    results = run_campaign(
+        arguments.rounds, arguments.kills, arguments.seed, arguments.out.resolve()
+    )
+    if arguments.json:
+        print(json.dumps(results))
         return
-    for key, value in found.items():
+    for key, value in results.items():
         if key != "recovery_s":
             print(f"{key.replace('_', ' '):28} {value}")
-    for kind, row in found["recovery_s"].items():
+    for kind, row in results["recovery_s"].items():
         print(
             f"  {kind:26} {row['kills']} kills, up again after {row['median']} s, longest {row['longest']} s"
         )

@@ -78,8 +78,8 @@ class Trainer:
         """Bind, greet, train. Raises MachineError when another trainer serves the same path."""
         check_path(self._path)
         patience = HANDOVER if self._idle else math.inf
-        with locked(beside(self._path, "lock"), seconds=patience) as mine:
-            if not mine:
+        with locked(beside(self._path, "lock"), seconds=patience) as free:
+            if not free:
                 raise MachineError(
                     f"{self._path}: another trainer serves it already", "use that one, or stop it"
                 )
@@ -134,7 +134,7 @@ class Trainer:
         )
         try:
             instruction = from_record(Instruction, train.instruction)
-            given = contribution(job, instruction, request.adapter, on_step=on_step)
+            trained = contribution(job, instruction, request.adapter, on_step=on_step)
         except GivenUpError:
             return Refused.of(_stopped()), None
         except FedgeError as error:
@@ -146,7 +146,7 @@ class Trainer:
             log.exception("unexpected failure of the trainer")
             return Refused.of(_unexpected(error)), None
         log.info("round %s trained", instruction.round)
-        return Trained(weight=given.weight, metrics=dict(given.metrics)), given.update
+        return Trained(weight=trained.weight, metrics=dict(trained.metrics)), trained.update
 
     def _refuse_the_rest(self) -> None:
         with suppress(queue.Empty):
@@ -233,8 +233,10 @@ def verify_peer(connection: socket.socket) -> None:
     """The other process is of this user. Raises MachineError; elsewhere the folder's mode has to do."""
     if not hasattr(socket, "SO_PEERCRED"):
         return
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, user, _group = struct.unpack("3i", found)
+    credentials = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    _pid, user, _group = struct.unpack("3i", credentials)
     if user != os.geteuid():
         raise MachineError(
             "the process at the other end of the trainer's socket is another user's",
@@ -245,12 +247,14 @@ def verify_peer(connection: socket.socket) -> None:
 def code_version() -> str:
     """Another one after an upgrade: then a trainer that is still running is replaced."""
     root = Path(__file__).resolve().parent.parent
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for package in ("client", "base_model", "protocol"):
         for path in sorted((root / package).rglob("*.py")):
             state = path.stat()
-            found.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return found.hexdigest()
+            hasher.update(
+                f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode()
+            )
+    return hasher.hexdigest()
 
 
 def _bound(path: Path) -> socket.socket:

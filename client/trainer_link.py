@@ -55,18 +55,18 @@ def ask(path: Path, job: Job, instruction: Instruction, adapter: Vector) -> Cont
 
 def state(path: Path) -> State | None:
     """Who serves ``path``; None when nobody does."""
-    if (found := _reached(path)) is None:
+    if (reached := _reached(path)) is None:
         return None
-    connection, greeting = found
+    connection, greeting = reached
     connection.close()
     return greeting
 
 
 def stop(path: Path, *, patience: float = 30.0) -> State | None:
     """Ask the trainer to end and wait until it has; None when there was none. Raises MachineError."""
-    if (found := _reached(path)) is None:
+    if (reached := _reached(path)) is None:
         return None
-    connection, greeting = found
+    connection, greeting = reached
     with connection:
         try:
             send(connection, Stop())
@@ -86,14 +86,14 @@ def start(path: Path, *, idle: float | None = None) -> State:
     """The trainer that serves ``path``: the one that is there, or a new one. Raises MachineError."""
     check_path(path)
     with locked(beside(path, "start")):  # of two that find none, one starts it
-        if (found := state(path)) is not None:
-            return found
+        if (greeting := state(path)) is not None:
+            return greeting
         log = beside(path, "log")
         process = _spawned(path, log, IDLE if idle is None else idle)
         deadline = time.monotonic() + START
         while time.monotonic() < deadline:
-            if (found := state(path)) is not None:
-                return found
+            if (greeting := state(path)) is not None:
+                return greeting
             if (code := process.poll()) is not None:
                 raise MachineError(f"the trainer ended with code {code} at its start", f"see {log}")
             time.sleep(0.05)
@@ -136,17 +136,17 @@ def _connected(path: Path) -> Iterator[socket.socket]:
     """A connection to a trainer that runs this very code."""
     path = path.absolute()
     check_path(path)
-    found = _reached(path)
-    if found is not None and found[1].code != code_version():
-        found[0].close()
+    reached = _reached(path)
+    if reached is not None and reached[1].code != code_version():
+        reached[0].close()
         stop(path)
-        found = None
-    if found is None:
+        reached = None
+    if reached is None:
         start(path)
-        found = _reached(path)
-    if found is None:
+        reached = _reached(path)
+    if reached is None:
         raise _lost(path, "ended right after its start")
-    connection, _ = found
+    connection, _ = reached
     with connection:
         yield connection
 

@@ -51,50 +51,50 @@ class Published:
     sums: list[OpenedSum] = field(default_factory=list)
 
 
-def publish_sum(store: RunStore, number: int, made: SecretSum) -> None:
+def publish_sum(store: RunStore, number: int, secret_sum: SecretSum) -> None:
     """Keep what auditors need of a sum that opened; forget the vectors of one that did not."""
-    if made.words is None:
-        store.forget_vectors(number, made.group)
+    if secret_sum.words is None:
+        store.forget_vectors(number, secret_sum.group)
         return
-    little = made.words.astype(made.words.dtype.newbyteorder("<"))
-    store.put_sum(number, f"{made.group}.sum", little.tobytes())
-    if boxes := _boxes(made):
-        store.put_sum(number, f"{made.group}.boxes.json", boxes)
+    little = secret_sum.words.astype(secret_sum.words.dtype.newbyteorder("<"))
+    store.put_sum(number, f"{secret_sum.group}.sum", little.tobytes())
+    if boxes := _boxes(secret_sum):
+        store.put_sum(number, f"{secret_sum.group}.boxes.json", boxes)
 
 
-def _boxes(made: SecretSum) -> bytes:
-    boxes = made.core.transcript().boxes
+def _boxes(secret_sum: SecretSum) -> bytes:
+    boxes = secret_sum.core.transcript().boxes
     return canonical_json([box.model_dump() for box in boxes]) if boxes else b""
 
 
 def sum_leaves(
-    log: RunLog, made: SecretSum, *, number: int, attempt: int, witnessed: bool
+    log: RunLog, secret_sum: SecretSum, *, number: int, attempt: int, witnessed: bool
 ) -> list[bytes]:
     """The leaves of a sum that opened; under witnesses those up to its vectors are logged already."""
-    transcript, boxes = made.core.transcript(), _boxes(made)
-    place = _place(made, number, attempt, sha256(boxes) if boxes else "")
-    rid = made.core.rid.hex()
+    transcript, boxes = secret_sum.core.transcript(), _boxes(secret_sum)
+    place = _place(secret_sum, number, attempt, sha256(boxes) if boxes else "")
+    rid = secret_sum.core.rid.hex()
     last = after_alive(transcript, place, rid, log.write)
     if witnessed:
         return last
-    return [*before_alive(transcript, place, log.write), _alive(log, made), *last]
+    return [*before_alive(transcript, place, log.write), _alive(log, secret_sum), *last]
 
 
-def _place(made: SecretSum, number: int, attempt: int, boxes: str = "") -> SumPlace:
+def _place(secret_sum: SecretSum, number: int, attempt: int, boxes: str = "") -> SumPlace:
     return SumPlace(
-        group=made.group, round=number, attempt=attempt, code=code_digest(), boxes=boxes
+        group=secret_sum.group, round=number, attempt=attempt, code=code_digest(), boxes=boxes
     )
 
 
-def _alive(log: RunLog, made: SecretSum) -> bytes:
+def _alive(log: RunLog, secret_sum: SecretSum) -> bytes:
     leaf = alive_leaf(
-        seq=made.core.seq,
-        group=made.group,
-        rid=made.core.rid,
-        alive=made.core.alive,
-        signatures=made.core.signatures,
+        seq=secret_sum.core.seq,
+        group=secret_sum.group,
+        rid=secret_sum.core.rid,
+        alive=secret_sum.core.alive,
+        signatures=secret_sum.core.signatures,
     )
-    return log.write(leaf, {"round": made.core.rid.hex()})
+    return log.write(leaf, {"round": secret_sum.core.rid.hex()})
 
 
 def log_alive_sets(
@@ -105,12 +105,12 @@ def log_alive_sets(
     Raises ProofError without a quorum: then nobody opens anything. (P-6.16)
     """
     log, plan = setting.log, setting.plan
-    possible = [made for made in sums if made.failure is None]
+    possible = [secret_sum for secret_sum in sums if secret_sum.failure is None]
     pad = log.write(Pad(), {"plan": plan.digest})
-    leaves = [pad if made.failure else _alive(log, made) for made in sums]
-    for made in possible:
-        transcript = made.core.transcript()
-        leaves += before_alive(transcript, _place(made, number, attempt), log.write)
+    leaves = [pad if secret_sum.failure else _alive(log, secret_sum) for secret_sum in sums]
+    for secret_sum in possible:
+        transcript = secret_sum.core.transcript()
+        leaves += before_alive(transcript, _place(secret_sum, number, attempt), log.write)
     start = log.append(leaves)
     policy = policy_of(plan.audit)
     note, faults = cosigned_by(setting.witnesses, log, policy)
@@ -121,15 +121,15 @@ def log_alive_sets(
         raise ProofError(f"{error.cause} ({why})", "start the witnesses, then resume") from None
     log.cosigned(note)
     return {
-        made.group: OfflineProof(
-            index=start + made.group,
-            path=tuple(log.tree.inclusion(start + made.group)),
+        secret_sum.group: OfflineProof(
+            index=start + secret_sum.group,
+            path=tuple(log.tree.inclusion(start + secret_sum.group)),
             checkpoint=note,
-            extra=log.entry(start + made.group),
+            extra=log.entry(start + secret_sum.group),
         )
         .encode()
         .encode()
-        for made in possible
+        for secret_sum in possible
     }
 
 
@@ -153,8 +153,8 @@ def roster_leaves(log: RunLog, store: RunStore, roster: Mapping[str, bytes]) -> 
     if not roster:
         return []
     root = store.keep_roster(roster)
-    known = log.find(Roster)
-    if known and getattr(decode_leaf(log.entry(known[-1])).leaf, "root", "") == root:
+    logged = log.find(Roster)
+    if logged and getattr(decode_leaf(log.entry(logged[-1])).leaf, "root", "") == root:
         return []
     name = f"{ROSTERS}/{root}.json"
     data = (store.folder / name).read_bytes()
@@ -193,10 +193,14 @@ def failed_leaves(setting: Setting, number: Number, sums: Sequence[SecretSum]) -
     """`abort` of each group whose sum failed while others opened."""
     return [
         abort_leaf(
-            setting.log, setting.plan_digest, number, revealed=asked_sums([made]), group=made.group
+            setting.log,
+            setting.plan_digest,
+            number,
+            revealed=asked_sums([secret_sum]),
+            group=secret_sum.group,
         )
-        for made in sums
-        if made.mean is None
+        for secret_sum in sums
+        if secret_sum.mean is None
     ]
 
 
@@ -204,12 +208,12 @@ def asked_sums(sums: Iterable[SecretSum]) -> list[AskedSum]:
     """Those of ``sums`` that clients are asked to open, or were."""
     return [
         AskedSum(
-            group=made.group,
-            rid=made.core.rid.hex(),
-            clients=[one.hex() for one in made.core.alive],
+            group=secret_sum.group,
+            rid=secret_sum.core.rid.hex(),
+            clients=[client.hex() for client in secret_sum.core.alive],
         )
-        for made in sums
-        if made.asked
+        for secret_sum in sums
+        if secret_sum.asked
     ]
 
 
@@ -273,9 +277,9 @@ def _vector_roots(log: RunLog, number: int) -> list[bytes]:
         # Under witnesses the log also has attempts whose sums were not opened.
         if isinstance(leaf, RoundOpen) and (leaf.seq, leaf.group) in sums
     }
-    vectors = (_read(log, at) for at in log.find(Vector))
-    mine = [leaf for leaf in vectors if isinstance(leaf, Vector) and leaf.rid in group]
-    ordered = sorted(mine, key=lambda leaf: (group[leaf.rid], leaf.client))
+    leaves = (_read(log, at) for at in log.find(Vector))
+    vectors = [leaf for leaf in leaves if isinstance(leaf, Vector) and leaf.rid in group]
+    ordered = sorted(vectors, key=lambda leaf: (group[leaf.rid], leaf.client))
     return [bytes.fromhex(leaf.root) for leaf in ordered]
 
 

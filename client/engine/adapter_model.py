@@ -67,15 +67,15 @@ class AdapterModel:
 
     def train_only(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Let only tensors of ``roles`` require gradients; returns those, by canonical name."""
-        wanted = frozenset(roles)
-        if wanted != self._roles:
-            self._roles = wanted
+        trained = frozenset(roles)
+        if trained != self._roles:
+            self._roles = trained
             for spec in self.layout.specs:
-                self._parameters[spec.name].requires_grad_(spec.role in wanted)
+                self._parameters[spec.name].requires_grad_(spec.role in trained)
         return {
             spec.name: self._parameters[spec.name]
             for spec in self.layout.specs
-            if spec.role in wanted
+            if spec.role in trained
         }
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -120,33 +120,33 @@ class AdapterModel:
 
     def _parameter(self, spec: TensorSpec) -> nn.Parameter:
         if spec.role is Role.PROMPT:
-            found = self._peft.prompt_encoder[NAME].embedding.weight
+            parameter = self._peft.prompt_encoder[NAME].embedding.weight
         elif spec.role is Role.LORA_A:
-            found = self._lora_layer(spec.name.removesuffix(LORA_A)).lora_A[NAME].weight
+            parameter = self._lora_layer(spec.name.removesuffix(LORA_A)).lora_A[NAME].weight
         elif spec.role is Role.LORA_B:
             outer = self._lora_layer(spec.name.removesuffix(LORA_B)).lora_B[NAME]
-            found = (outer[1] if isinstance(outer, nn.Sequential) else outer).weight
+            parameter = (outer[1] if isinstance(outer, nn.Sequential) else outer).weight
         elif spec.role is Role.LORA_R:
-            found = self._lora_layer(spec.name.removesuffix(LORA_R)).lora_B[NAME][0].weight
+            parameter = self._lora_layer(spec.name.removesuffix(LORA_R)).lora_B[NAME][0].weight
         else:
             path, _, kind = spec.name.rpartition(".")
             wrapper = self.base.model.get_submodule(path)
             if not isinstance(wrapper, ModulesToSaveWrapper):
                 raise TypeError(f"{path} is not trained beside the adapter")
-            found = getattr(wrapper.modules_to_save[NAME], kind)
-        if tuple(found.shape) != spec.shape or found.dtype != torch.float32:
+            parameter = getattr(wrapper.modules_to_save[NAME], kind)
+        if tuple(parameter.shape) != spec.shape or parameter.dtype != torch.float32:
             raise TypeError(
-                f"{spec.name}: {tuple(found.shape)} {found.dtype} in the model, {spec.shape} here; "
+                f"{spec.name}: {tuple(parameter.shape)} {parameter.dtype} in the model, {spec.shape} here; "
                 "was the base opened with the plan's number of labels?"
             )
-        return found
+        return parameter
 
     def _check_trainable(self) -> None:
         """What peft made trainable is what the layout names: no more and no less. (P-2.1)"""
         by_peft = {id(p): name for name, p in self._peft.named_parameters() if p.requires_grad}
         by_layout = {id(p): name for name, p in self._parameters.items()}
-        if odd := set(by_peft) ^ set(by_layout):
-            name = (by_peft | by_layout)[min(odd)]
+        if one_sided := set(by_peft) ^ set(by_layout):
+            name = (by_peft | by_layout)[min(one_sided)]
             raise TypeError(f"{name} is trainable on one side only (peft, layout)")
 
     def _insert_cores(self) -> None:

@@ -142,7 +142,7 @@ class Attempt:
             threshold=threshold(k),
             alive_index=alive_index,
             graph_seed=NO_SEED,
-            adverts=tuple(self._adverts[one] for one in ids),
+            adverts=tuple(self._adverts[client] for client in ids),
         )
         if len(ids) > COMPLETE_UP_TO:
             seed = graph_seed(cohort.root, beacon)
@@ -163,11 +163,9 @@ class Attempt:
         """Sealed shares for every neighbour of the client."""
         self._expect(Phase.SHARE, client, self._adverts, self._sealed)
         near = self._near[client]
-        sizes = [self._p.keys.box_bytes(client, other) for other in near]
-        sealed, signature = (
-            split_boxes(message[:-SIGNATURE_BYTES], sizes),
-            message[-SIGNATURE_BYTES:],
-        )
+        sizes = [self._p.keys.box_bytes(client, neighbour) for neighbour in near]
+        sealed = split_boxes(message[:-SIGNATURE_BYTES], sizes)
+        signature = message[-SIGNATURE_BYTES:]
         if sealed is None:
             raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
         statement = self._xid + client + merkle_root(sealed)
@@ -183,7 +181,7 @@ class Attempt:
         needed = self._known_cohort().threshold
         # Whoever has too few neighbours left would refuse; leaving it out may starve others.
         while starved := {
-            one for one in members if len(members.intersection(self._near[one])) < needed
+            client for client in members if len(members.intersection(self._near[client])) < needed
         }:
             members -= starved
             self.lost.update(dict.fromkeys(starved, Phase.SHARE))
@@ -202,11 +200,15 @@ class Attempt:
         self._terms = dict(terms)
         self.phase = Phase.MASK
         return {
-            one: encode_round(
+            client: encode_round(
                 self.members,
-                {other: self._sealed[other][one] for other in self._near[one] if other in members},
+                {
+                    neighbour: self._sealed[neighbour][client]
+                    for neighbour in self._near[client]
+                    if neighbour in members
+                },
             )
-            for one in self.members
+            for client in self.members
         }
 
     def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
@@ -274,18 +276,18 @@ class Attempt:
         """One share per neighbour in U2, of the kind that its state allows."""
         self._expect(Phase.UNMASK, client, self.alive, self._revealed)
         members, alive = set(self.members), set(self.alive)
-        holders = [other for other in self._near[client] if other in members]
-        pairs = decode_reveals(message, len(holders))
-        found = {}
-        for other, (kind, data) in zip(holders, pairs, strict=True):
+        neighbours = [neighbour for neighbour in self._near[client] if neighbour in members]
+        pairs = decode_reveals(message, len(neighbours))
+        shares = {}
+        for neighbour, (kind, data) in zip(neighbours, pairs, strict=True):
             value = shamir.from_bytes(data)
-            if (kind == SELF_MASK) != (other in alive) or value is None:
+            if (kind == SELF_MASK) != (neighbour in alive) or value is None:
                 raise _bad(
-                    "unmask.kind", client, f"a share of {other.hex()} that was not asked for"
+                    "unmask.kind", client, f"a share of {neighbour.hex()} that was not asked for"
                 )
-            found[other] = (kind, value)
-        for other, entry in found.items():
-            self._reveals.setdefault(other, {})[client] = entry
+            shares[neighbour] = (kind, value)
+        for neighbour, share in shares.items():
+            self._reveals.setdefault(neighbour, {})[client] = share
         self._revealed.add(client)
 
     def unmask(self) -> Word:
@@ -302,15 +304,11 @@ class Attempt:
             reveals=self._reveals,
             liars=self.liars,
         )
-        seeds = {one: rebuilder.seed(one, alive=one in alive) for one in self.members}
-        pairs = [
-            pair
-            for one in self.members
-            if one not in alive
-            for pair in self._pairs(one, seeds[one])
-        ]
-        for one in self.alive:
-            key = kdf(shamir.to_bytes(seeds[one]), "self", self.rid)
+        seeds = {client: rebuilder.seed(client, alive=client in alive) for client in self.members}
+        lost = [client for client in self.members if client not in alive]
+        pairs = [pair for client in lost for pair in self._pairs(client, seeds[client])]
+        for client in self.alive:
+            key = kdf(shamir.to_bytes(seeds[client]), "self", self.rid)
             add_mask(self._sum, key, sign=-1, suite=self._p.suite)
         for key, sign in pairs:
             add_mask(self._sum, key, sign=sign, suite=self._p.suite)
@@ -334,22 +332,22 @@ class Attempt:
             alive_index=cohort.alive_index,
             graph_seed=cohort.graph_seed.hex(),
             terms=self._terms,
-            parties=[self._party(one) for one in sorted(self._adverts)],
+            parties=[self._party(client) for client in sorted(self._adverts)],
             boxes=self._boxes() if self._p.keys is Keys.HYBRID and self._seeds else [],
             sum=sum_digest(self._sum),
         )
 
-    def _party(self, one: bytes) -> Party:
-        member, alive = one in self.members, one in self.alive
-        root, signature = self.vectors_signed[one] if alive else (b"", b"")
+    def _party(self, client: bytes) -> Party:
+        member, alive = client in self.members, client in self.alive
+        root, signature = self.vectors_signed[client] if alive else (b"", b"")
         return Party(
-            advert=self._adverts[one].encode().hex(),
-            shares_root=merkle_root(list(self._sealed[one].values())).hex() if member else "",
-            shares_signature=self._shares_signed[one].hex() if member else "",
+            advert=self._adverts[client].encode().hex(),
+            shares_root=merkle_root(list(self._sealed[client].values())).hex() if member else "",
+            shares_signature=self._shares_signed[client].hex() if member else "",
             vector_root=root.hex(),
             vector_signature=signature.hex(),
-            alive_signature=self.signatures.get(one, b"").hex(),
-            seed=shamir.to_bytes(self._seeds[one]).hex() if one in self._seeds else "",
+            alive_signature=self.signatures.get(client, b"").hex(),
+            seed=shamir.to_bytes(self._seeds[client]).hex() if client in self._seeds else "",
         )
 
     def _boxes(self) -> list[PairBox]:
@@ -358,28 +356,28 @@ class Attempt:
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
         """The masks that were meant to cancel with those of ``lost``: their keys and signs."""
         end = self._p.keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
-        found = []
-        for other in (one for one in self._near[lost] if one in self.masked):
-            lower, higher = sorted((lost, other))
-            box, public = self._sealed[lower][higher], self._adverts[other].mask_key
-            if (secret := end.pair_secret(other, public, box)) is None:
+        masks = []
+        for neighbour in (client for client in self._near[lost] if client in self.masked):
+            lower, higher = sorted((lost, neighbour))
+            box, public = self._sealed[lower][higher], self._adverts[neighbour].mask_key
+            if (secret := end.pair_secret(neighbour, public, box)) is None:
                 self.liars.add(lower)
                 raise RoundError(
                     f"what {lower.hex()} sealed for {higher.hex()} is not the secret of their pair",
                     RETRY,
                 )
-            key = pair_key(secret, self.rid, lost, other)
-            found.append((key, pair_sign(lost, other)))
-        return found
+            key = pair_key(secret, self.rid, lost, neighbour)
+            masks.append((key, pair_sign(lost, neighbour)))
+        return masks
 
     def _expect(
-        self, phase: Phase, client: bytes, allowed: Iterable[bytes], have: Iterable[bytes]
+        self, phase: Phase, client: bytes, allowed: Iterable[bytes], answered: Iterable[bytes]
     ) -> None:
         if self.phase is not phase:
             raise _bad("phase.late", client, f"a message of {phase.name.lower()}, which is over")
         if client not in allowed:
             raise _bad("phase.stranger", client, f"not asked in {phase.name.lower()}")
-        if client in have:
+        if client in answered:
             raise _bad("phase.repeated", client, f"a second message in {phase.name.lower()}")
 
     def _lose(self, asked: Iterable[bytes], answered: Iterable[bytes]) -> None:
