@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.plan import Task
+from protocol.plan_sections import Task
 from protocol.rows.read import Table, read_rows
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from protocol.layout import Layout, Vector
-from protocol.plan import Local
+from protocol.plan_sections import Local
 from protocol.rules import Role
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's defaults

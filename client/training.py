@@ -19,7 +19,7 @@ from client.engine.interface import Engine, Values
 from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
-from protocol.plan import Local
+from protocol.plan_sections import Local
 from protocol.rules import Role
 
 EVALUATION_BATCH = 64

@@ -24,7 +24,8 @@ from protocol.manifest import Linear, Manifest
 from protocol.rules import Role, rule_named
 
 if TYPE_CHECKING:  # a device reads no plan
-    from protocol.plan import Adapter, Plan
+    from protocol.plan import Plan
+    from protocol.plan_sections import Adapter
 
 SOFT_PROMPT = "soft_prompt"
 LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)

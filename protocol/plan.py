@@ -9,275 +9,36 @@ a *valid* plan is also *legal* (rule, exchange, base and adapter fit together) i
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
 from protocol.known_keys import key_hint
-from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
+from protocol.plan_sections import (
+    Adapter,
+    Audit,
+    Base,
+    Cohort,
+    Evaluation,
+    Local,
+    Name,
+    Positive,
+    Privacy,
+    Release,
+    Rule,
+    Secrecy,
+    Section,
+    Server,
+    Task,
+)
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 
 M = TypeVar("M", bound=BaseModel)
 
-MAX_TOTAL_WEIGHT = 2**24  # of a round
 STARTS = 20  # times that a run may be begun and resumed
-
-# No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
-MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
-MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
-MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
-MOST_TARGETS, MOST_WITNESSES = 256, 64
-
-Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
-Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
-PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
-NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
-VerifierText = Annotated[str, Field(max_length=400)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    """A table of the plan: frozen, and nothing in it is guessed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-
-
-class Base(Section):
-    """The frozen base everyone trains on and serves."""
-
-    fingerprint: Hex64 = Field(description="identity of the base, from `fedge base inspect DIR`")
-    program: Hex64OrNone = Field(
-        default="",
-        description="sha256 of the program.json that trains, from `fedge program build`; empty: what "
-        "each client derives from its base",
-    )
-
-
-class Task(Section):
-    """What is learnt, and which columns of the local data it is learnt from."""
-
-    kind: Literal["sequence-classification"] = Field(
-        default="sequence-classification", description="what a base was built for"
-    )
-    labels: list[Label] = Field(
-        min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
-    )
-    text: Column = Field(default="text", description="column with the text")
-    label: Column = Field(default="label", description="column with the label")
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=64, description="tokens with the two special ones; longer texts are cut"
-    )
-
-    @model_validator(mode="after")
-    def _labels_are_distinct(self) -> Task:
-        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
-        if repeated:
-            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
-        return self
-
-
-class Adapter(Section):
-    """The parameters that are trained."""
-
-    method: Literal["lora", "prompt"] = Field(
-        default="lora", description="lora: low-rank factors beside linears; prompt: a soft prompt"
-    )
-    rank: Rank = Field(default=8, description="LoRA rank r")
-    alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
-    targets: (
-        Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
-        | Literal["all-linear"]
-    ) = Field(default=["query", "value"], description="last path component of the adapted linears")
-    tokens: Rank = Field(default=16, description="length of the soft prompt (method = prompt)")
-
-
-class Rule(Section):
-    """How updates become the next adapter; see `fedge plan rules`."""
-
-    name: Annotated[str, Field(max_length=64)] = Field(
-        default="alternating", description="what is sent and how it is combined"
-    )
-
-
-class Cohort(Section):
-    """Who takes part in a round, and when the round stops waiting."""
-
-    size: Annotated[int, Field(gt=0, le=MOST_CLIENTS)] = Field(
-        default=10, description="clients asked per round"
-    )
-    quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
-    deadline_s: PositiveReal = Field(
-        default=600.0,
-        le=MOST_SECONDS,
-        description="seconds a round waits, for clients to be there and for their updates",
-    )
-    attempts: Annotated[int, Field(gt=0, le=MOST_ATTEMPTS)] = Field(
-        default=3,
-        description="tries at a round before the run stops; as many again when it is resumed",
-    )
-    weighting: Literal["uniform", "examples"] = Field(
-        default="uniform", description="examples: by their rows, which only `plain` may know"
-    )
-
-    @model_validator(mode="after")
-    def _quorum_fits(self) -> Cohort:
-        if self.quorum > self.size:
-            raise ValueError(f"quorum {self.quorum} is above size {self.size}")
-        return self
-
-    @property
-    def max_weight(self) -> int:
-        """The largest weight of one client: 1 when uniform, else such that no sum can wrap. (P-3.3)"""
-        return 1 if self.weighting == "uniform" else MAX_TOTAL_WEIGHT // self.size
-
-
-class Local(Section):
-    """Training on one client in one round."""
-
-    epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = Field(
-        default=1, description="passes over a client's rows in a round"
-    )
-    max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
-        default=0, description="most steps of a client in a round; 0 = no limit"
-    )
-    batch_size: Annotated[int, Field(gt=0, le=MOST_BATCH)] = Field(
-        default=32, description="rows of a step"
-    )
-    learning_rate: PositiveReal = Field(default=2e-3, description="of the adapter")
-    head_learning_rate: PositiveReal = Field(default=1e-2, description="of the classifier's head")
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="starts anew in every round"
-    )
-    weight_decay: NonNegativeReal = Field(default=0.0, description="of the local optimiser")
-    clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
-    proximal_mu: NonNegativeReal = Field(default=0.0, description="FedProx; 0 = off")
-    engine: Literal["auto", "onnx", "torch"] = Field(
-        default="auto",
-        description="what computes gradients; auto: torch where there are CUDA and torch, else ONNX Runtime",
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="of torch's products with the base; auto: what the processor is fast at",
-    )
-
-
-class Server(Section):
-    """The server optimiser, applied to the mean update (Reddi et al., arXiv 2003.00295)."""
-
-    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = Field(
-        default="fedavg", description="what the mean update becomes before it is added"
-    )
-    learning_rate: PositiveReal = Field(
-        default=1.0,
-        description="1 with fedavg: the mean itself; 1e-3 to 1e-1 with fedadam, fedyogi",
-    )
-    beta1: Fraction = Field(default=0.9, description="share of the earlier movement that is kept")
-    beta2: Fraction = Field(default=0.99, description="fedadam, fedyogi: the same of the squares")
-    tau: PositiveReal = Field(default=1e-3, description="fedadam, fedyogi: added to their root")
-
-
-class Evaluation(Section):
-    """What is measured while the run goes on."""
-
-    every: Positive = Field(default=1, description="rounds between evaluations")
-    holdout: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.0, description="share of local rows kept for local evaluation"
-    )
-
-
-class Release(Section):
-    """Which rounds become artefacts for devices, and how equal they must be."""
-
-    every: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
-        default=0, description="0 = the last round only"
-    )
-    parity_max_relative: PositiveReal = Field(
-        default=1e-4, description="bound on |torch - onnx| / |torch| of a row's logits"
-    )
-    parity_max_absolute: NonNegativeReal = Field(
-        default=0.0,
-        description="absolute difference of logits that passes in any row; 0 = the bound above "
-        "times the median over rows of a row's largest logit",
-    )
-
-
-class Secrecy(Section):
-    """How updates travel: summed in secret, or `plain`, which shows every one: insecure."""
-
-    exchange: Literal["secagg", "plain"] = Field(
-        default="secagg", description="plain: the coordinator sees every update; research only"
-    )
-    bits: Literal[16, 20, 24, 32] = Field(default=16, description="secagg: of the ring")
-    clip: PositiveReal = Field(default=32.0, description="secagg: L2 norm of one client's update")
-    suite: Literal["aes-256-ctr", "chacha20"] = Field(
-        default="aes-256-ctr", description="secagg: of the masks; chacha20 without AES instructions"
-    )
-    groups: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1, description="secagg: disjoint sums per round; far ones are left out"
-    )
-    voids: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=3, description="secagg: rounds whose sum was asked for in vain before clients stop"
-    )
-    keys: Literal["x25519", "x25519+ml-kem-768"] = Field(
-        default="x25519",
-        description="secagg: of masks and shares; the hybrid withstands a later break of X25519",
-    )
-
-
-class Privacy(Section):
-    """Differential privacy of one client's whole update: noise, and a budget that stops the run."""
-
-    mechanism: Literal["none", "distributed", "central"] = Field(
-        default="none", description="distributed: clients add it; central: plaintext research"
-    )
-    clip: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
-        default=1.0, description="L2 norm of one client's update"
-    )
-    noise_multiplier: Annotated[float, Field(ge=0.01, le=1000)] = Field(
-        default=4.0, description="noise of the sum over clip"
-    )
-    epsilon: PositiveReal = Field(default=10.0, description="what a client may spend in the run")
-    delta: Annotated[float, Field(ge=1e-100, lt=0.01)] = Field(
-        default=1e-6, description="of (epsilon, delta); below one over the number of clients"
-    )
-    rounds_per_client: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
-        default=0, description="most rounds that one client takes part in; 0 = all"
-    )
-    corrupt: Annotated[int, Field(ge=0, le=MOST_CLIENTS)] = Field(
-        default=0, description="distributed: clients that may leave their noise out"
-    )
-    allow_groups: bool = Field(
-        default=False, description="with secrecy.groups: accept sqrt(groups) times the noise"
-    )
-    sampling: Fraction = Field(
-        default=0.0, description="central: probability that a client is drawn into a round"
-    )
-
-
-class Audit(Section):
-    """What auditors get, and who watches the log."""
-
-    retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
-        default=30, description="masked vectors are kept so long; 0 = sums cannot be repeated"
-    )
-    log: VerifierText = Field(
-        default="", description="with witnesses: the verifier key of the run's log"
-    )
-    witnesses: list[VerifierText] = Field(
-        default=[], max_length=MOST_WITNESSES, description="verifier keys of cosignatures"
-    )
-    witness_quorum: Annotated[int, Field(ge=0, le=MOST_WITNESSES)] = Field(
-        default=0, description="cosignatures without which no sum is opened"
-    )
 
 
 class Plan(Section):

@@ -16,16 +16,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
-from protocol.plan import (
-    Fraction,
-    Name,
-    Plan,
-    Positive,
-    PositiveReal,
-    Section,
-    plan_from,
-    validated,
-)
+from protocol.plan import Plan, plan_from, validated
+from protocol.plan_sections import Fraction, Name, Positive, PositiveReal, Section
 from protocol.regular_files import read_settings_text
 from protocol.start import Start
 

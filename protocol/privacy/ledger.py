@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PrivacyError
-from protocol.plan import Privacy
+from protocol.plan_sections import Privacy
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
 from protocol.start import NOTHING_BEFORE, SpentBefore

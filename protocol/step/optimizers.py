@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.layout import Vector
-from protocol.plan import Server
+from protocol.plan_sections import Server
 
 Wide = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.errors import ProofError
-from protocol.plan import Audit
+from protocol.plan_sections import Audit
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,

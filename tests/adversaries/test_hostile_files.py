@@ -25,7 +25,8 @@ from protocol.adapter import adapter_layout
 from protocol.documents import MOST_LEVELS
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError
-from protocol.plan import Audit, parse_plan, plan_from_text
+from protocol.plan import parse_plan, plan_from_text
+from protocol.plan_sections import Audit
 from protocol.secagg.roster import parse_roster
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors

@@ -12,7 +12,7 @@ import pytest
 
 from client.data import load_rows
 from protocol.errors import DataError
-from protocol.plan import Task
+from protocol.plan_sections import Task
 
 TASK = Task(labels=["01", "transfer", "card"], text="utterance", label="intent")
 SECRET = "my private sentence"
@@ -226,7 +226,7 @@ def test_no_copy_of_private_rows_is_left(tmp_path: Path) -> None:
     ]
     script = (
         "import sys; from pathlib import Path; from client.data import load_rows;"
-        "from protocol.plan import Task\n"
+        "from protocol.plan_sections import Task\n"
         "task = Task(labels=['01', 'card'], text='utterance', label='intent')\n"
         "for name in sys.argv[1:]: assert len(load_rows(Path(name), task)) == 1\n"
         "print('all were read', flush=True)\n"

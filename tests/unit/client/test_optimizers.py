@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.layout import Layout, TensorSpec
-from protocol.plan import Local
+from protocol.plan_sections import Local
 from protocol.rules import Role
 
 LAYOUT = Layout(

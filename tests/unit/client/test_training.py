@@ -22,7 +22,8 @@ from client.worker import Worker
 from protocol.adapter import initial_adapter
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
-from protocol.plan import Local, Plan
+from protocol.plan import Plan
+from protocol.plan_sections import Local
 from protocol.rules import Role
 
 Make = Callable[..., Plan]

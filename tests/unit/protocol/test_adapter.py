@@ -32,7 +32,8 @@ from protocol.layout import Layout, Tensors, TensorSpec, Vector
 from protocol.legality import check
 from protocol.manifest import Manifest
 from protocol.peft_format import from_peft, to_edge, to_peft
-from protocol.plan import Plan, Secrecy, plan_from
+from protocol.plan import Plan, plan_from
+from protocol.plan_sections import Secrecy
 from protocol.rules import RULES, Role, rule_named
 from protocol.tensor_file import encode_tensors
 

@@ -9,7 +9,7 @@ import pytest
 
 from client.ledger import FileLedger
 from protocol.errors import ArtefactError, MachineError, PrivacyError
-from protocol.plan import Privacy
+from protocol.plan_sections import Privacy
 from protocol.privacy.accounting import epsilon
 from protocol.privacy.distributed import Mechanism
 from protocol.privacy.ledger import (

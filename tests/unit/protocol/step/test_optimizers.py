@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from protocol.plan import Server
+from protocol.plan_sections import Server
 from protocol.step.optimizers import Moments, step
 
 
