@@ -35,12 +35,14 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Derive the program of a plan; its digest is what `base.program` in the plan may name."""
+    from base_model.files import writing
     from base_model.programs.folder import make_program, write_program
 
     agreed, manifest = _opened(base, plan)
     program = make_program(base, manifest, agreed)
     if out is not None:
-        write_program(program, out)
+        with writing(out):
+            write_program(program, out)
     _show(program, as_json)
 
 
@@ -63,10 +65,10 @@ def verify(
     if rebuild:
         sets = [frozenset(e.parts) for e in program.document.graphs.values() if e.parts]
         again = make_program(base, manifest, agreed, sorted(sets, key=sorted))
-        odd = [name for name, data in again.graphs.items() if program.graphs.get(name) != data]
-        if odd or again.document != program.document:
+        changed = [name for name, data in again.graphs.items() if program.graphs.get(name) != data]
+        if changed or again.document != program.document:
             raise ArtefactError(
-                f"{folder}: {odd[0] if odd else 'program.json'} is not what this base gives",
+                f"{folder}: {changed[0] if changed else 'program.json'} is not what this base gives",
                 "do not use it; or install the versions in constraints.txt and compare again",
             )
     _show(program, as_json, {"rebuilt": rebuild})

@@ -134,7 +134,9 @@ def open_program(folder: Path, manifest: Manifest, plan: Plan) -> Program:
         document = parse_program(read_regular(folder / PROGRAM), source=str(folder / PROGRAM))
         graphs = {name: read_regular(folder / name, most=MOST_BYTES) for name in document.graphs}
     except OSError as error:
-        raise ArtefactError(f"{error.filename}: {error.strerror}", REMEDY) from None
+        raise ArtefactError(
+            f"{error.filename}: {error.strerror}", "name a folder that `fedge program build` wrote"
+        ) from None
     for name, entry in document.graphs.items():
         if hashlib.sha256(graphs[name]).hexdigest() != entry.sha256:
             raise ArtefactError(f"{folder / name}: its sha256 is not {PROGRAM}'s", REMEDY)

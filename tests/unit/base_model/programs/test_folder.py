@@ -27,7 +27,7 @@ from base_model.programs.folder import (
     write_program,
 )
 from base_model.verify import read_manifest
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME
 from protocol.plan import Plan, plan_from
 
@@ -380,3 +380,17 @@ def test_the_commands(tiny_base: Path, plan: Plan, program: Program, tmp_path: P
     assert run.invoke(app, ["verify", str(out), *options]).exit_code == 0
     refused = run.invoke(app, ["verify", str(tmp_path / "other"), *options])
     assert "the plan names" in str(refused.exception)
+
+
+def test_places_that_cannot_be_written_or_are_no_program_are_named(
+    tiny_base: Path, plan: Plan, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "plan.json").write_text(plan.render())
+    common = ["--base", str(tiny_base), "--plan", str(tmp_path / "plan.json")]
+    build = CliRunner().invoke(app, ["build", *common, "--out", str(tmp_path / "file" / "p")])
+    assert isinstance(build.exception, MachineError)
+    assert "cannot be written" in build.exception.cause
+    verify = CliRunner().invoke(app, ["verify", str(tmp_path / "none"), *common])
+    assert isinstance(verify.exception, ArtefactError)
+    assert "fedge program build" in verify.exception.remedy
