@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
+from base_model.programs.build import OPSET
 from base_model.programs.document import REMEDY, GraphEntry
 from base_model.programs.tape import MICROSOFT
 from base_model.verify import WEIGHTS
@@ -60,16 +61,19 @@ def _verify(model: onnx.ModelProto, entry: GraphEntry, weights: int) -> None:
     graph = model.graph
     if model.functions or model.training_info or graph.sparse_initializer:
         raise ValueError("it has functions, training instructions or sparse tensors")
-    if odd := {item.domain for item in model.opset_import} - {"", "ai.onnx", MICROSOFT}:
-        raise ValueError(f"it asks for operators of {min(odd)!r}")
+    if others := {item.domain for item in model.opset_import} - {"", "ai.onnx", MICROSOFT}:
+        raise ValueError(f"it asks for operators of {min(others)!r}")
+    if any(item.version != OPSET for item in model.opset_import if item.domain != MICROSOFT):
+        raise ValueError(f"it is not written for operators of version {OPSET}")
     if len(graph.node) > MOST_NODES:
         raise ValueError(f"it has more than {MOST_NODES} nodes")
-    for node in graph.node:
-        _verify_node(node)
-    inside = sum(_verify_tensor(tensor, weights) for tensor in graph.initializer)
+    inside = sum(_verify_node(node) for node in graph.node)
+    inside += sum(_verify_tensor(tensor, weights) for tensor in graph.initializer)
     if inside > MOST_INSIDE:
         raise ValueError("it holds weights of its own")
     initial = {tensor.name for tensor in graph.initializer}
+    if len(initial) < len(graph.initializer):
+        raise ValueError("two of its tensors have one name")
     for what, values, names in (
         ("inputs", graph.input, entry.inputs),
         ("outputs", graph.output, entry.outputs),
@@ -82,7 +86,8 @@ def _verify(model: onnx.ModelProto, entry: GraphEntry, weights: int) -> None:
                 raise ValueError(f"{value.name} is of another type")
 
 
-def _verify_node(node: onnx.NodeProto) -> None:
+def _verify_node(node: onnx.NodeProto) -> int:
+    """Bytes of its attributes."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     if (domain, node.op_type) not in OPERATORS or node.overload:
         raise ValueError(f"the operator {node.domain}:{node.op_type} has no place in a program")
@@ -93,6 +98,7 @@ def _verify_node(node: onnx.NodeProto) -> None:
             if attribute.t.external_data:
                 raise ValueError("a constant lies outside")
             _verify_tensor(attribute.t, 0)
+    return sum(attribute.ByteSize() for attribute in node.attribute)
 
 
 def _verify_tensor(tensor: onnx.TensorProto, weights: int) -> int:

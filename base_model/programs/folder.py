@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.shape_inference import InferenceError
 
 from base_model import graph_linears
 from base_model.files import folder_that_appears, locked, writing
@@ -85,12 +87,8 @@ def make_program(
         models = classifier_graphs(base, manifest, plan, trained)
     except UndifferentiableError as error:
         raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
-    except (
-        KeyError,
-        IndexError,
-        ValueError,
-        DecodeError,
-    ) as error:  # of a graph that is none of ours
+    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
+        # of a graph that is none of ours
         cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
         raise ArtefactError(cause, REBUILD) from None
     graphs = {
@@ -111,7 +109,7 @@ def make_program(
         },
     )
     program = Program(document=document, graphs=graphs)
-    _verify(program, plan, manifest, source=str(base))
+    _verify(program, plan, manifest, sets, source=str(base))
     return program
 
 
@@ -125,10 +123,13 @@ def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
     )
 
 
-def open_program(folder: Path, manifest: Manifest, plan: Plan) -> Program:
+def open_program(
+    folder: Path, manifest: Manifest, plan: Plan, parts: Iterable[Parts] | None = None
+) -> Program:
     """What lies in ``folder``, if it is whole, may be run, and is for this base and plan.
 
-    Raises ArtefactError that names the first thing wrong.
+    It has to train ``parts``, or without them what the plan's rounds train, and to answer. Raises
+    ArtefactError that names the first thing wrong.
     """
     try:
         document = parse_program(read_regular(folder / PROGRAM), source=str(folder / PROGRAM))
@@ -141,12 +142,19 @@ def open_program(folder: Path, manifest: Manifest, plan: Plan) -> Program:
         if hashlib.sha256(graphs[name]).hexdigest() != entry.sha256:
             raise ArtefactError(f"{folder / name}: its sha256 is not {PROGRAM}'s", REMEDY)
     program = Program(document=document, graphs=graphs)
-    _verify(program, plan, manifest, source=str(folder))
+    sets = [frozenset[str](), *(parts_of(plan) if parts is None else parts)]
+    _verify(program, plan, manifest, sets, source=str(folder))
     return program
 
 
-def _verify(program: Program, plan: Plan, manifest: Manifest, *, source: str) -> None:
+def _verify(
+    program: Program, plan: Plan, manifest: Manifest, sets: Iterable[Parts], *, source: str
+) -> None:
     document = program.document
+    if document.task != manifest.task or document.opset != OPSET:
+        raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
+    if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
+        raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
     if document.base != manifest.fingerprint or document.weights != manifest.files[WEIGHTS]:
         raise ArtefactError(f"{source}: it is of base {document.base[:12]}…", REMEDY)
     if document.scaling != lora_scaling(plan) or document.method != plan.adapter.method:
@@ -194,8 +202,10 @@ def program_for(
     folder = cache / _key(manifest, plan, sets) if cache else None
     if folder is not None and (folder / PROGRAM).is_file():
         try:
-            program = open_program(folder, manifest, plan)
-            verify_named(program.document, plan)
+            _verify_own(folder)
+            program = open_program(folder, manifest, plan, sets)
+            if parts is None:
+                verify_named(program.document, plan)
             return program
         except ArtefactError as error:
             log.warning("%s; it is made anew", error.cause)
@@ -205,9 +215,17 @@ def program_for(
     if folder is not None:
         try:
             keep_program(program, folder)
-        except MachineError as error:
+        except (MachineError, ArtefactError) as error:
             log.warning("%s; the program is not kept", error.cause)
     return program
+
+
+def _verify_own(folder: Path) -> None:
+    """Nobody else may have written what is in it. Raises ArtefactError."""
+    for path in (folder, *folder.iterdir()):
+        state = path.lstat()
+        if state.st_uid != os.geteuid() or state.st_mode & 0o022 or path.is_symlink():
+            raise ArtefactError(f"{path}: another user may have written it", REMEDY)
 
 
 def verify_named(document: ProgramDocument, plan: Plan) -> None:
@@ -221,20 +239,33 @@ def verify_named(document: ProgramDocument, plan: Plan) -> None:
 
 
 def keep_program(program: Program, folder: Path) -> None:
-    """Write it: the folder appears whole, in place of what was there. Raises MachineError."""
+    """Write it: the folder appears whole, in place of what was there, and is this user's alone.
+
+    Raises MachineError.
+    """
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(".lock")):
-            shutil.rmtree(folder, ignore_errors=True)
-            write_program(program, folder)
+            for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
+                _remove(leftover)
+            _remove(folder)
+            write_program(program, folder, mode=0o700)
 
 
-def write_program(program: Program, folder: Path) -> None:
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_program(program: Program, folder: Path, *, mode: int = 0o755) -> None:
     """A new folder. Raises ArtefactError when there is one, OSError."""
     with folder_that_appears(folder) as new:
-        for name, data in program.graphs.items():
+        for name, data in {**program.graphs, PROGRAM: program.document.render()}.items():
             (new / name).write_bytes(data)
-        (new / PROGRAM).write_bytes(program.document.render())
+            (new / name).chmod(mode & 0o666)
+        new.chmod(mode)
 
 
 def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:

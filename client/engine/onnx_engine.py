@@ -34,7 +34,7 @@ class OnnxEngine:
         """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
         self.layout = layout
         self._program, self._base, self._digest = program, base, program.document.digest
-        self._threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+        self._threads = threads or _threads_of_openmp()
 
     def gradients(
         self, tensors: Values, batch: Batch, roles: frozenset[Role]
@@ -66,6 +66,12 @@ class OnnxEngine:
                 _sessions[key] = open_session(graph, self._base, threads=self._threads)
             _sessions.move_to_end(key)
             return _sessions[key]
+
+
+def _threads_of_openmp() -> int:
+    """The first of OMP_NUM_THREADS, which may be a list, one number per level; 0 where there is none."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 _sessions: OrderedDict[tuple[str, str, str, int], Any] = OrderedDict()

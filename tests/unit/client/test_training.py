@@ -17,6 +17,7 @@ import pytest
 from base_model.verify import open_tokenizer
 from client.batches import Batch, Encoded, encode
 from client.engine.interface import Engine, Values
+from client.engine.onnx_engine import _threads_of_openmp
 from client.training import Trained, evaluate, predict_logits, train
 from client.worker import Worker
 from protocol.adapter import initial_adapter
@@ -258,3 +259,11 @@ def test_two_processes_give_the_same_bits(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split()[-1] == trained_hash(tiny_base, plan, texts)
+
+
+@pytest.mark.parametrize(("value", "threads"), [("4,2", 4), ("3", 3), ("", 0), ("many", 0)])
+def test_threads_are_the_first_number_of_openmps(
+    monkeypatch: pytest.MonkeyPatch, value: str, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert _threads_of_openmp() == threads

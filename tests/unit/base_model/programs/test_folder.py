@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,19 @@ def with_weights_of_its_own(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(2**22 + 1, np.float32), "own"))
 
 
+def with_weights_in_an_attribute(model: onnx.ModelProto) -> None:
+    value = numpy_helper.from_array(np.zeros(2**22 + 1, np.float32), "own")
+    model.graph.node.append(helper.make_node("Constant", [], ["odd"], value=value))
+
+
+def with_a_name_twice(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def with_other_operators(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version += 1
+
+
 def with_huge_claim(model: onnx.ModelProto) -> None:
     tensor = TensorProto(
         name="huge", data_type=TensorProto.FLOAT, dims=[2**30, 2**10], raw_data=b"1234"
@@ -173,6 +187,9 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "data of another length": (outside(length="4"), "another length"),
     "a constant outside": (with_outside_constant, "lies outside"),
     "weights of its own": (with_weights_of_its_own, "weights of its own"),
+    "weights in an attribute": (with_weights_in_an_attribute, "weights of its own"),
+    "a name twice": (with_a_name_twice, "one name"),
+    "operators of another version": (with_other_operators, "operators of version"),
     "a claim": (with_huge_claim, "claims more"),
 }
 
@@ -222,6 +239,12 @@ def other_tensor(folder: Path) -> None:
     (folder / PROGRAM).write_text(text.replace("layer.1.attention", "layer.3.attention"))
 
 
+def answer_alone(folder: Path) -> None:
+    said = json.loads((folder / PROGRAM).read_text())
+    del said["graphs"][TRAIN]
+    (folder / PROGRAM).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
+
+
 def without_graph(folder: Path) -> None:
     (folder / TRAIN).unlink()
 
@@ -241,6 +264,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another base": (edited(base="0" * 64), "base 000000000000"),
     "another scale": (edited(scaling=3.0), "another adapter"),
     "another method": (edited(method="prompt"), "another adapter"),
+    "another task": (edited(task="causal-lm"), "another task"),
+    "other operators": (edited(opset=20), "set of operators"),
+    "nothing that trains": (answer_alone, f"has no {TRAIN}"),
     "another layout": (other_tensor, "layer.1.attention"),
     "no document": (lambda folder: (folder / PROGRAM).write_text("{"), "JSON|cut|line"),
 }
@@ -322,13 +348,18 @@ def with_other_output(model: onnx.ModelProto) -> None:
     )
 
 
+def without_inputs(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Softmax")
+    del node.input[:]
+
+
 def with_other_weights(model: onnx.ModelProto) -> None:
     tensor = next(t for t in model.graph.initializer if t.name.endswith("qweight"))
     tensor.raw_data = bytes(len(tensor.raw_data))
 
 
 @pytest.mark.parametrize(
-    "change", [with_loop, with_other_output, with_other_weights, with_function]
+    "change", [with_loop, with_other_output, with_other_weights, with_function, without_inputs]
 )
 def test_a_hostile_graph_of_a_base_gives_no_program(
     tiny_base: Path, plan: Plan, tmp_path: Path, change: Change
@@ -347,6 +378,58 @@ def test_a_cache_that_cannot_be_written_is_no_failure(
         got = program_for(tiny_base, read_manifest(tiny_base), plan, cache=tmp_path / "file" / "x")
     assert got == program
     assert "not kept" in caplog.text
+
+
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_text("x"),
+    "a link": lambda path: path.symlink_to(path.parent.parent),
+    "a folder of something else": lambda path: (path / "x").mkdir(parents=True),
+    "what a killed process left": lambda path: (path.parent / ".x.1.tmp").mkdir(),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_whatever_lies_in_the_caches_way_is_replaced(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path, obstacle: str
+) -> None:
+    cache, manifest = tmp_path / "outer" / "cache", read_manifest(tiny_base)
+    program_for(tiny_base, manifest, plan, cache=cache)
+    (kept,) = (path for path in cache.iterdir() if path.is_dir())
+    shutil.rmtree(kept)
+    OBSTACLES[obstacle](kept)
+    assert program_for(tiny_base, manifest, plan, cache=cache) == program
+    assert open_program(kept, manifest, plan) == program
+    assert {path.name for path in cache.iterdir()} == {kept.name, ".lock"}
+    assert cache.parent.is_dir()
+
+
+def test_what_another_user_may_have_written_is_made_anew(
+    tiny_base: Path, plan: Plan, program: Program, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, before = read_manifest(tiny_base), os.umask(0o002)
+    try:
+        program_for(tiny_base, manifest, plan, cache=tmp_path)
+    finally:
+        os.umask(before)
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert {path.stat().st_mode & 0o077 for path in (kept, *kept.iterdir())} == {0}
+    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    for path in (kept, kept / TRAIN):
+        path.chmod(0o770)
+        with caplog.at_level(logging.WARNING, logger="fedge.program"):
+            assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+        assert "another user may have written it" in caplog.text
+        caplog.clear()
+
+
+def test_parts_of_ones_own_are_kept_beside_a_named_program(
+    tiny_base: Path, program: Program, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, head = read_manifest(tiny_base), [frozenset({"head"})]
+    named = plan_for(manifest.fingerprint, program=program.document.digest)
+    first = program_for(tiny_base, manifest, named, cache=tmp_path, parts=head)
+    assert program_for(tiny_base, manifest, named, cache=tmp_path, parts=head) == first
+    assert not caplog.text
 
 
 def test_a_kept_program_replaces_what_was_there_whole(program: Program, tmp_path: Path) -> None:
