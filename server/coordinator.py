@@ -44,7 +44,7 @@ from server.rounds import NO_SUM, Complete, choose_among, naming
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.starting import Beginning, verify_start
-from server.store import Number, Record, RunStore
+from server.store import RESTORE, Number, Record, RunStore
 from server.tending import tend
 from server.witnessing import Witness
 
@@ -158,6 +158,11 @@ class _Run:
                     f"{self._store.folder} belongs to another {what} ({record[key][:12]}…)",
                     f"resume with the {what} it was started with, or name another run folder",
                 )
+        try:
+            self._setting.layout.flatten(state.adapter)  # a digest does not cover names and shapes
+        except ArtefactError as error:
+            where = f"{self._store.folder}: the checkpoint of round {last}"
+            raise ArtefactError(f"{where} is damaged: {error.cause}", RESTORE) from None
         return state, record
 
     def _present(self, number: int, digest: str) -> Roster:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from protocol.manifest import Manifest
 from protocol.peft_format import RELEASE_FILE, from_peft, parse_release
 from protocol.plan import Plan
 from protocol.rules import Role
+from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from server.app import make_app
 from server.store import RunStore
 from simulations.clock import VirtualClock
@@ -103,6 +105,24 @@ def test_one_changed_byte_of_a_checkpoint_is_noticed(
     path.write_bytes(data)
     with pytest.raises(ArtefactError, match="bytes have changed"):
         run(populate(make_plan()), folder)
+
+
+@pytest.mark.parametrize("shape", ["another name", "turned"])
+def test_a_checkpoint_of_other_tensors_is_noticed(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, shape: str
+) -> None:
+    """Its digest is of the flat vector, and covers neither names nor shapes."""
+    folder = tmp_path / "r"
+    run(populate(make_plan()), folder)
+    path = folder / "rounds" / "0003" / "checkpoint.safetensors"
+    state, note = decode_checkpoint(path.read_bytes(), source="c")
+    (first, value), *others = sorted(state.adapter.items())
+    renamed = (first + "x", value) if shape == "another name" else (first, value.reshape(-1, 1))
+    changed = replace(state, adapter=dict([renamed, *others]))
+    path.write_bytes(encode_checkpoint(changed, note))
+    with pytest.raises(ArtefactError, match="round 3 is damaged") as refused:
+        run(populate(make_plan()), folder)
+    assert "restore the run folder" in refused.value.remedy
 
 
 def test_a_gap_is_noticed(make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path) -> None:
