@@ -33,6 +33,8 @@ def _table(field: FieldInfo | None) -> type[BaseModel] | None:
 GONE = {
     "adapter.dropout": "programs of clients have no dropout: leave it out",
     "adapter.client_ranks": "all clients train the same tensors: leave it out",
+    "start.rank": "write the plan again: `fedge plan continue RUN`",
+    "start.scaling": "write the plan again: `fedge plan continue RUN`",
 }
 
 

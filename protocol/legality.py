@@ -61,7 +61,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
         *_exposure(plan, contract),
         *_witnesses(plan),
     ]
-    findings += _release(plan)
+    findings += [*_release(plan), *_engine(plan)]
     findings += [_finding(*row) for row in said_of_start(plan)]
     if manifest is None:
         findings.append(
@@ -127,6 +127,15 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
             "lower mu",
         )
     yield from (_warning(*row) for row in said_of_steps(plan))
+
+
+def _engine(plan: Plan) -> Iterator[Finding]:
+    if plan.local.precision == "bf16" and plan.local.engine != "torch":
+        yield _note(
+            "local.precision",
+            "ONNX Runtime, which trains where the engine is not torch, computes in float32",
+            'it is for `local.engine = "torch"`',
+        )
 
 
 def _release(plan: Plan) -> Iterator[Finding]:

@@ -163,17 +163,20 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     The fingerprint must be that of the tensors, architecture and tokenizer listed; whether the files
     hold these tensors is for whoever opens them.
     """
+    other_format = ArtefactError(
+        f"{source}: a base of another format than this fedge's, which is {FORMAT}",
+        "make it anew: fedge base build SOURCE --out FOLDER",
+    )
     try:
         manifest = json_as(Manifest, text)
     except OddError as odd:
         if str(odd).startswith("format:"):
-            raise ArtefactError(
-                f"{source}: a base of another format than this fedge's, which is {FORMAT}",
-                "make it anew: fedge base build SOURCE --out FOLDER",
-            ) from None
+            raise other_format from None
         raise ArtefactError(
             f"{source}: {odd}", "build the base again or fetch an intact copy"
         ) from None
+    if "format" not in manifest.model_fields_set:
+        raise other_format
     for name in manifest.files:
         if not SAFE_NAME.fullmatch(name):
             raise ArtefactError(

@@ -114,6 +114,11 @@ def rule_named(name: str) -> RuleContract:
     try:
         return RULES[name]
     except KeyError:
+        if name in ("flora", "flexlora"):
+            raise PlanError(
+                f"`rule.name`: `{name}` reads single updates, which no coordinator sees",
+                "use `alternating` or `fedit`",
+            ) from None
         near = nearest(name, RULES, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known rules: {', '.join(RULES)}"
+        hint = f"did you mean `{near}`?" if near else f"known rules: {', '.join(RULES)}"
         raise PlanError(f"`rule.name`: there is no rule `{name}`", hint) from None

@@ -27,8 +27,10 @@ def test_a_base_of_an_older_format_is_refused_with_the_command(
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     document = json.loads((base / "manifest.json").read_text())
-    for number in (1, 3):
+    for number in (1, 3, None):
         document["format"] = number
+        if number is None:
+            del document["format"]
         (base / "manifest.json").write_text(json.dumps(document))
         for reader in (open_base, EdgeBase.open):
             with pytest.raises(ArtefactError, match="another format") as refused:

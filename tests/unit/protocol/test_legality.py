@@ -14,7 +14,7 @@ from protocol.legality import check, verify_legal, warnings_of
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
 from protocol.privacy.planned import round_sizes
-from protocol.rules import RULES, Role
+from protocol.rules import RULES, Role, rule_named
 
 PLAIN = {"secrecy": {"exchange": "plain"}}
 
@@ -166,3 +166,41 @@ def test_contracts_are_consistent() -> None:
             assert Role.HEAD in rule.roles(number)
     assert Role.LORA_B in RULES["alternating"].roles(1)  # with B = 0 an A round would do nothing
     assert Role.LORA_A in RULES["alternating"].roles(2)
+
+
+@pytest.mark.parametrize(("key", "why"), [("dropout", "no dropout"), ("client_ranks", "the same")])
+def test_a_key_of_an_earlier_format_is_refused_with_the_reason(
+    tiny_base: Path, key: str, why: str
+) -> None:
+    """Not sent to the table of another meaning (an experiment has `faults.dropout`)."""
+    with pytest.raises(PlanError, match=rf"unknown key `adapter\.{key}`") as caught:
+        plan_of(read_manifest(tiny_base), adapter={"rank": 4, key: 0})
+    assert why in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("flora", "use `alternating`"), ("flexlora", "use `alternating`"), ("fedi", "`fedit`")],
+)
+def test_a_rule_that_there_is_not_is_told_the_nearest_or_why(name: str, remedy: str) -> None:
+    with pytest.raises(PlanError, match=f"`{name}`") as refused:
+        rule_named(name)
+    assert remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank", 8), ("scaling", 2.0)])
+def test_a_start_of_an_earlier_format_is_written_again(
+    tiny_base: Path, key: str, value: object
+) -> None:
+    with pytest.raises(PlanError, match=rf"unknown key `start\.{key}`") as refused:
+        plan_of(read_manifest(tiny_base), start={key: value})
+    assert "fedge plan continue" in refused.value.remedy
+
+
+@pytest.mark.parametrize(("engine", "notes"), [("auto", 1), ("onnx", 1), ("torch", 0)])
+def test_a_precision_that_nothing_computes_in_is_noted(
+    tiny_base: Path, engine: str, notes: int
+) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest, local={"engine": engine, "precision": "bf16"})
+    assert [f.field for f in check(plan, manifest)].count("local.precision") == notes
