@@ -1,1 +1,1 @@
-"""The client: local data, the frozen base, local training, Flower's ClientApp. torch."""
+"""The client: local data, the frozen base, local training, Flower's ClientApp. ONNX Runtime."""

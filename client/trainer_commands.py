@@ -16,7 +16,7 @@ def trainer(
     stop: Annotated[bool, typer.Option("--stop", help="end the one that serves it")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """Keep torch, the base and the rows in memory and train for the messages of this site."""
+    """Keep the base, its program and the rows in memory and train for the messages of this site."""
     path = path.absolute()
     if status or stop:
         from client import trainer_link

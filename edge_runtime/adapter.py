@@ -183,13 +183,11 @@ def _check_pairs(tensors: Tensors, base: EdgeBase, source: str) -> None:
     pairs = [(f"{head}.weight", f"{head}.bias")]
     pairs += [(linear.path + LORA_A, linear.path + LORA_B) for linear in base.manifest.linears]
     for linear in base.manifest.linears:
-        rank, widest = (
-            tensors.get(linear.path + LORA_A, np.zeros((0, 0))).shape[1],
-            linear.in_features + linear.out_features,
-        )
-        if rank > widest:  # stacked ranks may pass the layer's own, not its whole size
-            raise ArtefactError(f"{source}: {linear.path} has rank {rank}, above {widest}", REFETCH)
-    for one, other in pairs:
-        if (one in tensors) != (other in tensors):
-            missing = other if one in tensors else one
+        rank = tensors.get(linear.path + LORA_A, np.zeros((0, 0))).shape[1]
+        most = min(linear.in_features, linear.out_features)
+        if rank > most:
+            raise ArtefactError(f"{source}: {linear.path} has rank {rank}, above {most}", REFETCH)
+    for first, second in pairs:
+        if (first in tensors) != (second in tensors):
+            missing = second if first in tensors else first
             raise ArtefactError(f"{source}: {missing} is missing; it comes in a pair", REFETCH)

@@ -35,7 +35,9 @@ def enrol(
     mirrors: Annotated[
         list[str] | None, typer.Option("--from", help="folder or URL to fetch the base from")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0: torch's default")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="0: as many as it has cores")
+    ] = 0,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="on loopback; a free one")
     ] = None,

@@ -352,7 +352,7 @@ def _config(name: str, port: int, work: Work) -> str:
         f"plan = {toml_text(work.plan)}   # what this site agreed to",
         f"base = {toml_text(work.base)}   # the model: a folder, or a fingerprint to be fetched",
         f"mirrors = [{', '.join(map(toml_text, work.mirrors))}]   # folders and addresses to fetch it from",
-        f"threads = {work.threads}            # 0: as many as torch likes",
+        f"threads = {work.threads}            # 0: as many as there are cores",
     ]
     if work.max_epsilon is not None:
         lines.append(f"max_epsilon = {work.max_epsilon!r}   # over all runs, at delta 1e-6")
