@@ -17,9 +17,9 @@ from typing import IO, Protocol
 
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
-from protocol.regular_files import open_regular
 from protocol.web_page import PEEK, page_fault
 from protocol.web_page import REMEDY as WEB_PAGE
+from storage.regular import open_regular
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError
-from protocol.regular_files import open_regular
 from protocol.web_page import PEEK, page_fault
 from protocol.web_page import REMEDY as WEB_PAGE
+from storage.regular import open_regular
 
 SILENCE = 30.0  # seconds without a byte
 AGENT = "fedge"

@@ -20,8 +20,8 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.ngclient.fetcher import FetcherInterface
 
 from protocol.addresses import shown_address
-from protocol.regular_files import open_regular
 from protocol.web_page import PEEK, page_fault, redirect_fault
+from storage.regular import open_regular
 
 CHUNK = 65_536
 SILENCE_S = 30.0  # without a byte

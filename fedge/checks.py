@@ -13,8 +13,8 @@ from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.regular_files import read_settings_text
 from simulations.experiment import Experiment, experiment_path, load_experiment
+from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from simulations.pace import Pace

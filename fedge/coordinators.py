@@ -157,8 +157,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 def _runs(opened: Coordinator) -> bool:
-    from fedge.operations.locks import is_held
     from fedge.operations.supervisor import LOCK
+    from storage.locks import is_held
 
     return is_held(opened.state / LOCK)
 

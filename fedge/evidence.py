@@ -11,14 +11,14 @@ from protocol.delivery import CANARY, GATE, Offer, release_name
 from protocol.encoding import parse_canonical
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, ProofError
 from protocol.peft_format import RELEASE_FILE
-from protocol.regular_files import read_regular
 from protocol.transparency.dsse import Envelope, parse_envelope, sign_statement, verify_envelope
 from protocol.transparency.leaves import sha256
 from server.delivery.keys import KeyRing
 from server.delivery.releases import read_current
 from server.delivery.repository import EVIDENCE, Repository
 from server.delivery.status import evidence_name
-from server.files import write_whole
+from storage.regular import read_regular
+from storage.whole import write_whole
 
 REMEDY = "release another round, or mend what the check names; nothing was published"
 

@@ -25,11 +25,11 @@ from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular, read_regular_text, read_settings_text
 from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
 from server.delivery.releases import Bundle
+from storage.regular import read_regular, read_regular_text, read_settings_text
 
 METRIC = "accuracy"
 

@@ -16,9 +16,9 @@ from fedge.plan_files import plan_text, show_cost, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from, plan_from_text
-from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES
 from simulations.progress import duration
+from storage.regular import read_regular_text, read_settings_text
 
 if TYPE_CHECKING:
     from fedge.checks import Checked

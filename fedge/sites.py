@@ -13,7 +13,7 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from fedge.operations.site import Site
@@ -83,11 +83,11 @@ def start(
     ] = False,
 ) -> None:
     """Start its processes and keep them running."""
-    from fedge.operations.locks import is_held
     from fedge.operations.service import start_in_background, verify_port_free
     from fedge.operations.site import Site
     from fedge.operations.supervisor import LOCK, LOG, processes_of
     from fedge.proxies import verify_proxies
+    from storage.locks import is_held
 
     verify_proxies(os.environ)
     site = Site.open(folder)
@@ -115,9 +115,9 @@ def agree(
     as_json: Json = False,
 ) -> None:
     """Take part in the runs of another plan, and of no other, from the next start on."""
-    from fedge.operations.locks import is_held
     from fedge.operations.site import Site
     from fedge.operations.supervisor import LOCK
+    from storage.locks import is_held
 
     site = Site.open(folder)
     agreed = site.agree(plan)
@@ -154,10 +154,10 @@ def stop(folder: Folder) -> None:
 def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up, and what the coordinator says. Exit code 8 when it cannot take part."""
     from fedge.operations.contact import last_contact
-    from fedge.operations.locks import is_held
     from fedge.operations.logs import last_refusal
     from fedge.operations.site import Site
     from fedge.operations.supervisor import LOCK, LOG, processes_of
+    from storage.locks import is_held
 
     site = Site.open(folder)
     refusal = last_refusal(site.state / LOG)

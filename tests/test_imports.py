@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (
     "protocol",
+    "storage",
     "base_model",
     "client",
     "server",
@@ -41,6 +42,7 @@ def loaded_by(*arguments: str) -> set[str]:
     ("package", "forbidden"),
     [
         ("protocol", HEAVY | {"flwr", "onnxruntime"}),
+        ("storage", HEAVY | {"flwr", "onnxruntime", "numpy", "cryptography"}),
         ("server", HEAVY | {"onnxruntime", "client", "base_model"}),
         ("edge_runtime", HEAVY | {"flwr", "onnx", "client", "server", "base_model"}),
         ("audit", HEAVY | {"flwr", "onnxruntime", "server", "client"}),

@@ -23,7 +23,6 @@ from fedge.operations.site import NODE_KEY, ROSTER, SIGNED, Site, read_node_key
 from protocol.documents import parse_json
 from protocol.enrolment import MAX_BYTES, SignedRoster, verify_roster
 from protocol.errors import FedgeError, ProofError
-from server.files import write_whole
 from server.gate import (
     CLOCKS_S,
     INSTANCE_HEADER,
@@ -32,6 +31,7 @@ from server.gate import (
     SIGNATURE_HEADER,
     TIME_HEADER,
 )
+from storage.whole import write_whole
 
 CONTACT = "contact.json"
 EVERY_S, TIMEOUT_S = 20.0, 10.0

@@ -25,7 +25,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from base_model.files import locked
 from fedge.operations import flower
 from fedge.operations.certificates import Pair, issue, make_authority, validity
 from fedge.operations.folders import (
@@ -41,7 +40,6 @@ from fedge.operations.folders import (
     new_signing_key,
     read_settings,
     read_signing_key,
-    replace_secret,
     toml_text,
     write_secret,
 )
@@ -57,7 +55,8 @@ from protocol.enrolment import (
     verify_roster,
 )
 from protocol.errors import ArtefactError, MachineError, PlanError
-from server.files import write_whole
+from storage.locks import locked
+from storage.whole import PRIVATE, write_whole
 
 INVITATION, ROSTER, SIGNED = "invitation.json", "roster.json", "roster.signed.json"
 CA, CA_KEY = "ca.crt", "ca.key"
@@ -242,7 +241,7 @@ class Coordinator:
             return False
         pair = Pair(certificate=self.authority, key=(keys / CA_KEY).read_bytes())
         renewed = issue(pair, [*self.settings.public.hosts, *LOOPBACK], now=now)
-        replace_secret(keys / SERVER, renewed.certificate + renewed.key)
+        write_whole(keys / SERVER, renewed.certificate + renewed.key, mode=PRIVATE)
         return True
 
     def keep_certificate(self, now: Callable[[], datetime]) -> Callable[[], None]:

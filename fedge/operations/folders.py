@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError, MachineError
-from protocol.regular_files import read_settings_text
+from storage.regular import read_settings_text
+from storage.whole import PRIVATE, write_whole
 
 CONFIG, KEYS, STATE, PROGRAMS, WORK, HOME = "config.toml", "keys", "state", "bin", "work", "flwr"
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -74,23 +74,11 @@ def toml_text(text: str) -> str:
 def write_secret(path: Path, data: bytes) -> None:
     """A new file that its owner alone can read. Raises ArtefactError when it exists."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_whole(path, data, mode=PRIVATE, new=True)
     except OSError as error:
         raise ArtefactError(
             f"{path} cannot be written: {error.strerror}", "a key is not overwritten"
         ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_secret(path: Path, data: bytes) -> None:
-    """Put another secret in the place of one, by a rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    write_secret(temporary, data)
-    temporary.replace(path)
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedge.operations.coordinator import Coordinator
-from fedge.operations.locks import is_held
 from fedge.operations.supervisor import LOCK, Process, processes_of
 from protocol.documents import parse_json
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular
 from server.control import Control, NodeState
-from server.files import write_whole
+from storage.locks import is_held
+from storage.regular import read_regular
+from storage.whole import write_whole
 
 RUN_LIST = "runs.json"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fedge.operations.coordinator import Coordinator
-from fedge.operations.locks import is_held
 from fedge.operations.overview import control_of, known_runs, note_run, read_outcome
 from fedge.operations.supervisor import LOCK
 from fedge.operations.waiting import (
@@ -34,6 +33,7 @@ from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 from server.starting import verify_start
 from simulations.progress import duration
+from storage.locks import is_held
 
 POLL_S, LOOK_S, GONE_S, RESTART_S = 0.5, 3.0, 3.0, 60.0
 ATTEMPTS = 20  # to start the app again without a new round in between

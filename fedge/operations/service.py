@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fedge.operations.flower import ROOT
-from fedge.operations.locks import is_held, stop_holder
 from fedge.operations.supervisor import LOCK
 from protocol.errors import MachineError
+from storage.locks import holder, is_held
 
 START_LOG = "start.log"
 READY_S, STOP_S = 60.0, 15.0
@@ -71,3 +73,44 @@ def verify_port_free(address: str, port: int) -> None:
                 f"{address}:{port} cannot be listened at: {error.strerror}",
                 "choose another port in config.toml, or end the process that has it",
             ) from None
+
+
+def stop_holder(path: Path, *, patience_s: float) -> bool:
+    """Ask the holder to end and wait for it, then insist; whether there was one.
+
+    Raises MachineError for one that does not end, or is none of this machine's processes: in another
+    container, or behind a network file system, its number is somebody else's here.
+    """
+    process = holder(path)
+    if not process:
+        return False
+    if not _has_open(process, path):
+        raise MachineError(
+            f"{path.parent}: it runs as process {process} of another machine or container",
+            "stop it there",
+        )
+    for number, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if holder(path) != process:
+                return True
+            time.sleep(0.05)
+    raise MachineError(f"process {process} does not end", "end it by hand")
+
+
+def _has_open(process: int, path: Path) -> bool:
+    """Whether a process of this machine has the file open; where there is no /proc, its word is taken."""
+    if not Path("/proc/self/fd").is_dir():
+        return True
+    try:
+        wanted = path.stat()
+        opened = list(Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
+    for entry in opened:
+        with suppress(OSError):
+            if os.path.samestat(entry.stat(), wanted):
+                return True
+    return False

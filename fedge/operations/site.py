@@ -43,7 +43,6 @@ from fedge.operations.folders import (
     new_folder,
     new_signing_key,
     read_settings,
-    replace_secret,
     toml_text,
     write_secret,
 )
@@ -53,8 +52,8 @@ from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_settings_text
-from server.files import write_whole
+from storage.regular import read_settings_text
+from storage.whole import PRIVATE, write_whole
 
 INVITED, REQUEST, BASES = "coordinator.json", "request.json", "bases"
 ROSTER, SIGNED = "roster.json", "roster.signed.json"
@@ -307,7 +306,7 @@ def write_local(keys: Path, name: str) -> None:
     """The certificate of a site's own processes; the authority first, so that a cut is noticed."""
     authority, served = make_local(f"fedge site {name}")
     write_whole(keys / LOCAL_CA, authority)
-    replace_secret(keys / LOCAL, served.certificate + served.key)
+    write_whole(keys / LOCAL, served.certificate + served.key, mode=PRIVATE)
 
 
 def read_invitation(path: Path) -> Invitation:

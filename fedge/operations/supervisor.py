@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fedge.operations.locks import held_lock, holder
 from fedge.operations.logs import JsonLog, Redactor
 from protocol.documents import parse_json
+from protocol.errors import MachineError
+from storage.locks import LOOK_S, holder, locked
+from storage.whole import write_whole
 
 STATUS, LOCK, LOG = "status.json", "supervisor.lock", "log.jsonl"
 FIRST_WAIT_S, LONGEST_WAIT_S, SETTLED_S = 0.5, 30.0, 30.0
@@ -85,7 +87,12 @@ class Supervisor:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises MachineError when another supervisor has this folder."""
-        with held_lock(self._folder / LOCK):
+        with locked(self._folder / LOCK, seconds=LOOK_S) as free:
+            if not free:
+                raise MachineError(
+                    f"{self._folder}: it runs already (process {holder(self._folder / LOCK)})",
+                    "stop it first",
+                )
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._told)
             self._work.mkdir(parents=True, exist_ok=True)
@@ -190,10 +197,8 @@ class Supervisor:
         }
         if (text := json.dumps(status, indent=1) + "\n") == self._written:
             return
-        temporary = self._folder / f".{STATUS}.tmp"
         try:
-            temporary.write_text(text, "utf-8")
-            temporary.replace(self._folder / STATUS)
+            write_whole(self._folder / STATUS, text.encode())
             self._written = text
         except OSError:  # a full disk: the processes matter more
             return

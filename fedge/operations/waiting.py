@@ -10,8 +10,8 @@ from fedge.operations.coordinator import Coordinator
 from fedge.operations.supervisor import processes_of
 from protocol.documents import parse_json
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular
 from server.control import Control
+from storage.regular import read_regular
 
 MOST_NAMED = 8
 AGAIN_S, LONGEST_S = 10.0, 160.0  # between two words about the same thing

@@ -6,7 +6,6 @@ name is for people. (P-9.1)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from protocol.errors import DeliveryError
-from server.files import sync
+from storage.whole import PRIVATE, write_whole
 
 REMEDY = "bring the key files together in a folder of mode 0700, each of mode 0600"
 
@@ -90,12 +89,7 @@ def make_keys(folder: Path, names: Iterable[str]) -> None:
         for name in names:
             secret = Ed25519PrivateKey.generate().private_bytes_raw()
             path = folder / f"{name}.key"
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "w", encoding="ascii") as stream:
-                stream.write(secret.hex() + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        sync(folder)
+            write_whole(path, f"{secret.hex()}\n".encode(), mode=PRIVATE, new=True)
     except FileExistsError:
         raise DeliveryError(
             "keys.exist", f"{path} exists already", "a key is not overwritten; name another folder"

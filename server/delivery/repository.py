@@ -11,7 +11,6 @@ killed leaves the old state or the new one. Old versions stay for devices in mid
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -39,7 +38,8 @@ from protocol.delivery import CHANNELS, MOST_METADATA
 from protocol.errors import DeliveryError
 from server.delivery.keys import REMEDY as BRING_KEYS
 from server.delivery.keys import ROLES, KeyRing
-from server.files import write_whole
+from storage.locks import locked
+from storage.whole import write_whole
 
 METADATA, TARGETS, EVIDENCE, FIRST_ROOT = "metadata", "targets", "evidence", "root.json"
 REMEDY = "restore the repository from a copy; do not publish from this one"
@@ -138,13 +138,11 @@ class Repository:
 
         Raises DeliveryError `repository.busy`, and what opening raises.
         """
-        with (self.folder / ".lock").open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with locked(self.folder / ".lock", seconds=0) as free:
+            if not free:
                 raise DeliveryError(
                     "repository.busy", f"{self.folder}: somebody else publishes", "wait for them"
-                ) from None
+                )
             self._load()
             yield
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from protocol.delivery import CHANNELS, DeviceReport, decode, release_name
 from protocol.errors import DeliveryError
-from protocol.regular_files import read_regular
 from server.delivery.releases import names, read_current, read_facts
 from server.delivery.repository import EVIDENCE, Repository
+from storage.regular import read_regular
 
 MOST_REPORT = 65_536  # bytes
 

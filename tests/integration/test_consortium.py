@@ -273,8 +273,8 @@ def test_a_site_that_runs_twice_is_named(experiment_file: Path, tmp_path: Path) 
 
 def signal_site(folder: Path, number: int) -> None:
     """Every process that a site keeps, and its supervisor."""
-    from fedge.operations.locks import holder
     from fedge.operations.supervisor import processes_of as kept
+    from storage.locks import holder
 
     pids = [process.pid for process in kept(folder / "state")]
     for pid in filter(None, [holder(folder / "state" / "supervisor.lock"), *pids]):

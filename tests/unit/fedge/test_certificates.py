@@ -18,9 +18,9 @@ from cryptography import x509
 from fedge.operations import coordinator as coordinator_module
 from fedge.operations.certificates import ALWAYS, issue, make_authority, validity
 from fedge.operations.coordinator import Coordinator, make_coordinator
-from fedge.operations.locks import held_lock
 from fedge.operations.site import Site, Work, make_site, read_invitation
 from protocol.errors import MachineError
+from storage.locks import locked
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -101,7 +101,7 @@ def test_a_coordinator_that_runs_for_a_year_takes_a_new_certificate(
     at = NOW + timedelta(days=200)
     chore = coordinator.keep_certificate(lambda: at)
     try:
-        with held_lock(coordinator.state / "supervisor.lock"):
+        with locked(coordinator.state / "supervisor.lock"):
             chore()
             assert link.poll() is None
             at = NOW + timedelta(days=350)

@@ -177,11 +177,11 @@ def test_another_machine_in_the_coordinators_place_is_said(
 
 def test_what_is_wrong_here_is_not_the_coordinators(coordinator: Coordinator, site: Site) -> None:
     good = HEAD + b"\r\n" + roster(coordinator)
-    (site.folder / ".roster.json.tmp").mkdir()  # stands for a disk that cannot be written
+    (site.folder / "roster.json").mkdir()  # stands for a disk that cannot be written
     with answering(coordinator, lambda c: c.sendall(good)):
         found = make_contact(site, now)
         assert "cannot be written" in found.fault
-        (site.folder / ".roster.json.tmp").rmdir()
+        (site.folder / "roster.json").rmdir()
         assert make_contact(site, now).fault == ""
         signed = site.folder / "roster.signed.json"
         signed.write_bytes(signed.read_bytes().replace(b"payload", b"palyoad", 1))

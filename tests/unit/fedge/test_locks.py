@@ -14,11 +14,12 @@ import pytest
 
 from fedge.operations.coordinator import make_coordinator
 from fedge.operations.folders import free_port
-from fedge.operations.locks import held_lock, holder, is_held, stop_holder
 from fedge.operations.overview import known_runs, note_run
+from fedge.operations.service import stop_holder
 from fedge.operations.site import Work, make_site, read_invitation
 from protocol.errors import MachineError
 from server.store import RunStore
+from storage.locks import holder, is_held, locked
 from tests.unit.fedge.test_contact import now
 
 
@@ -35,7 +36,7 @@ def test_who_looks_disturbs_nobody(tmp_path: Path) -> None:
         each.start()
     try:
         for _ in range(100):
-            with held_lock(path):
+            with locked(path):
                 assert holder(path) == os.getpid()
             RunStore(tmp_path).close()
     finally:
@@ -50,7 +51,7 @@ def test_a_number_of_another_machine_is_nobody_here(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.lock"
     innocent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        with held_lock(path):
+        with locked(path):
             path.write_text(f"{innocent.pid}\n")
             with pytest.raises(MachineError, match="of another machine or container"):
                 stop_holder(path, patience_s=0.2)

@@ -12,13 +12,13 @@ import pytest
 from base_model.store import read_manifest
 from fedge.operations.coordinator import Coordinator, make_coordinator
 from fedge.operations.folders import free_port
-from fedge.operations.locks import held_lock
 from fedge.operations.overview import known_runs, note_run, run_view
 from fedge.operations.running import _error, order, round_line, run_to_the_end
 from fedge.operations.site import Work, make_site, read_invitation
 from fedge.operations.waiting import Words, failures, missed_in
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
 from server.app import note_outcome
+from storage.locks import locked
 from tests.unit.fedge.test_command_line import fedge
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -107,7 +107,7 @@ def test_an_outcome_keeps_its_exit_code(tmp_path: Path) -> None:
     note_outcome(tmp_path, {"finished": True, "exit_code": 0})
     assert run_view(tmp_path, entry).state == "finished"
     note_outcome(tmp_path, None)
-    with held_lock(tmp_path / ".lock"):
+    with locked(tmp_path / ".lock"):
         assert run_view(tmp_path, entry).state == "running"
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from base_model.verify import read_manifest, verify_base
 from fedge.operations.coordinator import make_coordinator
-from fedge.operations.locks import held_lock
 from fedge.operations.site import Site
 from fedge.operations.supervisor import LOCK
 from fedge.plans import commented_plan
 from fedge.sites import _fetch_base
 from protocol.errors import DataError, MachineError, PlanError
+from storage.locks import locked
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -92,7 +92,7 @@ def test_agreeing_by_the_command(site: Site, tiny_base: Path, tmp_path: Path) ->
     done = client("agree", site.folder, tmp_path / "second.toml", "--json")
     told = json.loads(done.stdout)
     assert (told["plan"], told["restart"]) == ("second", False)
-    with held_lock(site.state / LOCK):
+    with locked(site.state / LOCK):
         done = client("agree", site.folder, tmp_path / "second.toml")
     assert told["digest"] in done.stdout
     assert "stop it and start it" in done.stdout

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fedge.operations.locks import holder, is_held, stop_holder
+from fedge.operations.service import stop_holder
 from protocol.errors import MachineError
+from storage.locks import holder, is_held
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
@@ -139,10 +140,10 @@ def test_nobody_to_stop(tmp_path: Path) -> None:
 
 
 def test_a_lock_names_who_holds_it(tmp_path: Path) -> None:
-    from fedge.operations.locks import held_lock
+    from storage.locks import locked
 
-    with held_lock(tmp_path / "l"):
+    with locked(tmp_path / "l"):
         assert holder(tmp_path / "l") == os.getpid()
-        with pytest.raises(MachineError, match=str(os.getpid())), held_lock(tmp_path / "l"):
+        with pytest.raises(MachineError, match=str(os.getpid())), locked(tmp_path / "l"):
             pass
     assert holder(tmp_path / "l") is None

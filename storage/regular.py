@@ -1,8 +1,8 @@
 """Files from folders that others have filled: regular ones only, sized first, bounded while they are read.
 
-The one module of this package that touches a disk, because every role has such folders (docs/adr/0025).
-A pipe would wait for its writer for ever, a device never end, and a name may be any of these by the
-moment it is opened: so it is the opened file that is looked at. Links are followed.
+Every role has such folders (docs/adr/0025). A pipe would wait for its writer for ever, a device never end,
+and a name may be any of these by the moment it is opened: so it is the opened file that is looked at. Links
+are followed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_settings_text(path: Path, *, most: int = SMALL) -> str:
     return read_regular_text(path, most=most).removeprefix("\ufeff")
 
 
-def sha256_of_regular(path: Path, *, size: int | None = None) -> str:
+def sha256_of(path: Path, *, size: int | None = None) -> str:
     """Hex SHA-256 of a file, of no more than ``size`` bytes where that is given. Raises OSError."""
     hasher, left = hashlib.sha256(), size
     with open_regular(path, most=size) as file:
