@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from audit.sources import Folder
-from base_model.mirrors import CutError, FolderMirror
+from base_model.mirrors import FolderMirror
 from base_model.verify import verify_base
 from edge_runtime.base import check_file
 from protocol.errors import ArtefactError, FedgeError
+from storage.downloads import CutError
 from storage.regular import SMALL, read_regular, sha256_of
 from tests.properties.decoders.registry import of_paths
 from tests.properties.decoders.world import World
