@@ -25,7 +25,16 @@ from tests.properties.decoders.rows import Decoder
 from tests.properties.decoders.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("protocol", "storage", "edge_runtime", "base_model", "audit", "client", "fedge", "server")
+PACKAGES = (
+    "protocol",
+    "storage",
+    "edge_runtime",
+    "base_model",
+    "audit",
+    "client",
+    "fedge",
+    "server",
+)
 SLOT = "\x00slot\x00"
 MARK = json.dumps(SLOT)
 LONG = "9" * 6000
