@@ -31,10 +31,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fedge.operations.coordinator import Coordinator
-from fedge.operations.loopback import Consortium, command, environment, fedge
-from fedge.operations.site import Site
-from fedge.operations.supervisor import LOCK, processes_of
+from operations.coordinator import Coordinator
+from operations.loopback import Consortium, command, environment, fedge
+from operations.site import Site
+from operations.supervisor import LOCK, processes_of
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError
 from protocol.peft_format import from_peft

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
 from protocol.documents import OddError, parse_toml
-from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import Manifest
 from protocol.plan import Plan

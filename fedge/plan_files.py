@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedge.forecast import Forecast
 from protocol.errors import ArtefactError
-from protocol.forecast import Forecast
 from protocol.legality import Finding
 from protocol.plan import Plan
 from storage.whole import write_whole

@@ -18,7 +18,9 @@ OURS = (
     "server",
     "edge_runtime",
     "audit",
+    "delivery",
     "simulations",
+    "operations",
     "fedge",
 )
 HEAVY = {"torch", "transformers", "peft", "datasets"}
@@ -46,6 +48,7 @@ def loaded_by(*arguments: str) -> set[str]:
         ("server", HEAVY | {"onnxruntime", "client", "base_model"}),
         ("edge_runtime", HEAVY | {"flwr", "onnx", "client", "server", "base_model"}),
         ("audit", HEAVY | {"flwr", "onnxruntime", "server", "client"}),
+        ("delivery", HEAVY | {"flwr", "simulations", "operations", "fedge"}),
     ],
 )
 def test_a_role_loads_nothing_it_must_not(package: str, forbidden: set[str]) -> None:

@@ -32,8 +32,10 @@ PACKAGES = (
     "base_model",
     "audit",
     "client",
-    "fedge",
     "server",
+    "delivery",
+    "operations",
+    "fedge",
 )
 SLOT = "\x00slot\x00"
 MARK = json.dumps(SLOT)

@@ -10,6 +10,7 @@ import pytest
 
 from base_model.release import write_edge_adapter
 from base_model.store import read_manifest
+from fedge.forecast import forecast
 from protocol.adapter import (
     LORA_A,
     LORA_B,
@@ -27,7 +28,6 @@ from protocol.adapter import (
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.errors import ArtefactError
 from protocol.exchange.plain import HEADER
-from protocol.forecast import forecast
 from protocol.layout import Layout, Tensors, TensorSpec, Vector
 from protocol.legality import check
 from protocol.manifest import Manifest

@@ -20,7 +20,7 @@ EXCEPTIONS = {
     "client/trainer_link.py: a new file": "the trainer's log, which only grows",
     "server/inbox.py: rename": "a stranger's file is put aside as it is",
     "server/store.py: rename": "sums and vectors go from the open attempt into the round's folder",
-    "fedge/operations/logs.py: rename": "the next part of a log; a lost line loses no state",
+    "operations/logs.py: rename": "the next part of a log; a lost line loses no state",
 }
 
 
