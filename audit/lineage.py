@@ -22,9 +22,9 @@ from protocol.peft_format import (
     parse_release,
 )
 from protocol.peft_opener import OPENER_FILE
-from protocol.regular_files import read_regular
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import sha256
+from storage.regular import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)

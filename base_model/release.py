@@ -7,7 +7,6 @@ within the bound nothing is released.
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from base_model.files import sha256_of, sync, write_whole
 from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
 from base_model.store import GRAPH, OpenBase, open_base
@@ -42,7 +40,8 @@ from protocol.peft_format import (
     render_release,
     to_edge,
 )
-from protocol.regular_files import read_regular_text
+from storage.regular import read_regular_text, sha256_of
+from storage.whole import file_that_appears, write_whole
 
 ROWS = 64  # per batch; both sides get the same batches
 Array = npt.NDArray[Any]
@@ -75,8 +74,7 @@ def release_adapter(
     if not texts:
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
-    temporary = adapter / f".{EDGE_FILE}.{os.getpid()}.tmp"
-    try:
+    with file_that_appears(adapter / EDGE_FILE) as temporary:
         write_edge_adapter(to_edge(tensors, published=published_of(adapter)), temporary)
         bounds = Bounds(relative=bound, absolute=absolute)
         parity = measure_parity(opened, adapter, temporary, note, texts, bounds)
@@ -88,12 +86,8 @@ def release_adapter(
                 "earlier round; else rebuild the base's graph and compare again",
                 parity,
             )
-        sync(temporary)
         files = note.files | {EDGE_FILE: sha256_of(temporary)}
         released = note.model_copy(update={"files": files, "parity": parity})
-        temporary.replace(adapter / EDGE_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
     write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
 

@@ -12,7 +12,6 @@ store holds the mapped copy of the graph, as after any update, and bytecode is o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import resource
@@ -147,6 +146,7 @@ def write_release(base: Path, folder: Path) -> Path:
     from edge_runtime.base import read_manifest
     from protocol.forms import DOWN, UP
     from protocol.peft_format import EDGE_FILE, RELEASE_FILE
+    from storage.regular import sha256_of
 
     manifest, rng = read_manifest(base), np.random.default_rng(0)
     head = manifest.head
@@ -182,6 +182,7 @@ def install(settings: Path, folder: Path) -> None:
     from edge_runtime.settings import read_device
     from edge_runtime.store import Installed, Store
     from protocol.peft_format import RELEASE_FILE
+    from storage.regular import sha256_of
 
     files = {path.name: sha256_of(path) for path in folder.iterdir()}
     release = files[RELEASE_FILE]
@@ -191,10 +192,6 @@ def install(settings: Path, folder: Path) -> None:
             (staging / name).write_bytes((folder / name).read_bytes())
         store.install(release, Installed(seq=1, files=files))
         store.activate(release)
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def measure(settings: Path, repeats: int) -> dict[str, Any]:

@@ -31,11 +31,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fedge.operations.coordinator import Coordinator
-from fedge.operations.locks import holder, is_held
-from fedge.operations.loopback import Consortium, command, environment, fedge
-from fedge.operations.site import Site
-from fedge.operations.supervisor import LOCK, processes_of
+from operations.coordinator import Coordinator
+from operations.loopback import Consortium, command, environment, fedge
+from operations.site import Site
+from operations.supervisor import LOCK, processes_of
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError
 from protocol.peft_format import from_peft
@@ -43,6 +42,7 @@ from protocol.step.checkpoint import decode_checkpoint
 from simulations.experiment import experiment_path, load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
+from storage.locks import holder, is_held
 
 KINDS = (
     "superlink",

@@ -20,7 +20,7 @@ from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SOFT_PROMPT, UP
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.regular_files import open_regular, read_regular, read_regular_text
+from storage.regular import open_regular, read_regular, read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy

@@ -12,10 +12,10 @@ import numpy as np
 
 from edge_runtime.adapter import read_note
 from edge_runtime.base import EdgeBase
-from edge_runtime.files import write_whole
 from edge_runtime.runtime import EdgeRuntime
 from protocol.calibration import calibrate
 from protocol.peft_format import RELEASE_FILE, ReleaseNote, render_release
+from storage.whole import write_whole
 
 
 def calibrate_release(

@@ -15,9 +15,9 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DeliveryError, ProofError
-from protocol.regular_files import read_settings_text
 from protocol.rows.labels import verify_unlike
 from protocol.rows.read import read_rows
+from storage.regular import read_settings_text
 
 TRIES = 3
 MOST_BYTES = 2**26  # of probe.json

@@ -13,7 +13,7 @@ from edge_runtime.runtime import ONE, EdgeRuntime, Wanted
 from edge_runtime.service import Answer
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
-from protocol.regular_files import read_regular
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy

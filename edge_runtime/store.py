@@ -13,10 +13,7 @@ disk before. What nothing names is removed by the next one who holds the lock.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +21,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_runtime.files import sync, write_whole
 from protocol.delivery import Count, Sha256, Text, Time
 from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError
-from protocol.regular_files import read_regular
+from storage.locks import take
+from storage.regular import read_regular
+from storage.whole import move_whole, remove, sync_all, write_whole
 
 STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
     "state.json",
@@ -109,20 +107,24 @@ class Store:
         with _writing(folder):
             for name in (RELEASES, STAGING, METADATA):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = take(folder / LOCK, seconds=wait_s)
+        if lock is None:
+            raise DeliveryError(
+                "store.busy", f"{self.folder} is in use by another agent", "wait for it"
+            )
+        self._lock = lock
         try:
-            self._acquire(wait_s)
             self.state = read_state(folder)
             self._sweep()
         except BaseException:
-            os.close(self._lock)
+            lock.release()
             raise
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._lock)
+        self._lock.release()
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
                 if path.name != release:
-                    _remove(path)
+                    remove(path)
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -140,13 +142,9 @@ class Store:
         """Move what was gathered and verified among the releases, as the candidate."""
         staged, target = self.folder / STAGING / release, release_folder(self.folder, release)
         with _writing(self.folder):
-            for name in installed.files:
-                sync(staged / name)
-            sync(staged)
             if target.exists():
                 shutil.rmtree(target)  # the same release, rotten
-            os.replace(staged, target)
-            sync(target.parent)
+            move_whole(staged, target)
         state = self.state
         known = state.installed | {release: installed}
         held = release in (state.current, state.previous)
@@ -207,8 +205,7 @@ class Store:
     def keep_metadata(self) -> None:
         """Bring TUF's metadata to the disk, which tuf does not: what is forgotten could be replayed."""
         with _writing(self.folder):
-            for path in (self.folder / METADATA, *(self.folder / METADATA).rglob("*")):
-                sync(path)
+            sync_all(self.folder / METADATA)
 
     def conclude(self, outcome: str) -> None:
         """What the last attempt came to, for reports."""
@@ -218,7 +215,7 @@ class Store:
         """Forget downloads."""
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
-                _remove(path)
+                remove(path)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -252,23 +249,10 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / RELEASES).iterdir():
                 if path.name not in self.state.installed:
-                    _remove(path)
+                    remove(path)
             # Ours, and what a killed tuf leaves of its own temporary files.
             for path in (*self.folder.glob(".*.tmp"), *(self.folder / METADATA).glob("tmp*")):
-                _remove(path)
-
-    def _acquire(self, wait_s: float) -> None:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() >= until:
-                    raise DeliveryError(
-                        "store.busy", f"{self.folder} is in use by another agent", "wait for it"
-                    ) from None
-                time.sleep(0.02)
+                remove(path)
 
 
 @contextmanager
@@ -282,14 +266,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder}: {error.strerror or type(error).__name__}",
             "make room; what is in use stays in use",
         ) from None
-
-
-def _remove(path: Path) -> None:
-    """Whatever it is: a stray file must not stop updates for ever."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _shown(text: str) -> str:

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
 from protocol.documents import OddError, parse_toml
-from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.regular_files import read_settings_text
 from simulations.experiment import Experiment, experiment_path, load_experiment
+from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from simulations.pace import Pace

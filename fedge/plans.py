@@ -17,9 +17,9 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from, plan_from_text
-from protocol.regular_files import read_regular_text, read_settings_text
 from protocol.rules import RULES, AggregationRule
 from simulations.progress import duration
+from storage.regular import read_regular_text, read_settings_text
 
 if TYPE_CHECKING:
     from fedge.checks import Checked

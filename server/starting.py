@@ -16,12 +16,12 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe, verify_magnitude
-from protocol.regular_files import read_regular, read_regular_text
 from protocol.start import Start
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
 from server.store import ADAPTER, CHECKPOINT, PLAN, RECORD, is_revealing
+from storage.regular import read_regular, read_regular_text
 
 MOST_CHECKPOINT = 2**33  # bytes
 HOW = "name a round's adapter in the run's folder, like runs/x/rounds/0008/adapter"

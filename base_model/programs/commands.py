@@ -77,7 +77,7 @@ def _opened(base: Path, plan: Path) -> Recipe:
     from base_model.verify import verify_base
     from protocol.plan import plan_from_text
     from protocol.recipe import Recipe
-    from protocol.regular_files import read_settings_text
+    from storage.regular import read_settings_text
 
     try:
         agreed = plan_from_text(read_settings_text(plan), source=str(plan))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
 from base_model import graph_linears
-from base_model.files import folder_that_appears, locked, writing
+from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
 from base_model.programs.classifier import classifier_graphs
@@ -44,8 +43,10 @@ from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe
-from protocol.regular_files import read_regular
 from protocol.rules import Parts
+from storage.locks import locked
+from storage.regular import read_regular
+from storage.whole import remove
 
 log = logging.getLogger("fedge.program")
 
@@ -232,16 +233,9 @@ def keep_program(program: Program, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(".lock")):
             for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
-                _remove(leftover)
-            _remove(folder)
+                remove(leftover)
+            remove(folder)
             write_program(program, folder, mode=0o700)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_program(program: Program, folder: Path, *, mode: int = 0o755) -> None:

@@ -114,7 +114,7 @@ def test_the_release_that_counts_is_the_last(run: Path) -> None:
 
 
 def test_nothing_is_released_beside_a_coordinator(run: Path, monkeypatch: Any) -> None:
-    from fedge.releases import release as command
+    from delivery.release_commands import release as command
 
     before = {path.name: path.read_bytes() for path in (run / FOLDER).iterdir()}
     (run / "rows.jsonl").write_text('{"text": "a", "label": "a"}\n')

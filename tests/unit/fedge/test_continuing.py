@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedge.continuing import next_name
-from fedge.operations.coordinator import make_coordinator
-from fedge.operations.running import order
 from fedge.plans import app
+from operations.coordinator import make_coordinator
+from operations.running import order
 from protocol.errors import ArtefactError, PlanError
 from protocol.plan import Plan, plan_from_text
 from tests.unit.audit.runs import make_run

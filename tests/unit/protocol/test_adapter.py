@@ -10,10 +10,10 @@ import pytest
 
 from base_model.release import write_edge_adapter
 from base_model.store import read_manifest
+from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.errors import ArtefactError
 from protocol.exchange.plain import HEADER
-from protocol.forecast import forecast
 from protocol.forms import SOFT_PROMPT
 from protocol.layout import Tensors, Vector
 from protocol.legality import check

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from base_model.store import read_manifest
+from fedge.forecast import forecast
 from protocol.errors import PlanError
 from protocol.exchange.plain import HEADER
-from protocol.forecast import forecast
 from protocol.legality import check, verify_legal, warnings_of
 from protocol.manifest import Manifest
 from protocol.methods import METHODS

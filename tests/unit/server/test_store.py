@@ -140,7 +140,7 @@ def test_leftovers_of_a_killed_coordinator_are_swept_and_the_open_round_is_not(
     rounds = tmp_path / "r" / "rounds"
     for name in ("0001", ".0001.open", ".0002.open", ".0002.tmp"):
         (rounds / name).mkdir(parents=True)
-    (rounds / ".0002.attempt1.json.part").write_text("{")
+    (rounds / ".0002.attempt1.json.tmp").write_text("{")
     RunStore(tmp_path / "r").close()
     assert sorted(path.name for path in rounds.iterdir()) == [".0002.open", "0001"]
 

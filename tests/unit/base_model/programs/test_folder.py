@@ -16,7 +16,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from base_model.files import sha256_of
 from base_model.programs.commands import app
 from base_model.programs.document import PROGRAM, parse_program
 from base_model.programs.folder import (
@@ -32,6 +31,7 @@ from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
+from storage.regular import sha256_of
 from tests.methods import adapter_of
 
 TRAIN = "train-head.lora_A.lora_B.onnx"
