@@ -72,7 +72,7 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
         loaded.Load(str(own))
-    check_tensors(tensors, base, labels=len(note.labels), source=str(path))
+    check_tensors(tensors, base, labels=note.outputs, source=str(path))
     prompt = len(tensors[SOFT_PROMPT]) if SOFT_PROMPT in tensors else 0
     if note.max_length + prompt > base.manifest.max_positions:
         raise ArtefactError(

@@ -21,8 +21,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
-from edge_runtime.runtime import ONE, Wanted
 from edge_runtime.service import Answer
+from edge_runtime.wanted import ONE, Wanted
 from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError, MachineError
 from protocol.peft_format import MOST_LABELS

@@ -17,7 +17,7 @@ from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.regular_files import read_settings_text
 from protocol.rows.labels import verify_unlike
-from protocol.rows.read import read_rows
+from protocol.rows.read import any_label, read_rows
 
 TRIES = 3
 MOST_BYTES = 2**26  # of probe.json
@@ -100,11 +100,11 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, str]]:
     if not isinstance(rows, File):
         return [row.model_dump() for row in rows]
     path = folder / rows.file
-    table = read_rows(path, text=rows.text, label=rows.label, labels=None)
-    verify_unlike(table.labels, str(path))
+    table = read_rows(path, text=rows.text, target=rows.label, check=any_label)
+    verify_unlike(table.targets, str(path))
     return [
         {"text": text, "label": label}
-        for text, label in zip(table.texts, table.labels, strict=True)
+        for text, label in zip(table.texts, table.targets, strict=True)
     ]
 
 

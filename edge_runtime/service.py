@@ -19,9 +19,11 @@ from typing import Any
 from edge_runtime.adapter import ActiveAdapter
 from edge_runtime.base import check_file
 from edge_runtime.mapped_graph import open_device_base
-from edge_runtime.runtime import ONE, EdgeRuntime, Prediction, Wanted
+from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, read_state, release_folder
+from edge_runtime.tasks import Prediction
+from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import RELEASE_FILE
 
@@ -35,7 +37,7 @@ class Answer:
 
     release: str | None
     seq: int | None
-    predictions: list[Prediction]
+    predictions: Sequence[Prediction]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Service:
             )
         try:
             found = self.runtime.infer(texts, serving.adapter, wanted)
-            if not all(math.isfinite(one.score) for one in found):
+            if not all(answer.is_finite for answer in found):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # whatever ORT raises counts against the release
             self._failed(serving, error)

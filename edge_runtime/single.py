@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.base import EdgeBase, numbered_labels
-from edge_runtime.runtime import ONE, EdgeRuntime, Wanted
+from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
+from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
 from protocol.regular_files import read_regular
@@ -44,7 +44,7 @@ class SingleService:
         """Raises DeliveryError `serve.failed`."""
         try:
             found = self.runtime.infer(texts, wanted=wanted)
-            if not all(math.isfinite(answer.score) for answer in found):
+            if not all(answer.is_finite for answer in found):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # ONNX Runtime raises types of its own
             raise DeliveryError(

@@ -26,7 +26,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from client.data import task_rows
 from fedge.gate import read_plan
 from fedge.operations.flower import ROOT
 from fedge.operations.folders import free_port
@@ -184,9 +183,9 @@ def _classified(port: int, stage: Consortium) -> dict[str, Any]:
 
 def _test_rows(stage: Consortium) -> list[dict[str, str]]:
     task = read_plan(stage.simulated).task
-    rows = task_rows(stage.simulated / TEST, task)
+    rows = task.rows(stage.simulated / TEST)
     return [
-        {"text": text, "label": label} for text, label in zip(rows.texts, rows.labels, strict=True)
+        {"text": text, "label": label} for text, label in zip(rows.texts, rows.targets, strict=True)
     ]
 
 

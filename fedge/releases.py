@@ -103,7 +103,7 @@ def _measure_and_log(
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
-        note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.labels)
+        note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.targets)
         log_release(
             store,
             plan,

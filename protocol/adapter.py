@@ -75,11 +75,11 @@ def adapter_layout(plan: Plan, manifest: Manifest) -> Layout:
     else:
         shape = (plan.adapter.tokens, manifest.embedding_size)
         specs.append(TensorSpec(name=SOFT_PROMPT, shape=shape, role=Role.PROMPT))
-    labels, head = len(plan.task.labels), manifest.head
+    outputs, head = plan.task.outputs, manifest.head
     specs.append(
-        TensorSpec(name=f"{head.path}.weight", shape=(labels, head.in_features), role=Role.HEAD)
+        TensorSpec(name=f"{head.path}.weight", shape=(outputs, head.in_features), role=Role.HEAD)
     )
-    specs.append(TensorSpec(name=f"{head.path}.bias", shape=(labels,), role=Role.HEAD))
+    specs.append(TensorSpec(name=f"{head.path}.bias", shape=(outputs,), role=Role.HEAD))
     return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
 

@@ -212,7 +212,7 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
             f"the plan names {plan.base.fingerprint[:12]}…, the base is {manifest.fingerprint[:12]}…",
             "copy the fingerprint of `fedge base inspect DIR`",
         )
-    if plan.task.kind != manifest.task:
+    if manifest.task != plan.task.BASE:
         yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
     prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
     if plan.task.max_length + prompt > manifest.max_positions:

@@ -97,7 +97,7 @@ def _peft_key(name: str, prefix: str) -> str:
 def peft_config(plan: Plan, manifest: Manifest, *, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``."""
     both = {
-        "task_type": "SEQ_CLS",
+        "task_type": plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "modules_to_save": [folder_head(manifest)],
@@ -180,6 +180,7 @@ class ReleaseNote(BaseModel):
     base_fingerprint: Word
     round: Annotated[int, Field(ge=0, lt=2**53)]
     adapter_digest: Word
+    task: Word = Field(default="classification", description="the plan's task.kind")
     labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
     max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
     exchange: Word
@@ -189,6 +190,11 @@ class ReleaseNote(BaseModel):
     calibration: Calibration | None = Field(
         default=None, description="of its probabilities, from the release on"
     )
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the head."""
+        return len(self.labels) or 1
 
 
 def render_config(config: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
-from protocol.known_keys import key_hint
+from protocol.known_keys import key_hint, tag_hint, without_tags
 from protocol.plan_sections import (
     Adapter,
     Audit,
@@ -32,9 +32,9 @@ from protocol.plan_sections import (
     Secrecy,
     Section,
     Server,
-    Task,
 )
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
+from protocol.tasks import Task
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -170,7 +170,7 @@ def _plan_error(
     faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
     fault = faults[0]
     path = [shortened(str(part), 100) for part in fault["loc"]]
-    field = ".".join(path)
+    field = ".".join(without_tags(model, path))
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         hint = key_hint(model, path, inner)
@@ -179,6 +179,10 @@ def _plan_error(
         return PlanError(
             f"{source}: `{field}` is missing{more}", "add it; `fedge init` shows every key"
         )
+    if fault["type"] == "union_tag_invalid":
+        tag = shortened(fault["ctx"]["tag"], 100)
+        key, hint = tag_hint(model, path, tag)
+        return PlanError(f"{source}: `{field}.{key}`: {tag!r} is not known{more}", hint)
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
 
 MAX_TOTAL_WEIGHT = 2**24  # of a round
 
@@ -45,29 +42,6 @@ class Base(Section):
         description="sha256 of the program.json that trains, from `fedge program build`; empty: what "
         "each client derives from its base",
     )
-
-
-class Task(Section):
-    """What is learnt, and which columns of the local data it is learnt from."""
-
-    kind: Literal["sequence-classification"] = Field(
-        default="sequence-classification", description="what a base was built for"
-    )
-    labels: list[Label] = Field(
-        min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
-    )
-    text: Column = Field(default="text", description="column with the text")
-    label: Column = Field(default="label", description="column with the label")
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=64, description="tokens with the two special ones; longer texts are cut"
-    )
-
-    @model_validator(mode="after")
-    def _labels_are_distinct(self) -> Task:
-        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
-        if repeated:
-            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
-        return self
 
 
 class Adapter(Section):

@@ -25,8 +25,8 @@ def list_clients(rows: Table, parts: Partition, column: str) -> Json:
             client_name(number): {
                 "value": rows.groups[part[0]] if column else None,
                 "rows": len(part),
-                "labels": len({rows.labels[row] for row in part}),
-                "label_rows": dict(sorted(Counter(rows.labels[row] for row in part).items())),
+                "labels": len({rows.targets[row] for row in part}),
+                "label_rows": dict(sorted(Counter(rows.targets[row] for row in part).items())),
             }
             for number, part in enumerate(parts)
         },

@@ -9,7 +9,7 @@ import numpy as np
 from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
-from protocol.rows.read import Table, read_rows
+from protocol.rows.read import Table, any_label, read_rows
 from simulations.experiment import Experiment, resolve_source
 
 
@@ -28,7 +28,7 @@ def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
 def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
     """Rows to train and to test on: of every label a share, and never its last row. Raises DataError."""
     by_label: dict[str, list[int]] = {}
-    for row, label in enumerate(rows.labels):
+    for row, label in enumerate(rows.targets):
         by_label.setdefault(label, []).append(row)
     test: list[int] = []
     for label, places in sorted(by_label.items()):
@@ -42,13 +42,15 @@ def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
         )
     left = sorted(set(range(len(rows))) - set(test))
     kept = rows.take(sorted(test))
-    return rows.take(left), Table(texts=kept.texts, labels=kept.labels)
+    return rows.take(left), Table(texts=kept.texts, targets=kept.targets)
 
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
-    labels = plan.task.labels if experiment.lists_labels else None
-    return read_rows(path, text=plan.task.text, label=plan.task.label, labels=labels, group=column)
+    if experiment.lists_labels:
+        return plan.task.rows(path, group=column)
+    task = plan.task
+    return read_rows(path, text=task.text, target=task.column, check=any_label, group=column)
 
 
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
@@ -63,13 +65,15 @@ def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
         )
     text, label = plan.task.text, plan.task.label
     train, test = (
-        Table(texts=[row[text] for row in rows], labels=[row[label] for row in rows])
+        Table(texts=[row[text] for row in rows], targets=[row[label] for row in rows])
         for rows in (made.train, made.test)
     )
     groups = [row[column] for row in made.train] if column else []
-    if experiment.lists_labels and (odd := set(train.labels + test.labels) - set(plan.task.labels)):
+    if experiment.lists_labels and (
+        odd := set(train.targets + test.targets) - set(plan.task.labels)
+    ):
         raise DataError(
             f"the data has the label {min(odd)!r}, which `plan.task.labels` does not list",
             "list every label, or leave task.labels out",
         )
-    return Table(texts=train.texts, labels=train.labels, groups=groups), test
+    return Table(texts=train.texts, targets=train.targets, groups=groups), test

@@ -35,7 +35,7 @@ class Evaluator:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
         finished = finished_tensors(self.worker, tensors)
-        return score(predict_logits(self.worker.engine, finished, chosen), chosen.labels)
+        return score(predict_logits(self.worker.engine, finished, chosen), chosen.targets)
 
 
 def finished_tensors(worker: Worker, tensors: Tensors) -> Tensors:

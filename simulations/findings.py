@@ -26,9 +26,9 @@ def findings_of(
 
 
 def _rows(experiment: Experiment, plan: Plan, train: Table, test: Table) -> Iterator[Finding]:
-    taught, tested = set(train.labels), set(test.labels)
+    taught, tested = set(train.targets), set(test.targets)
     if only := tested - taught:
-        share = sum(label in only for label in test.labels) / len(test)
+        share = sum(label in only for label in test.targets) / len(test)
         yield _warning(
             "data.test",
             f"{_named(only)} in the test rows only ({share:.1%} of them): nobody can learn them",
@@ -68,7 +68,7 @@ def finding_of(stored: dict[str, Any]) -> Finding:
 
 def labels_of(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
     """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
-    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
+    found, source = rows[0].targets + rows[1].targets, f"experiment {experiment.name}"
     if not experiment.lists_labels:
         return verify_distinct(found, source)
     verify_several(found, source)

@@ -231,10 +231,10 @@ def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
     if population.partition == "iid":
         return iid(len(rows), count, seed=seed, min_rows=min_rows)
     if population.partition == "dirichlet":
-        return dirichlet(rows.labels, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
+        return dirichlet(rows.targets, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
     if population.partition == "shards":
         per_client = population.shards_per_client
-        return shards(rows.labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
+        return shards(rows.targets, count, per_client=per_client, seed=seed, min_rows=min_rows)
     return by_column(rows.groups, count, min_rows=min_rows)
 
 
@@ -244,7 +244,7 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:
     return [
         ({column: rows.groups[at]} if column else {})
         | {task.text: text, task.label: label}
-        for at, (text, label) in enumerate(zip(rows.texts, rows.labels, strict=True))
+        for at, (text, label) in enumerate(zip(rows.texts, rows.targets, strict=True))
     ]  # fmt: skip
 
 

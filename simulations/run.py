@@ -252,7 +252,7 @@ def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows)
         )
     if not (folder / PASSPORT_FILE).is_file():
         if note.calibration is None:
-            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.labels)
+            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.targets)
         measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
         log_release(
             store,

@@ -121,7 +121,7 @@ def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
     parts = [_rows_of(prepared, partition) for partition in range(clients)]
     rows = Rows(
         texts=[text for part in parts for text in part.texts],
-        labels=[label for part in parts for label in part.labels],
+        targets=[target for part in parts for target in part.targets],
     )
     times = passes(prepared)
     seed = seed_from("yardstick", prepared.plan.seed, "pooled")

@@ -19,13 +19,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
-from base_model import graph_linears
+from base_model import graph_linears, tasks
 from base_model.files import folder_that_appears, locked, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
 from base_model.programs.classifier import classifier_graphs
 from base_model.programs.document import (
-    LABELS,
     PROGRAM,
     REMEDY,
     GraphEntry,
@@ -37,6 +36,7 @@ from base_model.programs.document import (
     verify_layout,
 )
 from base_model.programs.step import UndifferentiableError
+from base_model.tasks import TASKS
 from base_model.verify import REBUILD, WEIGHTS
 from protocol.adapter import adapter_layout, lora_scaling
 from protocol.encoding import canonical_json, digest
@@ -97,7 +97,7 @@ def make_program(
     }
     document = ProgramDocument(
         base=manifest.fingerprint,
-        task=manifest.task,
+        task=plan.task.kind,
         method=plan.adapter.method,
         scaling=lora_scaling(plan),
         opset=OPSET,
@@ -151,7 +151,7 @@ def _verify(
     program: Program, plan: Plan, manifest: Manifest, sets: Iterable[Parts], *, source: str
 ) -> None:
     document = program.document
-    if document.task != manifest.task or document.opset != OPSET:
+    if document.task != plan.task.kind or document.opset != OPSET:
         raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
     if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
         raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
@@ -179,7 +179,7 @@ def _verify_signature(
     tensors = sorted(rule.name for rule in document.tensors)
     parts = set(entry.parts)
     trained = [rule.name for rule in document.tensors if rule.part in parts]
-    inputs = [*manifest.graph.inputs, *tensors, *([LABELS] if parts else [])]
+    inputs = [*manifest.graph.inputs, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
     outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
     if entry.inputs != inputs or entry.outputs != outputs:
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
@@ -273,6 +273,7 @@ def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
     layout = adapter_layout(plan, manifest)
     content = {
         "base": manifest.fingerprint,
+        "task": plan.task.kind,
         "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
         "tensors": [tensor_rule(spec).model_dump() for spec in layout.specs],
         "scaling": lora_scaling(plan),
@@ -286,7 +287,8 @@ def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
 def _maker() -> str:
     """A digest of what makes programs: our own code, and the library that infers shapes."""
     hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
-    own = sorted(Path(__file__).parent.glob("*.py"))
+    folders = (Path(__file__).parent, Path(tasks.__file__).parent)
+    own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     for file in (*own, Path(graph_linears.__file__)):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()

@@ -93,7 +93,7 @@ class AdapterModel:
         saved = [manifest.head.path]
         if adapter.method == "lora":
             return LoraConfig(
-                task_type="SEQ_CLS",
+                task_type=self.plan.task.PEFT_TASK,
                 r=adapter.rank,
                 lora_alpha=lora_scaling(self.plan) * adapter.rank,
                 lora_dropout=0.0,
@@ -102,7 +102,7 @@ class AdapterModel:
                 modules_to_save=saved,
             )
         return PromptTuningConfig(
-            task_type="SEQ_CLS",
+            task_type=self.plan.task.PEFT_TASK,
             num_virtual_tokens=adapter.tokens,
             token_dim=manifest.embedding_size,
             num_transformer_submodules=1,

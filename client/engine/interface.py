@@ -27,7 +27,7 @@ class Engine(Protocol):
     def gradients(
         self, tensors: Values, batch: Batch, roles: frozenset[Role]
     ) -> tuple[float, Tensors]:
-        """The sum over rows of the cross-entropy in nats, and its gradients by name for ``roles``."""
+        """The sum over rows of the task's loss, and its gradients by name for ``roles``."""
 
     def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
-        """(rows, labels)."""
+        """(rows, outputs)."""

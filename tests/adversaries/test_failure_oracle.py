@@ -22,9 +22,10 @@ from client.job import Job, contribution
 from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.layout import Tensors
 from protocol.rules import rule_named
+from protocol.tasks.classification import METRICS
 from protocol.transparency.note import KeyType, VerifierKey
 from tests.conftest import WORDS
 from tests.unit.client.secret_cohort import Coordinator

@@ -26,12 +26,13 @@ from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
 from protocol.rules import rule_named
 from protocol.secagg.session import Session
+from protocol.tasks.classification import METRICS
 from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness

@@ -35,7 +35,7 @@ def batch(vocabulary: int, labels: int) -> Batch:
     mask = np.ones_like(ids)
     mask[1, 4:] = 0
     ids[1, 4:] = 0
-    return Batch(ids=ids, mask=mask, labels=rng.integers(0, labels, 3))
+    return Batch(ids=ids, mask=mask, targets=rng.integers(0, labels, 3))
 
 
 def values(base: Path, plan: Plan) -> Tensors:

@@ -14,11 +14,12 @@ from flwr.clientapp import ClientApp
 from protocol import PROTOCOL_VERSION, wire
 from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
 from protocol.rules import rule_named
+from protocol.tasks.classification import METRICS
 from server.coordinator import Outcome, run_rounds
 from server.store import RunStore
 from simulations.clock import VirtualClock

@@ -1,0 +1,57 @@
+"""What a device does otherwise for each kind of task: one module per kind, by its name in releases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.tasks import classification
+from edge_runtime.wanted import Wanted
+from protocol.errors import ArtefactError
+from protocol.misspelling import nearest
+from protocol.peft_format import ReleaseNote
+
+
+class Prediction(Protocol):
+    """The answer to one text."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is an answer at all."""
+        ...
+
+    def form(self, wanted: Wanted) -> dict[str, Any]:
+        """As JSON has it."""
+        ...
+
+    def cells(self, wanted: Wanted) -> dict[str, str]:
+        """As a table has it, by column."""
+        ...
+
+
+class EdgeTask(Protocol):
+    """A module of this package."""
+
+    def of_release(
+        self, outputs: npt.NDArray[np.float32], note: ReleaseNote, wanted: Wanted
+    ) -> Sequence[Prediction]:
+        """Answers of a release's adapter to rows of ``outputs`` (rows, outputs)."""
+        ...
+
+
+TASKS: dict[str, EdgeTask] = {"classification": classification}
+
+
+def task_named(kind: str) -> EdgeTask:
+    """The module of a kind. Raises ArtefactError for one that this device does not know."""
+    if kind not in TASKS:
+        near = nearest(kind, TASKS)
+        raise ArtefactError(
+            f"the release answers task `{kind[:60]}`, which is not known here"
+            + (f"; the nearest is `{near}`" if near else ""),
+            "install the version of fedge that the release was made with",
+        )
+    return TASKS[kind]

@@ -1,0 +1,26 @@
+"""What can be learnt: the ``[task]`` of a plan, one module per kind; their union is the registry.
+
+A kind has a module of the same name in every role where it differs: here settings, head and metrics;
+``client.tasks`` reads rows and scores answers, ``base_model.tasks`` has the losses, ``edge_runtime.tasks``
+the answers of a device. (docs/adr/0047)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
+
+from protocol.tasks.classification import Classification
+
+
+def _kind_of(task: object) -> str:
+    """The kind that a table names; the first one where it names none."""
+    kind = task.get("kind") if isinstance(task, dict) else getattr(task, "kind", None)
+    return Classification.KIND if kind is None else str(kind)
+
+
+Task = Annotated[
+    Annotated[Classification, Tag(Classification.KIND)],
+    Discriminator(_kind_of),
+]
