@@ -32,7 +32,7 @@ Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thi
 
 @app.command()
 def infer(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to answer")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="folder of a base")] = None,
     adapter: Adapter = None,
     trust: Annotated[
@@ -51,10 +51,10 @@ def infer(
     reject_below: device_commands.RejectBelow = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Classify texts; without --adapter the base answers with its own head."""
+    """Answer texts, by a label or a number; without --adapter the base answers with its own head."""
     rows = list(texts or []) + (read_texts(file, column) if file else [])
     if not rows:
-        raise DataError("there is nothing to classify", "give texts, or --file")
+        raise DataError("there is nothing to answer", "give texts, or --file")
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
     if base is not None:

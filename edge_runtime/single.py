@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
+from edge_runtime.tasks import task_named
 from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
@@ -41,7 +42,10 @@ class SingleService:
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
     def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
-        """Raises DeliveryError `serve.failed`."""
+        """Raises DeliveryError `serve.failed`, DataError for a wish that the answers cannot meet."""
+        active = self.runtime.active
+        task = task_named(active.note.task if active else "classification")
+        task.verify_wanted(wanted)
         try:
             found = self.runtime.infer(texts, wanted=wanted)
             if not all(answer.is_finite for answer in found):
@@ -50,7 +54,9 @@ class SingleService:
             raise DeliveryError(
                 "serve.failed", f"the adapter failed: {type(error).__name__}", "ask again"
             ) from None
-        return Answer(release=self._release, seq=None, predictions=found)
+        return Answer(
+            release=self._release, seq=None, predictions=found, has_labels=task.HAS_LABELS
+        )
 
     def health(self) -> dict[str, Any]:
         """Plain values: what is served."""

@@ -30,7 +30,7 @@ from fedge.gate import read_plan
 from fedge.operations.flower import ROOT
 from fedge.operations.folders import free_port
 from fedge.operations.loopback import Consortium, Say, command, environment, fedge, finish
-from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from simulations.experiment import Experiment, experiment_path, load_experiment
 from simulations.files import write_json
 from simulations.prepare import TEST
@@ -49,6 +49,11 @@ def devices(experiment: Experiment, out: Path, *, floor: float, say: Say) -> dic
 
     ``floor`` is the accuracy that a release must have. Raises the error of the first step that fails.
     """
+    if not experiment.has_labels:
+        raise PlanError(
+            "the devices of this demonstration are probed by labels, the experiment's rows have none",
+            'name an experiment with `task.kind = "classification"`',
+        )
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()):
         raise ArtefactError(f"{out} is not empty", "remove it, or name another folder with --out")

@@ -124,5 +124,6 @@ def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[st
     """Names of all tables."""
     names = set(inner)
     for table in (model, *inner.values()):
-        names |= {name for name, field in table.model_fields.items() if _table(field) is not None}
+        fields = table.model_fields.items()
+        names |= {name for name, field in fields if _table(field) or variants(field)}
     return names

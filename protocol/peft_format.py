@@ -140,6 +140,9 @@ def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
     return slots
 
 
+Real = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Parity(BaseModel):
     """torch on the codes against ONNX Runtime, same adapter, same rows.
 
@@ -182,6 +185,10 @@ class ReleaseNote(BaseModel):
     adapter_digest: Word
     task: Word = Field(default="classification", description="the plan's task.kind")
     labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
+    range: tuple[Real, Real] | None = Field(
+        default=None,
+        description="of a regression: its one output is the share of this, from low to high",
+    )
     max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
     exchange: Word
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
 from protocol.rows.read import Table, any_label, read_rows
 from simulations.experiment import Experiment, resolve_source
+from simulations.tasks import task_named
 
 
 def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
@@ -22,13 +24,17 @@ def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
     train = _read(experiment, plan, data.train, column)
     if data.test:
         return train, _read(experiment, plan, data.test, "")
-    return divided(train, data.holdout, plan.seed)
+    strata = task_named(plan.task.kind).strata(train.targets)
+    return divided(train, strata, data.holdout, plan.seed)
 
 
-def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Rows to train and to test on: of every label a share, and never its last row. Raises DataError."""
+def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tuple[Table, Table]:
+    """Rows to train and to test on: of every stratum (label, say) a share, never its last row.
+
+    Raises DataError.
+    """
     by_label: dict[str, list[int]] = {}
-    for row, label in enumerate(rows.targets):
+    for row, label in enumerate(strata):
         by_label.setdefault(label, []).append(row)
     test: list[int] = []
     for label, places in sorted(by_label.items()):
@@ -47,7 +53,7 @@ def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
-    if experiment.lists_labels:
+    if experiment.lists_labels or not experiment.has_labels:
         return plan.task.rows(path, group=column)
     task = plan.task
     return read_rows(path, text=task.text, target=task.column, check=any_label, group=column)
@@ -56,6 +62,11 @@ def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
     from simulations.generators import home_commands
 
+    if plan.task.kind != "classification":
+        raise PlanError(
+            f"experiment {experiment.name}: the generator's rows have labels, no numbers",
+            "name files of your own under [data], or leave task.kind out",
+        )
     made, column = home_commands(plan.seed), experiment.population.column
     wanted = [plan.task.text, plan.task.label, *filter(None, [column])]
     if missing := [name for name in wanted if name not in made.train[0]]:

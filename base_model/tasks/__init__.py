@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from base_model.programs.tape import Tape
-from base_model.tasks import classification
+from base_model.tasks import classification, regression
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,4 +26,7 @@ class ProgramTask(Protocol):
         ...
 
 
-TASKS: dict[str, ProgramTask] = {"classification": classification}
+TASKS: dict[str, ProgramTask] = {
+    "classification": classification,
+    "regression": regression,
+}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import classification
+from client.tasks import classification, regression
 from protocol.rows.read import Table
 
 
@@ -42,7 +42,10 @@ class ClientTask(Protocol):
         ...
 
 
-TASKS: dict[str, ClientTask] = {"classification": classification}
+TASKS: dict[str, ClientTask] = {
+    "classification": classification,
+    "regression": regression,
+}
 
 
 def task_named(kind: str) -> ClientTask:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.tasks import classification
+from edge_runtime.tasks import classification, regression
 from edge_runtime.wanted import Wanted
+from protocol.calibration import Calibration
 from protocol.errors import ArtefactError
 from protocol.misspelling import nearest
 from protocol.peft_format import ReleaseNote
@@ -17,6 +18,11 @@ from protocol.peft_format import ReleaseNote
 
 class Prediction(Protocol):
     """The answer to one text."""
+
+    @property
+    def answer(self) -> str | float:
+        """The label or the value."""
+        ...
 
     @property
     def is_finite(self) -> bool:
@@ -35,14 +41,33 @@ class Prediction(Protocol):
 class EdgeTask(Protocol):
     """A module of this package."""
 
+    HAS_LABELS: bool  # whether answers are chosen from some
+
+    def verify_wanted(self, wanted: Wanted) -> None:
+        """Raises DataError for a wish that answers of this kind cannot meet."""
+        ...
+
     def of_release(
         self, outputs: npt.NDArray[np.float32], note: ReleaseNote, wanted: Wanted
     ) -> Sequence[Prediction]:
         """Answers of a release's adapter to rows of ``outputs`` (rows, outputs)."""
         ...
 
+    def measured(
+        self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]
+    ) -> tuple[float, Calibration | None]:
+        """The task's quality on rows with known ``targets`` (rows,), and what their answers calibrate."""
+        ...
 
-TASKS: dict[str, EdgeTask] = {"classification": classification}
+    def is_right(self, answer: Any, golden: Any, within: float) -> bool:
+        """Whether an answer is the one that a device's own row must get."""
+        ...
+
+
+TASKS: dict[str, EdgeTask] = {
+    "classification": classification,
+    "regression": regression,
+}
 
 
 def task_named(kind: str) -> EdgeTask:

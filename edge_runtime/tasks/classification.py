@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.wanted import Wanted
-from protocol.calibration import probabilities
+from protocol.calibration import Calibration, calibrate, probabilities
 from protocol.peft_format import ReleaseNote
 
+HAS_LABELS = True
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 
 
@@ -41,6 +42,11 @@ class Prediction:
     top: tuple[Choice, ...] = ()
 
     @property
+    def answer(self) -> str:
+        """The label."""
+        return self.label
+
+    @property
     def is_finite(self) -> bool:
         """Whether it is an answer at all."""
         return math.isfinite(self.score)
@@ -66,6 +72,10 @@ class Prediction:
         return row
 
 
+def verify_wanted(wanted: Wanted) -> None:
+    """Whatever may be wanted is met."""
+
+
 def of_release(outputs: Logits, note: ReleaseNote, wanted: Wanted) -> list[Prediction]:
     """Answers of a release's adapter, at its temperature."""
     fit = note.calibration
@@ -81,6 +91,16 @@ def answers(
         _prediction(row, shares, labels, wanted)
         for row, shares in zip(logits, probabilities(logits, temperature), strict=True)
     ]
+
+
+def measured(outputs: Logits, targets: npt.NDArray[np.integer]) -> tuple[float, Calibration | None]:
+    """Share of rows classified rightly, and the temperature that fits them."""
+    return float((outputs.argmax(-1) == targets).mean()), calibrate(outputs, targets)
+
+
+def is_right(answer: Prediction, golden: str, within: float) -> bool:
+    """Whether it has the label."""
+    return answer.label == golden
 
 
 def _prediction(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from protocol.errors import DataError
 from protocol.rows.formats import Place, read_lines, read_values, shown, type_name
@@ -111,6 +111,39 @@ def any_label(label: object, place: Place, column: str) -> str:
             f"{place}: column `{column}` holds a control character: {shown(text)}", "remove it"
         )
     return text
+
+
+def number_within(low: float, high: float) -> Check:
+    """A check for a number in a range; it may be text where a file knows nothing else."""
+
+    def check(value: object, place: Place, column: str) -> float:
+        number = _number(value, place, column)
+        if not low <= number <= high:
+            raise DataError(
+                f"{place}: column `{column}` holds {number:g}, the plan says {low:g} to {high:g}",
+                "correct the row, or agree on another task.low and task.high",
+                public=f"{place.unit} {place.number}: a value outside the plan's range",
+            )
+        return number
+
+    return check
+
+
+def _number(value: object, place: Place, column: str) -> float:
+    if type(value) in (int, float):
+        return float(cast(float, value))
+    if type(value) is str and place.path.suffix.lower() == ".csv":
+        try:
+            return float(value)
+        except ValueError:
+            raise DataError(
+                f"{place}: column `{column}` holds {shown(value)}, which is no number",
+                "write it as 3.5; name the column with the values in task.target",
+            ) from None
+    raise DataError(
+        f"{place}: column `{column}` holds a {type_name(value)}, not a number",
+        "write it as 3.5, without quotes; name the column with the values in task.target",
+    )
 
 
 def _label_text(label: object, place: Place, column: str) -> str:

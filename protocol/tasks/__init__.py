@@ -7,11 +7,17 @@ the answers of a device. (docs/adr/0047)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
 from protocol.tasks.classification import Classification
+from protocol.tasks.regression import Regression
+
+TASKS: dict[str, type[Classification] | type[Regression]] = {
+    task.KIND: task for task in (Classification, Regression)
+}
 
 
 def _kind_of(task: object) -> str:
@@ -20,7 +26,19 @@ def _kind_of(task: object) -> str:
     return Classification.KIND if kind is None else str(kind)
 
 
+def quality_in(metrics: Mapping[str, float]) -> str:
+    """What summed metrics say of quality, for people; empty where they say nothing."""
+    for task in TASKS.values():
+        try:
+            value = task.quality_of(metrics)
+        except KeyError:  # of another task
+            continue
+        return "" if value is None else task.QUALITY.said(value)
+    return ""
+
+
 Task = Annotated[
-    Annotated[Classification, Tag(Classification.KIND)],
+    Annotated[Classification, Tag(Classification.KIND)]
+    | Annotated[Regression, Tag(Regression.KIND)],
     Discriminator(_kind_of),
 ]

@@ -43,6 +43,14 @@ class Quality:
     title: str
     higher_is_better: bool
 
+    def said(self, value: float) -> str:
+        """For people."""
+        return f"{self.title} {value:.1%}"
+
+    def share(self, value: float) -> float:
+        """The same in 0..1 with 1 as its best: what floors are set for."""
+        return value if self.higher_is_better else 1 - value
+
 
 def metrics_with(measured: str, metric: Metric) -> dict[str, Metric]:
     """All metrics of a task in the order of the wire; ``measured`` is what the rows kept out add up to."""
@@ -93,6 +101,16 @@ class TaskSection(Section, ABC):
     @abstractmethod
     def meaning(self) -> tuple[str, Any]:
         """A key and its value: with another one the same outputs would mean something else."""
+
+    @property
+    @abstractmethod
+    def said(self) -> str:
+        """What is learnt, in a few words."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> str:
+        """A line of Python that prints the answer of ``model`` to ``inputs``."""
 
     @abstractmethod
     def note(self) -> dict[str, Any]:

@@ -58,6 +58,16 @@ class Classification(TaskSection):
         """The labels in their order."""
         return "labels", self.labels
 
+    @property
+    def said(self) -> str:
+        """How many labels."""
+        return f"{len(self.labels)} labels"
+
+    @property
+    def shown(self) -> str:
+        """The likeliest label."""
+        return "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
+
     def note(self) -> dict[str, Any]:
         """The labels in their order."""
         return {"task": self.kind, "labels": self.labels, "max_length": self.max_length}

@@ -122,12 +122,12 @@ def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
 def test_a_part_of_every_label_is_kept_for_the_test() -> None:
     labels = ["x"] * 50 + ["y"] * 10 + ["z"]
     rows = Table(texts=[str(n) for n in range(61)], targets=labels)
-    train, test = divided(rows, 0.2, seed=1)
+    train, test = divided(rows, labels, 0.2, seed=1)
     assert {label: test.targets.count(label) for label in "xyz"} == {"x": 10, "y": 2, "z": 0}
     assert sorted(train.texts + test.texts) == sorted(rows.texts)
-    assert divided(rows, 0.2, seed=1) == (train, test)
+    assert divided(rows, labels, 0.2, seed=1) == (train, test)
     with pytest.raises(DataError, match="no label has enough rows"):
-        divided(Table(texts=["a", "b"], targets=["x", "y"]), 0.2, seed=1)
+        divided(Table(texts=["a", "b"], targets=["x", "y"]), ["x", "y"], 0.2, seed=1)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
