@@ -177,6 +177,7 @@ def check_release_note(
         "base_fingerprint": documents.manifest["fingerprint"],
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
+        "task": documents.plan["task"]["kind"],
         "labels": documents.plan["task"]["labels"],
         "max_length": documents.plan["task"]["max_length"],
         "exchange": leaf["exchange"],
