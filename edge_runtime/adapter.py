@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
+from edge_runtime.tasks import task_named
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
@@ -51,6 +52,7 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     the first fault.
     """
     note = read_note(folder)
+    task_named(note.task)
     if policy is not None:
         from edge_runtime.passport import verify_passport  # a service starts without it
 

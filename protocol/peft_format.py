@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, target_linears
 from protocol.calibration import Calibration
@@ -197,6 +197,14 @@ class ReleaseNote(BaseModel):
     calibration: Calibration | None = Field(
         default=None, description="of its probabilities, from the release on"
     )
+
+    @model_validator(mode="after")
+    def _answers_mean_something(self) -> ReleaseNote:
+        if bool(self.labels) == (self.range is not None):
+            raise ValueError("labels and a range exclude each other, and one is there")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("the range ends before it begins")
+        return self
 
     @property
     def outputs(self) -> int:

@@ -71,8 +71,8 @@ def labels(task: object) -> list[str]:
 def strata(targets: Sequence[float]) -> list[str]:
     """Tenths of the rows by their value, from the least; equal values are in one."""
     ordered = sorted(targets)
-    edges = [ordered[len(ordered) * part // STRATA] for part in range(1, STRATA)]
-    return [f"{np.searchsorted(edges, value, side='right'):02d}" for value in targets]
+    edges = [ordered[max(0, len(ordered) * part // STRATA - 1)] for part in range(1, STRATA)]
+    return [f"{np.searchsorted(edges, value):02d}" for value in targets]
 
 
 def score(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -> Scores:

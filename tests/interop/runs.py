@@ -90,6 +90,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "cores": {"rule": {"name": "fed-sb"}},
     "prompt": PROMPT | LOSSY,
+    "numbers": LOSSY
+    | {"task": {"kind": "regression", "low": 0.0, "high": 5.0}, "evaluation": {"holdout": 0.2}},
     "many blocks": {
         "linears": 5500,
         "count": 3,

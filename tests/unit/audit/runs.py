@@ -32,7 +32,6 @@ from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEn
 from protocol.plan import Plan, plan_from
 from protocol.rules import rule_named
 from protocol.secagg.session import Session
-from protocol.tasks.classification import METRICS
 from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness
@@ -188,7 +187,7 @@ class Sites:
     def _contribution(self, site: int, number: int) -> Contribution:
         rng = np.random.default_rng(seed_from(site, self.plan.turn(number)))
         update = rng.normal(0, 0.1, self._size(number)).astype(np.float32)
-        metrics = {name: float(1 + site) for name in METRICS}
+        metrics = {name: float(1 + site) for name in self.plan.task.METRICS}
         return Contribution(update=update, weight=1, metrics=metrics)
 
 

@@ -27,15 +27,20 @@ from tests.unit.base_model.sources import FAMILIES, write_source
 Make = Callable[..., Plan]
 RULES = ["fedit", "fed-sb", "prompt-mean"]
 
+NUMBERS = {"kind": "regression", "low": -3.0, "high": 7.0, "max_length": 16}
 
-def batch(vocabulary: int, labels: int) -> Batch:
+
+def batch(vocabulary: int, plan: Plan) -> Batch:
     """Three rows of seven tokens, one half padding."""
     rng = np.random.default_rng(5)
     ids = rng.integers(5, vocabulary, (3, 7))
     mask = np.ones_like(ids)
     mask[1, 4:] = 0
     ids[1, 4:] = 0
-    return Batch(ids=ids, mask=mask, targets=rng.integers(0, labels, 3))
+    targets = rng.integers(0, plan.task.outputs, 3)
+    if plan.task.kind == "regression":
+        targets = rng.random(3).astype(np.float32)
+    return Batch(ids=ids, mask=mask, targets=targets)
 
 
 def values(base: Path, plan: Plan) -> Tensors:
@@ -53,7 +58,7 @@ def agree(base: Path, plan: Plan, roles: frozenset[Role] | None = None) -> None:
     oracle = TorchEngine(base, fp32, threads=1)
     engine = engine_for(plan, opened_base(plan, base), threads=1, roles=[trained])
     assert isinstance(engine, OnnxEngine)
-    rows, tensors = batch(read_manifest(base).vocab_size, len(plan.task.labels)), values(base, plan)
+    rows, tensors = batch(read_manifest(base).vocab_size, plan), values(base, plan)
     loss, ours = engine.gradients(tensors, rows, trained)
     expected, theirs = oracle.gradients(tensors, rows, trained)
     assert loss == pytest.approx(expected, rel=1e-5)
@@ -68,6 +73,11 @@ def agree(base: Path, plan: Plan, roles: frozenset[Role] | None = None) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_engines_agree(tiny_base: Path, make_plan: Make, rule: str) -> None:
     agree(tiny_base, make_plan(rule))
+
+
+@pytest.mark.parametrize("rule", ["fedit", "prompt-mean"])
+def test_engines_agree_on_numbers(tiny_base: Path, make_plan: Make, rule: str) -> None:
+    agree(tiny_base, make_plan(rule, task=NUMBERS))
 
 
 @pytest.mark.parametrize("turn", [1, 2])
