@@ -20,12 +20,12 @@ def compare_page(groups: Sequence[Group]) -> str:
     sections = [
         ("Figures", _figures(body)),
         *(
-            (f"{name} per round", charts)
+            (f"{name} per round", _charts(groups, key, title, 100.0, " %"))
             for key, name, title in (
                 ("accuracy", "Accuracy", "Test accuracy"),
                 ("nrmse", "NRMSE", "Test NRMSE: lower is better"),
             )
-            if (charts := _charts(groups, key, title, 100.0, " %"))
+            if any(group.curve(key) for group in groups)
         ),
         (
             "Loss per round",
