@@ -32,7 +32,7 @@ def cell(rule: str, noise: float, out: Path) -> dict[str, object]:
     """One run's row; run now unless it is there."""
     rounds = ROUNDS[rule]
     folder = out / f"{rule}-{noise:g}-{rounds}"
-    settings = [f"plan.rule.name={rule}", f"plan.rounds={rounds}", *RULES[rule]]
+    settings = [f"plan.rounds={rounds}", *RULES[rule]]
     if noise:
         settings.append(f"plan.privacy.noise_multiplier={noise}")
     else:

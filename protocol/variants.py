@@ -47,8 +47,8 @@ def variants_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
 
 def key_of(field: FieldInfo) -> str:
     """The key that tells the variants of a field apart."""
-    assert isinstance(field.discriminator, Discriminator)
-    return str((field.discriminator.custom_error_context or {})["key"])
+    (mark,) = (mark for mark in field.metadata if isinstance(mark, Discriminator))
+    return str((mark.custom_error_context or {})["key"])
 
 
 def untagged(model: type[BaseModel], path: list[str]) -> list[str]:

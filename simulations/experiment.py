@@ -19,6 +19,7 @@ from protocol.legality import verify_legal
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
+from protocol.variants import key_of, variants_of
 from storage.regular import read_settings_text
 
 SHARED = "shared:"
@@ -210,6 +211,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     except OddError as odd:
         raise PlanError(f"{path}: {odd}", "correct the line named") from None
     for override in overrides or []:
+        _drop_keys_of_another_variant(document, override)
+    for override in overrides or []:
         _override(document, override)
     if "task" in document and "plan" not in document:
         raise PlanError(
@@ -269,6 +272,20 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
     table[parts[-1]] = _value(text.strip())
+
+
+def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> None:
+    """With ``plan.adapter.method`` go those keys of the file that the named method has not."""
+    key, _, text = override.partition("=")
+    plan, _, place = key.strip().partition(".")
+    name, _, tag = place.partition(".")
+    field = Plan.model_fields.get(name)
+    kind = variants_of(field).get(str(_value(text.strip())))
+    if plan != "plan" or field is None or kind is None or tag != key_of(field):
+        return
+    if isinstance(table := (document.get("plan") or {}).get(name), dict):
+        for other in table.keys() - kind.model_fields.keys():
+            del table[other]
 
 
 def _value(text: str) -> Any:

@@ -78,6 +78,10 @@ class Symbol:
     def __sub__(self, other: Symbol | float) -> Symbol:
         return self._new("Sub", self.name, self._name_of(other))
 
+    def reshape(self, *sizes: int) -> Symbol:
+        """As numpy's, also with one -1."""
+        return self._new("Reshape", self.name, self.tape.axes(*sizes))
+
     def columnwise_products(self, right: Symbol) -> Symbol:
         """See :func:`protocol.forms.columnwise_products`; sizes stay free."""
         left, other = (

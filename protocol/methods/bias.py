@@ -1,7 +1,7 @@
 """Biases alone: a shift of what a linear gives (BitFit, Ben Zaken et al., arXiv 2106.10199).
 
 ``PATH.shift`` is (out,). In a PEFT folder it is the bias of LoRA's second factor, whose product is zero
-there: a shift of the base's bias. BitFit itself keeps the bias's new value, for which one would need the base.
+there: a shift of the base's bias. BitFit itself keeps the new value, for which one would need the base.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PART = "shift"
 class BiasSettings(TargetSettings):
     """The parameters that are trained: biases."""
 
-    method: Literal["bias"] = "bias"
+    method: Literal["bias"] = Field(default="bias", description="what is trained")
     targets: Targets | Literal["all-linear"] = Field(
         default="all-linear",
         description="last path component of the linears; keys have none that matters",

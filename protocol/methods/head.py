@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from protocol.layout import TensorSpec
 from protocol.manifest import Manifest
 from protocol.methods.base import Constants, Free, Method, Settings
@@ -14,7 +16,7 @@ from protocol.methods.lora import lora_config
 class HeadSettings(Settings):
     """The parameters that are trained: the head."""
 
-    method: Literal["head"] = "head"
+    method: Literal["head"] = Field(default="head", description="what is trained")
 
 
 class Head(Method[HeadSettings]):

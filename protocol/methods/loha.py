@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from protocol.forms import DOWN, UP, columnwise_products
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
@@ -24,7 +26,7 @@ LAWS = {W1A: Law("normal", 0.1), W1B: Law("normal"), W2A: ZEROS, W2B: Law("norma
 class LohaSettings(RankSettings):
     """The parameters that are trained: an elementwise product of two low-rank matrices."""
 
-    method: Literal["loha"] = "loha"
+    method: Literal["loha"] = Field(default="loha", description="what is trained")
 
 
 class Loha(Method[LohaSettings]):

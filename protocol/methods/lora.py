@@ -34,7 +34,7 @@ class RankSettings(TargetSettings):
 class LoraSettings(RankSettings):
     """The parameters that are trained: low-rank factors beside linears."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora"] = Field(default="lora", description="what is trained")
     rank_stabilised: bool = Field(
         default=False, description="rsLoRA: the change is scaled by alpha / sqrt(rank)"
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from protocol.forms import DOWN, UP
 from protocol.initial import ZEROS, Law
@@ -29,7 +30,7 @@ LORA_R = f".{R}"
 class LoraSbSettings(RankSettings):
     """The parameters that are trained: a small core between fixed low-rank factors."""
 
-    method: Literal["lora-sb"] = "lora-sb"
+    method: Literal["lora-sb"] = Field(default="lora-sb", description="what is trained")
 
 
 class LoraSb(Method[LoraSbSettings]):

@@ -24,7 +24,7 @@ KEY = "prompt_embeddings"  # in a PEFT folder
 class PromptSettings(Settings):
     """The parameters that are trained: a soft prompt."""
 
-    method: Literal["prompt"] = "prompt"
+    method: Literal["prompt"] = Field(default="prompt", description="what is trained")
     tokens: Rank = Field(default=16, description="length of the soft prompt")
 
 
