@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from base_model.edge_adapter import write_edge_adapter
 from base_model.files import sha256_of, sync, write_whole
 from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
@@ -95,18 +96,6 @@ def release_adapter(
         temporary.unlink(missing_ok=True)
     write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
-
-
-def write_edge_adapter(tensors: Tensors, path: Path) -> None:
-    """An ``.onnx_adapter`` with ``tensors`` (edge names and shapes, float32), sorted by name."""
-    # An OrtValue of an array does not own it: the arrays have to live until they are written.
-    arrays = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
-    form = ort.AdapterFormat()
-    form.set_adapter_version(1)
-    form.set_model_version(1)
-    form.set_parameters({n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in arrays.items()})
-    form.export_adapter(str(path))
-    del arrays
 
 
 def read_note(adapter: Path) -> ReleaseNote:

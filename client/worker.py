@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.batches import Encoded, encode
+from client.batches import Encoded, encode, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.instructed import check_instruction, verify_length
@@ -73,10 +73,10 @@ class Worker:
         """
         start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
-        kept, held_out = self.split(client, encoded)
+        kept, unseen = self.split(client, encoded)
         score = Score(correct=0, examples=0, loss_sum=0.0)
-        if instruction.evaluate and len(held_out):
-            score = evaluate(self.engine, start, held_out)
+        if instruction.evaluate and len(unseen):
+            score = evaluate(self.engine, start, unseen)
         turn = self.plan.turn(instruction.round)
         roles = self.contract.roles(turn)
         trained = train(
@@ -119,6 +119,5 @@ class Worker:
             raise DataError(f"client {client} has no rows to train on", "give it data")
         if not out:
             return rows, rows.take(np.empty(0, np.int64))
-        rng = np.random.default_rng(seed_from("holdout", self.plan.seed, client))
-        order = rng.permutation(len(rows)).astype(np.int64)
-        return rows.take(np.sort(order[out:])), rows.take(np.sort(order[:out]))
+        kept, held = held_out(len(rows), out, seed=seed_from("holdout", self.plan.seed, client))
+        return rows.take(kept), rows.take(held)

@@ -172,6 +172,8 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
     for what in ("current", "previous"):
         held = told[what]
         typer.echo(f"{what}: {'none' if held is None else 'release ' + str(held['seq'])}")
+    if told["personal"] is not None:
+        typer.echo(_personal(told["personal"]))
     for fault in told["faults"]:
         typer.echo(printable(f"failed here: release {fault['seq']}: {fault['reason']}"))
     if told["faults"]:
@@ -182,6 +184,15 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
     when = "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
     outcome = f"; {told['outcome']}" if told["outcome"] else ""
     typer.echo(printable(f"repository reached: {when}{outcome}"))
+
+
+def _personal(one: dict[str, Any]) -> str:
+    """Of an adapter that nobody has signed."""
+    told = f"personal, from release {one['release']}: trained here on {one['rows']} rows, "
+    told += f"{datetime.fromtimestamp(one['time'], UTC):%Y-%m-%d}"
+    if one["held_out"]:
+        told += f"; of {one['held_out']} held-out rows {one['right']} right, {one['right_before']} before"
+    return f"{told}; {'in use' if one['in_use'] else 'not in use'}"
 
 
 def _now() -> datetime:

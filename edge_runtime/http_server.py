@@ -163,7 +163,8 @@ class App:
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
         answers = [prediction.form(wanted) for prediction in answer.predictions]
-        return 200, {"release": answer.release, "seq": answer.seq, "answers": answers}
+        told: dict[str, Any] = {"release": answer.release, "seq": answer.seq, "answers": answers}
+        return 200, told | ({"personal": True} if answer.personal else {})
 
     async def _health(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
         told = self._service.health()

@@ -135,7 +135,10 @@ class Fault(_Form):
 
 
 class DeviceReport(_Form):
-    """What a device tells its operator. Times are Unix seconds. (P-9.9)"""
+    """What a device tells its operator. Times are Unix seconds. (P-9.9)
+
+    ``personal``: an adapter that it has trained from ``current`` answers in that one's place.
+    """
 
     format: Literal[1] = 1
     device: Name
@@ -148,6 +151,7 @@ class DeviceReport(_Form):
     current: Held | None
     previous: Held | None
     faults: list[Fault]
+    personal: bool = False
 
     def encode(self) -> bytes:
         """The file."""

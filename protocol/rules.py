@@ -22,6 +22,8 @@ class Role(StrEnum):
     LORA_B = "lora_B"
     LORA_R = "lora_R"
     PROMPT = "prompt"
+    SCALE = "scale"
+    SHIFT = "shift"
     HEAD = "head"
 
 

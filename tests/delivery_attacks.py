@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.adapter import read_tensors
 from protocol.delivery import CANARY, STABLE, current_name, target_names
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE

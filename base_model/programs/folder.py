@@ -10,7 +10,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -83,14 +84,8 @@ def make_program(
     layout = adapter_layout(plan, manifest)
     sets = [frozenset[str](), *(parts_of(plan) if parts is None else parts)]
     trained = [frozenset(s.name for s in layout.specs if s.role in names) for names in sets]
-    try:
+    with deriving(base):
         models = classifier_graphs(base, manifest, plan, trained)
-    except UndifferentiableError as error:
-        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
-    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
-        # of a graph that is none of ours
-        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
-        raise ArtefactError(cause, REBUILD) from None
     graphs = {
         graph_name(names): model.SerializeToString(deterministic=True)
         for names, model in zip(sets, models, strict=True)
@@ -104,7 +99,7 @@ def make_program(
         weights=manifest.files[WEIGHTS],
         tensors=[tensor_rule(spec) for spec in layout.specs],
         graphs={
-            graph_name(names): _entry(model, names, graphs[graph_name(names)])
+            graph_name(names): graph_entry(model, names, graphs[graph_name(names)])
             for names, model in zip(sets, models, strict=True)
         },
     )
@@ -113,7 +108,20 @@ def make_program(
     return program
 
 
-def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+@contextmanager
+def deriving(base: Path) -> Iterator[None]:
+    """What a graph without a derivative, or none of ours, raises becomes an ArtefactError."""
+    try:
+        yield
+    except UndifferentiableError as error:
+        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
+    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
+        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
+        raise ArtefactError(cause, REBUILD) from None
+
+
+def graph_entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+    """What ``program.json`` says of a graph, which is written as ``data``."""
     return GraphEntry(
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
@@ -160,6 +168,12 @@ def _verify(
     if document.scaling != lora_scaling(plan) or document.method != plan.adapter.method:
         raise ArtefactError(f"{source}: it is of another adapter than the plan's", REMEDY)
     verify_layout(document, adapter_layout(plan, manifest), source=source)
+    verify_graphs(program, manifest, source=source)
+
+
+def verify_graphs(program: Program, manifest: Manifest, *, source: str) -> None:
+    """Each takes and gives what the document says, and may be run. Raises ArtefactError."""
+    document = program.document
     for name, entry in document.graphs.items():
         if name != graph_name(frozenset(entry.parts)):
             raise ArtefactError(f"{source}: {name} does not say what it trains", REMEDY)
