@@ -238,6 +238,7 @@ def _write(
             "exchange": "personal",
             "files": {EDGE_FILE: sha256_of_regular(made / EDGE_FILE)},
             "metrics": {},
+            "program": "",
             "parity": None,
         }
     )

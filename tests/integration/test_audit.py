@@ -132,9 +132,17 @@ def other_evaluation(forger: Forger) -> None:
     forger.edit(forger.at("release", 1), lambda leaf: leaf.update(eval=wrong))
 
 
+def some_program(forger: Forger) -> None:
+    """Of a plan that names none."""
+    name = f"rounds/0002/adapter/{RELEASE_FILE}"
+    note = json.loads((forger.run / name).read_text())
+    forger.republish(name, json.dumps(note | {"program": "6" * 64}).encode())
+
+
 @pytest.mark.parametrize(
     ("lie", "fault"),
     [
+        (some_program, "`program` of release.json is not that of the round"),
         (other_tensors, "holds another adapter than the one published"),
         (other_round, "points to leaf"),
         (other_evaluation, "points to no evaluation"),

@@ -89,6 +89,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "lost": two_are_lost,
     },
     "cores": {"rule": {"name": "fed-sb"}},
+    "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "many blocks": {
         "linears": 5500,
