@@ -133,19 +133,18 @@ def status(device: Device) -> dict[str, Any]:
     return told
 
 
-def _personal(one: Personal) -> dict[str, Any]:
-    named = {"id": one.id, "release": one.adapter.seq, "origin": one.origin}
-    return named | one.model_dump(mode="json", exclude={"id", "origin", "adapter"})
+def _personal(personal: Personal) -> dict[str, Any]:
+    return {"release": personal.adapter.seq} | personal.model_dump(mode="json", exclude={"adapter"})
 
 
 def adopt(
-    device: Device, store: Store, base: EdgeBase, made: Path, personal: Personal, now: datetime
+    device: Device, store: Store, base: EdgeBase, staged: Path, personal: Personal, now: datetime
 ) -> None:
-    """Probe what was ``made`` (:meth:`Store.new_personal`) as any release, and let it answer.
+    """Probe what is ``staged`` (:meth:`Store.new_personal`) as any release, and let it answer.
 
     Raises DeliveryError `probe...`, and then nothing has changed.
     """
-    check_health(made, base, read_probe(device.probe))
+    check_health(staged, base, read_probe(device.probe))
     store.adapt(personal)
     store.conclude(f"personal adapter from release {personal.adapter.seq} in use")
     write_report(device, store.state, now)

@@ -186,13 +186,17 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
     typer.echo(printable(f"repository reached: {when}{outcome}"))
 
 
-def _personal(one: dict[str, Any]) -> str:
+def _personal(personal: dict[str, Any]) -> str:
     """Of an adapter that nobody has signed."""
-    told = f"personal, from release {one['release']}: trained here on {one['rows']} rows, "
-    told += f"{datetime.fromtimestamp(one['time'], UTC):%Y-%m-%d}"
-    if one["held_out"]:
-        told += f"; of {one['held_out']} held-out rows {one['right']} right, {one['right_before']} before"
-    return f"{told}; {'in use' if one['in_use'] else 'not in use'}"
+    trained = datetime.fromtimestamp(personal["time"], UTC)
+    line = (
+        f"personal, from release {personal['release']}: trained here on {personal['rows']} rows, "
+    )
+    line += f"{trained:%Y-%m-%d}"
+    if personal["held_out"]:
+        line += f"; of {personal['held_out']} held-out rows {personal['right']} right, "
+        line += f"{personal['right_before']} before"
+    return f"{line}; {'in use' if personal['in_use'] else 'not in use'}"
 
 
 def _now() -> datetime:

@@ -167,8 +167,8 @@ class Service:
         if installed.files.get(RELEASE_FILE) != release:
             raise ArtefactError(f"{folder}: not the release of its name", "update again")
         adapter = self.runtime.activate(folder)
-        mine = state.personal
-        origin = mine.origin if mine is not None and mine.id == release else release
+        personal = state.personal
+        origin = release if personal is None or personal.id != release else personal.origin
         return _Serving(release=release, origin=origin, seq=installed.seq, adapter=adapter)
 
     def _failed(self, serving: _Serving, error: Exception) -> None:

@@ -104,8 +104,10 @@ class State(_Form):
 
     def adapted(self, allowed: bool) -> Personal | None:
         """The personal adapter that answers, where the device's settings have ``allowed`` any."""
-        one = self.personal
-        return one if allowed and one is not None and one.origin == self.current else None
+        personal = self.personal
+        if not allowed or personal is None or personal.origin != self.current:
+            return None
+        return personal
 
     def answering(self, allowed: bool) -> str | None:
         """The id of what answers."""
@@ -134,9 +136,9 @@ def release_folder(store: Path, release: str) -> Path:
 
 def held(store: Path, state: State, adapter: str) -> tuple[Path, Installed]:
     """Where a release, or the personal adapter, lies, and what it is. Raises KeyError for another id."""
-    one = state.personal
-    if one is not None and one.id == adapter:
-        return store / PERSONAL / adapter, one.adapter
+    personal = state.personal
+    if personal is not None and personal.id == adapter:
+        return store / PERSONAL / adapter, personal.adapter
     return release_folder(store, adapter), state.installed[adapter]
 
 
@@ -162,6 +164,7 @@ class Store:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self.folder / PERSONAL / MAKING, ignore_errors=True)  # what was not taken
         os.close(self._lock)
 
     # -- steps ------------------------------------------------------------------------------------
@@ -239,19 +242,19 @@ class Store:
         return folder
 
     def adapt(self, personal: Personal) -> None:
-        """Let what was made in :meth:`new_personal` answer in its origin's place; the one before goes."""
+        """Let what lies in :meth:`new_personal` answer in its origin's place; the one before goes."""
         if personal.origin != self.state.current:
             raise KeyError(personal.origin)
-        made, target = self.folder / PERSONAL / MAKING, self.folder / PERSONAL / personal.id
+        staged, target = self.folder / PERSONAL / MAKING, self.folder / PERSONAL / personal.id
         with _writing(self.folder):
             for name in personal.adapter.files:
-                sync(made / name)
-            sync(made)
+                sync(staged / name)
+            sync(staged)
             if target.exists():  # the same rows give the same adapter, which may have rotted
                 for name in personal.adapter.files:
-                    os.replace(made / name, target / name)
+                    os.replace(staged / name, target / name)
             else:
-                os.replace(made, target)
+                os.replace(staged, target)
             sync(target.parent)
         self._save(personal=personal)
         self._sweep()
@@ -324,11 +327,12 @@ class Store:
         self._sweep()
 
     def _sweep(self) -> None:
-        mine = {self.state.personal.id} if self.state.personal else set()
-        if any(not (self.folder / PERSONAL / one).is_dir() for one in mine):  # its owner removed it
-            self._save(personal=None)
+        personal = self.state.personal
+        if personal is not None and not (self.folder / PERSONAL / personal.id).is_dir():
+            self._save(personal=None)  # its owner removed it
+        kept = {self.state.personal.id} if self.state.personal else set()
         with _writing(self.folder):
-            for folder, named in ((RELEASES, set(self.state.installed)), (PERSONAL, mine)):
+            for folder, named in ((RELEASES, set(self.state.installed)), (PERSONAL, kept)):
                 for path in (self.folder / folder).glob("*"):
                     if path.name not in named:
                         _remove(path)

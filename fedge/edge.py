@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from edge_runtime.commands import app
 from edge_runtime.device_commands import DeviceFile, Json
 from protocol.errors import MachineError
 
+BATCH = 16  # rows of a step: a device has few
 NEEDED = ("onnx", "safetensors", "google")  # packages beside those that a device answers with
 
 
@@ -49,7 +50,7 @@ def train(
 
     device = read_device(file)
     try:
-        from fedge.personal import Wish, adapt
+        from fedge.personal import Request, adapt
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in NEEDED:
@@ -62,31 +63,38 @@ def train(
     from simulations.bars import watched
 
     local = Local(
-        epochs=epochs, max_steps=steps, batch_size=16, learning_rate=rate, head_learning_rate=rate
+        epochs=epochs,
+        max_steps=steps,
+        batch_size=BATCH,
+        learning_rate=rate,
+        head_learning_rate=rate,
     )
-    wish = Wish(data=data, text=text, label=label, local=local, holdout=holdout)
+    request = Request(data=data, text=text, label=label, local=local, holdout=holdout)
     with watched(quiet=as_json) as progress:
-        adapted = adapt(
+        outcome = adapt(
             device,
-            wish,
+            request,
             datetime.now(UTC),
-            lambda done, of: progress.update("training", done, of),
+            lambda done, total: progress.update("training", done, total),
         )
-    form = adapted.form()
+    _say(outcome.form(), as_json)
+
+
+def _say(outcome: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(form))
+        typer.echo(json.dumps(outcome))
         return
     typer.echo(
-        f"personal adapter from release {form['release']} in use: {form['rows']} rows, "
-        f"{form['steps']} steps, {form['seconds']:.1f} s, loss {form['loss']:.3f} in the last epoch"
+        f"personal adapter from release {outcome['release']} in use: {outcome['rows']} rows, "
+        f"{outcome['steps']} steps, {outcome['seconds']:.1f} s, loss {outcome['loss']:.3f} in the last epoch"
     )
-    if form["held_out"]:
+    if outcome["held_out"]:
         typer.echo(
-            f"on {form['held_out']} rows that were held out: accuracy {form['accuracy_before']:.3f} "
-            f"before, {form['accuracy_after']:.3f} after"
+            f"on {outcome['held_out']} rows that were held out: accuracy "
+            f"{outcome['accuracy_before']:.3f} before, {outcome['accuracy_after']:.3f} after"
         )
     else:
         typer.echo(
-            "no rows were held out, so nobody knows whether it is better: --holdout, or more rows"
+            "no row was held out, so nobody knows whether it is better: --holdout, or more rows"
         )
     typer.echo("it is nobody's release and stays on this device; `fedge edge rollback` removes it")

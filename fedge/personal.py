@@ -34,6 +34,7 @@ from edge_runtime.store import Installed, Personal, Store, read_state, release_f
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
+from protocol.manifest import Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
 from protocol.plan_sections import Local, Task
 from protocol.regular_files import sha256_of_regular
@@ -44,8 +45,8 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What to train on, and how. ``holdout``: share of rows to measure on, None where few rows have none."""
+class Request:
+    """What to train on, and how. ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows."""
 
     data: Path
     text: str
@@ -55,7 +56,7 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted:
+class Outcome:
     """What came of it; ``loss`` is the last epoch's mean cross-entropy in nats."""
 
     personal: Personal
@@ -64,16 +65,19 @@ class Adapted:
     seconds: float
 
     def form(self) -> dict[str, Any]:
-        """Plain values for people and programs."""
-        one = self.personal
-        share = (lambda right: right / one.held_out) if one.held_out else (lambda right: None)
+        """Plain values for people and programs; accuracies are None where no row was held out."""
+        personal = self.personal
+        before, after = (
+            right / personal.held_out if personal.held_out else None
+            for right in (personal.right_before, personal.right)
+        )
         return {
-            "personal": one.id,
-            "release": one.adapter.seq,
-            "rows": one.rows,
-            "held_out": one.held_out,
-            "accuracy_before": share(one.right_before),
-            "accuracy_after": share(one.right),
+            "personal": personal.id,
+            "release": personal.adapter.seq,
+            "rows": personal.rows,
+            "held_out": personal.held_out,
+            "accuracy_before": before,
+            "accuracy_after": after,
             "loss": self.loss,
             "steps": self.steps,
             "seconds": self.seconds,
@@ -86,63 +90,54 @@ class _Origin:
 
     id: str
     seq: int
-    folder: Path
+    note: ReleaseNote
+    tensors: Tensors
 
 
-def adapt(device: Device, wish: Wish, now: datetime, on_step: OnStep) -> Adapted:
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Rows to train on and rows held out, of which the origin gets ``right_before`` right."""
+
+    kept: Rows
+    held: Rows
+    right_before: int
+
+
+def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> Outcome:
     """Train from the release in use, measure, probe, and let the result answer in its place.
 
     Nothing is written before the training has ended. Raises DataError for rows that do not fit, DeliveryError
     `personal...` or `probe...` when the device does not take it, ArtefactError for a damaged or partial
     base: then what answers is what did before.
     """
-    origin = _origin(device)
+    origin_id, folder, installed = _current(device)
     manifest = _trainable(device.base)
     runtime = EdgeRuntime(open_device_base(device))
-    note = runtime.activate(origin.folder).note
-    kept, held = _rows(wish, note)
-    right_before = _right(runtime, held)
-    start = read_tensors(origin.folder / EDGE_FILE)
-    layout = slot_layout(start)
+    note = runtime.activate(folder).note
+    origin = _Origin(
+        id=origin_id, seq=installed.seq, note=note, tensors=read_tensors(folder / EDGE_FILE)
+    )
+    data = _data(request, note, runtime)
+    layout = slot_layout(origin.tensors)
     program = slot_program(device.base, manifest, layout)
     engine = OnnxEngine(program, device.base, layout, threads=device.threads)
-    trained = _train(engine, start, kept, note, device.base, wish.local, on_step)
+    trained = _train(engine, origin, data.kept, device.base, request.local, on_step)
     with Store(device.store, wait_s=2 * device.deadline_s) as store:
-        if store.state.current != origin.id:
-            raise DeliveryError(
-                "personal.overtaken",
-                f"release {origin.seq} was replaced while it was adapted",
-                "train again: from the release that is in use now",
-            )
-        made = store.new_personal()
-        right = _write(made, trained.tensors, layout, note, runtime, held)
-        if right < right_before:
-            raise DeliveryError(
-                "personal.worse",
-                f"of {len(held)} held-out rows {right} are right, {right_before} were before",
-                f"lower --rate, fewer --epochs or more rows; --holdout 0 does not measure; {STAYS}",
-            )
-        personal = Personal(
-            id=sha256_of_regular(made / RELEASE_FILE),
-            origin=origin.id,
-            adapter=Installed(
-                seq=origin.seq,
-                files={n: sha256_of_regular(made / n) for n in (EDGE_FILE, RELEASE_FILE)},
-            ),
-            rows=len(kept),
-            held_out=len(held),
-            right_before=right_before,
-            right=right,
-            time=int(now.timestamp()),
-        )
-        agent.adopt(device, store, runtime.base, made, personal, now)
-    loss = trained.loss_sum / trained.examples
-    return Adapted(
-        personal=personal, steps=trained.steps, loss=loss, seconds=round(trained.seconds, 3)
+        staged = store.new_personal()
+        right = _write(staged, origin, layout, trained.tensors, runtime, data.held)
+        personal = _described(staged, origin, data, right, now)
+        _verify_better(store, personal)
+        agent.adopt(device, store, runtime.base, staged, personal, now)
+    return Outcome(
+        personal=personal,
+        steps=trained.steps,
+        loss=trained.loss_sum / trained.examples,
+        seconds=round(trained.seconds, 3),
     )
 
 
-def _origin(device: Device) -> _Origin:
+def _current(device: Device) -> tuple[str, Path, Installed]:
+    """The release in use and where it lies, its files as they were installed."""
     if not device.personal:
         raise DeliveryError(
             "personal.forbidden",
@@ -155,10 +150,10 @@ def _origin(device: Device) -> _Origin:
     folder, installed = release_folder(device.store, state.current), state.installed[state.current]
     for name, sha256 in installed.files.items():
         check_file(folder / name, sha256)
-    return _Origin(id=state.current, seq=installed.seq, folder=folder)
+    return state.current, folder, installed
 
 
-def _trainable(base: Path) -> Any:
+def _trainable(base: Path) -> Manifest:
     """The manifest of a whole base: a device that only answers may lack the weights."""
     if not (base / WEIGHTS).is_file() and WEIGHTS in read_manifest(base).files:
         raise ArtefactError(
@@ -168,43 +163,43 @@ def _trainable(base: Path) -> Any:
     return verify_base(base)
 
 
-def _rows(wish: Wish, note: ReleaseNote) -> tuple[Rows, Rows]:
-    """(to train on, held out). Raises DataError."""
-    task = Task(labels=note.labels, text=wish.text, label=wish.label, max_length=note.max_length)
-    rows = load_rows(wish.data, task)
-    share = (HOLDOUT if len(rows) >= ENOUGH else 0.0) if wish.holdout is None else wish.holdout
+def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
+    """The file's rows, parted. Raises DataError."""
+    task = Task(
+        labels=note.labels, text=request.text, label=request.label, max_length=note.max_length
+    )
+    rows = load_rows(request.data, task)
+    share = (
+        (HOLDOUT if len(rows) >= ENOUGH else 0.0) if request.holdout is None else request.holdout
+    )
     out = int(len(rows) * share)
     if len(rows) - out < 1:
-        raise DataError(f"{wish.data}: there are no rows to train on", "give it some")
-    indices = held_out(len(rows), out, seed=seed_from("personal-holdout", len(rows)))
+        raise DataError(f"{request.data}: there are no rows to train on", "give it some")
+    parts = held_out(len(rows), out, seed=seed_from("personal-holdout", len(rows)))
     kept, held = (
         Rows(texts=[rows.texts[i] for i in part], labels=[rows.labels[i] for i in part])
-        for part in indices
+        for part in parts
     )
-    return kept, held
-
-
-def _right(runtime: EdgeRuntime, rows: Rows) -> int:
-    return int((runtime.logits(rows.texts).argmax(-1) == np.asarray(rows.labels)).sum())
+    answers = runtime.logits(held.texts).argmax(-1)
+    right = int((answers == np.asarray(held.labels, np.int64)).sum())
+    return _Data(kept=kept, held=held, right_before=right)
 
 
 def _train(
-    engine: OnnxEngine,
-    start: Tensors,
-    rows: Rows,
-    note: ReleaseNote,
-    base: Path,
-    local: Local,
-    on_step: OnStep,
+    engine: OnnxEngine, origin: _Origin, rows: Rows, base: Path, local: Local, on_step: OnStep
 ) -> Trained:
-    encoded = encode(open_tokenizer(base), rows.texts, rows.labels, note.max_length)
+    """As a client trains, all slots at once. Raises DeliveryError `personal.diverged`."""
+    encoded = encode(open_tokenizer(base), rows.texts, rows.labels, origin.note.max_length)
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)
+    diverged = DeliveryError(
+        "personal.diverged", "the loss is not finite", f"lower --rate; {STAYS}"
+    )
     try:
         trained = train(
             engine,
-            start,
+            origin.tensors,
             encoded,
             local=local,
             roles=frozenset(spec.role for spec in engine.layout.specs),
@@ -212,18 +207,17 @@ def _train(
             on_step=lambda done: on_step(done, steps),
         )
     except UpdateError:
-        trained = None
-    # after the last step no loss was computed
-    if trained is None or not all(np.isfinite(x).all() for x in trained.tensors.values()):
-        raise DeliveryError("personal.diverged", "its loss is not finite", f"lower --rate; {STAYS}")
+        raise diverged from None
+    if not all(np.isfinite(values).all() for values in trained.tensors.values()):
+        raise diverged  # by the last step, after which no loss was computed
     return trained
 
 
 def _write(
-    made: Path,
-    tensors: Tensors,
+    staged: Path,
+    origin: _Origin,
     layout: Layout,
-    origin: ReleaseNote,
+    tensors: Tensors,
     runtime: EdgeRuntime,
     held: Rows,
 ) -> int:
@@ -231,22 +225,53 @@ def _write(
 
     Its release.json is the origin's but for what is the adapter's own; no log has it, and `exchange` says so.
     """
-    write_edge_adapter(tensors, made / EDGE_FILE)
-    note = origin.model_copy(
+    write_edge_adapter(tensors, staged / EDGE_FILE)
+    note = origin.note.model_copy(
         update={
             "adapter_digest": vector_digest(layout.flatten(tensors)),
             "exchange": "personal",
-            "files": {EDGE_FILE: sha256_of_regular(made / EDGE_FILE)},
+            "files": {EDGE_FILE: sha256_of_regular(staged / EDGE_FILE)},
             "metrics": {},
             "program": "",
             "parity": None,
         }
     )
-    write_whole(made / RELEASE_FILE, render_release(note))
+    write_whole(staged / RELEASE_FILE, render_release(note))
     right = 0
     if len(held):
-        _, accuracy = calibrate_adapter(made, runtime, held.texts, held.labels)
+        _, accuracy = calibrate_adapter(staged, runtime, held.texts, held.labels)
         right = round(accuracy * len(held))
     for name in (EDGE_FILE, RELEASE_FILE):
-        (made / name).chmod(0o600)
+        (staged / name).chmod(0o600)
     return right
+
+
+def _described(staged: Path, origin: _Origin, data: _Data, right: int, now: datetime) -> Personal:
+    files = {name: sha256_of_regular(staged / name) for name in (EDGE_FILE, RELEASE_FILE)}
+    return Personal(
+        id=files[RELEASE_FILE],
+        origin=origin.id,
+        adapter=Installed(seq=origin.seq, files=files),
+        rows=len(data.kept),
+        held_out=len(data.held),
+        right_before=data.right_before,
+        right=right,
+        time=int(now.timestamp()),
+    )
+
+
+def _verify_better(store: Store, personal: Personal) -> None:
+    """Its origin is still in use, and it is not worse. Raises DeliveryError."""
+    if store.state.current != personal.origin:
+        raise DeliveryError(
+            "personal.overtaken",
+            f"release {personal.adapter.seq} was replaced while it was adapted",
+            "train again: from the release that is in use now",
+        )
+    if personal.right < personal.right_before:
+        raise DeliveryError(
+            "personal.worse",
+            f"of {personal.held_out} held-out rows {personal.right} are right, "
+            f"{personal.right_before} were before",
+            f"lower --rate, fewer --epochs or more rows; --holdout 0 does not measure; {STAYS}",
+        )

@@ -25,7 +25,7 @@ from edge_runtime.adapter import read_tensors
 from edge_runtime.service import Service
 from edge_runtime.settings import Device
 from edge_runtime.store import PERSONAL, Personal, Store, held, read_state
-from fedge.personal import Wish, adapt
+from fedge.personal import Request, adapt
 from protocol.delivery import DeviceReport, decode
 from protocol.errors import ArtefactError, DataError, FedgeError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE
@@ -86,9 +86,9 @@ def golden(world: World, rows: list[dict[str, str]], least: int) -> None:
     path.write_text(json.dumps(probe))
 
 
-def wish(data: Path, **changes: Any) -> Wish:
+def wish(data: Path, **changes: Any) -> Request:
     fields = {"data": data, "text": "text", "label": "label", "local": LOCAL, "holdout": None}
-    return Wish(**fields | changes)
+    return Request(**fields | changes)
 
 
 def trained(device: Device, data: Path, **changes: Any) -> Personal:
@@ -230,7 +230,7 @@ def test_nothing_of_the_rows_is_kept_and_the_adapter_is_its_owners(
     rows.write_text(rows.read_text() + json.dumps({"text": secret, "label": "light"}) + "\n")
     done = fedge("edge", "train", world.folder / "kiosk-1.toml", "--data", rows, "--holdout", 0)
     assert done.returncode == 0, done.stderr
-    assert "nobody knows whether it is better" in done.stdout
+    assert "no row was held out" in done.stdout
     texts = [json.loads(line)["text"] for line in rows.read_text().splitlines()]
     one = read_state(home.store).personal
     assert one is not None
@@ -335,7 +335,7 @@ def test_files_that_went_leave_the_release(home: Device, tmp_path: Path) -> None
         assert store.state.personal is None
 
 
-def no_weights(world: World, home: Device, rows: Path) -> tuple[Device, Wish]:
+def no_weights(world: World, home: Device, rows: Path) -> tuple[Device, Request]:
     base = world.folder / "answers-only"
     base.mkdir()
     for path in world.base.iterdir():
@@ -344,7 +344,7 @@ def no_weights(world: World, home: Device, rows: Path) -> tuple[Device, Wish]:
     return home.model_copy(update={"base": base}), wish(rows)
 
 
-def other_weights(world: World, home: Device, rows: Path) -> tuple[Device, Wish]:
+def other_weights(world: World, home: Device, rows: Path) -> tuple[Device, Request]:
     device, asked_for = no_weights(world, home, rows)
     data = bytearray((world.base / "weights.safetensors").read_bytes())
     data[-9] ^= 1
@@ -352,27 +352,27 @@ def other_weights(world: World, home: Device, rows: Path) -> tuple[Device, Wish]
     return device, asked_for
 
 
-def rotten_release(world: World, home: Device, rows: Path) -> tuple[Device, Wish]:
+def rotten_release(world: World, home: Device, rows: Path) -> tuple[Device, Request]:
     state = read_state(home.store)
     folder, _ = held(home.store, state, state.current or "")
     (folder / EDGE_FILE).write_bytes((folder / EDGE_FILE).read_bytes()[:-1])
     return home, wish(rows)
 
 
-def of_rows(change: Callable[[Path], Wish]) -> Callable[..., tuple[Device, Wish]]:
+def of_rows(change: Callable[[Path], Request]) -> Callable[..., tuple[Device, Request]]:
     return lambda world, home, rows: (home, change(rows))
 
 
-def written(rows: Path, text: str) -> Wish:
+def written(rows: Path, text: str) -> Request:
     rows.write_text(text)
     return wish(rows)
 
 
-def training(**changes: Any) -> Callable[..., tuple[Device, Wish]]:
+def training(**changes: Any) -> Callable[..., tuple[Device, Request]]:
     return of_rows(lambda rows: wish(rows, **changes))
 
 
-REFUSED: dict[str, tuple[Callable[..., tuple[Device, Wish]], type[FedgeError], str]] = {
+REFUSED: dict[str, tuple[Callable[..., tuple[Device, Request]], type[FedgeError], str]] = {
     "no rows": (of_rows(lambda rows: written(rows, "")), DataError, "no rows"),
     "all held out": (training(holdout=1.0), DataError, "no rows to train on"),
     "no file": (of_rows(lambda rows: wish(rows.with_name("x.jsonl"))), DataError, "x.jsonl"),
@@ -410,7 +410,7 @@ def test_what_is_refused_changes_nothing(
     home: Device,
     tmp_path: Path,
     monkeypatch: Any,
-    prepare: Callable[..., tuple[Device, Wish]],
+    prepare: Callable[..., tuple[Device, Request]],
     kind: type[FedgeError],
     cause: str,
 ) -> None:
@@ -423,13 +423,11 @@ def test_what_is_refused_changes_nothing(
         adapt(device, asked_for, now(), lambda done, of: None)
     assert cause in str(caught.value)
     assert not any(word in str(caught.value) for word in ("coffee", "morning"))
-    with Store(home.store):
-        pass
     assert tree(home.store) == before
     assert kept.id in answering(home) if home.personal else True
 
 
-def worsen(home: Device, tmp_path: Path, asked_for: Wish) -> None:
+def worsen(home: Device, tmp_path: Path, asked_for: Request) -> None:
     """Rows to train on that say the contrary of those that are held out: the release's own answers."""
     service = Service(home.model_copy(update={"personal": False}), clock=time.monotonic)
     lines = [json.loads(line) for line in asked_for.data.read_text().splitlines()]
@@ -451,8 +449,6 @@ def test_a_probe_decides_as_over_any_release(world: World, home: Device, tmp_pat
     before = tree(home.store)
     with refused("probe.labels"):
         trained(home, write_rows(tmp_path / "rows.jsonl"))
-    with Store(home.store):
-        pass
     assert tree(home.store) == before
 
 
