@@ -29,7 +29,7 @@ def train(
         int, typer.Option("--epochs", min=1, max=10_000, help="passes over the rows")
     ] = 5,
     steps: Annotated[int, typer.Option("--steps", min=0, help="most steps; 0: no limit")] = 0,
-    rate: Annotated[float, typer.Option("--rate", min=1e-12, help="learning rate")] = 1e-3,
+    rate: Annotated[float, typer.Option("--rate", min=1e-12, help="learning rate")] = 5e-4,
     holdout: Annotated[
         float | None,
         typer.Option(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from base_model.edge_adapter import write_edge_adapter
+from base_model.files import writing
 from base_model.programs.slots import slot_layout, slot_program
 from base_model.verify import WEIGHTS, open_tokenizer, verify_base
 from client.batches import encode, held_out
@@ -225,7 +226,8 @@ def _write(
 
     Its release.json is the origin's but for what is the adapter's own; no log has it, and `exchange` says so.
     """
-    write_edge_adapter(tensors, staged / EDGE_FILE)
+    with writing(staged):
+        write_edge_adapter(tensors, staged / EDGE_FILE)
     note = origin.note.model_copy(
         update={
             "adapter_digest": vector_digest(layout.flatten(tensors)),
@@ -236,7 +238,8 @@ def _write(
             "parity": None,
         }
     )
-    write_whole(staged / RELEASE_FILE, render_release(note))
+    with writing(staged):
+        write_whole(staged / RELEASE_FILE, render_release(note))
     right = 0
     if len(held):
         _, accuracy = calibrate_adapter(staged, runtime, held.texts, held.labels)

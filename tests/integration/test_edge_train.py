@@ -318,6 +318,15 @@ def test_a_personal_adapter_that_fails_is_left_for_its_release(
     assert read_state(home.store).failed == {}  # the release did nothing wrong
 
 
+def test_a_device_that_may_not_goes_on_with_its_release(home: Device, tmp_path: Path) -> None:
+    """Also where an adapter was trained before its settings said so."""
+    personal = trained(home, write_rows(tmp_path / "rows.jsonl"))
+    forbidden = home.model_copy(update={"personal": False})
+    answer = Service(forbidden, clock=time.monotonic).classify(["rain"])
+    assert (answer.release, answer.personal) == (personal.origin, False)
+    assert not agent.status(forbidden)["personal"]["in_use"]
+
+
 def test_files_that_went_leave_the_release(home: Device, tmp_path: Path) -> None:
     one = trained(home, write_rows(tmp_path / "rows.jsonl"))
     service = Service(home, clock=time.monotonic)
