@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,8 @@ def train(
     """
     from edge_runtime.settings import read_device
 
+    if holdout is not None and math.isnan(holdout):
+        raise typer.BadParameter("--holdout is a share")
     device = read_device(file)
     try:
         from fedge.personal import Request, adapt
@@ -59,16 +62,13 @@ def train(
             f"training on a device needs the package `{package}`, which is not installed",
             "pip install -c constraints.txt '.[edge-train]'",
         ) from None
+    from protocol.plan import validated
     from protocol.plan_sections import Local
     from simulations.bars import watched
 
-    local = Local(
-        epochs=epochs,
-        max_steps=steps,
-        batch_size=BATCH,
-        learning_rate=rate,
-        head_learning_rate=rate,
-    )
+    settings = {"epochs": epochs, "max_steps": steps, "batch_size": BATCH}
+    settings |= dict.fromkeys(("learning_rate", "head_learning_rate"), rate)
+    local = validated(Local, settings, source="the options of `edge train`")
     request = Request(data=data, text=text, label=label, local=local, holdout=holdout)
     with watched(quiet=as_json) as progress:
         outcome = adapt(

@@ -25,6 +25,7 @@ from edge_runtime.adapter import read_tensors
 from edge_runtime.service import Service
 from edge_runtime.settings import Device
 from edge_runtime.store import PERSONAL, Personal, Store, held, read_state
+from fedge.main import main
 from fedge.personal import Request, adapt
 from protocol.delivery import DeviceReport, decode
 from protocol.errors import ArtefactError, DataError, FedgeError
@@ -517,6 +518,27 @@ def test_a_process_that_is_killed_while_it_trains(
 def _trains(pid: int) -> bool:
     """The frozen tensors are mapped: the program runs."""
     return "weights.safetensors" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [
+        (("--rate", "nan"), 3),
+        (("--rate", "1e40"), 3),
+        (("--steps", "99999999999"), 3),
+        (("--epochs", 0), 2),
+        (("--holdout", "nan"), 2),
+        (("--holdout", 1), 2),
+    ],
+    ids=str,
+)
+def test_odd_options_are_refused(
+    world: World, home: Device, tmp_path: Path, option: tuple[object, ...], code: int
+) -> None:
+    arguments = ["edge", "train", str(world.folder / "kiosk-1.toml"), "--data", "x.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *map(str, option)])
+    assert ended.value.code == code
 
 
 def test_without_what_it_needs_it_says_what_to_install(world: World, home: Device) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
+from typer.testing import CliRunner
 
+from audit.commands import app
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
@@ -132,6 +134,7 @@ def test_a_release_of_another_program_than_the_plans_is_not_believed(
     report = audit(Folder(run), Trust())
     assert report.program == "5" * 64
     assert "program" not in str(report.rounds[1].faults)
+    assert "5" * 64 in CliRunner().invoke(app, ["verify", str(run)]).stdout
 
 
 def holds(run: Path) -> bool:
