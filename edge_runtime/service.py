@@ -87,7 +87,8 @@ class Service:
             self._failed(serving, error)
             raise DeliveryError(
                 "serve.failed",
-                f"release {serving.seq} failed: {type(error).__name__}",
+                f"{'what was trained here from ' if serving.personal else ''}release {serving.seq} "
+                f"failed: {type(error).__name__}",
                 "ask again; a release that fails often is rolled back",
             ) from None
         return Answer(

@@ -253,6 +253,7 @@ class Store:
             if target.exists():  # the same rows give the same adapter, which may have rotted
                 for name in personal.adapter.files:
                     os.replace(staged / name, target / name)
+                sync(target)
             else:
                 os.replace(staged, target)
             sync(target.parent)

@@ -369,6 +369,15 @@ def rotten_release(world: World, home: Device, rows: Path) -> tuple[Device, Requ
     return home, wish(rows)
 
 
+def rewritten_release(world: World, home: Device, rows: Path) -> tuple[Device, Request]:
+    """Well-formed, with its labels in another order."""
+    state = read_state(home.store)
+    folder, _ = held(home.store, state, state.current or "")
+    note = json.loads((folder / RELEASE_FILE).read_text())
+    (folder / RELEASE_FILE).write_text(json.dumps(note | {"labels": note["labels"][::-1]}))
+    return home, wish(rows)
+
+
 def of_rows(change: Callable[[Path], Request]) -> Callable[..., tuple[Device, Request]]:
     return lambda world, home, rows: (home, change(rows))
 
@@ -401,6 +410,7 @@ REFUSED: dict[str, tuple[Callable[..., tuple[Device, Request]], type[FedgeError]
     "no weights": (no_weights, ArtefactError, "can answer, not train"),
     "other weights": (other_weights, ArtefactError, "sha256"),
     "rotten release": (rotten_release, ArtefactError, "damaged"),
+    "rewritten release": (rewritten_release, ArtefactError, "damaged"),
     "diverging": (
         training(local=LOCAL.model_copy(update={"learning_rate": 1e30, "head_learning_rate": 1e30})),
         FedgeError,
