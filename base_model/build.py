@@ -19,7 +19,7 @@ from torch import Tensor
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
 from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
-from base_model.files import folder_that_appears, sha256_of, writing
+from base_model.files import folder_that_appears, writing
 from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
@@ -39,6 +39,7 @@ from protocol.manifest import (
     Manifest,
     fingerprint,
 )
+from storage.regular import sha256_of
 
 BLOCK = 32
 ACCURACY_LEVEL = 0  # activations stay float32: what training computes with

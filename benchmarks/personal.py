@@ -49,7 +49,7 @@ class Bench:
         start = self.start(manifest)
         layout = slot_layout(start)
         began = time.process_time()
-        program = slot_program(base, manifest, layout)
+        program = slot_program(base, manifest, layout, kind="classification")
         self.derive_cpu_s = time.process_time() - began
         self.engine = OnnxEngine(program, base, layout, threads=1)
         self.answering = Answering(base)
@@ -78,14 +78,16 @@ class Bench:
         from protocol.plan_sections import Local
 
         local = Local(epochs=epochs, batch_size=16, learning_rate=rate, head_learning_rate=head)
-        roles = frozenset(spec.role for spec in self.engine.layout.specs)
+        parts = frozenset(spec.part for spec in self.engine.layout.specs)
         encoded = self.encoded(rows)
-        return train(self.engine, start, encoded, local=local, roles=roles, seed=1).tensors
+        return train(self.engine, start, encoded, local=local, parts=parts, seed=1).tensors
 
     def accuracy(self, tensors: Any, rows: Any) -> float:
-        from client.training import evaluate
+        from client.training import predict_logits
 
-        return evaluate(self.answering, tensors, self.encoded(rows)).accuracy
+        encoded = self.encoded(rows)
+        logits = predict_logits(self.answering, tensors, encoded)
+        return float((logits.argmax(-1) == encoded.targets).mean())
 
 
 class Answering:

@@ -20,7 +20,7 @@ from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from protocol.plan_sections import Local
-from protocol.rules import Role
+from protocol.rules import Parts
 
 EVALUATION_BATCH = 64
 MOST_TOKENS = 4096  # padded, of one call of the engine: what bounds the memory of a step
@@ -31,7 +31,7 @@ class Trained:
     """What a training run reports.
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
-    epoch's mean cross-entropy in nats (without FedProx's term), so that ``loss_sum / examples``
+    epoch's mean loss of a row (without FedProx's term), so that ``loss_sum / examples``
     is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps. ``tensors``: the adapter after them.
     """
 
@@ -42,33 +42,19 @@ class Trained:
     tensors: Tensors
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Rows classified rightly, rows, and the sum of their cross-entropy in nats."""
-
-    correct: int
-    examples: int
-    loss_sum: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of rows classified rightly; 0 for no rows."""
-        return self.correct / self.examples if self.examples else 0.0
-
-
 def train(
     engine: Engine,
     start: Values,
     rows: Encoded,
     *,
     local: Local,
-    roles: frozenset[Role],
+    parts: Parts,
     seed: int,
     epochs: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train the tensors of ``roles`` from ``start``, which is left as it is.
+    """Train the tensors of ``parts`` from ``start``, which is left as it is.
 
     ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
@@ -76,7 +62,7 @@ def train(
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _Step(engine, start, local, roles)
+        step = _Step(engine, start, local, parts)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -117,9 +103,9 @@ def _mean(total: float, rows: int) -> float:
 class _Step:
     """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(self, engine: Engine, start: Values, local: Local, roles: frozenset[Role]) -> None:
-        self._engine, self._local, self._roles = engine, local, roles
-        self._layout = engine.layout.only(roles)
+    def __init__(self, engine: Engine, start: Values, local: Local, parts: Parts) -> None:
+        self._engine, self._local, self._parts = engine, local, parts
+        self._layout = engine.layout.only(parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
@@ -132,7 +118,7 @@ class _Step:
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
         gradient, total = np.zeros_like(self._weights), 0.0
         for piece in micro_batches(rows.lengths[index], index, most=MOST_TOKENS):
-            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._roles)
+            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
         gradient /= np.float32(len(index))
@@ -141,21 +127,6 @@ class _Step:
         clip(gradient, most=self._local.clip_norm)
         self._optimizer.step(self._weights, gradient)
         return total
-
-
-def evaluate(engine: Engine, tensors: Values, rows: Encoded) -> Score:
-    """Accuracy and loss of an adapter."""
-    if not len(rows):
-        return Score(correct=0, examples=0, loss_sum=0.0)
-    logits = predict_logits(engine, tensors, rows).astype(np.float64)
-    largest = logits.max(-1, keepdims=True)
-    normal = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
-    chosen = np.take_along_axis(logits, rows.labels[:, None], -1)[:, 0]
-    return Score(
-        correct=int((logits.argmax(-1) == rows.labels).sum()),
-        examples=len(rows),
-        loss_sum=float((normal - chosen).sum()),
-    )
 
 
 def predict_logits(

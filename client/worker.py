@@ -14,15 +14,18 @@ import numpy as np
 from client.batches import Encoded, encode, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
+from client.engine.interface import Values
 from client.instructed import check_instruction, verify_length
 from client.opened_base import opened_base
-from client.training import Score, evaluate, train
+from client.tasks import Score, task_named
+from client.training import predict_logits, train
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import Parts
 from protocol.wire import Instruction
 
 
@@ -36,7 +39,7 @@ class Worker:
         *,
         threads: int = 0,
         programs: Path | None = None,
-        roles: Iterable[frozenset[Role]] | None = None,
+        parts: Iterable[Parts] | None = None,
     ) -> None:
         """Use the base at ``base_folder``; the others as :func:`client.engine.choice.engine_for`.
 
@@ -44,15 +47,19 @@ class Worker:
         plan does not fit it; MachineError when the plan's engine is not installed.
         """
         self.plan, self.base_folder = plan, base_folder
-        self.contract = rule_named(plan.rule.name)
+        self.task = task_named(plan.task.kind)
         self._base = opened_base(plan, base_folder)
         self.manifest = self._base.manifest
-        verify_length(plan, self.manifest)
-        self.engine = engine_for(plan, self._base, threads=threads, programs=programs, roles=roles)
+        self.recipe = Recipe(plan=plan, manifest=self.manifest)
+        verify_length(self.recipe)
+        self.engine = engine_for(
+            self.recipe, self._base, threads=threads, programs=programs, parts=parts
+        )
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
-        return encode(self._base.tokenizer, rows.texts, rows.labels, self.plan.task.max_length)
+        targets = np.array(rows.targets, self.task.TARGETS)
+        return encode(self._base.tokenizer, rows.texts, targets, self.plan.task.max_length)
 
     def contribute(
         self,
@@ -63,9 +70,9 @@ class Worker:
         rows: Rows | Encoded,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
-        """Evaluate the received adapter when asked, train the round's roles, return the difference.
+        """Evaluate the received adapter when asked, train the round's parts, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's roles.
+        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's parts.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
@@ -74,21 +81,20 @@ class Worker:
         start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
         kept, unseen = self.split(client, encoded)
-        score = Score(correct=0, examples=0, loss_sum=0.0)
-        if instruction.evaluate and len(unseen):
-            score = evaluate(self.engine, start, unseen)
+        tested = unseen if instruction.evaluate else unseen.take(np.empty(0, np.int64))
+        score = self.score(start, tested)
         turn = self.plan.turn(instruction.round)
-        roles = self.contract.roles(turn)
+        parts = self.recipe.parts(instruction.round)
         trained = train(
             self.engine,
             start,
             kept,
             local=self.plan.local,
-            roles=roles,
+            parts=parts,
             seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
-        layout = self.engine.layout.only(roles)
+        layout = self.engine.layout.only(parts)
         after = trained.tensors
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
         if not np.isfinite(update).all():  # after the last step no loss was computed
@@ -102,15 +108,18 @@ class Worker:
             metrics={
                 "examples": float(trained.examples),
                 "loss_sum": trained.loss_sum,
-                "eval_examples": float(score.examples),
-                "eval_correct": float(score.correct),
+                **score.metrics,
                 "train_seconds": trained.seconds,
             },
         )
 
+    def score(self, tensors: Values, rows: Encoded) -> Score:
+        """How an adapter does on rows."""
+        return self.task.score(predict_logits(self.engine, tensors, rows), rows.targets)
+
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
-        return check_instruction(self.plan, self.manifest, instruction, adapter)
+        return check_instruction(self.recipe, instruction, adapter)
 
     def split(self, client: str, rows: Encoded) -> tuple[Encoded, Encoded]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.base import EdgeBase
-from edge_runtime.files import write_whole
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.probe import REMEDY as PROBE_REMEDY
 from edge_runtime.probe import check_health, read_probe
@@ -15,6 +14,7 @@ from edge_runtime.settings import Device
 from edge_runtime.store import MOST_TRIES, Personal, State, Store, read_state, release_folder
 from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
 from protocol.errors import DeliveryError, FedgeError
+from storage.whole import write_whole
 
 BY_HAND = "rolled back by hand"
 

@@ -20,7 +20,7 @@ from edge_runtime.graph_bounds import verify_graph
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG, GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
-from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
+from storage.regular import open_regular, read_regular_text, sha256_of
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -133,7 +133,7 @@ def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool
         if not verify:
             with open_regular(path, most=size):
                 return
-        found = sha256_of_regular(path, size=size)
+        found = sha256_of(path, size=size)
     except OSError:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
     if found != sha256:

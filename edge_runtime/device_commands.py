@@ -115,7 +115,7 @@ def serve(
     start_lean()
     device = _device(file, None) if file else None
     from edge_runtime.http_server import serve as run
-    from edge_runtime.runtime import Wanted
+    from edge_runtime.wanted import Wanted
 
     def say(url: str) -> None:
         end_start()
@@ -194,8 +194,8 @@ def _personal(personal: dict[str, Any]) -> str:
     )
     line += f"{trained:%Y-%m-%d}"
     if personal["held_out"]:
-        line += f"; of {personal['held_out']} held-out rows {personal['right']} right, "
-        line += f"{personal['right_before']} before"
+        line += f"; {personal['quality']} {personal['after']:.3f} on {personal['held_out']} held-out rows, "
+        line += f"{personal['before']:.3f} before"
     return f"{line}; {'in use' if personal['in_use'] else 'not in use'}"
 
 

@@ -11,7 +11,7 @@ from protocol.addresses import shown_address, web_fault
 from protocol.delivery import Channel, Name
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
-from protocol.regular_files import read_settings_text
+from storage.regular import read_settings_text
 
 PathField = Annotated[Path, Field(strict=False)]
 FOLDERS = ("root", "trust", "base", "store", "probe", "report")

@@ -14,22 +14,20 @@ disk before. What nothing names is removed by the next one who holds the lock.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_runtime.files import sync, write_whole
 from protocol.delivery import Count, Sha256, Text, Time
 from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError
-from protocol.regular_files import read_regular
+from storage.locks import take
+from storage.regular import read_regular
+from storage.whole import move_whole, remove, sync_all, write_whole
 
 STATE, RELEASES, PERSONAL, STAGING, METADATA, GRAPH, LOCK = (
     "state.json",
@@ -43,6 +41,9 @@ STATE, RELEASES, PERSONAL, STAGING, METADATA, GRAPH, LOCK = (
 MAKING = "making"
 MOST_FAULTS = 32
 MOST_TRIES = 3
+
+
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Form(BaseModel):
@@ -66,8 +67,8 @@ class Failed(_Form):
 class Personal(_Form):
     """An adapter that this device trained itself, which nobody has signed: from the release ``origin``.
 
-    ``id`` is the SHA-256 of its release.json, ``adapter.seq`` its origin's. It was trained on ``rows``; of
-    ``held_out`` others the origin got ``right_before`` right, and it ``right``.
+    ``id`` is the SHA-256 of its release.json, ``adapter.seq`` its origin's. It was trained on ``rows``; on
+    ``held_out`` others the task's ``quality`` was ``before`` with the origin, and is ``after`` with it.
     """
 
     id: Sha256
@@ -75,8 +76,9 @@ class Personal(_Form):
     adapter: Installed
     rows: Count
     held_out: Count
-    right_before: Count
-    right: Count
+    quality: Text
+    before: Measure | None
+    after: Measure | None
     time: Time
 
 
@@ -151,21 +153,26 @@ class Store:
         with _writing(folder):
             for name in (RELEASES, STAGING, METADATA):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = take(folder / LOCK, seconds=wait_s)
+        if lock is None:
+            raise DeliveryError(
+                "store.busy", f"{self.folder} is in use by another agent", "wait for it"
+            )
+        self._lock = lock
         try:
-            self._acquire(wait_s)
             self.state = read_state(folder)
             self._sweep()
         except BaseException:
-            os.close(self._lock)
+            lock.release()
             raise
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        shutil.rmtree(self.folder / PERSONAL / MAKING, ignore_errors=True)  # what was not taken
-        os.close(self._lock)
+        with suppress(OSError):
+            remove(self.folder / PERSONAL / MAKING)  # what was not taken
+        self._lock.release()
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -175,7 +182,7 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
                 if path.name != release:
-                    _remove(path)
+                    remove(path)
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -183,13 +190,9 @@ class Store:
         """Move what was gathered and verified among the releases, as the candidate."""
         staged, target = self.folder / STAGING / release, release_folder(self.folder, release)
         with _writing(self.folder):
-            for name in installed.files:
-                sync(staged / name)
-            sync(staged)
             if target.exists():
                 shutil.rmtree(target)  # the same release, rotten
-            os.replace(staged, target)
-            sync(target.parent)
+            move_whole(staged, target)
         state = self.state
         known = state.installed | {release: installed}
         held = release in (state.current, state.previous)
@@ -237,7 +240,7 @@ class Store:
         with _writing(self.folder):
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             if folder.exists():
-                _remove(folder)
+                remove(folder)
             folder.mkdir(mode=0o700)
         return folder
 
@@ -247,16 +250,11 @@ class Store:
             raise KeyError(personal.origin)
         staged, target = self.folder / PERSONAL / MAKING, self.folder / PERSONAL / personal.id
         with _writing(self.folder):
-            for name in personal.adapter.files:
-                sync(staged / name)
-            sync(staged)
             if target.exists():  # the same rows give the same adapter, which may have rotted
                 for name in personal.adapter.files:
-                    os.replace(staged / name, target / name)
-                sync(target)
+                    move_whole(staged / name, target / name)
             else:
-                os.replace(staged, target)
-            sync(target.parent)
+                move_whole(staged, target)
         self._save(personal=personal)
         self._sweep()
 
@@ -284,8 +282,7 @@ class Store:
     def keep_metadata(self) -> None:
         """Bring TUF's metadata to the disk, which tuf does not: what is forgotten could be replayed."""
         with _writing(self.folder):
-            for path in (self.folder / METADATA, *(self.folder / METADATA).rglob("*")):
-                sync(path)
+            sync_all(self.folder / METADATA)
 
     def conclude(self, outcome: str) -> None:
         """What the last attempt came to, for reports."""
@@ -295,7 +292,7 @@ class Store:
         """Forget downloads."""
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
-                _remove(path)
+                remove(path)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -336,23 +333,10 @@ class Store:
             for folder, named in ((RELEASES, set(self.state.installed)), (PERSONAL, kept)):
                 for path in (self.folder / folder).glob("*"):
                     if path.name not in named:
-                        _remove(path)
+                        remove(path)
             # Ours, and what a killed tuf leaves of its own temporary files.
             for path in (*self.folder.glob(".*.tmp"), *(self.folder / METADATA).glob("tmp*")):
-                _remove(path)
-
-    def _acquire(self, wait_s: float) -> None:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() >= until:
-                    raise DeliveryError(
-                        "store.busy", f"{self.folder} is in use by another agent", "wait for it"
-                    ) from None
-                time.sleep(0.02)
+                remove(path)
 
 
 @contextmanager
@@ -366,14 +350,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder}: {error.strerror or type(error).__name__}",
             "make room; what is in use stays in use",
         ) from None
-
-
-def _remove(path: Path) -> None:
-    """Whatever it is: a stray file must not stop updates for ever."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _shown(text: str) -> str:

@@ -25,7 +25,9 @@ def train(
         Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")
     ],
     text: Annotated[str, typer.Option("--text", help="column with the text")] = "text",
-    label: Annotated[str, typer.Option("--label", help="column with the label")] = "label",
+    column: Annotated[
+        str, typer.Option("--label", help="column with the label, or number; `label` or `target`")
+    ] = "",
     epochs: Annotated[
         int, typer.Option("--epochs", min=1, max=10_000, help="passes over the rows")
     ] = 5,
@@ -66,10 +68,15 @@ def train(
     from protocol.plan_sections import Local
     from simulations.bars import watched
 
-    settings = {"epochs": epochs, "max_steps": steps, "batch_size": BATCH}
-    settings |= dict.fromkeys(("learning_rate", "head_learning_rate"), rate)
+    settings = {
+        "epochs": epochs,
+        "max_steps": steps,
+        "batch_size": BATCH,
+        "learning_rate": rate,
+        "head_learning_rate": rate,
+    }
     local = validated(Local, settings, source="the options of `edge train`")
-    request = Request(data=data, text=text, label=label, local=local, holdout=holdout)
+    request = Request(data=data, text=text, column=column, local=local, holdout=holdout)
     with watched(quiet=as_json) as progress:
         outcome = adapt(
             device,
@@ -90,8 +97,8 @@ def _say(outcome: dict[str, Any], as_json: bool) -> None:
     )
     if outcome["held_out"]:
         typer.echo(
-            f"on {outcome['held_out']} rows that were held out: accuracy "
-            f"{outcome['accuracy_before']:.3f} before, {outcome['accuracy_after']:.3f} after"
+            f"on {outcome['held_out']} rows that were held out: {outcome['quality']} "
+            f"{outcome['before']:.3f} before, {outcome['after']:.3f} after"
         )
     else:
         typer.echo(

@@ -20,7 +20,7 @@ import click
 import typer
 import typer.main
 
-from fedge.proxies import spare_loopback
+from operations.proxies import spare_loopback
 from protocol.errors import FedgeError, MachineError
 
 INTERRUPTED = 130
@@ -60,9 +60,10 @@ COMMANDS = {
     "run": Lazy("fedge.runs:run", "Run a plan over the sites of a coordinator."),
     "status": Lazy("fedge.statuses:status", "A coordinator's processes, sites and runs, live."),
     "release": Lazy(
-        "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
+        "delivery.release_commands:release",
+        "Make a round's adapter ready for devices, with parity.",
     ),
-    "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
+    "deploy": Lazy("delivery.commands:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "metrics": Lazy("fedge.metrics:metrics", "A run's curves: lines, TensorBoard, MLflow."),
     "compare": Lazy("simulations.commands:compare", "Put runs beside one another."),

@@ -1,4 +1,4 @@
-"""A device adapts the release in use to rows of its own; rows and adapter stay on it. (docs/adr/0048)
+"""A device adapts the release in use to rows of its own; rows and adapter stay on it. (docs/adr/0049)
 
 Composed up here, because a device's runtime knows neither what derives programs nor what trains. No torch, no
 Flower: onnxruntime, and onnx to write the program.
@@ -22,23 +22,29 @@ from base_model.verify import WEIGHTS, open_tokenizer, verify_base
 from client.batches import encode, held_out
 from client.data import Rows, load_rows
 from client.engine.onnx_engine import OnnxEngine
+from client.tasks import task_named as client_task
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
 from edge_runtime.base import check_file, read_manifest
 from edge_runtime.calibrating import calibrate_adapter
-from edge_runtime.files import write_whole
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import Installed, Personal, Store, read_state, release_folder
+from edge_runtime.tasks import task_named as edge_task
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
 from protocol.manifest import Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
-from protocol.plan_sections import Local, Task
-from protocol.regular_files import sha256_of_regular
+from protocol.plan_sections import Local
+from protocol.tasks import TASKS, Task
+from protocol.tasks.base import Quality
+from protocol.tasks.classification import Classification
+from protocol.tasks.regression import Regression
+from storage.regular import sha256_of
+from storage.whole import PRIVATE, write_whole
 
 HOLDOUT, ENOUGH = 0.2, 20  # of so many rows a share is held out unless the user says otherwise
 STAYS = "what answers stays as it is"
@@ -47,18 +53,21 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to train on, and how. ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows."""
+    """What to train on, and how. ``column`` has the answers, empty: as the task calls it.
+
+    ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows.
+    """
 
     data: Path
     text: str
-    label: str
+    column: str
     local: Local
     holdout: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of it; ``loss`` is the last epoch's mean cross-entropy in nats."""
+    """What came of it; ``loss`` is the last epoch's mean over rows of the task's."""
 
     personal: Personal
     steps: int
@@ -66,19 +75,16 @@ class Outcome:
     seconds: float
 
     def form(self) -> dict[str, Any]:
-        """Plain values for people and programs; accuracies are None where no row was held out."""
+        """Plain values for people and programs; ``before`` and ``after`` are None with no row held out."""
         personal = self.personal
-        before, after = (
-            right / personal.held_out if personal.held_out else None
-            for right in (personal.right_before, personal.right)
-        )
         return {
             "personal": personal.id,
             "release": personal.adapter.seq,
             "rows": personal.rows,
             "held_out": personal.held_out,
-            "accuracy_before": before,
-            "accuracy_after": after,
+            "quality": personal.quality,
+            "before": personal.before,
+            "after": personal.after,
             "loss": self.loss,
             "steps": self.steps,
             "seconds": self.seconds,
@@ -97,11 +103,11 @@ class _Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """Rows to train on and rows held out, of which the origin gets ``right_before`` right."""
+    """Rows to train on and rows held out, with the origin's quality on them, None where there are none."""
 
     kept: Rows
     held: Rows
-    right_before: int
+    before: float | None
 
 
 def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> Outcome:
@@ -120,14 +126,14 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     )
     data = _data(request, note, runtime)
     layout = slot_layout(origin.tensors)
-    program = slot_program(device.base, manifest, layout)
+    program = slot_program(device.base, manifest, layout, kind=note.task)
     engine = OnnxEngine(program, device.base, layout, threads=device.threads)
     trained = _train(engine, origin, data.kept, device.base, request.local, on_step)
     with Store(device.store, wait_s=2 * device.deadline_s) as store:
         staged = store.new_personal()
-        right = _write(staged, origin, layout, trained.tensors, runtime, data.held)
-        personal = _described(staged, origin, data, right, now)
-        _verify_better(store, personal)
+        after = _write(staged, origin, layout, trained.tensors, runtime, data.held)
+        personal = _described(staged, origin, data, after, now)
+        _verify_better(store, personal, TASKS[note.task].QUALITY)
         agent.adopt(device, store, runtime.base, staged, personal, now)
     return Outcome(
         personal=personal,
@@ -166,10 +172,7 @@ def _trainable(base: Path) -> Manifest:
 
 def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
     """The file's rows, parted. Raises DataError."""
-    task = Task(
-        labels=note.labels, text=request.text, label=request.label, max_length=note.max_length
-    )
-    rows = load_rows(request.data, task)
+    rows = load_rows(request.data, _task(note, request))
     share = (
         (HOLDOUT if len(rows) >= ENOUGH else 0.0) if request.holdout is None else request.holdout
     )
@@ -178,19 +181,40 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
         raise DataError(f"{request.data}: there are no rows to train on", "give it some")
     parts = held_out(len(rows), out, seed=seed_from("personal-holdout", len(rows)))
     kept, held = (
-        Rows(texts=[rows.texts[i] for i in part], labels=[rows.labels[i] for i in part])
+        Rows(texts=[rows.texts[i] for i in part], targets=[rows.targets[i] for i in part])
         for part in parts
     )
-    answers = runtime.logits(held.texts).argmax(-1)
-    right = int((answers == np.asarray(held.labels, np.int64)).sum())
-    return _Data(kept=kept, held=held, right_before=right)
+    before = None
+    if len(held):
+        outputs = runtime.logits(held.texts)
+        before, _ = edge_task(note.task).measured(outputs, np.asarray(held.targets))
+    return _Data(kept=kept, held=held, before=before)
+
+
+def _task(note: ReleaseNote, request: Request) -> Task:
+    """What the release answers, with the columns of the device's own rows."""
+    text, length, column = request.text, note.max_length, request.column
+    if note.range is None:
+        label = column or "label"
+        return Classification(labels=note.labels, text=text, label=label, max_length=length)
+    low, high = note.range
+    return Regression(
+        kind="regression",
+        low=low,
+        high=high,
+        text=text,
+        target=column or "target",
+        max_length=length,
+    )
 
 
 def _train(
     engine: OnnxEngine, origin: _Origin, rows: Rows, base: Path, local: Local, on_step: OnStep
 ) -> Trained:
     """As a client trains, all slots at once. Raises DeliveryError `personal.diverged`."""
-    encoded = encode(open_tokenizer(base), rows.texts, rows.labels, origin.note.max_length)
+    note = origin.note
+    targets = np.array(rows.targets, client_task(note.task).TARGETS)
+    encoded = encode(open_tokenizer(base), rows.texts, targets, note.max_length)
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)
@@ -203,7 +227,7 @@ def _train(
             origin.tensors,
             encoded,
             local=local,
-            roles=frozenset(spec.role for spec in engine.layout.specs),
+            parts=frozenset(spec.part for spec in engine.layout.specs),
             seed=seed_from("personal", len(rows)),
             on_step=lambda done: on_step(done, steps),
         )
@@ -221,8 +245,8 @@ def _write(
     tensors: Tensors,
     runtime: EdgeRuntime,
     held: Rows,
-) -> int:
-    """The adapter's two files, readable by this user alone; how many held-out rows it gets right.
+) -> float | None:
+    """The adapter's two files, readable by this user alone; its quality on held-out rows.
 
     Its release.json is the origin's but for what is the adapter's own; no log has it, and `exchange` says so.
     """
@@ -232,7 +256,7 @@ def _write(
         update={
             "adapter_digest": vector_digest(layout.flatten(tensors)),
             "exchange": "personal",
-            "files": {EDGE_FILE: sha256_of_regular(staged / EDGE_FILE)},
+            "files": {EDGE_FILE: sha256_of(staged / EDGE_FILE)},
             "metrics": {},
             "program": "",
             "parity": None,
@@ -240,30 +264,32 @@ def _write(
     )
     with writing(staged):
         write_whole(staged / RELEASE_FILE, render_release(note))
-    right = 0
+    after = None
     if len(held):
-        _, accuracy = calibrate_adapter(staged, runtime, held.texts, held.labels)
-        right = round(accuracy * len(held))
+        _, after = calibrate_adapter(staged, runtime, held.texts, held.targets)
     for name in (EDGE_FILE, RELEASE_FILE):
-        (staged / name).chmod(0o600)
-    return right
+        (staged / name).chmod(PRIVATE)
+    return after
 
 
-def _described(staged: Path, origin: _Origin, data: _Data, right: int, now: datetime) -> Personal:
-    files = {name: sha256_of_regular(staged / name) for name in (EDGE_FILE, RELEASE_FILE)}
+def _described(
+    staged: Path, origin: _Origin, data: _Data, after: float | None, now: datetime
+) -> Personal:
+    files = {name: sha256_of(staged / name) for name in (EDGE_FILE, RELEASE_FILE)}
     return Personal(
         id=files[RELEASE_FILE],
         origin=origin.id,
         adapter=Installed(seq=origin.seq, files=files),
         rows=len(data.kept),
         held_out=len(data.held),
-        right_before=data.right_before,
-        right=right,
+        quality=TASKS[origin.note.task].QUALITY.name,
+        before=data.before,
+        after=after,
         time=int(now.timestamp()),
     )
 
 
-def _verify_better(store: Store, personal: Personal) -> None:
+def _verify_better(store: Store, personal: Personal, quality: Quality) -> None:
     """Its origin is still in use, and it is not worse. Raises DeliveryError."""
     if store.state.current != personal.origin:
         raise DeliveryError(
@@ -271,10 +297,12 @@ def _verify_better(store: Store, personal: Personal) -> None:
             f"release {personal.adapter.seq} was replaced while it was adapted",
             "train again: from the release that is in use now",
         )
-    if personal.right < personal.right_before:
+    before, after = personal.before, personal.after
+    if before is None or after is None:
+        return
+    if quality.share(after) < quality.share(before):
         raise DeliveryError(
             "personal.worse",
-            f"of {personal.held_out} held-out rows {personal.right} are right, "
-            f"{personal.right_before} were before",
+            f"{quality.name} {after:.3f} on {personal.held_out} held-out rows, {before:.3f} before",
             f"lower --rate, fewer --epochs or more rows; --holdout 0 does not measure; {STAYS}",
         )

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.plan import Plan
-from protocol.regular_files import read_regular
-from server.files import append_whole, write_whole
+from storage.regular import read_regular
+from storage.whole import appending, write_whole
 
 HISTORY, MOST_BYTES = "metrics.jsonl", 2**30
 OF_ROUND = (  # of a record, as they are
@@ -65,7 +65,7 @@ def events_of(record: Mapping[str, Any], plan: Plan, *, now: float) -> Iterator[
     }
     metrics = record["metrics"]
     if metrics.get("examples"):
-        yield Event(event="clients", values=_finite(_means(metrics)), **common)
+        yield Event(event="clients", values=_finite(_means(metrics, plan)), **common)
     # The last line: where it is, those before it are.
     yield Event(event="round", values=_finite(values), **common)
 
@@ -81,7 +81,7 @@ def evaluation_event(plan: Plan, number: int, values: Mapping[str, Any], *, now:
     )
 
 
-def _means(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def _means(metrics: Mapping[str, float], plan: Plan) -> dict[str, float | None]:
     """Over all rows that were trained on, and all that were kept out."""
     examples, kept_out = metrics["examples"], metrics.get("eval_examples", 0.0)
     return {
@@ -89,7 +89,7 @@ def _means(metrics: Mapping[str, float]) -> dict[str, float | None]:
         "train_loss": metrics["loss_sum"] / examples,
         "train_seconds": metrics.get("train_seconds"),
         "holdout_examples": kept_out,
-        "holdout_accuracy": metrics["eval_correct"] / kept_out if kept_out else None,
+        f"holdout_{plan.task.QUALITY.name}": plan.task.quality_of(metrics),
     }
 
 
@@ -107,7 +107,8 @@ def append_events(run: Path, events: Iterator[Event]) -> None:
     if path.exists() and path.stat().st_size != len(whole):
         write_whole(path, whole)  # without the line that a crash has torn
     text = "".join(event.model_dump_json() + "\n" for event in events)
-    append_whole(path, text.encode())
+    with appending(path) as append:
+        append(text.encode())
 
 
 def read_history(run: Path) -> list[Event]:

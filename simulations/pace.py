@@ -17,7 +17,6 @@ import numpy as np
 from client.batches import Encoded
 from client.training import predict_logits, train
 from client.worker import Worker
-from protocol.adapter import initial_adapter
 from protocol.errors import UpdateError
 from protocol.plan import Plan
 from simulations.evaluation import due
@@ -55,23 +54,19 @@ def measure_pace(
 ) -> Pace:
     """Time ``STEPS`` steps of the plan's batch size on ``rows``, behind one that warms up."""
     plan = worker.plan
-    start = initial_adapter(
-        worker.engine.layout,
-        seed=plan.seed,
-        embedding_std=worker.manifest.embedding_std,
-    )
+    start = worker.recipe.start()
     local = plan.local.model_copy(update={"max_steps": WARM + STEPS})
     need = local.batch_size * local.max_steps
     batch = rows.take(np.resize(np.arange(len(rows)), need))
     ends: list[float] = []
-    roles = worker.contract.roles(1)
+    parts = worker.recipe.parts(1)
     with suppress(UpdateError):  # one that diverges takes as long
         train(
             worker.engine,
             start,
             batch,
             local=local,
-            roles=roles,
+            parts=parts,
             seed=0,
             on_step=lambda step: ends.append(clock()),
         )
@@ -122,11 +117,11 @@ class Outlook:
         self._seconds: list[float] = []
 
     def round(self, number: int, seconds: float, measured: tuple[float, float] | None) -> str:
-        """A line on a round that took ``seconds``; ``measured`` are accuracy and loss, if they were."""
+        """A line on a round that took ``seconds``; ``measured`` are quality and loss, if they were."""
         self._seconds.append(seconds)
         figures = "not measured"
         if measured is not None:
-            figures = f"accuracy {measured[0]:.1%}, loss {measured[1]:.3f}"
+            figures = f"{self._plan.task.QUALITY.said(measured[0])}, loss {measured[1]:.3f}"
         left = duration(self.left(number))
         return f"round {number} of {self._plan.rounds}: {figures}; {duration(seconds)}, about {left} left"
 

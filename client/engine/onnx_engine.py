@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.programs.build import GRADIENT, LOSS
-from base_model.programs.document import LABELS, graph_name
+from base_model.programs.document import graph_name
 from base_model.programs.folder import Program
 from base_model.programs.session import open_session
+from base_model.tasks import TASKS
 from client.batches import Batch
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
-from protocol.rules import Role
+from protocol.rules import Parts
 
 SESSIONS = 6  # kept open; the one not used for longest is let go
 
@@ -34,17 +35,15 @@ class OnnxEngine:
         """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
         self.layout = layout
         self._program, self._base, self._digest = program, base, program.document.digest
+        self._target = TASKS[program.document.task].TARGET
         self._threads = threads or _threads_of_openmp()
 
-    def gradients(
-        self, tensors: Values, batch: Batch, roles: frozenset[Role]
-    ) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
-        session = self._session(frozenset(map(str, roles)))
-        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.role in roles]
-        loss, *gradients = session.run(
-            [LOSS, *wanted], self._rows(batch) | {LABELS: batch.labels} | dict(tensors)
-        )
+        session = self._session(parts)
+        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
+        feeds = self._rows(batch) | {self._target: batch.targets} | dict(tensors)
+        loss, *gradients = session.run([LOSS, *wanted], feeds)
         names = (name.removeprefix(GRADIENT) for name in wanted)
         return float(loss), dict(zip(names, gradients, strict=True))
 
@@ -56,7 +55,7 @@ class OnnxEngine:
     def _rows(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.ids, "attention_mask": batch.mask}
 
-    def _session(self, parts: frozenset[str]) -> Any:
+    def _session(self, parts: Parts) -> Any:
         key = (self._digest, graph_name(parts), str(self._base), self._threads)
         with _lock:
             if key not in _sessions:

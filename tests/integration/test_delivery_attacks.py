@@ -9,6 +9,10 @@ import time
 import pytest
 from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
 
+from delivery import releases
+from delivery.keys import make_keys, read_keys
+from delivery.repository import Repository, described
+from delivery.rotation import rotate
 from edge_runtime.service import Service
 from edge_runtime.settings import Device
 from edge_runtime.store import Store, read_state, release_folder
@@ -17,10 +21,6 @@ from protocol.errors import DeliveryError, ProofError
 from protocol.peft_format import EDGE_FILE
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.policy import simple_policy
-from server.delivery import releases
-from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import Repository, described
-from server.delivery.rotation import rotate
 from tests.delivery_attacks import (
     REFUSED,
     RELEASE,

@@ -16,6 +16,7 @@ from protocol.encoding import canonical_json
 from protocol.errors import PlanError, UpdateError
 from protocol.exchange.plain import decode
 from protocol.plan import parse_plan
+from protocol.tasks.classification import METRICS
 from tests.unit.published_vectors import fedge_hash, load
 from tests.vectors.make import FILES, FOLDER, rendered
 
@@ -171,4 +172,5 @@ def test_refused_plain_messages(case: dict[str, str]) -> None:
             bytes.fromhex(case["message"]),
             size=limits["size"],
             max_weight=limits["max_weight"],
+            metrics=METRICS,
         )

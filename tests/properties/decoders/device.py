@@ -74,8 +74,9 @@ def _own_files(world: World) -> dict[str, Decoder]:
         adapter=Installed(seq=1, files=files),
         rows=40,
         held_out=8,
-        right_before=5,
-        right=7,
+        quality="accuracy",
+        before=0.625,
+        after=0.875,
         time=1_700_000_000,
     )
     state = State(current="0" * 64, installed={}, withdrawn=["1" * 64], personal=personal)

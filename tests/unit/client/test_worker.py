@@ -8,20 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from base_model.store import read_manifest
 from client import opened_base as opened_base_module
 from client.data import Rows
 from client.engine import choice
 from client.training import train
 from client.worker import Worker
-from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
-from protocol.exchange import METRICS
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
+from protocol.methods import METHODS
 from protocol.plan import Plan
-from protocol.rules import rule_named
+from protocol.tasks.classification import METRICS
 from protocol.wire import Instruction
 
 Make = Callable[..., Plan]
@@ -37,7 +35,7 @@ def _no_resident_base() -> Iterator[None]:
     opened_base_module._bases.clear()
 
 
-@pytest.mark.parametrize("rule", ["fedit", "alternating", "ffa-lora", "fed-sb", "prompt-mean"])
+@pytest.mark.parametrize("rule", ["mean", "alternating", "first", *METHODS])
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, rule: str, round_number: int
@@ -46,8 +44,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     instruction, vector = instruct(plan, round=round_number)
     work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
-    layout = adapter_layout(plan, read_manifest(tiny_base))
-    sent = layout.only(rule_named(rule).roles(round_number))
+    sent = work.recipe.round_layout(round_number)
     assert given.update.dtype == np.float32
     assert given.update.shape == (sent.size,)
     start = work.check(instruction, vector)
@@ -56,15 +53,16 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
         start,
         work.encode(rows),
         local=plan.local,
-        roles=rule_named(rule).roles(round_number),
+        parts=work.recipe.parts(round_number),
         seed=seed_from("train", plan.seed, round_number, "a"),
     ).tensors
     expected = sent.flatten({s.name: after[s.name] - start[s.name] for s in sent.specs})
     assert np.array_equal(given.update, expected)
     assert np.abs(given.update).max() > 0
     assert given.weight == len(rows)
-    assert tuple(given.metrics) == METRICS
-    decode("a", PlainClient().mask(given), size=sent.size, max_weight=plan.cohort.max_weight)
+    assert list(given.metrics) == list(METRICS)
+    most = plan.cohort.max_weight
+    decode("a", PlainClient().mask(given), size=sent.size, max_weight=most, metrics=METRICS)
 
 
 def test_an_update_that_is_not_finite_is_an_update_error(
@@ -72,7 +70,7 @@ def test_an_update_that_is_not_finite_is_an_update_error(
 ) -> None:
     """The loss of the last step is finite, what it did to the weights is not."""
     plan = make_plan(
-        "fedit",
+        "mean",
         local={"max_steps": 1, "learning_rate": 1e30, "weight_decay": 1e30, "batch_size": 8},
     )
     instruction, vector = instruct(plan)
@@ -85,7 +83,7 @@ def test_an_update_that_is_not_finite_is_an_update_error(
 def test_the_same_instruction_gives_the_same_bits_whoever_worked_before(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
 ) -> None:
-    plan = make_plan("fedit")
+    plan = make_plan("mean")
     instruction, vector = instruct(plan)
     work = Worker(plan, tiny_base)
     updates = [
@@ -103,13 +101,13 @@ def test_holdout_is_seeded_per_client_and_stable(
     plan = make_plan(evaluation={"holdout": 0.2})
     work = Worker(plan, tiny_base)
     encoded = work.encode(rows)
-    encoded.labels[:] = np.arange(len(rows))  # mark the rows
+    encoded.targets[:] = np.arange(len(rows))  # mark the rows
     kept, out = work.split("a", encoded)
     again, _ = work.split("a", encoded)
     other, _ = work.split("b", encoded)
     assert len(out) == 18
-    assert sorted([*kept.labels, *out.labels]) == list(range(90))
-    assert kept.labels.tolist() == again.labels.tolist() != other.labels.tolist()
+    assert sorted([*kept.targets, *out.targets]) == list(range(90))
+    assert kept.targets.tolist() == again.targets.tolist() != other.targets.tolist()
     encoded = work.encode(rows)
     for asked, examples in ((True, 18), (False, 0)):
         instruction, vector = instruct(plan, evaluate=asked)
@@ -130,7 +128,7 @@ def test_the_received_adapter_is_what_is_evaluated(
     work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
     _, out = work.split("a", work.encode(rows))
-    assert given.metrics["eval_correct"] == int((out.labels == 1).sum()) > 0
+    assert given.metrics["eval_correct"] == int((out.targets == 1).sum()) > 0
 
 
 def test_uniform_weighting(
@@ -189,7 +187,7 @@ def test_a_client_without_rows_is_refused(
     instruction, vector = instruct(plan)
     with pytest.raises(DataError, match="client a has no rows"):
         Worker(plan, tiny_base).contribute(
-            client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], labels=[])
+            client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], targets=[])
         )
 
 
