@@ -218,11 +218,8 @@ def _train(
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)
-    diverged = DeliveryError(
-        "personal.diverged", "the loss is not finite", f"lower --rate; {STAYS}"
-    )
     try:
-        trained = train(
+        return train(
             engine,
             origin.tensors,
             encoded,
@@ -232,10 +229,11 @@ def _train(
             on_step=lambda done: on_step(done, steps),
         )
     except UpdateError:
-        raise diverged from None
-    if not all(np.isfinite(values).all() for values in trained.tensors.values()):
-        raise diverged  # by the last step, after which no loss was computed
-    return trained
+        raise _diverged("the loss is not finite") from None
+
+
+def _diverged(cause: str) -> DeliveryError:
+    return DeliveryError("personal.diverged", cause, f"lower --rate; {STAYS}")
 
 
 def _write(
@@ -266,7 +264,10 @@ def _write(
         write_whole(staged / RELEASE_FILE, render_release(note))
     after = None
     if len(held):
-        _, after = calibrate_adapter(staged, runtime, held.texts, held.targets)
+        try:
+            _, after = calibrate_adapter(staged, runtime, held.texts, held.targets)
+        except ArtefactError as error:  # it was checked when the release was: the last step did it
+            raise _diverged(error.cause) from None
     for name in (EDGE_FILE, RELEASE_FILE):
         (staged / name).chmod(PRIVATE)
     return after

@@ -440,6 +440,11 @@ REFUSED: dict[str, tuple[Callable[..., tuple[Device, Request]], type[FedgeError]
         FedgeError,
         "personal.diverged",
     ),
+    "diverging at its only step": (
+        training(local=Local(max_steps=1, learning_rate=1e30, head_learning_rate=1e30)),
+        FedgeError,
+        "personal.diverged",
+    ),
     "worse": (
         of_rows(lambda rows: wish(rows, local=LOCAL.model_copy(update={"epochs": 1}))),
         FedgeError,
