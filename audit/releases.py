@@ -103,6 +103,7 @@ def _check_note(
         "plan_name": plan.name,
         "plan_digest": run.plan_digest,
         "base_fingerprint": run.manifest.fingerprint,
+        "program": plan.base.program,
         "round": leaf.round,
         "adapter_digest": leaf.published,
         **plan.task.note(),

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
 from base_model.store import GRAPH, OpenBase, open_base
@@ -90,18 +91,6 @@ def release_adapter(
         released = note.model_copy(update={"files": files, "parity": parity})
     write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
-
-
-def write_edge_adapter(tensors: Tensors, path: Path) -> None:
-    """An ``.onnx_adapter`` with ``tensors`` (edge names and shapes, float32), sorted by name."""
-    # An OrtValue of an array does not own it: the arrays have to live until they are written.
-    arrays = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
-    form = ort.AdapterFormat()
-    form.set_adapter_version(1)
-    form.set_model_version(1)
-    form.set_parameters({n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in arrays.items()})
-    form.export_adapter(str(path))
-    del arrays
 
 
 def read_note(adapter: Path) -> ReleaseNote:

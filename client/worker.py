@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.batches import Encoded, encode
+from client.batches import Encoded, encode, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
@@ -80,8 +80,8 @@ class Worker:
         """
         start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
-        kept, held_out = self.split(client, encoded)
-        tested = held_out if instruction.evaluate else held_out.take(np.empty(0, np.int64))
+        kept, unseen = self.split(client, encoded)
+        tested = unseen if instruction.evaluate else unseen.take(np.empty(0, np.int64))
         score = self.score(start, tested)
         turn = self.plan.turn(instruction.round)
         parts = self.recipe.parts(instruction.round)
@@ -128,6 +128,5 @@ class Worker:
             raise DataError(f"client {client} has no rows to train on", "give it data")
         if not out:
             return rows, rows.take(np.empty(0, np.int64))
-        rng = np.random.default_rng(seed_from("holdout", self.plan.seed, client))
-        order = rng.permutation(len(rows)).astype(np.int64)
-        return rows.take(np.sort(order[out:])), rows.take(np.sort(order[:out]))
+        kept, held = held_out(len(rows), out, seed=seed_from("holdout", self.plan.seed, client))
+        return rows.take(kept), rows.take(held)

@@ -1,6 +1,7 @@
-"""At the publisher: a released adapter's quality and temperature, by the answers that devices will give.
+"""An adapter's quality and temperature, by the answers that devices give, on rows of who made it. (P-5.5)
 
-The rows are the publisher's own, which it measures parity on; a device never fits anything. (P-5.5)
+Of a release these are the publisher's rows, which it measures parity on; a device fits only what it has
+trained itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ def calibrate_release(
     release is logged: the log has the file's digest.
     """
     runtime = EdgeRuntime(EdgeBase.open(base, verify=False))
+    return calibrate_adapter(adapter, runtime, texts, targets)
+
+
+def calibrate_adapter(
+    adapter: Path, runtime: EdgeRuntime, texts: Sequence[str], targets: Sequence[Any]
+) -> tuple[ReleaseNote, float]:
+    """The same with an open base; ``adapter`` is active afterwards. Raises ArtefactError."""
     runtime.activate(adapter)
     note = read_note(adapter)
     quality, fit = task_named(note.task).measured(runtime.logits(texts), np.asarray(targets))

@@ -69,7 +69,7 @@ COMMANDS = {
     "compare": Lazy("simulations.commands:compare", "Put runs beside one another."),
     "log": Lazy("server.commands:app", "Look after a run's log: expired vectors, submissions."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
-    "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
+    "edge": Lazy("fedge.edge:app", "Answer texts on a device; update, train, measure adapters."),
 }
 
 

@@ -201,6 +201,9 @@ class ReleaseNote(BaseModel):
     plan_name: Word
     plan_digest: Word
     base_fingerprint: Word
+    program: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        default="", description="digest of the program that its plan names, if any"
+    )
     round: Annotated[int, Field(ge=0, lt=2**53)]
     adapter_digest: Word
     task: Word = Field(default="classification", description="the plan's task.kind")

@@ -57,6 +57,7 @@ def write_peft_folder(
         plan_name=plan.name,
         plan_digest=plan.digest,
         base_fingerprint=manifest.fingerprint,
+        program=plan.base.program,
         round=round_number,
         adapter_digest=adapter_digest,
         exchange=exchange,

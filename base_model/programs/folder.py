@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,14 +75,8 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     manifest = recipe.manifest
     sets = [frozenset[str](), *(recipe.phases if parts is None else parts)]
     trained = [frozenset(s.name for s in recipe.layout.specs if s.part in names) for names in sets]
-    try:
+    with deriving(base):
         models = classifier_graphs(base, recipe, trained)
-    except UndifferentiableError as error:
-        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
-    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
-        # of a graph that is none of ours
-        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
-        raise ArtefactError(cause, REBUILD) from None
     graphs = {
         graph_name(names): model.SerializeToString(deterministic=True)
         for names, model in zip(sets, models, strict=True)
@@ -95,7 +90,7 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
         weights=manifest.files[WEIGHTS],
         tensors=tensor_rules(recipe),
         graphs={
-            graph_name(names): _entry(model, names, graphs[graph_name(names)])
+            graph_name(names): graph_entry(model, names, graphs[graph_name(names)])
             for names, model in zip(sets, models, strict=True)
         },
     )
@@ -104,7 +99,20 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     return program
 
 
-def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+@contextmanager
+def deriving(base: Path) -> Iterator[None]:
+    """What a graph without a derivative, or none of ours, raises becomes an ArtefactError."""
+    try:
+        yield
+    except UndifferentiableError as error:
+        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
+    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
+        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
+        raise ArtefactError(cause, REBUILD) from None
+
+
+def graph_entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+    """What ``program.json`` says of a graph, which is written as ``data``."""
     return GraphEntry(
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
@@ -147,6 +155,12 @@ def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: 
     if document.constants != dict(recipe.constants) or document.method != recipe.method.name:
         raise ArtefactError(f"{source}: it is of another adapter than the plan's", REMEDY)
     verify_layout(document, recipe.layout, source=source)
+    verify_graphs(program, manifest, source=source)
+
+
+def verify_graphs(program: Program, manifest: Manifest, *, source: str) -> None:
+    """Each takes and gives what the document says, and may be run. Raises ArtefactError."""
+    document = program.document
     for name, entry in document.graphs.items():
         if name != graph_name(frozenset(entry.parts)):
             raise ArtefactError(f"{source}: {name} does not say what it trains", REMEDY)

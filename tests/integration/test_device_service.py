@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import uvicorn
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
 from edge_runtime.http_server import App

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
 from protocol.peft_format import (
     EDGE_FILE,
@@ -95,6 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "lost": two_are_lost,
     },
     "cores": {"adapter": CORES},
+    "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY
     | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},

@@ -83,6 +83,7 @@ def identities() -> dict[str, Any]:
     places = {"adapter": "a" * 64, "first": "1" * 64, "second": "2" * 64, "root": "3" * 64}
     places["settings"] = "4" * 64
     more = plan + START.format(**places)
+    named = plan.replace("[base]", f'[base]\nprogram = "{"5" * 64}"', 1)
     seeds = [("initial", 0, "classifier.weight"), ("cohort", 7, 1, 0), ("train", 0, 3, "site-1")]
     vector = np.array([0.0, -0.0, 1.5, -(2.0**-149), 3.4e38], np.float32)
     return {
@@ -96,7 +97,10 @@ def identities() -> dict[str, Any]:
         "seed": [{"parts": list(parts), "seed": seed_from(*parts)} for parts in seeds],
         "plan": [
             {"toml": text, "digest": parse_plan(text, source="vector").digest}
-            for text in (plan, more)
+            for text in (plan, more, named)
+        ],
+        "plan_refused": [
+            named.replace("5" * 64, program) for program in ("5" * 63, "A" * 64, "5" * 65, "sha256")
         ],
         "adapter": [{"vector": hexed(vector), "digest": vector_digest(vector)}],
     }

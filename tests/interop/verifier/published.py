@@ -192,6 +192,7 @@ def check_release_note(
         "plan_name": documents.plan["name"],
         "plan_digest": documents.digest,
         "base_fingerprint": documents.manifest["fingerprint"],
+        "program": documents.plan["base"]["program"],
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
         "task": task["kind"],

@@ -192,7 +192,8 @@ class Sites:
 def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, Manifest]:
     """A plan and its base; ``sections`` beside :data:`PLAN`."""
     manifest = small_manifest(linears)
-    document = PLAN | sections | {"base": {"fingerprint": manifest.fingerprint}}
+    named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
+    document = PLAN | sections | {"base": named}
     return plan_from(document, source="test"), manifest
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from base_model.store import read_manifest
 from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
