@@ -30,7 +30,7 @@ from base_model.graph_linears import (
     quantise,
     sort_topologically,
 )
-from protocol.adapter import SOFT_PROMPT
+from protocol.forms import SOFT_PROMPT
 from protocol.manifest import GRAPH_DATA, Linear, Slot
 
 OPSET, IR_VERSION = 20, 10

@@ -14,8 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from base_model.graph_linears import module_of
-from protocol.adapter import LORA_A, LORA_B
-from protocol.forms import SCALE, SHIFT
+from protocol.forms import DOWN, SCALE, SHIFT, UP
 from protocol.manifest import Linear
 
 
@@ -53,7 +52,7 @@ def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linea
 
     With one shared symbol the memory planner would assume equal ranks everywhere.
     """
-    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
+    a, b, rank = linear.path + DOWN, linear.path + UP, f"r_{linear.path}"
     add_slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
     add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
     output = last.output[0]

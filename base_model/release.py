@@ -31,10 +31,12 @@ from protocol.peft_format import (
     WEIGHTS_FILE,
     Parity,
     ParityError,
+    Published,
     ReleaseNote,
     folder_head,
     from_peft,
     parse_release,
+    published_as,
     render_release,
     to_edge,
 )
@@ -72,9 +74,8 @@ def release_adapter(
     if not texts:
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
-    scaling = scaling_of(adapter)
     with file_that_appears(adapter / EDGE_FILE) as temporary:
-        write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
+        write_edge_adapter(to_edge(tensors, published=published_of(adapter)), temporary)
         bounds = Bounds(relative=bound, absolute=absolute)
         parity = measure_parity(opened, adapter, temporary, note, texts, bounds)
         if not parity.max_relative <= bound:
@@ -138,22 +139,22 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
 
 def read_peft(adapter: Path) -> Tensors:
     """The tensors of a PEFT folder under canonical names. Raises ArtefactError."""
+    method = published_of(adapter).method
     try:
-        return from_peft(load_file(adapter / WEIGHTS_FILE))
+        return from_peft(load_file(adapter / WEIGHTS_FILE), method=method)
     except (SafetensorError, OSError) as error:
         raise ArtefactError(
             f"{adapter / WEIGHTS_FILE}: cannot be read: {error}", "fetch the adapter again"
         ) from None
 
 
-def scaling_of(adapter: Path) -> float:
-    """s in W + s B A, by the folder's ``adapter_config.json``; 1 for a prompt."""
-    import json
-
-    config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
-    return (
-        config["lora_alpha"] / config["r"] if config["peft_type"] == "LORA" and config["r"] else 1.0
-    )
+def published_of(adapter: Path) -> Published:
+    """How a PEFT folder is read, by its ``adapter_config.json``. Raises ArtefactError."""
+    path = adapter / CONFIG_FILE
+    try:
+        return published_as(read_regular_text(path), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: cannot be read", "fetch the adapter again") from None
 
 
 def open_peft(opened: OpenBase, adapter: Path) -> Any:

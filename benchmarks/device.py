@@ -144,7 +144,7 @@ def write_release(base: Path, folder: Path) -> Path:
 
     from base_model.release import write_edge_adapter
     from edge_runtime.base import read_manifest
-    from protocol.adapter import LORA_A, LORA_B
+    from protocol.forms import DOWN, UP
     from protocol.peft_format import EDGE_FILE, RELEASE_FILE
     from storage.regular import sha256_of
 
@@ -156,8 +156,8 @@ def write_release(base: Path, folder: Path) -> Path:
     }
     for linear in manifest.linears:
         if linear.path.endswith(("query", "value")):
-            tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, RANK))
-            tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (RANK, linear.out_features))
+            tensors[linear.path + DOWN] = rng.normal(0, 0.02, (linear.in_features, RANK))
+            tensors[linear.path + UP] = rng.normal(0, 0.02, (RANK, linear.out_features))
     folder.mkdir()
     write_edge_adapter({n: x.astype(np.float32) for n, x in tensors.items()}, folder / EDGE_FILE)
     note = {

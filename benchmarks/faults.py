@@ -222,16 +222,16 @@ def _published(run: Path, folder: Path) -> str:
     """The digest of the PEFT folder's tensors."""
     from safetensors.numpy import load_file
 
-    from protocol.adapter import adapter_layout
     from protocol.manifest import parse_manifest
     from protocol.plan import plan_from_text
-    from protocol.rules import Role
+    from protocol.recipe import Recipe
 
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     manifest = parse_manifest((run / "manifest.json").read_text(), source="manifest.json")
-    layout = adapter_layout(plan, manifest)
-    tensors = from_peft(dict(load_file(folder / "adapter" / "adapter_model.safetensors")))
-    return vector_digest(layout.only(frozenset(Role) - {Role.LORA_R}).flatten(tensors))
+    recipe = Recipe(plan=plan, manifest=manifest)
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    tensors = from_peft(dict(saved), method=recipe.method)
+    return vector_digest(recipe.published_layout.flatten(tensors))
 
 
 def run_campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from cells import ROOT, summary_of
 
 RULES: dict[str, list[str]] = {
-    "fed-sb": [],
-    "prompt-mean": [
+    "lora-sb": [],
+    "prompt": [
         "plan.adapter.method=prompt",
         "plan.adapter.tokens=4",
         "plan.local.max_steps=1",
     ],
 }
-ROUNDS = {"fed-sb": 12, "prompt-mean": 8}
+ROUNDS = {"lora-sb": 12, "prompt": 8}
 
 
 def cell(rule: str, noise: float, out: Path) -> dict[str, object]:

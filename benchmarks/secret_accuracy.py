@@ -18,9 +18,9 @@ from cells import ROOT, summary_of
 PROMPT = ["plan.adapter.method=prompt", "plan.adapter.tokens=8", "plan.local.learning_rate=1e-2"]
 RULES: dict[str, list[str]] = {
     "alternating": [],
-    "ffa-lora": [],
-    "fed-sb": ["plan.adapter.targets=all-linear", "plan.local.learning_rate=1e-2"],
-    "prompt-mean": PROMPT,
+    "first": [],
+    "lora-sb": ["plan.adapter.targets=all-linear", "plan.local.learning_rate=1e-2"],
+    "prompt": PROMPT,
 }
 
 

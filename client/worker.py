@@ -22,7 +22,8 @@ from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import Parts
 from protocol.wire import Instruction
 
 
@@ -36,7 +37,7 @@ class Worker:
         *,
         threads: int = 0,
         programs: Path | None = None,
-        roles: Iterable[frozenset[Role]] | None = None,
+        parts: Iterable[Parts] | None = None,
     ) -> None:
         """Use the base at ``base_folder``; the others as :func:`client.engine.choice.engine_for`.
 
@@ -44,11 +45,13 @@ class Worker:
         plan does not fit it; MachineError when the plan's engine is not installed.
         """
         self.plan, self.base_folder = plan, base_folder
-        self.contract = rule_named(plan.rule.name)
         self._base = opened_base(plan, base_folder)
         self.manifest = self._base.manifest
-        verify_length(plan, self.manifest)
-        self.engine = engine_for(plan, self._base, threads=threads, programs=programs, roles=roles)
+        self.recipe = Recipe(plan=plan, manifest=self.manifest)
+        verify_length(self.recipe)
+        self.engine = engine_for(
+            self.recipe, self._base, threads=threads, programs=programs, parts=parts
+        )
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
@@ -63,9 +66,9 @@ class Worker:
         rows: Rows | Encoded,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
-        """Evaluate the received adapter when asked, train the round's roles, return the difference.
+        """Evaluate the received adapter when asked, train the round's parts, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's roles.
+        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's parts.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
@@ -78,17 +81,17 @@ class Worker:
         if instruction.evaluate and len(held_out):
             score = evaluate(self.engine, start, held_out)
         turn = self.plan.turn(instruction.round)
-        roles = self.contract.roles(turn)
+        parts = self.recipe.parts(instruction.round)
         trained = train(
             self.engine,
             start,
             kept,
             local=self.plan.local,
-            roles=roles,
+            parts=parts,
             seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
-        layout = self.engine.layout.only(roles)
+        layout = self.engine.layout.only(parts)
         after = trained.tensors
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
         if not np.isfinite(update).all():  # after the last step no loss was computed
@@ -110,7 +113,7 @@ class Worker:
 
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
-        return check_instruction(self.plan, self.manifest, instruction, adapter)
+        return check_instruction(self.recipe, instruction, adapter)
 
     def split(self, client: str, rows: Encoded) -> tuple[Encoded, Encoded]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""

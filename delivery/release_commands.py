@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from protocol.errors import ArtefactError, FedgeError
+from protocol.methods import method_of
 from protocol.plan import Plan
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _check_merged(folders: dict[Kind, Path], bits: int, plan: Plan) -> None:
     """What would be refused after all the work. Raises ArtefactError."""
     if bits not in (16, 32):
         raise typer.BadParameter("--merged-bits is 16 or 32")
-    if Kind.HF in folders and plan.adapter.method == "prompt":
+    if Kind.HF in folders and method_of(plan.adapter).tokens(plan.adapter):
         raise ArtefactError(
             "a soft prompt is no weight of a Hugging Face model", "write it with --merged onnx"
         )

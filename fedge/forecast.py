@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from protocol.adapter import adapter_layout, sent_layout
 from protocol.exchange.plain import HEADER
+from protocol.layout import HEAD_PART
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.planned import noise_to_signal, planned_epsilon
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
 from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import DEFAULT_DEGREE, degree
 from protocol.secagg.messages import COHORT_HEAD, COUNT, REVEAL_BYTES, advert_bytes
@@ -100,11 +100,11 @@ def forecast(
     four times and two sums of 8 bytes per coordinate. A round takes as long as one client takes
     for its rows: clients work side by side. Simulations run them one after the other.
     """
-    contract = rule_named(plan.rule.name)
-    layout = adapter_layout(plan, manifest)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    layout = recipe.layout
     phases = {
-        "+".join(sorted(roles)): layout.only(contract.roles(number)).size
-        for number, roles in enumerate(contract.phases, start=1)
+        "+".join(sorted(parts - {HEAD_PART}) or [HEAD_PART]): layout.only(parts).size
+        for parts in recipe.phases
     }
     uploads = {name: upload_bytes(plan, size) for name, size in phases.items()}
     mean_upload = sum(uploads.values()) / len(uploads)
@@ -117,7 +117,7 @@ def forecast(
     weights = manifest.files.get("weights.safetensors")
     base_bytes = sum(entry.bytes for entry in manifest.files.values())
     activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
-    down = download_bytes(plan, sent_layout(plan, manifest).size)
+    down = download_bytes(plan, recipe.sent_layout.size)
     return Forecast(
         adapter_parameters=layout.size,
         trained_parameters_by_phase=phases,

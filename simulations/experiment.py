@@ -17,7 +17,7 @@ from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import Plan, plan_from, validated
-from protocol.plan_sections import Fraction, Name, Positive, PositiveReal, Section
+from protocol.section import Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
 from storage.regular import read_settings_text
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from protocol.plan import Plan
+from protocol.variants import variants_of
 from simulations.experiment import Experiment
 
 Json = dict[str, Any]
@@ -27,7 +28,7 @@ experiment's name and the labels of the rows are taken. A plan for real machines
 class Key:
     """``default`` is TOML, or empty for a key that must be given."""
 
-    table: str
+    table: str  # with its variant behind a colon, where its keys hang on one of them
     about: str  # the table
     name: str
     values: str
@@ -48,8 +49,11 @@ def _keys(model: type[BaseModel], table: str) -> Iterator[Key]:
     for name, entry in schema["properties"].items():
         inner = model.model_fields[name].annotation
         path = f"{table}.{name}".lstrip(".")
+        kinds = variants_of(model.model_fields[name])
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             tables.append((inner, path))
+        elif kinds:
+            tables += [(kind, f"{path}: {variant}") for variant, kind in kinds.items()]
         elif path not in {"plan", *FILLED_IN}:
             yield Key(
                 table=table,
@@ -106,7 +110,9 @@ def keys_document(keys: list[Key]) -> str:
     lines = [HEAD]
     for table in dict.fromkeys(key.table for key in keys):
         own = [key for key in keys if key.table == table]
-        title = f"`[{table}]`" if table else "At the top"
+        name, _, variant = table.partition(": ")
+        title = f"`[{name}]`" if name else "At the top"
+        title += f", {variant}" if variant else ""
         lines += [f"## {title}", "", own[0].about.replace("``", "`"), ""]
         lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
         lines += [

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from protocol.adapter import LORA_B
-from protocol.forms import SCALE, SHIFT
+from protocol.forms import SCALE, SHIFT, UP
 
 Shapes = dict[str, tuple[int | str, ...]]
 
@@ -25,7 +24,7 @@ def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
         slot = node.input[1] if len(node.input) > 1 else ""
         if slot in filled:
             continue
-        if node.op_type == "Gemm" and slot.endswith(LORA_B):
+        if node.op_type == "Gemm" and slot.endswith(UP):
             instead[node.output[0]] = node.input[2]
             graph.node.remove(makers[node.input[0]])
             graph.node.remove(node)

@@ -1,4 +1,4 @@
-"""Programs of text classifiers: which slots an adapter of a plan fills, and the loss. (P-2, P-11)"""
+"""Programs of text classifiers: which slots an adapter fills, and the loss. (P-2, P-11)"""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from base_model.programs.document import LABELS
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol, Tape
 from base_model.verify import WEIGHTS
-from protocol.adapter import LORA_A, LORA_B, LORA_R, adapter_layout, lora_scaling
-from protocol.manifest import Manifest
-from protocol.plan import Plan
+from protocol.peft_format import slots_of
+from protocol.recipe import Recipe
 
 
 def classifier_graphs(
-    base: Path, manifest: Manifest, plan: Plan, trained: Iterable[frozenset[str]]
+    base: Path, recipe: Recipe, trained: Iterable[frozenset[str]]
 ) -> list[onnx.ModelProto]:
-    """For each set of tensor names: loss and gradients of the plan's adapter; of no name, logits.
+    """For each set of tensor names: loss and gradients of the recipe's adapter; of no name, logits.
 
     Frozen tensors are read from ``base``. Inputs: ``input_ids`` and ``attention_mask`` (rows, tokens) and, to
     train, ``labels`` (rows,), all int64, and every tensor of the layout. Outputs: ``loss``, the sum of the
     rows' cross-entropy in nats, and ``gradient.NAME`` of it for the names; or the graph's own ``logits``.
     """
-    layout = adapter_layout(plan, manifest)
+    layout, manifest = recipe.layout, recipe.manifest
     answering = onnx.load(str(base / manifest.graph.file))
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
-        return slots_of(symbols, scaling=lora_scaling(plan))
+        return slots_of(symbols, method=recipe.method, constants=recipe.constants)
 
     def graph(names: frozenset[str]) -> onnx.ModelProto:
         if not names:
@@ -51,20 +50,6 @@ def classifier_graphs(
         return model
 
     return [graph(names) for names in trained]
-
-
-def slots_of(tensors: Mapping[str, Symbol], *, scaling: float) -> dict[str, Symbol]:
-    """A.T (in, r) and ``s * (B [@ R]).T`` (r, out) of each linear; a prompt and a head as they are."""
-    slots = {}
-    for name, value in tensors.items():
-        if name.endswith(LORA_A):
-            slots[name] = value.T
-        elif name.endswith(LORA_B):
-            core = tensors.get(name.removesuffix(LORA_B) + LORA_R)
-            slots[name] = (value @ core if core else value).T * scaling
-        elif not name.endswith(LORA_R):
-            slots[name] = value
-    return slots
 
 
 def cross_entropy(tape: Tape, logits: str) -> str:

@@ -78,6 +78,14 @@ class Symbol:
     def __sub__(self, other: Symbol | float) -> Symbol:
         return self._new("Sub", self.name, self._name_of(other))
 
+    def columnwise_products(self, right: Symbol) -> Symbol:
+        """See :func:`protocol.forms.columnwise_products`; sizes stay free."""
+        left, other = (
+            Symbol(self.tape, self.tape.op("Unsqueeze", symbol.name, self.tape.axes(axis)))
+            for symbol, axis in ((self, 2), (right, 1))
+        )
+        return self._new("Reshape", (left * other).name, self.tape.axes(0, -1))
+
     @property
     def T(self) -> Symbol:  # noqa: N802  # numpy's name for it
         """A matrix with rows and columns exchanged."""

@@ -22,7 +22,7 @@ from base_model.programs.session import open_session
 from client.batches import Batch
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
-from protocol.rules import Role
+from protocol.rules import Parts
 
 SESSIONS = 6  # kept open; the one not used for longest is let go
 
@@ -36,12 +36,10 @@ class OnnxEngine:
         self._program, self._base, self._digest = program, base, program.document.digest
         self._threads = threads or _threads_of_openmp()
 
-    def gradients(
-        self, tensors: Values, batch: Batch, roles: frozenset[Role]
-    ) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
-        session = self._session(frozenset(map(str, roles)))
-        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.role in roles]
+        session = self._session(parts)
+        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
         loss, *gradients = session.run(
             [LOSS, *wanted], self._rows(batch) | {LABELS: batch.labels} | dict(tensors)
         )
@@ -56,7 +54,7 @@ class OnnxEngine:
     def _rows(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.ids, "attention_mask": batch.mask}
 
-    def _session(self, parts: frozenset[str]) -> Any:
+    def _session(self, parts: Parts) -> Any:
         key = (self._digest, graph_name(parts), str(self._base), self._threads)
         with _lock:
             if key not in _sessions:

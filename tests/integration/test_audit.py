@@ -173,7 +173,7 @@ def test_an_audit_in_the_log_stands_for_vectors_that_are_gone(run: Path, forger:
             "audited-private",
             [
                 *SECRET,
-                "plan.rule.name=fed-sb",
+                "plan.adapter.method=lora-sb",
                 "plan.privacy.mechanism=distributed",
                 "plan.privacy.epsilon=50.0",
             ],

@@ -192,10 +192,10 @@ def test_a_round_without_a_quorum_ends_the_run_with_a_clear_error(experiment_fil
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["plan.rule.name=fedit"],
-        ["plan.rule.name=fed-sb", "plan.adapter.targets=all-linear"],
-        ["plan.rule.name=ffa-lora", "plan.server.optimizer=fedavgm"],
-        ["plan.rule.name=prompt-mean", "plan.adapter.method=prompt", "plan.adapter.tokens=4"],
+        ["plan.rule.name=mean"],
+        ["plan.adapter.method=lora-sb", "plan.adapter.targets=all-linear"],
+        ["plan.rule.name=first", "plan.server.optimizer=fedavgm"],
+        ["plan.adapter.method=prompt", "plan.adapter.tokens=4"],
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
 )
@@ -297,7 +297,7 @@ def test_a_core_is_learnt_under_secure_aggregation_and_measured_as_published(
     experiment_file: Path,
 ) -> None:
     cores = [
-        "plan.rule.name=fed-sb",
+        "plan.adapter.method=lora-sb",
         "plan.adapter.targets=all-linear",
         "plan.local.learning_rate=0.01",
         "plan.rounds=8",

@@ -69,7 +69,7 @@ def test_a_run_is_checked_before_it_is_submitted(
     made = order(coordinator, plan_file(), tiny_base, None, resume=False)
     assert made.folder == coordinator.folder / "runs" / "t"
     with pytest.raises(PlanError):
-        order(coordinator, plan_file(rule={"name": "prompt-mean"}), tiny_base, None, resume=False)
+        order(coordinator, plan_file(rule={"name": "prompt"}), tiny_base, None, resume=False)
     with pytest.raises(ArtefactError):
         order(coordinator, plan_file(), tmp_path, None, resume=False)
     (tmp_path / "run" / "rounds" / "0000").mkdir(parents=True)

@@ -113,7 +113,7 @@ class Kill(BaseException):
     """The process dies here."""
 
 
-RULES = ["alternating", "fedit", "fed-sb"]
+RULES = ["alternating", "mean", "lora-sb"]
 
 
 @pytest.mark.parametrize("rule", RULES)
