@@ -50,12 +50,13 @@ def _check_ledger(run: Run) -> None:
 
 
 def _check_evaluations(run: Run) -> None:
-    """An accuracy that an `eval` leaf tells of is that leaf's, to the thousandth."""
-    said = {each.leaf.round: each.leaf.metrics.get("accuracy") for each in run.log.evaluations}
+    """A quality that an `eval` leaf tells of is that leaf's, to the thousandth."""
+    name = run.plan.task.QUALITY.name
+    said = {each.leaf.round: each.leaf.metrics.get(name) for each in run.log.evaluations}
     try:
         for entry in _json(run, EVALUATIONS)["test"]:
             logged = said.get(entry["round"])
-            if logged is not None and round(1000 * entry["accuracy"]) != logged:
+            if logged is not None and round(1000 * entry[name]) != logged:
                 raise _bad(
                     f"round {entry['round']} of {EVALUATIONS} is not what its `eval` leaf says"
                 )
@@ -69,14 +70,15 @@ def _check_summary(run: Run) -> None:
     for field, value in meant.items():
         if field in said and not same(said[field], value):
             raise _bad(f"`{field}` of {SUMMARY} is not what the run's log and records say")
-    accuracy = {each.leaf.round: each.leaf.metrics for each in run.log.evaluations}
-    logged = accuracy.get(run.log.rounds[-1].number, {}).get("accuracy")
+    quality = {each.leaf.round: each.leaf.metrics for each in run.log.evaluations}
+    name = run.plan.task.QUALITY.name
+    logged, field = quality.get(run.log.rounds[-1].number, {}).get(name), f"{name}_federated"
     try:
-        if logged is not None and round(1000 * said["accuracy_federated"]) != logged:
-            raise _bad(f"`accuracy_federated` of {SUMMARY} is not what its `eval` leaf says")
+        if logged is not None and round(1000 * said[field]) != logged:
+            raise _bad(f"`{field}` of {SUMMARY} is not what its `eval` leaf says")
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise _bad(f"{SUMMARY} names no accuracy") from None
-    known = {*meant, *(() if logged is None else ("accuracy_federated",))}
+        raise _bad(f"{SUMMARY} names no {name}") from None
+    known = {*meant, *(() if logged is None else (field,))}
     run.coverage.leave(SUMMARY, OWN, "spelling", *(said.keys() - known), *(known - said.keys()))
 
 

@@ -100,7 +100,7 @@ def check_before(run: Run, runs: Sequence[Run], findings: Findings) -> None:
 
 
 def _check_start(run: Run, before: Run, start: Start) -> None:
-    if before.plan.base != run.plan.base or before.plan.task.labels != run.plan.task.labels:
+    if before.plan.base != run.plan.base or before.plan.task.meaning != run.plan.task.meaning:
         raise _bad("the run before has another base or other labels")
     derived = start_of(before, start.round, size=start.size).model_dump()
     for field, value in start.model_dump().items():

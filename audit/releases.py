@@ -105,8 +105,7 @@ def _check_note(
         "base_fingerprint": run.manifest.fingerprint,
         "round": leaf.round,
         "adapter_digest": leaf.published,
-        "labels": plan.task.labels,
-        "max_length": plan.task.max_length,
+        **plan.task.note(),
         "exchange": leaf.exchange,
         **({} if metrics is None else {"metrics": dict(metrics)}),
     }.items():

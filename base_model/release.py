@@ -64,7 +64,7 @@ def release_adapter(
     """
     note = read_note(adapter)
     check_adapter(adapter, note)
-    opened = open_base(base, labels=len(note.labels))
+    opened = open_base(base, labels=note.outputs)
     if opened.manifest.fingerprint != note.base_fingerprint:
         raise ArtefactError(
             f"{adapter} belongs to base {note.base_fingerprint[:12]}…, {base} is "

@@ -72,7 +72,7 @@ def steps(base: Path, manifest: Any, plan: Any, tensors: dict[str, Any]) -> tupl
 
     def by(engine: Any) -> Any:
         return lambda ids, mask, labels: engine.gradients(
-            tensors, Batch(ids=ids, mask=mask, labels=labels), parts
+            tensors, Batch(ids=ids, mask=mask, targets=labels), parts
         )
 
     return by(engines[0]), by(engines[1])
@@ -162,7 +162,7 @@ def child(base: Path, what: str, engine: str) -> None:
     tensors = worker.recipe.start()
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 20000, (4, 32))
-    rows = Batch(ids=ids, mask=np.ones_like(ids), labels=rng.integers(0, LABELS, 4))
+    rows = Batch(ids=ids, mask=np.ones_like(ids), targets=rng.integers(0, LABELS, 4))
     parts, started = worker.recipe.parts(1), 0.0
     for _ in range(10):
         if what == "train":

@@ -100,8 +100,9 @@ def echo_app() -> Any:
     from flwr.clientapp import ClientApp
 
     from protocol import PROTOCOL_VERSION, wire
-    from protocol.exchange import METRICS, Contribution
+    from protocol.exchange import Contribution
     from protocol.exchange.plain import PlainClient
+    from protocol.tasks.classification import METRICS
 
     app = ClientApp()
     ready: dict[int, Any] = {}

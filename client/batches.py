@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
 
 Index = npt.NDArray[np.int64]
+Targets = npt.NDArray[Any]
 
 WINDOW = 16  # at least so many batches are sorted by length together
 PAD_TOKENS = ("[PAD]", "<pad>")
@@ -30,16 +32,16 @@ class Encoded:
     """Token ids of rows, one behind the other.
 
     ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
-    ``offsets`` (rows + 1,) int64; ``labels`` (rows,) int64.
+    ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: Index
-    labels: Index
+    targets: Targets
     pad_id: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     @property
     def lengths(self) -> Index:
@@ -52,21 +54,21 @@ class Encoded:
         return Encoded(
             ids=np.concatenate(parts) if parts else np.empty(0, np.int32),
             offsets=np.concatenate(([0], np.cumsum(self.lengths[index]))).astype(np.int64),
-            labels=self.labels[index],
+            targets=self.targets[index],
             pad_id=self.pad_id,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """``ids`` and ``mask`` (rows, longest row) int64, ``labels`` (rows,) int64."""
+    """``ids`` and ``mask`` (rows, longest row) int64, ``targets`` (rows,) as of :class:`Encoded`."""
 
     ids: npt.NDArray[np.int64]
     mask: npt.NDArray[np.int64]
-    labels: Index
+    targets: Targets
 
 
-def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> Encoded:
+def encode(tokenizer: Any, texts: Sequence[str], targets: ArrayLike, max_length: int) -> Encoded:
     """Tokenise with special tokens, cut to ``max_length`` tokens.
 
     ``tokenizer`` is a ``tokenizers.Tokenizer``; its own truncation and padding are put back as
@@ -81,7 +83,7 @@ def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_leng
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
-    return Encoded(ids=ids, offsets=offsets, labels=np.asarray(labels, np.int64), pad_id=pad_id)
+    return Encoded(ids=ids, offsets=offsets, targets=np.asarray(targets), pad_id=pad_id)
 
 
 @contextmanager
@@ -165,4 +167,4 @@ def collate(rows: Encoded, index: Index) -> Batch:
         start, stop = rows.offsets[row], rows.offsets[row + 1]
         target[: stop - start] = rows.ids[start:stop]
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    return Batch(ids=ids, mask=mask, labels=rows.labels[index])
+    return Batch(ids=ids, mask=mask, targets=rows.targets[index])

@@ -1,4 +1,4 @@
-"""Local data: a client's rows as texts and label indices, by the plan's columns and labels.
+"""Local data: a client's rows as texts and what is learnt of them, by the plan's columns.
 
 The rows are those of :mod:`protocol.rows.read`. Nothing is memory-mapped or cached on disk: no
 copy of private rows is left anywhere.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from protocol.plan_sections import Task
-from protocol.rows.read import Table, read_rows
+from client.tasks import task_named
+from protocol.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """A client's data: ``labels[i]`` is the index in ``task.labels`` of ``texts[i]``'s label."""
+    """A client's data: ``targets[i]`` is what the loss compares the outputs of ``texts[i]`` with."""
 
     texts: list[str]
-    labels: list[int]
+    targets: list[Any]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -26,10 +27,6 @@ class Rows:
 
 def load_rows(path: Path, task: Task) -> Rows:
     """A ``.jsonl``, ``.csv`` or ``.parquet`` file. Raises DataError for the first row that does not fit."""
-    table, index = task_rows(path, task), {label: at for at, label in enumerate(task.labels)}
-    return Rows(texts=list(table.texts), labels=[index[label] for label in table.labels])
-
-
-def task_rows(path: Path, task: Task) -> Table:
-    """The same with the labels' names."""
-    return read_rows(path, text=task.text, label=task.label, labels=task.labels)
+    table = task.rows(path)
+    targets = task_named(task.kind).targets(table, task)
+    return Rows(texts=list(table.texts), targets=targets)

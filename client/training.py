@@ -31,7 +31,7 @@ class Trained:
     """What a training run reports.
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
-    epoch's mean cross-entropy in nats (without FedProx's term), so that ``loss_sum / examples``
+    epoch's mean loss of a row (without FedProx's term), so that ``loss_sum / examples``
     is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps. ``tensors``: the adapter after them.
     """
 
@@ -40,20 +40,6 @@ class Trained:
     seconds: float
     steps: int
     tensors: Tensors
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Rows classified rightly, rows, and the sum of their cross-entropy in nats."""
-
-    correct: int
-    examples: int
-    loss_sum: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of rows classified rightly; 0 for no rows."""
-        return self.correct / self.examples if self.examples else 0.0
 
 
 def train(
@@ -141,21 +127,6 @@ class _Step:
         clip(gradient, most=self._local.clip_norm)
         self._optimizer.step(self._weights, gradient)
         return total
-
-
-def evaluate(engine: Engine, tensors: Values, rows: Encoded) -> Score:
-    """Accuracy and loss of an adapter."""
-    if not len(rows):
-        return Score(correct=0, examples=0, loss_sum=0.0)
-    logits = predict_logits(engine, tensors, rows).astype(np.float64)
-    largest = logits.max(-1, keepdims=True)
-    normal = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
-    chosen = np.take_along_axis(logits, rows.labels[:, None], -1)[:, 0]
-    return Score(
-        correct=int((logits.argmax(-1) == rows.labels).sum()),
-        examples=len(rows),
-        loss_sum=float((normal - chosen).sum()),
-    )
 
 
 def predict_logits(

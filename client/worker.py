@@ -14,9 +14,11 @@ import numpy as np
 from client.batches import Encoded, encode
 from client.data import Rows
 from client.engine.choice import engine_for
+from client.engine.interface import Values
 from client.instructed import check_instruction, verify_length
 from client.opened_base import opened_base
-from client.training import Score, evaluate, train
+from client.tasks import Score, task_named
+from client.training import predict_logits, train
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
@@ -45,6 +47,7 @@ class Worker:
         plan does not fit it; MachineError when the plan's engine is not installed.
         """
         self.plan, self.base_folder = plan, base_folder
+        self.task = task_named(plan.task.kind)
         self._base = opened_base(plan, base_folder)
         self.manifest = self._base.manifest
         self.recipe = Recipe(plan=plan, manifest=self.manifest)
@@ -55,7 +58,8 @@ class Worker:
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
-        return encode(self._base.tokenizer, rows.texts, rows.labels, self.plan.task.max_length)
+        targets = np.array(rows.targets, self.task.TARGETS)
+        return encode(self._base.tokenizer, rows.texts, targets, self.plan.task.max_length)
 
     def contribute(
         self,
@@ -77,9 +81,8 @@ class Worker:
         start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
         kept, held_out = self.split(client, encoded)
-        score = Score(correct=0, examples=0, loss_sum=0.0)
-        if instruction.evaluate and len(held_out):
-            score = evaluate(self.engine, start, held_out)
+        tested = held_out if instruction.evaluate else held_out.take(np.empty(0, np.int64))
+        score = self.score(start, tested)
         turn = self.plan.turn(instruction.round)
         parts = self.recipe.parts(instruction.round)
         trained = train(
@@ -105,11 +108,14 @@ class Worker:
             metrics={
                 "examples": float(trained.examples),
                 "loss_sum": trained.loss_sum,
-                "eval_examples": float(score.examples),
-                "eval_correct": float(score.correct),
+                **score.metrics,
                 "train_seconds": trained.seconds,
             },
         )
+
+    def score(self, tensors: Values, rows: Encoded) -> Score:
+        """How an adapter does on rows."""
+        return self.task.score(predict_logits(self.engine, tensors, rows), rows.targets)
 
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""

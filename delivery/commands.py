@@ -69,7 +69,12 @@ def publish(
     repo: RepoOption,
     keys: Keys,
     base: Annotated[Path, typer.Option("--base", help="the base that devices have")],
-    floor: Annotated[float, typer.Option("--floor", min=0, max=1, help="least accuracy")],
+    floor: Annotated[
+        float,
+        typer.Option(
+            "--floor", min=0, max=1, help="least accuracy; of numbers, most NRMSE is 1 less this"
+        ),
+    ],
     margin: Annotated[
         float, typer.Option("--margin", min=0, max=1, help="may be below the release before by")
     ] = 0.01,
@@ -108,7 +113,7 @@ def publish(
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring = _open(repo), _ring(keys)
     with repository.locked():
-        bar = _bar(repository, name, floor, margin)
+        bar = _bar(repository, name, run, floor, margin)
 
         def verdict(about: About) -> Verdict:
             return _verdict(run, number, about, base, bar, trust, audit, before or [])
@@ -285,14 +290,15 @@ def _ring(keys: list[Path]) -> KeyRing:
     return read_keys(keys)
 
 
-def _bar(repository: Repository, name: str, floor: float, margin: float) -> Bar:
+def _bar(repository: Repository, name: str, run: Path, floor: float, margin: float) -> Bar:
     """What the release has to reach, given the newest one that canaries have."""
     from delivery import releases
-    from delivery.gate import METRIC, Bar
+    from delivery.gate import Bar, read_plan
 
     offers = releases.read_current(repository, CANARY, name).releases
     metrics = releases.read_facts(repository, CANARY, offers[0]).metrics if offers else {}
-    return Bar(floor=round(1000 * floor), margin=round(1000 * margin), previous=metrics.get(METRIC))
+    previous = metrics.get(read_plan(run).task.QUALITY.name)
+    return Bar(floor=round(1000 * floor), margin=round(1000 * margin), previous=previous)
 
 
 def _verdict(

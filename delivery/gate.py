@@ -31,12 +31,13 @@ from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
 from storage.regular import read_regular, read_regular_text, read_settings_text
 
-METRIC = "accuracy"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """What a release has to reach, in thousandths. ``previous`` is the last release's metric."""
+    """What a release has to reach, in thousandths. ``previous`` is the last release's metric.
+
+    Of a metric whose best is 0, ``floor`` is for what it lacks to 1.
+    """
 
     floor: int
     margin: int
@@ -224,18 +225,21 @@ def _check_parity(case: _Case) -> str:
 
 
 def _check_quality(case: _Case) -> str:
-    leaf, bar = case.evaluation, case.bar
-    if leaf is None or METRIC not in leaf.metrics or leaf.round != case.leaf.round:
-        raise _failed(f"no `eval` leaf with {METRIC} belongs to the release")
-    value = leaf.metrics[METRIC]
-    if value < bar.floor:
-        raise _failed(f"{METRIC} {value} thousandths, the floor is {bar.floor}")
-    if bar.previous is not None and value < bar.previous - bar.margin:
+    leaf, bar, quality = case.evaluation, case.bar, case.plan.task.QUALITY
+    metric = quality.name
+    if leaf is None or metric not in leaf.metrics or leaf.round != case.leaf.round:
+        raise _failed(f"no `eval` leaf with {metric} belongs to the release")
+    value = leaf.metrics[metric]
+    sign, least = (1, bar.floor) if quality.higher_is_better else (-1, 1000 - bar.floor)
+    if sign * (value - least) < 0:
+        bound = "floor" if quality.higher_is_better else "most"
+        raise _failed(f"{metric} {value} thousandths, the {bound} is {least}")
+    if bar.previous is not None and sign * (value - bar.previous) < -bar.margin:
         raise _failed(
-            f"{METRIC} {value} thousandths, the release before has {bar.previous} "
+            f"{metric} {value} thousandths, the release before has {bar.previous} "
             f"and may be missed by {bar.margin}",
         )
-    return f"{METRIC} {value} thousandths on {leaf.rows} rows, leaf {case.leaf.eval}"
+    return f"{metric} {value} thousandths on {leaf.rows} rows, leaf {case.leaf.eval}"
 
 
 def _check_audit(case: _Case) -> str:

@@ -31,7 +31,7 @@ def release(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     base: Annotated[Path, typer.Option("--base", help="the base it was trained on")],
     rows: Annotated[
-        Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity and accuracy on")
+        Path, typer.Option("--rows", help="JSONL, CSV or Parquet to measure parity and quality on")
     ],
     round_number: Annotated[
         int | None, typer.Option("--round", help="the last one without it")
@@ -68,13 +68,13 @@ def release(
     folders = _folders(merged or [], merged_out or run.with_name(f"{run.name}-merged"))
     _check_merged(folders, merged_bits, plan)
     held_out = held_out_rows(rows, plan)
-    note, accuracy = _measure_and_log(run, plan, adapter, base, held_out, rows, log_key, cosigners)
+    note, quality = _measure_and_log(run, plan, adapter, base, held_out, rows, log_key, cosigners)
     parities = _write_merged(adapter, base, folders, merged_bits, plan, held_out.texts)
     if as_json:
         document = note.model_dump(mode="json") | ({"merged": parities} if parities else {})
         typer.echo(json.dumps(document))  # in ASCII, for any terminal
         return
-    _print_release(adapter, note, accuracy, parities)
+    _print_release(adapter, note, plan.task.QUALITY.said(quality), parities)
 
 
 def _measure_and_log(
@@ -87,7 +87,7 @@ def _measure_and_log(
     log_key: Path | None,
     cosigners: list[HttpWitness],
 ) -> tuple[ReleaseNote, float]:
-    """The released adapter's note and its accuracy, both in the log; a refusal is noted in the run."""
+    """The released adapter's note and its quality, both in the log; a refusal is noted in the run."""
     from base_model.release import release_adapter
     from edge_runtime.calibrating import calibrate_release
     from server.log import read_log_key
@@ -104,13 +104,13 @@ def _measure_and_log(
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
-        note, accuracy = calibrate_release(adapter, base, held_out.texts, held_out.labels)
+        note, quality = calibrate_release(adapter, base, held_out.texts, held_out.targets)
         log_release(
             store,
             plan,
             note.round,
             rows=rows.read_bytes(),
-            metrics={"accuracy": accuracy},
+            metrics={plan.task.QUALITY.name: quality},
             log_key=key,
             witnesses=cosigners,
         )
@@ -119,18 +119,17 @@ def _measure_and_log(
         raise
     finally:
         store.close()
-    return note, accuracy
+    return note, quality
 
 
 def _print_release(
-    adapter: Path, note: ReleaseNote, accuracy: float, parities: dict[str, dict[str, Any]]
+    adapter: Path, note: ReleaseNote, quality: str, parities: dict[str, dict[str, Any]]
 ) -> None:
     assert note.parity is not None
     console = Console(markup=False, emoji=False)
     console.print(
         f"{adapter}: parity {note.parity.max_relative:.1e} on {note.parity.rows} rows, "
-        f"labels agree on {note.parity.label_agreement:.2%}; accuracy {accuracy:.3f}, "
-        "which is in the log"
+        f"{_agreement(note)}{quality}, which is in the log"
     )
     if (fit := note.calibration) is not None:
         console.print(
@@ -144,6 +143,11 @@ def _print_release(
         )
 
 
+def _agreement(note: ReleaseNote) -> str:
+    assert note.parity is not None
+    return f"labels agree on {note.parity.label_agreement:.2%}; " if note.labels else ""
+
+
 def _folders(kinds: list[Kind], out: Path) -> dict[Kind, Path]:
     return {kind: out / kind for kind in dict.fromkeys(kinds)}
 
@@ -152,6 +156,11 @@ def _check_merged(folders: dict[Kind, Path], bits: int, plan: Plan) -> None:
     """What would be refused after all the work. Raises ArtefactError."""
     if bits not in (16, 32):
         raise typer.BadParameter("--merged-bits is 16 or 32")
+    if folders and plan.task.kind != "classification":
+        raise ArtefactError(
+            "merged models are written for labels, the plan's task has numbers",
+            "release it without --merged",
+        )
     if Kind.HF in folders and method_of(plan.adapter).tokens(plan.adapter):
         raise ArtefactError(
             "a soft prompt is no weight of a Hugging Face model", "write it with --merged onnx"

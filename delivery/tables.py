@@ -13,16 +13,16 @@ from protocol.errors import printable
 def print_status(told: dict[str, Any]) -> None:
     """Print what :func:`delivery.status.gather` found."""
     console = Console(markup=False, emoji=False)
-    table = Table("release", "channel", "state", "accuracy", "runs on")
+    table = Table("release", "channel", "state", "quality", "runs on")
     table.columns[0].no_wrap = True
     for row in told["releases"]:
-        accuracy = row.get("metrics", {}).get("accuracy")
+        metrics = row.get("metrics", {}).items()
         state = f"{row['rollout_permille'] / 10:g} %" if "rollout_permille" in row else row["state"]
         table.add_row(
             row["release"],
             row["channel"],
             state,
-            "" if accuracy is None else f"{accuracy / 1000:.3f}",
+            ", ".join(f"{name} {value / 1000:.3f}" for name, value in metrics),
             ", ".join(row["running"]),
         )
     console.print(table)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
+from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SOFT_PROMPT, UP
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
@@ -51,6 +52,7 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     the first fault.
     """
     note = read_note(folder)
+    task_named(note.task)
     if policy is not None:
         from edge_runtime.passport import verify_passport  # a service starts without it
 
@@ -72,7 +74,7 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
         loaded.Load(str(own))
-    check_tensors(tensors, base, labels=len(note.labels), source=str(path))
+    check_tensors(tensors, base, labels=note.outputs, source=str(path))
     prompt = len(tensors[SOFT_PROMPT]) if SOFT_PROMPT in tensors else 0
     if note.max_length + prompt > base.manifest.max_positions:
         raise ArtefactError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,8 @@ from protocol.rows.read import read_texts
 
 if TYPE_CHECKING:
     from edge_runtime.http_server import Answering
-    from edge_runtime.runtime import Prediction, Wanted
+    from edge_runtime.tasks import Prediction
+    from edge_runtime.wanted import Wanted
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Run a base and its adapters on a device."
@@ -30,7 +32,7 @@ Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thi
 
 @app.command()
 def infer(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts to classify")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="texts to answer")] = None,
     base: Annotated[Path | None, typer.Option("--base", help="folder of a base")] = None,
     adapter: Adapter = None,
     trust: Annotated[
@@ -49,10 +51,10 @@ def infer(
     reject_below: device_commands.RejectBelow = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Classify texts; without --adapter the base answers with its own head."""
+    """Answer texts, by a label or a number; without --adapter the base answers with its own head."""
     rows = list(texts or []) + (read_texts(file, column) if file else [])
     if not rows:
-        raise DataError("there is nothing to classify", "give texts, or --file")
+        raise DataError("there is nothing to answer", "give texts, or --file")
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
     if base is not None:
@@ -60,7 +62,7 @@ def infer(
     else:
         assert device is not None
         service = _by_device(device)
-    from edge_runtime.runtime import Wanted
+    from edge_runtime.wanted import Wanted
 
     wanted = Wanted(top=top, reject_below=reject_below)
     found = service.classify(rows, wanted).predictions
@@ -73,17 +75,14 @@ def infer(
     _print(rows, found, wanted)
 
 
-def _print(rows: list[str], found: list[Prediction], wanted: Wanted) -> None:
+def _print(rows: Sequence[str], found: Sequence[Prediction], wanted: Wanted) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("text", "label", "score", *(["then"] if wanted.top > 1 else []))
-    for text, answer in zip(rows, found, strict=True):
-        label = "(rejected)" if answer.rejected else answer.label
-        rest = answer.top if answer.rejected else answer.top[1:]
-        then = ", ".join(f"{choice.label} {choice.score:.3f}" for choice in rest)
-        cells = (text, label, f"{answer.score:.3f}", then)
-        table.add_row(*map(printable, cells[: len(table.columns)]))
+    answers = [answer.cells(wanted) for answer in found]
+    table = Table("text", *answers[0])
+    for text, cells in zip(rows, answers, strict=True):
+        table.add_row(*map(printable, (text, *cells.values())))
     Console(markup=False, emoji=False).print(table)
 
 

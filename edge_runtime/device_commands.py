@@ -115,7 +115,7 @@ def serve(
     start_lean()
     device = _device(file, None) if file else None
     from edge_runtime.http_server import serve as run
-    from edge_runtime.runtime import Wanted
+    from edge_runtime.wanted import Wanted
 
     def say(url: str) -> None:
         end_start()

@@ -12,6 +12,7 @@ import json
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Annotated, Any, Protocol
 
@@ -21,10 +22,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
-from edge_runtime.runtime import ONE, Wanted
 from edge_runtime.service import Answer
+from edge_runtime.wanted import ONE, Wanted
 from protocol.documents import OddError, json_as
-from protocol.errors import DeliveryError, MachineError
+from protocol.errors import DataError, DeliveryError, MachineError
 from protocol.peft_format import MOST_LABELS
 
 HOST = "127.0.0.1"
@@ -37,10 +38,11 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Reply = tuple[int, dict[str, Any]]  # status, JSON
+Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
 
 
 class Question(BaseModel):
-    """The body of ``POST /v1/classify``."""
+    """The body of ``POST /v1/classify`` and ``/v1/predict``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     texts: Annotated[
@@ -54,7 +56,7 @@ class Answering(Protocol):
     """What answers behind the server, from many threads."""
 
     def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
-        """Raises DeliveryError."""
+        """Raises DeliveryError, DataError."""
         ...
 
     def health(self) -> dict[str, Any]:
@@ -107,15 +109,16 @@ class QuietServer(Server):
 
 
 class App:
-    """``POST /v1/classify {"texts": [...]}`` and ``GET /health``, and nothing else. (ASGI 3)
+    """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
     A question may have ``top`` and ``reject_below``; else ``wanted`` has them.
     """
 
     def __init__(self, service: Answering, wanted: Wanted = ONE) -> None:
         self._service, self._wanted = service, wanted
-        self._routes = {
-            "/v1/classify": ("POST", self._classify),
+        self._routes: dict[str, tuple[str, Route | None]] = {
+            "/v1/classify": ("POST", partial(self._answer, labels=True)),
+            "/v1/predict": ("POST", partial(self._answer, labels=False)),
             "/health": ("GET", self._health),
         }
 
@@ -137,12 +140,14 @@ class App:
             return _error(400, "request.host", f"ask {HOST} or localhost")
         method, answer = self._routes.get(scope["path"], ("", None))
         if answer is None:
-            return _error(404, "request.path", "POST /v1/classify or GET /health")
+            return _error(404, "request.path", "POST /v1/classify, POST /v1/predict or GET /health")
         if scope["method"] != method:
             return _error(405, "request.method", f"{method} {scope['path']}")
         return await answer(headers, receive)
 
-    async def _classify(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
+    async def _answer(
+        self, headers: Mapping[bytes, str], receive: Receive, *, labels: bool
+    ) -> Reply:
         kind = headers.get(b"content-type", "").partition(";")[0].strip()
         if kind.lower() != "application/json":
             return _error(415, "request.type", "send application/json")
@@ -162,6 +167,11 @@ class App:
             answer = await asyncio.to_thread(self._service.classify, question.texts, wanted)
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
+        except DataError as error:
+            return _error(422, "request.form", error.cause)
+        if labels != answer.has_labels:
+            right = "/v1/classify" if answer.has_labels else "/v1/predict"
+            return _error(409, "request.task", f"what is in use answers POST {right}")
         answers = [prediction.form(wanted) for prediction in answer.predictions]
         return 200, {"release": answer.release, "seq": answer.seq, "answers": answers}
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
+from edge_runtime.tasks import task_named
 from protocol.documents import OddError, json_as, value_as
-from protocol.errors import ArtefactError, DeliveryError, ProofError
+from protocol.errors import ArtefactError, DeliveryError, ProofError, shortened
 from protocol.rows.labels import verify_unlike
-from protocol.rows.read import read_rows
+from protocol.rows.read import any_label, number_within, read_rows
 from storage.regular import read_settings_text
 
 TRIES = 3
@@ -30,10 +31,22 @@ class _Form(BaseModel):
 
 
 class Golden(_Form):
-    """A text and the label it must get."""
+    """A text and what it must get: a label, or a number."""
 
     text: str
-    label: str
+    label: str | None = None
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Golden:
+        if (self.label is None) == (self.value is None):
+            raise ValueError("a row has either a label or a value")
+        return self
+
+    @property
+    def answer(self) -> str | float:
+        """What it must get."""
+        return self.value if self.label is None else self.label  # type: ignore[return-value]
 
 
 class File(_Form):
@@ -42,10 +55,11 @@ class File(_Form):
     file: str
     text: str = "text"
     label: str = "label"
+    value: str = Field(default="", description="column with numbers, in the place of labels")
 
 
 class Probe(_Form):
-    """``probe.json``. ``least_correct`` of the rows must be right.
+    """``probe.json``. ``least_correct`` of the rows must be right; a number may be off by ``within``.
 
     Latency is the median over the rows, each alone, measured again when it is too long; memory is what
     loading and answering add to the process's own, without pages of mapped files: those are the base's,
@@ -54,6 +68,7 @@ class Probe(_Form):
 
     format: Literal[1] = 1
     rows: Annotated[list[Golden], Field(min_length=1, max_length=1000)]
+    within: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] | None = None
     least_correct: Annotated[int, Field(ge=1)]
     most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
     most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
@@ -62,6 +77,11 @@ class Probe(_Form):
     def _passable(self) -> Probe:
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
+        kinds = {row.label is None for row in self.rows}
+        if len(kinds) > 1:
+            raise ValueError("some rows have labels and some have values")
+        if kinds != {self.within is not None}:
+            raise ValueError("values and `within`, how far off they may be, belong together")
         return self
 
 
@@ -70,6 +90,7 @@ class _Written(_Form):
 
     format: Literal[1] = 1
     rows: list[Golden] | File
+    within: Annotated[float, Field(strict=False)] | None = None
     least_correct: int
     most_latency_ms: Annotated[float, Field(strict=False)]
     most_memory_mb: Annotated[float, Field(strict=False)]
@@ -96,15 +117,19 @@ def read_probe(path: Path) -> Probe:
         ) from None
 
 
-def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, str]]:
+def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, File):
         return [row.model_dump() for row in rows]
     path = folder / rows.file
-    table = read_rows(path, text=rows.text, label=rows.label, labels=None)
-    verify_unlike(table.labels, str(path))
+    if rows.value:
+        check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
+    else:
+        check, column, key = any_label, rows.label, "label"
+    table = read_rows(path, text=rows.text, target=column, check=check)
+    if not rows.value:
+        verify_unlike(table.targets, str(path))
     return [
-        {"text": text, "label": label}
-        for text, label in zip(table.texts, table.labels, strict=True)
+        {"text": text, key: target} for text, target in zip(table.texts, table.targets, strict=True)
     ]
 
 
@@ -123,16 +148,35 @@ def check_health(
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
     except Exception as error:  # ORT's own; unnamed, the release would be tried again for ever
         raise DeliveryError("probe.load", repr(error)[:200], REMEDY) from None
-    found = [answer.label for answer in runtime.infer([row.text for row in probe.rows])]
-    wrong = [at for at, row in enumerate(probe.rows) if found[at] != row.label]
+    found = runtime.infer([row.text for row in probe.rows])
+    wrong = _wrong(runtime, probe, found)
     health = Health(
         correct=len(probe.rows) - len(wrong),
         rows=len(probe.rows),
         latency_ms=_latency_ms(runtime, probe, clock),
         memory_mb=max(0, own_bytes() - before) / 1e6,
     )
-    _judge(health, probe, [_missed(at, probe.rows[at].label, found[at]) for at in wrong[:1]])
+    _judge(
+        health, probe, [_missed(at, probe.rows[at].answer, found[at].answer) for at in wrong[:1]]
+    )
     return health
+
+
+def _wrong(runtime: EdgeRuntime, probe: Probe, found: Sequence[Any]) -> list[int]:
+    """Which rows are answered otherwise. Raises DeliveryError where they have what the release has not."""
+    active = runtime.active
+    assert active is not None
+    task = task_named(active.note.task)
+    if (probe.within is not None) == task.HAS_LABELS:
+        kinds = ("labels", "values") if task.HAS_LABELS else ("values", "labels")
+        raise DeliveryError(
+            "probe.labels", f"the release answers with {kinds[0]}, the probe has {kinds[1]}", REMEDY
+        )
+    return [
+        at
+        for at, (row, answer) in enumerate(zip(probe.rows, found, strict=True))
+        if not task.is_right(answer, row.answer, probe.within or 0.0)
+    ]
 
 
 def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
@@ -161,16 +205,21 @@ def own_bytes() -> int:
     return 0
 
 
-def _missed(at: int, wanted: str, found: str) -> str:
+def _missed(at: int, wanted: str | float, found: str | float) -> str:
     """Of a row by its number: what a report tells of a device holds none of its texts."""
-    return f"; the first wrong one is row {at + 1}: {found[:60]!r} for {wanted[:60]!r}"
+    got, meant = (shortened(str(each), 60) for each in (found, wanted))
+    return f"; the first wrong one is row {at + 1}: {got!r} for {meant!r}"
+
+
+def _kind(probe: Probe) -> str:
+    return "labels" if probe.within is None else "values"
 
 
 def _judge(health: Health, probe: Probe, missed: list[str]) -> None:
     if health.correct < probe.least_correct:
         raise DeliveryError(
             "probe.labels",
-            f"{health.correct} of {health.rows} labels are right, {probe.least_correct} must be"
+            f"{health.correct} of {health.rows} {_kind(probe)} are right, {probe.least_correct} must be"
             + "".join(missed),
             REMEDY,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ import numpy.typing as npt
 
 from edge_runtime.adapter import ActiveAdapter, load_adapter
 from edge_runtime.base import EdgeBase
-from protocol.calibration import probabilities
+from edge_runtime.tasks import classification, task_named
+from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -26,55 +26,6 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 BASE_MAX_LENGTH = 128  # tokens, where no adapter says how long texts may be
 ROWS = 32  # per run: texts of like length together
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """What an answer is to hold: the ``top`` likeliest labels, and none that is too unsure to be given.
-
-    ``reject_below``: a probability; where the likeliest label's is lower, the answer is rejected.
-    """
-
-    top: int = 1
-    reject_below: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """A label; ``score`` is its probability at the adapter's temperature. (P-5.5)"""
-
-    label: str
-    index: int
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """The likeliest label of a text and how likely it is; ``rejected``: too unlikely to be acted on.
-
-    ``top`` are as many labels as were wanted, the likeliest first.
-    """
-
-    label: str
-    index: int
-    score: float
-    logits: tuple[float, ...]
-    rejected: bool = False
-    top: tuple[Choice, ...] = ()
-
-    def form(self, wanted: Wanted) -> dict[str, Any]:
-        """As JSON has it: a rejected answer has no label. What was not asked for is not there."""
-        document: dict[str, Any] = {"label": self.label, "index": self.index, "score": self.score}
-        if wanted.reject_below > 0:
-            document |= {"rejected": self.rejected}
-            if self.rejected:
-                document |= {"label": None, "index": None}
-        if wanted.top > 1:
-            document["top"] = [asdict(choice) for choice in self.top]
-        return document
-
-
-ONE = Wanted()
 
 
 class EdgeRuntime:
@@ -106,7 +57,7 @@ class EdgeRuntime:
                 f"{folder}: the probe failed: {str(error).splitlines()[0][:200]}",
                 "the adapter in use was kept; fetch this one again",
             ) from None
-        if logits.shape[1] != len(candidate.note.labels) or not np.isfinite(logits).all():
+        if logits.shape[1] != candidate.note.outputs or not np.isfinite(logits).all():
             raise ArtefactError(
                 f"{folder}: the probe gave logits of shape {logits.shape} or values that are not finite",
                 "the adapter in use was kept; fetch this one again",
@@ -135,21 +86,17 @@ class EdgeRuntime:
         texts: Sequence[str],
         adapter: ActiveAdapter | None = None,
         wanted: Wanted = ONE,
-    ) -> list[Prediction]:
-        """The likeliest label of each text, by ``adapter`` where one is held, else by what is active."""
+    ) -> Sequence[Any]:
+        """What the task answers to each text, by ``adapter`` where one is held, else by what is active."""
         active = adapter or self._active
         logits = self._logits(list(texts), active)
-        fit = active.note.calibration if active else None
-        scores = probabilities(logits, fit.temperature if fit else 1.0)
-        labels = active.note.labels if active else self.base.own_labels()
-        return [
-            _prediction(row, shares, labels, wanted)
-            for row, shares in zip(logits, scores, strict=True)
-        ]
+        if active is None:
+            return classification.answers(logits, labels=self.base.own_labels(), wanted=wanted)
+        return task_named(active.note.task).of_release(logits, active.note, wanted)
 
     def _logits(self, texts: list[str], adapter: ActiveAdapter | None) -> Logits:
         if not texts:
-            return np.zeros((0, len(adapter.note.labels) if adapter else 1), np.float32)
+            return np.zeros((0, adapter.note.outputs if adapter else 1), np.float32)
         longest = (
             adapter.note.max_length
             if adapter
@@ -166,20 +113,3 @@ class EdgeRuntime:
             (logits,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
             parts.update(zip(chosen, logits, strict=True))
         return np.stack([parts[i] for i in range(len(texts))])
-
-
-def _prediction(
-    logits: Logits, shares: npt.NDArray[np.float64], labels: Sequence[str], wanted: Wanted
-) -> Prediction:
-    """Of one row: ``logits`` and ``shares`` (labels,)."""
-    order = np.argsort(-logits, kind="stable")[: max(1, wanted.top)].tolist()
-    top = tuple(Choice(label=labels[at], index=at, score=float(shares[at])) for at in order)
-    likeliest = top[0]
-    return Prediction(
-        label=likeliest.label,
-        index=likeliest.index,
-        score=likeliest.score,
-        logits=tuple(float(value) for value in logits),
-        rejected=not likeliest.score >= wanted.reject_below,
-        top=top,
-    )

@@ -19,9 +19,11 @@ from typing import Any
 from edge_runtime.adapter import ActiveAdapter
 from edge_runtime.base import check_file
 from edge_runtime.mapped_graph import open_device_base
-from edge_runtime.runtime import ONE, EdgeRuntime, Prediction, Wanted
+from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, read_state, release_folder
+from edge_runtime.tasks import Prediction, task_named
+from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import RELEASE_FILE
 
@@ -35,7 +37,8 @@ class Answer:
 
     release: str | None
     seq: int | None
-    predictions: list[Prediction]
+    predictions: Sequence[Prediction]
+    has_labels: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +65,20 @@ class Service:
         self.follow()
 
     def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
-        """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails."""
+        """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails.
+
+        DataError for a wish that its answers cannot meet.
+        """
         serving = self._serving
         if serving is None:
             raise DeliveryError(
                 "serve.empty", "no release is in use", "`fedge edge update` on this device"
             )
+        task = task_named(serving.adapter.note.task)
+        task.verify_wanted(wanted)
         try:
             found = self.runtime.infer(texts, serving.adapter, wanted)
-            if not all(math.isfinite(one.score) for one in found):
+            if not all(answer.is_finite for answer in found):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # whatever ORT raises counts against the release
             self._failed(serving, error)
@@ -79,7 +87,9 @@ class Service:
                 f"release {serving.seq} failed: {type(error).__name__}",
                 "ask again; a release that fails often is rolled back",
             ) from None
-        return Answer(release=serving.release, seq=serving.seq, predictions=found)
+        return Answer(
+            release=serving.release, seq=serving.seq, predictions=found, has_labels=task.HAS_LABELS
+        )
 
     def health(self) -> dict[str, Any]:
         """Plain values: what is served, and what went wrong."""

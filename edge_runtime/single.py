@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.base import EdgeBase, numbered_labels
-from edge_runtime.runtime import ONE, EdgeRuntime, Wanted
+from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
+from edge_runtime.tasks import task_named
+from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
 from storage.regular import read_regular
@@ -41,16 +42,21 @@ class SingleService:
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
     def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
-        """Raises DeliveryError `serve.failed`."""
+        """Raises DeliveryError `serve.failed`, DataError for a wish that the answers cannot meet."""
+        active = self.runtime.active
+        task = task_named(active.note.task if active else "classification")
+        task.verify_wanted(wanted)
         try:
             found = self.runtime.infer(texts, wanted=wanted)
-            if not all(math.isfinite(answer.score) for answer in found):
+            if not all(answer.is_finite for answer in found):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # ONNX Runtime raises types of its own
             raise DeliveryError(
                 "serve.failed", f"the adapter failed: {type(error).__name__}", "ask again"
             ) from None
-        return Answer(release=self._release, seq=None, predictions=found)
+        return Answer(
+            release=self._release, seq=None, predictions=found, has_labels=task.HAS_LABELS
+        )
 
     def health(self) -> dict[str, Any]:
         """Plain values: what is served."""

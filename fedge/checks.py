@@ -182,7 +182,7 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
     rows = Encoded(
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
-        labels=(np.arange(batch) % len(plan.task.labels)).astype(np.int64),
+        targets=np.zeros(batch, worker.task.TARGETS),
         pad_id=0,
     )
     return measure_pace(worker, rows)

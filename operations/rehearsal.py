@@ -26,12 +26,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from client.data import task_rows
 from delivery.gate import read_plan
 from operations.flower import ROOT
 from operations.folders import free_port
 from operations.loopback import Consortium, Say, command, environment, fedge, finish
-from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from simulations.experiment import Experiment, experiment_path, load_experiment
 from simulations.files import write_json
 from simulations.prepare import TEST
@@ -50,6 +49,11 @@ def devices(experiment: Experiment, out: Path, *, floor: float, say: Say) -> dic
 
     ``floor`` is the accuracy that a release must have. Raises the error of the first step that fails.
     """
+    if not experiment.has_labels:
+        raise PlanError(
+            "the devices of this demonstration are probed by labels, the experiment's rows have none",
+            'name an experiment with `task.kind = "classification"`',
+        )
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()):
         raise ArtefactError(f"{out} is not empty", "remove it, or name another folder with --out")
@@ -184,9 +188,9 @@ def _classified(port: int, stage: Consortium) -> dict[str, Any]:
 
 def _test_rows(stage: Consortium) -> list[dict[str, str]]:
     task = read_plan(stage.simulated).task
-    rows = task_rows(stage.simulated / TEST, task)
+    rows = task.rows(stage.simulated / TEST)
     return [
-        {"text": text, "label": label} for text, label in zip(rows.texts, rows.labels, strict=True)
+        {"text": text, "label": label} for text, label in zip(rows.texts, rows.targets, strict=True)
     ]
 
 

@@ -29,6 +29,7 @@ from operations.waiting import (
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
 from protocol.legality import verify_legal
 from protocol.plan import Plan
+from protocol.tasks import quality_in
 from server.app import OUTCOME, read_manifest, read_plan
 from server.control import Control, RunState
 from server.starting import verify_start
@@ -124,9 +125,8 @@ def round_line(folder: Path, number: int, *, seconds: float, left: int) -> str:
     except (OSError, ValueError):
         measured = {}
     measures = []
-    if tested := measured.get("eval_examples"):
-        share = measured["eval_correct"] / tested
-        measures.append(f"accuracy of the round before {share:.1%} on the sites' held-out rows")
+    if quality := quality_in(measured):
+        measures.append(f"{quality} of the round before on the sites' held-out rows")
     if trained := measured.get("examples"):
         measures.append(f"loss in training {measured['loss_sum'] / trained:.3f}")
     figures = f": {', '.join(measures)}" if measures else ""

@@ -168,7 +168,6 @@ class Site:
         Raises PlanError, ArtefactError, DataError.
         """
         from base_model.verify import read_manifest
-        from client.data import task_rows
 
         work = self.settings.work
         source = self.folder / work.plan
@@ -183,7 +182,7 @@ class Site:
                 f"base {plan.base.fingerprint[:12]}…",
                 "name the plan's base, or the plan that was agreed on",
             )
-        task_rows(self.folder / work.data, plan.task)
+        plan.task.rows(self.folder / work.data)
         return plan
 
     def renew_certificate(self) -> bool:

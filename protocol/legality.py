@@ -208,7 +208,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             f"the plan names {plan.base.fingerprint[:12]}…, the base is {manifest.fingerprint[:12]}…",
             "copy the fingerprint of `fedge base inspect DIR`",
         )
-    if plan.task.kind != manifest.task:
+    if manifest.task != plan.task.BASE:
         yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
     if plan.task.max_length + recipe.tokens > manifest.max_positions:
         yield _error(

@@ -31,7 +31,7 @@ base_model: {json.dumps(manifest.source)}
 ---
 # {plan.name}, round {round_number}
 
-An adapter trained by federated rounds with fedge (rule `{plan.rule.name}`, {len(plan.task.labels)} labels).
+An adapter trained by federated rounds with fedge (rule `{plan.rule.name}`, {plan.task.said}).
 It belongs to the base with fingerprint `{manifest.fingerprint}` and computes nothing sensible on another.
 
 {_ordinary(manifest)} `{OPENER_FILE}` in this folder opens it, with torch, transformers and peft alone:
@@ -46,7 +46,7 @@ model = load("FOLDER", "BASE")
 inputs = tokenizer("BASE")(
     ["a text"], padding=True, truncation=True, max_length={plan.task.max_length}, return_tensors="pt"
 )
-print(model.config.id2label[int(model(**inputs).logits.argmax())])
+{plan.task.shown}
 ```
 
 BASE is the folder of that base, or the model that it was built from; there the weights are not rounded,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.calibration import Calibration
 from protocol.documents import OddError, json_as, parse_json
@@ -134,7 +134,7 @@ def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``."""
     manifest = recipe.manifest
     return {
-        "task_type": "SEQ_CLS",
+        "task_type": recipe.plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "modules_to_save": [folder_head(manifest)],
@@ -160,6 +160,9 @@ def to_edge(tensors: Tensors, *, published: Published) -> Tensors:
     """Published tensors to the edge graph's slots, float32, row-major."""
     slots = slots_of(tensors, method=published.method, constants=published.constants)
     return {name: np.ascontiguousarray(value, np.float32) for name, value in slots.items()}
+
+
+Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Parity(BaseModel):
@@ -202,7 +205,12 @@ class ReleaseNote(BaseModel):
     base_fingerprint: Word
     round: Annotated[int, Field(ge=0, lt=2**53)]
     adapter_digest: Word
+    task: Word = Field(default="classification", description="the plan's task.kind")
     labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
+    range: tuple[Real, Real] | None = Field(
+        default=None,
+        description="of a regression: its one output is the share of this, from low to high",
+    )
     max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
     exchange: Word
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
@@ -211,6 +219,19 @@ class ReleaseNote(BaseModel):
     calibration: Calibration | None = Field(
         default=None, description="of its probabilities, from the release on"
     )
+
+    @model_validator(mode="after")
+    def _answers_mean_something(self) -> ReleaseNote:
+        if bool(self.labels) == (self.range is not None):
+            raise ValueError("labels and a range exclude each other, and one is there")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("the range ends before it begins")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the head."""
+        return len(self.labels) or 1
 
 
 def render_config(config: dict[str, Any]) -> bytes:

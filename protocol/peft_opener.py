@@ -27,7 +27,8 @@ class Classifier(PreTrainedModel):
         self.pooling, self.path_of_head = pooling, head
         self.add_module(self.prefix, encoder)
         self.dense = dense  # of pooling `pooler`: between the first token and the head
-        self.add_module(head, nn.Linear(self.config.hidden_size, len(labels)))
+        # without labels: one output, the share of the range of release.json
+        self.add_module(head, nn.Linear(self.config.hidden_size, len(labels) or 1))
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}
 

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from protocol import methods, tasks
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
 from protocol.known_keys import key_hint
-from protocol.methods import METHODS, Adapter, refusal
+from protocol.methods import METHODS, Adapter
 from protocol.plan_sections import (
     Audit,
     Base,
@@ -29,16 +30,19 @@ from protocol.plan_sections import (
     Rule,
     Secrecy,
     Server,
-    Task,
 )
 from protocol.section import Name, Positive, Section
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
+from protocol.tasks import Task
 from protocol.variants import UNKNOWN, untagged
 
 M = TypeVar("M", bound=BaseModel)
 
 FORMAT: Literal[2] = 2  # 1 had one table of keys for all methods (docs/adr/0046)
-REFUSALS = {"method": refusal}  # by the key that tells variants of a table apart
+REFUSALS = {
+    "method": methods.refusal,
+    "kind": tasks.refusal,
+}  # by the key that tells variants of a table apart
 STARTS = 20  # times that a run may be begun and resumed
 
 

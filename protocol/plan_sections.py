@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.peft_format import MOST_LABELS, MOST_TOKENS, Label
 from protocol.section import (
     MOST_ATTEMPTS,
     MOST_BATCH,
@@ -17,7 +15,6 @@ from protocol.section import (
     MOST_SECONDS,
     MOST_STEPS,
     MOST_WITNESSES,
-    Column,
     Fraction,
     Hex64,
     Hex64OrNone,
@@ -40,29 +37,6 @@ class Base(Section):
         description="sha256 of the program.json that trains, from `fedge program build`; empty: what "
         "each client derives from its base",
     )
-
-
-class Task(Section):
-    """What is learnt, and which columns of the local data it is learnt from."""
-
-    kind: Literal["sequence-classification"] = Field(
-        default="sequence-classification", description="what a base was built for"
-    )
-    labels: list[Label] = Field(
-        min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
-    )
-    text: Column = Field(default="text", description="column with the text")
-    label: Column = Field(default="label", description="column with the label")
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=64, description="tokens with the two special ones; longer texts are cut"
-    )
-
-    @model_validator(mode="after")
-    def _labels_are_distinct(self) -> Task:
-        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
-        if repeated:
-            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
-        return self
 
 
 class Rule(Section):

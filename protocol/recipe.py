@@ -1,7 +1,7 @@
 """A plan on a base, resolved once: its method, rule, layout and names. (P-2)
 
 Names of tensors are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes; what
-stands behind the path is the method's. The head has ``<path>.weight`` (labels, in) and ``<path>.bias``.
+stands behind the path is the method's. The head has ``<path>.weight`` (outputs, in) and ``<path>.bias``.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Recipe:
         return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
     def _head(self) -> Iterable[TensorSpec]:
-        labels, head = len(self.plan.task.labels), self.manifest.head
-        shape = (labels, head.in_features)
+        outputs, head = self.plan.task.outputs, self.manifest.head
+        shape = (outputs, head.in_features)
         yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=HEAD_PART, law=HEAD_LAW)
-        yield TensorSpec(name=f"{head.path}.bias", shape=(labels,), part=HEAD_PART, law=ZEROS)
+        yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)
 
     @cached_property
     def phases(self) -> tuple[Parts, ...]:

@@ -45,6 +45,12 @@ def variants_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     return tagged
 
 
+def key_of(field: FieldInfo) -> str:
+    """The key that tells the variants of a field apart."""
+    assert isinstance(field.discriminator, Discriminator)
+    return str((field.discriminator.custom_error_context or {})["key"])
+
+
 def untagged(model: type[BaseModel], path: list[str]) -> list[str]:
     """The place of an error without the names of variants that pydantic puts between its keys."""
     plain: list[str] = []

@@ -65,7 +65,7 @@ def events_of(record: Mapping[str, Any], plan: Plan, *, now: float) -> Iterator[
     }
     metrics = record["metrics"]
     if metrics.get("examples"):
-        yield Event(event="clients", values=_finite(_means(metrics)), **common)
+        yield Event(event="clients", values=_finite(_means(metrics, plan)), **common)
     # The last line: where it is, those before it are.
     yield Event(event="round", values=_finite(values), **common)
 
@@ -81,7 +81,7 @@ def evaluation_event(plan: Plan, number: int, values: Mapping[str, Any], *, now:
     )
 
 
-def _means(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def _means(metrics: Mapping[str, float], plan: Plan) -> dict[str, float | None]:
     """Over all rows that were trained on, and all that were kept out."""
     examples, kept_out = metrics["examples"], metrics.get("eval_examples", 0.0)
     return {
@@ -89,7 +89,7 @@ def _means(metrics: Mapping[str, float]) -> dict[str, float | None]:
         "train_loss": metrics["loss_sum"] / examples,
         "train_seconds": metrics.get("train_seconds"),
         "holdout_examples": kept_out,
-        "holdout_accuracy": metrics["eval_correct"] / kept_out if kept_out else None,
+        f"holdout_{plan.task.QUALITY.name}": plan.task.quality_of(metrics),
     }
 
 

@@ -59,11 +59,10 @@ def write_peft_folder(
         base_fingerprint=manifest.fingerprint,
         round=round_number,
         adapter_digest=adapter_digest,
-        labels=plan.task.labels,
-        max_length=plan.task.max_length,
         exchange=exchange,
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         metrics=metrics,
+        **plan.task.note(),
     )
     contents[RELEASE_FILE] = render_release(note)
     for name, data in contents.items():

@@ -80,4 +80,5 @@ class Setting:
         """The coordinator's side of one round's exchange of (size,) updates."""
         if self.plan.privacy.mechanism == "central":
             return CentralCoordinator(size, plan=self.plan, random=self.random)
-        return PlainCoordinator(size, max_weight=self.plan.cohort.max_weight)
+        most = self.plan.cohort.max_weight
+        return PlainCoordinator(size, max_weight=most, metrics=self.plan.task.METRICS)

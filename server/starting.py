@@ -104,13 +104,19 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
 
 def verify_same_task(before: Plan, plan: Plan) -> None:
     """The head's outputs mean the same. Raises PlanError."""
-    if before.task.labels == plan.task.labels:
+    (key, then), (_, now) = before.task.meaning, plan.task.meaning
+    if before.task.kind != plan.task.kind:
+        raise PlanError(
+            f"`task.kind`: the run before learnt a {before.task.kind}",
+            "name the same, or start anew",
+        )
+    if then == now:
         return
-    both = sorted(before.task.labels) == sorted(plan.task.labels)
-    how = "in another order" if both else f"{before.task.labels[:5]}… there"
+    both = sorted(then) == sorted(now)
+    how = "in another order" if both else f"{then[:5]}… there"
     raise PlanError(
-        f"`task.labels`: the run before has other labels ({how})",
-        "list the same labels in the same order, or start anew",
+        f"`task.{key}`: the run before has other {key} ({how})",
+        f"list the same {key} in the same order, or start anew",
     )
 
 

@@ -9,15 +9,17 @@ import numpy as np
 
 from simulations.files import read_json
 from simulations.prepare import LISTED, Prepared
-from simulations.scores import Scores, load_scores
+from simulations.scores import load_scores
+from simulations.tasks import Scores, task_named
 
 Json = dict[str, Any]
 
 
 def breakdown(prepared: Prepared) -> tuple[dict[str, Json], dict[str, Json]]:
     """(by label, by client): see :func:`by_label` and :func:`by_client`."""
-    together, alone = load_scores(prepared.out)
-    labels = prepared.plan.task.labels
+    task = prepared.plan.task
+    together, alone = load_scores(prepared.out, task.kind)
+    labels = task_named(task.kind).labels(task)
     listed = read_json(prepared.out / LISTED, {"clients": {}})["clients"]
     return by_label(labels, together, alone), by_client(labels, together, alone, listed)
 
@@ -61,6 +63,6 @@ def by_client(
         mix = client.get("label_rows", {})
         own = dict(together) | ({"alone": alone[name]} if name in alone else {})
         figures = {whose: scores.for_mix(labels, mix) for whose, scores in own.items()}
-        about = {key: client[key] for key in ("value", "rows", "labels")}
+        about = {key: client.get(key) for key in ("value", "rows", "labels")}
         found[name] = about | {key: value for key, value in figures.items() if value is not None}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from protocol.rows.read import Table
@@ -17,20 +17,26 @@ def client_name(partition: int) -> str:
     return f"client-{partition:04d}"
 
 
-def list_clients(rows: Table, parts: Partition, column: str) -> Json:
-    """By client: the value of ``column`` that made it (or None), its rows, its labels and their rows."""
+def list_clients(rows: Table, parts: Partition, column: str, *, labels: bool = True) -> Json:
+    """By client: the value of ``column`` that made it (or None), its rows, and its ``labels`` with
+    their rows where there are labels.
+    """
     return {
         "column": column or None,
         "clients": {
             client_name(number): {
                 "value": rows.groups[part[0]] if column else None,
                 "rows": len(part),
-                "labels": len({rows.labels[row] for row in part}),
-                "label_rows": dict(sorted(Counter(rows.labels[row] for row in part).items())),
             }
+            | (_labels(rows.targets[row] for row in part) if labels else {})
             for number, part in enumerate(parts)
         },
     }
+
+
+def _labels(targets: Iterable[str]) -> Json:
+    rows = Counter(targets)
+    return {"labels": len(rows), "label_rows": dict(sorted(rows.items()))}
 
 
 def named(client: str, listed: Mapping[str, Any] | None) -> str:

@@ -19,6 +19,9 @@ FIGURES = {
     "accuracy_federated": "accuracy, federated",
     "accuracy_pooled": "accuracy, all data in one place",
     "accuracy_alone_mean": "accuracy, devices alone (mean)",
+    "nrmse_federated": "NRMSE, federated",
+    "nrmse_pooled": "NRMSE, all data in one place",
+    "nrmse_alone_mean": "NRMSE, devices alone (mean)",
     "loss_federated": "loss, federated",
     "loss_pooled": "loss, all data in one place",
     "loss_alone_mean": "loss, devices alone (mean)",
@@ -32,6 +35,9 @@ FIGURES = {
     "epsilon": "epsilon spent by a device",
     "seconds": "seconds",
 }
+
+
+CURVES = ("accuracy", "nrmse", "loss")  # by round
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +136,7 @@ def comparison(groups: Sequence[Group]) -> Json:
                 "figures": {
                     key: _spread(values) for key in FIGURES if (values := group.values(key))
                 },
-                "rounds": {key: group.curve(key) for key in ("accuracy", "loss")},
+                "rounds": {key: group.curve(key) for key in CURVES},
             }
             for group in groups
         ],
@@ -152,7 +158,7 @@ def shown_figure(key: str, figure: Json | None) -> str:
         return "-"
     scale, digits = 1.0, 0 if abs(figure["mean"]) >= 100 else 2
     unit = ""
-    if key.startswith(("accuracy", "macro")):
+    if key.startswith(("accuracy", "macro", "nrmse")):
         scale, unit = 100.0, " %"
     elif key.startswith("loss"):
         digits = 4

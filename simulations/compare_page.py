@@ -19,10 +19,17 @@ def compare_page(groups: Sequence[Group]) -> str:
     runs = sum(len(group.runs) for group in groups)
     sections = [
         ("Figures", _figures(body)),
-        ("Accuracy per round", _charts(groups, "accuracy", "Test accuracy", 100.0, " %")),
+        *(
+            (f"{name} per round", _charts(groups, key, title, 100.0, " %"))
+            for key, name, title in (
+                ("accuracy", "Accuracy", "Test accuracy"),
+                ("nrmse", "NRMSE", "Test NRMSE: lower is better"),
+            )
+            if any(group.curve(key) for group in groups)
+        ),
         (
             "Loss per round",
-            _charts(groups, "loss", "Test loss, nats a row: lower is better", 1.0, ""),
+            _charts(groups, "loss", "Test loss a row: lower is better", 1.0, ""),
         ),
         ("What differs", _differences(body)),
         ("Runs", _runs(body)),

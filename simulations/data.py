@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
-from protocol.rows.read import Table, read_rows
+from protocol.rows.read import Table, any_label, read_rows
 from simulations.experiment import Experiment, resolve_source
+from simulations.tasks import task_named
 
 
 def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
@@ -22,13 +24,17 @@ def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
     train = _read(experiment, plan, data.train, column)
     if data.test:
         return train, _read(experiment, plan, data.test, "")
-    return divided(train, data.holdout, plan.seed)
+    strata = task_named(plan.task.kind).strata(train.targets)
+    return divided(train, strata, data.holdout, plan.seed)
 
 
-def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Rows to train and to test on: of every label a share, and never its last row. Raises DataError."""
+def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tuple[Table, Table]:
+    """Rows to train and to test on: of every stratum (label, say) a share, never its last row.
+
+    Raises DataError.
+    """
     by_label: dict[str, list[int]] = {}
-    for row, label in enumerate(rows.labels):
+    for row, label in enumerate(strata):
         by_label.setdefault(label, []).append(row)
     test: list[int] = []
     for label, places in sorted(by_label.items()):
@@ -42,18 +48,25 @@ def divided(rows: Table, share: float, seed: int) -> tuple[Table, Table]:
         )
     left = sorted(set(range(len(rows))) - set(test))
     kept = rows.take(sorted(test))
-    return rows.take(left), Table(texts=kept.texts, labels=kept.labels)
+    return rows.take(left), Table(texts=kept.texts, targets=kept.targets)
 
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
-    labels = plan.task.labels if experiment.lists_labels else None
-    return read_rows(path, text=plan.task.text, label=plan.task.label, labels=labels, group=column)
+    if experiment.lists_labels or not experiment.has_labels:
+        return plan.task.rows(path, group=column)
+    task = plan.task
+    return read_rows(path, text=task.text, target=task.column, check=any_label, group=column)
 
 
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
     from simulations.generators import home_commands
 
+    if plan.task.kind != "classification":
+        raise PlanError(
+            f"experiment {experiment.name}: the generator's rows have labels, no numbers",
+            "name files of your own under [data], or leave task.kind out",
+        )
     made, column = home_commands(plan.seed), experiment.population.column
     wanted = [plan.task.text, plan.task.label, *filter(None, [column])]
     if missing := [name for name in wanted if name not in made.train[0]]:
@@ -63,13 +76,15 @@ def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
         )
     text, label = plan.task.text, plan.task.label
     train, test = (
-        Table(texts=[row[text] for row in rows], labels=[row[label] for row in rows])
+        Table(texts=[row[text] for row in rows], targets=[row[label] for row in rows])
         for rows in (made.train, made.test)
     )
     groups = [row[column] for row in made.train] if column else []
-    if experiment.lists_labels and (odd := set(train.labels + test.labels) - set(plan.task.labels)):
+    if experiment.lists_labels and (
+        odd := set(train.targets + test.targets) - set(plan.task.labels)
+    ):
         raise DataError(
             f"the data has the label {min(odd)!r}, which `plan.task.labels` does not list",
             "list every label, or leave task.labels out",
         )
-    return Table(texts=train.texts, labels=train.labels, groups=groups), test
+    return Table(texts=train.texts, targets=train.targets, groups=groups), test

@@ -14,7 +14,8 @@ from client.worker import Worker
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from simulations.files import read_json, write_json
-from simulations.scores import Scores, save_scores, score, verify_finite
+from simulations.scores import save_scores, verify_finite
+from simulations.tasks import Scores, task_named
 
 EVALUATIONS = "evaluations.json"
 
@@ -34,7 +35,8 @@ class Evaluator:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
         finished = finished_tensors(self.worker, tensors)
-        return score(predict_logits(self.worker.engine, finished, chosen), chosen.labels)
+        outputs = predict_logits(self.worker.engine, finished, chosen)
+        return task_named(self.worker.plan.task.kind).score(outputs, chosen.targets)
 
 
 def finished_tensors(worker: Worker, tensors: Tensors) -> Tensors:
@@ -58,7 +60,7 @@ def missing_rounds(out: Path, plan: Plan, finished: Iterable[int]) -> list[int]:
 
 
 def load_evaluations(out: Path) -> list[dict[str, Any]]:
-    """``[{round, accuracy, loss, macro_f1}]`` by round."""
+    """The round and its figures (``Scores.figures``), by round."""
     return list(read_json(out / EVALUATIONS, {"test": []})["test"])
 
 
@@ -71,14 +73,5 @@ def save_evaluation(out: Path, round_number: int, scores: Scores) -> None:
     entries = [entry for entry in load_evaluations(out) if entry["round"] != round_number]
     if all(entry["round"] < round_number for entry in entries):
         save_scores(out, "federated", scores)
-    entries.append({"round": round_number, **figures(scores)})
+    entries.append({"round": round_number, **scores.figures})
     write_json(out / EVALUATIONS, {"test": sorted(entries, key=lambda e: int(e["round"]))})
-
-
-def figures(scores: Scores) -> dict[str, float]:
-    """The three that stand for all test rows; loss in nats."""
-    return {
-        "accuracy": scores.accuracy,
-        "loss": scores.mean_loss,
-        "macro_f1": scores.macro_f1,
-    }

@@ -149,6 +149,12 @@ class Experiment(Section):
         return self._folder
 
     @property
+    def has_labels(self) -> bool:
+        """Whether rows have labels."""
+        task = self.plan.get("task", {})
+        return not isinstance(task, dict) or task.get("kind", "classification") == "classification"
+
+    @property
     def lists_labels(self) -> bool:
         """Whether the labels are listed; else they are those of the rows."""
         task = self.plan.get("task", {})
@@ -175,7 +181,7 @@ class Experiment(Section):
         document["base"] = {"fingerprint": fingerprint}
         document.setdefault("name", self.name)
         task = document.get("task", {})
-        if isinstance(task, dict):
+        if isinstance(task, dict) and self.has_labels:
             document["task"] = {"labels": labels, **task}
         return plan_from(document, source=f"experiment {self.name}: [plan]")
 

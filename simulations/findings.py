@@ -26,26 +26,31 @@ def findings_of(
 
 
 def _rows(experiment: Experiment, plan: Plan, train: Table, test: Table) -> Iterator[Finding]:
-    taught, tested = set(train.labels), set(test.labels)
-    if only := tested - taught:
-        share = sum(label in only for label in test.labels) / len(test)
-        yield _warning(
-            "data.test",
-            f"{_named(only)} in the test rows only ({share:.1%} of them): nobody can learn them",
-            "check the files; leave those rows out, or train on some of them",
-        )
-    if absent := set(plan.task.labels) - taught - tested:
-        yield _warning(
-            "plan.task.labels",
-            f"{_named(absent)} in the list, and in no row",
-            "correct the list or the data",
-        )
+    if plan.task.kind == "classification":
+        yield from _labels(plan.task.labels, train, test)
     asked, clients = plan.rounds * plan.cohort.size, experiment.population.clients
     if asked < clients:
         yield _warning(
             "plan.cohort.size",
             f"{plan.rounds} rounds of {plan.cohort.size} ask {asked} of {clients} clients at most",
             "more rounds, or more clients a round",
+        )
+
+
+def _labels(labels: Iterable[str], train: Table, test: Table) -> Iterator[Finding]:
+    taught, tested = set(train.targets), set(test.targets)
+    if only := tested - taught:
+        share = sum(label in only for label in test.targets) / len(test)
+        yield _warning(
+            "data.test",
+            f"{_named(only)} in the test rows only ({share:.1%} of them): nobody can learn them",
+            "check the files; leave those rows out, or train on some of them",
+        )
+    if absent := set(labels) - taught - tested:
+        yield _warning(
+            "plan.task.labels",
+            f"{_named(absent)} in the list, and in no row",
+            "correct the list or the data",
         )
 
 
@@ -67,8 +72,13 @@ def finding_of(stored: dict[str, Any]) -> Finding:
 
 
 def labels_of(experiment: Experiment, rows: tuple[Table, Table]) -> list[str]:
-    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike."""
-    found, source = rows[0].labels + rows[1].labels, f"experiment {experiment.name}"
+    """The labels of the rows. Raises DataError when they teach nothing or, not listed, look alike.
+
+    None of a task without labels.
+    """
+    if not experiment.has_labels:
+        return []
+    found, source = rows[0].targets + rows[1].targets, f"experiment {experiment.name}"
     if not experiment.lists_labels:
         return verify_distinct(found, source)
     verify_several(found, source)

@@ -67,7 +67,7 @@ def _sample(prepared: Prepared, worker: Worker) -> Encoded:
     for partition in range(prepared.experiment.population.clients):
         rows = load_rows(prepared.client_file(partition), task)
         texts += rows.texts
-        labels += rows.labels
+        labels += rows.targets
         if len(texts) >= need:
             break
-    return worker.encode(Rows(texts=texts[:need], labels=labels[:need]))
+    return worker.encode(Rows(texts=texts[:need], targets=labels[:need]))

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from protocol.plan import Plan
-from protocol.variants import variants_of
+from protocol.variants import key_of, variants_of
 from simulations.experiment import Experiment
 
 Json = dict[str, Any]
@@ -26,9 +26,13 @@ experiment's name and the labels of the rows are taken. A plan for real machines
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """``default`` is TOML, or empty for a key that must be given."""
+    """``default`` is TOML, or empty for a key that must be given.
 
-    table: str  # with its variant behind a colon, where its keys hang on one of them
+    ``choice``: the key and value that make its table this one of several, if there are several.
+    """
+
+    table: str
+    choice: str
     about: str  # the table
     name: str
     values: str
@@ -41,22 +45,25 @@ def experiment_keys() -> list[Key]:
     return [*_keys(Experiment, ""), *_keys(Plan, "plan")]
 
 
-def _keys(model: type[BaseModel], table: str) -> Iterator[Key]:
+def _keys(model: type[BaseModel], table: str, choice: str = "") -> Iterator[Key]:
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     about = (model.__doc__ or "").partition("\n")[0]
-    tables = []
+    tables: list[tuple[type[BaseModel], str, str]] = []
     for name, entry in schema["properties"].items():
-        inner = model.model_fields[name].annotation
+        field = model.model_fields[name]
+        inner = field.annotation
         path = f"{table}.{name}".lstrip(".")
-        kinds = variants_of(model.model_fields[name])
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            tables.append((inner, path))
-        elif kinds:
-            tables += [(kind, f"{path}: {variant}") for variant, kind in kinds.items()]
+        kinds = variants_of(field)
+        if kinds:
+            key = key_of(field)
+            tables += [(each, path, f'{key} = "{tag}"') for tag, each in kinds.items()]
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            tables.append((inner, path, ""))
         elif path not in {"plan", *FILLED_IN}:
             yield Key(
                 table=table,
+                choice=choice,
                 about=about,
                 name=name,
                 values=_values(entry, definitions),
@@ -65,9 +72,9 @@ def _keys(model: type[BaseModel], table: str) -> Iterator[Key]:
                 else "",
                 meaning=entry.get("description", ""),
             )
-    for inner, path in tables:
+    for below, path, chosen in tables:
         if path not in FILLED_IN:
-            yield from _keys(inner, path)
+            yield from _keys(below, path, chosen)
 
 
 def _values(entry: Json, definitions: Json) -> str:
@@ -108,11 +115,10 @@ def _bounds(entry: Json) -> str:
 def keys_document(keys: list[Key]) -> str:
     """The page in Markdown: a table of keys per table of the file."""
     lines = [HEAD]
-    for table in dict.fromkeys(key.table for key in keys):
-        own = [key for key in keys if key.table == table]
-        name, _, variant = table.partition(": ")
-        title = f"`[{name}]`" if name else "At the top"
-        title += f", {variant}" if variant else ""
+    for table, choice in dict.fromkeys((key.table, key.choice) for key in keys):
+        own = [key for key in keys if (key.table, key.choice) == (table, choice)]
+        title = f"`[{table}]`" if table else "At the top"
+        title += f" with `{choice}`" if choice else ""
         lines += [f"## {title}", "", own[0].about.replace("``", "`"), ""]
         lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
         lines += [

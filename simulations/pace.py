@@ -117,11 +117,11 @@ class Outlook:
         self._seconds: list[float] = []
 
     def round(self, number: int, seconds: float, measured: tuple[float, float] | None) -> str:
-        """A line on a round that took ``seconds``; ``measured`` are accuracy and loss, if they were."""
+        """A line on a round that took ``seconds``; ``measured`` are quality and loss, if they were."""
         self._seconds.append(seconds)
         figures = "not measured"
         if measured is not None:
-            figures = f"accuracy {measured[0]:.1%}, loss {measured[1]:.3f}"
+            figures = f"{self._plan.task.QUALITY.said(measured[0])}, loss {measured[1]:.3f}"
         left = duration(self.left(number))
         return f"round {number} of {self._plan.rounds}: {figures}; {duration(seconds)}, about {left} left"
 

@@ -33,6 +33,7 @@ from simulations.findings import finding_of, findings_of, labels_of
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
 from simulations.starts import start_for
+from simulations.tasks import task_named
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
 START_RUN = "start_run"  # in the marker: where the run lies that this one goes on from
@@ -178,7 +179,7 @@ def _fresh(
     for number, part in enumerate(parts):
         path = out / CLIENTS / f"{client_name(number)}.jsonl"
         write_jsonl(path, _lines(train.take(part), plan, experiment.population.column))
-    write_json(out / LISTED, list_clients(train, parts, experiment.population.column))
+    write_json(out / LISTED, _listed(experiment, train, parts))
     if plan.secrecy.exchange == "secagg":
         _enrol(out, len(parts))
     write_jsonl(out / TEST, _lines(test, plan))
@@ -207,6 +208,11 @@ def _fresh(
     )
 
 
+def _listed(experiment: Experiment, train: Table, parts: Partition) -> dict[str, Any]:
+    column = experiment.population.column
+    return list_clients(train, parts, column, labels=experiment.has_labels)
+
+
 def _start_run(experiment: Experiment, out: Path) -> str:
     start = experiment.start_folder
     return "" if start is None else _relative(round_of(start).parent.parent, out)
@@ -230,21 +236,22 @@ def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
     count, min_rows = population.clients, population.min_rows
     if population.partition == "iid":
         return iid(len(rows), count, seed=seed, min_rows=min_rows)
+    strata = task_named(plan.task.kind).strata(rows.targets)
     if population.partition == "dirichlet":
-        return dirichlet(rows.labels, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
+        return dirichlet(strata, count, alpha=population.alpha, seed=seed, min_rows=min_rows)
     if population.partition == "shards":
         per_client = population.shards_per_client
-        return shards(rows.labels, count, per_client=per_client, seed=seed, min_rows=min_rows)
+        return shards(strata, count, per_client=per_client, seed=seed, min_rows=min_rows)
     return by_column(rows.groups, count, min_rows=min_rows)
 
 
-def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, str]]:
+def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
     """Rows as a site of this plan has them, with the column that made the devices."""
     task = plan.task
     return [
         ({column: rows.groups[at]} if column else {})
-        | {task.text: text, task.label: label}
-        for at, (text, label) in enumerate(zip(rows.texts, rows.labels, strict=True))
+        | {task.text: text, task.column: target}
+        for at, (text, target) in enumerate(zip(rows.texts, rows.targets, strict=True))
     ]  # fmt: skip
 
 

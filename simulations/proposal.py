@@ -17,7 +17,7 @@ from pathlib import Path
 from protocol.errors import DataError
 from protocol.rows.formats import read_columns, read_values, shown, type_name
 from protocol.rows.labels import verify_distinct
-from protocol.rows.read import LONGEST_LABEL, Table, read_rows
+from protocol.rows.read import LONGEST_LABEL, Table, any_label, read_rows
 
 TEXTS = (
     "text",
@@ -62,10 +62,10 @@ def propose(path: Path, test: Path | None = None) -> Proposal:
     owners = _owners(columns, {text, label})
     named = sorted((name for name in owners if _is_named(name, OWNERS)), key=lambda n: -owners[n])
     column = named[0] if named else ""
-    table = read_rows(path, text=text, label=label, labels=None, group=column)
-    labels = list(table.labels)
+    table = read_rows(path, text=text, target=label, check=any_label, group=column)
+    labels = list(table.targets)
     if test is not None:
-        labels += read_rows(test, text=text, label=label, labels=None).labels
+        labels += read_rows(test, text=text, target=label, check=any_label).targets
     return Proposal(
         text=text,
         label=label,

@@ -14,6 +14,8 @@ from typing import Any
 
 from protocol.errors import ArtefactError
 from protocol.peft_format import RELEASE_FILE
+from protocol.tasks import TASKS
+from protocol.tasks.base import Quality
 from simulations.clients import named
 from simulations.files import read_json, write_text
 from simulations.page import details, page
@@ -62,9 +64,9 @@ def _page(run: Path, plan: Json) -> str:
         ("What to know about this run", known(plan, summary, records, log)),
         (
             "Quality per round",
-            quality(evaluations, yardsticks or {}, summary.get("rows_test")) + WORD,
+            quality(evaluations, yardsticks or {}, _measure(plan), summary.get("rows_test")) + WORD,
         ),
-        ("Labels", by_label(summary.get("per_label")) + WORD),
+        *_labels(plan, summary),
         ("Clients", _clients(summary, clients) + WORD),
         ("Participation", _participation(records, failed, clients) + own + REASONED),
         ("Bytes", _bytes(records) + WORD),
@@ -77,6 +79,19 @@ def _page(run: Path, plan: Json) -> str:
         ("Plan and identities", _identities(plan, records)),
     ]
     return page(str(plan.get("name", run.name)), about(plan, summary, timings), sections)
+
+
+def _measure(plan: Json) -> Quality:
+    """What the plan's task is judged by."""
+    kind = plan.get("task", {}).get("kind", "")
+    return TASKS[kind if kind in TASKS else "classification"].QUALITY
+
+
+def _labels(plan: Json, summary: Json) -> list[tuple[str, str]]:
+    """The section, where the task has labels."""
+    if "labels" not in plan.get("task", {}):
+        return []
+    return [("Labels", by_label(summary.get("per_label")) + WORD)]
 
 
 def _clients(summary: Json, clients: Json | None) -> str:
@@ -96,13 +111,14 @@ def _last_release(run: Path, records: list[Json]) -> Json | None:
 def _figures(plan: Json, summary: Json, records: list[Json]) -> str:
     if not summary:
         return f"<p>Not finished: {len(records)} of {plan.get('rounds')} rounds are there.</p>"
+    name, title = _measure(plan).name, _measure(plan).title
     wanted = (
-        ("accuracy_alone_mean", "devices alone, mean accuracy"),
-        ("accuracy_federated", "federated accuracy"),
-        ("accuracy_pooled", "all data in one place, accuracy"),
-        ("loss_federated", "federated loss, nats a row"),
+        (f"{name}_alone_mean", f"devices alone, mean {title}"),
+        (f"{name}_federated", f"federated {title}"),
+        (f"{name}_pooled", f"all data in one place, {title}"),
+        ("loss_federated", "federated loss a row"),
         ("loss_pooled", "all data in one place, loss"),
-        ("macro_f1_federated", "federated macro-F1"),
+        *([("macro_f1_federated", "federated macro-F1")] if name == "accuracy" else []),
         ("upload_bytes_per_client_round", "bytes up per client and round"),
         ("adapter_bytes", "bytes of the adapter on a device"),
         ("seconds", "seconds in all"),
@@ -131,7 +147,9 @@ def _figure(key: str, value: Any) -> str:
         return "not measured"
     if key.startswith("loss"):
         return f"{value:.3f}"
-    return f"{value:.1%}" if key.startswith(("accuracy", "macro")) else number(float(value))
+    return (
+        f"{value:.1%}" if key.startswith(("accuracy", "macro", "nrmse")) else number(float(value))
+    )
 
 
 def _participation(records: list[Json], failed: list[Json], clients: Json | None) -> str:

@@ -6,6 +6,7 @@ import math
 from html import escape
 from typing import Any
 
+from protocol.tasks.base import Quality
 from simulations.page import details
 from simulations.plots import Band, Line, line_chart, table
 
@@ -15,32 +16,43 @@ TRAININGS = (("federated", "federated"), ("pooled", "all in one place"), ("alone
 WORST = 10  # labels that stand in the open
 
 
-def quality(evaluations: list[Json], yardsticks: Json, test_rows: int | None) -> str:
-    """Accuracy and loss per round, each whole and enlarged at its end, and their figures."""
+def quality(
+    evaluations: list[Json], yardsticks: Json, measure: Quality, test_rows: int | None
+) -> str:
+    """The task's quality and loss per round, each whole and enlarged at its end, and their figures."""
     if not evaluations:
         return "<p>No evaluation was recorded.</p>"
     return (
-        _accuracy(evaluations, yardsticks, test_rows)
+        _curve(evaluations, yardsticks, measure, test_rows)
         + _loss(evaluations, yardsticks)
-        + details(_figures(evaluations, yardsticks))
+        + details(_figures(evaluations, yardsticks, measure))
     )
 
 
-def _accuracy(evaluations: list[Json], yardsticks: Json, test_rows: int | None) -> str:
-    points = tuple((float(e["round"]), 100 * float(e["accuracy"])) for e in evaluations)
+def _curve(
+    evaluations: list[Json], yardsticks: Json, measure: Quality, test_rows: int | None
+) -> str:
+    points = tuple((float(e["round"]), 100 * float(e[measure.name])) for e in evaluations)
+    better = "" if measure.higher_is_better else ": lower is better"
     lines, band = [Line(name="federated", points=points, css="c1")], None
     pooled, alone = yardsticks.get("pooled"), yardsticks.get("alone")
     if pooled:
-        lines.append(_level("all in one place", 100 * float(pooled["accuracy"]), points, "c2"))
+        lines.append(_level("all in one place", 100 * float(pooled[measure.name]), points, "c2"))
     if alone:
         lines.append(_level("alone, mean", 100 * float(alone["mean"]), points, "c3"))
         each = [100 * float(value) for value in alone["per_client"].values()]
         band = Band(name="alone, range", low=min(each), high=max(each))
     html = line_chart(
-        "Test accuracy per round against both yardsticks", lines, band=band, unit=" %"
+        f"Test {measure.title} per round against both yardsticks{better}",
+        lines,
+        band=band,
+        unit=" %",
     )
     html += "<p>The shaded band is the range of devices on their own.</p>" if band else ""
-    return html + _enlarged_accuracy(points, lines[1].points[0][1] if pooled else None, test_rows)
+    level = lines[1].points[0][1] if pooled else None
+    # a share of rows has limits that follow from their number
+    rows = test_rows if measure.name == "accuracy" else None
+    return html + _enlarged_quality(points, level, rows)
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
@@ -52,7 +64,7 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _enlarged_accuracy(points: tuple[Point, ...], pooled: float | None, rows: int | None) -> str:
+def _enlarged_quality(points: tuple[Point, ...], pooled: float | None, rows: int | None) -> str:
     last, band, said = points[-1][1], None, ""
     if rows:
         low, high = wilson(last / 100, rows)
@@ -73,7 +85,7 @@ def _loss(evaluations: list[Json], yardsticks: Json) -> str:
     lines = [Line(name="federated", points=points, css="c1")]
     if pooled is not None:
         lines.append(_level("all in one place", float(pooled), points, "c2"))
-    html = line_chart("Test loss per round, nats a row: lower is better", lines)
+    html = line_chart("Test loss per round, of a row: lower is better", lines)
     return html + _enlarged("The end of the loss, enlarged", points, pooled, least=0.02, unit="")
 
 
@@ -109,24 +121,24 @@ def _enlarged(
     return line_chart(title, lines, band=band, unit=unit, enlarged=True)
 
 
-def _figures(evaluations: list[Json], yardsticks: Json) -> str:
+def _figures(evaluations: list[Json], yardsticks: Json, measure: Quality) -> str:
     rows: list[list[object]] = [
-        [f"round {e['round']}", *_three(e.get("accuracy"), e.get("loss"), e.get("macro_f1"))]
+        [f"round {e['round']}", *_three(e.get(measure.name), e.get("loss"), e.get("macro_f1"))]
         for e in evaluations
     ]
     if pooled := yardsticks.get("pooled"):
-        three = _three(pooled["accuracy"], pooled.get("loss"), pooled.get("macro_f1"))
+        three = _three(pooled[measure.name], pooled.get("loss"), pooled.get("macro_f1"))
         rows.append(["all data in one place", *three])
     if alone := yardsticks.get("alone"):
         each = [float(value) for value in alone["per_client"].values()]
         three = _three(alone["mean"], alone.get("loss"), alone.get("macro_f1"))
         rows.append([f"alone: mean of {len(each)} devices", *three])
         rows.append(["alone: worst and best device", f"{min(each):.2%} to {max(each):.2%}", "", ""])
-    return table(["", "accuracy", "loss, nats", "macro-F1"], rows)
+    return table(["", measure.title, "loss a row", "macro-F1"], rows)
 
 
-def _three(accuracy: float | None, loss: float | None, f1: float | None) -> list[str]:
-    return [_share(accuracy), "" if loss is None else f"{loss:.4f}", _share(f1)]
+def _three(quality: float | None, loss: float | None, f1: float | None) -> list[str]:
+    return [_share(quality), "" if loss is None else f"{loss:.4f}", _share(f1)]
 
 
 def _share(value: float | None) -> str:
@@ -174,13 +186,13 @@ def by_client(per_client: Json | None, column: str | None) -> str:
             name,
             *([entry["value"]] if column else []),
             entry["rows"],
-            entry["labels"],
+            "" if entry.get("labels") is None else entry["labels"],
             *(_share(entry.get(key)) for key, _ in present),
         ]
         for name, entry in per_client.items()
     ]
     each = f"One device per value of {column}. " if column else ""
-    return (
-        f"<p>{escape(each)}Accuracy on the test rows, each label as often as among the client's own rows.</p>"
-        + details(table(head, rows), f"{len(rows)} clients")
+    said = "Accuracy on the test rows, each label as often as among the client's own rows."
+    return f"<p>{escape(each)}{said if present else ''}</p>" + details(
+        table(head, rows), f"{len(rows)} clients"
     )

@@ -206,7 +206,7 @@ class _Watcher:
         scores = self._evaluator.measure(tensors)
         save_evaluation(self._prepared.out, number, scores)
         self._make_up()
-        return scores.accuracy, scores.mean_loss
+        return scores.quality, scores.mean_loss
 
 
 def _release(
@@ -252,14 +252,15 @@ def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows)
         )
     if not (folder / PASSPORT_FILE).is_file():
         if note.calibration is None:
-            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.labels)
-        measured = {e["round"]: e["accuracy"] for e in load_evaluations(prepared.out)}
+            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.targets)
+        name = plan.task.QUALITY.name
+        measured = {e["round"]: e[name] for e in load_evaluations(prepared.out)}
         log_release(
             store,
             plan,
             number,
             rows=prepared.test_file.read_bytes(),
-            metrics={"accuracy": measured[number]} if number in measured else {},
+            metrics={name: measured[number]} if number in measured else {},
         )
 
 

@@ -15,12 +15,15 @@ from simulations.files import path_text
 from simulations.forecasts import load_forecast
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
+from simulations.tasks import task_named
 from simulations.timings import Timings
 from simulations.yardsticks import DIVERGED, diverged
 
 
 class Summary(Section):
-    """Accuracies are shares of the test rows, losses nats a row; ``None`` where none was asked for.
+    """``accuracy`` and ``macro_f1`` are shares of the test rows, ``nrmse`` is one of the values' range.
+
+    Losses are the task's, of a row. ``None`` where none was asked for, or the task has no such figure.
 
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
     ``seconds``; ``seconds_forecast`` is what was expected of them. ``started`` and ``ended`` are seconds of
@@ -42,9 +45,12 @@ class Summary(Section):
     labels: int
     started: float
     ended: float
-    accuracy_federated: float
+    accuracy_federated: float | None
     accuracy_alone_mean: float | None
     accuracy_pooled: float | None
+    nrmse_federated: float | None
+    nrmse_alone_mean: float | None
+    nrmse_pooled: float | None
     loss_federated: float
     loss_alone_mean: float | None
     loss_pooled: float | None
@@ -123,6 +129,7 @@ def summarise(
 
 def _setting(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
     """What was run, over how many devices, rows and labels."""
+    task = prepared.plan.task
     return {
         "name": prepared.experiment.name,
         "rounds": int(last["round"]),
@@ -132,7 +139,7 @@ def _setting(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
         "seed": prepared.plan.seed,
         "rows_train": prepared.rows[0],
         "rows_test": prepared.rows[1],
-        "labels": len(prepared.plan.task.labels),
+        "labels": len(task_named(task.kind).labels(task)),
     }
 
 
@@ -142,16 +149,15 @@ def _quality(
     """The federated model's scores beside the yardsticks', and by label and device."""
     alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
     per_label, per_client = breakdown(prepared)
+    quality = prepared.plan.task.QUALITY.name
+    alone = alone | ({quality: alone["mean"]} if alone else {})
+    trainings = {"federated": federated, "alone_mean": alone, "pooled": pooled}
     return {
-        "accuracy_federated": federated["accuracy"],
-        "accuracy_alone_mean": alone.get("mean"),
-        "accuracy_pooled": pooled.get("accuracy"),
-        "loss_federated": federated["loss"],
-        "loss_alone_mean": alone.get("loss"),
-        "loss_pooled": pooled.get("loss"),
-        "macro_f1_federated": federated.get("macro_f1"),
-        "macro_f1_alone_mean": alone.get("macro_f1"),
-        "macro_f1_pooled": pooled.get("macro_f1"),
+        **{
+            f"{figure}_{name}": figures.get(figure)
+            for figure in ("accuracy", "nrmse", "loss", "macro_f1")
+            for name, figures in trainings.items()
+        },
         "per_label": per_label,
         "per_client": per_client,
     }

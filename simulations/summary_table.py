@@ -45,9 +45,12 @@ def summary_table(summary: Summary) -> Table:
     for label, key, digits in (
         ("accuracy", "accuracy", "{:.1%}"),
         ("macro-F1", "macro_f1", "{:.1%}"),
-        ("loss, nats a row", "loss", "{:.3f}"),
+        ("NRMSE", "nrmse", "{:.1%}"),
+        ("loss a row", "loss", "{:.3f}"),
     ):
         values = [getattr(summary, f"{key}_{each}") for each in whose]
+        if not any(value is not None for value in values):
+            continue
         table.add_row(label, *("-" if v is None else digits.format(v) for v in values))
     return table
 

@@ -23,11 +23,12 @@ from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from protocol.recipe import Recipe
 from simulations.clients import client_name, named
-from simulations.evaluation import Evaluator, figures
+from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
-from simulations.scores import Scores, load_scores, save_scores
+from simulations.scores import load_scores, save_scores
+from simulations.tasks import Scores
 from simulations.timings import Timings
 
 YARDSTICKS, POOLED = "yardsticks.json", "all data in one place"
@@ -51,7 +52,8 @@ def run_yardsticks(
             if "pooled" in yardsticks:
                 yardsticks["pooled"]["seconds"] = timings.parts["pooled"]
                 write_json(prepared.out / YARDSTICKS, yardsticks)
-                progress.line(_line(POOLED, yardsticks["pooled"], timings.parts["pooled"]))
+                measured = yardsticks["pooled"]
+                progress.line(_line(prepared, POOLED, measured, timings.parts["pooled"]))
         done += 1
         progress.update("yardsticks", done, total)
     for name, partition in _alone_devices(prepared):
@@ -64,9 +66,9 @@ def run_yardsticks(
                 scores = _alone(prepared, evaluator, partition)
             if scores is not None:
                 save_scores(prepared.out, "alone", scores, name)
-                _add_alone(prepared, evaluator, yardsticks, name, scores.accuracy)
+                _add_alone(prepared, evaluator, yardsticks, name, scores.quality)
                 write_json(prepared.out / YARDSTICKS, yardsticks)
-                progress.line(_line(title, figures(scores), timings.parts["alone"]))
+                progress.line(_line(prepared, title, scores.figures, timings.parts["alone"]))
         done += 1
         progress.update("yardsticks", done, total)
     return yardsticks
@@ -90,9 +92,10 @@ def _kept(
         progress.warn(f"{title}: {DIVERGED}")
 
 
-def _line(title: str, measured: Mapping[str, Any], seconds: float) -> str:
+def _line(prepared: Prepared, title: str, measured: Mapping[str, Any], seconds: float) -> str:
+    quality = prepared.plan.task.QUALITY
     return (
-        f"{title}: accuracy {measured['accuracy']:.1%}, loss {measured['loss']:.3f}; "
+        f"{title}: {quality.said(measured[quality.name])}, loss {measured['loss']:.3f}; "
         f"{duration(seconds)} so far"
     )
 
@@ -120,13 +123,13 @@ def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
     parts = [_rows_of(prepared, partition) for partition in range(clients)]
     rows = Rows(
         texts=[text for part in parts for text in part.texts],
-        labels=[label for part in parts for label in part.labels],
+        targets=[target for part in parts for target in part.targets],
     )
     times = passes(prepared)
     seed = seed_from("yardstick", prepared.plan.seed, "pooled")
     scores = evaluator.measure(_trained(prepared, rows, seed=seed, epochs=times))
     save_scores(prepared.out, "pooled", scores)
-    return {**figures(scores), "passes": times, "rows": len(rows)}
+    return {**scores.figures, "passes": times, "rows": len(rows)}
 
 
 def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Scores:
@@ -175,16 +178,20 @@ def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
 
 
 def _add_alone(
-    prepared: Prepared, evaluator: Evaluator, yardsticks: dict[str, Any], name: str, accuracy: float
+    prepared: Prepared, evaluator: Evaluator, yardsticks: dict[str, Any], name: str, quality: float
 ) -> None:
-    per_client = {**yardsticks.get("alone", {}).get("per_client", {}), name: accuracy}
+    per_client = {**yardsticks.get("alone", {}).get("per_client", {}), name: quality}
     sample = _test_sample(prepared, len(evaluator))
-    measured = list(load_scores(prepared.out)[1].values())
+    measured = list(load_scores(prepared.out, prepared.plan.task.kind)[1].values())
+    quality_name = prepared.plan.task.QUALITY.name
     yardsticks["alone"] = {
         "mean": float(np.mean(list(per_client.values()))),
-        "loss": float(np.mean([scores.mean_loss for scores in measured])),
-        "macro_f1": float(np.mean([scores.macro_f1 for scores in measured])),
+        **{name: _mean(name, measured) for name in measured[0].figures if name != quality_name},
         "per_client": per_client,
         "test_rows": len(evaluator) if sample is None else len(sample),
         "passes": passes(prepared, [number for _, number in _alone_devices(prepared)]),
     }
+
+
+def _mean(name: str, measured: Sequence[Scores]) -> float:
+    return float(np.mean([scores.figures[name] for scores in measured]))

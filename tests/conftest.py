@@ -243,6 +243,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         targets: object = "all-linear",
         base: Path = tiny_base,
         labels: Sequence[str] = ("light", "music", "timer"),
+        task: dict[str, object] | None = None,
     ) -> Path:
         manifest = read_manifest(base)
         adapter = adapter_of(method, rank=rank, targets=targets)
@@ -252,7 +253,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
                 "base": {"fingerprint": manifest.fingerprint},
                 "adapter": adapter,
                 "rule": {"name": "mean"},
-                "task": {"labels": list(labels), "max_length": 16},
+                "task": task or {"labels": list(labels), "max_length": 16},
             },
             source="test",
         )

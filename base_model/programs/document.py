@@ -17,7 +17,6 @@ from protocol.recipe import Recipe
 
 PROGRAM = "program.json"
 ANSWER = "answer.onnx"
-LABELS = "labels"  # the input with the index of each row's label
 MOST_GRAPHS, MOST_TENSORS = 16, 4 * 8192
 REMEDY = "remove the program's folder: it is made again from the base"
 

@@ -18,13 +18,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
-from base_model import graph_linears
+from base_model import graph_linears, tasks
 from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
 from base_model.programs.classifier import classifier_graphs
 from base_model.programs.document import (
-    LABELS,
     PROGRAM,
     REMEDY,
     GraphEntry,
@@ -36,6 +35,7 @@ from base_model.programs.document import (
     verify_layout,
 )
 from base_model.programs.step import UndifferentiableError
+from base_model.tasks import TASKS
 from base_model.verify import REBUILD, WEIGHTS
 from protocol import forms, methods
 from protocol.encoding import canonical_json, digest
@@ -88,7 +88,7 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     }
     document = ProgramDocument(
         base=manifest.fingerprint,
-        task=manifest.task,
+        task=recipe.plan.task.kind,
         method=recipe.method.name,
         constants=dict(recipe.constants),
         opset=OPSET,
@@ -138,7 +138,7 @@ def open_program(folder: Path, recipe: Recipe, parts: Iterable[Parts] | None = N
 
 def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: str) -> None:
     document, manifest = program.document, recipe.manifest
-    if document.task != manifest.task or document.opset != OPSET:
+    if document.task != recipe.plan.task.kind or document.opset != OPSET:
         raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
     if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
         raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
@@ -166,7 +166,7 @@ def _verify_signature(
     tensors = sorted(rule.name for rule in document.tensors)
     parts = set(entry.parts)
     trained = [rule.name for rule in document.tensors if rule.part in parts]
-    inputs = [*manifest.graph.inputs, *tensors, *([LABELS] if parts else [])]
+    inputs = [*manifest.graph.inputs, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
     outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
     if entry.inputs != inputs or entry.outputs != outputs:
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
@@ -252,6 +252,7 @@ def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
     manifest = recipe.manifest
     content = {
         "base": manifest.fingerprint,
+        "task": recipe.plan.task.kind,
         "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
         "tensors": [rule.model_dump() for rule in tensor_rules(recipe)],
         "method": recipe.method.name,
@@ -266,8 +267,8 @@ def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
 def _maker() -> str:
     """A digest of what makes programs: our own code, and the library that infers shapes."""
     hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
-    own = sorted(Path(__file__).parent.glob("*.py"))
-    of_methods = sorted(Path(methods.__file__).parent.glob("*.py"))
-    for file in (*own, *of_methods, Path(forms.__file__), Path(graph_linears.__file__)):
+    folders = (Path(__file__).parent, Path(tasks.__file__).parent, Path(methods.__file__).parent)
+    own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    for file in (*own, Path(forms.__file__), Path(graph_linears.__file__)):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()

@@ -25,7 +25,7 @@ class Engine(Protocol):
     layout: Layout
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
-        """The sum over rows of the cross-entropy in nats, and its gradients by name for ``parts``."""
+        """The sum over rows of the task's loss, and its gradients by name for ``parts``."""
 
     def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
-        """(rows, labels)."""
+        """(rows, outputs)."""

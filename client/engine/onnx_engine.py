@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.programs.build import GRADIENT, LOSS
-from base_model.programs.document import LABELS, graph_name
+from base_model.programs.document import graph_name
 from base_model.programs.folder import Program
 from base_model.programs.session import open_session
+from base_model.tasks import TASKS
 from client.batches import Batch
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
@@ -34,15 +35,15 @@ class OnnxEngine:
         """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
         self.layout = layout
         self._program, self._base, self._digest = program, base, program.document.digest
+        self._target = TASKS[program.document.task].TARGET
         self._threads = threads or _threads_of_openmp()
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
         session = self._session(parts)
         wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
-        loss, *gradients = session.run(
-            [LOSS, *wanted], self._rows(batch) | {LABELS: batch.labels} | dict(tensors)
-        )
+        feeds = self._rows(batch) | {self._target: batch.targets} | dict(tensors)
+        loss, *gradients = session.run([LOSS, *wanted], feeds)
         names = (name.removeprefix(GRADIENT) for name in wanted)
         return float(loss), dict(zip(names, gradients, strict=True))
 

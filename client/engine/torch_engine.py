@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from base_model.store import open_base
+from base_model.tasks import TASKS
 from client.batches import Batch
 from client.engine.adapter_model import AdapterModel
 from client.engine.device import choose_device, matmul_dtype
@@ -32,12 +32,12 @@ class TorchEngine:
         device = choose_device()
         opened = open_base(
             base,
-            labels=len(recipe.plan.task.labels),
+            labels=recipe.plan.task.outputs,
             verify=False,
             matmul_dtype=matmul_dtype(recipe.plan.local.precision, device),
         )
         opened.model.to(device)
-        self._model = AdapterModel(opened, recipe)
+        self._model, self._plan = AdapterModel(opened, recipe), recipe.plan
         self.layout = self._model.layout
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
@@ -46,8 +46,8 @@ class TorchEngine:
         parameters = self._model.train_only(parts)
         for parameter in parameters.values():
             parameter.grad = None
-        labels = torch.from_numpy(batch.labels).to(self._model.device)
-        loss = F.cross_entropy(self._forward(batch), labels, reduction="sum")
+        targets = torch.from_numpy(batch.targets).to(self._model.device)
+        loss = TASKS[self._plan.task.kind].torch_loss(self._forward(batch), targets)
         loss.backward()
         gradients = {
             name: np.zeros(tuple(parameter.shape), np.float32)  # a layer that no row reached

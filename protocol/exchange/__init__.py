@@ -17,15 +17,6 @@ import numpy as np
 
 from protocol.layout import Vector
 
-# What every client measures and the coordinator may know the sum of. Order is part of the wire.
-METRICS = (
-    "examples",  # rows trained on, counted once per epoch
-    "loss_sum",  # sum over those rows of the last epoch's training loss, nats
-    "eval_examples",  # rows kept out for local evaluation
-    "eval_correct",  # of those, classified rightly by the adapter *received*
-    "train_seconds",  # wall time of local training
-)
-
 
 class Phase(StrEnum):
     """A request and its reply; also the action in Flower's message type ``train.<phase>``."""
@@ -41,6 +32,7 @@ class Phase(StrEnum):
 class Contribution:
     """What one client gives to a round: ``update`` is (d,) float32, unweighted.
 
+    ``metrics`` are those of the plan's task, in the order of the wire.
     ``failed``: it has nothing to give, and in a secret sum says so by zeros and a count.
     """
 
@@ -52,8 +44,7 @@ class Contribution:
 
 def failed_contribution(size: int) -> Contribution:
     """Of a client whose training failed: ``size`` zeros, and nothing measured. (P-4.4)"""
-    zeros = dict.fromkeys(METRICS, 0.0)
-    return Contribution(update=np.zeros(size, np.float32), weight=1, metrics=zeros, failed=True)
+    return Contribution(update=np.zeros(size, np.float32), weight=1, metrics={}, failed=True)
 
 
 @dataclass(frozen=True, kw_only=True)

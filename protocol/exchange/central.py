@@ -24,7 +24,7 @@ class CentralCoordinator(PlainCoordinator):
     """
 
     def __init__(self, size: int, *, plan: Plan, random: RandomBytes) -> None:
-        super().__init__(size, max_weight=1)
+        super().__init__(size, max_weight=1, metrics=plan.task.METRICS)
         self._plan, self._random = plan, random
 
     def _prepared(self, update: Vector) -> Vector:

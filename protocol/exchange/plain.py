@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import RoundError, UpdateError
-from protocol.exchange import METRICS, Aggregate, Contribution, Phase
+from protocol.exchange import Aggregate, Contribution, Phase
 from protocol.layout import Vector
 
 MAGIC = b"fedgeP1\x00"
-HEADER = struct.Struct(f"<8sII{len(METRICS)}d")  # magic, d, weight, metrics
+HEADER = struct.Struct("<8sII5d")  # magic, d, weight, metrics
 FRACTION_BITS = 32
 MAX_MAGNITUDE = 64.0  # of one coordinate of an update
 PIECE = 2**14  # coordinates added at a time: the scratch stays in a core's cache
@@ -32,65 +33,79 @@ class PlainClient:
         """Encode. Raises UpdateError for an update that no coordinator may accept."""
         update = np.ascontiguousarray(contribution.update, dtype="<f4")
         _check_vector("this client", update)
-        metrics = [float(contribution.metrics[name]) for name in METRICS]
+        metrics = contribution.metrics.values()
         return HEADER.pack(MAGIC, len(update), contribution.weight, *metrics) + update.tobytes()
 
 
-def decode(client: str, message: bytes | memoryview, *, size: int, max_weight: int) -> Contribution:
+def decode(
+    client: str,
+    message: bytes | memoryview,
+    *,
+    size: int,
+    max_weight: int,
+    metrics: Collection[str],
+) -> Contribution:
     """Read one message strictly. Raises UpdateError that names the client and the fault.
 
-    ``max_weight`` is the plan's (``Cohort.max_weight``): no client outweighs what it allows.
+    ``max_weight`` is the plan's (``Cohort.max_weight``): no client outweighs what it allows. ``metrics``
+    are the names of its task's.
     """
     if len(message) < HEADER.size:
         raise _bad(client, f"message of {len(message)} bytes is shorter than its header")
-    magic, length, weight, *metrics = HEADER.unpack_from(message)
+    magic, length, weight, *values = HEADER.unpack_from(message)
     if magic != MAGIC:
         raise _bad(client, "not a plain-exchange message of version 1")
     if length != size or len(message) != HEADER.size + 4 * size:
         raise _bad(client, f"update has {length} coordinates, the plan says {size}")
     if not 0 < weight <= max_weight:
         raise _bad(client, f"weight {weight} is outside 1..{max_weight}")
-    if not all(0 <= value <= MAX_METRIC for value in metrics):
+    if not all(0 <= value <= MAX_METRIC for value in values):
         raise _bad(client, "a metric is not between 0 and 2^40")
     update = np.frombuffer(message, "<f4", offset=HEADER.size)
     _check_vector(client, update)
     return Contribution(
-        update=update, weight=weight, metrics=dict(zip(METRICS, metrics, strict=True))
+        update=update, weight=weight, metrics=dict(zip(metrics, values, strict=True))
     )
 
 
 class PlainCoordinator:
     """The coordinator's side: a running fixed-point sum, O(d) memory whatever the cohort.
 
-    ``size`` is d, ``max_weight`` the plan's bound on one client's weight: as many clients as the
-    cohort has cannot make the sum wrap (2^6 * 2^32 * 2^24 < 2^63).
+    ``size`` is d, ``metrics`` names the task's, ``max_weight`` is the plan's bound on one client's weight:
+    as many clients as the cohort has cannot make the sum wrap (2^6 * 2^32 * 2^24 < 2^63).
     """
 
     name = "plain"
     secure = False
     phases: tuple[Phase, ...] = (Phase.MASK,)
 
-    def __init__(self, size: int, *, max_weight: int) -> None:
+    def __init__(self, size: int, *, max_weight: int, metrics: Collection[str]) -> None:
         self._size, self._max_weight = size, max_weight
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._scratch: Vector = np.empty(min(size, PIECE), np.float32)
         self._whole: npt.NDArray[np.int64] = np.empty(min(size, PIECE), np.int64)
         self._weight = 0
-        self._metrics = dict.fromkeys(METRICS, 0)
+        self._metrics = dict.fromkeys(metrics, 0)
         self._clients: list[str] = []
 
     def receive(self, client: str, message: bytes | memoryview) -> None:
         """Add one contribution. Raises UpdateError and stays unchanged if it is unusable."""
         if client in self._clients:
             raise _bad(client, "a second update in the same round")
-        contribution = decode(client, message, size=self._size, max_weight=self._max_weight)
+        contribution = decode(
+            client,
+            message,
+            size=self._size,
+            max_weight=self._max_weight,
+            metrics=self._metrics.keys(),
+        )
         update = self._prepared(contribution.update)
         for start in range(0, self._size, PIECE):
             piece = slice(start, start + PIECE)
             self._add(self._sum[piece], update[piece], contribution.weight)
         self._weight += contribution.weight
-        for name in METRICS:
-            self._metrics[name] += round(contribution.metrics[name] * 2**FRACTION_BITS)
+        for name, value in contribution.metrics.items():
+            self._metrics[name] += round(value * 2**FRACTION_BITS)
         self._clients.append(client)
 
     def _prepared(self, update: Vector) -> Vector:

@@ -1,4 +1,4 @@
-"""Texts and labels of a file, or the first row that does not fit, named by file and line.
+"""Texts of a file and what is learnt of them, or the first row that does not fit, by file and line.
 
 Whoever reads rows reads them here, so that a file which a simulation takes is one that a site, a release
 and a device's probe take too. Messages show column names and (short) labels, never a row's text.
@@ -7,25 +7,29 @@ and a device's probe take too. Messages show column names and (short) labels, ne
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from protocol.errors import DataError
 from protocol.rows.formats import Place, read_lines, read_values, shown, type_name
 from protocol.rows.labels import hint
 
 LONGEST_LABEL: Final = 200  # characters, as in a plan (P-1.2)
+Check = Callable[[object, Place, str], Any]  # value, where it stands, its column; raises DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows: ``groups[i]`` is the value of the column asked for besides text and label, as text."""
+    """Rows: ``targets[i]`` is the label of ``texts[i]``, or its number.
+
+    ``groups[i]`` is the value of the column asked for besides these, as text.
+    """
 
     texts: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -35,25 +39,22 @@ class Table:
         """The rows of these numbers, in that order."""
         return Table(
             texts=[self.texts[row] for row in rows],
-            labels=[self.labels[row] for row in rows],
+            targets=[self.targets[row] for row in rows],
             groups=[self.groups[row] for row in rows] if self.groups else [],
         )
 
 
-def read_rows(
-    path: Path, *, text: str, label: str, labels: Collection[str] | None, group: str = ""
-) -> Table:
-    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file by its columns ``text``, ``label`` and ``group``.
+def read_rows(path: Path, *, text: str, target: str, check: Check, group: str = "") -> Table:
+    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file by its columns ``text``, ``target`` and ``group``.
 
-    ``labels`` are those that may stand in it; None takes any that a plan may have. Raises DataError for the
-    first row that does not fit, MachineError where Parquet cannot be read; then nothing is returned.
+    ``check`` takes a value of ``target`` or refuses it. Raises DataError for the first row that does not
+    fit, MachineError where Parquet cannot be read; then nothing is returned.
     """
-    columns = [text, label, *filter(None, [group])]
-    known = None if labels is None else frozenset(labels)
+    columns = [text, target, *filter(None, [group])]
     table = Table()
     for place, values in read_values(path, columns):
         table.texts.append(checked_text(values[0], place, text))
-        table.labels.append(_checked_label(values[1], place, label, known))
+        table.targets.append(check(values[1], place, target))
         if group:
             table.groups.append(_group(values[2], place, group))
     return table
@@ -80,34 +81,76 @@ def checked_text(text: object, place: Place, column: str) -> str:
     return text
 
 
-def _checked_label(label: object, place: Place, column: str, known: frozenset[str] | None) -> str:
+def one_of(labels: Collection[str]) -> Check:
+    """A check for a label of these."""
+    known = frozenset(labels)
+
+    def check(label: object, place: Place, column: str) -> str:
+        text = _label_text(label, place, column)
+        if text not in known:
+            raise DataError(
+                f"{place}: the label {shown(text)} is not in the plan",
+                hint(text, known),
+                public=f"{place.unit} {place.number}: a label that is not in the plan",
+            )
+        return text
+
+    return check
+
+
+def any_label(label: object, place: Place, column: str) -> str:
+    """A check for a label that a plan could list."""
+    text = checked_text(_label_text(label, place, column), place, column)
+    if len(text) > LONGEST_LABEL:
+        raise DataError(
+            f"{place}: column `{column}` holds a label of {len(text)} characters",
+            f"at most {LONGEST_LABEL}; name the column with the labels",
+        )
+    if any(one < " " or "\x7f" <= one <= "\x9f" for one in text):
+        raise DataError(
+            f"{place}: column `{column}` holds a control character: {shown(text)}", "remove it"
+        )
+    return text
+
+
+def number_within(low: float, high: float) -> Check:
+    """A check for a number in a range; it may be text where a file knows nothing else."""
+
+    def check(value: object, place: Place, column: str) -> float:
+        number = _number(value, place, column)
+        if not low <= number <= high:
+            raise DataError(
+                f"{place}: column `{column}` holds {number:g}, the plan says {low:g} to {high:g}",
+                "correct the row, or agree on another task.low and task.high",
+                public=f"{place.unit} {place.number}: a value outside the plan's range",
+            )
+        return number
+
+    return check
+
+
+def _number(value: object, place: Place, column: str) -> float:
+    if type(value) in (int, float):
+        return float(cast(float, value))
+    if type(value) is str and place.path.suffix.lower() == ".csv":
+        try:
+            return float(value)
+        except ValueError:
+            raise DataError(
+                f"{place}: column `{column}` holds {shown(value)}, which is no number",
+                "write it as 3.5; name the column with the values in task.target",
+            ) from None
+    raise DataError(
+        f"{place}: column `{column}` holds a {type_name(value)}, not a number",
+        "write it as 3.5, without quotes; name the column with the values in task.target",
+    )
+
+
+def _label_text(label: object, place: Place, column: str) -> str:
     if type(label) is not str:
         raise DataError(
             f"{place}: column `{column}` holds a {type_name(label)}, not text",
             "write labels as strings, as in the plan's task.labels",
-        )
-    if known is None:
-        return _possible_label(label, place, column)
-    if label not in known:
-        raise DataError(
-            f"{place}: the label {shown(label)} is not in the plan",
-            hint(label, known),
-            public=f"{place.unit} {place.number}: a label that is not in the plan",
-        )
-    return label
-
-
-def _possible_label(label: str, place: Place, column: str) -> str:
-    """One that a plan could list."""
-    checked_text(label, place, column)
-    if len(label) > LONGEST_LABEL:
-        raise DataError(
-            f"{place}: column `{column}` holds a label of {len(label)} characters",
-            f"at most {LONGEST_LABEL}; name the column with the labels",
-        )
-    if any(one < " " or "\x7f" <= one <= "\x9f" for one in label):
-        raise DataError(
-            f"{place}: column `{column}` holds a control character: {shown(label)}", "remove it"
         )
     return label
 

@@ -15,7 +15,7 @@ from protocol.plan import Plan
 from protocol.privacy.distributed import Mechanism
 from protocol.privacy.planned import mechanism_of
 from protocol.secagg.agreement import Keys
-from protocol.secagg.counters import COUNTER_BITS, COUNTERS, Limits, limits_of
+from protocol.secagg.counters import COUNTER_BITS, Limits, limits_of
 from protocol.secagg.primitives import RandomBytes, Word, tagged_hash
 from protocol.secagg.ring import Ring
 from protocol.wire import Instruction, to_record
@@ -87,7 +87,7 @@ class Exact:
             "levels": self.ring.levels,
             "clip": float(self.ring.clip),
             "rotation": self.ring.rotation.hex(),
-            "counters": list(COUNTERS),
+            "counters": self.limits.names,
         }
 
 
@@ -144,16 +144,17 @@ def encoding_for(plan: Plan, instruction: Instruction, *, size: int, clients: in
     rotation = tagged_hash("rotation", bytes.fromhex(instruction.plan_digest) + numbers)
     if plan.private:
         return Noisy(mechanism=mechanism_of(plan, size=size, rotation=rotation))
+    limits = limits_of(plan, instruction)
     ring = Ring(
         size=size,
         clip=plan.secrecy.clip,
         clients=clients,
         bits=plan.secrecy.bits,
         rotation=rotation,
-        counters=len(COUNTERS),
+        counters=len(limits.names),
         counter_bits=COUNTER_BITS,
     )
-    return Exact(ring=ring, limits=limits_of(plan, instruction))
+    return Exact(ring=ring, limits=limits)
 
 
 def terms_for(

@@ -21,9 +21,10 @@ from base_model.store import read_manifest
 from client.job import Job, contribution
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.layout import Tensors
 from protocol.recipe import Recipe, initial_adapter
+from protocol.tasks.classification import METRICS
 from protocol.transparency.note import KeyType, VerifierKey
 from tests.conftest import WORDS
 from tests.unit.client.secret_cohort import Coordinator

@@ -20,7 +20,7 @@ from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member
 from protocol.errors import SecrecyError
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.plan import Plan, plan_from
 from protocol.secagg import coordinator as core
 from protocol.secagg.contexts import session_id
@@ -28,6 +28,7 @@ from protocol.secagg.messages import NO_INDEX, encode_ids, split_unmask
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session, opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.tasks.classification import METRICS
 from protocol.transparency.leaves import Abort, Adapter, Alive, AskedSum, decode_leaf
 from protocol.transparency.note import KeyType, VerifierKey, cosign
 from protocol.transparency.offline import OfflineProof

@@ -24,9 +24,10 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
 from client.secret import Member
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.secagg import client as core
 from protocol.secagg import shamir
+from protocol.tasks.classification import METRICS
 from protocol.transparency.tiles import parse_entries
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress

@@ -19,7 +19,8 @@ import pytest
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.calibrating import calibrate_release
-from edge_runtime.runtime import EdgeRuntime, Wanted
+from edge_runtime.runtime import EdgeRuntime
+from edge_runtime.wanted import Wanted
 from protocol.calibration import probabilities
 from tests.unit.fedge.test_command_line import ROOT, fedge
 

@@ -90,7 +90,7 @@ def test_collate_pads_and_masks(values: list[list[int]]) -> None:
     encoded = Encoded(
         ids=np.array([token for row in values for token in row], np.int32),
         offsets=np.concatenate(([0], np.cumsum([len(row) for row in values]))),
-        labels=np.arange(len(values)),
+        targets=np.arange(len(values)),
         pad_id=0,
     )
     index = np.arange(len(values))[::-1]
@@ -100,7 +100,7 @@ def test_collate_pads_and_masks(values: list[list[int]]) -> None:
             mask = batch.mask[row].astype(bool)
             assert batch.ids[row][mask].tolist() == wanted
             assert not batch.ids[row][~mask].any()
-        assert batch.labels.tolist() == index.tolist()
+        assert batch.targets.tolist() == index.tolist()
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -108,7 +108,7 @@ def test_taking_few_rows(rows: int) -> None:
     encoded = Encoded(
         ids=np.array([5, 6], np.int32),
         offsets=np.array([0, 2]),
-        labels=np.array([3]),
+        targets=np.array([3]),
         pad_id=0,
     )
     taken = encoded.take(np.arange(rows))

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import RoundError, UpdateError
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.exchange.plain import HEADER, PlainClient, PlainCoordinator, decode
+from protocol.tasks.classification import METRICS
 
 SIZE, LIMIT = 7, 2**20
 
@@ -31,7 +32,7 @@ def test_no_order_of_arrival_changes_a_bit(seeds: list[int], random: object) -> 
     messages = {str(s): PlainClient().mask(contribution(s, weight=1 + s % 40000)) for s in seeds}
     results = set()
     for order in itertools.islice(itertools.permutations(messages), 6):
-        coordinator = PlainCoordinator(SIZE, max_weight=LIMIT)
+        coordinator = PlainCoordinator(SIZE, max_weight=LIMIT, metrics=METRICS)
         for client in order:
             coordinator.receive(client, messages[client])
         aggregate = coordinator.unmask()
@@ -42,7 +43,7 @@ def test_no_order_of_arrival_changes_a_bit(seeds: list[int], random: object) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=6, unique=True))
 def test_the_mean_is_the_weighted_mean(seeds: list[int]) -> None:
-    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT)
+    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT, metrics=METRICS)
     parts = [contribution(seed, weight=1 + seed % 50) for seed in seeds]
     for seed, part in zip(seeds, parts, strict=True):
         coordinator.receive(str(seed), PlainClient().mask(part))
@@ -58,7 +59,7 @@ def test_the_mean_is_the_weighted_mean(seeds: list[int]) -> None:
 @given(st.integers(0, 10**6), st.integers(1, 2**24))
 def test_decode_inverts_mask(seed: int, weight: int) -> None:
     sent = contribution(seed, weight)
-    got = decode("c", PlainClient().mask(sent), size=SIZE, max_weight=2**24)
+    got = decode("c", PlainClient().mask(sent), size=SIZE, max_weight=2**24, metrics=METRICS)
     assert (got.update == sent.update).all()
     assert got.weight == weight
     assert got.metrics == sent.metrics
@@ -106,7 +107,7 @@ def with_update(value: float) -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_bad_message_is_refused_and_leaves_no_trace(message: bytes, fault: str) -> None:
-    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT)
+    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT, metrics=METRICS)
     coordinator.receive("good", GOOD)
     before = coordinator.unmask()
     with pytest.raises(UpdateError, match=fault):
@@ -117,7 +118,7 @@ def test_a_bad_message_is_refused_and_leaves_no_trace(message: bytes, fault: str
 
 
 def test_twice_is_refused_and_nothing_is_no_sum() -> None:
-    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT)
+    coordinator = PlainCoordinator(SIZE, max_weight=LIMIT, metrics=METRICS)
     with pytest.raises(RoundError):
         coordinator.unmask()
     coordinator.receive("a", GOOD)

@@ -56,7 +56,7 @@ def simulate(path: Path, task: str) -> list[Pair]:
     )
     train, test = experiment_rows(load_experiment(source))
     assert train == test
-    return list(zip(train.texts, train.labels, strict=True))
+    return list(zip(train.texts, train.targets, strict=True))
 
 
 def client_start(path: Path, plan_file: Path, plan: Plan) -> list[Pair]:
@@ -71,7 +71,7 @@ def client_start(path: Path, plan_file: Path, plan: Plan) -> list[Pair]:
 
 
 def named(path: Path, plan: Plan, rows: object) -> list[Pair]:
-    texts, labels = rows.texts, rows.labels  # type: ignore[attr-defined]
+    texts, labels = rows.texts, rows.targets  # type: ignore[attr-defined]
     return [(text, plan.task.labels[at]) for text, at in zip(texts, labels, strict=True)]
 
 

@@ -15,6 +15,7 @@ import pytest
 from protocol.encoding import canonical_json
 from protocol.errors import UpdateError
 from protocol.exchange.plain import decode
+from protocol.tasks.classification import METRICS
 from tests.unit.published_vectors import fedge_hash, load
 from tests.vectors.make import FILES, FOLDER, rendered
 
@@ -165,4 +166,5 @@ def test_refused_plain_messages(case: dict[str, str]) -> None:
             bytes.fromhex(case["message"]),
             size=limits["size"],
             max_weight=limits["max_weight"],
+            metrics=METRICS,
         )

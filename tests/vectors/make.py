@@ -24,12 +24,13 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 from protocol.codes import dequantise, pack  # noqa: E402
 from protocol.encoding import canonical_json, digest, seed_from, vector_digest  # noqa: E402
-from protocol.exchange import METRICS, Contribution  # noqa: E402
+from protocol.exchange import Contribution  # noqa: E402
 from protocol.exchange.plain import HEADER, MAGIC, PlainClient, PlainCoordinator  # noqa: E402
 from protocol.initial import ZEROS, Law  # noqa: E402
 from protocol.layout import Layout, TensorSpec  # noqa: E402
 from protocol.plan import parse_plan  # noqa: E402
 from protocol.recipe import initial_adapter  # noqa: E402
+from protocol.tasks.classification import METRICS  # noqa: E402
 from tests.vectors.ring import ring  # noqa: E402
 from tests.vectors.secagg import attempt  # noqa: E402
 
@@ -151,7 +152,7 @@ def plain() -> dict[str, Any]:
                 "message": message.hex(),
             }
         )
-    coordinator = PlainCoordinator(6, max_weight=100)
+    coordinator = PlainCoordinator(6, max_weight=100, metrics=METRICS)
     for member in members:
         coordinator.receive(member["client"], bytes.fromhex(member["message"]))
     result = coordinator.unmask()

@@ -122,7 +122,7 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
             if method == "lora-sb":
                 shapes[f"{path}.lora_R"] = (r, r)
-    head, labels = manifest["head"], len(plan["task"]["labels"])
+    head, labels = manifest["head"], len(plan["task"].get("labels", "1"))  # P-2.1
     shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
     shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}

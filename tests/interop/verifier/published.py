@@ -181,6 +181,7 @@ def check_release_note(
     documents: Documents, leaf: Leaf, metrics: Mapping[str, float], about: Mapping[str, str]
 ) -> None:
     """P-5.3."""
+    task = documents.plan["task"]
     folder = f"rounds/{leaf['round']:04d}/adapter/"
     note = json.loads((documents.run / folder / RELEASE).read_text())
     parity, calibration = note.pop("parity"), note.pop("calibration")
@@ -193,8 +194,10 @@ def check_release_note(
         "base_fingerprint": documents.manifest["fingerprint"],
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
-        "labels": documents.plan["task"]["labels"],
-        "max_length": documents.plan["task"]["max_length"],
+        "task": task["kind"],
+        "labels": task.get("labels", []),
+        "range": [task["low"], task["high"]] if task["kind"] == "regression" else None,
+        "max_length": task["max_length"],
         "exchange": leaf["exchange"],
         "files": beside,
         "metrics": dict(metrics),

@@ -17,8 +17,14 @@ from .masks import HYBRID, PRIME, Lost, checked_box, mask, unpack, word_type
 from .noise import Noise
 from .ring import Exact, padded
 
-COUNTERS = ["examples", "loss_sum", "eval_examples", "eval_correct", "train_seconds"]
-SCALES = {"loss_sum": 2**12, "train_seconds": 1000}  # of the others 1
+MEASURED = {"classification": "eval_correct", "regression": "eval_error"}  # P-3.2
+SCALES = {"loss_sum": 2**12, "eval_error": 2**16, "train_seconds": 1000}  # of the others 1
+
+
+def counters(kind: str) -> list[str]:
+    return ["examples", "loss_sum", "eval_examples", MEASURED[kind], "train_seconds"]
+
+
 STAGES = ("advert", "cohort", "shares", "round-open", "vector", "alive", "reveal", "aggregate")
 
 
@@ -159,7 +165,8 @@ class Sum:
         else:
             assert plan["privacy"]["mechanism"] == "none"
             names = self.terms["counters"]
-            assert names[: len(COUNTERS)] == COUNTERS
+            expected = counters(plan["task"]["kind"])
+            assert names[: len(expected)] == expected
             members = len(self.members)
             bits, clip = secrecy["bits"], secrecy["clip"]
             self.ring = Exact(size=size, bits=bits, clip=clip, members=members)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from base_model import source_files
 from client import frames
-from client.data import task_rows
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -131,19 +130,15 @@ def _rows(world: World) -> dict[str, Decoder]:
     table = f'text,label\n"h,i",{label}\n'.encode()
     return {
         "protocol.rows.read:read_rows": Decoder(
-            read=of_file(
-                world.folder / "rows.jsonl", lambda path: task_rows(path, world.plan.task)
-            ),
+            read=of_file(world.folder / "rows.jsonl", lambda path: world.plan.task.rows(path)),
             seeds=(rows,),
         ),
         "protocol.rows.read:read_rows, csv": Decoder(
-            read=of_file(world.folder / "rows.csv", lambda path: task_rows(path, world.plan.task)),
+            read=of_file(world.folder / "rows.csv", lambda path: world.plan.task.rows(path)),
             seeds=(table,),
         ),
         "protocol.rows.read:read_rows, parquet": Decoder(
-            read=of_file(
-                world.folder / "rows.parquet", lambda path: task_rows(path, world.plan.task)
-            ),
+            read=of_file(world.folder / "rows.parquet", lambda path: world.plan.task.rows(path)),
             seeds=(parquet({"text": ["hi"], "label": [label]}),),
         ),
     }

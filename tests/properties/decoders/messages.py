@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from protocol.errors import ArtefactError
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.exchange.plain import PlainClient
 from protocol.exchange.plain import decode as decode_plain
 from protocol.secagg.agreement import Keys
@@ -21,6 +21,7 @@ from protocol.secagg.messages import (
     decode_signatures,
     split_unmask,
 )
+from protocol.tasks.classification import METRICS
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from tests.properties.decoders.rows import (
     Decoder,
@@ -76,7 +77,8 @@ def _plain() -> dict[str, Decoder]:
     )
     return {
         "protocol.exchange.plain:decode": Decoder(
-            read=lambda data: decode_plain("c", data, size=3, max_weight=1), seeds=(plain,)
+            read=lambda data: decode_plain("c", data, size=3, max_weight=1, metrics=METRICS),
+            seeds=(plain,),
         ),
     }
 

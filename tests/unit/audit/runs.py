@@ -25,7 +25,7 @@ from client.receipts import Receipts
 from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
 from protocol.encoding import seed_from
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
@@ -185,7 +185,7 @@ class Sites:
     def _contribution(self, site: int, number: int) -> Contribution:
         rng = np.random.default_rng(seed_from(site, self.plan.turn(number)))
         update = rng.normal(0, 0.1, self._size(number)).astype(np.float32)
-        metrics = {name: float(1 + site) for name in METRICS}
+        metrics = {name: float(1 + site) for name in self.plan.task.METRICS}
         return Contribution(update=update, weight=1, metrics=metrics)
 
 

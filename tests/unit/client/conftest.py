@@ -81,12 +81,12 @@ def rows(words: list[str]) -> Rows:
         chosen = rng.choice(words[label * third : (label + 1) * third], int(rng.integers(3, 13)))
         texts.append(" ".join(chosen))
         labels.append(label)
-    return Rows(texts=texts, labels=labels)
+    return Rows(texts=texts, targets=labels)
 
 
 @pytest.fixture(scope="session")
 def encoded(tiny_base: Path, rows: Rows) -> Encoded:
-    return encode(open_tokenizer(tiny_base), rows.texts, rows.labels, 16)
+    return encode(open_tokenizer(tiny_base), rows.texts, rows.targets, 16)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member
 from protocol.errors import PrivacyError
-from protocol.exchange import METRICS, Contribution, Phase
+from protocol.exchange import Contribution, Phase
 from protocol.plan import Plan, plan_from
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
@@ -24,6 +24,7 @@ from protocol.secagg.messages import split_unmask
 from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, roster_root, terms_for
+from protocol.tasks.classification import METRICS
 from protocol.transparency.leaves import Abort, AskedSum
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import place_of

@@ -28,6 +28,7 @@ from protocol.exchange.plain import decode
 from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.recipe import Recipe
+from protocol.tasks.classification import METRICS
 from protocol.wire import Hello, Instruction, Refusal, from_record
 from simulations.grid import FIRST_NODE, InProcessGrid
 
@@ -52,7 +53,7 @@ def folder(tmp_path: Path, make_plan: Make, rows: Rows) -> Path:
     for partition in range(3):
         chosen = range(partition, len(rows), 3 + partition)
         lines = [
-            json.dumps({"text": rows.texts[i], "label": plan.task.labels[rows.labels[i]]})
+            json.dumps({"text": rows.texts[i], "label": plan.task.labels[rows.targets[i]]})
             for i in chosen
         ]
         (tmp_path / f"client-{partition:04d}.jsonl").write_text("\n".join(lines) + "\n")
@@ -125,7 +126,7 @@ def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
         assert list(reply.content) == [wire.MASKED]
         masked = reply.content[wire.MASKED]["masked"].numpy()
         assert masked.dtype == np.uint8
-        decoded.append(decode("x", masked.tobytes(), size=size, max_weight=1000))
+        decoded.append(decode("x", masked.tobytes(), size=size, max_weight=1000, metrics=METRICS))
     assert [given.weight for given in decoded] == [30, 23, 18]
     assert len({given.update.tobytes() for given in decoded}) == 3
     assert sent[wire.INSTRUCTION] == content(instruction, vector)[wire.INSTRUCTION]
@@ -134,7 +135,8 @@ def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
         reply.content[wire.MASKED]["masked"].numpy().tobytes() for reply in ask(run_config, sent)
     ]
     updates = [
-        decode("x", message, size=size, max_weight=1000).update.tobytes() for message in again
+        decode("x", message, size=size, max_weight=1000, metrics=METRICS).update.tobytes()
+        for message in again
     ]
     assert updates == [given.update.tobytes() for given in decoded]
 
@@ -298,7 +300,7 @@ def test_rows_are_read_once_until_the_file_changes(
         make_plan(task={"labels": ["timer", "music", "light"], "max_length": 16}),
         Path(run_config["base"]),
     )
-    assert cache.get(path, other).labels.tolist() != cache.get(path, worker).labels.tolist()
+    assert cache.get(path, other).targets.tolist() != cache.get(path, worker).targets.tolist()
 
 
 def test_the_rows_kept_are_bounded(

@@ -12,9 +12,9 @@ import pytest
 
 from client.data import load_rows
 from protocol.errors import DataError
-from protocol.plan_sections import Task
+from protocol.tasks.classification import Classification
 
-TASK = Task(labels=["01", "transfer", "card"], text="utterance", label="intent")
+TASK = Classification(labels=["01", "transfer", "card"], text="utterance", label="intent")
 SECRET = "my private sentence"
 GOOD = {"utterance": SECRET, "intent": "card"}
 
@@ -54,7 +54,7 @@ def test_jsonl_csv_and_parquet_agree(tmp_path: Path) -> None:
     for path in paths:
         read = load_rows(path, TASK)
         assert read.texts == texts, path
-        assert read.labels == [1, 2, 0, 2], path
+        assert read.targets == [1, 2, 0, 2], path
         assert len(read) == 4
 
 
@@ -63,7 +63,7 @@ def test_parquet_class_labels_are_read_by_their_names(tmp_path: Path) -> None:
 
     features = Features({"utterance": Value("string"), "intent": ClassLabel(names=["card", "01"])})
     path = parquet(tmp_path, {"utterance": ["a", "b"], "intent": [0, 1]}, features)
-    assert load_rows(path, TASK).labels == [2, 0]
+    assert load_rows(path, TASK).targets == [2, 0]
 
 
 BAD_LINES = {
@@ -226,8 +226,8 @@ def test_no_copy_of_private_rows_is_left(tmp_path: Path) -> None:
     ]
     script = (
         "import sys; from pathlib import Path; from client.data import load_rows;"
-        "from protocol.plan_sections import Task\n"
-        "task = Task(labels=['01', 'card'], text='utterance', label='intent')\n"
+        "from protocol.tasks.classification import Classification\n"
+        "task = Classification(labels=['01', 'card'], text='utterance', label='intent')\n"
         "for name in sys.argv[1:]: assert len(load_rows(Path(name), task)) == 1\n"
         "print('all were read', flush=True)\n"
     )
@@ -254,9 +254,9 @@ def test_parquet_is_read_without_threads_that_outlive_it(tmp_path: Path) -> None
     """One of Arrow's that lets go of Python's bytes while the interpreter ends aborts the process."""
     script = (
         "import os, sys; from pathlib import Path; import pyarrow.parquet\n"
-        "from protocol.rows.read import read_rows\n"
+        "from protocol.rows.read import one_of, read_rows\n"
         "before = set(os.listdir('/proc/self/task'))\n"
-        "read_rows(Path(sys.argv[1]), text='utterance', label='intent', labels=['card'])\n"
+        "read_rows(Path(sys.argv[1]), text='utterance', target='intent', check=one_of(['card']))\n"
         "print(len(set(os.listdir('/proc/self/task')) - before))\n"
     )
     name = parquet(tmp_path, {"utterance": ["a"], "intent": ["card"]})

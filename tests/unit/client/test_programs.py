@@ -30,15 +30,20 @@ from tests.unit.base_model.sources import FAMILIES, write_source
 Make = Callable[..., Plan]
 NAMES = list(METHODS)
 
+NUMBERS = {"kind": "regression", "low": -3.0, "high": 7.0, "max_length": 16}
 
-def batch(vocabulary: int, labels: int) -> Batch:
+
+def batch(vocabulary: int, plan: Plan) -> Batch:
     """Three rows of seven tokens, one half padding."""
     rng = np.random.default_rng(5)
     ids = rng.integers(5, vocabulary, (3, 7))
     mask = np.ones_like(ids)
     mask[1, 4:] = 0
     ids[1, 4:] = 0
-    return Batch(ids=ids, mask=mask, labels=rng.integers(0, labels, 3))
+    targets = rng.integers(0, plan.task.outputs, 3)
+    if plan.task.kind == "regression":
+        targets = rng.random(3).astype(np.float32)
+    return Batch(ids=ids, mask=mask, targets=targets)
 
 
 def values(base: Path, plan: Plan) -> Tensors:
@@ -57,7 +62,7 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
     oracle = TorchEngine(base, replace(recipe, plan=fp32), threads=1)
     engine = engine_for(recipe, opened_base(plan, base), threads=1, parts=[trained])
     assert isinstance(engine, OnnxEngine)
-    rows, tensors = batch(read_manifest(base).vocab_size, len(plan.task.labels)), values(base, plan)
+    rows, tensors = batch(read_manifest(base).vocab_size, plan), values(base, plan)
     loss, ours = engine.gradients(tensors, rows, trained)
     expected, theirs = oracle.gradients(tensors, rows, trained)
     assert loss == pytest.approx(expected, rel=1e-5)
@@ -72,6 +77,11 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_engines_agree(tiny_base: Path, make_plan: Make, name: str) -> None:
     agree(tiny_base, make_plan(name))
+
+
+@pytest.mark.parametrize("rule", ["lora", "prompt"])
+def test_engines_agree_on_numbers(tiny_base: Path, make_plan: Make, rule: str) -> None:
+    agree(tiny_base, make_plan(rule, task=NUMBERS))
 
 
 @pytest.mark.parametrize("turn", [1, 2])

@@ -11,11 +11,12 @@ import pytest
 
 from fedge.forecast import download_bytes, upload_bytes
 from protocol.errors import MachineError, SecrecyError
-from protocol.exchange import METRICS, Phase
+from protocol.exchange import Phase
 from protocol.secagg.agreement import Keys
 from protocol.secagg.messages import split_unmask
 from protocol.secagg.session import Session
 from protocol.secagg.task import encoding_for, terms_for
+from protocol.tasks.classification import METRICS
 from tests.unit.client.secret_cohort import SIZE, Coordinator, adapter_of
 
 

@@ -53,7 +53,7 @@ def site(
     (folder / "plan.json").write_text(plan.model_dump_json())
     lines = [
         json.dumps({"text": text, "label": plan.task.labels[label]})
-        for text, label in zip(rows.texts, rows.labels, strict=True)
+        for text, label in zip(rows.texts, rows.targets, strict=True)
     ]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     job = Job(

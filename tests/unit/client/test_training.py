@@ -18,7 +18,8 @@ from base_model.verify import open_tokenizer
 from client.batches import Batch, Encoded, encode
 from client.engine.interface import Engine, Values
 from client.engine.onnx_engine import _threads_of_openmp
-from client.training import Trained, evaluate, predict_logits, train
+from client.tasks.classification import Score, score
+from client.training import Trained, predict_logits, train
 from client.worker import Worker
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
@@ -44,6 +45,10 @@ def run(engine: Engine, rows: Encoded, *, seed: int = 0, **local: object) -> Tra
     epochs = local.pop("epochs", 1.0)
     settings = Local(**({"batch_size": 8} | local))
     return train(engine, begin(engine), rows, local=settings, parts=ALL, seed=seed, epochs=epochs)
+
+
+def evaluate(engine: Engine, tensors: Tensors, rows: Encoded) -> Score:
+    return score(predict_logits(engine, tensors, rows), rows.targets)
 
 
 def vector(engine: Engine, trained: Trained) -> np.ndarray:
@@ -224,8 +229,8 @@ def test_predictions_keep_the_order_of_rows(engine: Engine, encoded: Encoded) ->
     np.testing.assert_allclose(
         predict_logits(engine, tensors, encoded.take(order)), logits[order], rtol=1e-4, atol=1e-5
     )
-    score = evaluate(engine, tensors, encoded)
-    assert score.correct == int((logits.argmax(-1) == encoded.labels).sum())
+    tested = evaluate(engine, tensors, encoded)
+    assert tested.correct == int((logits.argmax(-1) == encoded.targets).sum())
     assert evaluate(engine, tensors, encoded.take(np.empty(0, np.int64))).accuracy == 0.0
 
 

@@ -57,7 +57,7 @@ def test_a_client_takes_part_without_torch(
     np.save(tmp_path / "adapter.npy", vector)
     lines = (
         json.dumps({"text": text, "label": plan.task.labels[label]})
-        for text, label in zip(rows.texts, rows.labels, strict=True)
+        for text, label in zip(rows.texts, rows.targets, strict=True)
     )
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     given = {

@@ -15,11 +15,11 @@ from client.training import train
 from client.worker import Worker
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
-from protocol.exchange import METRICS
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
 from protocol.methods import METHODS
 from protocol.plan import Plan
+from protocol.tasks.classification import METRICS
 from protocol.wire import Instruction
 
 Make = Callable[..., Plan]
@@ -60,8 +60,9 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     assert np.array_equal(given.update, expected)
     assert np.abs(given.update).max() > 0
     assert given.weight == len(rows)
-    assert tuple(given.metrics) == METRICS
-    decode("a", PlainClient().mask(given), size=sent.size, max_weight=plan.cohort.max_weight)
+    assert list(given.metrics) == list(METRICS)
+    most = plan.cohort.max_weight
+    decode("a", PlainClient().mask(given), size=sent.size, max_weight=most, metrics=METRICS)
 
 
 def test_an_update_that_is_not_finite_is_an_update_error(
@@ -100,13 +101,13 @@ def test_holdout_is_seeded_per_client_and_stable(
     plan = make_plan(evaluation={"holdout": 0.2})
     work = Worker(plan, tiny_base)
     encoded = work.encode(rows)
-    encoded.labels[:] = np.arange(len(rows))  # mark the rows
+    encoded.targets[:] = np.arange(len(rows))  # mark the rows
     kept, out = work.split("a", encoded)
     again, _ = work.split("a", encoded)
     other, _ = work.split("b", encoded)
     assert len(out) == 18
-    assert sorted([*kept.labels, *out.labels]) == list(range(90))
-    assert kept.labels.tolist() == again.labels.tolist() != other.labels.tolist()
+    assert sorted([*kept.targets, *out.targets]) == list(range(90))
+    assert kept.targets.tolist() == again.targets.tolist() != other.targets.tolist()
     encoded = work.encode(rows)
     for asked, examples in ((True, 18), (False, 0)):
         instruction, vector = instruct(plan, evaluate=asked)
@@ -127,7 +128,7 @@ def test_the_received_adapter_is_what_is_evaluated(
     work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
     _, out = work.split("a", work.encode(rows))
-    assert given.metrics["eval_correct"] == int((out.labels == 1).sum()) > 0
+    assert given.metrics["eval_correct"] == int((out.targets == 1).sum()) > 0
 
 
 def test_uniform_weighting(
@@ -186,7 +187,7 @@ def test_a_client_without_rows_is_refused(
     instruction, vector = instruct(plan)
     with pytest.raises(DataError, match="client a has no rows"):
         Worker(plan, tiny_base).contribute(
-            client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], labels=[])
+            client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], targets=[])
         )
 
 

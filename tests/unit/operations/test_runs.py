@@ -158,7 +158,7 @@ def test_a_line_for_a_round_says_what_was_measured_and_how_long_it_will_take(
     record.write_text(json.dumps({"metrics": metrics}))
     line = round_line(tmp_path, 3, seconds=2.0, left=0)
     assert line == (
-        "round 3 is published: accuracy of the round before 75.0% on the sites' held-out rows, "
+        "round 3 is published: accuracy 75.0% of the round before on the sites' held-out rows, "
         "loss in training 0.250; 2 s"
     )
     record.write_text(json.dumps({"metrics": {}}))  # under differential privacy nothing is known

@@ -12,7 +12,7 @@ import pytest
 from protocol.errors import DataError
 from protocol.rows.formats import read_columns
 from protocol.rows.labels import hint, look, verify_distinct
-from protocol.rows.read import read_rows, read_texts
+from protocol.rows.read import any_label, read_rows, read_texts
 
 KNOWN = ["card", "caf\u00e9", "A b", "transfer"]
 
@@ -59,7 +59,7 @@ def test_a_label_that_no_plan_may_list_is_refused_where_it_stands(
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "t", "label": label}), "utf-8")
     with pytest.raises(DataError, match=f"line 1: .*{says}"):
-        read_rows(path, text="text", label="label", labels=None)
+        read_rows(path, text="text", target="label", check=any_label)
 
 
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
@@ -67,7 +67,7 @@ def test_another_separator_is_named(tmp_path: Path, sign: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"text{sign}label\na{sign}b\n", "utf-8")
     with pytest.raises(DataError) as caught:
-        read_rows(path, text="text", label="label", labels=None)
+        read_rows(path, text="text", target="label", check=any_label)
     assert f"commas, not by {sign!r}" in caught.value.remedy
 
 

@@ -13,12 +13,13 @@ from flwr.clientapp import ClientApp
 
 from protocol import PROTOCOL_VERSION, wire
 from protocol.encoding import seed_from
-from protocol.exchange import METRICS, Contribution
+from protocol.exchange import Contribution
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
+from protocol.tasks.classification import METRICS
 from server.coordinator import Outcome, run_rounds
 from server.store import RunStore
 from simulations.clock import VirtualClock

@@ -41,7 +41,7 @@ TWO = [row("a", "x"), row("b", "y")]
 
 def test_labels_are_those_of_the_plan_or_those_of_the_rows(tmp_path: Path) -> None:
     train, test = experiment_rows(experiment(tmp_path, TWO))
-    assert (train.labels, test.texts) == (["x", "y"], ["a", "b"])
+    assert (train.targets, test.texts) == (["x", "y"], ["a", "b"])
     listed = 'plan.task.labels=["x", "z"]'
     with pytest.raises(DataError, match="line 2: the label 'y' is not in the plan"):
         experiment_rows(experiment(tmp_path, TWO, listed))
@@ -75,7 +75,7 @@ def test_found_labels_that_look_alike_are_pointed_out(
     assert not (tmp_path / "run").exists()
     labels = json.dumps(sorted({one, other, "y", "x"}), ensure_ascii=False)
     listed = experiment(tmp_path, rows, f"plan.task.labels={labels}", test=test)
-    assert one in experiment_rows(listed)[0].labels
+    assert one in experiment_rows(listed)[0].targets
 
 
 def test_ids_are_values_of_a_column_whatever_their_type(tmp_path: Path) -> None:
@@ -97,7 +97,9 @@ def test_every_value_of_the_column_is_one_device() -> None:
 
 
 def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
-    rows = Table(texts=list("abcd"), labels=list("xyxx"), groups=["hall", "<loft>", "hall", "hall"])
+    rows = Table(
+        texts=list("abcd"), targets=list("xyxx"), groups=["hall", "<loft>", "hall", "hall"]
+    )
     listed = list_clients(rows, by_column(rows.groups, 2), "room")
     assert listed == {
         "column": "room",
@@ -119,13 +121,13 @@ def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
 
 def test_a_part_of_every_label_is_kept_for_the_test() -> None:
     labels = ["x"] * 50 + ["y"] * 10 + ["z"]
-    rows = Table(texts=[str(n) for n in range(61)], labels=labels)
-    train, test = divided(rows, 0.2, seed=1)
-    assert {label: test.labels.count(label) for label in "xyz"} == {"x": 10, "y": 2, "z": 0}
+    rows = Table(texts=[str(n) for n in range(61)], targets=labels)
+    train, test = divided(rows, labels, 0.2, seed=1)
+    assert {label: test.targets.count(label) for label in "xyz"} == {"x": 10, "y": 2, "z": 0}
     assert sorted(train.texts + test.texts) == sorted(rows.texts)
-    assert divided(rows, 0.2, seed=1) == (train, test)
+    assert divided(rows, labels, 0.2, seed=1) == (train, test)
     with pytest.raises(DataError, match="no label has enough rows"):
-        divided(Table(texts=["a", "b"], labels=["x", "y"]), 0.2, seed=1)
+        divided(Table(texts=["a", "b"], targets=["x", "y"]), ["x", "y"], 0.2, seed=1)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def experiment(**plan: Any) -> Experiment:
 
 
 def warned(found: Experiment, train: list[str], test: list[str]) -> dict[str, str]:
-    rows = tuple(Table(texts=["t"] * len(labels), labels=labels) for labels in (train, test))
+    rows = tuple(Table(texts=["t"] * len(labels), targets=labels) for labels in (train, test))
     plan = found.plan_for(fingerprint="0" * 64, labels=sorted({*train, *test}))
     findings = findings_of(found, plan, None, (rows[0], rows[1]))
     return {f.field: f.cause for f in findings if f.severity == "warning"}
@@ -48,7 +48,7 @@ def test_clients_that_are_never_asked_are_counted() -> None:
 def test_a_finding_survives_the_run_folder() -> None:
     found = experiment()
     plan = found.plan_for(fingerprint="0" * 64, labels=["a", "b"])
-    rows = Table(texts=["t"], labels=["a"]), Table(texts=["t"], labels=["b"])
+    rows = Table(texts=["t"], targets=["a"]), Table(texts=["t"], targets=["b"])
     for finding in findings_of(found, plan, None, rows):
         stored = {k: getattr(finding, k) for k in ("severity", "field", "cause", "remedy")}
         assert finding_of(stored) == finding

@@ -91,7 +91,7 @@ def test_without_a_column_that_says_whose_a_row_is(tmp_path: Path) -> None:
     out = tmp_path / "e.toml"
     out.write_text(render(found, path, test, out), "utf-8")
     assert load_experiment(out).population.partition == "dirichlet"
-    assert experiment_rows(load_experiment(out))[1].labels[0] == "new"
+    assert experiment_rows(load_experiment(out))[1].targets[0] == "new"
 
 
 def test_keys_that_only_some_rows_have_are_no_columns(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from protocol.errors import PlanError
 from simulations.breakdown import by_client, by_label
 from simulations.evaluation import save_evaluation
-from simulations.scores import Scores, load_scores, save_scores, score
+from simulations.scores import load_scores, save_scores
+from simulations.tasks.classification import Scores, score
 
 LABELS = ["a", "b", "c", "d"]
 
@@ -90,7 +91,7 @@ def test_scores_are_kept_by_whose_they_are(tmp_path: Path) -> None:
     first, second = scores_of([1, 2, 0, 0], [1, 0, 0, 0]), scores_of([3, 0, 0, 0], [3, 0, 0, 0])
     save_scores(tmp_path, "federated", first)
     save_scores(tmp_path, "alone", second, "client-0003")
-    together, alone = load_scores(tmp_path)
+    together, alone = load_scores(tmp_path, "classification")
     assert together["federated"].to_list() == first.to_list()
     assert alone["client-0003"].to_list() == second.to_list()
 

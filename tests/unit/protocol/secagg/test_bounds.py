@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import UpdateError
-from protocol.exchange import METRICS, Contribution, failed_contribution
+from protocol.exchange import Contribution, failed_contribution
 from protocol.plan import plan_from
 from protocol.privacy.distributed import Mechanism
-from protocol.secagg.counters import COUNTERS, MOST_LOSS, MOST_ROWS, limits_of
+from protocol.secagg.counters import MOST_ROWS, limits_of
 from protocol.secagg.ring import Ring
 from protocol.secagg.rotation import sum_of_squares
 from protocol.secagg.task import Exact, encoding_for
+from protocol.tasks.classification import METRICS
 from protocol.wire import Instruction
 
 
@@ -154,7 +155,7 @@ def test_whatever_honest_clients_measure_passes(
 ) -> None:
     made = plan(evaluation={"holdout": 0.2}, local={"max_steps": max_steps})
     limits = limits_of(made, instruction(evaluate))
-    sums = [0] * len(COUNTERS)
+    sums = [0] * len(limits.names)
     for one in clients:
         if one is None:
             counts = limits.of_client(failed_contribution(1), clipped=False)
@@ -172,6 +173,7 @@ LIMITS = limits_of(
     plan(evaluation={"holdout": 0.2}, cohort={"size": 8, "quorum": 8, "deadline_s": 60.0}),
     instruction(),
 )
+MOST_LOSS = 64 * 2**12  # of one row, as it travels
 FULL = {
     "examples": 3 * MOST_ROWS,
     "loss_sum": 2**40,
@@ -185,23 +187,23 @@ FULL = {
 
 def test_every_counter_has_its_bound() -> None:
     """Of four clients, one of which failed: one more of anything is impossible."""
-    LIMITS.verify([FULL[name] for name in COUNTERS], 4)
+    LIMITS.verify([FULL[name] for name in LIMITS.names], 4)
     small = {"examples": 10, "loss_sum": 10 * MOST_LOSS, "eval_examples": 7, "eval_correct": 7}
     for base in (FULL, FULL | small):
-        for name in COUNTERS:
+        for name in LIMITS.names:
             if base is not FULL and name in ("examples", "eval_examples"):
                 continue  # there they are below their own bound
             if base is FULL and name in ("loss_sum", "eval_correct"):
                 continue
             odd = base | {name: base[name] + (4 if name == "failures" else 1)}
             with pytest.raises(UpdateError, match=f"cannot count .* `{name}`"):
-                LIMITS.verify([odd[each] for each in COUNTERS], 4)
+                LIMITS.verify([odd[each] for each in LIMITS.names], 4)
 
 
 def test_nothing_is_evaluated_where_the_instruction_does_not_ask() -> None:
     quiet = limits_of(plan(evaluation={"holdout": 0.2}), instruction(evaluate=False))
-    assert quiet.eval_examples == 0
-    assert limits_of(plan(), instruction()).eval_examples == 0
+    assert quiet.most["eval_examples"] == 0
+    assert limits_of(plan(), instruction()).most["eval_examples"] == 0
 
 
 def test_a_sum_counts_who_was_cut() -> None:

@@ -1,0 +1,43 @@
+"""What can be learnt: the ``[task]`` of a plan, one module per kind; their union is the registry.
+
+A kind has a module of the same name in every role where it differs: here settings, head and metrics;
+``client.tasks`` reads rows and scores answers, ``base_model.tasks`` has the losses, ``edge_runtime.tasks``
+the answers of a device. (docs/adr/0047)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from protocol.misspelling import nearest
+from protocol.tasks.classification import Classification
+from protocol.tasks.regression import Regression
+from protocol.variants import variants
+
+TASKS: dict[str, type[Classification] | type[Regression]] = {
+    task.KIND: task for task in (Classification, Regression)
+}
+
+
+if TYPE_CHECKING:
+    Task = Classification | Regression
+else:
+    Task = variants("kind", TASKS, default=Classification.KIND)
+
+
+def refusal(kind: object) -> str:
+    """What to do instead of a kind that there is not."""
+    near = nearest(kind, TASKS, cutoff=0.4) if isinstance(kind, str) else None
+    return f"did you mean `{near}`?" if near else f"known kinds: {', '.join(TASKS)}"
+
+
+def quality_in(metrics: Mapping[str, float]) -> str:
+    """What summed metrics say of quality, for people; empty where they say nothing."""
+    for task in TASKS.values():
+        try:
+            value = task.quality_of(metrics)
+        except KeyError:  # of another task
+            continue
+        return "" if value is None else task.QUALITY.said(value)
+    return ""

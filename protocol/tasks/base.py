@@ -1,0 +1,122 @@
+"""What every task has: its columns, the size of its head, and what of it is counted. (P-1.2, P-3.2)"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from protocol.peft_format import MOST_TOKENS
+from protocol.rows.read import Check, Table, read_rows
+from protocol.section import Column, Section
+
+MOST_LOSS = 64  # of one row: nats, or squares of the range
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """A figure that every client counts; the coordinator may know the sum over clients.
+
+    In a secret sum it travels as an integer, itself times ``scale``, rounded. ``of`` names the counter that
+    bounds it, at most ``most`` for each unit of that; without one the plan does. (P-6.11)
+    """
+
+    scale: int = 1
+    of: str = ""
+    most: int = 1
+
+    @property
+    def each(self) -> int:
+        """The most for a unit of ``of``, as it travels."""
+        return self.most * self.scale
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """The figure that says how good a model is, in 0..1: its name in files, its title, its best end."""
+
+    name: str
+    title: str
+    higher_is_better: bool
+
+    def said(self, value: float) -> str:
+        """For people."""
+        return f"{self.title} {value:.1%}"
+
+    def share(self, value: float) -> float:
+        """The same in 0..1 with 1 as its best: what floors are set for."""
+        return value if self.higher_is_better else 1 - value
+
+
+def metrics_with(measured: str, metric: Metric) -> dict[str, Metric]:
+    """All metrics of a task in the order of the wire; ``measured`` is what the rows kept out add up to."""
+    return {
+        "examples": Metric(),  # rows trained on, counted once per epoch
+        # sum over those rows of the last epoch's training loss
+        "loss_sum": Metric(scale=2**12, of="examples", most=MOST_LOSS),
+        "eval_examples": Metric(),  # rows kept out for local evaluation
+        measured: metric,  # of those, by the adapter *received*
+        "train_seconds": Metric(scale=1000),  # wall time of local training
+    }
+
+
+class TaskSection(Section, ABC):
+    """Keys that tasks of all kinds share, and what a kind says of itself."""
+
+    kind: str = Field(description="what is learnt of a text")
+    text: Column = Field(default="text", description="column with the text")
+    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
+        default=64, description="tokens with the special ones; longer texts are cut"
+    )
+
+    KIND: ClassVar[str]
+    BASE: ClassVar[str] = "sequence-classification"  # what a base has to be built for
+    PEFT_TASK: ClassVar[str] = "SEQ_CLS"
+    METRICS: ClassVar[Mapping[str, Metric]]
+    QUALITY: ClassVar[Quality]
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Rows of the head."""
+
+    @property
+    @abstractmethod
+    def column(self) -> str:
+        """The column with what is learnt."""
+
+    @abstractmethod
+    def check(self) -> Check:
+        """What a value of that column has to be."""
+
+    def rows(self, path: Path, *, group: str = "") -> Table:
+        """The rows of a file, ``group`` being one more column. Raises as read_rows."""
+        return read_rows(path, text=self.text, target=self.column, check=self.check(), group=group)
+
+    @property
+    @abstractmethod
+    def meaning(self) -> tuple[str, Any]:
+        """A key and its value: with another one the same outputs would mean something else."""
+
+    @property
+    @abstractmethod
+    def said(self) -> str:
+        """What is learnt, in a few words."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> str:
+        """A line of Python that prints the answer of ``model`` to ``inputs``."""
+
+    @abstractmethod
+    def note(self) -> dict[str, Any]:
+        """What a device has to know of it, as fields of ``release.json``."""
+
+    @classmethod
+    @abstractmethod
+    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
+        """The quality that clients' summed metrics come to; None without rows kept out."""

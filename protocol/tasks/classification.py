@@ -1,0 +1,79 @@
+"""One label of several for each text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from protocol.peft_format import MOST_LABELS, Label
+from protocol.rows.read import Check, one_of
+from protocol.section import Column
+from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
+
+# `eval_correct`: rows classified rightly
+METRICS = metrics_with("eval_correct", Metric(of="eval_examples"))
+
+
+class Classification(TaskSection):
+    """What is learnt, and which columns of the local data it is learnt from: one label of several."""
+
+    KIND: ClassVar[str] = "classification"
+    METRICS: ClassVar[Mapping[str, Metric]] = METRICS
+    QUALITY: ClassVar[Quality] = Quality(name="accuracy", title="accuracy", higher_is_better=True)
+
+    kind: Literal["classification"] = Field(
+        default="classification", description="one label of several for each text"
+    )
+    labels: list[Label] = Field(
+        min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
+    )
+    label: Column = Field(default="label", description="column with the label")
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> Classification:
+        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
+        if repeated:
+            raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """A logit per label."""
+        return len(self.labels)
+
+    @property
+    def column(self) -> str:
+        """The column with the label."""
+        return self.label
+
+    def check(self) -> Check:
+        """A label of the list."""
+        return one_of(self.labels)
+
+    @property
+    def meaning(self) -> tuple[str, Any]:
+        """The labels in their order."""
+        return "labels", self.labels
+
+    @property
+    def said(self) -> str:
+        """How many labels."""
+        return f"{len(self.labels)} labels"
+
+    @property
+    def shown(self) -> str:
+        """The likeliest label."""
+        return "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
+
+    def note(self) -> dict[str, Any]:
+        """The labels in their order."""
+        return {"task": self.kind, "labels": self.labels, "max_length": self.max_length}
+
+    @classmethod
+    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
+        """Share of rows classified rightly."""
+        rows = sums.get("eval_examples")
+        return sums["eval_correct"] / rows if rows else None
