@@ -54,6 +54,7 @@ def build_base(
     out: Path,
     pooling: str = "auto",
     slots: bool = True,
+    scales: bool = False,
     one_file: int = ONE_FILE,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
@@ -67,6 +68,7 @@ def build_base(
         out: a folder that does not exist yet, or is empty.
         pooling: auto (what the source says), mean, cls or pooler.
         slots: False leaves the graph without optional inputs; for comparison only.
+        scales: linears get a slot for scales, which IA3 fills and which costs every answer 2 to 3 %.
         one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
         explain: called with each choice that was made and why: the pooling, the source's own head.
@@ -84,14 +86,23 @@ def build_base(
         for reason in loaded.reasons:
             if explain:
                 explain(reason)
-        manifest = _fill(folder, loaded, bits=bits, slots=slots, one_file=one_file, tell=tell)
+        manifest = _fill(
+            folder, loaded, bits=bits, slots=slots, scales=scales, one_file=one_file, tell=tell
+        )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     tell("done", 1.0)
     return manifest
 
 
 def _fill(
-    folder: Path, source: Source, *, bits: int, slots: bool, one_file: int, tell: Progress
+    folder: Path,
+    source: Source,
+    *,
+    bits: int,
+    slots: bool,
+    scales: bool,
+    one_file: int,
+    tell: Progress,
 ) -> Manifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     model = _model_of(source)
@@ -112,6 +123,7 @@ def _fill(
         block=BLOCK,
         accuracy_level=ACCURACY_LEVEL,
         slots=slots,
+        scales=scales,
         most=one_file,
     )
     tell("opening the edge graph", 0.9)

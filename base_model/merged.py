@@ -164,11 +164,14 @@ def _values(opened: OpenBase, slots: Tensors, temperature: float) -> dict[str, T
         path, exact = slot.rpartition(".")[0], torch.from_numpy(value).double()
         if slot.endswith(SHIFT):
             values[f"{path}.bias"] = (values[f"{path}.bias"].double() + exact).float()
+    narrow = {linear.path for linear in opened.manifest.linears if linear.narrows}
     for slot, value in slots.items():  # behind the shifts, which are scaled as well
         path, exact = slot.rpartition(".")[0], torch.from_numpy(value).double()
         for name in (f"{path}.weight", f"{path}.bias") if slot.endswith(SCALE) else ():
-            factor = exact[:, None] if values[name].dim() > 1 else exact
-            values[name] = (values[name].double() * factor).float()
+            if path in narrow and name.endswith("bias"):
+                continue  # its inputs are scaled
+            rows = values[name].dim() > 1 and path not in narrow
+            values[name] = (values[name].double() * (exact[:, None] if rows else exact)).float()
     head = opened.manifest.head.path
     return values | {
         f"{head}.{end}": torch.from_numpy(slots[f"{head}.{end}"] / np.float32(temperature))

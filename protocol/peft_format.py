@@ -21,7 +21,7 @@ from protocol.errors import ArtefactError
 from protocol.forms import HEAD
 from protocol.layout import Tensors
 from protocol.manifest import Manifest, Word
-from protocol.methods import method_of, published_method
+from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
 
@@ -67,9 +67,7 @@ class Published:
     @classmethod
     def by(cls, settings: Settings) -> Published:
         """As a plan with these settings of ``[adapter]`` publishes."""
-        method = method_of(settings)
-        constants = method.constants(settings)
-        return cls(method=published_method(method.peft_type), constants=constants)
+        return cls(method=reader_of(settings), constants=method_of(settings).constants(settings))
 
 
 def published_as(text: str | bytes, *, source: str) -> Published:
@@ -80,7 +78,7 @@ def published_as(text: str | bytes, *, source: str) -> Published:
         raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None
     if not isinstance(config, dict):
         raise ArtefactError(f"{source}: not an adapter's settings", "fetch the adapter again")
-    method = published_method(config.get("peft_type"))
+    method = reader_for(config)
     try:
         constants = method.constants_of(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -119,13 +119,13 @@ class Recipe:
 
     def published(self, tensors: Tensors) -> Tensors:
         """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1)"""
-        return self.method.published(tensors)
+        return self.method.published(tensors, self.published_layout.specs)
 
     @cached_property
     def published_layout(self) -> Layout:
         """What :meth:`published` gives."""
-        specs = self.layout.specs
-        return Layout(tuple(spec for spec in specs if spec.part not in self.method.unpublished))
+        specs = self.method.published_specs(self.layout.specs, self.manifest)
+        return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
     def resumed(self, published: Tensors) -> Tensors:
         """A full adapter that is published as ``published``."""

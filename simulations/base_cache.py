@@ -48,7 +48,7 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
     _check_pin(source, place)
     # Of a local folder only its own name: where it lies is nobody else's business.
     name = re.sub(r"[^A-Za-z0-9]+", "-", _shown(source.source, place)).strip("-")[-40:]
-    settings = f"{place.digest()} {source.bits} {source.pooling} {_builder()}"
+    settings = f"{place.digest()} {source.bits} {source.pooling} {source.scales} {_builder()}"
     target = cache / f"{name}-int{source.bits}-{_text_digest(settings)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / f".{target.name}.lock"):  # another simulation may be building it
@@ -63,6 +63,7 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
             bits=source.bits,
             out=target,
             pooling=source.pooling,
+            scales=source.scales,
             progress=lambda step, share: progress.update(f"base: {step}", share, 1.0),
         )
     return target

@@ -36,6 +36,7 @@ class BaseSource(Section):
     pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
         default="auto", description="one vector of a text's many; auto: what the source names"
     )
+    scales: bool = Field(default=False, description="slots that the method ia3 fills")
     sha256: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
@@ -46,8 +47,12 @@ class BaseSource(Section):
     def _one_origin(self) -> BaseSource:
         if bool(self.folder) == bool(self.source):
             raise ValueError("give either folder, a base that is built, or source")
-        if self.folder and (self.bits, self.pooling, self.sha256) != (4, "auto", ""):
-            raise ValueError("bits, pooling and sha256 are for a source, not for a built folder")
+        if self.folder and (self.bits, self.pooling, self.scales, self.sha256) != (
+            *(4, "auto", False, ""),
+        ):
+            raise ValueError(
+                "bits, pooling, scales and sha256 are for a source, not for a built folder"
+            )
         return self
 
 

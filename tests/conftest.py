@@ -214,11 +214,11 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The int4 base built from ``tiny_source``."""
+    """The int4 base built from ``tiny_source``, with every slot that a method may fill."""
     from base_model.build import build_base
 
     out = tmp_path_factory.mktemp("base") / "tiny"
-    build_base(str(tiny_source), task="sequence-classification", bits=4, out=out)
+    build_base(str(tiny_source), task="sequence-classification", bits=4, out=out, scales=True)
     return out
 
 

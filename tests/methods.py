@@ -11,6 +11,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0},
     "lora-sb": {"rank": 4, "alpha": 8.0},
     "loha": {"rank": 2, "alpha": 4.0},
+    "ia3": {},
+    "bias": {},
     "prompt": {"tokens": 5},
     "head": {},
 }

@@ -12,7 +12,7 @@ from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
 from base_model.quant_linear import refuse_merge
-from client.engine.cores import insert_cores
+from client.engine.beyond_peft import freeze_factors, insert_cores
 from client.engine.interface import Values
 from protocol.layout import HEAD_PART, Layout, Tensors
 from protocol.peft_format import peft_config
@@ -21,9 +21,8 @@ from protocol.recipe import Recipe
 if TYPE_CHECKING:
     from base_model.store import OpenBase
 
-BEYOND_PEFT = {
-    "lora-sb": insert_cores
-}  # methods that peft lacks: what is done to the nearest it has
+# Methods that peft lacks: what is done to the nearest that it has.
+BEYOND_PEFT = {"lora-sb": insert_cores, "bias": freeze_factors}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ArtefactError
 from protocol.methods.base import Method, Settings
+from protocol.methods.bias import Bias
 from protocol.methods.head import Head
+from protocol.methods.ia3 import Ia3
 from protocol.methods.loha import Loha
 from protocol.methods.lora import Lora
 from protocol.methods.lora_sb import LoraSb
@@ -15,7 +18,7 @@ from protocol.misspelling import nearest
 from protocol.variants import variants
 
 METHODS: dict[str, Method[Any]] = {
-    method.name: method for method in (Lora(), LoraSb(), Loha(), Prompt(), Head())
+    method.name: method for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Prompt(), Head())
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
 REFUSED = {
@@ -33,9 +36,6 @@ else:
     Adapter = variants(
         "method", {name: method.settings for name, method in METHODS.items()}, default="lora"
     )
-PUBLISHED = {  # what a PEFT folder's type is read as; the first of a type says how
-    method.peft_type: method for method in reversed(METHODS.values())
-}
 
 
 def method_of(settings: Settings) -> Method[Any]:
@@ -43,15 +43,21 @@ def method_of(settings: Settings) -> Method[Any]:
     return METHODS[settings.method]
 
 
-def published_method(peft_type: object) -> Method[Any]:
-    """How a PEFT folder of this type is read. Raises ArtefactError."""
-    try:
-        return PUBLISHED[str(peft_type)]
-    except KeyError:
-        raise ArtefactError(
-            f"an adapter of PEFT's type {str(peft_type)[:60]!r} is not known here",
-            f"known types: {', '.join(PUBLISHED)}",
-        ) from None
+def reader_of(settings: Settings) -> Method[Any]:
+    """The method that reads what is published with these settings."""
+    method = method_of(settings)
+    return METHODS[method.reader or method.name]
+
+
+def reader_for(config: Mapping[str, Any]) -> Method[Any]:
+    """The method that reads a PEFT folder with this ``adapter_config.json``. Raises ArtefactError."""
+    for method in METHODS.values():
+        if method.reads(config) and not method.reader:
+            return method
+    raise ArtefactError(
+        f"an adapter of PEFT's type {str(config.get('peft_type'))[:60]!r} is not known here",
+        f"known types: {', '.join(sorted({method.peft_type for method in METHODS.values()}))}",
+    )
 
 
 def refusal(name: object) -> str:

@@ -47,7 +47,7 @@ class Method(ABC, Generic[S]):
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
     free: ClassVar[Free]
-    unpublished: ClassVar[frozenset[str]] = frozenset()  # parts that are merged into others
+    reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
 
     @abstractmethod
@@ -78,8 +78,21 @@ class Method(ABC, Generic[S]):
         """The same by an ``adapter_config.json``. Raises KeyError, TypeError, ZeroDivisionError."""
         return {}
 
-    def published(self, tensors: Tensors) -> Tensors:
-        """The adapter as every PEFT reader computes it. Others get the same bytes from the same tensors."""
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether an ``adapter_config.json`` is of this method."""
+        return config.get("peft_type") == self.peft_type
+
+    def published_specs(
+        self, specs: Iterable[TensorSpec], manifest: Manifest
+    ) -> Iterable[TensorSpec]:
+        """The tensors of a PEFT folder, the head among them as in ``specs``."""
+        return specs
+
+    def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
+        """The adapter as every PEFT reader computes it: tensors of ``specs``, the published ones.
+
+        Others get the same bytes from the same tensors.
+        """
         return tensors
 
     def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:

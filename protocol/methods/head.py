@@ -20,7 +20,7 @@ class HeadSettings(Settings):
 class Head(Method[HeadSettings]):
     """Nothing beside the head."""
 
-    name, peft_type = "head", "LORA"
+    name, peft_type, reader = "head", "LORA", "lora"
     summary = "the head alone, a linear probe: the smallest upload and the least memory"
     source = "linear probing, arXiv 1610.01644"
     settings = HeadSettings

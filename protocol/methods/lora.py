@@ -73,6 +73,10 @@ class Lora(Method[LoraSettings]):
         root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
         return {"scaling": config["lora_alpha"] / root}
 
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """See :class:`Method`."""
+        return super().reads(config) and not config.get("lora_bias")
+
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """``A.T`` (in, r) and ``s * B.T`` (r, out)."""
         slots = {}

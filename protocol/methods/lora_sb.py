@@ -44,7 +44,7 @@ class LoraSb(Method[LoraSbSettings]):
     settings = LoraSbSettings
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}
-    unpublished = frozenset({R})
+    reader = "lora"
 
     def specs(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[TensorSpec]:
         """See the module."""
@@ -84,7 +84,13 @@ class LoraSb(Method[LoraSbSettings]):
             alpha=settings.alpha,
         )
 
-    def published(self, tensors: Tensors) -> Tensors:
+    def published_specs(
+        self, specs: Iterable[TensorSpec], manifest: Manifest
+    ) -> Iterator[TensorSpec]:
+        """Without cores."""
+        return (spec for spec in specs if spec.part != R)
+
+    def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Plain LoRA: A, and ``B @ R`` in B's place.
 
         The product is the same up to the rounding of B @ R to float32. Its sums are added in the order of
@@ -114,7 +120,7 @@ class LoraSb(Method[LoraSbSettings]):
         return key.removeprefix(self.saved_prefix).removesuffix(".weight")
 
     def trained_name(self, name: str) -> str:
-        """The core and B are a sequence where peft has B (``client.engine.cores``)."""
+        """The core and B are a sequence where peft has B (``client.engine.beyond_peft``)."""
         path = self.saved_prefix + name.rpartition(".")[0]
         return {
             LORA_A: f"{path}.lora_A.weight",

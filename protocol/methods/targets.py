@@ -56,3 +56,19 @@ def rank_remarks(
         power = f" squared, {low_rank}," if low_rank != rank else ""
         cause = f"rank {rank}{power} exceeds a layer's {smallest} features"
         yield "error", "adapter.rank", cause, "lower it"
+
+
+def slot_remarks(
+    settings: TargetSettings, manifest: Manifest, end: str, remedy: str, *, all_of_them: bool = True
+) -> Iterator[Remark]:
+    """A target that is not there, or lacks the slot that ends in ``end``; one of them may be enough."""
+    try:
+        paths = [linear.path for linear in target_linears(settings, manifest)]
+    except PlanError as error:
+        cause = error.cause.removeprefix("`adapter.targets`: ")
+        yield "error", "adapter.targets", cause, error.remedy
+        return
+    lacking = [path for path in paths if path + end not in manifest.graph.slot_names]
+    if lacking and (all_of_them or len(lacking) == len(paths)):
+        cause = f"the base's graph has no {end.removeprefix('.')} for {lacking[0]}"
+        yield "error", "adapter.method", cause, remedy

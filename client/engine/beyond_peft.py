@@ -1,9 +1,16 @@
-"""LoRA-SB in torch: a core in front of every B of peft's LoRA. (``protocol.methods.lora_sb``)"""
+"""Methods that peft lacks, made of its LoRA: ``protocol.methods.lora_sb`` and ``.bias`` in torch."""
 
 from __future__ import annotations
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+
+def freeze_factors(model: nn.Module, adapter: str) -> None:
+    """Leave the bias of B alone to be trained; the product of the factors stays zero."""
+    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        layer.lora_A[adapter].weight.requires_grad_(False)
+        layer.lora_B[adapter].weight.requires_grad_(False)
 
 
 def insert_cores(model: nn.Module, adapter: str) -> None:
