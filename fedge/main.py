@@ -199,6 +199,8 @@ _EXTRAS = {
     "onnxscript": "base",
     "pyarrow": "parquet",
     "flwr": "server",
+    "jinja2": "server",
+    "prometheus_client": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "h11": "edge",

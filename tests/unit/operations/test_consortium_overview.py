@@ -10,14 +10,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import create_connection, create_server
 
+import httpx
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from operations.certificates import issue, make_authority
 from operations.coordinator import Coordinator
-from operations.folders import Invitation
-from operations.metrics import render
+from operations.folders import Invitation, free_port
+from operations.metrics import Families, serve_metrics
 from operations.overview import Overview, RunView, SiteView, look
 from operations.supervisor import Process
+from protocol.errors import MachineError
 from tests.unit.operations.consortium import NOW, enrolled, request_of
 
 
@@ -84,28 +88,63 @@ def test_metrics_are_openmetrics() -> None:
         epsilon=1.5,
         last_round_at=None,
     )
-    text = render(
-        Overview(
-            running=True,
-            processes=[Process(name="superlink", pid=None, restarts=2, last_exit=-9)],
-            sites=[SiteView(name="ward-1", status="online", last_activated_at="")],
-            roster_version=4,
-            runs=[run, replace(run, name="other", epsilon=None, clipped=None)],
-        )
+    seen = Overview(
+        running=True,
+        processes=[Process(name="superlink", pid=None, restarts=2, last_exit=-9)],
+        sites=[SiteView(name="ward-1", status="online", last_activated_at="")],
+        roster_version=4,
+        runs=[run, replace(run, name="other", epsilon=None, clipped=None)],
     )
+    registry = CollectorRegistry()
+    registry.register(Families(lambda: seen))
+    text = generate_latest(registry).decode()
     lines = text.splitlines()
     assert lines[-1] == "# EOF"
-    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert samples[r'fedge_epsilon{run="a \"b\"\\c"}'] == "1.5"
+    samples = {
+        name: float(value)
+        for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    }
+    assert samples[r'fedge_epsilon{run="a \"b\"\\c"}'] == 1.5
     assert 'fedge_epsilon{run="other"}' not in samples
-    assert samples['fedge_drops_total{run="other"}'] == "1"
-    assert samples['fedge_client_failures_total{run="other"}'] == "2"
-    assert samples['fedge_sums_refused_total{run="other"}'] == "1"
-    assert samples[r'fedge_clipped_share{run="a \"b\"\\c"}'] == "0.75"
+    assert samples['fedge_drops_total{run="other"}'] == 1.0
+    assert samples['fedge_client_failures_total{run="other"}'] == 2.0
+    assert samples['fedge_sums_refused_total{run="other"}'] == 1.0
+    assert samples[r'fedge_clipped_share{run="a \"b\"\\c"}'] == 0.75
     assert 'fedge_clipped_share{run="other"}' not in samples
-    assert samples['fedge_process_up{process="superlink"}'] == "0"
-    assert samples['fedge_process_restarts_total{process="superlink"}'] == "2"
-    assert samples["fedge_roster_version"] == "4"
+    assert samples['fedge_process_up{process="superlink"}'] == 0.0
+    assert samples['fedge_process_restarts_total{process="superlink"}'] == 2.0
+    assert samples["fedge_roster_version"] == 4.0
     families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(families) == len(set(families))
     json.dumps(samples)
+
+
+def test_they_are_served_on_loopback_and_nothing_else_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    seen = Overview(running=True, processes=[], sites=[], roster_version=4, runs=[])
+    faults: list[Exception] = []
+
+    def looked() -> Overview:
+        if faults:
+            raise faults[0]
+        return seen
+
+    port = free_port()
+    server = serve_metrics(port, looked)
+    try:
+        assert server.server_address[0] == "127.0.0.1"
+        url = f"http://127.0.0.1:{port}/metrics"
+        text = httpx.get(url, trust_env=False).text
+        assert "fedge_roster_version 4.0\n" in text
+        assert all(line.startswith(("fedge_", "# ")) for line in text.splitlines())
+        for fault in (MachineError("the list of runs is damaged", "remove it"), OSError("gone")):
+            faults[:] = [fault]
+            answer = httpx.get(url, trust_env=False)
+            assert (answer.status_code, "fedge" in answer.text) == (200, False)
+        with pytest.raises(MachineError, match="cannot be listened at"):
+            serve_metrics(port, looked)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert capfd.readouterr().err == ""  # the supervisor's log
