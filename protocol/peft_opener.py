@@ -108,7 +108,19 @@ def load(folder, base):
     read = _of_codes if _is_base(base) else _of_source
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    model = PeftModel.from_pretrained(model, str(folder)).eval()
+    for module in model.modules():
+        if hasattr(module, "ln_tuning_layers"):
+            _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
+    return model
+
+
+@torch.no_grad()
+def _multiply_in(norm, own):
+    """A norm of the folder is relative to the base's: scale * (norm(x) + shift)."""
+    if own.bias is not None:
+        own.bias.add_(norm.bias).mul_(own.weight)
+    own.weight.mul_(norm.weight)
 
 
 def tokenizer(base):

@@ -59,7 +59,19 @@ def checkpoint(documents: Documents, number: int, state: State) -> bytes:
 
 
 def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
-    """P-5.1: without cores."""
+    """P-5.1: without cores; beside biases the factors that peft expects."""
+    if documents.plan["adapter"]["method"] == "bias":
+        widths = {x["path"]: x["in_features"] for x in documents.manifest["linears"]}
+        shifts = [name for name in adapter if role_of(name) == "shift"]
+        for name in shifts:
+            path = name.removesuffix(".shift")
+            documents.shapes[f"{path}.lora_A"] = (1, widths[path])
+            documents.shapes[f"{path}.lora_B"] = (*documents.shapes[name], 1)
+            adapter = adapter | {
+                f"{path}.{end}": np.zeros(math.prod(documents.shapes[f"{path}.{end}"]), np.float32)
+                for end in ("lora_A", "lora_B")
+            }
+        return adapter
     plain = {name: value for name, value in adapter.items() if role_of(name) != "lora_R"}
     for name in adapter.keys() - plain.keys():
         b_name = name.removesuffix("lora_R") + "lora_B"
@@ -72,9 +84,10 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
     return plain
 
 
-def folder_head(manifest: Any) -> str:
+def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
-    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler"):
+    manifest, method = documents.manifest, documents.plan["adapter"]["method"]
+    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler") and method != "norm":
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
 
@@ -84,13 +97,18 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
     prompt = "soft_prompt" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
-        head = folder_head(documents.manifest) + "." + name.rpartition(".")[2]
+        head = folder_head(documents) + "." + name.rpartition(".")[2]
         key = (
             prefix
             + (head if role_of(name) == "head" else name)
             + (".weight" if "lora_" in role_of(name) else "")
         )
         key = "prompt_embeddings" if name == "soft_prompt" else key
+        if role_of(name) in ("shift", "scale"):
+            path, _, end = name.rpartition(".")
+            own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
+            method = documents.plan["adapter"]["method"]
+            key = f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
         tensors[key] = documents.shapes[name], value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
 
@@ -102,7 +120,7 @@ def config(documents: Documents) -> dict[str, Any]:
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
-        "modules_to_save": [folder_head(manifest)],
+        "modules_to_save": [folder_head(documents)],
         "auto_mapping": {
             "base_model_class": "Classifier",
             "parent_library": "open_adapter",
@@ -127,7 +145,17 @@ def config(documents: Documents) -> dict[str, Any]:
             "alpha": adapter["alpha"],
             "target_modules": sorted(adapted(documents.plan, manifest)),
         }
-    alone = adapter["method"] == "head"
+    if adapter["method"] == "ia3":
+        linears = adapted(documents.plan, manifest)
+        return both | {
+            "peft_type": "IA3",
+            "target_modules": sorted(linears),
+            "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
+        }
+    if adapter["method"] == "norm":
+        norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
+        return both | {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
+    alone = adapter["method"] in ("head", "bias")
     stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
     return (
         both
@@ -289,6 +317,12 @@ def check_edge(
     expected = {}
     shaped = {name: value.reshape(documents.shapes[name]) for name, value in plain.items()}
     for name, tensor in shaped.items():
+        if adapter["method"] == "bias" and role_of(name).startswith("lora_"):
+            continue
+        if role_of(name) == "ia3_l":
+            scale = name.removesuffix("ia3_l") + "scale"
+            expected[scale] = (tensor.size,), np.ascontiguousarray(tensor, "<f4").tobytes()
+            continue
         if role_of(name).startswith("hada_"):
             path, _, part = name.rpartition(".")
             if part == "hada_w1_a":

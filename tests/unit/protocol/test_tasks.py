@@ -28,19 +28,23 @@ def plan(task: Any, **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("task", "cause", "remedy"),
     [
-        (LABELS | {"kind": "clasification"}, "`task.kind`: 'clasification'", '"classification"'),
-        ({"kind": "sequence-classification"}, "`task.kind`", '"classification"'),
+        (
+            LABELS | {"kind": "clasification"},
+            "`task.kind`: there is no kind 'clasification'",
+            "`classification`",
+        ),
+        ({"kind": "sequence-classification"}, "`task.kind`", "is called `classification`"),
         ({"kind": "causal-lm"}, "`task.kind`", "classification, regression"),
-        ({"kind": 5}, "`task.kind`: '5'", "use one of"),
-        (LABELS | {"low": 0.0}, "unknown key `task.low`", '`kind = "regression"`'),
-        (NUMBERS | {"label": "x"}, "unknown key `task.label`", '`kind = "classification"`'),
+        ({"kind": 5}, "`task.kind`: there is no kind 5", "known kinds"),
+        (LABELS | {"low": 0.0}, "unknown key `task.low`", "key of `regression`"),
+        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "key of `classification`"),
         (NUMBERS | {"targit": "x"}, "unknown key `task.targit`", "`target`"),
         (NUMBERS | {"rounds": 3}, "unknown key `task.rounds`", "write `rounds`"),
         (NUMBERS | {"high": 0}, "not above low", "correct"),
         (NUMBERS | {"high": float("inf")}, "`task.high`", "correct"),
         ({"kind": "regression", "low": 0}, "`task.high` is missing", "add it"),
         ({}, "`task.labels` is missing", "add it"),
-        (3, "`task`", "correct"),
+        (3, "`task`", "write [task]"),
     ],
 )
 def test_keys_of_another_kind_are_refused(task: Any, cause: str, remedy: str) -> None:
