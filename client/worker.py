@@ -19,6 +19,7 @@ from client.instructed import check_instruction, verify_length
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
 from client.training import predict_logits, train
+from protocol.adapter import takes_types
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
@@ -55,7 +56,8 @@ class Worker:
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
         targets = np.array(rows.targets, self.task.TARGETS)
-        return encode(self._base.tokenizer, rows.texts, targets, self.plan.task.max_length)
+        task, typed = self.plan.task, takes_types(self.plan, self.manifest)
+        return encode(self._base.tokenizer, rows.texts, targets, task.max_length, typed=typed)
 
     def contribute(
         self,

@@ -17,10 +17,11 @@ from edge_runtime.files import write_whole
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
 from protocol.peft_format import RELEASE_FILE, ReleaseNote, render_release
+from protocol.rows.read import Text
 
 
 def calibrate_release(
-    adapter: Path, base: Path, texts: Sequence[str], targets: Sequence[Any]
+    adapter: Path, base: Path, texts: Sequence[Text], targets: Sequence[Any]
 ) -> tuple[ReleaseNote, float]:
     """Write the temperature into ``release.json`` of a released adapter; the note, and its quality in 0..1.
 

@@ -175,6 +175,7 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
 
     from client.batches import Encoded
     from client.worker import Worker
+    from protocol.adapter import takes_types
     from simulations.pace import measure_pace
 
     worker, batch = Worker(plan, base), plan.local.batch_size
@@ -183,6 +184,7 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
         targets=np.zeros(batch, worker.task.TARGETS),
+        types=np.zeros(batch * length, np.int8) if takes_types(plan, worker.manifest) else None,
         pad_id=0,
     )
     return measure_pace(worker, rows)

@@ -20,7 +20,7 @@ from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.encoding import seed_from
 from protocol.errors import ArtefactError, PlanError
 from protocol.layout import Layout, Tensors, TensorSpec, Vector
-from protocol.manifest import Linear, Manifest
+from protocol.manifest import TYPE_IDS, Linear, Manifest
 from protocol.rules import Role, rule_named
 
 if TYPE_CHECKING:  # a device reads no plan
@@ -109,6 +109,11 @@ def completed(vector: Vector, plan: Plan, manifest: Manifest) -> Tensors:
 def _start(layout: Layout, seed: int, embedding_std: float) -> Tensors:
     # Orthonormal factors take a second for 2 million numbers, and a message is checked more than once.
     return initial_adapter(layout, seed=seed, embedding_std=embedding_std)
+
+
+def takes_types(plan: Plan, manifest: Manifest) -> bool:
+    """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.10)"""
+    return plan.task.pairs and TYPE_IDS in manifest.graph.inputs
 
 
 def lora_scaling(plan: Plan) -> float:

@@ -12,8 +12,8 @@ from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
 from base_model.tasks import TASKS
 from base_model.verify import WEIGHTS
-from protocol.adapter import LORA_A, LORA_B, LORA_R, adapter_layout, lora_scaling
-from protocol.manifest import Manifest
+from protocol.adapter import LORA_A, LORA_B, LORA_R, adapter_layout, lora_scaling, takes_types
+from protocol.manifest import TYPE_IDS, Manifest
 from protocol.plan import Plan
 
 
@@ -22,12 +22,15 @@ def classifier_graphs(
 ) -> list[onnx.ModelProto]:
     """For each set of tensor names: loss and gradients of the plan's adapter; of no name, logits.
 
-    Frozen tensors are read from ``base``. Inputs: ``input_ids`` and ``attention_mask`` (rows, tokens) and, to
+    Frozen tensors are read from ``base``. Inputs: ``input_ids``, ``attention_mask`` and, of pairs,
+    token types (rows, tokens) and, to
     train, the task's targets (rows,), and every tensor of the layout. Outputs: ``loss``, the sum over rows
     of the task's, and ``gradient.NAME`` of it for the names; or the graph's own ``logits``.
     """
     layout, task = adapter_layout(plan, manifest), TASKS[plan.task.kind]
     answering = onnx.load(str(base / manifest.graph.file))
+    if takes_types(plan, manifest):
+        _ask_for_types(answering.graph)
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
@@ -50,6 +53,16 @@ def classifier_graphs(
         return model
 
     return [graph(names) for names in trained]
+
+
+def _ask_for_types(graph: onnx.GraphProto) -> None:
+    """Token types become an input of the rows, behind the others, in the place of their default."""
+    default = next(tensor for tensor in graph.initializer if tensor.name == TYPE_IDS)
+    graph.initializer.remove(default)
+    types = next(value for value in graph.input if value.name == TYPE_IDS)
+    graph.input.remove(types)
+    types.type.CopyFrom(graph.input[0].type)
+    graph.input.insert(2, types)
 
 
 def slots_of(tensors: Mapping[str, Symbol], *, scaling: float) -> dict[str, Symbol]:

@@ -60,6 +60,7 @@ class ProgramDocument(Record):
     format: Literal[1] = 1
     base: Sha256
     task: Word
+    pairs: bool
     method: Word
     scaling: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     opset: Count

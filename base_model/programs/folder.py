@@ -41,7 +41,7 @@ from base_model.verify import REBUILD, WEIGHTS
 from protocol.adapter import adapter_layout, lora_scaling
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, Manifest
 from protocol.plan import Plan
 from protocol.regular_files import read_regular
 from protocol.rules import rule_named
@@ -98,6 +98,7 @@ def make_program(
     document = ProgramDocument(
         base=manifest.fingerprint,
         task=plan.task.kind,
+        pairs=plan.task.pairs,
         method=plan.adapter.method,
         scaling=lora_scaling(plan),
         opset=OPSET,
@@ -151,7 +152,8 @@ def _verify(
     program: Program, plan: Plan, manifest: Manifest, sets: Iterable[Parts], *, source: str
 ) -> None:
     document = program.document
-    if document.task != plan.task.kind or document.opset != OPSET:
+    same_task = (document.task, document.pairs) == (plan.task.kind, plan.task.pairs)
+    if not same_task or document.opset != OPSET:
         raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
     if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
         raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
@@ -179,7 +181,8 @@ def _verify_signature(
     tensors = sorted(rule.name for rule in document.tensors)
     parts = set(entry.parts)
     trained = [rule.name for rule in document.tensors if rule.part in parts]
-    inputs = [*manifest.graph.inputs, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
+    rows = [name for name in manifest.graph.inputs if document.pairs or name != TYPE_IDS]
+    inputs = [*rows, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
     outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
     if entry.inputs != inputs or entry.outputs != outputs:
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
@@ -273,7 +276,7 @@ def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
     layout = adapter_layout(plan, manifest)
     content = {
         "base": manifest.fingerprint,
-        "task": plan.task.kind,
+        "task": [plan.task.kind, plan.task.pairs],
         "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
         "tensors": [tensor_rule(spec).model_dump() for spec in layout.specs],
         "scaling": lora_scaling(plan),

@@ -48,7 +48,8 @@ def engine_for(
     layout = adapter_layout(plan, base.manifest)
     key: Key = (
         *(kind, str(base.folder), base.manifest.fingerprint, layout, lora_scaling(plan)),
-        *(plan.task.kind, plan.rule.name, plan.base.program, plan.local.precision, sets, threads),
+        *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
+        *(plan.local.precision, sets, threads),
     )
     with _lock:
         if key not in _engines:
