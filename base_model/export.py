@@ -255,6 +255,9 @@ def _prompt_slot(
 def _types_input(graph: onnx.GraphProto, slots: bool) -> None:
     """Token types may be left out: then one type 0 stands for every token. Without slots they are that."""
     graph.input.remove(next(value for value in graph.input if value.name == TYPE_IDS))
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] == TYPE_IDS:
+            node.input[0] = INPUTS[0]  # the exporter reads sizes wherever it finds them
     graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int64), TYPE_IDS))
     if slots:
         kind = TensorProto.INT64

@@ -95,7 +95,7 @@ class EdgeBase:
             raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
     def batch(self, texts: Sequence[Text], *, max_length: int) -> dict[str, Ids]:
-        """The graph's inputs, int64 (rows, longest row): ids, mask, and token types of pairs if it has some."""
+        """Inputs, int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
         self.tokenizer.enable_truncation(max_length)
         encoded = self.tokenizer.encode_batch(list(texts))
         width = max(sum(e.attention_mask) for e in encoded)

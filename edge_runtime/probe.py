@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
+from edge_runtime.wanted import verify_texts
 from protocol.documents import OddError, json_as, value_as
-from protocol.errors import ArtefactError, DeliveryError, ProofError, shortened
+from protocol.errors import ArtefactError, DataError, DeliveryError, ProofError, shortened
 from protocol.regular_files import read_settings_text
 from protocol.rows.labels import verify_unlike
 from protocol.rows.read import Text, any_label, number_within, read_rows
