@@ -45,20 +45,16 @@ class Case:
     base: Path
 
 
-@pytest.fixture(scope="module", params=one_by_default("roberta", sorted(set(FAMILIES) - {"bert"})))
-def other(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
+@pytest.fixture(
+    scope="module", params=["bert", *one_by_default("roberta", sorted(set(FAMILIES) - {"bert"}))]
+)
+def case(request: Any, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    if request.param == "bert":
+        return Case(family="bert", base=tiny_base)
     folder = tmp_path_factory.mktemp(f"pairs-{request.param}")
     source = write_source(folder / "source", family=request.param, pooling="mean")
     build_base(str(source), task="sequence-classification", bits=4, out=folder / "base")
     return Case(family=request.param, base=folder / "base")
-
-
-@pytest.fixture(params=["bert", "other"])
-def case(request: Any, tiny_base: Path) -> Case:
-    if request.param == "other":
-        made: Case = request.getfixturevalue("other")
-        return made
-    return Case(family="bert", base=tiny_base)
 
 
 def plan_for(base: Path, task: dict[str, Any], method: str = "lora", **sections: Any) -> Plan:
