@@ -37,7 +37,7 @@ demo: $(VENV)/demo.stamp
 
 devices: $(VENV)/demo.stamp
 	@rm -rf runs/devices
-	@$(BIN)/python -m fedge.devices --out runs/devices
+	@$(BIN)/python -m operations.rehearsal --out runs/devices
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile

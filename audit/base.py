@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from audit.published import REMEDY, Run
 from protocol.errors import ArtefactError, ProofError
 from protocol.manifest import MANIFEST_NAME
+from storage.regular import sha256_of
 
 
 def check_base(run: Run, base: Path) -> None:
@@ -20,9 +20,8 @@ def check_base(run: Run, base: Path) -> None:
             path = base / name
             if not path.is_file() or path.stat().st_size != entry.bytes:
                 raise ArtefactError(f"{path} is not as long as the manifest says", REMEDY)
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    raise ArtefactError(f"{path} is not the file of the manifest", REMEDY)
+            if sha256_of(path, size=entry.bytes) != entry.sha256:
+                raise ArtefactError(f"{path} is not the file of the manifest", REMEDY)
     except OSError as error:
         raise ArtefactError(
             f"{base} cannot be read: {error.strerror}", "name a base's folder: --base"

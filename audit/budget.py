@@ -91,7 +91,7 @@ def _check_line(run: Run, placed: Placed[Spent], number: int) -> None:
     central = plan.privacy.mechanism == "central"
     if entry.round != number or not 1 <= number <= plan.rounds:
         raise _bad(f"{where} is of round {entry.round}")
-    size = run.layout.only(run.contract.roles(plan.turn(number))).size
+    size = run.recipe.round_layout(number).size
     numbers = (
         central_numbers(plan.privacy, size)
         if central

@@ -13,7 +13,7 @@ import typer
 
 from audit.witness_commands import witness
 from protocol.errors import ArtefactError, ProofError
-from protocol.regular_files import read_settings_text
+from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from audit.log_copy import Trust

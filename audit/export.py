@@ -6,7 +6,6 @@ there with the right digest is not copied again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from protocol.peft_format import PASSPORT_FILE
 from protocol.secagg.client import vector_root
 from protocol.transparency.leaves import sha256
 from protocol.transparency.sum_leaves import boxes_path, sum_path, vector_path
+from storage.whole import write_whole
 
 CHECKPOINT = "log/checkpoint"
 
@@ -130,9 +130,7 @@ def _copy(source: Source, each: Published, out: Path) -> bool:
         if data == known:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        write_whole(path, data)
     except OSError as error:
         raise ArtefactError(
             f"{path} cannot be written: {error.strerror}", "name another --out"

@@ -12,7 +12,6 @@ from typing import Any
 from audit.published import REMEDY, Run, adapter_path, read_subject
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
-from protocol.layout import Layout
 from protocol.peft_format import (
     CONFIG_FILE,
     EDGE_FILE,
@@ -23,10 +22,9 @@ from protocol.peft_format import (
     parse_release,
 )
 from protocol.peft_opener import OPENER_FILE
-from protocol.regular_files import read_regular
-from protocol.rules import Role
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import sha256
+from storage.regular import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,8 @@ def check_folder(run: Run, folder: Path) -> int:
         if sha256(_read(file)) != subjects.get(adapter_path(note.round, name)):
             raise ProofError(f"{file} is not the file that the log knows", REMEDY)
     tensors, _ = decode_tensors(_read(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
-    layout: Layout = run.layout.only(frozenset(Role) - {Role.LORA_R})
-    if vector_digest(layout.flatten(from_peft(tensors))) != placed[0].leaf.published:
+    layout, method = run.recipe.published_layout, run.recipe.method
+    if vector_digest(layout.flatten(from_peft(tensors, method=method))) != placed[0].leaf.published:
         raise ProofError(f"{folder} holds another adapter than round {note.round}'s", REMEDY)
     return note.round
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from audit.collected import Collected, Placed
 from audit.coverage import Coverage, Watched
 from audit.log_copy import LogCopy
 from audit.sources import Source
-from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.layout import Layout
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
-from protocol.rules import RuleContract, rule_named
+from protocol.recipe import Recipe
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster, render_roster
@@ -68,10 +66,8 @@ class Run:
     source: Watched
     copy: LogCopy
     log: Collected
-    plan: Plan
+    recipe: Recipe
     plan_digest: str
-    manifest: Manifest
-    contract: RuleContract
     coverage: Coverage = field(default_factory=Coverage)
     _rosters: dict[str, Members] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
@@ -93,10 +89,20 @@ class Run:
         """Whose signatures on a checkpoint are checked."""
         return [self.copy.key, *self.policy.witnesses.values()]
 
-    @cached_property
+    @property
+    def plan(self) -> Plan:
+        """The recipe's."""
+        return self.recipe.plan
+
+    @property
+    def manifest(self) -> Manifest:
+        """The recipe's."""
+        return self.recipe.manifest
+
+    @property
     def layout(self) -> Layout:
         """The full adapter's."""
-        return adapter_layout(self.plan, self.manifest)
+        return self.recipe.layout
 
     def members(self, index: int) -> tuple[Roster, Members]:
         """The roster in force at a leaf. Raises ProofError, ArtefactError."""
@@ -158,10 +164,8 @@ def open_run(source: Watched, copy: LogCopy, collected: Collected) -> Run:
         source=source,
         copy=copy,
         log=collected,
-        plan=plan,
+        recipe=Recipe(plan=plan, manifest=manifest),
         plan_digest=plan.digest,
-        manifest=manifest,
-        contract=rule_named(plan.rule.name),
     )
 
 

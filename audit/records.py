@@ -25,7 +25,6 @@ from audit.published import (
 from audit.report import Findings
 from audit.sources import MissingError
 from audit.sums import OpenedSum
-from protocol.adapter import sent_layout
 from protocol.errors import MachineError, ProofError
 from protocol.model_card import model_card
 from protocol.peft_format import CARD_FILE
@@ -144,15 +143,15 @@ class RecordCheck:
             "void": leaf.void or None,
         }
         if self._before is None:
-            lists: dict[str, Any] = {key: [] for key in ("roles", "expected", "used", "dropped")}
+            lists: dict[str, Any] = {key: [] for key in ("parts", "expected", "used", "dropped")}
             zero = ("quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
             empty = {"kept_out": {}, "metrics": {}, "update_norm": 0.0, "seconds": 0.0}
             return meant | lists | dict.fromkeys(zero, 0) | empty
         central = run.plan.privacy.mechanism == "central"
         meant |= {
-            "roles": sorted(run.contract.roles(run.plan.turn(leaf.round))),
+            "parts": sorted(run.recipe.parts(leaf.round)),
             "quorum": 0 if central else run.plan.cohort.quorum,
-            "bytes_down_per_client": 4 * sent_layout(run.plan, run.manifest).size,
+            "bytes_down_per_client": 4 * run.recipe.sent_layout.size,
         }
         if leaf.void:
             number = self._round.aborts[-1].leaf.seq if self._round.aborts else 0

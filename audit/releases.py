@@ -13,13 +13,13 @@ from audit.collected import Placed
 from audit.published import REMEDY, Run, adapter_path, read_subject
 from audit.report import Findings
 from audit.sources import MissingError
-from protocol.adapter import lora_scaling
 from protocol.errors import MachineError, ProofError
 from protocol.layout import Tensors
 from protocol.peft_format import (
     EDGE_FILE,
     PASSPORT_FILE,
     RELEASE_FILE,
+    Published,
     ReleaseNote,
     parse_release,
     render_release,
@@ -74,7 +74,8 @@ def check_release(
         raise _bad(f"{name} does not list the files that the log covers")
     if released:
         data = read_subject(run.source, released[-1], edge)
-        _check_edge(data, to_edge(tensors, scaling=lora_scaling(run.plan)), edge, findings)
+        published = Published.by(run.plan.adapter)
+        _check_edge(data, to_edge(tensors, published=published), edge, findings)
         _check_passport(run, released[-1], findings)
 
 
@@ -102,6 +103,7 @@ def _check_note(
         "plan_name": plan.name,
         "plan_digest": run.plan_digest,
         "base_fingerprint": run.manifest.fingerprint,
+        "program": plan.base.program,
         "round": leaf.round,
         "adapter_digest": leaf.published,
         **plan.task.note(),

@@ -67,6 +67,8 @@ def print_report(report: Report) -> None:
     if report.before is not None:
         print_report(report.before)
     console.print(f"{report.origin}: {report.size} leaves, root {report.root[:SHORT]}…")
+    if report.program:
+        console.print(f"its plan and every adapter's release.json name program {report.program}")
     table = Table("round", "verdict", "clients", "verified", "unproven", "faults")
     for round_ in report.rounds:
         counts = (len(round_.verified), len(round_.unverified), len(round_.faults))

@@ -63,6 +63,7 @@ class Report:
     origin: str
     plan: str
     base: str
+    program: str  # that the plan names; empty: each client's own
     note: str  # the log's signed checkpoint
     size: int
     root: str

@@ -21,7 +21,6 @@ from audit.records import RecordCheck
 from audit.releases import check_release
 from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
-from protocol.adapter import as_plain_lora, verify_magnitude
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
 from protocol.layout import Tensors
@@ -36,7 +35,7 @@ from protocol.peft_format import (
     to_peft,
 )
 from protocol.peft_opener import OPENER, OPENER_FILE
-from protocol.rules import Role
+from protocol.recipe import verify_magnitude
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean, initial_state
 from protocol.tensor_file import decode_tensors
@@ -156,7 +155,7 @@ class RoundCheck:
     def _check_still(self, before: Placed[Adapter]) -> None:
         run, leaf = self._run, self._leaf
         after, start = run.state(self._round.adapter), run.state(before)
-        roles = run.contract.roles(run.plan.turn(leaf.round))
+        parts = run.recipe.parts(leaf.round)
         layout = run.layout
         for spec in layout.specs:
             where = layout.slices[spec.name]
@@ -165,7 +164,7 @@ class RoundCheck:
                 (after.moments.first[where], start.moments.first[where]),
                 (after.moments.second[where], start.moments.second[where]),
             )
-            if spec.role not in roles and any(a.tobytes() != b.tobytes() for a, b in pairs):
+            if spec.part not in parts and any(a.tobytes() != b.tobytes() for a, b in pairs):
                 raise _bad(f"{spec.name} has changed, which this round does not train")
 
     # -- secret rounds ----------------------------------------------------------------------------
@@ -239,7 +238,7 @@ class RoundCheck:
             combined.mean,
             plan=run.plan,
             layout=run.layout,
-            roles=run.contract.roles(run.plan.turn(leaf.round)),
+            parts=run.recipe.parts(leaf.round),
         )
         vector = run.layout.flatten(after.adapter)
         self._robust = combined
@@ -285,17 +284,18 @@ class RoundCheck:
     def _check_published(self) -> Tensors:
         """The PEFT folder holds the adapter of the checkpoint. (P-5.1)"""
         run, leaf = self._run, self._leaf
-        layout = run.layout.only(frozenset(Role) - {Role.LORA_R})
-        plain = as_plain_lora(run.state(self._round.adapter).adapter)
-        if vector_digest(layout.flatten(plain)) != leaf.published:
+        recipe = run.recipe
+        plain = recipe.published(run.state(self._round.adapter).adapter)
+        if vector_digest(recipe.published_layout.flatten(plain)) != leaf.published:
             raise _bad("`published` is not the digest of the published adapter")
         weights = adapter_path(leaf.round, WEIGHTS_FILE)
         data = read_subject(run.source, self._round.adapter, weights)
         tensors, _ = decode_tensors(data, source=weights)
-        if not _same_tensors(tensors, to_peft(plain, head=folder_head(run.manifest))):
+        head = folder_head(run.manifest)
+        if not _same_tensors(tensors, to_peft(plain, method=recipe.method, head=head)):
             raise _bad(f"{weights} holds another adapter")
         name = adapter_path(leaf.round, CONFIG_FILE)
-        config = peft_config(run.plan, run.manifest, base_name=run.manifest.source)
+        config = peft_config(recipe, base_name=run.manifest.source)
         if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
         name = adapter_path(leaf.round, OPENER_FILE)

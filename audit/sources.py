@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
-from protocol.regular_files import open_regular
-from protocol.web_page import PEEK, page_fault
 from protocol.web_page import REMEDY as WEB_PAGE
+from storage.downloads import CutError, PageError, opened
+from storage.regular import open_regular
 
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
@@ -29,7 +27,8 @@ MOST_OF = (  # of those that have to be small, in bytes
     (re.compile(r".*\.(json|jsonl|chunks|tlog-proof)"), 2**26),
     (re.compile(r".*log\.batch"), 2**29),
 )
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0  # without a byte
+LONGEST_S = 3600.0  # for one file
 REMEDY = "fetch the run again, or ask its coordinator for the file"
 _ROUND = r"rounds/[0-9]{4,9}"
 PUBLISHED = re.compile(
@@ -90,7 +89,7 @@ class Folder:
         try:
             with open_regular(path) as file:
                 file.seek(start)
-                return _bounded(file, name, length)
+                return _bounded(file.read, name, length)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingError(f"{name} is not there", REMEDY) from None
         except OSError as error:
@@ -146,27 +145,25 @@ class Web:
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         """As :meth:`Source.read`; a server that knows no ranges is asked for the whole."""
         check_name(name)
-        headers = {}
-        if start or length is not None:
-            last = "" if length is None else str(start + length - 1)
-            headers["Range"] = f"bytes={start}-{last}"
-        request = urllib.request.Request(f"{self._base}/{name}", headers=headers)  # noqa: S310
+        until, pages = time.monotonic() + LONGEST_S, name.endswith(".html")
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
-                whole = reply.status != 206
-                kind, head = reply.headers.get("Content-Type"), b"" if start else reply.peek(PEEK)
-                if not name.endswith(".html") and (fault := page_fault(reply.status, kind, head)):
-                    raise ArtefactError(f"{shown_address(reply.url)}: {fault}", WEB_PAGE)
-                if whole and start:
-                    _bounded(reply, name, start)
-                return _bounded(reply, name, length)
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 410):
+            with opened(
+                f"{self._base}/{name}",
+                offset=start,
+                length=length,
+                deadline=until,
+                silence_s=self._timeout_s,
+                pages=pages,
+            ) as reader:
+                return _bounded(reader.at_most, name, length)
+        except PageError as error:
+            raise ArtefactError(str(error), WEB_PAGE) from None
+        except CutError as error:
+            if error.status in (404, 410):
                 raise MissingError(f"{name} is not there", REMEDY) from None
-            raise ArtefactError(f"{name}: the server answers {error.code}", REMEDY) from None
-        except (OSError, HTTPException, ValueError) as error:  # a redirection to no address
-            why = getattr(error, "reason", None) or type(error).__name__
-            raise ArtefactError(f"{name} cannot be fetched: {why}", REMEDY) from None
+            if error.status:
+                raise ArtefactError(f"{name}: the server answers {error.status}", REMEDY) from None
+            raise ArtefactError(f"{name} cannot be fetched: {error}", REMEDY) from None
 
     def exists(self, name: str) -> bool:
         """As :meth:`Source.exists`."""
@@ -188,9 +185,9 @@ def check_name(name: str) -> None:
         raise ProofError(f"{name[:120]!r} is no file that a run publishes", "do not trust this log")
 
 
-def _bounded(file: IO[bytes], name: str, length: int | None) -> bytes:
+def _bounded(read: Callable[[int], bytes], name: str, length: int | None) -> bytes:
     most = next((most for kind, most in MOST_OF if kind.fullmatch(name)), MOST_BYTES)
-    data = file.read(most + 1 if length is None else length)
+    data = read(most + 1 if length is None else length)
     if len(data) > most:
         raise ArtefactError(f"{name} has more than {most} bytes", REMEDY)
     return data

@@ -100,7 +100,7 @@ def instruction_after(run: Run, before: Adapter, attempt: int) -> Instruction:
 def verify_terms(run: Run, found: Sum, instruction: Instruction) -> Exact | Noisy:
     """(P-6.11) `round-open` binds masks to what plan, base, roster and instruction give; the encoding."""
     leaf = found.of(RoundOpen)[0].leaf
-    size = run.layout.only(run.contract.roles(run.plan.turn(leaf.round))).size
+    size = run.recipe.round_layout(leaf.round).size
     encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.members))
     roster, _ = run.members(found.of(Advert)[0].index)
     terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))

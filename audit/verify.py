@@ -160,6 +160,7 @@ def _report(
         origin=copy.checkpoint.origin,
         plan=run.plan_digest,
         base=run.manifest.fingerprint,
+        program=run.plan.base.program,
         size=copy.checkpoint.size,
         root=copy.checkpoint.root.hex(),
         rounds=tuple(rounds),

@@ -7,9 +7,7 @@ is given away. A witness whose folder is lost must be given up with its key, not
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import RLock
@@ -17,7 +15,6 @@ from typing import assert_never
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit.files import replace_whole
 from protocol.errors import ArtefactError, MachineError, ProofError
 from protocol.transparency.note import (
     VerifierKey,
@@ -41,6 +38,8 @@ from protocol.transparency.witness import (
     parse_add_checkpoint,
     witness_key,
 )
+from storage.locks import take
+from storage.whole import write_whole
 
 KEY, LOCK = "witness", ".lock"
 LOST = (
@@ -73,18 +72,21 @@ class Witness:
             ) from None
         if self.key != witness_key(self.key.name, key):
             raise ArtefactError(f"{folder} is of another witness's key", "name its own key file")
-        self._lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
+            lock = take(folder / LOCK)
+        except OSError as error:
+            raise ArtefactError(
+                f"{folder} cannot be locked: {error.strerror}", "check the folder"
+            ) from None
+        if lock is None:
             raise ArtefactError(
                 f"{folder} is in use by another process", "one witness, one process: stop the other"
-            ) from None
+            )
+        self._lock = lock
 
     def close(self) -> None:
         """Give the folder up."""
-        os.close(self._lock)
+        self._lock.release()
 
     def latest(self, origin: str) -> Witnessed:
         """What was cosigned of a log. Raises ArtefactError for a damaged file, never starts over."""
@@ -176,7 +178,7 @@ class Witness:
 
     def _put(self, path: Path, text: str) -> None:
         try:
-            replace_whole(path, text.encode())
+            write_whole(path, text.encode())
         except OSError as error:
             raise MachineError(
                 f"{path} cannot be written: {error.strerror}",
@@ -194,7 +196,7 @@ def begin(folder: Path, name: str, key: Ed25519PrivateKey) -> VerifierKey:
             raise ArtefactError(
                 f"{folder} is not empty", "a witness is begun once; leave out --new"
             )
-        replace_whole(folder / KEY, f"{made.encode()}\n".encode())
+        write_whole(folder / KEY, f"{made.encode()}\n".encode())
     except OSError as error:
         raise ArtefactError(
             f"{folder} cannot be written: {error.strerror}", "name another folder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.addresses import endpoint_fault
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.transparency.note import NAME
+from storage.whole import PRIVATE, write_whole
 
 if TYPE_CHECKING:
     from audit.witness import Witness
@@ -120,11 +120,8 @@ def _read_key(path: Path, *, make: bool) -> Ed25519PrivateKey:
     """The key file of ``fedge client identity``'s form; its digits are never shown."""
     try:
         if make and not path.exists():
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "w", encoding="ascii") as stream:
-                stream.write(Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            secret = Ed25519PrivateKey.generate().private_bytes_raw()
+            write_whole(path, f"{secret.hex()}\n".encode(), mode=PRIVATE, new=True)
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
     except OSError as error:
         raise MachineError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
 from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
-from base_model.files import folder_that_appears, sha256_of, writing
+from base_model.files import folder_that_appears, writing
 from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
@@ -40,6 +40,7 @@ from protocol.manifest import (
     Manifest,
     fingerprint,
 )
+from storage.regular import sha256_of
 
 BLOCK = 32
 ACCURACY_LEVEL = 0  # activations stay float32: what training computes with
@@ -54,6 +55,7 @@ def build_base(
     out: Path,
     pooling: str = "auto",
     slots: bool = True,
+    scales: bool = False,
     one_file: int = ONE_FILE,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
@@ -67,6 +69,7 @@ def build_base(
         out: a folder that does not exist yet, or is empty.
         pooling: auto (what the source says), mean, cls or pooler.
         slots: False leaves the graph without optional inputs; for comparison only.
+        scales: linears get a slot for scales, which IA3 fills and which costs every answer 2 to 3 %.
         one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
         explain: called with each choice that was made and why: the pooling, the source's own head.
@@ -84,14 +87,23 @@ def build_base(
         for reason in loaded.reasons:
             if explain:
                 explain(reason)
-        manifest = _fill(folder, loaded, bits=bits, slots=slots, one_file=one_file, tell=tell)
+        manifest = _fill(
+            folder, loaded, bits=bits, slots=slots, scales=scales, one_file=one_file, tell=tell
+        )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     tell("done", 1.0)
     return manifest
 
 
 def _fill(
-    folder: Path, source: Source, *, bits: int, slots: bool, one_file: int, tell: Progress
+    folder: Path,
+    source: Source,
+    *,
+    bits: int,
+    slots: bool,
+    scales: bool,
+    one_file: int,
+    tell: Progress,
 ) -> Manifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     model = _model_of(source)
@@ -112,6 +124,7 @@ def _fill(
         block=BLOCK,
         accuracy_level=ACCURACY_LEVEL,
         slots=slots,
+        scales=scales,
         most=one_file,
     )
     tell("opening the edge graph", 0.9)

@@ -31,7 +31,7 @@ from base_model.graph_linears import (
     quantise,
     sort_topologically,
 )
-from protocol.adapter import SOFT_PROMPT
+from protocol.forms import SOFT_PROMPT
 from protocol.manifest import GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
 
 OPSET, IR_VERSION = 20, 10
@@ -89,6 +89,7 @@ def export_graph(
     block: int,
     accuracy_level: int,
     slots: bool,
+    scales: bool = False,
     prompt: npt.NDArray[np.float32] | None = None,
     half: bool = False,
     most: int = ONE_FILE,
@@ -100,7 +101,8 @@ def export_graph(
     ``model`` holds the float32 values that the codes stand for; ``codes`` maps a module path to
     (codes, scales) and is empty for a float base. ``slots=False`` leaves the same graph without
     optional inputs: of a merged model, with its soft ``prompt`` (n, width), or for comparison. ``half``
-    stores matrices in 16 bits; it computes in float32.
+    stores matrices in 16 bits; it computes in float32. ``scales`` gives linears a scale as well, which costs
+    2 to 3 % of every answer (docs/adr/0044).
     """
     graph_model, width = _exported(model), getattr(model.config, model.family.embedding)
     graph = graph_model.graph
@@ -114,7 +116,8 @@ def export_graph(
         for linear, node in adapted:
             name = linear.path.rpartition(".")[2]
             # softmax does not see a key's shift: all scores of a query move alike
-            add_linear_slots(graph, node, linear, shifted=name != model.family.key)
+            shifted = name != model.family.key
+            add_linear_slots(graph, node, linear, shifted=shifted, scaled=scales)
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, width, slots, prompt)

@@ -21,13 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from base_model.files import folder_that_appears, locked, sha256_of
-from base_model.mirrors import CutError, Mirror, Reader, mirror_at
+from base_model.files import folder_that_appears
+from base_model.mirrors import Mirror, mirror_at
 from base_model.partial import Wanted, WrongError, complete
 from base_model.verify import WEIGHTS, read_manifest, verify_tensors
 from protocol.chunks import CHUNK_BYTES, CHUNKS, MAX_CHUNKS_BYTES, Chunks, parse_chunks
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from storage.downloads import CutError, Reader
+from storage.locks import locked
+from storage.regular import sha256_of
 
 log = logging.getLogger("fedge.fetch")
 

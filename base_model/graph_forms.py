@@ -14,8 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from base_model.graph_linears import module_of
-from protocol.adapter import LORA_A, LORA_B
-from protocol.forms import SCALE, SHIFT
+from protocol.forms import DOWN, SCALE, SHIFT, UP
 from protocol.manifest import Linear
 
 
@@ -30,9 +29,16 @@ def add_slot(
 
 
 def add_linear_slots(
-    graph: onnx.GraphProto, node: onnx.NodeProto, linear: Linear, *, shifted: bool
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    linear: Linear,
+    *,
+    shifted: bool,
+    scaled: bool,
 ) -> None:
     """Everything that an adapter may do to ``linear``, of which ``node`` is the product."""
+    if scaled and linear.narrows:
+        node.input[0] = _scaled(graph, linear, linear.in_features, node.input[0])
     source, last = node.input[0], node
     if node.op_type != "MatMulNBits":  # its bias is an Add of its own
         constants = {tensor.name for tensor in graph.initializer}
@@ -45,7 +51,20 @@ def add_linear_slots(
         slot, size = linear.path + SHIFT, linear.out_features
         add_slot(graph, slot, [size], np.zeros(size, np.float32))
         last.input[at] = _vector(graph, "Add", last.input[at], slot, "sum")
+    if scaled and not linear.narrows:
+        output = last.output[0]
+        last.output[0] = f"{output}/unscaled"
+        _scaled(graph, linear, linear.out_features, last.output[0], output)
+        last = graph.node[-1]
     _add_branch(graph, last, source, linear)
+
+
+def _scaled(graph: onnx.GraphProto, linear: Linear, size: int, value: str, output: str = "") -> str:
+    """``value`` times the linear's scale: a pass over the activations, also where nobody fills it."""
+    output = output or f"{value}/{linear.path}/scaled"
+    add_slot(graph, linear.path + SCALE, [size], np.ones(size, np.float32))
+    graph.node.append(helper.make_node("Mul", [value, linear.path + SCALE], [output]))
+    return output
 
 
 def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear) -> None:
@@ -53,7 +72,7 @@ def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linea
 
     With one shared symbol the memory planner would assume equal ranks everywhere.
     """
-    a, b, rank = linear.path + LORA_A, linear.path + LORA_B, f"r_{linear.path}"
+    a, b, rank = linear.path + DOWN, linear.path + UP, f"r_{linear.path}"
     add_slot(graph, a, [linear.in_features, rank], np.zeros((linear.in_features, 0), np.float32))
     add_slot(graph, b, [rank, linear.out_features], np.zeros((0, linear.out_features), np.float32))
     output = last.output[0]

@@ -34,13 +34,13 @@ from base_model.families import FAMILIES
 from base_model.files import folder_that_appears, writing
 from base_model.merged_texts import OPENER, OPENER_FILE, card
 from base_model.parity import Array, Bounds, compare
-from base_model.release import ROWS, edge_session, read_note, read_peft, scaling_of
+from base_model.release import ROWS, edge_session, published_of, read_note, read_peft
 from base_model.store import OpenBase, open_base
-from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
+from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import Tensors
 from protocol.manifest import TOKENIZER
-from protocol.peft_format import CARD_FILE, EDGE_FILE, Parity, ParityError, ReleaseNote
+from protocol.peft_format import CARD_FILE, EDGE_FILE, Parity, ParityError, ReleaseNote, to_edge
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 
@@ -105,8 +105,8 @@ def write_merged(
 def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     note = read_note(adapter)
     opened = open_base(base, labels=len(note.labels))
-    tensors = read_peft(adapter)
-    values = _values(opened, tensors, scaling_of(adapter), temperature_of(note))
+    slots = to_edge(read_peft(adapter), published=published_of(adapter))
+    values = _values(opened, slots, temperature_of(note))
     if bits == 16:
         values = {name: value.to(_stored(value)).float() for name, value in values.items()}
     if odd := sorted(name for name, value in values.items() if not value.isfinite().all()):
@@ -121,7 +121,7 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     )
     model.load_state_dict(values)
     model.float().eval().requires_grad_(False)
-    return Merged(opened=opened, note=note, model=model, prompt=tensors.get(SOFT_PROMPT), bits=bits)
+    return Merged(opened=opened, note=note, model=model, prompt=slots.get(SOFT_PROMPT), bits=bits)
 
 
 def _config(source: PretrainedConfig, labels: list[str]) -> PretrainedConfig:
@@ -145,12 +145,11 @@ def temperature_of(note: ReleaseNote) -> float:
     return note.calibration.temperature if note.calibration else 1.0
 
 
-def _values(
-    opened: OpenBase, tensors: Tensors, scaling: float, temperature: float
-) -> dict[str, Tensor]:
+def _values(opened: OpenBase, slots: Tensors, temperature: float) -> dict[str, Tensor]:
     """Every parameter of the merged model by name, float32; products in float64.
 
-    The head is divided by the temperature: others' softmax then gives a device's probabilities.
+    What the answering graph does with ``slots`` (P-1.11) is done to the weights. The head is divided by the
+    temperature: others' softmax then gives a device's probabilities.
     """
     values = {name: value.detach() for name, value in opened.model.named_parameters()}
     for linear in opened.manifest.linears:
@@ -158,12 +157,24 @@ def _values(
         weight = opened.model.get_submodule(linear.path).weight
         assert isinstance(weight, Tensor)
         values[name] = weight.detach().as_subclass(Tensor)
-        if linear.path + LORA_A in tensors:
-            a, b = (tensors[linear.path + end].astype(np.float64) for end in (LORA_A, LORA_B))
-            values[name] = (values[name].double() + torch.from_numpy(scaling * (b @ a))).float()
+        if linear.path + DOWN in slots:
+            down, up = (slots[linear.path + end].astype(np.float64) for end in (DOWN, UP))
+            values[name] = (values[name].double() + torch.from_numpy((down @ up).T)).float()
+    for slot, value in slots.items():
+        path, exact = slot.rpartition(".")[0], torch.from_numpy(value).double()
+        if slot.endswith(SHIFT):
+            values[f"{path}.bias"] = (values[f"{path}.bias"].double() + exact).float()
+    narrow = {linear.path for linear in opened.manifest.linears if linear.narrows}
+    for slot, value in slots.items():  # behind the shifts, which are scaled as well
+        path, exact = slot.rpartition(".")[0], torch.from_numpy(value).double()
+        for name in (f"{path}.weight", f"{path}.bias") if slot.endswith(SCALE) else ():
+            if path in narrow and name.endswith("bias"):
+                continue  # its inputs are scaled
+            rows = values[name].dim() > 1 and path not in narrow
+            values[name] = (values[name].double() * (exact[:, None] if rows else exact)).float()
     head = opened.manifest.head.path
     return values | {
-        f"{head}.{end}": torch.from_numpy(tensors[f"{head}.{end}"] / np.float32(temperature))
+        f"{head}.{end}": torch.from_numpy(slots[f"{head}.{end}"] / np.float32(temperature))
         for end in ("weight", "bias")
     }
 

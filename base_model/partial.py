@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from base_model.mirrors import CutError, Reader
 from protocol.manifest import FileEntry
+from storage.downloads import CutError, Reader
 
 Opened = Callable[[int], AbstractContextManager[Reader]]
 Tell = Callable[[int, int], None]

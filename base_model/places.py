@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from base_model.checkpoint import weight_files
-from base_model.files import sha256_of
 from base_model.source_files import check_file, first_line, read_json
 from protocol.errors import ArtefactError, MachineError
+from storage.regular import sha256_of
 
 PACKAGE = "package:"
 CONFIG, MODULES = "config.json", "modules.json"

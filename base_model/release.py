@@ -7,7 +7,6 @@ within the bound nothing is released.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from base_model.files import sha256_of, sync, write_whole
+from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
 from base_model.store import GRAPH, OpenBase, open_base
@@ -35,15 +34,18 @@ from protocol.peft_format import (
     WEIGHTS_FILE,
     Parity,
     ParityError,
+    Published,
     ReleaseNote,
     folder_head,
     from_peft,
     parse_release,
+    published_as,
     render_release,
     to_edge,
 )
-from protocol.regular_files import read_regular_text
 from protocol.rows.read import Text
+from storage.regular import read_regular_text, sha256_of
+from storage.whole import file_that_appears, write_whole
 
 ROWS = 64  # per batch; both sides get the same batches
 Array = npt.NDArray[Any]
@@ -76,10 +78,8 @@ def release_adapter(
     if not texts:
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
-    scaling = scaling_of(adapter)
-    temporary = adapter / f".{EDGE_FILE}.{os.getpid()}.tmp"
-    try:
-        write_edge_adapter(to_edge(tensors, scaling=scaling), temporary)
+    with file_that_appears(adapter / EDGE_FILE) as temporary:
+        write_edge_adapter(to_edge(tensors, published=published_of(adapter)), temporary)
         bounds = Bounds(relative=bound, absolute=absolute)
         parity = measure_parity(opened, adapter, temporary, note, texts, bounds)
         if not parity.max_relative <= bound:
@@ -90,26 +90,10 @@ def release_adapter(
                 "earlier round; else rebuild the base's graph and compare again",
                 parity,
             )
-        sync(temporary)
         files = note.files | {EDGE_FILE: sha256_of(temporary)}
         released = note.model_copy(update={"files": files, "parity": parity})
-        temporary.replace(adapter / EDGE_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
     write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
-
-
-def write_edge_adapter(tensors: Tensors, path: Path) -> None:
-    """An ``.onnx_adapter`` with ``tensors`` (edge names and shapes, float32), sorted by name."""
-    # An OrtValue of an array does not own it: the arrays have to live until they are written.
-    arrays = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
-    form = ort.AdapterFormat()
-    form.set_adapter_version(1)
-    form.set_model_version(1)
-    form.set_parameters({n: ort.OrtValue.ortvalue_from_numpy(v) for n, v in arrays.items()})
-    form.export_adapter(str(path))
-    del arrays
 
 
 def read_note(adapter: Path) -> ReleaseNote:
@@ -147,22 +131,22 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
 
 def read_peft(adapter: Path) -> Tensors:
     """The tensors of a PEFT folder under canonical names. Raises ArtefactError."""
+    method = published_of(adapter).method
     try:
-        return from_peft(load_file(adapter / WEIGHTS_FILE))
+        return from_peft(load_file(adapter / WEIGHTS_FILE), method=method)
     except (SafetensorError, OSError) as error:
         raise ArtefactError(
             f"{adapter / WEIGHTS_FILE}: cannot be read: {error}", "fetch the adapter again"
         ) from None
 
 
-def scaling_of(adapter: Path) -> float:
-    """s in W + s B A, by the folder's ``adapter_config.json``; 1 for a prompt."""
-    import json
-
-    config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
-    return (
-        config["lora_alpha"] / config["r"] if config["peft_type"] == "LORA" and config["r"] else 1.0
-    )
+def published_of(adapter: Path) -> Published:
+    """How a PEFT folder is read, by its ``adapter_config.json``. Raises ArtefactError."""
+    path = adapter / CONFIG_FILE
+    try:
+        return published_as(read_regular_text(path), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: cannot be read", "fetch the adapter again") from None
 
 
 def open_peft(opened: OpenBase, adapter: Path) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ArtefactError
-from protocol.regular_files import open_regular, read_regular_text
+from storage.regular import open_regular, read_regular_text
 
 POINTER = b"version https://git-lfs"
 MOST_DOCUMENT = 2**28  # bytes: a tokenizer with a large vocabulary

@@ -26,7 +26,7 @@ from base_model.verify import verify_base as verify_base
 from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import CONFIG, Manifest
-from protocol.regular_files import read_regular
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from protocol.encoding import digest
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, TensorEntry, parse_manifest
-from protocol.regular_files import read_regular_text, sha256_of_regular
+from storage.regular import read_regular_text, sha256_of
 
 WEIGHTS = "weights.safetensors"
 REBUILD = "build the base again or fetch an intact copy"
@@ -42,7 +42,7 @@ def verify_base(folder: Path) -> Manifest:
     for name, entry in sorted(manifest.files.items()):
         path = folder / name
         try:
-            same = sha256_of_regular(path, size=entry.bytes) == entry.sha256
+            same = sha256_of(path, size=entry.bytes) == entry.sha256
         except FileNotFoundError:
             raise ArtefactError(f"{path} is missing", REBUILD) from None
         except OSError as error:

@@ -12,7 +12,6 @@ store holds the mapped copy of the graph, as after any update, and bytecode is o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import resource
@@ -143,10 +142,11 @@ def write_release(base: Path, folder: Path) -> Path:
     """A released adapter of random numbers, rank 8 on query and value; its folder."""
     import numpy as np
 
-    from base_model.release import write_edge_adapter
+    from base_model.edge_adapter import write_edge_adapter
     from edge_runtime.base import read_manifest
-    from protocol.adapter import LORA_A, LORA_B
+    from protocol.forms import DOWN, UP
     from protocol.peft_format import EDGE_FILE, RELEASE_FILE
+    from storage.regular import sha256_of
 
     manifest, rng = read_manifest(base), np.random.default_rng(0)
     head = manifest.head
@@ -156,8 +156,8 @@ def write_release(base: Path, folder: Path) -> Path:
     }
     for linear in manifest.linears:
         if linear.path.endswith(("query", "value")):
-            tensors[linear.path + LORA_A] = rng.normal(0, 0.02, (linear.in_features, RANK))
-            tensors[linear.path + LORA_B] = rng.normal(0, 0.02, (RANK, linear.out_features))
+            tensors[linear.path + DOWN] = rng.normal(0, 0.02, (linear.in_features, RANK))
+            tensors[linear.path + UP] = rng.normal(0, 0.02, (RANK, linear.out_features))
     folder.mkdir()
     write_edge_adapter({n: x.astype(np.float32) for n, x in tensors.items()}, folder / EDGE_FILE)
     note = {
@@ -182,6 +182,7 @@ def install(settings: Path, folder: Path) -> None:
     from edge_runtime.settings import read_device
     from edge_runtime.store import Installed, Store
     from protocol.peft_format import RELEASE_FILE
+    from storage.regular import sha256_of
 
     files = {path.name: sha256_of(path) for path in folder.iterdir()}
     release = files[RELEASE_FILE]
@@ -191,10 +192,6 @@ def install(settings: Path, folder: Path) -> None:
             (staging / name).write_bytes((folder / name).read_bytes())
         store.install(release, Installed(seq=1, files=files))
         store.activate(release)
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def measure(settings: Path, repeats: int) -> dict[str, Any]:

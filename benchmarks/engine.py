@@ -45,7 +45,7 @@ def plan_for(fingerprint: str) -> Any:
             "base": {"fingerprint": fingerprint},
             "task": {"labels": [f"label-{n}" for n in range(LABELS)], "max_length": 128},
             "adapter": {"rank": 8, "alpha": 16.0, "targets": ["query", "value"]},
-            "rule": {"name": "fedit"},
+            "rule": {"name": "mean"},
             "local": {"batch_size": 8, "precision": "fp32"},
             "cohort": {"weighting": "examples"},
             "secrecy": {"exchange": "plain"},
@@ -60,19 +60,19 @@ def steps(base: Path, manifest: Any, plan: Any, tensors: dict[str, Any]) -> tupl
     from client.batches import Batch
     from client.engine.onnx_engine import OnnxEngine
     from client.engine.torch_engine import TorchEngine
-    from protocol.adapter import adapter_layout
-    from protocol.rules import rule_named
+    from protocol.recipe import Recipe
 
-    layout, roles = adapter_layout(plan, manifest), rule_named(plan.rule.name).roles(1)
-    program = make_program(base, manifest, plan)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    parts = recipe.parts(1)
+    program = make_program(base, recipe)
     engines = (
-        OnnxEngine(program, base, layout, threads=1),
-        TorchEngine(base, plan, threads=1),
+        OnnxEngine(program, base, recipe.layout, threads=1),
+        TorchEngine(base, recipe, threads=1),
     )
 
     def by(engine: Any) -> Any:
         return lambda ids, mask, labels: engine.gradients(
-            tensors, Batch(ids=ids, mask=mask, targets=labels), roles
+            tensors, Batch(ids=ids, mask=mask, targets=labels), parts
         )
 
     return by(engines[0]), by(engines[1])
@@ -86,14 +86,14 @@ def cpu_seconds(call: Callable[..., Any], batch: Any) -> float:
 
 def measure(base: Path, repeats: int) -> list[dict[str, Any]]:
     from base_model.verify import read_manifest
-    from protocol.adapter import adapter_layout
+    from protocol.recipe import Recipe
 
     manifest = read_manifest(base)
     plan = plan_for(manifest.fingerprint)
     rng = np.random.default_rng(0)
     tensors = {
         spec.name: rng.normal(0, 0.05, spec.shape).astype(np.float32)
-        for spec in adapter_layout(plan, manifest).specs
+        for spec in Recipe(plan=plan, manifest=manifest).layout.specs
     }
     by_onnx, by_torch = steps(base, manifest, plan, tensors)
     by_peft = peft_step(base)
@@ -151,22 +151,22 @@ def peft_step(base: Path) -> Callable[..., Any]:
 
 def child(base: Path, what: str, engine: str) -> None:
     """In a process of its own: CPU seconds to the end of the first step, peak memory after ten."""
+
     from base_model.verify import read_manifest
     from client.batches import Batch
     from client.worker import Worker
-    from protocol.adapter import initial_adapter
 
     plan = plan_for(read_manifest(base).fingerprint)
     local = plan.local.model_copy(update={"engine": engine})
     worker = Worker(plan.model_copy(update={"local": local}), base, threads=1)
-    tensors = initial_adapter(worker.engine.layout, seed=0, embedding_std=0.02)
+    tensors = worker.recipe.start()
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 20000, (4, 32))
     rows = Batch(ids=ids, mask=np.ones_like(ids), targets=rng.integers(0, LABELS, 4))
-    roles, started = worker.contract.roles(1), 0.0
+    parts, started = worker.recipe.parts(1), 0.0
     for _ in range(10):
         if what == "train":
-            worker.engine.gradients(tensors, rows, roles)
+            worker.engine.gradients(tensors, rows, parts)
         else:
             worker.engine.logits(tensors, rows)
         started = started or time.process_time()

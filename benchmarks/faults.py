@@ -31,11 +31,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fedge.operations.coordinator import Coordinator
-from fedge.operations.locks import holder, is_held
-from fedge.operations.loopback import Consortium, command, environment, fedge
-from fedge.operations.site import Site
-from fedge.operations.supervisor import LOCK, processes_of
+from operations.coordinator import Coordinator
+from operations.loopback import Consortium, command, environment, fedge
+from operations.site import Site
+from operations.supervisor import LOCK, processes_of
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError
 from protocol.peft_format import from_peft
@@ -43,6 +42,7 @@ from protocol.step.checkpoint import decode_checkpoint
 from simulations.experiment import experiment_path, load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
+from storage.locks import holder, is_held
 
 KINDS = (
     "superlink",
@@ -222,16 +222,16 @@ def _published(run: Path, folder: Path) -> str:
     """The digest of the PEFT folder's tensors."""
     from safetensors.numpy import load_file
 
-    from protocol.adapter import adapter_layout
     from protocol.manifest import parse_manifest
     from protocol.plan import plan_from_text
-    from protocol.rules import Role
+    from protocol.recipe import Recipe
 
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     manifest = parse_manifest((run / "manifest.json").read_text(), source="manifest.json")
-    layout = adapter_layout(plan, manifest)
-    tensors = from_peft(dict(load_file(folder / "adapter" / "adapter_model.safetensors")))
-    return vector_digest(layout.only(frozenset(Role) - {Role.LORA_R}).flatten(tensors))
+    recipe = Recipe(plan=plan, manifest=manifest)
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    tensors = from_peft(dict(saved), method=recipe.method)
+    return vector_digest(recipe.published_layout.flatten(tensors))
 
 
 def run_campaign(rounds: int, kills: int, seed: int, out: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
     (folder / "base" / "manifest.json").write_text(manifest.to_json())
     (folder / "plan.toml").write_text(
         f'name = "no-op"\nrounds = {rounds}\n[base]\nfingerprint = "{manifest.fingerprint}"\n'
-        f'[task]\nlabels = ["a", "b"]\n[adapter]\ntargets = ["query"]\n[rule]\nname = "fedit"\n'
+        f'[task]\nlabels = ["a", "b"]\n[adapter]\ntargets = ["query"]\n[rule]\nname = "mean"\n'
         f'[cohort]\nsize = {clients}\nquorum = {clients}\n[secrecy]\nexchange = "plain"\n'
     )
     return {

@@ -18,21 +18,21 @@ from pathlib import Path
 from cells import ROOT, summary_of
 
 RULES: dict[str, list[str]] = {
-    "fed-sb": [],
-    "prompt-mean": [
+    "lora-sb": [],
+    "prompt": [
         "plan.adapter.method=prompt",
         "plan.adapter.tokens=4",
         "plan.local.max_steps=1",
     ],
 }
-ROUNDS = {"fed-sb": 12, "prompt-mean": 8}
+ROUNDS = {"lora-sb": 12, "prompt": 8}
 
 
 def cell(rule: str, noise: float, out: Path) -> dict[str, object]:
     """One run's row; run now unless it is there."""
     rounds = ROUNDS[rule]
     folder = out / f"{rule}-{noise:g}-{rounds}"
-    settings = [f"plan.rule.name={rule}", f"plan.rounds={rounds}", *RULES[rule]]
+    settings = [f"plan.rounds={rounds}", *RULES[rule]]
     if noise:
         settings.append(f"plan.privacy.noise_multiplier={noise}")
     else:

@@ -95,8 +95,8 @@ def prepare(folder: Path, count: int) -> None:
     import numpy as np
 
     from base_model.store import read_manifest
-    from protocol.adapter import adapter_layout, initial_adapter
     from protocol.encoding import vector_digest
+    from protocol.recipe import Recipe, initial_adapter
     from simulations.base_cache import ready_base
     from simulations.experiment import load_experiment
     from simulations.generators import home_commands
@@ -113,8 +113,8 @@ def prepare(folder: Path, count: int) -> None:
     (folder / "plan.json").write_text(plan.model_dump_json())
     lines = [json.dumps({"text": row["text"], "label": row["label"]}) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    layout = adapter_layout(plan, manifest)
-    adapter = layout.flatten(initial_adapter(layout, seed=0, embedding_std=manifest.embedding_std))
+    layout = Recipe(plan=plan, manifest=manifest).layout
+    adapter = layout.flatten(initial_adapter(layout, seed=0))
     np.save(folder / "adapter.npy", adapter)
     instruction = {
         "attempt": 1,

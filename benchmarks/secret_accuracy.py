@@ -18,9 +18,13 @@ from cells import ROOT, summary_of
 PROMPT = ["plan.adapter.method=prompt", "plan.adapter.tokens=8", "plan.local.learning_rate=1e-2"]
 RULES: dict[str, list[str]] = {
     "alternating": [],
-    "ffa-lora": [],
-    "fed-sb": ["plan.adapter.targets=all-linear", "plan.local.learning_rate=1e-2"],
-    "prompt-mean": PROMPT,
+    "first": ["plan.rule.name=first"],
+    "lora-sb": [
+        "plan.adapter.method=lora-sb",
+        "plan.adapter.targets=all-linear",
+        "plan.local.learning_rate=1e-2",
+    ],
+    "prompt": PROMPT,
 }
 
 
@@ -28,7 +32,6 @@ def accuracy(rule: str, exchange: str, out: Path, rounds: int) -> float:
     """Test accuracy of one run, in percent; run now unless it is there."""
     folder = out / f"{rule}-{exchange}-{rounds}"
     settings = [
-        f"plan.rule.name={rule}",
         f"plan.secrecy.exchange={exchange}",
         f"plan.rounds={rounds}",
         "yardsticks.pooled=false",

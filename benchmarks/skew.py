@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cells import ROOT, summary_of
 
-RULES = ("fedit", "ffa-lora", "alternating")
+RULES = ("mean", "first", "alternating")
 SEEDS = (0, 1, 2)
 
 

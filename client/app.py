@@ -43,7 +43,6 @@ from client.settings import (
     trainer_path,
 )
 from protocol import PROTOCOL_VERSION, wire
-from protocol.adapter import adapter_layout
 from protocol.errors import (
     ArtefactError,
     DataError,
@@ -54,9 +53,7 @@ from protocol.errors import (
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
-from protocol.manifest import Manifest
-from protocol.plan import Plan
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
 
 log = logging.getLogger("fedge.client")
 
@@ -150,20 +147,20 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
             f"the roster does not list this client's key as {name}",
             "name the identity that was enrolled, or the roster it is in",
         )
+    recipe = Recipe(plan=plan, manifest=manifest)
     if phase is Phase.MASK:
-        _verify_ready(message, context, plan, manifest)
-    roles = rule_named(plan.rule.name).roles(plan.turn(instruction.round))
+        _verify_ready(message, context, recipe)
     member = Member(
         name=name,
         key=key,
         roster=roster,
         plan=plan,
-        size=adapter_layout(plan, manifest).only(roles).size,
+        size=recipe.round_layout(instruction.round).size,
         random=os.urandom,
         ledger=FileLedger(ledger_path(context)),
         openings=FileOpenings(openings_path(context)),
         receipts=Receipts(receipts_path(context)),
-        first=lambda: first_digest(plan, manifest),
+        first=lambda: first_digest(recipe),
         limit=epsilon_limit(context),
     )
     with session_of(context, sessions_path(context), plan.digest) as kept:
@@ -184,12 +181,12 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     return content
 
 
-def _verify_ready(message: Message, context: Context, plan: Plan, manifest: Manifest) -> None:
+def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:
     """Whatever can be refused without reading a row: behind it no failure is visible. (P-4.4)"""
     from client.instructed import check_instruction, verify_length
 
-    check_instruction(plan, manifest, *_received(message.content))
-    verify_length(plan, manifest)
+    check_instruction(recipe, *_received(message.content))
+    verify_length(recipe)
     job = job_of(context)
     if (trainer := trainer_path(context)) is not None:
         from client.trainer_link import start

@@ -157,6 +157,12 @@ def training_batches(
             yield epoch, rows
 
 
+def held_out(rows: int, out: int, *, seed: int) -> tuple[Index, Index]:
+    """Of so many rows which to train on, and which ``out`` to measure on; each in order, by ``seed``."""
+    order = np.random.default_rng(seed).permutation(rows).astype(np.int64)
+    return np.sort(order[out:]), np.sort(order[:out])
+
+
 def by_length(lengths: Index, *, batch_size: int) -> list[Index]:
     """Every row once, sorted by length: for prediction, where order does not matter."""
     order = np.argsort(lengths, kind="stable").astype(np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from client.trainer_commands import trainer
 from protocol.errors import ArtefactError, printable
+from storage.whole import PRIVATE, write_whole
 
 if TYPE_CHECKING:
     from client.receipts import Held
@@ -35,7 +35,7 @@ def identity(
 
     key = Ed25519PrivateKey.generate()
     try:
-        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_whole(out, f"{key.private_bytes_raw().hex()}\n".encode(), mode=PRIVATE, new=True)
     except FileExistsError:
         raise ArtefactError(
             f"{out} exists already", "a key is not overwritten; name another file"
@@ -44,10 +44,6 @@ def identity(
         raise ArtefactError(
             f"{out} cannot be written: {error.strerror}", "choose another --out"
         ) from None
-    with os.fdopen(file, "w", encoding="ascii") as stream:
-        stream.write(key.private_bytes_raw().hex() + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
     public = key.public_key().public_bytes_raw().hex()
     if as_json:
         typer.echo(json.dumps({"name": name, "public_key": public, "identity": str(out)}))
@@ -122,7 +118,7 @@ def complain(
         typer.echo(data.decode())
         return
     try:
-        out.write_bytes(data)
+        write_whole(out, data)
     except OSError as error:
         raise ArtefactError(
             f"{out} cannot be written: {error.strerror}", "choose another --out"

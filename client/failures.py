@@ -17,7 +17,7 @@ from protocol.secagg.primitives import Word
 
 log = logging.getLogger("fedge.client")
 
-ZEROS = "contributed zeros: "  # how the line begins that tells the owner (fedge.operations.logs reads it)
+ZEROS = "contributed zeros: "  # how the line begins that tells the owner (operations.logs reads it)
 
 
 def words_or_zeros(

@@ -5,19 +5,16 @@ What is refused here is refused in clear: it hangs on the coordinator's message,
 
 from __future__ import annotations
 
-from protocol.adapter import adapter_layout, completed, verify_magnitude
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.layout import Tensors, Vector
-from protocol.manifest import Manifest
-from protocol.plan import Plan
+from protocol.recipe import Recipe, verify_magnitude
 from protocol.wire import Instruction
 
 
-def check_instruction(
-    plan: Plan, manifest: Manifest, instruction: Instruction, adapter: Vector
-) -> Tensors:
+def check_instruction(recipe: Recipe, instruction: Instruction, adapter: Vector) -> Tensors:
     """The full adapter's tensors, ``adapter`` being the part that is sent. Raises ArtefactError."""
+    plan, manifest = recipe.plan, recipe.manifest
     if instruction.plan_digest != plan.digest:
         raise ArtefactError(
             f"the coordinator runs plan {instruction.plan_digest[:12]}…, "
@@ -41,9 +38,8 @@ def check_instruction(
             f"{plan.start.adapter[:12]}…",
             "ask the coordinator's operator",
         )
-    tensors = completed(adapter, plan, manifest)
-    layout = adapter_layout(plan, manifest)
-    if vector_digest(layout.flatten(tensors)) != instruction.adapter_digest:
+    tensors = recipe.completed(adapter)
+    if vector_digest(recipe.layout.flatten(tensors)) != instruction.adapter_digest:
         raise ArtefactError(
             "the adapter received is not the one the instruction names (another digest)",
             "check the connection and the coordinator's checkpoint",
@@ -52,12 +48,12 @@ def check_instruction(
     return tensors
 
 
-def verify_length(plan: Plan, manifest: Manifest) -> None:
+def verify_length(recipe: Recipe) -> None:
     """Texts of the plan's length fit the base. Raises PlanError."""
-    prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
-    if plan.task.max_length + prompt > manifest.max_positions:
+    plan, manifest = recipe.plan, recipe.manifest
+    if plan.task.max_length + recipe.tokens > manifest.max_positions:
         raise PlanError(
-            f"`task.max_length` {plan.task.max_length} and a prompt of {prompt} are more "
+            f"`task.max_length` {plan.task.max_length} and a prompt of {recipe.tokens} are more "
             f"than the base's {manifest.max_positions} positions",
             "lower task.max_length",
         )

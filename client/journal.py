@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular_text
+from storage.regular import read_regular_text
+from storage.whole import PRIVATE, appending
 
 MOST_JOURNAL = 2**30  # bytes: a line a round, for longer than any site lives
 
@@ -45,29 +43,22 @@ class Journal:
 
     def append_made(self, make: Callable[[], str]) -> None:
         """The same for a line that is only made, or refused, while nobody else writes."""
-        with self.alone() as file:
+        with self.alone() as append:
             line = (make() + "\n").encode()
             try:
-                _appended(file, line)
-                os.fsync(file)
+                append(line)
             except OSError as error:
                 raise self.unusable("written", error) from None
 
     @contextmanager
-    def alone(self) -> Iterator[int]:
-        """The open file, while nobody else writes to it. Raises MachineError."""
-        try:
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self.unusable("written", error) from None
-        try:
+    def alone(self) -> Iterator[Callable[[bytes], None]]:
+        """A call that appends, while nobody else does. Raises MachineError."""
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                append = held.enter_context(appending(self.path, mode=PRIVATE))
             except OSError as error:
                 raise self.unusable("written", error) from None
-            yield file
-        finally:
-            os.close(file)
+            yield append
 
     def unusable(self, verb: str, error: Exception) -> MachineError:
         """The error of a journal that cannot be used."""
@@ -75,14 +66,3 @@ class Journal:
             f"{self.path}: {self._what} cannot be {verb} ({type(error).__name__})",
             "without it nothing is revealed; check the file and its folder",
         )
-
-
-def _appended(file: int, data: bytes) -> None:
-    """All of ``data``, or nothing of it: a disk that fills up takes a part without an error."""
-    before = os.fstat(file).st_size
-    try:
-        if os.write(file, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        os.ftruncate(file, before)
-        raise

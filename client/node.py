@@ -31,7 +31,7 @@ DIED = "the process of this app died"
 INSTANCE, INSTANCE_HEADER = (
     "FEDGE_INSTANCE",
     "fedge-instance",
-)  # of server.gate: this start of the site
+)  # of server.gateway: this start of the site
 
 log = logging.getLogger("flwr.fedge")  # Flower's handler writes it, as it does its own lines
 

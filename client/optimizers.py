@@ -11,9 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from protocol.layout import Layout, Vector
+from protocol.layout import HEAD_PART, Layout, Vector
 from protocol.plan_sections import Local
-from protocol.rules import Role
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 TINY = 1e-6  # added to a norm that is divided by, as torch.nn.utils.clip_grad_norm_ does
@@ -73,7 +72,7 @@ class Sgd:
 def optimizer_for(layout: Layout, local: Local) -> Optimizer:
     """The plan's optimiser on vectors of ``layout``; the head has a learning rate of its own."""
     rates = np.full(layout.size, local.learning_rate, np.float32)
-    for spec in layout.only({Role.HEAD}).specs:
+    for spec in layout.only({HEAD_PART}).specs:
         rates[layout.slices[spec.name]] = local.head_learning_rate
     kind = Sgd if local.optimizer == "sgd" else AdamW
     return kind(rates, weight_decay=local.weight_decay)

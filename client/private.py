@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
-from base_model.files import sync
 from protocol.errors import MachineError
+from storage.whole import PRIVATE, write_whole
 
 
 def private_folder(path: Path) -> Path:
@@ -30,19 +29,9 @@ def private_folder(path: Path) -> Path:
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace ``path`` by one rename, mode 0600, on disk when this returns. Raises MachineError."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync(path.parent)
+        write_whole(path, data, mode=PRIVATE)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise MachineError(
             f"{path} cannot be written: {error.strerror}", "check the disk and the folder"
         ) from None

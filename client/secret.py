@@ -19,14 +19,13 @@ from client.failures import words_or_zeros
 from client.ledger import Ledger
 from client.openings import Line, Openings
 from client.receipts import Receipts
-from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
-from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.ledger import Entry, distributed_numbers
 from protocol.privacy.planned import mechanism_of
+from protocol.recipe import Recipe
 from protocol.secagg import client as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
@@ -47,7 +46,6 @@ from protocol.secagg.session import (
 )
 from protocol.secagg.task import Encoding, encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
-from protocol.step.state import initial_state
 from protocol.transparency.policy import policy_of
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import Given, Incoming, Place, Shown, decode_text, place_of
@@ -368,9 +366,8 @@ class Member:
         return words_or_zeros(contribute, encode, size=self.size)
 
 
-def first_digest(plan: Plan, manifest: Manifest) -> str:
+def first_digest(recipe: Recipe) -> str:
     """Digest of round 0's adapter: the plan names it, or nobody chooses it. (P-2.3)"""
-    if plan.start is not None:
-        return plan.start.adapter
-    state = initial_state(plan, manifest)
-    return vector_digest(adapter_layout(plan, manifest).flatten(state.adapter))
+    if recipe.plan.start is not None:
+        return recipe.plan.start.adapter
+    return vector_digest(recipe.layout.flatten(recipe.start()))

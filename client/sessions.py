@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from base_model.files import locked
 from client.private import private_folder, write_private
 from protocol import wire
 from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular
 from protocol.secagg.session import Session
+from storage.locks import locked
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from flwr.app import Context

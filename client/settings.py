@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster
+from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from flwr.app import Context

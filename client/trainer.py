@@ -20,13 +20,13 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from base_model.files import locked
 from client.frames import Header, Refused, State, Stop, Train, Trained, receive, send
 from client.job import Job, contribution
 from client.private import private_folder
 from protocol.errors import FedgeError, MachineError
 from protocol.layout import Vector
 from protocol.wire import Instruction, from_record
+from storage.locks import locked
 
 log = logging.getLogger("fedge.trainer")
 
@@ -248,7 +248,7 @@ def code_version() -> str:
     """Another one after an upgrade: then a trainer that is still running is replaced."""
     root = Path(__file__).resolve().parent.parent
     hasher = hashlib.sha256()
-    for package in ("client", "base_model", "protocol"):
+    for package in ("client", "base_model", "protocol", "storage"):
         for path in sorted((root / package).rglob("*.py")):
             state = path.stat()
             hasher.update(

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from base_model.files import locked
 from client.frames import Header, Refused, State, Stop, Train, Trained, receive, send
 from client.job import Job
 from client.trainer import beside, check_path, code_version, verify_peer
@@ -22,6 +21,7 @@ from protocol.errors import FedgeError, MachineError
 from protocol.exchange import Contribution
 from protocol.layout import Vector
 from protocol.wire import Instruction, to_record
+from storage.locks import locked
 
 SILENCE = 60.0  # seconds without a sign of life; a trainer gives one every two
 START = 60.0  # seconds until a trainer that was started must listen

@@ -20,7 +20,7 @@ from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from protocol.plan_sections import Local
-from protocol.rules import Role
+from protocol.rules import Parts
 
 EVALUATION_BATCH = 64
 MOST_TOKENS = 4096  # padded, of one call of the engine: what bounds the memory of a step
@@ -48,13 +48,13 @@ def train(
     rows: Encoded,
     *,
     local: Local,
-    roles: frozenset[Role],
+    parts: Parts,
     seed: int,
     epochs: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train the tensors of ``roles`` from ``start``, which is left as it is.
+    """Train the tensors of ``parts`` from ``start``, which is left as it is.
 
     ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
@@ -62,7 +62,7 @@ def train(
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _Step(engine, start, local, roles)
+        step = _Step(engine, start, local, parts)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -103,9 +103,9 @@ def _mean(total: float, rows: int) -> float:
 class _Step:
     """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(self, engine: Engine, start: Values, local: Local, roles: frozenset[Role]) -> None:
-        self._engine, self._local, self._roles = engine, local, roles
-        self._layout = engine.layout.only(roles)
+    def __init__(self, engine: Engine, start: Values, local: Local, parts: Parts) -> None:
+        self._engine, self._local, self._parts = engine, local, parts
+        self._layout = engine.layout.only(parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
@@ -118,7 +118,7 @@ class _Step:
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
         gradient, total = np.zeros_like(self._weights), 0.0
         for piece in micro_batches(rows.lengths[index], index, most=MOST_TOKENS):
-            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._roles)
+            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
         gradient /= np.float32(len(index))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.batches import Encoded, encode
+from client.batches import Encoded, encode, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
@@ -19,13 +19,13 @@ from client.instructed import check_instruction, verify_length
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
 from client.training import predict_logits, train
-from protocol.adapter import takes_types
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import Parts
 from protocol.wire import Instruction
 
 
@@ -39,7 +39,7 @@ class Worker:
         *,
         threads: int = 0,
         programs: Path | None = None,
-        roles: Iterable[frozenset[Role]] | None = None,
+        parts: Iterable[Parts] | None = None,
     ) -> None:
         """Use the base at ``base_folder``; the others as :func:`client.engine.choice.engine_for`.
 
@@ -47,16 +47,19 @@ class Worker:
         plan does not fit it; MachineError when the plan's engine is not installed.
         """
         self.plan, self.base_folder = plan, base_folder
-        self.contract, self.task = rule_named(plan.rule.name), task_named(plan.task.kind)
+        self.task = task_named(plan.task.kind)
         self._base = opened_base(plan, base_folder)
         self.manifest = self._base.manifest
-        verify_length(plan, self.manifest)
-        self.engine = engine_for(plan, self._base, threads=threads, programs=programs, roles=roles)
+        self.recipe = Recipe(plan=plan, manifest=self.manifest)
+        verify_length(self.recipe)
+        self.engine = engine_for(
+            self.recipe, self._base, threads=threads, programs=programs, parts=parts
+        )
 
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
         targets = np.array(rows.targets, self.task.TARGETS)
-        task, typed = self.plan.task, takes_types(self.plan, self.manifest)
+        task, typed = self.plan.task, self.recipe.typed
         return encode(self._base.tokenizer, rows.texts, targets, task.max_length, typed=typed)
 
     def contribute(
@@ -68,9 +71,9 @@ class Worker:
         rows: Rows | Encoded,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
-        """Evaluate the received adapter when asked, train the round's roles, return the difference.
+        """Evaluate the received adapter when asked, train the round's parts, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's roles.
+        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's parts.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
@@ -78,21 +81,21 @@ class Worker:
         """
         start = self.check(instruction, adapter)
         encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
-        kept, held_out = self.split(client, encoded)
-        tested = held_out if instruction.evaluate else held_out.take(np.empty(0, np.int64))
+        kept, unseen = self.split(client, encoded)
+        tested = unseen if instruction.evaluate else unseen.take(np.empty(0, np.int64))
         score = self.score(start, tested)
         turn = self.plan.turn(instruction.round)
-        roles = self.contract.roles(turn)
+        parts = self.recipe.parts(instruction.round)
         trained = train(
             self.engine,
             start,
             kept,
             local=self.plan.local,
-            roles=roles,
+            parts=parts,
             seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
-        layout = self.engine.layout.only(roles)
+        layout = self.engine.layout.only(parts)
         after = trained.tensors
         update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
         if not np.isfinite(update).all():  # after the last step no loss was computed
@@ -117,7 +120,7 @@ class Worker:
 
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
-        return check_instruction(self.plan, self.manifest, instruction, adapter)
+        return check_instruction(self.recipe, instruction, adapter)
 
     def split(self, client: str, rows: Encoded) -> tuple[Encoded, Encoded]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""
@@ -126,6 +129,5 @@ class Worker:
             raise DataError(f"client {client} has no rows to train on", "give it data")
         if not out:
             return rows, rows.take(np.empty(0, np.int64))
-        rng = np.random.default_rng(seed_from("holdout", self.plan.seed, client))
-        order = rng.permutation(len(rows)).astype(np.int64)
-        return rows.take(np.sort(order[out:])), rows.take(np.sort(order[:out]))
+        kept, held = held_out(len(rows), out, seed=seed_from("holdout", self.plan.seed, client))
+        return rows.take(kept), rows.take(held)

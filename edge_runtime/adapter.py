@@ -18,10 +18,10 @@ import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import task_named
-from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT
 from protocol.errors import ArtefactError
+from protocol.forms import DOWN, SOFT_PROMPT, UP
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.regular_files import open_regular, read_regular, read_regular_text
+from storage.regular import open_regular, read_regular, read_regular_text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -183,9 +183,9 @@ def _check_shape(
 def _check_pairs(tensors: Tensors, base: EdgeBase, source: str) -> None:
     head = base.manifest.head.path
     pairs = [(f"{head}.weight", f"{head}.bias")]
-    pairs += [(linear.path + LORA_A, linear.path + LORA_B) for linear in base.manifest.linears]
+    pairs += [(linear.path + DOWN, linear.path + UP) for linear in base.manifest.linears]
     for linear in base.manifest.linears:
-        rank = tensors.get(linear.path + LORA_A, np.zeros((0, 0))).shape[1]
+        rank = tensors.get(linear.path + DOWN, np.zeros((0, 0))).shape[1]
         most = min(linear.in_features, linear.out_features)
         if rank > most:
             raise ArtefactError(f"{source}: {linear.path} has rank {rank}, above {most}", REFETCH)

@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.files import write_whole
+from edge_runtime.base import EdgeBase
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.probe import REMEDY as PROBE_REMEDY
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.settings import Device
-from edge_runtime.store import MOST_TRIES, State, Store, read_state, release_folder
+from edge_runtime.store import MOST_TRIES, Personal, State, Store, read_state, release_folder
 from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
 from protocol.errors import DeliveryError, FedgeError
+from storage.whole import write_whole
 
 BY_HAND = "rolled back by hand"
 
@@ -68,12 +69,19 @@ def activate(device: Device, release: str, now: datetime) -> State:
 
 
 def roll_back(device: Device, reason: str, now: datetime, *, wait_s: float = 0.0) -> State:
-    """Go back to the release before, and do not take this one again."""
+    """Go back to the release before, and do not take this one again.
+
+    From a personal adapter: to the release that it was trained from; the adapter is removed.
+    """
     with Store(device.store, wait_s=wait_s) as store:
         if store.state.current is None:
             raise DeliveryError("store.unknown", "no release is in use", "`fedge edge update`")
-        store.fail(store.state.current, reason)
-        store.conclude(reason)
+        if store.state.adapted(device.personal) is not None:
+            store.leave_personal()
+            store.conclude(f"personal adapter removed: {reason}")
+        else:
+            store.fail(store.state.current, reason)
+            store.conclude(reason)
         write_report(device, store.state, now)
         return store.state
 
@@ -99,6 +107,7 @@ def report(device: Device, state: State, now: datetime) -> DeviceReport:
             Fault(seq=one.seq, release=release, reason=one.reason)
             for release, one in state.failed.items()
         ],
+        personal=state.adapted(device.personal) is not None,
     )
 
 
@@ -117,13 +126,28 @@ def status(device: Device) -> dict[str, Any]:
     """Plain values for people and programs."""
     state = read_state(device.store)
     told = report(device, state, datetime.now(UTC)).model_dump(mode="json")
-    return told | {"candidate": state.candidate, "withdrawn": state.withdrawn}
+    told |= {"candidate": state.candidate, "withdrawn": state.withdrawn, "personal": None}
+    if state.personal is not None:
+        answers = state.adapted(device.personal) is not None
+        told["personal"] = _personal(state.personal) | {"in_use": answers}
+    return told
 
 
-def current_folder(device: Device) -> Path | None:
-    """The folder of the release in use."""
-    release = read_state(device.store).current
-    return release_folder(device.store, release) if release else None
+def _personal(personal: Personal) -> dict[str, Any]:
+    return {"release": personal.adapter.seq} | personal.model_dump(mode="json", exclude={"adapter"})
+
+
+def adopt(
+    device: Device, store: Store, base: EdgeBase, staged: Path, personal: Personal, now: datetime
+) -> None:
+    """Probe what is ``staged`` (:meth:`Store.new_personal`) as any release, and let it answer.
+
+    Raises DeliveryError `probe...`, and then nothing has changed.
+    """
+    check_health(staged, base, read_probe(device.probe))
+    store.adapt(personal)
+    store.conclude(f"personal adapter from release {personal.adapter.seq} in use")
+    write_report(device, store.state, now)
 
 
 def _probe_and_activate(device: Device, store: Store, release: str) -> str:
@@ -137,7 +161,17 @@ def _probe_and_activate(device: Device, store: Store, release: str) -> str:
     except DeliveryError as error:
         store.fail(release, error.cause)
         raise
+    before = store.state.personal
     store.activate(release)
-    return (
+    in_use = (
         f"release {seq} in use: {health.correct} of {health.rows} right, {health.latency_ms:.0f} ms"
     )
+    return in_use + _set_aside(before, store.state)
+
+
+def _set_aside(before: Personal | None, state: State) -> str:
+    """What becomes of a personal adapter when another release is in use."""
+    if before is None or before.origin == state.current:
+        return ""
+    fate = "kept while that release is" if state.personal else "removed with that release"
+    return f"; the personal adapter from release {before.adapter.seq} answers no more, {fate}"

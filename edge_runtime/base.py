@@ -29,8 +29,8 @@ from protocol.manifest import (
     Manifest,
     parse_manifest,
 )
-from protocol.regular_files import open_regular, read_regular_text, sha256_of_regular
 from protocol.rows.read import Text
+from storage.regular import open_regular, read_regular_text, sha256_of
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
@@ -146,7 +146,7 @@ def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool
         if not verify:
             with open_regular(path, most=size):
                 return
-        found = sha256_of_regular(path, size=size)
+        found = sha256_of(path, size=size)
     except OSError:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
     if found != sha256:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase, open_session
-from protocol.adapter import LORA_A, LORA_B
+from protocol.forms import DOWN, UP
 
 WARM_UP = 3
 
@@ -137,7 +137,7 @@ def write_random_adapter(base: EdgeBase, path: Path, rank: int) -> dict[str, Any
     tensors: dict[str, Any] = {}
     for linear in base.manifest.linears:
         shapes = (linear.in_features, rank), (rank, linear.out_features)
-        for end, shape in zip((LORA_A, LORA_B), shapes, strict=True):
+        for end, shape in zip((DOWN, UP), shapes, strict=True):
             tensors[linear.path + end] = rng.normal(0, 0.02, shape).astype(np.float32)
     form = ort.AdapterFormat()
     form.set_adapter_version(1)

@@ -1,6 +1,7 @@
-"""At the publisher: a released adapter's quality and temperature, by the answers that devices will give.
+"""An adapter's quality and temperature, by the answers that devices give, on rows of who made it. (P-5.5)
 
-The rows are the publisher's own, which it measures parity on; a device never fits anything. (P-5.5)
+Of a release these are the publisher's rows, which it measures parity on; a device fits only what it has
+trained itself.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 
 from edge_runtime.adapter import read_note
 from edge_runtime.base import EdgeBase
-from edge_runtime.files import write_whole
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
 from protocol.peft_format import RELEASE_FILE, ReleaseNote, render_release
 from protocol.rows.read import Text
+from storage.whole import write_whole
 
 
 def calibrate_release(
@@ -29,6 +30,13 @@ def calibrate_release(
     release is logged: the log has the file's digest.
     """
     runtime = EdgeRuntime(EdgeBase.open(base, verify=False))
+    return calibrate_adapter(adapter, runtime, texts, targets)
+
+
+def calibrate_adapter(
+    adapter: Path, runtime: EdgeRuntime, texts: Sequence[Text], targets: Sequence[Any]
+) -> tuple[ReleaseNote, float]:
+    """The same with an open base; ``adapter`` is active afterwards. Raises ArtefactError."""
     runtime.activate(adapter)
     note = read_note(adapter)
     quality, fit = task_named(note.task).measured(runtime.logits(texts), np.asarray(targets))

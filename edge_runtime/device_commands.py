@@ -172,6 +172,8 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
     for what in ("current", "previous"):
         held = told[what]
         typer.echo(f"{what}: {'none' if held is None else 'release ' + str(held['seq'])}")
+    if told["personal"] is not None:
+        typer.echo(_personal(told["personal"]))
     for fault in told["faults"]:
         typer.echo(printable(f"failed here: release {fault['seq']}: {fault['reason']}"))
     if told["faults"]:
@@ -182,6 +184,19 @@ def _say(told: dict[str, Any], as_json: bool) -> None:
     when = "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
     outcome = f"; {told['outcome']}" if told["outcome"] else ""
     typer.echo(printable(f"repository reached: {when}{outcome}"))
+
+
+def _personal(personal: dict[str, Any]) -> str:
+    """Of an adapter that nobody has signed."""
+    trained = datetime.fromtimestamp(personal["time"], UTC)
+    line = (
+        f"personal, from release {personal['release']}: trained here on {personal['rows']} rows, "
+    )
+    line += f"{trained:%Y-%m-%d}"
+    if personal["held_out"]:
+        line += f"; {personal['quality']} {personal['after']:.3f} on {personal['held_out']} held-out rows, "
+        line += f"{personal['before']:.3f} before"
+    return f"{line}; {'in use' if personal['in_use'] else 'not in use'}"
 
 
 def _now() -> datetime:

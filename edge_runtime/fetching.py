@@ -6,25 +6,17 @@ agent for ever.
 
 from __future__ import annotations
 
-import http.client
-import socket
-import ssl
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from protocol.addresses import shown_address
-from protocol.regular_files import open_regular
-from protocol.web_page import PEEK, page_fault, redirect_fault
+from storage.downloads import PIECE, CutError, LateError, PageError, opened
+from storage.regular import open_regular
 
-CHUNK = 65_536
-SILENCE_S = 30.0  # without a byte
 FOLDER = "folder:///"
 
 
@@ -53,23 +45,20 @@ class Fetcher(FetcherInterface):
 
         Raises DownloadError, DownloadHTTPError, WebPageError, SlowRetrievalError.
         """
-        source = (
-            self._from_http(url, start) if self._folder is None else self._from_file(url, start)
-        )
+        if self._folder is not None:
+            yield from self._from_file(url, start)
+            return
         try:
-            for chunk in source:
-                self._left()
-                yield chunk
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            self._left()  # a connection cut at the deadline looks like any other
-            fault = error.strerror if isinstance(error, OSError) else None  # no path, no address
-            raise DownloadError(f"{url}: {fault or type(error).__name__}") from None
-
-    def _left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise SlowRetrievalError("the deadline for the whole update has passed")
-        return left
+            with opened(url, offset=start, deadline=self._until, direct=True) as reader:
+                yield from reader.pieces()
+        except LateError:
+            raise SlowRetrievalError("the deadline for the whole update has passed") from None
+        except PageError as error:
+            raise WebPageError(str(error)) from None
+        except CutError as error:
+            if error.status:
+                raise DownloadHTTPError(f"{url}: HTTP {error.status}", error.status) from None
+            raise DownloadError(f"{url}: {error}") from None
 
     def _from_file(self, url: str, start: int) -> Iterator[bytes]:
         parts = unquote(url.removeprefix(FOLDER)).split("/")
@@ -79,69 +68,9 @@ class Fetcher(FetcherInterface):
         try:
             with open_regular(self._folder.joinpath(*parts)) as file:
                 file.seek(start)
-                while chunk := file.read(CHUNK):
+                while chunk := file.read(PIECE):
                     yield chunk
         except FileNotFoundError:
             raise DownloadHTTPError(f"{url}: not there", 404) from None
-
-    def _from_http(self, url: str, start: int) -> Iterator[bytes]:
-        at = urlsplit(url)
-        headers = {"Accept-Encoding": "identity", "User-Agent": "fedge-edge"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        with self._connected(at.scheme, at.hostname or "", at.port) as connection:
-            connection.request("GET", at.path or "/", headers=headers)
-            answer = connection.getresponse()
-            fault = redirect_fault(answer.status, answer.getheader("Location"))
-            if answer.status in (200, 206) and not start:
-                kind = answer.getheader("Content-Type")
-                fault = page_fault(answer.status, kind, answer.peek(PEEK))
-            if fault:
-                raise WebPageError(f"{shown_address(url)}: {fault}")
-            if answer.status not in (200, 206):
-                raise DownloadHTTPError(f"{url}: HTTP {answer.status}", answer.status)
-            if answer.status == 206 and not _starts_at(answer.getheader("Content-Range"), start):
-                raise DownloadError(f"{url}: another range than was asked for")
-            skip = start if answer.status == 200 else 0
-            while chunk := answer.read1(CHUNK):
-                wanted = chunk[skip:]
-                skip -= len(chunk) - len(wanted)
-                if wanted:
-                    yield wanted
-            self._left()  # a line that was cut ends like any other
-            if answer.length:
-                raise DownloadError(f"{url}: broke off")
-
-    @contextmanager
-    def _connected(
-        self, scheme: str, host: str, port: int | None
-    ) -> Iterator[http.client.HTTPConnection]:
-        timeout = min(SILENCE_S, self._left())
-        connection = (
-            http.client.HTTPSConnection(
-                host, port, timeout=timeout, context=ssl.create_default_context()
-            )
-            if scheme == "https"
-            else http.client.HTTPConnection(host, port, timeout=timeout)
-        )
-        connection.connect()
-        left = max(0.0, self._until - time.monotonic())
-        # A server may drip headers for ever, each byte in time: cut the line at the deadline.
-        sock = connection.sock
-        cut = threading.Timer(left, _cut, (sock,))
-        cut.daemon = True
-        cut.start()
-        try:
-            yield connection
-        finally:
-            cut.cancel()
-            connection.close()
-
-
-def _cut(sock: socket.socket) -> None:
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _starts_at(header: str | None, start: int) -> bool:
-    return header is not None and header.replace("=", " ").startswith(f"bytes {start}-")
+        except OSError as error:
+            raise DownloadError(f"{url}: {error.strerror or type(error).__name__}") from None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.errors import ArtefactError
-from protocol.regular_files import open_regular
+from storage.regular import open_regular
 
 MOST_DEPTH, MOST_DIMENSIONS = 8, 16  # of graphs within nodes of graphs, of a tensor
 REMEDY = "do not use this base; get one from where its fingerprint was published"

@@ -181,7 +181,8 @@ class App:
             right = "/v1/classify" if answer.has_labels else "/v1/predict"
             return _error(409, "request.task", f"what is in use answers POST {right}")
         answers = [prediction.form(wanted) for prediction in answer.predictions]
-        return 200, {"release": answer.release, "seq": answer.seq, "answers": answers}
+        told: dict[str, Any] = {"release": answer.release, "seq": answer.seq, "answers": answers}
+        return 200, told | ({"personal": True} if answer.personal else {})
 
     async def _health(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
         told = self._service.health()

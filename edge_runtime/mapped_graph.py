@@ -12,26 +12,23 @@ appears by a rename: a file that a process has mapped is never written to.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from edge_runtime.base import REFETCH, EdgeBase, check_graph, read_manifest
-from edge_runtime.files import sync, write_whole
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH as FOLDER
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, FedgeError
+from storage.locks import locked
+from storage.whole import folder_that_appears
 
-GRAPH, DATA, MADE, MAKING = "graph.onnx", "graph.data", "made.json", ".making"
+GRAPH, DATA, MADE, LOCK = "graph.onnx", "graph.data", "made.json", ".lock"
 ROOM = 2  # times the graph's size must be free; the copy takes less
 SMALLEST = 1024  # bytes of a tensor that is kept apart
 
@@ -55,10 +52,11 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
     if not _is_whole(folder):
         check_graph(base, manifest)
         try:
-            with _alone(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with locked(cache / LOCK):  # only one process makes a copy; the others wait and find it
                 if not _is_whole(folder):  # another process may have made it by now
                     _make(base / manifest.graph.file, folder, size)
-        except (OSError, ArtefactError):
+        except (OSError, FedgeError):
             return EdgeBase.open(base, threads=threads)
     try:
         return EdgeBase.open(base, threads=threads, ready=folder / GRAPH)
@@ -67,36 +65,15 @@ def open_mapped(base: Path, cache: Path, *, threads: int) -> EdgeBase:
         return EdgeBase.open(base, threads=threads)
 
 
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Only one process makes a copy; the others wait and find it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cache, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _make(graph: Path, folder: Path, size: int) -> None:
     """Write the copy of ``size`` bytes; it appears whole or not at all. Others are removed."""
     for old in folder.parent.iterdir():
         shutil.rmtree(old, ignore_errors=True)
     if shutil.disk_usage(folder.parent).free < ROOM * size:
         raise OSError(errno.ENOSPC, "no room for a copy of the graph")
-    making = folder.with_name(MAKING)
-    try:
-        making.mkdir()
+    with folder_that_appears(folder) as making:
         _rewrite(graph, making)
-        for name in (GRAPH, DATA):
-            sync(making / name)
-        write_whole(making / MADE, json.dumps(_stamps(making)).encode())
-        os.replace(making, folder)
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)  # half a copy would keep a full disk full
-        raise
+        (making / MADE).write_text(json.dumps(_stamps(making)))
 
 
 def _rewrite(graph: Path, folder: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.regular_files import read_regular_text, read_settings_text, sha256_of_regular
 from protocol.transparency.leaves import Release, decode_leaf, verify_author
 from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
+from storage.regular import read_regular_text, read_settings_text, sha256_of
 
 REMEDY = "do not run this adapter; get one that was released, with its passport"
 
@@ -48,7 +48,7 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
     for name in (RELEASE_FILE, EDGE_FILE):
         wanted = read.subjects.get(f"rounds/{round_number:04d}/adapter/{name}")
         try:
-            found = sha256_of_regular(folder / name)
+            found = sha256_of(folder / name)
         except OSError:
             found = ""
         if wanted != found:

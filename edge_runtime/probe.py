@@ -17,9 +17,9 @@ from edge_runtime.tasks import task_named
 from edge_runtime.wanted import verify_texts
 from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DataError, DeliveryError, ProofError, shortened
-from protocol.regular_files import read_settings_text
 from protocol.rows.labels import verify_unlike
 from protocol.rows.read import Text, any_label, number_within, read_rows
+from storage.regular import read_settings_text
 
 TRIES = 3
 MOST_BYTES = 2**26  # of probe.json

@@ -21,7 +21,7 @@ from edge_runtime.base import check_file
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
-from edge_runtime.store import STATE, State, read_state, release_folder
+from edge_runtime.store import STATE, State, held, read_state
 from edge_runtime.tasks import Prediction, task_named
 from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
@@ -34,19 +34,30 @@ RETRY_S = 5.0  # after a state that could not be followed: what hindered may hav
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Predictions, and the release that made them: its id, None for a base alone, and its number, if any."""
+    """Predictions, and the release that made them: its id, None for a base alone, and its number, if any.
+
+    ``personal``: no release made them but an adapter that this device has trained from number ``seq``.
+    """
 
     release: str | None
     seq: int | None
     predictions: Sequence[Prediction]
     has_labels: bool = True
+    personal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Serving:
+    """``release`` is an id; of a personal adapter ``origin`` is another one."""
+
     release: str
+    origin: str
     seq: int
     adapter: ActiveAdapter
+
+    @property
+    def personal(self) -> bool:
+        return self.release != self.origin
 
 
 class Service:
@@ -86,11 +97,16 @@ class Service:
             self._failed(serving, error)
             raise DeliveryError(
                 "serve.failed",
-                f"release {serving.seq} failed: {type(error).__name__}",
+                f"{'what was trained here from ' if serving.personal else ''}release {serving.seq} "
+                f"failed: {type(error).__name__}",
                 "ask again; a release that fails often is rolled back",
             ) from None
         return Answer(
-            release=serving.release, seq=serving.seq, predictions=found, has_labels=task.HAS_LABELS
+            release=serving.release,
+            seq=serving.seq,
+            predictions=found,
+            has_labels=task.HAS_LABELS,
+            personal=serving.personal,
         )
 
     def health(self) -> dict[str, Any]:
@@ -102,6 +118,7 @@ class Service:
             "name": self.device.name,
             "release": serving.release if serving else None,
             "seq": serving.seq if serving else None,
+            "personal": serving.personal if serving else False,
             "swaps": self.swaps,
             "failures": self.failures,
             "trouble": self.trouble,
@@ -139,28 +156,32 @@ class Service:
         self._stop.set()
 
     def _take(self, state: State) -> None:
-        release, serving = state.current, self._serving
-        if release == (serving.release if serving else None):
+        serving, adapted = self._serving, state.adapted(self.device.personal)
+        wanted = adapted.id if adapted else state.current
+        if wanted == (serving.release if serving else None):
             return
         try:
-            self._serving = None if release is None else self._load(release, state)
+            self._serving = None if wanted is None else self._load(wanted, state)
         except Exception:
-            if serving is not None and serving.release in state.withdrawn:
+            if serving is not None and serving.origin in state.withdrawn:
                 self._serving = None  # no device may go on running it
-            if self._serving is None and state.previous is not None:
-                self._serving = self._load(state.previous, state)  # until the next update mends it
+            instead = state.current if adapted else state.previous
+            if instead is not None and (adapted or self._serving is None):
+                self._serving = self._load(instead, state)  # until the next update mends it
             raise
         self._faults.clear()
         self.swaps += 1
 
     def _load(self, release: str, state: State) -> _Serving:
-        folder, installed = release_folder(self.device.store, release), state.installed[release]
+        folder, installed = held(self.device.store, state, release)
         for name, sha256 in installed.files.items():
             check_file(folder / name, sha256)
         if installed.files.get(RELEASE_FILE) != release:
             raise ArtefactError(f"{folder}: not the release of its name", "update again")
         adapter = self.runtime.activate(folder)
-        return _Serving(release=release, seq=installed.seq, adapter=adapter)
+        personal = state.personal
+        origin = release if personal is None or personal.id != release else personal.origin
+        return _Serving(release=release, origin=origin, seq=installed.seq, adapter=adapter)
 
     def _failed(self, serving: _Serving, error: Exception) -> None:
         """Count; with too many in the window, go back to the release before and say so in the store."""
@@ -180,13 +201,16 @@ class Service:
             reason += type(error).__name__
             with suppress(Exception):  # the release stays, and fails on
                 state = read_state(self.device.store)
-                if state.current == serving.release:
+                if state.answering(self.device.personal) == serving.release:
                     try:
                         state = roll_back(self.device, reason, datetime.now(UTC), wait_s=1.0)
                     except FedgeError as hindered:
                         # An agent at work, or a full disk: it is left here at least.
                         self.trouble = hindered.cause
-                        state = state.model_copy(update={"current": state.previous})
+                        gone = (
+                            {"personal": None} if serving.personal else {"current": state.previous}
+                        )
+                        state = state.model_copy(update=gone)
                 self._take(state)
 
     def _stamp(self) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from protocol.addresses import shown_address, web_fault
 from protocol.delivery import Channel, Name
 from protocol.documents import OddError, parse_toml, value_as
 from protocol.errors import ArtefactError
-from protocol.regular_files import read_settings_text
+from storage.regular import read_settings_text
 
 PathField = Annotated[Path, Field(strict=False)]
 FOLDERS = ("root", "trust", "base", "store", "probe", "report")
@@ -37,6 +37,9 @@ class Device(BaseModel):
     store: PathField
     probe: PathField
     report: PathField | None = Field(default=None, description="a file its operator collects")
+    personal: bool = Field(
+        default=True, description="whether an adapter that was trained here may answer here"
+    )
     threads: Annotated[int, Field(ge=0, le=256)] = 1
     deadline_s: Annotated[float, Field(gt=0, strict=False)] = 300.0
     most_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20

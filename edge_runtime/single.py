@@ -14,8 +14,8 @@ from edge_runtime.tasks import task_named
 from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
-from protocol.regular_files import read_regular
 from protocol.rows.read import Text
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy

@@ -4,6 +4,7 @@
     releases/<id>/        adapter.onnx_adapter, release.json, passport.tlog-proof; appears whole
     staging/<id>/         a download that may go on later
     metadata/             TUF's
+    personal/<id>/        an adapter trained here: adapter.onnx_adapter, release.json; this user's alone
     graph/                the base's graph in the form the device maps into memory
     lock                  held by whoever changes something
 
@@ -13,33 +14,36 @@ disk before. What nothing names is removed by the next one who holds the lock.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_runtime.files import sync, write_whole
 from protocol.delivery import Count, Sha256, Text, Time
 from protocol.documents import OddError, json_as
 from protocol.errors import DeliveryError
-from protocol.regular_files import read_regular
+from storage.locks import take
+from storage.regular import read_regular
+from storage.whole import move_whole, remove, sync_all, write_whole
 
-STATE, RELEASES, STAGING, METADATA, GRAPH, LOCK = (
+STATE, RELEASES, PERSONAL, STAGING, METADATA, GRAPH, LOCK = (
     "state.json",
     "releases",
+    "personal",
     "staging",
     "metadata",
     "graph",
     "lock",
 )
+MAKING = "making"
 MOST_FAULTS = 32
 MOST_TRIES = 3
+
+
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Form(BaseModel):
@@ -60,11 +64,30 @@ class Failed(_Form):
     reason: Text
 
 
+class Personal(_Form):
+    """An adapter that this device trained itself, which nobody has signed: from the release ``origin``.
+
+    ``id`` is the SHA-256 of its release.json, ``adapter.seq`` its origin's. It was trained on ``rows``; on
+    ``held_out`` others the task's ``quality`` was ``before`` with the origin, and is ``after`` with it.
+    """
+
+    id: Sha256
+    origin: Sha256
+    adapter: Installed
+    rows: Count
+    held_out: Count
+    quality: Text
+    before: Measure | None
+    after: Measure | None
+    time: Time
+
+
 class State(_Form):
     """``state.json``. Releases go by their id; times are Unix seconds.
 
     ``clock`` is the latest time that the repository has confirmed: a clock behind it is wrong. ``tries``
-    counts probes that have begun and not ended, of ``tried``.
+    counts probes that have begun and not ended, of ``tried``. ``personal`` answers in the place of its origin
+    while that is the current release, and is kept as long as its origin is.
     """
 
     format: Literal[1] = 1
@@ -79,6 +102,19 @@ class State(_Form):
     tried: Sha256 | None = None
     tries: Count = 0
     outcome: Text = ""
+    personal: Personal | None = None
+
+    def adapted(self, allowed: bool) -> Personal | None:
+        """The personal adapter that answers, where the device's settings have ``allowed`` any."""
+        personal = self.personal
+        if not allowed or personal is None or personal.origin != self.current:
+            return None
+        return personal
+
+    def answering(self, allowed: bool) -> str | None:
+        """The id of what answers."""
+        adapted = self.adapted(allowed)
+        return adapted.id if adapted else self.current
 
 
 def read_state(store: Path) -> State:
@@ -100,6 +136,14 @@ def release_folder(store: Path, release: str) -> Path:
     return store / RELEASES / release
 
 
+def held(store: Path, state: State, adapter: str) -> tuple[Path, Installed]:
+    """Where a release, or the personal adapter, lies, and what it is. Raises KeyError for another id."""
+    personal = state.personal
+    if personal is not None and personal.id == adapter:
+        return store / PERSONAL / adapter, personal.adapter
+    return release_folder(store, adapter), state.installed[adapter]
+
+
 class Store:
     """The store with its lock held; ``state`` is what is on disk. Use it as a context manager."""
 
@@ -109,20 +153,26 @@ class Store:
         with _writing(folder):
             for name in (RELEASES, STAGING, METADATA):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = take(folder / LOCK, seconds=wait_s)
+        if lock is None:
+            raise DeliveryError(
+                "store.busy", f"{self.folder} is in use by another agent", "wait for it"
+            )
+        self._lock = lock
         try:
-            self._acquire(wait_s)
             self.state = read_state(folder)
             self._sweep()
         except BaseException:
-            os.close(self._lock)
+            lock.release()
             raise
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._lock)
+        with suppress(OSError):
+            remove(self.folder / PERSONAL / MAKING)  # what was not taken
+        self._lock.release()
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -132,7 +182,7 @@ class Store:
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
                 if path.name != release:
-                    _remove(path)
+                    remove(path)
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -140,13 +190,9 @@ class Store:
         """Move what was gathered and verified among the releases, as the candidate."""
         staged, target = self.folder / STAGING / release, release_folder(self.folder, release)
         with _writing(self.folder):
-            for name in installed.files:
-                sync(staged / name)
-            sync(staged)
             if target.exists():
                 shutil.rmtree(target)  # the same release, rotten
-            os.replace(staged, target)
-            sync(target.parent)
+            move_whole(staged, target)
         state = self.state
         known = state.installed | {release: installed}
         held = release in (state.current, state.previous)
@@ -188,6 +234,35 @@ class Store:
         kept = dict(list(failed.items())[-MOST_FAULTS:])
         self._leave({release}, failed=kept, tried=None, tries=0)
 
+    def new_personal(self) -> Path:
+        """An empty folder for a personal adapter, this user's alone; what is not taken is swept away."""
+        folder = self.folder / PERSONAL / MAKING
+        with _writing(self.folder):
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            if folder.exists():
+                remove(folder)
+            folder.mkdir(mode=0o700)
+        return folder
+
+    def adapt(self, personal: Personal) -> None:
+        """Let what lies in :meth:`new_personal` answer in its origin's place; the one before goes."""
+        if personal.origin != self.state.current:
+            raise KeyError(personal.origin)
+        staged, target = self.folder / PERSONAL / MAKING, self.folder / PERSONAL / personal.id
+        with _writing(self.folder):
+            if target.exists():  # the same rows give the same adapter, which may have rotted
+                for name in personal.adapter.files:
+                    move_whole(staged / name, target / name)
+            else:
+                move_whole(staged, target)
+        self._save(personal=personal)
+        self._sweep()
+
+    def leave_personal(self) -> None:
+        """Forget the personal adapter: its origin answers again."""
+        self._save(personal=None)
+        self._sweep()
+
     def forgive(self) -> None:
         """Forget what failed, so that it may be tried again."""
         self._save(failed={})
@@ -207,8 +282,7 @@ class Store:
     def keep_metadata(self) -> None:
         """Bring TUF's metadata to the disk, which tuf does not: what is forgotten could be replayed."""
         with _writing(self.folder):
-            for path in (self.folder / METADATA, *(self.folder / METADATA).rglob("*")):
-                sync(path)
+            sync_all(self.folder / METADATA)
 
     def conclude(self, outcome: str) -> None:
         """What the last attempt came to, for reports."""
@@ -218,7 +292,7 @@ class Store:
         """Forget downloads."""
         with _writing(self.folder):
             for path in (self.folder / STAGING).iterdir():
-                _remove(path)
+                remove(path)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -246,29 +320,23 @@ class Store:
         installed = {one: what for one, what in state.installed.items() if one in kept}
         if installed != state.installed:
             self._save(installed=installed)
+        if state.personal is not None and state.personal.origin not in installed:
+            self._save(personal=None)
         self._sweep()
 
     def _sweep(self) -> None:
+        personal = self.state.personal
+        if personal is not None and not (self.folder / PERSONAL / personal.id).is_dir():
+            self._save(personal=None)  # its owner removed it
+        kept = {self.state.personal.id} if self.state.personal else set()
         with _writing(self.folder):
-            for path in (self.folder / RELEASES).iterdir():
-                if path.name not in self.state.installed:
-                    _remove(path)
+            for folder, named in ((RELEASES, set(self.state.installed)), (PERSONAL, kept)):
+                for path in (self.folder / folder).glob("*"):
+                    if path.name not in named:
+                        remove(path)
             # Ours, and what a killed tuf leaves of its own temporary files.
             for path in (*self.folder.glob(".*.tmp"), *(self.folder / METADATA).glob("tmp*")):
-                _remove(path)
-
-    def _acquire(self, wait_s: float) -> None:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if time.monotonic() >= until:
-                    raise DeliveryError(
-                        "store.busy", f"{self.folder} is in use by another agent", "wait for it"
-                    ) from None
-                time.sleep(0.02)
+                remove(path)
 
 
 @contextmanager
@@ -282,14 +350,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{folder}: {error.strerror or type(error).__name__}",
             "make room; what is in use stays in use",
         ) from None
-
-
-def _remove(path: Path) -> None:
-    """Whatever it is: a stray file must not stop updates for ever."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _shown(text: str) -> str:

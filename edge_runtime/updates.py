@@ -52,9 +52,9 @@ from protocol.delivery import (
 )
 from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.regular_files import read_regular
 from protocol.transparency.offline import MOST_BYTES as MOST_PASSPORT
 from protocol.web_page import REMEDY as WEB_PAGE
+from storage.regular import read_regular
 
 KINDS = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
 BACKWARDS = timedelta(days=1)  # a clock further behind than this is wrong, not slow

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
 from protocol.documents import OddError, parse_toml
-from protocol.forecast import Forecast, forecast
 from protocol.legality import Finding, check
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.regular_files import read_settings_text
 from simulations.experiment import Experiment, experiment_path, load_experiment
+from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from simulations.pace import Pace
@@ -175,7 +175,6 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
 
     from client.batches import Encoded
     from client.worker import Worker
-    from protocol.adapter import takes_types
     from simulations.pace import measure_pace
 
     worker, batch = Worker(plan, base), plan.local.batch_size
@@ -184,7 +183,7 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
         targets=np.zeros(batch, worker.task.TARGETS),
-        types=np.zeros(batch * length, np.int8) if takes_types(plan, worker.manifest) else None,
+        types=np.zeros(batch * length, np.int8) if worker.recipe.typed else None,
         pad_id=0,
     )
     return measure_pace(worker, rows)

@@ -15,7 +15,7 @@ import typer
 from protocol.errors import MachineError
 
 if TYPE_CHECKING:
-    from fedge.operations.coordinator import Coordinator
+    from operations.coordinator import Coordinator
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Run the machine where rounds are coordinated."
@@ -41,7 +41,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a certificate authority, a certificate, the operator's key and an invitation for sites."""
-    from fedge.operations.coordinator import INVITATION, make_coordinator
+    from operations.coordinator import INVITATION, make_coordinator
 
     made = make_coordinator(
         folder,
@@ -66,7 +66,7 @@ def admit(
     as_json: Json = False,
 ) -> None:
     """Take a site into the signed roster; a coordinator that runs lets it in within a second."""
-    from fedge.operations.coordinator import Coordinator
+    from operations.coordinator import Coordinator
     from protocol.enrolment import MAX_BYTES
 
     try:
@@ -90,7 +90,7 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Take a site out of the signed roster; it is not let in any more."""
-    from fedge.operations.coordinator import Coordinator
+    from operations.coordinator import Coordinator
 
     opened = Coordinator.open(folder)
     opened.remove(name, key=key)
@@ -105,10 +105,10 @@ def start(
     ] = False,
 ) -> None:
     """Start its processes and keep them running."""
-    from fedge.operations.coordinator import Coordinator
-    from fedge.operations.service import start_in_background, verify_port_free
-    from fedge.operations.supervisor import LOG
-    from fedge.proxies import verify_proxies
+    from operations.coordinator import Coordinator
+    from operations.proxies import verify_proxies
+    from operations.service import start_in_background, verify_port_free
+    from operations.supervisor import LOG
 
     verify_proxies(os.environ)
     opened = Coordinator.open(folder)
@@ -135,8 +135,8 @@ def start(
 @app.command()
 def stop(folder: Folder) -> None:
     """Stop its processes. Runs stay as they are and go on with `fedge run … --resume`."""
-    from fedge.operations.coordinator import Coordinator
-    from fedge.operations.service import stop as end
+    from operations.coordinator import Coordinator
+    from operations.service import stop as end
 
     typer.echo("stopped" if end(Coordinator.open(folder).state) else "it was not running")
 
@@ -144,11 +144,11 @@ def stop(folder: Folder) -> None:
 @app.command()
 def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up. Exit code 8 when they are not."""
-    from fedge.operations.coordinator import Coordinator
+    from operations.coordinator import Coordinator
 
     opened = Coordinator.open(folder)
-    from fedge.operations.overview import look
     from fedge.statuses import show
+    from operations.overview import look
 
     overview = look(opened)
     show(overview, as_json)
@@ -157,17 +157,17 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 def _runs(opened: Coordinator) -> bool:
-    from fedge.operations.locks import is_held
-    from fedge.operations.supervisor import LOCK
+    from operations.supervisor import LOCK
+    from storage.locks import is_held
 
     return is_held(opened.state / LOCK)
 
 
 def _supervise(opened: Coordinator) -> None:
-    from fedge.operations.logs import JsonLog
-    from fedge.operations.metrics import serve_metrics
-    from fedge.operations.overview import look
-    from fedge.operations.supervisor import LOG, Supervisor
+    from operations.logs import JsonLog
+    from operations.metrics import serve_metrics
+    from operations.overview import look
+    from operations.supervisor import LOG, Supervisor
 
     def now() -> datetime:
         return datetime.now(UTC)

@@ -20,7 +20,7 @@ import click
 import typer
 import typer.main
 
-from fedge.proxies import spare_loopback
+from operations.proxies import spare_loopback
 from protocol.errors import FedgeError, MachineError
 
 INTERRUPTED = 130
@@ -60,15 +60,16 @@ COMMANDS = {
     "run": Lazy("fedge.runs:run", "Run a plan over the sites of a coordinator."),
     "status": Lazy("fedge.statuses:status", "A coordinator's processes, sites and runs, live."),
     "release": Lazy(
-        "fedge.releases:release", "Make a round's adapter ready for devices, with parity."
+        "delivery.release_commands:release",
+        "Make a round's adapter ready for devices, with parity.",
     ),
-    "deploy": Lazy("fedge.deploy:app", "Deliver releases to devices: a signed repository."),
+    "deploy": Lazy("delivery.commands:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "metrics": Lazy("fedge.metrics:metrics", "A run's curves: lines, TensorBoard, MLflow."),
     "compare": Lazy("simulations.commands:compare", "Put runs beside one another."),
     "log": Lazy("server.commands:app", "Look after a run's log: expired vectors, submissions."),
     "audit": Lazy("audit.commands:app", "Check a run's log and sums, without seeing an update."),
-    "edge": Lazy("edge_runtime.commands:app", "Answer texts on a device; measure adapters."),
+    "edge": Lazy("fedge.edge:app", "Answer texts on a device; update, train, measure adapters."),
 }
 
 
@@ -198,6 +199,8 @@ _EXTRAS = {
     "onnxscript": "base",
     "pyarrow": "parquet",
     "flwr": "server",
+    "jinja2": "server",
+    "prometheus_client": "server",
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "h11": "edge",

@@ -11,7 +11,7 @@ import typer
 
 from protocol.errors import ArtefactError
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular_text
+from storage.regular import read_regular_text
 
 if TYPE_CHECKING:
     from server.history import Event

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedge.forecast import Forecast
 from protocol.errors import ArtefactError
-from protocol.forecast import Forecast
 from protocol.legality import Finding
 from protocol.plan import Plan
+from storage.whole import write_whole
 
 STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
@@ -53,10 +53,7 @@ def _toml(value: Any) -> str:
 def write_new(path: Path, text: str) -> None:
     """Write a file that is not there yet. Raises ArtefactError."""
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(path, text.encode(), new=True)
     except FileExistsError:
         raise ArtefactError(f"{path} exists already", "choose another --out or remove it") from None
     except OSError as error:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from protocol.errors import PlanError
-from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster, render_roster
+from storage.regular import read_settings_text
+from storage.whole import write_whole
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Who may take part in secret sums."
@@ -64,13 +64,8 @@ def read(file: Path) -> dict[str, bytes]:
 
 def write(file: Path, roster: dict[str, bytes]) -> None:
     """Replace the file as a whole. Raises PlanError."""
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(render_roster(roster))
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+        write_whole(file, render_roster(roster).encode())
     except OSError as error:
         raise PlanError(
             f"{file}: cannot be written: {error.strerror}", "check the folder"

@@ -31,12 +31,12 @@ def run(
     ] = False,
 ) -> None:
     """Submit a run and wait. The exit code is the run's; Ctrl-C leaves it at work."""
-    from fedge.operations.coordinator import Coordinator
     from fedge.plans import read_manifest, read_plan
+    from operations.coordinator import Coordinator
 
     read_plan(plan)  # and refuse it, before what runs it is imported
     opened = Coordinator.open(coordinator)
-    from fedge.operations.running import order, published_rounds, run_to_the_end
+    from operations.running import order, published_rounds, run_to_the_end
 
     wanted = order(opened, plan, base, out, start=start, resume=resume)
     warnings = [found.line for found in warnings_of(wanted.plan, read_manifest(base))]

@@ -13,10 +13,10 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
-from protocol.regular_files import read_regular
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
-    from fedge.operations.site import Site
+    from operations.site import Site
 
 __all__ = ["app"]
 
@@ -46,8 +46,8 @@ def enrol(
     """Make this site's keys, which never leave it, and the request that goes to the operator."""
     from base_model.mirrors import mirror_at
     from client.settings import FINGERPRINT
-    from fedge.operations.folders import free_port
-    from fedge.operations.site import REQUEST, Work, make_site, read_invitation
+    from operations.folders import free_port
+    from operations.site import REQUEST, Work, make_site, read_invitation
     from protocol.enrolment import verify_request
 
     paths = [str(path.resolve()) if path else "" for path in (data, plan)]
@@ -83,11 +83,11 @@ def start(
     ] = False,
 ) -> None:
     """Start its processes and keep them running."""
-    from fedge.operations.locks import is_held
-    from fedge.operations.service import start_in_background, verify_port_free
-    from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK, LOG, processes_of
-    from fedge.proxies import verify_proxies
+    from operations.proxies import verify_proxies
+    from operations.service import start_in_background, verify_port_free
+    from operations.site import Site
+    from operations.supervisor import LOCK, LOG, processes_of
+    from storage.locks import is_held
 
     verify_proxies(os.environ)
     site = Site.open(folder)
@@ -115,9 +115,9 @@ def agree(
     as_json: Json = False,
 ) -> None:
     """Take part in the runs of another plan, and of no other, from the next start on."""
-    from fedge.operations.locks import is_held
-    from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK
+    from operations.site import Site
+    from operations.supervisor import LOCK
+    from storage.locks import is_held
 
     site = Site.open(folder)
     agreed = site.agree(plan)
@@ -141,8 +141,8 @@ def agree(
 @app.command()
 def stop(folder: Folder) -> None:
     """Stop its processes."""
-    from fedge.operations.service import stop as end
-    from fedge.operations.site import Site
+    from operations.service import stop as end
+    from operations.site import Site
 
     site = Site.open(folder)
     running = end(site.state)
@@ -153,11 +153,11 @@ def stop(folder: Folder) -> None:
 @app.command()
 def status(folder: Folder, as_json: Json = False) -> None:
     """Whether its processes are up, and what the coordinator says. Exit code 8 when it cannot take part."""
-    from fedge.operations.contact import last_contact
-    from fedge.operations.locks import is_held
-    from fedge.operations.logs import last_refusal
-    from fedge.operations.site import Site
-    from fedge.operations.supervisor import LOCK, LOG, processes_of
+    from operations.contact import last_contact
+    from operations.logs import last_refusal
+    from operations.site import Site
+    from operations.supervisor import LOCK, LOG, processes_of
+    from storage.locks import is_held
 
     site = Site.open(folder)
     refusal = last_refusal(site.state / LOG)
@@ -202,9 +202,9 @@ def _fetch_base(site: Site) -> None:
 
 
 def _supervise(site: Site) -> None:
-    from fedge.operations.contact import keep_in_contact
-    from fedge.operations.logs import JsonLog
-    from fedge.operations.supervisor import LOG, Supervisor
+    from operations.contact import keep_in_contact
+    from operations.logs import JsonLog
+    from operations.supervisor import LOG, Supervisor
 
     def now() -> datetime:
         return datetime.now(UTC)

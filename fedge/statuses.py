@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fedge.operations.overview import Overview
+    from operations.overview import Overview
 
 EVERY_S = 2.0
 
@@ -27,10 +27,10 @@ def status(
     """Show processes, sites and runs until Ctrl-C."""
     from rich.live import Live
 
-    from fedge.operations.coordinator import Coordinator
+    from operations.coordinator import Coordinator
 
     opened = Coordinator.open(folder)
-    from fedge.operations.overview import look
+    from operations.overview import look
 
     if once or as_json or not sys.stdout.isatty():
         show(look(opened), as_json)

@@ -7,13 +7,13 @@ counted over the runs before as well, so that the curves of runs that go on are 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from protocol.errors import ArtefactError
 from protocol.plan import Plan
 from server.history import Event
+from storage.whole import folder_that_appears
 
 LONGEST_SETTING = 6000  # characters of a parameter that MLflow takes
 SEVERAL = 1000  # metrics of one call
@@ -32,16 +32,16 @@ def write_tensorboard(folder: Path, plan: Plan, events: Sequence[Event]) -> Path
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    target, temporary = folder / plan.name, folder / f".{plan.name}.tmp"
+    target = folder / plan.name
     if target.exists():
         raise ArtefactError(f"{target} exists already", "remove it, or name another folder")
-    shutil.rmtree(temporary, ignore_errors=True)
-    writer = EventFileWriter(str(temporary))
-    for tag, event, value in _points(events):
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-        writer.add_event(Record(wall_time=event.time, step=event.turn, summary=summary))
-    writer.close()
-    temporary.rename(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_that_appears(target) as new:
+        writer = EventFileWriter(str(new))
+        for tag, event, value in _points(events):
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Record(wall_time=event.time, step=event.turn, summary=summary))
+        writer.close()
     return target
 
 

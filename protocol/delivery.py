@@ -16,8 +16,9 @@ from protocol.errors import DeliveryError
 
 CANARY, STABLE = "canary", "stable"
 CHANNELS = (CANARY, STABLE)
-# Of what a device understands; a release names the least it needs. 2: `calibration` in release.json.
-DEVICE_VERSION = 2
+# Of what a device understands; a release names the least it needs. 2: `calibration` in release.json, 3:
+# `program` there.
+DEVICE_VERSION = 3
 GATE = "urn:fedge:gate:1"  # predicate type of a gate's evidence
 MOST_CURRENT, MOST_NOTE = 65_536, 1_048_576  # bytes of <name>.current.json and of a release.json
 MOST_METADATA = {  # bytes of TUF's files, as devices take them
@@ -135,7 +136,10 @@ class Fault(_Form):
 
 
 class DeviceReport(_Form):
-    """What a device tells its operator. Times are Unix seconds. (P-9.9)"""
+    """What a device tells its operator. Times are Unix seconds. (P-9.9)
+
+    ``personal``: an adapter that it has trained from ``current`` answers in that one's place.
+    """
 
     format: Literal[1] = 1
     device: Name
@@ -148,6 +152,7 @@ class DeviceReport(_Form):
     current: Held | None
     previous: Held | None
     faults: list[Fault]
+    personal: bool = False
 
     def encode(self) -> bytes:
         """The file."""

@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args, get_origin
+from typing import get_args
 
-from pydantic import BaseModel, Tag
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from protocol.misspelling import nearest
+from protocol.variants import untagged, variants_of
 
 
-def variants(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
-    """The models of a table that is one of several, by the tag of each; of any other field none."""
-    if field is None:
-        return {}
-    members: dict[str, type[BaseModel]] = {}
-    several = [get_args(member) for member in get_args(field.annotation)]
-    for member in (*several, (field.annotation, *field.metadata)):  # the last: a union of one
-        model, *marks = member or (None,)
-        for mark in marks:
-            if isinstance(mark, Tag) and isinstance(model, type) and issubclass(model, BaseModel):
-                members[mark.tag] = model
-    return members
-
-
-def without_tags(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The keys that stand in the file: pydantic also names which of several models a table was read as."""
-    return [part for part, is_tag in _walk(model, path)[2] if not is_tag]
-
-
-def _walk(
-    model: type[BaseModel], path: Sequence[str]
-) -> tuple[type[BaseModel] | None, list[type[BaseModel]], list[tuple[str, bool]]]:
-    """Along ``path`` below ``model``: the table there, what else it might be, and which parts are tags."""
-    table: type[BaseModel] | None = model
-    others: dict[str, type[BaseModel]] = {}
-    marked: list[tuple[str, bool]] = []
-    for part in path:
-        is_tag = part in others
-        marked.append((part, is_tag))
-        if is_tag:
-            table = others.pop(part)
+def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
+    """The keys of the table at ``place`` below ``model``, names of variants included."""
+    kinds: dict[str, type[BaseModel]] = {}
+    for name in place:
+        if name in kinds:
+            model, kinds = kinds[name], {}
             continue
-        field = table.model_fields.get(part) if table else None
-        table, others = _table(field), variants(field)
-    return table, list(others.values()), marked
+        field = model.model_fields.get(name)
+        kinds = variants_of(field)
+        table = _table(field)
+        if table is None and not kinds:
+            return []
+        model = table or model
+    return list(model.model_fields)
 
 
 def _table(field: FieldInfo | None) -> type[BaseModel] | None:
     """The model of a field that is a table, also of one that may be left out."""
     annotation = field.annotation if field else None
-    for kind in (annotation, *get_args(annotation)):
+    kinds = () if variants_of(field) else (annotation, *get_args(annotation))
+    for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
@@ -66,43 +46,32 @@ GONE = {
 }
 
 
-def key_hint(model: type[BaseModel], path: list[str], inner: dict[str, type[BaseModel]]) -> str:
+def key_hint(model: type[BaseModel], place: list[str], inner: dict[str, type[BaseModel]]) -> str:
     """Why there is no such key any more, where it belongs when it is one of another table, else what
-    it may have meant. ``path`` is pydantic's."""
-    key = path[-1]
-    if gone := GONE.get(".".join(without_tags(model, path)[-2:])):
+    it may have meant. ``place`` has the names of variants between its keys."""
+    path = untagged(model, place)
+    if gone := GONE.get(".".join(path[-2:])):
         return gone
-    table, others, _ = _walk(model, path[:-1])
-    for other in others:
-        if key in other.model_fields:
-            name, value = chosen_by(other)
-            return f'it is a key of `{name} = "{value}"`'
-    places = [*_places(model, key), *(
-        f"{name}.{place}" for name, inner_model in inner.items() for place in _places(inner_model, key)
+    if kinds := _variants_with(model, path):
+        return f"it is a key of {' or '.join(kinds)}: leave it out, or choose one of these"
+    places = [*_places(model, path[-1]), *(
+        f"{table}.{place}" for table, inner_model in inner.items() for place in _places(inner_model, path[-1])
     )]  # fmt: skip
     if places:
-        kind = "[{}]" if key in _tables(model, inner) else "`{}`"
+        kind = "[{}]" if path[-1] in _tables(model, inner) else "`{}`"
         alternatives = " or ".join(kind.format(place) for place in places[:3])
         return f"it belongs elsewhere: write {alternatives}"
-    keys = list(table.model_fields) if table else []
-    near = nearest(key, keys)
+    keys = _known_keys(model, place[:-1])
+    near = nearest(path[-1], keys)
     return f"did you mean `{near}`?" if near else f"known keys: {', '.join(keys)}"
 
 
-def tag_hint(model: type[BaseModel], path: Sequence[str], tag: str) -> tuple[str, str]:
-    """Of a table at ``path`` that is none of those it may be: the key that says which, and what to write."""
-    _, others, _ = _walk(model, path)
-    near = nearest(tag, [chosen_by(other)[1] for other in others])
-    known = ", ".join(chosen_by(other)[1] for other in others)
-    return chosen_by(others[0])[0], f'did you mean "{near}"?' if near else f"use one of: {known}"
-
-
-def chosen_by(model: type[BaseModel]) -> tuple[str, str]:
-    """The key that makes a table this one of several, and its value."""
-    for name, field in model.model_fields.items():
-        if get_origin(field.annotation) is Literal:
-            return name, str(get_args(field.annotation)[0])
-    raise TypeError(f"{model} has no key that tells it from others")
+def _variants_with(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The variants of the table at ``path`` that have its last key."""
+    if len(path) < 2:
+        return []
+    kinds = variants_of(model.model_fields.get(path[-2]))
+    return [f"`{name}`" for name, kind in kinds.items() if path[-1] in kind.model_fields]
 
 
 def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
@@ -112,18 +81,20 @@ def _places(model: type[BaseModel], key: str, above: str = "") -> list[str]:
         if name == key:
             places.append(above + name)
         # A table that may be left out is not where somebody looks for a key of every plan.
-        tables = list(variants(field).values())
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            tables = [field.annotation]
-        for table in tables:
-            places += _places(table, key, f"{above}{name}.")
-    return list(dict.fromkeys(places))
+            places += _places(field.annotation, key, f"{above}{name}.")
+        elif any(key in kind.model_fields for kind in variants_of(field).values()):
+            places.append(f"{above}{name}.{key}")
+    return places
 
 
 def _tables(model: type[BaseModel], inner: dict[str, type[BaseModel]]) -> set[str]:
     """Names of all tables."""
     names = set(inner)
     for table in (model, *inner.values()):
-        fields = table.model_fields.items()
-        names |= {name for name, field in fields if _table(field) or variants(field)}
+        names |= {
+            name
+            for name, field in table.model_fields.items()
+            if _table(field) or variants_of(field)
+        }
     return names

@@ -15,19 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import ArtefactError
-from protocol.rules import Role
+from protocol.initial import ZEROS, Law
 
 Vector = npt.NDArray[np.float32]  # (d,)
 Tensors = dict[str, npt.NDArray[np.float32]]
+HEAD_PART = "head"  # of every method's adapter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """One trained tensor: canonical name (Hugging Face module path), shape and role."""
+    """One tensor: canonical name (Hugging Face module path), shape, part, and the law of round 0.
+
+    ``part`` is the method's word for what it is, or ``head``.
+    """
 
     name: str
     shape: tuple[int, ...]
-    role: Role
+    part: str
+    law: Law = ZEROS
 
     @property
     def size(self) -> int:
@@ -60,10 +65,10 @@ class Layout:
             offset += spec.size
         return where
 
-    def only(self, roles: Iterable[Role]) -> Layout:
-        """The layout of the tensors that have one of ``roles``."""
-        wanted = frozenset(roles)
-        return Layout(tuple(spec for spec in self.specs if spec.role in wanted))
+    def only(self, parts: Iterable[str]) -> Layout:
+        """The layout of the tensors that are of one of ``parts``."""
+        wanted = frozenset(parts)
+        return Layout(tuple(spec for spec in self.specs if spec.part in wanted))
 
     def flatten(self, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Vector:
         """One float32 vector (d,). Raises ArtefactError for a missing name or another shape."""

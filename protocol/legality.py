@@ -1,7 +1,7 @@
 """Whether a valid plan may be run: do rule, exchange, adapter and base fit together?
 
-Every check is derived from the rule's contract and the base's manifest; nothing asks for a rule's
-name. Findings are data, so that a command can print them in words and in JSON.
+Every check is derived from rule, method and the base's manifest; nothing asks for a name of theirs.
+Findings are data, so that a command can print them in words and in JSON.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.adapter import target_linears
 from protocol.errors import PlanError, ProofError
 from protocol.legality_of_start import said_of_start
 from protocol.manifest import Manifest
+from protocol.methods import method_of
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
-from protocol.rules import Role, RuleContract, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import AggregationRule, rule_named
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
     DEFAULT_DEGREE,
@@ -52,13 +53,13 @@ class Finding:
 def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
     """All findings, errors first. Without a manifest the checks against the base are left out."""
     try:
-        contract = rule_named(plan.rule.name)
+        rule = rule_named(plan.rule.name)
     except PlanError as error:
         return [_error("rule.name", error.cause.removeprefix("`rule.name`: "), error.remedy)]
     findings = [
-        *_rule(plan, contract),
+        *_rule(plan, rule),
         *_cohort(plan),
-        *_exposure(plan, contract),
+        *_exposure(plan, rule),
         *_witnesses(plan),
     ]
     findings += [*_release(plan), *_engine(plan)]
@@ -68,7 +69,7 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
         )
     else:
-        findings += _base(plan, contract, manifest)
+        findings += _base(Recipe(plan=plan, manifest=manifest))
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
 
@@ -85,30 +86,24 @@ def verify_legal(plan: Plan, manifest: Manifest | None = None) -> None:
             raise PlanError(f"`{finding.field}`: {finding.cause}", finding.remedy)
 
 
-def _rule(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
-    if contract.method != plan.adapter.method:
-        yield _error(
-            "rule.name",
-            f"rule `{contract.name}` aggregates {contract.method} adapters, the plan trains "
-            f"{plan.adapter.method}",
-            "choose a rule or a method that fit together; `fedge plan rules` lists them",
-        )
-    if len(contract.phases) > plan.rounds:
+def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
+    phases, exact = rule.phases(method_of(plan.adapter)), rule.exact(method_of(plan.adapter))
+    if len(phases) > plan.rounds:
         yield _warning(
             "rounds",
-            f"{plan.rounds} round(s) do not reach every phase of rule `{contract.name}`",
-            f"plan at least {len(contract.phases)} rounds",
+            f"{plan.rounds} round(s) do not reach every phase of rule `{rule.name}`",
+            f"plan at least {len(phases)} rounds",
         )
-    if len(contract.phases) > 1 and contract.exact:
+    if len(phases) > 1 and exact:
         yield _note(
             "rule.name",
-            f"rule `{contract.name}` trains each factor in one round of {len(contract.phases)}",
-            "with few rounds and no privacy noise `fedit` gets further (docs/results.md)",
+            f"rule `{rule.name}` trains each factor in one round of {len(phases)}",
+            "with few rounds and no privacy noise `mean` gets further (docs/results.md)",
         )
-    if not contract.exact:
+    if not exact:
         yield _note(
             "rule.name",
-            f"rule `{contract.name}` averages factors, which is not the mean of their products",
+            f"rule `{rule.name}` averages factors, which is not the mean of their products",
             "`alternating` is exact in every round",
         )
 
@@ -147,7 +142,7 @@ def _release(plan: Plan) -> Iterator[Finding]:
         )
 
 
-def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
+def _exposure(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     if plan.secrecy.exchange == "plain":
         yield _warning(
             "secrecy.exchange",
@@ -158,7 +153,7 @@ def _exposure(plan: Plan, contract: RuleContract) -> Iterator[Finding]:
             yield _error("secrecy.groups", "groups are for secret sums", "use groups = 1")
     else:
         yield from _secret(plan)
-    yield from (_finding(*row) for row in said_of(plan, contract))
+    yield from (_finding(*row) for row in said_of(plan, rule))
 
 
 def _secret(plan: Plan) -> Iterator[Finding]:
@@ -205,7 +200,8 @@ def _secret(plan: Plan) -> Iterator[Finding]:
         )
 
 
-def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:
+def _base(recipe: Recipe) -> Iterator[Finding]:
+    plan, manifest = recipe.plan, recipe.manifest
     if plan.base.fingerprint != manifest.fingerprint:
         yield _error(
             "base.fingerprint",
@@ -214,42 +210,22 @@ def _base(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Fi
         )
     if manifest.task != plan.task.BASE:
         yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
-    prompt = plan.adapter.tokens if plan.adapter.method == "prompt" else 0
-    if plan.task.max_length + prompt > manifest.max_positions:
+    if plan.task.max_length + recipe.tokens > manifest.max_positions:
         yield _error(
             "task.max_length",
-            f"{plan.task.max_length} tokens and a prompt of {prompt} exceed {manifest.max_positions}",
-            f"at most {manifest.max_positions - prompt}",
+            f"{plan.task.max_length} tokens and a prompt of {recipe.tokens} exceed "
+            f"{manifest.max_positions}",
+            f"at most {manifest.max_positions - recipe.tokens}",
         )
-    if plan.adapter.method == "lora":
-        yield from _targets(plan, contract, manifest)
-    if (
-        plan.private
-        and contract.method == plan.adapter.method
-        and (plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt)
+    yield from (_finding(*row) for row in recipe.remarks())
+    if plan.private and (
+        plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt
     ):
         try:
             sizes = round_sizes(plan, manifest)
         except PlanError:
             return  # a target that is not there: said already
         yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
-
-
-def _targets(plan: Plan, contract: RuleContract, manifest: Manifest) -> Iterator[Finding]:
-    try:
-        linears = target_linears(plan.adapter, manifest)
-    except PlanError as error:
-        cause = error.cause.removeprefix("`adapter.targets`: ")
-        yield _error("adapter.targets", cause, error.remedy)
-        return
-    smallest = min(min(x.in_features, x.out_features) for x in linears)
-    rank = plan.adapter.rank
-    if rank > smallest:
-        yield _error(
-            "adapter.rank", f"rank {rank} exceeds a layer's {smallest} features", "lower it"
-        )
-    if Role.LORA_A not in contract.phases[0] and plan.adapter.rank < 2:
-        yield _note("adapter.rank", "rank 1 with a fixed A leaves one direction per layer", "")
 
 
 def _finding(

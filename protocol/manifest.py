@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +64,11 @@ class Linear(Record):
     in_features: Count
     out_features: Count
 
+    @property
+    def narrows(self) -> bool:
+        """Whether it is the second of a feed-forward pair: its scale is one of inputs. (P-1.11)"""
+        return self.out_features < self.in_features
+
 
 class Head(Record):
     """The classification head: its module path and its own (default) number of labels."""
@@ -95,6 +101,11 @@ class Graph(Record):
     inputs: Annotated[list[Word], Field(max_length=16)]
     output: Word
     slots: Annotated[list[Slot], Field(max_length=8 * MOST_LINEARS)]
+
+    @cached_property
+    def slot_names(self) -> frozenset[str]:
+        """Names of its optional inputs."""
+        return frozenset(slot.name for slot in self.slots)
 
 
 class Manifest(Record):

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.adapter import LORA_A, LORA_B, SOFT_PROMPT, target_linears
 from protocol.calibration import Calibration
-from protocol.documents import OddError, json_as
+from protocol.documents import OddError, json_as, parse_json
 from protocol.errors import ArtefactError
+from protocol.forms import HEAD
 from protocol.layout import Tensors
 from protocol.manifest import Manifest, Word
+from protocol.methods import method_of, reader_for, reader_of
+from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
+    from protocol.recipe import Recipe
 
-PEFT_PREFIX = "base_model.model."
-PROMPT_KEY = "prompt_embeddings"
 CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "adapter.onnx_adapter",
 )
 RELEASE_FILE, CARD_FILE = "release.json", "README.md"
-HEAD = "classifier"  # path of a base's head
 MOST_NOTE = 2**20  # bytes of a release.json
 MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
 # Whoever shows a label may not be steered by it.
@@ -55,49 +57,82 @@ def folder_head(manifest: Manifest) -> str:
     return f"head_on_{manifest.pooling}"
 
 
-def to_peft(tensors: Tensors, *, head: str = HEAD) -> Tensors:
-    """Canonical names to the keys of ``adapter_model.safetensors``; plain LoRA, without cores.
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """How the tensors of a PEFT folder are read: its method, and what the forms hang on."""
+
+    method: Method[Any]
+    constants: Constants
+
+    @classmethod
+    def by(cls, settings: Settings) -> Published:
+        """As a plan with these settings of ``[adapter]`` publishes."""
+        return cls(method=reader_of(settings), constants=method_of(settings).constants(settings))
+
+
+def published_as(text: str | bytes, *, source: str) -> Published:
+    """By an ``adapter_config.json``. Raises ArtefactError."""
+    try:
+        config = parse_json(text)
+    except OddError as odd:
+        raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None
+    if not isinstance(config, dict):
+        raise ArtefactError(f"{source}: not an adapter's settings", "fetch the adapter again")
+    method = reader_for(config)
+    try:
+        constants = method.constants_of(config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise ArtefactError(
+            f"{source}: not a {config['peft_type']} adapter's settings", "fetch the adapter again"
+        ) from None
+    return Published(method=method, constants=constants)
+
+
+def to_peft(tensors: Tensors, *, method: Method[Any], head: str = HEAD) -> Tensors:
+    """Published tensors to the keys of ``adapter_model.safetensors``.
 
     ``head`` is its name there. Row-major: ``safetensors`` writes the memory of a transposed array as it
     lies.
     """
-    prefix = _prefix(SOFT_PROMPT in tensors)
-    named = {re.sub(rf"^{HEAD}\.", f"{head}.", name): x for name, x in tensors.items()}
-    return {_peft_key(name, prefix): np.ascontiguousarray(x) for name, x in named.items()}
-
-
-def from_peft(tensors: Tensors) -> Tensors:
-    """The reverse. Raises ArtefactError for a key no fedge adapter has."""
-    prefix = _prefix(PROMPT_KEY in tensors)
     named: Tensors = {}
-    for key, value in tensors.items():
-        if key == PROMPT_KEY:
-            named[SOFT_PROMPT] = value
-        elif key.startswith(prefix):
-            name = re.sub(r"^head_on_(mean|cls|pooler)\.", f"{HEAD}.", key.removeprefix(prefix))
-            named[name.removesuffix(".weight") if ".lora_" in name else name] = value
+    for name, value in tensors.items():
+        if is_head(name):
+            key = method.saved_prefix + head + name.removeprefix(HEAD)
         else:
-            raise ArtefactError(
-                f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote"
-            )
+            key = method.saved_name(name)
+        named[key] = np.ascontiguousarray(value)
     return named
 
 
-def _prefix(prompt: bool) -> str:
-    # A tuner (LoRA) wraps the model once more than prompt learning does.
-    return "base_model." if prompt else PEFT_PREFIX
+def from_peft(tensors: Tensors, *, method: Method[Any]) -> Tensors:
+    """The reverse. Raises ArtefactError for a key no fedge adapter has."""
+    named: Tensors = {}
+    for key, value in tensors.items():
+        name = re.sub(
+            rf"^{re.escape(method.saved_prefix)}(head_on_(mean|cls|pooler)|{HEAD})\.",
+            f"{HEAD}.",
+            key,
+        )
+        if not is_head(name):
+            name = method.canonical_name(key)
+            if name == key or method.saved_name(name) != key:
+                raise ArtefactError(
+                    f"adapter tensor {key!r} is not known", "use an adapter that fedge wrote"
+                )
+        named[name] = value
+    return named
 
 
-def _peft_key(name: str, prefix: str) -> str:
-    if name == SOFT_PROMPT:
-        return PROMPT_KEY
-    return f"{prefix}{name}.weight" if ".lora_" in name else f"{prefix}{name}"
+def is_head(name: str) -> bool:
+    """Whether a canonical name is of the head."""
+    return name.startswith(f"{HEAD}.")
 
 
-def peft_config(plan: Plan, manifest: Manifest, *, base_name: str) -> dict[str, Any]:
+def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``."""
-    both = {
-        "task_type": plan.task.PEFT_TASK,
+    manifest = recipe.manifest
+    return {
+        "task_type": recipe.plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "modules_to_save": [folder_head(manifest)],
@@ -107,37 +142,22 @@ def peft_config(plan: Plan, manifest: Manifest, *, base_name: str) -> dict[str, 
             "pooling": manifest.pooling,
             "how": f"{OPENER_MODULE}.load(folder, base)",
         },
-    }
-    if plan.adapter.method == "lora":
-        return both | {
-            "peft_type": "LORA",
-            "r": plan.adapter.rank,
-            "lora_alpha": plan.adapter.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": [linear.path for linear in target_linears(plan.adapter, manifest)],
-        }
-    return both | {
-        "peft_type": "PROMPT_TUNING",
-        "num_virtual_tokens": plan.adapter.tokens,
-        "token_dim": manifest.embedding_size,
-        "num_transformer_submodules": 1,
-        "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
-        "num_layers": manifest.layers,
-        "prompt_tuning_init": "RANDOM",
-    }
+    } | recipe.method.peft_config(recipe.plan.adapter, manifest)
 
 
-def to_edge(tensors: Tensors, *, scaling: float) -> Tensors:
-    """Canonical tensors to the edge graph's slots: ``A.T`` (in, r) and ``B.T * s`` (r, out)."""
-    slots: Tensors = {}
-    for name, value in tensors.items():
-        if name.endswith(LORA_A):
-            value = value.T
-        elif name.endswith(LORA_B):
-            value = value.T * np.float32(scaling)
-        slots[name] = np.ascontiguousarray(value, np.float32)
-    return slots
+def slots_of(
+    tensors: Mapping[str, Any], *, method: Method[Any], constants: Constants
+) -> dict[str, Any]:
+    """What trained or published tensors, arrays or symbols, put into the answering graph's slots."""
+    head = {name: value for name, value in tensors.items() if is_head(name)}
+    own = {name: value for name, value in tensors.items() if name not in head}
+    return method.forms(own, constants) | head
+
+
+def to_edge(tensors: Tensors, *, published: Published) -> Tensors:
+    """Published tensors to the edge graph's slots, float32, row-major."""
+    slots = slots_of(tensors, method=published.method, constants=published.constants)
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in slots.items()}
 
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -181,6 +201,9 @@ class ReleaseNote(BaseModel):
     plan_name: Word
     plan_digest: Word
     base_fingerprint: Word
+    program: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        default="", description="digest of the program that its plan names, if any"
+    )
     round: Annotated[int, Field(ge=0, lt=2**53)]
     adapter_digest: Word
     task: Word = Field(default="classification", description="the plan's task.kind")

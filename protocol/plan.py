@@ -13,38 +13,43 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from protocol import methods, tasks
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
-from protocol.known_keys import key_hint, tag_hint, without_tags
+from protocol.known_keys import key_hint
+from protocol.methods import METHODS, Adapter
 from protocol.plan_sections import (
-    Adapter,
     Audit,
     Base,
     Cohort,
     Evaluation,
     Local,
-    Name,
-    Positive,
     Privacy,
     Release,
     Rule,
     Secrecy,
-    Section,
     Server,
 )
+from protocol.section import Name, Positive, Section
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 from protocol.tasks import Task
+from protocol.variants import UNKNOWN, untagged
 
 M = TypeVar("M", bound=BaseModel)
 
+FORMAT: Literal[2] = 2  # 1 had one table of keys for all methods (docs/adr/0046)
+REFUSALS = {
+    "method": methods.refusal,
+    "kind": tasks.refusal,
+}  # by the key that tells variants of a table apart
 STARTS = 20  # times that a run may be begun and resumed
 
 
 class Plan(Section):
     """A whole run. Field order is the order of a written plan."""
 
-    format: Literal[1] = Field(default=1, description="of this file")
+    format: Literal[2] = Field(default=FORMAT, description="of this file")
     name: Name = Field(description="of the run; another name makes another plan")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of everything that is drawn, noise and keys apart"
@@ -52,7 +57,7 @@ class Plan(Section):
     rounds: Positive = Field(default=10, description="after which the run is finished")
     base: Base
     task: Task
-    adapter: Adapter = Adapter()
+    adapter: Adapter = METHODS["lora"].settings()
     rule: Rule = Rule()
     cohort: Cohort = Cohort()
     local: Local = Local()
@@ -167,23 +172,40 @@ def _plan_error(
 ) -> PlanError:
     # An unknown key explains a missing one, and a wrong value is nearer than an absent one.
     order = {"extra_forbidden": 0, "missing": 2}
-    faults = sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1))
+    faults = sorted(
+        error.errors(),
+        key=lambda fault: (fault["loc"] != ("format",), order.get(fault["type"], 1)),
+    )
     fault = faults[0]
-    path = [shortened(str(part), 100) for part in fault["loc"]]
-    field = ".".join(without_tags(model, path))
+    place = [shortened(str(part), 100) for part in fault["loc"]]
+    path = untagged(model, place)
+    field = ".".join(path)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        hint = key_hint(model, path, inner)
+        hint = key_hint(model, place, inner)
         return PlanError(f"{source}: unknown key `{field}`{more}", hint)
     if fault["type"] == "missing":
         return PlanError(
             f"{source}: `{field}` is missing{more}", "add it; `fedge init` shows every key"
         )
-    if fault["type"] == "union_tag_invalid":
-        tag = shortened(fault["ctx"]["tag"], 100)
-        key, hint = tag_hint(model, path, tag)
-        return PlanError(f"{source}: `{field}.{key}`: {tag!r} is not known{more}", hint)
+    if fault["type"] == UNKNOWN:
+        return _unknown_variant(fault, source, field)
+    if path == ["format"]:
+        return PlanError(
+            f"{source}: `format` is {fault['input']!r}, this fedge's plans have {FORMAT}",
+            "write it anew: `fedge init` shows every key, CHANGELOG.md what has moved",
+        )
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""
     return PlanError(f"{source}: `{field}`: {message}{got}{more}", "correct this value")
+
+
+def _unknown_variant(fault: Any, source: str, field: str) -> PlanError:
+    """A table whose kind there is not."""
+    key, table = fault["ctx"]["key"], fault["input"]
+    if not isinstance(table, dict):
+        return PlanError(f"{source}: `{field}` is no table", f"write [{field}] with its keys")
+    kind = table.get(key)
+    cause = f"{source}: `{field}.{key}`: there is no {key} {shortened(repr(kind), 60)}"
+    return PlanError(cause, REFUSALS[key](kind))

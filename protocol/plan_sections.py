@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from protocol.section import (
+    MOST_ATTEMPTS,
+    MOST_BATCH,
+    MOST_CLIENTS,
+    MOST_EPOCHS,
+    MOST_ROUNDS,
+    MOST_SECONDS,
+    MOST_STEPS,
+    MOST_WITNESSES,
+    Fraction,
+    Hex64,
+    Hex64OrNone,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    Section,
+    VerifierText,
+)
 
 MAX_TOTAL_WEIGHT = 2**24  # of a round
-
-# No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
-MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
-MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
-MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
-MOST_TARGETS, MOST_WITNESSES = 256, 64
-
-Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
-Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
-PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
-NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
-VerifierText = Annotated[str, Field(max_length=400)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    """A table of the plan: frozen, and nothing in it is guessed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Base(Section):
@@ -42,21 +37,6 @@ class Base(Section):
         description="sha256 of the program.json that trains, from `fedge program build`; empty: what "
         "each client derives from its base",
     )
-
-
-class Adapter(Section):
-    """The parameters that are trained."""
-
-    method: Literal["lora", "prompt"] = Field(
-        default="lora", description="lora: low-rank factors beside linears; prompt: a soft prompt"
-    )
-    rank: Rank = Field(default=8, description="LoRA rank r")
-    alpha: PositiveReal = Field(default=16.0, description="LoRA scaling is alpha / rank")
-    targets: (
-        Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
-        | Literal["all-linear"]
-    ) = Field(default=["query", "value"], description="last path component of the adapted linears")
-    tokens: Rank = Field(default=16, description="length of the soft prompt (method = prompt)")
 
 
 class Rule(Section):

@@ -1,124 +1,101 @@
-"""Aggregation rules as contracts: data that the plan, the client and the server all read.
+"""Aggregation rules: which parts of an adapter each round trains, of whatever method it is.
 
-A contract says what is trained and sent in round t and whether the rule is exact for the mean of
-products B @ A (or B @ R @ A). Every rule needs the sum of updates alone. Code asks the contract, never
-the rule's name. Sources are named per rule.
+A rule is a schedule over the method's turns; what clients send of a round is combined by the mean of their
+updates, so every rule needs the sum alone. Whether that is exact follows: it is where no round trains parts
+of two turns. Code asks the rule, never its name. Sources are named per rule.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from protocol.errors import PlanError
+from protocol.layout import HEAD_PART
+from protocol.methods.base import Method
 from protocol.misspelling import nearest
 
-
-class Role(StrEnum):
-    """What a trained tensor is."""
-
-    LORA_A = "lora_A"
-    LORA_B = "lora_B"
-    LORA_R = "lora_R"
-    PROMPT = "prompt"
-    HEAD = "head"
+Parts = frozenset[str]
+GONE = {
+    "flora": "it reads single updates, which no coordinator sees: use `alternating` or `mean`",
+    "flexlora": "it reads single updates, which no coordinator sees: use `alternating` or `mean`",
+    "fedit": "it is called `mean`",
+    "ffa-lora": "it is called `first`",
+    "fed-sb": 'it is a method: write `[adapter] method = "lora-sb"` and leave the rule out',
+    "prompt-mean": "every rule takes a prompt: leave the rule out",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RuleContract:
-    """What a rule promises and demands.
+class AggregationRule:
+    """What a rule trains in turn: ``all`` parts at once, the method's ``turns``, or its ``first`` alone.
 
-    ``phases``: roles trained and sent; round t (from 1) uses ``phases[(t - 1) % len(phases)]``.
-    The head, where there is one, is trained and averaged as a plain tensor in every phase.
+    The head is trained and averaged as a plain tensor in every round.
     """
 
     name: str
     summary: str
     source: str
-    method: Literal["lora", "prompt"]
-    phases: tuple[frozenset[Role], ...]
-    exact: bool
+    schedule: Literal["all", "turns", "first"]
 
-    def roles(self, round_number: int) -> frozenset[Role]:
-        """Roles trained and sent in ``round_number`` (from 1), the head included."""
-        return self.phases[(round_number - 1) % len(self.phases)] | {Role.HEAD}
+    def phases(self, method: Method[Any]) -> tuple[Parts, ...]:
+        """Parts trained and sent, the head included; round t (from 1) has ``phases[(t - 1) % len]``."""
+        match self.schedule:
+            case "all":
+                trained = [frozenset[str]().union(*method.turns)]
+            case "turns":
+                trained = [*method.turns]
+            case "first":
+                trained = [method.turns[0]]
+        return tuple(parts | {HEAD_PART} for parts in trained)
 
-    @property
-    def trained(self) -> frozenset[Role]:
-        """Roles that some round trains; tensors of any other keep their values of round 0."""
-        return frozenset({Role.HEAD}).union(*self.phases)
+    def parts(self, method: Method[Any], turn: int) -> Parts:
+        """Parts trained and sent in round ``turn`` (from 1), the head included."""
+        phases = self.phases(method)
+        return phases[(turn - 1) % len(phases)]
 
-    @property
-    def has_core(self) -> bool:
-        """Whether a square core R is trained between factors A and B that stay as they started."""
-        return any(Role.LORA_R in phase for phase in self.phases)
+    def trained(self, method: Method[Any]) -> Parts:
+        """Parts that some round trains; tensors of any other keep their values of round 0."""
+        return frozenset[str]().union(*self.phases(method))
+
+    def exact(self, method: Method[Any]) -> bool:
+        """Whether the mean of updates is the mean of what they do to the base, in every round."""
+        turns = [turn | {HEAD_PART} for turn in method.turns]
+        return all(any(parts <= turn for turn in turns) for parts in self.phases(method))
 
 
-_A, _B, _AB = (
-    frozenset({Role.LORA_A}),
-    frozenset({Role.LORA_B}),
-    frozenset({Role.LORA_A, Role.LORA_B}),
-)
-
-RULES: dict[str, RuleContract] = {
+RULES: dict[str, AggregationRule] = {
     rule.name: rule
     for rule in (
-        RuleContract(
+        AggregationRule(
             name="alternating",
-            summary="rounds train B, then A, then B: each round is exact, half the upload",
+            summary="rounds train one factor after the other: each round is exact, and the upload is that "
+            "of a factor",
             source="RoLoRA, arXiv 2502.01755",
-            method="lora",
-            phases=(_B, _A),
-            exact=True,
+            schedule="turns",
         ),
-        RuleContract(
-            name="ffa-lora",
-            summary="A is random and frozen, B is trained: exact, half the upload, less expressive",
+        AggregationRule(
+            name="first",
+            summary="one factor is trained, the others stay as they were drawn: exact, less expressive",
             source="FFA-LoRA, arXiv 2403.12313",
-            method="lora",
-            phases=(_B,),
-            exact=True,
+            schedule="first",
         ),
-        RuleContract(
-            name="fed-sb",
-            summary="A and B are random and frozen, a core R (r x r) between them is trained: exact, "
-            "a very small upload that does not grow with the layers' width, least expressive",
-            source="Fed-SB, arXiv 2502.15436; without its start from gradients of data",
-            method="lora",
-            phases=(frozenset({Role.LORA_R}),),
-            exact=True,
-        ),
-        RuleContract(
-            name="fedit",
-            summary="A and B are trained and averaged apart: the usual baseline, not exact",
+        AggregationRule(
+            name="mean",
+            summary="all factors are trained and averaged apart: the usual baseline, not exact where "
+            "there are several",
             source="FedIT, arXiv 2305.05644",
-            method="lora",
-            phases=(_AB,),
-            exact=False,
-        ),
-        RuleContract(
-            name="prompt-mean",
-            summary="the soft prompt is averaged",
-            source="FedPrompt, arXiv 2208.12268",
-            method="prompt",
-            phases=(frozenset({Role.PROMPT}),),
-            exact=True,
+            schedule="all",
         ),
     )
 }
 
 
-def rule_named(name: str) -> RuleContract:
-    """The contract of ``name``. Raises PlanError with the nearest known name."""
+def rule_named(name: str) -> AggregationRule:
+    """The rule of ``name``. Raises PlanError with the nearest known name."""
     try:
         return RULES[name]
     except KeyError:
-        if name in ("flora", "flexlora"):
-            raise PlanError(
-                f"`rule.name`: `{name}` reads single updates, which no coordinator sees",
-                "use `alternating` or `fedit`",
-            ) from None
         near = nearest(name, RULES, cutoff=0.4)
         hint = f"did you mean `{near}`?" if near else f"known rules: {', '.join(RULES)}"
-        raise PlanError(f"`rule.name`: there is no rule `{name}`", hint) from None
+        raise PlanError(f"`rule.name`: there is no rule `{name}`", GONE.get(name, hint)) from None

@@ -24,15 +24,15 @@ from protocol.layout import Tensors
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_settings_text
 from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
-from server.files import write_whole
 from server.log import read_log_key
 from server.setting import Listener
 from server.store import Record, RunStore
 from server.witnessing import HttpWitness
+from storage.regular import read_settings_text
+from storage.whole import write_whole
 
 OUTCOME = "outcome.json"
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}

@@ -54,7 +54,7 @@ class Attempt:
         self._state, self._digest, self._roster = state, digest, roster
         self._plan, self._store = setting.plan, setting.store
         self._turn = setting.plan.turn(number)
-        self._roles = setting.contract.roles(self._turn)
+        self._parts = setting.recipe.rule.parts(setting.recipe.method, self._turn)
         # Drawing again after an empty sample would be no Poisson sampling: that round is noise.
         self._central = self._plan.privacy.mechanism == "central"
         opened = self._store.opened(number)
@@ -66,7 +66,7 @@ class Attempt:
         self._collecting: Collecting = open_attempt(
             tuple(opened["cohort"]), quorum=0 if self._central else self._plan.cohort.quorum
         )
-        self._layout = setting.layout.only(self._roles)
+        self._layout = setting.layout.only(self._parts)
         self._exchange = setting.exchange(self._layout.size)
         self._bytes_up = 0
 
@@ -113,7 +113,7 @@ class Attempt:
 
     def _affordable(self, names: list[str]) -> list[str]:
         """Who may take part once more. Raises PrivacyError when too few are left for a round."""
-        size = self._setting.layout.only(self._roles).size
+        size = self._setting.layout.only(self._parts).size
         spent = exhausted(self._plan, self._store.spent(), names, size)
         self._roster = replace(self._roster, kept_out=self._roster.kept_out | spent)
         left = [name for name in names if name not in spent]
@@ -187,7 +187,7 @@ class Attempt:
             round=self._number,
             attempt=self._attempt,
             plan_digest=self._setting.plan_digest,
-            base=self._setting.manifest.fingerprint,
+            base=self._setting.recipe.manifest.fingerprint,
             adapter_digest=self._digest,
             evaluate=self._evaluates(),
         )
@@ -254,7 +254,7 @@ class Attempt:
             aggregate.mean,
             plan=self._plan,
             layout=self._setting.layout,
-            roles=self._roles,
+            parts=self._parts,
         )
         return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
 
@@ -269,7 +269,7 @@ class Attempt:
         return {
             "round": self._number,
             "attempt": self._attempt,
-            "roles": sorted(self._roles),
+            "parts": sorted(self._parts),
             "expected": list(closed.expected),
             "used": list(closed.used),
             "dropped": [
@@ -292,7 +292,7 @@ class Attempt:
             "started_at": self._started_at,
             "ended_at": ended,
             "plan_digest": self._setting.plan_digest,
-            "base_fingerprint": self._setting.manifest.fingerprint,
+            "base_fingerprint": self._setting.recipe.manifest.fingerprint,
             "adapter_in": self._digest,
             "adapter_out": self._digest,
         }

@@ -11,7 +11,7 @@ import typer
 
 from protocol.errors import ArtefactError
 from protocol.plan import plan_from_text
-from protocol.regular_files import read_settings_text
+from storage.regular import read_settings_text
 
 app = typer.Typer(
     add_completion=False,

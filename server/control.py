@@ -1,4 +1,4 @@
-"""An operator's requests to the SuperLink behind :mod:`server.gate`: runs and nodes.
+"""An operator's requests to the SuperLink behind :mod:`server.gateway`: runs and nodes.
 
 A run's bundle holds a reference to the installed ``server.app`` and ``client.app``, and no code.
 """
@@ -23,7 +23,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
 from protocol.errors import MachineError
-from server.gate import DOUBLED_PATH, TOKEN_HEADER
+from server.gateway import DOUBLED_PATH, TOKEN_HEADER
 
 BUNDLE = b"""
 [project]

@@ -16,13 +16,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
-from protocol.adapter import as_plain_lora
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.record import privacy_record
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe
 from protocol.step.state import State, initial_state
 from protocol.transparency.leaves import IMPOSSIBLE, UNOPENED, Abort, AskedSum
 from server.asked import asked_before
@@ -87,10 +86,8 @@ def run_rounds(
     store.keep_manifest(manifest)
     log = open_log(store, plan, log_key)
     setting = Setting(
-        plan=plan,
+        recipe=Recipe(plan=plan, manifest=manifest),
         plan_digest=plan.digest,
-        manifest=manifest,
-        contract=rule_named(plan.rule.name),
         grid=grid,
         store=store,
         log=log,
@@ -109,7 +106,7 @@ class _Run:
     def __init__(self, setting: Setting, beginning: Beginning | None) -> None:
         self._setting, self._plan = setting, setting.plan
         self._beginning = beginning
-        self._manifest, self._store = setting.manifest, setting.store
+        self._manifest, self._store = setting.recipe.manifest, setting.store
         self._roster: Roster | None = None
         self._called: frozenset[int] = frozenset()
         self._called_at = 0.0
@@ -264,21 +261,21 @@ class _Run:
         return abort_leaf(self._setting.log, self._setting.plan_digest, number, revealed=revealed)
 
     def _identity(self, number: int, state: State) -> Record:
-        layout = self._setting.layout
-        published = layout.only(frozenset(Role) - {Role.LORA_R})
+        recipe = self._setting.recipe
+        published = recipe.published(state.adapter)
         return {
             "round": number,
             "plan_digest": self._setting.plan_digest,
             "base_fingerprint": self._manifest.fingerprint,
             "void": None,
-            "adapter_out": vector_digest(layout.flatten(state.adapter)),
-            "adapter_published": vector_digest(published.flatten(as_plain_lora(state.adapter))),
+            "adapter_out": vector_digest(recipe.layout.flatten(state.adapter)),
+            "adapter_published": vector_digest(recipe.published_layout.flatten(published)),
         }
 
     def _nothing_happened(self) -> Record:
         """The record of round 0, with every key that others have."""
         now = self._setting.clock.now()
-        empty: Record = {key: [] for key in ("roles", "expected", "used", "dropped")}
+        empty: Record = {key: [] for key in ("parts", "expected", "used", "dropped")}
         zero = ("attempt", "quorum", "weight", "bytes_down_per_client", "bytes_up_per_client")
         return {
             **empty,
@@ -321,9 +318,8 @@ class _Run:
             record,
             lambda folder: write_peft_folder(
                 folder,
-                as_plain_lora(state.adapter),
-                plan=self._plan,
-                manifest=self._manifest,
+                state.adapter,
+                recipe=self._setting.recipe,
                 round_number=number,
                 adapter_digest=record["adapter_published"],
                 exchange=self._plan.secrecy.exchange,

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.plan import Plan
-from protocol.regular_files import read_regular
-from server.files import append_whole, write_whole
+from storage.regular import read_regular
+from storage.whole import appending, write_whole
 
 HISTORY, MOST_BYTES = "metrics.jsonl", 2**30
 OF_ROUND = (  # of a record, as they are
@@ -107,7 +107,8 @@ def append_events(run: Path, events: Iterator[Event]) -> None:
     if path.exists() and path.stat().st_size != len(whole):
         write_whole(path, whole)  # without the line that a crash has torn
     text = "".join(event.model_dump_json() + "\n" for event in events)
-    append_whole(path, text.encode())
+    with appending(path) as append:
+        append(text.encode())
 
 
 def read_history(run: Path) -> list[Event]:

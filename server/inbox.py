@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import FedgeError, ProofError
-from protocol.regular_files import read_settings_text
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster
 from protocol.transparency.leaves import (
@@ -22,9 +21,10 @@ from protocol.transparency.leaves import (
     verify_author,
     verify_complaint,
 )
-from server.files import write_whole
 from server.log import RunLog
 from server.store import ROSTERS, RunStore
+from storage.regular import read_settings_text
+from storage.whole import write_whole
 
 INBOX, REFUSED, WHY = "inbox", "refused", ".why"
 MOST_AT_ONCE = 256  # the rest waits for the next time

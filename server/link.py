@@ -1,7 +1,7 @@
 """Flower's SuperLink behind a gate: ``python -m server.link SETTINGS``, run by the coordinator's supervisor.
 
 The only file that knows the inside of Flower's server. It differs from ``flower-superlink`` in three
-points: :mod:`server.gate` stands in front of it, on two ports; the nodes that it knows are those of
+points: :mod:`server.gateway` stands in front of it, on two ports; the nodes that it knows are those of
 the signed roster, whenever that changes; and a node that comes back before its heartbeats were missed
 takes its own place instead of being refused for a minute.
 """
@@ -36,7 +36,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from protocol.enrolment import MAX_BYTES, verify_roster
 from protocol.errors import FedgeError, MachineError, ProofError
-from server.gate import Gate
+from server.gateway import Gate
 
 log = logging.getLogger("fedge.link")
 LOOK_S = 1.0  # at the roster

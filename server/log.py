@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import protocol
 import server
+import storage
 from protocol.errors import ArtefactError, ProofError
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
@@ -45,7 +45,8 @@ from protocol.transparency.tiles import (
     tiles_needed,
 )
 from protocol.transparency.tree import Tree
-from server.files import sync, write_whole
+from storage.regular import sha256_of
+from storage.whole import PRIVATE, sync, write_whole
 
 if TYPE_CHECKING:
     from server.store import RunStore
@@ -254,14 +255,7 @@ def read_log_key(path: Path) -> Ed25519PrivateKey:
     try:
         if not path.exists():
             secret = Ed25519PrivateKey.generate().private_bytes_raw()
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.unlink(missing_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secret.hex() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
+            write_whole(path, f"{secret.hex()}\n".encode(), mode=PRIVATE)
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text("ascii").strip()))
     except (OSError, ValueError) as error:
         raise ArtefactError(
@@ -271,11 +265,11 @@ def read_log_key(path: Path) -> Ed25519PrivateKey:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the source files of ``protocol`` and ``server``: which code ran a round."""
+    """SHA-256 over the source files of ``protocol``, ``server`` and ``storage``: which code ran a round."""
     state = hashlib.sha256()
-    for package in (protocol, server):
+    for package in (protocol, server, storage):
         root = Path(package.__path__[0])
         for path in sorted(root.rglob("*.py")):
             name = f"{root.name}/{path.relative_to(root).as_posix()}"
-            state.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            state.update(f"{name} {sha256_of(path)}\n".encode())
     return state.hexdigest()

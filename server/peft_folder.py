@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from protocol.layout import Tensors
-from protocol.manifest import Manifest
 from protocol.model_card import model_card
 from protocol.peft_format import (
     CARD_FILE,
@@ -22,7 +21,7 @@ from protocol.peft_format import (
     to_peft,
 )
 from protocol.peft_opener import OPENER, OPENER_FILE
-from protocol.plan import Plan
+from protocol.recipe import Recipe
 from protocol.tensor_file import encode_tensors
 
 
@@ -30,8 +29,7 @@ def write_peft_folder(
     folder: Path,
     tensors: Tensors,
     *,
-    plan: Plan,
-    manifest: Manifest,
+    recipe: Recipe,
     round_number: int,
     adapter_digest: str,
     exchange: str,
@@ -41,15 +39,16 @@ def write_peft_folder(
 ) -> None:
     """Write config, weights, model card, opener and ``release.json`` into ``folder``, a new folder.
 
-    ``tensors`` are plain LoRA (:func:`protocol.adapter.as_plain_lora`) or a soft prompt, with the
-    head; ``adapter_digest`` is theirs.
+    ``tensors`` are the adapter's; ``adapter_digest`` is that of what is published of them.
     """
     folder.mkdir()
-    config = peft_config(plan, manifest, base_name=manifest.source)
+    plan, manifest = recipe.plan, recipe.manifest
+    plain, head = recipe.published(tensors), folder_head(manifest)
+    config = peft_config(recipe, base_name=manifest.source)
     contents = {
         CONFIG_FILE: render_config(config),
         WEIGHTS_FILE: encode_tensors(
-            to_peft(tensors, head=folder_head(manifest)), {"format": "pt"}
+            to_peft(plain, method=recipe.method, head=head), {"format": "pt"}
         ),
         CARD_FILE: model_card(plan, manifest, round_number, secure, privacy).encode(),
         OPENER_FILE: OPENER.encode(),
@@ -58,6 +57,7 @@ def write_peft_folder(
         plan_name=plan.name,
         plan_digest=plan.digest,
         base_fingerprint=manifest.fingerprint,
+        program=plan.base.program,
         round=round_number,
         adapter_digest=adapter_digest,
         exchange=exchange,

@@ -34,6 +34,7 @@ from server.log import RunLog, code_digest
 from server.secret_sum import SecretSum
 from server.store import PLAN, ROSTERS, Number, Record, RunStore
 from server.witnessing import cosigned_by
+from storage.regular import sha256_of
 
 if TYPE_CHECKING:
     from server.setting import Setting
@@ -144,7 +145,7 @@ def start_leaves(
         base=plan.base.fingerprint,
         retention_days=plan.audit.retention_days,
     )
-    files = {name: sha256((store.folder / name).read_bytes()) for name in (PLAN, MANIFEST_NAME)}
+    files = {name: sha256_of(store.folder / name) for name in (PLAN, MANIFEST_NAME)}
     return [log.write(leaf, files), *roster_leaves(log, store, roster)]
 
 

@@ -14,10 +14,11 @@ from protocol.plan import Plan
 from protocol.transparency.leaves import Adapter, Evaluation, Release, decode_leaf, sha256
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import policy_of
-from server.files import write_whole
 from server.log import RunLog, open_log
 from server.store import ADAPTER, RunStore
 from server.witnessing import Witness, cosigned_by
+from storage.regular import sha256_of
+from storage.whole import write_whole
 
 REFUSED = "refused.json"  # of a run: why its last attempt at a release came to nothing
 
@@ -81,7 +82,7 @@ def _release_leaf(
     adapters = log.find(Adapter, round=number)
     try:
         files = {
-            f"rounds/{number:04d}/{ADAPTER}/{name}": sha256((folder / name).read_bytes())
+            f"rounds/{number:04d}/{ADAPTER}/{name}": sha256_of(folder / name)
             for name in (RELEASE_FILE, EDGE_FILE)
         }
     except OSError:

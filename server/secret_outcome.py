@@ -40,7 +40,7 @@ class SecretOutcome(Attempt):
             aggregate.mean,
             plan=self._plan,
             layout=self._setting.layout,
-            roles=self._roles,
+            parts=self._parts,
         )
         return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from flwr.serverapp import Grid
 
-from protocol.adapter import adapter_layout, sent_layout
 from protocol.exchange import CoordinatorExchange
 from protocol.exchange.central import CentralCoordinator
 from protocol.exchange.plain import PlainCoordinator
 from protocol.layout import Layout, Tensors, Vector
-from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.rules import RuleContract
+from protocol.recipe import Recipe
 from protocol.secagg.primitives import RandomBytes
 from protocol.step.state import State
 from protocol.transparency.shown import Told
@@ -46,10 +43,8 @@ class Setting:
     ``told`` of its memory of the log.
     """
 
-    plan: Plan
+    recipe: Recipe
     plan_digest: str
-    manifest: Manifest
-    contract: RuleContract
     grid: Grid
     store: RunStore
     log: RunLog
@@ -66,14 +61,19 @@ class Setting:
         """Whether the coordinator sees no single update."""
         return self.plan.secrecy.exchange == "secagg"
 
-    @cached_property
+    @property
+    def plan(self) -> Plan:
+        """The recipe's."""
+        return self.recipe.plan
+
+    @property
     def layout(self) -> Layout:
         """The full adapter's layout."""
-        return adapter_layout(self.plan, self.manifest)
+        return self.recipe.layout
 
     def sent(self, state: State) -> Vector:
         """What clients get of the adapter; the rest they have. (P-2.6)"""
-        layout = sent_layout(self.plan, self.manifest)
+        layout = self.recipe.sent_layout
         return layout.flatten({spec.name: state.adapter[spec.name] for spec in layout.specs})
 
     def exchange(self, size: int) -> CoordinatorExchange:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from protocol.adapter import adapter_layout, verify_magnitude
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from_text
-from protocol.regular_files import read_regular, read_regular_text
+from protocol.recipe import Recipe, verify_magnitude
 from protocol.start import Start
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
 from server.store import ADAPTER, CHECKPOINT, PLAN, RECORD, is_revealing
+from storage.regular import read_regular, read_regular_text
 
 MOST_CHECKPOINT = 2**33  # bytes
 HOW = "name a round's adapter in the run's folder, like runs/x/rounds/0008/adapter"
@@ -94,7 +94,7 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
             f"{start.adapter[:12]}… of round {start.round}",
             "name the round that the plan was written for, or write it again: `fedge plan continue`",
         )
-    layout = adapter_layout(plan, manifest)
+    layout = Recipe(plan=plan, manifest=manifest).layout
     vector = layout.flatten(read.adapter)
     verify_magnitude(vector)
     asked = sums_asked(folder, start.adapter)

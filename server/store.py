@@ -20,7 +20,6 @@ Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -42,13 +41,14 @@ from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaves import AskedSum
-from server.files import append_whole, write_whole
-from server.files import sync as _sync
-from server.folder_lock import lock_folder
 from server.log import BATCH
+from storage.locks import take
+from storage.regular import sha256_of
+from storage.whole import appending, folder_that_appears, remove, sync, write_whole
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
+LOCK = ".lock"  # (docs/adr/0006)
 SUMS, VECTORS = "sums", "vectors"
 REVEALING, ROUND = "revealing", re.compile(r"[0-9]{4,}")
 RESTORE = "restore the run folder, or remove the damaged last round and resume"
@@ -74,19 +74,22 @@ class RunStore:
         self._rounds = folder / "rounds"
         try:
             self._rounds.mkdir(parents=True, exist_ok=True)
+            lock = take(folder / LOCK)
         except OSError as error:
             raise ArtefactError(
                 f"{folder} cannot be written: {error.strerror}", "name another run folder"
             ) from None
-        self._lock = lock_folder(folder)
+        if lock is None:
+            raise ArtefactError(
+                f"{folder} is in use by another coordinator", "wait for it, or stop it first"
+            )
+        self._lock = lock
         self._sweep()
 
     def _sweep(self) -> None:
         """Remove what a killed coordinator left half written, or published but not tidied up."""
         for leftover in self._rounds.glob(".*.tmp"):
-            shutil.rmtree(leftover)
-        for leftover in self._rounds.glob(".*.part"):
-            leftover.unlink()
+            remove(leftover)
         for leftover in self._rounds.glob(".*.open"):
             if (self._rounds / leftover.stem.removeprefix(".")).is_dir():
                 shutil.rmtree(leftover)
@@ -151,11 +154,12 @@ class RunStore:
         """Add to the ledger: on disk before anybody is asked for a share."""
         if any(entry.same_sum(known) for known in self.spent()):
             return
-        append_whole(self.folder / LEDGER, (entry.model_dump_json() + "\n").encode())
+        with appending(self.folder / LEDGER) as append:
+            append((entry.model_dump_json() + "\n").encode())
 
     def close(self) -> None:
         """Release the lock."""
-        self._lock.close()
+        self._lock.release()
 
     def last_round(self) -> int | None:
         """The last published round; None for a fresh folder. Raises ArtefactError for a gap."""
@@ -183,34 +187,23 @@ class RunStore:
         ``batch`` gets the SHA-256 of the round's files by name and gives what becomes ``log.batch``, whose
         path is returned.
         """
-        temporary = self._rounds / f".{number:04d}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        folder = self._rounds / f"{number:04d}"
         note = Note(
             round=record["round"],
             plan_digest=record["plan_digest"],
             base_fingerprint=record["base_fingerprint"],
             adapter_digest=record["adapter_out"],
         )
-        (temporary / CHECKPOINT).write_bytes(encode_checkpoint(state, note))
-        (temporary / RECORD).write_text(_json(record), "utf-8")
-        write_adapter(temporary / ADAPTER)
-        for name in (SUMS, VECTORS):
-            if (self._open(number) / name).is_dir():
-                (self._open(number) / name).rename(temporary / name)
-        folder = self._rounds / f"{number:04d}"
-        files = [
-            temporary / CHECKPOINT,
-            temporary / RECORD,
-            *sorted((temporary / ADAPTER).iterdir()),
-        ]
-        (temporary / BATCH).write_bytes(
-            batch({f"rounds/{folder.name}/{p.relative_to(temporary)}": _sha256(p) for p in files})
-        )
-        for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
-        temporary.rename(folder)
-        _sync(self._rounds)
+        with folder_that_appears(folder) as new:
+            (new / CHECKPOINT).write_bytes(encode_checkpoint(state, note))
+            (new / RECORD).write_text(_json(record), "utf-8")
+            write_adapter(new / ADAPTER)
+            for name in (SUMS, VECTORS):
+                if (self._open(number) / name).is_dir():
+                    (self._open(number) / name).rename(new / name)
+            files = [new / CHECKPOINT, new / RECORD, *sorted((new / ADAPTER).iterdir())]
+            digests = {f"rounds/{folder.name}/{p.relative_to(new)}": sha256_of(p) for p in files}
+            (new / BATCH).write_bytes(batch(digests))
         shutil.rmtree(self._open(number), ignore_errors=True)
         return folder / BATCH
 
@@ -224,7 +217,7 @@ class RunStore:
         if (folder / VECTORS).is_dir():
             gone = self._rounds / f".{number:04d}.vectors.tmp"
             (folder / VECTORS).rename(gone)
-            _sync(folder)
+            sync(folder)
             shutil.rmtree(gone)
 
     def vectors_since(self, number: int) -> float | None:
@@ -259,14 +252,10 @@ class RunStore:
 
     def open_attempt(self, number: int, content: Record) -> None:
         """Begin an attempt: its cohort is on disk before anybody is asked."""
-        folder, temporary = self._open(number), self._rounds / f".{number:04d}.opening.tmp"
+        folder = self._open(number)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(mode=0o700)  # under `plain` it holds single updates
-        (temporary / OPEN).write_text(_json(content), "utf-8")
-        _sync(temporary / OPEN)
-        temporary.rename(folder)
-        _sync(self._rounds)
+        with folder_that_appears(folder, mode=0o700) as new:  # `plain`: it holds single updates
+            (new / OPEN).write_text(_json(content), "utf-8")
 
     def opened(self, number: int) -> Record | None:
         """The attempt that was open when the coordinator stopped, if any."""
@@ -277,14 +266,8 @@ class RunStore:
             return None
 
     def put_reply(self, number: int, client: str, message: bytes | memoryview) -> None:
-        """Store an update; written beside and renamed, so that a file is a whole update.
-
-        Not fsynced: after a loss of power a client may have to train again, no more.
-        """
-        path = self._reply(number, client)
-        temporary = path.with_suffix(".part")
-        temporary.write_bytes(message)
-        temporary.rename(path)
+        """Store an update, whole; after a loss of power a client may have to train again, no more."""
+        write_whole(self._reply(number, client), message, durable=False)
 
     def remove_reply(self, number: int, client: str) -> None:
         """Forget an update that turned out to be unusable."""
@@ -347,11 +330,7 @@ class RunStore:
     def fail_attempt(self, number: int, attempt: int, record: Record) -> None:
         """Record a failed attempt and forget its replies."""
         path = self._rounds / f"{number:04d}.attempt{attempt}.json"
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(_json(record), "utf-8")
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(self._rounds)
+        write_whole(path, _json(record).encode())
         shutil.rmtree(self._open(number), ignore_errors=True)
 
     def failed_attempts(self, number: int) -> int:
@@ -390,7 +369,3 @@ def _why(error: Exception) -> str:
 
 def _json(value: Record) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

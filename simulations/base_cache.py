@@ -8,9 +8,7 @@ another model under the same name nor another version of fedge is mistaken for w
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from simulations.experiment import BaseSource
 from simulations.progress import Progress
+from storage.locks import locked
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
@@ -49,35 +48,25 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
     _check_pin(source, place)
     # Of a local folder only its own name: where it lies is nobody else's business.
     name = re.sub(r"[^A-Za-z0-9]+", "-", _shown(source.source, place)).strip("-")[-40:]
-    settings = f"{place.digest()} {source.bits} {source.pooling} {_builder()}"
+    settings = f"{place.digest()} {source.bits} {source.pooling} {source.scales} {_builder()}"
     target = cache / f"{name}-int{source.bits}-{_text_digest(settings)[:16]}"
-    if (target / MANIFEST_NAME).is_file():
-        read_manifest(target)
-        return target
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache / f".building-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    progress.line(f"building the base from {source.source}; it is kept for the next run")
-    local = (folder / source.source).is_dir()
-    build_base(
-        str(folder / source.source) if local else source.source,
-        task="sequence-classification",
-        bits=source.bits,
-        out=temporary,
-        pooling=source.pooling,
-        progress=lambda step, share: progress.update(f"base: {step}", share, 1.0),
-    )
-    _publish(temporary, target)
+    with locked(cache / f".{target.name}.lock"):  # another simulation may be building it
+        if (target / MANIFEST_NAME).is_file():
+            read_manifest(target)
+            return target
+        progress.line(f"building the base from {source.source}; it is kept for the next run")
+        local = (folder / source.source).is_dir()
+        build_base(
+            str(folder / source.source) if local else source.source,
+            task="sequence-classification",
+            bits=source.bits,
+            out=target,
+            pooling=source.pooling,
+            scales=source.scales,
+            progress=lambda step, share: progress.update(f"base: {step}", share, 1.0),
+        )
     return target
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    try:
-        temporary.rename(target)
-    except OSError:
-        # Another simulation was faster and built the same thing.
-        shutil.rmtree(temporary, ignore_errors=True)
-        read_manifest(target)
 
 
 def _shown(source: str, place: Place) -> str:

@@ -6,51 +6,56 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from simulations.compare import FIGURES, Group, Json, comparison, shown_figure, shown_value
-from simulations.page import page
-from simulations.plots import Line, line_chart, table
+from markupsafe import Markup
+
+from simulations.compare import FIGURES, Group, comparison, shown_figure, shown_value
+from simulations.page import render
+from simulations.plots import Line, line_chart
 
 COLOURS = ("c1", "c2", "c3", "r1", "r0", "r3")  # then again from the first
+
+
+CURVES = (  # the figure's key, its section, its chart, by how much it is multiplied, its unit
+    ("accuracy", "Accuracy per round", "Test accuracy", 100.0, " %"),
+    ("nrmse", "NRMSE per round", "Test NRMSE: lower is better", 100.0, " %"),
+    ("loss", "Loss per round", "Test loss a row: lower is better", 1.0, ""),
+)
 
 
 def compare_page(groups: Sequence[Group]) -> str:
     """The page; groups in their order, each in its colour."""
     body = comparison(groups)
     runs = sum(len(group.runs) for group in groups)
-    sections = [
-        ("Figures", _figures(body)),
-        *(
-            (f"{name} per round", _charts(groups, key, title, 100.0, " %"))
-            for key, name, title in (
-                ("accuracy", "Accuracy", "Test accuracy"),
-                ("nrmse", "NRMSE", "Test NRMSE: lower is better"),
-            )
-            if any(group.curve(key) for group in groups)
-        ),
-        (
-            "Loss per round",
-            _charts(groups, "loss", "Test loss a row: lower is better", 1.0, ""),
-        ),
-        ("What differs", _differences(body)),
-        ("Runs", _runs(body)),
-    ]
-    names = " and ".join(dict.fromkeys(group.runs[0].name for group in groups))
-    about = [f"{runs} runs in {len(groups)} groups; runs that differ by their seed alone are one."]
-    return page(f"{names}: compared", about, sections)
+    title = " and ".join(dict.fromkeys(group.runs[0].name for group in groups))
+    return render(
+        "compare.html",
+        title=f"{title}: compared",
+        about=[
+            f"{runs} runs in {len(groups)} groups; runs that differ by their seed alone are one."
+        ],
+        names=[group["name"] for group in body["groups"]],
+        figures=[
+            [label, *(shown_figure(key, group["figures"].get(key)) for group in body["groups"])]
+            for key, label in FIGURES.items()
+            if any(key in group["figures"] for group in body["groups"])
+        ],
+        curves=[
+            (section, _charts(groups, key, chart, scale, unit))
+            for key, section, chart, scale, unit in CURVES
+            if key == "loss" or any(group.curve(key) for group in groups)
+        ],
+        differences=[
+            [key, *map(shown_value, values)] for key, values in body["differences"].items()
+        ],
+        runs=[
+            [group["name"], str(seed), run]
+            for group in body["groups"]
+            for seed, run in zip(group["seeds"], group["runs"], strict=True)
+        ],
+    )
 
 
-def _figures(body: Json) -> str:
-    head = ["", *(group["name"] for group in body["groups"])]
-    rows = [
-        [label, *(shown_figure(key, group["figures"].get(key)) for group in body["groups"])]
-        for key, label in FIGURES.items()
-        if any(key in group["figures"] for group in body["groups"])
-    ]
-    said = "<p>Mean ± standard deviation over the seeds; without ± there is one run.</p>"
-    return table(head, rows) + said
-
-
-def _charts(groups: Sequence[Group], key: str, title: str, scale: float, unit: str) -> str:
+def _charts(groups: Sequence[Group], key: str, title: str, scale: float, unit: str) -> Markup:
     lines, levels = [], []
     for at, group in enumerate(groups):
         css = COLOURS[at % len(COLOURS)]
@@ -64,7 +69,7 @@ def _charts(groups: Sequence[Group], key: str, title: str, scale: float, unit: s
             level = scale * sum(heights) / len(heights)
             levels.append((level, points, css))
     if not lines:
-        return "<p>Not measured.</p>"
+        return Markup("")
     lines += [
         Line(
             name="all in one place",
@@ -78,7 +83,7 @@ def _charts(groups: Sequence[Group], key: str, title: str, scale: float, unit: s
     return whole + _enlarged(lines, f"{title}: the last third, enlarged", unit)
 
 
-def _enlarged(lines: Sequence[Line], title: str, unit: str) -> str:
+def _enlarged(lines: Sequence[Line], title: str, unit: str) -> Markup:
     """Rounds of the last third on heights of their own; nothing where that is less than two rounds."""
     first = math.ceil(2 * max(line.points[-1][0] for line in lines) / 3)
     kept = [
@@ -89,27 +94,10 @@ def _enlarged(lines: Sequence[Line], title: str, unit: str) -> str:
         if line.points[-1][0] > first
     ]
     if all(len(line.points) < 2 for line in kept if not line.dashed):
-        return ""
+        return Markup("")
     return line_chart(title, kept, unit=unit, enlarged=True)
 
 
 def _short(name: str) -> str:
     text = name.partition(", ")[0].partition(" = ")[2].strip('"') or name
     return text if len(text) <= 18 else f"{text[:17]}…"
-
-
-def _differences(body: Json) -> str:
-    if not body["differences"]:
-        return "<p>Nothing but seeds and names.</p>"
-    head = ["setting", *(group["name"] for group in body["groups"])]
-    rows = [[key, *map(shown_value, values)] for key, values in body["differences"].items()]
-    return table(head, rows)
-
-
-def _runs(body: Json) -> str:
-    rows = [
-        [group["name"], str(seed), run]
-        for group in body["groups"]
-        for seed, run in zip(group["seeds"], group["runs"], strict=True)
-    ]
-    return table(["group", "seed", "run"], rows)

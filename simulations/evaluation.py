@@ -11,7 +11,6 @@ import numpy as np
 from client.data import load_rows
 from client.training import predict_logits
 from client.worker import Worker
-from protocol.adapter import as_plain_lora, with_unit_cores
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from simulations.files import read_json, write_json
@@ -46,7 +45,7 @@ def finished_tensors(worker: Worker, tensors: Tensors) -> Tensors:
     That is the published form: measured as a coordinator holds it or as it was published, an adapter gives
     the same bits.
     """
-    return with_unit_cores(as_plain_lora(tensors), worker.engine.layout)
+    return worker.recipe.resumed(worker.recipe.published(tensors))
 
 
 def due(plan: Plan, round_number: int) -> bool:

@@ -17,9 +17,10 @@ from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import Plan, plan_from, validated
-from protocol.plan_sections import Fraction, Name, Positive, PositiveReal, Section
-from protocol.regular_files import read_settings_text
+from protocol.section import Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
+from protocol.variants import key_of, variants_of
+from storage.regular import read_settings_text
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
@@ -36,6 +37,7 @@ class BaseSource(Section):
     pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
         default="auto", description="one vector of a text's many; auto: what the source names"
     )
+    scales: bool = Field(default=False, description="slots that the method ia3 fills")
     sha256: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
@@ -46,8 +48,12 @@ class BaseSource(Section):
     def _one_origin(self) -> BaseSource:
         if bool(self.folder) == bool(self.source):
             raise ValueError("give either folder, a base that is built, or source")
-        if self.folder and (self.bits, self.pooling, self.sha256) != (4, "auto", ""):
-            raise ValueError("bits, pooling and sha256 are for a source, not for a built folder")
+        if self.folder and (self.bits, self.pooling, self.scales, self.sha256) != (
+            *(4, "auto", False, ""),
+        ):
+            raise ValueError(
+                "bits, pooling, scales and sha256 are for a source, not for a built folder"
+            )
         return self
 
 
@@ -211,6 +217,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     except OddError as odd:
         raise PlanError(f"{path}: {odd}", "correct the line named") from None
     for override in overrides or []:
+        _drop_keys_of_another_variant(document, override)
+    for override in overrides or []:
         _override(document, override)
     if "task" in document and "plan" not in document:
         raise PlanError(
@@ -270,6 +278,20 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
     table[parts[-1]] = _value(text.strip())
+
+
+def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> None:
+    """With ``plan.adapter.method`` go those keys of the file that the named method has not."""
+    key, _, text = override.partition("=")
+    plan, _, place = key.strip().partition(".")
+    name, _, tag = place.partition(".")
+    field = Plan.model_fields.get(name)
+    kind = variants_of(field).get(str(_value(text.strip())))
+    if plan != "plan" or field is None or kind is None or tag != key_of(field):
+        return
+    if isinstance(table := (document.get("plan") or {}).get(name), dict):
+        for other in table.keys() - kind.model_fields.keys():
+            del table[other]
 
 
 def _value(text: str) -> Any:

@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ArtefactError
+from storage.whole import write_whole
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary sibling, flush to the disk, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """:func:`storage.whole.write_whole` in UTF-8."""
+    write_whole(path, text.encode())
 
 
 def path_text(path: Path) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from protocol.known_keys import chosen_by, variants
 from protocol.plan import Plan
+from protocol.variants import key_of, variants_of
 from simulations.experiment import Experiment
 
 Json = dict[str, Any]
@@ -52,12 +52,12 @@ def _keys(model: type[BaseModel], table: str, choice: str = "") -> Iterator[Key]
     tables: list[tuple[type[BaseModel], str, str]] = []
     for name, entry in schema["properties"].items():
         field = model.model_fields[name]
-        inner, several = field.annotation, variants(field)
+        inner = field.annotation
         path = f"{table}.{name}".lstrip(".")
-        if several:
-            tables += [
-                (each, path, '{} = "{}"'.format(*chosen_by(each))) for each in several.values()
-            ]
+        kinds = variants_of(field)
+        if kinds:
+            key = key_of(field)
+            tables += [(each, path, f'{key} = "{tag}"') for tag, each in kinds.items()]
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             tables.append((inner, path, ""))
         elif path not in {"plan", *FILLED_IN}:

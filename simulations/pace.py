@@ -17,7 +17,6 @@ import numpy as np
 from client.batches import Encoded
 from client.training import predict_logits, train
 from client.worker import Worker
-from protocol.adapter import initial_adapter
 from protocol.errors import UpdateError
 from protocol.plan import Plan
 from simulations.evaluation import due
@@ -55,23 +54,19 @@ def measure_pace(
 ) -> Pace:
     """Time ``STEPS`` steps of the plan's batch size on ``rows``, behind one that warms up."""
     plan = worker.plan
-    start = initial_adapter(
-        worker.engine.layout,
-        seed=plan.seed,
-        embedding_std=worker.manifest.embedding_std,
-    )
+    start = worker.recipe.start()
     local = plan.local.model_copy(update={"max_steps": WARM + STEPS})
     need = local.batch_size * local.max_steps
     batch = rows.take(np.resize(np.arange(len(rows)), need))
     ends: list[float] = []
-    roles = worker.contract.roles(1)
+    parts = worker.recipe.parts(1)
     with suppress(UpdateError):  # one that diverges takes as long
         train(
             worker.engine,
             start,
             batch,
             local=local,
-            roles=roles,
+            parts=parts,
             seed=0,
             on_step=lambda step: ends.append(clock()),
         )

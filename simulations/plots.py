@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 76, 165, 14, 34
 
@@ -83,11 +85,11 @@ def line_chart(
     band: Band | None = None,
     unit: str = "",
     enlarged: bool = False,
-) -> str:
+) -> Markup:
     """Lines over rounds, labelled at their right end. ``enlarged``: the heights begin where the lines do."""
     points = [point for line in lines for point in line.points]
     if not points:
-        return ""
+        return Markup("")
     xs = sorted({x for x, _ in points})
     heights = [y for _, y in points] + ([band.low, band.high] if band else [])
     lowest = min(heights) if enlarged else min(0.0, *heights)
@@ -128,10 +130,10 @@ def bar_chart(
     series: Sequence[tuple[str, str, Sequence[float]]],
     *,
     unit: str = "",
-) -> str:
+) -> Markup:
     """Stacked bars; ``series`` holds (name, css class, one height per x)."""
     if not xs:
-        return ""
+        return Markup("")
     totals = [sum(values[i] for _, _, values in series) for i in range(len(xs))]
     frame = _Frame((min(xs) - 0.6, max(xs) + 0.6), (0.0, max(totals) or 1.0))
     width = max(1.0, (frame.x(1) - frame.x(0)) * 0.8)
@@ -154,18 +156,6 @@ def bar_chart(
         )
         parts.append(f'<text x="{WIDTH - RIGHT + 24}" y="{y}">{escape(name)}</text>')
     return _svg(title, parts)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An HTML table; everything in it is escaped."""
-    top = "".join(f"<th>{escape(str(cell))}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
 
 
 def _height(value: float, step: float) -> str:
@@ -193,7 +183,8 @@ def number(value: float) -> str:
     )
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """What a table shows of a value."""
     return (
         number(value)
         if isinstance(value, float)
@@ -208,8 +199,8 @@ def _thinned(ticks: Sequence[float]) -> list[float]:
     return list(ticks)[::step]
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
-    return (
+def _svg(title: str, parts: Sequence[str]) -> Markup:
+    return Markup(  # noqa: S704 every text in it is escaped
         f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg></div></figure>"

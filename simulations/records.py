@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
-from protocol.peft_format import WEIGHTS_FILE, from_peft
+from protocol.peft_format import CONFIG_FILE, WEIGHTS_FILE, from_peft, published_as
 from simulations.files import read_json
 
 ROUNDS, RECORD, ADAPTER = "rounds", "record.json", "adapter"
@@ -38,9 +38,12 @@ def round_records(run: Path) -> list[dict[str, Any]]:
 
 def published_adapter(run: Path, number: int) -> Tensors:
     """The adapter of a round by canonical names, float32. Raises ArtefactError for damage."""
-    path = adapter_folder(run, number) / WEIGHTS_FILE
+    folder = adapter_folder(run, number)
+    path = folder / WEIGHTS_FILE
     try:
-        return from_peft(dict(load_file(path)))
+        config = (folder / CONFIG_FILE).read_bytes()
+        method = published_as(config, source=str(folder / CONFIG_FILE)).method
+        return from_peft(dict(load_file(path)), method=method)
     except (OSError, SafetensorError):
         raise ArtefactError(
             f"{path} cannot be read", "restore it, or start the run again in another folder"

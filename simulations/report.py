@@ -8,9 +8,12 @@ the coordinator's word. The page loads nothing and runs no script.
 from __future__ import annotations
 
 import json
-from html import escape
+from itertools import accumulate
+from operator import add
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from protocol.errors import ArtefactError
 from protocol.peft_format import RELEASE_FILE
@@ -18,17 +21,16 @@ from protocol.tasks import TASKS
 from protocol.tasks.base import Quality
 from simulations.clients import named
 from simulations.files import read_json, write_text
-from simulations.page import details, page
-from simulations.plots import Line, bar_chart, line_chart, number, table
+from simulations.page import render
+from simulations.plots import Line, bar_chart, line_chart, number
 from simulations.report_about import about, known, time_spent
 from simulations.report_audit import audit
-from simulations.report_log import WORD, by_the_log, read_log, whose
+from simulations.report_log import by_the_log, read_log
 from simulations.report_quality import by_client, by_label, quality
 from simulations.report_secrecy import privacy, visible
 
 REPORT, AUDIT = "report.html", "audit.json"
 REASONS = ("error", "invalid", "no-reply", "late")
-REASONED = "<p>Who was asked and why somebody is missing is the coordinator's word in any case.</p>"
 Json = dict[str, Any]
 
 
@@ -51,7 +53,7 @@ def _page(run: Path, plan: Json) -> str:
         if r["round"]
     ]
     log = read_log(run)
-    records, own = by_the_log(log, records), whose(log)
+    records = by_the_log(log, records)
     clients = read_json(run / "clients.json")
     failed = [read_json(path) for path in sorted(run.glob("rounds/*.attempt*.json"))]
     summary = read_json(run / "summary.json") or {}
@@ -59,26 +61,31 @@ def _page(run: Path, plan: Json) -> str:
     evaluations = (read_json(run / "evaluations.json") or {}).get("test", [])
     note = _last_release(run, records)
     refused, outcome = read_json(run / "refused.json"), read_json(run / "outcome.json")
-    sections = [
-        ("Figures", _figures(plan, summary, records) + _why(outcome, refused) + WORD),
-        ("What to know about this run", known(plan, summary, records, log)),
-        (
-            "Quality per round",
-            quality(evaluations, yardsticks or {}, _measure(plan), summary.get("rows_test")) + WORD,
-        ),
-        *_labels(plan, summary),
-        ("Clients", _clients(summary, clients) + WORD),
-        ("Participation", _participation(records, failed, clients) + own + REASONED),
-        ("Bytes", _bytes(records) + WORD),
-        ("Time", time_spent(records, summary, timings) + WORD),
-        ("Size of the update", _norms(records)),
-        ("What the coordinator could see", visible(plan, records)),
-        ("Privacy spent", privacy(records, failed if log is None else []) + own),
-        ("Parity: torch against ONNX Runtime", _parity(note, refused) + WORD),
-        ("Audit", audit(read_json(run / AUDIT), plan, records, note, clients)),
-        ("Plan and identities", _identities(plan, records)),
-    ]
-    return page(str(plan.get("name", run.name)), about(plan, summary, timings), sections)
+    return render(
+        "report.html",
+        title=str(plan.get("name", run.name)),
+        about=about(plan, summary, timings),
+        planned=plan.get("rounds"),
+        rounds=records,
+        exchange=log and log.plan.secrecy.exchange,
+        figures=_figures(plan, summary),
+        outcome=outcome,
+        refused=refused,
+        known=known(plan, summary, records, log),
+        quality=quality(evaluations, yardsticks or {}, _measure(plan), summary.get("rows_test")),
+        has_labels="labels" in plan.get("task", {}),
+        labels=by_label(summary.get("per_label")),
+        clients=_clients(summary, clients),
+        taken=_participation(records, failed, clients),
+        sent=_bytes(records),
+        time=time_spent(records, summary, timings),
+        norms=_norms(records),
+        visible=visible(plan, records) if records else None,
+        privacy=privacy(records, failed if log is None else []),
+        parity=_parity(note, refused),
+        audit=audit(read_json(run / AUDIT), plan, records, note, clients),
+        identities=_identities(plan, records),
+    )
 
 
 def _measure(plan: Json) -> Quality:
@@ -87,14 +94,7 @@ def _measure(plan: Json) -> Quality:
     return TASKS[kind if kind in TASKS else "classification"].QUALITY
 
 
-def _labels(plan: Json, summary: Json) -> list[tuple[str, str]]:
-    """The section, where the task has labels."""
-    if "labels" not in plan.get("task", {}):
-        return []
-    return [("Labels", by_label(summary.get("per_label")) + WORD)]
-
-
-def _clients(summary: Json, clients: Json | None) -> str:
+def _clients(summary: Json, clients: Json | None) -> Markup:
     listed = clients or {"column": None, "clients": {}}
     return by_client(summary.get("per_client") or listed["clients"], listed["column"])
 
@@ -108,9 +108,8 @@ def _last_release(run: Path, records: list[Json]) -> Json | None:
     return None
 
 
-def _figures(plan: Json, summary: Json, records: list[Json]) -> str:
-    if not summary:
-        return f"<p>Not finished: {len(records)} of {plan.get('rounds')} rounds are there.</p>"
+def _figures(plan: Json, summary: Json) -> list[tuple[str, str]]:
+    """Value and words of each; none before the run is finished."""
     name, title = _measure(plan).name, _measure(plan).title
     wanted = (
         (f"{name}_alone_mean", f"devices alone, mean {title}"),
@@ -123,23 +122,7 @@ def _figures(plan: Json, summary: Json, records: list[Json]) -> str:
         ("adapter_bytes", "bytes of the adapter on a device"),
         ("seconds", "seconds in all"),
     )
-    cards = "".join(
-        f'<div class="card"><b>{escape(_figure(key, summary.get(key)))}</b><span>{escape(text)}</span></div>'
-        for key, text in wanted
-    )
-    return f'<div class="cards">{cards}</div>'
-
-
-def _why(outcome: Json | None, refused: Json | None) -> str:
-    """What ended the run, or kept its adapter from devices."""
-    said = []
-    if outcome and not outcome.get("finished"):
-        said.append(f"The run ended before its plan: {outcome['cause']} ({outcome['remedy']}).")
-    if refused:
-        said.append(
-            f"Round {refused['round']} is not released: {refused['cause']} ({refused['remedy']})."
-        )
-    return "".join(f'<p class="warn">{escape(text)}</p>' for text in said)
+    return [(_figure(key, summary.get(key)), text) for key, text in wanted] if summary else []
 
 
 def _figure(key: str, value: Any) -> str:
@@ -152,9 +135,7 @@ def _figure(key: str, value: Any) -> str:
     )
 
 
-def _participation(records: list[Json], failed: list[Json], clients: Json | None) -> str:
-    if not records:
-        return "<p>No round is finished.</p>"
+def _participation(records: list[Json], failed: list[Json], clients: Json | None) -> Json:
     rounds = [float(record["round"]) for record in records]
     counts = {
         reason: [float(sum(d["reason"] == reason for d in record["dropped"])) for record in records]
@@ -162,72 +143,48 @@ def _participation(records: list[Json], failed: list[Json], clients: Json | None
     }
     series = [("used", "c2", [float(len(record["used"])) for record in records])]
     series += [(r, f"r{i}", counts[r]) for i, r in enumerate(REASONS) if any(counts[r])]
-    chart = bar_chart("Clients per round: used, and dropped by cause", rounds, series)
-    dropped = [
-        [
-            record["round"],
-            record["attempt"],
-            named(d["client"], clients),
-            d["reason"],
-            d["detail"],
-        ]
-        for record in [*records, *failed]
-        for d in record["dropped"]
-    ]
-    html = chart + details(
-        table(
-            ["round", "expected", "used", "quorum", *REASONS],
-            [
-                [r["round"], len(r["expected"]), len(r["used"]), r["quorum"]]
-                + [int(counts[reason][i]) for reason in REASONS]
-                for i, r in enumerate(records)
-            ],
-        )
-    )
-    html += f"<p>{len(failed)} attempt(s) failed their quorum.</p>" if failed else ""
-    for record in (r for r in records if r.get("void")):
-        text = f"Round {record['round']} left the model as it was: {record['void']}."
-        html += f'<p class="warn">{escape(text)}</p>'
-    if not dropped:
-        return html + "<p>Every client that was expected was used.</p>"
-    return html + table(["round", "attempt", "client", "cause", "detail"], dropped)
+    return {
+        "chart": bar_chart("Clients per round: used, and dropped by cause", rounds, series),
+        "reasons": list(REASONS),
+        "rows": [
+            [r["round"], len(r["expected"]), len(r["used"]), r["quorum"]]
+            + [int(counts[reason][i]) for reason in REASONS]
+            for i, r in enumerate(records)
+        ],
+        "failed": len(failed),
+        "dropped": [
+            [each["round"], each["attempt"], named(d["client"], clients), d["reason"], d["detail"]]
+            for each in [*records, *failed]
+            for d in each["dropped"]
+        ],
+    }
 
 
-def _bytes(records: list[Json]) -> str:
-    if not records:
-        return "<p>No round is finished.</p>"
+def _bytes(records: list[Json]) -> Json:
     up = [float(r["bytes_up_per_client"] * len(r["used"])) for r in records]
     down = [float(r["bytes_down_per_client"] * len(r["expected"])) for r in records]
     rounds = [float(r["round"]) for r in records]
     kilo = [("up", "c1", [v / 1000 for v in up]), ("down", "c3", [v / 1000 for v in down])]
-    rows = [
-        [
-            int(n),
-            r["bytes_up_per_client"],
-            r["bytes_down_per_client"],
-            int(sum(up[: i + 1]) + sum(down[: i + 1])),
-        ]
-        for i, (n, r) in enumerate(zip(rounds, records, strict=True))
-    ]
-    head = ["round", "up per client", "down per client", "all clients, cumulated"]
-    return bar_chart("Kilobytes per round, all clients", rounds, kilo, unit=" kB") + details(
-        table(head, rows)
-    )
+    whole = accumulate(map(add, up, down))
+    return {
+        "chart": bar_chart("Kilobytes per round, all clients", rounds, kilo, unit=" kB"),
+        "rows": [
+            [r["round"], r["bytes_up_per_client"], r["bytes_down_per_client"], int(total)]
+            for r, total in zip(records, whole, strict=True)
+        ],
+    }
 
 
-def _norms(records: list[Json]) -> str:
+def _norms(records: list[Json]) -> Json | None:
     points = tuple((float(r["round"]), float(r["update_norm"])) for r in records)
     if not any(y for _, y in points):
-        return "<p>Not recorded under this rule.</p>"
+        return None
     chart = line_chart("L2 norm of the mean update", [Line(name="norm", points=points, css="c1")])
-    return chart + details(table(["round", "norm"], [[int(x), y] for x, y in points]))
+    return {"chart": chart, "rows": [[int(x), y] for x, y in points]}
 
 
-def _parity(note: Json | None, refused: Json | None) -> str:
-    measured = [each for each in (note, refused) if each and each["parity"]]
-    if not measured:
-        return "<p>No round was released, so parity was not measured.</p>"
-    rows = [
+def _parity(note: Json | None, refused: Json | None) -> list[list[object]]:
+    return [
         [
             each["round"],
             "released" if each is note else "refused",
@@ -237,13 +194,12 @@ def _parity(note: Json | None, refused: Json | None) -> str:
             f"{each['parity'].get('absolute', 0):.1e}",
             f"{each['parity']['label_agreement']:.2%}",
         ]
-        for each in measured
+        for each in (note, refused)
+        if each and each["parity"]
     ]
-    head = ["round", "", "rows", "largest relative difference of logits", "bound"]
-    return table([*head, "passes in any row", "same labels"], rows)
 
 
-def _identities(plan: Json, records: list[Json]) -> str:
+def _identities(plan: Json, records: list[Json]) -> list[list[object]]:
     rows: list[list[object]] = []
     for key, value in plan.items():
         if isinstance(value, dict):
@@ -253,7 +209,7 @@ def _identities(plan: Json, records: list[Json]) -> str:
     last = records[-1] if records else {}
     for key in ("plan_digest", "base_fingerprint", "adapter_out", "adapter_published"):
         rows.append([key, last.get(key, "not there yet")])
-    return table(["key", "value"], rows)
+    return rows
 
 
 def _short(value: object) -> str:

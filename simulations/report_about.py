@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
 
 from audit.published import Run
@@ -11,8 +10,7 @@ from protocol.errors import FedgeError
 from protocol.legality import warnings_of
 from protocol.plan import plan_from
 from protocol.rules import rule_named
-from simulations.page import details
-from simulations.plots import bar_chart, table
+from simulations.plots import bar_chart
 
 Json = dict[str, Any]
 
@@ -38,13 +36,10 @@ def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
-def known(plan: Json, summary: Json, records: list[Json], log: Run | None) -> str:
+def known(plan: Json, summary: Json, records: list[Json], log: Run | None) -> list[str]:
     """What is insecure about the run, and what its plan was warned of."""
     said = [*_insecure(plan, summary, records), *_warnings(plan, summary, log)]
-    if not said:
-        return "<p>Nothing that the records show.</p>"
-    lines = dict.fromkeys(said)
-    return '<ul class="warn">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+    return list(dict.fromkeys(said))
 
 
 def _warnings(plan: Json, summary: Json, log: Run | None) -> list[str]:
@@ -72,37 +67,29 @@ def _insecure(plan: Json, summary: Json, records: list[Json]) -> list[str]:
     return said
 
 
-def time_spent(records: list[Json], summary: Json, timings: Json) -> str:
+def time_spent(records: list[Json], summary: Json, timings: Json) -> Json:
     """Seconds per round, and the parts of the run beside what was forecast; the parts add up."""
     wall = timings.get("rounds", {})
-    rows = [
-        (
-            float(r["round"]),
-            float(wall.get(str(r["round"]), r["metrics"].get("train_seconds", 0.0))),
-        )
-        for r in records
+    rounds = [float(r["round"]) for r in records]
+    seconds = [
+        float(wall.get(str(r["round"]), r["metrics"].get("train_seconds", 0.0))) for r in records
     ]
-    if not rows:
-        return "<p>No round is finished.</p>"
-    chart = bar_chart(
-        "Seconds per round",
-        [x for x, _ in rows],
-        [("seconds", "c1", [y for _, y in rows])],
-        unit=" s",
-    )
-    kind = "" if wall else "<p>Sum of the clients' training time.</p>"
-    each = details(table(["round", "seconds"], [[int(x), y] for x, y in rows]))
-    return chart + kind + _parts(summary) + each
+    return {
+        "wall": bool(wall),
+        "chart": bar_chart("Seconds per round", rounds, [("seconds", "c1", seconds)], unit=" s"),
+        "rows": [[int(x), y] for x, y in zip(rounds, seconds, strict=True)],
+        "parts": _parts(summary),
+    }
 
 
-def _parts(summary: Json) -> str:
+def _parts(summary: Json) -> list[list[object]]:
     parts, expected = summary.get("seconds_by_part"), summary.get("seconds_forecast") or {}
     if not parts:
-        return ""
+        return []
     rows: list[list[object]] = [
         [name, f"{seconds:.1f} s", f"{expected[name]:.1f} s" if name in expected else ""]
         for name, seconds in parts.items()
     ]
     whole = sum(expected.values())
     rows.append(["whole run", f"{sum(parts.values()):.1f} s", f"{whole:.1f} s" if expected else ""])
-    return table(["part of the run", "took", "forecast at its start"], rows)
+    return rows

@@ -18,15 +18,6 @@ from protocol.privacy.record import privacy_record
 from protocol.transparency.leaves import Alive
 
 Json = dict[str, Any]
-WORD = "<p>The coordinator's word: no log shows these figures.</p>"
-BY_LOG = "<p>By the run's log: who is in the sums, and what they spent.</p>"
-NO_LOG = (
-    '<p class="warn">The coordinator\'s word: the run has no log that can be read, '
-    "so nothing here is shown by one.</p>"
-)
-IN_CLEAR = (
-    "<p>The coordinator's word: updates went in clear, so the log shows nobody who took part.</p>"
-)
 
 
 def read_log(run: Path) -> Run | None:
@@ -35,13 +26,6 @@ def read_log(run: Path) -> Run | None:
         return load_run(Folder(run), Trust())
     except FedgeError:
         return None
-
-
-def whose(log: Run | None) -> str:
-    """A paragraph: whose word participation and privacy are."""
-    if log is None:
-        return NO_LOG
-    return IN_CLEAR if log.plan.secrecy.exchange == "plain" else BY_LOG
 
 
 def by_the_log(log: Run | None, records: list[Json]) -> list[Json]:

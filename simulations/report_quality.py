@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from protocol.tasks.base import Quality
-from simulations.page import details
-from simulations.plots import Band, Line, line_chart, table
+from simulations.page import render
+from simulations.plots import Band, Line, line_chart
 
 Json = dict[str, Any]
 Point = tuple[float, float]
@@ -18,41 +19,44 @@ WORST = 10  # labels that stand in the open
 
 def quality(
     evaluations: list[Json], yardsticks: Json, measure: Quality, test_rows: int | None
-) -> str:
+) -> Json | None:
     """The task's quality and loss per round, each whole and enlarged at its end, and their figures."""
     if not evaluations:
-        return "<p>No evaluation was recorded.</p>"
-    return (
-        _curve(evaluations, yardsticks, measure, test_rows)
-        + _loss(evaluations, yardsticks)
-        + details(_figures(evaluations, yardsticks, measure))
-    )
+        return None
+    return {
+        **_curve(evaluations, yardsticks, measure, test_rows),
+        **_loss(evaluations, yardsticks),
+        "title": measure.title,
+        "rows": _figures(evaluations, yardsticks, measure),
+    }
 
 
 def _curve(
     evaluations: list[Json], yardsticks: Json, measure: Quality, test_rows: int | None
-) -> str:
+) -> Json:
     points = tuple((float(e["round"]), 100 * float(e[measure.name])) for e in evaluations)
     better = "" if measure.higher_is_better else ": lower is better"
-    lines, band = [Line(name="federated", points=points, css="c1")], None
-    pooled, alone = yardsticks.get("pooled"), yardsticks.get("alone")
-    if pooled:
-        lines.append(_level("all in one place", 100 * float(pooled[measure.name]), points, "c2"))
-    if alone:
+    lines, band, level = [Line(name="federated", points=points, css="c1")], None, None
+    if pooled := yardsticks.get("pooled"):
+        level = 100 * float(pooled[measure.name])
+        lines.append(_level("all in one place", level, points, "c2"))
+    if alone := yardsticks.get("alone"):
         lines.append(_level("alone, mean", 100 * float(alone["mean"]), points, "c3"))
         each = [100 * float(value) for value in alone["per_client"].values()]
         band = Band(name="alone, range", low=min(each), high=max(each))
-    html = line_chart(
-        f"Test {measure.title} per round against both yardsticks{better}",
-        lines,
-        band=band,
-        unit=" %",
-    )
-    html += "<p>The shaded band is the range of devices on their own.</p>" if band else ""
-    level = lines[1].points[0][1] if pooled else None
-    # a share of rows has limits that follow from their number
-    rows = test_rows if measure.name == "accuracy" else None
-    return html + _enlarged_quality(points, level, rows)
+    title = f"Test {measure.title} per round against both yardsticks{better}"
+    limits, spread = None, None
+    if test_rows and measure.name == "accuracy":  # a share of rows has limits by their number
+        low, high = (100 * limit for limit in wilson(points[-1][1] / 100, test_rows))
+        limits = f"{test_rows:,}", f"{low:.1f}", f"{high:.1f}"
+        spread = Band(name="", low=low, high=high)
+    end = "The end of it, enlarged"
+    return {
+        "curve": line_chart(title, lines, band=band, unit=" %"),
+        "band": band,
+        "limits": limits,
+        "end": _enlarged(end, points, level, least=1.0, unit=" %", band=spread),
+    }
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
@@ -64,29 +68,19 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _enlarged_quality(points: tuple[Point, ...], pooled: float | None, rows: int | None) -> str:
-    last, band, said = points[-1][1], None, ""
-    if rows:
-        low, high = wilson(last / 100, rows)
-        band = Band(name="", low=100 * low, high=100 * high)
-        said = (
-            f"<p>The shaded band is what the choice of {rows:,} test rows alone explains of the last round's "
-            f"accuracy (95 %: {100 * low:.1f} to {100 * high:.1f} %).</p>"
-        )
-    html = _enlarged("The end of it, enlarged", points, pooled, least=1.0, unit=" %", band=band)
-    return html + said if html else ""
-
-
-def _loss(evaluations: list[Json], yardsticks: Json) -> str:
+def _loss(evaluations: list[Json], yardsticks: Json) -> Json:
     points = tuple((float(e["round"]), float(e["loss"])) for e in evaluations if "loss" in e)
     if not points:
-        return ""
+        return {"loss": "", "loss_end": ""}
     pooled = yardsticks.get("pooled", {}).get("loss")
     lines = [Line(name="federated", points=points, css="c1")]
     if pooled is not None:
         lines.append(_level("all in one place", float(pooled), points, "c2"))
-    html = line_chart("Test loss per round, of a row: lower is better", lines)
-    return html + _enlarged("The end of the loss, enlarged", points, pooled, least=0.02, unit="")
+    end = "The end of the loss, enlarged"
+    return {
+        "loss": line_chart("Test loss per round, of a row: lower is better", lines),
+        "loss_end": _enlarged(end, points, pooled, least=0.02, unit=""),
+    }
 
 
 def _level(name: str, height: float, points: tuple[Point, ...], css: str) -> Line:
@@ -102,7 +96,7 @@ def _enlarged(
     least: float,
     unit: str,
     band: Band | None = None,
-) -> str:
+) -> Markup:
     """The last rounds on heights of their own; nothing where there are no two rounds to see."""
     last = points[-1][1]
     apart = max(least, 0.0 if pooled is None else abs(pooled - last))
@@ -113,7 +107,7 @@ def _enlarged(
         tail.insert(0, point)
     heights = [y for _, y in tail] + ([] if pooled is None else [pooled])
     if len(tail) < 2 or max(heights) - min(heights) > max(heights) / 2:
-        return ""  # the whole of it shows as much
+        return Markup("")  # the whole of it shows as much
     end = tuple(tail)
     lines = [Line(name="federated", points=end, css="c1")]
     if pooled is not None:
@@ -121,7 +115,7 @@ def _enlarged(
     return line_chart(title, lines, band=band, unit=unit, enlarged=True)
 
 
-def _figures(evaluations: list[Json], yardsticks: Json, measure: Quality) -> str:
+def _figures(evaluations: list[Json], yardsticks: Json, measure: Quality) -> list[list[object]]:
     rows: list[list[object]] = [
         [f"round {e['round']}", *_three(e.get(measure.name), e.get("loss"), e.get("macro_f1"))]
         for e in evaluations
@@ -134,7 +128,7 @@ def _figures(evaluations: list[Json], yardsticks: Json, measure: Quality) -> str
         three = _three(alone["mean"], alone.get("loss"), alone.get("macro_f1"))
         rows.append([f"alone: mean of {len(each)} devices", *three])
         rows.append(["alone: worst and best device", f"{min(each):.2%} to {max(each):.2%}", "", ""])
-    return table(["", measure.title, "loss a row", "macro-F1"], rows)
+    return rows
 
 
 def _three(quality: float | None, loss: float | None, f1: float | None) -> list[str]:
@@ -145,10 +139,10 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def by_label(per_label: Json | None) -> str:
-    """Every label's test figures; the worst in the open."""
+def by_label(per_label: Json | None) -> Json | None:
+    """Every label's test figures; of many the worst apart."""
     if not per_label:
-        return "<p>Not measured.</p>"
+        return None
     present = [pair for pair in TRAININGS if any(pair[0] in entry for entry in per_label.values())]
     head = ["label", "test rows"]
     for _, name in present:
@@ -168,16 +162,14 @@ def by_label(per_label: Json | None) -> str:
         per_label, key=lambda label: per_label[label].get("federated", {}).get("f1", 0)
     )
     if len(ordered) <= WORST:
-        return table(head, [row(label) for label in ordered])
-    worst = table(head, [row(label) for label in ordered[:WORST]])
-    said = f"<p>{len(ordered)} labels; the {WORST} with the lowest federated F1 first.</p>{worst}"
-    return said + details(table(head, [row(label) for label in sorted(per_label)]), "all labels")
+        return {"head": head, "worst": [], "rows": [row(label) for label in ordered]}
+    worst, every = map(row, ordered[:WORST]), map(row, sorted(per_label))
+    return {"head": head, "worst": list(worst), "rows": list(every)}
 
 
-def by_client(per_client: Json | None, column: str | None) -> str:
+def by_client(per_client: Json | None, column: str | None) -> Markup:
     """Every client by its name: what it holds, and how it is served."""
-    if not per_client:
-        return "<p>Not recorded: no simulation made these clients.</p>"
+    per_client = per_client or {}
     present = [pair for pair in TRAININGS if any(pair[0] in entry for entry in per_client.values())]
     head = ["client", *([column] if column else []), "rows", "labels"]
     head += [name for _, name in present]
@@ -191,8 +183,4 @@ def by_client(per_client: Json | None, column: str | None) -> str:
         ]
         for name, entry in per_client.items()
     ]
-    each = f"One device per value of {column}. " if column else ""
-    said = "Accuracy on the test rows, each label as often as among the client's own rows."
-    return f"<p>{escape(each)}{said if present else ''}</p>" + details(
-        table(head, rows), f"{len(rows)} clients"
-    )
+    return render("clients.html", column=column, head=head, rows=rows, served=bool(present))

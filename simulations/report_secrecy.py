@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
-from simulations.plots import Line, line_chart, table
+from simulations.plots import Line, line_chart
 
 Json = dict[str, Any]
 
 
-def visible(plan: Json, records: list[Json]) -> str:
-    """What the coordinator could and could not see, by the exchange of the records."""
-    if not records:
-        return "<p>No round is finished.</p>"
+def visible(plan: Json, records: list[Json]) -> Json | None:
+    """What the coordinator could and could not see, by the exchange of the records; None: everything."""
     if any(not record["secure"] for record in records):
-        return "<p>Every client's update, example count, loss and training time, in clear.</p>"
+        return None
     groups = plan["secrecy"].get("groups", 1)
     used = [
         len(members)
@@ -35,47 +32,16 @@ def visible(plan: Json, records: list[Json]) -> str:
         "client's",
         "who was asked, who answered in which phase, when, and from which address",
     ]
-    whole = "a round's clients" if groups == 1 else "a group's clients"
-    hidden = (
-        f"any single update, weight or metric, as long as fewer than a third of {whole} help it"
-    )
-    lost = sum(len(record.get("lost", {})) for record in records)
-    liars = sorted({name for record in records for name in record.get("liars", [])})
-    html = "<p>It saw:</p><ul>" + "".join(f"<li>{escape(line)}</li>" for line in saw) + "</ul>"
-    html += f"<p>It could not see {escape(hidden)} (docs/threat-model.md).</p>"
-    if lost:
-        html += (
-            f"<p>{lost} time(s) a client was lost within a round; the sum was of the others.</p>"
-        )
-    if liars:
-        html += f'<p class="warn">Wrong shares came from: {escape(", ".join(liars))}.</p>'
-    return html + _counters(records)
-
-
-def _counters(records: list[Json]) -> str:
-    """Failures, updates that were cut, sums that were refused; warnings only where there is something."""
     counted = [record for record in records if record.get("failures") is not None]
-    html = ""
-    for record in records:
-        for each in record.get("refused", []):
-            text = f"Round {record['round']}: the sum of group {each['group']} was refused: {each['why']}."
-            html += f'<p class="warn">{escape(text)}</p>'
-    if failures := sum(record["failures"] for record in counted):
-        html += (
-            f'<p class="warn">{failures} time(s) a client failed and contributed zeros; which one and why '
-            "only its own log says.</p>"
-        )
-    if not counted:
-        return html
-    many = [record for record in counted if record["clipped_share"] > 0.5]
-    if many:
-        numbers = ", ".join(str(record["round"]) for record in many)
-        html += f'<p class="warn">Most updates were cut at secrecy.clip in round(s) {escape(numbers)}.</p>'
-    rows = [
-        [record["round"], record["failures"], f"{record['clipped_share']:.0%}"]
-        for record in counted
-    ]
-    return html + table(["round", "clients that failed", "updates cut at the clip"], rows)
+    return {
+        "saw": saw,
+        "whole": "a round's clients" if groups == 1 else "a group's clients",
+        "lost": sum(len(record.get("lost", {})) for record in records),
+        "liars": sorted({name for record in records for name in record.get("liars", [])}),
+        "failures": sum(record["failures"] for record in counted),
+        "cut": [record["round"] for record in counted if record["clipped_share"] > 0.5],
+        "rows": [[r["round"], r["failures"], f"{r['clipped_share']:.0%}"] for r in counted],
+    }
 
 
 def _range(counts: list[int]) -> str:
@@ -83,12 +49,12 @@ def _range(counts: list[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def privacy(records: list[Json], failed: list[Json]) -> str:
+def privacy(records: list[Json], failed: list[Json]) -> Json | None:
     """Epsilon per round with everything it hangs on; failed attempts have spent as well."""
     spent = [(record["round"], record["privacy"]) for record in records if record.get("privacy")]
     late = [record["privacy"] for record in failed if record.get("privacy")]
     if not spent:
-        return "<p>No differential privacy: an adapter may reveal single rows of a device.</p>"
+        return None
     last = max([each for _, each in spent] + late, key=lambda each: int(each["sums"]))
     points = tuple((float(number), float(each["epsilon"])) for number, each in spent)
     ends = (points[0][0], points[-1][0])
@@ -120,4 +86,4 @@ def privacy(records: list[Json], failed: list[Json]) -> str:
         ["honest clients counted on", last["honest"]],
         ["sums opened", last["sums"]],
     ]
-    return chart + table(["", ""], rows)
+    return {"chart": chart, "rows": rows}

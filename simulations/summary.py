@@ -9,7 +9,7 @@ from typing import Any
 from audit.report import Report
 from protocol.errors import FedgeError
 from protocol.peft_format import EDGE_FILE, ParityError, ReleaseNote
-from protocol.plan_sections import Section
+from protocol.section import Section
 from simulations.breakdown import breakdown
 from simulations.files import path_text
 from simulations.forecasts import load_forecast

@@ -18,11 +18,10 @@ import numpy as np
 from client.data import Rows, load_rows
 from client.training import train
 from client.worker import Worker
-from protocol.adapter import adapter_layout, initial_adapter
 from protocol.encoding import seed_from
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
 from simulations.clients import client_name, named
 from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
@@ -142,17 +141,15 @@ def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Scores:
 
 
 def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Tensors:
-    plan, manifest = prepared.plan, prepared.manifest
-    contract, layout = rule_named(plan.rule.name), adapter_layout(plan, manifest)
-    start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    all_roles = frozenset(spec.role for spec in layout.specs)
-    roles = contract.roles(1) if contract.has_core else all_roles
-    worker = Worker(plan, prepared.base, roles=[roles])
+    plan = prepared.plan
+    recipe = Recipe(plan=plan, manifest=prepared.manifest)
+    start, parts = recipe.start(), recipe.trainable
+    worker = Worker(plan, prepared.base, parts=[parts])
     # A client's bound on steps is per round; here the passes are the bound.
     local = plan.local.model_copy(update={"max_steps": 0})
     encoded = worker.encode(rows)
     return train(
-        worker.engine, start, encoded, local=local, roles=roles, seed=seed, epochs=epochs
+        worker.engine, start, encoded, local=local, parts=parts, seed=seed, epochs=epochs
     ).tensors
 
 

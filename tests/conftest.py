@@ -216,11 +216,11 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The int4 base built from ``tiny_source``."""
+    """The int4 base built from ``tiny_source``, with every slot that a method may fill."""
     from base_model.build import build_base
 
     out = tmp_path_factory.mktemp("base") / "tiny"
-    build_base(str(tiny_source), task="sequence-classification", bits=4, out=out)
+    build_base(str(tiny_source), task="sequence-classification", bits=4, out=out, scales=True)
     return out
 
 
@@ -230,16 +230,16 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     import numpy as np
 
     from base_model.store import read_manifest
-    from protocol.adapter import adapter_layout, as_plain_lora
     from protocol.encoding import vector_digest
     from protocol.plan import plan_from
+    from protocol.recipe import Recipe
     from server.peft_folder import write_peft_folder
+    from tests.methods import adapter_of
 
     def write(
         folder: Path,
         *,
         method: str = "lora",
-        rule: str = "",
         rank: int = 4,
         seed: int = 0,
         targets: object = "all-linear",
@@ -248,28 +248,27 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         task: dict[str, object] | None = None,
     ) -> Path:
         manifest = read_manifest(base)
-        adapter = {"method": method, "rank": rank, "tokens": 5, "targets": targets}
+        adapter = adapter_of(method, rank=rank, targets=targets)
         plan = plan_from(
             {
                 "name": "t",
                 "base": {"fingerprint": manifest.fingerprint},
                 "adapter": adapter,
-                "rule": {"name": rule or ("fedit" if method == "lora" else "prompt-mean")},
+                "rule": {"name": "mean"},
                 "task": task or {"labels": list(labels), "max_length": 16},
             },
             source="test",
         )
         rng = np.random.default_rng(seed)
-        layout = adapter_layout(plan, manifest)
-        vector = rng.normal(0, 0.3, layout.size).astype(np.float32)
-        tensors = as_plain_lora(layout.unflatten(vector))
-        published = np.concatenate([tensors[name].reshape(-1) for name in sorted(tensors)])
+        recipe = Recipe(plan=plan, manifest=manifest)
+        vector = rng.normal(0, 0.3, recipe.layout.size).astype(np.float32)
+        tensors = recipe.layout.unflatten(vector)
+        published = recipe.published_layout.flatten(recipe.published(tensors))
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_peft_folder(
             folder,
             tensors,
-            plan=plan,
-            manifest=manifest,
+            recipe=recipe,
             round_number=1,
             adapter_digest=vector_digest(published),
             exchange="plain",

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
+from delivery import releases
+from delivery.keys import make_keys, read_keys
+from delivery.repository import described
 from edge_runtime.adapter import read_tensors
-from protocol.delivery import CANARY, STABLE, current_name, target_names
+from protocol.delivery import CANARY, DEVICE_VERSION, STABLE, current_name, target_names
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from server.delivery import releases
-from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import described
 from tests.delivery_world import NAME, World, days, new_log, now, passport
 
 Attack = Callable[[World], None]
@@ -287,7 +287,7 @@ REPOSITORY: list[tuple[Attack, str]] = [
 RELEASE: list[tuple[Attack, str]] = [
     (with_facts(base="f" * 64), "release.base"),
     (with_facts(graph="f" * 64), "release.graph"),
-    (with_facts(device_min=3), "release.device"),
+    (with_facts(device_min=DEVICE_VERSION + 1), "release.device"),
     (of_another_log, "release.log"),
     (with_facts(log_index=0), "release.passport"),
     (with_facts(round=7), "release.passport"),

@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from delivery import releases
+from delivery.keys import ROLES, KeyRing, make_keys, read_keys
+from delivery.releases import Bundle
+from delivery.repository import Repository, create_repository
 from edge_runtime import agent
 from edge_runtime.base import EdgeBase, read_manifest
 from edge_runtime.runtime import EdgeRuntime
@@ -25,10 +29,6 @@ from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.leaves import Evaluation, Release, sha256
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import simple_policy
-from server.delivery import releases
-from server.delivery.keys import ROLES, KeyRing, make_keys, read_keys
-from server.delivery.releases import Bundle
-from server.delivery.repository import Repository, create_repository
 from server.log import RunLog
 
 NAME = "home"

@@ -12,12 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (
     "protocol",
+    "storage",
     "base_model",
     "client",
     "server",
     "edge_runtime",
     "audit",
+    "delivery",
     "simulations",
+    "operations",
     "fedge",
 )
 HEAVY = {"torch", "transformers", "peft", "datasets"}
@@ -41,9 +44,11 @@ def loaded_by(*arguments: str) -> set[str]:
     ("package", "forbidden"),
     [
         ("protocol", HEAVY | {"flwr", "onnxruntime"}),
+        ("storage", HEAVY | {"flwr", "onnxruntime", "numpy", "cryptography"}),
         ("server", HEAVY | {"onnxruntime", "client", "base_model"}),
         ("edge_runtime", HEAVY | {"flwr", "onnx", "client", "server", "base_model"}),
         ("audit", HEAVY | {"flwr", "onnxruntime", "server", "client"}),
+        ("delivery", HEAVY | {"flwr", "simulations", "operations", "fedge"}),
     ],
 )
 def test_a_role_loads_nothing_it_must_not(package: str, forbidden: set[str]) -> None:

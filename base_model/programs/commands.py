@@ -12,8 +12,7 @@ from protocol.errors import ArtefactError, PlanError
 
 if TYPE_CHECKING:
     from base_model.programs.folder import Program
-    from protocol.manifest import Manifest
-    from protocol.plan import Plan
+    from protocol.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -38,8 +37,8 @@ def build(
     from base_model.files import writing
     from base_model.programs.folder import make_program, write_program
 
-    agreed, manifest = _opened(base, plan)
-    program = make_program(base, manifest, agreed)
+    recipe = _opened(base, plan)
+    program = make_program(base, recipe)
     if out is not None:
         with writing(out):
             write_program(program, out)
@@ -59,12 +58,12 @@ def verify(
     """Files whole, graphs of known operators on this base, for the plan's adapter, and the plan's own."""
     from base_model.programs.folder import make_program, open_program, verify_named
 
-    agreed, manifest = _opened(base, plan)
-    program = open_program(folder, manifest, agreed)
-    verify_named(program.document, agreed)
+    recipe = _opened(base, plan)
+    program = open_program(folder, recipe)
+    verify_named(program.document, recipe.plan)
     if rebuild:
         sets = [frozenset(e.parts) for e in program.document.graphs.values() if e.parts]
-        again = make_program(base, manifest, agreed, sorted(sets, key=sorted))
+        again = make_program(base, recipe, sorted(sets, key=sorted))
         changed = [name for name, data in again.graphs.items() if program.graphs.get(name) != data]
         if changed or again.document != program.document:
             raise ArtefactError(
@@ -74,10 +73,11 @@ def verify(
     _show(program, as_json, {"rebuilt": rebuild})
 
 
-def _opened(base: Path, plan: Path) -> tuple[Plan, Manifest]:
+def _opened(base: Path, plan: Path) -> Recipe:
     from base_model.verify import verify_base
     from protocol.plan import plan_from_text
-    from protocol.regular_files import read_settings_text
+    from protocol.recipe import Recipe
+    from storage.regular import read_settings_text
 
     try:
         agreed = plan_from_text(read_settings_text(plan), source=str(plan))
@@ -90,7 +90,7 @@ def _opened(base: Path, plan: Path) -> tuple[Plan, Manifest]:
             f"{agreed.base.fingerprint[:12]}…",
             "name the plan's base",
         )
-    return agreed, manifest
+    return Recipe(plan=agreed, manifest=manifest)
 
 
 def _show(program: Program, as_json: bool, more: dict[str, bool] | None = None) -> None:

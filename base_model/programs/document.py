@@ -11,23 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from base_model.programs.build import GRADIENT, LOSS
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
-from protocol.layout import Layout, TensorSpec
+from protocol.layout import Layout
 from protocol.manifest import SAFE_NAME, Count, FileEntry, Sha256, Size, TensorName, Word
-from protocol.rules import Role
+from protocol.recipe import Recipe
 
 PROGRAM = "program.json"
 ANSWER = "answer.onnx"
 MOST_GRAPHS, MOST_TENSORS = 16, 4 * 8192
 REMEDY = "remove the program's folder: it is made again from the base"
-RANK, TOKENS, LABEL_COUNT = "rank", "tokens", "labels"
-# Dimensions that an adapter chooses, by what its tensor is; the others are the base's.
-FREE: dict[Role, tuple[str | None, ...]] = {
-    Role.LORA_A: (RANK, None),
-    Role.LORA_B: (None, RANK),
-    Role.LORA_R: (RANK, RANK),
-    Role.PROMPT: (TOKENS, None),
-    Role.HEAD: (LABEL_COUNT, None),
-}
 
 
 class Record(BaseModel):
@@ -57,12 +48,14 @@ class GraphEntry(Record):
 class ProgramDocument(Record):
     """``program.json``."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     base: Sha256
     task: Word
     pairs: bool
     method: Word
-    scaling: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    constants: Annotated[
+        dict[Word, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=16)
+    ]
     opset: Count
     weights: FileEntry
     tensors: Annotated[list[TensorRule], Field(min_length=1, max_length=MOST_TENSORS)]
@@ -92,14 +85,19 @@ def parse_program(data: bytes, *, source: str) -> ProgramDocument:
     return document
 
 
-def tensor_rule(spec: TensorSpec) -> TensorRule:
-    """The rule that the shape of ``spec`` follows."""
-    free = FREE[spec.role]
-    return TensorRule(
-        name=spec.name,
-        part=spec.role.value,
-        shape=[free[axis] or size for axis, size in enumerate(spec.shape)],
-    )
+def tensor_rules(recipe: Recipe) -> list[TensorRule]:
+    """The rules that the shapes of the recipe's tensors follow."""
+    return [
+        TensorRule(
+            name=spec.name,
+            part=spec.part,
+            shape=[
+                free or size
+                for free, size in zip(recipe.dimensions(spec.part), spec.shape, strict=False)
+            ],
+        )
+        for spec in recipe.layout.specs
+    ]
 
 
 def verify_layout(document: ProgramDocument, layout: Layout, *, source: str) -> None:
@@ -108,7 +106,7 @@ def verify_layout(document: ProgramDocument, layout: Layout, *, source: str) -> 
     sizes: dict[str, int] = {}
     for spec in layout.specs:
         rule = rules.pop(spec.name, None)
-        fits = rule is not None and rule.part == spec.role and len(rule.shape) == len(spec.shape)
+        fits = rule is not None and rule.part == spec.part and len(rule.shape) == len(spec.shape)
         for dimension, size in zip(rule.shape if rule else (), spec.shape, strict=False):
             expected = (
                 sizes.setdefault(dimension, size) if isinstance(dimension, str) else dimension

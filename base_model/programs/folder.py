@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
 from base_model import graph_linears, tasks
-from base_model.files import folder_that_appears, locked, writing
+from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
 from base_model.programs.classifier import classifier_graphs
@@ -32,23 +32,24 @@ from base_model.programs.document import (
     graph_name,
     outputs_of,
     parse_program,
-    tensor_rule,
+    tensor_rules,
     verify_layout,
 )
 from base_model.programs.step import UndifferentiableError
 from base_model.tasks import TASKS
 from base_model.verify import REBUILD, WEIGHTS
-from protocol.adapter import adapter_layout, lora_scaling
+from protocol import forms, methods
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import TYPE_IDS, Manifest
 from protocol.plan import Plan
-from protocol.regular_files import read_regular
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
+from protocol.rules import Parts
+from storage.locks import locked
+from storage.regular import read_regular
+from storage.whole import remove
 
 log = logging.getLogger("fedge.program")
-
-Parts = frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,55 +67,53 @@ class Program:
         return self.graphs[name]
 
 
-def parts_of(plan: Plan) -> list[Parts]:
-    """What the plan's rounds train, in turn."""
-    phases = rule_named(plan.rule.name)
-    sets = [frozenset(map(str, phases.roles(turn + 1))) for turn in range(len(phases.phases))]
-    return list(dict.fromkeys(sets))
-
-
-def make_program(
-    base: Path, manifest: Manifest, plan: Plan, parts: Iterable[Parts] | None = None
-) -> Program:
-    """Derive the program of ``plan`` on the verified ``base``; ``parts`` instead of what its rounds train.
+def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = None) -> Program:
+    """Derive the program of ``recipe`` on the verified ``base``; ``parts`` instead of what its rounds train.
 
     Raises ArtefactError for a base whose graph has no derivative, or is none that may be run.
     """
-    layout = adapter_layout(plan, manifest)
-    sets = [frozenset[str](), *(parts_of(plan) if parts is None else parts)]
-    trained = [frozenset(s.name for s in layout.specs if s.role in names) for names in sets]
-    try:
-        models = classifier_graphs(base, manifest, plan, trained)
-    except UndifferentiableError as error:
-        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
-    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
-        # of a graph that is none of ours
-        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
-        raise ArtefactError(cause, REBUILD) from None
+    manifest = recipe.manifest
+    sets = [frozenset[str](), *(recipe.phases if parts is None else parts)]
+    trained = [frozenset(s.name for s in recipe.layout.specs if s.part in names) for names in sets]
+    with deriving(base):
+        models = classifier_graphs(base, recipe, trained)
     graphs = {
         graph_name(names): model.SerializeToString(deterministic=True)
         for names, model in zip(sets, models, strict=True)
     }
     document = ProgramDocument(
         base=manifest.fingerprint,
-        task=plan.task.kind,
-        pairs=plan.task.pairs,
-        method=plan.adapter.method,
-        scaling=lora_scaling(plan),
+        task=recipe.plan.task.kind,
+        pairs=recipe.plan.task.pairs,
+        method=recipe.method.name,
+        constants=dict(recipe.constants),
         opset=OPSET,
         weights=manifest.files[WEIGHTS],
-        tensors=[tensor_rule(spec) for spec in layout.specs],
+        tensors=tensor_rules(recipe),
         graphs={
-            graph_name(names): _entry(model, names, graphs[graph_name(names)])
+            graph_name(names): graph_entry(model, names, graphs[graph_name(names)])
             for names, model in zip(sets, models, strict=True)
         },
     )
     program = Program(document=document, graphs=graphs)
-    _verify(program, plan, manifest, sets, source=str(base))
+    _verify(program, recipe, sets, source=str(base))
     return program
 
 
-def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+@contextmanager
+def deriving(base: Path) -> Iterator[None]:
+    """What a graph without a derivative, or none of ours, raises becomes an ArtefactError."""
+    try:
+        yield
+    except UndifferentiableError as error:
+        raise ArtefactError(f"{base}: its graph cannot be trained: {error}", REBUILD) from None
+    except (KeyError, IndexError, ValueError, DecodeError, InferenceError) as error:
+        cause = f"{base}: no program can be made of its graph ({type(error).__name__}: {error})"
+        raise ArtefactError(cause, REBUILD) from None
+
+
+def graph_entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
+    """What ``program.json`` says of a graph, which is written as ``data``."""
     return GraphEntry(
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
@@ -124,9 +123,7 @@ def _entry(model: onnx.ModelProto, parts: Parts, data: bytes) -> GraphEntry:
     )
 
 
-def open_program(
-    folder: Path, manifest: Manifest, plan: Plan, parts: Iterable[Parts] | None = None
-) -> Program:
+def open_program(folder: Path, recipe: Recipe, parts: Iterable[Parts] | None = None) -> Program:
     """What lies in ``folder``, if it is whole, may be run, and is for this base and plan.
 
     It has to train ``parts``, or without them what the plan's rounds train, and to answer. Raises
@@ -143,25 +140,28 @@ def open_program(
         if hashlib.sha256(graphs[name]).hexdigest() != entry.sha256:
             raise ArtefactError(f"{folder / name}: its sha256 is not {PROGRAM}'s", REMEDY)
     program = Program(document=document, graphs=graphs)
-    sets = [frozenset[str](), *(parts_of(plan) if parts is None else parts)]
-    _verify(program, plan, manifest, sets, source=str(folder))
+    sets = [frozenset[str](), *(recipe.phases if parts is None else parts)]
+    _verify(program, recipe, sets, source=str(folder))
     return program
 
 
-def _verify(
-    program: Program, plan: Plan, manifest: Manifest, sets: Iterable[Parts], *, source: str
-) -> None:
-    document = program.document
-    same_task = (document.task, document.pairs) == (plan.task.kind, plan.task.pairs)
-    if not same_task or document.opset != OPSET:
+def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: str) -> None:
+    document, manifest, task = program.document, recipe.manifest, recipe.plan.task
+    if (document.task, document.pairs) != (task.kind, task.pairs) or document.opset != OPSET:
         raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
     if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
         raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
     if document.base != manifest.fingerprint or document.weights != manifest.files[WEIGHTS]:
         raise ArtefactError(f"{source}: it is of base {document.base[:12]}…", REMEDY)
-    if document.scaling != lora_scaling(plan) or document.method != plan.adapter.method:
+    if document.constants != dict(recipe.constants) or document.method != recipe.method.name:
         raise ArtefactError(f"{source}: it is of another adapter than the plan's", REMEDY)
-    verify_layout(document, adapter_layout(plan, manifest), source=source)
+    verify_layout(document, recipe.layout, source=source)
+    verify_graphs(program, manifest, source=source)
+
+
+def verify_graphs(program: Program, manifest: Manifest, *, source: str) -> None:
+    """Each takes and gives what the document says, and may be run. Raises ArtefactError."""
+    document = program.document
     for name, entry in document.graphs.items():
         if name != graph_name(frozenset(entry.parts)):
             raise ArtefactError(f"{source}: {name} does not say what it trains", REMEDY)
@@ -190,29 +190,28 @@ def _verify_signature(
 
 def program_for(
     base: Path,
-    manifest: Manifest,
-    plan: Plan,
+    recipe: Recipe,
     *,
     cache: Path | None,
     parts: Iterable[Parts] | None = None,
 ) -> Program:
-    """The program of ``plan`` on the verified ``base``, kept in ``cache`` for the next process.
+    """The program of ``recipe`` on the verified ``base``, kept in ``cache`` for the next process.
 
     Raises ArtefactError when it is not the one that the plan names. A cache that cannot be written is
     no reason to fail.
     """
-    sets = parts_of(plan) if parts is None else list(parts)
-    folder = cache / _key(manifest, plan, sets) if cache else None
+    plan, sets = recipe.plan, list(recipe.phases if parts is None else parts)
+    folder = cache / _key(recipe, sets) if cache else None
     if folder is not None and (folder / PROGRAM).is_file():
         try:
             _verify_own(folder)
-            program = open_program(folder, manifest, plan, sets)
+            program = open_program(folder, recipe, sets)
             if parts is None:
                 verify_named(program.document, plan)
             return program
         except ArtefactError as error:
             log.warning("%s; it is made anew", error.cause)
-    program = make_program(base, manifest, plan, sets)
+    program = make_program(base, recipe, sets)
     if parts is None:
         verify_named(program.document, plan)
     if folder is not None:
@@ -250,16 +249,9 @@ def keep_program(program: Program, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(".lock")):
             for leftover in folder.parent.glob(".*.tmp"):  # of a process that was killed
-                _remove(leftover)
-            _remove(folder)
+                remove(leftover)
+            remove(folder)
             write_program(program, folder, mode=0o700)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_program(program: Program, folder: Path, *, mode: int = 0o755) -> None:
@@ -271,15 +263,16 @@ def write_program(program: Program, folder: Path, *, mode: int = 0o755) -> None:
         new.chmod(mode)
 
 
-def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
+def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
     """The folder's name: whatever makes another program."""
-    layout = adapter_layout(plan, manifest)
+    manifest = recipe.manifest
     content = {
         "base": manifest.fingerprint,
-        "task": [plan.task.kind, plan.task.pairs],
+        "task": [recipe.plan.task.kind, recipe.plan.task.pairs],
         "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
-        "tensors": [tensor_rule(spec).model_dump() for spec in layout.specs],
-        "scaling": lora_scaling(plan),
+        "tensors": [rule.model_dump() for rule in tensor_rules(recipe)],
+        "method": recipe.method.name,
+        "constants": dict(recipe.constants),
         "parts": [sorted(names) for names in parts],
         "maker": _maker(),
     }
@@ -290,8 +283,8 @@ def _key(manifest: Manifest, plan: Plan, parts: Iterable[Parts]) -> str:
 def _maker() -> str:
     """A digest of what makes programs: our own code, and the library that infers shapes."""
     hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
-    folders = (Path(__file__).parent, Path(tasks.__file__).parent)
+    folders = (Path(__file__).parent, Path(tasks.__file__).parent, Path(methods.__file__).parent)
     own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-    for file in (*own, Path(graph_linears.__file__)):
+    for file in (*own, Path(forms.__file__), Path(graph_linears.__file__)):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()

@@ -26,7 +26,6 @@ class Tape:
         self.graph = graph
         self._prefix = prefix
         self._count = 0
-        self._constants = {item.name for item in graph.initializer}
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """One node with one output; its name."""
@@ -41,8 +40,8 @@ class Tape:
         array = np.asarray(value, dtype)
         content = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
         name = f"constant.{hashlib.sha256(content).hexdigest()[:16]}"
-        if name not in self._constants:
-            self._constants.add(name)
+        # a graph may be written by two tapes in turn
+        if not any(item.name == name for item in self.graph.initializer):
             self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
@@ -77,6 +76,18 @@ class Symbol:
 
     def __sub__(self, other: Symbol | float) -> Symbol:
         return self._new("Sub", self.name, self._name_of(other))
+
+    def reshape(self, *sizes: int) -> Symbol:
+        """As numpy's, also with one -1."""
+        return self._new("Reshape", self.name, self.tape.axes(*sizes))
+
+    def columnwise_products(self, right: Symbol) -> Symbol:
+        """See :func:`protocol.forms.columnwise_products`; sizes stay free."""
+        left, other = (
+            Symbol(self.tape, self.tape.op("Unsqueeze", symbol.name, self.tape.axes(axis)))
+            for symbol, axis in ((self, 2), (right, 1))
+        )
+        return self._new("Reshape", (left * other).name, self.tape.axes(0, -1))
 
     @property
     def T(self) -> Symbol:  # noqa: N802  # numpy's name for it

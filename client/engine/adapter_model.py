@@ -8,48 +8,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import ModulesToSaveWrapper
+from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
 from base_model.quant_linear import refuse_merge
+from client.engine.beyond_peft import freeze_factors, insert_cores
 from client.engine.interface import Values
-from protocol.adapter import (
-    LORA_A,
-    LORA_B,
-    LORA_R,
-    adapter_layout,
-    lora_scaling,
-    target_linears,
-)
-from protocol.layout import Layout, Tensors, TensorSpec
-from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.layout import HEAD_PART, Layout, Tensors
+from protocol.peft_format import peft_config
+from protocol.recipe import Recipe
 
 if TYPE_CHECKING:
     from base_model.store import OpenBase
 
+# Methods that peft lacks: what is done to the nearest that it has.
+BEYOND_PEFT = {"lora-sb": insert_cores, "bias": freeze_factors}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 
 class AdapterModel:
-    """The adapter of ``plan`` on ``base``, which it wraps: one adapter per opened base."""
+    """The adapter of ``recipe`` on ``base``, which it wraps: one adapter per opened base."""
 
-    def __init__(self, base: OpenBase, plan: Plan) -> None:
+    def __init__(self, base: OpenBase, recipe: Recipe) -> None:
         """Wrap ``base``, opened with the plan's number of labels. Raises TypeError for another."""
-        self.base, self.plan = base, plan
-        self.layout: Layout = adapter_layout(plan, base.manifest)
+        self.base, self.recipe = base, recipe
+        self.layout: Layout = recipe.layout
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
             self._peft = get_peft_model(base.model, self._config(), adapter_name=NAME)
         refuse_merge(self._peft)
         self._peft.eval()  # a frozen base is not regularised: its activations are the device's
-        if rule_named(plan.rule.name).has_core:
-            self._insert_cores()
-        self._parameters = {spec.name: self._parameter(spec) for spec in self.layout.specs}
+        if recipe.method.name in BEYOND_PEFT:
+            BEYOND_PEFT[recipe.method.name](base.model, NAME)
+        self._parameters = self._parameters_by_name()
         self._check_trainable()
-        self._roles = frozenset(spec.role for spec in self.layout.specs)
+        self._parts = frozenset(spec.part for spec in self.layout.specs)
 
     def load(self, tensors: Values) -> None:
         """Copy the values of a full adapter in place. Raises ArtefactError if they do not fit."""
@@ -65,17 +58,17 @@ class AdapterModel:
             for name, parameter in self._parameters.items()
         }
 
-    def train_only(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
-        """Let only tensors of ``roles`` require gradients; returns those, by canonical name."""
-        trained = frozenset(roles)
-        if trained != self._roles:
-            self._roles = trained
+    def train_only(self, parts: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Let only tensors of ``parts`` require gradients; returns those, by canonical name."""
+        trained = frozenset(parts)
+        if trained != self._parts:
+            self._parts = trained
             for spec in self.layout.specs:
-                self._parameters[spec.name].requires_grad_(spec.role in trained)
+                self._parameters[spec.name].requires_grad_(spec.part in trained)
         return {
             spec.name: self._parameters[spec.name]
             for spec in self.layout.specs
-            if spec.role in trained
+            if spec.part in trained
         }
 
     def forward(
@@ -91,58 +84,35 @@ class AdapterModel:
         """Where the adapter and its base are."""
         return next(iter(self._parameters.values())).device
 
-    def _config(self) -> LoraConfig | PromptTuningConfig:
-        adapter, manifest = self.plan.adapter, self.base.manifest
-        saved = [manifest.head.path]
-        if adapter.method == "lora":
-            return LoraConfig(
-                task_type=self.plan.task.PEFT_TASK,
-                r=adapter.rank,
-                lora_alpha=lora_scaling(self.plan) * adapter.rank,
-                lora_dropout=0.0,
-                bias="none",
-                target_modules=[linear.path for linear in target_linears(adapter, manifest)],
-                modules_to_save=saved,
-            )
-        return PromptTuningConfig(
-            task_type=self.plan.task.PEFT_TASK,
-            num_virtual_tokens=adapter.tokens,
-            token_dim=manifest.embedding_size,
-            num_transformer_submodules=1,
-            num_attention_heads=1,  # not used by a prompt; peft would guess it from the config
-            num_layers=manifest.layers,
-            prompt_tuning_init="RANDOM",
-            modules_to_save=saved,
-        )
+    def _config(self) -> PeftConfig:
+        """That of a published adapter, without what says where it came from."""
+        config = peft_config(self.recipe, base_name="")
+        for key in ("auto_mapping", "base_model_name_or_path", "inference_mode"):
+            del config[key]
+        config["modules_to_save"] = [self.base.manifest.head.path]
+        return get_peft_config(config)
 
-    def _lora_layer(self, path: str) -> LoraLayer:
-        layer = self.base.model.get_submodule(path)
-        if not isinstance(layer, LoraLayer):
-            raise TypeError(f"{path} carries no LoRA factors")
-        return layer
-
-    def _parameter(self, spec: TensorSpec) -> nn.Parameter:
-        if spec.role is Role.PROMPT:
-            parameter = self._peft.prompt_encoder[NAME].embedding.weight
-        elif spec.role is Role.LORA_A:
-            parameter = self._lora_layer(spec.name.removesuffix(LORA_A)).lora_A[NAME].weight
-        elif spec.role is Role.LORA_B:
-            outer = self._lora_layer(spec.name.removesuffix(LORA_B)).lora_B[NAME]
-            parameter = (outer[1] if isinstance(outer, nn.Sequential) else outer).weight
-        elif spec.role is Role.LORA_R:
-            parameter = self._lora_layer(spec.name.removesuffix(LORA_R)).lora_B[NAME][0].weight
-        else:
-            path, _, kind = spec.name.rpartition(".")
-            wrapper = self.base.model.get_submodule(path)
-            if not isinstance(wrapper, ModulesToSaveWrapper):
-                raise TypeError(f"{path} is not trained beside the adapter")
-            parameter = getattr(wrapper.modules_to_save[NAME], kind)
-        if tuple(parameter.shape) != spec.shape or parameter.dtype != torch.float32:
-            raise TypeError(
-                f"{spec.name}: {tuple(parameter.shape)} {parameter.dtype} in the model, {spec.shape} here; "
-                "was the base opened with the plan's number of labels?"
-            )
-        return parameter
+    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """What peft made, by canonical name: it keeps a parameter under its saved name and the adapter's."""
+        made = {
+            name.replace(f".modules_to_save.{NAME}.", ".").replace(f".{NAME}", ""): parameter
+            for name, parameter in self._peft.named_parameters()
+            if f".{NAME}" in name
+        }
+        method = self.recipe.method
+        parameters = {}
+        for spec in self.layout.specs:
+            own = spec.part != HEAD_PART
+            name = method.trained_name(spec.name) if own else method.saved_prefix + spec.name
+            parameter = made.get(name)
+            if parameter is None or tuple(parameter.shape) != spec.shape:
+                shape = "nothing" if parameter is None else str(tuple(parameter.shape))
+                raise TypeError(
+                    f"{spec.name}: {shape} in the model, {spec.shape} here; was the base opened with the "
+                    "plan's number of labels?"
+                )
+            parameters[spec.name] = parameter
+        return parameters
 
     def _check_trainable(self) -> None:
         """What peft made trainable is what the layout names: no more and no less. (P-2.1)"""
@@ -151,16 +121,3 @@ class AdapterModel:
         if one_sided := set(by_peft) ^ set(by_layout):
             name = (by_peft | by_layout)[min(one_sided)]
             raise TypeError(f"{name} is trainable on one side only (peft, layout)")
-
-    def _insert_cores(self) -> None:
-        """Put a core (r, r) in front of every B, as one module where peft expects B.
-
-        peft's forward calls that module and does no more with it; whatever else of peft reads
-        ``lora_B[name].weight`` (merging, saving) fails instead of leaving the core out.
-        """
-        rank = self.plan.adapter.rank
-        for linear in target_linears(self.plan.adapter, self.base.manifest):
-            layer = self._lora_layer(linear.path)
-            outer = layer.lora_B[NAME]
-            core = nn.Linear(rank, rank, bias=False, device=outer.weight.device)
-            layer.lora_B[NAME] = nn.Sequential(core, outer)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from client.engine.interface import Engine
-from protocol.adapter import adapter_layout, lora_scaling
 from protocol.errors import MachineError
 from protocol.plan import Plan
-from protocol.rules import Role
+from protocol.recipe import Recipe
+from protocol.rules import Parts
 
 if TYPE_CHECKING:
     from client.opened_base import OpenedBase
@@ -25,29 +25,29 @@ Key = tuple[object, ...]
 
 
 def engine_for(
-    plan: Plan,
+    recipe: Recipe,
     base: OpenedBase,
     *,
     threads: int = 0,
     programs: Path | None = None,
-    roles: Iterable[frozenset[Role]] | None = None,
+    parts: Iterable[Parts] | None = None,
 ) -> Engine:
-    """The process's engine for adapters of ``plan``; made at the first call.
+    """The process's engine for adapters of ``recipe``; made at the first call.
 
     Args:
-        plan: whose adapter is trained.
+        recipe: whose adapter is trained.
         base: verified, and the plan's.
         threads: 0 leaves it to the engine.
         programs: where programs are kept when they cannot be beside the base.
-        roles: what is trained, instead of what the plan's rounds train.
+        parts: what is trained, instead of what the plan's rounds train.
 
     Raises ArtefactError for a base that has no program, MachineError when the engine is not installed.
     """
+    plan = recipe.plan
     kind = chosen(plan)
-    sets = None if roles is None else tuple(frozenset(map(str, each)) for each in roles)
-    layout = adapter_layout(plan, base.manifest)
+    sets = None if parts is None else tuple(parts)
     key: Key = (
-        *(kind, str(base.folder), base.manifest.fingerprint, layout, lora_scaling(plan)),
+        *(kind, str(base.folder), base.manifest.fingerprint, plan.adapter_settings, recipe.layout),
         *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
         *(plan.local.precision, sets, threads),
     )
@@ -55,7 +55,7 @@ def engine_for(
         if key not in _engines:
             while len(_engines) >= ENGINES:
                 _engines.popitem(last=False)
-            _engines[key] = _made(kind, plan, base, threads, programs, sets)
+            _engines[key] = _made(kind, recipe, base, threads, programs, sets)
         _engines.move_to_end(key)
         return _engines[key]
 
@@ -82,11 +82,11 @@ def _installed() -> bool:
 
 def _made(
     kind: str,
-    plan: Plan,
+    recipe: Recipe,
     base: OpenedBase,
     threads: int,
     programs: Path | None,
-    sets: tuple[frozenset[str], ...] | None,
+    sets: tuple[Parts, ...] | None,
 ) -> Engine:
     if kind == "torch":
         if not _installed():
@@ -96,14 +96,13 @@ def _made(
             )
         from client.engine.torch_engine import TorchEngine
 
-        return TorchEngine(base.folder, plan, threads=threads)
+        return TorchEngine(base.folder, recipe, threads=threads)
     from base_model.programs.folder import program_for
     from client.engine.onnx_engine import OnnxEngine
 
     cache = base.program_cache(programs)
-    program = program_for(base.folder, base.manifest, plan, cache=cache, parts=sets)
-    layout = adapter_layout(plan, base.manifest)
-    return OnnxEngine(program, base.folder, layout, threads=threads)
+    program = program_for(base.folder, recipe, cache=cache, parts=sets)
+    return OnnxEngine(program, base.folder, recipe.layout, threads=threads)
 
 
 _engines: OrderedDict[Key, Engine] = OrderedDict()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from client.batches import Batch
 from protocol.layout import Layout, Tensors
-from protocol.rules import Role
+from protocol.rules import Parts
 
 Values = Mapping[str, npt.NDArray[np.float32]]
 
@@ -24,10 +24,8 @@ class Engine(Protocol):
 
     layout: Layout
 
-    def gradients(
-        self, tensors: Values, batch: Batch, roles: frozenset[Role]
-    ) -> tuple[float, Tensors]:
-        """The sum over rows of the task's loss, and its gradients by name for ``roles``."""
+    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
+        """The sum over rows of the task's loss, and its gradients by name for ``parts``."""
 
     def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
         """(rows, outputs)."""

@@ -24,7 +24,7 @@ from client.batches import Batch
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
 from protocol.manifest import TYPE_IDS
-from protocol.rules import Role
+from protocol.rules import Parts
 
 SESSIONS = 6  # kept open; the one not used for longest is let go
 
@@ -39,12 +39,10 @@ class OnnxEngine:
         self._target = TASKS[program.document.task].TARGET
         self._threads = threads or _threads_of_openmp()
 
-    def gradients(
-        self, tensors: Values, batch: Batch, roles: frozenset[Role]
-    ) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
-        session = self._session(frozenset(map(str, roles)))
-        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.role in roles]
+        session = self._session(parts)
+        wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
         feeds = self._rows(batch) | {self._target: batch.targets} | dict(tensors)
         loss, *gradients = session.run([LOSS, *wanted], feeds)
         names = (name.removeprefix(GRADIENT) for name in wanted)
@@ -59,7 +57,7 @@ class OnnxEngine:
         types = {} if batch.types is None else {TYPE_IDS: batch.types}
         return {"input_ids": batch.ids, "attention_mask": batch.mask, **types}
 
-    def _session(self, parts: frozenset[str]) -> Any:
+    def _session(self, parts: Parts) -> Any:
         key = (self._digest, graph_name(parts), str(self._base), self._threads)
         with _lock:
             if key not in _sessions:

@@ -18,34 +18,32 @@ from client.engine.adapter_model import AdapterModel
 from client.engine.device import choose_device, matmul_dtype
 from client.engine.interface import Values
 from protocol.layout import Tensors
-from protocol.plan import Plan
-from protocol.rules import Role
+from protocol.recipe import Recipe
+from protocol.rules import Parts
 
 
 class TorchEngine:
-    """The adapter of a plan on a base that is opened for it, on the device that this machine has."""
+    """The adapter of a recipe on a base that is opened for it, on the device that this machine has."""
 
-    def __init__(self, base: Path, plan: Plan, *, threads: int = 0) -> None:
+    def __init__(self, base: Path, recipe: Recipe, *, threads: int = 0) -> None:
         """``base`` is verified; ``threads`` 0 is torch's default. Raises ArtefactError."""
         if threads > 0 and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
         device = choose_device()
         opened = open_base(
             base,
-            labels=plan.task.outputs,
+            labels=recipe.plan.task.outputs,
             verify=False,
-            matmul_dtype=matmul_dtype(plan.local.precision, device),
+            matmul_dtype=matmul_dtype(recipe.plan.local.precision, device),
         )
         opened.model.to(device)
-        self._model, self._plan = AdapterModel(opened, plan), plan
+        self._model, self._plan = AdapterModel(opened, recipe), recipe.plan
         self.layout = self._model.layout
 
-    def gradients(
-        self, tensors: Values, batch: Batch, roles: frozenset[Role]
-    ) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
         self._model.load(tensors)
-        parameters = self._model.train_only(roles)
+        parameters = self._model.train_only(parts)
         for parameter in parameters.values():
             parameter.grad = None
         targets = torch.from_numpy(batch.targets).to(self._model.device)

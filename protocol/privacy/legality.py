@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from protocol.methods import method_of
 from protocol.plan import Plan
 from protocol.privacy.planned import (
     mechanism_of,
@@ -12,20 +13,20 @@ from protocol.privacy.planned import (
     planned_epsilon,
     rounds_counted,
 )
-from protocol.rules import RuleContract
+from protocol.rules import AggregationRule
 
 Said = tuple[Literal["error", "warning", "note"], str, str, str]
 LEAST_SIGMA, MOST_SIGMA = 0.5, 20_000.0  # in steps of the grid; the table grows with it
 DROWNED = 4.0  # noise over signal of a round's mean
 
 
-def said_of(plan: Plan, contract: RuleContract) -> Iterator[Said]:
+def said_of(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
     """What can be said without the base."""
     if not plan.private:
         yield "note", "privacy.mechanism", "no differential privacy: the sum itself may leak", ""
         return
     yield from _exchange(plan)
-    yield from _leaks(plan, contract)
+    yield from _leaks(plan, rule)
     if plan.privacy.delta * plan.cohort.size > 1:
         yield "warning", "privacy.delta", "delta is above 1 over the number of clients", "lower it"
 
@@ -89,7 +90,7 @@ def _exchange(plan: Plan) -> Iterator[Said]:
         )
 
 
-def _leaks(plan: Plan, contract: RuleContract) -> Iterator[Said]:
+def _leaks(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
     if plan.cohort.weighting != "uniform":
         yield (
             "error",
@@ -104,12 +105,12 @@ def _leaks(plan: Plan, contract: RuleContract) -> Iterator[Said]:
             "results on clients' data are not covered by the noise",
             "use holdout = 0 and measure on public data",
         )
-    if not contract.exact:
+    if not rule.exact(method_of(plan.adapter)):
         yield (
             "error",
             "rule.name",
-            f"rule `{contract.name}` is not linear in what clients send: noise would multiply",
-            "use fed-sb, prompt-mean, ffa-lora or alternating",
+            f"rule `{rule.name}` is not linear in what clients send: noise would multiply",
+            "use alternating or first",
         )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from protocol.adapter import adapter_layout
 from protocol.manifest import Manifest
 from protocol.plan import Plan
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
 
 NO_ROTATION = bytes(32)  # costs do not hang on it
 
@@ -33,9 +32,9 @@ def mechanism_of(plan: Plan, *, size: int, rotation: bytes = NO_ROTATION) -> Mec
 
 def round_sizes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
     """Coordinates of an update in each phase of the plan's rule."""
-    layout, contract = adapter_layout(plan, manifest), rule_named(plan.rule.name)
-    numbers = range(1, len(contract.phases) + 1)
-    return tuple(layout.only(contract.roles(plan.turn(n))).size for n in numbers)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    numbers = range(1, len(recipe.phases) + 1)
+    return tuple(recipe.round_layout(number).size for number in numbers)
 
 
 def rounds_counted(plan: Plan) -> int:

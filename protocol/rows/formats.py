@@ -18,7 +18,7 @@ from typing import Any
 from protocol.documents import MOST_DIGITS, OddError, parse_json
 from protocol.errors import DataError, MachineError, shortened
 from protocol.misspelling import nearest
-from protocol.regular_files import read_regular
+from storage.regular import read_regular
 
 MOST_BYTES = 2**31 - 1  # of a file of rows; it is read whole
 LONGEST_SHOWN = 40  # characters; a longer "label" may be a text in the wrong column

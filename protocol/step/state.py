@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.adapter import adapter_layout, initial_adapter
 from protocol.layout import Layout, Tensors, Vector
 from protocol.manifest import Manifest
 from protocol.plan import Plan
-from protocol.rules import Role
+from protocol.recipe import Recipe, initial_adapter
 from protocol.step.optimizers import Moments, step
 
 
@@ -25,16 +24,16 @@ class State:
 
 def initial_state(plan: Plan, manifest: Manifest) -> State:
     """Round 0. (P-2.3)"""
-    layout = adapter_layout(plan, manifest)
-    tensors = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
-    return State(adapter=tensors, moments=Moments.zeros(layout.size))
+    recipe = Recipe(plan=plan, manifest=manifest)
+    tensors = initial_adapter(recipe.layout, seed=plan.seed)
+    return State(adapter=tensors, moments=Moments.zeros(recipe.layout.size))
 
 
 def apply_mean(
-    state: State, mean: Vector, *, plan: Plan, layout: Layout, roles: frozenset[Role]
+    state: State, mean: Vector, *, plan: Plan, layout: Layout, parts: frozenset[str]
 ) -> State:
-    """Move the coordinates of ``roles`` by the server optimiser's step on ``mean`` (d of roles)."""
-    trained = layout.only(roles)
+    """Move the coordinates of ``parts`` by the server optimiser's step on ``mean`` (d of parts)."""
+    trained = layout.only(parts)
     index = _coordinates(layout, trained)
     mine = Moments(first=state.moments.first[index], second=state.moments.second[index])
     moved, after = step(plan.server, mean, mine)

@@ -8,22 +8,28 @@ the answers of a device. (docs/adr/0047)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Discriminator, Tag
-
+from protocol.misspelling import nearest
 from protocol.tasks.classification import Classification
 from protocol.tasks.regression import Regression
+from protocol.variants import variants
 
 TASKS: dict[str, type[Classification] | type[Regression]] = {
     task.KIND: task for task in (Classification, Regression)
 }
 
 
-def _kind_of(task: object) -> str:
-    """The kind that a table names; the first one where it names none."""
-    kind = task.get("kind") if isinstance(task, dict) else getattr(task, "kind", None)
-    return Classification.KIND if kind is None else str(kind)
+if TYPE_CHECKING:
+    Task = Classification | Regression
+else:
+    Task = variants("kind", TASKS, default=Classification.KIND)
+
+
+def refusal(kind: object) -> str:
+    """What to do instead of a kind that there is not."""
+    near = nearest(kind, TASKS, cutoff=0.4) if isinstance(kind, str) else None
+    return f"did you mean `{near}`?" if near else f"known kinds: {', '.join(TASKS)}"
 
 
 def quality_in(metrics: Mapping[str, float]) -> str:
@@ -35,10 +41,3 @@ def quality_in(metrics: Mapping[str, float]) -> str:
             continue
         return "" if value is None else task.QUALITY.said(value)
     return ""
-
-
-Task = Annotated[
-    Annotated[Classification, Tag(Classification.KIND)]
-    | Annotated[Regression, Tag(Regression.KIND)],
-    Discriminator(_kind_of),
-]

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from protocol.peft_format import MOST_TOKENS
-from protocol.plan_sections import Column, Section
 from protocol.rows.read import Check, Table, read_rows
+from protocol.section import Column, Section
 
 LEAST_PAIR = 8  # tokens: four special ones, and as many words
 MOST_LOSS = 64  # of one row: nats, or squares of the range
@@ -132,6 +132,11 @@ class TaskSection(Section, ABC):
     @abstractmethod
     def shown(self) -> str:
         """A line of Python that prints the answer of ``model`` to ``inputs``."""
+
+    @property
+    def asked(self) -> str:
+        """What a tokenizer is given in Python, for an example."""
+        return '["a text"], ["another"]' if self.pairs else '["a text"]'
 
     @property
     def pairs(self) -> bool:

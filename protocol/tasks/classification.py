@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from protocol.peft_format import MOST_LABELS, Label
-from protocol.plan_sections import Column
 from protocol.rows.read import Check, one_of
+from protocol.section import Column
 from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
 
 # `eval_correct`: rows classified rightly

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.plan_sections import Column
 from protocol.rows.read import Check, number_within
+from protocol.section import Column
 from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
 
 MOST_VALUE = 1e12

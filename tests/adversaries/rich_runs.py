@@ -9,10 +9,16 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from base_model.release import write_edge_adapter
-from protocol.adapter import lora_scaling
+from base_model.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
-from protocol.peft_format import EDGE_FILE, RELEASE_FILE, WEIGHTS_FILE, from_peft, to_edge
+from protocol.peft_format import (
+    EDGE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    Published,
+    from_peft,
+    to_edge,
+)
 from protocol.plan import plan_from_text
 from protocol.secagg.primitives import client_id
 from protocol.tensor_file import decode_tensors
@@ -29,6 +35,7 @@ from server.publishing import DAY_S, retire_vectors
 from server.releasing import log_release
 from server.rounds import deal_groups
 from server.store import RunStore
+from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import Sites, make_run, small_plan
 from tests.unit.audit.test_order import Local
@@ -50,7 +57,9 @@ def release(run: Path, number: int, metrics: dict[str, float]) -> None:
     folder = run / f"rounds/{number:04d}/adapter"
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
-    write_edge_adapter(to_edge(from_peft(tensors), scaling=lora_scaling(plan)), folder / EDGE_FILE)
+    published = Published.by(plan.adapter)
+    named = from_peft(tensors, method=published.method)
+    write_edge_adapter(to_edge(named, published=published), folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
     bound = plan.release.parity_max_relative
@@ -105,13 +114,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "hybrid": {"rounds": 1, "lost": some_are_lost, "secrecy": {"keys": "x25519+ml-kem-768"}},
-    "private": {"rule": {"name": "fed-sb"}, "privacy": PRIVATE, "rounds": 3, "lost": eventful},
+    "private": {
+        "adapter": CORES,
+        "privacy": PRIVATE,
+        "rounds": 3,
+        "lost": eventful,
+    },
     "plain": {
         "secrecy": {"exchange": "plain"},
         "lost": lambda n, a, phase, site: site == 5 or ((n, a) == (2, 1) and site < 6),
     },
     "central": {
-        "rule": {"name": "ffa-lora"},
+        "rule": {"name": "first"},
         "privacy": CENTRAL,
         "secrecy": {"exchange": "plain"},
         "cohort": {"size": 8, "quorum": 1, "deadline_s": 30.0},

@@ -18,12 +18,18 @@ from audit.log_copy import Trust
 from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.passport import verify_passport
-from protocol.adapter import lora_scaling
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
-from protocol.peft_format import EDGE_FILE, RELEASE_FILE, WEIGHTS_FILE, from_peft, to_edge
+from protocol.peft_format import (
+    EDGE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    Published,
+    from_peft,
+    to_edge,
+)
 from protocol.plan import Plan, plan_from_text
 from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from protocol.tensor_file import decode_tensors
@@ -34,6 +40,7 @@ from server.log import RunLog, open_log
 from server.releasing import log_release
 from server.store import RunStore
 from tests.adversaries.forger import Forger
+from tests.methods import CORES
 from tests.unit.audit.runs import Sites, make_run, small_plan
 
 FOLDER = "rounds/0002/adapter"
@@ -61,7 +68,12 @@ def release(run: Path, *, scale: float = 1.0, parity: float = 0.0) -> None:
     """As ``fedge release`` does, without a base to measure on; ``scale`` makes another adapter of it."""
     folder, plan = run / FOLDER, plan_of(run)
     tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
-    edge = to_edge(from_peft(tensors), scaling=scale * lora_scaling(plan))
+    published = Published.by(plan.adapter)
+    constants = {name: scale * value for name, value in published.constants.items()}
+    edge = to_edge(
+        from_peft(tensors, method=published.method),
+        published=replace(published, constants=constants),
+    )
     write_edge_adapter(edge, folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
@@ -102,7 +114,7 @@ def test_the_release_that_counts_is_the_last(run: Path) -> None:
 
 
 def test_nothing_is_released_beside_a_coordinator(run: Path, monkeypatch: Any) -> None:
-    from fedge.releases import release as command
+    from delivery.release_commands import release as command
 
     before = {path.name: path.read_bytes() for path in (run / FOLDER).iterdir()}
     (run / "rows.jsonl").write_text('{"text": "a", "label": "a"}\n')
@@ -208,9 +220,8 @@ def test_a_strangers_text_cannot_steer_a_terminal(honest: Path, tmp_path: Path) 
 
 STARTS: dict[str, dict[str, Any]] = {
     "alternating": {},
-    "fed-sb": {"rule": {"name": "fed-sb"}},
-    "prompt-mean": {
-        "rule": {"name": "prompt-mean"},
+    "lora-sb": {"adapter": CORES},
+    "prompt": {
         "adapter": {"method": "prompt", "tokens": 3},
     },
 }

@@ -19,12 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.store import read_manifest
 from client.job import Job, contribution
-from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError
 from protocol.exchange import Contribution, Phase
 from protocol.layout import Tensors
-from protocol.rules import rule_named
+from protocol.recipe import Recipe, initial_adapter
 from protocol.tasks.classification import METRICS
 from protocol.transparency.note import KeyType, VerifierKey
 from tests.conftest import WORDS
@@ -87,15 +86,14 @@ class TrainingCohort(Cohort):
             "base": {"fingerprint": manifest.fingerprint},
             "task": {"labels": LABELS, "max_length": 16},
             "adapter": {"rank": 2, "alpha": 4.0},
-            "rule": {"name": "ffa-lora"},
+            "rule": {"name": "first"},
             **others,
         }
         super().__init__(folder, mode, **plan)
-        self.layout = adapter_layout(self.plan, manifest)
-        self.sent = sent_layout(self.plan, manifest)
-        std = manifest.embedding_std
-        self.start = initial_adapter(self.layout, seed=self.plan.seed, embedding_std=std)
-        self.trained_layout = self.layout.only(rule_named(self.plan.rule.name).roles(1))
+        recipe = Recipe(plan=self.plan, manifest=manifest)
+        self.layout, self.sent = recipe.layout, recipe.sent_layout
+        self.start = initial_adapter(self.layout, seed=self.plan.seed)
+        self.trained_layout = recipe.round_layout(1)
         self.size = self.trained_layout.size
         self.members = {one: replace(m, size=self.size) for one, m in self.members.items()}
         self.begin(1)

@@ -21,12 +21,12 @@ from audit.report import Report
 from audit.sources import Folder, open_source
 from audit.verify import audit
 from audit.witness import Witness, begin
-from protocol.adapter import adapter_layout
 from protocol.documents import MOST_LEVELS
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError
 from protocol.plan import parse_plan, plan_from_text
 from protocol.plan_sections import Audit
+from protocol.recipe import Recipe
 from protocol.secagg.roster import parse_roster
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors
@@ -196,7 +196,7 @@ def test_tensors_of_no_possible_shape() -> None:
 def test_a_layout_that_fills_the_memory() -> None:
     plan, manifest = small_plan()
     wide = [linear.model_copy(update={"in_features": 2**50}) for linear in manifest.linears]
-    layout = adapter_layout(plan, manifest.model_copy(update={"linears": wide}))
+    layout = Recipe(plan=plan, manifest=manifest.model_copy(update={"linears": wide})).layout
     tensors = {spec.name: np.zeros(1, np.float32) for spec in layout.specs}
     with pytest.raises(ArtefactError, match="the plan says"):
         layout.flatten(tensors)

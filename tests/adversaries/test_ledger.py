@@ -17,6 +17,7 @@ from protocol.encoding import canonical_json
 from protocol.errors import ProofError
 from protocol.transparency.leaves import decode_leaf, sha256
 from tests.adversaries.forger import Forger
+from tests.methods import CORES
 from tests.unit.audit.runs import make_run
 
 PRIVACY = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}
@@ -26,7 +27,7 @@ REALS = ("clip", "noise_multiplier", "grid", "noise", "rho", "xi")
 @pytest.fixture(scope="session")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ledger") / "run"
-    return make_run(folder, rule={"name": "fed-sb"}, privacy=PRIVACY)
+    return make_run(folder, adapter=CORES, privacy=PRIVACY)
 
 
 @pytest.fixture

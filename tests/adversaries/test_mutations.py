@@ -22,6 +22,7 @@ from audit.verify import load_run
 from protocol.encoding import canonical_json, seed_from, vector_digest
 from protocol.errors import FedgeError
 from protocol.manifest import parse_manifest
+from protocol.methods import METHODS
 from protocol.peft_format import folder_head, to_peft
 from protocol.plan import plan_from_text
 from protocol.secagg import client, shamir
@@ -32,6 +33,7 @@ from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Advert, decode_leaf, encode_message, sha256
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.adversaries.mutated import faults_of
+from tests.methods import CORES
 from tests.unit.audit.runs import Sites, make_run
 
 SUM_KINDS = ("advert", "cohort", "shares", "round-open", "vector", "alive", "reveal", "aggregate")
@@ -41,7 +43,7 @@ SUM_KINDS = ("advert", "cohort", "shares", "round-open", "vector", "alive", "rev
 def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     privacy = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}
     folder = tmp_path_factory.mktemp("private") / "run"
-    return make_run(folder, rule={"name": "fed-sb"}, privacy=privacy)
+    return make_run(folder, adapter=CORES, privacy=privacy)
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def test_an_adapter_that_the_sums_do_not_make(forge: Callable[..., Forger]) -> N
     _, metadata = decode_tensors((forger.run / weights).read_bytes(), source=weights)
     manifest = parse_manifest((forger.run / "manifest.json").read_text(), source="manifest.json")
     head = folder_head(manifest)
-    data = encode_tensors(to_peft(state.adapter, head=head), metadata)
+    data = encode_tensors(to_peft(state.adapter, method=METHODS["lora"], head=head), metadata)
     forger.republish(weights, data)
     said = json.loads((forger.run / f"{folder}/adapter/release.json").read_text())
     said["adapter_digest"] = digest

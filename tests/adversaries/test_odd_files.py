@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from audit.sources import Folder
-from base_model.mirrors import CutError, FolderMirror
+from base_model.mirrors import FolderMirror
 from base_model.verify import verify_base
 from edge_runtime.base import check_file
 from protocol.errors import ArtefactError, FedgeError
-from protocol.regular_files import SMALL, read_regular, sha256_of_regular
+from storage.downloads import CutError
+from storage.regular import SMALL, read_regular, sha256_of
 from tests.properties.decoders.registry import of_paths
 from tests.properties.decoders.world import World
 
@@ -111,7 +112,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="longer"):
             read_regular(path, most=most)
         with pytest.raises(OSError, match="longer"):
-            sha256_of_regular(path, size=most)
+            sha256_of(path, size=most)
     link = tmp_path / "link"
     link.symlink_to(path)
     assert read_regular(link) == b"a" * 10

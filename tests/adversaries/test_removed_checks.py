@@ -19,6 +19,7 @@ from protocol.encoding import canonical_json
 from protocol.errors import FedgeError
 from protocol.transparency.leaves import sha256
 from tests.adversaries.forger import Forger
+from tests.methods import CORES
 from tests.unit.audit.runs import make_run
 
 Mutation = Callable[[Path], Trust]
@@ -27,7 +28,7 @@ PRIVATE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run", rule={"name": "fed-sb"}, privacy=PRIVATE)
+    return make_run(tmp_path / "run", adapter=CORES, privacy=PRIVATE)
 
 
 def a_time_in_a_record(run: Path) -> Trust:

@@ -21,7 +21,7 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.leaves import Release, decode_leaf, sha256
 from simulations.experiment import load_experiment
@@ -132,9 +132,17 @@ def other_evaluation(forger: Forger) -> None:
     forger.edit(forger.at("release", 1), lambda leaf: leaf.update(eval=wrong))
 
 
+def some_program(forger: Forger) -> None:
+    """Of a plan that names none."""
+    name = f"rounds/0002/adapter/{RELEASE_FILE}"
+    note = json.loads((forger.run / name).read_text())
+    forger.republish(name, json.dumps(note | {"program": "6" * 64}).encode())
+
+
 @pytest.mark.parametrize(
     ("lie", "fault"),
     [
+        (some_program, "`program` of release.json is not that of the round"),
         (other_tensors, "holds another adapter than the one published"),
         (other_round, "points to leaf"),
         (other_evaluation, "points to no evaluation"),
@@ -173,7 +181,7 @@ def test_an_audit_in_the_log_stands_for_vectors_that_are_gone(run: Path, forger:
             "audited-private",
             [
                 *SECRET,
-                "plan.rule.name=fed-sb",
+                "plan.adapter.method=lora-sb",
                 "plan.privacy.mechanism=distributed",
                 "plan.privacy.epsilon=50.0",
             ],

@@ -24,7 +24,7 @@ from server.log import RunLog
 from server.store import RunStore
 from tests.unit.audit.runs import Sites, make_run, small_plan
 
-STEPS = ("fsync", "rename", "unlink", "mkdir", "rmdir")
+STEPS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir")
 
 
 class Deadly:

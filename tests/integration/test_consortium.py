@@ -18,13 +18,13 @@ from typing import TypeVar
 
 import pytest
 
-from fedge.devices import devices
-from fedge.operations.contact import last_contact
-from fedge.operations.coordinator import Coordinator
-from fedge.operations.folders import free_port
-from fedge.operations.loopback import Consortium, environment, fedge
-from fedge.operations.overview import look
-from fedge.operations.site import Site
+from operations.contact import last_contact
+from operations.coordinator import Coordinator
+from operations.folders import free_port
+from operations.loopback import Consortium, environment, fedge
+from operations.overview import look
+from operations.rehearsal import devices
+from operations.site import Site
 from simulations.experiment import load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
@@ -273,8 +273,8 @@ def test_a_site_that_runs_twice_is_named(experiment_file: Path, tmp_path: Path) 
 
 def signal_site(folder: Path, number: int) -> None:
     """Every process that a site keeps, and its supervisor."""
-    from fedge.operations.locks import holder
-    from fedge.operations.supervisor import processes_of as kept
+    from operations.supervisor import processes_of as kept
+    from storage.locks import holder
 
     pids = [process.pid for process in kept(folder / "state")]
     for pid in filter(None, [holder(folder / "state" / "supervisor.lock"), *pids]):

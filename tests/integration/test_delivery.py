@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tuf.ngclient import Updater
 
+from delivery import releases
+from delivery.keys import make_keys, read_keys
+from delivery.repository import Repository
+from delivery.rotation import rotate
+from delivery.status import gather, read_reports
 from edge_runtime import agent
 from edge_runtime.fetching import Fetcher
 from edge_runtime.store import read_state
 from protocol.delivery import CANARY, STABLE, in_rollout
 from protocol.errors import DeliveryError
-from server.delivery import releases
-from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import Repository
-from server.delivery.rotation import rotate
-from server.delivery.status import gather, read_reports
 from tests.delivery_world import NAME, World, days, in_use, now, refused, update
 
 

@@ -9,19 +9,18 @@ import time
 import pytest
 from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
 
-from edge_runtime import agent
+from delivery import releases
+from delivery.keys import make_keys, read_keys
+from delivery.repository import Repository, described
+from delivery.rotation import rotate
 from edge_runtime.service import Service
 from edge_runtime.settings import Device
-from edge_runtime.store import Store, read_state
+from edge_runtime.store import Store, read_state, release_folder
 from protocol.delivery import CANARY, STABLE, current_name
 from protocol.errors import DeliveryError, ProofError
 from protocol.peft_format import EDGE_FILE
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.policy import simple_policy
-from server.delivery import releases
-from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import Repository, described
-from server.delivery.rotation import rotate
 from tests.delivery_attacks import (
     REFUSED,
     RELEASE,
@@ -179,8 +178,7 @@ def test_two_agents_do_not_meet(world: World, kiosk: Device) -> None:
 def test_a_devices_own_release_is_checked_when_it_is_loaded(world: World, kiosk: Device) -> None:
     """Storage that rots, or is written to by others: the old one serves on; a restart serves nothing."""
     service = Service(kiosk, clock=time.monotonic)
-    folder = agent.current_folder(kiosk)
-    assert folder is not None
+    folder = release_folder(kiosk.store, read_state(kiosk.store).current or "")
     data = bytearray((folder / EDGE_FILE).read_bytes())
     data[-9] ^= 1
     (folder / EDGE_FILE).write_bytes(data)

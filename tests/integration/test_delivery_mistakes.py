@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from delivery import releases
+from delivery.keys import make_keys, read_keys
+from delivery.repository import Repository
+from delivery.rotation import rotate
+from delivery.status import read_reports
 from edge_runtime.store import read_state
 from fedge.main import cli
 from protocol.delivery import CANARY, MOST_CURRENT, MOST_OFFERS, STABLE
-from server.delivery import releases
-from server.delivery.keys import make_keys, read_keys
-from server.delivery.repository import Repository
-from server.delivery.rotation import rotate
-from server.delivery.status import read_reports
 from tests.delivery_world import NAME, World, days, in_use, now, refused, update
 
 

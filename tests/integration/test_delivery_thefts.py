@@ -6,10 +6,10 @@ from typing import Any
 
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
+from delivery import releases
+from delivery.repository import COMPACT, Repository, described
 from edge_runtime.store import read_state
 from protocol.delivery import CANARY, STABLE, current_name
-from server.delivery import releases
-from server.delivery.repository import COMPACT, Repository, described
 from tests.delivery_world import NAME, World, days, now, refused, update
 
 
@@ -69,8 +69,8 @@ def test_stolen_online_keys_freeze_until_the_channel_expires(world: World) -> No
 
 def test_every_file_below_the_root_is_described_by_its_digest(world: World) -> None:
     """Also after a rotation of any role, and a refresh."""
-    from server.delivery.keys import make_keys, read_keys
-    from server.delivery.rotation import rotate
+    from delivery.keys import make_keys, read_keys
+    from delivery.rotation import rotate
 
     world.publish()
     for number, roles in enumerate((["targets"], ["root", "timestamp"], ["snapshot"], [STABLE])):

@@ -14,13 +14,13 @@ import pytest
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
+from delivery.evidence import verify_evidence
+from delivery.releases import read_current
+from delivery.repository import Repository
 from edge_runtime.settings import read_device
-from fedge.evidence import verify_evidence
 from fedge.main import cli
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, PlanError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from server.delivery.releases import read_current
-from server.delivery.repository import Repository
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
@@ -222,7 +222,8 @@ def test_a_round_that_was_measured_later_passes(
 def test_a_release_worse_than_the_one_before_is_not_published(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedge import deploy, gate
+    from delivery import commands as deploy
+    from delivery import gate
 
     real = deploy._bar
 

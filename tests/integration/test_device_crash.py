@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from delivery import releases
+from delivery.repository import Repository
 from edge_runtime import agent
 from edge_runtime.adapter import load_adapter
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.settings import Device
 from edge_runtime.store import Store, read_state, release_folder
 from protocol.errors import FedgeError
-from server.delivery import releases
-from server.delivery.repository import Repository
 from tests.delivery_world import World, in_use, now, update
 
 STEPS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link", "symlink", "remove")

@@ -16,7 +16,7 @@ from simulations.report import write_report
 from simulations.run import simulate
 
 QUICK = ["yardsticks.pooled=false", "yardsticks.alone=0", "plan.rounds=3"]
-COMMON = [*QUICK, "plan.cohort.weighting=uniform", "plan.rule.name=ffa-lora"]
+COMMON = [*QUICK, "plan.cohort.weighting=uniform", "plan.rule.name=first"]
 DISTRIBUTED = [
     *COMMON,
     "plan.secrecy.exchange=secagg",

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fedge.releases import release
+from delivery.release_commands import release
 from protocol.errors import RoundError
 from protocol.peft_format import ParityError
 from simulations import commands

@@ -192,10 +192,10 @@ def test_a_round_without_a_quorum_ends_the_run_with_a_clear_error(experiment_fil
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["plan.rule.name=fedit"],
-        ["plan.rule.name=fed-sb", "plan.adapter.targets=all-linear"],
-        ["plan.rule.name=ffa-lora", "plan.server.optimizer=fedavgm"],
-        ["plan.rule.name=prompt-mean", "plan.adapter.method=prompt", "plan.adapter.tokens=4"],
+        ["plan.rule.name=mean"],
+        ["plan.adapter.method=lora-sb", "plan.adapter.targets=all-linear"],
+        ["plan.rule.name=first", "plan.server.optimizer=fedavgm"],
+        ["plan.adapter.method=prompt", "plan.adapter.tokens=4"],
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
 )
@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment_file: Path, tmp_path: 
 
 def test_an_illegal_plan_leaves_no_run_behind(experiment_file: Path) -> None:
     with pytest.raises(FedgeError):
-        run(experiment_file, "illegal", ["plan.rule.name=prompt-mean"])
+        run(experiment_file, "illegal", ["plan.adapter.rank=4096"])
     assert not (experiment_file.parent / "illegal").exists()
     run(experiment_file, "illegal", ["plan.rounds=1", "yardsticks.pooled=false"])
 
@@ -297,7 +297,7 @@ def test_a_core_is_learnt_under_secure_aggregation_and_measured_as_published(
     experiment_file: Path,
 ) -> None:
     cores = [
-        "plan.rule.name=fed-sb",
+        "plan.adapter.method=lora-sb",
         "plan.adapter.targets=all-linear",
         "plan.local.learning_rate=0.01",
         "plan.rounds=8",

@@ -31,13 +31,13 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
-from fedge.operations.contact import make_contact
-from fedge.operations.coordinator import Coordinator, make_coordinator
-from fedge.operations.folders import free_port
-from fedge.operations.overview import control_of, look
-from fedge.operations.site import Site, Work, make_site, read_invitation, read_node_key
-from fedge.operations.supervisor import processes_of
-from fedge.operations.waiting import away, doubled, not_begun, said_of_doubled
+from operations.contact import make_contact
+from operations.coordinator import Coordinator, make_coordinator
+from operations.folders import free_port
+from operations.overview import control_of, look
+from operations.site import Site, Work, make_site, read_invitation, read_node_key
+from operations.supervisor import processes_of
+from operations.waiting import away, doubled, not_begun, said_of_doubled
 from protocol.errors import MachineError
 from tests.unit.fedge.test_command_line import fedge
 

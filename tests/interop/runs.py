@@ -6,22 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from base_model.release import write_edge_adapter
-from protocol.adapter import lora_scaling
+from base_model.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
-from protocol.peft_format import EDGE_FILE, RELEASE_FILE, WEIGHTS_FILE, from_peft, to_edge
+from protocol.peft_format import (
+    EDGE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    Published,
+    from_peft,
+    to_edge,
+)
 from protocol.plan import plan_from_text
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaves import sha256
 from server.releasing import log_release
 from server.store import RunStore
+from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import go_on, make_run
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
 PROMPT: dict[str, Any] = {
-    "rule": {"name": "prompt-mean"},
     "adapter": {"method": "prompt", "tokens": 3},
 }
 GROUPS: dict[str, Any] = {
@@ -56,7 +62,7 @@ KINDS: dict[str, dict[str, Any]] = {
     | {
         "secrecy": {"bits": 32, "suite": "chacha20"},
         "server": {"optimizer": "fedavgm", "learning_rate": 0.5},
-        "rule": {"name": "fedit"},
+        "rule": {"name": "mean"},
     },
     "hybrid keys with losses": LOSSY | {"secrecy": {"keys": "x25519+ml-kem-768"}},
     "hybrid keys, chacha20, 20 bits": LOSSY
@@ -69,27 +75,36 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "a failed attempt and a void round": LOSSY | {"rounds": 4, "lost": an_attempt_fails},
-    "noise": LOSSY | {"rounds": 1, "rule": {"name": "ffa-lora"}, "privacy": NOISE},
+    "noise": LOSSY | {"rounds": 1, "rule": {"name": "first"}, "privacy": NOISE},
     "hardly any noise": LOSSY
     | {
         "rounds": 1,
-        "rule": {"name": "ffa-lora"},
+        "rule": {"name": "first"},
         "privacy": NOISE | {"noise_multiplier": 0.05, "epsilon": 1e5},
     },
     "noise in wide words": LOSSY
     | {
-        "rule": {"name": "ffa-lora"},
+        "rule": {"name": "first"},
         "privacy": NOISE | {"noise_multiplier": 100.0},
         "secrecy": {"suite": "chacha20"},
     },
     "noise in groups of cores": GROUPS
     | {
-        "rule": {"name": "fed-sb"},
+        "adapter": CORES,
         "privacy": NOISE | {"allow_groups": True},
         "lost": two_are_lost,
     },
-    "cores": {"rule": {"name": "fed-sb"}},
+    "cores": {"adapter": CORES},
+    "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
+    "an elementwise product": LOSSY
+    | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},
+    "the head alone": LOSSY | {"rounds": 1, "adapter": {"method": "head"}},
+    "rank stabilised": LOSSY
+    | {
+        "rounds": 1,
+        "adapter": {"rank": 2, "alpha": 4.0, "targets": ["query"], "rank_stabilised": True},
+    },
     "numbers": LOSSY
     | {"task": {"kind": "regression", "low": 0.0, "high": 5.0}, "evaluation": {"holdout": 0.2}},
     "many blocks": {
@@ -105,8 +120,7 @@ KINDS: dict[str, dict[str, Any]] = {
 FOUR: dict[str, Any] = {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}, "count": 4}
 CONTINUED: dict[str, dict[str, Any]] = {  # runs that go on from one of a round alike
     "goes on": FOUR | {"rounds": 2},
-    "goes on with noise in cores": FOUR
-    | {"rule": {"name": "fed-sb"}, "privacy": NOISE, "rounds": 1},
+    "goes on with noise in cores": FOUR | {"adapter": CORES, "privacy": NOISE, "rounds": 1},
 }
 
 
@@ -126,7 +140,9 @@ def release(run: Path) -> None:
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     folder = sorted((run / "rounds").glob("[0-9]*"))[-1] / "adapter"
     tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
-    write_edge_adapter(to_edge(from_peft(tensors), scaling=lora_scaling(plan)), folder / EDGE_FILE)
+    published = Published.by(plan.adapter)
+    named = from_peft(tensors, method=published.method)
+    write_edge_adapter(to_edge(named, published=published), folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
     note["parity"] = {

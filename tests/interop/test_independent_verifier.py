@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
+from typer.testing import CliRunner
 
+from audit.commands import app
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import audit
 from protocol.encoding import parse_canonical
 from protocol.errors import FedgeError
 from protocol.merkle import leaf_hash
@@ -108,6 +113,28 @@ def test_another_start_than_the_plans_is_not_believed(
         make_run(tmp_path / "run", start=start, begin=first, **FOUR)
     with pytest.raises(AssertionError):
         verify_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["6" * 64, ""])
+def test_a_release_of_another_program_than_the_plans_is_not_believed(
+    name: str, run_of: Made, tmp_path: Path
+) -> None:
+    """Signed by the log's own key, in the log's own leaves, with a passport."""
+    forger = Forger(linked(run_of("a named program"), tmp_path / "run"))
+    path = "rounds/0001/adapter/release.json"
+    note = json.loads((forger.run / path).read_text())
+    assert note["program"] == "5" * 64
+    forger.republish(path, json.dumps(note | {"program": name}).encode())
+    run = forger.sign_all()
+    assert not holds(run)
+    (fault,) = audit(Folder(run), Trust()).rounds[1].faults
+    assert "`program` of release.json" in fault
+    forger.republish(path, json.dumps(note).encode())  # what the plan names is believed
+    assert holds(forger.sign_all())
+    report = audit(Folder(run), Trust())
+    assert report.program == "5" * 64
+    assert "program" not in str(report.rounds[1].faults)
+    assert "5" * 64 in CliRunner().invoke(app, ["verify", str(run)]).stdout
 
 
 def holds(run: Path) -> bool:

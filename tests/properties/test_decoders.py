@@ -25,7 +25,18 @@ from tests.properties.decoders.rows import Decoder
 from tests.properties.decoders.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("protocol", "edge_runtime", "base_model", "audit", "client", "fedge", "server")
+PACKAGES = (
+    "protocol",
+    "storage",
+    "edge_runtime",
+    "base_model",
+    "audit",
+    "client",
+    "server",
+    "delivery",
+    "operations",
+    "fedge",
+)
 SLOT = "\x00slot\x00"
 MARK = json.dumps(SLOT)
 LONG = "9" * 6000

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from client.data import load_rows
+from delivery.release_commands import held_out_rows
 from edge_runtime.probe import read_probe
-from fedge.operations.folders import Invitation
-from fedge.operations.site import Site, SiteSettings
 from fedge.plans import commented_plan
-from fedge.releases import held_out_rows
+from operations.folders import Invitation
+from operations.site import Site, SiteSettings
 from protocol.errors import DataError, FedgeError
 from protocol.plan import Plan, parse_plan
 from protocol.rows.read import read_texts

@@ -9,7 +9,8 @@ import pytest
 
 import client.settings
 from audit.commands import read_policy_file
-from fedge import gate, plans, rosters
+from delivery import gate
+from fedge import plans, rosters
 from fedge.plans import commented_plan
 from protocol.errors import FedgeError, PlanError
 from server import app
@@ -22,9 +23,9 @@ OF_DECODERS = (
     "edge_runtime.probe:read_probe",
     "edge_runtime.passport:read_policy",
     "edge_runtime.settings:read_device",
-    "fedge.operations.folders:read_settings",
-    "fedge.operations.folders:read_settings, coordinator",
-    "fedge.operations.site:read_invitation",
+    "operations.folders:read_settings",
+    "operations.folders:read_settings, coordinator",
+    "operations.site:read_invitation",
 )
 Read = Callable[[Path], object]
 Case = tuple[Path, bytes, Read]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from protocol.encoding import canonical_json
-from protocol.errors import UpdateError
+from protocol.errors import PlanError, UpdateError
 from protocol.exchange.plain import decode
+from protocol.plan import parse_plan
 from protocol.tasks.classification import METRICS
 from tests.unit.published_vectors import fedge_hash, load
 from tests.vectors.make import FILES, FOLDER, rendered
@@ -48,6 +49,11 @@ def test_identities() -> None:
         parts = "\x1f".join(map(str, case["parts"])).encode()
         first = hashlib.sha256(b"fedge/seed/v1\x00" + parts).digest()[:8]
         assert int.from_bytes(first, "big") >> 1 == case["seed"]
+    digests = [case["digest"] for case in vectors["plan"]]
+    assert len(set(digests)) == len(digests)
+    for text in vectors["plan_refused"]:
+        with pytest.raises(PlanError, match=r"base\.program"):
+            parse_plan(text, source="vector")
     for case in vectors["adapter"]:
         assert fedge_hash("adapter", bytes.fromhex(case["vector"])) == case["digest"]
 

@@ -10,8 +10,10 @@ A change here is a change of the protocol.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,14 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from protocol.adapter import initial_adapter  # noqa: E402
 from protocol.codes import dequantise, pack  # noqa: E402
 from protocol.encoding import canonical_json, digest, seed_from, vector_digest  # noqa: E402
 from protocol.exchange import Contribution  # noqa: E402
 from protocol.exchange.plain import HEADER, MAGIC, PlainClient, PlainCoordinator  # noqa: E402
+from protocol.initial import ZEROS, Law  # noqa: E402
 from protocol.layout import Layout, TensorSpec  # noqa: E402
 from protocol.plan import parse_plan  # noqa: E402
-from protocol.rules import Role  # noqa: E402
+from protocol.recipe import initial_adapter  # noqa: E402
 from protocol.tasks.classification import METRICS  # noqa: E402
 from tests.vectors.ring import ring  # noqa: E402
 from tests.vectors.secagg import attempt  # noqa: E402
@@ -40,7 +42,7 @@ fingerprint = "{fingerprint}"
 [task]
 labels = ["no", "yes"]
 [rule]
-name = "ffa-lora"
+name = "first"
 [local]
 learning_rate = 1e-3
 """
@@ -81,6 +83,7 @@ def identities() -> dict[str, Any]:
     places = {"adapter": "a" * 64, "first": "1" * 64, "second": "2" * 64, "root": "3" * 64}
     places["settings"] = "4" * 64
     more = plan + START.format(**places)
+    named = plan.replace("[base]", f'[base]\nprogram = "{"5" * 64}"', 1)
     seeds = [("initial", 0, "classifier.weight"), ("cohort", 7, 1, 0), ("train", 0, 3, "site-1")]
     vector = np.array([0.0, -0.0, 1.5, -(2.0**-149), 3.4e38], np.float32)
     return {
@@ -94,7 +97,10 @@ def identities() -> dict[str, Any]:
         "seed": [{"parts": list(parts), "seed": seed_from(*parts)} for parts in seeds],
         "plan": [
             {"toml": text, "digest": parse_plan(text, source="vector").digest}
-            for text in (plan, more)
+            for text in (plan, more, named)
+        ],
+        "plan_refused": [
+            named.replace("5" * 64, program) for program in ("5" * 63, "A" * 64, "5" * 65, "sha256")
         ],
         "adapter": [{"vector": hexed(vector), "digest": vector_digest(vector)}],
     }
@@ -196,18 +202,28 @@ def _refused(good: bytes) -> list[tuple[str, bytes, str]]:
 
 def start() -> dict[str, Any]:
     """P-2.3: round 0 of a small layout with cores, and of a prompt."""
+    rows, columns = Law("orthonormal rows"), Law("orthonormal columns")
+    small, spread = Law("normal", 0.02), Law("uniform", 1.0 / math.sqrt(5))
     specs = [
-        TensorSpec(name="classifier.bias", shape=(3,), role=Role.HEAD),
-        TensorSpec(name="classifier.weight", shape=(3, 5), role=Role.HEAD),
-        TensorSpec(name="m.0.query.lora_A", shape=(4, 5), role=Role.LORA_A),
-        TensorSpec(name="m.0.query.lora_B", shape=(6, 4), role=Role.LORA_B),
-        TensorSpec(name="m.0.query.lora_R", shape=(4, 4), role=Role.LORA_R),
-        TensorSpec(name="soft_prompt", shape=(2, 5), role=Role.PROMPT),
+        TensorSpec(name="classifier.bias", shape=(3,), part="head"),
+        TensorSpec(name="classifier.weight", shape=(3, 5), part="head"),
+        TensorSpec(name="m.0.query.lora_A", shape=(4, 5), part="lora_A"),
+        TensorSpec(name="m.0.query.lora_B", shape=(6, 4), part="lora_B"),
+        TensorSpec(name="m.0.query.lora_R", shape=(4, 4), part="lora_R"),
+        TensorSpec(name="soft_prompt", shape=(2, 5), part="prompt"),
     ]
     cases = []
     for seed, cores in ((5, False), (2**63 - 1, True)):
-        layout = Layout(tuple(s for s in specs if cores or s.role is not Role.LORA_R))
-        tensors = initial_adapter(layout, seed=seed, embedding_std=0.0471)
+        factors = {"lora_A": rows, "lora_B": columns} if cores else {"lora_A": spread}
+        laws = {"classifier.weight": small, "soft_prompt": Law("normal", 193 / 4096), **factors}
+        layout = Layout(
+            tuple(
+                replace(s, law=laws.get(s.part, laws.get(s.name, ZEROS)))
+                for s in specs
+                if cores or s.part != "lora_R"
+            )
+        )
+        tensors = initial_adapter(layout, seed=seed)
         given = {s.name: {"shape": s.shape, "bytes": hexed(tensors[s.name])} for s in layout.specs}
         cases.append({"seed": seed, "embedding_std": (0.0471).hex(), "tensors": given})
     return {"round_0": cases}

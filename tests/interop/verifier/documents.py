@@ -11,17 +11,20 @@ from typing import Any
 from .basics import Tensors, canonical, named_hash, sha256
 from .log import Leaf
 
-ROLES = {  # what a rule trains beside the head, by turns
-    "alternating": (("lora_B",), ("lora_A",)),
-    "ffa-lora": (("lora_B",),),
-    "fedit": (("lora_A", "lora_B"),),
-    "fed-sb": (("lora_R",),),
-    "prompt-mean": (("prompt",),),
+TURNS: dict[
+    str, tuple[tuple[str, ...], ...]
+] = {  # parts of a method, in the order that rules train them
+    "lora": (("lora_B",), ("lora_A",)),
+    "lora-sb": (("lora_R",),),
+    "loha": (("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",)),
+    "prompt": (("prompt",),),
+    "head": ((),),
 }
+FACTORS = ("lora_A", "lora_B", "lora_R", *(f"hada_w{n}_{end}" for n in (1, 2) for end in "ab"))
 
 
 def role_of(name: str) -> str:
-    for role in ("lora_A", "lora_B", "lora_R"):
+    for role in FACTORS:
         if name.endswith("." + role):
             return role
     return "prompt" if name == "soft_prompt" else "head"
@@ -40,7 +43,13 @@ class Documents:
 
     def trained(self, number: int) -> list[str]:
         """The tensors of a round, in the vector's order."""
-        turns = ROLES[self.plan["rule"]["name"]]
+        turns = TURNS[self.plan["adapter"]["method"]]
+        if self.plan["rule"]["name"] == "mean":
+            turns = (tuple(part for turn in turns for part in turn),)
+        elif self.plan["rule"]["name"] == "first":
+            turns = turns[:1]
+        else:
+            assert self.plan["rule"]["name"] == "alternating"
         turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
         return [n for n in self.shapes if role_of(n) in (*turns[(turn - 1) % len(turns)], "head")]
 
@@ -99,13 +108,19 @@ def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[i
 def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """P-2.1, P-2.2."""
     shapes: dict[str, tuple[int, ...]] = {}
-    if plan["adapter"]["method"] == "prompt":
+    method = plan["adapter"]["method"]
+    if method == "prompt":
         shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
-    else:
+    elif method != "head":
         r = plan["adapter"]["rank"]
         for path, (width, out) in adapted(plan, manifest).items():
+            if method == "loha":
+                for number in (1, 2):
+                    shapes[f"{path}.hada_w{number}_a"] = (out, r)
+                    shapes[f"{path}.hada_w{number}_b"] = (r, width)
+                continue
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
-            if plan["rule"]["name"] == "fed-sb":
+            if method == "lora-sb":
                 shapes[f"{path}.lora_R"] = (r, r)
     head, labels = manifest["head"], len(plan["task"].get("labels", "1"))  # P-2.1
     shapes[f"{head['path']}.weight"] = (labels, head["in_features"])

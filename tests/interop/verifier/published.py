@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Mapping
 from math import prod
@@ -119,14 +120,29 @@ def config(documents: Documents) -> dict[str, Any]:
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
         }
-    return both | {
-        "peft_type": "LORA",
-        "r": adapter["rank"],
-        "lora_alpha": adapter["alpha"],
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(adapted(documents.plan, manifest)),
-    }
+    if adapter["method"] == "loha":
+        return both | {
+            "peft_type": "LOHA",
+            "r": adapter["rank"],
+            "alpha": adapter["alpha"],
+            "target_modules": sorted(adapted(documents.plan, manifest)),
+        }
+    alone = adapter["method"] == "head"
+    stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
+    return (
+        both
+        | stable
+        | {
+            "peft_type": "LORA",
+            "r": 1 if alone else adapter["rank"],
+            "lora_alpha": 1.0 if alone else adapter["alpha"],
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": "dummy-target-modules"
+            if alone
+            else sorted(adapted(documents.plan, manifest)),
+        }
+    )
 
 
 def check_round(
@@ -176,9 +192,11 @@ def check_release_note(
         "plan_name": documents.plan["name"],
         "plan_digest": documents.digest,
         "base_fingerprint": documents.manifest["fingerprint"],
+        "program": documents.plan["base"]["program"],
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
         "task": task["kind"],
+        "pairs": bool(task["text_pair"]),
         "labels": task.get("labels", []),
         "range": [task["low"], task["high"]] if task["kind"] == "regression" else None,
         "max_length": task["max_length"],
@@ -266,10 +284,25 @@ def check_edge(
 ) -> None:
     """They are the published adapter's."""
     adapter = documents.plan["adapter"]
-    s = np.float32(adapter["alpha"] / adapter["rank"])
+    rank = adapter.get("rank", 1)
+    root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
+    s = np.float32(adapter.get("alpha", 1.0) / root)
     expected = {}
-    for name, value in plain.items():
-        tensor = value.reshape(documents.shapes[name])
+    shaped = {name: value.reshape(documents.shapes[name]) for name, value in plain.items()}
+    for name, tensor in shaped.items():
+        if role_of(name).startswith("hada_"):
+            path, _, part = name.rpartition(".")
+            if part == "hada_w1_a":
+                ups = [shaped[f"{path}.hada_w{number}_a"] for number in (1, 2)]
+                downs = [shaped[f"{path}.hada_w{number}_b"].T for number in (1, 2)]
+                down, up = (
+                    np.stack([x[:, j] * y[:, k] for j in range(rank) for k in range(rank)], axis=1)
+                    for x, y in (downs, ups)
+                )
+                for end, matrix in (("lora_A", down), ("lora_B", up.T * s)):
+                    data = np.ascontiguousarray(matrix, "<f4").tobytes()
+                    expected[f"{path}.{end}"] = matrix.shape, data
+            continue
         if role_of(name) == "lora_A":
             tensor = tensor.T
         elif role_of(name) == "lora_B":

@@ -60,7 +60,7 @@ def round_0(documents: Documents) -> Tensors:
     if start := documents.plan.get("start"):
         return taken_over(documents, start)
     deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
-    cores = documents.plan["rule"]["name"] == "fed-sb"
+    cores = documents.plan["adapter"]["method"] == "lora-sb"
     tensors: Tensors = {}
     for name, shape in documents.shapes.items():
         named, role = seed("initial", documents.plan["seed"], name), role_of(name)
@@ -73,6 +73,10 @@ def round_0(documents: Documents) -> Tensors:
             values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
         elif role == "prompt":
             values = deviates(named, math.prod(shape)) * deviation
+        elif role in ("hada_w1_b", "hada_w2_b"):
+            values = deviates(named, math.prod(shape))
+        elif role == "hada_w1_a":
+            values = deviates(named, math.prod(shape)) * 0.1
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")

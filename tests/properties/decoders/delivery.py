@@ -5,8 +5,9 @@ from __future__ import annotations
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
-from fedge.evidence import verify_evidence
-from fedge.gate import read_audit
+from delivery.evidence import verify_evidence
+from delivery.gate import read_audit
+from delivery.status import read_reports
 from protocol.delivery import (
     GATE,
     Current,
@@ -21,7 +22,6 @@ from protocol.delivery import (
 from protocol.transparency.dsse import (
     sign_statement,
 )
-from server.delivery.status import read_reports
 from tests.properties.decoders.rows import (
     Decoder,
     json_line,
@@ -70,15 +70,15 @@ def delivery(world: World) -> dict[str, Decoder]:
         "protocol.delivery:decode": Decoder(
             read=form, seeds=tuple(map(encode, (current, report, facts)))
         ),
-        "server.delivery.status:read_reports": Decoder(
+        "delivery.status:read_reports": Decoder(
             read=of_file(world.folder / "reports/d.json", lambda path: read_reports(path.parent)),
             seeds=(encode(report),),
         ),
-        "fedge.evidence:verify_evidence": Decoder(
+        "delivery.evidence:verify_evidence": Decoder(
             read=lambda data: verify_evidence(data, {"0" * 64}, [world.public]),
             seeds=(evidence,),
         ),
-        "fedge.gate:read_audit": Decoder(
+        "delivery.gate:read_audit": Decoder(
             read=of_file(world.folder / "audit.json", read_audit), seeds=(json_line(summary),)
         ),
     }

@@ -9,7 +9,7 @@ from edge_runtime.adapter import read_note, read_tensors
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.probe import Golden, Probe, read_probe
 from edge_runtime.settings import read_device
-from edge_runtime.store import State, read_state
+from edge_runtime.store import Installed, Personal, State, read_state
 from protocol.errors import ProofError
 from protocol.merkle import leaf_hash
 from protocol.peft_format import PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
@@ -67,11 +67,23 @@ def _own_files(world: World) -> dict[str, Decoder]:
         most_latency_ms=5.0,
         most_memory_mb=5.0,
     )
-    state = State(current="0" * 64, installed={}, withdrawn=["1" * 64])
+    files = {"adapter.onnx_adapter": "2" * 64}
+    personal = Personal(
+        id="3" * 64,
+        origin="0" * 64,
+        adapter=Installed(seq=1, files=files),
+        rows=40,
+        held_out=8,
+        quality="accuracy",
+        before=0.625,
+        after=0.875,
+        time=1_700_000_000,
+    )
+    state = State(current="0" * 64, installed={}, withdrawn=["1" * 64], personal=personal)
     settings = (
         'format = 1\nid = "d1"\nname = "home"\nrepository = "repo"\nroot = "root.json"\n'
         'trust = "policy"\nbase = "base"\nstore = "store"\nprobe = "probe.json"\n'
-        "threads = 1\ndeadline_s = 300.0\n"
+        "personal = false\nthreads = 1\ndeadline_s = 300.0\n"
     )
 
     return {

@@ -9,13 +9,13 @@ from base_model.programs.document import (
     parse_program,
 )
 from edge_runtime.base import read_manifest
-from protocol.adapter import adapter_layout
 from protocol.chunks import CHUNKS, chunks_of, parse_chunks
 from protocol.documents import parse_json, parse_toml
 from protocol.encoding import parse_canonical
 from protocol.manifest import FileEntry, parse_manifest
 from protocol.plan import parse_plan, plan_from_text
 from protocol.privacy.ledger import parse_entries
+from protocol.recipe import Recipe
 from protocol.secagg.roster import parse_roster
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors
@@ -40,7 +40,7 @@ def program_document() -> bytes:
         base="1" * 64,
         task="sequence-classification",
         method="lora",
-        scaling=2.0,
+        constants={"scaling": 2.0},
         opset=21,
         weights=FileEntry(sha256="2" * 64, bytes=5),
         tensors=[TensorRule(name="classifier.bias", part="head", shape=["labels"])],
@@ -50,7 +50,7 @@ def program_document() -> bytes:
 
 def toml_plan(fingerprint: str) -> bytes:
     return (
-        'format = 1\nname = "small"\nseed = 5\nrounds = 2\n'
+        'format = 2\nname = "small"\nseed = 5\nrounds = 2\n'
         f'[base]\nfingerprint = "{fingerprint}"\n'
         '[task]\nlabels = ["a", "b"]\n[adapter]\nrank = 2\nalpha = 4.0\ntargets = ["query"]\n'
         "[cohort]\nsize = 6\nquorum = 3\ndeadline_s = 30.0\n"
@@ -72,7 +72,7 @@ def _plans(world: World) -> dict[str, Decoder]:
         _ = parsed.digest
         if parsed.witnessed:
             policy_of(parsed.audit)
-        return adapter_layout(parsed, parse_manifest(manifest.decode(), source="m"))
+        return Recipe(plan=parsed, manifest=parse_manifest(manifest.decode(), source="m")).layout
 
     return {
         "protocol.plan:plan_from_text": Decoder(read=of_text(used), seeds=(plan,)),

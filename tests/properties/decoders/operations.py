@@ -8,11 +8,11 @@ from pathlib import Path
 
 from audit.log_copy import Trust, read_log
 from audit.sources import Folder
-from fedge.operations.certificates import make_authority
-from fedge.operations.coordinator import CoordinatorSettings
-from fedge.operations.folders import Invitation, read_settings
-from fedge.operations.overview import read_outcome
-from fedge.operations.site import SiteSettings, read_invitation
+from operations.certificates import make_authority
+from operations.coordinator import CoordinatorSettings
+from operations.folders import Invitation, read_settings
+from operations.overview import read_outcome
+from operations.site import SiteSettings, read_invitation
 from tests.properties.decoders.rows import (
     Decoder,
     json_line,
@@ -35,24 +35,24 @@ def operations(world: World) -> dict[str, Decoder]:
     waiting = copied / "log/log.batch"
     batch = json_line({"start": len(world.entries), "entries": [], "checkpoint": world.note})
     return {
-        "fedge.operations.folders:read_settings": Decoder(
+        "operations.folders:read_settings": Decoder(
             read=of_file(
                 world.folder / "site.toml", lambda path: read_settings(path, SiteSettings)
             ),
             seeds=(site,),
         ),
-        "fedge.operations.folders:read_settings, coordinator": Decoder(
+        "operations.folders:read_settings, coordinator": Decoder(
             read=of_file(
                 world.folder / "config.toml",
                 lambda path: read_settings(path, CoordinatorSettings),
             ),
             seeds=(coordinator,),
         ),
-        "fedge.operations.site:read_invitation": Decoder(
+        "operations.site:read_invitation": Decoder(
             read=of_file(world.folder / "invitation.json", read_invitation),
             seeds=(invitation.model_dump_json().encode(),),
         ),
-        "fedge.operations.overview:read_outcome": Decoder(
+        "operations.overview:read_outcome": Decoder(
             read=of_file(
                 world.folder / "outcome/outcome.json", lambda path: read_outcome(path.parent)
             ),

@@ -10,12 +10,14 @@ from audit.log_copy import Trust
 from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit, load_run
-from protocol.adapter import adapter_layout
 from protocol.exchange import Phase
 from protocol.layout import Vector
 from protocol.legality import verify_legal
 from protocol.plan import Plan, plan_from_text
+from protocol.recipe import Recipe
+from protocol.rules import RULES
 from protocol.step.checkpoint import decode_checkpoint
+from tests.methods import adapter_of
 from tests.unit.audit.runs import small_manifest, small_plan
 
 FOUR = {"size": 4, "quorum": 3, "deadline_s": 30.0}
@@ -31,13 +33,13 @@ CENTRAL = {"mechanism": "central", "noise_multiplier": 2.0, "epsilon": 40.0, "sa
 
 
 PROMPT: dict[str, Any] = {
-    "rule": {"name": "prompt-mean"},
     "adapter": {"method": "prompt", "tokens": 3},
 }
 
 
 def of_rule(name: str) -> dict[str, Any]:
-    return PROMPT if name == "prompt-mean" else {"rule": {"name": name}}
+    """A rule on LoRA, or a method under the default rule."""
+    return {"rule": {"name": name}} if name in RULES else {"adapter": adapter_of(name)}
 
 
 def vector(run: Path, number: int) -> Vector:
@@ -46,7 +48,7 @@ def vector(run: Path, number: int) -> Vector:
     folder = run / "rounds" / f"{number:04d}"
     data = (folder / "checkpoint.safetensors").read_bytes()
     state, _ = decode_checkpoint(data, source="test")
-    return adapter_layout(plan, small_manifest()).flatten(state.adapter)
+    return Recipe(plan=plan, manifest=small_manifest()).layout.flatten(state.adapter)
 
 
 def audited(run: Path, *before: Path) -> Report:

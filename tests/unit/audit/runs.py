@@ -24,13 +24,12 @@ from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
-from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
 from protocol.secagg.session import Session
 from server.coordinator import run_rounds
 from server.store import RunStore
@@ -167,7 +166,7 @@ class Sites:
             ledger=FileLedger(self.folder / f"{site}.jsonl"),
             openings=FileOpenings(self.folder / f"{site}.openings.jsonl"),
             receipts=self.receipts(site),
-            first=lambda: first_digest(self.plan, self.manifest),
+            first=lambda: first_digest(Recipe(plan=self.plan, manifest=self.manifest)),
         )
         log_text = content.config_records.get(wire.LOG)
         self.sessions[site], reply = member.answer(
@@ -181,8 +180,7 @@ class Sites:
         return reply
 
     def _size(self, number: int) -> int:
-        roles = rule_named(self.plan.rule.name).roles(self.plan.turn(number))
-        return adapter_layout(self.plan, self.manifest).only(roles).size
+        return Recipe(plan=self.plan, manifest=self.manifest).round_layout(number).size
 
     def _contribution(self, site: int, number: int) -> Contribution:
         rng = np.random.default_rng(seed_from(site, self.plan.turn(number)))
@@ -194,7 +192,8 @@ class Sites:
 def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, Manifest]:
     """A plan and its base; ``sections`` beside :data:`PLAN`."""
     manifest = small_manifest(linears)
-    document = PLAN | sections | {"base": {"fingerprint": manifest.fingerprint}}
+    named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
+    document = PLAN | sections | {"base": named}
     return plan_from(document, source="test"), manifest
 
 

@@ -21,6 +21,7 @@ from protocol.privacy import accounting
 from protocol.secagg.primitives import client_id
 from protocol.transparency.leaves import encode_message, sign_complaint
 from tests.adversaries.forger import Forger
+from tests.methods import CORES
 from tests.unit.audit.runs import Sites, make_run, small_plan
 
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}
@@ -42,7 +43,7 @@ def test_nobody_refused_and_too_much_was_spent(
 ) -> None:
     for module in (client.budget, server.budget):
         monkeypatch.setattr(module, "verify_affordable", lambda *_: None)
-    run = make_run(tmp_path / "run", rounds=3, rule={"name": "fed-sb"}, privacy=NOISE | privacy)
+    run = make_run(tmp_path / "run", rounds=3, adapter=CORES, privacy=NOISE | privacy)
     report = verified(run)
     assert report.verdict == "failed"
     assert any(fault in each for each in report.faults), report.faults
@@ -53,7 +54,7 @@ def test_spent_in_vain_is_spent(tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "run",
         rounds=3,
-        rule={"name": "fed-sb"},
+        adapter=CORES,
         privacy=NOISE,
         lost=lambda n, a, phase, site: n == 2 and phase is Phase.UNMASK and site < 4,
     )
@@ -70,7 +71,7 @@ def test_spent_in_vain_is_spent(tmp_path: Path) -> None:
 def test_without_the_accountant_epsilon_is_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path / "run", rounds=1, rule={"name": "fed-sb"}, privacy=NOISE)
+    run = make_run(tmp_path / "run", rounds=1, adapter=CORES, privacy=NOISE)
 
     def missing(*_: object) -> None:
         raise MachineError("dp-accounting is not installed", "install it")
@@ -86,7 +87,7 @@ def test_without_the_accountant_epsilon_is_left_open(
 
 
 def test_a_plan_without_noise_spends_nothing(lossy_run: Path, tmp_path: Path) -> None:
-    private = make_run(tmp_path / "private", rounds=1, rule={"name": "fed-sb"}, privacy=NOISE)
+    private = make_run(tmp_path / "private", rounds=1, adapter=CORES, privacy=NOISE)
     other = Forger(private)
     forger = Forger(Path(shutil.copytree(lossy_run, tmp_path / "forged")))
     entry = verified(private) and other.entries[other.at("dp")]

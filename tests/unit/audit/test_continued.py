@@ -18,11 +18,11 @@ from audit.lineage import lineage
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit, load_run
-from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, PlanError, ProofError
 from protocol.legality import check
 from protocol.plan import Plan, plan_from
+from protocol.recipe import Recipe
 from protocol.rules import RULES
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
@@ -87,11 +87,11 @@ def test_summed_in_secret_one_round_and_another_are_two_but_for_the_rounding(
 THREE = {"cohort": {"size": 3, "quorum": 3, "deadline_s": 30.0}, "count": 3}
 
 
-NOISY: dict[str, Any] = {"rule": {"name": "ffa-lora"}, "privacy": NOISE} | THREE
+NOISY: dict[str, Any] = {"rule": {"name": "first"}, "privacy": NOISE} | THREE
 
 
 CENTRALLY: dict[str, Any] = PLAIN | {
-    "rule": {"name": "ffa-lora"},
+    "rule": {"name": "first"},
     "privacy": CENTRAL,
     "cohort": {"size": 3, "quorum": 1, "deadline_s": 30.0},
     "count": 3,
@@ -197,7 +197,7 @@ def moved(start: dict[str, Any], run: Path) -> tuple[dict[str, Any], Beginning]:
     near = vector(run, start["round"]).copy()
     at = int(np.argmax(np.abs(near)))
     near[at] = np.nextafter(near[at], np.float32(100))
-    layout = adapter_layout(small_plan()[0], small_manifest())
+    layout = Recipe(plan=small_plan()[0], manifest=small_manifest()).layout
     state = State(adapter=layout.unflatten(near), moments=Moments.zeros(layout.size))
     return start | {"adapter": vector_digest(near)}, Beginning(state=state, asked=[])
 

@@ -16,14 +16,15 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
 from fedge.plans import app as plans
-from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import verify_legal
 from protocol.plan import Plan
+from protocol.recipe import Recipe
 from protocol.start import SpentBefore
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from server.starting import read_beginning
+from tests.methods import CORES
 from tests.unit.audit.continuing import (
     CENTRAL,
     NOISE,
@@ -47,7 +48,7 @@ def not_a_number(run: Path) -> None:
     state, note = decode_checkpoint(path.read_bytes(), source="x")
     name = sorted(state.adapter)[0]
     state.adapter[name][...] = np.nan
-    layout = adapter_layout(small_plan()[0], small_manifest())
+    layout = Recipe(plan=small_plan()[0], manifest=small_manifest()).layout
     said = Note(**(vars(note) | {"adapter_digest": vector_digest(layout.flatten(state.adapter))}))
     path.write_bytes(encode_checkpoint(state, said))
 
@@ -118,8 +119,6 @@ def test_an_adapter_means_what_it_meant_before(kind: str, tmp_path: Path) -> Non
     """
     first = make_run(tmp_path / "first", rounds=1, **PLAIN)
     document = PLAIN | {"rounds": 1} | {"adapter": SETTINGS[kind]}
-    if kind == "another method":
-        document |= {"rule": {"name": "prompt-mean"}}
     with pytest.raises(PlanError, match=r"`adapter`: .*other settings"):
         _legal(first, 1, **document)
     fit = _plan_after(first, 1, **(PLAIN | {"rounds": 1}))
@@ -132,7 +131,7 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "other labels": ({"task": {"labels": ["a", "b", "x"]}}, "other labels"),
     "another rank": ({"adapter": {"rank": 3, "targets": ["query"]}}, "settings"),
     "another method": (PROMPT, "settings"),
-    "cores": ({"rule": {"name": "fed-sb"}}, "misses|unknown"),
+    "cores": ({"adapter": CORES}, "settings"),
 }
 
 
@@ -170,16 +169,16 @@ def test_a_plan_that_starts_anew_takes_no_start_and_one_that_goes_on_needs_it(
 
 
 SPENT = {
-    "none before": ({"privacy": NOISE, "rule": {"name": "ffa-lora"}}, {}, "no noise"),
+    "none before": ({"privacy": NOISE, "rule": {"name": "first"}}, {}, "no noise"),
     "another noise": (
-        {"privacy": NOISE, "rule": {"name": "ffa-lora"}},
+        {"privacy": NOISE, "rule": {"name": "first"}},
         {"mechanism": "central", "sums": 3},
         "had central noise",
     ),
     "central rounds unlike": (
         {
             "privacy": CENTRAL,
-            "rule": {"name": "ffa-lora"},
+            "rule": {"name": "first"},
             "secrecy": {"exchange": "plain"},
             "cohort": {"size": 6, "quorum": 1},
         },

@@ -21,6 +21,7 @@ from fedge.plans import app as plans
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError, RoundError
 from protocol.exchange import Phase
+from protocol.recipe import Recipe
 from protocol.wire import Instruction
 from server.starting import read_beginning
 from server.store import RunStore
@@ -191,7 +192,7 @@ def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path])
             evaluate=False,
         )
         if good:
-            check_instruction(plan, manifest, told, given)
+            check_instruction(Recipe(plan=plan, manifest=manifest), told, given)
             continue
         with pytest.raises(ArtefactError, match="the plan goes on from"):
-            check_instruction(plan, manifest, told, given)
+            check_instruction(Recipe(plan=plan, manifest=manifest), told, given)

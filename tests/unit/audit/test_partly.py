@@ -31,7 +31,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         linears=2560,
         rounds=1,
         adapter={"rank": 5, "targets": ["query"]},
-        rule={"name": "ffa-lora"},
+        rule={"name": "first"},
         cohort={"size": 3, "quorum": 3, "deadline_s": 30.0},
     )
 

@@ -106,6 +106,8 @@ class Answers(BaseHTTPRequestHandler):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             data, status = data[int(first) : int(last) + 1 if last else None], 206
         self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/10")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -14,6 +14,7 @@ from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
 from protocol.exchange import Phase
+from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import make_run
 
@@ -36,8 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "cohort": EIGHT | {"size": 12, "quorum": 9},
         "secrecy": {"groups": 3},
     },
-    "cores": {"rule": {"name": "fed-sb"}},
-    "prompt": {"rule": {"name": "prompt-mean"}, "adapter": {"method": "prompt", "tokens": 3}},
+    "cores": {"adapter": CORES},
+    "prompt": {"adapter": {"method": "prompt", "tokens": 3}},
     "odd width, optimiser": {
         "secrecy": {"bits": 20, "suite": "chacha20"},
         "server": {"optimizer": "fedyogi", "learning_rate": 0.1},
@@ -104,20 +105,21 @@ def test_one_round_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "privacy", "sections"),
+    ("name", "privacy", "sections"),
     [
-        ("fed-sb", {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}, {}),
+        ("lora-sb", {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 20.0}, {}),
         (
-            "ffa-lora",
+            "first",
             {"mechanism": "central", "noise_multiplier": 2.0, "sampling": 0.9, "epsilon": 20.0},
             {"secrecy": {"exchange": "plain"}, "cohort": {"size": 6, "quorum": 1}},
         ),
     ],
 )
 def test_the_privacy_ledger_is_computed_again(
-    rule: str, privacy: dict[str, Any], sections: dict[str, Any], tmp_path: Path
+    name: str, privacy: dict[str, Any], sections: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", rule={"name": rule}, privacy=privacy, **sections)
+    tables = {"adapter": CORES} if name == "lora-sb" else {"rule": {"name": name}}
+    run = make_run(tmp_path / "run", privacy=privacy, **tables, **sections)
     report = verified(run)
     assert not report.failed, report.to_dict()
     assert report.privacy is not None

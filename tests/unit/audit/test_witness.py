@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -176,7 +177,7 @@ def test_nothing_is_given_away_that_is_not_on_disk(
 
     own = opened(state)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(MachineError, match="No space"):
             own.add(asked(grown(9), 0))
     assert own.latest(ORIGIN).size == 0

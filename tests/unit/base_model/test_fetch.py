@@ -22,9 +22,9 @@ import pytest
 from base_model import fetch as fetch_module
 from base_model.build import build_base
 from base_model.fetch import Limits, fetch_base
-from base_model.files import locked
 from base_model.verify import read_manifest, verify_base
 from protocol.errors import ArtefactError, MachineError
+from storage.locks import locked
 from tests.unit.base_model.mirror import Mirror
 
 ROOT = Path(__file__).resolve().parents[3]

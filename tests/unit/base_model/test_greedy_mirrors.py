@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from base_model import fetch as fetch_module
-from base_model import mirrors
 from base_model.fetch import fetch_base
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, MachineError
+from storage import downloads
 from tests.unit.base_model.mirror import Mirror
 
 
@@ -40,14 +40,14 @@ def test_a_redirect_leads_no_nearer(
     fingerprint = read_manifest(tiny_base).fingerprint
     with Mirror(tiny_base) as near, Mirror(tmp_path, address="127.0.0.2") as far:
         far.redirect = f"{near.url}/manifest.json"
-        monkeypatch.setattr(mirrors, "_reach", lambda at: 4 if at == "127.0.0.2" else 1)
+        monkeypatch.setattr(downloads, "_reach", lambda at: 4 if at == "127.0.0.2" else 1)
         with pytest.raises(MachineError, match="redirects to a nearer network"):
             fetch_base(fingerprint, mirrors=[far.url], cache=tmp_path / "cache")
     assert near.asked == []
     monkeypatch.undo()
     cases = {"::1": 1, "127.8.9.1": 1, "0.0.0.0": 1, "::ffff:127.0.0.1": 1, "fe80::1%eth0": 2}
     cases |= {"169.254.169.254": 2, "10.1.2.3": 3, "fd00::1": 3, "1.1.1.1": 4}
-    assert {address: mirrors._reach(address) for address in cases} == cases
+    assert {address: downloads._reach(address) for address in cases} == cases
 
 
 def test_a_cache_that_somebody_else_prepared_is_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from client.engine.torch_engine import TorchEngine
 from client.opened_base import opened_base
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
-from protocol.adapter import adapter_layout, takes_types
 from protocol.manifest import TYPE_IDS
 from protocol.plan import Plan, plan_from
+from protocol.recipe import Recipe
+from tests.methods import adapter_of
 from tests.unit.base_model.sources import FAMILIES, one_by_default, write_source
 
 PAIRS = [
@@ -62,8 +63,8 @@ def plan_for(base: Path, task: dict[str, Any], method: str = "lora", **sections:
         "name": "pairs",
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": {"text_pair": "other", "max_length": LENGTH} | task,
-        "adapter": {"method": method, "rank": 4, "tokens": 5},
-        "rule": {"name": "fedit" if method == "lora" else "prompt-mean"},
+        "adapter": adapter_of(method, rank=4),
+        "rule": {"name": "mean"},
         "local": {"precision": "fp32"},
         **sections,
     }
@@ -78,7 +79,7 @@ def batch_of(plan: Plan, base: Path) -> Batch:
         PAIRS,
         targets.astype(np.int64 if plan.task.kind == "classification" else np.float32),
         LENGTH,
-        typed=takes_types(plan, opened.manifest),
+        typed=Recipe(plan=plan, manifest=opened.manifest).typed,
     )
     return collate(rows, np.arange(4))
 
@@ -88,16 +89,17 @@ def batch_of(plan: Plan, base: Path) -> Batch:
 def test_engines_agree_on_pairs(case: Case, task: dict[str, Any], method: str) -> None:
     """Loss, gradients and outputs of pairs, behind a prompt as well: 1e-5 of the largest."""
     plan = plan_for(case.base, task, method)
-    layout = adapter_layout(plan, read_manifest(case.base))
-    roles = frozenset(spec.role for spec in layout.specs)
+    recipe = Recipe(plan=plan, manifest=read_manifest(case.base))
+    layout = recipe.layout
+    parts = frozenset(spec.part for spec in layout.specs)
     rows = batch_of(plan, case.base)
     assert (rows.types is not None) == (case.family in TYPED)
     rng = np.random.default_rng(1)
     tensors = {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in layout.specs}
-    engine = engine_for(plan, opened_base(plan, case.base), threads=1, roles=[roles])
-    oracle = TorchEngine(case.base, plan, threads=1)
-    loss, ours = engine.gradients(tensors, rows, roles)
-    expected, theirs = oracle.gradients(tensors, rows, roles)
+    engine = engine_for(recipe, opened_base(plan, case.base), threads=1, parts=[parts])
+    oracle = TorchEngine(case.base, recipe, threads=1)
+    loss, ours = engine.gradients(tensors, rows, parts)
+    expected, theirs = oracle.gradients(tensors, rows, parts)
     assert loss == pytest.approx(expected, rel=1e-5)
     ours["outputs"], theirs["outputs"] = (each.logits(tensors, rows) for each in (engine, oracle))
     for name, value in theirs.items():

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
 from base_model.families import FAMILIES
-from base_model.release import open_peft, read_note, release_adapter
+from base_model.release import open_peft, read_note, read_peft, release_adapter
 from base_model.store import open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.peft_format import EDGE_FILE, ParityError, from_peft
+from protocol.peft_format import EDGE_FILE, ParityError
 from tests.unit.base_model.sources import TEXTS as SPECIAL_TEXTS
 from tests.unit.base_model.sources import one_by_default, write_source
 
@@ -48,7 +48,7 @@ def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family:
 def test_an_adapter_with_cores_reaches_parity(
     write_adapter: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
-    folder = write_adapter(tmp_path / "x", rule="fed-sb")
+    folder = write_adapter(tmp_path / "x", method="lora-sb")
     parity = release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4).parity
     assert parity is not None
     assert parity.max_relative <= 1e-4
@@ -92,9 +92,7 @@ def test_tampered_weights_are_not_released(
         document["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
     if fault == "NaN":
         document["adapter_digest"] = vector_digest(
-            np.concatenate(
-                [v.reshape(-1) for _, v in sorted(from_peft(load_file(weights)).items())]
-            )
+            np.concatenate([v.reshape(-1) for _, v in sorted(read_peft(weights.parent).items())])
         )
     note.write_text(json.dumps(document))
     with pytest.raises(ArtefactError, match=r"is not the file|NaN|do not have the digest"):
@@ -216,6 +214,6 @@ def rewrite(folder: Path, tensors: dict[str, Any]) -> None:
     save_file(tensors, weights)
     document = json.loads(note.read_text())
     document["files"][weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    flat = [value.reshape(-1) for _, value in sorted(from_peft(load_file(weights)).items())]
+    flat = [value.reshape(-1) for _, value in sorted(read_peft(weights.parent).items())]
     document["adapter_digest"] = vector_digest(np.concatenate(flat))
     note.write_text(json.dumps(document))

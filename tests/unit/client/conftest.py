@@ -19,12 +19,12 @@ from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Engine
 from client.opened_base import opened_base
-from protocol.adapter import adapter_layout, initial_adapter, sent_layout
 from protocol.encoding import vector_digest
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan, plan_from
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe, initial_adapter
 from protocol.wire import Instruction
+from tests.methods import sections_of
 
 LABELS = ["light", "music", "timer"]
 PlanMaker = Callable[..., Plan]
@@ -47,20 +47,18 @@ def make_plan(tiny_base: Path) -> PlanMaker:
     """Plans for the tiny base; keyword arguments replace whole sections."""
     fingerprint = read_manifest(tiny_base).fingerprint
 
-    def make(rule: str = "fedit", **sections: Any) -> Plan:
+    def make(name: str = "mean", **sections: Any) -> Plan:
+        """``name`` is a rule's, or a method's under the default rule."""
         document = {
             "name": "test",
             "seed": 7,
             "base": {"fingerprint": fingerprint},
             "task": {"labels": LABELS, "max_length": 16},
-            "adapter": {"rank": 4, "alpha": 8.0},
-            "rule": {"name": rule},
+            **sections_of(name),
             "local": {"batch_size": 8},
             "cohort": {"weighting": "examples"},
             "secrecy": {"exchange": "plain"},
         }
-        if rule == "prompt-mean":
-            document["adapter"] = {"method": "prompt", "tokens": 5}
         return plan_from(document | sections, source="test")
 
     return make
@@ -93,20 +91,14 @@ def encoded(tiny_base: Path, rows: Rows) -> Encoded:
 
 @pytest.fixture(scope="session")
 def engine_of(tiny_base: Path) -> Callable[[Plan], Engine]:
-    """The engine that a client of a plan has on the tiny base; it can train every set of roles."""
+    """The engine that a client of a plan has on the tiny base; it can train every set of parts."""
 
     def make(plan: Plan) -> Engine:
-        layout = adapter_layout(plan, read_manifest(tiny_base))
-        every = frozenset(spec.role for spec in layout.specs)
-        phases = rule_named(plan.rule.name)
-        sets = [
-            every,
-            *(phases.roles(turn) for turn in (1, 2)),
-            frozenset({Role.LORA_B, Role.HEAD}),
-        ]
-        known = {spec.role for spec in layout.specs}
-        wanted = list(dict.fromkeys(each for each in sets if each <= known))
-        return engine_for(plan, opened_base(plan, tiny_base), threads=1, roles=wanted)
+        recipe = Recipe(plan=plan, manifest=read_manifest(tiny_base))
+        known = frozenset(spec.part for spec in recipe.layout.specs)
+        sets = [known, recipe.trainable, *recipe.phases, frozenset({"lora_B", "head"})]
+        wanted = list(dict.fromkeys(parts for parts in sets if parts <= known))
+        return engine_for(recipe, opened_base(plan, tiny_base), threads=1, parts=wanted)
 
     return make
 
@@ -118,7 +110,7 @@ def random_adapter(tiny_base: Path) -> Callable[..., Tensors]:
 
     def make(plan: Plan, *, seed: int = 0) -> Tensors:
         rng = np.random.default_rng(seed)
-        layout = adapter_layout(plan, manifest)
+        layout = Recipe(plan=plan, manifest=manifest).layout
         return {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in layout.specs}
 
     return make
@@ -132,9 +124,9 @@ def instruct(tiny_base: Path) -> Callable[..., tuple[Instruction, Vector]]:
     def make(
         plan: Plan, *, tensors: Tensors | None = None, **fields: Any
     ) -> tuple[Instruction, Vector]:
-        layout = adapter_layout(plan, manifest)
-        sent = sent_layout(plan, manifest)
-        start = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+        recipe = Recipe(plan=plan, manifest=manifest)
+        layout, sent = recipe.layout, recipe.sent_layout
+        start = initial_adapter(layout, seed=plan.seed)
         moved = {name: value for name, value in (tensors or {}).items() if name in sent.slices}
         full = start | moved
         vector = sent.flatten({name: full[name] for name in sent.slices})

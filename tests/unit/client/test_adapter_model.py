@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from base_model.release import open_peft
-from base_model.store import OpenBase, open_base
+from base_model.store import OpenBase, open_base, read_manifest
 from client.batches import Batch, Encoded, by_length, collate
 from client.engine.adapter_model import AdapterModel
 from client.engine.interface import Engine
 from client.engine.torch_engine import TorchEngine
 from client.training import EVALUATION_BATCH, predict_logits, train
-from protocol.adapter import as_plain_lora, initial_adapter
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
+from protocol.methods import METHODS
 from protocol.plan import Plan
-from protocol.rules import rule_named
+from protocol.recipe import Recipe, initial_adapter
 from server.peft_folder import write_peft_folder
+from tests.methods import adapter_of, sections_of
 
 Make = Callable[..., Plan]
 Adapters = Callable[..., Tensors]
@@ -32,19 +33,19 @@ def tensors_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
 
 
-@pytest.mark.parametrize("rule", ["fedit", "fed-sb", "prompt-mean"])
+@pytest.mark.parametrize("rule", list(METHODS))
 def test_vector_to_model_to_vector_is_the_identity(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, rule: str
 ) -> None:
     plan = make_plan(rule)
-    model = AdapterModel(base, plan)
+    model = AdapterModel(base, Recipe(plan=plan, manifest=base.manifest))
     tensors = random_adapter(plan)
     model.load(tensors)
     vector = model.layout.flatten(model.tensors())
     assert vector.tobytes() == model.layout.flatten(tensors).tobytes()
 
 
-@pytest.mark.parametrize("rule", ["fedit", "fed-sb", "prompt-mean"])
+@pytest.mark.parametrize("rule", list(METHODS))
 def test_every_tensor_moves_the_logits(
     engine_of: Callable[[Plan], Engine],
     make_plan: Make,
@@ -60,12 +61,12 @@ def test_every_tensor_moves_the_logits(
         assert not np.array_equal(predict_logits(engine, moved, encoded), before), name
 
 
-@pytest.mark.parametrize("rule", ["fedit", "fed-sb"])
+@pytest.mark.parametrize("rule", ["mean", "lora-sb"])
 def test_an_adapted_linear_adds_s_times_the_factors(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, rule: str
 ) -> None:
-    plan = make_plan(rule, adapter={"rank": 4, "alpha": 12.0})  # s = 3
-    model = AdapterModel(base, plan)
+    plan = make_plan(rule, adapter=sections_of(rule)["adapter"] | {"alpha": 12.0})  # s = 3
+    model = AdapterModel(base, Recipe(plan=plan, manifest=base.manifest))
     tensors = random_adapter(plan)
     model.load(tensors)
     path = next(name for name in tensors if name.endswith("lora_A")).removesuffix(".lora_A")
@@ -81,16 +82,16 @@ def test_an_adapted_linear_adds_s_times_the_factors(
 def test_a_core_starts_without_effect_and_learns_at_once(
     engine_of: Callable[[Plan], Engine], make_plan: Make, encoded: Encoded
 ) -> None:
-    plan = make_plan("fed-sb")
+    plan = make_plan("lora-sb")
     engine = engine_of(plan)
-    start = initial_adapter(engine.layout, seed=1, embedding_std=0.02)
+    start = initial_adapter(engine.layout, seed=1)
     gone = {k: np.zeros_like(v) if ".lora_" in k else v for k, v in start.items()}
     np.testing.assert_array_equal(
         predict_logits(engine, gone, encoded), predict_logits(engine, start, encoded)
     )
     one_step = plan.local.model_copy(update={"max_steps": 1, "learning_rate": 1e-2})
-    roles = rule_named("fed-sb").roles(1)
-    trained = train(engine, start, encoded, local=one_step, roles=roles, seed=0)
+    parts = frozenset({"lora_R", "head"})
+    trained = train(engine, start, encoded, local=one_step, parts=parts, seed=0)
     assert all(v.any() for k, v in trained.tensors.items() if k.endswith("lora_R"))
 
 
@@ -104,19 +105,18 @@ def test_what_is_published_of_cores_computes_what_was_trained(
 ) -> None:
     """Through the door a user takes: ``PeftModel.from_pretrained`` on a base of its own."""
     local = {"batch_size": 8, "learning_rate": 0.05}
-    plan = make_plan("fed-sb", adapter={"rank": 4, "targets": "all-linear"}, local=local)
+    plan = make_plan("lora-sb", adapter=adapter_of("lora-sb", targets="all-linear"), local=local)
     engine = engine_of(plan)
-    start = initial_adapter(engine.layout, seed=1, embedding_std=0.02)
+    start = initial_adapter(engine.layout, seed=1)
     before = predict_logits(engine, start, encoded)
-    roles = rule_named("fed-sb").roles(1)
-    after = train(engine, start, encoded, local=plan.local, roles=roles, seed=0).tensors
+    parts = frozenset({"lora_R", "head"})
+    after = train(engine, start, encoded, local=plan.local, parts=parts, seed=0).tensors
     trained = predict_logits(engine, after, encoded)
     assert np.abs(trained - before).max() > 0.1
     write_peft_folder(
         tmp_path / "adapter",
-        as_plain_lora(after),
-        plan=plan,
-        manifest=base.manifest,
+        after,
+        recipe=Recipe(plan=plan, manifest=base.manifest),
         round_number=1,
         adapter_digest="0" * 64,
         exchange="secagg",
@@ -136,7 +136,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
     base: OpenBase, make_plan: Make, random_adapter: Adapters
 ) -> None:
     plan = make_plan()
-    model = AdapterModel(base, plan)
+    model = AdapterModel(base, Recipe(plan=plan, manifest=base.manifest))
     tensors = random_adapter(plan)
     model.load(tensors)
     name = min(tensors)
@@ -153,16 +153,18 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(
 @pytest.mark.parametrize(
     ("rule", "round_number"),
     [
-        ("fedit", 1),
+        ("mean", 1),
         ("alternating", 1),
         ("alternating", 2),
-        ("ffa-lora", 1),
-        ("fed-sb", 1),
-        ("prompt-mean", 1),
+        ("first", 1),
+        ("lora-sb", 1),
+        ("prompt", 1),
+        *(("loha", turn) for turn in (1, 2, 3, 4)),
+        ("head", 1),
     ],
 )
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
-def test_only_the_roles_of_the_round_move(
+def test_only_the_parts_of_the_round_move(
     engine_of: Callable[[Plan], Engine],
     tiny_base: Path,
     make_plan: Make,
@@ -173,11 +175,18 @@ def test_only_the_roles_of_the_round_move(
     kind: str,
 ) -> None:
     plan = make_plan(rule)
-    engine = engine_of(plan) if kind == "onnx" else TorchEngine(tiny_base, plan, threads=1)
-    start, roles = random_adapter(plan), rule_named(rule).roles(round_number)
-    after = train(engine, start, encoded, local=plan.local, roles=roles, seed=0).tensors
+    engine = (
+        engine_of(plan)
+        if kind == "onnx"
+        else TorchEngine(tiny_base, Recipe(plan=plan, manifest=read_manifest(tiny_base)), threads=1)
+    )
+    start, parts = (
+        random_adapter(plan),
+        Recipe(plan=plan, manifest=read_manifest(tiny_base)).parts(round_number),
+    )
+    after = train(engine, start, encoded, local=plan.local, parts=parts, seed=0).tensors
     moved = {name for name in after if not np.array_equal(after[name], start[name])}
-    assert moved == {spec.name for spec in engine.layout.only(roles).specs}
+    assert moved == {spec.name for spec in engine.layout.only(parts).specs}
 
 
 def test_the_base_stays(
@@ -190,9 +199,9 @@ def test_the_base_stays(
     plan = make_plan()
     untouched = frozen_hash(base.model)
     untouched = {k: v for k, v in untouched.items() if not k.startswith("classifier.")}
-    model = AdapterModel(base, plan)
+    model = AdapterModel(base, Recipe(plan=plan, manifest=base.manifest))
     model.load(random_adapter(plan))
-    trained = model.train_only(rule_named("ffa-lora").roles(1))
+    trained = model.train_only({"lora_B", "head"})
     model.forward(*tensors_of(collate(encoded, np.arange(4)))).sum().backward()
     trainable = {id(p) for p in base.model.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in trained.values()}
@@ -203,7 +212,7 @@ def test_the_base_stays(
 def test_a_base_opened_for_other_labels_is_refused(base: OpenBase, make_plan: Make) -> None:
     plan = make_plan(task={"labels": ["a", "b"], "max_length": 16})
     with pytest.raises(TypeError, match="number of labels"):
-        AdapterModel(base, plan)
+        AdapterModel(base, Recipe(plan=plan, manifest=base.manifest))
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
@@ -216,8 +225,12 @@ def test_a_soft_prompt_attends_to_the_text(
     kind: str,
 ) -> None:
     """Padding must not reach the logits, with a prompt in front of it."""
-    plan = make_plan("prompt-mean")
-    engine = engine_of(plan) if kind == "onnx" else TorchEngine(tiny_base, plan, threads=1)
+    plan = make_plan("prompt")
+    engine = (
+        engine_of(plan)
+        if kind == "onnx"
+        else TorchEngine(tiny_base, Recipe(plan=plan, manifest=read_manifest(tiny_base)), threads=1)
+    )
     tensors = random_adapter(plan)
     together = engine.logits(tensors, collate(encoded, np.arange(4)))
     for row in range(4):

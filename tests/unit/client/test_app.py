@@ -23,11 +23,11 @@ from client.rows_cache import RowsCache
 from client.settings import manifest_at
 from client.worker import Worker
 from protocol import PROTOCOL_VERSION, wire
-from protocol.adapter import adapter_layout
 from protocol.errors import MachineError
 from protocol.exchange.plain import decode
 from protocol.layout import Vector
 from protocol.plan import Plan
+from protocol.recipe import Recipe
 from protocol.tasks.classification import METRICS
 from protocol.wire import Hello, Instruction, Refusal, from_record
 from simulations.grid import FIRST_NODE, InProcessGrid
@@ -120,7 +120,7 @@ def test_a_round_answers_with_masked_bytes_and_leaves_the_message_alone(
     instruction, vector = instruct(plan)
     sent = content(instruction, vector)
     replies = ask(run_config, sent)
-    size = adapter_layout(plan, manifest_at(Path(run_config["base"]))).size
+    size = Recipe(plan=plan, manifest=manifest_at(Path(run_config["base"]))).layout.size
     decoded = []
     for reply in replies:
         assert list(reply.content) == [wire.MASKED]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from client.journal import Journal
 from protocol.errors import MachineError
-from server.files import append_whole
+from storage.whole import appending
 from tests.unit.client.test_sessions import file_size_limit
 
 
@@ -24,8 +25,11 @@ def test_a_line_is_kept_whole_or_not(tmp_path: Path) -> None:
 
 def test_so_is_a_coordinators(tmp_path: Path) -> None:
     path = tmp_path / "privacy.jsonl"
-    append_whole(path, b"first\n")
-    with file_size_limit(10), pytest.raises(OSError, match="No space left"):
-        append_whole(path, b"second line\n")
-    append_whole(path, b"third\n")
+    for line, fits in ((b"first\n", True), (b"second line\n", False), (b"third\n", True)):
+        with ExitStack() as held:
+            if not fits:
+                held.enter_context(file_size_limit(10))
+                held.enter_context(pytest.raises(OSError, match="No space left"))
+            with appending(path) as append:
+                append(line)
     assert path.read_bytes() == b"first\nthird\n"

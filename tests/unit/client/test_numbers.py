@@ -107,8 +107,8 @@ def test_a_client_learns_numbers(tiny_base: Path, make_plan: Make, words: list[s
     tensors = layout.unflatten(start)
     rows = worker.encode(Rows(texts=texts, targets=targets))
     assert rows.targets.dtype == np.float32
-    roles = frozenset(spec.role for spec in layout.specs)
-    after = train(worker.engine, tensors, rows, local=plan.local, roles=roles, seed=1).tensors
+    parts = frozenset(spec.part for spec in layout.specs)
+    after = train(worker.engine, tensors, rows, local=plan.local, parts=parts, seed=1).tensors
     error = worker.score(after, rows).metrics["eval_error"] / len(rows)
     assert error < 0.8 * np.var(targets)
     assert worker.score(tensors, rows).metrics["eval_error"] / len(rows) > error

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from client.optimizers import add_proximal, clip, optimizer_for
 from protocol.layout import Layout, TensorSpec
 from protocol.plan_sections import Local
-from protocol.rules import Role
 
 LAYOUT = Layout(
     (
-        TensorSpec(name="a", shape=(3, 5), role=Role.LORA_A),
-        TensorSpec(name="head.bias", shape=(4,), role=Role.HEAD),
-        TensorSpec(name="z", shape=(2, 2), role=Role.LORA_B),
+        TensorSpec(name="a", shape=(3, 5), part="lora_A"),
+        TensorSpec(name="head.bias", shape=(4,), part="head"),
+        TensorSpec(name="z", shape=(2, 2), part="lora_B"),
     )
 )
 RATES = st.floats(1e-6, 1.0)

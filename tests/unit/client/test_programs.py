@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,17 @@ from client.engine.choice import engine_for
 from client.engine.onnx_engine import OnnxEngine
 from client.engine.torch_engine import TorchEngine
 from client.opened_base import opened_base
-from protocol.adapter import adapter_layout
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
+from protocol.methods import METHODS
 from protocol.plan import Plan
-from protocol.rules import Role, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import RULES
+from tests.methods import adapter_of
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 Make = Callable[..., Plan]
-RULES = ["fedit", "fed-sb", "prompt-mean"]
+NAMES = list(METHODS)
 
 NUMBERS = {"kind": "regression", "low": -3.0, "high": 7.0, "max_length": 16}
 
@@ -46,17 +49,18 @@ def batch(vocabulary: int, plan: Plan) -> Batch:
 def values(base: Path, plan: Plan) -> Tensors:
     """Random tensors: at round 0 half the gradients would be zero."""
     rng = np.random.default_rng(1)
-    layout = adapter_layout(plan, read_manifest(base))
+    layout = Recipe(plan=plan, manifest=read_manifest(base)).layout
     return {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in layout.specs}
 
 
-def agree(base: Path, plan: Plan, roles: frozenset[Role] | None = None) -> None:
-    """Loss, gradients of the roles (all without), and logits: 1e-5 of the largest."""
-    layout = adapter_layout(plan, read_manifest(base))
-    trained = roles or frozenset(spec.role for spec in layout.specs)
+def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
+    """Loss, gradients of the parts (all without), and logits: 1e-5 of the largest."""
+    recipe = Recipe(plan=plan, manifest=read_manifest(base))
+    layout = recipe.layout
+    trained = parts or frozenset(spec.part for spec in layout.specs)
     fp32 = plan.model_copy(update={"local": plan.local.model_copy(update={"precision": "fp32"})})
-    oracle = TorchEngine(base, fp32, threads=1)
-    engine = engine_for(plan, opened_base(plan, base), threads=1, roles=[trained])
+    oracle = TorchEngine(base, replace(recipe, plan=fp32), threads=1)
+    engine = engine_for(recipe, opened_base(plan, base), threads=1, parts=[trained])
     assert isinstance(engine, OnnxEngine)
     rows, tensors = batch(read_manifest(base).vocab_size, plan), values(base, plan)
     loss, ours = engine.gradients(tensors, rows, trained)
@@ -70,27 +74,28 @@ def agree(base: Path, plan: Plan, roles: frozenset[Role] | None = None) -> None:
         assert np.abs(value - reference).max() < 1e-5 * np.abs(reference).max(), name
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_engines_agree(tiny_base: Path, make_plan: Make, rule: str) -> None:
-    agree(tiny_base, make_plan(rule))
+@pytest.mark.parametrize("name", NAMES)
+def test_engines_agree(tiny_base: Path, make_plan: Make, name: str) -> None:
+    agree(tiny_base, make_plan(name))
 
 
-@pytest.mark.parametrize("rule", ["fedit", "prompt-mean"])
+@pytest.mark.parametrize("rule", ["lora", "prompt"])
 def test_engines_agree_on_numbers(tiny_base: Path, make_plan: Make, rule: str) -> None:
     agree(tiny_base, make_plan(rule, task=NUMBERS))
 
 
 @pytest.mark.parametrize("turn", [1, 2])
 def test_a_phase_has_its_own_gradients_only(tiny_base: Path, make_plan: Make, turn: int) -> None:
-    agree(tiny_base, make_plan("alternating"), rule_named("alternating").roles(turn))
+    agree(tiny_base, make_plan("alternating"), RULES["alternating"].parts(METHODS["lora"], turn))
 
 
 def test_the_same_bytes_every_time_and_no_weight_inside(tiny_base: Path, make_plan: Make) -> None:
     plan, manifest = make_plan(), read_manifest(tiny_base)
-    first, second = (make_program(tiny_base, manifest, plan) for _ in range(2))
+    recipe = Recipe(plan=plan, manifest=manifest)
+    first, second = (make_program(tiny_base, recipe) for _ in range(2))
     assert first == second
     assert sum(map(len, first.graphs.values())) < 150_000
-    (model,) = classifier_graphs(tiny_base, manifest, plan, [frozenset(["classifier.bias"])])
+    (model,) = classifier_graphs(tiny_base, recipe, [frozenset(["classifier.bias"])])
     inside = {t.name for t in model.graph.initializer if len(t.raw_data) >= 256}
     assert inside & set(manifest.tensors) == set()
     named = {
@@ -112,38 +117,34 @@ def test_weights_of_another_base_are_refused(
     weights[-64:] = bytes(64)
     (tmp_path / "weights.safetensors").write_bytes(weights)
     with pytest.raises(ArtefactError, match="is not the answering graph's"):
-        make_program(tmp_path, manifest, plan)
+        make_program(tmp_path, Recipe(plan=plan, manifest=manifest))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16, 32])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_of_every_width(
-    tiny_source: Path, make_plan: Make, tmp_path: Path, bits: int, rule: str
+    tiny_source: Path, make_plan: Make, tmp_path: Path, bits: int, name: str
 ) -> None:
     base = tmp_path / "base"
     build_base(str(tiny_source), task="sequence-classification", bits=bits, out=base)
-    agree(base, make_plan(rule, base={"fingerprint": read_manifest(base).fingerprint}))
+    agree(base, make_plan(name, base={"fingerprint": read_manifest(base).fingerprint}))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rule", ["fedit", "prompt-mean"])
+@pytest.mark.parametrize("name", ["mean", "prompt", "loha"])
 def test_of_every_family_and_pooling(
-    make_plan: Make, tmp_path: Path, family: str, pooling: str, rule: str
+    make_plan: Make, tmp_path: Path, family: str, pooling: str, name: str
 ) -> None:
     source = write_source(tmp_path / "source", family=family, classifier=pooling == "pooler")
     base = tmp_path / "base"
     build_base(str(source), task="sequence-classification", bits=4, out=base, pooling=pooling)
     plan = make_plan(
-        rule,
+        "mean",
         base={"fingerprint": read_manifest(base).fingerprint},
         task={"labels": ["a", "b", "c"], "max_length": 16},
-        **(
-            {"adapter": {"rank": 4, "alpha": 8.0, "targets": "all-linear"}}
-            if rule == "fedit"
-            else {}
-        ),
+        adapter=adapter_of("lora" if name == "mean" else name, targets="all-linear"),
     )
     agree(base, plan)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedge.forecast import download_bytes, upload_bytes
 from protocol.errors import MachineError, SecrecyError
 from protocol.exchange import Phase
-from protocol.forecast import download_bytes, upload_bytes
 from protocol.secagg.agreement import Keys
 from protocol.secagg.messages import split_unmask
 from protocol.secagg.session import Session

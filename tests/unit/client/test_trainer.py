@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from base_model.files import locked
 from client import trainer as trainer_module
 from client import trainer_link
 from client.job import Job, contribution
@@ -29,6 +28,7 @@ from protocol.errors import ArtefactError, DataError, MachineError
 from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.wire import Instruction
+from storage.locks import locked
 
 ROOT = Path(__file__).resolve().parents[3]
 Make = Callable[..., Plan]

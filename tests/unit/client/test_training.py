@@ -21,15 +21,14 @@ from client.engine.onnx_engine import _threads_of_openmp
 from client.tasks.classification import Score, score
 from client.training import Trained, predict_logits, train
 from client.worker import Worker
-from protocol.adapter import initial_adapter
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from protocol.plan_sections import Local
-from protocol.rules import Role
+from protocol.recipe import initial_adapter
 
 Make = Callable[..., Plan]
-ALL = frozenset({Role.LORA_A, Role.LORA_B, Role.HEAD})
+ALL = frozenset({"lora_A", "lora_B", "head"})
 
 
 @pytest.fixture
@@ -38,14 +37,14 @@ def engine(engine_of: Callable[[Plan], Engine], make_plan: Make) -> Engine:
 
 
 def begin(engine: Engine) -> Tensors:
-    return initial_adapter(engine.layout, seed=2, embedding_std=0.02)
+    return initial_adapter(engine.layout, seed=2)
 
 
 def run(engine: Engine, rows: Encoded, *, seed: int = 0, **local: object) -> Trained:
     """Train from the same start; ``local`` holds settings, ``epochs`` is the argument."""
     epochs = local.pop("epochs", 1.0)
     settings = Local(**({"batch_size": 8} | local))
-    return train(engine, begin(engine), rows, local=settings, roles=ALL, seed=seed, epochs=epochs)
+    return train(engine, begin(engine), rows, local=settings, parts=ALL, seed=seed, epochs=epochs)
 
 
 def evaluate(engine: Engine, tensors: Tensors, rows: Encoded) -> Score:
@@ -84,7 +83,7 @@ def test_time_is_an_argument(engine: Engine, encoded: Encoded) -> None:
         begin(engine),
         encoded,
         local=Local(max_steps=1),
-        roles=ALL,
+        parts=ALL,
         seed=0,
         clock=lambda: next(ticks),
     )
@@ -97,7 +96,7 @@ def test_the_same_seed_gives_the_same_bits_and_the_start_stays(
     start = begin(engine)
     before = engine.layout.flatten(start)
     results = [
-        train(engine, start, encoded, local=Local(batch_size=8), roles=ALL, seed=seed)
+        train(engine, start, encoded, local=Local(batch_size=8), parts=ALL, seed=seed)
         for seed in (5, 5, 6)
     ]
     first, again, other = (vector(engine, each).tobytes() for each in results)
@@ -143,9 +142,9 @@ def test_fedprox_is_the_gradient_of_its_term(engine: Engine, encoded: Encoded) -
 def test_the_head_has_its_own_rate_and_steps_are_clipped(engine: Engine, encoded: Encoded) -> None:
     start = begin(engine)
     after = run(engine, encoded, max_steps=1, learning_rate=1e-2, head_learning_rate=1e-4).tensors
-    for spec in engine.layout.only({Role.LORA_B, Role.HEAD}).specs:
+    for spec in engine.layout.only({"lora_B", "head"}).specs:
         step = np.abs(after[spec.name] - start[spec.name]).max()
-        assert step == pytest.approx(1e-4 if spec.role is Role.HEAD else 1e-2, rel=0.1), spec.name
+        assert step == pytest.approx(1e-4 if spec.part == "head" else 1e-2, rel=0.1), spec.name
     trained = run(engine, encoded, max_steps=1, optimizer="sgd", learning_rate=1.0,
         head_learning_rate=1.0, clip_norm=0.01)  # fmt: skip
     moved = vector(engine, trained) - engine.layout.flatten(start)
@@ -162,7 +161,7 @@ def test_a_step_in_pieces_is_the_step(
         layout = engine.layout
 
         def gradients(
-            self, tensors: Values, batch: Batch, roles: frozenset[Role]
+            self, tensors: Values, batch: Batch, roles: frozenset[str]
         ) -> tuple[float, Tensors]:
             calls.append(batch.ids.size)
             return engine.gradients(tensors, batch, roles)
@@ -215,7 +214,7 @@ def test_training_that_diverges_takes_as_many_steps_as_any_other(
             begin(engine),
             encoded,
             local=local,
-            roles=ALL,
+            parts=ALL,
             seed=11,
             epochs=3.0,
             on_step=steps.append,
@@ -238,8 +237,8 @@ def test_predictions_keep_the_order_of_rows(engine: Engine, encoded: Encoded) ->
 def trained_hash(folder: Path, plan: Plan, texts: list[str]) -> str:
     engine = Worker(plan, folder, threads=1).engine
     rows = encode(open_tokenizer(folder), texts, [0, 1, 2, 0, 1, 2], 16)
-    start = initial_adapter(engine.layout, seed=2, embedding_std=0.02)
-    trained = train(engine, start, rows, local=plan.local, roles=ALL, seed=11, epochs=3)
+    start = initial_adapter(engine.layout, seed=2)
+    trained = train(engine, start, rows, local=plan.local, parts=ALL, seed=11, epochs=3)
     return hashlib.sha256(engine.layout.flatten(trained.tensors).tobytes()).hexdigest()
 
 

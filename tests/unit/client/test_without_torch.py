@@ -18,6 +18,7 @@ from client.opened_base import opened_base
 from protocol.errors import MachineError
 from protocol.layout import Vector
 from protocol.plan import Plan
+from protocol.recipe import Recipe
 from protocol.wire import Instruction, to_record
 
 SCRIPT = """
@@ -85,8 +86,9 @@ def test_torch_is_asked_for_where_it_is_not(
 ) -> None:
     monkeypatch.setattr(choice, "_installed", lambda: False)
     plan = make_plan(local={"engine": "torch"})
+    base = opened_base(plan, tiny_base)
     with pytest.raises(MachineError, match="not installed") as caught:
-        choice.engine_for(plan, opened_base(plan, tiny_base))
+        choice.engine_for(Recipe(plan=plan, manifest=base.manifest), base)
     assert "client-torch" in caught.value.remedy
 
 

@@ -8,19 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from base_model.store import read_manifest
 from client import opened_base as opened_base_module
 from client.data import Rows
 from client.engine import choice
 from client.training import train
 from client.worker import Worker
-from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
+from protocol.methods import METHODS
 from protocol.plan import Plan
-from protocol.rules import rule_named
 from protocol.tasks.classification import METRICS
 from protocol.wire import Instruction
 
@@ -37,7 +35,7 @@ def _no_resident_base() -> Iterator[None]:
     opened_base_module._bases.clear()
 
 
-@pytest.mark.parametrize("rule", ["fedit", "alternating", "ffa-lora", "fed-sb", "prompt-mean"])
+@pytest.mark.parametrize("rule", ["mean", "alternating", "first", *METHODS])
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, rule: str, round_number: int
@@ -46,8 +44,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     instruction, vector = instruct(plan, round=round_number)
     work = Worker(plan, tiny_base)
     given = work.contribute(client="a", instruction=instruction, adapter=vector, rows=rows)
-    layout = adapter_layout(plan, read_manifest(tiny_base))
-    sent = layout.only(rule_named(rule).roles(round_number))
+    sent = work.recipe.round_layout(round_number)
     assert given.update.dtype == np.float32
     assert given.update.shape == (sent.size,)
     start = work.check(instruction, vector)
@@ -56,7 +53,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
         start,
         work.encode(rows),
         local=plan.local,
-        roles=rule_named(rule).roles(round_number),
+        parts=work.recipe.parts(round_number),
         seed=seed_from("train", plan.seed, round_number, "a"),
     ).tensors
     expected = sent.flatten({s.name: after[s.name] - start[s.name] for s in sent.specs})
@@ -73,7 +70,7 @@ def test_an_update_that_is_not_finite_is_an_update_error(
 ) -> None:
     """The loss of the last step is finite, what it did to the weights is not."""
     plan = make_plan(
-        "fedit",
+        "mean",
         local={"max_steps": 1, "learning_rate": 1e30, "weight_decay": 1e30, "batch_size": 8},
     )
     instruction, vector = instruct(plan)
@@ -86,7 +83,7 @@ def test_an_update_that_is_not_finite_is_an_update_error(
 def test_the_same_instruction_gives_the_same_bits_whoever_worked_before(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows
 ) -> None:
-    plan = make_plan("fedit")
+    plan = make_plan("mean")
     instruction, vector = instruct(plan)
     work = Worker(plan, tiny_base)
     updates = [

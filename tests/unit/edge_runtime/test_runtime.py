@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.adapter import load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from edge_runtime.bench import bench

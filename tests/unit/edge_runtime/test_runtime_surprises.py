@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime

@@ -137,7 +137,7 @@ def test_a_wrong_plan_gives_two_lines_and_its_code(
 
 def test_an_illegal_plan_exits_with_3(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
-        commented_plan("0" * 64).replace('name = "alternating"', 'name = "prompt-mean"')
+        commented_plan("0" * 64).replace('name = "alternating"', 'name = "prompt"')
     )
     done = fedge("plan", "check", tmp_path / "p.toml")
     assert done.returncode == 3

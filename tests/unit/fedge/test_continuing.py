@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedge.continuing import next_name
-from fedge.operations.coordinator import make_coordinator
-from fedge.operations.running import order
 from fedge.plans import app
+from operations.coordinator import make_coordinator
+from operations.running import order
 from protocol.errors import ArtefactError, PlanError
 from protocol.plan import Plan, plan_from_text
 from tests.unit.audit.runs import make_run
@@ -73,7 +73,7 @@ def test_a_budget_that_is_spent_is_said_and_the_plan_is_there_to_be_changed(
 ) -> None:
     noise = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 5.0}
     run = make_run(
-        tmp_path / "run", count=3, cohort=THREE, rounds=1, privacy=noise, rule={"name": "ffa-lora"}
+        tmp_path / "run", count=3, cohort=THREE, rounds=1, privacy=noise, rule={"name": "first"}
     )
     out = tmp_path / "plan.toml"
     result = CliRunner().invoke(app, ["continue", str(run), "--rounds", "50", "--out", str(out)])

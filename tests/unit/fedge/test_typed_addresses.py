@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from audit.commands import app as audit_app
 from base_model.commands import app as base_app
+from delivery.release_commands import release
 from edge_runtime.settings import read_device
 from fedge.coordinators import app as coordinator_app
-from fedge.operations.certificates import issue, make_authority
-from fedge.operations.coordinator import LONGEST_NAME, Coordinator, make_coordinator
-from fedge.operations.site import read_invitation
-from fedge.releases import release
 from fedge.sites import app as client_app
+from operations.certificates import issue, make_authority
+from operations.coordinator import LONGEST_NAME, Coordinator, make_coordinator
+from operations.site import read_invitation
 from protocol.addresses import endpoint_fault, host_fault, shown_address, title_fault, web_fault
 from protocol.errors import ArtefactError, FedgeError, PlanError
 

@@ -8,34 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.release import write_edge_adapter
+from base_model.edge_adapter import write_edge_adapter
 from base_model.store import read_manifest
-from protocol.adapter import (
-    LORA_A,
-    LORA_B,
-    LORA_R,
-    SOFT_PROMPT,
-    adapter_layout,
-    as_plain_lora,
-    completed,
-    initial_adapter,
-    sent_layout,
-    target_linears,
-    verify_magnitude,
-    with_unit_cores,
-)
+from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.errors import ArtefactError
 from protocol.exchange.plain import HEADER
-from protocol.forecast import forecast
-from protocol.layout import Layout, Tensors, TensorSpec, Vector
+from protocol.forms import SOFT_PROMPT
+from protocol.layout import Tensors, Vector
 from protocol.legality import check
-from protocol.manifest import Manifest
-from protocol.peft_format import from_peft, to_edge, to_peft
+from protocol.manifest import Linear, Manifest
+from protocol.methods import METHODS
+from protocol.methods.lora_sb import LORA_A, LORA_B, LORA_R
+from protocol.methods.targets import TargetSettings, target_linears
+from protocol.peft_format import Published, to_edge, to_peft
 from protocol.plan import Plan, plan_from
 from protocol.plan_sections import Secrecy
-from protocol.rules import RULES, Role, rule_named
+from protocol.recipe import Recipe, initial_adapter, verify_magnitude
+from protocol.rules import RULES
 from protocol.tensor_file import encode_tensors
+from tests.methods import adapter_of, sections_of
 
 RANK = 4
 
@@ -45,45 +37,39 @@ def manifest(tiny_base: Path) -> Manifest:
     return read_manifest(tiny_base)
 
 
-def plan_of(manifest: Manifest, rule: str = "fed-sb", **adapter: Any) -> Plan:
+def plan_of(manifest: Manifest, name: str = "lora-sb", **adapter: Any) -> Plan:
+    """``name`` is a rule's, or a method's under the default rule."""
+    sections = sections_of(name)
     document = {
         "name": "p",
         "base": {"fingerprint": manifest.fingerprint},
         "task": {"labels": ["a", "b", "c"], "max_length": 16},
-        "adapter": {"rank": RANK, "targets": "all-linear"} | adapter,
-        "rule": {"name": rule},
+        "rule": sections["rule"],
+        "adapter": adapter_of(sections["adapter"]["method"], **{"targets": "all-linear"} | adapter),
     }
     return plan_from(document, source="test")
 
 
 def filled(plan: Plan, manifest: Manifest) -> Tensors:
-    layout, rng = adapter_layout(plan, manifest), np.random.default_rng(0)
-    start = initial_adapter(layout, seed=1, embedding_std=0.02)
-    cores = layout.only({Role.LORA_R}).specs
+    layout, rng = Recipe(plan=plan, manifest=manifest).layout, np.random.default_rng(0)
+    start = initial_adapter(layout, seed=1)
+    cores = layout.only({"lora_R"}).specs
     return start | {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in cores}
 
 
-def test_only_a_rule_that_trains_a_core_has_one(manifest: Manifest) -> None:
-    linears = {linear.path for linear in target_linears(plan_of(manifest).adapter, manifest)}
-    for name, rule in RULES.items():
-        if rule.method == "prompt":
-            continue
-        layout = adapter_layout(plan_of(manifest, name), manifest)
-        cores = [spec for spec in layout.specs if spec.role is Role.LORA_R]
-        expected = linears if rule.has_core else set()
-        assert {spec.name.removesuffix(LORA_R) for spec in cores} == expected
-        assert all(spec.shape == (RANK, RANK) for spec in cores)
-    assert [name for name, rule in RULES.items() if rule.has_core] == ["fed-sb"]
+def linears_of(plan: Plan, manifest: Manifest) -> tuple[Linear, ...]:
+    assert isinstance(plan.adapter, TargetSettings)
+    return target_linears(plan.adapter, manifest)
 
 
 def test_a_round_sends_cores_and_head_and_nothing_else(manifest: Manifest) -> None:
     plan = plan_of(manifest)
-    layout = adapter_layout(plan, manifest)
-    count = len(target_linears(plan.adapter, manifest))
-    head = sum(spec.size for spec in layout.specs if spec.role is Role.HEAD)
+    layout = Recipe(plan=plan, manifest=manifest).layout
+    count = len(linears_of(plan, manifest))
+    head = sum(spec.size for spec in layout.specs if spec.part == "head")
     for number in (1, 2, 3):
-        sent = layout.only(rule_named("fed-sb").roles(number))
-        assert {spec.role for spec in sent.specs} == {Role.LORA_R, Role.HEAD}
+        sent = Recipe(plan=plan, manifest=manifest).round_layout(number)
+        assert {spec.part for spec in sent.specs} == {"lora_R", "head"}
         assert sent.size == count * RANK**2 + head
     plain = plan.model_copy(update={"secrecy": Secrecy(exchange="plain")})
     cost = forecast(plain, manifest)
@@ -98,19 +84,17 @@ def test_a_plan_with_a_core_is_legal_under_the_defaults(manifest: Manifest) -> N
 
 
 def test_fixed_factors_are_orthonormal_seeded_and_all_different(manifest: Manifest) -> None:
-    layout = adapter_layout(plan_of(manifest), manifest)
-    start, again, other = (
-        initial_adapter(layout, seed=seed, embedding_std=0.02) for seed in (1, 1, 2)
-    )
-    factors = [spec for spec in layout.specs if spec.role in {Role.LORA_A, Role.LORA_B}]
+    layout = Recipe(plan=plan_of(manifest), manifest=manifest).layout
+    start, again, other = (initial_adapter(layout, seed=seed) for seed in (1, 1, 2))
+    factors = [spec for spec in layout.specs if spec.part in {"lora_A", "lora_B"}]
     for spec in factors:
         value = start[spec.name]
-        gram = value @ value.T if spec.role is Role.LORA_A else value.T @ value
+        gram = value @ value.T if spec.part == "lora_A" else value.T @ value
         np.testing.assert_allclose(gram, np.eye(RANK), atol=1e-6)
         assert value.tobytes() == again[spec.name].tobytes() != other[spec.name].tobytes()
         assert value.dtype == np.float32
     assert len({start[spec.name].tobytes() for spec in factors}) == len(factors)
-    for spec in layout.only({Role.LORA_R}).specs:
+    for spec in layout.only({"lora_R"}).specs:
         assert not start[spec.name].any()
 
 
@@ -124,23 +108,21 @@ def test_the_change_is_as_large_as_the_core(manifest: Manifest) -> None:
 
 
 def test_rules_without_a_core_start_as_ever(manifest: Manifest) -> None:
-    layout = adapter_layout(plan_of(manifest, "fedit"), manifest)
-    start = initial_adapter(layout, seed=1, embedding_std=0.02)
+    layout = Recipe(plan=plan_of(manifest, "mean"), manifest=manifest).layout
+    start = initial_adapter(layout, seed=1)
     for spec in layout.specs:
-        if spec.role is Role.LORA_A:
+        if spec.part == "lora_A":
             assert np.abs(start[spec.name]).max() <= spec.shape[1] ** -0.5
-        if spec.role is Role.LORA_B:
+        if spec.part == "lora_B":
             assert not start[spec.name].any()
-    assert as_plain_lora(start) == start
-    assert with_unit_cores(start, layout) == start
 
 
 def test_the_plain_form_is_the_same_product_without_a_core(manifest: Manifest) -> None:
     plan = plan_of(manifest)
-    layout, tensors = adapter_layout(plan, manifest), filled(plan, manifest)
-    plain = as_plain_lora(tensors)
-    assert sorted(plain) == [s.name for s in layout.specs if s.role is not Role.LORA_R]
-    for linear in target_linears(plan.adapter, manifest):
+    layout, tensors = Recipe(plan=plan, manifest=manifest).layout, filled(plan, manifest)
+    plain = Recipe(plan=plan, manifest=manifest).published(tensors)
+    assert sorted(plain) == [s.name for s in layout.specs if s.part != "lora_R"]
+    for linear in linears_of(plan, manifest):
         a, b, r = (tensors[linear.path + end] for end in (LORA_A, LORA_B, LORA_R))
         np.testing.assert_array_equal(plain[linear.path + LORA_A], a)
         np.testing.assert_allclose(
@@ -148,11 +130,9 @@ def test_the_plain_form_is_the_same_product_without_a_core(manifest: Manifest) -
         )
         exact = np.array([[_dot(row, column) for column in r.T] for row in b])
         assert plain[linear.path + LORA_B].tobytes() == exact.astype(np.float32).tobytes()
-    assert all(
-        np.array_equal(value, plain[key]) for key, value in from_peft(to_peft(plain)).items()
-    )
-    again = as_plain_lora(with_unit_cores(plain, layout))
-    assert layout.flatten(with_unit_cores(plain, layout)).shape == (layout.size,)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    again = recipe.published(recipe.resumed(plain))
+    assert layout.flatten(recipe.resumed(plain)).shape == (layout.size,)
     assert all(np.array_equal(again[name], value) for name, value in plain.items())
 
 
@@ -190,13 +170,13 @@ def test_more_columns_than_rows_are_refused() -> None:
         orthonormal_columns(3, 4, 5)
 
 
-def test_a_last_bit_of_the_embeddings_deviation_changes_nothing() -> None:
-    layout = Layout((TensorSpec(name=SOFT_PROMPT, shape=(2, 5), role=Role.PROMPT),))
-    one, other = (
-        initial_adapter(layout, seed=1, embedding_std=std)[SOFT_PROMPT]
+def test_a_last_bit_of_the_embeddings_deviation_changes_nothing(manifest: Manifest) -> None:
+    plan = plan_of(manifest, "prompt")
+    prompts = [
+        Recipe(plan=plan, manifest=manifest.model_copy(update={"embedding_std": std})).start()
         for std in (0.047, float(np.nextafter(0.047, 1)))
-    )
-    assert one.tobytes() == other.tobytes()
+    ]
+    assert prompts[0][SOFT_PROMPT].tobytes() == prompts[1][SOFT_PROMPT].tobytes()
 
 
 @pytest.mark.parametrize("value", [64.5, -65.0, 3e38, np.inf, -np.inf, np.nan])
@@ -210,51 +190,46 @@ def test_an_adapter_that_nobody_trains_on(value: float) -> None:
         verify_magnitude(vector)
 
 
-LORAS = sorted(name for name, rule in RULES.items() if rule.method == "lora")
-
-
 @pytest.mark.parametrize("secrecy", ["plain", "secagg"])
 @pytest.mark.parametrize("rank", [1, 4, 16])
-@pytest.mark.parametrize("rule", LORAS)
+@pytest.mark.parametrize("name", [*RULES, "lora-sb"])
 def test_no_rule_downloads_or_publishes_more_than_lora(
-    rule: str, rank: int, secrecy: str, manifest: Manifest, tmp_path: Path
+    name: str, rank: int, secrecy: str, manifest: Manifest, tmp_path: Path
 ) -> None:
     """At one rank: what goes to clients, the PEFT folder's weights and the device's file."""
 
     def sizes(name: str) -> list[int]:
         plan = plan_of(manifest, name, rank=rank)
         plan = plan.model_copy(update={"secrecy": Secrecy(exchange=secrecy)})
-        plain = as_plain_lora(filled(plan, manifest))
-        write_edge_adapter(to_edge(plain, scaling=2.0), tmp_path / name)
+        recipe, published = Recipe(plan=plan, manifest=manifest), Published.by(plan.adapter)
+        plain = recipe.published(filled(plan, manifest))
+        write_edge_adapter(to_edge(plain, published=published), tmp_path / name)
         return [
             forecast(plan, manifest).download_bytes_per_client_round,
-            len(encode_tensors(to_peft(plain), {"format": "pt"})),
+            len(encode_tensors(to_peft(plain, method=recipe.method), {"format": "pt"})),
             (tmp_path / name).stat().st_size,
         ]
 
-    assert [a <= b for a, b in zip(sizes(rule), sizes("fedit"), strict=True)] == [True] * 3
+    assert [a <= b for a, b in zip(sizes(name), sizes("mean"), strict=True)] == [True] * 3
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_clients_complete_what_they_are_sent(rule: str, manifest: Manifest) -> None:
+@pytest.mark.parametrize("name", [*RULES, *METHODS])
+def test_clients_complete_what_they_are_sent(name: str, manifest: Manifest) -> None:
     """(P-2.6) Whatever rounds have trained; what none trains is round 0's, from the plan's seed."""
-    method = RULES[rule].method
-    plan = plan_of(
-        manifest, rule, **({"method": "prompt", "tokens": 3} if method == "prompt" else {})
-    )
-    layout, sent = adapter_layout(plan, manifest), sent_layout(plan, manifest)
+    recipe = Recipe(plan=plan_of(manifest, name), manifest=manifest)
+    layout, sent = recipe.layout, recipe.sent_layout
     rng = np.random.default_rng(0)
-    full = initial_adapter(layout, seed=plan.seed, embedding_std=manifest.embedding_std)
+    full = initial_adapter(layout, seed=recipe.plan.seed)
     full |= {s.name: rng.normal(size=s.shape).astype(np.float32) for s in sent.specs}
     vector = sent.flatten({spec.name: full[spec.name] for spec in sent.specs})
     for _ in range(2):  # what one caller does to its tensors is no other's
-        received = completed(vector, plan, manifest)
+        received = recipe.completed(vector)
         assert layout.flatten(received).tobytes() == layout.flatten(full).tobytes()
         for value in received.values():
             value += 1
-    rounds = {r for number in (1, 2) for r in RULES[rule].roles(number)}
-    assert {spec.role for spec in sent.specs} == rounds
-    assert (sent.size < layout.size) == (rule in ("fed-sb", "ffa-lora"))
+    rounds = {part for number in (1, 2, 3, 4) for part in recipe.parts(number)}
+    assert {spec.part for spec in sent.specs} == rounds
+    assert (sent.size < layout.size) == (name in ("lora-sb", "first"))
     for wrong in (vector[:-1], layout.flatten(full) if sent.size < layout.size else vector[1:]):
         with pytest.raises(ArtefactError, match="does not fit a layout"):
-            completed(wrong, plan, manifest)
+            recipe.completed(wrong)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from protocol.adapter import adapter_layout
 from protocol.documents import MOST_LEVELS, OddError, parse_json, parse_toml
 from protocol.errors import MOST_SHOWN, FedgeError, PlanError
 from protocol.legality import check
@@ -15,6 +14,7 @@ from protocol.misspelling import nearest
 from protocol.plan import plan_from, plan_from_text
 from protocol.privacy.accounting import Spent, epsilon
 from protocol.privacy.planned import mechanism_of, planned_epsilon, round_sizes
+from protocol.recipe import Recipe
 from tests.unit.audit.runs import PLAN, small_manifest, small_plan
 
 LONG = "9" * 5000
@@ -177,4 +177,4 @@ def test_planned_spending_is_of_every_round_by_its_phase() -> None:
 
 def test_a_layout_of_the_largest_plan_is_arithmetic() -> None:
     plan, _ = small_plan(adapter={"rank": 4096, "targets": "all-linear"}, rounds=100_000)
-    assert adapter_layout(plan, small_manifest()).size == 2 * 4096 * 11 + 3 * 5 + 3
+    assert Recipe(plan=plan, manifest=small_manifest()).layout.size == 2 * 4096 * 11 + 3 * 5 + 3

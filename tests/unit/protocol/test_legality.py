@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 
 from base_model.store import read_manifest
-from protocol.adapter import adapter_layout
+from fedge.forecast import forecast
 from protocol.errors import PlanError
 from protocol.exchange.plain import HEADER
-from protocol.forecast import forecast
 from protocol.legality import check, verify_legal, warnings_of
 from protocol.manifest import Manifest
+from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
 from protocol.privacy.planned import round_sizes
-from protocol.rules import RULES, Role, rule_named
+from protocol.recipe import Recipe
+from protocol.rules import RULES, rule_named
 
 PLAIN = {"secrecy": {"exchange": "plain"}}
 
@@ -32,10 +33,10 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("sections", "field"),
     [
-        ({"rule": {"name": "prompt-mean"}}, "rule.name"),
         ({"rule": {"name": "nonsense"}}, "rule.name"),
         ({"adapter": {"rank": 4, "targets": ["qeury"]}}, "adapter.targets"),
         ({"adapter": {"rank": 400}}, "adapter.rank"),
+        ({"adapter": {"method": "loha", "rank": 6}}, "adapter.rank"),
         ({"task": {"labels": ["a", "b"], "max_length": 4000}}, "task.max_length"),
         ({"base": {"fingerprint": "f" * 64}}, "base.fingerprint"),
         ({"rule": {"name": "flora"}}, "rule.name"),
@@ -105,7 +106,7 @@ ONE = {"size": 10, "quorum": 1}
         ),
         ({"privacy": PRIVATE | {"corrupt": 7}}, "privacy.corrupt"),
         ({"privacy": PRIVATE, "evaluation": {"holdout": 0.1}}, "evaluation.holdout"),
-        ({"privacy": PRIVATE, "rule": {"name": "fedit"}}, "rule.name"),
+        ({"privacy": PRIVATE, "rule": {"name": "mean"}}, "rule.name"),
         ({"privacy": PRIVATE, "rounds": 200}, "privacy.epsilon"),
         ({"privacy": PRIVATE | {"epsilon": 1.0}}, "privacy.epsilon"),
         ({"privacy": PRIVATE | {"noise_multiplier": 900.0}}, "privacy.noise_multiplier"),
@@ -153,19 +154,20 @@ def test_the_forecast_counts_what_is_sent(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
     plan = plan_of(manifest, **PLAIN)
     cost = forecast(plan, manifest)
-    layout = adapter_layout(plan, manifest)
+    layout = Recipe(plan=plan, manifest=manifest).layout
     assert cost.adapter_parameters == layout.size
     upload = cost.upload_bytes_per_client_round
-    assert upload["lora_B"] == HEADER.size + 4 * layout.only({Role.LORA_B, Role.HEAD}).size
+    assert upload["lora_B"] == HEADER.size + 4 * layout.only({"lora_B", "head"}).size
     assert cost.download_bytes_per_client_round == 4 * layout.size
 
 
 def test_contracts_are_consistent() -> None:
     for rule in RULES.values():
         for number in range(1, 5):
-            assert Role.HEAD in rule.roles(number)
-    assert Role.LORA_B in RULES["alternating"].roles(1)  # with B = 0 an A round would do nothing
-    assert Role.LORA_A in RULES["alternating"].roles(2)
+            assert "head" in rule.parts(METHODS["lora"], number)
+    first, second = (RULES["alternating"].parts(METHODS["lora"], turn) for turn in (1, 2))
+    assert "lora_B" in first  # with B = 0 an A round would do nothing
+    assert "lora_A" in second
 
 
 @pytest.mark.parametrize(("key", "why"), [("dropout", "no dropout"), ("client_ranks", "the same")])
@@ -180,7 +182,15 @@ def test_a_key_of_an_earlier_format_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("flora", "use `alternating`"), ("flexlora", "use `alternating`"), ("fedi", "`fedit`")],
+    [
+        ("flora", "use `alternating`"),
+        ("flexlora", "use `alternating`"),
+        ("fedit", "`mean`"),
+        ("ffa-lora", "`first`"),
+        ("fed-sb", "lora-sb"),
+        ("prompt-mean", "leave the rule out"),
+        ("men", "`mean`"),
+    ],
 )
 def test_a_rule_that_there_is_not_is_told_the_nearest_or_why(name: str, remedy: str) -> None:
     with pytest.raises(PlanError, match=f"`{name}`") as refused:

@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from audit.sources import Web
-from base_model.mirrors import CutError, mirror_at
+from base_model.mirrors import mirror_at
 from edge_runtime.fetching import Fetcher, WebPageError
 from protocol.errors import ArtefactError, ProofError
 from protocol.web_page import page_fault, redirect_fault
 from server.witnessing import HttpWitness
+from storage.downloads import CutError
 
 HTML = "text/html; charset=utf-8"
 PAGES = [

@@ -12,13 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from protocol import PROTOCOL_VERSION, wire
-from protocol.adapter import adapter_layout
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
-from protocol.rules import rule_named
+from protocol.recipe import Recipe
+from protocol.rules import RULES
 from protocol.tasks.classification import METRICS
 from server.coordinator import Outcome, run_rounds
 from server.store import RunStore
@@ -62,16 +62,19 @@ def manifest() -> Manifest:
 @pytest.fixture
 def make_plan(manifest: Manifest) -> Callable[..., Plan]:
     def make(rule: str = "alternating", **sections: Any) -> Plan:
-        document = {
+        """``rule`` may also be ``lora-sb``."""
+        document: dict[str, Any] = {
             "name": "t",
             "seed": 3,
             "rounds": 3,
             "base": {"fingerprint": manifest.fingerprint},
             "task": {"labels": ["a", "b", "c"]},
             "adapter": {"rank": 2, "alpha": 4.0, "targets": ["query"]},
-            "rule": {"name": rule},
+            "rule": {"name": rule if rule in RULES else "alternating"},
             "cohort": {"size": 4, "quorum": 2, "deadline_s": 30.0},
         }
+        if rule not in RULES:
+            document["adapter"]["method"] = rule
         document |= sections
         document["cohort"] = {"weighting": "examples", **document["cohort"]}
         return plan_from({"secrecy": {"exchange": "plain"}} | document, source="t")
@@ -96,8 +99,7 @@ class Population:
         self.asked: list[tuple[int, str]] = []
 
     def contribution(self, client: str, number: int) -> Contribution:
-        layout = adapter_layout(self.plan, self.manifest)
-        size = layout.only(rule_named(self.plan.rule.name).roles(number)).size
+        size = Recipe(plan=self.plan, manifest=self.manifest).round_layout(number).size
         rng = np.random.default_rng(seed_from(client, number))
         update = rng.normal(0, 0.1, size).astype(np.float32)
         return Contribution(

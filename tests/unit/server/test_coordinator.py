@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-import server.store
+import storage.whole
 from protocol import wire
 from protocol.errors import ArtefactError, RoundError
 from protocol.plan import Plan
@@ -113,7 +113,7 @@ class Kill(BaseException):
     """The process dies here."""
 
 
-RULES = ["alternating", "fedit", "fed-sb"]
+RULES = ["alternating", "mean", "lora-sb"]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -128,7 +128,7 @@ def test_dying_at_any_step_and_resuming_changes_no_bit(
     plan = make_plan(rule, server={"optimizer": "fedadam"})
     expected = run(populate(plan), tmp_path / "whole").adapter_digest
     checkpoint = (tmp_path / "whole" / "rounds" / "0003" / "checkpoint.safetensors").read_bytes()
-    genuine = server.store._sync
+    genuine = storage.whole.sync
     steps = 0
 
     def counted(path: Path) -> None:
@@ -136,7 +136,7 @@ def test_dying_at_any_step_and_resuming_changes_no_bit(
         steps += 1
         genuine(path)
 
-    monkeypatch.setattr(server.store, "_sync", counted)
+    monkeypatch.setattr(storage.whole, "sync", counted)
     run(populate(plan), tmp_path / "count")
     for fatal in range(1, steps + 1, 3):
         folder, left = tmp_path / f"k{fatal}", fatal
@@ -148,10 +148,10 @@ def test_dying_at_any_step_and_resuming_changes_no_bit(
                 raise Kill
             genuine(path)
 
-        monkeypatch.setattr(server.store, "_sync", dying)
+        monkeypatch.setattr(storage.whole, "sync", dying)
         with pytest.raises(Kill):
             run(populate(plan), folder)
-        monkeypatch.setattr(server.store, "_sync", genuine)
+        monkeypatch.setattr(storage.whole, "sync", genuine)
         assert run(populate(plan), folder).adapter_digest == expected
         assert (folder / "rounds" / "0003" / "checkpoint.safetensors").read_bytes() == checkpoint
 

@@ -41,7 +41,7 @@ def test_every_round_has_its_events_by_the_record(run: Path) -> None:
             assert event.values["train_loss"] == record["metrics"]["loss_sum"] / examples
 
 
-@pytest.mark.parametrize("sections", [{}, PLAIN, {"privacy": NOISE, "rule": {"name": "ffa-lora"}}])
+@pytest.mark.parametrize("sections", [{}, PLAIN, {"privacy": NOISE, "rule": {"name": "first"}}])
 def test_no_client_is_named_and_under_noise_nothing_is_told_of_them(
     sections: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -15,13 +15,13 @@ import pytest
 from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file, save
 
-from protocol.adapter import adapter_layout
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import Manifest
+from protocol.methods import METHODS
 from protocol.peft_format import RELEASE_FILE, from_peft, parse_release
 from protocol.plan import Plan
-from protocol.rules import Role
+from protocol.recipe import Recipe
 from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from server.app import make_app
 from server.store import RunStore
@@ -30,14 +30,14 @@ from simulations.grid import InProcessGrid
 
 MakePlan = Callable[..., Plan]
 KEYS = {
-    *("round", "attempt", "roles", "expected", "used", "dropped", "quorum", "exchange", "secure"),
+    *("round", "attempt", "parts", "expected", "used", "dropped", "quorum", "exchange", "secure"),
     *("weight", "metrics", "update_norm", "bytes_down_per_client", "bytes_up_per_client"),
     *("seconds", "started_at", "ended_at", "plan_digest", "base_fingerprint"),
     *("adapter_in", "adapter_out", "adapter_published"),
 }
 
 
-@pytest.mark.parametrize("rule", ["alternating", "fedit"])
+@pytest.mark.parametrize("rule", ["alternating", "mean"])
 def test_a_published_round_is_complete_and_consistent(
     make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, manifest: Manifest, rule: str
 ) -> None:
@@ -59,8 +59,8 @@ def test_a_published_round_is_complete_and_consistent(
         }
         weights = published / "adapter_model.safetensors"
         assert weights.read_bytes() == save(load_file(weights), metadata={"format": "pt"})
-        tensors = from_peft(load_file(weights))
-        layout = adapter_layout(plan, manifest)
+        tensors = from_peft(load_file(weights), method=METHODS["lora"])
+        layout = Recipe(plan=plan, manifest=manifest).layout
         assert vector_digest(layout.flatten(tensors)) == before == note.adapter_digest
         assert record["adapter_published"] == before
         config = json.loads((published / "adapter_config.json").read_text())
@@ -73,8 +73,8 @@ def test_a_published_round_is_complete_and_consistent(
 def test_around_a_core_a_plain_adapter_is_published_under_its_own_digest(
     make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path, manifest: Manifest
 ) -> None:
-    plan = make_plan("fed-sb")
-    layout = adapter_layout(plan, manifest)
+    plan = make_plan("lora-sb")
+    layout = Recipe(plan=plan, manifest=manifest).layout
     run(populate(plan), tmp_path / "r")
     store = RunStore(tmp_path / "r")
     for number in range(4):
@@ -82,9 +82,11 @@ def test_around_a_core_a_plain_adapter_is_published_under_its_own_digest(
         assert vector_digest(layout.flatten(state.adapter)) == record["adapter_out"]
         published = tmp_path / "r" / "rounds" / f"{number:04d}" / "adapter"
         note = parse_release((published / RELEASE_FILE).read_text(), source="release")
-        tensors = from_peft(load_file(published / "adapter_model.safetensors"))
+        tensors = from_peft(
+            load_file(published / "adapter_model.safetensors"), method=METHODS["lora-sb"]
+        )
         assert not [name for name in tensors if name.endswith("lora_R")]
-        plain = layout.only(set(Role) - {Role.LORA_R})
+        plain = layout.only({"lora_A", "lora_B", "head"})
         assert vector_digest(plain.flatten(tensors)) == note.adapter_digest
         assert note.adapter_digest == record["adapter_published"] != record["adapter_out"]
         for path in ("m.0.query", "m.1.query"):
@@ -138,7 +140,7 @@ def test_leftovers_of_a_killed_coordinator_are_swept_and_the_open_round_is_not(
     rounds = tmp_path / "r" / "rounds"
     for name in ("0001", ".0001.open", ".0002.open", ".0002.tmp"):
         (rounds / name).mkdir(parents=True)
-    (rounds / ".0002.attempt1.json.part").write_text("{")
+    (rounds / ".0002.attempt1.json.tmp").write_text("{")
     RunStore(tmp_path / "r").close()
     assert sorted(path.name for path in rounds.iterdir()) == [".0002.open", "0001"]
 

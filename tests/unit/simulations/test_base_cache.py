@@ -32,7 +32,8 @@ def test_it_is_built_once_and_pinned_by_its_weights(tiny_source: Path, tmp_path:
     written = (built / "manifest.json").stat().st_mtime_ns
     assert ready(BaseSource(source=str(tiny_source), sha256=weights), tmp_path) == built
     assert (built / "manifest.json").stat().st_mtime_ns == written
-    assert [path.name for path in (tmp_path / ".bases").iterdir()] == [built.name]
+    names = {path.name for path in (tmp_path / ".bases").iterdir()}
+    assert names == {built.name, f".{built.name}.lock"}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,18 @@ def test_overrides_are_toml_values_or_strings(file: Path) -> None:
     assert experiment.name == "other"
 
 
+def test_another_method_leaves_the_keys_of_the_file_behind(file: Path) -> None:
+    """What the user sets beside it stays, and is refused where the method has no such key."""
+    text = file.read_text() + "[plan.adapter]\nrank = 4\nalpha = 8.0\n"
+    file.write_text(text)
+    prompt = load_experiment(file, ["plan.adapter.tokens=3", "plan.adapter.method=prompt"])
+    assert prompt.plan["adapter"] == {"method": "prompt", "tokens": 3}
+    cores = load_experiment(file, ["plan.adapter.method=lora-sb"])
+    assert cores.plan["adapter"] == {"method": "lora-sb", "rank": 4, "alpha": 8.0}
+    with pytest.raises(PlanError, match=r"unknown key `adapter\.rank`"):
+        load_experiment(file, ["plan.adapter.rank=3", "plan.adapter.method=prompt"])
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -13,6 +13,7 @@ from protocol.errors import ArtefactError
 from simulations.plots import Line, line_chart
 from simulations.report import write_report
 from simulations.report_quality import wilson
+from tests.methods import CORES
 from tests.unit.audit.runs import make_run
 
 EVIL = "<script>alert('x')</script>"
@@ -23,7 +24,7 @@ def record(number: int, dropped: list[dict[str, str]]) -> dict[str, Any]:
     return {
         "round": number,
         "attempt": 1,
-        "roles": ["head", "lora_B"],
+        "parts": ["head", "lora_B"],
         "expected": ["a", "b", "c"],
         "used": ["a", "b"],
         "dropped": dropped,
@@ -49,7 +50,7 @@ def run(tmp_path: Path) -> Path:
         "name": "demo",
         "rounds": 2,
         "task": {"labels": [EVIL]},
-        "rule": {"name": "fedit"},
+        "rule": {"name": "mean"},
         "privacy": {"mechanism": "none"},
     }
     files: dict[str, Any] = {
@@ -327,7 +328,7 @@ def test_failures_cut_updates_and_refused_sums_are_shown_and_warned_about(run: P
 def test_participation_and_privacy_are_the_logs(tmp_path: Path) -> None:
     """Whatever the records say: names, epsilon and round are drawn from leaves."""
     privacy = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
-    run = make_run(tmp_path / "run", rule={"name": "fed-sb"}, privacy=privacy)
+    run = make_run(tmp_path / "run", adapter=CORES, privacy=privacy)
     honest = write_report(run).read_text()
     path = run / "rounds/0002/record.json"
     record = json.loads(path.read_text())

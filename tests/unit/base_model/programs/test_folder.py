@@ -16,7 +16,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from base_model.files import sha256_of
 from base_model.programs.commands import app
 from base_model.programs.document import PROGRAM, parse_program
 from base_model.programs.folder import (
@@ -31,21 +30,24 @@ from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME
 from protocol.plan import Plan, plan_from
+from protocol.recipe import Recipe
+from storage.regular import sha256_of
+from tests.methods import adapter_of
 
 TRAIN = "train-head.lora_A.lora_B.onnx"
 Change = Callable[[onnx.ModelProto], None]
 
 
 def plan_for(
-    fingerprint: str, *, program: str = "", rule: str = "fedit", **adapter: object
+    fingerprint: str, *, program: str = "", method: str = "lora", **adapter: object
 ) -> Plan:
     return plan_from(
         {
             "name": "t",
             "base": {"fingerprint": fingerprint, "program": program},
             "task": {"labels": ["light", "music", "timer"], "max_length": 16},
-            "adapter": {"rank": 4, "alpha": 8.0} | adapter,
-            "rule": {"name": rule},
+            "adapter": adapter_of(method) | adapter,
+            "rule": {"name": "mean"},
         },
         source="test",
     )
@@ -58,7 +60,7 @@ def plan(tiny_base: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def program(tiny_base: Path, plan: Plan) -> Program:
-    return make_program(tiny_base, read_manifest(tiny_base), plan)
+    return make_program(tiny_base, Recipe(plan=plan, manifest=read_manifest(tiny_base)))
 
 
 def forged(program: Program, change: Change) -> Program:
@@ -201,14 +203,17 @@ def test_a_hostile_graph_is_refused_although_its_digest_fits(
     change, cause = HOSTILE[case]
     write_program(forged(program, change), tmp_path / "p")
     with pytest.raises(ArtefactError, match=cause):
-        open_program(tmp_path / "p", read_manifest(tiny_base), plan)
+        open_program(tmp_path / "p", Recipe(plan=plan, manifest=read_manifest(tiny_base)))
 
 
 def test_what_is_written_opens(
     tiny_base: Path, plan: Plan, program: Program, tmp_path: Path
 ) -> None:
     write_program(program, tmp_path / "p")
-    assert open_program(tmp_path / "p", read_manifest(tiny_base), plan) == program
+    assert (
+        open_program(tmp_path / "p", Recipe(plan=plan, manifest=read_manifest(tiny_base)))
+        == program
+    )
 
 
 def flipped(folder: Path) -> None:
@@ -260,9 +265,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a graph missing": (without_graph, "No such file"),
     "a folder in its place": (with_a_link, "not a regular file"),
     "an unknown key": (edited(more=1), "more"),
-    "another format": (edited(format=2), "format"),
+    "another format": (edited(format=1), "format"),
     "another base": (edited(base="0" * 64), "base 000000000000"),
-    "another scale": (edited(scaling=3.0), "another adapter"),
+    "another scale": (edited(constants={"scaling": 3.0}), "another adapter"),
     "another method": (edited(method="prompt"), "another adapter"),
     "another task": (edited(task="causal-lm"), "another task"),
     "other operators": (edited(opset=20), "set of operators"),
@@ -283,17 +288,19 @@ def test_a_damaged_folder_is_refused_and_a_client_makes_it_anew(
 ) -> None:
     damage, cause = DAMAGE[case]
     manifest = read_manifest(tiny_base)
-    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    assert program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path) == program
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     damage(folder)
     with pytest.raises(ArtefactError, match=cause):
-        open_program(folder, manifest, plan)
+        open_program(folder, Recipe(plan=plan, manifest=manifest))
     with caplog.at_level(logging.WARNING, logger="fedge.program"):
-        assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+        assert (
+            program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path) == program
+        )
     assert "made anew" in caplog.text
     caplog.clear()
-    assert open_program(folder, manifest, plan) == program
-    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    assert open_program(folder, Recipe(plan=plan, manifest=manifest)) == program
+    assert program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path) == program
     assert not caplog.text
 
 
@@ -305,13 +312,13 @@ def test_a_program_of_another_plan_does_not_fit(
     for other in (
         plan_for(manifest.fingerprint, targets=["query"]),
         plan_for(manifest.fingerprint, targets="all-linear"),
-        plan_for(manifest.fingerprint, method="prompt", rule="prompt-mean"),
-        plan_for(manifest.fingerprint, rule="fed-sb"),
+        plan_for(manifest.fingerprint, method="prompt"),
+        plan_for(manifest.fingerprint, method="lora-sb"),
     ):
         with pytest.raises(ArtefactError):
-            open_program(tmp_path / "p", manifest, other)
+            open_program(tmp_path / "p", Recipe(plan=other, manifest=manifest))
     wider = plan_for(manifest.fingerprint, rank=8, alpha=16.0)  # the rank is free
-    assert open_program(tmp_path / "p", manifest, wider) == program
+    assert open_program(tmp_path / "p", Recipe(plan=wider, manifest=manifest)) == program
 
 
 def test_only_the_named_program_is_taken_and_nothing_is_left(
@@ -319,10 +326,13 @@ def test_only_the_named_program_is_taken_and_nothing_is_left(
 ) -> None:
     manifest = read_manifest(tiny_base)
     named = plan_for(manifest.fingerprint, program=program.document.digest)
-    assert program_for(tiny_base, manifest, named, cache=tmp_path / "a") == program
+    assert (
+        program_for(tiny_base, Recipe(plan=named, manifest=manifest), cache=tmp_path / "a")
+        == program
+    )
     other = plan_for(manifest.fingerprint, program="1" * 64)
     with pytest.raises(ArtefactError, match="the plan names 111111111111"):
-        program_for(tiny_base, manifest, other, cache=tmp_path / "b")
+        program_for(tiny_base, Recipe(plan=other, manifest=manifest), cache=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -366,7 +376,7 @@ def test_a_hostile_graph_of_a_base_gives_no_program(
 ) -> None:
     base = hostile_base(tiny_base, tmp_path / "base", change)
     with pytest.raises(ArtefactError):
-        program_for(base, read_manifest(base), plan, cache=tmp_path / "cache")
+        program_for(base, Recipe(plan=plan, manifest=read_manifest(base)), cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -375,7 +385,11 @@ def test_a_cache_that_cannot_be_written_is_no_failure(
 ) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING, logger="fedge.program"):
-        got = program_for(tiny_base, read_manifest(tiny_base), plan, cache=tmp_path / "file" / "x")
+        got = program_for(
+            tiny_base,
+            Recipe(plan=plan, manifest=read_manifest(tiny_base)),
+            cache=tmp_path / "file" / "x",
+        )
     assert got == program
     assert "not kept" in caplog.text
 
@@ -393,12 +407,12 @@ def test_whatever_lies_in_the_caches_way_is_replaced(
     tiny_base: Path, plan: Plan, program: Program, tmp_path: Path, obstacle: str
 ) -> None:
     cache, manifest = tmp_path / "outer" / "cache", read_manifest(tiny_base)
-    program_for(tiny_base, manifest, plan, cache=cache)
+    program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=cache)
     (kept,) = (path for path in cache.iterdir() if path.is_dir())
     shutil.rmtree(kept)
     OBSTACLES[obstacle](kept)
-    assert program_for(tiny_base, manifest, plan, cache=cache) == program
-    assert open_program(kept, manifest, plan) == program
+    assert program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=cache) == program
+    assert open_program(kept, Recipe(plan=plan, manifest=manifest)) == program
     assert {path.name for path in cache.iterdir()} == {kept.name, ".lock"}
     assert cache.parent.is_dir()
 
@@ -408,16 +422,19 @@ def test_what_another_user_may_have_written_is_made_anew(
 ) -> None:
     manifest, before = read_manifest(tiny_base), os.umask(0o002)
     try:
-        program_for(tiny_base, manifest, plan, cache=tmp_path)
+        program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path)
     finally:
         os.umask(before)
     (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert {path.stat().st_mode & 0o077 for path in (kept, *kept.iterdir())} == {0}
-    assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+    assert program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path) == program
     for path in (kept, kept / TRAIN):
         path.chmod(0o770)
         with caplog.at_level(logging.WARNING, logger="fedge.program"):
-            assert program_for(tiny_base, manifest, plan, cache=tmp_path) == program
+            assert (
+                program_for(tiny_base, Recipe(plan=plan, manifest=manifest), cache=tmp_path)
+                == program
+            )
         assert "another user may have written it" in caplog.text
         caplog.clear()
 
@@ -427,8 +444,13 @@ def test_parts_of_ones_own_are_kept_beside_a_named_program(
 ) -> None:
     manifest, head = read_manifest(tiny_base), [frozenset({"head"})]
     named = plan_for(manifest.fingerprint, program=program.document.digest)
-    first = program_for(tiny_base, manifest, named, cache=tmp_path, parts=head)
-    assert program_for(tiny_base, manifest, named, cache=tmp_path, parts=head) == first
+    first = program_for(
+        tiny_base, Recipe(plan=named, manifest=manifest), cache=tmp_path, parts=head
+    )
+    assert (
+        program_for(tiny_base, Recipe(plan=named, manifest=manifest), cache=tmp_path, parts=head)
+        == first
+    )
     assert not caplog.text
 
 

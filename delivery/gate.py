@@ -1,0 +1,301 @@
+"""The gate before a channel: what is checked of a release, and the signed evidence of it. (P-9.6)
+
+A check that cannot be made has failed. The checks use what an auditor and a device use themselves, so
+nothing passes here that is refused there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from audit.log_copy import LogCopy, Trust, read_log
+from audit.sources import Folder
+from audit.verify import audit
+from delivery.evidence import REMEDY, About, Check
+from delivery.releases import Bundle
+from edge_runtime.adapter import load_adapter
+from edge_runtime.base import EdgeBase
+from protocol.delivery import DEVICE_VERSION, Facts
+from protocol.documents import OddError, json_as
+from protocol.errors import ArtefactError, DeliveryError, FedgeError
+from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
+from protocol.plan import Plan, plan_from_text
+from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
+from protocol.transparency.offline import parse_offline_proof
+from protocol.transparency.policy import Policy
+from storage.regular import read_regular, read_regular_text, read_settings_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a release has to reach, in thousandths. ``previous`` is the last release's metric.
+
+    Of a metric whose best is 0, ``floor`` is for what it lacks to 1.
+    """
+
+    floor: int
+    margin: int
+    previous: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """All checks of a release; the bundle is there when every one passed."""
+
+    subjects: dict[str, str]
+    checks: tuple[Check, ...]
+    bundle: Bundle | None
+
+
+class _AuditedRound(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    round: int
+    verdict: str
+
+
+class _Spending(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    epsilon: float | None
+    budget: float
+
+
+class Audited(BaseModel):
+    """What the gate reads of ``fedge audit verify --json``."""
+
+    model_config = ConfigDict(frozen=True)
+    verdict: str
+    origin: str
+    size: int
+    root: str
+    rounds: list[_AuditedRound]
+    privacy: _Spending | None
+    faults: list[str]
+    before: Audited | None = None
+
+    @property
+    def runs_before(self) -> int:
+        """How many of the runs that it goes on from were verified with it."""
+        return 0 if self.before is None else 1 + self.before.runs_before
+
+
+def read_audit(path: Path) -> Audited:
+    """A saved report. Raises DeliveryError `gate.audit`."""
+    try:
+        return json_as(Audited, read_regular(path))
+    except (OSError, OddError) as error:
+        raise DeliveryError(
+            "gate.audit",
+            f"{path}: not a report of an audit ({type(error).__name__})",
+            "`fedge audit verify RUN --json` prints one",
+        ) from None
+
+
+def run_audit(run: Path, policy: Policy, before: Sequence[Path] = ()) -> Audited:
+    """Audit the run, and those ``before`` it, now, as anybody would. Raises what the audit raises."""
+    runs = [Folder(earlier) for earlier in before]
+    report = audit(Folder(run), Trust(policy=policy), before=runs)
+    return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
+
+
+def read_plan(run: Path) -> Plan:
+    """The plan of a run. Raises ArtefactError, PlanError."""
+    path = run / "plan.json"
+    try:
+        return plan_from_text(read_settings_text(path), source=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{run} is not a run: no plan.json", "name a run folder") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What the checks look at."""
+
+    plan: Plan
+    note: ReleaseNote
+    base: EdgeBase
+    copy: LogCopy
+    leaf: Release
+    index: int
+    evaluation: Evaluation | None
+    audited: Callable[[], Audited]
+    bar: Bar
+
+
+def examine(
+    run: Path,
+    number: int,
+    about: About,
+    *,
+    base: Path,
+    policy: Policy,
+    bar: Bar,
+    audited: Callable[[], Audited],
+) -> Verdict:
+    """Check round ``number`` of ``run`` for a channel. Raises only for a run that cannot be read."""
+    folder = run / "rounds" / f"{number:04d}" / "adapter"
+    files = {name: _bytes(folder / name) for name in (EDGE_FILE, RELEASE_FILE, PASSPORT_FILE)}
+    subjects = {name: sha256(data) for name, data in files.items()}
+    try:
+        case = _open(run, folder, base, policy, bar, audited)
+    except FedgeError as error:
+        unreadable = Check(name="log", passed=False, detail=_public(error, run, base))
+        return Verdict(subjects=subjects, checks=(unreadable,), bundle=None)
+    checks = []
+    for title, check in CHECKS.items():
+        try:
+            checks.append(Check(name=title, passed=True, detail=check(case)))
+        except FedgeError as error:
+            checks.append(Check(name=title, passed=False, detail=_public(error, run, base)))
+    bundle = None
+    if all(check.passed for check in checks):
+        kinds = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
+        content = {kind: files[name] for kind, name in kinds.items()}
+        bundle = Bundle(name=about.name, facts=_facts(case, about.seq), files=content)
+    return Verdict(subjects=subjects, checks=tuple(checks), bundle=bundle)
+
+
+def _facts(case: _Case, seq: int) -> Facts:
+    privacy = case.audited().privacy
+    spent = privacy.epsilon if privacy is not None else None
+    return Facts(
+        plan=case.plan.name,
+        round=case.note.round,
+        seq=seq,
+        log_origin=case.copy.checkpoint.origin,
+        log_index=case.index,
+        base=case.note.base_fingerprint,
+        graph=case.base.manifest.files[case.base.manifest.graph.file].sha256,
+        device_min=DEVICE_VERSION,
+        epsilon_milli=None if spent is None else math.ceil(1000 * spent),
+        metrics=case.evaluation.metrics if case.evaluation else {},
+    )
+
+
+def _open(
+    run: Path,
+    folder: Path,
+    base: Path,
+    policy: Policy,
+    bar: Bar,
+    audited: Callable[[], Audited],
+) -> _Case:
+    plan = read_plan(run)
+    opened = EdgeBase.open(base, threads=1)
+    active = load_adapter(folder, opened, policy)  # the device's own checks, passport included
+    proof = parse_offline_proof(read_regular_text(folder / PASSPORT_FILE))
+    copy = read_log(Folder(run), Trust(policy=policy))
+    leaves = dict(enumerate(copy.entries))
+    leaf = decode_leaf(leaves.get(proof.index, b"")).leaf
+    if not isinstance(leaf, Release):
+        raise _failed("the passport's leaf is not the one in the run's own log")
+    evaluation = None if leaf.eval is None else decode_leaf(leaves.get(leaf.eval, b"")).leaf
+    return _Case(
+        plan=plan,
+        note=active.note,
+        base=opened,
+        copy=copy,
+        leaf=leaf,
+        index=proof.index,
+        evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
+        audited=audited,
+        bar=bar,
+    )
+
+
+# -- checks: what they found, or an error ---------------------------------------------------------
+
+
+def _check_device(case: _Case) -> str:
+    """Made by opening the case."""
+    return f"loads on base {case.note.base_fingerprint[:12]} with a passport of leaf {case.index}"
+
+
+def _check_parity(case: _Case) -> str:
+    bound, parity = case.plan.release.parity_max_relative, case.note.parity
+    if parity is None or not parity.meets(case.plan):
+        measured = "none" if parity is None else f"{parity.max_relative:.2e}"
+        raise _failed(f"parity {measured}, the plan's bound is {bound:.0e}")
+    return f"{parity.max_relative:.2e} of {bound:.0e} on {parity.rows} rows"
+
+
+def _check_quality(case: _Case) -> str:
+    leaf, bar, quality = case.evaluation, case.bar, case.plan.task.QUALITY
+    metric = quality.name
+    if leaf is None or metric not in leaf.metrics or leaf.round != case.leaf.round:
+        raise _failed(f"no `eval` leaf with {metric} belongs to the release")
+    value = leaf.metrics[metric]
+    sign, least = (1, bar.floor) if quality.higher_is_better else (-1, 1000 - bar.floor)
+    if sign * (value - least) < 0:
+        bound = "floor" if quality.higher_is_better else "most"
+        raise _failed(f"{metric} {value} thousandths, the {bound} is {least}")
+    if bar.previous is not None and sign * (value - bar.previous) < -bar.margin:
+        raise _failed(
+            f"{metric} {value} thousandths, the release before has {bar.previous} "
+            f"and may be missed by {bar.margin}",
+        )
+    return f"{metric} {value} thousandths on {leaf.rows} rows, leaf {case.leaf.eval}"
+
+
+def _check_audit(case: _Case) -> str:
+    report = case.audited()
+    if report.origin != case.copy.checkpoint.origin:
+        raise _failed(f"the report is about {report.origin}")
+    if not case.leaf.adapter < report.size <= len(case.copy.entries):
+        raise _failed(f"it covers {report.size} leaves, not the release's adapter")
+    if case.copy.tree.root(report.size).hex() != report.root:
+        raise _failed("it is about another tree than the run's log")
+    before = case.plan.start
+    if before is not None and report.runs_before != len(before.plans):
+        raise _failed(
+            f"the plan goes on from {before.origin}, the audit knows {report.runs_before} of the "
+            f"{len(before.plans)} runs before: name each, the latest first, with --before RUN"
+        )
+    if report.verdict != "ok":
+        raise _failed(f"its verdict is {report.verdict}: {'; '.join(report.faults)[:200]}")
+    verified = {outcome.round for outcome in report.rounds if outcome.verdict in ("ok", "void")}
+    missing = sorted(set(range(case.note.round + 1)) - verified)
+    if missing:
+        raise _failed(f"it does not vouch for round {missing[0]}")
+    return f"verdict ok over {report.size} leaves, root {report.root[:16]}"
+
+
+def _check_budget(case: _Case) -> str:
+    if not case.plan.private:
+        return "the plan adds no privacy noise"
+    spent = case.audited().privacy
+    if spent is None or spent.epsilon is None or not spent.epsilon <= spent.budget:
+        raise _failed("the audit did not recompute an epsilon within the budget")
+    return f"epsilon {spent.epsilon:.3f} of {spent.budget:g}"
+
+
+CHECKS: dict[str, Callable[[_Case], str]] = {
+    "device": _check_device,
+    "parity": _check_parity,
+    "quality": _check_quality,
+    "audit": _check_audit,
+    "budget": _check_budget,
+}
+
+
+def _public(error: FedgeError, run: Path, base: Path) -> str:
+    """The cause without where things lie on this machine: evidence is published."""
+    return error.cause.replace(str(run), run.name).replace(str(base), base.name)
+
+
+def _failed(detail: str) -> ArtefactError:
+    return ArtefactError(detail, REMEDY)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_regular(path, most=2**30)
+    except OSError:
+        raise DeliveryError(
+            "gate.release", f"{path} is missing", "release the round first: `fedge release RUN`"
+        ) from None

@@ -1,1 +1,0 @@
-"""Real machines: folders, certificates and processes of a coordinator and of its sites."""

@@ -1,0 +1,1 @@
+"""Processes on real machines: keys, folders, supervisors, and what an operator sees of them."""

@@ -1,0 +1,42 @@
+"""Laws by which the tensors of round 0 are drawn: the same bytes for whoever draws them. (P-2.3)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.draws import normal, orthonormal_columns, uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """``uniform`` is on (-scale, scale), ``normal`` has the standard deviation ``scale``.
+
+    The rows or columns of an orthonormal matrix have length 1.
+    """
+
+    kind: Literal["zeros", "ones", "uniform", "normal", "orthonormal rows", "orthonormal columns"]
+    scale: float = 1.0
+
+    def draw(self, seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """A tensor of ``shape``, row-major."""
+        match self.kind:
+            case "zeros":
+                value = np.zeros(shape)
+            case "ones":
+                value = np.ones(shape)
+            case "uniform":
+                value = uniform(seed, shape) * self.scale
+            case "normal":
+                value = normal(seed, shape) * self.scale
+            case "orthonormal rows":
+                value = orthonormal_columns(seed, shape[1], shape[0]).T
+            case "orthonormal columns":
+                value = orthonormal_columns(seed, *shape)
+        return value.astype(np.float32, order="C")
+
+
+ZEROS, ONES = Law("zeros"), Law("ones")

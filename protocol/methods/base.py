@@ -1,0 +1,112 @@
+"""What a PEFT method says of itself: its settings, tensors, forms and names. (P-2.1)
+
+One module per method, one instance in the registry; whoever needs to know something of a method asks it
+here, and nobody compares names. Nothing needs torch: ``forms`` is written with the operators that numpy's
+arrays share with the symbols of a program (``@ * + .T``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from protocol.layout import Tensors, TensorSpec
+from protocol.manifest import Manifest
+from protocol.section import Section
+
+Remark = tuple[Literal["error", "warning", "note"], str, str, str]  # severity, field, cause, remedy
+Constants = Mapping[str, float]  # what forms hang on beside the tensors
+Dimensions = tuple[
+    str | None, ...
+]  # of a tensor: a name where it is free, None where it is the base's
+Free = Mapping[str, Dimensions]  # by part
+
+
+class Settings(Section):
+    """The keys of ``[adapter]``."""
+
+    method: str
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Method(ABC, Generic[S]):
+    """A kind of adapter.
+
+    ``turns`` are sets of parts; within one of them the adapted function is linear in what is trained, all
+    other parts being fixed, so that a mean of updates is the mean of what they do. Parts in no turn keep
+    their values of round 0. The head is the task's and stands in no turn.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    peft_type: ClassVar[str]
+    settings: type[S]
+    turns: ClassVar[tuple[frozenset[str], ...]]
+    free: ClassVar[Free]
+    reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
+    saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
+
+    @abstractmethod
+    def specs(self, settings: S, manifest: Manifest) -> Iterator[TensorSpec]:
+        """The tensors, without the head, in any order. Raises PlanError for a target that is not there."""
+
+    @abstractmethod
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """What trained or published tensors put into slots of the answering graph, by name. (P-1.11)"""
+
+    @abstractmethod
+    def peft_config(self, settings: S, manifest: Manifest) -> dict[str, Any]:
+        """The method's own keys of ``adapter_config.json``, ``peft_type`` among them."""
+
+    def remarks(self, settings: S, manifest: Manifest) -> Iterable[Remark]:
+        """What is wrong or notable about these settings on this base."""
+        return ()
+
+    def tokens(self, settings: S) -> int:
+        """Positions that are not left to a text."""
+        return 0
+
+    def constants(self, settings: S) -> Constants:
+        """What ``forms`` is given by a plan."""
+        return {}
+
+    def constants_of(self, config: Mapping[str, Any]) -> Constants:
+        """The same by an ``adapter_config.json``. Raises KeyError, TypeError, ZeroDivisionError."""
+        return {}
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether an ``adapter_config.json`` is of this method."""
+        return config.get("peft_type") == self.peft_type
+
+    def published_specs(
+        self, specs: Iterable[TensorSpec], manifest: Manifest
+    ) -> Iterable[TensorSpec]:
+        """The tensors of a PEFT folder, the head among them as in ``specs``."""
+        return specs
+
+    def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
+        """The adapter as every PEFT reader computes it: tensors of ``specs``, the published ones.
+
+        Others get the same bytes from the same tensors.
+        """
+        return tensors
+
+    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
+        """Tensors of ``specs`` that are published as ``published``."""
+        return published
+
+    def saved_name(self, name: str) -> str:
+        """A published tensor's key in ``adapter_model.safetensors``."""
+        return self.saved_prefix + name
+
+    def canonical_name(self, key: str) -> str:
+        """The reverse of :meth:`saved_name`, for keys that begin with the prefix."""
+        return key.removeprefix(self.saved_prefix)
+
+    def trained_name(self, name: str) -> str:
+        """The parameter's name in peft's model, without that of the adapter."""
+        return self.saved_name(name)

@@ -1,0 +1,86 @@
+"""LoHa: ``W + s * (W1a @ W1b) * (W2a @ W2b)``, an elementwise product of two low-rank ones.
+
+Hyeon-Woo et al., FedPara, arXiv 2108.06098. ``PATH.hada_w1_a`` and ``.hada_w2_a`` are (out, r),
+``.hada_w1_b`` and ``.hada_w2_b`` (r, in). To the answering graph it is a product of rank r^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from protocol.forms import DOWN, UP, columnwise_products
+from protocol.initial import ZEROS, Law
+from protocol.layout import TensorSpec
+from protocol.manifest import Manifest
+from protocol.methods.base import Constants, Free, Method, Remark
+from protocol.methods.lora import RankSettings
+from protocol.methods.targets import rank_remarks, target_linears
+
+W1A, W1B, W2A, W2B = PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+LAWS = {W1A: Law("normal", 0.1), W1B: Law("normal"), W2A: ZEROS, W2B: Law("normal")}  # peft's
+
+
+class LohaSettings(RankSettings):
+    """The parameters that are trained: an elementwise product of two low-rank matrices."""
+
+    method: Literal["loha"] = Field(default="loha", description="what is trained")
+
+
+class Loha(Method[LohaSettings]):
+    """An elementwise product of two low-rank matrices beside linears."""
+
+    name, peft_type = "loha", "LOHA"
+    summary = (
+        "an elementwise product of two low-rank matrices: rank r^2 from twice the numbers of LoRA"
+    )
+    source = "FedPara, arXiv 2108.06098"
+    settings = LohaSettings
+    turns = tuple(frozenset({part}) for part in (W2A, W1A, W2B, W1B))  # W2a is zero: it moves first
+    free: ClassVar[Free] = {
+        part: (None, "rank") if part in (W1A, W2A) else ("rank", None) for part in PARTS
+    }
+
+    def specs(self, settings: LohaSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+        """Drawn as peft draws them: W2a is zero, so the base is what it was."""
+        for linear in target_linears(settings, manifest):
+            left, right = (linear.out_features, settings.rank), (settings.rank, linear.in_features)
+            for part in PARTS:
+                shape = left if part in (W1A, W2A) else right
+                name = f"{linear.path}.{part}"
+                yield TensorSpec(name=name, shape=shape, part=part, law=LAWS[part])
+
+    def remarks(self, settings: LohaSettings, manifest: Manifest) -> Iterator[Remark]:
+        """See :class:`Method`."""
+        rank = settings.rank
+        return rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank)
+
+    def constants(self, settings: LohaSettings) -> Constants:
+        """``scaling``, s."""
+        return {"scaling": settings.alpha / settings.rank}
+
+    def constants_of(self, config: Mapping[str, Any]) -> Constants:
+        """See :class:`Method`."""
+        return {"scaling": config["alpha"] / config["r"]}
+
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """(in, r^2) and (r^2, out): of every pair of columns the elementwise product."""
+        slots = {}
+        for name, left in tensors.items():
+            if name.endswith(f".{W1A}"):
+                path = name.removesuffix(f".{W1A}")
+                right, left2, right2 = (tensors[f"{path}.{part}"] for part in (W1B, W2A, W2B))
+                slots[path + DOWN] = columnwise_products(right.T, right2.T)
+                slots[path + UP] = columnwise_products(left, left2).T * constants["scaling"]
+        return slots
+
+    def peft_config(self, settings: LohaSettings, manifest: Manifest) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {
+            "peft_type": "LOHA",
+            "r": settings.rank,
+            "alpha": settings.alpha,
+            "target_modules": [x.path for x in target_linears(settings, manifest)],
+        }

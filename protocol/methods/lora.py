@@ -1,0 +1,116 @@
+"""LoRA: ``W + s * B @ A`` beside linears (Hu et al., arXiv 2106.09685).
+
+``PATH.lora_A`` is (r, in), ``PATH.lora_B`` (out, r), in PEFT's orientation. s is alpha / r, or
+alpha / sqrt(r) where the plan says so (rsLoRA, arXiv 2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from protocol.forms import DOWN, UP
+from protocol.initial import ZEROS, Law
+from protocol.layout import TensorSpec
+from protocol.manifest import Manifest
+from protocol.methods.base import Constants, Free, Method, Remark
+from protocol.methods.targets import TargetSettings, rank_remarks, target_linears
+from protocol.section import PositiveReal, Rank
+
+A, B = "lora_A", "lora_B"
+LORA_A, LORA_B = f".{A}", f".{B}"
+
+
+class RankSettings(TargetSettings):
+    """Of a method with factors of one rank."""
+
+    rank: Rank = Field(default=8, description="columns of a factor, r")
+    alpha: PositiveReal = Field(default=16.0, description="the change is scaled by alpha / rank")
+
+
+class LoraSettings(RankSettings):
+    """The parameters that are trained: low-rank factors beside linears."""
+
+    method: Literal["lora"] = Field(default="lora", description="what is trained")
+    rank_stabilised: bool = Field(
+        default=False, description="rsLoRA: the change is scaled by alpha / sqrt(rank)"
+    )
+
+
+class Lora(Method[LoraSettings]):
+    """Low-rank factors beside linears."""
+
+    name, peft_type = "lora", "LORA"
+    summary = "low-rank factors beside linears"
+    source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
+    settings = LoraSettings
+    turns = (frozenset({B}), frozenset({A}))
+    free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank")}
+
+    def specs(self, settings: LoraSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+        """A is uniform in ±1/sqrt(in), PEFT's Kaiming start; B is zero."""
+        for linear in target_linears(settings, manifest):
+            width, out, r = linear.in_features, linear.out_features, settings.rank
+            law = Law("uniform", 1.0 / math.sqrt(width))
+            yield TensorSpec(name=linear.path + LORA_A, shape=(r, width), part=A, law=law)
+            yield TensorSpec(name=linear.path + LORA_B, shape=(out, r), part=B, law=ZEROS)
+
+    def remarks(self, settings: LoraSettings, manifest: Manifest) -> Iterator[Remark]:
+        """See :class:`Method`."""
+        rank = settings.rank
+        return rank_remarks(settings, manifest, rank=rank, low_rank=rank)
+
+    def constants(self, settings: LoraSettings) -> Constants:
+        """``scaling``, s."""
+        root = math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank
+        return {"scaling": settings.alpha / root}
+
+    def constants_of(self, config: Mapping[str, Any]) -> Constants:
+        """See :class:`Method`."""
+        root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        return {"scaling": config["lora_alpha"] / root}
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """See :class:`Method`."""
+        return super().reads(config) and not config.get("lora_bias")
+
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """``A.T`` (in, r) and ``s * B.T`` (r, out)."""
+        slots = {}
+        for name, value in tensors.items():
+            if name.endswith(LORA_A):
+                slots[name.removesuffix(LORA_A) + DOWN] = value.T
+            else:
+                slots[name.removesuffix(LORA_B) + UP] = value.T * constants["scaling"]
+        return slots
+
+    def peft_config(self, settings: LoraSettings, manifest: Manifest) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return lora_config(
+            targets=[linear.path for linear in target_linears(settings, manifest)],
+            rank=settings.rank,
+            alpha=settings.alpha,
+        ) | ({"use_rslora": True} if settings.rank_stabilised else {})
+
+    def saved_name(self, name: str) -> str:
+        """A factor is a linear of PEFT's."""
+        return f"{self.saved_prefix}{name}.weight"
+
+    def canonical_name(self, key: str) -> str:
+        """See :class:`Method`."""
+        return key.removeprefix(self.saved_prefix).removesuffix(".weight")
+
+
+def lora_config(*, targets: list[str] | str, rank: int, alpha: float) -> dict[str, Any]:
+    """``adapter_config.json`` of low-rank factors."""
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": targets,
+    }

@@ -1,0 +1,130 @@
+"""LoRA-SB, as Fed-SB federates it: ``W + s * B @ R @ A``, only the core R (r, r) is trained.
+
+Singhal et al., arXiv 2502.15436. A's rows and B's columns are orthonormal, unscaled, and the core is zero:
+then ``|B R A| = |R|`` in the Frobenius and the spectral norm, so a learning rate means the same for layers
+of every width, and the L2 norm that the exchange clips is that of the change over s. Another constant c
+would be another learning rate: under AdamW, c and rate/c do the same. The factors are random where the paper
+takes singular vectors of a gradient, which is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from protocol.forms import DOWN, UP
+from protocol.initial import ZEROS, Law
+from protocol.layout import Tensors, TensorSpec
+from protocol.manifest import Manifest
+from protocol.methods.base import Constants, Free, Method, Remark
+from protocol.methods.lora import LORA_A, LORA_B, A, B, RankSettings, lora_config
+from protocol.methods.targets import rank_remarks, target_linears
+
+R = "lora_R"
+LORA_R = f".{R}"
+
+
+class LoraSbSettings(RankSettings):
+    """The parameters that are trained: a small core between fixed low-rank factors."""
+
+    method: Literal["lora-sb"] = Field(default="lora-sb", description="what is trained")
+
+
+class LoraSb(Method[LoraSbSettings]):
+    """A small core between fixed low-rank factors."""
+
+    name, peft_type = "lora-sb", "LORA"
+    summary = (
+        "a core (rank x rank) between fixed random factors: a very small upload that does not grow with "
+        "the layers' width, less expressive"
+    )
+    source = "Fed-SB, arXiv 2502.15436; without its start from gradients of data"
+    settings = LoraSbSettings
+    turns = (frozenset({R}),)
+    free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}
+    reader = "lora"
+
+    def specs(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+        """See the module."""
+        rows, columns = Law("orthonormal rows"), Law("orthonormal columns")
+        for linear in target_linears(settings, manifest):
+            width, out, r = linear.in_features, linear.out_features, settings.rank
+            yield TensorSpec(name=linear.path + LORA_A, shape=(r, width), part=A, law=rows)
+            yield TensorSpec(name=linear.path + LORA_B, shape=(out, r), part=B, law=columns)
+            yield TensorSpec(name=linear.path + LORA_R, shape=(r, r), part=R, law=ZEROS)
+
+    def remarks(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[Remark]:
+        """See :class:`Method`."""
+        rank = settings.rank
+        yield from rank_remarks(settings, manifest, rank=rank, low_rank=rank)
+        if rank < 2:
+            yield "note", "adapter.rank", "rank 1 with fixed factors trains a number per layer", ""
+
+    def constants(self, settings: LoraSbSettings) -> Constants:
+        """``scaling``, s."""
+        return {"scaling": settings.alpha / settings.rank}
+
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """``A.T`` (in, r) and ``s * (B @ R).T`` (r, out)."""
+        slots = {}
+        for name, core in tensors.items():
+            if name.endswith(LORA_R):
+                path = name.removesuffix(LORA_R)
+                slots[path + DOWN] = tensors[path + LORA_A].T
+                slots[path + UP] = (tensors[path + LORA_B] @ core).T * constants["scaling"]
+        return slots
+
+    def peft_config(self, settings: LoraSbSettings, manifest: Manifest) -> dict[str, Any]:
+        """That of plain LoRA."""
+        return lora_config(
+            targets=[linear.path for linear in target_linears(settings, manifest)],
+            rank=settings.rank,
+            alpha=settings.alpha,
+        )
+
+    def published_specs(
+        self, specs: Iterable[TensorSpec], manifest: Manifest
+    ) -> Iterator[TensorSpec]:
+        """Without cores."""
+        return (spec for spec in specs if spec.part != R)
+
+    def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
+        """Plain LoRA: A, and ``B @ R`` in B's place.
+
+        The product is the same up to the rounding of B @ R to float32. Its sums are added in the order of
+        P-5.1, so that others get the same bytes, where ``@`` would leave the order to a library.
+        """
+        plain = {name: value for name, value in tensors.items() if not name.endswith(LORA_R)}
+        for name in tensors.keys() - plain.keys():
+            path = name.removesuffix(LORA_R)
+            b, core = tensors[path + LORA_B].astype(np.float64), tensors[name].astype(np.float64)
+            product = np.zeros_like(b)
+            for column, row in zip(b.T, core, strict=True):
+                product += column[:, None] * row
+            plain[path + LORA_B] = product.astype(np.float32)
+        return plain
+
+    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
+        """Every core is the identity."""
+        cores = [spec for spec in specs if spec.part == R]
+        return published | {spec.name: np.eye(spec.shape[0], dtype=np.float32) for spec in cores}
+
+    def saved_name(self, name: str) -> str:
+        """A factor is a linear of PEFT's."""
+        return f"{self.saved_prefix}{name}.weight"
+
+    def canonical_name(self, key: str) -> str:
+        """See :class:`Method`."""
+        return key.removeprefix(self.saved_prefix).removesuffix(".weight")
+
+    def trained_name(self, name: str) -> str:
+        """The core and B are a sequence where peft has B (``client.engine.beyond_peft``)."""
+        path = self.saved_prefix + name.rpartition(".")[0]
+        return {
+            LORA_A: f"{path}.lora_A.weight",
+            LORA_R: f"{path}.lora_B.0.weight",
+            LORA_B: f"{path}.lora_B.1.weight",
+        }[name.removeprefix(name.rpartition(".")[0])]

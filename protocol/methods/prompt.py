@@ -1,0 +1,83 @@
+"""A soft prompt: rows before the embeddings of a text (Lester et al., arXiv 2104.08691).
+
+``soft_prompt`` is (tokens, width of an embedding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from protocol.forms import SOFT_PROMPT
+from protocol.initial import Law
+from protocol.layout import TensorSpec
+from protocol.manifest import Manifest
+from protocol.methods.base import Constants, Free, Method, Settings
+from protocol.section import Rank
+
+PROMPT = "prompt"
+KEY = "prompt_embeddings"  # in a PEFT folder
+
+
+class PromptSettings(Settings):
+    """The parameters that are trained: a soft prompt."""
+
+    method: Literal["prompt"] = Field(default="prompt", description="what is trained")
+    tokens: Rank = Field(default=16, description="length of the soft prompt")
+
+
+class Prompt(Method[PromptSettings]):
+    """A soft prompt before the text."""
+
+    name, peft_type = "prompt", "PROMPT_TUNING"
+    summary = "a soft prompt before the text; takes positions from it"
+    source = "prompt tuning, arXiv 2104.08691; federated: FedPrompt, arXiv 2208.12268"
+    settings = PromptSettings
+    turns = (frozenset({PROMPT}),)
+    free: ClassVar[Free] = {PROMPT: ("tokens", None)}
+    saved_prefix = "base_model."  # a tuner such as LoRA wraps the model once more
+
+    def specs(self, settings: PromptSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+        """Drawn like embeddings."""
+        law = Law("normal", _coarse(manifest.embedding_std))
+        shape = (settings.tokens, manifest.embedding_size)
+        yield TensorSpec(name=SOFT_PROMPT, shape=shape, part=PROMPT, law=law)
+
+    def tokens(self, settings: PromptSettings) -> int:
+        """The prompt's length."""
+        return settings.tokens
+
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """As it is."""
+        return dict(tensors)
+
+    def peft_config(self, settings: PromptSettings, manifest: Manifest) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": settings.tokens,
+            "token_dim": manifest.embedding_size,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
+            "num_layers": manifest.layers,
+            "prompt_tuning_init": "RANDOM",
+        }
+
+    def saved_name(self, name: str) -> str:
+        """The prompt's key has no prefix."""
+        return KEY
+
+    def canonical_name(self, key: str) -> str:
+        """See :class:`Method`."""
+        return SOFT_PROMPT if key == KEY else super().canonical_name(key)
+
+    def trained_name(self, name: str) -> str:
+        """See :class:`Method`."""
+        return "prompt_encoder.embedding.weight"
+
+
+def _coarse(embedding_std: float) -> float:
+    """To a multiple of 2^-12: bases of one fingerprint may have measured it with another last bit."""
+    return max(1, round(embedding_std * 4096)) / 4096

@@ -1,0 +1,74 @@
+"""Which linears a method adapts: ``[adapter] targets``. (P-2.1)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.errors import PlanError
+from protocol.manifest import Linear, Manifest
+from protocol.methods.base import Remark, Settings
+from protocol.section import Targets
+
+
+class TargetSettings(Settings):
+    """Of a method that adapts linears."""
+
+    targets: Targets | Literal["all-linear"] = Field(
+        default=["query", "value"], description="last path component of the adapted linears"
+    )
+
+
+def target_linears(settings: TargetSettings, manifest: Manifest) -> tuple[Linear, ...]:
+    """The adapted linears, by path. Raises PlanError for a target that is not there.
+
+    A target matches whole trailing path components: ``query`` or ``attention.output.dense``.
+    """
+    if settings.targets == "all-linear":
+        return tuple(sorted(manifest.linears, key=lambda linear: linear.path))
+    chosen: dict[str, Linear] = {}
+    for target in settings.targets:
+        matches = [x for x in manifest.linears if f".{x.path}".endswith(f".{target}")]
+        if not matches:
+            ends = sorted({linear.path.rsplit(".", 1)[-1] for linear in manifest.linears})
+            raise PlanError(
+                f"`adapter.targets`: the base has no linear `{target}`",
+                f'linears end in: {", ".join(ends)}; or use targets = "all-linear"',
+            )
+        chosen.update({linear.path: linear for linear in matches})
+    return tuple(chosen[path] for path in sorted(chosen))
+
+
+def rank_remarks(
+    settings: TargetSettings, manifest: Manifest, *, rank: int, low_rank: int
+) -> Iterator[Remark]:
+    """A target that is not there, or a product of ``low_rank`` columns that is above a layer's width."""
+    try:
+        linears = target_linears(settings, manifest)
+    except PlanError as error:
+        cause = error.cause.removeprefix("`adapter.targets`: ")
+        yield "error", "adapter.targets", cause, error.remedy
+        return
+    smallest = min(min(x.in_features, x.out_features) for x in linears)
+    if low_rank > smallest:
+        power = f" squared, {low_rank}," if low_rank != rank else ""
+        cause = f"rank {rank}{power} exceeds a layer's {smallest} features"
+        yield "error", "adapter.rank", cause, "lower it"
+
+
+def slot_remarks(
+    settings: TargetSettings, manifest: Manifest, end: str, remedy: str, *, all_of_them: bool = True
+) -> Iterator[Remark]:
+    """A target that is not there, or lacks the slot that ends in ``end``; one of them may be enough."""
+    try:
+        paths = [linear.path for linear in target_linears(settings, manifest)]
+    except PlanError as error:
+        cause = error.cause.removeprefix("`adapter.targets`: ")
+        yield "error", "adapter.targets", cause, error.remedy
+        return
+    lacking = [path for path in paths if path + end not in manifest.graph.slot_names]
+    if lacking and (all_of_them or len(lacking) == len(paths)):
+        cause = f"the base's graph has no {end.removeprefix('.')} for {lacking[0]}"
+        yield "error", "adapter.method", cause, remedy

@@ -1,0 +1,168 @@
+"""A plan on a base, resolved once: its method, rule, layout and names. (P-2)
+
+Names of tensors are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes; what
+stands behind the path is the method's. The head has ``<path>.weight`` (outputs, in) and ``<path>.bias``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from protocol.encoding import seed_from
+from protocol.errors import ArtefactError
+from protocol.initial import ZEROS, Law
+from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec, Vector
+from protocol.manifest import TYPE_IDS, Manifest
+from protocol.methods import method_of
+from protocol.methods.base import Constants, Dimensions, Method, Remark
+from protocol.plan import Plan
+from protocol.rules import AggregationRule, Parts, rule_named
+
+LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
+HEAD_LAW = Law(
+    "normal", 0.02
+)  # small, and random: a zero head would pass no gradient to the adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What parties that share ``plan`` and ``manifest`` train, send, combine and publish."""
+
+    plan: Plan
+    manifest: Manifest
+
+    def __post_init__(self) -> None:
+        """Raises PlanError for a rule that there is not."""
+        rule_named(self.plan.rule.name)
+
+    @cached_property
+    def method(self) -> Method[Any]:
+        """The plan's PEFT method."""
+        return method_of(self.plan.adapter)
+
+    @cached_property
+    def rule(self) -> AggregationRule:
+        """The plan's rule."""
+        return rule_named(self.plan.rule.name)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The full adapter's, head included. Raises PlanError for a target that is not there."""
+        specs = [*self.method.specs(self.plan.adapter, self.manifest), *self._head()]
+        return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+    def _head(self) -> Iterable[TensorSpec]:
+        outputs, head = self.plan.task.outputs, self.manifest.head
+        shape = (outputs, head.in_features)
+        yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=HEAD_PART, law=HEAD_LAW)
+        yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)
+
+    @property
+    def typed(self) -> bool:
+        """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.10)"""
+        return self.plan.task.pairs and TYPE_IDS in self.manifest.graph.inputs
+
+    @cached_property
+    def phases(self) -> tuple[Parts, ...]:
+        """Parts that the plan's rounds train, by turns; its first round may come later in them."""
+        return self.rule.phases(self.method)
+
+    def parts(self, number: int) -> Parts:
+        """Parts that round ``number`` of the plan trains and sends."""
+        return self.rule.parts(self.method, self.plan.turn(number))
+
+    def round_layout(self, number: int) -> Layout:
+        """An update's in round ``number``."""
+        return self.layout.only(self.parts(number))
+
+    @cached_property
+    def trainable(self) -> Parts:
+        """Parts that some rule would train, the head included."""
+        return frozenset({HEAD_PART}).union(*self.method.turns)
+
+    @cached_property
+    def sent_layout(self) -> Layout:
+        """What clients are sent of the adapter: the tensors that some round trains. (P-2.6)
+
+        All of it where the plan has a start: the others then do not follow from its seed.
+        """
+        return self.layout if self.plan.start else self.layout.only(self.rule.trained(self.method))
+
+    def completed(self, vector: Vector) -> Tensors:
+        """The full adapter of the vector that was sent; what no round trains is derived. (P-2.6)
+
+        Raises ArtefactError when the length differs.
+        """
+        tensors = self.sent_layout.unflatten(vector)
+        if len(tensors) < len(self.layout.specs):
+            start = self.start()
+            tensors |= {name: start[name].copy() for name in start.keys() - tensors.keys()}
+        return tensors
+
+    def start(self) -> Tensors:
+        """Round 0, the same bytes for whoever derives it; not to be changed. (P-2.3)"""
+        return _start(self.layout, self.plan.seed)
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What the method's forms hang on beside its tensors."""
+        return self.method.constants(self.plan.adapter)
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the adapter takes from a text."""
+        return self.method.tokens(self.plan.adapter)
+
+    def remarks(self) -> Iterable[Remark]:
+        """What is wrong or notable about the method's settings on this base."""
+        return self.method.remarks(self.plan.adapter, self.manifest)
+
+    def published(self, tensors: Tensors) -> Tensors:
+        """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1)"""
+        return self.method.published(tensors, self.published_layout.specs)
+
+    @cached_property
+    def published_layout(self) -> Layout:
+        """What :meth:`published` gives."""
+        specs = self.method.published_specs(self.layout.specs, self.manifest)
+        return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
+
+    def resumed(self, published: Tensors) -> Tensors:
+        """A full adapter that is published as ``published``."""
+        return self.method.resumed(published, self.layout.specs)
+
+    def dimensions(self, part: str) -> Dimensions:
+        """Which dimensions of a part's tensors an adapter chooses."""
+        return ("labels", None) if part == HEAD_PART else self.method.free[part]
+
+
+@lru_cache(maxsize=2)
+def _start(layout: Layout, seed: int) -> Tensors:
+    # Orthonormal factors take a second for 2 million numbers, and a message is checked more than once.
+    return initial_adapter(layout, seed=seed)
+
+
+def initial_adapter(layout: Layout, *, seed: int) -> Tensors:
+    """Each tensor by its law, from a seed of its own. (P-2.3)"""
+    return {
+        spec.name: spec.law.draw(seed_from("initial", seed, spec.name), spec.shape)
+        for spec in layout.specs
+    }
+
+
+def verify_magnitude(vector: Vector) -> None:
+    """An adapter that can be trained on: (d,) finite, none beyond 64 in magnitude. Raises ArtefactError."""
+    if not np.isfinite(vector).all():
+        raise ArtefactError(
+            "the adapter holds NaN or infinity", "go on from an earlier round's adapter"
+        )
+    if vector.size and (largest := float(np.abs(vector).max())) > LARGEST:
+        raise ArtefactError(
+            f"the adapter holds a value of magnitude {largest:.3g}, the most is {LARGEST:g}",
+            "go on from an earlier round's adapter, with lower learning rates",
+        )

@@ -1,0 +1,31 @@
+"""What every table of a plan is made of: the frozen model, and the bounds of names and numbers. (P-1.2)"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
+MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
+MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
+MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
+MOST_TARGETS, MOST_WITNESSES = 256, 64
+
+Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
+Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
+PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
+NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
+VerifierText = Annotated[str, Field(max_length=400)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A table of the plan: frozen, and nothing in it is guessed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)

@@ -1,1 +1,0 @@
-"""The publisher's side of delivery: a TUF repository of releases. (P-9) No flwr, no torch."""

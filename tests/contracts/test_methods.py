@@ -1,0 +1,272 @@
+"""What every PEFT method promises, over all of them: a new one is tested by its line in the registry.
+
+Training is compared with peft in ``tests/unit/client/test_programs.py`` and ``test_adapter_model.py``, over
+the same registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from safetensors.numpy import load_file
+
+from base_model.release import (
+    open_peft,
+    published_of,
+    read_peft,
+    release_adapter,
+    write_edge_adapter,
+)
+from base_model.store import GRAPH, open_base, read_manifest
+from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
+from edge_runtime.base import EdgeBase
+from protocol.errors import ArtefactError, PlanError
+from protocol.layout import HEAD_PART
+from protocol.legality import check
+from protocol.methods import METHODS, REFUSED
+from protocol.peft_format import EDGE_FILE, WEIGHTS_FILE, Published, from_peft, to_edge, to_peft
+from protocol.plan import Plan, plan_from
+from protocol.recipe import Recipe
+from protocol.rules import RULES
+from tests.conftest import TEXTS
+from tests.methods import adapter_of
+
+NAMES = list(METHODS)
+
+
+def plan_of(base: Path, method: str, **sections: Any) -> Plan:
+    document = {
+        "name": "contract",
+        "seed": 3,
+        "base": {"fingerprint": read_manifest(base).fingerprint},
+        "task": {"labels": ["light", "music", "timer"], "max_length": 16},
+        "adapter": adapter_of(method),
+    }
+    return plan_from(document | sections, source="test")
+
+
+def recipe_of(base: Path, method: str) -> Recipe:
+    return Recipe(plan=plan_of(base, method), manifest=read_manifest(base))
+
+
+def answers(base: Path, tensors: dict[str, Any]) -> Any:
+    """Logits of the answering graph with ``tensors`` in its slots."""
+    session = ort.InferenceSession(str(base / GRAPH), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(1)
+    ids = rng.integers(5, read_manifest(base).vocab_size, (3, 6))
+    rows = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return session.run(None, rows | tensors)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_settings_are_a_plan_of_their_own(tiny_base: Path, name: str) -> None:
+    """Another method's keys are refused by name, and change no digest."""
+    plan = plan_of(tiny_base, name)
+    assert plan.adapter.method == name
+    assert plan_from(plan._content(), source="again").digest == plan.digest
+    own = METHODS[name].settings.model_fields.keys()
+    others = {key for method in METHODS.values() for key in method.settings.model_fields} - own
+    for key in others:
+        with pytest.raises(PlanError, match=rf"unknown key `adapter\.{key}`") as refused:
+            plan_of(tiny_base, name, adapter=adapter_of(name) | {key: 1})
+        assert "it is a key of" in refused.value.remedy
+    assert not [
+        finding for finding in check(plan, read_manifest(tiny_base)) if finding.severity == "error"
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_0_is_the_base_but_for_the_head(tiny_base: Path, name: str) -> None:
+    """A prompt apart, which is there from the first round on."""
+    recipe = recipe_of(tiny_base, name)
+    published = Published.by(recipe.plan.adapter)
+    slots = to_edge(recipe.published(recipe.start()), published=published)
+    head = {key: value for key, value in slots.items() if key.startswith("classifier.")}
+    same = np.array_equal(answers(tiny_base, slots), answers(tiny_base, head))
+    assert (
+        same
+        or name == "prompt"
+        or np.allclose(answers(tiny_base, slots), answers(tiny_base, head), atol=1e-6)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_and_turns_cover_what_is_trained(tiny_base: Path, name: str) -> None:
+    recipe, method = recipe_of(tiny_base, name), METHODS[name]
+    parts = {spec.part for spec in recipe.layout.specs}
+    assert parts - {HEAD_PART} == set(method.free)
+    assert frozenset().union(*method.turns) <= set(method.free)
+    for spec in recipe.layout.specs:
+        assert len(recipe.dimensions(spec.part)) >= len(spec.shape)
+    for rule in RULES.values():
+        assert rule.trained(method) <= parts
+        assert rule.exact(method) or (rule.schedule == "all" and len(method.turns) > 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_of_one_turn_is_linear(
+    tiny_base: Path, name: str, random_tensors: Callable[[Recipe], dict[str, Any]]
+) -> None:
+    """What a mean of updates rests on: within a turn the forms of a mean are the mean of the forms."""
+    recipe, method = recipe_of(tiny_base, name), METHODS[name]
+    start, published = random_tensors(recipe), Published.by(recipe.plan.adapter)
+    linears = [linear.path for linear in recipe.manifest.linears]
+
+    def effect(tensors: dict[str, Any]) -> dict[str, Any]:
+        """Products of low-rank slots, and the other slots as they are."""
+        slots = to_edge(recipe.published(tensors), published=published)
+        done = {}
+        for key, value in slots.items():
+            path, _, end = key.rpartition(".")
+            if path in linears and end == "lora_A":
+                done[path] = value.astype(np.float64) @ slots[f"{path}.lora_B"]
+            elif end != "lora_B":
+                done[key] = value
+        return done
+
+    for turn in method.turns:
+        moves = []
+        for seed in (5, 6):
+            rng = np.random.default_rng(seed)
+            moves.append(
+                start
+                | {
+                    s.name: start[s.name] + rng.normal(0, 0.3, s.shape).astype(np.float32)
+                    for s in recipe.layout.only(turn | {HEAD_PART}).specs
+                }
+            )
+        mean = {key: (moves[0][key] + moves[1][key]) / 2 for key in start}
+        first, second, both = (effect(tensors) for tensors in (*moves, mean))
+        for key, value in both.items():
+            np.testing.assert_allclose(value, (first[key] + second[key]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_one_to_one(
+    tiny_base: Path, name: str, random_tensors: Callable[[Recipe], dict[str, Any]]
+) -> None:
+    recipe = recipe_of(tiny_base, name)
+    plain = recipe.published(random_tensors(recipe))
+    recipe.published_layout.flatten(plain)  # its names and shapes
+    saved = to_peft(plain, method=recipe.method, head="head_on_mean")
+    assert len(saved) == len(plain)
+    back = from_peft(saved, method=Published.by(recipe.plan.adapter).method)
+    assert (
+        recipe.published_layout.flatten(back).tobytes()
+        == recipe.published_layout.flatten(plain).tobytes()
+    )
+    again = recipe.published(recipe.resumed(plain))
+    assert (
+        recipe.published_layout.flatten(again).tobytes()
+        == recipe.published_layout.flatten(plain).tobytes()
+    )
+    with pytest.raises(ArtefactError, match="is not known"):
+        from_peft(saved | {"other": np.zeros(1, np.float32)}, method=recipe.method)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_published_answers_on_torch_and_on_a_device(
+    tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path], name: str
+) -> None:
+    """Parity through both doors; every tensor of the published adapter moves the answers."""
+    folder = write_adapter(tmp_path / "adapter", method=name)
+    note = release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+    assert note.parity is not None
+    assert note.parity.max_relative <= 1e-4
+    base = EdgeBase.open(tiny_base)
+    slots = read_tensors(folder / EDGE_FILE)
+    check_tensors(slots, base, labels=3, source="test")
+    load_adapter(folder, base)
+    before = answers(tiny_base, slots)
+    for key, value in slots.items():
+        moved = slots | {key: value + np.float32(0.5)}
+        assert not np.array_equal(answers(tiny_base, moved), before), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_peft_knows_every_key_of_its_folder(
+    tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path], name: str
+) -> None:
+    """What peft saves again of what it has read are the same keys and bytes."""
+    from peft import get_peft_model_state_dict
+
+    folder = write_adapter(tmp_path / "adapter", method=name)
+    model = open_peft(open_base(tiny_base, labels=3, verify=False), folder)
+    read = {
+        key: value.detach().numpy()
+        for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    ours = load_file(folder / WEIGHTS_FILE)
+    assert read.keys() == ours.keys()
+    assert all(read[key].tobytes() == ours[key].tobytes() for key in ours)
+    assert published_of(folder).method is Published.by(plan_of(tiny_base, name).adapter).method
+    assert read_peft(folder).keys() == {
+        s.name for s in recipe_of(tiny_base, name).published_layout.specs
+    } or name in (
+        "lora",
+        "lora-sb",
+        "loha",
+    )
+
+
+def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_path: Path) -> None:
+    """The graph knows forms, not methods: whoever fills several fills several."""
+    together: dict[str, Any] = {}
+    for name in ("lora", "ia3", "bias", "prompt"):
+        recipe = recipe_of(tiny_base, name)
+        rng = np.random.default_rng(2)
+        tensors = {
+            s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in recipe.layout.specs
+        }
+        together |= to_edge(recipe.published(tensors), published=Published.by(recipe.plan.adapter))
+    write_edge_adapter(together, tmp_path / EDGE_FILE)
+    check_tensors(
+        read_tensors(tmp_path / EDGE_FILE), EdgeBase.open(tiny_base), labels=3, source="t"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        *REFUSED.items(),
+        ("lorra", "did you mean `lora`?"),
+        ("zzzz", "known methods: lora"),
+        ("OFT", "full rank"),
+    ],
+)
+def test_another_method_is_refused_with_the_reason_or_the_nearest(
+    tiny_base: Path, name: str, remedy: str
+) -> None:
+    with pytest.raises(PlanError, match=r"`adapter\.method`: there is no method") as refused:
+        plan_of(tiny_base, "head", adapter={"method": name})
+    assert remedy in refused.value.remedy
+
+
+def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    from base_model.build import build_base
+
+    base = tmp_path / "base"
+    build_base(str(tiny_source), task="sequence-classification", bits=4, out=base)
+    manifest = read_manifest(base)
+    for name in NAMES:
+        errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
+        assert [f.field for f in errors] == (["adapter.method"] if name == "ia3" else [])
+        assert not errors or "--scales" in errors[0].remedy
+
+
+@pytest.fixture(scope="module")
+def random_tensors() -> Callable[[Recipe], dict[str, Any]]:
+    """Values for every tensor of a recipe."""
+
+    def make(recipe: Recipe) -> dict[str, Any]:
+        rng = np.random.default_rng(4)
+        return {s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in recipe.layout.specs}
+
+    return make
