@@ -71,14 +71,17 @@ class EncoderClassifier(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        segments: Tensor | None = None,
         **_ignored: Any,
     ) -> SequenceClassifierOutput:
         """Logits (rows, labels) of ids or embeddings (rows, tokens[, hidden]).
 
-        ``token_type_ids`` is accepted and not used: one segment, type 0.
+        ``segments`` (rows, words) are token types by a name that peft hands on behind a prompt, whose
+        positions are of type 0; where there are none, and in families without, so are all.
         """
         head = self.get_submodule(self._head)
-        logits = head(self.features(input_ids, attention_mask, inputs_embeds))
+        types = token_type_ids if segments is None else segments
+        logits = head(self.features(input_ids, attention_mask, inputs_embeds, types))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -87,18 +90,32 @@ class EncoderClassifier(PreTrainedModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None = None,
+        types: Tensor | None = None,
     ) -> Tensor:
         """What the head reads, (rows, hidden)."""
         encoder = self.get_submodule(self.prefix)
+        typed = {}
+        if types is not None and self.type_table is not None:
+            width = types.shape[1] if inputs_embeds is None else inputs_embeds.shape[1]
+            typed = {"token_type_ids": nn.functional.pad(types, (width - types.shape[1], 0))}
         if inputs_embeds is None:
-            encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)
+            encoded = encoder(input_ids=input_ids, attention_mask=attention_mask, **typed)
         else:
             encoded = encoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 **self.positions(self._seen_pads(inputs_embeds)),
+                **typed,
             )
         return self._pool(encoded, attention_mask)
+
+    @property
+    def type_table(self) -> Tensor | None:
+        """Embeddings of token types (types, width of word embeddings); None where there are not two."""
+        table = getattr(self.get_submodule(self.prefix).embeddings, "token_type_embeddings", None)
+        if not isinstance(table, nn.Embedding) or table.num_embeddings < 2:
+            return None
+        return table.weight
 
     def positions(self, counted: Tensor) -> dict[str, Tensor]:
         """Arguments that give the encoder positions, where its family takes them from ids. (P-1.9)

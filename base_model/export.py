@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from base_model.graph_linears import (
     sort_topologically,
 )
 from protocol.forms import SOFT_PROMPT
-from protocol.manifest import GRAPH_DATA, Linear, Slot
+from protocol.manifest import GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
 
 OPSET, IR_VERSION = 20, 10
 ONE_FILE = 2**30  # bytes of tensors; protobuf ends at 2 GiB
@@ -51,8 +52,18 @@ class _Features(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, soft_prompt: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        soft_prompt: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
         words = self.model.get_input_embeddings()(input_ids)
+        table = self.model.type_table
+        if token_type_ids is not None and table is not None:
+            # the encoder adds type 0 to every position; type 0 then adds exactly nothing here
+            words = words + (table - table[:1])[token_type_ids]
         rows = words.shape[0]
         prompt = soft_prompt.unsqueeze(0).expand(rows, -1, -1)
         ones = torch.ones_like(prompt[..., 0], dtype=attention_mask.dtype)
@@ -110,6 +121,8 @@ def export_graph(
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, width, slots, prompt)
+    if model.type_table is not None:
+        _types_input(graph, slots)
     _drop_unused(graph)
     if half:
         _halve(graph)
@@ -150,13 +163,17 @@ def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:
 def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     ids = torch.randint(0, 4, (2, 7))
     width = getattr(model.config, model.family.embedding)
-    example = (ids, torch.ones_like(ids), torch.zeros(3, width))
+    example: tuple[Tensor, ...] = (ids, torch.ones_like(ids), torch.zeros(3, width))
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    shapes = (
+    shapes: tuple[dict[int, Any], ...] = (
         {0: rows, 1: tokens},
         {0: rows, 1: tokens},
         {0: torch.export.Dim("prompt", min=0)},
     )
+    names = [*INPUTS, SOFT_PROMPT]
+    if model.type_table is not None:
+        example, shapes = (*example, torch.zeros_like(ids)), (*shapes, {0: rows, 1: tokens})
+        names.append(TYPE_IDS)
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     ]
@@ -172,7 +189,7 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
                 dynamo=True,
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
-                input_names=[*INPUTS, SOFT_PROMPT],
+                input_names=names,
                 output_names=[FEATURES],
                 verbose=False,
             )
@@ -238,6 +255,18 @@ def _prompt_slot(
         graph.initializer.append(numpy_helper.from_array(constant, SOFT_PROMPT))
 
 
+def _types_input(graph: onnx.GraphProto, slots: bool) -> None:
+    """Token types may be left out: then one type 0 stands for every token. Without slots they are that."""
+    graph.input.remove(next(value for value in graph.input if value.name == TYPE_IDS))
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] == TYPE_IDS:
+            node.input[0] = INPUTS[0]  # the exporter reads sizes wherever it finds them
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int64), TYPE_IDS))
+    if slots:
+        kind = TensorProto.INT64
+        graph.input.append(helper.make_tensor_value_info(TYPE_IDS, kind, TYPES_SHAPE))
+
+
 def _slots_of(graph: onnx.GraphProto) -> list[Slot]:
     defaults = {initializer.name for initializer in graph.initializer}
     return [
@@ -247,7 +276,7 @@ def _slots_of(graph: onnx.GraphProto) -> list[Slot]:
             shape=[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
         )
         for value in graph.input
-        if value.name in defaults
+        if value.name in defaults and value.name != TYPE_IDS
     ]
 
 

@@ -15,6 +15,7 @@ import torch
 from base_model.encoder import EncoderClassifier
 from base_model.source_files import first_line
 from protocol.errors import ArtefactError
+from protocol.manifest import TYPE_IDS
 
 BOUND = 1e-3  # of the largest feature; rounding makes some 1e-6
 TOKENS = 8
@@ -31,8 +32,12 @@ def check_graph(path: Path, model: EncoderClassifier, *, slots: bool) -> None:
     mask = np.ones_like(ids)
     mask[1, tokens // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
+    types = None
+    if slots and model.type_table is not None:
+        inputs[TYPE_IDS] = (np.arange(tokens) >= tokens // 2).astype(np.int64) + np.zeros_like(ids)
+        types = torch.from_numpy(inputs[TYPE_IDS])
     with torch.no_grad():
-        features = model.features(torch.from_numpy(ids), torch.from_numpy(mask))
+        features = model.features(torch.from_numpy(ids), torch.from_numpy(mask), types=types)
         expected = (features if slots else model.classifier(features)).numpy()
     if slots:  # a head that shows the features themselves: the base's own may be zero
         width = config.hidden_size

@@ -8,6 +8,7 @@ within the bound nothing is released.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from base_model.store import GRAPH, OpenBase, open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
+from protocol.manifest import TYPE_IDS
 from protocol.peft_format import (
     CONFIG_FILE,
     EDGE_FILE,
@@ -42,6 +44,7 @@ from protocol.peft_format import (
     render_release,
     to_edge,
 )
+from protocol.rows.read import Text
 from storage.regular import read_regular_text, sha256_of
 from storage.whole import file_that_appears, write_whole
 
@@ -50,7 +53,7 @@ Array = npt.NDArray[Any]
 
 
 def release_adapter(
-    adapter: Path, base: Path, *, texts: list[str], bound: float, absolute: float = 0.0
+    adapter: Path, base: Path, *, texts: Sequence[Text], bound: float, absolute: float = 0.0
 ) -> ReleaseNote:
     """Write ``adapter.onnx_adapter`` into ``adapter`` and the parity into its ``release.json``.
 
@@ -166,20 +169,20 @@ def measure_parity(
     adapter: Path,
     edge_adapter: Path,
     note: ReleaseNote,
-    texts: list[str],
+    texts: Sequence[Text],
     bounds: Bounds,
 ) -> Parity:
     """Both sides on the same batches. Rounding alone makes 1e-6 as a rule, and some 1e-5."""
     torch_model = open_peft(opened, adapter)
     session, options, _keep = edge_session(opened.folder, edge_adapter)
     expected, answers = [], []
-    for ids, mask in _batches(opened, texts, note.max_length):
+    for feeds in _batches(opened, texts, note.max_length):
+        inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        # by this name peft hands them on behind a prompt
+        segments = inputs.pop(TYPE_IDS, None)
         with torch.no_grad():
-            logits = torch_model(
-                input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
-            ).logits
+            logits = torch_model(**inputs, segments=segments).logits
         expected.append(logits.numpy())
-        feeds = {"input_ids": ids, "attention_mask": mask}
         answers.append(session.run(["logits"], feeds, options)[0])
     return compare(np.concatenate(expected), np.concatenate(answers), bounds)
 
@@ -196,16 +199,20 @@ def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:
     return session, options, loaded
 
 
-def _batches(opened: OpenBase, texts: list[str], max_length: int) -> list[tuple[Array, Array]]:
-    """Padded (ids, mask) int64, longest rows together; as ``client.batches`` and the device do."""
+def _batches(opened: OpenBase, texts: Sequence[Text], max_length: int) -> list[dict[str, Array]]:
+    """Padded inputs, int64, longest rows together; as ``client.batches`` and the device do."""
     tokenizer = opened.tokenizer
     tokenizer.enable_truncation(max_length)
-    encoded = sorted(tokenizer.encode_batch(texts), key=lambda e: sum(e.attention_mask))
+    encoded = sorted(tokenizer.encode_batch(list(texts)), key=lambda e: sum(e.attention_mask))
+    typed = TYPE_IDS in opened.manifest.graph.inputs and not isinstance(texts[0], str)
     batches = []
     for start in range(0, len(encoded), ROWS):
         chunk = encoded[start : start + ROWS]
         width = max(sum(e.attention_mask) for e in chunk)
         ids = np.array([e.ids[:width] for e in chunk], np.int64)
         mask = np.array([e.attention_mask[:width] for e in chunk], np.int64)
-        batches.append((ids, mask))
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if typed:
+            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in chunk], np.int64)
+        batches.append(feeds)
     return batches

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from protocol.errors import ArtefactError
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Manifest
 
 REMEDY = (
     "build the base again, and leave its graph as it is: a released graph is neither optimised nor "
     "quantised once more"
 )
-FLOAT = 1  # TensorProto.FLOAT
+FLOAT, INTEGER = 1, 7  # of TensorProto
 
 
 def verify_slots(folder: Path, manifest: Manifest) -> None:
@@ -35,7 +35,9 @@ def verify_slots(folder: Path, manifest: Manifest) -> None:
     defaults = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     used = _leading_to(graph, manifest.graph.output)
-    declared = {slot.name: slot for slot in manifest.graph.slots}
+    declared = {slot.name: (FLOAT, slot.shape) for slot in manifest.graph.slots}
+    if TYPE_IDS in manifest.graph.inputs:
+        declared[TYPE_IDS] = (INTEGER, TYPES_SHAPE)
     for name in sorted(declared.keys() | (inputs.keys() & defaults)):
         if name not in declared:
             fault = "is a slot that the manifest does not declare"
@@ -43,8 +45,8 @@ def verify_slots(folder: Path, manifest: Manifest) -> None:
             fault = "is a constant: an adapter cannot fill it"
         elif name not in defaults:
             fault = "has no default: without an adapter the graph does not run"
-        elif inputs[name].elem_type != FLOAT or _shape(inputs[name]) != declared[name].shape:
-            fault = f"has another form than the manifest's {declared[name].shape}"
+        elif (inputs[name].elem_type, _shape(inputs[name])) != declared[name]:
+            fault = f"has another form than the manifest's {declared[name][1]}"
         elif name not in used:
             fault = "leads to no answer: whatever an adapter brings has no effect"
         else:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
+from protocol.rows.read import Text
 
 Index = npt.NDArray[np.int64]
 Targets = npt.NDArray[Any]
@@ -32,10 +33,12 @@ class Encoded:
     """Token ids of rows, one behind the other.
 
     ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
+    ``types`` (tokens,) int8 says which of a pair's texts a token is of, None where that is not asked for;
     ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers.
     """
 
     ids: npt.NDArray[np.int32]
+    types: npt.NDArray[np.int8] | None = None
     offsets: Index
     targets: Targets
     pad_id: int
@@ -50,9 +53,11 @@ class Encoded:
 
     def take(self, index: Index) -> Encoded:
         """The rows at ``index``, in that order."""
-        parts = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in index]
+        parts = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in index]
+        tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
         return Encoded(
-            ids=np.concatenate(parts) if parts else np.empty(0, np.int32),
+            ids=self.ids[tokens],
+            types=None if self.types is None else self.types[tokens],
             offsets=np.concatenate(([0], np.cumsum(self.lengths[index]))).astype(np.int64),
             targets=self.targets[index],
             pad_id=self.pad_id,
@@ -61,18 +66,27 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """``ids`` and ``mask`` (rows, longest row) int64, ``targets`` (rows,) as of :class:`Encoded`."""
+    """``ids``, ``mask``, ``types`` (rows, longest) int64, ``targets`` (rows,) as in :class:`Encoded`."""
 
     ids: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64] | None = None
     mask: npt.NDArray[np.int64]
     targets: Targets
 
 
-def encode(tokenizer: Any, texts: Sequence[str], targets: ArrayLike, max_length: int) -> Encoded:
-    """Tokenise with special tokens, cut to ``max_length`` tokens.
+def encode(
+    tokenizer: Any,
+    texts: Sequence[Text],
+    targets: ArrayLike,
+    max_length: int,
+    *,
+    typed: bool = False,
+) -> Encoded:
+    """Tokenise with special tokens, cut to ``max_length`` tokens, of a pair the longer text first.
 
     ``tokenizer`` is a ``tokenizers.Tokenizer``; its own truncation and padding are put back as
-    they were. Raises DataError for a text that gives no token at all.
+    they were. ``typed``: keep which of a pair's texts a token is of. Raises DataError for a text that
+    gives no token at all.
     """
     with _settings(tokenizer, max_length) as pad_id:
         encodings = tokenizer.encode_batch_fast(list(texts))
@@ -83,7 +97,13 @@ def encode(tokenizer: Any, texts: Sequence[str], targets: ArrayLike, max_length:
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
-    return Encoded(ids=ids, offsets=offsets, targets=np.asarray(targets), pad_id=pad_id)
+    types = None
+    if typed:
+        flat = (kind for encoding in encodings for kind in encoding.type_ids)
+        types = np.fromiter(flat, np.int8, int(offsets[-1]))
+    return Encoded(
+        ids=ids, types=types, offsets=offsets, targets=np.asarray(targets), pad_id=pad_id
+    )
 
 
 @contextmanager
@@ -169,8 +189,11 @@ def collate(rows: Encoded, index: Index) -> Batch:
     """The rows at ``index``, padded to the longest of them."""
     lengths = rows.offsets[index + 1] - rows.offsets[index]
     ids = np.full((len(index), int(lengths.max())), rows.pad_id, np.int64)
-    for target, row in zip(ids, index, strict=True):
+    types = None if rows.types is None else np.zeros_like(ids)
+    for at, row in enumerate(index):
         start, stop = rows.offsets[row], rows.offsets[row + 1]
-        target[: stop - start] = rows.ids[start:stop]
+        ids[at, : stop - start] = rows.ids[start:stop]
+        if types is not None and rows.types is not None:
+            types[at, : stop - start] = rows.types[start:stop]
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    return Batch(ids=ids, mask=mask, targets=rows.targets[index])
+    return Batch(ids=ids, types=types, mask=mask, targets=rows.targets[index])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.tasks import task_named
+from protocol.rows.read import Text
 from protocol.tasks import Task
 
 
@@ -18,7 +19,7 @@ from protocol.tasks import Task
 class Rows:
     """A client's data: ``targets[i]`` is what the loss compares the outputs of ``texts[i]`` with."""
 
-    texts: list[str]
+    texts: list[Text]
     targets: list[Any]
 
     def __len__(self) -> int:

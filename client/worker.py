@@ -59,7 +59,8 @@ class Worker:
     def encode(self, rows: Rows) -> Encoded:
         """Token ids of ``rows`` by the base's tokenizer."""
         targets = np.array(rows.targets, self.task.TARGETS)
-        return encode(self._base.tokenizer, rows.texts, targets, self.plan.task.max_length)
+        task, typed = self.plan.task, self.recipe.typed
+        return encode(self._base.tokenizer, rows.texts, targets, task.max_length, typed=typed)
 
     def contribute(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from protocol.errors import ArtefactError, FedgeError
 from protocol.methods import method_of
 from protocol.plan import Plan
+from protocol.rows.read import Text
 
 if TYPE_CHECKING:
     from client.data import Rows
@@ -156,9 +158,9 @@ def _check_merged(folders: dict[Kind, Path], bits: int, plan: Plan) -> None:
     """What would be refused after all the work. Raises ArtefactError."""
     if bits not in (16, 32):
         raise typer.BadParameter("--merged-bits is 16 or 32")
-    if folders and plan.task.kind != "classification":
+    if folders and (plan.task.kind != "classification" or plan.task.pairs):
         raise ArtefactError(
-            "merged models are written for labels, the plan's task has numbers",
+            "merged models are written for labels of single texts, the plan's task is another",
             "release it without --merged",
         )
     if Kind.HF in folders and method_of(plan.adapter).tokens(plan.adapter):
@@ -176,11 +178,12 @@ def _write_merged(
     folders: dict[Kind, Path],
     bits: int,
     plan: Plan,
-    texts: list[str],
+    texts: Sequence[Text],
 ) -> dict[str, dict[str, Any]]:
     """The merged models' parity by folder."""
     if not folders:
         return {}
+    single = [text for text in texts if isinstance(text, str)]  # as checked before
     from base_model.merged import write_merged
     from base_model.parity import Bounds
 
@@ -189,7 +192,7 @@ def _write_merged(
     )
     return {
         str(folder): write_merged(
-            adapter, base, folder, kind=kind, bits=bits, texts=texts, bounds=bounds
+            adapter, base, folder, kind=kind, bits=bits, texts=single, bounds=bounds
         ).model_dump(mode="json")
         for kind, folder in folders.items()
     }

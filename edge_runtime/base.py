@@ -1,7 +1,8 @@
 """The installed base on a device: verified files, one ONNX Runtime session, a tokenizer.
 
 A text becomes ids the way training did it: the base's tokenizer with its special tokens, cut to the
-adapter's ``max_length``, padded on the right with the tokenizer's own padding id; one segment.
+adapter's ``max_length``, of a pair the longer text first, padded on the right with the tokenizer's own
+padding id.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from tokenizers import Tokenizer
 from edge_runtime.graph_bounds import verify_graph
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
-from protocol.manifest import CONFIG, GRAPH_DATA, MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import (
+    CONFIG,
+    GRAPH_DATA,
+    MANIFEST_NAME,
+    TYPE_IDS,
+    TYPES_SHAPE,
+    Manifest,
+    parse_manifest,
+)
+from protocol.rows.read import Text
 from storage.regular import open_regular, read_regular_text, sha256_of
 
 TOKENIZER = "tokenizer.json"
@@ -84,14 +94,17 @@ class EdgeBase:
         except (OSError, OddError, ValueError, AttributeError, KeyError, TypeError):
             raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
-    def batch(self, texts: Sequence[str], *, max_length: int) -> tuple[Ids, Ids]:
-        """(ids, mask), both int64 (rows, longest row)."""
+    def batch(self, texts: Sequence[Text], *, max_length: int) -> dict[str, Ids]:
+        """Inputs, int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
         self.tokenizer.enable_truncation(max_length)
         encoded = self.tokenizer.encode_batch(list(texts))
         width = max(sum(e.attention_mask) for e in encoded)
         ids = np.array([e.ids[:width] for e in encoded], np.int64)
         mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
-        return ids, mask
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if TYPE_IDS in self.manifest.graph.inputs and not isinstance(texts[0], str):
+            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in encoded], np.int64)
+        return feeds
 
 
 def numbered_labels(count: int) -> list[str]:
@@ -163,6 +176,8 @@ def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
         slot.name: ("tensor(float)", [str(dim) for dim in slot.shape])
         for slot in manifest.graph.slots
     }
+    if TYPE_IDS in manifest.graph.inputs:
+        named[TYPE_IDS] = ("tensor(int64)", [str(dim) for dim in TYPES_SHAPE])
     if found != named:
         odd = sorted(
             name for name in found.keys() | named.keys() if found.get(name) != named.get(name)

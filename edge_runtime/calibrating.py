@@ -17,11 +17,12 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
 from protocol.peft_format import RELEASE_FILE, ReleaseNote, render_release
+from protocol.rows.read import Text
 from storage.whole import write_whole
 
 
 def calibrate_release(
-    adapter: Path, base: Path, texts: Sequence[str], targets: Sequence[Any]
+    adapter: Path, base: Path, texts: Sequence[Text], targets: Sequence[Any]
 ) -> tuple[ReleaseNote, float]:
     """Write the temperature into ``release.json`` of a released adapter; the note, and its quality in 0..1.
 
@@ -33,7 +34,7 @@ def calibrate_release(
 
 
 def calibrate_adapter(
-    adapter: Path, runtime: EdgeRuntime, texts: Sequence[str], targets: Sequence[Any]
+    adapter: Path, runtime: EdgeRuntime, texts: Sequence[Text], targets: Sequence[Any]
 ) -> tuple[ReleaseNote, float]:
     """The same with an open base; ``adapter`` is active afterwards. Raises ArtefactError."""
     runtime.activate(adapter)

@@ -12,7 +12,7 @@ import typer
 
 from edge_runtime import device_commands
 from protocol.errors import DataError, printable
-from protocol.rows.read import read_texts
+from protocol.rows.read import Text, read_texts
 
 if TYPE_CHECKING:
     from edge_runtime.http_server import Answering
@@ -33,6 +33,10 @@ Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thi
 @app.command()
 def infer(
     texts: Annotated[list[str] | None, typer.Argument(help="texts to answer")] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--pair", help="second text, of each text in turn; may be given again"),
+    ] = None,
     base: Annotated[Path | None, typer.Option("--base", help="folder of a base")] = None,
     adapter: Adapter = None,
     trust: Annotated[
@@ -46,13 +50,17 @@ def infer(
         typer.Option("--file", help="one text per line; or JSONL, CSV, Parquet with --column"),
     ] = None,
     column: Annotated[str, typer.Option("--column", help="of a file with columns")] = "text",
+    pair_column: Annotated[str, typer.Option("--pair-column", help="of second texts")] = "",
     threads: Threads = 0,
     top: device_commands.Top = 1,
     reject_below: device_commands.RejectBelow = 0.0,
     as_json: Json = False,
 ) -> None:
     """Answer texts, by a label or a number; without --adapter the base answers with its own head."""
-    rows = list(texts or []) + (read_texts(file, column) if file else [])
+    if pairs and len(pairs) != len(texts or []):
+        raise DataError(f"{len(texts or [])} texts and {len(pairs)} --pair", "give each text one")
+    rows: list[Text] = list(zip(texts or [], pairs, strict=True)) if pairs else list(texts or [])
+    rows += read_texts(file, column, pair_column) if file else []
     if not rows:
         raise DataError("there is nothing to answer", "give texts, or --file")
     if (base is None) == (device is None):
@@ -68,21 +76,30 @@ def infer(
     found = service.classify(rows, wanted).predictions
     if as_json:
         answers: list[dict[str, Any]] = [
-            {"text": text} | p.form(wanted) for text, p in zip(rows, found, strict=True)
+            _named(text) | p.form(wanted) for text, p in zip(rows, found, strict=True)
         ]
         typer.echo(json.dumps(answers))
         return
     _print(rows, found, wanted)
 
 
-def _print(rows: Sequence[str], found: Sequence[Prediction], wanted: Wanted) -> None:
+def _named(text: Text) -> dict[str, str]:
+    """A text or a pair by the keys of a row."""
+    return (
+        {"text": text}
+        if isinstance(text, str)
+        else dict(zip(("text", "text_pair"), text, strict=True))
+    )
+
+
+def _print(rows: Sequence[Text], found: Sequence[Prediction], wanted: Wanted) -> None:
     from rich.console import Console
     from rich.table import Table
 
     answers = [answer.cells(wanted) for answer in found]
-    table = Table("text", *answers[0])
+    table = Table(*_named(rows[0]), *answers[0])
     for text, cells in zip(rows, answers, strict=True):
-        table.add_row(*map(printable, (text, *cells.values())))
+        table.add_row(*map(printable, (*_named(text).values(), *cells.values())))
     Console(markup=False, emoji=False).print(table)
 
 

@@ -27,6 +27,7 @@ from edge_runtime.wanted import ONE, Wanted
 from protocol.documents import OddError, json_as
 from protocol.errors import DataError, DeliveryError, MachineError
 from protocol.peft_format import MOST_LABELS
+from protocol.rows.read import Text
 
 HOST = "127.0.0.1"
 MOST_BYTES = 1_048_576  # of a request
@@ -41,13 +42,15 @@ Reply = tuple[int, dict[str, Any]]  # status, JSON
 Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
 
 
+Words = Annotated[str, Field(max_length=20_000)]
+
+
 class Question(BaseModel):
     """The body of ``POST /v1/classify`` and ``/v1/predict``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-    texts: Annotated[
-        list[Annotated[str, Field(max_length=20_000)]], Field(min_length=1, max_length=256)
-    ]
+    texts: Annotated[list[Words], Field(min_length=1, max_length=256)]
+    text_pairs: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -55,7 +58,7 @@ class Question(BaseModel):
 class Answering(Protocol):
     """What answers behind the server, from many threads."""
 
-    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
+    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
         """Raises DeliveryError, DataError."""
         ...
 
@@ -158,13 +161,18 @@ class App:
             question = json_as(Question, body)
         except OddError as odd:
             return _error(422, "request.form", str(odd))
+        texts: list[Text] = list(question.texts)
+        if question.text_pairs is not None:
+            if len(question.text_pairs) != len(texts):
+                return _error(422, "request.form", "text_pairs: as many as there are texts")
+            texts = list(zip(question.texts, question.text_pairs, strict=True))
         top, least = question.top, question.reject_below
         wanted = Wanted(
             top=self._wanted.top if top is None else top,
             reject_below=self._wanted.reject_below if least is None else least,
         )
         try:
-            answer = await asyncio.to_thread(self._service.classify, question.texts, wanted)
+            answer = await asyncio.to_thread(self._service.classify, texts, wanted)
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
         except DataError as error:

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
+from edge_runtime.wanted import verify_texts
 from protocol.documents import OddError, json_as, value_as
-from protocol.errors import ArtefactError, DeliveryError, ProofError, shortened
+from protocol.errors import ArtefactError, DataError, DeliveryError, ProofError, shortened
 from protocol.rows.labels import verify_unlike
-from protocol.rows.read import any_label, number_within, read_rows
+from protocol.rows.read import Text, any_label, number_within, read_rows
 from storage.regular import read_settings_text
 
 TRIES = 3
@@ -31,9 +32,10 @@ class _Form(BaseModel):
 
 
 class Golden(_Form):
-    """A text and what it must get: a label, or a number."""
+    """A text (or a pair) and what it must get: a label, or a number."""
 
     text: str
+    text_pair: str | None = None
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
@@ -42,6 +44,11 @@ class Golden(_Form):
         if (self.label is None) == (self.value is None):
             raise ValueError("a row has either a label or a value")
         return self
+
+    @property
+    def question(self) -> Text:
+        """The text, or the pair."""
+        return self.text if self.text_pair is None else (self.text, self.text_pair)
 
     @property
     def answer(self) -> str | float:
@@ -54,6 +61,7 @@ class File(_Form):
 
     file: str
     text: str = "text"
+    text_pair: str = Field(default="", description="column with second texts")
     label: str = "label"
     value: str = Field(default="", description="column with numbers, in the place of labels")
 
@@ -78,6 +86,8 @@ class Probe(_Form):
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
         kinds = {row.label is None for row in self.rows}
+        if len({row.text_pair is None for row in self.rows}) > 1:
+            raise ValueError("some rows are pairs and some are not")
         if len(kinds) > 1:
             raise ValueError("some rows have labels and some have values")
         if kinds != {self.within is not None}:
@@ -125,12 +135,17 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
         check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
     else:
         check, column, key = any_label, rows.label, "label"
-    table = read_rows(path, text=rows.text, target=column, check=check)
+    table = read_rows(path, text=rows.text, pair=rows.text_pair, target=column, check=check)
     if not rows.value:
         verify_unlike(table.targets, str(path))
     return [
-        {"text": text, key: target} for text, target in zip(table.texts, table.targets, strict=True)
+        _texts_of(text) | {key: target}
+        for text, target in zip(table.texts, table.targets, strict=True)
     ]
+
+
+def _texts_of(text: Text) -> dict[str, Any]:
+    return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
 
 
 def check_health(
@@ -143,12 +158,12 @@ def check_health(
     before = own_bytes()
     runtime = EdgeRuntime(base)
     try:
-        runtime.activate(folder, [row.text for row in probe.rows])
+        runtime.activate(folder, [row.question for row in probe.rows])
     except (ArtefactError, ProofError) as error:
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
     except Exception as error:  # ORT's own; unnamed, the release would be tried again for ever
         raise DeliveryError("probe.load", repr(error)[:200], REMEDY) from None
-    found = runtime.infer([row.text for row in probe.rows])
+    found = runtime.infer([row.question for row in probe.rows])
     wrong = _wrong(runtime, probe, found)
     health = Health(
         correct=len(probe.rows) - len(wrong),
@@ -167,6 +182,10 @@ def _wrong(runtime: EdgeRuntime, probe: Probe, found: Sequence[Any]) -> list[int
     active = runtime.active
     assert active is not None
     task = task_named(active.note.task)
+    try:
+        verify_texts([row.question for row in probe.rows], pairs=active.note.pairs)
+    except DataError as error:
+        raise DeliveryError("probe.labels", error.cause, REMEDY) from None
     if (probe.within is not None) == task.HAS_LABELS:
         kinds = ("labels", "values") if task.HAS_LABELS else ("values", "labels")
         raise DeliveryError(
@@ -186,7 +205,7 @@ def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
         seconds = []
         for row in probe.rows[:50]:
             start = clock()
-            runtime.infer([row.text])
+            runtime.infer([row.question])
             seconds.append(clock() - start)
         least = min(least, 1000 * statistics.median(seconds))
         if least <= probe.most_latency_ms:

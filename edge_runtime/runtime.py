@@ -19,6 +19,7 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import classification, task_named
 from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import ArtefactError
+from protocol.rows.read import Text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -44,14 +45,15 @@ class EdgeRuntime:
         """The adapter in use; None means the base alone."""
         return self._active
 
-    def activate(self, folder: Path, probe: Sequence[str] | None = None) -> ActiveAdapter:
+    def activate(self, folder: Path, probe: Sequence[Text] | None = None) -> ActiveAdapter:
         """Check, load, probe, switch. Raises ArtefactError or ProofError; then the adapter in use stays.
 
         ``probe``: texts the new adapter must answer with finite logits, one per label.
         """
         candidate = load_adapter(folder, self.base, self._policy)
         try:
-            logits = self._logits(list(probe or ["probe"]), candidate)
+            own: list[Text] = [("probe", "probe") if candidate.note.pairs else "probe"]
+            logits = self._logits(list(probe or own), candidate)
         except Exception as error:  # whatever ORT raises: the candidate must not become active
             raise ArtefactError(
                 f"{folder}: the probe failed: {str(error).splitlines()[0][:200]}",
@@ -77,13 +79,13 @@ class EdgeRuntime:
         with self._swap:
             self._previous, self._active = self._active, None
 
-    def logits(self, texts: Sequence[str]) -> Logits:
+    def logits(self, texts: Sequence[Text]) -> Logits:
         """Logits (rows, labels) in the order of ``texts``."""
         return self._logits(list(texts), self._active)
 
     def infer(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         adapter: ActiveAdapter | None = None,
         wanted: Wanted = ONE,
     ) -> Sequence[Any]:
@@ -94,7 +96,7 @@ class EdgeRuntime:
             return classification.answers(logits, labels=self.base.own_labels(), wanted=wanted)
         return task_named(active.note.task).of_release(logits, active.note, wanted)
 
-    def _logits(self, texts: list[str], adapter: ActiveAdapter | None) -> Logits:
+    def _logits(self, texts: list[Text], adapter: ActiveAdapter | None) -> Logits:
         if not texts:
             return np.zeros((0, adapter.note.outputs if adapter else 1), np.float32)
         longest = (
@@ -103,13 +105,16 @@ class EdgeRuntime:
             else min(BASE_MAX_LENGTH, self.base.manifest.max_positions)
         )
         options = adapter.run_options if adapter else None
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: _size(texts[i]))
         parts: dict[int, Logits] = {}
         for start in range(0, len(order), ROWS):
             chosen = order[start : start + ROWS]
             with self._tokenize:  # truncation is a setting of the shared tokenizer
-                ids, mask = self.base.batch([texts[i] for i in chosen], max_length=longest)
-            feeds = {"input_ids": ids, "attention_mask": mask}
+                feeds = self.base.batch([texts[i] for i in chosen], max_length=longest)
             (logits,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
             parts.update(zip(chosen, logits, strict=True))
         return np.stack([parts[i] for i in range(len(texts))])
+
+
+def _size(text: Text) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))

@@ -23,9 +23,10 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, held, read_state
 from edge_runtime.tasks import Prediction, task_named
-from edge_runtime.wanted import ONE, Wanted
+from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import RELEASE_FILE
+from protocol.rows.read import Text
 
 POLL_S = 0.1
 RETRY_S = 5.0  # after a state that could not be followed: what hindered may have passed
@@ -75,10 +76,10 @@ class Service:
         self.swaps, self.failures, self.trouble = 0, 0, ""
         self.follow()
 
-    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
+    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
         """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails.
 
-        DataError for a wish that its answers cannot meet.
+        DataError for texts and wishes that it was not trained for.
         """
         serving = self._serving
         if serving is None:
@@ -87,6 +88,7 @@ class Service:
             )
         task = task_named(serving.adapter.note.task)
         task.verify_wanted(wanted)
+        verify_texts(texts, pairs=serving.adapter.note.pairs)
         try:
             found = self.runtime.infer(texts, serving.adapter, wanted)
             if not all(answer.is_finite for answer in found):

@@ -11,9 +11,10 @@ from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
 from edge_runtime.tasks import task_named
-from edge_runtime.wanted import ONE, Wanted
+from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
+from protocol.rows.read import Text
 from storage.regular import read_regular
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ class SingleService:
             self.runtime.activate(adapter)
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
-    def classify(self, texts: Sequence[str], wanted: Wanted = ONE) -> Answer:
-        """Raises DeliveryError `serve.failed`, DataError for a wish that the answers cannot meet."""
+    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
+        """Raises DeliveryError `serve.failed`, DataError for texts and wishes that the
+        adapter was not trained for."""
         active = self.runtime.active
         task = task_named(active.note.task if active else "classification")
         task.verify_wanted(wanted)
+        if active:
+            verify_texts(texts, pairs=active.note.pairs)
         try:
             found = self.runtime.infer(texts, wanted=wanted)
             if not all(answer.is_finite for answer in found):

@@ -183,6 +183,7 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
         targets=np.zeros(batch, worker.task.TARGETS),
+        types=np.zeros(batch * length, np.int8) if worker.recipe.typed else None,
         pad_id=0,
     )
     return measure_pace(worker, rows)

@@ -25,6 +25,9 @@ def train(
         Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")
     ],
     text: Annotated[str, typer.Option("--text", help="column with the text")] = "text",
+    pair: Annotated[
+        str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")
+    ] = "",
     column: Annotated[
         str, typer.Option("--label", help="column with the label, or number; `label` or `target`")
     ] = "",
@@ -76,7 +79,7 @@ def train(
         "head_learning_rate": rate,
     }
     local = validated(Local, settings, source="the options of `edge train`")
-    request = Request(data=data, text=text, column=column, local=local, holdout=holdout)
+    request = Request(data=data, text=text, pair=pair, column=column, local=local, holdout=holdout)
     with watched(quiet=as_json) as progress:
         outcome = adapt(
             device,

@@ -36,7 +36,7 @@ from edge_runtime.tasks import task_named as edge_task
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
 from protocol.plan_sections import Local
 from protocol.tasks import TASKS, Task
@@ -53,13 +53,15 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to train on, and how. ``column`` has the answers, empty: as the task calls it.
+    """What to train on, and how. ``column`` has the answers, ``pair`` second texts, empty: as the
+    task calls them.
 
     ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows.
     """
 
     data: Path
     text: str
+    pair: str
     column: str
     local: Local
     holdout: float | None
@@ -126,7 +128,7 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     )
     data = _data(request, note, runtime)
     layout = slot_layout(origin.tensors)
-    program = slot_program(device.base, manifest, layout, kind=note.task)
+    program = slot_program(device.base, manifest, layout, kind=note.task, pairs=note.pairs)
     engine = OnnxEngine(program, device.base, layout, threads=device.threads)
     trained = _train(engine, origin, data.kept, device.base, request.local, on_step)
     with Store(device.store, wait_s=2 * device.deadline_s) as store:
@@ -192,19 +194,20 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
 
 
 def _task(note: ReleaseNote, request: Request) -> Task:
-    """What the release answers, with the columns of the device's own rows."""
-    text, length, column = request.text, note.max_length, request.column
+    """What the release answers, with the columns of the device's own rows. Raises DataError."""
+    column, pair = request.column, request.pair or ("text_pair" if note.pairs else "")
+    if bool(pair) != note.pairs:
+        raise DataError("the release in use answers single texts", "leave --pair-column out")
+    rows: dict[str, Any] = {"text": request.text, "text_pair": pair, "max_length": note.max_length}
     if note.range is None:
-        label = column or "label"
-        return Classification(labels=note.labels, text=text, label=label, max_length=length)
+        return Classification(labels=note.labels, label=column or "label", **rows)
     low, high = note.range
     return Regression(
         kind="regression",
         low=low,
         high=high,
-        text=text,
         target=column or "target",
-        max_length=length,
+        **rows,
     )
 
 
@@ -214,7 +217,8 @@ def _train(
     """As a client trains, all slots at once. Raises DeliveryError `personal.diverged`."""
     note = origin.note
     targets = np.array(rows.targets, client_task(note.task).TARGETS)
-    encoded = encode(open_tokenizer(base), rows.texts, targets, note.max_length)
+    typed = note.pairs and TYPE_IDS in read_manifest(base).graph.inputs
+    encoded = encode(open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed)
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)

@@ -49,10 +49,10 @@ def devices(experiment: Experiment, out: Path, *, floor: float, say: Say) -> dic
 
     ``floor`` is the accuracy that a release must have. Raises the error of the first step that fails.
     """
-    if not experiment.has_labels:
+    if not experiment.has_labels or experiment.has_pairs:
         raise PlanError(
-            "the devices of this demonstration are probed by labels, the experiment's rows have none",
-            'name an experiment with `task.kind = "classification"`',
+            "the devices here are asked for labels of single texts, the experiment has others",
+            "name an experiment with labels and without task.text_pair",
         )
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()):
@@ -190,7 +190,8 @@ def _test_rows(stage: Consortium) -> list[dict[str, str]]:
     task = read_plan(stage.simulated).task
     rows = task.rows(stage.simulated / TEST)
     return [
-        {"text": text, "label": label} for text, label in zip(rows.texts, rows.targets, strict=True)
+        {"text": str(text), "label": label}
+        for text, label in zip(rows.texts, rows.targets, strict=True)
     ]
 
 

@@ -18,7 +18,9 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 
-FORMAT: Literal[2] = 2  # 1 had no scales and shifts in its graph (docs/adr/0044)
+FORMAT: Literal[3] = (
+    3  # 1: no scales and shifts in the graph (docs/adr/0044), 2: no token types (0047)
+)
 GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -76,6 +78,12 @@ class Head(Record):
     labels: Count
 
 
+# The input that says which of a pair's texts a token is of; without it all are of the first.
+TYPE_IDS = "token_type_ids"
+# Not those of the ids: the default is one by one, and spreads.
+TYPES_SHAPE: list[int | str] = ["types.rows", "types.tokens"]
+
+
 class Slot(Record):
     """An optional input of the edge graph; a string dimension is free."""
 
@@ -85,7 +93,7 @@ class Slot(Record):
 
 
 class Graph(Record):
-    """The exported edge graph."""
+    """The exported edge graph; of its ``inputs`` :data:`TYPE_IDS` may be left out."""
 
     file: Word
     opset: Count
@@ -103,7 +111,7 @@ class Graph(Record):
 class Manifest(Record):
     """``manifest.json`` of a base folder."""
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     fingerprint: Sha256
     source: Annotated[str, Field(max_length=1000)]
     task: Literal["sequence-classification"]

@@ -44,7 +44,7 @@ from {OPENER_MODULE} import load, tokenizer
 
 model = load("FOLDER", "BASE")
 inputs = tokenizer("BASE")(
-    ["a text"], padding=True, truncation=True, max_length={plan.task.max_length}, return_tensors="pt"
+    {plan.task.asked}, padding=True, truncation=True, max_length={plan.task.max_length}, return_tensors="pt"
 )
 {plan.task.shown}
 ```

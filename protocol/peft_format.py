@@ -207,6 +207,7 @@ class ReleaseNote(BaseModel):
     round: Annotated[int, Field(ge=0, lt=2**53)]
     adapter_digest: Word
     task: Word = Field(default="classification", description="the plan's task.kind")
+    pairs: bool = Field(default=False, description="whether a row has two texts")
     labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
     range: tuple[Real, Real] | None = Field(
         default=None,

@@ -35,10 +35,16 @@ class Classifier(PreTrainedModel):
     def get_input_embeddings(self):
         return self.get_submodule(self.prefix).get_input_embeddings()
 
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_others):
+    def forward(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, segments=None, **others
+    ):
         inputs = {"input_ids": input_ids}
         if inputs_embeds is not None:  # behind a soft prompt
             inputs = {"inputs_embeds": inputs_embeds, **self._positions(inputs_embeds)}
+        types = others.get("token_type_ids") if segments is None else segments
+        if types is not None and getattr(self.config, "type_vocab_size", 0) > 1:
+            width = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            inputs["token_type_ids"] = nn.functional.pad(types, (width - types.shape[1], 0))
         encoder = self.get_submodule(self.prefix)
         hidden = encoder(attention_mask=attention_mask, **inputs).last_hidden_state
         if self.pooling == "mean":
@@ -108,11 +114,12 @@ def load(folder, base):
     read = _of_codes if _is_base(base) else _of_source
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
-    model = PeftModel.from_pretrained(model, str(folder)).eval()
-    for module in model.modules():
+    adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    for module in adapted.modules():
         if hasattr(module, "ln_tuning_layers"):
             _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
-    return model
+    adapted.register_forward_pre_hook(_keep_types, with_kwargs=True)
+    return adapted
 
 
 @torch.no_grad()
@@ -121,6 +128,12 @@ def _multiply_in(norm, own):
     if own.bias is not None:
         own.bias.add_(norm.bias).mul_(own.weight)
     own.weight.mul_(norm.weight)
+
+
+def _keep_types(_model, arguments, named):
+    """Behind a soft prompt peft drops what is called token_type_ids: which text of a pair a token is of."""
+    types = named.pop("token_type_ids", None)
+    return arguments, named if types is None else {{**named, "segments": types}}
 
 
 def tokenizer(base):

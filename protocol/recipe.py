@@ -17,7 +17,7 @@ from protocol.encoding import seed_from
 from protocol.errors import ArtefactError
 from protocol.initial import ZEROS, Law
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec, Vector
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, Manifest
 from protocol.methods import method_of
 from protocol.methods.base import Constants, Dimensions, Method, Remark
 from protocol.plan import Plan
@@ -61,6 +61,11 @@ class Recipe:
         shape = (outputs, head.in_features)
         yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=HEAD_PART, law=HEAD_LAW)
         yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)
+
+    @property
+    def typed(self) -> bool:
+        """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.10)"""
+        return self.plan.task.pairs and TYPE_IDS in self.manifest.graph.inputs
 
     @cached_property
     def phases(self) -> tuple[Parts, ...]:

@@ -56,16 +56,23 @@ def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table
     if experiment.lists_labels or not experiment.has_labels:
         return plan.task.rows(path, group=column)
     task = plan.task
-    return read_rows(path, text=task.text, target=task.column, check=any_label, group=column)
+    return read_rows(
+        path,
+        text=task.text,
+        pair=task.text_pair,
+        target=task.column,
+        check=any_label,
+        group=column,
+    )
 
 
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
     from simulations.generators import home_commands
 
-    if plan.task.kind != "classification":
+    if plan.task.kind != "classification" or plan.task.pairs:
         raise PlanError(
-            f"experiment {experiment.name}: the generator's rows have labels, no numbers",
-            "name files of your own under [data], or leave task.kind out",
+            f"experiment {experiment.name}: the generator's rows are single texts with labels",
+            "name files of your own under [data], or leave task.kind and task.text_pair out",
         )
     made, column = home_commands(plan.seed), experiment.population.column
     wanted = [plan.task.text, plan.task.label, *filter(None, [column])]

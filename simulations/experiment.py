@@ -161,6 +161,12 @@ class Experiment(Section):
         return not isinstance(task, dict) or task.get("kind", "classification") == "classification"
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether rows have two texts."""
+        task = self.plan.get("task", {})
+        return isinstance(task, dict) and bool(task.get("text_pair"))
+
+    @property
     def lists_labels(self) -> bool:
         """Whether the labels are listed; else they are those of the rows."""
         task = self.plan.get("task", {})

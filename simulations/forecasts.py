@@ -8,6 +8,7 @@ from typing import Any
 from client.batches import Encoded
 from client.data import Rows, load_rows
 from client.worker import Worker
+from protocol.rows.read import Text
 from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
 from simulations.pace import STEPS, WARM, Pace, Work, forecast_parts, measure_pace
@@ -62,12 +63,12 @@ def _load(out: Path) -> tuple[Pace, dict[str, float]]:
 def _sample(prepared: Prepared, worker: Worker) -> Encoded:
     """Rows of as many clients as are needed to fill the steps that are timed."""
     task, need = prepared.plan.task, (WARM + STEPS) * prepared.plan.local.batch_size
-    texts: list[str] = []
-    labels: list[int] = []
+    texts: list[Text] = []
+    targets: list[Any] = []
     for partition in range(prepared.experiment.population.clients):
         rows = load_rows(prepared.client_file(partition), task)
         texts += rows.texts
-        labels += rows.targets
+        targets += rows.targets
         if len(texts) >= need:
             break
-    return worker.encode(Rows(texts=texts[:need], targets=labels[:need]))
+    return worker.encode(Rows(texts=texts[:need], targets=targets[:need]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding, verify_legal
 from protocol.manifest import Manifest
 from protocol.plan import Plan, plan_from
-from protocol.rows.read import Table
+from protocol.rows.read import Table, Text
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
 from server.starting import read_beginning, round_of
@@ -250,7 +251,8 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
     task = plan.task
     return [
         ({column: rows.groups[at]} if column else {})
-        | {task.text: text, task.column: target}
+        | dict(zip((task.text, task.text_pair), (text,) if isinstance(text, str) else text, strict=False))
+        | {task.column: target}
         for at, (text, target) in enumerate(zip(rows.texts, rows.targets, strict=True))
     ]  # fmt: skip
 
@@ -295,7 +297,7 @@ def _other_rounds(before: object, now: object) -> bool:
     return before | {"rounds": 0} == now | {"rounds": 0}
 
 
-def _tokens_per_row(base: Path, plan: Plan, texts: list[str]) -> float:
+def _tokens_per_row(base: Path, plan: Plan, texts: Sequence[Text]) -> float:
     from tokenizers import Tokenizer
 
     from client.batches import encode

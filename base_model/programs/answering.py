@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from protocol.forms import SCALE, SHIFT, UP
+from protocol.manifest import TYPE_IDS
 
 Shapes = dict[str, tuple[int | str, ...]]
 
@@ -47,6 +48,16 @@ def drop_slots(graph: onnx.GraphProto, filled: set[str]) -> None:
     del graph.initializer[:], graph.input[:]
     graph.initializer.extend(kept)
     graph.input.extend(inputs)
+
+
+def ask_for_types(graph: onnx.GraphProto) -> None:
+    """Token types become an input of the rows, behind the others, in the place of their default."""
+    default = next(tensor for tensor in graph.initializer if tensor.name == TYPE_IDS)
+    graph.initializer.remove(default)
+    types = next(value for value in graph.input if value.name == TYPE_IDS)
+    graph.input.remove(types)
+    types.type.CopyFrom(graph.input[0].type)
+    graph.input.insert(2, types)
 
 
 def infer_shapes(model: onnx.ModelProto, known: Mapping[str, tuple[int | str, ...]]) -> Shapes:

@@ -18,6 +18,7 @@ from base_model.programs.document import REMEDY, GraphEntry
 from base_model.programs.tape import MICROSOFT
 from base_model.verify import WEIGHTS
 from protocol.errors import ArtefactError
+from protocol.manifest import TYPE_IDS
 
 MOST_BYTES, MOST_NODES, MOST_INSIDE = 2**26, 200_000, 2**24
 STANDARD = """
@@ -37,7 +38,7 @@ BITS = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT64: 64, TensorProto.INT32: 32,
     TensorProto.UINT8: 8, TensorProto.UINT4: 4, TensorProto.BOOL: 8,
 }  # fmt: skip
-INTEGERS = {"input_ids", "attention_mask", "labels"}
+INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, "labels"}
 
 
 def verify_graph(data: bytes, entry: GraphEntry, *, weights: int, source: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from base_model.programs.answering import ask_for_types
 from base_model.programs.build import adapted_graph, training_graph, unsigned_weights
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
@@ -21,12 +22,15 @@ def classifier_graphs(
 ) -> list[onnx.ModelProto]:
     """For each set of tensor names: loss and gradients of the recipe's adapter; of no name, logits.
 
-    Frozen tensors are read from ``base``. Inputs: ``input_ids`` and ``attention_mask`` (rows, tokens) and, to
+    Frozen tensors are read from ``base``. Inputs: ``input_ids``, ``attention_mask`` and, of pairs,
+    token types (rows, tokens) and, to
     train, the task's targets (rows,), and every tensor of the layout. Outputs: ``loss``, the sum over rows
     of the task's, and ``gradient.NAME`` of it for the names; or the graph's own ``logits``.
     """
     layout, manifest, task = recipe.layout, recipe.manifest, TASKS[recipe.plan.task.kind]
     answering = onnx.load(str(base / manifest.graph.file))
+    if recipe.typed:
+        ask_for_types(answering.graph)
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:

@@ -51,6 +51,7 @@ class ProgramDocument(Record):
     format: Literal[2] = 2
     base: Sha256
     task: Word
+    pairs: bool
     method: Word
     constants: Annotated[
         dict[Word, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=16)

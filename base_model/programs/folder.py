@@ -41,7 +41,7 @@ from base_model.verify import REBUILD, WEIGHTS
 from protocol import forms, methods
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, Manifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -84,6 +84,7 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     document = ProgramDocument(
         base=manifest.fingerprint,
         task=recipe.plan.task.kind,
+        pairs=recipe.plan.task.pairs,
         method=recipe.method.name,
         constants=dict(recipe.constants),
         opset=OPSET,
@@ -145,8 +146,8 @@ def open_program(folder: Path, recipe: Recipe, parts: Iterable[Parts] | None = N
 
 
 def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: str) -> None:
-    document, manifest = program.document, recipe.manifest
-    if document.task != recipe.plan.task.kind or document.opset != OPSET:
+    document, manifest, task = program.document, recipe.manifest, recipe.plan.task
+    if (document.task, document.pairs) != (task.kind, task.pairs) or document.opset != OPSET:
         raise ArtefactError(f"{source}: it is of another task or set of operators", REMEDY)
     if lacking := {graph_name(names) for names in sets} - document.graphs.keys():
         raise ArtefactError(f"{source}: it has no {min(lacking)}", REMEDY)
@@ -180,7 +181,8 @@ def _verify_signature(
     tensors = sorted(rule.name for rule in document.tensors)
     parts = set(entry.parts)
     trained = [rule.name for rule in document.tensors if rule.part in parts]
-    inputs = [*manifest.graph.inputs, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
+    rows = [name for name in manifest.graph.inputs if document.pairs or name != TYPE_IDS]
+    inputs = [*rows, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
     outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
     if entry.inputs != inputs or entry.outputs != outputs:
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
@@ -266,7 +268,7 @@ def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
     manifest = recipe.manifest
     content = {
         "base": manifest.fingerprint,
-        "task": recipe.plan.task.kind,
+        "task": [recipe.plan.task.kind, recipe.plan.task.pairs],
         "graph": [manifest.files[name].sha256 for name in manifest.graph_files()],
         "tensors": [rule.model_dump() for rule in tensor_rules(recipe)],
         "method": recipe.method.name,

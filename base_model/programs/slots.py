@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 
+from base_model.programs.answering import ask_for_types
 from base_model.programs.build import OPSET, Symbols, training_graph, unsigned_weights
 from base_model.programs.document import ProgramDocument, TensorRule, graph_name
 from base_model.programs.folder import Program, deriving, graph_entry, verify_graphs
@@ -18,7 +19,7 @@ from base_model.tasks import TASKS
 from base_model.verify import WEIGHTS
 from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import TYPE_IDS, Manifest
 
 METHOD = "slots"
 
@@ -39,15 +40,22 @@ def _part(slot: str) -> str:
     return next((end[1:] for end in (DOWN, UP, SCALE, SHIFT) if slot.endswith(end)), HEAD_PART)
 
 
-def slot_program(base: Path, manifest: Manifest, layout: Layout, *, kind: str) -> Program:
+def slot_program(
+    base: Path, manifest: Manifest, layout: Layout, *, kind: str, pairs: bool
+) -> Program:
     """A task's loss and the gradient of every slot of ``layout``, on the verified ``base``.
+
+    ``pairs``: whether its rows have two texts.
 
     Raises ArtefactError for a base whose graph has no derivative, or is none that may be run.
     """
     parts, task = frozenset(spec.part for spec in layout.specs), TASKS[kind]
     with deriving(base):
+        answering = onnx.load(str(base / manifest.graph.file))
+        if pairs and TYPE_IDS in manifest.graph.inputs:
+            ask_for_types(answering.graph)
         model = training_graph(
-            onnx.load(str(base / manifest.graph.file)),
+            answering,
             tensors={spec.name: len(spec.shape) for spec in layout.specs},
             trained=[spec.name for spec in layout.specs],
             forms=_as_they_are,
@@ -61,6 +69,7 @@ def slot_program(base: Path, manifest: Manifest, layout: Layout, *, kind: str) -
     document = ProgramDocument(
         base=manifest.fingerprint,
         task=kind,
+        pairs=pairs,
         method=METHOD,
         constants={},
         opset=OPSET,

@@ -26,7 +26,6 @@ class Tape:
         self.graph = graph
         self._prefix = prefix
         self._count = 0
-        self._constants = {item.name for item in graph.initializer}
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """One node with one output; its name."""
@@ -41,8 +40,8 @@ class Tape:
         array = np.asarray(value, dtype)
         content = f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
         name = f"constant.{hashlib.sha256(content).hexdigest()[:16]}"
-        if name not in self._constants:
-            self._constants.add(name)
+        # a graph may be written by two tapes in turn
+        if not any(item.name == name for item in self.graph.initializer):
             self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 

@@ -72,9 +72,12 @@ class AdapterModel:
             if spec.part in trained
         }
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits (rows, labels) of token ids and mask, both (rows, tokens) int64."""
-        logits: torch.Tensor = self._peft(input_ids=ids, attention_mask=mask).logits
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Outputs (rows, outputs) of token ids, mask and, of pairs, types, all (rows, tokens) int64."""
+        # as `segments`: behind a prompt peft drops what is called token_type_ids
+        logits: torch.Tensor = self._peft(input_ids=ids, attention_mask=mask, segments=types).logits
         return logits
 
     @property

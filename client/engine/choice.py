@@ -48,7 +48,8 @@ def engine_for(
     sets = None if parts is None else tuple(parts)
     key: Key = (
         *(kind, str(base.folder), base.manifest.fingerprint, plan.adapter_settings, recipe.layout),
-        *(plan.task.kind, plan.rule.name, plan.base.program, plan.local.precision, sets, threads),
+        *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
+        *(plan.local.precision, sets, threads),
     )
     with _lock:
         if key not in _engines:

@@ -23,6 +23,7 @@ from base_model.tasks import TASKS
 from client.batches import Batch
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
+from protocol.manifest import TYPE_IDS
 from protocol.rules import Parts
 
 SESSIONS = 6  # kept open; the one not used for longest is let go
@@ -53,7 +54,8 @@ class OnnxEngine:
         return np.asarray(logits, np.float32)
 
     def _rows(self, batch: Batch) -> dict[str, Any]:
-        return {"input_ids": batch.ids, "attention_mask": batch.mask}
+        types = {} if batch.types is None else {TYPE_IDS: batch.types}
+        return {"input_ids": batch.ids, "attention_mask": batch.mask, **types}
 
     def _session(self, parts: Parts) -> Any:
         key = (self._digest, graph_name(parts), str(self._base), self._threads)

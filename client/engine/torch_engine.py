@@ -67,5 +67,10 @@ class TorchEngine:
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         device = self._model.device
-        ids, mask = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.mask))
-        return self._model.forward(ids, mask).float()
+        ids, mask, types = (
+            None if array is None else torch.from_numpy(array).to(device)
+            for array in (batch.ids, batch.mask, batch.types)
+        )
+        assert ids is not None
+        assert mask is not None
+        return self._model.forward(ids, mask, types).float()

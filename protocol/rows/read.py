@@ -7,7 +7,7 @@ and a device's probe take too. Messages show column names and (short) labels, ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -18,17 +18,18 @@ from protocol.rows.formats import Place, read_lines, read_values, shown, type_na
 from protocol.rows.labels import hint
 
 LONGEST_LABEL: Final = 200  # characters, as in a plan (P-1.2)
+Text = str | tuple[str, str]  # a text, or a pair of them
 Check = Callable[[object, Place, str], Any]  # value, where it stands, its column; raises DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows: ``targets[i]`` is the label of ``texts[i]``, or its number.
+    """Rows: ``targets[i]`` is the label of ``texts[i]`` (a text, or a pair of them), or its number.
 
     ``groups[i]`` is the value of the column asked for besides these, as text.
     """
 
-    texts: list[str] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
 
@@ -44,27 +45,44 @@ class Table:
         )
 
 
-def read_rows(path: Path, *, text: str, target: str, check: Check, group: str = "") -> Table:
-    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file by its columns ``text``, ``target`` and ``group``.
+def read_rows(
+    path: Path, *, text: str, target: str, check: Check, pair: str = "", group: str = ""
+) -> Table:
+    """Read a ``.jsonl``, ``.csv`` or ``.parquet`` file by these columns; without ``pair`` texts are single.
 
     ``check`` takes a value of ``target`` or refuses it. Raises DataError for the first row that does not
     fit, MachineError where Parquet cannot be read; then nothing is returned.
     """
-    columns = [text, target, *filter(None, [group])]
+    texts = [text, *filter(None, [pair])]
+    columns = [*texts, target, *filter(None, [group])]
     table = Table()
     for place, values in read_values(path, columns):
-        table.texts.append(checked_text(values[0], place, text))
-        table.targets.append(check(values[1], place, target))
+        table.texts.append(_text(values, place, texts))
+        table.targets.append(check(values[len(texts)], place, target))
         if group:
-            table.groups.append(_group(values[2], place, group))
+            table.groups.append(_group(values[-1], place, group))
     return table
 
 
-def read_texts(path: Path, column: str) -> list[str]:
-    """Texts alone: of a column, or of another file the lines that are not blank. Raises as read_rows."""
+def read_texts(path: Path, column: str, pair: str = "") -> list[Text]:
+    """Texts alone: of a column, or of two; or of another file the lines that are not blank.
+
+    Raises as read_rows.
+    """
     if path.suffix.lower() in (".jsonl", ".csv", ".parquet"):
-        return [checked_text(row[0], place, column) for place, row in read_values(path, [column])]
+        columns = [column, *filter(None, [pair])]
+        return [_text(row, place, columns) for place, row in read_values(path, columns)]
+    if pair:
+        raise DataError(f"{path}: a file of lines has no columns", "use .jsonl, .csv or .parquet")
     return [checked_text(line, place, "") for place, line in read_lines(path)]
+
+
+def _text(values: Sequence[object], place: Place, columns: Sequence[str]) -> Text:
+    """The text, or the pair, of the first values."""
+    first, *second = (
+        checked_text(value, place, column) for value, column in zip(values, columns, strict=False)
+    )
+    return (first, second[0]) if second else first
 
 
 def checked_text(text: object, place: Place, column: str) -> str:

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from protocol.peft_format import MOST_TOKENS
 from protocol.rows.read import Check, Table, read_rows
 from protocol.section import Column, Section
 
+LEAST_PAIR = 8  # tokens: four special ones, and as many words
 MOST_LOSS = 64  # of one row: nats, or squares of the range
 
 
@@ -69,9 +70,22 @@ class TaskSection(Section, ABC):
 
     kind: str = Field(description="what is learnt of a text")
     text: Column = Field(default="text", description="column with the text")
+    text_pair: Annotated[str, Field(max_length=200)] = Field(
+        default="", description="column with a second text, for pairs; empty: there is none"
+    )
     max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
         default=64, description="tokens with the special ones; longer texts are cut"
     )
+
+    @model_validator(mode="after")
+    def _pairs_have_room(self) -> Self:
+        if self.text_pair and self.text_pair in (self.text, self.column):
+            raise ValueError(
+                f"text_pair is the column `{self.text_pair}`, which is something else already"
+            )
+        if self.text_pair and self.max_length < LEAST_PAIR:
+            raise ValueError(f"max_length is {self.max_length}; a pair needs {LEAST_PAIR} tokens")
+        return self
 
     KIND: ClassVar[str]
     BASE: ClassVar[str] = "sequence-classification"  # what a base has to be built for
@@ -95,7 +109,14 @@ class TaskSection(Section, ABC):
 
     def rows(self, path: Path, *, group: str = "") -> Table:
         """The rows of a file, ``group`` being one more column. Raises as read_rows."""
-        return read_rows(path, text=self.text, target=self.column, check=self.check(), group=group)
+        return read_rows(
+            path,
+            text=self.text,
+            pair=self.text_pair,
+            target=self.column,
+            check=self.check(),
+            group=group,
+        )
 
     @property
     @abstractmethod
@@ -112,9 +133,19 @@ class TaskSection(Section, ABC):
     def shown(self) -> str:
         """A line of Python that prints the answer of ``model`` to ``inputs``."""
 
-    @abstractmethod
+    @property
+    def asked(self) -> str:
+        """What a tokenizer is given in Python, for an example."""
+        return '["a text"], ["another"]' if self.pairs else '["a text"]'
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two texts."""
+        return bool(self.text_pair)
+
     def note(self) -> dict[str, Any]:
         """What a device has to know of it, as fields of ``release.json``."""
+        return {"task": self.kind, "pairs": self.pairs, "max_length": self.max_length}
 
     @classmethod
     @abstractmethod

@@ -70,7 +70,7 @@ class Classification(TaskSection):
 
     def note(self) -> dict[str, Any]:
         """The labels in their order."""
-        return {"task": self.kind, "labels": self.labels, "max_length": self.max_length}
+        return super().note() | {"labels": self.labels}
 
     @classmethod
     def quality_of(cls, sums: Mapping[str, float]) -> float | None:

@@ -72,12 +72,7 @@ class Regression(TaskSection):
 
     def note(self) -> dict[str, Any]:
         """The range; there are no labels."""
-        return {
-            "task": self.kind,
-            "labels": [],
-            "range": (self.low, self.high),
-            "max_length": self.max_length,
-        }
+        return super().note() | {"labels": [], "range": (self.low, self.high)}
 
     @classmethod
     def quality_of(cls, sums: Mapping[str, float]) -> float | None:

@@ -88,7 +88,14 @@ def golden(world: World, rows: list[dict[str, str]], least: int) -> None:
 
 
 def wish(data: Path, **changes: Any) -> Request:
-    fields = {"data": data, "text": "text", "column": "", "local": LOCAL, "holdout": None}
+    fields = {
+        "data": data,
+        "text": "text",
+        "pair": "",
+        "column": "",
+        "local": LOCAL,
+        "holdout": None,
+    }
     return Request(**fields | changes)
 
 

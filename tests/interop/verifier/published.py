@@ -224,6 +224,7 @@ def check_release_note(
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
         "task": task["kind"],
+        "pairs": bool(task["text_pair"]),
         "labels": task.get("labels", []),
         "range": [task["low"], task["high"]] if task["kind"] == "regression" else None,
         "max_length": task["max_length"],

@@ -46,6 +46,7 @@ def write_tokenizer(folder: Path, *, pad: int = 1) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
+        pair="<s> $A </s> </s>:1 $B:1 </s>:1",
         special_tokens=[(token, vocabulary[token]) for token in ("<s>", "</s>")],
     )
     tokenizer.save(str(folder / "tokenizer.json"))

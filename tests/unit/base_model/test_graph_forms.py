@@ -12,15 +12,15 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto
 
 from base_model.build import build_base
 from base_model.families import FAMILIES as ROWS
 from base_model.programs.build import training_graph, unsigned_weights
-from base_model.programs.classifier import LABELS, cross_entropy
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.session import open_session
 from base_model.store import open_base
+from base_model.tasks.classification import ELEMENT, TARGET
+from base_model.tasks.classification import loss as cross_entropy
 from base_model.verify import WEIGHTS, read_manifest
 from protocol.forms import SCALE, SHIFT
 from protocol.manifest import Manifest
@@ -154,13 +154,13 @@ def gradients_of(
         trained=trained,
         forms=lambda tensors: tensors,
         loss=cross_entropy,
-        targets={LABELS: (TensorProto.INT64, ["batch"])},
+        targets={TARGET: (ELEMENT, ["batch"])},
         weights=unsigned_weights(manifest.bits, manifest.block),
     )
     refer_to_weights(model, base / WEIGHTS)
     session = open_session(model.SerializeToString(), base, threads=1)
     ids, mask, targets = batch(manifest)
-    feeds = {"input_ids": ids, "attention_mask": mask, LABELS: targets}
+    feeds = {"input_ids": ids, "attention_mask": mask, TARGET: targets}
     loss, *gradients = session.run(None, feeds | values | head(manifest))
     return float(loss), dict(zip(trained, gradients, strict=True)), model
 

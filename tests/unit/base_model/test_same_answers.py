@@ -73,8 +73,8 @@ def edge_logits(
     base: EdgeBase, texts: list[str], extra: dict[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """All texts in one batch: the short ones are padded."""
-    ids, mask = base.batch(texts, max_length=base.manifest.max_positions)
-    inputs = {"input_ids": ids, "attention_mask": mask, **(extra or {})}
+    feeds = base.batch(texts, max_length=base.manifest.max_positions)
+    inputs = feeds | (extra or {})
     answers: np.ndarray = base.session.run(["logits"], inputs)[0]
     return answers
 

@@ -101,8 +101,8 @@ def test_an_adapter_has_an_effect_only_where_it_is_run_as_we_run_it(
 ) -> None:
     """`run` applies it; bound inputs ignore it without a word. Every answer of ours is `run`'s."""
     adapter = load_adapter(released["a"], base)
-    ids, mask = base.batch(TEXTS, max_length=16)
-    feeds, output = {"input_ids": ids, "attention_mask": mask}, base.manifest.graph.output
+    feeds = base.batch(TEXTS, max_length=16)
+    output = base.manifest.graph.output
     (applied,) = base.session.run([output], feeds, adapter.run_options)
     binding = base.session.io_binding()
     for name, value in feeds.items():
