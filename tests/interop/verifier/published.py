@@ -65,11 +65,9 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
         shifts = [name for name in adapter if role_of(name) == "shift"]
         for name in shifts:
             path = name.removesuffix(".shift")
-            documents.shapes[f"{path}.lora_A"] = (1, widths[path])
-            documents.shapes[f"{path}.lora_B"] = (*documents.shapes[name], 1)
+            sizes = {"lora_A": widths[path], "lora_B": math.prod(documents.shapes[name])}
             adapter = adapter | {
-                f"{path}.{end}": np.zeros(math.prod(documents.shapes[f"{path}.{end}"]), np.float32)
-                for end in ("lora_A", "lora_B")
+                f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
     plain = {name: value for name, value in adapter.items() if role_of(name) != "lora_R"}
@@ -82,6 +80,12 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
             total = total + b[:, k : k + 1] * core[k : k + 1, :]
         plain[b_name] = total.astype(np.float32).reshape(-1)
     return plain
+
+
+def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
+    """Of a published tensor; beside biases there are factors of rank 1."""
+    beside = {"lora_A": (1, size), "lora_B": (size, 1)}
+    return documents.shapes.get(name) or beside[role_of(name)]
 
 
 def folder_head(documents: Documents) -> str:
@@ -109,7 +113,7 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
             own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
             method = documents.plan["adapter"]["method"]
             key = f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
-        tensors[key] = documents.shapes[name], value.tobytes()
+        tensors[key] = shape_of(documents, name, value.size), value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
 
 
@@ -157,18 +161,19 @@ def config(documents: Documents) -> dict[str, Any]:
         return both | {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
     alone = adapter["method"] in ("head", "bias")
     stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
+    biased = {"lora_bias": True} if adapter["method"] == "bias" else {}
+    targets = sorted(adapted(documents.plan, manifest)) if "targets" in adapter else None
     return (
         both
         | stable
+        | biased
         | {
             "peft_type": "LORA",
             "r": 1 if alone else adapter["rank"],
             "lora_alpha": 1.0 if alone else adapter["alpha"],
             "lora_dropout": 0.0,
             "bias": "none",
-            "target_modules": "dummy-target-modules"
-            if alone
-            else sorted(adapted(documents.plan, manifest)),
+            "target_modules": targets or "dummy-target-modules",
         }
     )
 
@@ -316,7 +321,7 @@ def check_edge(
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
     s = np.float32(adapter.get("alpha", 1.0) / root)
     expected = {}
-    shaped = {name: value.reshape(documents.shapes[name]) for name, value in plain.items()}
+    shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():
         if adapter["method"] == "bias" and role_of(name).startswith("lora_"):
             continue
