@@ -139,7 +139,7 @@ def check_ordinary_class(case: Case) -> None:
     ordinary = AutoModelForSequenceClassification.from_pretrained(
         case.source, num_labels=3, ignore_mismatched_sizes=True, dtype=torch.float32
     )
-    if not case.name.startswith("bert-pooler"):
+    if not case.name.startswith("bert-pooler") or case.name.endswith("norm"):
         with pytest.raises(KeyError, match="classifier"):
             PeftModel.from_pretrained(ordinary, str(case.adapter))
         return
@@ -186,21 +186,3 @@ def test_the_file_answers_as_a_device_does_of_every_method(
     write_adapter: Any, tmp_path: Path, pooling: str
 ) -> None:
     check(list(build(tmp_path, "bert", pooling, write_adapter, list(METHODS))), tmp_path)
-
-
-@pytest.mark.slow
-def test_without_the_file_peft_refuses_norms_that_it_would_misread(
-    write_adapter: Any, tmp_path: Path
-) -> None:
-    """Where other methods' folders open in the ordinary class: their head has its name there."""
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    def opened(case: Case) -> Any:
-        model = AutoModelForSequenceClassification.from_pretrained(case.source, num_labels=3)
-        return PeftModel.from_pretrained(model, str(case.adapter))
-
-    lora, norm = build(tmp_path, "bert", "pooler", write_adapter, ["lora", "norm"])
-    opened(lora)
-    with pytest.raises(ValueError, match="head_on_pooler"):
-        opened(norm)
