@@ -29,7 +29,9 @@ LAYERS = ".ln_tuning_layers."
 class NormSettings(Settings):
     """The parameters that are trained: scales and shifts of norms."""
 
-    method: Literal["norm"] = Field(default="norm", description="what is trained")
+    method: Literal["norm"] = Field(
+        default="norm", description="what is trained; `fedge plan methods` lists all"
+    )
 
 
 class Norm(Method[NormSettings]):
