@@ -81,7 +81,7 @@ def test_numbers_are_learnt_in_secret_rounds(finished: tuple[Path, Summary]) -> 
     measured = [
         entry["nrmse"] for entry in json.loads((out / "evaluations.json").read_text())["test"]
     ]
-    assert summary.nrmse_federated == measured[-1] < 0.9 * measured[0]
+    assert summary.nrmse_federated == measured[-1] < 0.2  # the mean of all would be off by 0.34
     assert summary.nrmse_pooled is not None
     assert summary.nrmse_alone_mean is not None
     record = json.loads((out / "rounds" / "0003" / "record.json").read_text())
