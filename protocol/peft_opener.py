@@ -142,7 +142,10 @@ def tokenizer(base):
         return AutoTokenizer.from_pretrained(str(base))
     file = Path(base) / "tokenizer.json"
     pad = json.loads(file.read_text("utf-8"))["padding"]["pad_token"]
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=pad)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file), pad_token=pad, model_input_names=names
+    )
 
 
 def _is_base(base):

@@ -64,7 +64,7 @@ class Recipe:
 
     @property
     def typed(self) -> bool:
-        """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.10)"""
+        """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.12)"""
         return self.plan.task.pairs and TYPE_IDS in self.manifest.graph.inputs
 
     @cached_property

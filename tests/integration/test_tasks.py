@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 
 
 def rows_of(words: list[str], count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Texts of two words, repeated; the value is how often the first one comes, 0 to 5."""
+    """Pairs of texts of two words, repeated; the value is how often the first word comes, 0 to 5."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         first = int(rng.integers(0, 6))
         chosen = [words[0]] * first + [words[-1]] * (5 - first)
-        yield {"text": " ".join(chosen), "score": float(first)}
+        yield {"text": " ".join(chosen[:3]), "other": " ".join(chosen[3:]), "score": float(first)}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ alone = 1
 [plan]
 seed = 3
 rounds = 4
-task = {{ kind = "regression", low = 0, high = 5, target = "score", max_length = 16 }}
+task = {{ kind = "regression", low = 0, high = 5, target = "score", text_pair = "other", max_length = 16 }}
 adapter.rank = 4
 cohort = {{ size = 5, quorum = 4 }}
 local = {{ batch_size = 8, epochs = 3, head_learning_rate = 0.03 }}
@@ -81,7 +81,7 @@ def test_numbers_are_learnt_in_secret_rounds(finished: tuple[Path, Summary]) -> 
     measured = [
         entry["nrmse"] for entry in json.loads((out / "evaluations.json").read_text())["test"]
     ]
-    assert summary.nrmse_federated == measured[-1] < 0.9 * measured[0]
+    assert summary.nrmse_federated == measured[-1] < 0.2  # the mean of all would be off by 0.34
     assert summary.nrmse_pooled is not None
     assert summary.nrmse_alone_mean is not None
     record = json.loads((out / "rounds" / "0003" / "record.json").read_text())
@@ -99,7 +99,9 @@ def test_a_device_answers_as_the_run_was_measured(finished: tuple[Path, Summary]
     runtime = EdgeRuntime(EdgeBase.open(Path(summary.base)))
     runtime.activate(Path(summary.adapter))
     rows = [json.loads(line) for line in (out / "test.jsonl").read_text().splitlines()]
-    found = [answer.value for answer in runtime.infer([row["text"] for row in rows])]
+    found = [
+        answer.value for answer in runtime.infer([(row["text"], row["other"]) for row in rows])
+    ]
     error = np.sqrt(np.mean((np.array(found) - [row["score"] for row in rows]) ** 2)) / 5
     assert error == pytest.approx(summary.nrmse_federated, rel=1e-3)
 

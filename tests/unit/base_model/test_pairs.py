@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,25 @@ def test_engines_agree_on_pairs(case: Case, task: dict[str, Any], method: str) -
         assert np.abs(oracle.logits(tensors, untyped) - theirs["outputs"]).max() > 1e-4
 
 
+def opened_by_its_own_file(folder: Path, base: Path) -> np.ndarray:
+    """What users of the PEFT folder get, by the file in it."""
+    spec = importlib.util.spec_from_file_location("open_adapter", folder / "open_adapter.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    inputs = module.tokenizer(base)(
+        *map(list, zip(*PAIRS, strict=True)),
+        padding=True,
+        truncation=True,
+        max_length=LENGTH,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        answers: np.ndarray = module.load(folder, base)(**inputs).logits.numpy()
+    return answers
+
+
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 def test_a_device_answers_pairs_as_torch_does(
     case: Case, write_adapter: Any, tmp_path: Path, method: str
@@ -132,6 +152,8 @@ def test_a_device_answers_pairs_as_torch_does(
         ).logits.numpy()
     found = runtime.logits(PAIRS)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    published = opened_by_its_own_file(folder, case.base)
+    assert np.abs(published - found).max() < 1e-4 * np.abs(found).max()
     # one text alone is another question than the same words as a pair
     assert np.abs(runtime.logits(SINGLE) - found).max() > 1e-4
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,12 @@ from client.data import Rows, load_rows
 from client.tasks.regression import score
 from client.training import train
 from client.worker import Worker
+from protocol.encoding import vector_digest
 from protocol.errors import DataError
 from protocol.plan import Plan
+from protocol.secagg.task import encoding_for
 from protocol.tasks.regression import Regression
+from protocol.wire import Instruction
 from simulations.tasks.regression import score as scores_of
 from simulations.tasks.regression import scores_from, strata
 
@@ -112,6 +117,80 @@ def test_a_client_learns_numbers(tiny_base: Path, make_plan: Make, words: list[s
     error = worker.score(after, rows).metrics["eval_error"] / len(rows)
     assert error < 0.8 * np.var(targets)
     assert worker.score(tensors, rows).metrics["eval_error"] / len(rows) > error
+
+
+def test_a_round_of_pairs_and_numbers(tiny_base: Path, make_plan: Make, tmp_path: Path) -> None:
+    """Rows of a file, two clients' updates and metrics, their secret sum: what each is and no more."""
+    task = {"kind": "regression", "low": 0.0, "high": 5.0, "text": "s1", "text_pair": "s2"}
+    plan = make_plan(
+        task=task | {"target": "score", "max_length": 16},
+        evaluation={"holdout": 0.25},
+        cohort={"size": 3, "quorum": 2},
+        secrecy={},
+    )
+    worker = Worker(plan, tiny_base, threads=1)
+    start = worker.recipe.sent_layout.flatten(
+        {spec.name: worker.recipe.start()[spec.name] for spec in worker.recipe.sent_layout.specs}
+    )
+    instruction = Instruction(
+        round=1,
+        attempt=1,
+        plan_digest=plan.digest,
+        base=plan.base.fingerprint,
+        adapter_digest=vector_digest(start),
+        evaluate=True,
+    )
+    given = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"s1": "turn on", "s2": f"the light {name}", "score": n % 6} for n in range(16)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        read = load_rows(path, plan.task)
+        assert read.texts[0] == ("turn on", f"the light {name}")
+        given.append(
+            worker.contribute(client=name, instruction=instruction, adapter=start, rows=read)
+        )
+    assert all(list(each.metrics) == list(plan.task.METRICS) for each in given)
+    encoding = encoding_for(plan, instruction, size=len(given[0].update), clients=2)
+    rng = np.random.default_rng(0)
+    words = sum(encoding.words(each, rng, os.urandom) for each in given)
+    mean, metrics = encoding.opened(words, 2)
+    expected = np.mean([each.update for each in given], axis=0)
+    assert np.abs(mean - expected).max() < 0.05 * np.abs(expected).max()
+    assert metrics["eval_examples"] == 8
+    total = sum(each.metrics["eval_error"] for each in given)
+    assert metrics["eval_error"] == pytest.approx(total, abs=2 / 2**16)
+    assert 0 < plan.task.quality_of(metrics) < 1
+
+
+PAIR = Regression(kind="regression", low=0.0, high=4.0, text="s", text_pair="o", target="t")
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ('{"s": "a", "t": 1}', "line 2: the column `o` is missing"),
+        ('{"s": "a", "o": 3, "t": 1}', "line 2: column `o` holds a number, not text"),
+        ('{"s": "a", "o": " ", "t": 1}', "line 2: column `o` is empty"),
+        ('{"s": "", "o": "b", "t": 1}', "line 2: column `s` is empty"),
+        ('{"s": "a", "o": "b", "t": 5}', "line 2: column `t` holds 5"),
+    ],
+)
+def test_a_pair_that_does_not_fit_is_named(tmp_path: Path, row: str, fault: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"s": "a", "o": "b", "t": 1}\n' + row + "\n")
+    with pytest.raises(DataError) as caught:
+        load_rows(path, PAIR)
+    assert fault in caught.value.cause
+
+
+def test_pairs_from_any_form(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"o": "b", "t": 1, "s": "a"}\n')
+    (tmp_path / "a.csv").write_text("o,s,t\nb,a,1\n")
+    pq.write_table(pa.table({"t": [1], "o": ["b"], "s": ["a"]}), tmp_path / "a.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        rows = load_rows(path, PAIR)
+        assert (rows.texts, rows.targets) == ([("a", "b")], [0.25]), path
 
 
 def test_rows_are_dealt_out_by_tenths_of_their_values() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from base_model.release import release_adapter
 from edge_runtime.base import EdgeBase
 from edge_runtime.calibrating import calibrate_release
+from edge_runtime.commands import app
 from edge_runtime.http_server import App
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.runtime import EdgeRuntime
@@ -149,3 +151,85 @@ def test_a_release_of_a_task_that_is_not_known_here_is_refused(
         (tmp_path / name).write_bytes((numbers / name).read_bytes())
     with pytest.raises(ArtefactError, match=r"`regresion`, .* nearest is `regression`"):
         EdgeRuntime(EdgeBase.open(tiny_base)).activate(tmp_path)
+
+
+PAIRS = [("turn on the light", "play music"), ("light", "stop the timer now")]
+
+
+@pytest.fixture(scope="module")
+def pairs(write_adapter: Any, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released adapter for pairs of texts."""
+    task = {"labels": ["no", "perhaps", "yes"], "text_pair": "other", "max_length": 16}
+    folder = write_adapter(tmp_path_factory.mktemp("pairs") / "a", task=task)
+    assert release_adapter(folder, tiny_base, texts=PAIRS, bound=1e-4).pairs
+    note, _ = calibrate_release(folder, tiny_base, PAIRS, [0, 1])
+    assert note.calibration is not None
+    return folder
+
+
+def test_pairs_and_single_texts_are_not_taken_for_each_other(
+    tiny_base: Path, pairs: Path, released: Any
+) -> None:
+    service = SingleService(tiny_base, pairs)
+    assert len(service.classify(PAIRS).predictions) == 2
+    for texts in (TEXTS, [*PAIRS, "a text"]):
+        with pytest.raises(DataError, match="answers pairs of texts"):
+            service.classify(texts)
+    with pytest.raises(DataError, match="answers single texts"):
+        SingleService(tiny_base, released["a"]).classify(PAIRS)
+
+
+def test_pairs_over_http(tiny_base: Path, pairs: Path) -> None:
+    service = SingleService(tiny_base, pairs)
+    server = App(service)
+    firsts, seconds = map(list, zip(*PAIRS, strict=True))
+    status, said = post(server, "/v1/classify", {"texts": firsts, "text_pairs": seconds})
+    expected = [answer.form(Wanted()) for answer in service.classify(PAIRS).predictions]
+    assert (status, said["answers"]) == (200, expected)
+    for body, cause in (
+        ({"texts": firsts}, "answers pairs"),
+        ({"texts": firsts, "text_pairs": seconds[:1]}, "as many as there are texts"),
+        ({"texts": firsts, "text_pairs": []}, "text_pairs"),
+    ):
+        status, said = post(server, "/v1/classify", body)
+        assert (status, said["error"]["code"]) == (422, "request.form")
+        assert cause in said["error"]["cause"]
+
+
+def test_pairs_on_the_command_line(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    def infer(*arguments: object) -> Any:
+        options = ["infer", "--base", tiny_base, "--adapter", pairs, "--json", *arguments]
+        return CliRunner().invoke(app, list(map(str, options)))
+
+    given = [word for pair in PAIRS for word in (pair[0], "--pair", pair[1])]
+    answers = json.loads(infer(*given).stdout)
+    assert [(row["text"], row["text_pair"]) for row in answers] == PAIRS
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" + "".join(f"{first},{second}\n" for first, second in PAIRS))
+    in_file = ("--file", path, "--column", "a", "--pair-column", "b")
+    assert json.loads(infer(*in_file).stdout) == answers
+    for odd, fault in (
+        (("one", "two", "--pair", "three"), "2 texts and 1 --pair"),
+        (("one",), "answers pairs"),
+        (("--file", path, "--column", "a"), "answers pairs"),
+    ):
+        done = infer(*odd)
+        assert isinstance(done.exception, DataError)
+        assert fault in done.exception.cause
+
+
+def test_a_probe_of_pairs(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
+    base = EdgeBase.open(tiny_base)
+    runtime = EdgeRuntime(base)
+    runtime.activate(pairs)
+    label = runtime.infer(PAIRS)[0].label
+    row = {"text": PAIRS[0][0], "text_pair": PAIRS[0][1], "label": label}
+    assert check_health(pairs, base, read_probe(probe(tmp_path, rows=[row]))).correct == 1
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    in_file = {"file": "rows.jsonl", "text_pair": "text_pair"}
+    assert check_health(pairs, base, read_probe(probe(tmp_path, rows=in_file))).correct == 1
+    single = read_probe(probe(tmp_path, rows=[{"text": "a", "label": label}]))
+    with pytest.raises(DeliveryError, match="answers pairs"):
+        check_health(pairs, base, single)
+    with pytest.raises(ArtefactError, match="some rows are pairs"):
+        read_probe(probe(tmp_path, rows=[row, {"text": "a", "label": label}]))

@@ -28,23 +28,23 @@ def plan(task: Any, **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("task", "cause", "remedy"),
     [
-        (
-            LABELS | {"kind": "clasification"},
-            "`task.kind`: there is no kind 'clasification'",
-            "`classification`",
-        ),
-        ({"kind": "sequence-classification"}, "`task.kind`", "is called `classification`"),
+        (LABELS | {"kind": "clasification"}, "no kind 'clasification'", "`classification`"),
+        ({"kind": "sequence-classification"}, "`task.kind`", "`classification`"),
         ({"kind": "causal-lm"}, "`task.kind`", "classification, regression"),
         ({"kind": 5}, "`task.kind`: there is no kind 5", "known kinds"),
-        (LABELS | {"low": 0.0}, "unknown key `task.low`", "key of `regression`"),
-        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "key of `classification`"),
+        (LABELS | {"low": 0.0}, "unknown key `task.low`", "a key of `regression`"),
+        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "a key of `classification`"),
         (NUMBERS | {"targit": "x"}, "unknown key `task.targit`", "`target`"),
         (NUMBERS | {"rounds": 3}, "unknown key `task.rounds`", "write `rounds`"),
         (NUMBERS | {"high": 0}, "not above low", "correct"),
         (NUMBERS | {"high": float("inf")}, "`task.high`", "correct"),
         ({"kind": "regression", "low": 0}, "`task.high` is missing", "add it"),
         ({}, "`task.labels` is missing", "add it"),
-        (3, "`task`", "write [task]"),
+        (LABELS | {"text_pair": "text"}, "`task`: text_pair is the column `text`", "correct"),
+        (LABELS | {"text_pair": "label"}, "text_pair is the column `label`", "correct"),
+        (NUMBERS | {"text_pair": "target"}, "text_pair is the column `target`", "correct"),
+        (LABELS | {"text_pair": "o", "max_length": 7}, "a pair needs 8 tokens", "correct"),
+        (3, "`task` is no table", "write [task]"),
     ],
 )
 def test_keys_of_another_kind_are_refused(task: Any, cause: str, remedy: str) -> None:
