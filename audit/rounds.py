@@ -291,7 +291,7 @@ class RoundCheck:
         weights = adapter_path(leaf.round, WEIGHTS_FILE)
         data = read_subject(run.source, self._round.adapter, weights)
         tensors, _ = decode_tensors(data, source=weights)
-        head = folder_head(run.manifest)
+        head = folder_head(run.manifest, recipe.method)
         if not _same_tensors(tensors, to_peft(plain, method=recipe.method, head=head)):
             raise _bad(f"{weights} holds another adapter")
         name = adapter_path(leaf.round, CONFIG_FILE)

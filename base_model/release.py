@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
+from base_model.relative_norm import relate_norms
 from base_model.store import GRAPH, OpenBase, open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
@@ -153,10 +154,12 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
     """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused."""
     from peft import PeftModel
 
-    opened.model.rename_head(folder_head(opened.manifest))
+    method = published_of(adapter).method
+    opened.model.rename_head(folder_head(opened.manifest, method))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(opened.model, str(adapter))
+    relate_norms(model, "default")
     refuse_merge(model)
     return model.eval()
 

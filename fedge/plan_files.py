@@ -22,7 +22,10 @@ STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 def plan_text(plan: Plan) -> str:
     """A plan as commented TOML: made from the model itself, so that it cannot fall behind it."""
-    lines = ["# A plan for fedge: everything the parties of a run must agree on.", "format = 1"]
+    lines = [
+        "# A plan for fedge: everything the parties of a run must agree on.",
+        f"format = {plan.format}",
+    ]
     lines += [f"{key} = {_toml(getattr(plan, key))}" for key in ("name", "seed", "rounds")]
     for name in Plan.model_fields:
         if isinstance(table := getattr(plan, name), BaseModel):

@@ -50,9 +50,9 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
     return (family, pooling) == ("bert", "pooler")
 
 
-def folder_head(manifest: Manifest) -> str:
+def folder_head(manifest: Manifest, method: Method[Any]) -> str:
     """The head's name in a PEFT folder: one that no ordinary class has, where that computes otherwise."""
-    if fits_ordinary_class(manifest.family, manifest.pooling):
+    if fits_ordinary_class(manifest.family, manifest.pooling) and not method.own_opener:
         return manifest.head.path
     return f"head_on_{manifest.pooling}"
 
@@ -135,7 +135,7 @@ def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
         "task_type": recipe.plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "modules_to_save": [folder_head(manifest)],
+        "modules_to_save": [folder_head(manifest, recipe.method)],
         "auto_mapping": {
             "base_model_class": "Classifier",
             "parent_library": OPENER_MODULE,

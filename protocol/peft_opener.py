@@ -115,8 +115,19 @@ def load(folder, base):
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
     adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    for module in adapted.modules():
+        if hasattr(module, "ln_tuning_layers"):
+            _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
     adapted.register_forward_pre_hook(_keep_types, with_kwargs=True)
     return adapted
+
+
+@torch.no_grad()
+def _multiply_in(norm, own):
+    """A norm of the folder is relative to the base's: scale * (norm(x) + shift)."""
+    if own.bias is not None:
+        own.bias.add_(norm.bias).mul_(own.weight)
+    own.weight.mul_(norm.weight)
 
 
 def _keep_types(_model, arguments, named):

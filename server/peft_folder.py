@@ -43,7 +43,7 @@ def write_peft_folder(
     """
     folder.mkdir()
     plan, manifest = recipe.plan, recipe.manifest
-    plain, head = recipe.published(tensors), folder_head(manifest)
+    plain, head = recipe.published(tensors), folder_head(manifest, recipe.method)
     config = peft_config(recipe, base_name=manifest.source)
     contents = {
         CONFIG_FILE: render_config(config),

@@ -13,6 +13,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "loha": {"rank": 2, "alpha": 4.0},
     "ia3": {},
     "bias": {},
+    "norm": {},
     "prompt": {"tokens": 5},
     "head": {},
 }

@@ -12,6 +12,7 @@ from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
 from base_model.quant_linear import refuse_merge
+from base_model.relative_norm import relate_norms
 from client.engine.beyond_peft import freeze_factors, insert_cores
 from client.engine.interface import Values
 from protocol.layout import HEAD_PART, Layout, Tensors
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
-BEYOND_PEFT = {"lora-sb": insert_cores, "bias": freeze_factors}
+BEYOND_PEFT = {"lora-sb": insert_cores, "bias": freeze_factors, "norm": relate_norms}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 

@@ -13,12 +13,14 @@ from protocol.methods.ia3 import Ia3
 from protocol.methods.loha import Loha
 from protocol.methods.lora import Lora
 from protocol.methods.lora_sb import LoraSb
+from protocol.methods.norm import Norm
 from protocol.methods.prompt import Prompt
 from protocol.misspelling import nearest
 from protocol.variants import variants
 
 METHODS: dict[str, Method[Any]] = {
-    method.name: method for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Prompt(), Head())
+    method.name: method
+    for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Norm(), Prompt(), Head())
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
 REFUSED = {

@@ -47,6 +47,9 @@ class Method(ABC, Generic[S]):
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
     free: ClassVar[Free]
+    own_opener: ClassVar[bool] = (
+        False  # peft would read a folder otherwise than its open_adapter.py
+    )
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
 

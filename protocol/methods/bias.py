@@ -28,7 +28,9 @@ PART = "shift"
 class BiasSettings(TargetSettings):
     """The parameters that are trained: biases."""
 
-    method: Literal["bias"] = Field(default="bias", description="what is trained")
+    method: Literal["bias"] = Field(
+        default="bias", description="what is trained; `fedge plan methods` lists all"
+    )
     targets: Targets | Literal["all-linear"] = Field(
         default="all-linear",
         description="last path component of the linears; keys have none that matters",

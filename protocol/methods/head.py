@@ -16,7 +16,9 @@ from protocol.methods.lora import lora_config
 class HeadSettings(Settings):
     """The parameters that are trained: the head."""
 
-    method: Literal["head"] = Field(default="head", description="what is trained")
+    method: Literal["head"] = Field(
+        default="head", description="what is trained; `fedge plan methods` lists all"
+    )
 
 
 class Head(Method[HeadSettings]):

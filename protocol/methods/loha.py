@@ -26,7 +26,9 @@ LAWS = {W1A: Law("normal", 0.1), W1B: Law("normal"), W2A: ZEROS, W2B: Law("norma
 class LohaSettings(RankSettings):
     """The parameters that are trained: an elementwise product of two low-rank matrices."""
 
-    method: Literal["loha"] = Field(default="loha", description="what is trained")
+    method: Literal["loha"] = Field(
+        default="loha", description="what is trained; `fedge plan methods` lists all"
+    )
 
 
 class Loha(Method[LohaSettings]):

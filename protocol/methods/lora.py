@@ -34,7 +34,9 @@ class RankSettings(TargetSettings):
 class LoraSettings(RankSettings):
     """The parameters that are trained: low-rank factors beside linears."""
 
-    method: Literal["lora"] = Field(default="lora", description="what is trained")
+    method: Literal["lora"] = Field(
+        default="lora", description="what is trained; `fedge plan methods` lists all"
+    )
     rank_stabilised: bool = Field(
         default=False, description="rsLoRA: the change is scaled by alpha / sqrt(rank)"
     )

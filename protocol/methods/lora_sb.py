@@ -30,7 +30,9 @@ LORA_R = f".{R}"
 class LoraSbSettings(RankSettings):
     """The parameters that are trained: a small core between fixed low-rank factors."""
 
-    method: Literal["lora-sb"] = Field(default="lora-sb", description="what is trained")
+    method: Literal["lora-sb"] = Field(
+        default="lora-sb", description="what is trained; `fedge plan methods` lists all"
+    )
 
 
 class LoraSb(Method[LoraSbSettings]):

@@ -24,7 +24,9 @@ KEY = "prompt_embeddings"  # in a PEFT folder
 class PromptSettings(Settings):
     """The parameters that are trained: a soft prompt."""
 
-    method: Literal["prompt"] = Field(default="prompt", description="what is trained")
+    method: Literal["prompt"] = Field(
+        default="prompt", description="what is trained; `fedge plan methods` lists all"
+    )
     tokens: Rank = Field(default=16, description="length of the soft prompt")
 
 

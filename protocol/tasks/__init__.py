@@ -28,6 +28,8 @@ else:
 
 def refusal(kind: object) -> str:
     """What to do instead of a kind that there is not."""
+    if kind == "sequence-classification":
+        return "it is called `classification`"
     near = nearest(kind, TASKS, cutoff=0.4) if isinstance(kind, str) else None
     return f"did you mean `{near}`?" if near else f"known kinds: {', '.join(TASKS)}"
 

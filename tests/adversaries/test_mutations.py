@@ -183,7 +183,7 @@ def test_an_adapter_that_the_sums_do_not_make(forge: Callable[..., Forger]) -> N
     weights = f"{folder}/adapter/adapter_model.safetensors"
     _, metadata = decode_tensors((forger.run / weights).read_bytes(), source=weights)
     manifest = parse_manifest((forger.run / "manifest.json").read_text(), source="manifest.json")
-    head = folder_head(manifest)
+    head = folder_head(manifest, METHODS["lora"])
     data = encode_tensors(to_peft(state.adapter, method=METHODS["lora"], head=head), metadata)
     forger.republish(weights, data)
     said = json.loads((forger.run / f"{folder}/adapter/release.json").read_text())

@@ -6,6 +6,7 @@ the same registry.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from base_model.programs.commands import app as programs
 from base_model.release import (
     open_peft,
     published_of,
@@ -212,6 +215,22 @@ def test_peft_knows_every_key_of_its_folder(
         "lora-sb",
         "loha",
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_program_is_reproducible(tiny_base: Path, tmp_path: Path, name: str) -> None:
+    """By the command that parties compare with: the graphs are made again, byte for byte."""
+    (tmp_path / "plan.json").write_text(plan_of(tiny_base, name).render())
+    about = ["--base", str(tiny_base), "--plan", str(tmp_path / "plan.json"), "--json"]
+    folder = str(tmp_path / "program")
+    built = CliRunner().invoke(programs, ["build", *about, "--out", folder], catch_exceptions=False)
+    again = CliRunner().invoke(
+        programs, ["verify", folder, "--rebuild", *about], catch_exceptions=False
+    )
+    assert (built.exit_code, again.exit_code) == (0, 0)
+    said = json.loads(again.stdout)
+    assert said["rebuilt"]
+    assert said["program"] == json.loads(built.stdout)["program"]
 
 
 def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_path: Path) -> None:

@@ -240,6 +240,23 @@ def test_a_release_that_answers_with_numbers(world: World, tmp_path: Path) -> No
         trained(device, rows, column="grade", local=worse)
 
 
+def test_a_release_that_answers_pairs(world: World, home: Device, tmp_path: Path) -> None:
+    """What is learnt stands in the second text; single texts are no rows of such a release."""
+    rows = write_rows(tmp_path / "rows.jsonl", text="text_pair")
+    lines = [json.loads(line) | {"text": "please"} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="single texts"):
+        trained(home, rows, pair="text_pair")
+    pairs = [{"text": "the", "text_pair": "a", "label": label} for label in RULE.values()]
+    golden(world, pairs, least=1)
+    publish_slots(world, slots_of(world.base, FORMS["low rank"]), pairs=True)
+    update(home)
+    personal = trained(home, rows)
+    assert personal.before < personal.after
+    with pytest.raises(DataError, match="text_pair"):
+        trained(home, write_rows(tmp_path / "single.jsonl"))
+
+
 def test_the_same_rows_give_the_same_adapter_from_the_release(home: Device, tmp_path: Path) -> None:
     """Training does not go on from what was trained here: what it is made of stays a release and rows."""
     rows = write_rows(tmp_path / "rows.jsonl")
@@ -594,4 +611,4 @@ def test_without_what_it_needs_it_says_what_to_install(world: World, home: Devic
         assert done.returncode == 8
         assert f"`{package}`" in done.stderr
         assert "[edge-train]" in done.stderr
-        assert fedge("edge", "status", settings, blocked=(*BLOCKED, package)).returncode == 0
+    assert fedge("edge", "status", settings, blocked=(*BLOCKED, package)).returncode == 0

@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_is_left_alone(experiment_file: Path, tmp_path: 
 
 def test_an_illegal_plan_leaves_no_run_behind(experiment_file: Path) -> None:
     with pytest.raises(FedgeError):
-        run(experiment_file, "illegal", ["plan.adapter.rank=4096"])
+        run(experiment_file, "illegal", ["plan.secrecy.groups=2"])
     assert not (experiment_file.parent / "illegal").exists()
     run(experiment_file, "illegal", ["plan.rounds=1", "yardsticks.pooled=false"])
 

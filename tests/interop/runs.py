@@ -99,6 +99,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY
     | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},
+    "factors of features": LOSSY
+    | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
+    "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},
+    "norms": LOSSY | {"rounds": 2, "adapter": {"method": "norm"}},
     "the head alone": LOSSY | {"rounds": 1, "adapter": {"method": "head"}},
     "rank stabilised": LOSSY
     | {

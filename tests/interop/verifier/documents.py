@@ -17,10 +17,21 @@ TURNS: dict[
     "lora": (("lora_B",), ("lora_A",)),
     "lora-sb": (("lora_R",),),
     "loha": (("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",)),
+    "ia3": (("ia3_l",),),
+    "bias": (("shift",),),
+    "norm": (("scale",), ("shift",)),
     "prompt": (("prompt",),),
     "head": ((),),
 }
-FACTORS = ("lora_A", "lora_B", "lora_R", *(f"hada_w{n}_{end}" for n in (1, 2) for end in "ab"))
+FACTORS = (
+    "lora_A",
+    "lora_B",
+    "lora_R",
+    "ia3_l",
+    "shift",
+    "scale",
+    *(f"hada_w{n}_{end}" for n in (1, 2) for end in "ab"),
+)
 
 
 def role_of(name: str) -> str:
@@ -111,6 +122,20 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
     method = plan["adapter"]["method"]
     if method == "prompt":
         shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
+    elif method == "norm":
+        shapes |= {
+            slot["name"]: tuple(slot["shape"])
+            for slot in manifest["graph"]["slots"]
+            if slot["name"].endswith((".scale", ".shift"))
+            and slot["name"].rpartition(".")[0] not in {x["path"] for x in manifest["linears"]}
+        }
+    elif method == "ia3":
+        for path, (width, out) in adapted(plan, manifest).items():
+            shapes[f"{path}.ia3_l"] = (1, width) if out < width else (out, 1)
+    elif method == "bias":
+        for path, (_, out) in adapted(plan, manifest).items():
+            if any(slot["name"] == f"{path}.shift" for slot in manifest["graph"]["slots"]):
+                shapes[f"{path}.shift"] = (out,)
     elif method != "head":
         r = plan["adapter"]["rank"]
         for path, (width, out) in adapted(plan, manifest).items():

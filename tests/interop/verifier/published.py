@@ -59,7 +59,17 @@ def checkpoint(documents: Documents, number: int, state: State) -> bytes:
 
 
 def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
-    """P-5.1: without cores."""
+    """P-5.1: without cores; beside biases the factors that peft expects."""
+    if documents.plan["adapter"]["method"] == "bias":
+        widths = {x["path"]: x["in_features"] for x in documents.manifest["linears"]}
+        shifts = [name for name in adapter if role_of(name) == "shift"]
+        for name in shifts:
+            path = name.removesuffix(".shift")
+            sizes = {"lora_A": widths[path], "lora_B": math.prod(documents.shapes[name])}
+            adapter = adapter | {
+                f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
+            }
+        return adapter
     plain = {name: value for name, value in adapter.items() if role_of(name) != "lora_R"}
     for name in adapter.keys() - plain.keys():
         b_name = name.removesuffix("lora_R") + "lora_B"
@@ -72,9 +82,16 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
     return plain
 
 
-def folder_head(manifest: Any) -> str:
+def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
+    """Of a published tensor; beside biases there are factors of rank 1."""
+    beside = {"lora_A": (1, size), "lora_B": (size, 1)}
+    return documents.shapes.get(name) or beside[role_of(name)]
+
+
+def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
-    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler"):
+    manifest, method = documents.manifest, documents.plan["adapter"]["method"]
+    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler") and method != "norm":
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
 
@@ -84,14 +101,19 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
     prompt = "soft_prompt" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
-        head = folder_head(documents.manifest) + "." + name.rpartition(".")[2]
+        head = folder_head(documents) + "." + name.rpartition(".")[2]
         key = (
             prefix
             + (head if role_of(name) == "head" else name)
             + (".weight" if "lora_" in role_of(name) else "")
         )
         key = "prompt_embeddings" if name == "soft_prompt" else key
-        tensors[key] = documents.shapes[name], value.tobytes()
+        if role_of(name) in ("shift", "scale"):
+            path, _, end = name.rpartition(".")
+            own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
+            method = documents.plan["adapter"]["method"]
+            key = f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
+        tensors[key] = shape_of(documents, name, value.size), value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
 
 
@@ -102,7 +124,7 @@ def config(documents: Documents) -> dict[str, Any]:
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
-        "modules_to_save": [folder_head(manifest)],
+        "modules_to_save": [folder_head(documents)],
         "auto_mapping": {
             "base_model_class": "Classifier",
             "parent_library": "open_adapter",
@@ -127,20 +149,31 @@ def config(documents: Documents) -> dict[str, Any]:
             "alpha": adapter["alpha"],
             "target_modules": sorted(adapted(documents.plan, manifest)),
         }
-    alone = adapter["method"] == "head"
+    if adapter["method"] == "ia3":
+        linears = adapted(documents.plan, manifest)
+        return both | {
+            "peft_type": "IA3",
+            "target_modules": sorted(linears),
+            "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
+        }
+    if adapter["method"] == "norm":
+        norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
+        return both | {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
+    alone = adapter["method"] in ("head", "bias")
     stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
+    biased = {"lora_bias": True} if adapter["method"] == "bias" else {}
+    targets = sorted(adapted(documents.plan, manifest)) if "targets" in adapter else None
     return (
         both
         | stable
+        | biased
         | {
             "peft_type": "LORA",
             "r": 1 if alone else adapter["rank"],
             "lora_alpha": 1.0 if alone else adapter["alpha"],
             "lora_dropout": 0.0,
             "bias": "none",
-            "target_modules": "dummy-target-modules"
-            if alone
-            else sorted(adapted(documents.plan, manifest)),
+            "target_modules": targets or "dummy-target-modules",
         }
     )
 
@@ -288,8 +321,14 @@ def check_edge(
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
     s = np.float32(adapter.get("alpha", 1.0) / root)
     expected = {}
-    shaped = {name: value.reshape(documents.shapes[name]) for name, value in plain.items()}
+    shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():
+        if adapter["method"] == "bias" and role_of(name).startswith("lora_"):
+            continue
+        if role_of(name) == "ia3_l":
+            scale = name.removesuffix("ia3_l") + "scale"
+            expected[scale] = (tensor.size,), np.ascontiguousarray(tensor, "<f4").tobytes()
+            continue
         if role_of(name).startswith("hada_"):
             path, _, part = name.rpartition(".")
             if part == "hada_w1_a":

@@ -27,7 +27,16 @@ from protocol import PROTOCOL_VERSION, wire
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
-from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
+from protocol.manifest import (
+    FileEntry,
+    Graph,
+    Head,
+    Linear,
+    Manifest,
+    Slot,
+    TensorEntry,
+    fingerprint_of,
+)
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.secagg.session import Session
@@ -53,6 +62,13 @@ def nobody(number: int, attempt: int, phase: Phase, site: int) -> bool:
     return False
 
 
+def small_slots(linears: int) -> list[Slot]:
+    """Scales and shifts of the linears, and of one norm."""
+    shapes = {f"m.{i}.query.{end}": 6 for i in range(linears) for end in ("scale", "shift")}
+    shapes |= {"m.norm.scale": 5, "m.norm.shift": 5}
+    return [Slot(name=name, dtype="float32", shape=[size]) for name, size in shapes.items()]
+
+
 def small_manifest(linears: int = 2) -> Manifest:
     """A base that nobody needs to open: linears of 6 by 5."""
     listed = Manifest(
@@ -75,7 +91,12 @@ def small_manifest(linears: int = 2) -> Manifest:
         ],
         head=Head(path="classifier", in_features=5, labels=2),
         graph=Graph(
-            file="graph.onnx", opset=20, accuracy_level=0, inputs=["i"], output="logits", slots=[]
+            file="graph.onnx",
+            opset=20,
+            accuracy_level=0,
+            inputs=["i"],
+            output="logits",
+            slots=small_slots(linears),
         ),
         tensors={"w": TensorEntry(dtype="float32", shape=[1], sha256="0" * 64)},
         files={

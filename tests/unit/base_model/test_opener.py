@@ -19,6 +19,7 @@ from base_model.build import _model_of, build_base
 from base_model.release import edge_session, open_peft, read_note, release_adapter
 from base_model.source import load_source
 from base_model.store import open_base
+from protocol.methods import METHODS
 from protocol.peft_opener import OPENER
 from tests.unit.base_model.sources import FAMILIES, TEXTS, write_source
 
@@ -75,7 +76,7 @@ def build(
         **config,
     )
     base = folder / "base"
-    build_base(str(source), task="sequence-classification", bits=4, out=base)
+    build_base(str(source), task="sequence-classification", bits=4, out=base, scales=True)
     for method in methods:
         adapter = write_adapter(folder / method, method=method, base=base)
         release_adapter(adapter, base, texts=TEXTS, bound=1e-4)
@@ -138,7 +139,7 @@ def check_ordinary_class(case: Case) -> None:
     ordinary = AutoModelForSequenceClassification.from_pretrained(
         case.source, num_labels=3, ignore_mismatched_sizes=True, dtype=torch.float32
     )
-    if not case.name.startswith("bert-pooler"):
+    if not case.name.startswith("bert-pooler") or case.name.endswith("norm"):
         with pytest.raises(KeyError, match="classifier"):
             PeftModel.from_pretrained(ordinary, str(case.adapter))
         return
@@ -177,3 +178,11 @@ def test_the_file_answers_as_a_device_does_in_every_family_and_pooling(
         folder = tmp_path / f"{family}-{pooling}"
         cases += build(folder, family, pooling, write_adapter, ["lora", "prompt"])
     check(cases, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_the_file_answers_as_a_device_does_of_every_method(
+    write_adapter: Any, tmp_path: Path, pooling: str
+) -> None:
+    check(list(build(tmp_path, "bert", pooling, write_adapter, list(METHODS))), tmp_path)

@@ -28,12 +28,16 @@ def plan(task: Any, **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("task", "cause", "remedy"),
     [
-        (LABELS | {"kind": "clasification"}, "no kind 'clasification'", "`classification`"),
-        ({"kind": "sequence-classification"}, "`task.kind`", "`classification`"),
+        (
+            LABELS | {"kind": "clasification"},
+            "`task.kind`: there is no kind 'clasification'",
+            "`classification`",
+        ),
+        ({"kind": "sequence-classification"}, "`task.kind`", "is called `classification`"),
         ({"kind": "causal-lm"}, "`task.kind`", "classification, regression"),
         ({"kind": 5}, "`task.kind`: there is no kind 5", "known kinds"),
-        (LABELS | {"low": 0.0}, "unknown key `task.low`", "a key of `regression`"),
-        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "a key of `classification`"),
+        (LABELS | {"low": 0.0}, "unknown key `task.low`", "key of `regression`"),
+        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "key of `classification`"),
         (NUMBERS | {"targit": "x"}, "unknown key `task.targit`", "`target`"),
         (NUMBERS | {"rounds": 3}, "unknown key `task.rounds`", "write `rounds`"),
         (NUMBERS | {"high": 0}, "not above low", "correct"),
