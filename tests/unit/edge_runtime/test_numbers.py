@@ -228,8 +228,8 @@ def test_a_probe_of_pairs(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     in_file = {"file": "rows.jsonl", "text_pair": "text_pair"}
     assert check_health(pairs, base, read_probe(probe(tmp_path, rows=in_file))).correct == 1
+    single = read_probe(probe(tmp_path, rows=[{"text": "a", "label": label}]))
     with pytest.raises(DeliveryError, match="answers pairs"):
-        single = [{"text": "a", "label": label}]
-        check_health(pairs, base, read_probe(probe(tmp_path, rows=single)))
+        check_health(pairs, base, single)
     with pytest.raises(ArtefactError, match="some rows are pairs"):
         read_probe(probe(tmp_path, rows=[row, {"text": "a", "label": label}]))
