@@ -22,11 +22,10 @@ STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 def plan_text(plan: Plan) -> str:
     """A plan as commented TOML: made from the model itself, so that it cannot fall behind it."""
-    lines = [
-        "# A plan for fedge: everything the parties of a run must agree on.",
-        f"format = {plan.format}",
+    lines = ["# A plan for fedge: everything the parties of a run must agree on."]
+    lines += [
+        f"{key} = {_toml(getattr(plan, key))}" for key in ("format", "name", "seed", "rounds")
     ]
-    lines += [f"{key} = {_toml(getattr(plan, key))}" for key in ("name", "seed", "rounds")]
     for name in Plan.model_fields:
         if isinstance(table := getattr(plan, name), BaseModel):
             lines += _table_lines(name, table)

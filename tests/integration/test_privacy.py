@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_every_record_says_what_was_spent_and_the_report_shows_it(experiment_fil
     assert f"epsilon {spent[-1]['epsilon']:.3f} at delta 1e-06" in card
     assert f"{spent[-1]['epsilon']:.3f}" in page
     assert "Privacy spent" in page
-    assert "each of 6 clients, never of fewer than 4, with the clients&#x27; noise in it" in page
+    said = "each of 6 clients, never of fewer than 4, with the clients' noise in it"
+    assert said in unescape(page)
     assert "no metrics at all" in page
     ledger = parse_entries((out / "privacy.jsonl").read_text(), source="ledger")
     assert [(e.round, len(e.participants)) for e in ledger] == [(1, 6), (2, 6), (3, 6)]
