@@ -104,20 +104,20 @@ def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
 
 def verify_same_task(before: Plan, plan: Plan) -> None:
     """The head's outputs mean the same. Raises PlanError."""
-    (key, then), (_, now) = before.task.meaning, plan.task.meaning
-    if before.task.kind != plan.task.kind:
+    then, now = before.task.meaning, plan.task.meaning
+    key = next((key for key in now if then.get(key) != now[key]), "")
+    if key == "labels":
+        both = sorted(then[key]) == sorted(now[key])
+        how = "in another order" if both else f"{then[key][:5]}… there"
         raise PlanError(
-            f"`task.kind`: the run before learnt a {before.task.kind}",
-            "name the same, or start anew",
+            f"`task.labels`: the run before has other labels ({how})",
+            "list the same labels in the same order, or start anew",
         )
-    if then == now:
-        return
-    both = sorted(then) == sorted(now)
-    how = "in another order" if both else f"{then[:5]}… there"
-    raise PlanError(
-        f"`task.{key}`: the run before has other {key} ({how})",
-        f"list the same {key} in the same order, or start anew",
-    )
+    if key:
+        raise PlanError(
+            f"`task.{key}`: the run before has {then[key]}, the plan {now[key]}",
+            "write [task] as there, or start anew",
+        )
 
 
 def _verify_settings(before: Plan, start: Start) -> None:

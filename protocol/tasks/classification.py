@@ -54,9 +54,9 @@ class Classification(TaskSection):
         return one_of(self.labels)
 
     @property
-    def meaning(self) -> tuple[str, Any]:
+    def meaning(self) -> dict[str, Any]:
         """The labels in their order."""
-        return "labels", self.labels
+        return super().meaning | {"labels": self.labels}
 
     @property
     def said(self) -> str:

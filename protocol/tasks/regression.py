@@ -56,9 +56,9 @@ class Regression(TaskSection):
         return number_within(self.low, self.high)
 
     @property
-    def meaning(self) -> tuple[str, Any]:
+    def meaning(self) -> dict[str, Any]:
         """The range."""
-        return "range", [self.low, self.high]
+        return super().meaning | {"low": self.low, "high": self.high}
 
     @property
     def said(self) -> str:

@@ -110,7 +110,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "adapter": {"rank": 2, "alpha": 4.0, "targets": ["query"], "rank_stabilised": True},
     },
     "numbers": LOSSY
-    | {"task": {"kind": "regression", "low": 0.0, "high": 5.0}, "evaluation": {"holdout": 0.2}},
+    | {
+        "task": {"kind": "regression", "low": 0.0, "high": 5.0, "text_pair": "other"},
+        "evaluation": {"holdout": 0.2},
+    },
     "many blocks": {
         "linears": 5500,
         "count": 3,

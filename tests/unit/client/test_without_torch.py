@@ -26,7 +26,7 @@ import importlib, json, pkgutil, sys
 NONE = ("torch", "transformers", "peft", "datasets", "pandas", "pyarrow")
 sys.modules.update(dict.fromkeys(NONE))
 import client, numpy as np
-TORCH = ("client.engine.torch_engine", "client.engine.adapter_model", "client.engine.device")
+TORCH = {f"client.engine.{name}" for name in ("torch_engine", "adapter_model", "beyond_peft", "device")}
 for module in pkgutil.walk_packages(client.__path__, "client."):
     if module.name not in TORCH:
         importlib.import_module(module.name)

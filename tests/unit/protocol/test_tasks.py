@@ -15,6 +15,7 @@ from protocol.plan import Plan, plan_from
 from protocol.secagg.counters import limits_of
 from protocol.tasks import TASKS, quality_in
 from protocol.wire import Instruction
+from server.starting import verify_same_task
 
 LABELS: dict[str, Any] = {"labels": ["a", "b"]}
 NUMBERS: dict[str, Any] = {"kind": "regression", "low": 0, "high": 5}
@@ -28,12 +29,16 @@ def plan(task: Any, **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("task", "cause", "remedy"),
     [
-        (LABELS | {"kind": "clasification"}, "no kind 'clasification'", "`classification`"),
-        ({"kind": "sequence-classification"}, "`task.kind`", "`classification`"),
+        (
+            LABELS | {"kind": "clasification"},
+            "`task.kind`: there is no kind 'clasification'",
+            "`classification`",
+        ),
+        ({"kind": "sequence-classification"}, "`task.kind`", "is called `classification`"),
         ({"kind": "causal-lm"}, "`task.kind`", "classification, regression"),
         ({"kind": 5}, "`task.kind`: there is no kind 5", "known kinds"),
-        (LABELS | {"low": 0.0}, "unknown key `task.low`", "a key of `regression`"),
-        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "a key of `classification`"),
+        (LABELS | {"low": 0.0}, "unknown key `task.low`", "key of `regression`"),
+        (NUMBERS | {"label": "x"}, "unknown key `task.label`", "key of `classification`"),
         (NUMBERS | {"targit": "x"}, "unknown key `task.targit`", "`target`"),
         (NUMBERS | {"rounds": 3}, "unknown key `task.rounds`", "write `rounds`"),
         (NUMBERS | {"high": 0}, "not above low", "correct"),
@@ -122,3 +127,20 @@ def test_sums_say_quality_whichever_task_it_was() -> None:
     assert quality_in(rows | {"eval_error": 0.16}) == "NRMSE 20.0%"
     assert quality_in({"eval_examples": 0.0, "eval_error": 0.0}) == ""
     assert quality_in({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        (LABELS, NUMBERS, "`task.kind`: the run before has classification"),
+        (NUMBERS, NUMBERS | {"high": 6}, "`task.high`: the run before has 5.0, the plan 6.0"),
+        (NUMBERS, NUMBERS | {"text_pair": "o"}, "`task.text_pair`: the run before has one text"),
+        (LABELS, {"labels": ["b", "a"]}, "in another order"),
+        (LABELS, {"labels": ["a", "b", "c"]}, "other labels"),
+    ],
+)
+def test_an_adapter_goes_on_under_no_other_task(before: Any, after: Any, fault: str) -> None:
+    verify_same_task(plan(before), plan(before | {"text": "elsewhere", "max_length": 32}))
+    with pytest.raises(PlanError) as caught:
+        verify_same_task(plan(before), plan(after))
+    assert fault in caught.value.cause
