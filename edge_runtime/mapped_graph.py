@@ -73,7 +73,7 @@ def _make(graph: Path, folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, "no room for a copy of the graph")
     with folder_that_appears(folder) as making:
         _rewrite(graph, making)
-        (making / MADE).write_text(json.dumps(_stamps(making)))
+        (making / MADE).write_text(json.dumps(_stamps(making)), "utf-8")
 
 
 def _rewrite(graph: Path, folder: Path) -> None:
