@@ -64,7 +64,7 @@ def plan_for(base: Path, task: dict[str, Any], method: str = "lora", **sections:
         "name": "pairs",
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": {"text_pair": "other", "max_length": LENGTH} | task,
-        "adapter": adapter_of(method, rank=4),
+        "adapter": adapter_of(method, rank=4, targets="all-linear"),
         "rule": {"name": "mean"},
         "local": {"precision": "fp32"},
         **sections,
