@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -42,10 +42,44 @@ class LoraSettings(RankSettings):
     )
 
 
-class Lora(Method[LoraSettings]):
+S = TypeVar("S", bound=RankSettings)
+
+
+class Factors(Method[S], Generic[S]):
+    """What all methods share whose PEFT folder is one of LoRA's."""
+
+    peft_type = "LORA"
+
+    def remarks(self, settings: S, manifest: Manifest) -> Iterator[Remark]:
+        """See :class:`Method`."""
+        rank = settings.rank
+        return rank_remarks(settings, manifest, rank=rank, low_rank=rank)
+
+    def constants(self, settings: S) -> Constants:
+        """``scaling``, s."""
+        return {"scaling": settings.alpha / settings.rank}
+
+    def peft_config(self, settings: S, manifest: Manifest) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return lora_config(
+            targets=[linear.path for linear in target_linears(settings, manifest)],
+            rank=settings.rank,
+            alpha=settings.alpha,
+        )
+
+    def saved_name(self, name: str) -> str:
+        """A factor is a linear of PEFT's."""
+        return f"{self.saved_prefix}{name}.weight"
+
+    def canonical_name(self, key: str) -> str:
+        """See :class:`Method`."""
+        return key.removeprefix(self.saved_prefix).removesuffix(".weight")
+
+
+class Lora(Factors[LoraSettings]):
     """Low-rank factors beside linears."""
 
-    name, peft_type = "lora", "LORA"
+    name = "lora"
     summary = "low-rank factors beside linears"
     source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
     settings = LoraSettings
@@ -60,15 +94,11 @@ class Lora(Method[LoraSettings]):
             yield TensorSpec(name=linear.path + LORA_A, shape=(r, width), part=A, law=law)
             yield TensorSpec(name=linear.path + LORA_B, shape=(out, r), part=B, law=ZEROS)
 
-    def remarks(self, settings: LoraSettings, manifest: Manifest) -> Iterator[Remark]:
-        """See :class:`Method`."""
-        rank = settings.rank
-        return rank_remarks(settings, manifest, rank=rank, low_rank=rank)
-
     def constants(self, settings: LoraSettings) -> Constants:
         """``scaling``, s."""
-        root = math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank
-        return {"scaling": settings.alpha / root}
+        if settings.rank_stabilised:
+            return {"scaling": settings.alpha / math.sqrt(settings.rank)}
+        return super().constants(settings)
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
         """See :class:`Method`."""
@@ -91,19 +121,8 @@ class Lora(Method[LoraSettings]):
 
     def peft_config(self, settings: LoraSettings, manifest: Manifest) -> dict[str, Any]:
         """See :class:`Method`."""
-        return lora_config(
-            targets=[linear.path for linear in target_linears(settings, manifest)],
-            rank=settings.rank,
-            alpha=settings.alpha,
-        ) | ({"use_rslora": True} if settings.rank_stabilised else {})
-
-    def saved_name(self, name: str) -> str:
-        """A factor is a linear of PEFT's."""
-        return f"{self.saved_prefix}{name}.weight"
-
-    def canonical_name(self, key: str) -> str:
-        """See :class:`Method`."""
-        return key.removeprefix(self.saved_prefix).removesuffix(".weight")
+        stable = {"use_rslora": True} if settings.rank_stabilised else {}
+        return super().peft_config(settings, manifest) | stable
 
 
 def lora_config(*, targets: list[str] | str, rank: int, alpha: float) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from protocol.forms import DOWN, UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import Manifest
-from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.lora import LORA_A, LORA_B, A, B, RankSettings, lora_config
-from protocol.methods.targets import rank_remarks, target_linears
+from protocol.methods.base import Constants, Free, Remark
+from protocol.methods.lora import LORA_A, LORA_B, A, B, Factors, RankSettings
+from protocol.methods.targets import target_linears
 
 R = "lora_R"
 LORA_R = f".{R}"
@@ -35,10 +35,10 @@ class LoraSbSettings(RankSettings):
     )
 
 
-class LoraSb(Method[LoraSbSettings]):
+class LoraSb(Factors[LoraSbSettings]):
     """A small core between fixed low-rank factors."""
 
-    name, peft_type = "lora-sb", "LORA"
+    name = "lora-sb"
     summary = (
         "a core (rank x rank) between fixed random factors: a very small upload that does not grow with "
         "the layers' width, less expressive"
@@ -60,14 +60,9 @@ class LoraSb(Method[LoraSbSettings]):
 
     def remarks(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[Remark]:
         """See :class:`Method`."""
-        rank = settings.rank
-        yield from rank_remarks(settings, manifest, rank=rank, low_rank=rank)
-        if rank < 2:
+        yield from super().remarks(settings, manifest)
+        if settings.rank < 2:
             yield "note", "adapter.rank", "rank 1 with fixed factors trains a number per layer", ""
-
-    def constants(self, settings: LoraSbSettings) -> Constants:
-        """``scaling``, s."""
-        return {"scaling": settings.alpha / settings.rank}
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """``A.T`` (in, r) and ``s * (B @ R).T`` (r, out)."""
@@ -78,14 +73,6 @@ class LoraSb(Method[LoraSbSettings]):
                 slots[path + DOWN] = tensors[path + LORA_A].T
                 slots[path + UP] = (tensors[path + LORA_B] @ core).T * constants["scaling"]
         return slots
-
-    def peft_config(self, settings: LoraSbSettings, manifest: Manifest) -> dict[str, Any]:
-        """That of plain LoRA."""
-        return lora_config(
-            targets=[linear.path for linear in target_linears(settings, manifest)],
-            rank=settings.rank,
-            alpha=settings.alpha,
-        )
 
     def published_specs(
         self, specs: Iterable[TensorSpec], manifest: Manifest
@@ -113,14 +100,6 @@ class LoraSb(Method[LoraSbSettings]):
         """Every core is the identity."""
         cores = [spec for spec in specs if spec.part == R]
         return published | {spec.name: np.eye(spec.shape[0], dtype=np.float32) for spec in cores}
-
-    def saved_name(self, name: str) -> str:
-        """A factor is a linear of PEFT's."""
-        return f"{self.saved_prefix}{name}.weight"
-
-    def canonical_name(self, key: str) -> str:
-        """See :class:`Method`."""
-        return key.removeprefix(self.saved_prefix).removesuffix(".weight")
 
     def trained_name(self, name: str) -> str:
         """The core and B are a sequence where peft has B (``client.engine.beyond_peft``)."""

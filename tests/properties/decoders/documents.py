@@ -41,6 +41,7 @@ def program_document() -> bytes:
         task="sequence-classification",
         method="lora",
         constants={"scaling": 2.0},
+        pairs=False,
         opset=21,
         weights=FileEntry(sha256="2" * 64, bytes=5),
         tensors=[TensorRule(name="classifier.bias", part="head", shape=["labels"])],
