@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from base_model.build import build_base
+from base_model.programs.slots import slot_layout, slot_program
 from base_model.release import open_peft, release_adapter
 from base_model.store import open_base, read_manifest
 from client.batches import Batch, collate, encode
 from client.engine.choice import engine_for
+from client.engine.onnx_engine import OnnxEngine
 from client.engine.torch_engine import TorchEngine
 from client.opened_base import opened_base
 from edge_runtime.base import EdgeBase
@@ -64,7 +66,7 @@ def plan_for(base: Path, task: dict[str, Any], method: str = "lora", **sections:
         "name": "pairs",
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": {"text_pair": "other", "max_length": LENGTH} | task,
-        "adapter": adapter_of(method, rank=4),
+        "adapter": adapter_of(method, rank=4, targets="all-linear"),
         "rule": {"name": "mean"},
         "local": {"precision": "fp32"},
         **sections,
@@ -108,6 +110,26 @@ def test_engines_agree_on_pairs(case: Case, task: dict[str, Any], method: str) -
     if rows.types is not None:  # they are not without effect
         untyped = Batch(ids=rows.ids, mask=rows.mask, targets=rows.targets)
         assert np.abs(oracle.logits(tensors, untyped) - theirs["outputs"]).max() > 1e-4
+
+
+def test_a_device_trains_on_pairs_as_a_client_does(case: Case) -> None:
+    """Of a prompt and a head the slots are the tensors: the same gradients."""
+    plan = plan_for(case.base, NUMBERS, "prompt")
+    manifest = read_manifest(case.base)
+    recipe, rows = Recipe(plan=plan, manifest=manifest), batch_of(plan, case.base)
+    parts = frozenset(spec.part for spec in recipe.layout.specs)
+    rng = np.random.default_rng(2)
+    tensors = {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in recipe.layout.specs}
+    client = engine_for(recipe, opened_base(plan, case.base), threads=1, parts=[parts])
+    layout = slot_layout(tensors)
+    program = slot_program(case.base, manifest, layout, kind="regression", pairs=True)
+    device = OnnxEngine(program, case.base, layout, threads=1)
+    trained = frozenset(spec.part for spec in layout.specs)
+    loss, ours = device.gradients(tensors, rows, trained)
+    expected, theirs = client.gradients(tensors, rows, parts)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    for name, value in theirs.items():
+        assert np.abs(ours[name] - value).max() < 1e-5 * np.abs(value).max(), name
 
 
 def opened_by_its_own_file(folder: Path, base: Path) -> np.ndarray:
