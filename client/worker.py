@@ -22,7 +22,7 @@ from client.training import predict_logits, train
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
-from protocol.layout import Tensors, Vector
+from protocol.layout import Layout, Tensors, Vector
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -95,16 +95,8 @@ class Worker:
             seed=seed_from("train", self.plan.seed, turn, client),
             on_step=on_step,
         )
-        layout = self.engine.layout.only(parts)
-        after = trained.tensors
-        update = layout.flatten({s.name: after[s.name] - start[s.name] for s in layout.specs})
-        if not np.isfinite(update).all():  # after the last step no loss was computed
-            raise UpdateError(
-                "this client's update is not finite: its training diverged",
-                "lower local.learning_rate and local.head_learning_rate",
-            )
         return Contribution(
-            update=update,
+            update=_difference(trained.tensors, start, self.engine.layout.only(parts)),
             weight=min(len(kept), self.plan.cohort.max_weight),
             metrics={
                 "examples": float(trained.examples),
@@ -131,3 +123,14 @@ class Worker:
             return rows, rows.take(np.empty(0, np.int64))
         kept, held = held_out(len(rows), out, seed=seed_from("holdout", self.plan.seed, client))
         return rows.take(kept), rows.take(held)
+
+
+def _difference(after: Tensors, before: Values, layout: Layout) -> Vector:
+    """(d,) of ``layout``. Raises UpdateError where it is not finite."""
+    update = layout.flatten({s.name: after[s.name] - before[s.name] for s in layout.specs})
+    if not np.isfinite(update).all():  # after the last step no loss was computed
+        raise UpdateError(
+            "this client's update is not finite: its training diverged",
+            "lower local.learning_rate and local.head_learning_rate",
+        )
+    return update
