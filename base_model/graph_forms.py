@@ -1,7 +1,8 @@
-"""Slots of an exported graph: low-rank branches, shifts, and scales of norms, as optional inputs. (P-1.11)
+"""Slots of an exported graph: low-rank branches, shifts and scales, as optional inputs. (P-1.11)
 
-All but the branches act on vectors of one number per feature: no pass over the activations. A linear has no
-scale: it would be such a pass, 2 to 3 % of an answer where nobody fills it (docs/adr/0044).
+Shifts, and scales of norms, act on vectors of one number per feature: no pass over the activations. A
+linear's scale is such a pass, 2 to 3 % of an answer also where nobody fills it: bases have it on request
+(docs/adr/0044, 0046).
 """
 
 from __future__ import annotations

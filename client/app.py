@@ -183,10 +183,10 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
 
 def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:
     """Whatever can be refused without reading a row: behind it no failure is visible. (P-4.4)"""
-    from client.instructed import check_instruction, verify_length
+    from client.instructed import check_instruction, verify_fits
 
     check_instruction(recipe, *_received(message.content))
-    verify_length(recipe)
+    verify_fits(recipe)
     job = job_of(context)
     if (trainer := trainer_path(context)) is not None:
         from client.trainer_link import start

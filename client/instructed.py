@@ -48,8 +48,9 @@ def check_instruction(recipe: Recipe, instruction: Instruction, adapter: Vector)
     return tensors
 
 
-def verify_length(recipe: Recipe) -> None:
-    """Texts of the plan's length fit the base. Raises PlanError."""
+def verify_fits(recipe: Recipe) -> None:
+    """The method's settings and texts of the plan's length fit the base. Raises PlanError."""
+    recipe.verify_settings()
     plan, manifest = recipe.plan, recipe.manifest
     if plan.task.max_length + recipe.tokens > manifest.max_positions:
         raise PlanError(

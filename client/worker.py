@@ -15,7 +15,7 @@ from client.batches import Encoded, encode, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
-from client.instructed import check_instruction, verify_length
+from client.instructed import check_instruction, verify_fits
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
 from client.training import predict_logits, train
@@ -51,7 +51,7 @@ class Worker:
         self._base = opened_base(plan, base_folder)
         self.manifest = self._base.manifest
         self.recipe = Recipe(plan=plan, manifest=self.manifest)
-        verify_length(self.recipe)
+        verify_fits(self.recipe)
         self.engine = engine_for(
             self.recipe, self._base, threads=threads, programs=programs, parts=parts
         )

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
-from protocol.forms import DOWN, SOFT_PROMPT, UP
+from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, npt.NDArray[Any]]
 REFETCH = "fetch the adapter again"
+SCALES = "install the base as it was built with `--scales`: its fingerprint is the same"
 MOST_BYTES = 2**30  # of an adapter
 
 
@@ -153,7 +154,8 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
     sizes: dict[str, int] = {}
     for name, value in sorted(tensors.items()):
         if name not in slots:
-            raise ArtefactError(f"{source}: the base has no slot {name}", REFETCH)
+            remedy = SCALES if name.endswith(SCALE) else REFETCH
+            raise ArtefactError(f"{source}: the base has no slot {name}", remedy)
         if value.dtype != np.float32:
             raise ArtefactError(f"{source}: {name} is {value.dtype}, not float32", REFETCH)
         _check_shape(name, value.shape, slots[name].shape, sizes, source)

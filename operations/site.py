@@ -52,6 +52,7 @@ from protocol.documents import json_as, parse_toml, value_as
 from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
+from protocol.recipe import Recipe
 from storage.regular import read_settings_text
 from storage.whole import PRIVATE, write_whole
 
@@ -182,6 +183,8 @@ class Site:
                 f"base {plan.base.fingerprint[:12]}…",
                 "name the plan's base, or the plan that was agreed on",
             )
+        if not self.fetches:
+            Recipe(plan=plan, manifest=read_manifest(self.base)).verify_settings()
         plan.task.rows(self.folder / work.data)
         return plan
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.errors import PlanError, ProofError
+from protocol.initial import ONES
 from protocol.legality_of_start import said_of_start
 from protocol.manifest import Manifest
 from protocol.methods import method_of
@@ -218,6 +219,12 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             f"at most {manifest.max_positions - recipe.tokens}",
         )
     yield from (_finding(*row) for row in recipe.remarks())
+    if plan.local.weight_decay and any(spec.law == ONES for spec in recipe.layout.specs):
+        yield _warning(
+            "local.weight_decay",
+            f"it pulls the factors of method `{plan.adapter.method}` to 0, where 1 leaves the base as it is",
+            "use weight_decay = 0",
+        )
     if plan.private and (
         plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt
     ):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
+from protocol.forms import SCALE, SHIFT
 
 FORMAT: Literal[3] = (
     3  # 1: no scales and shifts in the graph (docs/adr/0044), 2: no token types (0047)
@@ -176,6 +177,17 @@ def fingerprint_of(manifest: Manifest) -> str:
     )
 
 
+def _odd_slot(graph: Graph) -> str:
+    """What is wrong with the slots: a name that stands twice, a scale or shift that is no vector."""
+    if len(graph.slot_names) < len(graph.slots):
+        return "list names one of them twice"
+    for slot in graph.slots:
+        vector = len(slot.shape) == 1 and isinstance(slot.shape[0], int)
+        if slot.name.endswith((SCALE, SHIFT)) and not vector:
+            return f"{slot.name} is no vector of a fixed size"
+    return ""
+
+
 def parse_manifest(text: str, *, source: str) -> Manifest:
     """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused.
 
@@ -203,6 +215,8 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
             )
     if manifest.graph.file not in manifest.files:
         raise ArtefactError(f"{source}: it does not list its graph", "do not use this base")
+    if odd_slot := _odd_slot(manifest.graph):
+        raise ArtefactError(f"{source}: the slot {odd_slot}", "do not use this base")
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):

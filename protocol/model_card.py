@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.manifest import Manifest
+from protocol.methods import method_of
+from protocol.methods.base import Method
 from protocol.peft_format import fits_ordinary_class
 from protocol.peft_opener import OPENER_FILE, OPENER_MODULE
 from protocol.plan import Plan
@@ -25,16 +27,18 @@ def model_card(
         if secure
         else "INSECURE exchange: the coordinator saw every client's update."
     )
+    ordinary = _ordinary(manifest, method_of(plan.adapter))
     return f"""---
 library_name: peft
 base_model: {json.dumps(manifest.source)}
 ---
 # {plan.name}, round {round_number}
 
-An adapter trained by federated rounds with fedge (rule `{plan.rule.name}`, {plan.task.said}).
+An adapter trained by federated rounds with fedge: method `{plan.adapter.method}`, rule `{plan.rule.name}`,
+{plan.task.said}.
 It belongs to the base with fingerprint `{manifest.fingerprint}` and computes nothing sensible on another.
 
-{_ordinary(manifest)} `{OPENER_FILE}` in this folder opens it, with torch, transformers and peft alone:
+{ordinary} `{OPENER_FILE}` in this folder opens it, with torch, transformers and peft alone:
 
 ```python
 import sys
@@ -56,7 +60,12 @@ and the answers are near, not equal.
 """
 
 
-def _ordinary(manifest: Manifest) -> str:
+def _ordinary(manifest: Manifest, method: Method[Any]) -> str:
+    if method.own_opener:
+        return (
+            f"What is in here is relative to the base, which peft's {method.peft_type} is not: so there "
+            "is no head of `AutoModelForSequenceClassification`'s name, and peft refuses it with a KeyError."
+        )
     if fits_ordinary_class(manifest.family, manifest.pooling):
         return (
             "On the model that the base was built from, `PeftModel.from_pretrained` over "

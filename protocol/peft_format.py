@@ -37,6 +37,7 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
 RELEASE_FILE, CARD_FILE = "release.json", "README.md"
 MOST_NOTE = 2**20  # bytes of a release.json
 MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
+MOST_VALUE = 1e12  # magnitude of a number that is learnt
 # Whoever shows a label may not be steered by it.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
@@ -55,6 +56,10 @@ def folder_head(manifest: Manifest, method: Method[Any]) -> str:
     if fits_ordinary_class(manifest.family, manifest.pooling) and not method.own_opener:
         return manifest.head.path
     return f"head_on_{manifest.pooling}"
+
+
+# Keys of an adapter_config.json that no folder of ours has.
+CHANGING = ("use_dora", "alpha_pattern", "rank_pattern", "rank_dropout", "module_dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +83,17 @@ def published_as(text: str | bytes, *, source: str) -> Published:
         raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None
     if not isinstance(config, dict):
         raise ArtefactError(f"{source}: not an adapter's settings", "fetch the adapter again")
-    method = reader_for(config)
+    if changing := [key for key in CHANGING if config.get(key)]:
+        raise ArtefactError(
+            f"{source}: `{changing[0]}` changes what is computed, and is not known here",
+            "use an adapter that fedge wrote",
+        )
+    method = reader_for(config, source=source)
     try:
         constants = method.constants_of(config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise ArtefactError(
-            f"{source}: not a {config['peft_type']} adapter's settings", "fetch the adapter again"
+            f"{source}: not a {method.peft_type} adapter's settings", "fetch the adapter again"
         ) from None
     return Published(method=method, constants=constants)
 
@@ -193,6 +203,9 @@ class ParityError(ArtefactError):
         self.parity = parity
 
 
+ANSWERS = {"classification": "labels", "regression": "range"}  # what a release says of its outputs
+
+
 class ReleaseNote(BaseModel):
     """``release.json``: what an adapter belongs to and what was measured of it."""
 
@@ -228,6 +241,10 @@ class ReleaseNote(BaseModel):
             raise ValueError("labels and a range exclude each other, and one is there")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("the range ends before it begins")
+        if self.range is not None and max(map(abs, self.range)) > MOST_VALUE:
+            raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
+        if self.task in ANSWERS and (self.range is not None) != (ANSWERS[self.task] == "range"):
+            raise ValueError(f"task {self.task} has {ANSWERS[self.task]}")
         return self
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from protocol.encoding import seed_from
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, PlanError
 from protocol.initial import ZEROS, Law
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import TYPE_IDS, Manifest
@@ -121,6 +121,12 @@ class Recipe:
     def remarks(self) -> Iterable[Remark]:
         """What is wrong or notable about the method's settings on this base."""
         return self.method.remarks(self.plan.adapter, self.manifest)
+
+    def verify_settings(self) -> None:
+        """The method's settings fit the base. Raises PlanError with the first error of :meth:`remarks`."""
+        for severity, field, cause, remedy in self.remarks():
+            if severity == "error":
+                raise PlanError(f"`{field}`: {cause}", remedy)
 
     def published(self, tensors: Tensors) -> Tensors:
         """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1)"""

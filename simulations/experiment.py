@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.legality import verify_legal
+from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
@@ -230,6 +231,11 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     # Validated now with stand-ins, so that a wrong plan costs no preparation.
     plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])
     verify_legal(plan)
+    if method_of(plan.adapter).scales and experiment.base.source and not experiment.base.scales:
+        raise PlanError(
+            f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
+            "set base.scales = true",
+        )
     if plan.cohort.size > experiment.population.clients:
         raise PlanError(
             f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
@@ -289,9 +295,12 @@ def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> No
     kind = variants_of(field).get(str(_value(text.strip())))
     if plan != "plan" or field is None or kind is None or tag != key_of(field):
         return
-    if isinstance(table := (document.get("plan") or {}).get(name), dict):
-        for other in table.keys() - kind.model_fields.keys():
-            del table[other]
+    tables = document.get("plan")
+    table = tables.get(name) if isinstance(tables, dict) else None
+    if isinstance(table, dict):
+        others = {key for model in variants_of(field).values() for key in model.model_fields}
+        for key in table.keys() & (others - kind.model_fields.keys()):
+            del table[key]
 
 
 def _value(text: str) -> Any:

@@ -19,13 +19,15 @@ def about(plan: Json, summary: Json, timings: Json) -> list[str]:
     """Lines below the title: rule, counts and the date, as far as they are on file."""
     rule, server = plan.get("rule", {}), plan.get("server", {})
     lines = [
-        f"A federated run, reported by fedge. Rule {rule.get('name', 'unknown')}, server optimiser "
+        f"A federated run, reported by fedge. Method {plan.get('adapter', {}).get('method', 'unknown')}, "
+        f"rule {rule.get('name', 'unknown')}, server optimiser "
         f"{server.get('optimizer', 'unknown')}, seed {plan.get('seed', 0)}, {plan.get('rounds')} rounds."
     ]
     if summary.get("rows_test"):
+        learnt = f"{summary['labels']} labels" if summary["labels"] else "a number of each"
         lines.append(
             f"{summary['clients']:,} clients with {summary['rows_train']:,} rows to train on; "
-            f"{summary['rows_test']:,} rows to test on; {summary['labels']} labels."
+            f"{summary['rows_test']:,} rows to test on; {learnt}."
         )
     if "started" in timings:
         lines.append(f"From {_date(timings['started'])} to {_date(timings['ended'])} UTC.")

@@ -1,7 +1,7 @@
 """What federated training is compared with: all rows in one place, and devices on their own.
 
 Both start from the same adapter as the federated run, use the same optimiser settings, train all
-roles (with a core: the core and the head; A and B are no parameters then), and pass over each row
+parts (of a core: it and the head; A and B are no parameters then), and pass over each row
 as often as the federated run does on average (:func:`passes`). Results are saved one by one, so
 that a resumed run repeats none of them.
 """

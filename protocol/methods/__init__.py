@@ -51,13 +51,13 @@ def reader_of(settings: Settings) -> Method[Any]:
     return METHODS[method.reader or method.name]
 
 
-def reader_for(config: Mapping[str, Any]) -> Method[Any]:
+def reader_for(config: Mapping[str, Any], *, source: str) -> Method[Any]:
     """The method that reads a PEFT folder with this ``adapter_config.json``. Raises ArtefactError."""
     for method in METHODS.values():
         if method.reads(config) and not method.reader:
             return method
     raise ArtefactError(
-        f"an adapter of PEFT's type {str(config.get('peft_type'))[:60]!r} is not known here",
+        f"{source}: an adapter of PEFT's type {str(config.get('peft_type'))[:60]!r} is not known here",
         f"known types: {', '.join(sorted({method.peft_type for method in METHODS.values()}))}",
     )
 
@@ -66,5 +66,5 @@ def refusal(name: object) -> str:
     """What to do instead of a method that there is not."""
     if isinstance(name, str) and (reason := REFUSED.get(name.lower())):
         return reason
-    near = nearest(name, METHODS, cutoff=0.4) if isinstance(name, str) else None
+    near = nearest(name.lower(), METHODS, cutoff=0.4) if isinstance(name, str) else None
     return f"did you mean `{near}`?" if near else f"known methods: {', '.join(METHODS)}"

@@ -47,6 +47,7 @@ class Method(ABC, Generic[S]):
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
     free: ClassVar[Free]
+    scales: ClassVar[bool] = False  # whether linears' scales are filled
     own_opener: ClassVar[bool] = (
         False  # peft would read a folder otherwise than its open_adapter.py
     )

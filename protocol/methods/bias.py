@@ -76,7 +76,7 @@ class Bias(Method[BiasSettings]):
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See :class:`Method`."""
-        return bool(super().reads(config) and config.get("lora_bias"))
+        return super().reads(config) and config.get("lora_bias") is True
 
     def published_specs(
         self, specs: Iterable[TensorSpec], manifest: Manifest

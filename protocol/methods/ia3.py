@@ -45,6 +45,7 @@ class Ia3(Method[Ia3Settings]):
     source = "IA3, arXiv 2205.05638"
     settings = Ia3Settings
     turns = (frozenset({PART}),)
+    scales = True
     free: ClassVar[Free] = {PART: (None, None)}
 
     def specs(self, settings: Ia3Settings, manifest: Manifest) -> Iterator[TensorSpec]:
@@ -55,7 +56,12 @@ class Ia3(Method[Ia3Settings]):
 
     def remarks(self, settings: Ia3Settings, manifest: Manifest) -> Iterator[Remark]:
         """A base whose graph has no scales of linears."""
-        return slot_remarks(settings, manifest, SCALE, "build the base with `--scales`")
+        return slot_remarks(
+            settings,
+            manifest,
+            SCALE,
+            "build the base with `--scales`, in an experiment `base.scales = true`",
+        )
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """(features,) each."""

@@ -16,7 +16,7 @@ from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import Manifest
 from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.lora import RankSettings
+from protocol.methods.lora import RankSettings, positive
 from protocol.methods.targets import rank_remarks, target_linears
 
 W1A, W1B, W2A, W2B = PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -65,7 +65,7 @@ class Loha(Method[LohaSettings]):
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
         """See :class:`Method`."""
-        return {"scaling": config["alpha"] / config["r"]}
+        return {"scaling": positive(config, "alpha") / positive(config, "r")}
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """(in, r^2) and (r^2, out): of every pair of columns the elementwise product."""

@@ -18,7 +18,7 @@ from protocol.layout import TensorSpec
 from protocol.manifest import Manifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.targets import TargetSettings, rank_remarks, target_linears
-from protocol.section import PositiveReal, Rank
+from protocol.section import MOST_REAL, PositiveReal, Rank
 
 A, B = "lora_A", "lora_B"
 LORA_A, LORA_B = f".{A}", f".{B}"
@@ -102,12 +102,15 @@ class Lora(Factors[LoraSettings]):
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
         """See :class:`Method`."""
-        root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-        return {"scaling": config["lora_alpha"] / root}
+        stable = config.get("use_rslora", False)
+        if type(stable) is not bool:
+            raise TypeError
+        rank, alpha = positive(config, "r"), positive(config, "lora_alpha")
+        return {"scaling": alpha / (math.sqrt(rank) if stable else rank)}
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See :class:`Method`."""
-        return super().reads(config) and not config.get("lora_bias")
+        return super().reads(config) and config.get("lora_bias", False) is False
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """``A.T`` (in, r) and ``s * B.T`` (r, out)."""
@@ -123,6 +126,16 @@ class Lora(Factors[LoraSettings]):
         """See :class:`Method`."""
         stable = {"use_rslora": True} if settings.rank_stabilised else {}
         return super().peft_config(settings, manifest) | stable
+
+
+def positive(config: Mapping[str, Any], key: str) -> float:
+    """A number of PEFT's settings within reason. Raises KeyError, TypeError, ValueError."""
+    value = config[key]
+    if type(value) not in (int, float):
+        raise TypeError
+    if not 1e-12 <= value <= MOST_REAL:
+        raise ValueError
+    return float(value)
 
 
 def lora_config(*, targets: list[str] | str, rank: int, alpha: float) -> dict[str, Any]:

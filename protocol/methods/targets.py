@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from protocol.errors import PlanError
 from protocol.manifest import Linear, Manifest
@@ -19,6 +19,13 @@ class TargetSettings(Settings):
     targets: Targets | Literal["all-linear"] = Field(
         default=["query", "value"], description="last path component of the adapted linears"
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names_or_all(cls, value: object) -> object:
+        if value != "all-linear" and (not isinstance(value, list) or not value):
+            raise ValueError('write "all-linear", or a list of names such as ["query", "value"]')
+        return value
 
 
 def target_linears(settings: TargetSettings, manifest: Manifest) -> tuple[Linear, ...]:

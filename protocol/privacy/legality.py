@@ -110,7 +110,7 @@ def _leaks(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
             "error",
             "rule.name",
             f"rule `{rule.name}` is not linear in what clients send: noise would multiply",
-            "use alternating or first",
+            "use alternating",
         )
 
 
@@ -136,7 +136,7 @@ def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
             "privacy.noise_multiplier",
             f"a round's noise is at least {ratio:.1f} times its signal ({max(sizes)} numbers, "
             f"{plan.cohort.size} clients)",
-            "train fewer numbers (fed-sb, a short prompt) or ask more clients",
+            "train fewer numbers (lora-sb, bias, a short prompt) or ask more clients",
         )
     else:
         yield (

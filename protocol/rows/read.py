@@ -138,7 +138,7 @@ def number_within(low: float, high: float) -> Check:
         number = _number(value, place, column)
         if not low <= number <= high:
             raise DataError(
-                f"{place}: column `{column}` holds {number:g}, the plan says {low:g} to {high:g}",
+                f"{place}: column `{column}` holds '{number:g}', the plan says {low:g} to {high:g}",
                 "correct the row, or agree on another task.low and task.high",
                 public=f"{place.unit} {place.number}: a value outside the plan's range",
             )
@@ -152,6 +152,8 @@ def _number(value: object, place: Place, column: str) -> float:
         return float(cast(float, value))
     if type(value) is str and place.path.suffix.lower() == ".csv":
         try:
+            if "_" in value:  # which Python takes between digits
+                raise ValueError
             return float(value)
         except ValueError:
             raise DataError(

@@ -2,7 +2,7 @@
 
 Reddi et al., Adaptive Federated Optimization, arXiv 2003.00295 (FedAdam, FedYogi; no bias
 correction, as in the paper's Algorithm 2); Hsu et al., arXiv 1909.06335 (FedAvgM). Vectors are the
-coordinates of one round's roles; each factor has moments of its own, and rounds that do not train
+coordinates of one round's parts; each factor has moments of its own, and rounds that do not train
 it leave them alone. Arithmetic is float64, stored values are float32.
 """
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from protocol.peft_format import MOST_VALUE
 from protocol.rows.read import Check, number_within
 from protocol.section import Column
 from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
 
-MOST_VALUE = 1e12
 Value = Annotated[float, Field(ge=-MOST_VALUE, le=MOST_VALUE, allow_inf_nan=False)]
 # `eval_error`: squares of the distance between answer and value, in ranges; answers are cut to the range,
 # so a row counts at most 1

@@ -26,13 +26,23 @@ from base_model.release import (
     write_edge_adapter,
 )
 from base_model.store import GRAPH, open_base, read_manifest
+from client.worker import Worker
 from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, PlanError
 from protocol.layout import HEAD_PART
 from protocol.legality import check
 from protocol.methods import METHODS, REFUSED
-from protocol.peft_format import EDGE_FILE, WEIGHTS_FILE, Published, from_peft, to_edge, to_peft
+from protocol.model_card import model_card
+from protocol.peft_format import (
+    EDGE_FILE,
+    WEIGHTS_FILE,
+    Published,
+    folder_head,
+    from_peft,
+    to_edge,
+    to_peft,
+)
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
@@ -218,6 +228,22 @@ def test_peft_knows_every_key_of_its_folder(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_is_odd_about_it_is_said(tiny_base: Path, name: str) -> None:
+    """Factors that decay would pull to 0; a folder that peft alone would misread."""
+    manifest = read_manifest(tiny_base)
+    decaying = plan_of(tiny_base, name, local={"weight_decay": 0.1})
+    fields = {f.field for f in check(decaying, manifest) if f.severity == "warning"}
+    assert ("local.weight_decay" in fields) == (name in ("ia3", "norm"))
+    pooled = manifest.model_copy(update={"pooling": "pooler"})
+    card = model_card(plan_of(tiny_base, name), pooled, 1, True, None)
+    assert f"method `{name}`" in card
+    assert ("refuses it with a KeyError" in card) == (name == "norm")
+    assert folder_head(pooled, METHODS[name]) == (
+        "head_on_pooler" if name == "norm" else "classifier"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_its_program_is_reproducible(tiny_base: Path, tmp_path: Path, name: str) -> None:
     """By the command that parties compare with: the graphs are made again, byte for byte."""
     (tmp_path / "plan.json").write_text(plan_of(tiny_base, name).render())
@@ -267,7 +293,7 @@ def test_another_method_is_refused_with_the_reason_or_the_nearest(
 
 
 def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
-    tiny_source: Path, tmp_path: Path
+    tiny_source: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     from base_model.build import build_base
 
@@ -278,6 +304,17 @@ def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
         errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
         assert [f.field for f in errors] == (["adapter.method"] if name == "ia3" else [])
         assert not errors or "--scales" in errors[0].remedy
+    with pytest.raises(PlanError, match="no scale") as refused:  # the fingerprint is the same
+        Worker(plan_of(base, "ia3"), base)
+    assert "--scales" in refused.value.remedy
+    filled = {
+        slot.name: np.ones(slot.shape, np.float32)
+        for slot in read_manifest(tiny_base).graph.slots
+        if slot.name.endswith("query.scale")
+    }
+    with pytest.raises(ArtefactError, match="no slot") as unknown:
+        check_tensors(filled, EdgeBase.open(base), labels=2, source="a")
+    assert "--scales" in unknown.value.remedy
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,19 @@ def test_another_method_leaves_the_keys_of_the_file_behind(file: Path) -> None:
     assert cores.plan["adapter"] == {"method": "lora-sb", "rank": 4, "alpha": 8.0}
     with pytest.raises(PlanError, match=r"unknown key `adapter\.rank`"):
         load_experiment(file, ["plan.adapter.rank=3", "plan.adapter.method=prompt"])
+    file.write_text(text.replace("rank = 4", "rnak = 4"))
+    with pytest.raises(PlanError, match=r"unknown key `adapter\.rnak`"):  # it was never anybody's
+        load_experiment(file, ["plan.adapter.method=lora-sb"])
+    file.write_text("plan = 3\n")
+    with pytest.raises(PlanError):
+        load_experiment(file, ["plan.adapter.method=lora-sb"])
+
+
+def test_scales_that_a_base_would_lack_are_asked_for_before_it_is_built(file: Path) -> None:
+    with pytest.raises(PlanError, match="fills scales") as refused:
+        load_experiment(file, ["plan.adapter.method=ia3"])
+    assert "base.scales" in refused.value.remedy
+    load_experiment(file, ["plan.adapter.method=ia3", "base.scales=true"])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_the_page_tells_what_was_run_on_what_and_when(run: Path) -> None:
     (run / "clients.json").write_text(json.dumps({"column": "room", "clients": {}}))
     page = write_report(run).read_text()
     head = page[page.index("<header>") : page.index("</header>")]
-    for text in ("Rule mean", "9,003 rows to train on", "3,080 rows to test on", "77 labels"):
+    for text in ("rule mean", "9,003 rows to train on", "3,080 rows to test on", "77 labels"):
         assert text in head, text
     assert "From 2026-09-21 14:13 to 2026-09-21 15:13 UTC" in head
     assert EVIL not in page
