@@ -28,7 +28,6 @@ MOST_METADATA = {  # bytes of TUF's files, as devices take them
     "targets": 1_048_576,  # and the channels'
 }
 MOST_OFFERS = 16
-FILES = ("adapter", "release", "passport")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]

@@ -57,14 +57,6 @@ class Aggregate:
     clients: tuple[str, ...]
 
 
-class ClientExchange(Protocol):
-    """The client's side."""
-
-    def mask(self, contribution: Contribution) -> bytes:
-        """The message that carries the contribution."""
-        ...
-
-
 class CoordinatorExchange(Protocol):
     """The coordinator's side for one round."""
 

@@ -24,7 +24,6 @@ MOST_BYTES = 2**31 - 1  # of a file of rows; it is read whole
 LONGEST_SHOWN = 40  # characters; a longer "label" may be a text in the wrong column
 MOST_NAMED = 20  # columns in a message
 MARK = "\ufeff"
-FORMATS = (".jsonl", ".csv", ".parquet")
 
 Values = tuple[object, ...]  # of the columns asked for, in their order
 Numbered = tuple[int, Values]

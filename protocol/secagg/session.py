@@ -21,7 +21,6 @@ from protocol.wire import Instruction
 
 ORDER = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
 BY_LOG = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.UNMASK)  # under witnesses (P-6.16)
-AnyState = Advertised | Shared | Masked | Agreed
 S = TypeVar("S", Advertised, Shared, Masked, Agreed)
 
 
