@@ -163,8 +163,8 @@ def check_health(
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
     except Exception as error:  # ORT's own; unnamed, the release would be tried again for ever
         raise DeliveryError("probe.load", repr(error)[:200], REMEDY) from None
-    found = runtime.infer([row.question for row in probe.rows])
-    wrong = _wrong(runtime, probe, found)
+    answers = runtime.infer([row.question for row in probe.rows])
+    wrong = _wrong(runtime, probe, answers)
     health = Health(
         correct=len(probe.rows) - len(wrong),
         rows=len(probe.rows),
@@ -172,12 +172,12 @@ def check_health(
         memory_mb=max(0, own_bytes() - before) / 1e6,
     )
     _judge(
-        health, probe, [_missed(at, probe.rows[at].answer, found[at].answer) for at in wrong[:1]]
+        health, probe, [_missed(at, probe.rows[at].answer, answers[at].answer) for at in wrong[:1]]
     )
     return health
 
 
-def _wrong(runtime: EdgeRuntime, probe: Probe, found: Sequence[Any]) -> list[int]:
+def _wrong(runtime: EdgeRuntime, probe: Probe, answers: Sequence[Any]) -> list[int]:
     """Which rows are answered otherwise. Raises DeliveryError where they have what the release has not."""
     active = runtime.active
     assert active is not None
@@ -193,7 +193,7 @@ def _wrong(runtime: EdgeRuntime, probe: Probe, found: Sequence[Any]) -> list[int
         )
     return [
         at
-        for at, (row, answer) in enumerate(zip(probe.rows, found, strict=True))
+        for at, (row, answer) in enumerate(zip(probe.rows, answers, strict=True))
         if not task.is_right(answer, row.answer, probe.within or 0.0)
     ]
 

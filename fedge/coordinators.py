@@ -43,7 +43,7 @@ def init(
     """Make a certificate authority, a certificate, the operator's key and an invitation for sites."""
     from operations.coordinator import INVITATION, make_coordinator
 
-    made = make_coordinator(
+    coordinator = make_coordinator(
         folder,
         hosts,
         name=name,
@@ -51,11 +51,13 @@ def init(
         address=address,
         now=datetime.now(UTC),
     )
-    invitation = str(made.folder / INVITATION)
+    invitation = str(coordinator.folder / INVITATION)
     if as_json:
-        typer.echo(json.dumps({"folder": str(made.folder), "invitation": invitation}))
+        typer.echo(json.dumps({"folder": str(coordinator.folder), "invitation": invitation}))
     else:
-        typer.echo(f"made {made.folder}; give {invitation} to every site, over a way they trust")
+        typer.echo(
+            f"made {coordinator.folder}; give {invitation} to every site, over a way they trust"
+        )
 
 
 @app.command()

@@ -95,7 +95,7 @@ class AdapterModel:
 
     def _parameters_by_name(self) -> dict[str, nn.Parameter]:
         """What peft made, by canonical name: it keeps a parameter under its saved name and the adapter's."""
-        made = {
+        parameters_of_peft = {
             name.replace(f".modules_to_save.{NAME}.", ".").replace(f".{NAME}", ""): parameter
             for name, parameter in self._peft.named_parameters()
             if f".{NAME}" in name
@@ -105,7 +105,7 @@ class AdapterModel:
         for spec in self.layout.specs:
             own = spec.part != HEAD_PART
             name = method.trained_name(spec.name) if own else method.saved_prefix + spec.name
-            parameter = made.get(name)
+            parameter = parameters_of_peft.get(name)
             if parameter is None or tuple(parameter.shape) != spec.shape:
                 shape = "nothing" if parameter is None else str(tuple(parameter.shape))
                 raise TypeError(
