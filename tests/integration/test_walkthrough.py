@@ -110,7 +110,7 @@ def test_a_newcomers_own_rows_and_model(tmp_path: Path) -> None:
     assert "plain onnxruntime: ['billing', 'delivery']" in said
     assert 'plan.rule.name │ "alternating" │ "mean"' in said
     assert (here / "compare.html").read_text("utf-8").count("<svg") >= 1
-    for folder in ("usual/seed-1", "usual/seed-2", "fedit/seed-1", "fedit/seed-2", "longer"):
+    for folder in ("usual/seed-1", "usual/seed-2", "mean/seed-1", "mean/seed-2", "longer"):
         summary = json.loads((here / "runs" / folder / "summary.json").read_text())
         assert summary["accuracy_federated"] > 0.8
         assert summary["rounds_verified"] == 2
