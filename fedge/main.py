@@ -46,7 +46,9 @@ class Lazy:
 
 COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
-    "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list the rules."),
+    "plan": Lazy(
+        "fedge.plans:app", "Check a plan, forecast what it costs, list rules and methods."
+    ),
     "base": Lazy("base_model.commands:app", "Prepare or fetch a base, check it, look at it."),
     "program": Lazy(
         "base_model.programs.commands:app", "What trains: derive it from a base, check it."

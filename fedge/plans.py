@@ -1,4 +1,4 @@
-"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list the rules."""
+"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list rules and methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Check a plan, forecast what it costs, list the rules.",
+    help="Check a plan, forecast what it costs, list rules and methods.",
 )
 app.command("continue")(continue_run)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
