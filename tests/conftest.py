@@ -248,7 +248,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         task: dict[str, object] | None = None,
     ) -> Path:
         manifest = read_manifest(base)
-        adapter = adapter_of(method, rank=rank, targets=targets)
+        adapter = adapter_of(method, rank=rank, targets=targets, alpha=16.0)
         plan = plan_from(
             {
                 "name": "t",

@@ -19,6 +19,7 @@ from client.engine.onnx_engine import OnnxEngine
 from client.engine.torch_engine import TorchEngine
 from client.opened_base import opened_base
 from protocol.errors import ArtefactError
+from protocol.initial import ONES
 from protocol.layout import Tensors
 from protocol.methods import METHODS
 from protocol.plan import Plan
@@ -47,10 +48,13 @@ def batch(vocabulary: int, plan: Plan) -> Batch:
 
 
 def values(base: Path, plan: Plan) -> Tensors:
-    """Random tensors: at round 0 half the gradients would be zero."""
+    """Random tensors, factors around 1: at round 0 half the gradients would be zero."""
     rng = np.random.default_rng(1)
     layout = Recipe(plan=plan, manifest=read_manifest(base)).layout
-    return {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in layout.specs}
+    return {
+        s.name: rng.normal(float(s.law == ONES), 0.1, s.shape).astype(np.float32)
+        for s in layout.specs
+    }
 
 
 def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
