@@ -17,6 +17,7 @@ from operations import logs
 from operations.logs import JsonLog, Redactor, last_refusal
 from protocol.errors import DataError
 from protocol.exchange import Contribution
+from protocol.tasks.regression import Regression
 
 
 def redacted(text: str) -> list[tuple[str, str]]:
@@ -44,6 +45,17 @@ def test_lines(line: str, found: tuple[str, str] | None) -> None:
     elif made:
         assert "HIV" not in made[0][1]
         assert "line 3" in made[0][1]
+
+
+def test_a_number_of_a_row_stays_out(tmp_path: Path) -> None:
+    """Whatever a site's message says of its rows stands in quotes, which the log leaves out."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "target": 424242}\n')
+    task = Regression(kind="regression", low=0.0, high=5.0)
+    with pytest.raises(DataError) as refused:
+        task.rows(rows)
+    assert "424242" in str(refused.value)
+    assert "424242" not in redacted(f"WARNING : refused: {refused.value}")[0][1]
 
 
 def test_a_traceback_keeps_places_and_types() -> None:
