@@ -53,45 +53,45 @@ def export(
     Raises ProofError for a file that is not what the log says, MissingError for one that is missing and
     may not be, ArtefactError when ``out`` cannot be written.
     """
-    wanted = list(published(run, vectors=vectors))
+    files = list(published(run, vectors=vectors))
     written, missing = 0, []
-    for done, each in enumerate(wanted):
-        progress("files", done, len(wanted))
+    for done, file in enumerate(files):
+        progress("files", done, len(files))
         try:
-            written += _copy(run.source, each, out)
+            written += _copy(run.source, file, out)
         except MissingError:
-            if not each.optional:
+            if not file.optional:
                 raise
-            missing.append(each.name)
-    progress("files", len(wanted), len(wanted))
-    return Exported(files=len(wanted) - len(missing), written=written, missing=tuple(missing))
+            missing.append(file.name)
+    progress("files", len(files), len(files))
+    return Exported(files=len(files) - len(missing), written=written, missing=tuple(missing))
 
 
 def published(run: Run, *, vectors: bool) -> Iterator[Published]:
     """The files of a run, by its log; not the coordinator's own, of which it has digests."""
-    return (each for each in _named(run, vectors=vectors) if not OWN.fullmatch(each.name))
+    return (file for file in _named(run, vectors=vectors) if not OWN.fullmatch(file.name))
 
 
 def _named(run: Run, *, vectors: bool) -> Iterator[Published]:
     log = run.log
     for subjects in (log.plan.subjects, *(roster.subjects for roster in log.rosters)):
         yield from (_with(name, digest) for name, digest in subjects.items())
-    for one in log.rounds:
-        number = one.number
-        released = [each for each in log.releases if each.leaf.round == number]
-        subjects = one.adapter.subjects | (released[-1].subjects if released else {})
+    for round_ in log.rounds:
+        number = round_.number
+        released = [release for release in log.releases if release.leaf.round == number]
+        subjects = round_.adapter.subjects | (released[-1].subjects if released else {})
         yield from (_with(name, digest) for name, digest in sorted(subjects.items()))
         if released:
             yield Published(name=adapter_path(number, PASSPORT_FILE), optional=True)
-        for found in one.sums:
-            if not found.complete:
+        for group_sum in round_.sums:
+            if not group_sum.complete:
                 continue
-            leaves = found.leaves()
-            yield _with(sum_path(number, found.group), leaves.aggregate.sum)
+            leaves = group_sum.leaves()
+            yield _with(sum_path(number, group_sum.group), leaves.aggregate.sum)
             if leaves.reveal.boxes:
-                yield _with(boxes_path(number, found.group), leaves.reveal.boxes)
+                yield _with(boxes_path(number, group_sum.group), leaves.reveal.boxes)
             for leaf in leaves.vectors if vectors else ():
-                name = vector_path(number, found.group, leaf.client)
+                name = vector_path(number, group_sum.group, leaf.client)
                 yield Published(name=name, fits=_with_root(leaf.root), optional=True)
                 yield Published(name=f"{name}.chunks", optional=True)
     yield from _log_files(run.copy)
@@ -114,20 +114,20 @@ def _with_root(root: str) -> Callable[[bytes], bool]:
     return lambda data: vector_root(data).hex() == root
 
 
-def _copy(source: Source, each: Published, out: Path) -> bool:
+def _copy(source: Source, file: Published, out: Path) -> bool:
     """Whether it had to be written."""
-    check_name(each.name)
-    path = out / each.name
+    check_name(file.name)
+    path = out / file.name
     try:
-        known = path.read_bytes() if path.is_file() else None
-        if known is not None and each.fits is not None and each.fits(known):
+        copied = path.read_bytes() if path.is_file() else None
+        if copied is not None and file.fits is not None and file.fits(copied):
             return False
-        data = source.read(each.name)
-        if each.fits is not None and not each.fits(data):
+        data = source.read(file.name)
+        if file.fits is not None and not file.fits(data):
             raise ArtefactError(
-                f"{each.name} is not the file of the log", "verify the run before it is exported"
+                f"{file.name} is not the file of the log", "verify the run before it is exported"
             )
-        if data == known:
+        if data == copied:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)

@@ -93,12 +93,12 @@ class Witness:
         path = self._path(origin)
         try:
             signed = verify_note(path.read_text("utf-8"), [self.key])
-            found = parse_checkpoint(signed.text, origin=origin)
+            checkpoint = parse_checkpoint(signed.text, origin=origin)
         except FileNotFoundError:
             return Witnessed()
         except (OSError, UnicodeDecodeError, ProofError) as error:
             raise ArtefactError(f"{path} is damaged ({type(error).__name__})", LOST) from None
-        return Witnessed(size=found.size, root=found.root)
+        return Witnessed(size=checkpoint.size, root=checkpoint.root)
 
     def add(self, body: bytes) -> Cosigned | Refused:
         """Answer a request of C2SP's ``add-checkpoint``; a cosignature is on disk when this returns.
@@ -136,11 +136,11 @@ class Witness:
                 if tree.root() != now.root:
                     raise ProofError("the log's tiles are not those of its checkpoint", EVIDENCE)
                 path = tuple(tree.consistency(before.size))
-            found = self._decided(AddCheckpoint(old=before.size, path=path, note=request.note))
-            if isinstance(found, Refused):
-                if found.status == UNPROCESSABLE:
+            decision = self._decided(AddCheckpoint(old=before.size, path=path, note=request.note))
+            if isinstance(decision, Refused):
+                if decision.status == UNPROCESSABLE:
                     self._keep_evidence(claimed.origin, request.note)
-                raise ProofError(f"{claimed.origin}: {found.why}", EVIDENCE)
+                raise ProofError(f"{claimed.origin}: {decision.why}", EVIDENCE)
             return self._path(claimed.origin).read_text("utf-8"), before != now
 
     def _decided(self, request: AddCheckpoint) -> Cosigned | Refused:
@@ -149,16 +149,16 @@ class Witness:
         # roll it back.
         with self._turn:
             latest, name = self.latest(origin), self.key.name
-            found = consider(request, latest, self._logs, name, self._secret, time=self._clock())
-            match found:
+            decision = consider(request, latest, self._logs, name, self._secret, time=self._clock())
+            match decision:
                 case Cosigned(line=line):
                     self._put(self._path(origin), self._note(request.note, origin, line))
                 case Refused(forked=forked):
                     if forked:
                         self._keep_evidence(origin, request.note)
                 case _:
-                    assert_never(found)
-            return found
+                    assert_never(decision)
+            return decision
 
     def _note(self, note: str, origin: str, line: str) -> str:
         """The text with the log's signatures and ours: others could make it too long to be read back."""
@@ -188,29 +188,29 @@ class Witness:
 
 def begin(folder: Path, name: str, key: Ed25519PrivateKey) -> VerifierKey:
     """Make the empty folder of a new witness; its verifier key. Raises ArtefactError if it is in use."""
-    made = witness_key(name, key)
-    parse_key(made.encode())  # refuses a name that no note can bear
+    verifier = witness_key(name, key)
+    parse_key(verifier.encode())  # refuses a name that no note can bear
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ArtefactError(
                 f"{folder} is not empty", "a witness is begun once; leave out --new"
             )
-        write_whole(folder / KEY, f"{made.encode()}\n".encode())
+        write_whole(folder / KEY, f"{verifier.encode()}\n".encode())
     except OSError as error:
         raise ArtefactError(
             f"{folder} cannot be written: {error.strerror}", "name another folder"
         ) from None
-    return made
+    return verifier
 
 
 def _leaf_hashes(read: Callable[[str], bytes], size: int) -> list[bytes]:
     """The hashes of the first ``size`` leaves, from the tiles of level 0."""
     if size > MOST_LEAVES:
         raise ProofError(f"a log of {size} leaves, at most {MOST_LEAVES} are read", EVIDENCE)
-    found: list[bytes] = []
-    while len(found) < size:
-        index, width = len(found) // WIDTH, min(WIDTH, size - len(found))
+    hashes: list[bytes] = []
+    while len(hashes) < size:
+        index, width = len(hashes) // WIDTH, min(WIDTH, size - len(hashes))
         try:
             data = read(tile_path(0, index, width))
         except ArtefactError:
@@ -219,5 +219,5 @@ def _leaf_hashes(read: Callable[[str], bytes], size: int) -> list[bytes]:
             data = read(tile_path(0, index))[: 32 * width]  # the log has grown meanwhile
         if len(data) != 32 * width:
             raise ProofError(f"{tile_path(0, index, width)} has {len(data)} bytes", EVIDENCE)
-        found += [data[at : at + 32] for at in range(0, len(data), 32)]
-    return found
+        hashes += [data[at : at + 32] for at in range(0, len(data), 32)]
+    return hashes

@@ -23,7 +23,7 @@ import numpy as np
 
 from base_model.files import folder_that_appears
 from base_model.mirrors import Mirror, mirror_at
-from base_model.partial import Wanted, WrongError, complete
+from base_model.partial import ListedFile, WrongError, complete
 from base_model.verify import WEIGHTS, read_manifest, verify_tensors
 from protocol.chunks import CHUNK_BYTES, CHUNKS, MAX_CHUNKS_BYTES, Chunks, parse_chunks
 from protocol.errors import ArtefactError, MachineError
@@ -80,9 +80,9 @@ def fetch_base(
     if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.geteuid():
         # Its owner could put links there, to files of this user.
         raise MachineError(f"{cache / PARTIAL} is not this user's own", "name a cache of your own")
-    with locked(cache / f"{PARTIAL}.lock", seconds=limits.seconds) as mine:
+    with locked(cache / f"{PARTIAL}.lock", seconds=limits.seconds) as locked_here:
         if not fetch.found():
-            if not mine:
+            if not locked_here:
                 raise MachineError(f"{cache}: another fetch is at work", "wait for it")
             _from_any(fetch, places)
     return fetch.target
@@ -132,9 +132,9 @@ class _Fetch:
         """Whether the cache has the base. Raises ArtefactError for another one in its place."""
         if not (self.target / MANIFEST_NAME).is_file():
             return False
-        known = read_manifest(self.target).fingerprint
+        fingerprint = read_manifest(self.target).fingerprint
         digest = sha256_of(self.target / MANIFEST_NAME)
-        if known != self.fingerprint or self._pin not in ("", digest):
+        if fingerprint != self.fingerprint or self._pin not in ("", digest):
             raise ArtefactError(
                 f"{self.target} holds another base, or another manifest",
                 "remove it and fetch again",
@@ -221,7 +221,7 @@ class _Fetch:
         """Bring one file into ``.partial`` unless it is there; ``done`` bytes of how many before it."""
         if entry.sha256 in self._whole:
             return
-        wanted = Wanted(
+        listed = ListedFile(
             name=name,
             entry=entry,
             piece=chunks.chunk_bytes if chunks else CHUNK_BYTES,
@@ -236,7 +236,7 @@ class _Fetch:
             return mirror.opened(folder + name, offset=offset, deadline=self._deadline)
 
         with _local(self._path(entry)):
-            complete(self._path(entry), wanted, opened, tell)
+            complete(self._path(entry), listed, opened, tell)
         self._whole.add(entry.sha256)
 
     # -- what is on this machine ----------------------------------------------------------------
@@ -252,12 +252,12 @@ class _Fetch:
                 for name, entry in read_manifest(path.parent).files.items():
                     here[entry.sha256, entry.bytes] = path.parent / name
         for name, entry in manifest.files.items():
-            found, path = here.get((entry.sha256, entry.bytes)), self._path(entry)
-            if found is None or entry.sha256 in self._whole or not found.is_file():
+            shared, path = here.get((entry.sha256, entry.bytes)), self._path(entry)
+            if shared is None or entry.sha256 in self._whole or not shared.is_file():
                 continue
-            if sha256_of(found) == entry.sha256:
+            if sha256_of(shared) == entry.sha256:
                 path.unlink(missing_ok=True)
-                _link(found, path)
+                _link(shared, path)
                 self._whole.add(entry.sha256)
                 log.info("%s is shared with another base", name)
 
@@ -313,11 +313,11 @@ def _local(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _link(found: Path, path: Path) -> None:
+def _link(shared: Path, path: Path) -> None:
     try:
-        os.link(found, path)
+        os.link(shared, path)
     except OSError:  # a file system without links
-        shutil.copyfile(found, path)
+        shutil.copyfile(shared, path)
 
 
 def _size(path: Path) -> int:

@@ -22,7 +22,7 @@ class WrongError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ListedFile:
     """A file: its name, its digest and length, the digests of its pieces of ``piece`` bytes if known."""
 
     name: str
@@ -41,8 +41,8 @@ class Wanted:
         return hashlib.sha256(data).hexdigest() == self.digests[offset // self.piece]
 
 
-def complete(path: Path, wanted: Wanted, opened: Opened, tell: Tell) -> None:
-    """Fetch what ``path`` lacks of ``wanted``; only pieces that fit are ever written.
+def complete(path: Path, listed: ListedFile, opened: Opened, tell: Tell) -> None:
+    """Fetch what ``path`` lacks of ``listed``; only pieces that fit are ever written.
 
     ``opened`` gives a reader from an offset, ``tell`` is told the bytes there and how many are new.
     Raises CutError (what came is kept), WrongError (what is wrong is not kept) and OSError.
@@ -52,50 +52,50 @@ def complete(path: Path, wanted: Wanted, opened: Opened, tell: Tell) -> None:
             path.unlink()  # another base's file is not written to
         else:
             path.chmod(0o644)
-    resumed = _attempt(path, wanted, opened, tell)
+    resumed = _attempt(path, listed, opened, tell)
     if resumed is None:
         return
     path.unlink()
     # Without digests of pieces the wrong byte may be an earlier mirror's.
-    if resumed and wanted.digests is None and _attempt(path, wanted, opened, tell) is None:
+    if resumed and listed.digests is None and _attempt(path, listed, opened, tell) is None:
         return
     path.unlink(missing_ok=True)
-    raise WrongError(f"{wanted.name}: its sha256 is not the manifest's")
+    raise WrongError(f"{listed.name}: its sha256 is not the manifest's")
 
 
-def _attempt(path: Path, wanted: Wanted, opened: Opened, tell: Tell) -> int | None:
+def _attempt(path: Path, listed: ListedFile, opened: Opened, tell: Tell) -> int | None:
     """None when the file is whole, else how many of its bytes had been there before."""
     whole = hashlib.sha256()
     path.touch()
     with path.open("r+b") as out:
-        kept = offset = _kept(out, wanted, whole)
+        kept = offset = _kept(out, listed, whole)
         out.truncate(offset)
         out.seek(offset)
         tell(offset, 0)
-        if offset < wanted.entry.bytes:
+        if offset < listed.entry.bytes:
             try:
                 with opened(offset) as reader:
-                    while offset < wanted.entry.bytes:
-                        data = reader.read(wanted.length(offset))
-                        if not wanted.fits(offset, data):
-                            raise WrongError(f"{wanted.name}: wrong from byte {offset} on")
+                    while offset < listed.entry.bytes:
+                        data = reader.read(listed.length(offset))
+                        if not listed.fits(offset, data):
+                            raise WrongError(f"{listed.name}: wrong from byte {offset} on")
                         out.write(data)
                         whole.update(data)
                         offset += len(data)
                         tell(offset, len(data))
             except CutError as error:
-                raise CutError(f"{wanted.name}: {error}") from None
+                raise CutError(f"{listed.name}: {error}") from None
         out.flush()
         os.fsync(out.fileno())
-    return None if whole.hexdigest() == wanted.entry.sha256 else kept
+    return None if whole.hexdigest() == listed.entry.sha256 else kept
 
 
-def _kept(out: BinaryIO, wanted: Wanted, whole: hashlib._Hash) -> int:
+def _kept(out: BinaryIO, listed: ListedFile, whole: hashlib._Hash) -> int:
     """How many bytes of a file that was begun can stay; they are hashed."""
     offset = 0
-    while offset < wanted.entry.bytes:
-        data = out.read(wanted.length(offset))
-        if len(data) < wanted.length(offset) or not wanted.fits(offset, data):
+    while offset < listed.entry.bytes:
+        data = out.read(listed.length(offset))
+        if len(data) < listed.length(offset) or not listed.fits(offset, data):
             break
         whole.update(data)
         offset += len(data)

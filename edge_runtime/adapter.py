@@ -170,15 +170,19 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
 
 
 def _check_shape(
-    name: str, shape: tuple[int, ...], wanted: list[int | str], sizes: dict[str, int], source: str
+    name: str,
+    shape: tuple[int, ...],
+    sizes_of_slot: list[int | str],
+    sizes: dict[str, int],
+    source: str,
 ) -> None:
-    fits = len(shape) == len(wanted) and all(
+    fits = len(shape) == len(sizes_of_slot) and all(
         got == (want if isinstance(want, int) else sizes.setdefault(want, got))
-        for want, got in zip(wanted, shape, strict=True)
+        for want, got in zip(sizes_of_slot, shape, strict=True)
     )
     if not fits:
         raise ArtefactError(
-            f"{source}: {name} has shape {shape}, the slot is {tuple(wanted)}", REFETCH
+            f"{source}: {name} has shape {shape}, the slot is {tuple(sizes_of_slot)}", REFETCH
         )
 
 

@@ -53,8 +53,8 @@ def activate(device: Device, release: str, now: datetime) -> State:
     """Probe and use a release that is in the store: the candidate, or one whose id begins so."""
     with Store(device.store) as store:
         state = store.state
-        known = [one for one in state.installed if release and one.startswith(release)]
-        chosen = known[0] if len(known) == 1 else None if release else state.candidate
+        matches = [id_ for id_ in state.installed if release and id_.startswith(release)]
+        chosen = matches[0] if len(matches) == 1 else None if release else state.candidate
         if chosen is None or chosen in state.withdrawn:
             raise DeliveryError(
                 "store.unknown",
@@ -90,8 +90,8 @@ def report(device: Device, state: State, now: datetime) -> DeviceReport:
     """What the operator gets to know."""
 
     def held(release: str | None) -> Held | None:
-        known = state.installed.get(release or "")
-        return Held(seq=known.seq, release=release or "") if known else None
+        installed = state.installed.get(release or "")
+        return Held(seq=installed.seq, release=release or "") if installed else None
 
     return DeviceReport(
         device=device.id,
@@ -104,8 +104,8 @@ def report(device: Device, state: State, now: datetime) -> DeviceReport:
         current=held(state.current),
         previous=held(state.previous),
         faults=[
-            Fault(seq=one.seq, release=release, reason=one.reason)
-            for release, one in state.failed.items()
+            Fault(seq=failed.seq, release=release, reason=failed.reason)
+            for release, failed in state.failed.items()
         ],
         personal=state.adapted(device.personal) is not None,
     )
@@ -125,12 +125,12 @@ def write_report(device: Device, state: State, now: datetime) -> None:
 def status(device: Device) -> dict[str, Any]:
     """Plain values for people and programs."""
     state = read_state(device.store)
-    told = report(device, state, datetime.now(UTC)).model_dump(mode="json")
-    told |= {"candidate": state.candidate, "withdrawn": state.withdrawn, "personal": None}
+    facts = report(device, state, datetime.now(UTC)).model_dump(mode="json")
+    facts |= {"candidate": state.candidate, "withdrawn": state.withdrawn, "personal": None}
     if state.personal is not None:
         answers = state.adapted(device.personal) is not None
-        told["personal"] = _personal(state.personal) | {"in_use": answers}
-    return told
+        facts["personal"] = _personal(state.personal) | {"in_use": answers}
+    return facts
 
 
 def _personal(personal: Personal) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from protocol.errors import DataError, printable
 from protocol.rows.read import Text, read_texts
 
 if TYPE_CHECKING:
+    from edge_runtime.answer_options import AnswerOptions
     from edge_runtime.http_server import Answering
     from edge_runtime.tasks import Prediction
-    from edge_runtime.wanted import Wanted
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Run a base and its adapters on a device."
@@ -70,17 +70,17 @@ def infer(
     else:
         assert device is not None
         service = _by_device(device)
-    from edge_runtime.wanted import Wanted
+    from edge_runtime.answer_options import AnswerOptions
 
-    wanted = Wanted(top=top, reject_below=reject_below)
-    found = service.classify(rows, wanted).predictions
+    options = AnswerOptions(top=top, reject_below=reject_below)
+    predictions = service.classify(rows, options).predictions
     if as_json:
         answers: list[dict[str, Any]] = [
-            _named(text) | p.form(wanted) for text, p in zip(rows, found, strict=True)
+            _named(text) | p.form(options) for text, p in zip(rows, predictions, strict=True)
         ]
         typer.echo(json.dumps(answers))
         return
-    _print(rows, found, wanted)
+    _print(rows, predictions, options)
 
 
 def _named(text: Text) -> dict[str, str]:
@@ -92,11 +92,11 @@ def _named(text: Text) -> dict[str, str]:
     )
 
 
-def _print(rows: Sequence[Text], found: Sequence[Prediction], wanted: Wanted) -> None:
+def _print(rows: Sequence[Text], predictions: Sequence[Prediction], options: AnswerOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    answers = [answer.cells(wanted) for answer in found]
+    answers = [answer.cells(options) for answer in predictions]
     table = Table(*_named(rows[0]), *answers[0])
     for text, cells in zip(rows, answers, strict=True):
         table.add_row(*map(printable, (*_named(text).values(), *cells.values())))

@@ -114,8 +114,8 @@ def serve(
 
     start_lean()
     device = _device(file, None) if file else None
+    from edge_runtime.answer_options import AnswerOptions
     from edge_runtime.http_server import serve as run
-    from edge_runtime.wanted import Wanted
 
     def say(url: str) -> None:
         end_start()
@@ -123,7 +123,12 @@ def serve(
         sys.stdout.flush()
 
     with _answering(device, base, adapter, trust, threads) as service:
-        run(service, port, wanted=Wanted(top=top, reject_below=reject_below), listening_at=say)
+        run(
+            service,
+            port,
+            options=AnswerOptions(top=top, reject_below=reject_below),
+            listening_at=say,
+        )
 
 
 @contextmanager

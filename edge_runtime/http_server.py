@@ -22,8 +22,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.service import Answer
-from edge_runtime.wanted import ONE, Wanted
 from protocol.documents import OddError, json_as
 from protocol.errors import DataError, DeliveryError, MachineError
 from protocol.peft_format import MOST_LABELS
@@ -58,7 +58,7 @@ class Question(BaseModel):
 class Answering(Protocol):
     """What answers behind the server, from many threads."""
 
-    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
+    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError, DataError."""
         ...
 
@@ -114,11 +114,11 @@ class QuietServer(Server):
 class App:
     """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
-    A question may have ``top`` and ``reject_below``; else ``wanted`` has them.
+    A question may have ``top`` and ``reject_below``; else ``options`` has them.
     """
 
-    def __init__(self, service: Answering, wanted: Wanted = ONE) -> None:
-        self._service, self._wanted = service, wanted
+    def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:
+        self._service, self._options = service, options
         self._routes: dict[str, tuple[str, Route | None]] = {
             "/v1/classify": ("POST", partial(self._answer, labels=True)),
             "/v1/predict": ("POST", partial(self._answer, labels=False)),
@@ -128,10 +128,10 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         try:
-            status, told = await self._reply(scope, receive)
+            status, document = await self._reply(scope, receive)
         except ClientGoneError:
             return
-        body = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+        body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -167,12 +167,12 @@ class App:
                 return _error(422, "request.form", "text_pairs: as many as there are texts")
             texts = list(zip(question.texts, question.text_pairs, strict=True))
         top, least = question.top, question.reject_below
-        wanted = Wanted(
-            top=self._wanted.top if top is None else top,
-            reject_below=self._wanted.reject_below if least is None else least,
+        options = AnswerOptions(
+            top=self._options.top if top is None else top,
+            reject_below=self._options.reject_below if least is None else least,
         )
         try:
-            answer = await asyncio.to_thread(self._service.classify, texts, wanted)
+            answer = await asyncio.to_thread(self._service.classify, texts, options)
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
         except DataError as error:
@@ -180,17 +180,21 @@ class App:
         if labels != answer.has_labels:
             right = "/v1/classify" if answer.has_labels else "/v1/predict"
             return _error(409, "request.task", f"what is in use answers POST {right}")
-        answers = [prediction.form(wanted) for prediction in answer.predictions]
-        told: dict[str, Any] = {"release": answer.release, "seq": answer.seq, "answers": answers}
-        return 200, told | ({"personal": True} if answer.personal else {})
+        answers = [prediction.form(options) for prediction in answer.predictions]
+        document: dict[str, Any] = {
+            "release": answer.release,
+            "seq": answer.seq,
+            "answers": answers,
+        }
+        return 200, document | ({"personal": True} if answer.personal else {})
 
     async def _health(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
-        told = self._service.health()
-        return 200 if told["status"] == "ok" else 503, told
+        health = self._service.health()
+        return 200 if health["status"] == "ok" else 503, health
 
 
 def serve(
-    service: Answering, port: int, *, wanted: Wanted, listening_at: Callable[[str], None]
+    service: Answering, port: int, *, options: AnswerOptions, listening_at: Callable[[str], None]
 ) -> None:
     """Answer until the process is told to stop. Raises MachineError for a port that is taken.
 
@@ -203,13 +207,13 @@ def serve(
             f"port {port} on {HOST} cannot be had: {error.strerror}", "choose another --port"
         ) from None
     listening_at(f"http://{HOST}:{listening.getsockname()[1]}")
-    QuietServer(settings(service, wanted)).run(sockets=[listening])
+    QuietServer(settings(service, options)).run(sockets=[listening])
 
 
-def settings(service: Answering, wanted: Wanted = ONE) -> Config:
+def settings(service: Answering, options: AnswerOptions = LIKELIEST) -> Config:
     """How uvicorn runs :class:`App`."""
     return Config(
-        App(service, wanted),
+        App(service, options),
         log_level="warning",
         access_log=False,
         http=Connection,

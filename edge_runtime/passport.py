@@ -46,11 +46,11 @@ def verify_passport(folder: Path, *, round_number: int, policy: Policy) -> Offli
     if not isinstance(read.leaf, Release) or read.leaf.round != round_number:
         raise ProofError(f"{path}: it is not of a release of round {round_number}", REMEDY)
     for name in (RELEASE_FILE, EDGE_FILE):
-        wanted = read.subjects.get(f"rounds/{round_number:04d}/adapter/{name}")
+        logged = read.subjects.get(f"rounds/{round_number:04d}/adapter/{name}")
         try:
-            found = sha256_of(folder / name)
+            digest = sha256_of(folder / name)
         except OSError:
-            found = ""
-        if wanted != found:
+            digest = ""
+        if logged != digest:
             raise ProofError(f"{folder / name} is not the file that was released", REMEDY)
     return proof

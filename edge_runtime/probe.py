@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edge_runtime.answer_options import verify_texts
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import task_named
-from edge_runtime.wanted import verify_texts
 from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DataError, DeliveryError, ProofError, shortened
 from protocol.rows.labels import verify_unlike
@@ -224,9 +224,9 @@ def own_bytes() -> int:
     return 0
 
 
-def _missed(at: int, wanted: str | float, found: str | float) -> str:
+def _missed(at: int, golden: str | float, answer: str | float) -> str:
     """Of a row by its number: what a report tells of a device holds none of its texts."""
-    got, meant = (shortened(str(each), 60) for each in (found, wanted))
+    got, meant = (shortened(str(value), 60) for value in (answer, golden))
     return f"; the first wrong one is row {at + 1}: {got!r} for {meant!r}"
 
 

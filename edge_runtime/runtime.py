@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.adapter import ActiveAdapter, load_adapter
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import classification, task_named
-from edge_runtime.wanted import ONE, Wanted
 from protocol.errors import ArtefactError
 from protocol.rows.read import Text
 
@@ -87,14 +87,14 @@ class EdgeRuntime:
         self,
         texts: Sequence[Text],
         adapter: ActiveAdapter | None = None,
-        wanted: Wanted = ONE,
+        options: AnswerOptions = LIKELIEST,
     ) -> Sequence[Any]:
         """What the task answers to each text, by ``adapter`` where one is held, else by what is active."""
         active = adapter or self._active
         logits = self._logits(list(texts), active)
         if active is None:
-            return classification.answers(logits, labels=self.base.own_labels(), wanted=wanted)
-        return task_named(active.note.task).of_release(logits, active.note, wanted)
+            return classification.answers(logits, labels=self.base.own_labels(), options=options)
+        return task_named(active.note.task).of_release(logits, active.note, options)
 
     def _logits(self, texts: list[Text], adapter: ActiveAdapter | None) -> Logits:
         if not texts:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.adapter import ActiveAdapter
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
 from edge_runtime.base import check_file
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, held, read_state
 from edge_runtime.tasks import Prediction, task_named
-from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.peft_format import RELEASE_FILE
 from protocol.rows.read import Text
@@ -76,7 +76,7 @@ class Service:
         self.swaps, self.failures, self.trouble = 0, 0, ""
         self.follow()
 
-    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
+    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails.
 
         DataError for texts and wishes that it was not trained for.
@@ -87,11 +87,11 @@ class Service:
                 "serve.empty", "no release is in use", "`fedge edge update` on this device"
             )
         task = task_named(serving.adapter.note.task)
-        task.verify_wanted(wanted)
+        task.verify_options(options)
         verify_texts(texts, pairs=serving.adapter.note.pairs)
         try:
-            found = self.runtime.infer(texts, serving.adapter, wanted)
-            if not all(answer.is_finite for answer in found):
+            predictions = self.runtime.infer(texts, serving.adapter, options)
+            if not all(answer.is_finite for answer in predictions):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # whatever ORT raises counts against the release
             self._failed(serving, error)
@@ -104,7 +104,7 @@ class Service:
         return Answer(
             release=serving.release,
             seq=serving.seq,
-            predictions=found,
+            predictions=predictions,
             has_labels=task.HAS_LABELS,
             personal=serving.personal,
         )
@@ -157,11 +157,11 @@ class Service:
 
     def _take(self, state: State) -> None:
         serving, adapted = self._serving, state.adapted(self.device.personal)
-        wanted = adapted.id if adapted else state.current
-        if wanted == (serving.release if serving else None):
+        release = adapted.id if adapted else state.current
+        if release == (serving.release if serving else None):
             return
         try:
-            self._serving = None if wanted is None else self._load(wanted, state)
+            self._serving = None if release is None else self._load(release, state)
         except Exception:
             if serving is not None and serving.origin in state.withdrawn:
                 self._serving = None  # no device may go on running it

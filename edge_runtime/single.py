@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
 from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
 from edge_runtime.tasks import task_named
-from edge_runtime.wanted import ONE, Wanted, verify_texts
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
 from protocol.rows.read import Text
@@ -42,24 +42,24 @@ class SingleService:
             self.runtime.activate(adapter)
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
-    def classify(self, texts: Sequence[Text], wanted: Wanted = ONE) -> Answer:
+    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError `serve.failed`, DataError for texts and wishes that the
         adapter was not trained for."""
         active = self.runtime.active
         task = task_named(active.note.task if active else "classification")
-        task.verify_wanted(wanted)
+        task.verify_options(options)
         if active:
             verify_texts(texts, pairs=active.note.pairs)
         try:
-            found = self.runtime.infer(texts, wanted=wanted)
-            if not all(answer.is_finite for answer in found):
+            predictions = self.runtime.infer(texts, options=options)
+            if not all(answer.is_finite for answer in predictions):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # ONNX Runtime raises types of its own
             raise DeliveryError(
                 "serve.failed", f"the adapter failed: {type(error).__name__}", "ask again"
             ) from None
         return Answer(
-            release=self._release, seq=None, predictions=found, has_labels=task.HAS_LABELS
+            release=self._release, seq=None, predictions=predictions, has_labels=task.HAS_LABELS
         )
 
     def health(self) -> dict[str, Any]:

@@ -194,9 +194,9 @@ class Store:
                 shutil.rmtree(target)  # the same release, rotten
             move_whole(staged, target)
         state = self.state
-        known = state.installed | {release: installed}
+        releases = state.installed | {release: installed}
         held = release in (state.current, state.previous)
-        self._save(installed=known, candidate=state.candidate if held else release)
+        self._save(installed=releases, candidate=state.candidate if held else release)
         self._tidy()  # an earlier candidate that never came into use
 
     def begin(self, release: str) -> bool:
@@ -212,7 +212,7 @@ class Store:
         state = self.state
         if release not in state.installed:
             raise KeyError(release)
-        failed = {one: why for one, why in state.failed.items() if one != release}
+        failed = {id_: why for id_, why in state.failed.items() if id_ != release}
         previous = state.previous if release == state.current else state.current
         self._save(
             current=release,
@@ -229,7 +229,7 @@ class Store:
         state = self.state
         if release not in state.installed:
             raise KeyError(release)
-        failed = {one: why for one, why in state.failed.items() if one != release}
+        failed = {id_: why for id_, why in state.failed.items() if id_ != release}
         failed[release] = Failed(seq=state.installed[release].seq, reason=_shown(reason))
         kept = dict(list(failed.items())[-MOST_FAULTS:])
         self._leave({release}, failed=kept, tried=None, tries=0)
@@ -300,7 +300,7 @@ class Store:
         """Go back to the previous release where the current one is among ``gone``."""
         state = self.state
         current, previous, candidate = (
-            None if one in gone else one for one in (state.current, state.previous, state.candidate)
+            None if id_ in gone else id_ for id_ in (state.current, state.previous, state.candidate)
         )
         if current is None:
             current, previous = previous, None
@@ -317,7 +317,7 @@ class Store:
         """Forget releases that nothing names, then remove them."""
         state = self.state
         kept = {state.current, state.previous, state.candidate}
-        installed = {one: what for one, what in state.installed.items() if one in kept}
+        installed = {id_: what for id_, what in state.installed.items() if id_ in kept}
         if installed != state.installed:
             self._save(installed=installed)
         if state.personal is not None and state.personal.origin not in installed:

@@ -101,13 +101,13 @@ class RunLog:
 
     def find(self, kind: type[Leaf], *, since: int = 0, **fields: object) -> list[int]:
         """Indices, from ``since`` on, of the leaves of ``kind`` whose fields have these values."""
-        found = []
-        known = self._kinds.get(kind, [])
-        for index in known[bisect_left(known, since) :]:
+        indices = []
+        of_kind = self._kinds.get(kind, [])
+        for index in of_kind[bisect_left(of_kind, since) :]:
             leaf = decode_leaf(self._entries[index]).leaf if fields else None
             if all(getattr(leaf, name) == value for name, value in fields.items()):
-                found.append(index)
-        return found
+                indices.append(index)
+        return indices
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -187,10 +187,10 @@ class RunLog:
             self.note = path.read_text("utf-8")
             checkpoint = self._verified(self.note)
             for name, count in tiles_needed(checkpoint.size):
-                found = parse_entries((self.folder / name).read_bytes())
-                if len(found) != count:
-                    raise ProofError(f"{name} has {len(found)} entries", REMEDY)
-                for data in found:
+                entries = parse_entries((self.folder / name).read_bytes())
+                if len(entries) != count:
+                    raise ProofError(f"{name} has {len(entries)} entries", REMEDY)
+                for data in entries:
                     self._add(data)
         except (OSError, UnicodeDecodeError, ProofError) as error:
             cause = error.cause if isinstance(error, ProofError) else type(error).__name__
@@ -205,13 +205,13 @@ class RunLog:
             entries = [base64.b64decode(data, validate=True) for data in body["entries"]]
             start, note = int(body["start"]), str(body["checkpoint"])
             checkpoint = self._verified(note)
-            known = self.size - start
-            if not 0 <= known <= len(entries) or self._entries[start:] != entries[:known]:
+            kept = self.size - start
+            if not 0 <= kept <= len(entries) or self._entries[start:] != entries[:kept]:
                 raise ProofError("it does not follow the log", REMEDY)
         except (OSError, ValueError, KeyError, TypeError, ProofError) as error:
             cause = error.cause if isinstance(error, ProofError) else type(error).__name__
             raise ArtefactError(f"{path}: {cause}", REMEDY) from None
-        for data in entries[known:]:
+        for data in entries[kept:]:
             self._add(data)
         if (self.size, self._tree.root()) != (checkpoint.size, checkpoint.root):
             raise ArtefactError(f"{path}: its checkpoint is of other leaves", REMEDY)
@@ -244,7 +244,7 @@ def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) 
         origin = named.name
     log = RunLog(store.folder, key, origin, store.batches())
     if not (log.folder / POLICY).exists():
-        witnesses = [parse_key(one) for one in plan.audit.witnesses]
+        witnesses = [parse_key(text) for text in plan.audit.witnesses]
         policy = simple_policy(log.verifier, witnesses, plan.audit.witness_quorum)
         write_whole(log.folder / POLICY, policy.render().encode())
     return log

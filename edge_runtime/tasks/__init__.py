@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.answer_options import AnswerOptions
 from edge_runtime.tasks import classification, regression
-from edge_runtime.wanted import Wanted
 from protocol.calibration import Calibration
 from protocol.errors import ArtefactError
 from protocol.misspelling import nearest
@@ -29,11 +29,11 @@ class Prediction(Protocol):
         """Whether it is an answer at all."""
         ...
 
-    def form(self, wanted: Wanted) -> dict[str, Any]:
+    def form(self, options: AnswerOptions) -> dict[str, Any]:
         """As JSON has it."""
         ...
 
-    def cells(self, wanted: Wanted) -> dict[str, str]:
+    def cells(self, options: AnswerOptions) -> dict[str, str]:
         """As a table has it, by column."""
         ...
 
@@ -43,12 +43,12 @@ class EdgeTask(Protocol):
 
     HAS_LABELS: bool  # whether answers are chosen from some
 
-    def verify_wanted(self, wanted: Wanted) -> None:
+    def verify_options(self, options: AnswerOptions) -> None:
         """Raises DataError for a wish that answers of this kind cannot meet."""
         ...
 
     def of_release(
-        self, outputs: npt.NDArray[np.float32], note: ReleaseNote, wanted: Wanted
+        self, outputs: npt.NDArray[np.float32], note: ReleaseNote, options: AnswerOptions
     ) -> Sequence[Prediction]:
         """Answers of a release's adapter to rows of ``outputs`` (rows, outputs)."""
         ...

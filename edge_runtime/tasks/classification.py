@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.wanted import Wanted
+from edge_runtime.answer_options import AnswerOptions
 from protocol.calibration import Calibration, calibrate, probabilities
 from protocol.peft_format import ReleaseNote
 
@@ -31,7 +31,7 @@ class Choice:
 class Prediction:
     """The likeliest label of a text and how likely it is; ``rejected``: too unlikely to be acted on.
 
-    ``top`` are as many labels as were wanted, the likeliest first.
+    ``top`` are as many labels as were asked for, the likeliest first.
     """
 
     label: str
@@ -51,44 +51,44 @@ class Prediction:
         """Whether it is an answer at all."""
         return math.isfinite(self.score)
 
-    def form(self, wanted: Wanted) -> dict[str, Any]:
+    def form(self, options: AnswerOptions) -> dict[str, Any]:
         """As JSON has it: a rejected answer has no label. What was not asked for is not there."""
         document: dict[str, Any] = {"label": self.label, "index": self.index, "score": self.score}
-        if wanted.reject_below > 0:
+        if options.reject_below > 0:
             document |= {"rejected": self.rejected}
             if self.rejected:
                 document |= {"label": None, "index": None}
-        if wanted.top > 1:
+        if options.top > 1:
             document["top"] = [asdict(choice) for choice in self.top]
         return document
 
-    def cells(self, wanted: Wanted) -> dict[str, str]:
-        """Label, score and, where more were wanted, the others."""
+    def cells(self, options: AnswerOptions) -> dict[str, str]:
+        """Label, score and, where more were asked for, the others."""
         label = "(rejected)" if self.rejected else self.label
         row = {"label": label, "score": f"{self.score:.3f}"}
-        if wanted.top > 1:
+        if options.top > 1:
             rest = self.top if self.rejected else self.top[1:]
             row["then"] = ", ".join(f"{choice.label} {choice.score:.3f}" for choice in rest)
         return row
 
 
-def verify_wanted(wanted: Wanted) -> None:
-    """Whatever may be wanted is met."""
+def verify_options(options: AnswerOptions) -> None:
+    """Whatever is asked for is met."""
 
 
-def of_release(outputs: Logits, note: ReleaseNote, wanted: Wanted) -> list[Prediction]:
+def of_release(outputs: Logits, note: ReleaseNote, options: AnswerOptions) -> list[Prediction]:
     """Answers of a release's adapter, at its temperature."""
     fit = note.calibration
     temperature = fit.temperature if fit else 1.0
-    return answers(outputs, labels=note.labels, wanted=wanted, temperature=temperature)
+    return answers(outputs, labels=note.labels, options=options, temperature=temperature)
 
 
 def answers(
-    logits: Logits, *, labels: Sequence[str], wanted: Wanted, temperature: float = 1.0
+    logits: Logits, *, labels: Sequence[str], options: AnswerOptions, temperature: float = 1.0
 ) -> list[Prediction]:
     """One for each row."""
     return [
-        _prediction(row, shares, labels, wanted)
+        _prediction(row, shares, labels, options)
         for row, shares in zip(logits, probabilities(logits, temperature), strict=True)
     ]
 
@@ -104,10 +104,10 @@ def is_right(answer: Prediction, golden: str, within: float) -> bool:
 
 
 def _prediction(
-    logits: Logits, shares: npt.NDArray[np.float64], labels: Sequence[str], wanted: Wanted
+    logits: Logits, shares: npt.NDArray[np.float64], labels: Sequence[str], options: AnswerOptions
 ) -> Prediction:
     """Of one row: ``logits`` and ``shares`` (labels,)."""
-    order = np.argsort(-logits, kind="stable")[: max(1, wanted.top)].tolist()
+    order = np.argsort(-logits, kind="stable")[: max(1, options.top)].tolist()
     top = tuple(Choice(label=labels[at], index=at, score=float(shares[at])) for at in order)
     likeliest = top[0]
     return Prediction(
@@ -115,6 +115,6 @@ def _prediction(
         index=likeliest.index,
         score=likeliest.score,
         logits=tuple(float(value) for value in logits),
-        rejected=not likeliest.score >= wanted.reject_below,
+        rejected=not likeliest.score >= options.reject_below,
         top=top,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.wanted import ONE, Wanted
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from protocol.errors import DataError
 from protocol.peft_format import ReleaseNote
 
@@ -32,25 +32,27 @@ class Value:
         """Whether it is an answer at all."""
         return math.isfinite(self.value)
 
-    def form(self, wanted: Wanted) -> dict[str, Any]:
+    def form(self, options: AnswerOptions) -> dict[str, Any]:
         """As JSON has it."""
         return {"value": self.value}
 
-    def cells(self, wanted: Wanted) -> dict[str, str]:
+    def cells(self, options: AnswerOptions) -> dict[str, str]:
         """The value."""
         return {"value": f"{self.value:.4g}"}
 
 
-def verify_wanted(wanted: Wanted) -> None:
+def verify_options(options: AnswerOptions) -> None:
     """There are no labels to choose from, and no probabilities. Raises DataError."""
-    if wanted != ONE:
+    if options != LIKELIEST:
         raise DataError(
-            "the release answers with numbers: it has no labels of which some could be wanted or rejected",
+            "the release answers with numbers: it has no labels of which some could be asked for or rejected",
             "leave out `top` and `reject_below`",
         )
 
 
-def of_release(outputs: npt.NDArray[np.float32], note: ReleaseNote, wanted: Wanted) -> list[Value]:
+def of_release(
+    outputs: npt.NDArray[np.float32], note: ReleaseNote, options: AnswerOptions
+) -> list[Value]:
     """Answers of a release's adapter; what lies outside the range is cut to it."""
     assert note.range is not None
     low, high = note.range

@@ -40,14 +40,14 @@ class Policy:
         by = [log for log in self.logs if log.encode() in signed.by]
         if not by:
             raise ProofError("no log of the policy has signed the checkpoint", REMEDY)
-        found = parse_checkpoint(signed.text, origin=by[0].name)
+        checkpoint = parse_checkpoint(signed.text, origin=by[0].name)
         if self.quorum != NONE and not self._met(self.quorum, set(signed.by)):
             names = [name for name, key in self.witnesses.items() if key.encode() in signed.by]
             raise ProofError(
                 f"witnesses {', '.join(names) or 'none'} cosigned: no quorum",
                 "ask for the checkpoint again once more witnesses have seen it",
             )
-        return found
+        return checkpoint
 
     def render(self) -> str:
         """The policy's text."""
@@ -66,13 +66,13 @@ class Policy:
 def simple_policy(log: VerifierKey, witnesses: Sequence[VerifierKey], quorum: int) -> Policy:
     """One log and ``quorum`` of ``witnesses``, 0 for none. Raises ProofError for a repeated key."""
     named = {f"w{number}": key for number, key in enumerate(witnesses, start=1)}
-    made = Policy(
+    policy = Policy(
         logs=(log,),
         witnesses=named,
         groups={"all": (quorum, tuple(named))} if quorum else {},
         quorum="all" if quorum else NONE,
     )
-    return parse_policy(made.render())
+    return parse_policy(policy.render())
 
 
 def policy_of(audit: Audit) -> Policy:
@@ -99,21 +99,21 @@ def parse_policy(text: str) -> Policy:
         words = re.split(r"[ \t]+", line.strip(" \t"))
         if not words[0] or words[0].startswith("#"):
             continue
-        known = {*witnesses, *groups}
+        names = {*witnesses, *groups}
         match words:
             case ["log", key, *_] if len(words) <= 3:
                 logs.append(_key(key, KeyType.ED25519, logs, number))
-            case ["witness", name, key, *_] if len(words) <= 4 and _new(name, known):
+            case ["witness", name, key, *_] if len(words) <= 4 and _new(name, names):
                 kept = list(witnesses.values())
                 witnesses[name] = _key(key, KeyType.COSIGNATURE, kept, number)
-            case ["group", name, least, *members] if members and _new(name, known):
+            case ["group", name, least, *members] if members and _new(name, names):
                 count = {"all": len(members), "any": 1}.get(least) or _count(least)
                 free = len(set(members)) == len(members) and not used & set(members)
-                if not free or not set(members) <= known or not 1 <= count <= len(members):
+                if not free or not set(members) <= names or not 1 <= count <= len(members):
                     raise _bad(number)
                 used |= set(members)
                 groups[name] = (count, tuple(members))
-            case ["quorum", name] if not quorum and (name == NONE or name in known):
+            case ["quorum", name] if not quorum and (name == NONE or name in names):
                 quorum = name
             case _:
                 raise _bad(number)
@@ -122,15 +122,15 @@ def parse_policy(text: str) -> Policy:
     return Policy(logs=tuple(logs), witnesses=witnesses, groups=groups, quorum=quorum)
 
 
-def _key(text: str, kind: KeyType, known: Sequence[VerifierKey], number: int) -> VerifierKey:
-    found = parse_key(text)
-    if found.type is not kind or any(key.public == found.public for key in known):
+def _key(text: str, kind: KeyType, keys: Sequence[VerifierKey], number: int) -> VerifierKey:
+    verifier = parse_key(text)
+    if verifier.type is not kind or any(key.public == verifier.public for key in keys):
         raise _bad(number)
-    return found
+    return verifier
 
 
-def _new(name: str, known: set[str]) -> bool:
-    return name != NONE and name not in known
+def _new(name: str, names: set[str]) -> bool:
+    return name != NONE and name not in names
 
 
 def _count(text: str) -> int:

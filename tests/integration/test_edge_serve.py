@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_runtime.answer_options import AnswerOptions
 from edge_runtime.base import EdgeBase
 from edge_runtime.calibrating import calibrate_release
 from edge_runtime.runtime import EdgeRuntime
-from edge_runtime.wanted import Wanted
 from protocol.calibration import probabilities
 from tests.unit.fedge.test_command_line import ROOT, fedge
 
@@ -74,8 +74,8 @@ def test_every_door_gives_the_same_answer(tiny_base: Path, calibrated: Path) -> 
     bar = float(np.median(shares.max(-1)))
     options = ("--base", tiny_base, "--adapter", calibrated, "--top", 2, "--reject-below", bar)
     expected = [
-        answer.form(Wanted(top=2, reject_below=bar))
-        for answer in runtime.infer(TEXTS, wanted=Wanted(top=2, reject_below=bar))
+        answer.form(AnswerOptions(top=2, reject_below=bar))
+        for answer in runtime.infer(TEXTS, options=AnswerOptions(top=2, reject_below=bar))
     ]
     assert [row["score"] for row in expected] == pytest.approx(shares.max(-1))
     assert {row["rejected"] for row in expected} == {True, False}
@@ -94,7 +94,7 @@ def test_every_door_gives_the_same_answer(tiny_base: Path, calibrated: Path) -> 
         assert found["answers"] == expected
         assert (len(found["release"]), found["seq"]) == (64, None)
         plain = asked(url, top=1, reject_below=0)
-        assert plain["answers"] == [answer.form(Wanted()) for answer in runtime.infer(TEXTS)]
+        assert plain["answers"] == [answer.form(AnswerOptions()) for answer in runtime.infer(TEXTS)]
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == 0
@@ -107,7 +107,7 @@ def test_a_base_alone_is_served_until_it_is_told_to_stop(tiny_base: Path) -> Non
         found = asked(url)
         assert found["release"] is None
         expected = EdgeRuntime(EdgeBase.open(tiny_base)).infer(TEXTS)
-        assert found["answers"] == [answer.form(Wanted()) for answer in expected]
+        assert found["answers"] == [answer.form(AnswerOptions()) for answer in expected]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
         assert (out, err.count("the base has no head of its own")) == ("", 1)

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from base_model.release import release_adapter
+from edge_runtime.answer_options import AnswerOptions
 from edge_runtime.base import EdgeBase
 from edge_runtime.calibrating import calibrate_release
 from edge_runtime.commands import app
@@ -19,7 +20,6 @@ from edge_runtime.http_server import App
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.single import SingleService
-from edge_runtime.wanted import Wanted
 from protocol.errors import ArtefactError, DataError, DeliveryError
 from protocol.peft_format import RELEASE_FILE, parse_release
 
@@ -67,10 +67,10 @@ def test_answers_are_values_within_the_range(tiny_base: Path, numbers: Path) -> 
 
 def test_labels_cannot_be_wanted(tiny_base: Path, numbers: Path) -> None:
     service = SingleService(tiny_base, numbers)
-    assert [answer.form(Wanted()).keys() for answer in service.classify(TEXTS).predictions] == [
-        {"value"}
-    ] * 4
-    for wanted in (Wanted(top=2), Wanted(reject_below=0.5)):
+    assert [
+        answer.form(AnswerOptions()).keys() for answer in service.classify(TEXTS).predictions
+    ] == [{"value"}] * 4
+    for wanted in (AnswerOptions(top=2), AnswerOptions(reject_below=0.5)):
         with pytest.raises(DataError, match="has no labels"):
             service.classify(TEXTS, wanted)
 
@@ -184,7 +184,7 @@ def test_pairs_over_http(tiny_base: Path, pairs: Path) -> None:
     server = App(service)
     firsts, seconds = map(list, zip(*PAIRS, strict=True))
     status, said = post(server, "/v1/classify", {"texts": firsts, "text_pairs": seconds})
-    expected = [answer.form(Wanted()) for answer in service.classify(PAIRS).predictions]
+    expected = [answer.form(AnswerOptions()) for answer in service.classify(PAIRS).predictions]
     assert (status, said["answers"]) == (200, expected)
     for body, cause in (
         ({"texts": firsts}, "answers pairs"),

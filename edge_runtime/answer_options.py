@@ -10,7 +10,7 @@ from protocol.rows.read import Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class AnswerOptions:
     """What an answer is to hold: the ``top`` likeliest labels, and none that is too unsure to be given.
 
     ``reject_below``: a probability; where the likeliest label's is lower, the answer is rejected.
@@ -20,7 +20,7 @@ class Wanted:
     reject_below: float = 0.0
 
 
-ONE = Wanted()
+LIKELIEST = AnswerOptions()
 
 
 def verify_texts(texts: Sequence[Text], *, pairs: bool) -> None:
