@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.settings import Device
+from tests.delivery_world import World, update
+from tests.integration.edge_training import lenient
+
 LABELS = ("lamp", "music", "heating", "door")
 
 
@@ -73,3 +77,13 @@ every = 4
 """
     )
     return path
+
+
+@pytest.fixture
+def home(world: World) -> Device:
+    """A device that runs release 1, and whose probe leaves room."""
+    lenient(world)
+    device = world.device()
+    world.publish()
+    update(device)
+    return device
