@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,37 +15,43 @@ from edge_runtime.commands import app
 from edge_runtime.device_commands import DeviceFile, Json
 from protocol.errors import MachineError
 
+if TYPE_CHECKING:
+    from protocol.plan_sections import Local
+
 BATCH = 16  # rows of a step: a device has few
 NEEDED = ("onnx", "safetensors", "google")  # packages beside those that a device answers with
+
+
+Data = Annotated[Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")]
+Text = Annotated[str, typer.Option("--text", help="column with the text")]
+Pair = Annotated[
+    str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")
+]
+Column = Annotated[
+    str, typer.Option("--label", help="column with the label, or number; `label` or `target`")
+]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, max=10_000, help="passes over the rows")]
+Steps = Annotated[int, typer.Option("--steps", min=0, help="most steps; 0: no limit")]
+Rate = Annotated[float, typer.Option("--rate", min=1e-12, help="learning rate")]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout", min=0, max=0.9, help="share to measure on; without it 0.2 of 20 rows or more"
+    ),
+]
 
 
 @app.command()
 def train(
     file: DeviceFile,
-    data: Annotated[
-        Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")
-    ],
-    text: Annotated[str, typer.Option("--text", help="column with the text")] = "text",
-    pair: Annotated[
-        str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")
-    ] = "",
-    column: Annotated[
-        str, typer.Option("--label", help="column with the label, or number; `label` or `target`")
-    ] = "",
-    epochs: Annotated[
-        int, typer.Option("--epochs", min=1, max=10_000, help="passes over the rows")
-    ] = 5,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="most steps; 0: no limit")] = 0,
-    rate: Annotated[float, typer.Option("--rate", min=1e-12, help="learning rate")] = 5e-4,
-    holdout: Annotated[
-        float | None,
-        typer.Option(
-            "--holdout",
-            min=0,
-            max=0.9,
-            help="share to measure on; without it 0.2 of 20 rows or more",
-        ),
-    ] = None,
+    data: Data,
+    text: Text = "text",
+    pair: Pair = "",
+    column: Column = "",
+    epochs: Epochs = 5,
+    steps: Steps = 0,
+    rate: Rate = 5e-4,
+    holdout: Holdout = None,
     as_json: Json = False,
 ) -> None:
     """Adapt the release in use to rows of this device. Neither rows nor adapter leave it.
@@ -57,28 +64,11 @@ def train(
     if holdout is not None and math.isnan(holdout):
         raise typer.BadParameter("--holdout is a share")
     device = read_device(file)
-    try:
-        from fedge.personal import Request, adapt
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in NEEDED:
-            raise
-        raise MachineError(
-            f"training on a device needs the package `{package}`, which is not installed",
-            "pip install -c constraints.txt '.[edge-train]'",
-        ) from None
-    from protocol.plan import validated
-    from protocol.plan_sections import Local
+    _verify_installed()
+    from fedge.personal import Request, adapt
     from simulations.bars import watched
 
-    settings = {
-        "epochs": epochs,
-        "max_steps": steps,
-        "batch_size": BATCH,
-        "learning_rate": rate,
-        "head_learning_rate": rate,
-    }
-    local = validated(Local, settings, source="the options of `edge train`")
+    local = _local(epochs=epochs, max_steps=steps, learning_rate=rate, head_learning_rate=rate)
     request = Request(data=data, text=text, pair=pair, column=column, local=local, holdout=holdout)
     with watched(quiet=as_json) as progress:
         outcome = adapt(
@@ -88,6 +78,24 @@ def train(
             lambda done, total: progress.update("training", done, total),
         )
     _say(outcome.form(), as_json)
+
+
+def _verify_installed() -> None:
+    """What training needs beside a device's runtime is there. Raises MachineError."""
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise MachineError(
+                f"training on a device needs the package `{package}`, which is not installed",
+                "pip install -c constraints.txt '.[edge-train]'",
+            )
+
+
+def _local(**settings: float) -> Local:
+    """A plan's settings of training, from the options. Raises PlanError."""
+    from protocol.plan import validated
+    from protocol.plan_sections import Local
+
+    return validated(Local, {"batch_size": BATCH, **settings}, source="the options of `edge train`")
 
 
 def _say(outcome: dict[str, Any], as_json: bool) -> None:
