@@ -26,8 +26,8 @@ from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.service import Answer
 from protocol.documents import OddError, json_as
 from protocol.errors import DataError, DeliveryError, MachineError
-from protocol.peft_format import MOST_LABELS
 from protocol.rows.read import Text
+from protocol.section import MOST_LABELS
 
 HOST = "127.0.0.1"
 MOST_BYTES = 1_048_576  # of a request

@@ -38,6 +38,7 @@ from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
 from protocol.manifest import TYPE_IDS, Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
+from protocol.plan import validated
 from protocol.plan_sections import Local
 from protocol.tasks import TASKS, Task
 from protocol.tasks.base import Quality
@@ -194,21 +195,18 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
 
 
 def _task(note: ReleaseNote, request: Request) -> Task:
-    """What the release answers, with the columns of the device's own rows. Raises DataError."""
+    """What the release answers, with the columns of the device's own rows. Raises DataError, PlanError."""
     column, pair = request.column, request.pair or ("text_pair" if note.pairs else "")
     if bool(pair) != note.pairs:
         raise DataError("the release in use answers single texts", "leave --pair-column out")
     rows: dict[str, Any] = {"text": request.text, "text_pair": pair, "max_length": note.max_length}
+    options = "the options of `edge train`, for the release in use"
     if note.range is None:
-        return Classification(labels=note.labels, label=column or "label", **rows)
+        rows |= {"labels": note.labels, "label": column or "label"}
+        return validated(Classification, rows, source=options)
     low, high = note.range
-    return Regression(
-        kind="regression",
-        low=low,
-        high=high,
-        target=column or "target",
-        **rows,
-    )
+    rows |= {"kind": note.task, "low": low, "high": high, "target": column or "target"}
+    return validated(Regression, rows, source=options)
 
 
 def _train(

@@ -24,6 +24,8 @@ from protocol.manifest import Manifest, Word
 from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
+from protocol.section import MOST_LABELS, MOST_TOKENS, MOST_VALUE, Label
+from protocol.tasks import TASKS
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
@@ -36,10 +38,6 @@ CONFIG_FILE, WEIGHTS_FILE, EDGE_FILE = (
 )
 RELEASE_FILE, CARD_FILE = "release.json", "README.md"
 MOST_NOTE = 2**20  # bytes of a release.json
-MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
-MOST_VALUE = 1e12  # magnitude of a number that is learnt
-# Whoever shows a label may not be steered by it.
-Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P-8.15)
 
 
@@ -203,9 +201,6 @@ class ParityError(ArtefactError):
         self.parity = parity
 
 
-ANSWERS = {"classification": "labels", "regression": "range"}  # what a release says of its outputs
-
-
 class ReleaseNote(BaseModel):
     """``release.json``: what an adapter belongs to and what was measured of it."""
 
@@ -243,8 +238,9 @@ class ReleaseNote(BaseModel):
             raise ValueError("the range ends before it begins")
         if self.range is not None and max(map(abs, self.range)) > MOST_VALUE:
             raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
-        if self.task in ANSWERS and (self.range is not None) != (ANSWERS[self.task] == "range"):
-            raise ValueError(f"task {self.task} has {ANSWERS[self.task]}")
+        task = TASKS.get(self.task)  # a newer one is the device's to refuse, by its name
+        if task is not None and bool(self.labels) != task.HAS_LABELS:
+            raise ValueError(f"task {self.task} has {'labels' if task.HAS_LABELS else 'a range'}")
         return self
 
     @property

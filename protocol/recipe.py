@@ -24,9 +24,7 @@ from protocol.plan import Plan
 from protocol.rules import AggregationRule, Parts, rule_named
 
 LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
-HEAD_LAW = Law(
-    "normal", 0.02
-)  # small, and random: a zero head would pass no gradient to the adapter
+HEAD_LAW = Law("normal", 0.02)  # a head of zeros would pass no gradient to the adapter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,11 @@ MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_53
 MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
 MOST_TARGETS, MOST_WITNESSES = 256, 64
 
+MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
+MOST_VALUE = 1e12  # magnitude of a number that is learnt
+# Whoever shows a label may not be steered by it.
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
 Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
 Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
 PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]

@@ -78,9 +78,7 @@ def _appearing(
             sync_all(temporary)
         if not _lies_at(descriptor, temporary):
             raise OSError(errno.ESTALE, "somebody else has changed its folder", str(temporary))
-        if new and os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        os.replace(temporary, path)
+        (_place_new if new else os.replace)(temporary, path)
     except BaseException:
         if _lies_at(descriptor, temporary):
             remove(temporary)
@@ -89,6 +87,20 @@ def _appearing(
         os.close(descriptor)
     if durable:
         sync(path.parent)
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Name a file as ``os.replace`` does, but never in the place of another. Raises FileExistsError."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: what comes between look and move is lost
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+        return
+    temporary.unlink()
 
 
 def _claimed(temporary: Path, make: Callable[[Path], int]) -> int:
@@ -163,8 +175,8 @@ def appending(path: Path, *, mode: int = PUBLIC) -> Iterator[Callable[[bytes], N
 
 def sync_all(path: Path) -> None:
     """Flush a file, or a folder with everything in it, to disk."""
-    for each in (*path.rglob("*"), path):
-        sync(each)
+    for entry in (*path.rglob("*"), path):
+        sync(entry)
 
 
 def sync(path: Path) -> None:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from edge_runtime.answer_options import AnswerOptions
 from protocol.calibration import Calibration, calibrate, probabilities
 from protocol.peft_format import ReleaseNote
+from protocol.tasks.classification import Classification
 
-HAS_LABELS = True
+HAS_LABELS = Classification.HAS_LABELS
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 
 

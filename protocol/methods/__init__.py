@@ -23,12 +23,18 @@ METHODS: dict[str, Method[Any]] = {
     for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Norm(), Prompt(), Head())
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
+NEARBY = "it is not there yet; the nearest is `{}`"
 REFUSED = {
     "oft": FULL_RANK,
     "boft": FULL_RANK,
     "fourierft": FULL_RANK,
     "c3a": FULL_RANK,
+    **dict.fromkeys(("dora", "adalora", "vera", "lokr", "hra"), NEARBY.format("lora")),
+    **dict.fromkeys(("prefix-tuning", "prefix_tuning", "p-tuning"), NEARBY.format("prompt")),
     "fed-sb": "it is called `lora-sb`",
+    "bitfit": "it is called `bias`",
+    "ln_tuning": "it is called `norm`",
+    "prompt_tuning": "it is called `prompt`",
     "rslora": 'it is `method = "lora"` with `rank_stabilised = true`',
 }
 

@@ -17,9 +17,8 @@ from protocol.section import Section
 
 Remark = tuple[Literal["error", "warning", "note"], str, str, str]  # severity, field, cause, remedy
 Constants = Mapping[str, float]  # what forms hang on beside the tensors
-Dimensions = tuple[
-    str | None, ...
-]  # of a tensor: a name where it is free, None where it is the base's
+# Of a tensor's dimensions: a name where one is free, None where it is the base's.
+Dimensions = tuple[str | None, ...]
 Free = Mapping[str, Dimensions]  # by part
 
 
@@ -48,9 +47,7 @@ class Method(ABC, Generic[S]):
     turns: ClassVar[tuple[frozenset[str], ...]]
     free: ClassVar[Free]
     scales: ClassVar[bool] = False  # whether linears' scales are filled
-    own_opener: ClassVar[bool] = (
-        False  # peft would read a folder otherwise than its open_adapter.py
-    )
+    own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
 
@@ -79,7 +76,7 @@ class Method(ABC, Generic[S]):
         return {}
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
-        """The same by an ``adapter_config.json``. Raises KeyError, TypeError, ZeroDivisionError."""
+        """The same by an ``adapter_config.json``. Raises KeyError, TypeError, ValueError, ArithmeticError."""
         return {}
 
     def reads(self, config: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -52,13 +52,8 @@ def rank_remarks(
     settings: TargetSettings, manifest: Manifest, *, rank: int, low_rank: int
 ) -> Iterator[Remark]:
     """A target that is not there, or a product of ``low_rank`` columns that is above a layer's width."""
-    try:
-        linears = target_linears(settings, manifest)
-    except PlanError as error:
-        cause = error.cause.removeprefix("`adapter.targets`: ")
-        yield "error", "adapter.targets", cause, error.remedy
-        return
-    smallest = min(min(x.in_features, x.out_features) for x in linears)
+    linears = yield from _adapted(settings, manifest)
+    smallest = min((min(x.in_features, x.out_features) for x in linears), default=low_rank)
     if low_rank > smallest:
         power = f" squared, {low_rank}," if low_rank != rank else ""
         cause = f"rank {rank}{power} exceeds a layer's {smallest} features"
@@ -69,13 +64,20 @@ def slot_remarks(
     settings: TargetSettings, manifest: Manifest, end: str, remedy: str, *, all_of_them: bool = True
 ) -> Iterator[Remark]:
     """A target that is not there, or lacks the slot that ends in ``end``; one of them may be enough."""
-    try:
-        paths = [linear.path for linear in target_linears(settings, manifest)]
-    except PlanError as error:
-        cause = error.cause.removeprefix("`adapter.targets`: ")
-        yield "error", "adapter.targets", cause, error.remedy
-        return
+    paths = [linear.path for linear in (yield from _adapted(settings, manifest))]
     lacking = [path for path in paths if path + end not in manifest.graph.slot_names]
     if lacking and (all_of_them or len(lacking) == len(paths)):
         cause = f"the base's graph has no {end.removeprefix('.')} for {lacking[0]}"
         yield "error", "adapter.method", cause, remedy
+
+
+def _adapted(
+    settings: TargetSettings, manifest: Manifest
+) -> Generator[Remark, None, tuple[Linear, ...]]:
+    """The adapted linears; none, with a remark, where a target is not there."""
+    try:
+        return target_linears(settings, manifest)
+    except PlanError as error:
+        cause = error.cause.removeprefix("`adapter.targets`: ")
+        yield "error", "adapter.targets", cause, error.remedy
+        return ()

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 
 from protocol.errors import DataError
 from protocol.misspelling import nearest
-from protocol.peft_format import MOST_LABELS
 from protocol.rows.formats import shown
+from protocol.section import MOST_LABELS
 
 
 def look(label: str) -> str:

@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from protocol.peft_format import MOST_TOKENS
 from protocol.rows.read import Check, Table, read_rows
-from protocol.section import Column, Section
+from protocol.section import MOST_TOKENS, Column, Section
 
 LEAST_PAIR = 8  # tokens: four special ones, and as many words
 MOST_LOSS = 64  # of one row: nats, or squares of the range
@@ -88,6 +87,7 @@ class TaskSection(Section, ABC):
         return self
 
     KIND: ClassVar[str]
+    HAS_LABELS: ClassVar[bool]  # else outputs are of a range
     BASE: ClassVar[str] = "sequence-classification"  # what a base has to be built for
     PEFT_TASK: ClassVar[str] = "SEQ_CLS"
     METRICS: ClassVar[Mapping[str, Metric]]

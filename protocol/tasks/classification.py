@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.peft_format import MOST_LABELS, Label
 from protocol.rows.read import Check, one_of
-from protocol.section import Column
+from protocol.section import MOST_LABELS, Column, Label
 from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
 
 # `eval_correct`: rows classified rightly
@@ -21,6 +20,7 @@ class Classification(TaskSection):
     """What is learnt, and which columns of the local data it is learnt from: one label of several."""
 
     KIND: ClassVar[str] = "classification"
+    HAS_LABELS: ClassVar[bool] = True
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="accuracy", title="accuracy", higher_is_better=True)
 

@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from protocol.peft_format import MOST_VALUE
 from protocol.rows.read import Check, number_within
-from protocol.section import Column
+from protocol.section import MOST_VALUE, Column
 from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
 
 Value = Annotated[float, Field(ge=-MOST_VALUE, le=MOST_VALUE, allow_inf_nan=False)]
@@ -27,6 +26,7 @@ class Regression(TaskSection):
     """What is learnt, and which columns of the local data it is learnt from: one number in a range."""
 
     KIND: ClassVar[str] = "regression"
+    HAS_LABELS: ClassVar[bool] = False
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="nrmse", title="NRMSE", higher_is_better=False)
 

@@ -282,6 +282,8 @@ def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_pa
         ("lorra", "did you mean `lora`?"),
         ("zzzz", "known methods: lora"),
         ("OFT", "full rank"),
+        ("DoRA", "not there yet"),
+        ("LoRA", "did you mean `lora`?"),
     ],
 )
 def test_another_method_is_refused_with_the_reason_or_the_nearest(

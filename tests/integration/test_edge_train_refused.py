@@ -234,6 +234,8 @@ def _trains(pid: int) -> bool:
     [
         (("--rate", "nan"), 3),
         (("--rate", "1e40"), 3),
+        (("--text", ""), 3),
+        (("--label", "x" * 300), 3),
         (("--steps", "99999999999"), 3),
         (("--epochs", 0), 2),
         (("--holdout", "nan"), 2),
