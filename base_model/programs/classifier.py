@@ -23,8 +23,9 @@ def classifier_graphs(
     """For each set of tensor names: loss and gradients of the recipe's adapter; of no name, logits.
 
     Frozen tensors are read from ``base``. Inputs: ``input_ids``, ``attention_mask`` and, of pairs,
-    token types (rows, tokens), every tensor of the layout and, to train, the task's targets (rows,). Outputs: ``loss``, the sum over rows
-    of the task's, and ``gradient.NAME`` of it for the names; or the graph's own ``logits``.
+    token types (rows, tokens), every tensor of the layout and, to train, the task's targets (rows,).
+    Outputs: ``loss``, the sum over rows of the task's, and ``gradient.NAME`` of it for the names;
+    or the graph's own ``logits``.
     """
     layout, manifest, task = recipe.layout, recipe.manifest, TASKS[recipe.plan.task.kind]
     answering = onnx.load(str(base / manifest.graph.file))
