@@ -24,7 +24,7 @@ from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
-from base_model.verify import WEIGHTS, tensor_entry
+from base_model.weights_file import WEIGHTS, tensor_entry
 from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError, PlanError

@@ -24,7 +24,8 @@ import numpy as np
 from base_model.files import folder_that_appears
 from base_model.mirrors import Mirror, mirror_at
 from base_model.partial import ListedFile, WrongError, complete
-from base_model.verify import WEIGHTS, read_manifest, verify_tensors
+from base_model.verify import read_manifest, verify_tensors
+from base_model.weights_file import WEIGHTS
 from protocol.chunks import CHUNK_BYTES, CHUNKS, MAX_CHUNKS_BYTES, Chunks, parse_chunks
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest

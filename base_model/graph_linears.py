@@ -141,27 +141,29 @@ def _return_to_tokens(graph: onnx.GraphProto, flat: set[str], tokens: str) -> No
 
 
 def sort_topologically(graph: onnx.GraphProto) -> None:
-    """Order the nodes so that each comes after what it reads; a node's place is else kept."""
-    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    readers: dict[int, list[int]] = defaultdict(list)
-    missing = []
-    for index, node in enumerate(graph.node):
-        before = {made_by[name] for name in node.input if name in made_by}
-        missing.append(len(before))
-        for maker in before:
-            readers[maker].append(index)
-    ready = [index for index, count in enumerate(missing) if not count]
-    ordered: list[onnx.NodeProto] = []
-    for index in ready:  # grows while it is read
-        ordered.append(graph.node[index])
-        for reader in readers[index]:
-            missing[reader] -= 1
-            if not missing[reader]:
-                ready.append(reader)
-    if len(ordered) != len(graph.node):
-        raise ValueError("the exported graph has a cycle")
+    """Order the nodes so that each comes after what it reads, and no earlier than it has to."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    before = [[makers[name] for name in node.input if name in makers] for node in graph.node]
+    ordered: list[int] = []
+    placed, waiting = set[int](), set[int]()
+    for first in range(len(before)):
+        stack = [first]
+        while stack:
+            index = stack[-1]
+            lacking = [maker for maker in before[index] if maker not in placed]
+            if index in placed or not lacking:
+                stack.pop()
+                if index not in placed:
+                    placed.add(index)
+                    ordered.append(index)
+                continue
+            if index in waiting:
+                raise ValueError("the exported graph has a cycle")
+            waiting.add(index)
+            stack.extend(reversed(lacking))
+    nodes = [graph.node[index] for index in ordered]
     del graph.node[:]
-    graph.node.extend(ordered)
+    graph.node.extend(nodes)
 
 
 def _replace_input(node: onnx.NodeProto, old: str, new: str) -> None:

@@ -20,9 +20,10 @@ from transformers import AutoConfig
 from base_model.encoder import EncoderClassifier
 from base_model.quant_linear import QuantLinear
 from base_model.source_files import first_line
-from base_model.verify import REBUILD, WEIGHTS, open_tokenizer
+from base_model.verify import open_tokenizer
 from base_model.verify import read_manifest as read_manifest
 from base_model.verify import verify_base as verify_base
+from base_model.weights_file import REBUILD, WEIGHTS
 from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
 from protocol.manifest import CONFIG, Manifest

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from protocol.encoding import digest
+from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, TensorEntry, parse_manifest
+from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
 from storage.regular import read_regular_text, sha256_of
-
-WEIGHTS = "weights.safetensors"
-REBUILD = "build the base again or fetch an intact copy"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -61,28 +56,17 @@ def verify_base(folder: Path) -> Manifest:
 
 def verify_tensors(path: Path, manifest: Manifest) -> None:
     """The tensors in ``path`` are those of the fingerprint. Raises ArtefactError that names one."""
-    try:
-        with safe_open(path, "np") as file:
-            found = {name: tensor_entry(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise ArtefactError(f"{path}: cannot be read: {error}", REBUILD) from None
+    entries = tensor_entries(path)
     odd = sorted(
         name
-        for name in {*found, *manifest.tensors}
-        if found.get(name) != manifest.tensors.get(name)
+        for name in {*entries, *manifest.tensors}
+        if entries.get(name) != manifest.tensors.get(name)
     )
     if odd:
         raise ArtefactError(
             f"{path}: {odd[0]} is not the tensor that the fingerprint covers",
             "do not use this base",
         )
-
-
-def tensor_entry(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> TensorEntry:
-    """A tensor's dtype, shape and digest, as the fingerprint covers them. (P-1.3)"""
-    return TensorEntry(
-        dtype=str(array.dtype), shape=list(array.shape), sha256=digest("tensor", array.tobytes())
-    )
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

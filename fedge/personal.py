@@ -18,7 +18,8 @@ import numpy as np
 from base_model.edge_adapter import write_edge_adapter
 from base_model.files import writing
 from base_model.programs.slots import slot_layout, slot_program
-from base_model.verify import WEIGHTS, open_tokenizer, verify_base
+from base_model.verify import open_tokenizer, verify_base
+from base_model.weights_file import WEIGHTS
 from client.batches import encode, held_out
 from client.data import Rows, load_rows
 from client.engine.onnx_engine import OnnxEngine

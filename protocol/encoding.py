@@ -66,9 +66,16 @@ def _check_exact(value: Any) -> None:
         _check_exact(inner)
 
 
+def hasher_of(tag: str) -> hashlib._Hash:
+    """SHA-256 that has taken in ``"fedge/" tag "/v1" 0x00``: domain-separated."""
+    return hashlib.sha256(b"fedge/" + tag.encode() + b"/v1\x00")
+
+
 def digest(tag: str, message: bytes) -> str:
-    """``SHA-256("fedge/" tag "/v1" 0x00 message)`` as 64 hex digits: domain-separated."""
-    return hashlib.sha256(b"fedge/" + tag.encode() + b"/v1\x00" + message).hexdigest()
+    """``SHA-256("fedge/" tag "/v1" 0x00 message)`` as 64 hex digits."""
+    hasher = hasher_of(tag)
+    hasher.update(message)
+    return hasher.hexdigest()
 
 
 def vector_digest(vector: npt.NDArray[np.float32]) -> str:

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
-
 from protocol.errors import MachineError
 
 LOOK_S = 1.0  # who only looks whether a lock is held has it for a moment
@@ -31,6 +29,8 @@ class Held(Protocol):
 
 def take(path: Path, *, seconds: float = LOOK_S) -> Held | None:
     """The lock file ``path``; None when another has it for all of ``seconds``. Raises OSError."""
+    from filelock import FileLock, Timeout  # loads asyncio; few who start need a lock
+
     lock = FileLock(
         path,
         mode=0o600,

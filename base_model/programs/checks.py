@@ -16,27 +16,27 @@ from onnx import AttributeProto, TensorProto
 from base_model.programs.build import OPSET
 from base_model.programs.document import REMEDY, GraphEntry
 from base_model.programs.tape import MICROSOFT
-from base_model.verify import WEIGHTS
+from base_model.weights_file import WEIGHTS
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS
 
 MOST_BYTES, MOST_NODES, MOST_INSIDE = 2**26, 200_000, 2**24
 STANDARD = """
-Abs Add And Cast Clip Concat Constant ConstantOfShape CumSum DequantizeLinear Div Equal Erf Exp Expand
+Abs Add And Cast Clip Concat Constant ConstantOfShape CumSum Div Equal Erf Exp Expand
 Flatten Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less
 LessOrEqual Log LogSoftmax MatMul Max Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax
 ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign Sin Cos Size Slice Softmax Split Sqrt
 Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where
 """
 OPERATORS = {("", kind) for kind in STANDARD.split()}
-OPERATORS |= {(MICROSOFT, kind) for kind in ("MatMulNBits", "FusedMatMul")}
+OPERATORS |= {(MICROSOFT, kind) for kind in ("FusedMatMul", "GatherBlockQuantized", "MatMulNBits")}
 PLAIN = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,
     AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,
 }  # fmt: skip
 BITS = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT64: 64, TensorProto.INT32: 32,
-    TensorProto.UINT8: 8, TensorProto.UINT4: 4, TensorProto.BOOL: 8,
+    TensorProto.UINT8: 8, TensorProto.BOOL: 8,
 }  # fmt: skip
 INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, "labels"}
 

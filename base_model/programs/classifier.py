@@ -8,11 +8,11 @@ from pathlib import Path
 import onnx
 
 from base_model.programs.answering import ask_for_types
-from base_model.programs.build import adapted_graph, training_graph, unsigned_weights
+from base_model.programs.build import adapted_graph, expanded_weights, training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
 from base_model.tasks import TASKS
-from base_model.verify import WEIGHTS
+from base_model.weights_file import WEIGHTS
 from protocol.peft_format import slots_of
 from protocol.recipe import Recipe
 
@@ -47,7 +47,7 @@ def classifier_graphs(
                 forms=forms,
                 loss=task.loss,
                 targets={task.TARGET: (task.ELEMENT, ["batch"])},
-                weights=unsigned_weights(manifest.bits, manifest.block),
+                weights=expanded_weights(manifest.bits, manifest.block),
             )
         refer_to_weights(model, base / WEIGHTS)
         return model

@@ -26,7 +26,7 @@ def append_gradients(
     scalar: str,
     wanted: Iterable[str],
     shapes: Shapes,
-    weights: Callable[[onnx.NodeProto], str],
+    weights: Callable[[onnx.NodeProto, str], str],
     prefix: str = "gradient.",
 ) -> dict[str, str]:
     """Write the gradients of ``scalar`` and return their names by wanted tensor.
@@ -36,7 +36,7 @@ def append_gradients(
         scalar: a float32 tensor without dimensions.
         wanted: tensors that the scalar depends on.
         shapes: of every float tensor between them; a dimension is a number or any name.
-        weights: writes the float weight [N, K] of a MatMulNBits node and returns its name.
+        weights: writes the float weight [N, K] of a MatMulNBits node, given its output's gradient; its name.
 
     Raises UndifferentiableError for an operator without a rule, and for a wanted tensor without a part.
     """

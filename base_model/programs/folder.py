@@ -37,7 +37,7 @@ from base_model.programs.document import (
 )
 from base_model.programs.step import UndifferentiableError
 from base_model.tasks import TASKS
-from base_model.verify import REBUILD, WEIGHTS
+from base_model.weights_file import REBUILD, WEIGHTS
 from protocol import forms, methods
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError

@@ -6,13 +6,12 @@ location, an offset, a length), and ONNX Runtime maps it: one copy on disk, page
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
+from base_model.weights_file import Place, places_of
 from protocol.errors import ArtefactError
 
 SMALLEST = 256  # bytes; what is smaller stays in the program
@@ -24,35 +23,23 @@ def refer_to_weights(model: onnx.ModelProto, weights: Path) -> None:
 
     Raises ArtefactError for a tensor of that name with other bytes: it is of another base.
     """
-    places = _places(weights)
+    places = places_of(weights)
     with weights.open("rb") as file:
         for tensor in model.graph.initializer:
             place = places.get(tensor.name.removeprefix("model.").removesuffix(ROWS))
             if place is None or len(tensor.raw_data) < SMALLEST:
                 continue
-            offset, length = place
-            file.seek(offset)
-            if file.read(length) != tensor.raw_data:
+            file.seek(place.offset)
+            if file.read(place.length) != tensor.raw_data:
                 raise ArtefactError(
                     f"{weights}: {tensor.name} is not the answering graph's",
                     "fetch the base again; `fedge base verify` says which file is damaged",
                 )
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", weights.name), ("offset", offset), ("length", length)):
+            for key, value in _where(weights, place):
                 tensor.external_data.add(key=key, value=str(value))
 
 
-def _places(weights: Path) -> dict[str, tuple[int, int]]:
-    """Offset in the file and length in bytes of each tensor."""
-    with weights.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    return {
-        name: (
-            8 + size + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+def _where(weights: Path, place: Place) -> tuple[tuple[str, object], ...]:
+    return ("location", weights.name), ("offset", place.offset), ("length", place.length)

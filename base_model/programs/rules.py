@@ -1,7 +1,7 @@
 """What the gradient of an operator's output means for its inputs: one function per operator.
 
-The weight of a quantised product is expanded where its gradient is needed: MatMulNBits' codes and ONNX's
-UINT4 have one packing, so both directions read the same bytes.
+The weight of a quantised product is expanded where its gradient is needed; both directions read the same
+bytes of codes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _quantised(step: Step) -> Gradients:
     """y = x W^T + bias, W [N, K] from codes."""
     out = Gradients()
     if 0 in step.wanted:
-        weight = step.weights(step.node)
+        weight = step.weights(step.node, step.gradient)
         if step.rank(step.node.input[0]) == 2:
             out[0] = Product(step.gradient, weight)
         else:
@@ -197,8 +197,7 @@ def _layer_norm(step: Step) -> Gradients:
 
 def _reshape(step: Step) -> Gradients:
     """Also of Squeeze, Unsqueeze and Flatten: the order of values stays."""
-    shape = step.op("Shape", step.node.input[0])
-    return {0: step.op("Reshape", step.gradient, shape)}
+    return {0: step.op("Reshape", step.gradient, step.reshaping(step.node.input[0]))}
 
 
 def _transpose(step: Step) -> Gradients:

@@ -19,6 +19,10 @@ def open_session(graph: bytes, base: Path, *, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry(FOLDER, str(base))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Nodes run in the file's order, sizes first: no tensor is kept for the sake of its shape.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # Two plans of memory: one keeps a block for all of a step, the other takes long to make. (docs/adr/0050)
+    options.enable_mem_pattern = options.enable_mem_reuse = False
     return ort.InferenceSession(
         graph,
         options,

@@ -11,12 +11,12 @@ from pathlib import Path
 import onnx
 
 from base_model.programs.answering import ask_for_types
-from base_model.programs.build import OPSET, Symbols, training_graph, unsigned_weights
+from base_model.programs.build import OPSET, Symbols, expanded_weights, training_graph
 from base_model.programs.document import ProgramDocument, TensorRule, graph_name
 from base_model.programs.folder import Program, deriving, graph_entry, verify_graphs
 from base_model.programs.frozen import refer_to_weights
 from base_model.tasks import TASKS
-from base_model.verify import WEIGHTS
+from base_model.weights_file import WEIGHTS
 from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec
 from protocol.manifest import TYPE_IDS, Manifest
@@ -61,7 +61,7 @@ def slot_program(
             forms=_as_they_are,
             loss=task.loss,
             targets={task.TARGET: (task.ELEMENT, ["batch"])},
-            weights=unsigned_weights(manifest.bits, manifest.block),
+            weights=expanded_weights(manifest.bits, manifest.block),
         )
     refer_to_weights(model, base / WEIGHTS)
     name, data = graph_name(parts), model.SerializeToString(deterministic=True)

@@ -49,7 +49,7 @@ class Step:
     gradient: str
     wanted: frozenset[int]
     shapes: Shapes
-    weights: Callable[[onnx.NodeProto], str]
+    weights: Callable[[onnx.NodeProto, str], str]
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The node's attribute, or ``default``."""
@@ -65,6 +65,21 @@ class Step:
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Write a node."""
         return self.tape.op(kind, *inputs, **attributes)
+
+    def reshaping(self, name: str) -> str:
+        """Shape of ``name`` for a Reshape of the gradient to it: a constant, if one size at most is free.
+
+        A constant keeps nothing alive and costs no node. 0 stands for the gradient's own size there.
+        """
+        have, free = list(self.shapes[self.node.output[0]]), 0
+        sizes = []
+        for axis, size in enumerate(self.shapes[name]):
+            if isinstance(size, str):
+                same = axis < len(have) and have[axis] == size
+                free += not same
+                size = 0 if same else -1
+            sizes.append(size)
+        return self.tape.axes(*sizes) if free <= 1 else self.op("Shape", name)
 
     def like(self, index: int, value: str) -> str:
         """``value``, of the output's shape, summed to the shape of an input that was broadcast.

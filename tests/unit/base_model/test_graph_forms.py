@@ -15,13 +15,14 @@ import torch.nn.functional as F
 
 from base_model.build import build_base
 from base_model.families import FAMILIES as ROWS
-from base_model.programs.build import training_graph, unsigned_weights
+from base_model.programs.build import expanded_weights, training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.session import open_session
 from base_model.store import open_base
 from base_model.tasks.classification import ELEMENT, TARGET
 from base_model.tasks.classification import loss as cross_entropy
-from base_model.verify import WEIGHTS, read_manifest
+from base_model.verify import read_manifest
+from base_model.weights_file import WEIGHTS
 from protocol.forms import SCALE, SHIFT
 from protocol.manifest import Manifest
 from tests.conftest import write_tiny_source
@@ -155,7 +156,7 @@ def gradients_of(
         forms=lambda tensors: tensors,
         loss=cross_entropy,
         targets={TARGET: (ELEMENT, ["batch"])},
-        weights=unsigned_weights(manifest.bits, manifest.block),
+        weights=expanded_weights(manifest.bits, manifest.block),
     )
     refer_to_weights(model, base / WEIGHTS)
     session = open_session(model.SerializeToString(), base, threads=1)

@@ -197,7 +197,7 @@ def gradients_of(
         scalar="scalar",
         wanted=wanted,
         shapes=infer_shapes(model, {}),
-        weights=lambda node: node.name,
+        weights=lambda node, gradient: node.name,
     )
     for name in names.values():
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -274,7 +274,7 @@ def test_a_tensor_without_a_part_is_named() -> None:
             scalar="scalar",
             wanted=["stranger"],
             shapes=infer_shapes(model, {}),
-            weights=lambda node: node.name,
+            weights=lambda node, gradient: node.name,
         )
 
 
