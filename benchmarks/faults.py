@@ -4,7 +4,7 @@
 
 A coordinator and four sites on one machine (MiniLM int4, one training step a round). Killed are: the
 SuperLink, the process that starts its app, the app itself, the coordinator's supervisor, `fedge run`; at a
-site the SuperNode, the process of its messages, one message's fork, the trainer, the supervisor. A
+site the SuperNode, the process of its messages, one message's fork, the supervisor. A
 supervisor and `fedge run` are started again by this script, as a service manager would; everything else by fedge.
 
 Reported: rounds finished; whether after every kill the last round's adapter lay on disk and was valid;
@@ -53,7 +53,6 @@ KINDS = (
     "supernode",
     "apps",
     "message",
-    "trainer",
     "site",
 )
 UP_S, SITES = 120.0, 4
@@ -172,17 +171,14 @@ def _pid(state: Path, name: str) -> int | None:
 
 def _serves(state: Path, kind: str) -> bool:
     """Whether somebody accepts connections there; two kinds only ask, and have nothing to connect to."""
-    if kind == "trainer":
-        family, address = socket.AF_UNIX, str(Site.open(state.parent).trainer)
-    elif kind == "supernode":
-        family, address = socket.AF_INET, ("127.0.0.1", Site.open(state.parent).settings.port)
+    if kind == "supernode":
+        port = Site.open(state.parent).settings.port
     elif kind == "superlink":
         port = Coordinator.open(state.parent).settings.private.port
-        family, address = socket.AF_INET, ("127.0.0.1", port)
     else:
         return True
-    with socket.socket(family) as probe:
-        return probe.connect_ex(address) == 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _whole(state: Path, *, not_by: int | None) -> bool:

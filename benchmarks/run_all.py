@@ -20,7 +20,7 @@ PARTS = (
     "secrecy.py",
     "device.py",
     "audit.py",
-    "resident.py",
+    "message.py",
     "demo_round.py",
 )
 

@@ -12,9 +12,8 @@ TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a p
 ``{partition}``), ``threads`` (0 = the engine's default). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
-fingerprint is fetched from), ``base-cache``, ``trainer`` (the socket of a process that keeps the base;
-without it this one trains) and ``sessions`` (a folder for attempts of secure aggregation; without it
-Flower's node state has them).
+fingerprint is fetched from), ``base-cache`` and ``sessions`` (a folder for attempts of secure aggregation;
+without it Flower's node state has them).
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from client.settings import (
     receipts_path,
     roster_of,
     sessions_path,
-    trainer_path,
 )
 from protocol import PROTOCOL_VERSION, wire
 from protocol.errors import (
@@ -187,13 +185,7 @@ def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:
 
     check_instruction(recipe, *_received(message.content))
     verify_fits(recipe)
-    job = job_of(context)
-    if (trainer := trainer_path(context)) is not None:
-        from client.trainer_link import start
-
-        start(trainer)
-    else:
-        worker_of(job)
+    worker_of(job_of(context))
 
 
 def _mask(message: Message, context: Context) -> RecordDict:
@@ -215,12 +207,7 @@ def _mask(message: Message, context: Context) -> RecordDict:
 
 def _contribution(message: Message, context: Context) -> Contribution:
     instruction, adapter = _received(message.content)
-    job, trainer = job_of(context), trainer_path(context)
-    if trainer is None:
-        return contribution(job, instruction, adapter)
-    from client.trainer_link import ask
-
-    return ask(trainer, job, instruction, adapter)
+    return contribution(job_of(context), instruction, adapter)
 
 
 def _instruction(content: RecordDict) -> wire.Instruction:

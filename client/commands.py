@@ -1,4 +1,4 @@
-"""``fedge client``: a site's identity, its trainer, what its data has spent, and its receipts."""
+"""``fedge client``: a site's identity, what its data has spent, and its receipts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.trainer_commands import trainer
 from protocol.errors import ArtefactError, printable
 from storage.whole import PRIVATE, write_whole
 
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="A site's identity, its trainer, what its data has spent, its receipts.",
+    help="A site's identity, what its data has spent, its receipts.",
 )
-app.command()(trainer)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 

@@ -1,4 +1,4 @@
-"""One request to train, named by files: done in this process, or handed to the site's trainer."""
+"""One request to train, named by files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from protocol.layout import Vector
 from protocol.wire import Instruction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flwr.app import Context
 
     from client.worker import Worker
@@ -57,17 +55,10 @@ def job_of(context: Context) -> Job:
     )
 
 
-def contribution(
-    job: Job,
-    instruction: Instruction,
-    adapter: Vector,
-    *,
-    on_step: Callable[[int], None] | None = None,
-) -> Contribution:
+def contribution(job: Job, instruction: Instruction, adapter: Vector) -> Contribution:
     """Train in this process; base and encoded rows stay in its memory for the next time.
 
-    ``on_step`` is called after every optimiser step. Raises PlanError, ArtefactError, DataError and
-    UpdateError as :class:`client.worker.Worker` does.
+    Raises PlanError, ArtefactError, DataError and UpdateError as :class:`client.worker.Worker` does.
     """
     worker = worker_of(job)
     worker.check(instruction, adapter)  # a request that does not belong reads no private data
@@ -76,7 +67,6 @@ def contribution(
         instruction=instruction,
         adapter=adapter,
         rows=rows_cache.get(job.data, worker),
-        on_step=on_step,
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import httpx
 
 IDLE_S, POLL_S = 0.5, 0.25
-ANSWER_BYTES, MESSAGE_BYTES = 2**26, 2**30  # the second as a trainer's frame (client.frames)
+ANSWER_BYTES, MESSAGE_BYTES = 2**26, 2**30
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 DIED = "the process of this app died"
 INSTANCE, INSTANCE_HEADER = (
@@ -198,9 +198,19 @@ class Apps:
 
 
 def _load_app() -> None:
-    """Everything that every message needs; no torch, for it starts threads."""
-    for name in ("app", "ledger", "openings", "receipts", "secret"):
+    """Everything that messages need but torch and ONNX Runtime, which start threads. (docs/adr/0051)"""
+    for name in (
+        "app",
+        "data",
+        "engine.onnx_engine",
+        "ledger",
+        "openings",
+        "receipts",
+        "secret",
+        "worker",
+    ):
         import_module(f"client.{name}")
+    import_module("base_model.programs.folder")
     import_module("flwr.supernode.runtime.run_clientapp")
 
 

@@ -1,4 +1,4 @@
-"""Folders and files that are this user's alone: sockets, secrets of an attempt."""
+"""Folders and files that are this user's alone: secrets of an attempt."""
 
 from __future__ import annotations
 

@@ -118,12 +118,6 @@ def receipts_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".receipts.jsonl")
 
 
-def trainer_path(context: Context) -> Path | None:
-    """The socket of this machine's trainer; None to train in the process of the message."""
-    value = context.node_config.get("trainer")
-    return Path(str(value)) if value else None
-
-
 def programs_path(context: Context) -> Path | None:
     """The folder for programs that cannot lie beside their base; None for this user's own cache."""
     value = context.node_config.get("programs")

@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "coordinator": Lazy("fedge.coordinators:app", "The machine where rounds are coordinated."),
     "client": Lazy(
-        "fedge.sites:app", "A site's machine, trainer, identity, receipts, and what its data spent."
+        "fedge.sites:app", "A site's machine, identity, receipts, and what its data spent."
     ),
     "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),

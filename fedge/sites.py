@@ -146,7 +146,6 @@ def stop(folder: Folder) -> None:
 
     site = Site.open(folder)
     running = end(site.state)
-    _end_trainer(site)
     typer.echo("stopped" if running else "it was not running")
 
 
@@ -212,15 +211,4 @@ def _supervise(site: Site) -> None:
     site.renew_certificate()
     log = JsonLog(site.state / LOG, now)
     chores = [keep_in_contact(site, now)]
-    try:
-        Supervisor(site.state, site.work, site.components(), log, chores).run()
-    finally:
-        _end_trainer(site)
-
-
-def _end_trainer(site: Site) -> None:
-    """Also one that a message started while the supervised one was away."""
-    from client import trainer_link
-
-    if site.trainer.parent.is_dir():
-        trainer_link.stop(site.trainer)
+    Supervisor(site.state, site.work, site.components(), log, chores).run()

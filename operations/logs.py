@@ -25,7 +25,7 @@ TRACEBACK = (
     "Exception Group Traceback (most recent call last)",
 )
 GROUP = " |+-"  # what the lines of an exception group begin with
-REFUSED = "refused: "  # how client.app and client.trainer begin what they answer with a refusal
+REFUSED = "refused: "  # how client.app begins what it answers with a refusal
 ZEROS = "contributed zeros: "  # and client.failures what nobody but the owner is told
 ROTATE_BYTES, KEEP, LINE = 8 << 20, 3, 600
 TAIL = 1 << 18

@@ -12,11 +12,9 @@ state/               the supervisor's lock, status and log; what was last heard 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +26,6 @@ from pydantic import Field
 
 from client.node import INSTANCE
 from client.settings import FINGERPRINT, MOST_THREADS
-from client.trainer import LONGEST_PATH, check_path
 from operations import flower
 from operations.certificates import ALWAYS, make_local, validity
 from operations.folders import (
@@ -61,7 +58,6 @@ ROSTER, SIGNED = "roster.json", "roster.signed.json"
 IDENTITY, NODE_KEY, SECRET = "identity.key", "node.key", "superexec.secret"
 PLAN_LINE = re.compile(r'(?m)^(plan\s*=\s*)"(?:[^"\\\n]|\\.)*"(?!")')
 WHERE = "correct the path in config.toml"
-SHORTER = "move the site to a folder with a shorter path, or set TMPDIR to a folder of your own"
 AUTHORITY, LOCAL_CA, LOCAL = "coordinator.crt", "local-ca.crt", "local.pem"
 
 
@@ -135,10 +131,6 @@ class Site:
                     f"{self.folder / CONFIG}: `work.{key}`: {value} is not there",
                     "correct the path",
                 )
-        try:
-            check_path(self.trainer)
-        except MachineError as error:
-            raise MachineError(error.cause, SHORTER) from None
 
     def agree(self, plan: Path) -> Plan:
         """Name another plan in ``config.toml``; the rest of the file stays. That plan.
@@ -227,21 +219,7 @@ class Site:
                 environment=environment,
                 takes_along=("supernode",),
             ),
-            Component(
-                name="trainer",
-                command=flower.module("fedge", "client", "trainer", str(self.trainer)),
-                environment=environment,
-            ),
         ]
-
-    @property
-    def trainer(self) -> Path:
-        """The trainer's socket: in this folder, or where its path is short enough for one."""
-        path = self.state / "trainer" / "socket"
-        if len(os.fsencode(path)) <= LONGEST_PATH:
-            return path
-        short = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"fedge-{os.getuid()}-{short}" / "socket"
 
     def _node_config(self) -> str:
         """The settings of ``client.app``, in Flower's form."""
@@ -252,7 +230,6 @@ class Site:
             "base": self.base,
             "identity": keys / IDENTITY,
             "roster": self.folder / ROSTER,
-            "trainer": self.trainer,
             "sessions": self.state / "sessions",
             "programs": self.state / "programs",
         }

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 # Where a graph that comes as bytes finds its external data.
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(graph: bytes, base: Path, *, threads: int) -> Any:
     """A CPU session. Codes stay codes: folding constants would expand the base to float at load."""
+    import onnxruntime as ort  # it starts a thread, and a site's processes are forks (docs/adr/0051)
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -238,7 +238,7 @@ FAULTS = {
     "memory": raising(MemoryError()),
     "recursion": raising(RecursionError(PRIVATE)),
     "a missing package": raising(ModuleNotFoundError(PRIVATE)),
-    "the trainer ended": raising(MachineError("the trainer stopped during the request", "again")),
+    "the machine failed": raising(MachineError("the disk is full", "make room")),
     "some other refusal": raising(FedgeError("odd", "see")),
     "NaN": giving(update=np.full(20, np.nan, np.float32)),
     "infinity": giving(update=np.full(20, np.inf, np.float32)),

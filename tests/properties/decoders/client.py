@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
-from contextlib import suppress
 from pathlib import Path
 
 from base_model import source_files
-from client import frames
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -24,26 +21,8 @@ from tests.properties.decoders.world import ENTRY, SID, World
 from tests.properties.odd_rows import parquet
 
 
-def received_frame(data: bytes) -> object:
-    """A frame with this header, through a real socket."""
-    one, other = socket.socketpair()
-    with one, other:
-        one.setblocking(False)  # what does not fit is longer than any header
-        frame = frames.PREFIX.pack(frames.MAGIC, len(data), 0) + data
-        with suppress(BlockingIOError):
-            one.send(frame)
-        one.shutdown(socket.SHUT_WR)
-        try:
-            received = frames.receive(other)
-        except EOFError:
-            return None
-    if received is not None and isinstance(received[0], frames.Refused):
-        received[0].raised()
-    return received
-
-
 def client(world: World) -> dict[str, Decoder]:
-    return _session(world) | _memories(world) | _files(world) | _frames() | _rows(world)
+    return _session(world) | _memories(world) | _files(world) | _rows(world)
 
 
 def _session(world: World) -> dict[str, Decoder]:
@@ -105,21 +84,6 @@ def _files(world: World) -> dict[str, Decoder]:
             seeds=(
                 b'{"format":1,"event":"round","round":2,"turn":3,"time":1.5,"values":{"used":3.0}}\n',
             ),
-        ),
-    }
-
-
-def _frames() -> dict[str, Decoder]:
-    headers = (
-        frames.State(pid=1, code="c", served=0, busy=False),
-        frames.Train(client="c", plan="p", base="b", data="d", threads=1, instruction={"round": 1}),
-        frames.Trained(weight=1, metrics={"examples": 1.0}),
-        frames.Refused(error="PlanError", cause="c", remedy="r"),
-    )
-    return {
-        "client.frames:receive": Decoder(
-            read=received_frame,
-            seeds=tuple(header.model_dump_json().encode() for header in headers),
         ),
     }
 

@@ -266,25 +266,3 @@ def test_who_agrees_to_a_plan_that_goes_on_is_told_what_that_is(
     assert ("audit verify RUN --before" in said) == goes_on, said
     told = json.loads(CliRunner().invoke(sites, [*command, "--json"]).output)
     assert told.get("goes_on_from") == ("fedge/first/1" if goes_on else None)
-
-
-def test_a_place_for_its_socket_that_somebody_else_took_is_said(
-    invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = enrolled(tmp_path / ("long" * 25), "ward-1", invitation)
-    (site.folder / "rows").touch()
-    named = replace(
-        site,
-        settings=site.settings.model_copy(
-            update={"work": Work(data="rows", plan="rows", base="rows")}
-        ),
-    )
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert named.trainer.parent.parent == tmp_path
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    named.trainer.parent.symlink_to(elsewhere)
-    with pytest.raises(MachineError, match=r"not a folder of this user's own.*TMPDIR"):
-        named.verify_ready()
-    named.trainer.parent.unlink()
-    named.verify_ready()

@@ -17,7 +17,6 @@ EXCEPTIONS = {
     "base_model/fetch.py: os.link": "a file of another base is shared, not written",
     "base_model/partial.py: os.fsync": "a download grows under its digest and goes on after a cut",
     "edge_runtime/adapter.py: tempfile.NamedTemporaryFile": "ONNX Runtime reads adapters by name only",
-    "client/trainer_link.py: a new file": "the trainer's log, which only grows",
     "server/inbox.py: rename": "a stranger's file is put aside as it is",
     "server/store.py: rename": "sums and vectors go from the open attempt into the round's folder",
     "operations/logs.py: rename": "the next part of a log; a lost line loses no state",
