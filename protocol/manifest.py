@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -188,6 +189,19 @@ def _odd_slot(graph: Graph) -> str:
     return ""
 
 
+def verify_named(files: Mapping[str, FileEntry], graph: Graph, *, source: str) -> None:
+    """Files by plain names, the graph among them, and sound slots. Raises ArtefactError."""
+    for name in files:
+        if not SAFE_NAME.fullmatch(name):
+            raise ArtefactError(
+                f"{source}: {name!r} is not a plain file name", "do not use this base"
+            )
+    if graph.file not in files:
+        raise ArtefactError(f"{source}: it does not list its graph", "do not use this base")
+    if odd_slot := _odd_slot(graph):
+        raise ArtefactError(f"{source}: the slot {odd_slot}", "do not use this base")
+
+
 def parse_manifest(text: str, *, source: str) -> Manifest:
     """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused.
 
@@ -208,15 +222,7 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
         ) from None
     if "format" not in manifest.model_fields_set:
         raise other_format
-    for name in manifest.files:
-        if not SAFE_NAME.fullmatch(name):
-            raise ArtefactError(
-                f"{source}: {name!r} is not a plain file name", "do not use this base"
-            )
-    if manifest.graph.file not in manifest.files:
-        raise ArtefactError(f"{source}: it does not list its graph", "do not use this base")
-    if odd_slot := _odd_slot(manifest.graph):
-        raise ArtefactError(f"{source}: the slot {odd_slot}", "do not use this base")
+    verify_named(manifest.files, manifest.graph, source=source)
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):

@@ -1,0 +1,1 @@
+"""Bases that write text, at the publisher: read, quantise, build the graph. (docs/adr/0052)"""

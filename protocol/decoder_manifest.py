@@ -1,0 +1,154 @@
+"""The manifest of a base that writes text: a decoder, by sha256, and what can be adapted in it. (P-1.12)
+
+Its graph takes new tokens and what a cache holds of earlier ones, and gives logits and the cache's new
+state: the contract of onnxruntime-genai. Inputs: ``input_ids`` (rows, new) int64, ``attention_mask`` (rows,
+past + new) int64, ``past_key_values.L.key`` and ``.value`` (rows, kv_heads, past, head_size) float32 of every
+layer L; outputs: ``logits`` (rows, new, vocabulary) float32, ``present.L.key`` and ``.value``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from protocol.documents import OddError, json_as
+from protocol.encoding import canonical_json, digest
+from protocol.errors import ArtefactError
+from protocol.manifest import (
+    CONFIG,
+    GRAPH_DATA,
+    MOST_FILES,
+    MOST_LAYERS,
+    MOST_LINEARS,
+    MOST_TENSORS,
+    TOKENIZER,
+    Count,
+    FileEntry,
+    Graph,
+    Linear,
+    Record,
+    Sha256,
+    TensorEntry,
+    TensorName,
+    Word,
+    verify_named,
+)
+
+DECODER: Literal["causal-lm"] = "causal-lm"
+CHAT_TEMPLATE = "chat_template.jinja"  # beside the tokenizer; a base that knows no chat has none
+IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+FORMAT: Literal[1] = 1
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Bits = Literal[4, 8, 16, 32]
+
+
+class DecoderManifest(Record):
+    """``manifest.json`` of a decoder's folder.
+
+    ``bits``: of linears; ``embedding_bits``: of the word embeddings and the output layer, which are one
+    where they are ``tied``. ``affine``: codes have an offset per block beside the scale. ``context``:
+    positions that the graph's tables hold. ``ends``: tokens that end a text.
+    """
+
+    format: Literal[1] = FORMAT
+    fingerprint: Sha256
+    source: Annotated[str, Field(max_length=1000)]
+    task: Literal["causal-lm"] = DECODER
+    family: Word
+    bits: Bits
+    embedding_bits: Bits
+    block: Count
+    affine: bool
+    tied: bool
+    hidden_size: Count
+    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+    heads: Count
+    kv_heads: Count
+    head_size: Count
+    vocab_size: Count
+    context: Count
+    begin: Token | None
+    ends: Annotated[list[Token], Field(max_length=64)]
+    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    parameters: Count
+    linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
+    graph: Graph
+    tensors: Annotated[dict[TensorName, TensorEntry], Field(max_length=MOST_TENSORS)]
+    files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
+    made_with: Annotated[dict[Word, Word], Field(max_length=100)]
+
+    def graph_files(self) -> list[str]:
+        """The graph's file, and the one beside it if there is one. (P-1.8)"""
+        return [self.graph.file, *({GRAPH_DATA} & set(self.files))]
+
+    def cache_names(self) -> list[tuple[str, str]]:
+        """(input, output) of every tensor of the cache, layer by layer, keys before values."""
+        return [
+            (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
+            for layer in range(self.layers)
+            for part in ("key", "value")
+        ]
+
+    def to_json(self) -> str:
+        """The file's text: sorted, indented, newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def decoder_fingerprint(
+    *, tensors: dict[str, TensorEntry], architecture: dict[str, Any], tokenizer_sha256: str
+) -> str:
+    """The identity of the numbers, what they compute, and of the tokenizer.
+
+    ``architecture``: family, bits, embedding_bits, block, affine, tied, and the sha256 of config.json.
+    """
+    body = {
+        "tensors": {name: entry.model_dump() for name, entry in tensors.items()},
+        "architecture": architecture,
+        "tokenizer": tokenizer_sha256,
+    }
+    return digest("decoder", canonical_json(body))
+
+
+def decoder_fingerprint_of(manifest: DecoderManifest) -> str:
+    """The fingerprint that what the manifest lists gives. Raises KeyError without its files."""
+    names = ("family", "bits", "embedding_bits", "block", "affine", "tied")
+    return decoder_fingerprint(
+        tensors=manifest.tensors,
+        architecture={name: getattr(manifest, name) for name in names}
+        | {"config": manifest.files[CONFIG].sha256},
+        tokenizer_sha256=manifest.files[TOKENIZER].sha256,
+    )
+
+
+def parse_decoder_manifest(text: str, *, source: str) -> DecoderManifest:
+    """Read a decoder's ``manifest.json``. Raises ArtefactError."""
+    try:
+        manifest = json_as(DecoderManifest, text)
+    except OddError as odd:
+        raise ArtefactError(
+            f"{source}: {odd}", "build the base again or fetch an intact copy"
+        ) from None
+    verify_named(manifest.files, manifest.graph, source=source)
+    if manifest.heads % manifest.kv_heads or manifest.head_size % 2:
+        raise ArtefactError(f"{source}: its heads do not fit", "do not use this base")
+    if any(token >= manifest.vocab_size for token in (*manifest.ends, manifest.begin or 0)):
+        raise ArtefactError(f"{source}: a token is not in the vocabulary", "do not use this base")
+    if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
+        decoder_fingerprint_of(manifest) != manifest.fingerprint
+    ):
+        raise ArtefactError(
+            f"{source}: the fingerprint is not that of what the manifest lists",
+            "do not use this base",
+        )
+    return manifest
+
+
+def is_decoder(text: str) -> bool:
+    """Whether a ``manifest.json`` says that it is a decoder's, whatever else is in it."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("task") == DECODER
