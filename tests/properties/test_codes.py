@@ -39,6 +39,52 @@ def test_the_error_is_within_one_step(rows: int, width: int, bits: int, seed: in
     assert np.linalg.norm(back - weight) <= 0.2 * max(np.linalg.norm(weight), naive)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 90), st.integers(0, 2**31))
+def test_importance_lowers_the_error_of_the_product(rows: int, width: int, seed: int) -> None:
+    """Against the plain search, on inputs whose mean squares are the importance."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(rows, width)).astype(np.float32)
+    importance = np.exp(rng.normal(0, 2, width)).astype(np.float32)
+
+    def error(packed: np.ndarray, scales: np.ndarray) -> float:
+        back = dequantise(packed, scales, bits=4, in_features=width)
+        return float((importance * (back - weight).astype(np.float64) ** 2).sum())
+
+    plain = error(*quantise(weight, bits=4, block=BLOCK))
+    weighed = error(*quantise(weight, bits=4, block=BLOCK, importance=importance))
+    # what no column counts for is not nothing, so the two goals differ by that much
+    assert weighed <= 1.01 * plain + 2e-3 * importance.mean() * float((weight**2).sum())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 2**31))
+def test_rows_are_quantised_for_themselves(rows: int, bits: int, weighed: bool, seed: int) -> None:
+    """So a matrix may be taken in pieces, and the pieces' size does not show."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(rows, 70)).astype(np.float32)
+    importance = rng.random(70).astype(np.float32) if weighed else None
+    whole = quantise(weight, bits=bits, block=BLOCK, importance=importance)
+    parts = [quantise(row[None], bits=bits, block=BLOCK, importance=importance) for row in weight]
+    for one, others in zip(whole, zip(*parts, strict=True), strict=True):
+        assert (one == np.concatenate(others)).all()
+
+
+@pytest.mark.parametrize("odd", [np.ones(31), np.full(32, -1.0), np.full(32, np.nan)])
+def test_an_importance_that_is_none_is_refused(odd: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="32 columns"):
+        quantise(np.ones((2, 32), np.float32), bits=4, block=BLOCK, importance=odd)
+
+
+def test_columns_that_are_never_used_keep_their_weights() -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    importance = np.zeros(64, np.float32)
+    importance[:8] = 1
+    packed, scales = quantise(weight, bits=4, block=BLOCK, importance=importance)
+    back = dequantise(packed, scales, bits=4, in_features=64)
+    assert np.linalg.norm(back - weight) < 0.25 * np.linalg.norm(weight)
+
+
 def test_a_zero_block_is_exact_and_nan_is_refused() -> None:
     packed, scales = quantise(np.zeros((2, 40), np.float32), bits=4, block=BLOCK)
     assert (dequantise(packed, scales, bits=4, in_features=40) == 0).all()
