@@ -15,6 +15,7 @@ from protocol.forms import SCALE, SHIFT, UP
 from protocol.manifest import TYPE_IDS
 
 Shapes = dict[str, tuple[int | str, ...]]
+SAME_SHAPE = ("SimplifiedLayerNormalization", "RotaryEmbedding")  # as their first input
 
 
 def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
@@ -63,7 +64,8 @@ def ask_for_types(graph: onnx.GraphProto) -> None:
 def infer_shapes(model: onnx.ModelProto, known: Mapping[str, tuple[int | str, ...]]) -> Shapes:
     """Shapes of every tensor; a dimension is a number or a name of its own where none is known.
 
-    MatMulNBits is no operator of the standard: for this it stands as MatMul with a weight [K, N].
+    Some are no operators of the standard: here MatMulNBits stands as MatMul with a weight [K, N], and what
+    leaves shapes alone as Identity.
     """
     shadow = onnx.ModelProto()
     shadow.CopyFrom(model)
@@ -79,6 +81,9 @@ def infer_shapes(model: onnx.ModelProto, known: Mapping[str, tuple[int | str, ..
             node.op_type, node.domain = "MatMul", ""
             del node.input[1:], node.attribute[:]
             node.input.append(weight)
+        elif node.op_type in SAME_SHAPE:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:], node.output[1:], node.attribute[:]
     for name, shape in known.items():
         shadow.graph.value_info.append(
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)

@@ -25,11 +25,13 @@ STANDARD = """
 Abs Add And Cast Clip Concat Constant ConstantOfShape CumSum Div Equal Erf Exp Expand
 Flatten Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less
 LessOrEqual Log LogSoftmax MatMul Max Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax
-ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign Sin Cos Size Slice Softmax Split Sqrt
+ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Shape Sigmoid Sign
+SimplifiedLayerNormalization Sin Cos Size Slice Softmax Split Sqrt
 Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where
 """
 OPERATORS = {("", kind) for kind in STANDARD.split()}
-OPERATORS |= {(MICROSOFT, kind) for kind in ("FusedMatMul", "GatherBlockQuantized", "MatMulNBits")}
+RUNTIMES = "FusedMatMul GatherBlockQuantized MatMulNBits RotaryEmbedding"  # of ONNX Runtime's own
+OPERATORS |= {(MICROSOFT, kind) for kind in RUNTIMES.split()}
 PLAIN = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,
     AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,

@@ -28,6 +28,7 @@ def append_gradients(
     shapes: Shapes,
     weights: Callable[[onnx.NodeProto, str], str],
     prefix: str = "gradient.",
+    seed: str = "",
 ) -> dict[str, str]:
     """Write the gradients of ``scalar`` and return their names by wanted tensor.
 
@@ -36,6 +37,7 @@ def append_gradients(
         scalar: a float32 tensor without dimensions.
         wanted: tensors that the scalar depends on.
         shapes: of every float tensor between them; a dimension is a number or any name.
+        seed: the gradient of ``scalar``, which may then be any tensor; without it a scalar's own, 1.
         weights: writes the float weight [N, K] of a MatMulNBits node, given its output's gradient; its name.
 
     Raises UndifferentiableError for an operator without a rule, and for a wanted tensor without a part.
@@ -47,7 +49,7 @@ def append_gradients(
     for node in forward:
         if node.op_type not in CONSTANT and any(name in active for name in node.input):
             active.update(node.output)
-    sums: dict[str, str] = {scalar: tape.constant(1.0)}
+    sums: dict[str, str] = {scalar: seed or tape.constant(1.0)}
     for node in reversed(forward):
         gradient = sums.get(node.output[0])
         if gradient is None or node.output[0] not in active:

@@ -7,6 +7,7 @@ bytes of codes.
 from __future__ import annotations
 
 import numpy as np
+from onnx import helper
 
 from base_model.programs.step import Gradients, Product, Rule, Step, UndifferentiableError
 from base_model.programs.tape import MICROSOFT
@@ -192,6 +193,35 @@ def _layer_norm(step: Step) -> Gradients:
     return out
 
 
+def _rms_norm(step: Step) -> Gradients:
+    """Over the last axis: y = x w / rms(x); 1 / rms is an output that the forward node can give."""
+    node, dy, last = step.node, step.gradient, step.tape.axes(-1)
+    if step.attribute("axis", -1) not in (-1, step.rank(node.input[0]) - 1):
+        raise UndifferentiableError("SimplifiedLayerNormalization over more than the last axis")
+    if len(node.output) < 2:
+        node.output.append(f"{node.output[0]}/inverse")
+    normal = step.op("Mul", node.input[0], node.output[1])
+    out = Gradients()
+    if 0 in step.wanted:
+        scaled = step.op("Mul", dy, node.input[1])
+        along = step.op("ReduceMean", step.op("Mul", scaled, normal), last, keepdims=1)
+        centred = step.op("Sub", scaled, step.op("Mul", normal, along))
+        out[0] = step.op("Mul", centred, node.output[1])
+    if 1 in step.wanted:
+        out[1] = step.like(1, step.op("Mul", dy, normal))
+    return out
+
+
+def _rotary(step: Step) -> Gradients:
+    """A rotation: its transpose turns the other way."""
+    if step.wanted != {0}:
+        raise UndifferentiableError("RotaryEmbedding by what is trained")
+    _, positions, cosines, sines = step.node.input
+    attributes = {item.name: helper.get_attribute_value(item) for item in step.node.attribute}
+    back = (step.gradient, positions, cosines, step.op("Neg", sines))
+    return {0: step.op("RotaryEmbedding", *back, domain=MICROSOFT, **attributes)}
+
+
 # -- shapes -----------------------------------------------------------------------------------------
 
 
@@ -287,6 +317,8 @@ RULES: dict[str, Rule] = {
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,
     "LayerNormalization": _layer_norm,
+    "SimplifiedLayerNormalization": _rms_norm,
+    "RotaryEmbedding": _rotary,
     "Reshape": _reshape,
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,

@@ -34,8 +34,19 @@ class Case:
     positive: bool = False
 
 
-def ints(*values: int) -> np.ndarray:
+def ints(*values: int | list[int]) -> np.ndarray:
     return np.array(values, np.int64)
+
+
+ANGLES = torch.arange(16.0)[:, None] * torch.tensor([1.0, 0.3, 0.05])
+TURNS = ANGLES.cos(), ANGLES.sin()
+
+
+def rotated(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rows (rows, heads, tokens, 6) whose halves are turned by their positions (rows, tokens)."""
+    cosine, sine = (table[positions][:, None] for table in TURNS)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
 CASES = [
@@ -93,6 +104,19 @@ CASES = [
         shapes=[(2, 3, 8), (8,), (8,)],
         torch=lambda x, w, b: torch.nn.functional.layer_norm(x, (8,), w, b, 1e-5),
         attributes={"axis": -1, "epsilon": 1e-5},
+    ),
+    Case(
+        kind="SimplifiedLayerNormalization",
+        shapes=[(2, 3, 8), (8,)],
+        torch=lambda x, w: torch.nn.functional.rms_norm(x, (8,), w, 1e-5),
+        attributes={"axis": -1, "epsilon": 1e-5},
+    ),
+    Case(
+        kind="RotaryEmbedding",
+        shapes=[(2, 3, 4, 6)],
+        torch=lambda x: rotated(x, torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]])),
+        attributes={"domain": "com.microsoft"},
+        constants=[ints([0, 1, 2, 3], [5, 6, 7, 8]), *(table.numpy() for table in TURNS)],
     ),
     Case(
         kind="Reshape",

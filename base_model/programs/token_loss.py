@@ -1,0 +1,109 @@
+"""Cross-entropy of tokens under a frozen output layer, and its gradient by the layer's input.
+
+The layer is not trained, so its weight W is a constant: logits = h W^T, loss = sum of logsumexp(logits) -
+logits[target] over the counted positions, dloss/dh = softmax(logits) W - W[target]. Rows of W are taken a
+slice at a time, once for the logsumexp, once for the gradient: of logits (positions, vocabulary) only a
+slice is ever there, and of W too. Positions that are not counted are dropped before the first product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from base_model.programs.tape import MICROSOFT, Tape
+
+TARGET, ELEMENT = (
+    "targets",
+    TensorProto.INT64,
+)  # (rows, tokens): the next token, below 0 where none counts
+SLICE = 2**20  # elements of the weight that are expanded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputLayer:
+    """The frozen weight (vocabulary, width): a float tensor, or codes with their scales; names in the graph.
+
+    ``codes`` uint8 (vocabulary, width * bits / 8) and ``scales`` (vocabulary, blocks) in blocks of ``block``.
+    """
+
+    vocabulary: int
+    width: int
+    weight: str = ""
+    codes: str = ""
+    scales: str = ""
+    bits: int = 8
+    block: int = 32
+
+    def rows(self, tape: Tape, index: str) -> str:
+        """Those at ``index`` (n,) int64, as floats (n, width)."""
+        if self.weight:
+            return tape.op("Gather", self.weight, index, axis=0)
+        return tape.op(
+            "GatherBlockQuantized",
+            *(self.codes, index, self.scales),
+            domain=MICROSOFT,
+            bits=self.bits,
+            block_size=self.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+
+def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
+    """(loss, gradient): the sum over counted positions in nats, and its gradient by ``hidden``.
+
+    ``hidden`` (rows, tokens, width) float32; the graph has the input :data:`TARGET`.
+    """
+    flat = tape.op("Reshape", TARGET, tape.axes(-1))
+    counted = tape.op("GreaterOrEqual", flat, tape.constant(0, np.int64))
+    places = tape.op("Transpose", tape.op("NonZero", counted), perm=[1, 0])  # (n, 1)
+    index = tape.op("Squeeze", places, tape.axes(1))
+    every = tape.op("Reshape", hidden, tape.axes(-1, layer.width))
+    chosen = tape.op("Gather", every, index, axis=0)  # (n, width)
+    wanted = layer.rows(tape, tape.op("Gather", flat, index, axis=0))
+    total = _logsumexp(tape, chosen, layer)
+    along = tape.op("ReduceSum", tape.op("Mul", chosen, wanted), tape.axes(1), keepdims=1)
+    loss = tape.op("ReduceSum", tape.op("Sub", total, along), keepdims=0)
+    back = tape.op("Neg", wanted)
+    for weight, logits in _slices(tape, chosen, layer, after=total):
+        share = tape.op("Exp", tape.op("Sub", logits, total))
+        back = tape.op("Gemm", share, weight, back)
+    zeros = tape.op("Mul", every, tape.constant(0.0))
+    spread = tape.op("ScatterND", zeros, places, back)
+    return loss, tape.op("Reshape", spread, tape.op("Shape", hidden))
+
+
+def _logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> str:
+    """(n, 1) over the whole vocabulary."""
+    parts = [
+        tape.op("ReduceLogSumExp", logits, tape.axes(1), keepdims=1)
+        for _, logits in _slices(tape, chosen, layer, after=chosen)
+    ]
+    return tape.op("ReduceLogSumExp", tape.op("Concat", *parts, axis=1), tape.axes(1), keepdims=1)
+
+
+def _slices(tape: Tape, chosen: str, layer: OutputLayer, *, after: str) -> list[tuple[str, str]]:
+    """(rows of the weight, their logits), slice by slice.
+
+    A slice is not expanded before the one before it was multiplied, whatever order a runtime takes: its
+    bounds are computed from that product's (or of the first, from ``after``'s) number of rows, times 0.
+    """
+    step = max(1, SLICE // layer.width)
+    slices = []
+    for start in range(0, layer.vocabulary, step):
+        stop = min(start + step, layer.vocabulary)
+        nothing = tape.op("Mul", tape.op("Size", after), tape.constant(0, np.int64))
+        index = tape.op(
+            "Range",
+            tape.op("Add", nothing, tape.constant(start, np.int64)),
+            tape.constant(stop, np.int64),
+            tape.constant(1, np.int64),
+        )
+        weight = layer.rows(tape, index)
+        logits = tape.op("Gemm", chosen, weight, transB=1)
+        slices.append((weight, logits))
+        after = logits
+    return slices
