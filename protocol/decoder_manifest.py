@@ -18,21 +18,11 @@ from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 from protocol.manifest import (
     CONFIG,
-    GRAPH_DATA,
-    MOST_FILES,
-    MOST_LAYERS,
-    MOST_LINEARS,
-    MOST_TENSORS,
     TOKENIZER,
+    BaseManifest,
+    Bits,
     Count,
-    FileEntry,
-    Graph,
-    Linear,
-    Record,
-    Sha256,
     TensorEntry,
-    TensorName,
-    Word,
     verify_named,
 )
 
@@ -41,47 +31,26 @@ CHAT_TEMPLATE = "chat_template.jinja"  # beside the tokenizer; a base that knows
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 FORMAT: Literal[1] = 1
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Bits = Literal[4, 8, 16, 32]
 
 
-class DecoderManifest(Record):
+class DecoderManifest(BaseManifest):
     """``manifest.json`` of a decoder's folder.
 
     ``bits``: of linears; ``embedding_bits``: of the word embeddings and the output layer, which are one
-    where they are ``tied``. ``affine``: codes have an offset per block beside the scale. ``context``:
-    positions that the graph's tables hold. ``ends``: tokens that end a text.
+    where they are ``tied``. ``affine``: codes have an offset per block beside the scale. ``max_positions``:
+    those that the graph's tables hold. ``ends``: tokens that end a text.
     """
 
     format: Literal[1] = FORMAT
-    fingerprint: Sha256
-    source: Annotated[str, Field(max_length=1000)]
     task: Literal["causal-lm"] = DECODER
-    family: Word
-    bits: Bits
     embedding_bits: Bits
-    block: Count
     affine: bool
     tied: bool
-    hidden_size: Count
-    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     heads: Count
     kv_heads: Count
     head_size: Count
-    vocab_size: Count
-    context: Count
     begin: Token | None
     ends: Annotated[list[Token], Field(max_length=64)]
-    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    parameters: Count
-    linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
-    graph: Graph
-    tensors: Annotated[dict[TensorName, TensorEntry], Field(max_length=MOST_TENSORS)]
-    files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
-    made_with: Annotated[dict[Word, Word], Field(max_length=100)]
-
-    def graph_files(self) -> list[str]:
-        """The graph's file, and the one beside it if there is one. (P-1.8)"""
-        return [self.graph.file, *({GRAPH_DATA} & set(self.files))]
 
     def cache_names(self) -> list[tuple[str, str]]:
         """(input, output) of every tensor of the cache, layer by layer, keys before values."""
@@ -90,10 +59,6 @@ class DecoderManifest(Record):
             for layer in range(self.layers)
             for part in ("key", "value")
         ]
-
-    def to_json(self) -> str:
-        """The file's text: sorted, indented, newline at the end."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
 def decoder_fingerprint(

@@ -110,16 +110,20 @@ class Graph(Record):
         return frozenset(slot.name for slot in self.slots)
 
 
-class Manifest(Record):
-    """``manifest.json`` of a base folder."""
+Bits = Literal[4, 8, 16, 32]
 
-    format: Literal[3] = FORMAT
+
+class BaseManifest(Record):
+    """What ``manifest.json`` says of every base, whatever it answers with.
+
+    ``embedding_size``: width of word embeddings. ``max_positions``: tokens that a text may have.
+    """
+
     fingerprint: Sha256
     source: Annotated[str, Field(max_length=1000)]
-    task: Literal["sequence-classification"]
+    task: str
     family: Word
-    pooling: Literal["mean", "cls", "pooler"]
-    bits: Literal[4, 8, 16, 32]
+    bits: Bits
     block: Count
     hidden_size: Count
     embedding_size: Count
@@ -129,7 +133,6 @@ class Manifest(Record):
     embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     parameters: Count
     linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
-    head: Head
     graph: Graph
     tensors: Annotated[dict[TensorName, TensorEntry], Field(max_length=MOST_TENSORS)]
     files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
@@ -142,6 +145,15 @@ class Manifest(Record):
     def to_json(self) -> str:
         """The file's text: sorted, indented, newline at the end."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+class Manifest(BaseManifest):
+    """``manifest.json`` of an encoder's folder."""
+
+    format: Literal[3] = FORMAT
+    task: Literal["sequence-classification"]
+    pooling: Literal["mean", "cls", "pooler"]
+    head: Head
 
 
 def fingerprint(
