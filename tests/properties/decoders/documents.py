@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from base_model.programs.document import (
     GraphEntry,
     ProgramDocument,
@@ -10,6 +13,11 @@ from base_model.programs.document import (
 )
 from edge_runtime.base import read_manifest
 from protocol.chunks import CHUNKS, chunks_of, parse_chunks
+from protocol.decoder_manifest import (
+    DecoderManifest,
+    decoder_fingerprint_of,
+    parse_decoder_manifest,
+)
 from protocol.documents import parse_json, parse_toml
 from protocol.encoding import parse_canonical
 from protocol.manifest import FileEntry, parse_manifest
@@ -97,6 +105,10 @@ def _bases(world: World) -> dict[str, Decoder]:
         "protocol.manifest:parse_manifest": Decoder(
             read=of_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
         ),
+        "protocol.decoder_manifest:parse_decoder_manifest": Decoder(
+            read=of_text(lambda text: parse_decoder_manifest(text, source="m")),
+            seeds=(decoder_manifest(json.loads(manifest)).encode(),),
+        ),
         "edge_runtime.base:read_manifest": Decoder(
             read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
             seeds=(manifest,),
@@ -144,3 +156,14 @@ def _plain_values(world: World) -> dict[str, Decoder]:
             read=refusing(parse_canonical, ValueError), seeds=(b'{"a":[1,"x",null]}',)
         ),
     }
+
+
+def decoder_manifest(encoder: dict[str, Any]) -> str:
+    """A decoder's, with files and tensors as an encoder's lists them."""
+    shared = {key: value for key, value in encoder.items() if key in DecoderManifest.model_fields}
+    own = {
+        **{"format": 1, "task": "causal-lm", "embedding_bits": 8, "affine": False, "tied": True},
+        **{"heads": 4, "kv_heads": 2, "head_size": 8, "begin": 1, "ends": [2]},
+    }
+    manifest = DecoderManifest.model_validate(shared | own)
+    return manifest.model_copy(update={"fingerprint": decoder_fingerprint_of(manifest)}).to_json()
