@@ -31,7 +31,7 @@ from protocol.errors import ArtefactError, DataError
 from protocol.manifest import MANIFEST_NAME
 from storage.regular import read_regular_text
 
-MOST_TEMPLATE = 2**18  # bytes of a chat template
+MOST_TEMPLATE = 2**20  # bytes of a chat template
 FREE = ""  # a dimension of any size
 INT64, FLOAT = "tensor(int64)", "tensor(float)"
 Shape = tuple[int | str, ...]
