@@ -99,7 +99,7 @@ REFUSED = {
 
 TASKS = {
     "sequence-classification": True,
-    "causal-lm": False,
+    "causal-lm": True,
     "seq2seq": False,
     "image-classification": False,
     "audio-classification": False,
