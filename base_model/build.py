@@ -77,7 +77,9 @@ def build_base(
     """
     check_task(task)
     if task != "sequence-classification":
-        raise PlanError(f"task `{task}` is not built here", "base_model.decoder.build does it")
+        raise PlanError(
+            f"task `{task}` is not built here", "use base_model.decoder.build.build_decoder"
+        )
     if bits not in (4, 8, 16, 32):
         raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
     tell = progress or (lambda _step, _share: None)

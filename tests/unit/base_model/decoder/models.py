@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
-from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import AutoConfig
 
 from base_model.decoder.check import open_graph
-from base_model.decoder.families import FAMILIES, shape_of
+from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
+from base_model.decoder.products import Stores
+from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
-from base_model.decoder.sources import decoder_source
 from base_model.decoder.stored import floats_of, stored_weights
 from tests.unit.base_model.sources import WORDS_64
 
@@ -82,7 +82,10 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
         model = AutoModelForCausalLM.from_config(config).float()
         for name, parameter in model.named_parameters():
             vector = float(parameter.ndim == 1 and name.endswith("weight"))
-            torch.nn.init.normal_(parameter, vector, 0.3 if parameter.ndim == 1 else 0.25)
+            spread = 0.25 if parameter.ndim > 1 else 0.3
+            if "gemma" in family and "embed_tokens" in name:
+                spread = 0.05  # it multiplies them by 8, and they are the output layer
+            torch.nn.init.normal_(parameter, vector, spread)
     model.save_pretrained(folder)
     return folder
 
@@ -153,14 +156,19 @@ def built_graph(
         embedding_bits=embedding_bits,
         tell=lambda _step, _share: None,
     ).tensors
+    floats = float_weights(shape, stored)
     nodes = generating_graph(
         shape, stored, context=shape.context, slots=slots, head_level=head_level
     )
     folder.mkdir(exist_ok=True)
     nodes.save(folder / "graph.onnx", most=2**30)
-    widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
-    floats = {name: floats_of(value, widths.get(name, 0)) for name, value in stored.items()}
     return Graph(open_graph(folder / "graph.onnx")), floats
+
+
+def float_weights(shape: DecoderShape, stored: Stores) -> dict[str, Array]:
+    """What stored tensors stand for, by Hugging Face's names."""
+    widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
+    return {name: floats_of(value, widths.get(name, 0)) for name, value in stored.items()}
 
 
 def oracle(folder: Path, floats: Mapping[str, Array]) -> PreTrainedModel:
@@ -190,6 +198,3 @@ def torch_greedy(
 def apart(expected: Any, answers: Any) -> float:
     """Norm of the difference over the norm of what was expected."""
     return float(np.linalg.norm(np.subtract(answers, expected)) / np.linalg.norm(expected))
-
-
-__all__ = ["CHAT", "FAMILIES", "Graph", "decoder_source", "load_file"]
