@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from torch import Tensor
 from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
 from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
-from base_model.files import folder_that_appears, writing
+from base_model.files import chunks_text, file_entries, folder_that_appears, writing
 from base_model.graph_check import check_graph
 from base_model.graph_linears import Codes
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
 from base_model.weights_file import WEIGHTS, tensor_entry
-from protocol.chunks import CHUNK_BYTES, CHUNKS, chunks_of
+from protocol.chunks import CHUNKS
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import (
@@ -33,14 +33,12 @@ from protocol.manifest import (
     MANIFEST_NAME,
     TOKENIZER,
     TYPE_IDS,
-    FileEntry,
     Graph,
     Head,
     Linear,
     Manifest,
     fingerprint,
 )
-from storage.regular import sha256_of
 
 BLOCK = 32
 ACCURACY_LEVEL = 0  # activations stay float32: what training computes with
@@ -78,6 +76,10 @@ def build_base(
     MachineError for what this machine lacks: a package, the Hub, room.
     """
     check_task(task)
+    if task != "sequence-classification":
+        raise PlanError(
+            f"task `{task}` is not built here", "use base_model.decoder.build.build_decoder"
+        )
     if bits not in (4, 8, 16, 32):
         raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
     tell = progress or (lambda _step, _share: None)
@@ -130,7 +132,7 @@ def _fill(
     tell("opening the edge graph", 0.9)
     check_graph(folder / GRAPH, model, slots=slots)
     tell("describing", 0.95)
-    (folder / CHUNKS).write_text(_chunks_text(folder), "utf-8")
+    (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
     return _manifest(source, model, linears, tensors, bits, folder, declared)
 
 
@@ -202,15 +204,6 @@ def _config_text(source: Source) -> str:
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def _chunks_text(folder: Path) -> str:
-    def pieces(path: Path) -> Iterator[bytes]:
-        with path.open("rb") as file:
-            while piece := file.read(CHUNK_BYTES):
-                yield piece
-
-    return chunks_of({path.name: pieces(path) for path in sorted(folder.iterdir())}).to_json()
-
-
 def _manifest(
     source: Source,
     model: EncoderClassifier,
@@ -221,10 +214,7 @@ def _manifest(
     slots: list[Any],
 ) -> Manifest:
     entries = {name: tensor_entry(value.numpy()) for name, value in tensors.items()}
-    files = {
-        path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
-        for path in sorted(folder.iterdir())
-    }
+    files = file_entries(folder)
     architecture = {
         "family": source.family.model_type,
         "pooling": source.pooling,

@@ -22,12 +22,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from protocol.errors import PlanError
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Prepare or fetch a base, check it, look at it.",
 )
 Folder = Annotated[Path, typer.Argument(help="folder of a base")]
+# What the manifests of one task have and those of another do not.
+OF_A_TASK = (
+    *("pooling", "max_positions"),
+    *("embedding_bits", "affine", "tied", "layers", "vocab_size", "context", "begin", "ends"),
+)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -35,8 +42,17 @@ Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 def build(
     source: Annotated[str, typer.Argument(help="folder, Hub id or package:module/folder")],
     out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist yet")],
-    task: Annotated[str, typer.Option("--task")] = "sequence-classification",
+    task: Annotated[
+        str,
+        typer.Option("--task", help="sequence-classification, or causal-lm for one that writes"),
+    ] = "sequence-classification",
     bits: Annotated[int, typer.Option("--bits", help="4, 8, 16 or 32")] = 4,
+    embedding_bits: Annotated[
+        int,
+        typer.Option(
+            "--embedding-bits", help="for causal-lm; 0 is 8, or --bits where that is more"
+        ),
+    ] = 0,
     pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
     scales: Annotated[
         bool,
@@ -45,27 +61,40 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Quantise a model once and export its edge graph."""
-    console = Console(stderr=True, markup=False, emoji=False)
     reasons: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=as_json) as progress:
-        bar = progress.add_task("starting", total=1.0)
+    with _build_bar(quiet=as_json) as tell:
+        if task == "causal-lm":
+            if scales or pooling != "auto":
+                raise PlanError(
+                    "--pooling and --scales are for bases that sort texts", "leave them"
+                )
+            from base_model.decoder.build import build_decoder
+            from base_model.decoder.sources import decoder_source
 
-        def tell(step: str, share: float) -> None:
-            progress.update(bar, description=step, completed=share)
+            tell("reading", 0.0)
+            manifest: Any = build_decoder(
+                decoder_source(source),
+                bits=bits,
+                embedding_bits=embedding_bits or max(bits, 8),
+                out=out,
+                progress=tell,
+                explain=reasons.append,
+            )
+        else:
+            if embedding_bits:
+                raise PlanError("--embedding-bits is for --task causal-lm", "leave it")
+            from base_model.build import build_base
 
-        from base_model.build import build_base
-
-        manifest = build_base(
-            source,
-            task=task,
-            bits=bits,
-            out=out,
-            pooling=pooling,
-            scales=scales,
-            progress=tell,
-            explain=reasons.append,
-        )
+            manifest = build_base(
+                source,
+                task=task,
+                bits=bits,
+                out=out,
+                pooling=pooling,
+                scales=scales,
+                progress=tell,
+                explain=reasons.append,
+            )
     _show(
         out, _summary(manifest) | {"reasons": reasons if as_json else "\n".join(reasons)}, as_json
     )
@@ -75,9 +104,9 @@ def build(
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Hash every file and compare it with the manifest; see that adapters still have an effect."""
     from base_model.slot_check import verify_slots
-    from base_model.verify import verify_base
+    from base_model.verify import verify_any_base
 
-    manifest = verify_base(folder)
+    manifest = verify_any_base(folder)
     verify_slots(folder, manifest)
     _show(
         folder,
@@ -89,9 +118,9 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 @app.command()
 def inspect(folder: Folder, as_json: Json = False) -> None:
     """What a base is: fingerprint, size, layers that can be adapted."""
-    from base_model.verify import read_manifest
+    from base_model.verify import read_any_manifest
 
-    _show(folder, _summary(read_manifest(folder)), as_json)
+    _show(folder, _summary(read_any_manifest(folder)), as_json)
 
 
 @app.command()
@@ -106,7 +135,7 @@ def fetch(
 ) -> None:
     """Get a base from mirrors: verified as it comes, resumed after a cut."""
     from base_model.fetch import Limits, fetch_base
-    from base_model.verify import verify_base
+    from base_model.verify import verify_any_base
 
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         raise typer.BadParameter("a fingerprint has 64 hex digits")
@@ -119,7 +148,21 @@ def fetch(
             limits=Limits(seconds=seconds, total=limit),
             progress=tell,
         )
-    _show(folder, _summary(verify_base(folder)), as_json)
+    _show(folder, _summary(verify_any_base(folder)), as_json)
+
+
+@contextmanager
+def _build_bar(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar of a build's steps on the terminal's error output."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        bar = progress.add_task("starting", total=1.0)
+
+        def tell(step: str, share: float) -> None:
+            progress.update(bar, description=step, completed=share)
+
+        yield tell
 
 
 @contextmanager
@@ -146,14 +189,13 @@ def _summary(manifest: Any) -> dict[str, Any]:
         "source": manifest.source,
         "task": manifest.task,
         "family": manifest.family,
-        "pooling": manifest.pooling,
+        **{name: getattr(manifest, name) for name in OF_A_TASK if hasattr(manifest, name)},
         "bits": manifest.bits,
         "parameters": manifest.parameters,
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "linears": len(manifest.linears),
         "targets": ends,
         "slots": len(manifest.graph.slots),
-        "max_positions": manifest.max_positions,
         "made_with": manifest.made_with,
     }
 

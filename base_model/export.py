@@ -23,6 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from base_model.encoder import EncoderClassifier
+from base_model.graph_data import IR_VERSION, SMALL, OutsideFile
+from base_model.graph_data import ONE_FILE as ONE_FILE
+from base_model.graph_data import OPSET as OPSET
 from base_model.graph_forms import add_linear_slots, add_norm_slots, add_slot
 from base_model.graph_linears import (
     Codes,
@@ -34,9 +37,6 @@ from base_model.graph_linears import (
 from protocol.forms import SOFT_PROMPT
 from protocol.manifest import GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
 
-OPSET, IR_VERSION = 20, 10
-ONE_FILE = 2**30  # bytes of tensors; protobuf ends at 2 GiB
-SMALL, PAGE = 1024, 4096
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 FEATURES = "features"
 
@@ -143,21 +143,13 @@ def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:
 
     One after the other: a protobuf message ends at 2 GiB, and memory is short where a base is large.
     """
-    with path.open("wb") as file:
-        for tensor in graph.initializer:
-            if tensor.name in slots or len(tensor.raw_data) < SMALL:
-                continue
-            file.write(bytes(-file.tell() % PAGE))
-            del tensor.external_data[:]
-            for key, value in (
-                ("location", path.name),
-                ("offset", str(file.tell())),
-                ("length", str(len(tensor.raw_data))),
-            ):
-                tensor.external_data.add(key=key, value=value)
-            file.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
+    outside = OutsideFile(path)
+    for tensor in graph.initializer:
+        if tensor.name in slots or len(tensor.raw_data) < SMALL:
+            continue
+        data = tensor.raw_data
+        tensor.ClearField("raw_data")
+        outside.add(tensor, data)
 
 
 def _exported(model: EncoderClassifier) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from base_model.decoder.families import FAMILIES as DECODERS
 from protocol.errors import ArtefactError, PlanError
 
 
@@ -99,7 +100,7 @@ REFUSED = {
 
 TASKS = {
     "sequence-classification": True,
-    "causal-lm": False,
+    "causal-lm": True,
     "seq2seq": False,
     "image-classification": False,
     "audio-classification": False,
@@ -119,6 +120,11 @@ def family_of(model_type: str, *, source: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
+        if model_type in DECODERS:
+            raise ArtefactError(
+                f"{source}: model type `{model_type}` writes texts, and a base that sorts them was asked for",
+                "add --task causal-lm, or name an encoder",
+            ) from None
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
         raise ArtefactError(
             f"{source}: model type `{model_type}` cannot be a base for sequence classification{why}",

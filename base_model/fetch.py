@@ -24,11 +24,16 @@ import numpy as np
 from base_model.files import folder_that_appears
 from base_model.mirrors import Mirror, mirror_at
 from base_model.partial import ListedFile, WrongError, complete
-from base_model.verify import read_manifest, verify_tensors
+from base_model.verify import (
+    AnyManifest,
+    parse_any_manifest,
+    read_any_manifest,
+    verify_tensors,
+)
 from base_model.weights_file import WEIGHTS
 from protocol.chunks import CHUNK_BYTES, CHUNKS, MAX_CHUNKS_BYTES, Chunks, parse_chunks
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from protocol.manifest import MANIFEST_NAME, FileEntry
 from storage.downloads import CutError, Reader
 from storage.locks import locked
 from storage.regular import sha256_of
@@ -133,7 +138,7 @@ class _Fetch:
         """Whether the cache has the base. Raises ArtefactError for another one in its place."""
         if not (self.target / MANIFEST_NAME).is_file():
             return False
-        fingerprint = read_manifest(self.target).fingerprint
+        fingerprint = read_any_manifest(self.target).fingerprint
         digest = sha256_of(self.target / MANIFEST_NAME)
         if fingerprint != self.fingerprint or self._pin not in ("", digest):
             raise ArtefactError(
@@ -178,11 +183,11 @@ class _Fetch:
                 fault = error
         raise CutError(f"{MANIFEST_NAME}: {fault}")
 
-    def _manifest(self, data: bytes) -> Manifest:
+    def _manifest(self, data: bytes) -> AnyManifest:
         if self._pin and hashlib.sha256(data).hexdigest() != self._pin:
             raise WrongError(f"{MANIFEST_NAME} is not the pinned one")
         try:
-            manifest = parse_manifest(data.decode(), source=MANIFEST_NAME)
+            manifest = parse_any_manifest(data.decode(), source=MANIFEST_NAME)
         except (ArtefactError, UnicodeDecodeError) as error:
             fault = error.cause if isinstance(error, ArtefactError) else "it is no text"
             raise WrongError(fault) from None
@@ -195,7 +200,7 @@ class _Fetch:
             raise WrongError(f"{MANIFEST_NAME} lists {total} bytes, {most} are allowed")
         return manifest
 
-    def _chunks(self, mirror: Mirror, folder: str, manifest: Manifest) -> Chunks | None:
+    def _chunks(self, mirror: Mirror, folder: str, manifest: AnyManifest) -> Chunks | None:
         """The list of pieces; None for a base that was built without one."""
         entry = manifest.files.get(CHUNKS)
         if entry is None:
@@ -245,12 +250,12 @@ class _Fetch:
     def _path(self, entry: FileEntry) -> Path:
         return self.cache / PARTIAL / entry.sha256
 
-    def _link_what_is_here(self, manifest: Manifest) -> None:
+    def _link_what_is_here(self, manifest: AnyManifest) -> None:
         """Files that other bases of the cache hold, if they still are what their manifests say."""
         here: dict[tuple[str, int], Path] = {}
         for path in self.cache.glob(f"*/{MANIFEST_NAME}"):
             with suppress(ArtefactError):
-                for name, entry in read_manifest(path.parent).files.items():
+                for name, entry in read_any_manifest(path.parent).files.items():
                     here[entry.sha256, entry.bytes] = path.parent / name
         for name, entry in manifest.files.items():
             shared, path = here.get((entry.sha256, entry.bytes)), self._path(entry)
@@ -262,7 +267,7 @@ class _Fetch:
                 self._whole.add(entry.sha256)
                 log.info("%s is shared with another base", name)
 
-    def _verify_room(self, manifest: Manifest) -> None:
+    def _verify_room(self, manifest: AnyManifest) -> None:
         entries = {entry.sha256: entry for entry in manifest.files.values()}.values()
         missing = sum(max(entry.bytes - _size(self._path(entry)), 0) for entry in entries)
         if missing > (free := shutil.disk_usage(self.cache).free):
@@ -270,7 +275,7 @@ class _Fetch:
                 f"{self.cache}: {missing} bytes are missing, {free} are free", "free some space"
             )
 
-    def _publish(self, manifest: Manifest, data: bytes) -> None:
+    def _publish(self, manifest: AnyManifest, data: bytes) -> None:
         weights = self._path(manifest.files[WEIGHTS])
         try:
             verify_tensors(weights, manifest)
@@ -287,7 +292,7 @@ class _Fetch:
                 self._path(entry).unlink(missing_ok=True)
 
 
-def _most_bytes(manifest: Manifest) -> int:
+def _most_bytes(manifest: AnyManifest) -> int:
     """Of a base's files, by its tensors: the fingerprint covers those, and not how long files are.
 
     Raises WrongError for tensors that are none.

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from protocol.chunks import CHUNK_BYTES, chunks_of
 from protocol.errors import ArtefactError, FedgeError, MachineError
+from protocol.manifest import FileEntry
 from storage import whole
+from storage.regular import sha256_of
 
 # A library written in Rust says the number only in its text.
 NUMBER = re.compile(r"os error (\d+)")
@@ -48,3 +51,22 @@ def folder_that_appears(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole.folder_that_appears(out) as temporary:
         yield temporary
+
+
+def chunks_text(folder: Path) -> str:
+    """``chunks.json`` for all files of a folder. (P-1.8)"""
+
+    def pieces(path: Path) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+
+    return chunks_of({path.name: pieces(path) for path in sorted(folder.iterdir())}).to_json()
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Digest and size of all files of a folder, for its manifest."""
+    return {
+        path.name: FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }

@@ -21,7 +21,7 @@ PACKAGE = "package:"
 CONFIG, MODULES = "config.json", "modules.json"
 POOLING_FOLDER = "1_Pooling"
 # Of a Hub repository: what a base can be made of. Other formats of the weights are large.
-WANTED = ["*.json", "*.txt", "*.model"]
+WANTED = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHTS = ["*.safetensors"], ["*.bin"]
 FOREIGN = ["onnx/*", "openvino/*", "coreml/*"]
 REMEDY = "name a Hugging Face model folder"

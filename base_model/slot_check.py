@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from base_model.verify import AnyManifest
 from protocol.errors import ArtefactError
-from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Manifest
+from protocol.manifest import TYPE_IDS, TYPES_SHAPE
 
 REMEDY = (
     "build the base again, and leave its graph as it is: a released graph is neither optimised nor "
@@ -18,7 +19,7 @@ REMEDY = (
 FLOAT, INTEGER = 1, 7  # of TensorProto
 
 
-def verify_slots(folder: Path, manifest: Manifest) -> None:
+def verify_slots(folder: Path, manifest: AnyManifest) -> None:
     """Every slot that the manifest declares is an input with a default, and leads to the output.
 
     Raises ArtefactError that names the first one that does not, or that the manifest does not declare.

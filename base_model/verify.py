@@ -7,16 +7,30 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
+from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
 from storage.regular import read_regular_text, sha256_of
 
+AnyManifest = Manifest | DecoderManifest
+
+
+def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
+    """A ``manifest.json``, whichever task its base is for. Raises ArtefactError."""
+    parse = parse_decoder_manifest if is_decoder(text) else parse_manifest
+    return parse(text, source=source)
+
 
 def read_manifest(folder: Path) -> Manifest:
-    """``manifest.json`` of a base folder. Raises ArtefactError."""
+    """``manifest.json`` of a base that reads texts. Raises ArtefactError, also for one that writes them."""
+    return _reading(folder, read_any_manifest(folder))
+
+
+def read_any_manifest(folder: Path) -> AnyManifest:
+    """``manifest.json`` of a base folder, whichever task it is for. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(read_regular_text(path), source=str(path))
+        return parse_any_manifest(read_regular_text(path), source=str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(
             f"{folder} is not a base: there is no {MANIFEST_NAME}",
@@ -28,12 +42,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}", REBUILD) from None
 
 
+def _reading(folder: Path, manifest: AnyManifest) -> Manifest:
+    if isinstance(manifest, DecoderManifest):
+        raise ArtefactError(
+            f"{folder} writes texts (task `{manifest.task}`), and one that sorts them is needed",
+            "name a base that was built with --task sequence-classification",
+        )
+    return manifest
+
+
 def verify_base(folder: Path) -> Manifest:
+    """:func:`verify_any_base` of a base that reads texts. Raises ArtefactError, also for another."""
+    read_manifest(folder)  # before all of another kind is hashed
+    return _reading(folder, verify_any_base(folder))
+
+
+def verify_any_base(folder: Path) -> AnyManifest:
     """Compare every file and every tensor with the manifest, and it with its fingerprint.
 
     Raises ArtefactError that names the first wrong one.
     """
-    manifest = read_manifest(folder)
+    manifest = read_any_manifest(folder)
     for name, entry in sorted(manifest.files.items()):
         path = folder / name
         try:
@@ -54,7 +83,7 @@ def verify_base(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_tensors(path: Path, manifest: Manifest) -> None:
+def verify_tensors(path: Path, manifest: AnyManifest) -> None:
     """The tensors in ``path`` are those of the fingerprint. Raises ArtefactError that names one."""
     entries = tensor_entries(path)
     odd = sorted(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import task_named
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
+from protocol.manifest import Linear, Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -71,7 +73,7 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
             f"{base.manifest.fingerprint[:12]}…",
             "install the base the adapter was trained on",
         )
-    with _copied(data) as own:
+    with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
         loaded.Load(str(own))
@@ -100,7 +102,7 @@ def _verified(path: Path, sha256: str) -> bytes:
 
 
 @contextmanager
-def _copied(data: bytes) -> Iterator[Path]:
+def private_copy(data: bytes) -> Iterator[Path]:
     """A file of this process alone, with ``data``.
 
     ONNX Runtime maps the file that it loads: written to in place, it would change what is running, or end
@@ -150,7 +152,29 @@ def read_tensors(path: Path, *, source: str = "") -> Tensors:
 
 def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str) -> None:
     """Every tensor fills a slot of this graph, in pairs, finite. Raises ArtefactError."""
-    slots = {slot.name: slot for slot in base.manifest.graph.slots}
+    head = base.manifest.head.path
+    sizes = check_slots(
+        tensors, base.manifest, source=source, pairs=[(f"{head}.weight", f"{head}.bias")]
+    )
+    if sizes.get("labels", labels) != labels:
+        raise ArtefactError(
+            f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}",
+            REFETCH,
+        )
+
+
+def check_slots(
+    tensors: Tensors,
+    manifest: Manifest | DecoderManifest,
+    *,
+    source: str,
+    pairs: Sequence[tuple[str, str]] = (),
+) -> dict[str, int]:
+    """Every tensor fills a slot of the manifest, finite; linears and ``pairs`` have both of theirs.
+
+    Returns the sizes that the tensors give to free dimensions. Raises ArtefactError.
+    """
+    slots = {slot.name: slot for slot in manifest.graph.slots}
     sizes: dict[str, int] = {}
     for name, value in sorted(tensors.items()):
         if name not in slots:
@@ -161,12 +185,8 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
         _check_shape(name, value.shape, slots[name].shape, sizes, source)
         if not np.isfinite(value).all():
             raise ArtefactError(f"{source}: {name} holds NaN or infinity", REFETCH)
-    _check_pairs(tensors, base, source)
-    if sizes.get("labels", labels) != labels:
-        raise ArtefactError(
-            f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}",
-            REFETCH,
-        )
+    _check_pairs(tensors, manifest.linears, pairs, source)
+    return sizes
 
 
 def _check_shape(
@@ -186,11 +206,11 @@ def _check_shape(
         )
 
 
-def _check_pairs(tensors: Tensors, base: EdgeBase, source: str) -> None:
-    head = base.manifest.head.path
-    pairs = [(f"{head}.weight", f"{head}.bias")]
-    pairs += [(linear.path + DOWN, linear.path + UP) for linear in base.manifest.linears]
-    for linear in base.manifest.linears:
+def _check_pairs(
+    tensors: Tensors, linears: Sequence[Linear], others: Sequence[tuple[str, str]], source: str
+) -> None:
+    pairs = [*others, *((linear.path + DOWN, linear.path + UP) for linear in linears)]
+    for linear in linears:
         rank = tensors.get(linear.path + DOWN, np.zeros((0, 0))).shape[1]
         most = min(linear.in_features, linear.out_features)
         if rank > most:

@@ -7,7 +7,7 @@ padding id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
+from protocol.decoder_manifest import DecoderManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import (
@@ -26,6 +27,7 @@ from protocol.manifest import (
     MANIFEST_NAME,
     TYPE_IDS,
     TYPES_SHAPE,
+    Graph,
     Manifest,
     parse_manifest,
 )
@@ -73,7 +75,7 @@ class EdgeBase:
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
-        tokenizer = _open_tokenizer(folder / TOKENIZER)
+        tokenizer = open_tokenizer(folder / TOKENIZER)
         return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
 
     def own_labels(self) -> list[str]:
@@ -124,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def check_graph(folder: Path, manifest: Manifest, *, verify: bool = True) -> None:
+def check_graph(folder: Path, manifest: Manifest | DecoderManifest, *, verify: bool = True) -> None:
     """The graph's files are the manifest's and keep to themselves. (P-1.8) Raises ArtefactError."""
     for name in manifest.graph_files():
         entry = manifest.files[name]
@@ -153,11 +155,20 @@ def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool
         raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
 
 
-def open_session(graph: Path, *, threads: int = 0, optimise: bool = True) -> Any:
-    """A CPU session on a graph. Raises ArtefactError when ONNX Runtime refuses the file."""
+def open_session(
+    graph: Path, *, threads: int = 0, optimise: bool = True, one_by_one: bool = False
+) -> Any:
+    """A CPU session on a graph. Raises ArtefactError when ONNX Runtime refuses the file.
+
+    ``one_by_one``: for many short runs, no two of like shapes: a plan of memory would be made for
+    nothing, and threads that wait for the next by spinning cost more than they compute.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # ORT would warn about every slot
     options.intra_op_num_threads = threads
+    if one_by_one:
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -168,16 +179,27 @@ def open_session(graph: Path, *, threads: int = 0, optimise: bool = True) -> Any
 
 
 def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
+    others = {TYPE_IDS: ("tensor(int64)", TYPES_SHAPE)} if TYPE_IDS in manifest.graph.inputs else {}
+    verify_slots(session, manifest.graph, folder, others)
+
+
+def verify_slots(
+    session: Any,
+    graph: Graph,
+    folder: Path,
+    others: Mapping[str, tuple[str, list[int | str]]] | None = None,
+) -> None:
+    """The graph's optional inputs are the manifest's slots and ``others``, (type, shape) by name.
+
+    Raises ArtefactError.
+    """
     found = {
         slot.name: (slot.type, [str(dim) for dim in slot.shape])
         for slot in session.get_overridable_initializers()
     }
-    named = {
-        slot.name: ("tensor(float)", [str(dim) for dim in slot.shape])
-        for slot in manifest.graph.slots
-    }
-    if TYPE_IDS in manifest.graph.inputs:
-        named[TYPE_IDS] = ("tensor(int64)", [str(dim) for dim in TYPES_SHAPE])
+    named = {slot.name: ("tensor(float)", [str(dim) for dim in slot.shape]) for slot in graph.slots}
+    for name, (kind, shape) in (others or {}).items():
+        named[name] = (kind, [str(dim) for dim in shape])
     if found != named:
         odd = sorted(
             name for name in found.keys() | named.keys() if found.get(name) != named.get(name)
@@ -188,7 +210,8 @@ def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _open_tokenizer(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file. Raises ArtefactError."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises plain Exception

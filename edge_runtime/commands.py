@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime import device_commands
+from edge_runtime.decoder import commands as decoder_commands
 from protocol.errors import DataError, printable
 from protocol.rows.read import Text, read_texts
 
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 for _command in ("update", "activate", "rollback", "status", "serve"):
     app.command()(getattr(device_commands, _command))
+for _command in ("generate", "chat"):
+    app.command()(getattr(decoder_commands, _command))
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]

@@ -185,7 +185,8 @@ def test_a_stranger_in_the_folder_or_a_path_in_the_manifest_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        ({"task": "causal-lm"}, "planned"),
+        ({"task": "seq2seq"}, "planned"),
+        ({"task": "causal-lm"}, "not built here"),
         ({"task": "dancing"}, "not known"),
         ({"bits": 5}, "not offered"),
         ({"source": "/nowhere/at/all"}, "no such folder"),

@@ -1,0 +1,75 @@
+"""Open a new graph once, and compare what it says with what its numbers mean, before it is called a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from base_model.decoder.plain import plain_logits
+from base_model.decoder.products import Stores
+from base_model.decoder.shape import DecoderShape
+from base_model.decoder.source import CodedWeight, Floats
+from base_model.source_files import first_line
+from protocol.decoder_manifest import IDS, LOGITS, MASK
+from protocol.errors import ArtefactError
+
+TOKENS = 8
+# Norms of differences over norms of logits. Rounding makes some 1e-6; an output layer in 8 bits rounds its
+# inputs to 8 bits as well (accuracy level 4).
+BOUND, BOUND_8_BITS = 1e-3, 5e-2
+VERSIONS = "install the versions in constraints.txt, and build again"
+
+
+def open_graph(path: Path, *, threads: int = 1) -> ort.InferenceSession:
+    """A session on the CPU. Raises ArtefactError for a graph that ONNX Runtime does not take."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT raises types of its own, without a common public base
+        raise ArtefactError(
+            f"the new graph cannot be opened: {first_line(error)}", VERSIONS
+        ) from None
+
+
+def check_graph(path: Path, shape: DecoderShape, weights: Stores) -> float:
+    """The graph gives the logits of its weights, in two pieces by its cache; returns how nearly.
+
+    Raises ArtefactError.
+    """
+    tokens = min(TOKENS, shape.vocabulary)
+    ids = np.random.default_rng(0).integers(0, shape.vocabulary, tokens)
+    try:
+        answers = _in_two_pieces(open_graph(path), shape, ids)
+    except ArtefactError:
+        raise
+    except Exception as error:
+        raise ArtefactError(f"the new graph does not run: {first_line(error)}", VERSIONS) from None
+    expected = plain_logits(shape, weights, ids)
+    apart = float(np.linalg.norm(answers - expected) / max(float(np.linalg.norm(expected)), 1e-9))
+    head = weights[f"{shape.head}.weight"]
+    rounded = isinstance(head, CodedWeight) and head.bits == 8
+    if not apart <= (BOUND_8_BITS if rounded else BOUND):  # NaN is not near either
+        raise ArtefactError(f"the new graph differs from its weights by {apart:.1e}", VERSIONS)
+    return apart
+
+
+def _in_two_pieces(
+    session: ort.InferenceSession, shape: DecoderShape, ids: npt.NDArray[np.int64]
+) -> Floats:
+    """Logits (tokens, vocabulary), the last token's with the others in the cache."""
+    empty = np.zeros((1, shape.kv_heads, 0, shape.head_size), np.float32)
+    names = [value.name for value in session.get_inputs() if value.name.startswith("past_")]
+    cache, parts = dict.fromkeys(names, empty), []
+    for start, end in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
+        inputs = {IDS: ids[None, start:end], MASK: np.ones((1, end), np.int64), **cache}
+        logits, *present = session.run(None, inputs)
+        parts.append(logits[0])
+        cache = dict(zip(names, present, strict=True))
+    assert session.get_outputs()[0].name == LOGITS
+    return np.concatenate(parts).astype(np.float32)

@@ -1,0 +1,322 @@
+"""Families of decoders: from Hugging Face's ``config.json`` to what is computed.
+
+A family is a row of data, and a function where it deviates. It is listed when its graph gives what
+transformers gives (tests/unit/base_model/decoder). Whatever a config asks for and is not in the rows is
+refused by name: a decoder that is nearly right writes nearly sensible text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from base_model.decoder.fields import (
+    OTHER,
+    Config,
+    flag,
+    real,
+    rope_as_said,
+    rope_of,
+    shown,
+    size,
+)
+from base_model.decoder.shape import Activation, DecoderShape, Norms, Rope
+from protocol.errors import ArtefactError
+from protocol.manifest import CONFIG, MOST_LAYERS
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+BEFOREHAND = Norms()
+FOUR_NORMS = Norms(
+    after_attention="post_attention_layernorm",
+    before_feed_forward="pre_feedforward_layernorm",
+    after_feed_forward="post_feedforward_layernorm",
+)
+AFTERWARDS = Norms(
+    before_attention="",
+    after_attention="post_attention_layernorm",
+    before_feed_forward="",
+    after_feed_forward="post_feedforward_layernorm",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """A decoder family by Hugging Face's ``model_type``.
+
+    ``biases``: linears that have one whatever the config says. ``attention``: those that have one where it
+    says ``attention_bias``. ``tied``, ``theta``: where it says nothing. ``activation``: the key of
+    ``config.json`` that names it, and ``activates`` what it is where there is none. ``windows``: whether
+    the config's ``sliding_window`` counts, always or where it says ``use_sliding_window``; it does in the
+    layers that are so in its ``layer_types``, and without these in all but each ``whole``-th, 0 being none.
+    ``particular``: what else the config says, from it and the windows, as further fields of the shape.
+    """
+
+    model_type: str
+    biases: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ATTENTION
+    query_norm: Literal["", "head", "row"] = ""
+    norms: Norms = BEFOREHAND
+    unit_norms: bool = False
+    fused: bool = False
+    tied: bool = False
+    theta: float = 10_000.0
+    activation: str = "hidden_act"
+    activates: str = "silu"
+    windows: Literal["no", "yes", "asked"] = "no"
+    whole: int = 0
+    particular: Callable[[Config, tuple[int, ...]], dict[str, Any]] = lambda _config, _windows: {}
+
+
+def _like_gemma(model_type: str, **others: Any) -> Family:
+    return Family(
+        **{
+            "model_type": model_type,
+            "norms": FOUR_NORMS,
+            "unit_norms": True,
+            "tied": True,
+            "activation": "hidden_activation",
+            "activates": "gelu_pytorch_tanh",
+            **others,
+        }
+    )
+
+
+def _granite(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "attention_scale": real(config, "attention_multiplier", 1.0),
+        "embedding_scale": real(config, "embedding_multiplier", 1.0),
+        "residual_scale": real(config, "residual_multiplier", 1.0),
+        "logits_scale": 1.0 / real(config, "logits_scaling", 1.0),
+    }
+
+
+def _smollm3(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
+    """Some layers have no positions: each fourth, or those that are listed."""
+    layers = size(config, "num_hidden_layers")
+    turning = config.get("no_rope_layers")
+    if turning is None:
+        every = size(config, "no_rope_layer_interval", 4)
+        turning = [(layer + 1) % every != 0 for layer in range(layers)]
+    if not isinstance(turning, list) or len(turning) < layers:
+        raise ArtefactError(f"{CONFIG}: `no_rope_layers` is no list of all layers", "correct it")
+    rope = rope_of(config, 2_000_000.0)
+    return {"ropes": tuple(rope if turns else None for turns in turning[:layers])}
+
+
+def _olmo3(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
+    theta = real(config, "rope_theta", 500_000.0)
+    return {"ropes": _two_ropes(config, windows, theta, theta)}
+
+
+def _gemma(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
+    # `gelu` is what old files say, and they mean its approximation
+    name = config.get("hidden_act")
+    changed = {"activation": ACTIVATIONS["gelu_new"]} if name == "gelu" else {}
+    return {"embedding_scale": size(config, "hidden_size") ** 0.5, **changed}
+
+
+def _gemma2(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
+    caps = {"scores_cap": "attn_logit_softcapping", "logits_cap": "final_logit_softcapping"}
+    return {
+        "embedding_scale": size(config, "hidden_size") ** 0.5,
+        "attention_scale": real(config, "query_pre_attn_scalar", 256) ** -0.5,
+        **{key: real(config, name) for key, name in caps.items() if config.get(name) is not None},
+    }
+
+
+def _gemma3(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
+    local = real(config, "rope_local_base_freq", 10_000.0)
+    ropes = _two_ropes(config, windows, real(config, "rope_theta", 1_000_000.0), local)
+    return {**_gemma2(config, windows), "ropes": ropes}
+
+
+def _two_ropes(
+    config: Config, windows: tuple[int, ...], theta: float, local: float
+) -> tuple[Rope, ...]:
+    """Layers with a window have positions of their own, which are never stretched by an old config."""
+    said = config.get("rope_parameters")
+    if isinstance(said, Mapping) and {"full_attention", "sliding_attention"} & set(said):
+        near = rope_as_said(said.get("sliding_attention") or {}, local)
+        far = rope_as_said(said.get("full_attention") or {}, theta)
+    else:
+        near, far = Rope(theta=local), rope_of(config, theta)
+    return tuple(near if window else far for window in windows)
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(model_type="llama"),
+        Family(model_type="mistral", windows="yes"),
+        Family(model_type="qwen2", biases=ATTENTION[:3], attention=(), windows="asked"),
+        Family(model_type="qwen3", query_norm="head", windows="asked"),
+        Family(model_type="granite", particular=_granite),
+        Family(model_type="smollm3", tied=True, windows="asked", particular=_smollm3),
+        Family(model_type="phi3", fused=True, attention=(), windows="yes"),
+        Family(
+            model_type="olmo2",
+            query_norm="row",
+            norms=AFTERWARDS,
+            theta=500_000.0,
+        ),
+        Family(
+            model_type="olmo3",
+            query_norm="row",
+            norms=AFTERWARDS,
+            windows="yes",
+            whole=4,
+            particular=_olmo3,
+        ),
+        _like_gemma("gemma", norms=BEFOREHAND, activation="hidden_act", particular=_gemma),
+        _like_gemma("gemma2", windows="yes", whole=2, particular=_gemma2),
+        _like_gemma("gemma3_text", windows="yes", whole=6, query_norm="head", particular=_gemma3),
+    )
+}
+REFUSED = {
+    "gpt2": "its positions are a table, and its graph has no rotary attention",
+    "mixtral": "it routes tokens to experts",
+    "qwen2_moe": "it routes tokens to experts",
+    "qwen3_moe": "it routes tokens to experts",
+    "mamba": "it has no attention",
+    "gemma3": "it also reads images; its text part is a model of the type gemma3_text",
+}
+# Keys that change the function, with the values that change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "auto_map": (None,),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "add_cross_attention": (None, False),
+    "clip_qkv": (None,),
+    "use_bidirectional_attention": (None, False),
+}
+REMEDIES = {
+    "quantization_config": "name the model as it was before, or its GGUF file; fedge quantises by itself",
+    "compression_config": "name the model as it was before; fedge quantises by itself",
+    "auto_map": "use a model that needs no code of its own",
+}
+
+
+def is_causal(config: Config) -> bool:
+    """Whether it is the config of a decoder of one of the families."""
+    return config.get("model_type") in FAMILIES
+
+
+def shape_of(config: Config) -> DecoderShape:
+    """What a model of this config computes. Raises ArtefactError that names what is not supported."""
+    family = _family(config)
+    for key, values in NEUTRAL.items():
+        if config.get(key) not in values:
+            raise ArtefactError(
+                f"{CONFIG}: `{key}` is {shown(config[key])}, which is not supported",
+                REMEDIES.get(key, OTHER),
+            )
+    layers = size(config, "num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise ArtefactError(f"{CONFIG}: {layers} layers", f"use a model of at most {MOST_LAYERS}")
+    heads, hidden = size(config, "num_attention_heads"), size(config, "hidden_size")
+    head_size = size(config, "head_dim", hidden // heads)
+    _check_heads(heads, size(config, "num_key_value_heads", heads), head_size)
+    windows = _windows(config, family, layers)
+    particular = family.particular(config, windows)
+    if "ropes" not in particular:
+        particular["ropes"] = (rope_of(config, family.theta),) * layers
+    return DecoderShape(
+        family=family.model_type,
+        layers=layers,
+        hidden=hidden,
+        feed_forward=size(config, "intermediate_size"),
+        heads=heads,
+        kv_heads=size(config, "num_key_value_heads", heads),
+        head_size=head_size,
+        vocabulary=size(config, "vocab_size"),
+        context=size(config, "max_position_embeddings"),
+        epsilon=real(config, "rms_norm_eps"),
+        tied=flag(config, "tie_word_embeddings", family.tied),
+        windows=windows,
+        norms=family.norms,
+        biases=_biases(config, family),
+        query_norm=family.query_norm,
+        unit_norms=family.unit_norms,
+        fused=family.fused,
+        **{
+            "attention_scale": head_size**-0.5,
+            "activation": _activation(config, family),
+            **particular,
+        },
+    )
+
+
+def _family(config: Config) -> Family:
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        raise ArtefactError(f"{CONFIG}: there is no `model_type`", "save it with transformers")
+    if name not in FAMILIES:
+        why = f": {REFUSED[name]}" if name in REFUSED else ""
+        raise ArtefactError(
+            f"{CONFIG}: model type {shown(name)} cannot be a base that writes text{why}",
+            f"use a decoder of: {', '.join(FAMILIES)}",
+        )
+    return FAMILIES[name]
+
+
+def _check_heads(heads: int, kv_heads: int, head_size: int) -> None:
+    """ONNX Runtime's attention takes groups of equal size, and turns eight numbers at once."""
+    if heads % kv_heads:
+        raise ArtefactError(
+            f"{CONFIG}: {heads} heads of queries cannot share {kv_heads} of keys", "correct it"
+        )
+    if head_size % 8:
+        raise ArtefactError(
+            f"{CONFIG}: heads of {head_size} numbers; they have to be a multiple of 8", OTHER
+        )
+
+
+def _activation(config: Config, family: Family) -> Activation:
+    name = config.get(family.activation, family.activates) or family.activates
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ArtefactError(
+            f"{CONFIG}: `{family.activation}` is {shown(name)}, which is not supported",
+            f"use a model with one of: {', '.join(ACTIVATIONS)}",
+        )
+    return ACTIVATIONS[name]
+
+
+def _biases(config: Config, family: Family) -> frozenset[str]:
+    named = set(family.biases)
+    if family.attention and flag(config, "attention_bias", False):
+        named |= set(family.attention)
+    if not family.fused and flag(config, "mlp_bias", False):
+        named |= set(FEED_FORWARD)
+    return frozenset(named)
+
+
+def _windows(config: Config, family: Family, layers: int) -> tuple[int, ...]:
+    """How many tokens are seen, layer by layer; 0 where it is all of them."""
+    if family.windows == "no" or config.get("sliding_window") is None:
+        return (0,) * layers
+    if family.windows == "asked" and not flag(config, "use_sliding_window", False):
+        return (0,) * layers
+    window, kinds = size(config, "sliding_window"), config.get("layer_types")
+    if kinds is None and family.windows == "yes":
+        whole = size(config, "sliding_window_pattern", family.whole or MOST_LAYERS + 1)
+        return tuple(window if (layer + 1) % whole else 0 for layer in range(layers))
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or set(map(str, kinds)) - {"sliding_attention", "full_attention"}
+    ):
+        raise ArtefactError(
+            f"{CONFIG}: `sliding_window` counts, and `layer_types` does not say in which layers",
+            "load and save the model with a recent transformers, which writes the list",
+        )
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -1,0 +1,126 @@
+"""Products with a decoder's matrices, in codes or floats, and the low-rank branches beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from base_model.decoder.nodes import Nodes
+from base_model.decoder.shape import DecoderShape
+from base_model.decoder.source import CodedWeight, Floats
+from protocol.forms import DOWN, UP
+
+BLOCK = 32
+# Accuracy level of an output layer in 8 bits: at 0 it alone takes ten times as long as all the rest.
+HEAD_LEVEL = 4
+Stored = CodedWeight | Floats | np.ndarray[Any, np.dtype[np.float16]]
+Stores = Mapping[str, Stored]
+
+
+@dataclass(kw_only=True)
+class Building:
+    """A graph on its way: the shape, the tensors by their names, and what has been computed already."""
+
+    shape: DecoderShape
+    weights: Stores
+    nodes: Nodes
+    context: int
+    slots: bool
+    head_level: int = HEAD_LEVEL
+    computed: set[str] = field(default_factory=set)
+
+    def once(self, output: str, compute: Callable[[Building, str], None]) -> str:
+        """``output``, which several nodes read; the first one to ask has it computed."""
+        if output not in self.computed:
+            self.computed.add(output)
+            compute(self, output)
+        return output
+
+
+def linear(building: Building, path: str, rows: str) -> str:
+    """``rows`` through a linear and, with slots, its low-rank branch."""
+    output = f"{path}/rows"
+    base = product(building, path, rows, f"{output}/base" if building.slots else output)
+    if not building.slots:
+        return base
+    nodes = building.nodes
+    out, width = building.shape.layer_linears()[".".join(path.split(".")[3:])]
+    # A rank of its own for each: with one symbol the memory planner assumes equal ranks everywhere.
+    rank = f"r_{path}"
+    down = nodes.slot(path + DOWN, [width, rank], np.zeros((width, 0), np.float32))
+    up = nodes.slot(path + UP, [rank, out], np.zeros((0, out), np.float32))
+    narrow = nodes.add("MatMul", [rows, down], f"{output}/down")
+    return nodes.add("Gemm", [narrow, up, base], output)
+
+
+def product(building: Building, path: str, rows: str, output: str, level: int = 0) -> str:
+    """``rows`` times a matrix (out, in), plus its bias."""
+    nodes, weight = building.nodes, building.weights[f"{path}.weight"]
+    stored = building.weights.get(f"{path}.bias")
+    assert not isinstance(stored, CodedWeight)
+    bias = "" if stored is None else nodes.tensor(f"{path}.bias", stored)
+    if isinstance(weight, CodedWeight):
+        return _coded_product(building, path, rows, output, weight, bias, level)
+    name = nodes.tensor(f"{path}.weight", weight)
+    if weight.dtype == np.float16:  # ONNX Runtime widens it once, when it opens the file
+        name = nodes.add("Cast", [name], f"{name}/wide", to=TensorProto.FLOAT)
+    return nodes.add("Gemm", [rows, name, *([bias] if bias else [])], output, transB=1)
+
+
+def _coded_product(
+    building: Building,
+    path: str,
+    rows: str,
+    output: str,
+    weight: CodedWeight,
+    bias: str,
+    level: int,
+) -> str:
+    """The same of codes. Offsets of blocks multiply sums over blocks: a product of 1/32 of the size."""
+    nodes = building.nodes
+    made = output if weight.offsets is None else f"{output}/codes"
+    codes, scales = codes_of(nodes, path, weight)
+    nodes.add_contrib(
+        "MatMulNBits",
+        [rows, codes, scales, *(["", "", bias] if bias else [])],
+        [made],
+        K=_width(building.shape, path),
+        N=len(weight.codes),
+        bits=weight.bits,
+        block_size=BLOCK,
+        accuracy_level=level,
+    )
+    if weight.offsets is None:
+        return made
+    sums = building.once(f"{rows}/sums", _sums)
+    offsets = nodes.tensor(f"{path}.offsets", weight.offsets)
+    return nodes.add("Gemm", [sums, offsets, made], output, transB=1)
+
+
+def _sums(building: Building, output: str) -> None:
+    """Sums over the blocks of rows, (tokens, width / 32)."""
+    nodes, rows = building.nodes, output.removesuffix("/sums")
+    shape = nodes.numbers("blocks", [0, -1, BLOCK])
+    inner = nodes.add("Reshape", [rows, shape], f"{rows}/blocks")
+    nodes.add("ReduceSum", [inner, nodes.numbers("last", [-1])], output, keepdims=0)
+
+
+def _width(shape: DecoderShape, path: str) -> int:
+    """Input features of a matrix by its module's path."""
+    inner = ".".join(path.split(".")[3:])
+    return shape.layer_linears()[inner][1] if inner else shape.hidden
+
+
+def codes_of(nodes: Nodes, path: str, weight: CodedWeight) -> tuple[str, str]:
+    """Codes and scales of a matrix, the same tensors wherever it is used."""
+    codes = nodes.tensor(f"{path}.qweight", weight.codes)
+    return codes, nodes.tensor(f"{path}.scales", weight.scales)
+
+
+def row_shape(nodes: Nodes, width: int) -> str:
+    """The shape (tokens, width)."""
+    return nodes.numbers(f"rows/{width}", [-1, width])

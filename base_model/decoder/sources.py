@@ -1,0 +1,15 @@
+"""Where a decoder comes from, by how its source is written: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from base_model.decoder.folder import folder_source
+from base_model.decoder.source import DecoderSource
+from base_model.places import locate
+
+
+def decoder_source(source: str) -> DecoderSource:
+    """The decoder of a Hugging Face folder or Hub id, or of ``package:module/folder``.
+
+    Raises ArtefactError for what is no decoder, MachineError for what this machine does not have.
+    """
+    return folder_source(locate(source))

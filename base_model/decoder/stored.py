@@ -1,0 +1,198 @@
+"""A decoder's tensors as a base stores them: matrices in codes or 16 bits, vectors as they are. (P-1.3)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from base_model.decoder.products import BLOCK, Stored
+from base_model.decoder.shape import EMBEDDINGS, HEAD, DecoderShape
+from base_model.decoder.source import CodedWeight, Floats
+from protocol.codes import dequantise, quantise
+from protocol.errors import ArtefactError
+
+PIECE = 2**22  # numbers that are quantised at a time: the search holds several copies of them
+COMPLETE = "fetch a complete checkpoint"
+# Buffers of old checkpoints, which follow from the config.
+BUFFERS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """``tensors``: by Hugging Face's names. ``embedding_std``: of the word embeddings, as stored.
+
+    ``reasons``: what was done otherwise than the source had it.
+    """
+
+    tensors: dict[str, Stored]
+    embedding_std: float
+    reasons: tuple[str, ...]
+
+
+def stored_weights(
+    shape: DecoderShape,
+    tensors: Mapping[str, Floats | CodedWeight],
+    *,
+    bits: int,
+    embedding_bits: int,
+    tell: Progress,
+) -> Weights:
+    """Every tensor of the decoder out of a source's. Raises ArtefactError that names an odd one."""
+    _check_names(shape, tensors)
+    stored: dict[str, Stored] = {}
+    again: list[str] = []
+    matrices = shape.matrices()
+    for number, (path, size) in enumerate(matrices.items()):
+        name, wanted = f"{path}.weight", embedding_bits if path in (EMBEDDINGS, HEAD) else bits
+        weight = tensors[name]
+        _check_matrix(name, weight, size)
+        stored[name] = _matrix(weight, wanted, size[1], table=path in (EMBEDDINGS, HEAD))
+        if isinstance(weight, CodedWeight) and stored[name] is not weight:
+            again.append(name)
+        tell(f"quantising to {bits} bits", number / len(matrices))
+    for name, length in shape.vectors().items():
+        vector = tensors[name]
+        if isinstance(vector, CodedWeight) or vector.shape != length:
+            raise ArtefactError(f"{name} is no vector of {length[0]} numbers", COMPLETE)
+        stored[name] = np.ascontiguousarray(vector, np.float32)
+    reason = (
+        f"{len(again)} matrices were quantised a second time, {again[0]} first" if again else ""
+    )
+    return Weights(
+        tensors=stored,
+        embedding_std=_deviation(stored[f"{EMBEDDINGS}.weight"], shape.hidden),
+        reasons=(reason,) if reason else (),
+    )
+
+
+def floats_of(weight: Stored, width: int) -> Floats:
+    """float32 (out, width): the values that a stored matrix stands for."""
+    if not isinstance(weight, CodedWeight):
+        return np.asarray(weight, np.float32)
+    values = dequantise(weight.codes, weight.scales, bits=weight.bits, in_features=width)
+    if weight.offsets is not None:
+        values += np.repeat(weight.offsets, BLOCK, axis=1)[:, :width]
+    return values
+
+
+def file_tensors(stored: Mapping[str, Stored]) -> dict[str, npt.NDArray[np.generic]]:
+    """For ``weights.safetensors``: by sorted names, codes as Olive's two dimensions. (P-1.3)"""
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    for name, value in stored.items():
+        if not isinstance(value, CodedWeight):
+            tensors[name] = np.ascontiguousarray(value)
+            continue
+        path = name.removesuffix(".weight")
+        tensors[f"{path}.qweight"] = value.codes.reshape(len(value.codes), -1)
+        tensors[f"{path}.scales"] = np.ascontiguousarray(value.scales, np.float32)
+        if value.offsets is not None:
+            tensors[f"{path}.offsets"] = np.ascontiguousarray(value.offsets, np.float32)
+    return {name: tensors[name] for name in sorted(tensors)}
+
+
+def is_affine(stored: Mapping[str, Stored]) -> bool:
+    """Whether any matrix has offsets."""
+    return any(isinstance(v, CodedWeight) and v.offsets is not None for v in stored.values())
+
+
+def _check_names(shape: DecoderShape, tensors: Mapping[str, object]) -> None:
+    wanted = {f"{path}.weight" for path in shape.matrices()} | set(shape.vectors())
+    if lacking := sorted(wanted - set(tensors)):
+        raise ArtefactError(f"{lacking[0]} is not in the checkpoint", COMPLETE)
+    for name in sorted(set(tensors) - wanted):
+        if name == f"{HEAD}.weight" or name.endswith(BUFFERS):
+            continue
+        raise ArtefactError(
+            f"{name} is in the checkpoint, and a {shape.family} of this config has no place for it",
+            "take the config.json that belongs to the checkpoint",
+        )
+    if shape.tied and f"{HEAD}.weight" in tensors:
+        _check_tied(tensors)
+
+
+def _check_tied(tensors: Mapping[str, object]) -> None:
+    head, table = tensors[f"{HEAD}.weight"], tensors[f"{EMBEDDINGS}.weight"]
+    same = head is table or (
+        isinstance(head, np.ndarray)
+        and isinstance(table, np.ndarray)
+        and np.array_equal(head, table)
+    )
+    if not same:
+        raise ArtefactError(
+            f"{HEAD}.weight differs from the embeddings, and config.json says that they are tied",
+            "write `tie_word_embeddings` as false into config.json, or save the model again",
+        )
+
+
+def _check_matrix(name: str, weight: Floats | CodedWeight, size: tuple[int, int]) -> None:
+    if not isinstance(weight, CodedWeight):
+        if weight.shape != size:
+            raise ArtefactError(
+                f"{name} has the shape {weight.shape}, by the config it is {size}",
+                "take config.json and checkpoint from the same place",
+            )
+        return
+    blocks = -(-size[1] // BLOCK)
+    sound = (
+        weight.bits in (4, 8)
+        and weight.codes.shape == (size[0], blocks, BLOCK * weight.bits // 8)
+        and weight.scales.shape == (size[0], blocks)
+        and (weight.offsets is None or weight.offsets.shape == weight.scales.shape)
+    )
+    if not sound:
+        raise ArtefactError(f"{name} holds codes of another matrix than {size}", COMPLETE)
+
+
+def _matrix(weight: Floats | CodedWeight, bits: int, width: int, *, table: bool) -> Stored:
+    """A matrix in ``bits``; codes that fit are taken over. A table of words has no offsets."""
+    if isinstance(weight, CodedWeight):
+        offsets = weight.offsets is not None
+        if weight.bits == bits and not (offsets and (table or width % BLOCK)):
+            return weight
+        weight = floats_of(weight, width)
+    if bits == 32:
+        return np.ascontiguousarray(weight, np.float32)
+    if bits == 16:
+        return _halved(weight)
+    return _coded(weight, bits)
+
+
+def _halved(weight: Floats) -> npt.NDArray[np.float16]:
+    half = weight.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ArtefactError("a matrix has numbers beyond the range of 16 bits", "use --bits 32")
+    return half
+
+
+def _coded(weight: Floats, bits: int) -> CodedWeight:
+    """Quantised in pieces of rows, which do not know one another."""
+    rows = max(1, PIECE // weight.shape[1])
+    parts = [
+        quantise(weight[start : start + rows], bits=bits, block=BLOCK)
+        for start in range(0, len(weight), rows)
+    ]
+    codes, scales = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return CodedWeight(bits=bits, codes=codes, scales=scales)
+
+
+def _deviation(table: Stored, width: int) -> float:
+    """Standard deviation over all numbers of the word embeddings."""
+    rows = max(1, PIECE // width)
+    total = squares = 0.0
+    count = len(table.codes) if isinstance(table, CodedWeight) else len(table)
+    for start in range(0, count, rows):
+        part = floats_of(_rows(table, slice(start, start + rows)), width).astype(np.float64)
+        total += float(part.sum())
+        squares += float((part * part).sum())
+    mean = total / (count * width)
+    return float(np.sqrt(max(squares / (count * width) - mean * mean, 1e-24)))
+
+
+def _rows(table: Stored, rows: slice) -> Stored:
+    if isinstance(table, CodedWeight):
+        return CodedWeight(bits=table.bits, codes=table.codes[rows], scales=table.scales[rows])
+    return table[rows]

@@ -1,0 +1,33 @@
+"""Tensors of a graph that is too large for one file: beside it, page by page. (P-1.8)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx import TensorProto
+
+OPSET, IR_VERSION = 20, 10
+ONE_FILE = 2**30  # bytes of tensors; protobuf ends at 2 GiB
+SMALL, PAGE = 1024, 4096
+
+
+class OutsideFile:
+    """The file beside a graph, written tensor after tensor; each begins on a page of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+        path.write_bytes(b"")
+
+    def add(self, tensor: TensorProto, data: bytes) -> None:
+        """Write ``data`` and let ``tensor``, which holds none of its own, point there."""
+        with self._path.open("ab") as file:
+            file.write(bytes(-self._at % PAGE))
+            start = file.tell()
+            length = file.write(data)
+            self._at = file.tell()
+        del tensor.external_data[:]
+        places = (("location", self._path.name), ("offset", start), ("length", length))
+        for key, value in places:
+            tensor.external_data.add(key=key, value=str(value))
+        tensor.data_location = TensorProto.EXTERNAL

@@ -1,0 +1,1 @@
+"""A device that writes text: a decoder's session and caches, sampling, streaming, chats."""

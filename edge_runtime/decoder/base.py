@@ -1,0 +1,157 @@
+"""The installed base of a device that writes text: verified files, one session, a tokenizer, a template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edge_runtime.base import (
+    REFETCH,
+    TOKENIZER,
+    check_file,
+    check_graph,
+    open_session,
+    open_tokenizer,
+    verify_slots,
+)
+from edge_runtime.decoder.key_values import writes_in_place
+from protocol.decoder_manifest import (
+    CHAT_TEMPLATE,
+    IDS,
+    LOGITS,
+    MASK,
+    DecoderManifest,
+    is_decoder,
+    parse_decoder_manifest,
+)
+from protocol.errors import ArtefactError, DataError
+from protocol.manifest import MANIFEST_NAME
+from storage.regular import read_regular_text
+
+MOST_TEMPLATE = 2**20  # bytes of a chat template
+FREE = ""  # a dimension of any size
+INT64, FLOAT = "tensor(int64)", "tensor(float)"
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderBase:
+    """A decoder that was checked and opened. One session serves many threads.
+
+    ``template``: Jinja that makes a prompt of a chat, None for a base that knows none. ``in_place``: the
+    graph writes a cache's new state into the old one's memory, where that has room.
+    """
+
+    folder: Path
+    manifest: DecoderManifest
+    session: Any
+    tokenizer: Tokenizer
+    template: str | None
+    in_place: bool
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> DecoderBase:
+        """Open a decoder's folder.
+
+        Args:
+            folder: what ``fedge base build`` wrote.
+            threads: of the session within an operator; 0 lets ONNX Runtime choose.
+            verify: compare the sha256 of graph, tokenizer and template with the manifest first.
+
+        Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
+        """
+        manifest = read_decoder_manifest(folder)
+        entry = manifest.files[TOKENIZER]
+        check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
+        check_graph(folder, manifest, verify=verify)
+        session = open_session(folder / manifest.graph.file, threads=threads, one_by_one=True)
+        _check_contract(session, manifest, folder)
+        verify_slots(session, manifest.graph, folder)
+        tokenizer = open_tokenizer(folder / TOKENIZER)
+        tokenizer.no_truncation()  # what does not fit is refused, not cut
+        tokenizer.no_padding()
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            session=session,
+            tokenizer=tokenizer,
+            template=_template(folder, manifest, verify=verify),
+            in_place=writes_in_place(session, manifest),
+        )
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
+
+        Raises DataError for text with a lone surrogate, which no tokenizer reads.
+        """
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("the text is not valid Unicode", "send it as UTF-8") from None
+
+
+def read_decoder_manifest(folder: Path) -> DecoderManifest:
+    """The manifest of a decoder's folder. Raises ArtefactError."""
+    path = folder / MANIFEST_NAME
+    try:
+        text = read_regular_text(path)
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
+            "name the folder that `fedge base build --out` wrote",
+        ) from None
+    if not is_decoder(text):
+        raise ArtefactError(
+            f"{folder} is not a base that writes text",
+            "take one that was built from a decoder; `fedge edge infer` answers with others",
+        )
+    return parse_decoder_manifest(text, source=str(path))
+
+
+def _template(folder: Path, manifest: DecoderManifest, *, verify: bool) -> str | None:
+    entry = manifest.files.get(CHAT_TEMPLATE)
+    if entry is None:
+        return None
+    path = folder / CHAT_TEMPLATE
+    check_file(path, entry.sha256, size=entry.bytes, verify=verify)
+    try:
+        return read_regular_text(path, most=MOST_TEMPLATE)
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: not a template that can be read", REFETCH) from None
+
+
+def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> None:
+    """Inputs and outputs are those of `protocol.decoder_manifest`, of the manifest's sizes."""
+    names = manifest.cache_names()
+    cache: Shape = (FREE, manifest.kv_heads, FREE, manifest.head_size)
+    inputs: dict[str, tuple[str, Shape]] = {
+        IDS: (INT64, (FREE, FREE)),
+        MASK: (INT64, (FREE, FREE)),
+        **{name: (FLOAT, cache) for name, _ in names},
+    }
+    outputs: dict[str, tuple[str, Shape]] = {
+        LOGITS: (FLOAT, (FREE, FREE, manifest.vocab_size)),
+        **{name: (FLOAT, cache) for _, name in names},
+    }
+    for wanted, nodes in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
+        found = {node.name: node for node in nodes}
+        for name in sorted(wanted.keys() | found.keys()):
+            if name not in found or name not in wanted or not _fits(found[name], *wanted[name]):
+                raise ArtefactError(
+                    f"{folder}: the graph is not the manifest's; first difference: {name}", REFETCH
+                )
+
+
+def _fits(node: Any, kind: str, shape: Shape) -> bool:
+    """Whether an input or output has this type and these sizes; a size it leaves open may be any."""
+    return (
+        node.type == kind
+        and len(node.shape) == len(shape)
+        and all(
+            (not isinstance(got, int)) if want == FREE else got == want or not isinstance(got, int)
+            for got, want in zip(node.shape, shape, strict=True)
+        )
+    )

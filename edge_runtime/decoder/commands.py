@@ -1,0 +1,167 @@
+"""``fedge edge generate`` and ``fedge edge chat``: write text with a base and perhaps an adapter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protocol.errors import DataError
+
+if TYPE_CHECKING:
+    from edge_runtime.decoder.generation import Generator, Request, Step
+
+QUIT = "/quit"
+LONGEST_LINE = 2**20  # characters of a turn
+ADAPTER = "adapter"  # what the one of the command line is called
+Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="an .onnx_adapter of that base")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="most tokens to write")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="0: the likeliest token; more: more variety")
+]
+TopK = Annotated[int, typer.Option("--top-k", help="choose among so many tokens; 0: among all")]
+TopP = Annotated[float, typer.Option("--top-p", help="choose among tokens of this share together")]
+Seed = Annotated[int | None, typer.Option("--seed", help="the same one gives the same text")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="text that ends the answer; may be given again")
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="0 = as ONNX Runtime thinks best")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    base: Base,
+    adapter: Adapter = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Continue a text."""
+    request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
+    generator = _open(base, adapter, threads)
+    tokens = generator.base.encode(prompt)
+    steps = generator.generate(tokens or _begin(generator), request)
+    _answer(steps, as_json)
+
+
+def chat(
+    base: Base,
+    adapter: Adapter = None,
+    system: Annotated[str, typer.Option("--system", help="what the assistant is told first")] = "",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Answer line after line of standard input, up to its end or `/quit`."""
+    from edge_runtime.decoder.chat import chat_from, chat_prompt, verify_chats
+
+    request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
+    generator = _open(base, adapter, threads)
+    verify_chats(generator.base)
+    conversation = generator.conversation()
+    messages = [{"role": "system", "content": system}] if system else []
+    for line in _lines(prompt=not as_json and sys.stdin.isatty()):
+        messages.append({"role": "user", "content": line})
+        tokens = chat_prompt(generator.base, chat_from(messages))
+        text = _answer(conversation.steps(tokens, request), as_json)
+        messages.append({"role": "assistant", "content": text})
+
+
+def _request(
+    adapter: Path | None,
+    max_tokens: int,
+    sampling: tuple[float, int, float],
+    seed: int | None,
+    stop: list[str] | None,
+    as_json: bool,
+) -> Request:
+    """What the options ask for, verified before a base is opened. Raises DataError."""
+    from edge_runtime.decoder.generation import Request
+    from edge_runtime.decoder.sampling import Sampling
+
+    temperature, top_k, top_p = sampling
+    request = Request(
+        adapter=ADAPTER if adapter else None,
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+        seed=seed,
+        stops=tuple(stop or ()),
+        logprobs=0 if as_json else None,
+    )
+    request.verify()
+    return request
+
+
+def _open(base: Path, adapter: Path | None, threads: int) -> Generator:
+    from edge_runtime.decoder.base import DecoderBase
+    from edge_runtime.decoder.generation import Generator
+
+    generator = Generator(DecoderBase.open(base, threads=threads))
+    if adapter is not None:
+        generator.adapters.load(ADAPTER, adapter)
+    return generator
+
+
+def _begin(generator: Generator) -> list[int]:
+    """The prompt that an empty text is: the token that begins texts, if the base has one."""
+    begin = generator.base.manifest.begin
+    return [] if begin is None else [begin]
+
+
+def _lines(*, prompt: bool) -> Iterator[str]:
+    """Lines of standard input that hold something. Raises DataError for one that is no text."""
+    while True:
+        if prompt:
+            typer.echo("> ", nl=False, err=True)
+        try:
+            line = sys.stdin.readline(LONGEST_LINE)
+        except UnicodeDecodeError:
+            raise DataError("a line of standard input is not UTF-8", "send it as UTF-8") from None
+        if not line or line.strip() == QUIT:
+            return
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+def _answer(steps: Iterator[Step], as_json: bool) -> str:
+    """Show an answer, while it is written or as one line of JSON; its text."""
+    written: list[Step] = []
+    for step in steps:
+        written.append(step)
+        if not as_json:
+            typer.echo(shown(step.text), nl=False)
+            sys.stdout.flush()
+    text = "".join(step.text for step in written)
+    if as_json:
+        form: dict[str, Any] = {
+            "text": text,
+            "finish": written[-1].finish,
+            "tokens": [step.token for step in written],
+            "logprobs": [step.logprob for step in written],
+        }
+        typer.echo(json.dumps(form))
+        sys.stdout.flush()  # whoever waits for an answer sends the next line behind it
+    else:
+        typer.echo()
+    return text
+
+
+def shown(text: str) -> str:
+    """Text in which nothing steers a terminal: but for lines and tabs, what is not printable is escaped."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)

@@ -1,0 +1,163 @@
+"""Writing text: a prompt's tokens to steps, each a token with the text that it makes certain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edge_runtime.decoder.adapters import Adapters
+from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.cache import Cache, verify_tokens
+from edge_runtime.decoder.key_values import Floats
+from edge_runtime.decoder.sampling import GREEDY, MOST_NAMED, Sampling, choose, named
+from edge_runtime.decoder.text import StopStrings, TextStream
+from protocol.errors import DataError
+
+MAX_TOKENS = 256
+Finish = Literal["", "end", "stop", "length", "context"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is asked for.
+
+    ``adapter``: name of a loaded one, None being the base alone. ``seed``: the same one gives the same
+    tokens; None takes one of the system's. ``stops``: strings that end the text and are not in it.
+    ``logprobs``: None for none, else of the chosen token and of as many of the likeliest.
+    """
+
+    adapter: str | None = None
+    max_tokens: int = MAX_TOKENS
+    sampling: Sampling = GREEDY
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def verify(self) -> None:
+        """Raises DataError that names the value which is out of bounds."""
+        self.sampling.verify()
+        StopStrings(self.stops)
+        if self.max_tokens < 1:
+            raise DataError(f"{self.max_tokens} tokens are asked for", "ask for 1 or more")
+        if self.seed is not None and self.seed < 0:
+            raise DataError(f"the seed is {self.seed}", "take 0 or more")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_NAMED:
+            raise DataError(
+                f"the log-probabilities of {self.logprobs} tokens are asked for",
+                f"ask for 0 to {MOST_NAMED}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A token that was written, and what it makes certain.
+
+    ``text``: put together they are the answer. ``finish``: of the last step, why it is the last: a token
+    that ends texts (`end`), a stop string (`stop`), as many tokens as asked for (`length`) or as the base
+    can hold (`context`). ``logprob`` in nats, and ``top`` (token, logprob), where they are asked for.
+    """
+
+    token: int
+    text: str
+    finish: Finish = ""
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+    """Write what follows ``prompt``, under the cache's adapter (``request.adapter`` is not looked at).
+
+    The prompt is the whole text so far; what the cache has read of it is not read again. Closing the iterator
+    ends the work, at the latest with the next token. Raises DataError before anything runs.
+    """
+    request.verify()
+    verify_tokens(cache.base, prompt)
+    return _steps(cache, list(prompt), request)
+
+
+def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
+    writer = _Writer(cache.base, request, room=cache.base.manifest.context - len(prompt) + 1)
+    with cache.in_use():
+        logits = cache.follow(prompt)
+        while True:
+            step = writer.step(logits)
+            yield step
+            if step.finish:
+                return
+            logits = cache.read([step.token])
+
+
+class _Writer:
+    """Chooses tokens, and tells what text they make and when it ends; ``room``: of tokens, in the context."""
+
+    def __init__(self, base: DecoderBase, request: Request, *, room: int) -> None:
+        self._ends = frozenset(base.manifest.ends)
+        self._request, self._room = request, room
+        self._rng = np.random.default_rng(request.seed)
+        self._stream = TextStream(base.tokenizer)
+        self._stops = StopStrings(request.stops)
+        self._count = 0
+
+    def step(self, logits: Floats) -> Step:
+        token = choose(logits, self._request.sampling, self._rng)
+        self._count += 1
+        text = "" if token in self._ends else self._stops.push(self._stream.push(token))
+        finish = self._finish(token)
+        if finish and finish != "stop":
+            text += self._stops.push(self._stream.finish())
+            finish = self._finish(token)  # the last characters may be a stop string's
+            text += self._stops.finish()
+        count = self._request.logprobs
+        logprob, top = (None, ()) if count is None else named(logits, token, count)
+        return Step(token=token, text=text, finish=finish, logprob=logprob, top=top)
+
+    def _finish(self, token: int) -> Finish:
+        if self._stops.stopped is not None:
+            return "stop"
+        if token in self._ends:
+            return "end"
+        if self._count >= self._request.max_tokens:
+            return "length"
+        return "context" if self._count >= self._room else ""
+
+
+class Conversation:
+    """A text that grows by turns: what a turn shares with the one before it is read once.
+
+    Only under the same adapter, which is looked up at every turn: once its name stands for another one, or a
+    turn names another, the text is read anew.
+    """
+
+    def __init__(self, base: DecoderBase, adapters: Adapters) -> None:
+        self._base, self._adapters = base, adapters
+        self._cache = Cache(base)
+
+    @property
+    def held(self) -> int:
+        """Tokens that need not be read again under the adapter of the last turn."""
+        return len(self._cache.tokens)
+
+    def steps(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+        """As :func:`generate`, under the adapter that the request names. Raises DataError."""
+        adapter = self._adapters.named(request.adapter)
+        if self._cache.adapter is not adapter:
+            self._cache = Cache(self._base, adapter)
+        return generate(self._cache, prompt, request)
+
+
+class Generator:
+    """A base with the adapters that are loaded for it: what a service or a command asks."""
+
+    def __init__(self, base: DecoderBase) -> None:
+        self.base, self.adapters = base, Adapters(base)
+
+    def conversation(self) -> Conversation:
+        """A new one; each has a cache of its own."""
+        return Conversation(self.base, self.adapters)
+
+    def generate(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+        """One text, with a cache that is gone afterwards. Raises DataError."""
+        return self.conversation().steps(prompt, request)

@@ -1,0 +1,134 @@
+"""Runs of a decoder's session with the memory of what it has read: keys and values of every layer.
+
+ONNX Runtime's grouped attention writes new keys and values behind the old ones where the old tensors have
+room, if both names are bound to one memory: then nothing is copied for a token. A graph of other operators
+makes longer tensors at each run; which of both it is, is tried when a base is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from protocol.decoder_manifest import IDS, LOGITS, MASK, DecoderManifest
+from protocol.errors import ArtefactError
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+BLOCK = 64  # positions at first; room doubles
+AGREE = 1e-3  # of the largest logit: both ways of keeping a cache do the same sums
+ERRORS, SILENT = 3, 4  # of ONNX Runtime's levels
+
+
+class KeyValues:
+    """What one session keeps of one text.
+
+    ``slots``: values of optional inputs, for good: an adapter. They are bound as any input, because ONNX
+    Runtime 1.31 leaves out the active adapters of run options, without an error, when inputs are bound.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        manifest: DecoderManifest,
+        slots: Mapping[str, Any],
+        *,
+        in_place: bool,
+        log_level: int = ERRORS,
+    ) -> None:
+        self._session, self._manifest, self._in_place = session, manifest, in_place
+        self._names = manifest.cache_names()
+        self._binding = session.io_binding()
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = log_level
+        for name, value in slots.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_output(LOGITS)  # the first of the outputs, wherever it is bound again
+        self.length = 0  # tokens that were read
+        self._values: list[Any] = []
+        self._bind([_value(self._empty(0)) for _ in self._names])
+
+    def read(self, ids: Ids) -> Floats:
+        """Read ``ids`` (new,) behind what was read; the logits (vocabulary,) that follow the last of them.
+
+        Raises ArtefactError when ONNX Runtime does; then nothing was read.
+        """
+        total = self.length + len(ids)
+        if self._in_place:
+            self._reserve(total)
+        self._binding.bind_ortvalue_input(IDS, _value(np.ascontiguousarray(ids[None])))
+        self._binding.bind_ortvalue_input(MASK, _value(np.ones((1, total), np.int64)))
+        self._binding.bind_output(LOGITS)
+        if not self._in_place:
+            for _, to in self._names:
+                self._binding.bind_output(to)
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # ORT raises types of its own, without a common public base
+            raise ArtefactError(
+                f"the base's graph does not run: {str(error).splitlines()[0][:200]}",
+                "fetch the base and its adapter again, or give the device more memory",
+            ) from None
+        logits, *values = self._binding.get_outputs()
+        if not self._in_place:
+            self._bind(values)
+        self.length = total
+        return np.array(logits.numpy()[0, -1])  # copied: of an OrtValue there are only views
+
+    def keep(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        if not self._in_place and length < self.length:
+            self._bind([_value(value.numpy()[:, :, :length].copy()) for value in self._values])
+        self.length = length
+
+    def _reserve(self, total: int) -> None:
+        """Room for ``total`` positions."""
+        room = self._values[0].shape()[2]
+        if total <= room:
+            return
+        room = max(total, min(max(2 * room, BLOCK), self._manifest.context))
+        arrays = [self._empty(room) for _ in self._names]
+        for array, value in zip(arrays, self._values, strict=True):
+            array[:, :, : self.length] = value.numpy()[:, :, : self.length]
+        self._bind([_value(array) for array in arrays])
+
+    def _bind(self, values: list[Any]) -> None:
+        for (name, to), value in zip(self._names, values, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+            if self._in_place:
+                self._binding.bind_ortvalue_output(to, value)
+        self._values = values
+
+    def _empty(self, room: int) -> Floats:
+        return np.zeros((1, self._manifest.kv_heads, room, self._manifest.head_size), np.float32)
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    """An OrtValue on the array's memory, which it keeps."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def writes_in_place(session: Any, manifest: DecoderManifest) -> bool:
+    """Whether a run whose old and new cache are one memory gives what a plain run gives.
+
+    Raises ArtefactError when even that does not run.
+    """
+    pieces = [np.zeros(1, np.int64), np.ones(min(2, manifest.context - 1), np.int64)]
+    pieces = [piece for piece in pieces if len(piece)]
+    plain, shared = (
+        KeyValues(session, manifest, {}, in_place=in_place, log_level=SILENT)
+        for in_place in (False, True)
+    )
+    expected = [plain.read(piece) for piece in pieces]
+    try:
+        same = [shared.read(piece) for piece in pieces]
+    except ArtefactError:
+        return False
+    return all(
+        np.abs(one - two).max() <= AGREE * max(1.0, float(np.abs(one).max()))
+        for one, two in zip(expected, same, strict=True)
+    )

@@ -1,0 +1,346 @@
+"""The folder of a decoder: what is in it, what it is checked for, and that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from base_model.decoder import build as building
+from base_model.decoder.build import build_decoder
+from base_model.decoder.check import check_graph, open_graph
+from base_model.decoder.families import shape_of
+from base_model.decoder.plain import plain_logits
+from base_model.decoder.source import CodedWeight, DecoderSource
+from base_model.decoder.sources import decoder_source
+from base_model.decoder.stored import stored_weights
+from base_model.fetch import fetch_base
+from base_model.slot_check import verify_slots
+from base_model.verify import read_manifest, verify_any_base, verify_base
+from protocol.codes import dequantise, quantise
+from protocol.decoder_manifest import DecoderManifest
+from protocol.errors import ArtefactError, PlanError
+from protocol.forms import DOWN, UP
+from tests.unit.base_model.decoder.models import (
+    CHAT,
+    Graph,
+    apart,
+    float_weights,
+    oracle,
+    torch_greedy,
+    write_decoder,
+)
+
+SHIPPED = 5e-2  # an output layer in 8 bits rounds its inputs to 8 bits as well
+PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("source") / "tied", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Path:
+    out = folder.parent / "base"
+    build_decoder(decoder_source(str(folder)), bits=4, out=out)
+    return out
+
+
+def manifest_of(base: Path) -> DecoderManifest:
+    manifest = verify_any_base(base)
+    assert isinstance(manifest, DecoderManifest)
+    return manifest
+
+
+def test_a_base_is_verified_and_says_what_it_is(base: Path) -> None:
+    manifest = manifest_of(base)
+    verify_slots(base, manifest)
+    assert (manifest.task, manifest.family, manifest.source) == ("causal-lm", "llama", "tied")
+    assert (manifest.bits, manifest.embedding_bits, manifest.affine) == (4, 8, False)
+    assert (manifest.tied, manifest.begin, manifest.ends) == (True, 1, [2])
+    assert (base / "chat_template.jinja").read_text() == CHAT
+    assert len(manifest.linears) == 14
+    assert {slot.name for slot in manifest.graph.slots} == {
+        linear.path + end for linear in manifest.linears for end in (DOWN, UP)
+    }
+    assert "lm_head.qweight" not in manifest.tensors  # tied ones are stored once
+    assert manifest.tensors["model.embed_tokens.qweight"].shape == [manifest.vocab_size, 64]
+    assert {path.stat().st_mode & 0o777 for path in base.iterdir()} == {0o644}
+
+
+def test_the_released_graph_is_near(folder: Path, base: Path) -> None:
+    source, shape = decoder_source(str(folder)), manifest_of(base)
+    stored = stored_weights(
+        shape_of(source.config), source.tensors, bits=4, embedding_bits=8, tell=lambda _s, _n: None
+    ).tensors
+    model = oracle(folder, float_weights(shape_of(source.config), stored))
+    tokens, reference = torch_greedy(model, PROMPT, 64)
+    graph = Graph(open_graph(base / shape.graph.file))
+    logits, _ = graph.run([[*PROMPT, *tokens]], graph.empty())
+    seen = logits[0, len(PROMPT) - 1 : -1]
+    assert 1e-4 < max(map(apart, reference, seen)) < SHIPPED
+    # where another token is the largest, both were as good as level
+    margins = (
+        np.max(reference, 1)
+        - np.take_along_axis(np.array(reference), seen.argmax(1)[:, None], 1)[:, 0]
+    )
+    assert np.mean(margins == 0) > 0.9
+    assert (margins < 2 * np.abs(seen - reference).max(1)).all()
+
+
+def test_the_tensors_in_the_file_are_what_the_graph_computes_with(base: Path) -> None:
+    import onnx
+
+    tensors = load_file(base / "weights.safetensors")
+    graph = onnx.load(str(base / "graph.onnx")).graph
+    shared = {t.name: t.raw_data for t in graph.initializer if t.name in tensors}
+    assert set(tensors) == set(shared)
+    assert all(tensors[name].tobytes() == data for name, data in shared.items())
+
+
+def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path: Path) -> None:
+    build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "again")
+    for path in base.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("bits", "embedding_bits"), [(8, 8), (4, 4), (32, 32), (16, 16), (4, 16), (32, 8)]
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_other_bits(tmp_path: Path, bits: int, embedding_bits: int, tied: bool) -> None:
+    folder = write_decoder(tmp_path / "source", tie_word_embeddings=tied)
+    out = tmp_path / "base"
+    build_decoder(
+        decoder_source(str(folder)), bits=bits, embedding_bits=embedding_bits, out=out, one_file=0
+    )
+    manifest = manifest_of(out)
+    verify_slots(out, manifest)
+    assert manifest.graph_files() == ["graph.onnx", "graph.data"]
+    assert manifest.tied is tied
+    logits, _ = (graph := Graph(open_graph(out / "graph.onnx"))).run([PROMPT], graph.empty())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    bound = {4: 0.6, 8: 0.1, 16: 3e-3, 32: SHIPPED if embedding_bits == 8 else 1e-4}[bits]
+    assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits[0]) < bound
+
+
+def coded(source: DecoderSource, bits: int, *, offsets: bool) -> DecoderSource:
+    """The source as a GGUF file would hold it: linears in codes of its own."""
+    rng, tensors = np.random.default_rng(2), dict(source.tensors)
+    for linear in shape_of(source.config).linears():
+        name = f"{linear.path}.weight"
+        weight = tensors[name]
+        assert not isinstance(weight, CodedWeight)
+        codes, scales = quantise(weight, bits=bits, block=32)
+        shift = rng.normal(0, 0.05, scales.shape).astype(np.float32) if offsets else None
+        tensors[name] = CodedWeight(bits=bits, codes=codes, scales=scales, offsets=shift)
+    return replace(source, tensors=tensors, reasons=("it was so",))
+
+
+def test_codes_of_the_source_with_offsets_are_taken_over(folder: Path, tmp_path: Path) -> None:
+    source = coded(decoder_source(str(folder)), 4, offsets=True)
+    reasons: list[str] = []
+    build_decoder(source, bits=4, embedding_bits=32, out=tmp_path / "base", explain=reasons.append)
+    assert reasons == ["it was so"]
+    assert manifest_of(tmp_path / "base").affine
+    tensors = load_file(tmp_path / "base" / "weights.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    weight = source.tensors[f"{name}.weight"]
+    assert isinstance(weight, CodedWeight)
+    assert tensors[f"{name}.qweight"].tobytes() == weight.codes.tobytes()
+    assert np.array_equal(tensors[f"{name}.offsets"], weight.offsets)
+    floats = {
+        path: dequantise(value.codes, value.scales, bits=4, in_features=value.scales.shape[1] * 32)
+        + np.repeat(value.offsets, 32, 1)
+        if isinstance(value, CodedWeight)
+        else value
+        for path, value in source.tensors.items()
+    }
+    expected, reference = torch_greedy(oracle(folder, floats), PROMPT, 16)
+    tokens, seen = Graph(open_graph(tmp_path / "base" / "graph.onnx")).greedy(PROMPT, 16)
+    assert tokens == expected
+    assert max(map(apart, reference, seen)) < 1e-4
+
+
+def test_codes_of_other_bits_are_quantised_again_and_it_is_said(
+    folder: Path, tmp_path: Path
+) -> None:
+    reasons: list[str] = []
+    source = coded(decoder_source(str(folder)), 8, offsets=False)
+    build_decoder(source, bits=4, out=tmp_path / "base", explain=reasons.append)
+    assert "14 matrices were quantised a second time" in reasons[1]
+    assert manifest_of(tmp_path / "base").bits == 4
+
+
+def test_without_slots_nothing_can_be_filled(folder: Path, tmp_path: Path) -> None:
+    build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "base", slots=False)
+    assert manifest_of(tmp_path / "base").graph.slots == []
+
+
+def test_a_context_may_be_shorter_than_the_models(folder: Path, tmp_path: Path) -> None:
+    reasons: list[str] = []
+    build_decoder(
+        decoder_source(str(folder)),
+        bits=4,
+        out=tmp_path / "base",
+        context=32,
+        explain=reasons.append,
+    )
+    assert manifest_of(tmp_path / "base").context == 32
+    assert reasons == ["32 of 96 positions, to keep the tables small"]
+
+
+def damaged(source: DecoderSource, change: Callable[[dict[str, Any]], Any]) -> DecoderSource:
+    tensors = dict(source.tensors)
+    change(tensors)
+    return replace(source, tensors=tensors)
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda t: t.pop(Q), "q_proj.weight is not in the checkpoint"),
+        (lambda t: t.update({Q: t[Q][:8]}), r"shape \(8, 64\), by the config it is \(64, 64\)"),
+        (lambda t: t.update({"model.extra.weight": t[Q]}), "has no place for it"),
+        (lambda t: t.update({"model.norm.weight": t[Q]}), "no vector of 64"),
+        (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}), "differs"),
+        (
+            lambda t: t.update(
+                {
+                    Q: CodedWeight(
+                        bits=4, codes=np.zeros((64, 3, 16), np.uint8), scales=np.ones((64, 3), "f4")
+                    )
+                }
+            ),
+            "codes of another matrix",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_and_leave_nothing_behind(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], cause: str
+) -> None:
+    source = damaged(decoder_source(str(folder)), change)
+    with pytest.raises(ArtefactError, match=cause):
+        build_decoder(source, bits=4, out=tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"bits": 5}, {"bits": 4, "embedding_bits": 3}, {"bits": 4, "context": 0}]
+)
+def test_what_is_not_offered(folder: Path, tmp_path: Path, arguments: dict[str, int]) -> None:
+    with pytest.raises(PlanError, match="not offered"):
+        build_decoder(decoder_source(str(folder)), out=tmp_path / "base", **arguments)
+
+
+def test_a_token_beyond_the_embeddings_is_refused(folder: Path, tmp_path: Path) -> None:
+    source = replace(decoder_source(str(folder)), ends=(2, 999))
+    with pytest.raises(ArtefactError, match="the token 999"):
+        build_decoder(source, bits=4, out=tmp_path / "base")
+
+
+def test_a_graph_that_says_something_else_is_no_base(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generating = building.generating_graph
+
+    def turned_otherwise(shape: Any, *arguments: Any, **settings: Any) -> Any:
+        ropes = tuple(replace(rope, theta=2.0) for rope in shape.ropes)
+        return generating(replace(shape, ropes=ropes), *arguments, **settings)
+
+    monkeypatch.setattr(building, "generating_graph", turned_otherwise)
+    with pytest.raises(ArtefactError, match="differs from its weights"):
+        build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plain_computation_is_transformers(folder: Path) -> None:
+    source = decoder_source(str(folder))
+    shape = shape_of(source.config)
+    stored = stored_weights(
+        shape, source.tensors, bits=32, embedding_bits=32, tell=lambda _s, _n: None
+    ).tensors
+    logits = plain_logits(shape, stored, np.array(PROMPT))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["graph.onnx", "weights.safetensors", "config.json"])
+def test_a_changed_file_is_noticed(base: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    data = bytearray((copy / name).read_bytes())
+    data[-2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(ArtefactError, match=name):
+        verify_any_base(copy)
+
+
+def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    tensors = load_file(copy / "weights.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, copy / "weights.safetensors")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entry = building.file_entries(copy)["weights.safetensors"]
+    manifest["files"]["weights.safetensors"] = entry.model_dump()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=r"model\.norm\.weight is not the tensor"):
+        verify_any_base(copy)
+
+
+def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
+    for read in (read_manifest, verify_base):
+        with pytest.raises(ArtefactError, match="writes texts"):
+            read(base)
+
+
+def test_it_is_fetched_like_any_base(base: Path, tmp_path: Path) -> None:
+    fingerprint = manifest_of(base).fingerprint
+    got = fetch_base(fingerprint, mirrors=[str(base)], cache=tmp_path / "cache")
+    assert manifest_of(got) == manifest_of(base)
+
+
+def fedge(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedge", "base", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_commands(folder: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "base")
+    done = fedge("build", str(folder), "--task", "causal-lm", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["family"], said["embedding_bits"], said["linears"]) == ("llama", 8, 14)
+    assert json.loads(fedge("verify", out, "--json").stdout)["verified"]
+    inspected = json.loads(fedge("inspect", out, "--json").stdout)
+    assert inspected["fingerprint"] == said["fingerprint"]
+    refused = fedge("build", str(folder), "--out", str(tmp_path / "other"))
+    assert refused.returncode != 0
+    assert "--task causal-lm" in refused.stderr
+
+
+def test_the_check_knows_a_graph_that_does_not_run(folder: Path, tmp_path: Path) -> None:
+    source = decoder_source(str(folder))
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    with pytest.raises(ArtefactError, match="cannot be opened"):
+        check_graph(tmp_path / "graph.onnx", shape_of(source.config), {})

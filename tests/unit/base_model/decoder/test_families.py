@@ -1,0 +1,165 @@
+"""Every family of the registry: the graph on codes says what transformers says with the same numbers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from base_model.decoder.families import FAMILIES, shape_of
+from base_model.decoder.shape import DecoderShape
+from base_model.decoder.sources import decoder_source
+from protocol.forms import DOWN, UP
+from tests.unit.base_model.decoder.models import (
+    PARTICULAR,
+    Graph,
+    apart,
+    built_graph,
+    oracle,
+    torch_greedy,
+    write_decoder,
+)
+
+BOUND = 1e-4
+PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Both:
+    shape: DecoderShape
+    graph: Graph
+    model: PreTrainedModel
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    folder = tmp_path_factory.mktemp(request.param)
+    source = decoder_source(str(write_decoder(folder / "source", request.param)))
+    graph, floats = built_graph(source, folder / "graph")
+    return Both(shape=shape_of(source.config), graph=graph, model=oracle(folder / "source", floats))
+
+
+def torch_logits(model: PreTrainedModel, ids: list[int]) -> Any:
+    return model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def test_every_family_is_tried_with_what_is_particular_about_it() -> None:
+    assert set(PARTICULAR) == set(FAMILIES)
+
+
+def test_it_writes_the_same_sixty_four_tokens_by_the_same_logits(both: Both) -> None:
+    expected, reference = torch_greedy(both.model, PROMPT, 64)
+    tokens, seen = both.graph.greedy(PROMPT, 64)
+    assert max(map(apart, reference, seen)) < BOUND
+    assert tokens == expected
+
+
+def test_a_text_in_two_pieces_is_a_text_in_one(both: Both) -> None:
+    whole, cache = both.graph.run([PROMPT], both.graph.empty())
+    assert apart(torch_logits(both.model, PROMPT), whole[0]) < BOUND
+    first, begun = both.graph.run([PROMPT[:5]], both.graph.empty())
+    second, grown = both.graph.run([PROMPT[5:]], begun)
+    assert apart(whole, np.concatenate([first, second], 1)) < BOUND
+    assert max(apart(cache[name], grown[name]) for name in cache) < BOUND
+
+
+def test_texts_of_unequal_length_padded_at_their_ends_do_not_see_one_another(both: Both) -> None:
+    texts = [PROMPT, PROMPT[3:8]]
+    padded, length = [texts[0], texts[1] + [0] * 7], len(PROMPT)
+    mask = [[1] * length, [1] * 5 + [0] * 7]
+    logits, cache = both.graph.run(padded, both.graph.empty(2), mask)
+    after, _ = both.graph.run([[8], [8]], cache, [[*row, 1] for row in mask])
+    for row, text in enumerate(texts):
+        expected = torch_logits(both.model, [*text, 8])
+        assert apart(expected[:-1], logits[row, : len(text)]) < BOUND
+        assert apart(expected[-1], after[row, 0]) < BOUND
+
+
+def test_factors_in_the_slots_act_as_they_do_in_torch_and_leave_nothing_behind(
+    both: Both,
+) -> None:
+    rng, before = np.random.default_rng(1), both.graph.greedy(PROMPT, 8)
+    changed = copy.deepcopy(both.model)
+    for linear in both.shape.linears():
+        rank = 1 + len(both.graph.filled) % 3  # each has a rank of its own
+        down = rng.normal(0, 0.2, (linear.in_features, rank)).astype(np.float32)
+        up = rng.normal(0, 0.2, (rank, linear.out_features)).astype(np.float32)
+        both.graph.filled |= {linear.path + DOWN: down, linear.path + UP: up}
+        changed.get_submodule(linear.path).weight += torch.from_numpy((down @ up).T.copy())
+    try:
+        logits, _ = both.graph.run([PROMPT], both.graph.empty())
+    finally:
+        both.graph.filled.clear()
+    expected = torch_logits(changed, PROMPT)
+    assert apart(expected, logits[0]) < BOUND
+    assert apart(torch_logits(both.model, PROMPT), expected) > 0.1
+    after = both.graph.greedy(PROMPT, 8)
+    assert after[0] == before[0]
+    assert np.array_equal(after[1], before[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"head_dim": 8}),  # the operator does not turn heads of less than 16
+        ("qwen3", {"head_dim": 24, "hidden_size": 72}),  # blocks that are not whole
+        (
+            "llama",
+            {
+                "num_key_value_heads": 4,
+                "tie_word_embeddings": True,
+                "hidden_size": 72,
+                "head_dim": 16,
+            },
+        ),
+        ("llama", {"hidden_act": "gelu"}),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 100.0,
+                    "factor": 4.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 2.0,
+                    "original_max_position_embeddings": 24,
+                }
+            },
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                }
+            },
+        ),
+        (
+            "qwen2",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+        ),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
+        ("gemma", {"hidden_act": "gelu"}),
+        ("olmo2", {"attention_bias": True}),
+    ],
+)
+def test_what_a_config_may_say_besides(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    folder = write_decoder(tmp_path / "source", family, **settings)
+    graph, floats = built_graph(decoder_source(str(folder)), tmp_path / "graph", slots=False)
+    long = [token % 60 + 3 for token in range(0, 60 * 7, 7)]
+    logits, _ = graph.run([long], graph.empty())
+    assert apart(torch_logits(oracle(folder, floats), long), logits[0]) < BOUND
