@@ -31,8 +31,8 @@ class DecoderSource:
     """A model that has been read.
 
     ``config``: as Hugging Face's ``config.json``. ``tensors``: by Hugging Face's names
-    (``model.layers.0.self_attn.q_proj.weight``), vectors as floats, matrices as floats or codes; values may be
-    loaded when they are asked for. ``tokenizer``: the text of ``tokenizer.json``. ``chat_template``: Jinja.
+    (``model.layers.0.self_attn.q_proj.weight``), vectors as floats, matrices as floats or codes; values may
+    be loaded when they are asked for. ``tokenizer``: text of ``tokenizer.json``. ``chat_template``: Jinja.
     ``begin`` and ``ends``: the tokens that begin and end texts. ``reasons``: choices that were made.
     """
 
