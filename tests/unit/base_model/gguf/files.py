@@ -119,8 +119,6 @@ def write_gguf(
         **(keys or {}),
     }
     for name, value in values.items():
-        if name == "general.architecture":
-            continue
         if value is not None:
             _add(writer, name, value)
     weights = weights if weights is not None else weights_of(architecture, head=head)
@@ -134,7 +132,9 @@ def write_gguf(
 
 
 def _add(writer: GGUFWriter, name: str, value: Any) -> None:
-    if isinstance(value, bool):
+    if name == "general.alignment":
+        writer.add_custom_alignment(value)
+    elif isinstance(value, bool):
         writer.add_bool(name, value)
     elif isinstance(value, int):
         writer.add_uint32(name, value)
