@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from base_model.gguf.container import Container
+from base_model.gguf.container import Container, shown
 from protocol.errors import ArtefactError
 
 OTHER = "use a model of another kind, or its checkpoint as Hugging Face has it"
@@ -119,10 +119,12 @@ def architecture_of(container: Container) -> str:
         raise ArtefactError(f"{path}: the key 'general.architecture' is missing", OTHER)
     kind = keys.get("general.type", "model")
     if kind != "model":
-        raise ArtefactError(f"{path} holds no model, but: {kind}", "name the model's own file")
+        raise ArtefactError(
+            f"{path} holds no model, but: {shown(kind)}", "name the model's own file"
+        )
     if name not in ARCHITECTURES:
         raise ArtefactError(
-            f"{path}: a model of the architecture {name!r} cannot be read; "
+            f"{path}: a model of the architecture {shown(name)} cannot be read; "
             f"these can: {', '.join(ARCHITECTURES)}",
             OTHER,
         )
@@ -132,7 +134,7 @@ def architecture_of(container: Container) -> str:
             continue
         if rest not in IDLE or not _is_one_of(value, IDLE[rest]):
             raise ArtefactError(
-                f"{path}: the key {key!r} ({_shown(value)}) asks for something that is not supported",
+                f"{path}: the key {key!r} ({shown(value)}) asks for something that is not supported",
                 OTHER,
             )
     return name
@@ -250,20 +252,16 @@ class _Keys:
         """A size, of which no model has 2^31. Raises ArtefactError."""
         value = self._value(key, default)
         if type(value) is not int or not 0 < value < 2**31:
-            raise self.odd(key, f"is no size: {_shown(value)}")
+            raise self.odd(key, f"is no size: {shown(value)}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         """A float32 in its shortest digits, as people wrote it. Raises ArtefactError."""
         value = self._value(key, default)
         if type(value) is not float or not 0 < value < 1e30:
-            raise self.odd(key, f"is no positive number: {_shown(value)}")
+            raise self.odd(key, f"is no positive number: {shown(value)}")
         return float(str(np.float32(value)))
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
     return isinstance(value, int | float | str) and value in values
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:60]

@@ -90,8 +90,8 @@ def _symmetric_4(blocks: Bytes) -> CodedWeight:
 def _affine_4(blocks: Bytes) -> CodedWeight:
     """Q4_1: float16 d and m, 16 bytes; w = d * q + m = d * (q - 8) + (m + 8 d).
 
-    The sum is exact in float32 unless one part is thousands of times the other, and then the weight is so to
-    its last bit but one.
+    m + 8 d is exact in float32, and so the weight the same to the bit, unless one part is thousands of times
+    the other; then a last bit of the larger part is lost.
     """
     scales = _halves(blocks[..., :2])
     return CodedWeight(

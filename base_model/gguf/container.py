@@ -47,6 +47,13 @@ SCALARS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """An array of numbers as a value. Equal to nothing, where numpy's arrays would compare item by item."""
+
+    values: npt.NDArray[Any]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A tensor of the file: ``shape`` as numpy has it, rows first; ``length`` bytes from ``offset``."""
@@ -60,13 +67,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A header that has been read. ``size``: bytes of the file, in which every tensor lies.
+    """A header that has been read. ``state``: size and time of the file, in which every tensor lies.
 
-    ``keys``: numbers, texts, lists of texts, and arrays of numbers.
+    ``keys``: numbers, texts, lists of texts, and :class:`Numbers`.
     """
 
     path: Path
-    size: int
+    state: tuple[int, int]
     keys: Mapping[str, Any]
     tensors: Mapping[str, Entry]
 
@@ -76,11 +83,21 @@ class Container:
             with open_regular(self.path) as file:
                 file.seek(entry.offset)
                 data = file.read(entry.length)
+                state = _state(file)
         except OSError as error:
             raise ArtefactError(f"{self.path} cannot be read: {error.strerror}", FETCH) from None
-        if len(data) != entry.length:
-            raise ArtefactError(f"{self.path} has become shorter while it was read", FETCH)
+        if len(data) != entry.length or state != self.state:
+            raise ArtefactError(
+                f"{self.path} has changed while it was read", "leave it, and begin again"
+            )
         return data
+
+
+def shown(value: Any) -> str:
+    """The value of a key, short enough for an error."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    return repr(value) if isinstance(value, int | float) else "an array"
 
 
 def read_container(path: Path) -> Container:
@@ -93,12 +110,18 @@ def read_container(path: Path) -> Container:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}", FETCH) from None
 
 
+def _state(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
 class _Cursor:
     """Reads forward and never beyond the file; ``place`` is where it stands."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path, self.place = file, path, 0
-        self.size = os.fstat(file.fileno()).st_size
+        self.state = _state(file)
+        self.size, _ = self.state
 
     def odd(self, fault: str) -> ArtefactError:
         return ArtefactError(f"{self.path}: {fault}", FETCH)
@@ -140,7 +163,7 @@ def _read(cursor: _Cursor) -> Container:
         values[name] = _value(cursor, name)
     _check_whole(cursor, values)
     entries = _entries(cursor, tensors, values)
-    return Container(path=cursor.path, size=cursor.size, keys=values, tensors=entries)
+    return Container(path=cursor.path, state=cursor.state, keys=values, tensors=entries)
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:
@@ -185,7 +208,7 @@ def _value(cursor: _Cursor, name: str) -> Any:
         raise cursor.odd(f"{what} has {count} items, which cannot be in the file")
     if kind is GGUFValueType.STRING:
         return [cursor.text(what, most=MOST_TEXT) for _ in range(count)]
-    return _numbers(cursor, kind, count, what)
+    return Numbers(_numbers(cursor, kind, count, what))
 
 
 def _kind(cursor: _Cursor, what: str) -> GGUFValueType:
@@ -205,7 +228,7 @@ def _check_whole(cursor: _Cursor, keys: Mapping[str, Any]) -> None:
     parts = keys.get("split.count", 1)
     if parts not in (0, 1):
         raise ArtefactError(
-            f"{cursor.path} is only a part of a model split into {parts} files",
+            f"{cursor.path} is only a part of a model split into {shown(parts)} files",
             "merge the files with `llama-gguf-split --merge`",
         )
 
@@ -213,7 +236,7 @@ def _check_whole(cursor: _Cursor, keys: Mapping[str, Any]) -> None:
 def _entries(cursor: _Cursor, count: int, keys: Mapping[str, Any]) -> dict[str, Entry]:
     alignment = keys.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= MOST_ALIGNMENT or alignment % 8:
-        raise cursor.odd(f"its tensors cannot be aligned to {alignment!r} bytes")
+        raise cursor.odd(f"its tensors cannot be aligned to {shown(alignment)} bytes")
     entries: dict[str, Entry] = {}
     for _ in range(count):
         entry = _entry(cursor)

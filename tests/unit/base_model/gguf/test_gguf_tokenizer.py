@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from base_model.decoder.source import DecoderSource
+from base_model.gguf.byte_level import PRE_TOKENIZERS
 from base_model.gguf.read import read_gguf
-from base_model.gguf.tokenizer import PRE_TOKENIZERS
 from protocol.errors import ArtefactError
 from tests.unit.base_model.gguf.files import TEMPLATE, merges_of, tokens_of, write_gguf
 
@@ -86,6 +86,15 @@ def test_keys_say_how_texts_begin_and_end(tmp_path: Path) -> None:
     assert (source.config["bos_token_id"], source.config["eos_token_id"]) == (1, 0)
 
 
+def test_a_token_with_a_colon_may_begin_texts(tmp_path: Path) -> None:
+    tokens = [tokens_of()[0], "$A:1", *tokens_of()[2:]]
+    keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.tokens": tokens}
+    source = read_gguf(write_gguf(tmp_path / "tiny.gguf", keys=keys))
+    tokenizer = Tokenizer.from_str(source.tokenizer)
+    assert tokenizer.encode("the").ids[0] == 1
+    assert tokenizer.encode("the", "in").type_ids == [0, 0, 1, 1]
+
+
 def test_llama_3_begins_texts_unless_the_file_says_otherwise(tmp_path: Path) -> None:
     assert _source("llama-bpe").begin == 1
     keys = {"tokenizer.ggml.add_bos_token": False}
@@ -108,7 +117,7 @@ def test_a_cut_that_is_not_known_is_refused_by_name(tmp_path: Path, pre: str | N
     assert pre is None or repr(pre) in caught.value.cause
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "t5", "rwkv", "none"])
+@pytest.mark.parametrize("kind", ["bert", "t5", "rwkv", "none"])
 def test_another_kind_of_tokenizer_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", keys={"tokenizer.ggml.model": kind})
     with pytest.raises(ArtefactError, match=repr(kind)):
@@ -122,6 +131,10 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no kinds": ({"tokenizer.ggml.token_type": None}, "special"),
     "too few kinds": ({"tokenizer.ggml.token_type": [1, 2]}, "special"),
     "kinds that are words": ({"tokenizer.ggml.token_type": ["a"]}, "special"),
+    "kinds that are no numbers": (
+        {"tokenizer.ggml.token_type": [0.5] * len(tokens_of())},
+        "special",
+    ),
     "too many tokens": ({"tokenizer.ggml.tokens": [*tokens_of(), "more"]}, "embeddings"),
     "a token twice": ({"tokenizer.ggml.tokens": [*tokens_of()[:-1], "a"]}, "twice"),
     "a merge of three": ({"tokenizer.ggml.merges": ["t h e"]}, "'t h e'"),

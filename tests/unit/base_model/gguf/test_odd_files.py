@@ -202,6 +202,32 @@ def test_keys_that_ask_for_another_model_are_refused(tmp_path: Path, name: str) 
     _refused(write_gguf(tmp_path / "tiny.gguf", keys=keys), says)
 
 
+NAMES = [
+    *(
+        "general.type",
+        "general.alignment",
+        "split.count",
+        "llama.block_count",
+        "llama.rope.freq_base",
+    ),
+    *("llama.attention.causal", "llama.vocab_size", "tokenizer.ggml.model", "tokenizer.ggml.pre"),
+    *("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"),
+    *("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", "tokenizer.chat_template"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [[1, 2], [0.5, 0.25], ["a", "b"], -1.5, "words"], ids=repr)
+def test_a_value_of_another_type_is_refused_or_harmless(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    path = write_gguf(
+        tmp_path / "tiny.gguf", keys={} if name == "general.alignment" else {name: value}
+    )
+    with suppress(ArtefactError):
+        assert read_gguf(path).tensors
+
+
 def test_keys_that_change_nothing_are_read(tmp_path: Path) -> None:
     keys = {
         "llama.rope.scaling.type": "none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,14 @@ def test_tensors_are_read_anew_and_missing_ones_are_no_keys(tmp_path: Path) -> N
     assert "lm_head.weight" not in source.tensors
     with pytest.raises(KeyError):
         source.tensors["lm_head.weight"]
-    path.write_bytes(path.read_bytes()[:-40000])
-    with pytest.raises(ArtefactError, match="shorter"):
+    data = path.read_bytes()
+    for changed in (data[:-40000], data[:-1] + b"x"):
+        path.write_bytes(changed)
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(ArtefactError, match="changed"):
+            source.tensors["model.norm.weight"]
+    path.unlink()
+    with pytest.raises(ArtefactError, match="cannot be read"):
         source.tensors["model.norm.weight"]
 
 
