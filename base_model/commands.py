@@ -33,19 +33,24 @@ Folder = Annotated[Path, typer.Argument(help="folder of a base")]
 # What the manifests of one task have and those of another do not.
 OF_A_TASK = (
     *("pooling", "max_positions"),
-    *("embedding_bits", "affine", "tied", "layers", "vocab_size", "context", "begin", "ends"),
+    *("embedding_bits", "affine", "tied", "layers", "vocab_size", "begin", "ends"),
 )
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 @app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="folder, Hub id or package:module/folder")],
+    source: Annotated[
+        str, typer.Argument(help="folder, Hub id, .gguf file, or package:module/either")
+    ],
     out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist yet")],
     task: Annotated[
         str,
-        typer.Option("--task", help="sequence-classification, or causal-lm for one that writes"),
-    ] = "sequence-classification",
+        typer.Option(
+            "--task",
+            help="sequence-classification, or causal-lm for one that writes, as a .gguf file does",
+        ),
+    ] = "",
     bits: Annotated[int, typer.Option("--bits", help="4, 8, 16 or 32")] = 4,
     embedding_bits: Annotated[
         int,
@@ -62,6 +67,7 @@ def build(
 ) -> None:
     """Quantise a model once and export its edge graph."""
     reasons: list[str] = []
+    task = task or ("causal-lm" if source.lower().endswith(".gguf") else "sequence-classification")
     with _build_bar(quiet=as_json) as tell:
         if task == "causal-lm":
             if scales or pooling != "auto":

@@ -81,8 +81,30 @@ def locate(source: str, *, beside: Path | None = None) -> Place:
     return _place(source, _of_hub(source))
 
 
+def locate_file(source: str) -> Path:
+    """A model that is one file, also of a package. Raises as :func:`locate`."""
+    if not source.startswith(PACKAGE):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            raise ArtefactError(f"{source}: this is a folder", "name the file in it")
+        return path
+    root, inner = _in_package(source)
+    if not (root / inner).is_file():
+        raise ArtefactError(f"the package of {source} has no file `{inner}`", "correct the source")
+    return root / inner
+
+
 def _of_package(source: str) -> Path:
-    module, _, folder = source.removeprefix(PACKAGE).partition("/")
+    root, inner = _in_package(source)
+    if not (root / inner).is_dir():
+        module = source.removeprefix(PACKAGE).partition("/")[0]
+        raise ArtefactError(f"the package `{module}` has no folder `{inner}`", "correct the source")
+    return root / inner
+
+
+def _in_package(source: str) -> tuple[Path, str]:
+    """(the folder of an installed package, the path in it)."""
+    module, _, inner = source.removeprefix(PACKAGE).partition("/")
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -92,12 +114,7 @@ def _of_package(source: str) -> Path:
             f"the package `{module}` is not installed",
             "install it (fedge's own example: pip install -c constraints.txt '.[demo]')",
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / folder
-    if not path.is_dir():
-        raise ArtefactError(
-            f"the package `{module}` has no folder `{folder}`", "correct the source"
-        )
-    return path
+    return Path(next(iter(spec.submodule_search_locations))), inner
 
 
 def _of_cache(folder: Path) -> Path:

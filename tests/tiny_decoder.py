@@ -212,12 +212,13 @@ def write_manifest(folder: Path, **other: Any) -> None:
     )
     sizes = {
         "hidden_size": HIDDEN,
+        "embedding_size": HIDDEN,
         "layers": LAYERS,
         "heads": HEADS,
         "kv_heads": KV_HEADS,
         "head_size": HEAD_SIZE,
         "vocab_size": len(VOCABULARY),
-        "context": CONTEXT,
+        "max_positions": CONTEXT,
     }
     values: dict[str, Any] = {
         "fingerprint": fingerprint,

@@ -31,13 +31,12 @@ from protocol.decoder_manifest import (
     IDS,
     LOGITS,
     MASK,
-    Bits,
     DecoderManifest,
     decoder_fingerprint,
     parse_decoder_manifest,
 )
 from protocol.errors import ArtefactError, PlanError
-from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Graph, Slot, TensorEntry
+from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Bits, Graph, Slot, TensorEntry
 
 GRAPH = "graph.onnx"
 ACCURACY_LEVEL = 0  # of linears: activations stay float32, what training computes with
@@ -197,12 +196,13 @@ def _manifest(
         ),
         source=Path(source.name).name if Path(source.name).is_absolute() else source.name,
         hidden_size=shape.hidden,
+        embedding_size=shape.hidden,
         layers=shape.layers,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_size=shape.head_size,
         vocab_size=shape.vocabulary,
-        context=context,
+        max_positions=context,
         begin=source.begin,
         ends=list(source.ends),
         embedding_std=weights.embedding_std,

@@ -102,9 +102,9 @@ def verify_tokens(base: DecoderBase, tokens: Sequence[int], *, before: int = 0) 
     manifest = base.manifest
     if not tokens:
         raise DataError("there is no text to continue", "give a prompt")
-    if before + len(tokens) > manifest.context:
+    if before + len(tokens) > manifest.max_positions:
         raise DataError(
-            f"the text has {before + len(tokens)} tokens, the base reads {manifest.context} at most",
+            f"the text has {before + len(tokens)} tokens, the base reads {manifest.max_positions} at most",
             "shorten it, or begin a new conversation",
         )
     for index, token in enumerate(tokens):

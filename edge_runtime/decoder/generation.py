@@ -79,7 +79,7 @@ def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Iterator[
 
 
 def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
-    writer = _Writer(cache.base, request, room=cache.base.manifest.context - len(prompt) + 1)
+    writer = _Writer(cache.base, request, room=cache.base.manifest.max_positions - len(prompt) + 1)
     with cache.in_use():
         logits = cache.follow(prompt)
         while True:

@@ -90,7 +90,7 @@ class KeyValues:
         room = self._values[0].shape()[2]
         if total <= room:
             return
-        room = max(total, min(max(2 * room, BLOCK), self._manifest.context))
+        room = max(total, min(max(2 * room, BLOCK), self._manifest.max_positions))
         arrays = [self._empty(room) for _ in self._names]
         for array, value in zip(arrays, self._values, strict=True):
             array[:, :, : self.length] = value.numpy()[:, :, : self.length]
@@ -117,7 +117,7 @@ def writes_in_place(session: Any, manifest: DecoderManifest) -> bool:
 
     Raises ArtefactError when even that does not run.
     """
-    pieces = [np.zeros(1, np.int64), np.ones(min(2, manifest.context - 1), np.int64)]
+    pieces = [np.zeros(1, np.int64), np.ones(min(2, manifest.max_positions - 1), np.int64)]
     pieces = [piece for piece in pieces if len(piece)]
     plain, shared = (
         KeyValues(session, manifest, {}, in_place=in_place, log_level=SILENT)

@@ -199,7 +199,7 @@ def test_a_context_may_be_shorter_than_the_models(folder: Path, tmp_path: Path) 
         context=32,
         explain=reasons.append,
     )
-    assert manifest_of(tmp_path / "base").context == 32
+    assert manifest_of(tmp_path / "base").max_positions == 32
     assert reasons == ["32 of 96 positions, to keep the tables small"]
 
 
