@@ -39,10 +39,10 @@ NORMS = {
     "attn_k_norm.weight": "self_attn.k_norm.weight",
 }
 EMBEDDING, FINAL_NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
+DEFAULT_BASE = 10000.0
 # Keys under the architecture's name that are read, or that say nothing about what is computed.
-SIZES = ("block_count", "embedding_length", "feed_forward_length", "context_length")
 READ = (
-    *SIZES,
+    *("block_count", "embedding_length", "feed_forward_length", "context_length"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
     *("attention.value_length", "attention.layer_norm_rms_epsilon"),
     *("rope.freq_base", "rope.dimension_count", "vocab_size"),
@@ -143,50 +143,49 @@ def architecture_of(container: Container) -> str:
 def config_of(container: Container, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The configuration as ``config.json`` has it, and choices that were made. Raises ArtefactError."""
     keys = _Keys(container, name)
-    hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
-    kv_heads = keys.count("attention.head_count_kv", heads)
-    head_dim = keys.count("attention.key_length", hidden // heads or 1)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.count(key, head_dim) != head_dim:
-            raise keys.odd(key, f"is not the size of a head, {head_dim}")
-    stated = f"{name}.attention.key_length" in container.keys
-    if heads % kv_heads or head_dim % 2 or not (stated or heads * head_dim == hidden):
-        raise ArtefactError(
-            f"{container.path}: {heads} heads of {head_dim}, {kv_heads} of keys, do not make {hidden}",
-            OTHER,
-        )
-    reasons: tuple[str, ...] = ()
-    if f"{name}.rope.freq_base" not in container.keys:
-        reasons = (
-            "the file states no base of the rotary embeddings: 10000, as llama.cpp takes it",
-        )
-    embedding = container.tensors.get(EMBEDDING)
-    if embedding is None or len(embedding.shape) != 2:
-        raise ArtefactError(f"{container.path}: the tensor {EMBEDDING!r} is missing", OTHER)
     layers = keys.count("block_count")
     if layers > len(container.tensors):
         raise keys.odd("block_count", f"asks for {layers} layers: tensors are missing")
+    embedding = container.tensors.get(EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise ArtefactError(f"{container.path}: the tensor {EMBEDDING!r} is missing", OTHER)
+    base = keys.real("rope.freq_base", DEFAULT_BASE)
     config = {
         "model_type": name,
         "architectures": [CLASSES[name]],
         "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
+        "hidden_size": keys.count("embedding_length"),
         "intermediate_size": keys.count("feed_forward_length"),
         "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
+        **_heads_of(keys),
         "hidden_act": "silu",
         "max_position_embeddings": keys.count("context_length"),
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": keys.real("rope.freq_base", 10000.0),
-        },
+        "rope_parameters": {"rope_type": "default", "rope_theta": base},
         "tie_word_embeddings": HEAD not in container.tensors,
         **ARCHITECTURES[name].settings,
     }
-    return config, reasons
+    if keys.states("rope.freq_base"):
+        return config, ()
+    return config, (
+        f"the file states no base of the rotary embeddings: {base:g}, as llama.cpp takes it",
+    )
+
+
+def _heads_of(keys: _Keys) -> dict[str, int]:
+    """Numbers of heads, and their size. Raises ArtefactError where they do not fit."""
+    hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    kv_heads = keys.count("attention.head_count_kv", heads)
+    size = keys.count("attention.key_length", hidden // heads or 1)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.count(key, size) != size:
+            raise keys.odd(key, f"is not the size of a head, {size}")
+    fit = keys.states("attention.key_length") or heads * size == hidden
+    if heads % kv_heads or size % 2 or not fit:
+        raise keys.odd(
+            "attention.head_count", f"does not fit: {heads} heads of {size}, {kv_heads} of keys"
+        )
+    return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": size}
 
 
 def places_of(config: Mapping[str, Any]) -> dict[str, Place]:
@@ -241,6 +240,9 @@ class _Keys:
 
     def odd(self, key: str, fault: str) -> ArtefactError:
         return ArtefactError(f"{self.container.path}: the key {self.name}.{key} {fault}", OTHER)
+
+    def states(self, key: str) -> bool:
+        return f"{self.name}.{key}" in self.container.keys
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.container.keys.get(f"{self.name}.{key}", default)

@@ -67,7 +67,7 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "version 0": (b"GGUF" + struct.pack("<I", 0) + bytes(40), "version 0"),
     "version 4": (b"GGUF" + struct.pack("<I", 4) + bytes(40), "version 4"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(40), "big-endian"),
-    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
+    "a pointer": (b"version https://git-lfs/spec/v1\n", "git-lfs"),
     "no keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "general.architecture"),
 }
 
