@@ -15,10 +15,10 @@ from base_model.decoder.attention import Attention, cached_attention
 from base_model.decoder.nodes import Nodes
 from base_model.decoder.products import (
     BLOCK,
-    HEAD_LEVEL,
     Building,
     Stores,
     codes_of,
+    in_two_parts,
     linear,
     product,
     row_shape,
@@ -36,12 +36,10 @@ def generating_graph(
     *,
     context: int,
     slots: bool,
-    head_level: int = HEAD_LEVEL,
 ) -> Nodes:
     """The graph of a decoder whose tensors are ``weights``, by Hugging Face's names.
 
     ``context``: positions in the rotary tables. ``slots=False`` leaves out the optional inputs.
-    ``head_level``: accuracy level of an output layer in 8 bits; another one than the default is for tests.
     """
     nodes = Nodes("decoder")
     building = Building(
@@ -50,7 +48,6 @@ def generating_graph(
         nodes=nodes,
         context=context,
         slots=slots,
-        head_level=head_level,
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "new"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "total"])
@@ -240,8 +237,9 @@ def _scaled(nodes: Nodes, value: str, scale: float, output: str) -> str:
 def _logits(building: Building, rows: str) -> None:
     nodes, shape = building.nodes, building.shape
     weight = building.weights[f"{shape.head}.weight"]
-    level = building.head_level if isinstance(weight, CodedWeight) and weight.bits == 8 else 0
-    logits = product(building, shape.head, rows, "logits/rows", level)
+    coded = isinstance(weight, CodedWeight) and weight.bits == 8
+    multiply = in_two_parts if coded and shape.hidden % BLOCK == 0 else product
+    logits = multiply(building, shape.head, rows, "logits/rows")
     logits = _scaled(nodes, logits, shape.logits_scale, "logits/scaled")
     if shape.logits_cap:
         cap = nodes.number("logits/cap", shape.logits_cap)

@@ -48,6 +48,10 @@ class Nodes:
             inputs, how = [value, self.numbers("/".join(map(str, sizes)), list(sizes))], {}
         self._nodes.append(helper.make_node("Split", inputs, outputs, axis=-1, **how))
 
+    def halves(self, value: str, outputs: list[str]) -> None:
+        """The upper and the lower half of the rows."""
+        self._nodes.append(helper.make_node("Split", [value], outputs, axis=0, num_outputs=2))
+
     def tensor(self, name: str, value: Array) -> str:
         """A constant. The name says what it is: a second one of the same name is the same."""
         self._tensors.setdefault(name, value)

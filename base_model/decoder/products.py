@@ -15,8 +15,10 @@ from base_model.decoder.source import CodedWeight, Floats
 from protocol.forms import DOWN, UP
 
 BLOCK = 32
-# Accuracy level of an output layer in 8 bits: at 0 it alone takes ten times as long as all the rest.
-HEAD_LEVEL = 4
+# Accuracy level of a product by whole numbers. At 0 an output layer in 8 bits takes ten times as long as all
+# the rest together.
+WHOLE_NUMBERS = 4
+LEAST_SCALE = 1e-30  # of a block of zeros
 Stored = CodedWeight | Floats | np.ndarray[Any, np.dtype[np.float16]]
 Stores = Mapping[str, Stored]
 
@@ -30,7 +32,6 @@ class Building:
     nodes: Nodes
     context: int
     slots: bool
-    head_level: int = HEAD_LEVEL
     computed: set[str] = field(default_factory=set)
 
     def once(self, output: str, compute: Callable[[Building, str], None]) -> str:
@@ -99,6 +100,35 @@ def _coded_product(
     sums = building.once(f"{rows}/sums", _sums)
     offsets = nodes.tensor(f"{path}.offsets", weight.offsets)
     return nodes.add("Gemm", [sums, offsets, made], output, transB=1)
+
+
+def in_two_parts(building: Building, path: str, rows: str, output: str) -> str:
+    """``rows`` times an 8-bit matrix by whole numbers, as good as in floats. (docs/adr/0053)
+
+    MatMulNBits at level 4 rounds each block of its input to 127ths of its largest number. Here the rows are
+    stacked on what that rounding leaves of them: the first part is exact, the error is the second's, a 127th
+    of a 127th. The matrix is read once for both.
+    """
+    nodes, weight = building.nodes, building.weights[f"{path}.weight"]
+    assert isinstance(weight, CodedWeight)
+    assert weight.offsets is None
+    width = _width(building.shape, path)
+    blocks = nodes.add("Reshape", [rows, nodes.numbers("blocks", [0, -1, BLOCK])], f"{output}/in")
+    largest = nodes.add("Abs", [blocks], f"{output}/abs")
+    last = nodes.numbers("last", [-1])
+    largest = nodes.add("ReduceMax", [largest, last], f"{output}/largest", keepdims=1)
+    least = nodes.number("least/scale", LEAST_SCALE)
+    largest = nodes.add("Max", [largest, least], f"{output}/positive")
+    scale = nodes.add("Mul", [largest, nodes.number("one/127th", 1 / 127)], f"{output}/scale")
+    steps = nodes.add("Div", [blocks, scale], f"{output}/steps")
+    steps = nodes.add("Round", [steps], f"{output}/whole")
+    rounded = nodes.add("Mul", [steps, scale], f"{output}/rounded")
+    rounded = nodes.add("Reshape", [rounded, row_shape(nodes, width)], f"{output}/first")
+    rest = nodes.add("Sub", [rows, rounded], f"{output}/second")
+    both = nodes.add("Concat", [rounded, rest], f"{output}/parts", axis=0)
+    stacked = _coded_product(building, path, both, f"{output}/stacked", weight, "", WHOLE_NUMBERS)
+    nodes.halves(stacked, [f"{output}/of-first", f"{output}/of-second"])
+    return nodes.add("Add", [f"{output}/of-first", f"{output}/of-second"], output)
 
 
 def _sums(building: Building, output: str) -> None:

@@ -144,10 +144,9 @@ def built_graph(
     *,
     bits: int = 4,
     embedding_bits: int = 8,
-    head_level: int = 0,
     slots: bool = True,
 ) -> tuple[Graph, dict[str, Array]]:
-    """A graph with the output layer at ``head_level``, and the float weights that it stands for."""
+    """A graph, and the float weights that it stands for."""
     shape = shape_of(source.config)
     stored = stored_weights(
         shape,
@@ -157,9 +156,7 @@ def built_graph(
         tell=lambda _step, _share: None,
     ).tensors
     floats = float_weights(shape, stored)
-    nodes = generating_graph(
-        shape, stored, context=shape.context, slots=slots, head_level=head_level
-    )
+    nodes = generating_graph(shape, stored, context=shape.context, slots=slots)
     folder.mkdir(exist_ok=True)
     nodes.save(folder / "graph.onnx", most=2**30)
     return Graph(open_graph(folder / "graph.onnx")), floats

@@ -43,7 +43,7 @@ from tests.unit.base_model.decoder.models import (
     write_decoder,
 )
 
-SHIPPED = 5e-2  # an output layer in 8 bits rounds its inputs to 8 bits as well
+CODED = 5e-2  # what 8 bits of the embeddings change
 PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
 
 
@@ -91,14 +91,8 @@ def test_the_released_graph_is_near(folder: Path, base: Path) -> None:
     graph = Graph(open_graph(base / shape.graph.file))
     logits, _ = graph.run([[*PROMPT, *tokens]], graph.empty())
     seen = logits[0, len(PROMPT) - 1 : -1]
-    assert 1e-4 < max(map(apart, reference, seen)) < SHIPPED
-    # where another token is the largest, both were as good as level
-    margins = (
-        np.max(reference, 1)
-        - np.take_along_axis(np.array(reference), seen.argmax(1)[:, None], 1)[:, 0]
-    )
-    assert np.mean(margins == 0) > 0.9
-    assert (margins < 2 * np.abs(seen - reference).max(1)).all()
+    assert max(map(apart, reference, seen)) < 1e-4
+    assert seen.argmax(1).tolist() == tokens
 
 
 def test_the_tensors_in_the_file_are_what_the_graph_computes_with(base: Path) -> None:
@@ -133,7 +127,7 @@ def test_other_bits(tmp_path: Path, bits: int, embedding_bits: int, tied: bool) 
     assert manifest.tied is tied
     logits, _ = (graph := Graph(open_graph(out / "graph.onnx"))).run([PROMPT], graph.empty())
     model = AutoModelForCausalLM.from_pretrained(folder)
-    bound = {4: 0.6, 8: 0.1, 16: 3e-3, 32: SHIPPED if embedding_bits == 8 else 1e-4}[bits]
+    bound = {4: 0.6, 8: 0.1, 16: 3e-3, 32: CODED if embedding_bits == 8 else 1e-4}[bits]
     assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits[0]) < bound
 
 
