@@ -18,9 +18,7 @@ from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.key_values import Floats, KeyValues
 from protocol.errors import ArtefactError, DataError
 
-PIECE = (
-    256  # tokens of a run: bounds the memory of scores, and of a graph's logits of all positions
-)
+PIECE = 128  # tokens of a run, which gives logits and scores of them all
 
 
 class Cache:

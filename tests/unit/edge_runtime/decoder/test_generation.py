@@ -128,7 +128,7 @@ def test_an_adapter_of_another_base_is_refused(decoder: DecoderBase, tmp_path: P
         Cache(decoder, adapter_of(lora(), other, source="t"))
 
 
-def test_what_turns_share_is_read_once(either: DecoderBase, monkeypatch) -> None:
+def test_what_turns_share_is_read_once(either: DecoderBase) -> None:
     conversation = Generator(either).conversation()
     first = tokens_of(conversation.steps(PROMPT, Request(max_tokens=4)))
     held = conversation.held
@@ -137,10 +137,9 @@ def test_what_turns_share_is_read_once(either: DecoderBase, monkeypatch) -> None
     again = tokens_of(conversation.steps(turn, Request(max_tokens=4)))
     assert again == plain_text(either, turn, 4)
     assert conversation._cache.tokens[: len(turn)] == tuple(turn)
-    shorter = PROMPT[:4]
-    assert tokens_of(conversation.steps(shorter, Request(max_tokens=4))) == plain_text(
-        either, shorter, 4
-    )
+    for other in (PROMPT[:4], [*PROMPT[:3], 40, *PROMPT[4:], 41], [9]):  # shorter, and edited
+        steps = conversation.steps(other, Request(max_tokens=4))
+        assert tokens_of(steps) == plain_text(either, other, 4)
 
 
 def test_only_what_is_new_runs(decoder: DecoderBase) -> None:
@@ -151,6 +150,17 @@ def test_only_what_is_new_runs(decoder: DecoderBase) -> None:
     tokens = tokens_of(generate(cache, PROMPT, Request(max_tokens=3)))
     list(generate(cache, [*PROMPT, *tokens, 9], Request(max_tokens=2)))
     assert runs == [len(PROMPT), 1, 1, 2, 1]
+
+
+def test_a_cache_that_outgrows_its_room_keeps_what_it_holds(
+    either: DecoderBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.decoder.key_values.BLOCK", 4)
+    tokens = [1, *range(4, 4 + CONTEXT - 1)]
+    cache = Cache(either)
+    for start in range(0, CONTEXT, 3):
+        logits = cache.read(tokens[start : start + 3])
+    assert abs(logits - plain_logits(either.session, tokens)).max() < 1e-4
 
 
 def test_a_long_prompt_is_read_in_pieces(decoder: DecoderBase, monkeypatch) -> None:
