@@ -14,13 +14,13 @@ from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
+from protocol.section import MOST_THREADS
 from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-MOST_THREADS = 1024
 FileKey = tuple[str, int, int]  # path, mtime in ns, bytes
 
 

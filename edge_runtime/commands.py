@@ -14,6 +14,7 @@ from edge_runtime import device_commands
 from edge_runtime.decoder import commands as decoder_commands
 from protocol.errors import DataError, printable
 from protocol.rows.read import Text, read_texts
+from protocol.section import MOST_THREADS
 
 if TYPE_CHECKING:
     from edge_runtime.answer_options import AnswerOptions
@@ -30,7 +31,9 @@ for _command in ("generate", "chat"):
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-Threads = Annotated[int, typer.Option("--threads", help="0 = as ONNX Runtime thinks best")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=MOST_THREADS, help="0 = as ONNX Runtime thinks best")
+]
 
 
 @app.command()

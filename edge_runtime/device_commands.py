@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.errors import printable
+from protocol.section import MOST_THREADS
 
 if TYPE_CHECKING:
     from edge_runtime.http_server import Answering
@@ -96,7 +97,9 @@ def serve(
     trust: Annotated[
         Path | None, typer.Option("--trust", help="with --base: the log's policy")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="with --base; 0: ORT's")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, max=MOST_THREADS, help="with --base; 0: ORT's")
+    ] = 0,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
     top: Top = 1,
     reject_below: RejectBelow = 0.0,

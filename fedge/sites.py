@@ -13,6 +13,7 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
+from protocol.section import MOST_THREADS
 from storage.regular import read_regular
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def enrol(
         list[str] | None, typer.Option("--from", help="folder or URL to fetch the base from")
     ] = None,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="0: as many as it has cores")
+        int, typer.Option("--threads", min=0, max=MOST_THREADS, help="0: as many as it has cores")
     ] = 0,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="on loopback; a free one")

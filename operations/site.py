@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from client.node import INSTANCE
-from client.settings import FINGERPRINT, MOST_THREADS
+from client.settings import FINGERPRINT
 from operations import flower
 from operations.certificates import ALWAYS, make_local, validity
 from operations.folders import (
@@ -50,6 +50,7 @@ from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe
+from protocol.section import MOST_THREADS
 from storage.regular import read_settings_text
 from storage.whole import PRIVATE, write_whole
 

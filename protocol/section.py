@@ -12,6 +12,9 @@ MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_53
 MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
 MOST_TARGETS, MOST_WITNESSES = 256, 64
 
+MOST_THREADS = (
+    1024  # of a session: ONNX Runtime starts as many as it is told, until the machine has none
+)
 MOST_LABELS, MOST_TOKENS = 4096, 65_536  # of a task, of one text
 MOST_VALUE = 1e12  # magnitude of a number that is learnt
 # Whoever shows a label may not be steered by it.

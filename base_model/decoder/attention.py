@@ -33,7 +33,7 @@ def cached_attention(building: Building, layer: int, queries: str, keys: str, va
         optional["softcap"] = shape.scores_cap
     past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
     present = [f"present.{layer}.{part}" for part in ("key", "value")]
-    tables = _tables(building, rope) if rope is not None and turns else ()
+    tables = rope_tables(building, rope) if rope is not None and turns else ()
     nodes.add_contrib(
         "GroupQueryAttention",
         [*texts, *past, "seqlens_k", "total_sequence_length", *tables],
@@ -56,7 +56,9 @@ def turned(building: Building, rope: Rope, rows: str) -> str:
     heads = nodes.add("Reshape", [rows, deep], f"{rows}/heads")
     first, second = f"{rows}/first", f"{rows}/second"
     nodes.split(heads, [first, second])
-    cosines, sines = (building.once(f"{table}/taken", _taken) for table in _tables(building, rope))
+    cosines, sines = (
+        building.once(f"{table}/taken", _taken) for table in rope_tables(building, rope)
+    )
     halves = []
     for kind, one, other in (("Sub", first, second), ("Add", second, first)):
         left = nodes.add("Mul", [one, cosines], f"{one}/cos")
@@ -66,7 +68,7 @@ def turned(building: Building, rope: Rope, rows: str) -> str:
     return nodes.add("Reshape", [whole, "tokens/any"], f"{rows}/turned")
 
 
-def _tables(building: Building, rope: Rope) -> tuple[str, str]:
+def rope_tables(building: Building, rope: Rope) -> tuple[str, str]:
     """Cosines and sines of a rope, (context, head_size / 2)."""
     number = list(dict.fromkeys(building.shape.ropes)).index(rope)
     cosines, sines = rope.tables(building.shape.head_size, building.context)

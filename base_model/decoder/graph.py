@@ -56,7 +56,7 @@ def generating_graph(
             cached: list[int | str] = ["rows", shape.kv_heads, "past", shape.head_size]
             nodes.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, cached)
     _counts(nodes)
-    hidden = _layers(building, _embedded(building), cached_attention)
+    hidden = layers(building, embedded(building), cached_attention)
     _logits(building, hidden)
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
     for layer in range(shape.layers):
@@ -79,7 +79,7 @@ def _counts(nodes: Nodes) -> None:
     nodes.add("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
 
-def _embedded(building: Building) -> str:
+def embedded(building: Building) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
     nodes, shape = building.nodes, building.shape
     name, table = f"{EMBEDDINGS}/words", building.weights[f"{EMBEDDINGS}.weight"]
@@ -107,7 +107,7 @@ def _cut(width: int) -> tuple[tuple[str, int], ...]:
     return ("start", 0), ("end", width), ("axis", 1)
 
 
-def _layers(building: Building, stream: str, attention: Attention) -> str:
+def layers(building: Building, stream: str, attention: Attention) -> str:
     """The last layer's hidden states behind the last norm.
 
     What a block adds to the stream is added where the next norm is computed: one pass for both.
@@ -168,6 +168,9 @@ def _added_norm(building: Building, stream: str, added: str, path: str) -> tuple
     if not added:
         return _norm(building, stream, path), stream
     normed, total = f"{path}/normed", f"{path}/stream"
+    if not building.fused_norms:
+        total = building.nodes.add("Add", [stream, added], total)
+        return _norm(building, total, path), total
     building.nodes.add_contrib(
         "SkipSimplifiedLayerNormalization",
         [stream, added, _norm_weight(building, path)],

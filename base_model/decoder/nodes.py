@@ -82,11 +82,18 @@ class Nodes:
         """An output of the graph."""
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
+    def model(self) -> onnx.ModelProto:
+        """The graph, with its tensors inside."""
+        return self._model(None)
+
     def save(self, path: Path, *, most: int) -> None:
         """Write the graph; tensors of more than ``most`` bytes together lie in ``graph.data`` beside it."""
         outside = None
         if sum(value.nbytes for value in self._tensors.values()) > most:
             outside = OutsideFile(path.parent / GRAPH_DATA)
+        onnx.save(self._model(outside), str(path))
+
+    def _model(self, outside: OutsideFile | None) -> onnx.ModelProto:
         optional = {slot.name for slot in self.slots}
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs)
         for name, value in self._tensors.items():
@@ -98,7 +105,6 @@ class Nodes:
                 tensor.raw_data = value.tobytes()
             graph.initializer.append(tensor)
         versions = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=versions, ir_version=IR_VERSION, producer_name="fedge"
         )
-        onnx.save(model, str(path))

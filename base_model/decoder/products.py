@@ -25,13 +25,18 @@ Stores = Mapping[str, Stored]
 
 @dataclass(kw_only=True)
 class Building:
-    """A graph on its way: the shape, the tensors by their names, and what has been computed already."""
+    """A graph on its way: the shape, the tensors by their names, and what has been computed already.
+
+    ``fused_norms``: what a block adds is added where the next norm is computed, in one operator; a graph that
+    is to have a derivative has two.
+    """
 
     shape: DecoderShape
     weights: Stores
     nodes: Nodes
     context: int
     slots: bool
+    fused_norms: bool = True
     computed: set[str] = field(default_factory=set)
 
     def once(self, output: str, compute: Callable[[Building, str], None]) -> str:

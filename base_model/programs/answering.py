@@ -61,26 +61,33 @@ def ask_for_types(graph: onnx.GraphProto) -> None:
     graph.input.insert(2, types)
 
 
+def _stand_for(graph: onnx.GraphProto, node: onnx.NodeProto, kind: str, weight: list[int]) -> None:
+    """``node`` as MatMul or Gather with a float weight, an input that only this has."""
+    name = f"{node.output[0]}/shadow"
+    graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, weight))
+    kept = [node.input[0], name] if kind == "MatMul" else [name, node.input[1]]
+    node.op_type, node.domain = kind, ""
+    del node.input[:], node.attribute[:]
+    node.input.extend(kept)
+
+
 def infer_shapes(model: onnx.ModelProto, known: Mapping[str, tuple[int | str, ...]]) -> Shapes:
     """Shapes of every tensor; a dimension is a number or a name of its own where none is known.
 
-    Some are no operators of the standard: here MatMulNBits stands as MatMul with a weight [K, N], and what
-    leaves shapes alone as Identity.
+    Some are no operators of the standard: here a product or a table of codes stands as one of floats, and
+    what leaves shapes alone as Identity.
     """
     shadow = onnx.ModelProto()
     shadow.CopyFrom(model)
-    for node in shadow.graph.node:
+    graph = shadow.graph
+    sizes_of = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        settings = {item.name: item.i for item in node.attribute}
         if node.op_type == "MatMulNBits":
-            sizes = {item.name: item.i for item in node.attribute}
-            weight = f"{node.output[0]}/shadow"
-            shadow.graph.input.append(
-                helper.make_tensor_value_info(
-                    weight, onnx.TensorProto.FLOAT, [sizes["K"], sizes["N"]]
-                )
-            )
-            node.op_type, node.domain = "MatMul", ""
-            del node.input[1:], node.attribute[:]
-            node.input.append(weight)
+            _stand_for(graph, node, "MatMul", [settings["K"], settings["N"]])
+        elif node.op_type == "GatherBlockQuantized":
+            *outer, inner = sizes_of[node.input[0]]
+            _stand_for(graph, node, "Gather", [*outer, inner * 8 // settings["bits"]])
         elif node.op_type in SAME_SHAPE:
             node.op_type, node.domain = "Identity", ""
             del node.input[1:], node.output[1:], node.attribute[:]

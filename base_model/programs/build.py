@@ -7,6 +7,8 @@ and frozen tensors are read from the base's ``weights.safetensors`` where they l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -23,7 +25,21 @@ IR_VERSION = 10
 LOSS, GRADIENT = "loss", "gradient."
 Symbols = Mapping[str, Symbol]
 Forms = Callable[[Symbols], Mapping[str, Symbol]]  # trained tensors -> slots of the answering graph
-Loss = Callable[[Tape, str], str]  # (tape, output) -> scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A loss in a graph: the ``scalar``, and where its derivative begins.
+
+    ``slope`` is its gradient by the tensor ``at``; without these it begins at the scalar itself.
+    """
+
+    scalar: str
+    at: str = ""
+    slope: str = ""
+
+
+Loss = Callable[[Tape, str], Objective]  # (tape, output of the answering graph)
 
 
 def training_graph(
@@ -34,7 +50,6 @@ def training_graph(
     forms: Forms,
     loss: Loss,
     targets: Mapping[str, tuple[int, list[str]]],
-    weights: Callable[[Tape, onnx.NodeProto, str], str],
 ) -> onnx.ModelProto:
     """The graph of a program.
 
@@ -43,26 +58,28 @@ def training_graph(
         tensors: dimensions of each tensor of the adapter; all are inputs, float32, of free sizes.
         trained: those whose gradients are outputs, ``gradient.NAME``.
         forms: what the tensors put into which slots.
-        loss: the scalar ``loss`` of the answering graph's output and the targets.
+        loss: of the answering graph's output and the targets.
         targets: further inputs by name: ONNX element type and dimensions.
-        weights: the float weight [N, K] of a MatMulNBits node, whose output's gradient is the third.
     """
     model, tape = _adapted(answering, tensors, forms)
     graph = model.graph
     graph.input.extend(
         helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
     )
-    scalar = loss(tape, graph.output[0].name)
+    objective = loss(tape, graph.output[0].name)
     sort_topologically(graph)
     gradients = append_gradients(
         graph,
-        scalar=scalar,
+        scalar=objective.at or objective.scalar,
+        seed=objective.slope,
         wanted=trained,
         shapes=infer_shapes(model, {}),
-        weights=lambda node, gradient: weights(tape, node, gradient),
+        weights=partial(expanded_weights, tape),
     )
     _name_outputs(
-        graph, {LOSS: scalar} | {f"{GRADIENT}{n}": g for n, g in gradients.items()}, tensors
+        graph,
+        {LOSS: objective.scalar} | {f"{GRADIENT}{n}": g for n, g in gradients.items()},
+        tensors,
     )
     sort_topologically(graph)
     del graph.value_info[:]
@@ -121,40 +138,47 @@ def _name_outputs(
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
 
 
-def expanded_weights(bits: int, block: int) -> Callable[[Tape, onnx.NodeProto, str], str]:
+def expanded_weights(tape: Tape, node: onnx.NodeProto, gradient: str) -> str:
     """Expand a node's codes [N, K] where its gradient needs them: all rows, gathered from the same bytes.
 
     GatherBlockQuantized takes half the time of DequantizeLinear, and the codes as MatMulNBits has them. How
     many rows there are is asked of the gradient: so weights are expanded one at a time, each in its turn.
     """
+    settings = {item.name: item.i for item in node.attribute}
+    n, bits, block = settings["N"], settings["bits"], settings["block_size"]
+    blocks = -(-settings["K"] // block)
+    codes, scales = flat_codes(
+        tape.graph, *node.input[1:3], rows=n, bits=bits, width=blocks * block
+    )
+    count = tape.op("Shape", gradient, start=-1)
+    rows = tape.op("Slice", tape.constant(np.arange(n), np.int32), tape.axes(0), count)
+    expanded = tape.op(
+        "GatherBlockQuantized",
+        *(codes, rows, scales),
+        domain=MICROSOFT,
+        bits=bits,
+        block_size=block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    if blocks * block == settings["K"]:
+        return expanded
+    return tape.op("Slice", expanded, tape.axes(0), tape.axes(settings["K"]), tape.axes(1))
 
-    def weight(tape: Tape, node: onnx.NodeProto, gradient: str) -> str:
-        sizes = {item.name: item.i for item in node.attribute}
-        n, blocks = sizes["N"], -(-sizes["K"] // block)
-        codes, scales = (f"{name}{ROWS}" for name in node.input[1:3])
-        have = {item.name: item for item in tape.graph.initializer}
-        if codes not in have:
-            for name, source, kind, width in (
-                (codes, node.input[1], TensorProto.UINT8, blocks * block * bits // 8),
-                (scales, node.input[2], TensorProto.FLOAT, blocks),
-            ):
-                data = have[source].raw_data
-                tape.graph.initializer.append(
-                    helper.make_tensor(name, kind, [n, width], data, raw=True)
+
+def flat_codes(
+    graph: onnx.GraphProto, codes: str, scales: str, *, rows: int, bits: int, width: int
+) -> tuple[str, str]:
+    """Names of the same bytes as matrices: codes (rows, width * bits / 8) uint8, scales (rows, blocks)."""
+    have = {item.name: item for item in graph.initializer}
+    for source, kind, columns in (
+        (codes, TensorProto.UINT8, width * bits // 8),
+        (scales, TensorProto.FLOAT, len(have[scales].raw_data) // 4 // rows),
+    ):
+        if f"{source}{ROWS}" not in have:
+            graph.initializer.append(
+                helper.make_tensor(
+                    f"{source}{ROWS}", kind, [rows, columns], have[source].raw_data, raw=True
                 )
-        count = tape.op("Shape", gradient, start=-1)
-        rows = tape.op("Slice", tape.constant(np.arange(n), np.int32), tape.axes(0), count)
-        expanded = tape.op(
-            "GatherBlockQuantized",
-            *(codes, rows, scales),
-            domain=MICROSOFT,
-            bits=bits,
-            block_size=block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-        if blocks * block == sizes["K"]:
-            return expanded
-        return tape.op("Slice", expanded, tape.axes(0), tape.axes(sizes["K"]), tape.axes(1))
-
-    return weight
+            )
+    return f"{codes}{ROWS}", f"{scales}{ROWS}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from base_model.programs.answering import ask_for_types
-from base_model.programs.build import adapted_graph, expanded_weights, training_graph
+from base_model.programs.build import Objective, adapted_graph, training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
 from base_model.tasks import TASKS
@@ -45,9 +45,8 @@ def classifier_graphs(
                 tensors=tensors,
                 trained=[spec.name for spec in layout.specs if spec.name in names],
                 forms=forms,
-                loss=task.loss,
+                loss=lambda tape, outputs: Objective(scalar=task.loss(tape, outputs)),
                 targets={task.TARGET: (task.ELEMENT, ["batch"])},
-                weights=expanded_weights(manifest.bits, manifest.block),
             )
         refer_to_weights(model, base / WEIGHTS)
         return model

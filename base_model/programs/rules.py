@@ -13,6 +13,7 @@ from base_model.programs.step import Gradients, Product, Rule, Step, Undifferent
 from base_model.programs.tape import MICROSOFT
 
 ROOT_HALF, HALF, DENSITY = 2**-0.5, 0.5, (2 * np.pi) ** -0.5
+CUBIC, SLOPE = 0.044715, (2 / np.pi) ** 0.5  # of GELU by tanh
 
 # -- products ---------------------------------------------------------------------------------------
 
@@ -131,22 +132,38 @@ def _relu(step: Step) -> Gradients:
 
 
 def _sigmoid(step: Step) -> Gradients:
+    """y (1 - y), in an order in which nothing is computed before the gradient is there."""
     y = step.node.output[0]
-    slope = step.op("Mul", y, step.op("Sub", step.tape.constant(1.0), y))
-    return {0: step.op("Mul", step.gradient, slope)}
+    part = step.op("Mul", step.gradient, y)
+    return {0: step.op("Sub", part, step.op("Mul", part, y))}
 
 
 def _gelu(step: Step) -> Gradients:
     """x Φ(x): its slope is Φ(x) + x φ(x)."""
-    if step.attribute("approximate", b"none") not in (b"none", "none"):
-        raise UndifferentiableError("Gelu by tanh")
     x, constant = step.node.input[0], step.tape.constant
+    if step.attribute("approximate", b"none") in (b"tanh", "tanh"):
+        return _gelu_by_tanh(step)
     erf = step.op("Erf", step.op("Mul", x, constant(ROOT_HALF)))
     below = step.op("Add", step.op("Mul", erf, constant(HALF)), constant(HALF))
     exponent = step.op("Mul", step.op("Mul", x, x), constant(-HALF))
     density = step.op("Mul", step.op("Exp", exponent), constant(DENSITY))
     slope = step.op("Add", below, step.op("Mul", x, density))
     return {0: step.op("Mul", step.gradient, slope)}
+
+
+def _gelu_by_tanh(step: Step) -> Gradients:
+    """x (1 + t) / 2, t = tanh(c (x + a x^3)): its slope is (1 + t) / 2 + x (1 - t^2) c (1 + 3 a x^2) / 2."""
+    x, constant = step.node.input[0], step.tape.constant
+    square = step.op("Mul", x, x)
+    inner = step.op("Add", step.op("Mul", square, constant(CUBIC * SLOPE)), constant(SLOPE))
+    tanh = step.op("Tanh", step.op("Mul", x, inner))
+    rest = step.op(
+        "Sub", constant(HALF), step.op("Mul", step.op("Mul", tanh, tanh), constant(HALF))
+    )
+    steep = step.op("Add", step.op("Mul", square, constant(3 * CUBIC * SLOPE)), constant(SLOPE))
+    curved = step.op("Mul", step.op("Mul", x, rest), steep)
+    below = step.op("Add", step.op("Mul", tanh, constant(HALF)), constant(HALF))
+    return {0: step.op("Mul", step.gradient, step.op("Add", below, curved))}
 
 
 def _erf(step: Step) -> Gradients:

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from base_model.programs.answering import ask_for_types
-from base_model.programs.build import OPSET, Symbols, expanded_weights, training_graph
+from base_model.programs.build import OPSET, Objective, Symbols, training_graph
 from base_model.programs.document import ProgramDocument, TensorRule, graph_name
 from base_model.programs.folder import Program, deriving, graph_entry, verify_graphs
 from base_model.programs.frozen import refer_to_weights
@@ -59,9 +59,8 @@ def slot_program(
             tensors={spec.name: len(spec.shape) for spec in layout.specs},
             trained=[spec.name for spec in layout.specs],
             forms=_as_they_are,
-            loss=task.loss,
+            loss=lambda tape, outputs: Objective(scalar=task.loss(tape, outputs)),
             targets={task.TARGET: (task.ELEMENT, ["batch"])},
-            weights=expanded_weights(manifest.bits, manifest.block),
         )
     refer_to_weights(model, base / WEIGHTS)
     name, data = graph_name(parts), model.SerializeToString(deterministic=True)

@@ -37,6 +37,15 @@ class OutputLayer:
     bits: int = 8
     block: int = 32
 
+    @property
+    def slice_rows(self) -> int:
+        """Rows of the weight in a slice."""
+        return max(1, SLICE // self.width)
+
+    def starts(self) -> range:
+        """The first row of every slice."""
+        return range(0, self.vocabulary, self.slice_rows)
+
     def rows(self, tape: Tape, index: str) -> str:
         """Those at ``index`` (n,) int64, as floats (n, width)."""
         if self.weight:
@@ -68,7 +77,8 @@ def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
     along = tape.op("ReduceSum", tape.op("Mul", chosen, wanted), tape.axes(1), keepdims=1)
     loss = tape.op("ReduceSum", tape.op("Sub", total, along), keepdims=0)
     back = tape.op("Neg", wanted)
-    for weight, logits in _slices(tape, chosen, layer, after=total):
+    for start in layer.starts():
+        weight, logits = _slice(tape, chosen, layer, start, after=back)
         share = tape.op("Exp", tape.op("Sub", logits, total))
         back = tape.op("Gemm", share, weight, back)
     zeros = tape.op("Mul", every, tape.constant(0.0))
@@ -78,32 +88,25 @@ def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
 
 def _logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> str:
     """(n, 1) over the whole vocabulary."""
-    parts = [
-        tape.op("ReduceLogSumExp", logits, tape.axes(1), keepdims=1)
-        for _, logits in _slices(tape, chosen, layer, after=chosen)
-    ]
+    parts, after = [], chosen
+    for start in layer.starts():
+        _, logits = _slice(tape, chosen, layer, start, after=after)
+        after = tape.op("ReduceLogSumExp", logits, tape.axes(1), keepdims=1)
+        parts.append(after)
     return tape.op("ReduceLogSumExp", tape.op("Concat", *parts, axis=1), tape.axes(1), keepdims=1)
 
 
-def _slices(tape: Tape, chosen: str, layer: OutputLayer, *, after: str) -> list[tuple[str, str]]:
-    """(rows of the weight, their logits), slice by slice.
+def _slice(
+    tape: Tape, chosen: str, layer: OutputLayer, start: int, *, after: str
+) -> tuple[str, str]:
+    """(rows of the weight from ``start`` on, their logits).
 
-    A slice is not expanded before the one before it was multiplied, whatever order a runtime takes: its
-    bounds are computed from that product's (or of the first, from ``after``'s) number of rows, times 0.
+    They are not expanded before ``after`` is there, whatever order a runtime takes: where they begin is
+    computed from its size, times 0. So one slice is there at a time.
     """
-    step = max(1, SLICE // layer.width)
-    slices = []
-    for start in range(0, layer.vocabulary, step):
-        stop = min(start + step, layer.vocabulary)
-        nothing = tape.op("Mul", tape.op("Size", after), tape.constant(0, np.int64))
-        index = tape.op(
-            "Range",
-            tape.op("Add", nothing, tape.constant(start, np.int64)),
-            tape.constant(stop, np.int64),
-            tape.constant(1, np.int64),
-        )
-        weight = layer.rows(tape, index)
-        logits = tape.op("Gemm", chosen, weight, transB=1)
-        slices.append((weight, logits))
-        after = logits
-    return slices
+    nothing = tape.op("Mul", tape.op("Size", after), tape.constant(0, np.int64))
+    first = tape.op("Add", nothing, tape.constant(start, np.int64))
+    stop = min(start + layer.slice_rows, layer.vocabulary)
+    index = tape.op("Range", first, tape.constant(stop, np.int64), tape.constant(1, np.int64))
+    weight = layer.rows(tape, index)
+    return weight, tape.op("Gemm", chosen, weight, transB=1)

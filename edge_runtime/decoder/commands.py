@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.errors import DataError
+from protocol.section import MOST_THREADS
 
 if TYPE_CHECKING:
     from edge_runtime.decoder.generation import Generator, Request, Step
@@ -30,7 +31,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="the same one gives the
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="text that ends the answer; may be given again")
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="0 = as ONNX Runtime thinks best")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=MOST_THREADS, help="0 = as ONNX Runtime thinks best")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from base_model.build import build_base
 from base_model.families import FAMILIES as ROWS
-from base_model.programs.build import expanded_weights, training_graph
+from base_model.programs.build import training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.session import open_session
 from base_model.store import open_base
@@ -156,7 +156,6 @@ def gradients_of(
         forms=lambda tensors: tensors,
         loss=cross_entropy,
         targets={TARGET: (ELEMENT, ["batch"])},
-        weights=expanded_weights(manifest.bits, manifest.block),
     )
     refer_to_weights(model, base / WEIGHTS)
     session = open_session(model.SerializeToString(), base, threads=1)
