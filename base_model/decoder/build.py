@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 from safetensors.numpy import save_file
 
+from base_model.decoder.calibration import has_floats, input_moments
 from base_model.decoder.check import check_graph
 from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
@@ -58,6 +59,7 @@ def build_decoder(
     slots: bool = True,
     context: int = MOST_CONTEXT,
     one_file: int = ONE_FILE,
+    calibration: str = "",
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
 ) -> DecoderManifest:
@@ -71,6 +73,7 @@ def build_decoder(
         embedding_bits: the same of the word embeddings and the output layer.
         slots: False leaves the graph without optional inputs; for comparison only.
         context: positions at most; fewer where the model has fewer.
+        calibration: a text to learn from which inputs matter; codes of 4 bits are then made for them.
         one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
         explain: called with each choice that was made and why.
@@ -87,12 +90,16 @@ def build_decoder(
     with writing(out), folder_that_appears(out) as folder:
         shape = shape_of(source.config)
         _check_tokens(source, shape)
+        importance = None
+        if calibration and bits == 4 and has_floats(source, shape):
+            importance = input_moments(source, shape, calibration, tell=tell)
         weights = stored_weights(
             shape,
             source.tensors,
             bits=bits,
             embedding_bits=embedding_bits,
             tell=lambda step, share: tell(step, 0.6 * share),
+            importance=importance,
         )
         for reason in (*source.reasons, *weights.reasons):
             say(reason)

@@ -28,7 +28,7 @@ class Building:
     """A graph on its way: the shape, the tensors by their names, and what has been computed already.
 
     ``fused_norms``: what a block adds is added where the next norm is computed, in one operator; a graph that
-    is to have a derivative has two.
+    is to have a derivative has two. ``read``: by the path of a matrix, the rows that it multiplies.
     """
 
     shape: DecoderShape
@@ -37,6 +37,7 @@ class Building:
     context: int
     slots: bool
     fused_norms: bool = True
+    read: dict[str, str] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
 
     def once(self, output: str, compute: Callable[[Building, str], None]) -> str:
@@ -65,6 +66,7 @@ def linear(building: Building, path: str, rows: str) -> str:
 
 def product(building: Building, path: str, rows: str, output: str, level: int = 0) -> str:
     """``rows`` times a matrix (out, in), plus its bias."""
+    building.read[path] = rows
     nodes, weight = building.nodes, building.weights[f"{path}.weight"]
     stored = building.weights.get(f"{path}.bias")
     assert not isinstance(stored, CodedWeight)

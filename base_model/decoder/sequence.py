@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import onnx
 from onnx import TensorProto
 
 from base_model.decoder.attention import rope_tables
@@ -18,25 +17,18 @@ from base_model.decoder.nodes import Nodes
 from base_model.decoder.products import Building, Stores, row_shape
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
-from protocol.errors import ArtefactError
 
 HIDDEN = "hidden/last"  # (tokens, hidden): behind the last norm, what the output layer multiplies
 NEVER = -1e9  # added to the score of a token that must not be seen
 
 
-def sequence_graph(shape: DecoderShape, weights: Stores, *, context: int) -> onnx.ModelProto:
-    """Ids (rows, tokens) to hidden states, with slots.
-
-    The mask is an input that nothing reads. Raises ArtefactError for a shape that cannot be trained here.
-    """
-    if shape.fused or shape.logits_cap:
-        raise ArtefactError(
-            f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
-            "use it without training, or another family",
-        )
+def sequence_graph(
+    shape: DecoderShape, weights: Stores, *, context: int, slots: bool = True
+) -> Building:
+    """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads."""
     nodes = Nodes("sequence")
     building = Building(
-        shape=shape, weights=weights, nodes=nodes, context=context, slots=True, fused_norms=False
+        shape=shape, weights=weights, nodes=nodes, context=context, slots=slots, fused_norms=False
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
@@ -48,7 +40,7 @@ def sequence_graph(shape: DecoderShape, weights: Stores, *, context: int) -> onn
         hidden = nodes.add("Mul", [hidden, by], "hidden/scaled")
     nodes.add("Identity", [hidden], HIDDEN)
     nodes.output(HIDDEN, TensorProto.FLOAT, ["positions", shape.hidden])
-    return nodes.model()
+    return building
 
 
 def whole_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:

@@ -14,7 +14,7 @@ from base_model.decoder.source import CodedWeight, Floats
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError
 
-PIECE = 2**22  # numbers that are quantised at a time: the search holds several copies of them
+PIECE = 2**22  # numbers that are looked at together
 COMPLETE = "fetch a complete checkpoint"
 # Buffers of old checkpoints, which follow from the config.
 BUFFERS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
@@ -40,8 +40,12 @@ def stored_weights(
     bits: int,
     embedding_bits: int,
     tell: Progress,
+    importance: Mapping[str, Floats] | None = None,
 ) -> Weights:
-    """Every tensor of the decoder out of a source's. Raises ArtefactError that names an odd one."""
+    """Every tensor of the decoder out of a source's. Raises ArtefactError that names an odd one.
+
+    ``importance``: by the path of a linear, the mean square of each of its inputs.
+    """
     _check_names(shape, tensors)
     stored: dict[str, Stored] = {}
     again: list[str] = []
@@ -50,7 +54,8 @@ def stored_weights(
         name, wanted = f"{path}.weight", embedding_bits if path in (EMBEDDINGS, HEAD) else bits
         weight = tensors[name]
         _check_matrix(name, weight, size)
-        stored[name] = _matrix(weight, wanted, size[1], table=path in (EMBEDDINGS, HEAD))
+        table, weighed = path in (EMBEDDINGS, HEAD), (importance or {}).get(path)
+        stored[name] = _matrix(weight, wanted, size[1], table=table, importance=weighed)
         if isinstance(weight, CodedWeight) and stored[name] is not weight:
             again.append(name)
         tell(f"quantising to {bits} bits", number / len(matrices))
@@ -147,7 +152,14 @@ def _check_matrix(name: str, weight: Floats | CodedWeight, size: tuple[int, int]
         raise ArtefactError(f"{name} holds codes of another matrix than {size}", COMPLETE)
 
 
-def _matrix(weight: Floats | CodedWeight, bits: int, width: int, *, table: bool) -> Stored:
+def _matrix(
+    weight: Floats | CodedWeight,
+    bits: int,
+    width: int,
+    *,
+    table: bool,
+    importance: Floats | None,
+) -> Stored:
     """A matrix in ``bits``; codes that fit are taken over. A table of words has no offsets."""
     if isinstance(weight, CodedWeight):
         offsets = weight.offsets is not None
@@ -158,7 +170,8 @@ def _matrix(weight: Floats | CodedWeight, bits: int, width: int, *, table: bool)
         return np.ascontiguousarray(weight, np.float32)
     if bits == 16:
         return _halved(weight)
-    return _coded(weight, bits)
+    codes, scales = quantise(weight, bits=bits, block=BLOCK, importance=importance)
+    return CodedWeight(bits=bits, codes=codes, scales=scales)
 
 
 def _halved(weight: Floats) -> npt.NDArray[np.float16]:
@@ -166,17 +179,6 @@ def _halved(weight: Floats) -> npt.NDArray[np.float16]:
     if not np.isfinite(half).all():
         raise ArtefactError("a matrix has numbers beyond the range of 16 bits", "use --bits 32")
     return half
-
-
-def _coded(weight: Floats, bits: int) -> CodedWeight:
-    """Quantised in pieces of rows, which do not know one another."""
-    rows = max(1, PIECE // weight.shape[1])
-    parts = [
-        quantise(weight[start : start + rows], bits=bits, block=BLOCK)
-        for start in range(0, len(weight), rows)
-    ]
-    codes, scales = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return CodedWeight(bits=bits, codes=codes, scales=scales)
 
 
 def _deviation(table: Stored, width: int) -> float:

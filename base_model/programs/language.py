@@ -13,6 +13,7 @@ from base_model.decoder.source import CodedWeight
 from base_model.programs.build import Forms, Objective, flat_codes, training_graph
 from base_model.programs.tape import Tape
 from base_model.programs.token_loss import ELEMENT, TARGET, OutputLayer, token_loss
+from protocol.errors import ArtefactError
 
 
 def language_graph(
@@ -36,7 +37,12 @@ def language_graph(
 
     Raises ArtefactError for a shape that cannot be trained here.
     """
-    answering = sequence_graph(shape, weights, context=context)
+    if shape.fused or shape.logits_cap:
+        raise ArtefactError(
+            f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
+            "use it without training, or another family",
+        )
+    answering = sequence_graph(shape, weights, context=context).nodes.model()
 
     def loss(tape: Tape, outputs: str) -> Objective:
         layer = output_layer(tape, shape, weights)
