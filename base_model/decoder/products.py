@@ -28,7 +28,6 @@ class Building:
     shape: DecoderShape
     weights: Stores
     nodes: Nodes
-    context: int
     slots: bool
     head_level: int = HEAD_LEVEL
     computed: set[str] = field(default_factory=set)

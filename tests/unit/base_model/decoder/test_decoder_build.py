@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from base_model.commands import app
 from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
 from base_model.decoder.check import check_graph, open_graph
@@ -316,27 +315,40 @@ def test_it_is_fetched_like_any_base(base: Path, tmp_path: Path) -> None:
     assert manifest_of(got) == manifest_of(base)
 
 
-def fedge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedge", "base", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def fedge(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    if done.exception:
+        raise done.exception
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
 
 
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "base")
-    done = fedge("build", str(folder), "--task", "causal-lm", "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = fedge("build", str(folder), "--task", "causal-lm", "--out", out, "--context", "48")
     assert (said["family"], said["embedding_bits"], said["linears"]) == ("llama", 8, 14)
-    assert json.loads(fedge("verify", out, "--json").stdout)["verified"]
-    inspected = json.loads(fedge("inspect", out, "--json").stdout)
-    assert inspected["fingerprint"] == said["fingerprint"]
-    refused = fedge("build", str(folder), "--out", str(tmp_path / "other"))
-    assert refused.returncode != 0
-    assert "--task causal-lm" in refused.stderr
+    assert (said["context"], said["ends"]) == (48, [2])
+    assert said["reasons"] == ["48 of 96 positions, to keep the tables small"]
+    assert fedge("verify", out)["verified"]
+    assert fedge("inspect", out)["fingerprint"] == said["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ([], "--task causal-lm"),  # the remedy for a decoder that is taken for an encoder
+        (["--embedding-bits", "8"], "for --task causal-lm"),
+        (["--context", "8"], "for --task causal-lm"),
+        (["--task", "causal-lm", "--scales"], "for bases that sort texts"),
+        (["--task", "causal-lm", "--pooling", "mean"], "for bases that sort texts"),
+        (["--task", "causal-lm", "--bits", "5"], "not offered"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(
+    folder: Path, tmp_path: Path, options: list[str], refusal: str
+) -> None:
+    with pytest.raises((ArtefactError, PlanError), match=refusal):
+        fedge("build", str(folder), "--out", str(tmp_path / "base"), *options)
 
 
 def test_the_check_knows_a_graph_that_does_not_run(folder: Path, tmp_path: Path) -> None:
