@@ -33,6 +33,7 @@ from protocol.manifest import (
     TensorEntry,
     TensorName,
     Word,
+    task_of,
     verify_named,
 )
 
@@ -147,8 +148,4 @@ def parse_decoder_manifest(text: str, *, source: str) -> DecoderManifest:
 
 def is_decoder(text: str) -> bool:
     """Whether a ``manifest.json`` says that it is a decoder's, whatever else is in it."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("task") == DECODER
+    return task_of(text) == DECODER

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import edge_runtime.base
+import fedge.plans
 from base_model.commands import app
 from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
@@ -304,7 +306,12 @@ def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None
 
 
 def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
-    for read in (read_manifest, verify_base):
+    for read in (
+        read_manifest,
+        verify_base,
+        edge_runtime.base.read_manifest,
+        fedge.plans.read_manifest,
+    ):
         with pytest.raises(ArtefactError, match="writes texts"):
             read(base)
 
@@ -315,7 +322,7 @@ def test_it_is_fetched_like_any_base(base: Path, tmp_path: Path) -> None:
     assert manifest_of(got) == manifest_of(base)
 
 
-def fedge(*arguments: str) -> dict[str, Any]:
+def commanded(*arguments: str) -> dict[str, Any]:
     done = CliRunner().invoke(app, [*arguments, "--json"])
     if done.exception:
         raise done.exception
@@ -325,12 +332,12 @@ def fedge(*arguments: str) -> dict[str, Any]:
 
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "base")
-    said = fedge("build", str(folder), "--task", "causal-lm", "--out", out, "--context", "48")
+    said = commanded("build", str(folder), "--task", "causal-lm", "--out", out, "--context", "48")
     assert (said["family"], said["embedding_bits"], said["linears"]) == ("llama", 8, 14)
     assert (said["context"], said["ends"]) == (48, [2])
     assert said["reasons"] == ["48 of 96 positions, to keep the tables small"]
-    assert fedge("verify", out)["verified"]
-    assert fedge("inspect", out)["fingerprint"] == said["fingerprint"]
+    assert commanded("verify", out)["verified"]
+    assert commanded("inspect", out)["fingerprint"] == said["fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +355,7 @@ def test_options_of_the_other_task_are_refused(
     folder: Path, tmp_path: Path, options: list[str], refusal: str
 ) -> None:
     with pytest.raises((ArtefactError, PlanError), match=refusal):
-        fedge("build", str(folder), "--out", str(tmp_path / "base"), *options)
+        commanded("build", str(folder), "--out", str(tmp_path / "base"), *options)
 
 
 def test_the_check_knows_a_graph_that_does_not_run(folder: Path, tmp_path: Path) -> None:
