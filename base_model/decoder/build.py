@@ -48,6 +48,8 @@ IRRELEVANT = (
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "use_cache"),
 )
+# ONNX Runtime's product with 8-bit codes at level 0: 204 against 14 ms a token of 135 M weights.
+SLOW = "linears in 8 bits: a token takes some ten times as long as with --bits 4"
 Progress = Callable[[str, float], None]
 
 
@@ -134,6 +136,8 @@ def _fill(
     )
     for reason in (*source.reasons, *weights.reasons):
         say(reason)
+    if wanted.bits == 8:
+        say(SLOW)
     if wanted.context < shape.context:
         say(f"{wanted.context} of {shape.context} positions, to keep the tables small")
         shape = replace(shape, context=wanted.context)
