@@ -112,6 +112,26 @@ def test_the_tensors_in_the_file_are_what_the_graph_computes_with(base: Path) ->
     assert all(tensors[name].tobytes() == data for name, data in shared.items())
 
 
+def test_only_an_output_layer_in_eight_bits_rounds_its_inputs(base: Path) -> None:
+    import onnx
+
+    levels = {
+        node.input[1]: next(a.i for a in node.attribute if a.name == "accuracy_level")
+        for node in onnx.load(str(base / "graph.onnx")).graph.node
+        if node.op_type == "MatMulNBits"
+    }
+    assert levels.pop("model.embed_tokens.qweight") == 4
+    assert set(levels.values()) == {0}
+    assert len(levels) == 14
+
+
+def test_a_text_longer_than_the_context_is_an_error(base: Path) -> None:
+    graph = Graph(open_graph(base / "graph.onnx"))
+    graph.run([[5] * 96], graph.empty())
+    with pytest.raises(Exception, match="cos_cache"):
+        graph.run([[5] * 97], graph.empty())
+
+
 def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path: Path) -> None:
     build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "again")
     for path in base.iterdir():
@@ -125,9 +145,16 @@ def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path
 def test_other_bits(tmp_path: Path, bits: int, embedding_bits: int, tied: bool) -> None:
     folder = write_decoder(tmp_path / "source", tie_word_embeddings=tied)
     out = tmp_path / "base"
+    reasons: list[str] = []
     build_decoder(
-        decoder_source(str(folder)), bits=bits, embedding_bits=embedding_bits, out=out, one_file=0
+        decoder_source(str(folder)),
+        bits=bits,
+        embedding_bits=embedding_bits,
+        out=out,
+        one_file=0,
+        explain=reasons.append,
     )
+    assert [reason.startswith("linears in 8 bits") for reason in reasons] == [True] * (bits == 8)
     manifest = manifest_of(out)
     verify_slots(out, manifest)
     assert manifest.graph_files() == ["graph.onnx", "graph.data"]
