@@ -58,6 +58,12 @@ def build(
             "--embedding-bits", help="for causal-lm; 0 is 8, or --bits where that is more"
         ),
     ] = 0,
+    context: Annotated[
+        int,
+        typer.Option(
+            "--context", min=0, help="for causal-lm: most tokens; 0: the model's, up to 32768"
+        ),
+    ] = 0,
     pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
     scales: Annotated[
         bool,
@@ -83,12 +89,15 @@ def build(
                 bits=bits,
                 embedding_bits=embedding_bits or max(bits, 8),
                 out=out,
+                context=context or None,
                 progress=tell,
                 explain=reasons.append,
             )
         else:
-            if embedding_bits:
-                raise PlanError("--embedding-bits is for --task causal-lm", "leave it")
+            if embedding_bits or context:
+                raise PlanError(
+                    "--embedding-bits and --context are for --task causal-lm", "leave them out"
+                )
             from base_model.build import build_base
 
             manifest = build_base(

@@ -23,14 +23,18 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """``manifest.json`` of a base that reads texts. Raises ArtefactError, also for one that writes them."""
-    return _reading(folder, read_any_manifest(folder))
+    return parse_manifest(_text(folder), source=str(folder / MANIFEST_NAME))
 
 
 def read_any_manifest(folder: Path) -> AnyManifest:
     """``manifest.json`` of a base folder, whichever task it is for. Raises ArtefactError."""
+    return parse_any_manifest(_text(folder), source=str(folder / MANIFEST_NAME))
+
+
+def _text(folder: Path) -> str:
     path = folder / MANIFEST_NAME
     try:
-        return parse_any_manifest(read_regular_text(path), source=str(path))
+        return read_regular_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(
             f"{folder} is not a base: there is no {MANIFEST_NAME}",
@@ -42,19 +46,11 @@ def read_any_manifest(folder: Path) -> AnyManifest:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}", REBUILD) from None
 
 
-def _reading(folder: Path, manifest: AnyManifest) -> Manifest:
-    if isinstance(manifest, DecoderManifest):
-        raise ArtefactError(
-            f"{folder} writes texts (task `{manifest.task}`), and one that sorts them is needed",
-            "name a base that was built with --task sequence-classification",
-        )
-    return manifest
-
-
 def verify_base(folder: Path) -> Manifest:
     """:func:`verify_any_base` of a base that reads texts. Raises ArtefactError, also for another."""
-    read_manifest(folder)  # before all of another kind is hashed
-    return _reading(folder, verify_any_base(folder))
+    manifest = read_manifest(folder)
+    _verify(folder, manifest)
+    return manifest
 
 
 def verify_any_base(folder: Path) -> AnyManifest:
@@ -63,6 +59,11 @@ def verify_any_base(folder: Path) -> AnyManifest:
     Raises ArtefactError that names the first wrong one.
     """
     manifest = read_any_manifest(folder)
+    _verify(folder, manifest)
+    return manifest
+
+
+def _verify(folder: Path, manifest: AnyManifest) -> None:
     for name, entry in sorted(manifest.files.items()):
         path = folder / name
         try:
@@ -80,7 +81,6 @@ def verify_any_base(folder: Path) -> AnyManifest:
     if extra:
         raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
     verify_tensors(folder / WEIGHTS, manifest)
-    return manifest
 
 
 def verify_tensors(path: Path, manifest: AnyManifest) -> None:

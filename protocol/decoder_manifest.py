@@ -8,7 +8,6 @@ layer L; outputs: ``logits`` (rows, new, vocabulary) float32, ``present.L.key`` 
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -23,6 +22,7 @@ from protocol.manifest import (
     Bits,
     Count,
     TensorEntry,
+    task_of,
     verify_named,
 )
 
@@ -112,8 +112,4 @@ def parse_decoder_manifest(text: str, *, source: str) -> DecoderManifest:
 
 def is_decoder(text: str) -> bool:
     """Whether a ``manifest.json`` says that it is a decoder's, whatever else is in it."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("task") == DECODER
+    return task_of(text) == DECODER

@@ -214,6 +214,16 @@ def verify_named(files: Mapping[str, FileEntry], graph: Graph, *, source: str) -
         raise ArtefactError(f"{source}: the slot {odd_slot}", "do not use this base")
 
 
+def task_of(text: str) -> str:
+    """The task that a ``manifest.json`` names, whatever else is in it; "" where it names none."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    task = document.get("task") if isinstance(document, dict) else None
+    return task if isinstance(task, str) else ""
+
+
 def parse_manifest(text: str, *, source: str) -> Manifest:
     """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused.
 
@@ -227,6 +237,11 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     try:
         manifest = json_as(Manifest, text)
     except OddError as odd:
+        if task_of(text) == "causal-lm":
+            raise ArtefactError(
+                f"{source}: this base writes texts, and one that sorts them is needed",
+                "name a base that was built with --task sequence-classification",
+            ) from None
         if str(odd).startswith("format:"):
             raise other_format from None
         raise ArtefactError(

@@ -71,7 +71,7 @@ def turned(building: Building, rope: Rope, rows: str) -> str:
 def rope_tables(building: Building, rope: Rope) -> tuple[str, str]:
     """Cosines and sines of a rope, (context, head_size / 2)."""
     number = list(dict.fromkeys(building.shape.ropes)).index(rope)
-    cosines, sines = rope.tables(building.shape.head_size, building.context)
+    cosines, sines = rope.tables(building.shape.head_size, building.shape.context)
     return (
         building.nodes.tensor(f"rope.{number}.cos", cosines),
         building.nodes.tensor(f"rope.{number}.sin", sines),

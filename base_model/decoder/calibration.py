@@ -53,7 +53,7 @@ def input_moments(
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "graph.onnx"
-        watched = _write_watched(path, shape, coarse.tensors, size)
+        watched = _write_watched(path, shape, coarse.tensors)
         session = open_graph(path)
         sums: dict[str, Floats] = {}
         for number, piece in enumerate(pieces):
@@ -75,11 +75,9 @@ def has_floats(source: DecoderSource, shape: DecoderShape) -> bool:
     return any(not isinstance(weight, CodedWeight) or weight.bits != 4 for weight in weights)
 
 
-def _write_watched(
-    path: Path, shape: DecoderShape, weights: Stores, context: int
-) -> dict[str, list[str]]:
+def _write_watched(path: Path, shape: DecoderShape, weights: Stores) -> dict[str, list[str]]:
     """A graph whose outputs are sums of squares over tokens; the paths of the linears that each is for."""
-    building = sequence_graph(shape, weights, context=context, slots=False)
+    building = sequence_graph(shape, weights, slots=False)
     nodes, linears = building.nodes, {linear.path for linear in shape.linears()}
     readers: dict[str, list[str]] = {}
     for linear, rows in building.read.items():

@@ -8,7 +8,7 @@ refused by name: a decoder that is nearly right writes nearly sensible text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from base_model.decoder.fields import (
@@ -48,16 +48,31 @@ AFTERWARDS = Norms(
 )
 
 
+COMMON = {"hidden_act": "silu", "rope_theta": 10_000.0}  # of all families that say nothing else
+GEMMA3 = {
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+}
+GEMMA2 = {
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
     """A decoder family by Hugging Face's ``model_type``.
 
     ``biases``: linears that have one whatever the config says. ``attention``: those that have one where it
-    says ``attention_bias``. ``tied``, ``theta``: where it says nothing. ``activation``: the key of
-    ``config.json`` that names it, and ``activates`` what it is where there is none. ``windows``: whether
+    says ``attention_bias``. ``activation``: the key of ``config.json`` that names it. ``windows``: whether
     the config's ``sliding_window`` counts, always or where it says ``use_sliding_window``; it does in the
     layers that are so in its ``layer_types``, and without these in all but each ``whole``-th, 0 being none.
-    ``particular``: what else the config says, from it and the windows, as further fields of the shape.
+    ``defaults``: what transformers takes for keys that are absent. ``particular``: what else the config says,
+    from it and the windows, as further fields of the shape.
     """
 
     model_type: str
@@ -67,26 +82,21 @@ class Family:
     norms: Norms = BEFOREHAND
     unit_norms: bool = False
     fused: bool = False
-    tied: bool = False
-    theta: float = 10_000.0
     activation: str = "hidden_act"
-    activates: str = "silu"
     windows: Literal["no", "yes", "asked"] = "no"
     whole: int = 0
+    defaults: Config = field(default_factory=dict)
     particular: Callable[[Config, tuple[int, ...]], dict[str, Any]] = lambda _config, _windows: {}
 
 
-def _like_gemma(model_type: str, **others: Any) -> Family:
+def _like_gemma(model_type: str, *, defaults: dict[str, Any], **others: Any) -> Family:
+    common = {"tie_word_embeddings": True, "head_dim": 256}
+    settings: dict[str, Any] = {"norms": FOUR_NORMS, "activation": "hidden_activation", **others}
     return Family(
-        **{
-            "model_type": model_type,
-            "norms": FOUR_NORMS,
-            "unit_norms": True,
-            "tied": True,
-            "activation": "hidden_activation",
-            "activates": "gelu_pytorch_tanh",
-            **others,
-        }
+        model_type=model_type,
+        unit_norms=True,
+        defaults={**common, settings["activation"]: "gelu_pytorch_tanh", **defaults},
+        **settings,
     )
 
 
@@ -108,13 +118,8 @@ def _smollm3(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
         turning = [(layer + 1) % every != 0 for layer in range(layers)]
     if not isinstance(turning, list) or len(turning) < layers:
         raise ArtefactError(f"{CONFIG}: `no_rope_layers` is no list of all layers", "correct it")
-    rope = rope_of(config, 2_000_000.0)
+    rope = rope_of(config)
     return {"ropes": tuple(rope if turns else None for turns in turning[:layers])}
-
-
-def _olmo3(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
-    theta = real(config, "rope_theta", 500_000.0)
-    return {"ropes": _two_ropes(config, windows, theta, theta)}
 
 
 def _gemma(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
@@ -128,57 +133,64 @@ def _gemma2(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
     caps = {"scores_cap": "attn_logit_softcapping", "logits_cap": "final_logit_softcapping"}
     return {
         "embedding_scale": size(config, "hidden_size") ** 0.5,
-        "attention_scale": real(config, "query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": real(config, "query_pre_attn_scalar") ** -0.5,
         **{key: real(config, name) for key, name in caps.items() if config.get(name) is not None},
     }
 
 
 def _gemma3(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
-    local = real(config, "rope_local_base_freq", 10_000.0)
-    ropes = _two_ropes(config, windows, real(config, "rope_theta", 1_000_000.0), local)
-    return {**_gemma2(config, windows), "ropes": ropes}
+    return {**_gemma2(config, windows), **_two_ropes(config, windows)}
 
 
-def _two_ropes(
-    config: Config, windows: tuple[int, ...], theta: float, local: float
-) -> tuple[Rope, ...]:
-    """Layers with a window have positions of their own, which are never stretched by an old config."""
-    said = config.get("rope_parameters")
+def _two_ropes(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
+    """Layers with a window have positions of their own, which an old config never stretches."""
+    theta, said = real(config, "rope_theta"), config.get("rope_parameters")
+    local = real(config, "rope_local_base_freq", theta)
     if isinstance(said, Mapping) and {"full_attention", "sliding_attention"} & set(said):
         near = rope_as_said(said.get("sliding_attention") or {}, local)
         far = rope_as_said(said.get("full_attention") or {}, theta)
     else:
-        near, far = Rope(theta=local), rope_of(config, theta)
-    return tuple(near if window else far for window in windows)
+        near, far = Rope(theta=local), rope_of(config)
+    return {"ropes": tuple(near if window else far for window in windows)}
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
         Family(model_type="llama"),
-        Family(model_type="mistral", windows="yes"),
+        Family(model_type="mistral", windows="yes", defaults={"sliding_window": 4096}),
         Family(model_type="qwen2", biases=ATTENTION[:3], attention=(), windows="asked"),
-        Family(model_type="qwen3", query_norm="head", windows="asked"),
+        Family(model_type="qwen3", query_norm="head", windows="asked", defaults={"head_dim": 128}),
         Family(model_type="granite", particular=_granite),
-        Family(model_type="smollm3", tied=True, windows="asked", particular=_smollm3),
-        Family(model_type="phi3", fused=True, attention=(), windows="yes"),
         Family(
-            model_type="olmo2",
-            query_norm="row",
-            norms=AFTERWARDS,
-            theta=500_000.0,
+            model_type="smollm3",
+            windows="asked",
+            defaults={"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
+            particular=_smollm3,
         ),
+        Family(model_type="phi3", fused=True, attention=(), windows="yes"),
+        Family(model_type="olmo2", query_norm="row", norms=AFTERWARDS),
         Family(
             model_type="olmo3",
             query_norm="row",
             norms=AFTERWARDS,
             windows="yes",
             whole=4,
-            particular=_olmo3,
+            defaults={"sliding_window": 4096, "rope_theta": 500_000.0},
+            particular=_two_ropes,
         ),
-        _like_gemma("gemma", norms=BEFOREHAND, activation="hidden_act", particular=_gemma),
-        _like_gemma("gemma2", windows="yes", whole=2, particular=_gemma2),
-        _like_gemma("gemma3_text", windows="yes", whole=6, query_norm="head", particular=_gemma3),
+        _like_gemma(
+            "gemma", norms=BEFOREHAND, activation="hidden_act", defaults={}, particular=_gemma
+        ),
+        _like_gemma("gemma2", windows="yes", whole=2, defaults=GEMMA2, particular=_gemma2),
+        _like_gemma(
+            "gemma3_text",
+            windows="yes",
+            whole=6,
+            query_norm="head",
+            defaults=GEMMA3,
+            particular=_gemma3,
+        ),
     )
 }
 REFUSED = {
@@ -214,6 +226,7 @@ def is_causal(config: Config) -> bool:
 def shape_of(config: Config) -> DecoderShape:
     """What a model of this config computes. Raises ArtefactError that names what is not supported."""
     family = _family(config)
+    config = {**COMMON, **family.defaults, **config}
     for key, values in NEUTRAL.items():
         if config.get(key) not in values:
             raise ArtefactError(
@@ -229,7 +242,7 @@ def shape_of(config: Config) -> DecoderShape:
     windows = _windows(config, family, layers)
     particular = family.particular(config, windows)
     if "ropes" not in particular:
-        particular["ropes"] = (rope_of(config, family.theta),) * layers
+        particular["ropes"] = (rope_of(config),) * layers
     return DecoderShape(
         family=family.model_type,
         layers=layers,
@@ -241,7 +254,7 @@ def shape_of(config: Config) -> DecoderShape:
         vocabulary=size(config, "vocab_size"),
         context=size(config, "max_position_embeddings"),
         epsilon=real(config, "rms_norm_eps"),
-        tied=flag(config, "tie_word_embeddings", family.tied),
+        tied=flag(config, "tie_word_embeddings", False),
         windows=windows,
         norms=family.norms,
         biases=_biases(config, family),
@@ -282,7 +295,7 @@ def _check_heads(heads: int, kv_heads: int, head_size: int) -> None:
 
 
 def _activation(config: Config, family: Family) -> Activation:
-    name = config.get(family.activation, family.activates) or family.activates
+    name = config.get(family.activation)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ArtefactError(
             f"{CONFIG}: `{family.activation}` is {shown(name)}, which is not supported",

@@ -15,13 +15,10 @@ MOST = 2**24  # of any size in a config
 OTHER = "use a model of another kind"
 
 
-def rope_of(config: Config, theta: float) -> Rope:
-    """Rotary positions, as transformers 5 writes them (``rope_parameters``) or as older ones did.
-
-    ``theta`` is the family's, for a config that says none.
-    """
+def rope_of(config: Config) -> Rope:
+    """Rotary positions, as transformers 5 writes them (``rope_parameters``) or as older ones did."""
     said = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return rope_as_said(said, real(config, "rope_theta", theta))
+    return rope_as_said(said, real(config, "rope_theta"))
 
 
 def rope_as_said(said: object, theta: float) -> Rope:

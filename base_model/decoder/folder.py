@@ -8,6 +8,7 @@ from base_model.decoder.tensor_files import CheckpointTensors
 from base_model.decoder.texts import begin_of, chat_template_of, ends_of, tokenizer_of
 from base_model.places import Place
 from base_model.source_files import read_object
+from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG
 
 
@@ -18,7 +19,10 @@ def folder_source(place: Place) -> DecoderSource:
     """
     folder = place.model
     config = read_object(folder / CONFIG)
-    shape = shape_of(config)  # before a large file is opened
+    try:
+        shape = shape_of(config)  # before a large file is opened
+    except ArtefactError as error:  # its cause begins with the file's name
+        raise ArtefactError(f"{folder}/{error.cause}", error.remedy) from None
     text, tokenizer = tokenizer_of(folder, vocabulary=shape.vocabulary)
     return DecoderSource(
         name=place.name,

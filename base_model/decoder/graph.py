@@ -2,8 +2,9 @@
 
 The contract is onnxruntime-genai's (``protocol.decoder_manifest``). Hidden states are rows, one per token of
 all texts: the last product of a low-rank branch then adds onto the base's result in one Gemm, as in an
-encoder's graph (``base_model.graph_linears``). Only attention sees texts and positions. Tensors are the very
-bytes of ``weights.safetensors``; embeddings in codes are read where the output layer multiplies by them.
+encoder's graph (``base_model.graph_linears``). Only attention sees texts and positions: texts of unequal
+length are padded at their ends, and only in the piece that begins them. Tensors are the very bytes of
+``weights.safetensors``; embeddings in codes are read where the output layer multiplies by them.
 """
 
 from __future__ import annotations
@@ -34,19 +35,17 @@ def generating_graph(
     shape: DecoderShape,
     weights: Stores,
     *,
-    context: int,
     slots: bool,
 ) -> Nodes:
     """The graph of a decoder whose tensors are ``weights``, by Hugging Face's names.
 
-    ``context``: positions in the rotary tables. ``slots=False`` leaves out the optional inputs.
+    ``slots=False`` leaves out the optional inputs.
     """
     nodes = Nodes("decoder")
     building = Building(
         shape=shape,
         weights=weights,
         nodes=nodes,
-        context=context,
         slots=slots,
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "new"])

@@ -34,7 +34,6 @@ class Building:
     shape: DecoderShape
     weights: Stores
     nodes: Nodes
-    context: int
     slots: bool
     fused_norms: bool = True
     read: dict[str, str] = field(default_factory=dict)

@@ -77,12 +77,13 @@ class Norms:
 class DecoderShape:
     """The function that a decoder's tensors compute.
 
-    ``ropes`` and ``windows``: per layer; None is a layer without positions, a window is how many tokens
-    one sees, itself among them, 0 being all. ``biases``: last names of the linears that have one.
-    ``query_norm``: queries and keys have a norm of their own over a head, or over all heads at once.
-    ``unit_norms``: a norm multiplies by 1 + its weight. ``fused``: queries, keys and values are one matrix,
-    gate and up another. ``attention_scale`` multiplies scores, ``embedding_scale`` embeddings,
-    ``residual_scale`` what a block adds, ``logits_scale`` logits. A cap c > 0 makes x c * tanh(x / c).
+    ``context``: positions that the tables of ropes hold. ``ropes`` and ``windows``: per layer; None is a
+    layer without positions, a window is how many tokens one sees, itself among them, 0 being all.
+    ``biases``: last names of the linears that have one. ``query_norm``: queries and keys have a norm of
+    their own, over a head or over all heads at once. ``unit_norms``: a norm multiplies by 1 + its weight.
+    ``fused``: queries, keys and values are one matrix, gate and up another. ``attention_scale`` multiplies
+    scores, ``embedding_scale`` embeddings, ``residual_scale`` what a block adds, ``logits_scale`` logits.
+    A cap c > 0 makes x c * tanh(x / c).
     """
 
     family: str

@@ -20,7 +20,6 @@ def language_graph(
     shape: DecoderShape,
     weights: Stores,
     *,
-    context: int,
     tensors: Mapping[str, int],
     trained: Iterable[str],
     forms: Forms,
@@ -30,7 +29,6 @@ def language_graph(
     Args:
         shape: what the decoder computes.
         weights: its tensors as a base stores them, by Hugging Face's names.
-        context: positions in the rotary tables.
         tensors: dimensions of each tensor of the adapter.
         trained: those whose gradients are outputs.
         forms: what the tensors put into which slots.
@@ -42,7 +40,7 @@ def language_graph(
             f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
             "use it without training, or another family",
         )
-    answering = sequence_graph(shape, weights, context=context).nodes.model()
+    answering = sequence_graph(shape, weights).nodes.model()
 
     def loss(tape: Tape, outputs: str) -> Objective:
         layer = output_layer(tape, shape, weights)

@@ -156,7 +156,7 @@ def built_graph(
         tell=lambda _step, _share: None,
     ).tensors
     floats = float_weights(shape, stored)
-    nodes = generating_graph(shape, stored, context=shape.context, slots=slots)
+    nodes = generating_graph(shape, stored, slots=slots)
     folder.mkdir(exist_ok=True)
     nodes.save(folder / "graph.onnx", most=2**30)
     return Graph(open_graph(folder / "graph.onnx")), floats

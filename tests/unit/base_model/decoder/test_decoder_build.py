@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+import edge_runtime.base
+import fedge.plans
+from base_model.commands import app
 from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
 from base_model.decoder.check import check_graph, open_graph
@@ -105,6 +106,26 @@ def test_the_tensors_in_the_file_are_what_the_graph_computes_with(base: Path) ->
     assert all(tensors[name].tobytes() == data for name, data in shared.items())
 
 
+def test_only_an_output_layer_in_eight_bits_rounds_its_inputs(base: Path) -> None:
+    import onnx
+
+    levels = {
+        node.input[1]: next(a.i for a in node.attribute if a.name == "accuracy_level")
+        for node in onnx.load(str(base / "graph.onnx")).graph.node
+        if node.op_type == "MatMulNBits"
+    }
+    assert levels.pop("model.embed_tokens.qweight") == 4
+    assert set(levels.values()) == {0}
+    assert len(levels) == 14
+
+
+def test_a_text_longer_than_the_context_is_an_error(base: Path) -> None:
+    graph = Graph(open_graph(base / "graph.onnx"))
+    graph.run([[5] * 96], graph.empty())
+    with pytest.raises(Exception, match="cos_cache"):
+        graph.run([[5] * 97], graph.empty())
+
+
 def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path: Path) -> None:
     build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "again")
     for path in base.iterdir():
@@ -118,9 +139,16 @@ def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path
 def test_other_bits(tmp_path: Path, bits: int, embedding_bits: int, tied: bool) -> None:
     folder = write_decoder(tmp_path / "source", tie_word_embeddings=tied)
     out = tmp_path / "base"
+    reasons: list[str] = []
     build_decoder(
-        decoder_source(str(folder)), bits=bits, embedding_bits=embedding_bits, out=out, one_file=0
+        decoder_source(str(folder)),
+        bits=bits,
+        embedding_bits=embedding_bits,
+        out=out,
+        one_file=0,
+        explain=reasons.append,
     )
+    assert [reason.startswith("linears in 8 bits") for reason in reasons] == [True] * (bits == 8)
     manifest = manifest_of(out)
     verify_slots(out, manifest)
     assert manifest.graph_files() == ["graph.onnx", "graph.data"]
@@ -299,7 +327,12 @@ def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None
 
 
 def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
-    for read in (read_manifest, verify_base):
+    for read in (
+        read_manifest,
+        verify_base,
+        edge_runtime.base.read_manifest,
+        fedge.plans.read_manifest,
+    ):
         with pytest.raises(ArtefactError, match="writes texts"):
             read(base)
 
@@ -310,27 +343,40 @@ def test_it_is_fetched_like_any_base(base: Path, tmp_path: Path) -> None:
     assert manifest_of(got) == manifest_of(base)
 
 
-def fedge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedge", "base", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def commanded(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    if done.exception:
+        raise done.exception
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
 
 
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "base")
-    done = fedge("build", str(folder), "--task", "causal-lm", "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = commanded("build", str(folder), "--task", "causal-lm", "--out", out, "--context", "48")
     assert (said["family"], said["embedding_bits"], said["linears"]) == ("llama", 8, 14)
-    assert json.loads(fedge("verify", out, "--json").stdout)["verified"]
-    inspected = json.loads(fedge("inspect", out, "--json").stdout)
-    assert inspected["fingerprint"] == said["fingerprint"]
-    refused = fedge("build", str(folder), "--out", str(tmp_path / "other"))
-    assert refused.returncode != 0
-    assert "--task causal-lm" in refused.stderr
+    assert (said["context"], said["ends"]) == (48, [2])
+    assert said["reasons"] == ["48 of 96 positions, to keep the tables small"]
+    assert commanded("verify", out)["verified"]
+    assert commanded("inspect", out)["fingerprint"] == said["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ([], "--task causal-lm"),  # the remedy for a decoder that is taken for an encoder
+        (["--embedding-bits", "8"], "for --task causal-lm"),
+        (["--context", "8"], "for --task causal-lm"),
+        (["--task", "causal-lm", "--scales"], "for bases that sort texts"),
+        (["--task", "causal-lm", "--pooling", "mean"], "for bases that sort texts"),
+        (["--task", "causal-lm", "--bits", "5"], "not offered"),
+    ],
+)
+def test_options_of_the_other_task_are_refused(
+    folder: Path, tmp_path: Path, options: list[str], refusal: str
+) -> None:
+    with pytest.raises((ArtefactError, PlanError), match=refusal):
+        commanded("build", str(folder), "--out", str(tmp_path / "base"), *options)
 
 
 def test_the_check_knows_a_graph_that_does_not_run(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
@@ -51,6 +52,22 @@ def torch_logits(model: PreTrainedModel, ids: list[int]) -> Any:
 
 def test_every_family_is_tried_with_what_is_particular_about_it() -> None:
     assert set(PARTICULAR) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> None:
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+    bare: dict[str, Any] = {
+        "model_type": family,
+        **dict.fromkeys(sizes, 512),
+        "num_hidden_layers": 7,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 0,
+    }
+    whole = AutoConfig.for_model(**bare)
+    assert shape_of(bare) == shape_of(json.loads(json.dumps(whole.to_dict())))
 
 
 def test_it_writes_the_same_sixty_four_tokens_by_the_same_logits(both: Both) -> None:

@@ -116,7 +116,6 @@ def program_of(shape: DecoderShape, stored: Any, adapter: Arrays) -> onnx.ModelP
     return language_graph(
         shape,
         stored,
-        context=shape.context,
         tensors=dict.fromkeys(adapter, 2),
         trained=adapter,
         forms=forms,
