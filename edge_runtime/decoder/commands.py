@@ -30,7 +30,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="the same one gives the
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="text that ends the answer; may be given again")
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="0 = as ONNX Runtime thinks best")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=256, help="0 = as ONNX Runtime thinks best")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
