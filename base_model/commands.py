@@ -22,7 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from protocol.errors import PlanError
+from protocol.errors import ArtefactError, PlanError
+from storage.regular import read_settings_text
 
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +65,14 @@ def build(
             "--context", min=0, help="for causal-lm: most tokens; 0: the model's, up to 32768"
         ),
     ] = 0,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            "--calibration",
+            help="for causal-lm: a text file that codes of 4 bits are fitted to; none: plain ones; "
+            "without it a page that comes with fedge",
+        ),
+    ] = "",
     pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
     scales: Annotated[
         bool,
@@ -90,13 +99,15 @@ def build(
                 embedding_bits=embedding_bits or max(bits, 8),
                 out=out,
                 context=context or None,
+                calibration=_calibration_text(calibration),
                 progress=tell,
                 explain=reasons.append,
             )
         else:
-            if embedding_bits or context:
+            if embedding_bits or context or calibration:
                 raise PlanError(
-                    "--embedding-bits and --context are for --task causal-lm", "leave them out"
+                    "--embedding-bits, --context and --calibration are for --task causal-lm",
+                    "leave them out",
                 )
             from base_model.build import build_base
 
@@ -113,6 +124,22 @@ def build(
     _show(
         out, _summary(manifest) | {"reasons": reasons if as_json else "\n".join(reasons)}, as_json
     )
+
+
+def _calibration_text(option: str) -> str:
+    """What ``--calibration`` stands for; empty for none. Raises ArtefactError."""
+    from base_model.decoder.calibration import default_text
+
+    if not option:
+        return default_text()
+    if option == "none":
+        return ""
+    try:
+        return read_settings_text(Path(option))
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(
+            f"{option}: no text file that can be read", "name one in UTF-8, or `none`"
+        ) from None
 
 
 @app.command()

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
-from protocol.decoder_manifest import DecoderManifest
+from protocol.decoder_manifest import DecoderManifest, is_decoder
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import (
@@ -118,12 +118,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a base folder. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(read_regular_text(path), source=str(path))
+        text = read_regular_text(path)
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
             "name the folder that `fedge base build --out` wrote",
         ) from None
+    if is_decoder(text):
+        raise ArtefactError(
+            f"{folder} is a base that writes text; it answers with no labels or numbers",
+            "use `fedge edge generate` or `fedge edge chat`",
+        )
+    return parse_manifest(text, source=str(path))
 
 
 def check_graph(folder: Path, manifest: Manifest | DecoderManifest, *, verify: bool = True) -> None:

@@ -146,12 +146,12 @@ def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> No
 
 
 def _fits(node: Any, kind: str, shape: Shape) -> bool:
-    """Whether an input or output has this type and these sizes; a size it leaves open may be any."""
+    """Whether an input or output has this type and exactly these sizes, open ones where they are free."""
     return (
         node.type == kind
         and len(node.shape) == len(shape)
         and all(
-            (not isinstance(got, int)) if want == FREE else got == want or not isinstance(got, int)
+            not isinstance(got, int) if want == FREE else got == want
             for got, want in zip(node.shape, shape, strict=True)
         )
     )

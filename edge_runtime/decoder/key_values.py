@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from protocol.decoder_manifest import IDS, LOGITS, MASK, DecoderManifest
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, MachineError
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ class KeyValues:
     def read(self, ids: Ids) -> Floats:
         """Read ``ids`` (new,) behind what was read; the logits (vocabulary,) that follow the last of them.
 
-        Raises ArtefactError when ONNX Runtime does; then nothing was read.
+        Raises ArtefactError when ONNX Runtime does, MachineError for a lack of memory; then nothing was read.
         """
         total = self.length + len(ids)
         if self._in_place:
@@ -104,7 +104,14 @@ class KeyValues:
         self._values = values
 
     def _empty(self, room: int) -> Floats:
-        return np.zeros((1, self._manifest.kv_heads, room, self._manifest.head_size), np.float32)
+        """Raises MachineError where there is no memory for as many positions."""
+        size = (1, self._manifest.kv_heads, room, self._manifest.head_size)
+        try:
+            return np.zeros(size, np.float32)
+        except (MemoryError, ValueError):  # the latter beyond what an address can say
+            raise MachineError(
+                f"there is no memory for a cache of {room} positions", "shorten the text"
+            ) from None
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

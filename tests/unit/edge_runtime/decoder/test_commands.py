@@ -78,6 +78,8 @@ def test_errors_have_the_codes_of_their_kinds(decoder_folder: Path, tmp_path: Pa
     plain = write_tiny_decoder(tmp_path / "plain", template=None)
     _, said = fedge("chat", "--base", str(plain), lines="hi\n", code=ArtefactError.exit_code)
     assert "no chat template" in said
+    _, said = fedge("infer", "--base", str(plain), "a", code=ArtefactError.exit_code)
+    assert "fedge edge generate" in said
     options = ["--base", str(tmp_path / "nowhere"), "--top-p", "0"]
     _, said = fedge("generate", *options, "a", code=DataError.exit_code)
     assert "top-p" in said

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_runtime.decoder.adapters import adapter_of
 from edge_runtime.decoder.base import DecoderBase
@@ -140,6 +143,36 @@ def test_what_turns_share_is_read_once(either: DecoderBase) -> None:
     for other in (PROMPT[:4], [*PROMPT[:3], 40, *PROMPT[4:], 41], [9]):  # shorter, and edited
         steps = conversation.steps(other, Request(max_tokens=4))
         assert tokens_of(steps) == plain_text(either, other, 4)
+
+
+TURN = st.tuples(
+    st.sampled_from([None, "a", "b"]),
+    st.integers(0, 20),  # tokens that are kept of the text so far
+    st.lists(st.integers(0, 57), min_size=1, max_size=5),
+    st.integers(1, 4),  # tokens that are asked for
+    st.integers(1, 4),  # and taken, before the answer is closed
+    st.booleans(),  # whether another adapter gets the name `a` before
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TURN, max_size=6))
+def test_whatever_a_conversation_goes_through_its_answers_are_plain_ones(decoder, turns) -> None:
+    generator, seeds = Generator(decoder), {"a": 1, "b": 2}
+    for name, seed in seeds.items():
+        generator.adapters.put(name, lora(seed))
+    conversation, text = generator.conversation(), []
+    for name, kept, more, asked, taken, renamed in turns:
+        if renamed:
+            seeds["a"] = 4 - seeds["a"]
+            generator.adapters.put("a", lora(seeds["a"]))
+        text = [*text[:kept], *more]
+        steps = conversation.steps(text, Request(adapter=name, max_tokens=asked))
+        tokens = [step.token for step in islice(steps, taken)]
+        steps.close()
+        tensors = lora(seeds[name]) if name else None
+        assert tokens == plain_text(decoder, text, min(asked, taken), tensors)
+        text += tokens
 
 
 def test_only_what_is_new_runs(decoder: DecoderBase) -> None:

@@ -54,7 +54,23 @@ def metaspace() -> Any:
     return tokenizer
 
 
-TOKENIZERS = {"fallback": byte_fallback(), "level": byte_level(), "metaspace": metaspace()}
+def words(decoder: Any) -> Any:
+    """Whole words, with spaces between them that no token holds."""
+    every = [*SPECIAL, "the", "##s", "é", ".", " n't", "##", "do not"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(every)}))
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL])
+    return tokenizer
+
+
+TOKENIZERS = {
+    "fallback": byte_fallback(),
+    "level": byte_level(),
+    "metaspace": metaspace(),
+    "words": words(None),
+    "pieces": words(decoders.WordPiece()),
+}
 EURO = "€ café 😀\n日本"
 
 
