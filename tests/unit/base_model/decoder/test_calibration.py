@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from base_model.decoder.build import build_decoder
 from base_model.decoder.calibration import default_text, has_floats, input_moments
+from base_model.decoder.check import open_graph
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.sources import decoder_source
 from protocol.errors import ArtefactError
@@ -59,7 +60,7 @@ def test_fitted_codes_are_nearer_to_the_floats(tmp_path: Path) -> None:
     errors = {}
     for name, text in (("plain", ""), ("fitted", TEXT)):
         build_decoder(source, bits=4, out=tmp_path / name, calibration=text)
-        graph = Graph.open(tmp_path / name / "graph.onnx")
+        graph = Graph(open_graph(tmp_path / name / "graph.onnx"))
         logits, _ = graph.run([ids], graph.empty())
         errors[name] = apart(reference, logits[0])
     assert errors["fitted"] < errors["plain"]
