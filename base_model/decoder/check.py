@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from base_model.decoder.plain import plain_logits
+from base_model.decoder.plain import plain_run
 from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import Floats
@@ -17,7 +18,7 @@ from protocol.decoder_manifest import IDS, LOGITS, MASK
 from protocol.errors import ArtefactError
 
 TOKENS = 8
-# The norm of a difference over the norm of the logits; rounding makes some 1e-5.
+# The norm of a difference over the norm of what it should be; rounding makes some 1e-5.
 BOUND = 1e-3
 VERSIONS = "install the versions in constraints.txt, and build again"
 
@@ -36,37 +37,41 @@ def open_graph(path: Path, *, threads: int = 1) -> ort.InferenceSession:
         ) from None
 
 
-def check_graph(path: Path, shape: DecoderShape, weights: Stores) -> float:
-    """The graph gives the logits of its weights, in two pieces by its cache; returns how nearly.
-
-    Raises ArtefactError.
-    """
-    tokens = min(TOKENS, shape.vocabulary)
+def check_graph(path: Path, shape: DecoderShape, weights: Stores) -> None:
+    """The graph gives the logits and the cache of its weights, in two pieces. Raises ArtefactError."""
+    tokens = min(TOKENS, shape.context)
     ids = np.random.default_rng(0).integers(0, shape.vocabulary, tokens)
+    session = open_graph(path)
     try:
-        answers = _in_two_pieces(open_graph(path), shape, ids)
-    except ArtefactError:
-        raise
-    except Exception as error:
+        logits, cache = _in_two_pieces(session, shape, ids)
+    except Exception as error:  # ORT's own
         raise ArtefactError(f"the new graph does not run: {first_line(error)}", VERSIONS) from None
-    expected = plain_logits(shape, weights, ids)
-    apart = float(np.linalg.norm(answers - expected) / max(float(np.linalg.norm(expected)), 1e-9))
+    plain = plain_run(shape, weights, ids)
+    for (name, value), expected in zip(cache.items(), plain.cache, strict=True):
+        _verify_near(name, expected, value[0])
+    _verify_near(LOGITS, plain.logits, logits)
+
+
+def _verify_near(name: str, expected: Any, value: Floats) -> None:
+    apart = float(np.linalg.norm(value - expected) / max(float(np.linalg.norm(expected)), 1e-9))
     if not apart <= BOUND:  # NaN is not near either
-        raise ArtefactError(f"the new graph differs from its weights by {apart:.1e}", VERSIONS)
-    return apart
+        raise ArtefactError(
+            f"the new graph differs from its weights: {name} by {apart:.1e}", VERSIONS
+        )
 
 
 def _in_two_pieces(
     session: ort.InferenceSession, shape: DecoderShape, ids: npt.NDArray[np.int64]
-) -> Floats:
-    """Logits (tokens, vocabulary), the last token's with the others in the cache."""
+) -> tuple[Floats, dict[str, Floats]]:
+    """Logits (tokens, vocabulary), the last token's with the others in the cache, and the cache after."""
     empty = np.zeros((1, shape.kv_heads, 0, shape.head_size), np.float32)
     names = [value.name for value in session.get_inputs() if value.name.startswith("past_")]
     cache, parts = dict.fromkeys(names, empty), []
     for start, end in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
+        if start == end:
+            continue  # a context of one token
         inputs = {IDS: ids[None, start:end], MASK: np.ones((1, end), np.int64), **cache}
         logits, *present = session.run(None, inputs)
         parts.append(logits[0])
         cache = dict(zip(names, present, strict=True))
-    assert session.get_outputs()[0].name == LOGITS
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate(parts), cache

@@ -6,6 +6,7 @@ It knows no cache and no operator of ONNX Runtime, and expands one matrix at a t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,39 @@ from base_model.decoder.stored import floats_of
 Reals = npt.NDArray[np.floating[Any]]
 
 
-def plain_logits(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) -> Floats:
-    """Logits float32 (tokens, vocabulary) of one text's ids (tokens,)."""
-    table = weights[f"{EMBEDDINGS}.weight"]
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """``logits`` of one text, float32 (tokens, vocabulary).
+
+    ``cache``: keys, then values, (kv_heads, tokens, head_size) each, layer by layer.
+    """
+
+    logits: Floats
+    cache: list[Reals]
+
+
+def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) -> Plain:
+    """What a decoder makes of a text's ids (tokens,)."""
+    table, cache = weights[f"{EMBEDDINGS}.weight"], list[Reals]()
     stream: Reals = floats_of(_taken(table, ids), shape.hidden) * np.float32(shape.embedding_scale)
     for layer in range(shape.layers):
         path, norms = layer_path(layer), shape.norms
-        for before, after, block in (
-            (norms.before_attention, norms.after_attention, _attention),
-            (norms.before_feed_forward, norms.after_feed_forward, _feed_forward),
-        ):
-            rows = _norm(shape, weights, f"{path}.{before}", stream) if before else stream
-            made = block(shape, weights, layer, rows)
-            if after:
-                made = _norm(shape, weights, f"{path}.{after}", made)
-            stream = stream + made * np.float32(shape.residual_scale)
-    rows = _norm(shape, weights, LAST_NORM, stream)
+        rows = _norm(shape, weights, path, norms.before_attention, stream)
+        heads = _heads(shape, weights, layer, rows)
+        cache += heads[1:]
+        made = _linear(weights, f"{path}.self_attn.o_proj", _attended(shape, layer, *heads))
+        stream = stream + _after(shape, weights, path, norms.after_attention, made)
+        rows = _norm(shape, weights, path, norms.before_feed_forward, stream)
+        made = _feed_forward(shape, weights, layer, rows)
+        stream = stream + _after(shape, weights, path, norms.after_feed_forward, made)
+    path, name = LAST_NORM.split(".")
+    rows = _norm(shape, weights, path, name, stream)
     logits = _linear(weights, shape.head, rows) * np.float32(shape.logits_scale)
-    return _capped(logits, shape.logits_cap).astype(np.float32)
+    return Plain(logits=_capped(logits, shape.logits_cap).astype(np.float32), cache=cache)
+
+
+def _after(shape: DecoderShape, weights: Stores, path: str, norm: str, made: Reals) -> Reals:
+    return _norm(shape, weights, path, norm, made) * np.float32(shape.residual_scale)
 
 
 def _taken(table: Stored, ids: npt.NDArray[np.int64]) -> Stored:
@@ -51,40 +67,50 @@ def _linear(weights: Stores, path: str, rows: Reals) -> Reals:
     return product if bias is None else product + floats_of(bias, 0)
 
 
-def _norm(shape: DecoderShape, weights: Stores, path: str, rows: Reals) -> Reals:
-    weight = floats_of(weights[f"{path}.weight"], 0) + np.float32(shape.unit_norms)
+def _norm(shape: DecoderShape, weights: Stores, path: str, name: str, rows: Reals) -> Reals:
+    """``rows`` as they are where the norm has no name."""
+    if not name:
+        return rows
+    weight = floats_of(weights[f"{path}.{name}.weight"], 0) + np.float32(shape.unit_norms)
     mean = (rows.astype(np.float32) ** 2).mean(-1, keepdims=True)
     return rows / np.sqrt(mean + np.float32(shape.epsilon)) * weight
 
 
-def _attention(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> Reals:
+def _heads(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> list[Reals]:
+    """Queries, keys and values, (heads, tokens, head_size) each, the first two turned by position."""
     path, tokens = f"{layer_path(layer)}.self_attn", len(rows)
     if shape.fused:
         ends = [shape.query_size, shape.query_size + shape.key_size]
         parts = np.split(_linear(weights, f"{path}.qkv_proj", rows), ends, axis=1)
     else:
         parts = [_linear(weights, f"{path}.{name}_proj", rows) for name in "qkv"]
+    names = ("q_norm", "k_norm") if shape.query_norm else ("", "")
     if shape.query_norm == "row":
         parts[:2] = [
-            _norm(shape, weights, f"{path}.{n}_norm", p) for n, p in zip("qk", parts, strict=False)
+            _norm(shape, weights, path, *pair) for pair in zip(names, parts[:2], strict=True)
         ]
     heads = [part.reshape(tokens, -1, shape.head_size).swapaxes(0, 1) for part in parts]
     if shape.query_norm == "head":
         heads[:2] = [
-            _norm(shape, weights, f"{path}.{n}_norm", p) for n, p in zip("qk", heads, strict=False)
+            _norm(shape, weights, path, *pair) for pair in zip(names, heads[:2], strict=True)
         ]
     if (rope := shape.ropes[layer]) is not None:
         tables = rope.tables(shape.head_size, tokens)
         heads[:2] = [_turned(part, *tables) for part in heads[:2]]
-    queries, keys, values = heads
-    keys, values = (np.repeat(part, shape.heads // shape.kv_heads, 0) for part in (keys, values))
-    scores = queries @ keys.swapaxes(1, 2) * np.float32(shape.attention_scale)
-    scores = np.where(
-        _seen(tokens, shape.windows[layer]), _capped(scores, shape.scores_cap), -np.inf
+    return heads
+
+
+def _attended(shape: DecoderShape, layer: int, queries: Reals, keys: Reals, values: Reals) -> Reals:
+    """Rows (tokens, query_size) of what each token takes from those that it sees."""
+    tokens, shared = queries.shape[1], shape.heads // shape.kv_heads
+    keys, values = np.repeat(keys, shared, 0), np.repeat(values, shared, 0)
+    scores = _capped(
+        queries @ keys.swapaxes(1, 2) * np.float32(shape.attention_scale), shape.scores_cap
     )
+    scores = np.where(_seen(tokens, shape.windows[layer]), scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
-    return _linear(weights, f"{path}.o_proj", (shares @ values).swapaxes(0, 1).reshape(tokens, -1))
+    return (shares @ values).swapaxes(0, 1).reshape(tokens, -1)
 
 
 def _turned(heads: Reals, cosines: Floats, sines: Floats) -> Reals:

@@ -23,7 +23,7 @@ from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
 from base_model.decoder.check import check_graph, open_graph
 from base_model.decoder.families import shape_of
-from base_model.decoder.plain import plain_logits
+from base_model.decoder.plain import plain_run
 from base_model.decoder.source import CodedWeight, DecoderSource
 from base_model.decoder.sources import decoder_source
 from base_model.decoder.stored import stored_weights
@@ -212,6 +212,14 @@ def test_without_slots_nothing_can_be_filled(folder: Path, tmp_path: Path) -> No
     assert manifest_of(tmp_path / "base").graph.slots == []
 
 
+@pytest.mark.parametrize("context", [1, 5])
+def test_a_context_may_be_shorter_than_the_check(
+    folder: Path, tmp_path: Path, context: int
+) -> None:
+    build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "base", context=context)
+    assert manifest_of(tmp_path / "base").max_positions == context
+
+
 def test_a_context_may_be_shorter_than_the_models(folder: Path, tmp_path: Path) -> None:
     reasons: list[str] = []
     build_decoder(
@@ -277,16 +285,26 @@ def test_a_token_beyond_the_embeddings_is_refused(folder: Path, tmp_path: Path) 
         build_decoder(source, bits=4, out=tmp_path / "base")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: replace(s, ropes=tuple(replace(rope, theta=9_000.0) for rope in s.ropes)),
+        lambda s: replace(s, attention_scale=s.attention_scale * 1.02),
+        lambda s: replace(s, activation="gelu"),
+        lambda s: replace(s, windows=(4, 0)),
+        lambda s: replace(s, epsilon=1e-2),
+        lambda s: replace(s, logits_scale=1.1),
+    ],
+)
 def test_a_graph_that_says_something_else_is_no_base(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
     generating = building.generating_graph
 
-    def turned_otherwise(shape: Any, *arguments: Any, **settings: Any) -> Any:
-        ropes = tuple(replace(rope, theta=2.0) for rope in shape.ropes)
-        return generating(replace(shape, ropes=ropes), *arguments, **settings)
+    def otherwise(shape: Any, *arguments: Any, **settings: Any) -> Any:
+        return generating(change(shape), *arguments, **settings)
 
-    monkeypatch.setattr(building, "generating_graph", turned_otherwise)
+    monkeypatch.setattr(building, "generating_graph", otherwise)
     with pytest.raises(ArtefactError, match="differs from its weights"):
         build_decoder(decoder_source(str(folder)), bits=4, out=tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +316,7 @@ def test_the_plain_computation_is_transformers(folder: Path) -> None:
     stored = stored_weights(
         shape, source.tensors, bits=32, embedding_bits=32, tell=lambda _s, _n: None
     ).tensors
-    logits = plain_logits(shape, stored, np.array(PROMPT))
+    logits = plain_run(shape, stored, np.array(PROMPT)).logits
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits) < 1e-5
 
@@ -333,7 +351,7 @@ def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
         edge_runtime.base.read_manifest,
         fedge.plans.read_manifest,
     ):
-        with pytest.raises(ArtefactError, match="writes texts?"):
+        with pytest.raises(ArtefactError, match=r"writes texts?"):
             read(base)
 
 

@@ -13,9 +13,14 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from base_model.decoder.build import build_decoder
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
+from base_model.decoder.source import DecoderSource
 from base_model.decoder.sources import decoder_source
+from base_model.slot_check import verify_slots
+from base_model.verify import verify_any_base
+from protocol.decoder_manifest import DecoderManifest
 from protocol.forms import DOWN, UP
 from tests.unit.base_model.decoder.models import (
     PARTICULAR,
@@ -33,6 +38,7 @@ PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
 
 @dataclass(frozen=True, kw_only=True)
 class Both:
+    source: DecoderSource
     shape: DecoderShape
     graph: Graph
     model: PreTrainedModel
@@ -43,7 +49,12 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     source = decoder_source(str(write_decoder(folder / "source", request.param)))
     graph, floats = built_graph(source, folder / "graph")
-    return Both(shape=shape_of(source.config), graph=graph, model=oracle(folder / "source", floats))
+    return Both(
+        source=source,
+        shape=shape_of(source.config),
+        graph=graph,
+        model=oracle(folder / "source", floats),
+    )
 
 
 def torch_logits(model: PreTrainedModel, ids: list[int]) -> Any:
@@ -68,6 +79,15 @@ def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> N
     }
     whole = AutoConfig.for_model(**bare)
     assert shape_of(bare) == shape_of(json.loads(json.dumps(whole.to_dict())))
+
+
+def test_it_is_built_as_what_numpy_makes_of_it_and_verified(both: Both, tmp_path: Path) -> None:
+    build_decoder(both.source, bits=4, out=tmp_path / "base")
+    manifest = verify_any_base(tmp_path / "base")
+    verify_slots(tmp_path / "base", manifest)
+    assert isinstance(manifest, DecoderManifest)
+    assert manifest.family == both.shape.family
+    assert manifest.cache_names()[0] == ("past_key_values.0.key", "present.0.key")
 
 
 def test_it_writes_the_same_sixty_four_tokens_by_the_same_logits(both: Both) -> None:
