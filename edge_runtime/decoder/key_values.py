@@ -73,11 +73,11 @@ class KeyValues:
                 f"the base's graph does not run: {str(error).splitlines()[0][:200]}",
                 "fetch the base and its adapter again, or give the device more memory",
             ) from None
-        logits, *values = self._binding.get_outputs()
         if not self._in_place:
-            self._bind(values)
+            self._bind(self._binding.get_outputs()[1:])
         self.length = total
-        return np.array(logits.numpy()[0, -1])  # copied: of an OrtValue there are only views
+        logits = self._binding.get_outputs_as_ortvaluevector()[0].numpy()  # a view
+        return np.array(logits[0, -1])
 
     def keep(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""

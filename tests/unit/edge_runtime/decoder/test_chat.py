@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_runtime.decoder import template_sandbox
 from edge_runtime.decoder.base import DecoderBase
@@ -160,3 +162,80 @@ def test_a_template_works_again_after_one_rendering_went_too_far() -> None:
     with pytest.raises(ArtefactError, match="too far"):
         rendered(template, chat_from([{"role": "user", "content": "999"}]), {})
     assert rendered(template, chat_from([{"role": "user", "content": "1"}]), {}) == "a" * 99999
+
+
+VALUES = st.sampled_from(
+    [
+        "message.content",
+        "message['role']",
+        "messages[0].content",
+        "messages | length",
+        "loop.index",
+        "loop.last",
+        "loop.length",
+        "bos_token",
+        "tools",
+        "nothing",
+        "ns.a",
+        "'a' ~ 1 ~ none",
+        "message.content | trim",
+        "message.content | replace('a', 'bb') | upper",
+        "message.content.split(' ')[-1]",
+        "messages | map(attribute='role') | join('|')",
+        "messages | tojson",
+        "messages[1:] | tojson(indent=2)",
+        "(1 + 2 * 3) ** 2 % 5",
+        "'%s-%d' % ('x', 3)",
+        "'{} {a}'.format(1, a='é<')",
+        "'<&>' | e",
+        "range(3) | list",
+        "dict(a=1)",
+        "message is mapping",
+        "raise_exception('no')",
+        "[1, 2] + [3]",
+        "namespace(b=2).b",
+        "messages | selectattr('role', 'equalto', 'user') | list | length",
+        "message.items() | list",
+        "loop.cycle('x', 'y')",
+        "caller()",
+    ]
+)
+ODD = ["\n", "  ", "text", "{# gone #}", "<|im_end|>", "{% break %}", "{% continue %}"]
+PIECES = st.one_of(
+    VALUES.map(lambda value: "{{ " + value + " }}"),
+    VALUES.map(lambda value: "{{- " + value + " -}}"),
+    VALUES.map(lambda value: "{%- if " + value + " %}yes{% else %}\n no {%- endif %}"),
+    VALUES.map(lambda value: "{% set ns.a = " + value + " %}"),
+    VALUES.map(lambda value: "{% set other = " + value + " -%}\n{{ other }}"),
+    st.sampled_from(ODD),
+)
+BODIES = st.lists(PIECES, max_size=4).map("".join)
+AROUND = [
+    ("", ""),
+    ("{% for message in messages %}", "{% endfor %}\n"),
+    ("{%- for message in messages if message.role -%}", "{% else %}none{% endfor %}"),
+    ("{% for a in [1, 2] %}{% for message in messages %}", "{% endfor %}{% endfor %}"),
+    ("{% macro m(message) %}", "{% endmacro %}{{ m(messages[0]) }}"),
+    ("{% generation %}", "{% endgeneration %}"),
+    ("  {% if add_generation_prompt %}\n", "{% endif %}"),
+]
+PARTS = st.tuples(st.sampled_from(AROUND), BODIES).map(lambda of: of[0][0] + of[1] + of[0][1])
+TEMPLATES = st.lists(PARTS, max_size=3).map(
+    lambda parts: "{% set ns = namespace(a=0) %}" + "".join(parts)
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(TEMPLATES, st.sampled_from(CHATS))
+def test_templates_at_random_give_what_transformers_gives(template: str, chat: Any) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        (expected,), _ = render_jinja_template(
+            [chat], chat_template=template, add_generation_prompt=True, bos_token="<s>"
+        )
+    except Exception:
+        with pytest.raises((DataError, ArtefactError)):
+            rendered(template, chat_from(chat), {"bos_token": "<s>"})
+        return
+    assert rendered(template, chat_from(chat), {"bos_token": "<s>"}) == expected
