@@ -154,7 +154,7 @@ def gradients_of(
         tensors={name: value.ndim for name, value in (values | head(manifest)).items()},
         trained=trained,
         forms=lambda tensors: tensors,
-        loss=cross_entropy,
+        loss=lambda tape, outputs: Objective(scalar=cross_entropy(tape, outputs)),
         targets={TARGET: (ELEMENT, ["batch"])},
     )
     refer_to_weights(model, base / WEIGHTS)

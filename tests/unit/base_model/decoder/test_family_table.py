@@ -1,0 +1,35 @@
+"""docs/families.md says what the registries and their contract tests say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from base_model import families as encoders
+from base_model.decoder.families import FAMILIES, REFUSED
+from base_model.gguf.architecture import ARCHITECTURES
+from tests.unit.base_model.decoder.test_programs import UNTRAINED
+
+DOCUMENT = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text()
+WRITING, SORTING = DOCUMENT.split("## Models that sort texts")
+
+
+def test_every_decoder_has_a_row_that_says_whether_it_is_trained() -> None:
+    rows = dict(re.findall(r"^\| `(\S+)` \| yes \| (yes|no) \|", WRITING, re.M))
+    assert rows == {name: "no" if name in UNTRAINED else "yes" for name in FAMILIES}
+
+
+def test_refused_decoders_are_named() -> None:
+    refused = WRITING.split("Refused by name:")[1]
+    assert [name for name in REFUSED if f"`{name}`" not in refused] == []
+
+
+def test_encoders_are_named() -> None:
+    listed, refused = SORTING.split("Refused with the")
+    assert set(re.findall(r"`([\w-]+)`", listed)) == set(encoders.FAMILIES)
+    assert set(re.findall(r"`([\w-]+)`", refused)) == set(encoders.REFUSED)
+
+
+def test_architectures_of_gguf_files_are_named() -> None:
+    named = WRITING.split("architectures ")[1].partition(".")[0]
+    assert set(re.findall(r"`(\w+)`", named)) == set(ARCHITECTURES)
