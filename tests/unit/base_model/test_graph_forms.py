@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from base_model.build import build_base
 from base_model.families import FAMILIES as ROWS
-from base_model.programs.build import training_graph
+from base_model.programs.build import Objective, training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.session import open_session
 from base_model.store import open_base
