@@ -6,6 +6,7 @@
 # It matters here: bases are built from GGUF files, and a tokenizer that is a little wrong trains and answers a little
 # wrong for ever. fedge rebuilds the tokenizer by itself, and refuses a cut that it does not know.
 folder=$(mktemp -d)
+set -euo pipefail
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
