@@ -5,8 +5,8 @@
 # then belongs to it, and the ids are others than those that the model was trained on.
 # It matters here: bases are built from GGUF files, and a tokenizer that is a little wrong trains and answers a little
 # wrong for ever. fedge rebuilds the tokenizer by itself, and refuses a cut that it does not know.
-folder=$(mktemp -d)
 set -euo pipefail
+folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
