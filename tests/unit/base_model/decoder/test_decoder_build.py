@@ -333,7 +333,7 @@ def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
         edge_runtime.base.read_manifest,
         fedge.plans.read_manifest,
     ):
-        with pytest.raises(ArtefactError, match="writes texts?"):
+        with pytest.raises(ArtefactError, match=r"writes texts?"):
             read(base)
 
 
