@@ -41,7 +41,7 @@ def check_graph(path: Path, shape: DecoderShape, weights: Stores) -> float:
 
     Raises ArtefactError.
     """
-    tokens = min(TOKENS, shape.vocabulary)
+    tokens = min(TOKENS, shape.vocabulary, shape.context)
     ids = np.random.default_rng(0).integers(0, shape.vocabulary, tokens)
     try:
         answers = _in_two_pieces(open_graph(path), shape, ids)
