@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import ArtefactError, PlanError, printable
 from storage.regular import read_settings_text
 
 app = typer.Typer(
@@ -87,7 +87,11 @@ def build(
         if task == "causal-lm":
             if scales or pooling != "auto":
                 raise PlanError(
-                    "--pooling and --scales are for bases that sort texts", "leave them"
+                    "--pooling and --scales are for bases that sort texts", "leave them out"
+                )
+            if bits != 4 and calibration not in ("", "none"):
+                raise PlanError(
+                    "--calibration is for codes of 4 bits", f"leave out either it or --bits {bits}"
                 )
             from base_model.decoder.build import build_decoder
             from base_model.decoder.sources import decoder_source
@@ -109,6 +113,12 @@ def build(
                     "--embedding-bits, --context and --calibration are for --task causal-lm",
                     "leave them out",
                 )
+            if source.lower().endswith(".gguf"):
+                raise ArtefactError(
+                    f"{source}: a GGUF file holds a model that writes text, and one that sorts texts "
+                    "was asked for",
+                    "leave --task out, or name the folder of an encoder",
+                )
             from base_model.build import build_base
 
             manifest = build_base(
@@ -126,14 +136,14 @@ def build(
     )
 
 
-def _calibration_text(option: str) -> str:
-    """What ``--calibration`` stands for; empty for none. Raises ArtefactError."""
+def _calibration_text(option: str) -> str | None:
+    """What ``--calibration`` stands for. Raises ArtefactError."""
     from base_model.decoder.calibration import default_text
 
     if not option:
         return default_text()
     if option == "none":
-        return ""
+        return None
     try:
         return read_settings_text(Path(option))
     except (OSError, UnicodeDecodeError):
@@ -247,12 +257,13 @@ def _show(folder: Path, facts: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps({"folder": str(folder), **facts}))
         return
     # Without lines a fingerprint fits into 80 columns: it is there to be copied.
-    table = Table(title=str(folder), show_header=False, box=None, padding=(0, 1, 0, 0))
+    table = Table(title=printable(str(folder)), show_header=False, box=None, padding=(0, 1, 0, 0))
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         if isinstance(value, dict):
             text = ", ".join(f"{k} {v}" for k, v in value.items())
-        table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else text)
+        lines = "\n".join(map(printable, text.split("\n")))  # names are of whoever built the base
+        table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else lines)
     Console(markup=False, emoji=False).print(table)

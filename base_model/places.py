@@ -24,7 +24,7 @@ POOLING_FOLDER = "1_Pooling"
 WANTED = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHTS = ["*.safetensors"], ["*.bin"]
 FOREIGN = ["onnx/*", "openvino/*", "coreml/*"]
-REMEDY = "name a Hugging Face model folder"
+REMEDY = "name a Hugging Face model folder, or a .gguf file of a model that writes text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ def locate_file(source: str) -> Path:
         path = Path(source).expanduser()
         if path.is_dir():
             raise ArtefactError(f"{source}: this is a folder", "name the file in it")
+        if not path.exists():
+            raise ArtefactError(f"{source}: there is no such file", "correct the path")
         return path
     root, inner = _in_package(source)
     if not (root / inner).is_file():

@@ -133,13 +133,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        print("stopped; a run goes on with --resume", file=sys.stderr)  # noqa: T201
+        print("stopped" + _goes_on(given), file=sys.stderr)  # noqa: T201
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()
         sys.exit(1)
     except Exception as error:
-        sys.exit(_failed(error, as_json="--json" in given))
+        sys.exit(_failed(error, given))
+
+
+def _goes_on(given: list[str]) -> str:
+    """What to do behind a stop, of a command that can be told to."""
+    return "; a run goes on with --resume" if given[:1] in (["run"], ["simulate"]) else ""
+
+
+def _leave_output() -> None:
+    """What is still to be written goes nowhere: the output takes no more, and Python would try at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _speak_utf8() -> None:
@@ -156,24 +166,27 @@ def _say_anywhere() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _failed(error: Exception, *, as_json: bool) -> int:
+def _failed(error: Exception, given: list[str]) -> int:
     """Show an error; returns the exit code."""
     if os.environ.get("FEDGE_DEBUG"):
         traceback.print_exc()
-    known = error if isinstance(error, FedgeError) else _translated(error)
-    if as_json:
+    known = error if isinstance(error, FedgeError) else _translated(error, given)
+    if "--json" in given:
         body: dict[str, Any] = {
             "kind": type(known).__name__,
             "cause": known.cause,
             "remedy": known.remedy,
         }
-        print(json.dumps({"error": body}))  # noqa: T201
-    else:
-        print(f"error: {known.cause}\nfix: {known.remedy}", file=sys.stderr)  # noqa: T201
+        try:
+            print(json.dumps({"error": body}), flush=True)  # noqa: T201
+            return known.exit_code
+        except OSError:  # perhaps what the error is about: a full disk behind the output
+            _leave_output()
+    print(f"error: {known.cause}\nfix: {known.remedy}", file=sys.stderr)  # noqa: T201
     return known.exit_code
 
 
-def _translated(error: Exception) -> FedgeError:
+def _translated(error: Exception, given: list[str]) -> FedgeError:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         extra = _EXTRAS.get(package)
@@ -185,7 +198,7 @@ def _translated(error: Exception) -> FedgeError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         where = error.filename or "the disk"
         return MachineError(
-            f"{where} cannot be written: {error.strerror}", "make room; a run goes on with --resume"
+            f"{where} cannot be written: {error.strerror}", f"make room{_goes_on(given)}"
         )
     return FedgeError(
         f"unexpected {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",

@@ -42,6 +42,7 @@ from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Bits, Graph, Slo
 
 GRAPH = "graph.onnx"
 ACCURACY_LEVEL = 0  # of linears: activations stay float32, what training computes with
+LEAST_CONTEXT = 2  # positions: one to read, and one to write
 MOST_CONTEXT = 2**15  # positions in the tables: two numbers each for every two of a head
 # What differs between versions and machines, and does not change the function.
 IRRELEVANT = (
@@ -62,7 +63,7 @@ def build_decoder(
     slots: bool = True,
     context: int | None = None,
     one_file: int = ONE_FILE,
-    calibration: str = "",
+    calibration: str | None = None,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
 ) -> DecoderManifest:
@@ -77,6 +78,7 @@ def build_decoder(
         slots: False leaves the graph without optional inputs; for comparison only.
         context: positions at most; without it 32768, or fewer where the model has fewer.
         calibration: a text to learn from which inputs matter; codes of 4 bits are then made for them.
+            It is not read where no codes of 4 bits are to be made.
         one_file: bytes of tensors up to which the graph is one file.
         progress: called with a step's name and the share done so far.
         explain: called with each choice that was made and why.
@@ -110,15 +112,17 @@ class _Wanted:
     slots: bool
     context: int
     one_file: int
-    calibration: str
+    calibration: str | None
 
     def verify_offered(self) -> None:
         """Raises PlanError that names the option."""
         for option, value in (("--bits", self.bits), ("--embedding-bits", self.embedding_bits)):
             if value not in get_args(Bits):
                 raise PlanError(f"{option} {value} is not offered", "use 4, 8, 16 or 32")
-        if self.context < 1:
-            raise PlanError(f"--context {self.context} is not offered", "use 1 or more positions")
+        if self.context < LEAST_CONTEXT:
+            raise PlanError(
+                f"--context {self.context} is not offered", f"use {LEAST_CONTEXT} or more positions"
+            )
 
 
 def _fill(
@@ -132,8 +136,11 @@ def _fill(
     shape = shape_of(source.config)
     _check_tokens(source, shape)
     importance = None
-    if wanted.calibration and wanted.bits == 4 and has_floats(source, shape):
-        importance = input_moments(source, shape, wanted.calibration, tell=tell)
+    if wanted.calibration is not None and wanted.bits == 4:
+        if has_floats(source, shape):
+            importance = input_moments(source, shape, wanted.calibration, tell=tell)
+        else:
+            say("the source's codes of 4 bits are taken as they are: no text is needed to fit them")
     weights = stored_weights(
         shape,
         source.tensors,

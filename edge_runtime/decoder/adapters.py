@@ -60,6 +60,8 @@ def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAd
             f"{source}: it holds a soft prompt, which a base that writes text does not take",
             "train an adapter of linears, such as LoRA",
         )
+    if not tensors:
+        raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
     check_slots(tensors, base.manifest, source=source)
     values = {
         name: ort.OrtValue.ortvalue_from_numpy(np.array(value, np.float32, order="C"))

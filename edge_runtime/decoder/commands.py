@@ -79,7 +79,7 @@ def chat(
     verify_chats(generator.base)
     conversation = generator.conversation()
     messages = [{"role": "system", "content": system}] if system else []
-    for line in _lines(prompt=not as_json and sys.stdin.isatty()):
+    for line in _lines(prompt=not as_json):
         messages.append({"role": "user", "content": line})
         tokens = chat_prompt(generator.base, chat_from(messages))
         text = _answer(conversation.steps(tokens, request), as_json)
@@ -129,8 +129,11 @@ def _begin(generator: Generator) -> list[int]:
 
 def _lines(*, prompt: bool) -> Iterator[str]:
     """Lines of standard input that hold something. Raises DataError for one that is no text."""
+    if sys.stdin is None:  # closed by whoever started this process
+        return
+    asks = prompt and sys.stdin.isatty()
     while True:
-        if prompt:
+        if asks:
             typer.echo("> ", nl=False, err=True)
         try:
             line = sys.stdin.readline(LONGEST_LINE)
@@ -149,7 +152,6 @@ def _answer(steps: Iterator[Step], as_json: bool) -> str:
         written.append(step)
         if not as_json:
             typer.echo(shown(step.text), nl=False)
-            sys.stdout.flush()
     text = "".join(step.text for step in written)
     if as_json:
         form: dict[str, Any] = {
@@ -159,7 +161,6 @@ def _answer(steps: Iterator[Step], as_json: bool) -> str:
             "logprobs": [step.logprob for step in written],
         }
         typer.echo(json.dumps(form))
-        sys.stdout.flush()  # whoever waits for an answer sends the next line behind it
     else:
         typer.echo()
     return text

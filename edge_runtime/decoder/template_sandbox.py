@@ -1,8 +1,8 @@
 """The sandbox of chat templates: Jinja as transformers sets it up, with bounds on time and memory.
 
-The template is a stranger's program. It cannot reach Python's objects; rounds of loops, calls, and what
-operators, calls and filters make of long strings are bounded. Whoever built the base can still make it slow:
-the bounds are for accidents and for templates that ask for a terabyte in a line.
+The template is a stranger's program. It cannot reach Python's objects. Rounds of loops and calls are counted.
+Whatever it makes is weighed: no text or list may be too large, nor all of them together, also not within an
+operator or a filter, before it ends. Whoever built the base can still make it slow, not hungry.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import string
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -23,10 +24,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MOST_TEXT = 2**22  # characters of any text in a rendering, and of a number that may be one's length
+MOST_TEXT = 2**22  # weight of anything in a rendering, and of a number that may be a text's length
+MOST_MADE = 2**28  # weight of all that a rendering makes
+ITEM = 16  # weight of an item beside its own, in a list or a table
 MOST_STEPS = 200_000  # rounds of loops, and calls
 MOST_PRODUCT = 2**28  # of the lengths of two texts that are put into each other
 WIDTH = re.compile(r"\d{5}|\*")  # in a format
+FILLING = ("indent", "expandtabs")  # a number is put into the text, many times
+ENDLESS = (
+    "wordwrap",
+    "pprint",
+)  # take the square of a text's length in time; no template is for that
+CONTAINERS = (list, tuple, set, frozenset, Mapping)
 
 
 class BoundError(Exception):
@@ -47,18 +56,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self._steps = threading.local()
-        self.filters = {name: _bounded(each) for name, each in self.filters.items()}
-        self.filters["tojson"] = _to_json
+        self.filters = {
+            name: self._bounded(name, each)
+            for name, each in (self.filters | {"tojson": _to_json}).items()
+            if name not in ENDLESS
+        }
         self.globals = {
             "range": self.globals["range"],  # the sandbox's, which is short
             "dict": _table,
-            "namespace": Namespace,
+            "namespace": _Names,
             "raise_exception": _refuse,
             "strftime_now": _now,
         }
 
     def compiled(self, source: str) -> Template:
         """The template, its loops and concatenations counted. Raises TemplateError."""
+        self._begin()
         tree = self.parse(source)
         _Counting().visit(tree)
         tree.set_environment(self)
@@ -66,7 +79,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def pieces(self, template: Template, values: dict[str, Any]) -> Iterator[str]:
         """What it writes, piece by piece. Raises BoundError, RefusedError and whatever it runs into."""
-        self._steps.left = MOST_STEPS
+        self._begin()
         size = 0
         for piece in template.generate(values):
             size += len(piece)
@@ -77,21 +90,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """As the sandbox calls, counted and bounded; names as Jinja has them."""
         __self._step()
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
-        own = getattr(method, "__self__", None)
-        if isinstance(own, str):
-            _verify_arguments((own, *args, *kwargs.values()))
-            if method.__name__ in ("format", "format_map"):
-                _verify_format(own)
-        return _verified(super().call(__context, __obj, *args, **kwargs))
+        own, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(own, (str, bytes, int)):
+            _verify_arguments(name, (own, *args, *kwargs.values()))
+            if name in ("format", "format_map") and isinstance(own, str):
+                _verify_fields(own)
+            if name == "join" and args and not isinstance(own, int):
+                args = (__self._parts(args[0], own), *args[1:])
+        return __self.weighed(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """An operator, on numbers and texts of sizes that are bounded before."""
         self._step()
-        if operator == "%" and isinstance(left, str):
-            _verify_format(left)
+        if operator == "%" and isinstance(left, (str, bytes)):
+            _verify_arguments("", (left, right))
+            _verify_widths(left)
         if operator in ("*", "**"):
             _verify_product(left, right, power=operator == "**")
-        return _verified(super().call_binop(context, operator, left, right))
+        return self.weighed(super().call_binop(context, operator, left, right))
+
+    def weighed(self, value: Any) -> Any:
+        """The value, counted among what the rendering makes."""
+        self._steps.room -= _weight(value)
+        if self._steps.room < 0:
+            raise BoundError(f"it makes more than {MOST_MADE} characters in all")
+        return value
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The rounds of a loop."""
@@ -101,16 +124,54 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *parts: Any) -> str:
         """Jinja's ``~``."""
-        return str(_verified("".join(map(str, parts))))
+        return str(self.weighed("".join(self._parts(parts, ""))))
+
+    def _begin(self) -> None:
+        self._steps.left, self._steps.room = MOST_STEPS, MOST_MADE
 
     def _step(self) -> None:
-        self._steps.left = left = getattr(self._steps, "left", MOST_STEPS) - 1
-        if left < 0:
+        self._steps.left -= 1
+        if self._steps.left < 0:
             raise BoundError(f"it takes more than {MOST_STEPS} steps")
+
+    def _parts(self, items: Iterable[Any], between: str | bytes) -> Iterator[Any]:
+        """What is to be put together, as long as that is short enough."""
+        size = 0
+        for item in items:
+            size += len(between) + _weight(item)
+            _verify_size(size)
+            yield item if isinstance(item, (str, bytes)) else str(item)
+
+    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter with sizes verified before and after."""
+        first = int(hasattr(function, "jinja_pass_arg"))  # Jinja puts one before the filter's own
+
+        @functools.wraps(function)  # keeps Jinja's mark of what its first argument is
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            values = (*args[first:], *kwargs.values())
+            _verify_arguments(name, values)
+            if name == "format":
+                _verify_widths(values[0])
+            if name == "join":
+                between = args[first + 1] if len(args) > first + 1 else kwargs.get("d", "")
+                counted = self._separated(args[first], str(between))
+                args = (*args[:first], counted, *args[first + 1 :])
+            return self.weighed(function(*args, **kwargs))
+
+        return bounded
+
+    @staticmethod
+    def _separated(items: Iterable[Any], between: str) -> Iterator[Any]:
+        """The same for Jinja's `join`, which may take an attribute of every item."""
+        size = 0
+        for item in items:
+            size += len(between) + _weight(item)
+            _verify_size(size)
+            yield item
 
 
 class _Counting(NodeTransformer):
-    """Has loops and concatenations go through the sandbox; a template cannot name what they go through.
+    """Has loops, and what makes values, go through the sandbox; a template cannot name what they go through.
 
     The names of methods are Jinja's.
     """
@@ -124,10 +185,40 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         return _call("joined", node.nodes, node.lineno)
 
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("weighed", [node], node.lineno)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("weighed", [node], node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("weighed", [node], node.lineno) if node.ctx == "load" else node
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [_call("weighed", [_constant(part)], part.lineno) for part in node.nodes]
+        return node
+
 
 def _call(name: str, arguments: Sequence[nodes.Node], line: int) -> nodes.Call:
     function = nodes.EnvironmentAttribute(name, lineno=line)
     return nodes.Call(function, list(arguments), [], None, None, lineno=line)
+
+
+def _constant(node: nodes.Expr) -> nodes.Expr:
+    return (
+        nodes.Const(node.data, lineno=node.lineno) if isinstance(node, nodes.TemplateData) else node
+    )
+
+
+class _Names(Namespace):
+    """What a template may write to. Shown it is short, whatever it holds."""
+
+    def __repr__(self) -> str:
+        return "<namespace>"
 
 
 class _Generation(Extension):
@@ -141,24 +232,18 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter with sizes verified before and after."""
-
-    @functools.wraps(function)  # keeps Jinja's mark of what its first argument is
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _verify_arguments((*args, *kwargs.values()))
-        return _verified(function(*args, **kwargs))
-
-    return bounded
-
-
-def _verify_arguments(values: tuple[Any, ...]) -> None:
-    lengths = sorted((len(value) for value in values if isinstance(value, str)), reverse=True)
-    if len(lengths) > 1 and lengths[0] * lengths[1] > MOST_PRODUCT:
-        raise BoundError("it puts long texts into one another")
+def _verify_arguments(name: str, values: tuple[Any, ...]) -> None:
+    """Those of a method, with its object, or of a filter."""
+    long = [value for value in values if isinstance(value, (str, bytes, *CONTAINERS))]
+    lengths = [_weight(value) for value in long] if len(long) > 1 else [len(item) for item in long]
     for value in values:
         if isinstance(value, int):
             _verify_size(value)
+            lengths += [value] if name in FILLING else []
+    largest = sorted(lengths, reverse=True)[:2]
+    _verify_size(max(largest, default=0))
+    if len(largest) > 1 and largest[0] * largest[1] > MOST_PRODUCT:
+        raise BoundError("it puts long texts into one another")
 
 
 def _verify_product(left: Any, right: Any, *, power: bool) -> None:
@@ -171,17 +256,36 @@ def _verify_product(left: Any, right: Any, *, power: bool) -> None:
             _verify_size(len(many) * times)
 
 
-def _verify_format(text: str) -> None:
+def _verify_widths(form: str | bytes) -> None:
+    text = form if isinstance(form, str) else form.decode("latin-1")
     if WIDTH.search(text):
         raise BoundError("it fills texts up to a great width")
 
 
-def _verified(value: Any) -> Any:
-    if isinstance(value, str):
-        _verify_size(len(value))
-    elif isinstance(value, int):
-        _verify_size(value.bit_length())
-    return value
+def _verify_fields(form: str) -> None:
+    """Of ``str.format``: a width may also come from another field."""
+    for _, _, filling, _ in string.Formatter().parse(form):
+        if filling and "{" in filling:
+            raise BoundError("it computes the width of a field")
+        _verify_widths(filling or "")
+
+
+def _weight(value: Any) -> int:
+    """Characters, with those of all that is in it. Raises BoundError before it has looked at too many."""
+    total, rest = 0, [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, (str, bytes)):
+            total += len(item)
+        elif isinstance(item, int):
+            total += item.bit_length() // 8
+        elif isinstance(item, CONTAINERS):
+            total += ITEM * (len(item) + 1)
+            _verify_size(total)
+            rest.extend(item)
+            rest.extend(item.values() if isinstance(item, Mapping) else ())
+        _verify_size(total)
+    return total
 
 
 def _verify_size(size: int) -> None:
@@ -204,13 +308,19 @@ def _now(form: str) -> str:
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """As transformers, unlike Jinja, writes it: no character is escaped for HTML."""
-    if isinstance(indent, int):
-        _verify_size(indent * MOST_STEPS)
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    step = indent if isinstance(indent, int) or indent is None else len(indent)
+    _verify_size((step or 0) * MOST_STEPS)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    pieces, size = [], 0
+    for piece in encoder.iterencode(value):  # lines begin with as many blanks as they lie deep
+        size += len(piece)
+        _verify_size(size)
+        pieces.append(piece)
+    return "".join(pieces)

@@ -58,7 +58,7 @@ def test_fitted_codes_are_nearer_to_the_floats(tmp_path: Path) -> None:
     with torch.no_grad():
         reference = model(input_ids=torch.tensor([ids])).logits[0].numpy()
     errors = {}
-    for name, text in (("plain", ""), ("fitted", TEXT)):
+    for name, text in (("plain", None), ("fitted", TEXT)):
         build_decoder(source, bits=4, out=tmp_path / name, calibration=text)
         graph = Graph(open_graph(tmp_path / name / "graph.onnx"))
         logits, _ = graph.run([ids], graph.empty())
@@ -70,6 +70,8 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     source = decoder_source(str(write_decoder(tmp_path / "model")))
     with pytest.raises(ArtefactError, match="has 3 tokens"):
         input_moments(source, shape_of(source.config), " ".join(WORDS_64[:2]), tell=quiet)
+    with pytest.raises(ArtefactError, match="has 1 tokens"):
+        build_decoder(source, bits=4, out=tmp_path / "base", calibration="")
 
 
 def test_fedge_brings_a_page(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from base_model.slot_check import verify_slots
 from base_model.verify import read_manifest, verify_any_base, verify_base
 from protocol.codes import dequantise, quantise
 from protocol.decoder_manifest import DecoderManifest
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import ArtefactError, FedgeError, PlanError
 from protocol.forms import DOWN, UP
 from tests.unit.base_model.decoder.models import (
     CHAT,
@@ -402,3 +402,46 @@ def test_the_check_knows_a_graph_that_does_not_run(folder: Path, tmp_path: Path)
     (tmp_path / "graph.onnx").write_bytes(b"no graph")
     with pytest.raises(ArtefactError, match="cannot be opened"):
         check_graph(tmp_path / "graph.onnx", shape_of(source.config), {})
+
+
+def test_what_a_base_is_called_does_not_steer_a_terminal(base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest |= {"source": "a\x1b[2Jb\u202e", "made_with": {"c\x1b[2J": "\x1b]0;d\x07"}}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    said = CliRunner().invoke(app, ["inspect", str(copy)]).stdout
+    assert "a\\x1b[2Jb" in said
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "cause"),
+    [
+        ("a.gguf", ["--task", "sequence-classification"], "holds a model that writes text"),
+        ("nowhere.gguf", [], "there is no such file"),
+        ("model", ["--task", "causal-lm", "--calibration", "a", "--bits", "8"], "codes of 4 bits"),
+    ],
+)
+def test_a_source_that_is_not_what_is_asked_for(
+    source: str, options: list[str], cause: str, tmp_path: Path
+) -> None:
+    arguments = ["build", str(tmp_path / source), "--out", str(tmp_path / "base"), *options]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, FedgeError)
+    assert cause in error.cause
+
+
+@pytest.mark.parametrize("context", [2, 7])
+def test_a_context_may_be_shorter_than_what_a_graph_is_tried_on(
+    folder: Path, tmp_path: Path, context: int
+) -> None:
+    out = tmp_path / "base"
+    manifest = build_decoder(decoder_source(str(folder)), bits=4, out=out, context=context)
+    assert manifest.max_positions == context
+
+
+def test_codes_of_the_source_need_no_text(folder: Path, tmp_path: Path) -> None:
+    reasons: list[str] = []
+    source = coded(decoder_source(str(folder)), 4, offsets=True)
+    build_decoder(source, bits=4, out=tmp_path / "b", calibration="a", explain=reasons.append)
+    assert any("no text is needed" in reason for reason in reasons)

@@ -88,3 +88,9 @@ def test_names_are_looked_up(decoder: DecoderBase) -> None:
         adapters.named("poems")
     with pytest.raises(DataError, match="no adapter"):
         adapters.remove("poems")
+
+
+def test_an_adapter_of_nothing_is_refused(decoder: DecoderBase, tmp_path: Path) -> None:
+    write_edge_adapter({}, tmp_path / "a.onnx_adapter")
+    with pytest.raises(ArtefactError, match="adapts nothing"):
+        load_decoder_adapter(tmp_path / "a.onnx_adapter", decoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -239,3 +240,52 @@ def test_templates_at_random_give_what_transformers_gives(template: str, chat: A
             rendered(template, chat_from(chat), {"bos_token": "<s>"})
         return
     assert rendered(template, chat_from(chat), {"bos_token": "<s>"}) == expected
+
+
+LONG = "{% set b = 'x' * 1000000 %}"
+HOARD = "{% set n = namespace(l=[]) %}{% for i in range(300) %}{% set n.l = X %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LONG + "{{ range(200) | join(b) | length }}",
+        LONG + "{{ b.join(range(200) | map('string')) | length }}",
+        LONG + "{{ (('%(a)s' * 200) % {'a': b}) | length }}",
+        LONG + "{{ ([b] * 200) | string | length }}",
+        LONG + "{{ (([b] * 200) ~ '') | length }}",
+        LONG + "{{ ([b] * 200) | tojson | length }}",
+        LONG + "{{ [1, 2, 3] | tojson(indent=b * 4) | length }}",
+        LONG + "{{ ('a' * 300).translate({97: b}) | length }}",
+        LONG + "{% set l = [b] * 15 %}{% set l = [l, l, l, l, l, l] %}{{ l | string | length }}",
+        LONG
+        + "{% set a %}{% for i in range(200) %}{{ b }}{{ i }}{% endfor %}{% endset %}{{ a | length }}",
+        "{{ ('\t' * 1000).expandtabs(300000) | length }}",
+        "{{ ('\n' * 1000) | indent(300000, true, true) | length }}",
+        "{{ '%200000000d' | format(1) | length }}",
+        "{{ '{:{w}}'.format(1, w='200000000') | length }}",
+        "{{ '{0:{1[0]}}'.format(1, [200000000]) | length }}",
+        "{{ 'x'.encode().center(200000000) | length }}",
+        "{{ (1).to_bytes(200000000, 'big') | length }}",
+        HOARD.replace("X", "n.l + ['x' * 1000000 ~ i]"),
+        HOARD.replace("X", "[n.l, 'x' * 1000000 ~ i]"),
+        "{% set n = namespace(l=[0]) %}{% for i in range(24) %}{% set n.l = n.l + n.l %}{% endfor %}",
+        "{{ ('x' * 300000) | list | map('list') | list | length }}",
+    ],
+)
+def test_a_template_makes_nothing_large_on_its_way(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_MADE", 2**25)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtefactError, match="goes too far"):
+            rendered(template, chat_from(CHATS[0]), {})
+        assert tracemalloc.get_traced_memory()[1] < 6e7
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_a_template_writes_to_is_short_when_it_is_shown() -> None:
+    template = "{% set n = namespace(a='x' * 99) %}{{ n }}"
+    assert rendered(template, chat_from(CHATS[0]), {}) == "<namespace>"

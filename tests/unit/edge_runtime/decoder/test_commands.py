@@ -14,7 +14,7 @@ from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.chat import chat_from, chat_prompt
 from edge_runtime.decoder.commands import shown
 from edge_runtime.decoder.generation import Generator, Request
-from protocol.errors import ArtefactError, DataError
+from protocol.errors import ArtefactError, DataError, MachineError
 from tests.tiny_decoder import lora, write_tiny_decoder
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -87,3 +87,38 @@ def test_errors_have_the_codes_of_their_kinds(decoder_folder: Path, tmp_path: Pa
 
 def test_nothing_that_is_written_steers_a_terminal() -> None:
     assert shown("a\n\tb\x1b[2J\u202e é😀") == "a\n\tb\\x1b[2J\\u202e é😀"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_closed_input_or_output_is_no_bug(decoder_folder: Path, closed: str) -> None:
+    command = [sys.executable, "-m", "fedge", "edge", "chat", "--base", str(decoder_folder)]
+    options = [*command, "--max-tokens", "2"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *options],
+        cwd=ROOT,
+        input="hi\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk at hand")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_the_output_is_named(decoder_folder: Path, options: list[str]) -> None:
+    command = [sys.executable, "-m", "fedge", "edge", "generate", "--base", str(decoder_folder)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--max-tokens", "2", "hi", *options],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == MachineError.exit_code
+    assert done.stderr.splitlines() == [
+        "error: the disk cannot be written: No space left on device",
+        "fix: make room",
+    ]
