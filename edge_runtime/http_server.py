@@ -211,7 +211,8 @@ def run(
         listening = socket.create_server((host, port))
     except OSError as error:
         raise MachineError(
-            f"port {port} on {host} cannot be had: {error.strerror}", "choose another --port"
+            f"port {port} on {host} cannot be had: {error.strerror}",
+            "choose another --port" if host == HOST else "choose another --host or --port",
         ) from None
     listening_at(f"http://{host}:{listening.getsockname()[1]}")
     QuietServer(config).run(sockets=[listening])

@@ -56,8 +56,10 @@ class TextApp:
         reply = _Reply(send)
         try:
             await self._answer(scope, receive, reply)
-        except (ClientGoneError, asyncio.CancelledError):
+        except ClientGoneError:
             return
+        except asyncio.CancelledError:  # uvicorn ends, and has waited as long as it does
+            await reply.fail(_failure(EndedError()))
         except ApiError as error:
             await reply.fail(error)
         except Exception as error:  # uvicorn would log a trace, with paths
@@ -71,7 +73,7 @@ class TextApp:
             raise ApiError(400, f"ask {HOST} or localhost", code="invalid_host")
         path = scope["path"]
         method = "POST" if path in KINDS else "GET"
-        if path not in KINDS and path != "/health" and f"{path}/".find(f"{MODELS}/") != 0:
+        if path not in KINDS and path != "/health" and not f"{path}/".startswith(f"{MODELS}/"):
             raise ApiError(
                 404, f"POST {', '.join(KINDS)} or GET {MODELS}, /health", code="unknown_url"
             )
@@ -232,4 +234,5 @@ def _failure(error: Exception) -> ApiError:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    """In ASCII: there are clients that take more characters for the end of a line than events do."""
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -17,8 +17,16 @@ from protocol.misspelling import nearest
 
 INVALID = "invalid_request_error"
 HARMLESS = frozenset(
-    ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-) | {"service_tier", "parallel_tool_calls"}
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "service_tier",
+        "parallel_tool_calls",  # of no tools
+    }
+)
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # values with which a parameter asks for nothing
     "n": (1,),
     "best_of": (1,),
