@@ -123,13 +123,16 @@ class _Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
 
     def word(self, token: int) -> str:
         """What it adds behind another; a token without text, such as one that ends texts, by its name."""
-        # Tokenizers leave out a space at the beginning of a text.
-        alone = self._tokenizer.decode([token])
-        text = self._tokenizer.decode([token, token])[len(alone) :]
-        return text or self._tokenizer.id_to_token(token) or ""
+        if token not in self._known:
+            # Tokenizers leave out a space at the beginning of a text.
+            alone = self._tokenizer.decode([token])
+            text = self._tokenizer.decode([token, token])[len(alone) :]
+            self._known[token] = text or self._tokenizer.id_to_token(token) or ""
+        return self._known[token]
 
     def entry(self, token: int, logprob: float | None) -> Document:
         """A token of a chat; ``bytes`` is null for part of a character."""

@@ -117,7 +117,8 @@ class TextApp:
             if asked.stream:
                 await _stream(answer, steps, reply)
             else:
-                await reply.document(answer.whole([step async for step in steps]))
+                whole = [step async for step in steps]
+                await reply.document(await asyncio.to_thread(answer.whole, whole))
 
     @asynccontextmanager
     async def _steps(

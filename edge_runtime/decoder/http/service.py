@@ -20,7 +20,8 @@ from protocol.misspelling import nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BASE = "base"  # a base whose folder has no name of this form
-SHORT = 16  # tokens of a completion that names no number, as OpenAI has it
+# What a request that does not say gets, as OpenAI has it; a chat gets all the room that there is.
+SHORT, WARM = 16, 1.0  # tokens of a completion, temperature
 SEEDS = 2**64
 
 
@@ -111,7 +112,7 @@ class TextService:
             adapter=None if asked.model == self.base_name else asked.model,
             max_tokens=asked.most or most,
             sampling=Sampling(
-                temperature=1.0 if asked.temperature is None else asked.temperature,
+                temperature=WARM if asked.temperature is None else asked.temperature,
                 top_p=1.0 if asked.top_p is None else asked.top_p,
             ),
             seed=None if asked.seed is None else asked.seed % SEEDS,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Literal
 
 from edge_runtime.decoder.generation import Step
@@ -37,23 +37,21 @@ class Turn:
         self.steps: Iterator[Step] = iter(())
         self.tell: Tell = lambda _: None
 
-    def advance(self) -> bool:
-        """Write a token, or end where nobody wants the text any more. Whether it was the last."""
-        if not self.left:
-            try:
-                step = next(self.steps)
-                self.tell(step)
-                if not step.finish:
-                    return False
-            except Exception as error:  # whatever ends this text must not end the others
-                self.fail(error)
-        self.close()
-        return True
+    def advance(self) -> Step | Exception | None:
+        """Write a token: its step, or what failed; None where nobody wants the text any more."""
+        if self.left:
+            return None
+        try:
+            return next(self.steps)
+        except Exception as error:  # whatever ends this text must not end the others
+            return error
 
-    def fail(self, error: Exception) -> None:
-        """Say why the text ends."""
-        with suppress(RuntimeError):  # of an event loop that is closed
-            self.tell(error)
+    def hear(self, item: Step | Exception) -> None:
+        """Hand over what came of it. Whoever cannot take it has left."""
+        try:
+            self.tell(item)
+        except Exception:
+            self.left = True
 
     def close(self) -> None:
         """Give up what the text holds: its cache above all."""
@@ -127,14 +125,21 @@ class Turns:
 
     def _work(self) -> None:
         while turn := self._next():
-            over = turn.advance()
+            item = turn.advance()
+            over = not isinstance(item, Step) or bool(item.finish)
+            if over:
+                turn.close()
             with self._changed:
                 if over:
                     self._over(turn)
                 else:
                     self._writing.append(turn)
+            if (
+                item is not None
+            ):  # the last when its place is free: who has it may ask again at once
+                turn.hear(item)
         for turn in (*self._writing, *self._waiting):
-            turn.fail(EndedError())
+            turn.hear(EndedError())
             turn.close()
 
     def _next(self) -> Turn | None:
