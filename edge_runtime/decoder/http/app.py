@@ -141,6 +141,8 @@ class TextApp:
                     while (await receive())["type"] != "http.disconnect":
                         pass
                     turns.leave(turn)
+                    while not items.empty():
+                        items.get_nowait()
                     items.put_nowait(ClientGoneError())
 
                 watching = asyncio.create_task(watch())
@@ -203,6 +205,7 @@ async def _stream(answer: Answer, steps: AsyncIterator[Step], reply: _Reply) -> 
         for document in documents:
             await reply.event(_json(document))
         begun = True
+        await asyncio.sleep(0)  # neither the queue nor uvicorn lets others go on by itself
     await reply.event(b"[DONE]", more=False)
 
 
