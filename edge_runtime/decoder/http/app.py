@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from edge_runtime.decoder.generation import Step
 from edge_runtime.decoder.http.answers import Answer
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion, Completion, parse_asked
 from edge_runtime.decoder.http.service import TextService
-from edge_runtime.decoder.http.turns import EndedError, FullError
+from edge_runtime.decoder.http.turns import EndedError, FullError, Turn, Turns
 from edge_runtime.http_server import (
     HOST,
     MOST_BYTES,
@@ -39,6 +40,7 @@ MODELS = "/v1/models"
 LOG = logging.getLogger("uvicorn.error")
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
+Items = asyncio.Queue[Step | Exception]
 
 
 class TextApp:
@@ -126,26 +128,13 @@ class TextApp:
     ) -> AsyncIterator[AsyncIterator[Step]]:
         """The text of a request, step by step, while its client is there. Raises ApiError."""
         turns, loop = self._service.turns, asyncio.get_running_loop()
-        items: asyncio.Queue[Step | Exception] = asyncio.Queue()
+        items: Items = asyncio.Queue()
         try:
             with turns.place() as turn:
                 prepared = await asyncio.to_thread(self._service.prepare, asked)
                 answer.prompt_tokens = prepared.prompt_tokens
-                turns.begin(
-                    turn,
-                    prepared.steps,
-                    lambda item: _pass_on(loop, items, item),
-                )
-
-                async def watch() -> None:
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
-                    turns.leave(turn)
-                    while not items.empty():
-                        items.get_nowait()
-                    items.put_nowait(ClientGoneError())
-
-                watching = asyncio.create_task(watch())
+                turns.begin(turn, prepared.steps, partial(_pass_on, loop, items))
+                watching = asyncio.create_task(_watch(receive, turns, turn, items))
                 try:
                     yield _taken(items)
                 finally:
@@ -209,7 +198,17 @@ async def _stream(answer: Answer, steps: AsyncIterator[Step], reply: _Reply) -> 
     await reply.event(b"[DONE]", more=False)
 
 
-async def _taken(items: asyncio.Queue[Step | Exception]) -> AsyncIterator[Step]:
+async def _watch(receive: Receive, turns: Turns, turn: Turn, items: Items) -> None:
+    """Until the client leaves: then its place becomes free, and what waits for it is dropped."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    turns.leave(turn)
+    while not items.empty():
+        items.get_nowait()
+    items.put_nowait(ClientGoneError())
+
+
+async def _taken(items: Items) -> AsyncIterator[Step]:
     """Steps up to the last. Raises what ended them before."""
     while True:
         item = await items.get()
@@ -220,9 +219,7 @@ async def _taken(items: asyncio.Queue[Step | Exception]) -> AsyncIterator[Step]:
             return
 
 
-def _pass_on(
-    loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Step | Exception], item: Step | Exception
-) -> None:
+def _pass_on(loop: asyncio.AbstractEventLoop, items: Items, item: Step | Exception) -> None:
     """From the thread that writes; raises RuntimeError once the loop is closed."""
     loop.call_soon_threadsafe(items.put_nowait, item)
 

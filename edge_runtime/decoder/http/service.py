@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.adapter import Tensors
+from edge_runtime.decoder import cache
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.generation import Generator, Request, Step
+from edge_runtime.decoder.cache import Cache
+from edge_runtime.decoder.generation import Generator, Request, Step, generate
 from edge_runtime.decoder.http.forms import ApiError, Asked, Completion
 from edge_runtime.decoder.http.prompts import prompt_of, refusal
-from edge_runtime.decoder.http.turns import Turns
+from edge_runtime.decoder.http.turns import Steps, Turns
 from edge_runtime.decoder.sampling import Sampling
 from protocol.errors import DataError, FedgeError, printable
 from protocol.misspelling import nearest
@@ -30,7 +32,7 @@ class Prepared:
     """A request that was verified: its prompt's tokens are counted, its text is not begun."""
 
     prompt_tokens: int
-    steps: Iterator[Step]
+    steps: Steps
 
 
 class TextService:
@@ -119,12 +121,22 @@ class TextService:
             stops=asked.stops,
             logprobs=asked.likeliest,
         )
+        text = Cache(base, self.generator.adapters.named(request.adapter))
         try:
-            steps = self.generator.generate(prompt, request)
+            steps = generate(text, prompt, request)
         except DataError as error:
             raise refusal(error, None) from None
-        return Prepared(prompt_tokens=len(prompt), steps=steps)
+        return Prepared(prompt_tokens=len(prompt), steps=_in_turns(text, prompt, steps))
 
     def end(self) -> None:
         """End every text."""
         self.turns.end()
+
+
+def _in_turns(text: Cache, prompt: list[int], steps: Iterator[Step]) -> Steps:
+    """The same steps, before them a turn for each piece of a long prompt, read as the cache would."""
+    for start in range(0, len(prompt) - cache.PIECE, cache.PIECE):
+        with text.in_use():
+            text.read(prompt[start : start + cache.PIECE])
+        yield None
+    yield from steps

@@ -2,7 +2,7 @@
 
 A token costs reading all of the base's weights, whoever it is for: two runs at once would halve each
 other's speed and write no more. On one thread a text can be ended between two tokens, and its cache is
-never in two hands. The turn in which a text begins reads its whole prompt, and the others wait for it.
+never in two hands. A long prompt takes several turns to be read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edge_runtime.decoder.generation import Step
 AT_ONCE = 4  # texts that take turns; each holds a cache
 END_S = 10.0  # for the turn that runs when all is to end
 Tell = Callable[[Step | Exception], None]
+Steps = Iterator[Step | None]  # None: a turn that wrote nothing
 
 
 class FullError(Exception):
@@ -28,26 +29,32 @@ class EndedError(Exception):
     """The server ends before the text is whole."""
 
 
+class LeftError(Exception):
+    """Nobody wants the text any more."""
+
+
 class Turn:
     """A place among the texts."""
 
     def __init__(self) -> None:
         self.state: Literal["reserved", "waiting", "writing", "over"] = "reserved"
         self.left = False
-        self.steps: Iterator[Step] = iter(())
+        self.steps: Steps = iter(())
         self.tell: Tell = lambda _: None
 
     def advance(self) -> Step | Exception | None:
-        """Write a token: its step, or what failed; None where nobody wants the text any more."""
+        """Take a turn: the step that it wrote, or what ends the text."""
         if self.left:
-            return None
+            return LeftError()
         try:
             return next(self.steps)
         except Exception as error:  # whatever ends this text must not end the others
             return error
 
     def hear(self, item: Step | Exception) -> None:
-        """Hand over what came of it. Whoever cannot take it has left."""
+        """Hand over what came of a turn. Whoever cannot take it has left."""
+        if self.left:
+            return
         try:
             self.tell(item)
         except Exception:
@@ -93,7 +100,7 @@ class Turns:
         finally:
             self.leave(turn)
 
-    def begin(self, turn: Turn, steps: Iterator[Step], tell: Tell) -> None:
+    def begin(self, turn: Turn, steps: Steps, tell: Tell) -> None:
         """Write a text: ``tell`` gets its steps, or the error that ends it, on the thread that writes."""
         with self._changed:
             if turn.state != "reserved" or self._ended:
@@ -126,7 +133,7 @@ class Turns:
     def _work(self) -> None:
         while turn := self._next():
             item = turn.advance()
-            over = not isinstance(item, Step) or bool(item.finish)
+            over = isinstance(item, Exception) or (item is not None and item.finish != "")
             if over:
                 turn.close()
             with self._changed:
