@@ -23,6 +23,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> DecoderBase:
     return tiny_base(tmp_path_factory.mktemp("served"))
 
 
+@pytest.fixture(scope="module")
+def shared(base: DecoderBase) -> Iterator[Serving]:
+    """One for tests that leave its adapters as they are."""
+    with serving_texts(base) as serving:
+        yield serving
+
+
 @pytest.fixture
 def served(base: DecoderBase) -> Iterator[Serving]:
     with serving_texts(base) as serving:
@@ -36,8 +43,8 @@ def streamed(client: openai.OpenAI, model: str, **options: Any) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def test_models_are_the_base_and_its_adapters(served: Serving) -> None:
-    client = served.client()
+def test_models_are_the_base_and_its_adapters(shared: Serving) -> None:
+    client = shared.client()
     assert [model.id for model in client.models.list()] == ["tiny", *SEEDS]
     assert client.models.retrieve("b").owned_by == "fedge"
     with pytest.raises(openai.NotFoundError) as caught:
@@ -46,8 +53,8 @@ def test_models_are_the_base_and_its_adapters(served: Serving) -> None:
     assert "nearest is `b`" in caught.value.message
 
 
-def test_a_chat_is_what_the_generator_writes(served: Serving, base: DecoderBase) -> None:
-    client = served.client()
+def test_a_chat_is_what_the_generator_writes(shared: Serving, base: DecoderBase) -> None:
+    client = shared.client()
     for model, seed in (("tiny", None), *SEEDS.items()):
         answer = client.chat.completions.create(model=model, **GREEDY)
         (choice,) = answer.choices
@@ -62,11 +69,11 @@ def test_a_chat_is_what_the_generator_writes(served: Serving, base: DecoderBase)
         assert streamed(client, model) == choice.message.content
 
 
-def test_a_completion_is_what_the_generator_writes(served: Serving, base: DecoderBase) -> None:
-    client = served.client()
+def test_a_completion_is_what_the_generator_writes(shared: Serving, base: DecoderBase) -> None:
+    client = shared.client()
     asked = Request(adapter="a", max_tokens=16, logprobs=2)
     prompt = base.encode("hello")
-    steps = list(served.service.generator.generate(prompt, asked))
+    steps = list(shared.service.generator.generate(prompt, asked))
     text = "".join(step.text for step in steps)
     options: dict[str, Any] = {"model": "a", "temperature": 0, "logprobs": 2}
     for form in ("hello", ["hello"], prompt):
@@ -85,8 +92,8 @@ def test_a_completion_is_what_the_generator_writes(served: Serving, base: Decode
     assert [part.text_offset[0] for part in parts] == logprobs.text_offset
 
 
-def test_seeds_stops_and_usage(served: Serving) -> None:
-    client = served.client()
+def test_seeds_stops_and_usage(shared: Serving) -> None:
+    client = shared.client()
     sampled: dict[str, Any] = {"temperature": 1.3, "top_p": 0.9, "max_tokens": 20}
     once, again, other = (
         streamed(client, "a", **sampled, seed=seed) for seed in (2**62, 2**62, -1)
@@ -111,8 +118,8 @@ def test_seeds_stops_and_usage(served: Serving) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
 
 
-def test_log_probabilities_of_a_chat(served: Serving, base: DecoderBase) -> None:
-    client = served.client()
+def test_log_probabilities_of_a_chat(shared: Serving, base: DecoderBase) -> None:
+    client = shared.client()
     answer = client.chat.completions.create(
         model="tiny", logprobs=True, top_logprobs=3, messages=HI, temperature=0
     )
@@ -129,8 +136,8 @@ def test_log_probabilities_of_a_chat(served: Serving, base: DecoderBase) -> None
     assert content[0].token == (answer.choices[0].message.content or "")[0]
 
 
-def test_messages_as_clients_write_them(served: Serving) -> None:
-    client = served.client()
+def test_messages_as_clients_write_them(shared: Serving) -> None:
+    client = shared.client()
     plain: Any = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
     expected = streamed(client, "a", messages=plain)
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
@@ -265,27 +272,27 @@ def test_a_full_queue_says_so(base: DecoderBase) -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused_names_its_parameter(
-    served: Serving, options: dict[str, Any], param: str, code: str | None
+    shared: Serving, options: dict[str, Any], param: str, code: str | None
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        served.client().chat.completions.create(**{"model": "a", **GREEDY, **options})
+        shared.client().chat.completions.create(**{"model": "a", **GREEDY, **options})
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
     assert code is None or caught.value.code == code
-    assert served.service.turns.places == 0
+    assert shared.service.turns.places == 0
 
 
-def test_what_changes_nothing_is_accepted(served: Serving, base: DecoderBase) -> None:
+def test_what_changes_nothing_is_accepted(shared: Serving, base: DecoderBase) -> None:
     text = streamed(
-        served.client(), "a", user="me", metadata={"a": "b"}, store=False, n=1, tools=[],
+        shared.client(), "a", user="me", metadata={"a": "b"}, store=False, n=1, tools=[],
         logit_bias={}, presence_penalty=0, frequency_penalty=0.0, tool_choice="none",
         response_format={"type": "text"}, parallel_tool_calls=False, service_tier="auto",
     )  # fmt: skip
     assert text == alone(base, SEEDS["a"])
 
 
-def test_completions_refuse_by_their_own_names(served: Serving) -> None:
-    completions = served.client().completions
+def test_completions_refuse_by_their_own_names(shared: Serving) -> None:
+    completions = shared.client().completions
     for options in ({"echo": True}, {"best_of": 2}, {"suffix": "x"}, {"logprobs": 6}):
         with pytest.raises(openai.BadRequestError) as caught:
             completions.create(model="a", prompt="x", **options)

@@ -36,10 +36,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> DecoderBase:
     return tiny_base(tmp_path_factory.mktemp("served"))
 
 
-@pytest.fixture
-def served(base: DecoderBase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    monkeypatch.setattr(http_server, "REQUEST_S", 0.3)
-    with serving_texts(base) as serving:
+@pytest.fixture(scope="module")
+def served(base: DecoderBase) -> Iterator[Serving]:
+    with pytest.MonkeyPatch.context() as patch, serving_texts(base) as serving:
+        patch.setattr(http_server, "REQUEST_S", 0.3)
         yield serving
 
 
@@ -265,11 +265,11 @@ def test_what_cannot_be_served_is_said_at_the_start(
 
     write_edge_adapter(lora(1), good := tmp_path / "good.onnx_adapter")
     with pytest.raises(error, match=words):
-        serve_text(base.folder, adapter=[one.format(good=good) for one in adapters], threads=1)
+        serve_text(base.folder, adapter=[text.format(good=good) for text in adapters], threads=1)
 
 
-def test_texts_that_are_written_at_the_end_are_cut_with_an_error(served: Serving) -> None:
-    with served.slow_neighbour(0.1):
+def test_texts_that_are_written_at_the_end_are_cut_with_an_error(base: DecoderBase) -> None:
+    with serving_texts(base) as served, served.slow_neighbour(0.1):
         stream = served.client().chat.completions.create(**CHAT, stream=True)
         next(iter(stream))
         served.service.end()

@@ -94,7 +94,7 @@ class Answer:
         if self._chat:
             content = [
                 self._words.entry(step.token, step.logprob)
-                | {"top_logprobs": [self._words.entry(*one) for one in step.top]}
+                | {"top_logprobs": [self._words.entry(*pair) for pair in step.top]}
                 for step in steps
             ]
             return {"content": content, "refusal": None}
@@ -123,16 +123,16 @@ class _Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
 
     def word(self, token: int) -> str:
         """What it adds behind another; a token without text, such as one that ends texts, by its name."""
-        if token not in self._known:
+        if token not in self._texts:
             # Tokenizers leave out a space at the beginning of a text.
             alone = self._tokenizer.decode([token])
             text = self._tokenizer.decode([token, token])[len(alone) :]
-            self._known[token] = text or self._tokenizer.id_to_token(token) or ""
-        return self._known[token]
+            self._texts[token] = text or self._tokenizer.id_to_token(token) or ""
+        return self._texts[token]
 
     def entry(self, token: int, logprob: float | None) -> Document:
         """A token of a chat; ``bytes`` is null for part of a character."""

@@ -111,6 +111,6 @@ def test_null_is_as_good_as_nothing() -> None:
     assert asked == parse_asked(ChatCompletion, json.dumps(body).encode())
 
 
-def test_a_misspelling_is_told_the_nearest() -> None:
+def test_a_misspelling_names_the_nearest() -> None:
     with pytest.raises(ApiError, match="`max_tokens`"):
         completion(max_token=3)

@@ -19,7 +19,7 @@ class Text:
 
     def __init__(self, name: str, log: list[str], count: int = 3) -> None:
         self.name, self.log, self.count = name, log, count
-        self.told: list[Step | Exception] = []
+        self.heard: list[Step | Exception] = []
         self.gate, self.over = threading.Event(), threading.Event()
 
     def steps(self) -> Iterator[Step]:
@@ -35,7 +35,7 @@ class Text:
     def begin(self, turns: Turns, turn: Turn, *, wait: bool = False) -> None:
         if not wait:
             self.gate.set()
-        turns.begin(turn, self.steps(), self.told.append)
+        turns.begin(turn, self.steps(), self.heard.append)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_texts_take_turns_and_others_wait_in_order(turns: Turns) -> None:
         assert until(lambda: turns.places == 0)
         # A place that becomes free goes to who waits longest, behind those who write.
         assert "".join(log) == "a1b1a2b2a3a.b3b.c1d1c2d2c3c.d3d."
-        assert [len(text.told) for text in texts] == [3] * 4
+        assert [len(text.heard) for text in texts] == [3] * 4
     assert turns.places == 0
 
 
@@ -71,16 +71,16 @@ def test_who_leaves_is_not_written(turns: Turns) -> None:
             third.begin(turns, c)  # waits
             assert turns.places == 4
         assert turns.places == 2
-        assert until(lambda: len(first.told) > 5)
+        assert until(lambda: len(first.heard) > 5)
         turns.leave(a)
         turns.leave(a)
         assert until(lambda: turns.places == 1)
-        count = len(first.told)
-        assert until(lambda: len(second.told) > count + 5)
-        assert len(first.told) == count
+        count = len(first.heard)
+        assert until(lambda: len(second.heard) > count + 5)
+        assert len(first.heard) == count
         assert log.count("a.") == 1
     assert until(lambda: turns.places == 0)
-    assert third.told == []
+    assert third.heard == []
     assert until(lambda: log.count("b.") == 1)
 
 
@@ -92,18 +92,18 @@ def test_an_error_ends_its_own_text(turns: Turns) -> None:
     def deaf(item: Step | Exception) -> None:
         raise RuntimeError("the event loop is closed")
 
-    told: list[Step | Exception] = []
+    heard: list[Step | Exception] = []
     log: list[str] = []
     with turns.place() as a, turns.place() as b, turns.place() as c:
-        turns.begin(a, fails(), told.append)
+        turns.begin(a, fails(), heard.append)
         text = Text("b", log, 50)
         text.begin(turns, b)
         unheard = Text("c", log, 50)
         unheard.gate.set()
         turns.begin(c, unheard.steps(), deaf)
         assert until(lambda: turns.places == 0)
-    assert [type(item) for item in told] == [Step, ZeroDivisionError]
-    assert len(text.told) == 50
+    assert [type(item) for item in heard] == [Step, ZeroDivisionError]
+    assert len(text.heard) == 50
     assert [entry for entry in log if entry[0] == "c"] == ["c1", "c."]
 
 
@@ -113,11 +113,11 @@ def test_the_end_ends_every_text(turns: Turns) -> None:
         texts = [Text(name, log, 10**9) for name in "abc"]
         for text in texts:
             text.begin(turns, stack.enter_context(turns.place()))
-        assert until(lambda: len(texts[0].told) > 3)
+        assert until(lambda: len(texts[0].heard) > 3)
         late = stack.enter_context(turns.place())
         turns.end()
         for text in texts:
-            assert isinstance(text.told[-1], EndedError)
+            assert isinstance(text.heard[-1], EndedError)
         with pytest.raises(EndedError):
             Text("d", log).begin(turns, late)
         with pytest.raises(FullError), turns.place():
