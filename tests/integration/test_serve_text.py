@@ -179,7 +179,7 @@ def test_chats_at_once_while_adapters_are_swapped(served: Serving, base: Decoder
 
 def test_what_has_begun_ends_with_its_adapter(served: Serving, base: DecoderBase) -> None:
     client = served.client()
-    with served.slow_neighbour():
+    with served.slow_neighbour(0.02):
         streams = {
             name: client.chat.completions.create(model=name, stream=True, **GREEDY)
             for name in ("a", "b")
@@ -210,7 +210,7 @@ def test_a_client_that_leaves_frees_its_place(served: Serving, stream: bool) -> 
             with pytest.raises(openai.APITimeoutError):
                 client.with_options(timeout=0.5).chat.completions.create(model="a", **GREEDY)
         client.close()
-        assert until(lambda: turns.places == 1, 1.0)  # the whole text would take 4 s
+        assert until(lambda: turns.places == 1, 2.0)  # the whole text would take 4 s
     assert until(lambda: turns.places == 0)
 
 
@@ -224,11 +224,12 @@ def test_a_neighbour_that_leaves_is_closed(served: Serving) -> None:
 def test_a_full_queue_says_so(base: DecoderBase) -> None:
     with serving_texts(base, queue=1) as served:
         client = served.client()
-        with served.slow_neighbour(0.05):
-            streams = [
-                client.chat.completions.create(model="a", stream=True, **GREEDY) for _ in range(3)
-            ]
-            with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool:
+            with served.slow_neighbour(0.1):
+                streams = [
+                    client.chat.completions.create(model="a", stream=True, **GREEDY)
+                    for _ in range(3)
+                ]
                 waiting = pool.submit(streamed, served.client(), "b")
                 assert until(lambda: served.service.turns.places == 5)
                 with pytest.raises(openai.RateLimitError) as caught:
@@ -237,7 +238,7 @@ def test_a_full_queue_says_so(base: DecoderBase) -> None:
                 assert caught.value.code == "queue_full"
                 for stream in streams:
                     stream.close()
-                assert waiting.result() == alone(base, SEEDS["b"])
+            assert waiting.result() == alone(base, SEEDS["b"])
         assert until(lambda: served.service.turns.places == 0)
         assert streamed(client, "a") == alone(base, SEEDS["a"])
 
