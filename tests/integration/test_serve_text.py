@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import openai
@@ -71,7 +73,7 @@ def test_a_chat_is_what_the_generator_writes(shared: Serving, base: DecoderBase)
 
 def test_a_completion_is_what_the_generator_writes(shared: Serving, base: DecoderBase) -> None:
     client = shared.client()
-    asked = Request(adapter="a", max_tokens=16, logprobs=2)
+    asked = Request(adapter="a", max_tokens=16, logprobs=2, joins=True)
     prompt = base.encode("hello")
     steps = list(shared.service.generator.generate(prompt, asked))
     text = "".join(step.text for step in steps)
@@ -194,6 +196,31 @@ def test_what_has_begun_ends_with_its_adapter(served: Serving, base: DecoderBase
         for name, stream in streams.items():
             rest = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
             assert begun[name] + rest == alone(base, SEEDS[name])
+
+
+def test_two_chats_of_one_event_loop(served: Serving, base: DecoderBase) -> None:
+    async def chat(client: openai.AsyncOpenAI, model: str, order: list[str]) -> str:
+        text = ""
+        async for chunk in await client.chat.completions.create(model=model, stream=True, **GREEDY):
+            order.append(model)
+            text += chunk.choices[0].delta.content or ""
+        return text
+
+    async def both() -> tuple[list[str | None], list[str]]:
+        order: list[str] = []
+        url = f"http://127.0.0.1:{served.port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0) as client:
+            swap = asyncio.to_thread(served.service.replace, "third", lora(OTHER))
+            chats = (chat(client, name, order) for name in ("a", "b"))
+            first, second, _ = await asyncio.gather(*chats, swap)
+            third = await chat(client, "third", [])
+        return [first, second, third], order
+
+    with served.slow_neighbour(0.01):
+        texts, order = asyncio.run(both())
+    assert texts == [alone(base, seed) for seed in (SEEDS["a"], SEEDS["b"], OTHER)]
+    turns = sum(before != after for before, after in pairwise(order))
+    assert turns > 3  # they were written at the same time
 
 
 @pytest.mark.parametrize("stream", [True, False])

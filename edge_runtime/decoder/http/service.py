@@ -120,6 +120,7 @@ class TextService:
             seed=None if asked.seed is None else asked.seed % SEEDS,
             stops=asked.stops,
             logprobs=asked.likeliest,
+            joins=isinstance(asked, Completion),
         )
         text = Cache(base, self.generator.adapters.named(request.adapter))
         try:

@@ -43,7 +43,9 @@ def test_a_long_prompt_is_read_in_turns(
 ) -> None:
     monkeypatch.setattr(cache, "PIECE", 8)
     prompt = [7 + at % 30 for at in range(length)]
-    expected = list(service.generator.generate(prompt, Request(adapter="a", max_tokens=5)))
+    expected = list(
+        service.generator.generate(prompt, Request(adapter="a", max_tokens=5, joins=True))
+    )
     prepared = service.prepare(completion(prompt=prompt, max_tokens=5))
     turns = list(prepared.steps)
     empty = (length - 1) // 8
