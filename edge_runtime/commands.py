@@ -12,6 +12,7 @@ import typer
 
 from edge_runtime import device_commands
 from edge_runtime.decoder import commands as decoder_commands
+from edge_runtime.decoder.http.commands import serve_text
 from protocol.errors import DataError, printable
 from protocol.rows.read import Text, read_texts
 from protocol.section import MOST_THREADS
@@ -28,6 +29,7 @@ for _command in ("update", "activate", "rollback", "status", "serve"):
     app.command()(getattr(device_commands, _command))
 for _command in ("generate", "chat"):
     app.command()(getattr(decoder_commands, _command))
+app.command("serve-text")(serve_text)
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]

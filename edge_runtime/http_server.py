@@ -154,7 +154,7 @@ class App:
         kind = headers.get(b"content-type", "").partition(";")[0].strip()
         if kind.lower() != "application/json":
             return _error(415, "request.type", "send application/json")
-        body = await _body(receive)
+        body = await body_of(receive)
         if body is None:
             return _error(413, "request.size", f"at most {MOST_BYTES} bytes")
         try:
@@ -200,20 +200,33 @@ def serve(
 
     ``listening_at`` is given the address as soon as connections are taken; port 0 is a free one.
     """
+    run(settings(service, options), port, listening_at=listening_at)
+
+
+def run(
+    config: Config, port: int, *, host: str = HOST, listening_at: Callable[[str], None]
+) -> None:
+    """The same of any application. Raises MachineError also for an address that is not this machine's."""
     try:
-        listening = socket.create_server((HOST, port))
+        listening = socket.create_server((host, port))
     except OSError as error:
         raise MachineError(
-            f"port {port} on {HOST} cannot be had: {error.strerror}", "choose another --port"
+            f"port {port} on {host} cannot be had: {error.strerror}",
+            "choose another --port" if host == HOST else "choose another --host or --port",
         ) from None
-    listening_at(f"http://{HOST}:{listening.getsockname()[1]}")
-    QuietServer(settings(service, options)).run(sockets=[listening])
+    listening_at(f"http://{host}:{listening.getsockname()[1]}")
+    QuietServer(config).run(sockets=[listening])
 
 
 def settings(service: Answering, options: AnswerOptions = LIKELIEST) -> Config:
     """How uvicorn runs :class:`App`."""
+    return settings_of(App(service, options))
+
+
+def settings_of(app: Any) -> Config:
+    """How uvicorn runs an application (ASGI 3), within this module's bounds."""
     return Config(
-        App(service, options),
+        app,
         log_level="warning",
         access_log=False,
         http=Connection,
@@ -227,7 +240,7 @@ def settings(service: Answering, options: AnswerOptions = LIKELIEST) -> Config:
     )
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def body_of(receive: Receive) -> bytes | None:
     """The request's body; None when it is larger than allowed."""
     body, more = b"", True
     while more:

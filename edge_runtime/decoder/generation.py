@@ -26,7 +26,8 @@ class Request:
 
     ``adapter``: name of a loaded one, None being the base alone. ``seed``: the same one gives the same
     tokens; None takes one of the system's. ``stops``: strings that end the text and are not in it.
-    ``logprobs``: None for none, else of the chosen token and of as many of the likeliest.
+    ``logprobs``: None for none, else of the chosen token and of as many of the likeliest. ``joins``: the text
+    is to be put behind the prompt's, so that a space at its beginning counts.
     """
 
     adapter: str | None = None
@@ -35,6 +36,7 @@ class Request:
     seed: int | None = None
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
+    joins: bool = False
 
     def verify(self) -> None:
         """Raises DataError that names the value which is out of bounds."""
@@ -79,7 +81,8 @@ def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Iterator[
 
 
 def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
-    writer = _Writer(cache.base, request, room=cache.base.manifest.max_positions - len(prompt) + 1)
+    room = cache.base.manifest.max_positions - len(prompt) + 1
+    writer = _Writer(cache.base, request, room=room, after=prompt[-1] if request.joins else None)
     with cache.in_use():
         logits = cache.follow(prompt)
         while True:
@@ -93,11 +96,13 @@ def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
 class _Writer:
     """Chooses tokens, and tells what text they make and when it ends; ``room``: of tokens, in the context."""
 
-    def __init__(self, base: DecoderBase, request: Request, *, room: int) -> None:
+    def __init__(
+        self, base: DecoderBase, request: Request, *, room: int, after: int | None = None
+    ) -> None:
         self._ends = frozenset(base.manifest.ends)
         self._request, self._room = request, room
         self._rng = np.random.default_rng(request.seed)
-        self._stream = TextStream(base.tokenizer)
+        self._stream = TextStream(base.tokenizer, after=after)
         self._stops = StopStrings(request.stops)
         self._count = 0
 

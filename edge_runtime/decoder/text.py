@@ -23,12 +23,22 @@ class TextStream:
     treat the first of a text differently, so what a token adds is seen behind another.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, after: int | None = None) -> None:
+        """``after``: the token that the text is behind, so that a space between both is not left out."""
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._hidden = {number for number, token in added.items() if token.special}
         self._window: list[int] = []
         self._before = ""  # text of the window's first token, given out already
+        if after is not None:
+            self._begin_behind(after)
+
+    def _begin_behind(self, token: int) -> None:
+        """Nothing of it is given out; part of a character, or what has no text, counts as nothing."""
+        word = None if token in self._hidden else self._tokenizer.id_to_token(token)
+        text = self._tokenizer.decode([token])
+        if word is not None and not _is_byte(word) and not text.endswith(INCOMPLETE):
+            self._window, self._before = [token], text
 
     def push(self, token: int) -> str:
         """The text that is certain with this token and was not before; often none."""

@@ -107,6 +107,22 @@ def test_the_pieces_are_the_decoding_of_all_tokens(name: str, data: st.DataObjec
     assert text + stream.finish() == whole
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_pieces_behind_a_prompt_continue_its_text(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    last = st.sampled_from(["▁the", "a", "b", "é", "Ġt", "the", ".", "▁"])
+    end = tokenizer.token_to_id(data.draw(last))
+    prompt = [*data.draw(tokens_of(name)), *([] if end is None else [end])]
+    tokens = data.draw(tokens_of(name))
+    stream = TextStream(tokenizer, after=prompt[-1] if prompt else None)
+    text = "".join([*map(stream.push, tokens), stream.finish()])
+    if end is not None:
+        assert tokenizer.decode(prompt) + text == tokenizer.decode([*prompt, *tokens])
+    elif prompt and tokenizer.id_to_token(prompt[-1]) in SPECIAL:
+        assert text == tokenizer.decode(tokens)
+
+
 def test_a_character_is_given_out_with_its_last_byte() -> None:
     tokenizer = TOKENIZERS["level"]
     stream = TextStream(tokenizer)

@@ -1,0 +1,1 @@
+"""``fedge edge serve-text``: texts and chats over HTTP, in the wire format of OpenAI's."""

@@ -1,0 +1,105 @@
+"""``fedge edge serve-text``: answer OpenAI's clients with a base and its adapters."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_runtime.decoder.commands import Base, Json, Threads
+from protocol.errors import DataError, printable
+
+if TYPE_CHECKING:
+    from edge_runtime.decoder.http.service import TextService
+
+LOCAL = ("127.0.0.1", "localhost")
+MOST_QUEUE = 32  # with those that are written and some for other questions, of 64 connections
+
+
+def serve_text(
+    base: Base,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=FILE", help="an .onnx_adapter; may be given again"),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen at")] = LOCAL[0],
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, max=MOST_QUEUE, help="texts that may wait")
+    ] = 16,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Answer OpenAI's clients: POST /v1/completions, /v1/chat/completions, GET /v1/models, until Ctrl-C.
+
+    Four texts at a time take turns, a token each. SIGHUP loads the adapters' files again; texts that have
+    begun end with the adapter that they began with.
+    """
+    files = _files(adapter or [])
+    from edge_runtime.start import end_start, start_lean
+
+    start_lean()
+    from edge_runtime.decoder.base import DecoderBase
+    from edge_runtime.decoder.http.app import TextApp
+    from edge_runtime.decoder.http.service import TextService
+    from edge_runtime.http_server import run, settings_of
+
+    service = TextService(DecoderBase.open(base, threads=threads), files, queue=queue)
+    local = host in LOCAL
+    if not local:
+        typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)
+
+    def say(url: str) -> None:
+        end_start()
+        models = list(service.names)
+        shown = f"listening on {url}; models: {', '.join(models)}"
+        typer.echo(json.dumps({"url": url, "models": models}) if as_json else shown)
+        sys.stdout.flush()
+
+    try:
+        with _reloading(service):
+            run(settings_of(TextApp(service, local=local)), port, host=host, listening_at=say)
+    finally:
+        service.end()
+
+
+def _files(adapters: list[str]) -> dict[str, Path]:
+    """Files by name. Raises DataError."""
+    files: dict[str, Path] = {}
+    for text in adapters:
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise DataError(
+                f"--adapter {text[:80]}: this is no NAME=FILE", "give --adapter tidy=a.onnx_adapter"
+            )
+        if name in files:
+            raise DataError(f"--adapter {name[:80]} is given twice", "give each name one file")
+        files[name] = Path(path)
+    return files
+
+
+@contextmanager
+def _reloading(service: TextService) -> Iterator[None]:
+    """SIGHUP loads adapters again, where there is such a signal."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None:
+        yield
+        return
+
+    def reload() -> None:
+        for name, fault in service.reload().items():
+            outcome = f"stays as it was: {fault}" if fault else "is loaded again"
+            typer.echo(printable(f"adapter {name} {outcome}"), err=True)
+
+    before = signal.signal(hang_up, lambda *_: threading.Thread(target=reload, daemon=True).start())
+    try:
+        yield
+    finally:
+        signal.signal(hang_up, before)
