@@ -212,7 +212,7 @@ def test_without_slots_nothing_can_be_filled(folder: Path, tmp_path: Path) -> No
     assert manifest_of(tmp_path / "base").graph.slots == []
 
 
-@pytest.mark.parametrize("context", [1, 5])
+@pytest.mark.parametrize("context", [2, 5])
 def test_a_context_may_be_shorter_than_the_check(
     folder: Path, tmp_path: Path, context: int
 ) -> None:
