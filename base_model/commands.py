@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, PlanError, printable
 from storage.regular import read_settings_text
 
@@ -155,11 +156,14 @@ def _calibration_text(option: str) -> str | None:
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Hash every file and compare it with the manifest; see that adapters still have an effect."""
+    from base_model.decoder.texts import verify_tokenizer
     from base_model.slot_check import verify_slots
     from base_model.verify import verify_any_base
 
     manifest = verify_any_base(folder)
     verify_slots(folder, manifest)
+    if isinstance(manifest, DecoderManifest):
+        verify_tokenizer(folder, manifest)
     _show(
         folder,
         {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)},

@@ -29,6 +29,7 @@ from protocol.decoder_manifest import (
 )
 from protocol.errors import ArtefactError, DataError
 from protocol.manifest import MANIFEST_NAME
+from protocol.panics import tokenizing
 from storage.regular import read_regular_text
 
 MOST_TEMPLATE = 2**20  # bytes of a chat template
@@ -85,10 +86,12 @@ class DecoderBase:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
 
-        Raises DataError for text with a lone surrogate, which no tokenizer reads.
+        Raises DataError for text with a lone surrogate, which no tokenizer reads, ArtefactError for a
+        tokenizer that fails.
         """
         try:
-            return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+            with tokenizing(f"{self.folder / TOKENIZER} fails", REFETCH):
+                return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text is not valid Unicode", "send it as UTF-8") from None
 
