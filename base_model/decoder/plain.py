@@ -30,10 +30,10 @@ def plain_logits(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64
             (norms.before_feed_forward, norms.after_feed_forward, _feed_forward),
         ):
             rows = _norm(shape, weights, f"{path}.{before}", stream) if before else stream
-            made = block(shape, weights, layer, rows)
+            output = block(shape, weights, layer, rows)
             if after:
-                made = _norm(shape, weights, f"{path}.{after}", made)
-            stream = stream + made * np.float32(shape.residual_scale)
+                output = _norm(shape, weights, f"{path}.{after}", output)
+            stream = stream + output * np.float32(shape.residual_scale)
     rows = _norm(shape, weights, LAST_NORM, stream)
     logits = _linear(weights, shape.head, rows) * np.float32(shape.logits_scale)
     return _capped(logits, shape.logits_cap).astype(np.float32)

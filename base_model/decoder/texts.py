@@ -47,7 +47,12 @@ def opened_tokenizer(text: str, *, vocabulary: int, source: str) -> Tokenizer:
     with tokenizing(f"{source}: it cannot be used", SAVE):
         tokenizer = Tokenizer.from_str(text)
         encoded = tokenizer.encode_batch(list(ODD_TEXTS))
-    largest = max([*tokenizer.get_vocab().values(), *(i for one in encoded for i in one.ids)])
+    largest = max(
+        [
+            *tokenizer.get_vocab().values(),
+            *(token for encoding in encoded for token in encoding.ids),
+        ]
+    )
     if largest >= vocabulary:
         raise ArtefactError(
             f"{source} has the id {largest}, there are only {vocabulary} embeddings",
@@ -79,8 +84,9 @@ def chat_template_of(folder: Path) -> str | None:
             raise ArtefactError(f"{path} cannot be read: {first_line(error)}", FETCH) from None
     template = _settings(folder).get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
+        tables = [entry for entry in template if isinstance(entry, dict)]
+        defaults = [table.get("template") for table in tables if table.get("name") == "default"]
+        template = defaults[-1] if defaults else None
     if template is not None and not isinstance(template, str):
         raise ArtefactError(f"{folder / SETTINGS}: `chat_template` is no text", SAVE)
     if template and len(template.encode()) > MOST_TEMPLATE:

@@ -140,9 +140,9 @@ def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> No
         **{name: (FLOAT, cache) for _, name in names},
     }
     for wanted, nodes in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
-        found = {node.name: node for node in nodes}
-        for name in sorted(wanted.keys() | found.keys()):
-            if name not in found or name not in wanted or not _fits(found[name], *wanted[name]):
+        present = {node.name: node for node in nodes}
+        for name in sorted(wanted.keys() | present.keys()):
+            if name not in present or name not in wanted or not _fits(present[name], *wanted[name]):
                 raise ArtefactError(
                     f"{folder}: the graph is not the manifest's; first difference: {name}", REFETCH
                 )
