@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, PlanError, printable
 from storage.regular import read_settings_text
 
@@ -82,43 +84,17 @@ def build(
 ) -> None:
     """Quantise a model once and export its edge graph."""
     reasons: list[str] = []
-    task = task or ("causal-lm" if source.lower().endswith(".gguf") else "sequence-classification")
+    task = task or ("causal-lm" if _is_gguf(source) else "sequence-classification")
+    decoders = Decoders(embedding_bits=embedding_bits, context=context, calibration=calibration)
     with _build_bar(quiet=as_json) as tell:
         if task == "causal-lm":
             if scales or pooling != "auto":
                 raise PlanError(
                     "--pooling and --scales are for bases that sort texts", "leave them out"
                 )
-            if bits != 4 and calibration not in ("", "none"):
-                raise PlanError(
-                    "--calibration is for codes of 4 bits", f"leave out either it or --bits {bits}"
-                )
-            from base_model.decoder.build import build_decoder
-            from base_model.decoder.sources import decoder_source
-
-            tell("reading", 0.0)
-            manifest: Any = build_decoder(
-                decoder_source(source),
-                bits=bits,
-                embedding_bits=embedding_bits or max(bits, 8),
-                out=out,
-                context=context or None,
-                calibration=_calibration_text(calibration),
-                progress=tell,
-                explain=reasons.append,
-            )
+            manifest: Any = _built_decoder(source, out, bits, decoders, tell, reasons.append)
         else:
-            if embedding_bits or context or calibration:
-                raise PlanError(
-                    "--embedding-bits, --context and --calibration are for --task causal-lm",
-                    "leave them out",
-                )
-            if source.lower().endswith(".gguf"):
-                raise ArtefactError(
-                    f"{source}: a GGUF file holds a model that writes text, and one that sorts texts "
-                    "was asked for",
-                    "leave --task out, or name the folder of an encoder",
-                )
+            decoders.verify_unused(source)
             from base_model.build import build_base
 
             manifest = build_base(
@@ -133,6 +109,62 @@ def build(
             )
     _show(
         out, _summary(manifest) | {"reasons": reasons if as_json else "\n".join(reasons)}, as_json
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoders:
+    """Options that only a base that writes text has; 0 and empty where they are left out."""
+
+    embedding_bits: int
+    context: int
+    calibration: str
+
+    def verify_unused(self, source: str) -> None:
+        """Raises PlanError where one is set, ArtefactError for a source that can only write."""
+        if self.embedding_bits or self.context or self.calibration:
+            raise PlanError(
+                "--embedding-bits, --context and --calibration are for --task causal-lm",
+                "leave them out",
+            )
+        if _is_gguf(source):
+            raise ArtefactError(
+                f"{source}: a GGUF file holds a model that writes text, and one that sorts texts "
+                "was asked for",
+                "leave --task out, or name the folder of an encoder",
+            )
+
+
+def _is_gguf(source: str) -> bool:
+    return source.lower().endswith(".gguf")
+
+
+def _built_decoder(
+    source: str,
+    out: Path,
+    bits: int,
+    options: Decoders,
+    tell: Callable[[str, float], None],
+    explain: Callable[[str], None],
+) -> Any:
+    """Its manifest. Raises PlanError for options that do not go together."""
+    if bits != 4 and options.calibration not in ("", "none"):
+        raise PlanError(
+            "--calibration is for codes of 4 bits", f"leave out either it or --bits {bits}"
+        )
+    from base_model.decoder.build import build_decoder
+    from base_model.decoder.sources import decoder_source
+
+    tell("reading", 0.0)
+    return build_decoder(
+        decoder_source(source),
+        bits=bits,
+        embedding_bits=options.embedding_bits or max(bits, 8),
+        out=out,
+        context=options.context or None,
+        calibration=_calibration_text(options.calibration),
+        progress=tell,
+        explain=explain,
     )
 
 
@@ -155,11 +187,14 @@ def _calibration_text(option: str) -> str | None:
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Hash every file and compare it with the manifest; see that adapters still have an effect."""
+    from base_model.decoder.texts import verify_tokenizer
     from base_model.slot_check import verify_slots
     from base_model.verify import verify_any_base
 
     manifest = verify_any_base(folder)
     verify_slots(folder, manifest)
+    if isinstance(manifest, DecoderManifest):
+        verify_tokenizer(folder, manifest)
     _show(
         folder,
         {"verified": True, "fingerprint": manifest.fingerprint, "files": len(manifest.files)},

@@ -10,6 +10,7 @@ from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
+from protocol.panics import tokenizing
 from storage.regular import read_regular_text, sha256_of
 
 AnyManifest = Manifest | DecoderManifest
@@ -100,7 +101,5 @@ def verify_tensors(path: Path, manifest: AnyManifest) -> None:
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The base's tokenizer. Raises ArtefactError."""
-    try:
+    with tokenizing(str(folder / TOKENIZER), REBUILD):
         return Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # the library raises plain ones
-        raise ArtefactError(f"{folder / TOKENIZER}: {error}", REBUILD) from None

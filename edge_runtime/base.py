@@ -31,6 +31,7 @@ from protocol.manifest import (
     Manifest,
     parse_manifest,
 )
+from protocol.panics import tokenizing
 from protocol.rows.read import Text
 from storage.regular import open_regular, read_regular_text, sha256_of
 
@@ -99,7 +100,8 @@ class EdgeBase:
     def batch(self, texts: Sequence[Text], *, max_length: int) -> dict[str, Ids]:
         """Inputs, int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
         self.tokenizer.enable_truncation(max_length)
-        encoded = self.tokenizer.encode_batch(list(texts))
+        with tokenizing(f"{self.folder / TOKENIZER} fails", REFETCH):
+            encoded = self.tokenizer.encode_batch(list(texts))
         width = max(sum(e.attention_mask) for e in encoded)
         ids = np.array([e.ids[:width] for e in encoded], np.int64)
         mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
@@ -218,7 +220,5 @@ def verify_slots(
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a file. Raises ArtefactError."""
-    try:
+    with tokenizing(f"{path}: not a tokenizer", REFETCH):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise ArtefactError(f"{path}: not a tokenizer: {str(error)[:200]}", REFETCH) from None

@@ -218,11 +218,6 @@ REMEDIES = {
 }
 
 
-def is_causal(config: Config) -> bool:
-    """Whether it is the config of a decoder of one of the families."""
-    return config.get("model_type") in FAMILIES
-
-
 def shape_of(config: Config) -> DecoderShape:
     """What a model of this config computes. Raises ArtefactError that names what is not supported."""
     family = _family(config)

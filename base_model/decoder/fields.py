@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +67,7 @@ def real(config: Config, name: str, default: float | None = None) -> float:
     value = config.get(name)
     if value is None and default is not None:
         value = default
-    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
         raise ArtefactError(
             f"{CONFIG}: `{name}` is {shown(value)}, not a number above 0",
             "take the config.json that belongs to the checkpoint",

@@ -115,11 +115,11 @@ def layers(building: Building, stream: str, attention: Attention) -> str:
     for layer in range(building.shape.layers):
         path = layer_path(layer)
         rows, stream = _before(building, stream, added, path, norms.before_attention, "attention")
-        made = _attended(building, layer, rows, attention)
-        added = _after(building, made, path, norms.after_attention)
+        output = _attended(building, layer, rows, attention)
+        added = _after(building, output, path, norms.after_attention)
         rows, stream = _before(building, stream, added, path, norms.before_feed_forward, "mlp")
-        made = _fed_forward(building, path, rows)
-        added = _after(building, made, path, norms.after_feed_forward)
+        output = _fed_forward(building, path, rows)
+        added = _after(building, output, path, norms.after_feed_forward)
     return _added_norm(building, stream, added, LAST_NORM)[0]
 
 
@@ -134,11 +134,11 @@ def _before(
     return stream, stream
 
 
-def _after(building: Building, made: str, path: str, norm: str) -> str:
+def _after(building: Building, output: str, path: str, norm: str) -> str:
     """What a block adds to the stream."""
     if norm:
-        made = _norm(building, made, f"{path}.{norm}")
-    return _scaled(building.nodes, made, building.shape.residual_scale, f"{made}/scaled")
+        output = _norm(building, output, f"{path}.{norm}")
+    return _scaled(building.nodes, output, building.shape.residual_scale, f"{output}/scaled")
 
 
 def _norm_weight(building: Building, path: str) -> str:

@@ -89,12 +89,12 @@ def _coded_product(
 ) -> str:
     """The same of codes. Offsets of blocks multiply sums over blocks: a product of 1/32 of the size."""
     nodes = building.nodes
-    made = output if weight.offsets is None else f"{output}/codes"
+    product = output if weight.offsets is None else f"{output}/codes"
     codes, scales = codes_of(nodes, path, weight)
     nodes.add_contrib(
         "MatMulNBits",
         [rows, codes, scales, *(["", "", bias] if bias else [])],
-        [made],
+        [product],
         K=_width(building.shape, path),
         N=len(weight.codes),
         bits=weight.bits,
@@ -102,10 +102,10 @@ def _coded_product(
         accuracy_level=level,
     )
     if weight.offsets is None:
-        return made
+        return product
     sums = building.once(f"{rows}/sums", _sums)
     offsets = nodes.tensor(f"{path}.offsets", weight.offsets)
-    return nodes.add("Gemm", [sums, offsets, made], output, transB=1)
+    return nodes.add("Gemm", [sums, offsets, product], output, transB=1)
 
 
 def in_two_parts(building: Building, path: str, rows: str, output: str) -> str:

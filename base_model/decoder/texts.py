@@ -13,9 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from base_model.source_files import FETCH, check_file, first_line, read_object
-from protocol.decoder_manifest import CHAT_TEMPLATE
+from base_model.weights_file import REBUILD
+from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import TOKENIZER
+from protocol.panics import tokenizing
 from storage.regular import read_regular_text
 
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
@@ -42,20 +44,33 @@ def tokenizer_of(folder: Path, *, vocabulary: int) -> tuple[str, Tokenizer]:
 
 def opened_tokenizer(text: str, *, vocabulary: int, source: str) -> Tokenizer:
     """The tokenizer of a text of ``tokenizer.json``, tried on odd texts. Raises ArtefactError."""
-    try:
+    with tokenizing(f"{source}: it cannot be used", SAVE):
         tokenizer = Tokenizer.from_str(text)
         encoded = tokenizer.encode_batch(list(ODD_TEXTS))
-    except BaseException as error:  # the library's panics are no Exceptions
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise
-        raise ArtefactError(f"{source}: it cannot be used: {first_line(error)}", SAVE) from None
-    largest = max([*tokenizer.get_vocab().values(), *(i for one in encoded for i in one.ids)])
+    largest = max(
+        [
+            *tokenizer.get_vocab().values(),
+            *(token for encoding in encoded for token in encoding.ids),
+        ]
+    )
     if largest >= vocabulary:
         raise ArtefactError(
             f"{source} has the id {largest}, there are only {vocabulary} embeddings",
             "take model and tokenizer from the same place, or resize the model's embeddings to it",
         )
     return tokenizer
+
+
+def verify_tokenizer(folder: Path, manifest: DecoderManifest) -> None:
+    """That of a base can be used, and knows no more than its embeddings. Raises ArtefactError."""
+    path = folder / TOKENIZER
+    try:
+        text = read_regular_text(path, most=manifest.files[TOKENIZER].bytes)
+        opened_tokenizer(text, vocabulary=manifest.vocab_size, source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} cannot be read: {first_line(error)}", REBUILD) from None
+    except ArtefactError as error:
+        raise ArtefactError(error.cause, REBUILD) from None
 
 
 def chat_template_of(folder: Path) -> str | None:
@@ -69,8 +84,9 @@ def chat_template_of(folder: Path) -> str | None:
             raise ArtefactError(f"{path} cannot be read: {first_line(error)}", FETCH) from None
     template = _settings(folder).get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
+        tables = [entry for entry in template if isinstance(entry, dict)]
+        defaults = [table.get("template") for table in tables if table.get("name") == "default"]
+        template = defaults[-1] if defaults else None
     if template is not None and not isinstance(template, str):
         raise ArtefactError(f"{folder / SETTINGS}: `chat_template` is no text", SAVE)
     if template and len(template.encode()) > MOST_TEMPLATE:

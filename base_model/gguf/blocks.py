@@ -20,20 +20,8 @@ CODED = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationT
 COMPUTED = tuple(
     GGMLQuantizationType[name]
     for name in (
-        *(
-            "F32",
-            "F16",
-            "BF16",
-            "Q5_0",
-            "Q5_1",
-            "Q2_K",
-            "Q3_K",
-            "Q4_K",
-            "Q5_K",
-            "Q6_K",
-            "TQ1_0",
-            "TQ2_0",
-        ),
+        *("F32", "F16", "BF16", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
         *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
         *("MXFP4", "NVFP4"),
     )

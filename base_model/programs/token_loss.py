@@ -15,10 +15,8 @@ from onnx import TensorProto
 
 from base_model.programs.tape import MICROSOFT, Tape
 
-TARGET, ELEMENT = (
-    "targets",
-    TensorProto.INT64,
-)  # (rows, tokens): the next token, below 0 where none counts
+# (rows, tokens): the next token, below 0 where none counts
+TARGET, ELEMENT = "targets", TensorProto.INT64
 SLICE = 2**20  # elements of the weight that are expanded at a time
 
 

@@ -42,6 +42,8 @@ def load_decoder_adapter(
     path: Path, base: DecoderBase, *, sha256: str | None = None
 ) -> DecoderAdapter:
     """Load an ``.onnx_adapter``, where a ``sha256`` is given only with that one. Raises ArtefactError."""
+    if path.is_dir():
+        raise ArtefactError(f"{path} is a folder", "name the .onnx_adapter in it")
     try:
         data = read_regular(path, most=MOST_BYTES)
     except OSError:

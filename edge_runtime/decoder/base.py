@@ -29,6 +29,7 @@ from protocol.decoder_manifest import (
 )
 from protocol.errors import ArtefactError, DataError
 from protocol.manifest import MANIFEST_NAME
+from protocol.panics import tokenizing
 from storage.regular import read_regular_text
 
 MOST_TEMPLATE = 2**20  # bytes of a chat template
@@ -85,10 +86,12 @@ class DecoderBase:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
 
-        Raises DataError for text with a lone surrogate, which no tokenizer reads.
+        Raises DataError for text with a lone surrogate, which no tokenizer reads, ArtefactError for a
+        tokenizer that fails.
         """
         try:
-            return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+            with tokenizing(f"{self.folder / TOKENIZER} fails", REFETCH):
+                return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text is not valid Unicode", "send it as UTF-8") from None
 
@@ -137,9 +140,9 @@ def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> No
         **{name: (FLOAT, cache) for _, name in names},
     }
     for wanted, nodes in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
-        found = {node.name: node for node in nodes}
-        for name in sorted(wanted.keys() | found.keys()):
-            if name not in found or name not in wanted or not _fits(found[name], *wanted[name]):
+        present = {node.name: node for node in nodes}
+        for name in sorted(wanted.keys() | present.keys()):
+            if name not in present or name not in wanted or not _fits(present[name], *wanted[name]):
                 raise ArtefactError(
                     f"{folder}: the graph is not the manifest's; first difference: {name}", REFETCH
                 )

@@ -168,4 +168,7 @@ def _answer(steps: Iterator[Step], as_json: bool) -> str:
 
 def shown(text: str) -> str:
     """Text in which nothing steers a terminal: but for lines and tabs, what is not printable is escaped."""
-    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+        for letter in text
+    )

@@ -136,6 +136,6 @@ def writes_in_place(session: Any, manifest: DecoderManifest) -> bool:
     except ArtefactError:
         return False
     return all(
-        np.abs(one - two).max() <= AGREE * max(1.0, float(np.abs(one).max()))
-        for one, two in zip(expected, same, strict=True)
+        np.abs(want - got).max() <= AGREE * max(1.0, float(np.abs(want).max()))
+        for want, got in zip(expected, same, strict=True)
     )

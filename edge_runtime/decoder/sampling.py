@@ -117,4 +117,4 @@ def named(logits: Logits, token: int, count: int) -> tuple[float, tuple[tuple[in
     """The token's log-probability, and (token, log-probability) of the ``count`` likeliest."""
     logs = log_probabilities(logits)
     top = likeliest(logits, count) if count else ()
-    return float(logs[token]), tuple((int(one), float(logs[one])) for one in top)
+    return float(logs[token]), tuple((int(likely), float(logs[likely])) for likely in top)

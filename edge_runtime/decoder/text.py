@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from protocol.errors import DataError
+from protocol.panics import tokenizing
 
 INCOMPLETE = "\ufffd"  # what bytes that are no character yet are decoded to
 MOST_STOPS, LONGEST_STOP = 16, 500
@@ -41,25 +42,29 @@ class TextStream:
             self._window, self._before = [token], text
 
     def push(self, token: int) -> str:
-        """The text that is certain with this token and was not before; often none."""
+        """The text that is certain with this token and was not before; often none. Raises ArtefactError."""
         word = None if token in self._hidden else self._tokenizer.id_to_token(token)
         if word is None:  # a model may count more tokens than its tokenizer knows
             return ""
         self._window.append(token)
         if _is_byte(word):  # one wrong byte behind it changes how all the bytes before are read
             return ""
-        text = self._tokenizer.decode(self._window)
+        text = self._decoded(self._window)
         if text.endswith(INCOMPLETE):
             return ""
         piece = text[len(self._before) :]
-        self._window, self._before = [token], self._tokenizer.decode([token])
+        self._window, self._before = [token], self._decoded([token])
         return piece
 
     def finish(self) -> str:
         """What was not certain, now that no token follows."""
-        rest = self._tokenizer.decode(self._window)[len(self._before) :] if self._window else ""
+        rest = self._decoded(self._window)[len(self._before) :] if self._window else ""
         self._window, self._before = [], ""
         return rest
+
+    def _decoded(self, tokens: list[int]) -> str:
+        with tokenizing("the base's tokenizer fails", "fetch the base again"):
+            return self._tokenizer.decode(tokens)
 
 
 def _is_byte(word: str) -> bool:

@@ -85,6 +85,9 @@ def test_the_chat_template_is_the_file_or_the_default_or_none(folder: Path) -> N
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     edited(folder, "tokenizer_config.json", chat_template=named)
     assert read(folder).chat_template == "d"
+    odd = [{"name": ["x"], "template": "x"}, {"name": "default", "template": "d"}]
+    edited(folder, "tokenizer_config.json", chat_template=odd)
+    assert read(folder).chat_template == "d"
     (folder / "chat_template.jinja").write_text("file")
     assert read(folder).chat_template == "file"
     (folder / "chat_template.jinja").unlink()
@@ -199,6 +202,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer of nothing": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be used"),
     "settings": (lambda f: (f / "tokenizer_config.json").write_text("[]"), "no JSON object"),
     "template": (lambda f: edited(f, "tokenizer_config.json", chat_template=3), "is no text"),
+    "huge number": (lambda f: edited(f, "config.json", rms_norm_eps=10**400), "rms_norm_eps"),
     "ends": (lambda f: edited(f, "generation_config.json", eos_token_id=["x"]), "is no token"),
     "few embeddings": (lambda f: edited(f, "config.json", vocab_size=40), "only 40 embeddings"),
     "pipe": (

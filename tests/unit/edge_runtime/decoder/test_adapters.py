@@ -94,3 +94,8 @@ def test_an_adapter_of_nothing_is_refused(decoder: DecoderBase, tmp_path: Path) 
     write_edge_adapter({}, tmp_path / "a.onnx_adapter")
     with pytest.raises(ArtefactError, match="adapts nothing"):
         load_decoder_adapter(tmp_path / "a.onnx_adapter", decoder)
+
+
+def test_a_folder_of_an_adapter_is_no_adapter(decoder: DecoderBase, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="is a folder"):
+        load_decoder_adapter(tmp_path, decoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edge_runtime.decoder.base import DecoderBase
+from base_model.decoder.texts import verify_tokenizer
+from edge_runtime.decoder.base import DecoderBase, read_decoder_manifest
 from edge_runtime.decoder.cache import Cache
 from protocol.errors import ArtefactError, DataError
 from protocol.manifest import Slot
@@ -157,3 +159,37 @@ def test_a_graph_that_cannot_write_in_place_gives_the_same(
         left, right = mine.follow(cut), theirs.follow(cut)
         assert abs(left - right).max() < 1e-4
         assert mine.tokens == theirs.tokens == tuple(cut)
+
+
+def only(token: str) -> dict[str, Any]:
+    """A frame of texts with a token that nothing explains: the library panics where it meets it."""
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    single = [{"SpecialToken": {"id": token, "type_id": 0}}, sequence]
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"post_processor": only("Q")},
+    ],
+)
+def test_a_tokenizer_that_panics_is_an_error_like_any_other(
+    copy: Path, change: dict[str, Any]
+) -> None:
+    path = copy / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_manifest(copy)
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json.* (not a tokenizer|fails)"):
+        DecoderBase.open(copy).encode("a")
+
+
+@pytest.mark.parametrize("text", ["{}", "\xff", '{"a": 1'])
+def test_a_tokenizer_that_cannot_be_used_is_found_by_the_publisher_too(
+    copy: Path, text: str
+) -> None:
+    (copy / "tokenizer.json").write_bytes(text.encode("latin-1"))
+    write_manifest(copy)
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json"):
+        verify_tokenizer(copy, read_decoder_manifest(copy))
