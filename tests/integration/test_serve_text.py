@@ -171,8 +171,10 @@ def test_chats_at_once_while_adapters_are_swapped(served: Serving, base: Decoder
     served.service.replace("third", lora(OTHER))
     with ThreadPoolExecutor(9) as pool, served.slow_neighbour(0.001):
         swapping = pool.submit(swap)
-        answers = list(pool.map(ask, range(40)))
-        stop.set()
+        try:
+            answers = list(pool.map(ask, range(40)))
+        finally:
+            stop.set()
         assert swapping.result() > 20
     for name, text in answers:
         assert text in others if name == "third" else text == texts[name]

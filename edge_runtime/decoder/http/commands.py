@@ -37,8 +37,9 @@ def serve_text(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Answer OpenAI's clients: POST /v1/completions, /v1/chat/completions, GET /v1/models, until Ctrl-C.
+    """Write texts over HTTP for OpenAI's clients, until Ctrl-C.
 
+    POST /v1/chat/completions and /v1/completions, GET /v1/models: the base and each adapter are a model.
     Four texts at a time take turns, a token each. SIGHUP loads the adapters' files again; texts that have
     begun end with the adapter that they began with.
     """
