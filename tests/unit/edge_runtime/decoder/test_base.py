@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,30 +158,6 @@ def test_a_graph_that_cannot_write_in_place_gives_the_same(
         left, right = mine.follow(cut), theirs.follow(cut)
         assert abs(left - right).max() < 1e-4
         assert mine.tokens == theirs.tokens == tuple(cut)
-
-
-def only(token: str) -> dict[str, Any]:
-    """A frame of texts with a token that nothing explains: the library panics where it meets it."""
-    sequence = {"Sequence": {"id": "A", "type_id": 0}}
-    single = [{"SpecialToken": {"id": token, "type_id": 0}}, sequence]
-    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
-        {"post_processor": only("Q")},
-    ],
-)
-def test_a_tokenizer_that_panics_is_an_error_like_any_other(
-    copy: Path, change: dict[str, Any]
-) -> None:
-    path = copy / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    write_manifest(copy)
-    with pytest.raises(ArtefactError, match=r"tokenizer\.json.* (not a tokenizer|fails)"):
-        DecoderBase.open(copy).encode("a")
 
 
 @pytest.mark.parametrize("text", ["{}", "\xff", '{"a": 1'])
