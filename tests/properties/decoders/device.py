@@ -6,11 +6,12 @@ from pathlib import Path
 
 from audit.releases import read_edge_adapter
 from edge_runtime.adapter import read_note, read_tensors
+from edge_runtime.decoder.http.forms import ApiError, ChatCompletion, parse_asked
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.probe import Golden, Probe, read_probe
 from edge_runtime.settings import read_device
 from edge_runtime.store import Installed, Personal, State, read_state
-from protocol.errors import ProofError
+from protocol.errors import DataError, ProofError
 from protocol.merkle import leaf_hash
 from protocol.peft_format import PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from protocol.transparency.offline import OfflineProof
@@ -24,8 +25,25 @@ from tests.properties.decoders.rows import (
 from tests.properties.decoders.world import World
 
 
+def asked(data: bytes) -> object:
+    """A request for a text; it is refused with an answer of its own."""
+    try:
+        return parse_asked(ChatCompletion, data)
+    except ApiError as error:
+        raise DataError(str(error), "") from None
+
+
 def device(world: World) -> dict[str, Decoder]:
-    return _release(world) | _own_files(world) | _passport(world)
+    texts = Decoder(
+        read=asked,
+        seeds=(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stop": ["a"]}',),
+    )
+    return (
+        {"edge_runtime.decoder.http.forms:parse_asked": texts}
+        | _release(world)
+        | _own_files(world)
+        | _passport(world)
+    )
 
 
 def _release(world: World) -> dict[str, Decoder]:

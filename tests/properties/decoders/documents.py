@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from base_model.gguf.read import read_gguf
 from base_model.programs.document import (
     GraphEntry,
     ProgramDocument,
@@ -37,6 +38,7 @@ from tests.properties.decoders.rows import (
     refusing,
 )
 from tests.properties.decoders.world import ENTRY, World
+from tests.unit.base_model.gguf.files import write_gguf
 
 
 def program_document() -> bytes:
@@ -104,6 +106,10 @@ def _bases(world: World) -> dict[str, Decoder]:
     return {
         "protocol.manifest:parse_manifest": Decoder(
             read=of_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
+        ),
+        "base_model.gguf.read:read_gguf": Decoder(
+            read=of_file(world.folder / "m.gguf", read_gguf),
+            seeds=(write_gguf(world.folder / "seed.gguf").read_bytes(),),
         ),
         "protocol.decoder_manifest:parse_decoder_manifest": Decoder(
             read=of_text(lambda text: parse_decoder_manifest(text, source="m")),

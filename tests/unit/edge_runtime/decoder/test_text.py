@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edge_runtime.decoder.text import LONGEST_STOP, MOST_STOPS, StopStrings, TextStream
+from edge_runtime.decoder.text import INCOMPLETE, LONGEST_STOP, MOST_STOPS, StopStrings, TextStream
 from protocol.errors import DataError
 
 SPECIAL = ["<s>", "</s>"]
@@ -117,7 +117,7 @@ def test_pieces_behind_a_prompt_continue_its_text(name: str, data: st.DataObject
     tokens = data.draw(tokens_of(name))
     stream = TextStream(tokenizer, after=prompt[-1] if prompt else None)
     text = "".join([*map(stream.push, tokens), stream.finish()])
-    if end is not None:
+    if end is not None and not tokenizer.decode(prompt).endswith(INCOMPLETE):
         assert tokenizer.decode(prompt) + text == tokenizer.decode([*prompt, *tokens])
     elif prompt and tokenizer.id_to_token(prompt[-1]) in SPECIAL:
         assert text == tokenizer.decode(tokens)
