@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from base_model.source_files import first_line
 from protocol.encoding import hasher_of
 from protocol.errors import ArtefactError
 from protocol.manifest import TensorEntry
-from storage.regular import PIECE
+from storage.regular import PIECE, open_regular
 
 WEIGHTS = "weights.safetensors"
 REBUILD = "build the base again or fetch an intact copy"
@@ -26,30 +27,36 @@ DTYPES = {
     "I32": "int32",
     "I64": "int64",
 }
+HEADER = 2**26  # bytes of a file's own description
 DIGESTED = "tensor"  # the tag of a tensor's digest (P-1.3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Bytes ``offset`` to ``offset + length`` of the file hold a tensor, row by row, little-endian."""
+    """Bytes ``offset`` to ``offset + length`` of the file hold a tensor, row by row, little-endian.
 
-    dtype: str
+    ``kind``: its type in the format's words, as ``F32``.
+    """
+
+    kind: str
     shape: tuple[int, ...]
     offset: int
     length: int
 
 
-def places_of(path: Path) -> dict[str, Place]:
-    """Each tensor's place. Raises ArtefactError for a file that is none of its format, or has odd types."""
+def places_of(path: Path, *, remedy: str = REBUILD) -> dict[str, Place]:
+    """Each tensor's place in a safetensors file. Raises ArtefactError, with ``remedy``, for any other."""
     try:
         with safe_open(path, "np"):  # the library looks at the header: sizes fit, nothing overlaps
             pass
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (size,) = struct.unpack("<Q", file.read(8))
+            if size > HEADER:
+                raise ValueError(f"its header has {size} bytes")
             header = json.loads(file.read(size))
         return {
             name: Place(
-                dtype=DTYPES[entry["dtype"]],
+                kind=entry["dtype"],
                 shape=tuple(entry["shape"]),
                 offset=8 + size + entry["data_offsets"][0],
                 length=entry["data_offsets"][1] - entry["data_offsets"][0],
@@ -57,10 +64,10 @@ def places_of(path: Path) -> dict[str, Place]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except KeyError as error:
-        raise ArtefactError(f"{path}: has tensors of type {error}", REBUILD) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{path}: cannot be read: {error}", REBUILD) from None
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {first_line(error)}", remedy) from None
+    except (SafetensorError, ValueError, KeyError, struct.error, RecursionError) as error:
+        raise ArtefactError(f"{path} is cut or damaged: {first_line(error)}", remedy) from None
 
 
 def tensor_entries(path: Path) -> dict[str, TensorEntry]:
@@ -69,8 +76,10 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
     Raises ArtefactError.
     """
     places = places_of(path)
+    if odd := sorted({place.kind for place in places.values()} - DTYPES.keys()):
+        raise ArtefactError(f"{path}: has tensors of type {odd[0]}", REBUILD)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             entries = {}
             for name, place in places.items():
                 file.seek(place.offset)
@@ -78,9 +87,9 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
                 while left and (data := file.read(min(PIECE, left))):
                     hasher.update(data)
                     left -= len(data)
-                entries[name] = _entry(place.dtype, place.shape, hasher)
+                entries[name] = _entry(DTYPES[place.kind], place.shape, hasher)
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error}", REBUILD) from None
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", REBUILD) from None
     return entries
 
 

@@ -116,22 +116,26 @@ def numbered_labels(count: int) -> list[str]:
     return [f"label-{index}" for index in range(count)]
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a base folder. Raises ArtefactError."""
-    path = folder / MANIFEST_NAME
+def manifest_text(folder: Path) -> str:
+    """What lies in a base's folder as its manifest. Raises ArtefactError."""
     try:
-        text = read_regular_text(path)
+        return read_regular_text(folder / MANIFEST_NAME)
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
             "name the folder that `fedge base build --out` wrote",
         ) from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an encoder's folder. Raises ArtefactError."""
+    text = manifest_text(folder)
     if is_decoder(text):
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
             "use `fedge edge generate` or `fedge edge chat`",
         )
-    return parse_manifest(text, source=str(path))
+    return parse_manifest(text, source=str(folder / MANIFEST_NAME))
 
 
 def check_graph(folder: Path, manifest: Manifest | DecoderManifest, *, verify: bool = True) -> None:

@@ -43,17 +43,18 @@ class Redactor:
         text = COLOURS.sub("", raw).rstrip()
         if not text:
             return None
-        found = LEVEL.match(text)
+        levelled = LEVEL.match(text)
         bare = text.lstrip(GROUP)
-        if bare.startswith(TRACEBACK) or (found and found[2].lstrip(GROUP).startswith(TRACEBACK)):
+        traced = levelled and levelled[2].lstrip(GROUP).startswith(TRACEBACK)
+        if bare.startswith(TRACEBACK) or traced:
             self._failing, self._named = True, False
             return "ERROR", "Traceback"
         if self._failing:
-            if found is None or text.startswith(" "):
+            if levelled is None or text.startswith(" "):
                 return self._failure(text, bare)
             self._failing = False
         plain = "WARNING" if text.startswith((REFUSED, ZEROS)) else "INFO"
-        level, message = (found[1], found[2]) if found else (plain, text)
+        level, message = (levelled[1], levelled[2]) if levelled else (plain, text)
         message = _clean(message)
         return (level, message) if message else None
 
@@ -73,7 +74,7 @@ class Redactor:
 
 
 def _clean(message: str) -> str:
-    return LONG.sub(lambda found: found[0][:8] + "…", QUOTED.sub("…", message))[:LINE].strip()
+    return LONG.sub(lambda token: token[0][:8] + "…", QUOTED.sub("…", message))[:LINE].strip()
 
 
 class JsonLog:
@@ -117,7 +118,7 @@ def last_refusal(path: Path) -> tuple[str, str] | None:
             lines = file.read().splitlines()
     except OSError:
         return None
-    found = None
+    refusal = None
     for line in lines:
         try:
             entry = json.loads(line)
@@ -125,9 +126,9 @@ def last_refusal(path: Path) -> tuple[str, str] | None:
         except (ValueError, KeyError, TypeError):
             continue  # the first line may be half a one
         if (entry.get("component"), message) == ("supervisor", "started"):
-            found = None
+            refusal = None
         elif message.startswith(REFUSED):
-            found = time, message.removeprefix(REFUSED)
+            refusal = time, message.removeprefix(REFUSED)
         elif message.startswith(ZEROS):
-            found = time, message
-    return found
+            refusal = time, message
+    return refusal

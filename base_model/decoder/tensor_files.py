@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from base_model.checkpoint import weight_files
 from base_model.decoder.source import Floats
-from base_model.source_files import FETCH, check_file, first_line, read_object
+from base_model.source_files import FETCH, check_file, read_object
+from base_model.weights_file import Place, places_of
 from protocol.errors import ArtefactError
 from storage.regular import open_regular
 
-HEADER = 2**26  # bytes of a file's own description
 KINDS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
 BRAIN = "BF16"  # the upper half of a float32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stretch:
-    """Bytes ``offset`` to ``offset + length`` of a file hold a tensor."""
-
-    path: Path
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
 
 
 class CheckpointTensors(Mapping[str, Floats]):
@@ -41,21 +26,21 @@ class CheckpointTensors(Mapping[str, Floats]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stretches: dict[str, Stretch] = {}
+        self._places: dict[str, tuple[Path, Place]] = {}
         for path in _files(folder):
-            for name, stretch in _stretches(path).items():
-                if name in self._stretches:
+            for name, place in _places(path).items():
+                if name in self._places:
                     raise ArtefactError(f"{path} has {name} a second time", FETCH)
-                self._stretches[name] = stretch
+                self._places[name] = path, place
 
     def __getitem__(self, name: str) -> Floats:
-        return _read(name, self._stretches[name])
+        return _read(name, *self._places[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stretches)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._stretches)
+        return len(self._places)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -71,62 +56,38 @@ def _files(folder: Path) -> list[Path]:
     if shards:
         listed = read_object(first)["weight_map"]
         for shard in shards:
-            absent = {n for n, file in listed.items() if file == shard.name} - set(
-                _stretches(shard)
-            )
+            absent = {n for n, file in listed.items() if file == shard.name} - _places(shard).keys()
             if absent:
                 raise ArtefactError(f"{shard} has no {min(absent)}, which the index says", FETCH)
     return files
 
 
-def _stretches(path: Path) -> dict[str, Stretch]:
+def _places(path: Path) -> dict[str, Place]:
     check_file(path)
-    try:
-        with safe_open(path, "np"):  # the library looks at the header: sizes fit, nothing overlaps
-            pass
-        with open_regular(path) as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > HEADER:
-                raise ArtefactError(f"{path}: a header of {size} bytes", FETCH)
-            header = json.loads(file.read(size))
-        return {
-            name: Stretch(
-                path=path,
-                kind=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                offset=8 + size + entry["data_offsets"][0],
-                length=entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except SafetensorError as error:
-        raise ArtefactError(f"{path} is cut or damaged: {first_line(error)}", FETCH) from None
-    except (ValueError, KeyError, struct.error, RecursionError, OSError) as error:
-        raise ArtefactError(f"{path} cannot be read: {first_line(error)}", FETCH) from None
+    return places_of(path, remedy=FETCH)
 
 
-def _read(name: str, stretch: Stretch) -> Floats:
-    if stretch.kind not in KINDS:
+def _read(name: str, path: Path, place: Place) -> Floats:
+    if place.kind not in KINDS:
         raise ArtefactError(
-            f"{stretch.path}: {name} is {stretch.kind}, not a float weight",
+            f"{path}: {name} is {place.kind}, not a float weight",
             "name the model as it was before it was quantised",
         )
     try:
-        with open_regular(stretch.path) as file:
-            file.seek(stretch.offset)
-            data = file.read(stretch.length)
+        with open_regular(path) as file:
+            file.seek(place.offset)
+            data = file.read(place.length)
     except OSError as error:
-        raise ArtefactError(f"{stretch.path} cannot be read: {error.strerror}", FETCH) from None
-    if len(data) != stretch.length:
-        raise ArtefactError(f"{stretch.path} became shorter", FETCH)
-    numbers = np.frombuffer(data, KINDS[stretch.kind]).reshape(stretch.shape)
-    if stretch.kind == BRAIN:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", FETCH) from None
+    if len(data) != place.length:
+        raise ArtefactError(f"{path} became shorter", FETCH)
+    numbers = np.frombuffer(data, KINDS[place.kind]).reshape(place.shape)
+    if place.kind == BRAIN:
         values = (numbers.astype(np.uint32) << 16).view(np.float32)
     else:
         values = numbers.astype(np.float32)
     if not np.isfinite(values).all():
         raise ArtefactError(
-            f"{stretch.path}: {name} has NaN or infinity", "use an earlier checkpoint of the model"
+            f"{path}: {name} has NaN or infinity", "use an earlier checkpoint of the model"
         )
     return values

@@ -13,6 +13,7 @@ from edge_runtime.base import (
     TOKENIZER,
     check_file,
     check_graph,
+    manifest_text,
     open_session,
     open_tokenizer,
     verify_slots,
@@ -98,20 +99,13 @@ class DecoderBase:
 
 def read_decoder_manifest(folder: Path) -> DecoderManifest:
     """The manifest of a decoder's folder. Raises ArtefactError."""
-    path = folder / MANIFEST_NAME
-    try:
-        text = read_regular_text(path)
-    except (OSError, UnicodeDecodeError):
-        raise ArtefactError(
-            f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
-            "name the folder that `fedge base build --out` wrote",
-        ) from None
+    text = manifest_text(folder)
     if not is_decoder(text):
         raise ArtefactError(
             f"{folder} is not a base that writes text",
             "take one that was built from a decoder; `fedge edge infer` answers with others",
         )
-    return parse_decoder_manifest(text, source=str(path))
+    return parse_decoder_manifest(text, source=str(folder / MANIFEST_NAME))
 
 
 def _template(folder: Path, manifest: DecoderManifest, *, verify: bool) -> str | None:

@@ -14,34 +14,36 @@ from protocol.section import MOST_LABELS
 def look(label: str) -> str:
     """What people see of a label: without case, blanks and the ways to write a letter."""
     text = unicodedata.normalize("NFKC", label)
-    kept = (one for one in text if unicodedata.category(one) != "Cf" and not one.isspace())
+    kept = (
+        letter for letter in text if unicodedata.category(letter) != "Cf" and not letter.isspace()
+    )
     return unicodedata.normalize("NFKC", "".join(kept).casefold())
 
 
 def verify_several(labels: Iterable[str], source: str) -> None:
     """Raises DataError for fewer than two labels."""
-    found = sorted(set(labels))
-    if len(found) < 2:
+    distinct = sorted(set(labels))
+    if len(distinct) < 2:
         raise DataError(
-            f"{source}: the data has a single label, {shown(found[0]) if found else 'none'}",
+            f"{source}: the data has a single label, {shown(distinct[0]) if distinct else 'none'}",
             "there is nothing to learn; check the files and plan.task.label",
         )
 
 
 def verify_distinct(labels: Iterable[str], source: str) -> list[str]:
-    """Labels that were not listed but found, sorted.
+    """Labels of data that lists none, sorted.
 
     Raises DataError for fewer than two, more than a task may have, and two that look alike.
     """
-    found = sorted(set(labels))
-    verify_several(found, source)
-    if len(found) > MOST_LABELS:
+    distinct = sorted(set(labels))
+    verify_several(distinct, source)
+    if len(distinct) > MOST_LABELS:
         raise DataError(
-            f"{source}: {len(found)} different labels, at most {MOST_LABELS} are possible",
+            f"{source}: {len(distinct)} different labels, at most {MOST_LABELS} are possible",
             "name the column with the labels in plan.task.label",
         )
-    verify_unlike(found, source)
-    return found
+    verify_unlike(distinct, source)
+    return distinct
 
 
 def verify_unlike(labels: Iterable[str], source: str) -> None:
@@ -58,7 +60,7 @@ def verify_unlike(labels: Iterable[str], source: str) -> None:
 
 def hint(label: str, known: Collection[str]) -> str:
     """What to do about a label that is not listed."""
-    alike = next((one for one in known if look(one) == look(label)), None)
+    alike = next((name for name in known if look(name) == look(label)), None)
     if alike is not None:
         same = f"the plan has {_escaped(alike, label)}, which differs only by {_difference(alike, label)}"
         return f"did you mean {alike!r}? {same}"
@@ -68,20 +70,20 @@ def hint(label: str, known: Collection[str]) -> str:
     return f"did you mean {_escaped(near, label)}?"
 
 
-def _difference(one: str, other: str) -> str:
-    if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
+def _difference(label: str, other: str) -> str:
+    if unicodedata.normalize("NFC", label) == unicodedata.normalize("NFC", other):
         return "the Unicode form of a letter"
-    if one.casefold() == other.casefold():
+    if label.casefold() == other.casefold():
         return "case"
-    return "blanks" if _packed(one) == _packed(other) else "case, blanks or forms of letters"
+    return "blanks" if _packed(label) == _packed(other) else "case, blanks or forms of letters"
 
 
 def _packed(label: str) -> str:
     return "".join(label.split())
 
 
-def _both(one: str, other: str) -> str:
-    return f"{_escaped(one, other)} and {_escaped(other, one)}"
+def _both(label: str, other: str) -> str:
+    return f"{_escaped(label, other)} and {_escaped(other, label)}"
 
 
 def _escaped(label: str, other: str) -> str:

@@ -6,6 +6,7 @@ accepted and not looked at.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -82,7 +83,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class _Asked(BaseModel):
+class _Asked(BaseModel, ABC):
     """What both have in common. Null is as good as nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
@@ -106,9 +107,9 @@ class _Asked(BaseModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def likeliest(self) -> int | None:
         """Of how many of the likeliest tokens log-probabilities are wanted beside the chosen one's."""
-        raise NotImplementedError
 
 
 class Completion(_Asked):
