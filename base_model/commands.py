@@ -39,6 +39,34 @@ OF_A_TASK = (
     *("embedding_bits", "affine", "tied", "layers", "vocab_size", "begin", "ends"),
 )
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="sequence-classification, or causal-lm for one that writes, as a .gguf file does",
+    ),
+]
+EmbeddingBits = Annotated[
+    int,
+    typer.Option("--embedding-bits", help="for causal-lm; 0 is 8, or --bits where that is more"),
+]
+Context = Annotated[
+    int,
+    typer.Option(
+        "--context", min=0, help="for causal-lm: most tokens; 0: the model's, up to 32768"
+    ),
+]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="for causal-lm: a text file that codes of 4 bits are fitted to; none: plain ones; "
+        "without it a page that comes with fedge",
+    ),
+]
+Scales = Annotated[
+    bool, typer.Option("--scales", help="for the method ia3; every answer takes 2 to 3 % longer")
+]
 
 
 @app.command()
@@ -47,39 +75,13 @@ def build(
         str, typer.Argument(help="folder, Hub id, .gguf file, or package:module/either")
     ],
     out: Annotated[Path, typer.Option("--out", help="folder to write; must not exist yet")],
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="sequence-classification, or causal-lm for one that writes, as a .gguf file does",
-        ),
-    ] = "",
+    task: Task = "",
     bits: Annotated[int, typer.Option("--bits", help="4, 8, 16 or 32")] = 4,
-    embedding_bits: Annotated[
-        int,
-        typer.Option(
-            "--embedding-bits", help="for causal-lm; 0 is 8, or --bits where that is more"
-        ),
-    ] = 0,
-    context: Annotated[
-        int,
-        typer.Option(
-            "--context", min=0, help="for causal-lm: most tokens; 0: the model's, up to 32768"
-        ),
-    ] = 0,
-    calibration: Annotated[
-        str,
-        typer.Option(
-            "--calibration",
-            help="for causal-lm: a text file that codes of 4 bits are fitted to; none: plain ones; "
-            "without it a page that comes with fedge",
-        ),
-    ] = "",
+    embedding_bits: EmbeddingBits = 0,
+    context: Context = 0,
+    calibration: Calibration = "",
     pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
-    scales: Annotated[
-        bool,
-        typer.Option("--scales", help="for the method ia3; every answer takes 2 to 3 % longer"),
-    ] = False,
+    scales: Scales = False,
     as_json: Json = False,
 ) -> None:
     """Quantise a model once and export its edge graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,23 @@ def test_a_missing_extra_names_itself(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 8
     assert ".[edge]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["base", "build"], "Hub id"),
+        (["edge", "generate"], "text to continue"),
+        (["edge", "infer"], "texts"),
+    ],
+)
+def test_help_says_what_an_argument_is(command: list[str], words: str) -> None:
+    """click 8.5 takes the help of arguments away from typer 0.20: constraints.txt has an older one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fedge", *command, "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    arguments = done.stdout.partition("Arguments")[2].partition("Options")[0]
+    assert words in arguments
