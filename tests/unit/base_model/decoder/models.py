@@ -148,18 +148,25 @@ def built_graph(
 ) -> tuple[Graph, dict[str, Array]]:
     """A graph, and the float weights that it stands for."""
     shape = shape_of(source.config)
-    stored = stored_weights(
+    stored = stored_of(shape, source, bits=bits, embedding_bits=embedding_bits)
+    floats = float_weights(shape, stored)
+    nodes = generating_graph(shape, stored, slots=slots)
+    folder.mkdir(exist_ok=True)
+    nodes.save(folder / "graph.onnx", most=2**30)
+    return Graph(open_graph(folder / "graph.onnx")), floats
+
+
+def stored_of(
+    shape: DecoderShape, source: DecoderSource, *, bits: int, embedding_bits: int
+) -> Stores:
+    """A source's tensors as a base of these widths stores them."""
+    return stored_weights(
         shape,
         source.tensors,
         bits=bits,
         embedding_bits=embedding_bits,
         tell=lambda _step, _share: None,
     ).tensors
-    floats = float_weights(shape, stored)
-    nodes = generating_graph(shape, stored, slots=slots)
-    folder.mkdir(exist_ok=True)
-    nodes.save(folder / "graph.onnx", most=2**30)
-    return Graph(open_graph(folder / "graph.onnx")), floats
 
 
 def float_weights(shape: DecoderShape, stored: Stores) -> dict[str, Array]:

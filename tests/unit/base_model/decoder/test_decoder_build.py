@@ -20,7 +20,6 @@ from base_model.decoder.families import shape_of
 from base_model.decoder.plain import plain_run
 from base_model.decoder.source import CodedWeight, DecoderSource
 from base_model.decoder.sources import decoder_source
-from base_model.decoder.stored import stored_weights
 from base_model.slot_check import verify_slots
 from base_model.verify import verify_any_base
 from protocol.codes import dequantise, quantise
@@ -33,6 +32,7 @@ from tests.unit.base_model.decoder.models import (
     apart,
     float_weights,
     oracle,
+    stored_of,
     torch_greedy,
     write_decoder,
 )
@@ -77,9 +77,7 @@ def test_a_base_is_verified_and_says_what_it_is(base: Path) -> None:
 
 def test_the_released_graph_is_near(folder: Path, base: Path) -> None:
     source, shape = decoder_source(str(folder)), manifest_of(base)
-    stored = stored_weights(
-        shape_of(source.config), source.tensors, bits=4, embedding_bits=8, tell=lambda _s, _n: None
-    ).tensors
+    stored = stored_of(shape_of(source.config), source, bits=4, embedding_bits=8)
     model = oracle(folder, float_weights(shape_of(source.config), stored))
     tokens, reference = torch_greedy(model, PROMPT, 64)
     graph = Graph(open_graph(base / shape.graph.file))
@@ -306,9 +304,7 @@ def test_a_graph_that_says_something_else_is_no_base(
 def test_the_plain_computation_is_transformers(folder: Path) -> None:
     source = decoder_source(str(folder))
     shape = shape_of(source.config)
-    stored = stored_weights(
-        shape, source.tensors, bits=32, embedding_bits=32, tell=lambda _s, _n: None
-    ).tensors
+    stored = stored_of(shape, source, bits=32, embedding_bits=32)
     logits = plain_run(shape, stored, np.array(PROMPT)).logits
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits) < 1e-5

@@ -15,7 +15,6 @@ from peft import LoraConfig, get_peft_model
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.sources import decoder_source
-from base_model.decoder.stored import stored_weights
 from base_model.programs.build import GRADIENT, LOSS
 from base_model.programs.language import language_graph
 from base_model.programs.session import open_session
@@ -23,7 +22,7 @@ from base_model.programs.tape import Symbol
 from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, UP
-from tests.unit.base_model.decoder.models import float_weights, oracle, write_decoder
+from tests.unit.base_model.decoder.models import float_weights, oracle, stored_of, write_decoder
 
 RANK, ALPHA = 3, 6.0
 BOUND = (
@@ -100,13 +99,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         folder = write_decoder(tmp_path_factory.mktemp(family) / "model", family, **settings)
         source = decoder_source(str(folder))
         shape = shape_of(source.config)
-        stored = stored_weights(
-            shape,
-            source.tensors,
-            bits=bits,
-            embedding_bits=embedding_bits,
-            tell=lambda _step, _share: None,
-        ).tensors
+        stored = stored_of(shape, source, bits=bits, embedding_bits=embedding_bits)
         return folder, shape, stored
 
     return build
