@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from base_model.verify import AnyManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS, TYPES_SHAPE
+from protocol.manifests import AnyManifest
 
 REMEDY = (
     "build the base again, and leave its graph as it is: a released graph is neither optimised nor "
