@@ -5,6 +5,12 @@ from __future__ import annotations
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.manifest import Manifest, parse_manifest
 
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13)
+COVERED = {
+    *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
+    *("embedding_bits", "affine", "tied"),
+}
+
 AnyManifest = Manifest | DecoderManifest
 
 
@@ -12,3 +18,8 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
     """A ``manifest.json``, whichever task its base is for. Raises ArtefactError."""
     parse = parse_decoder_manifest if is_decoder(text) else parse_manifest
     return parse(text, source=source)
+
+
+def uncovered(manifest: AnyManifest) -> list[str]:
+    """The keys of a manifest that its fingerprint does not cover."""
+    return [name for name in type(manifest).model_fields if name not in COVERED]
