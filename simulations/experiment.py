@@ -71,7 +71,7 @@ class Data(Section):
         default=0.0,
         description="without a test file: the share of train's rows, by label, to test on",
     )
-    generator: Literal["", "home-commands"] = Field(
+    generator: Literal["", "home-commands", "home-chats"] = Field(
         default="", description="rows that fedge makes, in the place of files"
     )
 
