@@ -56,23 +56,8 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     """
     note = read_note(folder)
     task_named(note.task)
-    if policy is not None:
-        from edge_runtime.passport import verify_passport  # a service starts without it
-
-        verify_passport(folder, round_number=note.round, policy=policy)
     path = folder / EDGE_FILE
-    if EDGE_FILE not in note.files:
-        raise ArtefactError(
-            f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
-            "release it first: `fedge release RUN`",
-        )
-    data = _verified(path, note.files[EDGE_FILE])
-    if note.base_fingerprint != base.manifest.fingerprint:
-        raise ArtefactError(
-            f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is "
-            f"{base.manifest.fingerprint[:12]}…",
-            "install the base the adapter was trained on",
-        )
+    data = released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
@@ -88,6 +73,28 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     options = ort.RunOptions()
     options.add_active_adapter(loaded)
     return ActiveAdapter(note=note, folder=folder, run_options=options, keep=loaded)
+
+
+def released_file(
+    folder: Path, note: ReleaseNote, *, fingerprint: str, policy: Policy | None
+) -> bytes:
+    """The ``.onnx_adapter`` of a release for a base. Raises ArtefactError, ProofError."""
+    if policy is not None:
+        from edge_runtime.passport import verify_passport  # a service starts without it
+
+        verify_passport(folder, round_number=note.round, policy=policy)
+    if EDGE_FILE not in note.files:
+        raise ArtefactError(
+            f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
+            "release it first: `fedge release RUN`",
+        )
+    data = _verified(folder / EDGE_FILE, note.files[EDGE_FILE])
+    if note.base_fingerprint != fingerprint:
+        raise ArtefactError(
+            f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is {fingerprint[:12]}…",
+            "install the base the adapter was trained on",
+        )
+    return data
 
 
 def _verified(path: Path, sha256: str) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,13 +17,18 @@ from edge_runtime.adapter import (
     Tensors,
     check_slots,
     private_copy,
+    read_note,
     read_tensors,
+    released_file,
 )
 from edge_runtime.decoder.base import DecoderBase
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import SOFT_PROMPT
 from protocol.misspelling import nearest
 from storage.regular import read_regular
+
+if TYPE_CHECKING:
+    from protocol.transparency.policy import Policy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,20 +44,42 @@ class DecoderAdapter:
 
 
 def load_decoder_adapter(
-    path: Path, base: DecoderBase, *, sha256: str | None = None
+    path: Path, base: DecoderBase, *, sha256: str | None = None, policy: Policy | None = None
 ) -> DecoderAdapter:
-    """Load an ``.onnx_adapter``, where a ``sha256`` is given only with that one. Raises ArtefactError."""
+    """Load the folder of a release, or an ``.onnx_adapter``, where a ``sha256`` is given only with that one.
+
+    With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError.
+    """
     if path.is_dir():
-        raise ArtefactError(f"{path} is a folder", "name the .onnx_adapter in it")
-    try:
-        data = read_regular(path, most=MOST_BYTES)
-    except OSError:
-        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+        data = _of_release(path, base, policy)
+    elif policy is not None:
+        raise ArtefactError(
+            f"{path} is a file alone, which no log vouches for", "name the folder of the release"
+        )
+    else:
+        data = _of_file(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
     return adapter_of(tensors, base, source=str(path))
+
+
+def _of_release(folder: Path, base: DecoderBase, policy: Policy | None) -> bytes:
+    note = read_note(folder)
+    if note.labels or note.range is not None:
+        raise ArtefactError(
+            f"{folder} answers with {'labels' if note.labels else 'numbers'}, it writes no text",
+            "use it with `fedge edge infer`",
+        )
+    return released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
+
+
+def _of_file(path: Path) -> bytes:
+    try:
+        return read_regular(path, most=MOST_BYTES)
+    except OSError:
+        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
 
 
 def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAdapter:
@@ -79,9 +106,12 @@ class Adapters:
         self._base = base
         self._loaded: dict[str, DecoderAdapter] = {}
 
-    def load(self, name: str, path: Path) -> DecoderAdapter:
-        """Load a file; whatever had the name is replaced once it is whole. Raises ArtefactError."""
-        self._loaded[name] = adapter = load_decoder_adapter(path, self._base)
+    def load(self, name: str, path: Path, *, policy: Policy | None = None) -> DecoderAdapter:
+        """Load a release or a file; whatever had the name is replaced once it is whole.
+
+        Raises as :func:`load_decoder_adapter`.
+        """
+        self._loaded[name] = adapter = load_decoder_adapter(path, self._base, policy=policy)
         return adapter
 
     def put(self, name: str, tensors: Tensors) -> DecoderAdapter:

@@ -20,7 +20,12 @@ QUIT = "/quit"
 LONGEST_LINE = 2**20  # characters of a turn
 ADAPTER = "adapter"  # what the one of the command line is called
 Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="an .onnx_adapter of that base")]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", help="folder of a released adapter, or an .onnx_adapter")
+]
+Trust = Annotated[
+    Path | None, typer.Option("--trust", help="the log's policy: run released adapters only")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="most tokens to write")]
 Temperature = Annotated[
     float, typer.Option("--temperature", help="0: the likeliest token; more: more variety")
@@ -41,6 +46,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     base: Base,
     adapter: Adapter = None,
+    trust: Trust = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -52,7 +58,7 @@ def generate(
 ) -> None:
     """Continue a text."""
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open(base, adapter, threads)
+    generator = _open(base, adapter, trust, threads)
     tokens = generator.base.encode(prompt)
     steps = generator.generate(tokens or _begin(generator), request)
     _answer(steps, as_json)
@@ -61,6 +67,7 @@ def generate(
 def chat(
     base: Base,
     adapter: Adapter = None,
+    trust: Trust = None,
     system: Annotated[str, typer.Option("--system", help="what the assistant is told first")] = "",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -76,7 +83,7 @@ def chat(
     from protocol.chat.messages import chat_from
 
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open(base, adapter, threads)
+    generator = _open(base, adapter, trust, threads)
     verify_chats(generator.base)
     conversation = generator.conversation()
     messages = [{"role": "system", "content": system}] if system else []
@@ -112,13 +119,16 @@ def _request(
     return request
 
 
-def _open(base: Path, adapter: Path | None, threads: int) -> Generator:
+def _open(base: Path, adapter: Path | None, trust: Path | None, threads: int) -> Generator:
     from edge_runtime.decoder.base import DecoderBase
     from edge_runtime.decoder.generation import Generator
 
     generator = Generator(DecoderBase.open(base, threads=threads))
     if adapter is not None:
-        generator.adapters.load(ADAPTER, adapter)
+        from edge_runtime.passport import read_policy
+
+        policy = read_policy(trust) if trust else None
+        generator.adapters.load(ADAPTER, adapter, policy=policy)
     return generator
 
 
