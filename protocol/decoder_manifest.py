@@ -15,12 +15,14 @@ from pydantic import Field
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
+from protocol.forms import KEY, VALUE, prefix_name
 from protocol.manifest import (
     CONFIG,
     TOKENIZER,
     BaseManifest,
     Bits,
     Count,
+    Slot,
     TensorEntry,
     task_of,
     verify_named,
@@ -57,7 +59,16 @@ class DecoderManifest(BaseManifest):
         return [
             (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
             for layer in range(self.layers)
-            for part in ("key", "value")
+            for part in (KEY, VALUE)
+        ]
+
+    def prefix_slots(self) -> list[Slot]:
+        """What an adapter's prefix has to be, in the order of :meth:`cache_names`; no inputs of the graph."""
+        shape: list[int | str] = [self.kv_heads, "prefix", self.head_size]
+        return [
+            Slot(name=prefix_name(layer, part), dtype="float32", shape=shape)
+            for layer in range(self.layers)
+            for part in (KEY, VALUE)
         ]
 
 

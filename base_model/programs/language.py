@@ -11,9 +11,10 @@ from base_model.decoder.sequence import HIDDEN, sequence_graph
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
 from base_model.programs.build import Forms, Objective, flat_codes, training_graph
-from base_model.programs.tape import Tape
+from base_model.programs.tape import Symbol, Tape
 from base_model.programs.token_loss import ELEMENT, TARGET, OutputLayer, token_loss
 from protocol.errors import ArtefactError
+from protocol.forms import PREFIX, SOFT_PROMPT
 
 
 def language_graph(
@@ -40,7 +41,13 @@ def language_graph(
             f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
             "use it without training, or another family",
         )
-    answering = sequence_graph(shape, weights).nodes.model()
+    filled = _slots_filled(forms, tensors)
+    answering = sequence_graph(
+        shape,
+        weights,
+        prompt=SOFT_PROMPT in filled,
+        prefix=any(name.startswith(PREFIX) for name in filled),
+    ).nodes.model()
 
     def loss(tape: Tape, outputs: str) -> Objective:
         layer = output_layer(tape, shape, weights)
@@ -56,6 +63,12 @@ def language_graph(
         loss=loss,
         targets={TARGET: (ELEMENT, ["rows", "tokens"])},
     )
+
+
+def _slots_filled(forms: Forms, tensors: Iterable[str]) -> frozenset[str]:
+    """The slots that an adapter of these tensors fills, seen on a graph that is thrown away."""
+    tape = Tape(onnx.GraphProto(), "")
+    return frozenset(forms({name: Symbol(tape, name) for name in tensors}))
 
 
 def output_layer(tape: Tape, shape: DecoderShape, weights: Stores) -> OutputLayer:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
@@ -21,7 +21,7 @@ from base_model.programs.session import open_session
 from base_model.programs.tape import Symbol
 from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import float_weights, oracle, stored_of, write_decoder
 
 RANK, ALPHA = 3, 6.0
@@ -34,10 +34,12 @@ Arrays = dict[str, np.ndarray]
 
 
 def forms(tensors: Mapping[str, Symbol]) -> Mapping[str, Symbol]:
-    """LoRA's."""
+    """LoRA's; a prompt and a prefix are slots themselves."""
     slots = {}
     for name, value in tensors.items():
-        if name.endswith(A):
+        if name == SOFT_PROMPT or name.startswith(PREFIX):
+            slots[name] = value
+        elif name.endswith(A):
             slots[name.removesuffix(A) + DOWN] = value.T
         else:
             slots[name.removesuffix(B) + UP] = value.T * (ALPHA / RANK)
@@ -75,6 +77,76 @@ def by_torch(
     return loss.item(), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
 
 
+def prompt_of(shape: DecoderShape) -> Arrays:
+    """Rows unlike any word's."""
+    rng = np.random.default_rng(3)
+    return {SOFT_PROMPT: rng.normal(0, 0.5, (5, shape.hidden)).astype(np.float32)}
+
+
+def prefix_of(shape: DecoderShape) -> Arrays:
+    """Keys and values for every layer, as peft lays them out."""
+    rng, size = np.random.default_rng(4), (5, shape.layers * 2 * shape.key_size)
+    return slots_of_prefix(rng.normal(0, 0.7, size).astype(np.float32), shape)
+
+
+def slots_of_prefix(table: np.ndarray, shape: DecoderShape) -> Arrays:
+    """peft's table, (tokens, layers * 2 * kv_heads * head_size), as slots."""
+    parts = table.reshape(len(table), shape.layers * 2, shape.kv_heads, shape.head_size)
+    return {
+        f"{PREFIX}{number // 2}.{('key', 'value')[number % 2]}": part.swapaxes(0, 1).copy()
+        for number, part in enumerate(parts.swapaxes(0, 1))
+    }
+
+
+def table_of(adapter: Arrays) -> np.ndarray:
+    """The reverse of :func:`slots_of_prefix`."""
+    parts = [value.swapaxes(0, 1).reshape(value.shape[1], -1) for value in adapter.values()]
+    return np.concatenate(parts, 1)
+
+
+def by_peft_prompt(
+    folder: Path, floats: Mapping[str, Any], adapter: Arrays, ids: np.ndarray, targets: np.ndarray
+) -> tuple[float, Arrays]:
+    """Of a soft prompt, as :func:`by_torch`."""
+    table = adapter[SOFT_PROMPT]
+    config = PromptTuningConfig(num_virtual_tokens=len(table), task_type="CAUSAL_LM")
+    loss, gradient = _by_table(folder, floats, config, table, ids, targets)
+    return loss, {SOFT_PROMPT: gradient}
+
+
+def by_peft_prefix(
+    folder: Path, floats: Mapping[str, Any], adapter: Arrays, ids: np.ndarray, targets: np.ndarray
+) -> tuple[float, Arrays]:
+    """Of a prefix, as :func:`by_torch`."""
+    table = table_of(adapter)
+    config = PrefixTuningConfig(num_virtual_tokens=len(table), task_type="CAUSAL_LM")
+    loss, gradient = _by_table(folder, floats, config, table, ids, targets)
+    shape = shape_of(decoder_source(str(folder)).config)
+    return loss, slots_of_prefix(gradient, shape)
+
+
+def _by_table(
+    folder: Path,
+    floats: Mapping[str, Any],
+    config: Any,
+    table: np.ndarray,
+    ids: np.ndarray,
+    targets: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """Of what peft keeps in one table, whose gradient it is."""
+    model = get_peft_model(oracle(folder, floats).double(), config).eval().double()
+    leaf = model.prompt_encoder["default"].embedding.weight
+    leaf.data.copy_(torch.from_numpy(table))
+    mask = torch.ones(ids.shape, dtype=torch.int64)
+    logits = model(input_ids=torch.from_numpy(ids), attention_mask=mask).logits
+    logits = logits[:, -ids.shape[1] :]
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.from_numpy(targets).reshape(-1), reduction="sum"
+    )
+    loss.backward()
+    return loss.item(), leaf.grad.numpy()
+
+
 def by_onnx(
     model: onnx.ModelProto, adapter: Arrays, ids: np.ndarray, targets: np.ndarray
 ) -> tuple[float, Arrays]:
@@ -109,17 +181,23 @@ def program_of(shape: DecoderShape, stored: Any, adapter: Arrays) -> onnx.ModelP
     return language_graph(
         shape,
         stored,
-        tensors=dict.fromkeys(adapter, 2),
+        tensors={name: value.ndim for name, value in adapter.items()},
         trained=adapter,
         forms=forms,
     )
 
 
-def verify_gradients(folder: Path, shape: DecoderShape, stored: Any) -> None:
-    adapter = adapter_of(shape)
+def verify_gradients(
+    folder: Path,
+    shape: DecoderShape,
+    stored: Any,
+    make: Callable[[DecoderShape], Arrays] = adapter_of,
+    reference_of: Callable[..., tuple[float, Arrays]] = by_torch,
+) -> None:
+    adapter = make(shape)
     ids, targets = texts(shape.vocabulary)
     loss, gradients = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
-    expected, reference = by_torch(folder, float_weights(shape, stored), adapter, ids, targets)
+    expected, reference = reference_of(folder, float_weights(shape, stored), adapter, ids, targets)
     assert abs(loss - expected) <= 1e-5 * abs(expected)
     assert gradients.keys() == reference.keys()
     for name, gradient in reference.items():
@@ -131,6 +209,18 @@ def verify_gradients(folder: Path, shape: DecoderShape, stored: Any) -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
 def test_gradients_of_every_family_are_autograds(family: str, built: Callable[..., Any]) -> None:
     verify_gradients(*built(family, 4, 8))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
+@pytest.mark.parametrize(
+    ("make", "reference_of"),
+    [(prompt_of, by_peft_prompt), (prefix_of, by_peft_prefix)],
+    ids=["prompt", "prefix"],
+)
+def test_gradients_of_prompts_and_prefixes_are_autograds(
+    family: str, make: Any, reference_of: Any, built: Callable[..., Any]
+) -> None:
+    verify_gradients(*built(family, 4, 8), make, reference_of)
 
 
 @pytest.mark.parametrize(("bits", "embedding_bits"), [(8, 8), (16, 16), (32, 32), (4, 16)])
