@@ -3,7 +3,8 @@
 Each is an optional input of the graph, a *slot*, named by a module path and one of these ends. A linear with
 all of them computes ``scale * (x W^T + bias + shift) + (x down) up``, one that narrows scales ``x``
 instead, a norm ``scale * (norm(x) + shift)``; unfilled ones change nothing. The soft prompt and the head have
-slots of their own name. A prefix is no input of a graph: it is what a decoder's cache holds at first. (P-1.13)
+slots of their own name. A prefix is no input of a graph that answers: it is what a decoder's cache holds at
+first. (P-1.13)
 """
 
 from __future__ import annotations

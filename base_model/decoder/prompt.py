@@ -1,8 +1,8 @@
 """A soft prompt before a text: rows that no word has. (P-1.13, docs/adr/0055)
 
 On a device they have ids of their own, behind the vocabulary's: whoever reads a text with a prompt begins it
-with these ids, once, and cache, positions, mask and pieces treat them as any others. In training, where texts are
-read whole, the rows lie before every text and leave again behind the last layer.
+with these ids, once, and cache, positions, mask and pieces treat them as any others. In training, where texts
+are read whole, the rows lie before every text and leave again behind the last layer.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def before_texts(building: Building, words: str) -> str:
     nodes.add("Concat", [rows, whole], "tokens", axis=0)
     deep = nodes.add("Concat", [rows, nodes.numbers("one/one", [1, 1])], "ids/deep", axis=0)
     block = nodes.add("Expand", [prompt, deep], f"{SOFT_PROMPT}/texts")
-    shape = [rows, nodes.numbers(f"any/{hidden}", [-1, hidden])]
-    shape = nodes.add("Concat", shape, "ids/texts", axis=0)
+    ends = nodes.numbers(f"any/{hidden}", [-1, hidden])
+    shape = nodes.add("Concat", [rows, ends], "ids/texts", axis=0)
     texts = nodes.add("Reshape", [words, shape], "words/texts")
     both = nodes.add("Concat", [block, texts], "hidden/texts", axis=1)
     return nodes.add("Reshape", [both, row_shape(nodes, hidden)], "hidden/begun")
@@ -63,8 +63,8 @@ def before_texts(building: Building, words: str) -> str:
 def without_prompt(building: Building, rows: str) -> str:
     """Rows of the texts' own tokens of those that :func:`before_texts` began."""
     nodes, hidden = building.nodes, building.shape.hidden
-    shape = ["tokens", nodes.numbers(f"width/{hidden}", [hidden])]
-    shape = nodes.add("Concat", shape, "tokens/hidden", axis=0)
+    width = nodes.numbers(f"width/{hidden}", [hidden])
+    shape = nodes.add("Concat", ["tokens", width], "tokens/hidden", axis=0)
     texts = nodes.add("Reshape", [rows, shape], "hidden/whole")
     ends = [f"{SOFT_PROMPT}/length", nodes.numbers("end", [END]), nodes.numbers("axis/1", [1])]
     own = nodes.add("Slice", [texts, *ends], "hidden/own")

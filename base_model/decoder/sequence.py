@@ -15,8 +15,8 @@ from onnx import TensorProto
 from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
-from base_model.decoder.prompt import before_texts, without_prompt
 from base_model.decoder.products import Building, Stores, row_shape
+from base_model.decoder.prompt import before_texts, without_prompt
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
 from protocol.forms import KEY, VALUE, prefix_name

@@ -82,9 +82,9 @@ class DecoderShape:
     ``biases``: last names of the linears that have one. ``query_norm``: queries and keys have a norm of
     their own, over a head or over all heads at once. ``unit_norms``: a norm multiplies by 1 + its weight.
     ``fused``: queries, keys and values are one matrix, gate and up another. ``attention_scale`` multiplies
-    scores, ``embedding_scale`` embeddings, ``prompt_scale`` a soft
-    prompt (some families scale whatever comes in, others words alone), ``residual_scale`` what a block adds, ``logits_scale`` logits.
-    A cap c > 0 makes x c * tanh(x / c).
+    scores, ``embedding_scale`` embeddings, ``prompt_scale`` a soft prompt (some families scale whatever
+    comes in, others words alone), ``residual_scale`` what a block adds, ``logits_scale`` logits. A cap c > 0
+    makes x c * tanh(x / c).
     """
 
     family: str

@@ -22,6 +22,7 @@ from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import floats_of, stored_weights
+from protocol.forms import PREFIX
 from tests.unit.base_model.sources import WORDS_64
 
 # What makes a tiny model of a family unlike a tiny llama, beside what the family always has.
@@ -127,9 +128,11 @@ class Graph:
         logits, *present = self._session.run(None, inputs | self.filled)
         return logits, dict(zip(self.caches, present, strict=True))
 
-    def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[Array]]:
-        """``count`` tokens, and the logits that led to each."""
-        logits, cache = self.run([ids], self.empty())
+    def greedy(
+        self, ids: list[int], count: int, begun: Cache | None = None
+    ) -> tuple[list[int], list[Array]]:
+        """``count`` tokens, and the logits that led to each; ``begun`` is what the cache holds at first."""
+        logits, cache = self.run([ids], begun or self.empty())
         tokens, seen = [], []
         for _ in range(count):
             seen.append(logits[0, -1])
@@ -197,6 +200,25 @@ def torch_greedy(
         seen.append(logits)
         tokens.append(int(logits.argmax()))
     return tokens[len(ids) :], seen
+
+
+def torch_followed(model: Any, ids: list[int], tokens: list[int]) -> list[Array]:
+    """The logits that lead to each of ``tokens`` behind ``ids``, in one run.
+
+    Where each token is the likeliest, they are what :func:`torch_greedy` writes: a token sees none behind it.
+    """
+    text = torch.tensor([[*ids, *tokens[:-1]]])
+    logits = model(input_ids=text, attention_mask=torch.ones_like(text)).logits[0]
+    return list(logits[-len(tokens) :].detach().numpy())
+
+
+def slots_of_prefix(table: Array, shape: DecoderShape) -> dict[str, Array]:
+    """peft's table, (tokens, layers * 2 * kv_heads * head_size), as slots."""
+    parts = table.reshape(len(table), shape.layers * 2, shape.kv_heads, shape.head_size)
+    return {
+        f"{PREFIX}{number // 2}.{('key', 'value')[number % 2]}": part.swapaxes(0, 1).copy()
+        for number, part in enumerate(parts.swapaxes(0, 1))
+    }
 
 
 def apart(expected: Any, answers: Any) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, PreTrainedModel
 
 from base_model.decoder.build import build_decoder
@@ -21,13 +22,16 @@ from base_model.decoder.sources import decoder_source
 from base_model.slot_check import verify_slots
 from base_model.verify import verify_any_base
 from protocol.decoder_manifest import DecoderManifest
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
     PARTICULAR,
+    Cache,
     Graph,
     apart,
     built_graph,
     oracle,
+    slots_of_prefix,
+    torch_followed,
     torch_greedy,
     write_decoder,
 )
@@ -130,15 +134,91 @@ def test_factors_in_the_slots_act_as_they_do_in_torch_and_leave_nothing_behind(
         both.graph.filled |= {linear.path + DOWN: down, linear.path + UP: up}
         changed.get_submodule(linear.path).weight += torch.from_numpy((down @ up).T.copy())
     try:
-        logits, _ = both.graph.run([PROMPT], both.graph.empty())
+        tokens, seen = both.graph.greedy(PROMPT, 64)
     finally:
         both.graph.filled.clear()
-    expected = torch_logits(changed, PROMPT)
-    assert apart(expected, logits[0]) < BOUND
-    assert apart(torch_logits(both.model, PROMPT), expected) > 0.1
+    expected = torch_followed(changed, PROMPT, tokens)
+    assert max(map(apart, expected, seen)) < BOUND
+    assert tokens == [int(logits.argmax()) for logits in expected]
+    assert apart(torch_logits(both.model, PROMPT)[-1], expected[0]) > 0.1
     after = both.graph.greedy(PROMPT, 8)
     assert after[0] == before[0]
     assert np.array_equal(after[1], before[1])
+
+
+def peft_model(model: PreTrainedModel, kind: type[PeftConfig], table: Any) -> PeftModel:
+    """The model with a prompt or a prefix, which peft keeps in one table."""
+    config = kind(num_virtual_tokens=len(table), task_type="CAUSAL_LM")  # type: ignore[call-arg]
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    adapted.prompt_encoder["default"].embedding.weight.data.copy_(torch.from_numpy(table))
+    return adapted
+
+
+def prompted(both: Both) -> tuple[PeftModel, list[int]]:
+    """peft's model with a soft prompt that fills the graph's slot, and the ids that begin a text with it."""
+    rng, size = np.random.default_rng(3), (5, both.shape.hidden)
+    table = rng.normal(0, 0.5, size).astype(np.float32)
+    both.graph.filled[SOFT_PROMPT] = table
+    own = [both.shape.vocabulary + row for row in range(len(table))]
+    return peft_model(both.model, PromptTuningConfig, table), own
+
+
+def prefixed(both: Both) -> tuple[PeftModel, Cache]:
+    """peft's model with a prefix, and the cache that holds it."""
+    rng, size = np.random.default_rng(4), (5, both.shape.layers * 2 * both.shape.key_size)
+    table = rng.normal(0, 0.7, size).astype(np.float32)
+    parts = slots_of_prefix(table, both.shape)
+    cache = {f"past_key_values.{key.removeprefix(PREFIX)}": part for key, part in parts.items()}
+    return peft_model(both.model, PrefixTuningConfig, table), {k: v[None] for k, v in cache.items()}
+
+
+@pytest.mark.parametrize("form", ["prompt", "prefix"])
+def test_a_prompt_and_a_prefix_act_as_they_do_in_peft_and_leave_nothing_behind(
+    both: Both, form: str
+) -> None:
+    before, own, begun = both.graph.greedy(PROMPT, 8), list[int](), both.graph.empty()
+    try:
+        if form == "prompt":
+            adapted, own = prompted(both)
+        else:
+            adapted, begun = prefixed(both)
+        tokens, seen = both.graph.greedy([*own, *PROMPT], 64, begun)
+        whole, _ = both.graph.run([[*own, *PROMPT]], begun)
+        first, cache = both.graph.run([[*own, *PROMPT][:3]], begun)
+        second, _ = both.graph.run([[*own, *PROMPT][3:]], cache)
+    finally:
+        both.graph.filled.clear()
+    expected = torch_followed(adapted, PROMPT, tokens)
+    assert max(map(apart, expected, seen)) < BOUND
+    assert tokens == [int(logits.argmax()) for logits in expected]
+    assert apart(whole, np.concatenate([first, second], 1)) < BOUND
+    assert apart(torch_logits(both.model, PROMPT)[-1], expected[0]) > 0.01
+    after = both.graph.greedy(PROMPT, 8)
+    assert after[0] == before[0]
+    assert np.array_equal(after[1], before[1])
+
+
+def test_texts_of_unequal_length_begin_with_one_prompt(both: Both) -> None:
+    try:
+        adapted, own = prompted(both)
+        texts = [PROMPT, PROMPT[3:8]]
+        padded = [[*own, *texts[0]], [*own, *texts[1], *[0] * 7]]
+        mask = [[1] * 17, [1] * 10 + [0] * 7]
+        logits, cache = both.graph.run(padded, both.graph.empty(2), mask)
+        after, _ = both.graph.run([[8], [8]], cache, [[*row, 1] for row in mask])
+    finally:
+        both.graph.filled.clear()
+    for row, text in enumerate(texts):
+        expected = torch_followed(adapted, text[:1], [*text[1:], 8, 8])
+        assert apart(expected[:-1], logits[row, 5 : 5 + len(text)]) < BOUND
+        assert apart(expected[-1], after[row, 0]) < BOUND
+
+
+def test_a_graph_with_slots_that_nothing_fills_is_one_without(both: Both, tmp_path: Path) -> None:
+    bare, _ = built_graph(both.source, tmp_path / "graph", slots=False)
+    expected, _ = bare.run([PROMPT], bare.empty())
+    logits, _ = both.graph.run([PROMPT], both.graph.empty())
+    assert np.array_equal(logits, expected)
 
 
 @pytest.mark.parametrize(

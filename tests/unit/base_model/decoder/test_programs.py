@@ -22,7 +22,13 @@ from base_model.programs.tape import Symbol
 from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
-from tests.unit.base_model.decoder.models import float_weights, oracle, stored_of, write_decoder
+from tests.unit.base_model.decoder.models import (
+    float_weights,
+    oracle,
+    slots_of_prefix,
+    stored_of,
+    write_decoder,
+)
 
 RANK, ALPHA = 3, 6.0
 BOUND = (
@@ -87,15 +93,6 @@ def prefix_of(shape: DecoderShape) -> Arrays:
     """Keys and values for every layer, as peft lays them out."""
     rng, size = np.random.default_rng(4), (5, shape.layers * 2 * shape.key_size)
     return slots_of_prefix(rng.normal(0, 0.7, size).astype(np.float32), shape)
-
-
-def slots_of_prefix(table: np.ndarray, shape: DecoderShape) -> Arrays:
-    """peft's table, (tokens, layers * 2 * kv_heads * head_size), as slots."""
-    parts = table.reshape(len(table), shape.layers * 2, shape.kv_heads, shape.head_size)
-    return {
-        f"{PREFIX}{number // 2}.{('key', 'value')[number % 2]}": part.swapaxes(0, 1).copy()
-        for number, part in enumerate(parts.swapaxes(0, 1))
-    }
 
 
 def table_of(adapter: Arrays) -> np.ndarray:
