@@ -15,7 +15,7 @@ from pydantic import Field
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
-from protocol.forms import KEY, VALUE, prefix_name
+from protocol.forms import PREFIX
 from protocol.manifest import (
     CONFIG,
     TOKENIZER,
@@ -59,17 +59,13 @@ class DecoderManifest(BaseManifest):
         return [
             (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
             for layer in range(self.layers)
-            for part in (KEY, VALUE)
+            for part in ("key", "value")
         ]
 
-    def prefix_slots(self) -> list[Slot]:
-        """What an adapter's prefix has to be, in the order of :meth:`cache_names`; no inputs of the graph."""
-        shape: list[int | str] = [self.kv_heads, "prefix", self.head_size]
-        return [
-            Slot(name=prefix_name(layer, part), dtype="float32", shape=shape)
-            for layer in range(self.layers)
-            for part in (KEY, VALUE)
-        ]
+    def prefix_slot(self) -> Slot:
+        """What an adapter's prefix has to be; it is no input of the graph."""
+        width = self.layers * 2 * self.kv_heads * self.head_size
+        return Slot(name=PREFIX, dtype="float32", shape=[PREFIX, width])
 
 
 def decoder_fingerprint(

@@ -257,9 +257,5 @@ def soft_prompt(seed: int = 0, *, tokens: int = 5) -> dict[str, np.ndarray]:
 
 def prefix(seed: int = 0, *, tokens: int = 3) -> dict[str, np.ndarray]:
     """Random keys and values of every layer before a text."""
-    rng, size = np.random.default_rng(seed), (KV_HEADS, tokens, HEAD_SIZE)
-    return {
-        f"prefix.{layer}.{part}": rng.normal(0, 2, size).astype(np.float32)
-        for layer in range(LAYERS)
-        for part in ("key", "value")
-    }
+    size = (tokens, LAYERS * 2 * KV_HEADS * HEAD_SIZE)
+    return {"prefix": np.random.default_rng(seed).normal(0, 2, size).astype(np.float32)}

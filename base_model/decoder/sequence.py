@@ -19,10 +19,10 @@ from base_model.decoder.products import Building, Stores, row_shape
 from base_model.decoder.prompt import before_texts, without_prompt
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
-from protocol.forms import KEY, VALUE, prefix_name
+from protocol.forms import PREFIX
 
 HIDDEN = "hidden/last"  # (tokens, hidden): behind the last norm, what the output layer multiplies
-PREFIX_LENGTH = "prefix/length"
+PREFIX_LENGTH = f"{PREFIX}/length"
 NEVER = -1e9  # added to the score of a token that must not be seen
 
 
@@ -36,7 +36,7 @@ def sequence_graph(
 ) -> Building:
     """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads.
 
-    ``slots``: of linears. ``prompt``: with a slot of a soft prompt; ``prefix``: with those of a prefix.
+    ``slots``: of linears. ``prompt``: with a slot of a soft prompt; ``prefix``: with that of a prefix.
     """
     nodes = Nodes("sequence")
     building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, fused_norms=False)
@@ -49,7 +49,7 @@ def sequence_graph(
         hidden = embedded(building)
     nodes.add("Gather", ["tokens", nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
     if prefix:
-        _measure_prefix(building)
+        _take_prefix(building)
     hidden = layers(building, hidden, partial(whole_attention, prefix=prefix))
     if prompt:
         hidden = without_prompt(building, hidden)
@@ -74,10 +74,10 @@ def whole_attention(
     query = _turned(building, layer, _as_heads(building, queries, shape.heads), start)
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
     key = _turned(building, layer, _as_heads(building, keys, shape.kv_heads), start)
-    key = _with_prefix(building, layer, KEY, key) if prefix else key
+    key = _with_prefix(building, 2 * layer, key) if prefix else key
     key = nodes.add("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
     value = _as_heads(building, values, shape.kv_heads)
-    value = _with_prefix(building, layer, VALUE, value) if prefix else value
+    value = _with_prefix(building, 2 * layer + 1, value) if prefix else value
     scores = nodes.add("MatMul", [query, key], f"{path}/scores")
     scale = nodes.number("attention/scale", shape.attention_scale)
     scores = nodes.add("Mul", [scores, scale], f"{path}/scaled")
@@ -105,29 +105,28 @@ def _as_heads(building: Building, rows: str, heads: int) -> str:
     return nodes.add("Transpose", [split], f"{rows}/heads", perm=[0, 2, 1, 3])
 
 
-def _measure_prefix(building: Building) -> None:
-    """Its tokens, (1,) and as a scalar, and the shape that spreads it over texts."""
-    nodes = building.nodes
-    first = _prefix_slot(building, 0, KEY)
-    length = nodes.add("Shape", [first], PREFIX_LENGTH, start=1, end=2)
+def _take_prefix(building: Building) -> None:
+    """Its slot, in parts (2 * layers, kv_heads, tokens, size); its length, (1,) and as a scalar."""
+    nodes, shape = building.nodes, building.shape
+    width = shape.layers * 2 * shape.key_size
+    slot = nodes.slot(PREFIX, [PREFIX, width], np.zeros((0, width), np.float32))
+    length = nodes.add("Shape", [slot], PREFIX_LENGTH, start=0, end=1)
     nodes.add("Squeeze", [length], f"{PREFIX_LENGTH}/scalar")
-    rows = nodes.add("Shape", [IDS], "prefix/rows", start=0, end=1)
+    sizes = nodes.numbers("sizes", [-1, shape.layers * 2, shape.kv_heads, shape.head_size])
+    heads = nodes.add("Reshape", [slot, sizes], f"{PREFIX}/heads")
+    nodes.add("Transpose", [heads], f"{PREFIX}/parts", perm=[1, 2, 0, 3])
+    rows = nodes.add("Shape", [IDS], f"{PREFIX}/rows", start=0, end=1)
     ones = nodes.numbers("one/one/one", [1, 1, 1])
-    nodes.add("Concat", [rows, ones], "prefix/texts", axis=0)
+    nodes.add("Concat", [rows, ones], f"{PREFIX}/texts", axis=0)
 
 
-def _prefix_slot(building: Building, layer: int, part: str) -> str:
-    shape = building.shape
-    size: list[int | str] = [shape.kv_heads, "prefix", shape.head_size]
-    empty = np.zeros((shape.kv_heads, 0, shape.head_size), np.float32)
-    return building.nodes.slot(prefix_name(layer, part), size, empty)
-
-
-def _with_prefix(building: Building, layer: int, part: str, heads: str) -> str:
-    """Keys or values (rows, kv_heads, tokens, size) behind those of the prefix, which no position turns."""
-    slot = _prefix_slot(building, layer, part)
-    spread = building.nodes.add("Expand", [slot, "prefix/texts"], f"{slot}/texts")
-    return building.nodes.add("Concat", [spread, heads], f"{heads}/begun", axis=2)
+def _with_prefix(building: Building, number: int, heads: str) -> str:
+    """Keys or values (rows, kv_heads, tokens, size) behind a part of the prefix, which no position turns."""
+    nodes, name = building.nodes, f"{PREFIX}/{number}"
+    place = nodes.numbers(f"place/{number}", number)
+    part = nodes.add("Gather", [f"{PREFIX}/parts", place], name, axis=0)
+    spread = nodes.add("Expand", [part, f"{PREFIX}/texts"], f"{name}/texts")
+    return nodes.add("Concat", [spread, heads], f"{heads}/begun", axis=2)
 
 
 def _turned(building: Building, layer: int, heads: str, start: str) -> str:

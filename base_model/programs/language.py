@@ -41,22 +41,14 @@ def language_graph(
             f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
             "use it without training, or another family",
         )
-    filled = _slots_filled(forms, tensors)
-    answering = sequence_graph(
-        shape,
-        weights,
-        prompt=SOFT_PROMPT in filled,
-        prefix=any(name.startswith(PREFIX) for name in filled),
-    ).nodes.model()
 
     def loss(tape: Tape, outputs: str) -> Objective:
         layer = output_layer(tape, shape, weights)
         scalar, slope = token_loss(tape, outputs, layer)
         return Objective(scalar=scalar, at=outputs, slope=slope)
 
-    assert answering.graph.output[0].name == HIDDEN
     return training_graph(
-        answering,
+        _hidden_states(shape, weights, tensors, forms),
         tensors=tensors,
         trained=trained,
         forms=forms,
@@ -65,10 +57,17 @@ def language_graph(
     )
 
 
-def _slots_filled(forms: Forms, tensors: Iterable[str]) -> frozenset[str]:
-    """The slots that an adapter of these tensors fills, seen on a graph that is thrown away."""
-    tape = Tape(onnx.GraphProto(), "")
-    return frozenset(forms({name: Symbol(tape, name) for name in tensors}))
+def _hidden_states(
+    shape: DecoderShape, weights: Stores, tensors: Iterable[str], forms: Forms
+) -> onnx.ModelProto:
+    """The answering half, with what a prompt or a prefix needs where the tensors fill such a slot."""
+    tape = Tape(onnx.GraphProto(), "")  # thrown away: only names are asked for
+    filled = forms({name: Symbol(tape, name) for name in tensors})
+    model = sequence_graph(
+        shape, weights, prompt=SOFT_PROMPT in filled, prefix=PREFIX in filled
+    ).nodes.model()
+    assert model.graph.output[0].name == HIDDEN
+    return model
 
 
 def output_layer(tape: Tape, shape: DecoderShape, weights: Stores) -> OutputLayer:

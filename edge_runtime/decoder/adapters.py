@@ -21,8 +21,9 @@ from edge_runtime.adapter import (
     read_tensors,
 )
 from edge_runtime.decoder.base import DecoderBase
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, DataError
-from protocol.forms import SOFT_PROMPT
+from protocol.forms import PREFIX, SOFT_PROMPT
 from protocol.misspelling import nearest
 from storage.regular import read_regular
 
@@ -84,20 +85,13 @@ def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAd
         )
     if not tensors:
         raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
-    names = [slot.name for slot in manifest.prefix_slots()]
-    check_slots(tensors, manifest, source=source, beside=manifest.prefix_slots())
-    if missing := [name for name in names if name not in tensors]:
-        if len(missing) < len(names):
-            raise ArtefactError(
-                f"{source}: {missing[0]} is missing; a prefix has keys and values of every layer",
-                REFETCH,
-            )
-        names = []
+    check_slots(tensors, manifest, source=source, beside=[manifest.prefix_slot()])
+    prefix = _prefix(tensors[PREFIX], manifest) if PREFIX in tensors else ()
     adapter = DecoderAdapter(
         source=source,
         fingerprint=manifest.fingerprint,
-        values={name: _value(tensors[name]) for name in tensors.keys() - set(names)},
-        prefix=tuple(_value(tensors[name][None]) for name in names),
+        values={name: _value(value) for name, value in tensors.items() if name != PREFIX},
+        prefix=prefix,
     )
     if adapter.positions >= manifest.max_positions:
         raise ArtefactError(
@@ -106,6 +100,12 @@ def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAd
             "train a shorter prompt or prefix",
         )
     return adapter
+
+
+def _prefix(table: npt.NDArray[Any], manifest: DecoderManifest) -> tuple[Any, ...]:
+    """The cache's tensors of a prefix, as it lies in an adapter."""
+    heads = table.reshape(len(table), manifest.layers * 2, manifest.kv_heads, manifest.head_size)
+    return tuple(_value(part[None]) for part in heads.transpose(1, 2, 0, 3))
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

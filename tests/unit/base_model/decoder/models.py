@@ -22,7 +22,6 @@ from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import floats_of, stored_weights
-from protocol.forms import PREFIX
 from tests.unit.base_model.sources import WORDS_64
 
 # What makes a tiny model of a family unlike a tiny llama, beside what the family always has.
@@ -212,12 +211,14 @@ def torch_followed(model: Any, ids: list[int], tokens: list[int]) -> list[Array]
     return list(logits[-len(tokens) :].detach().numpy())
 
 
-def slots_of_prefix(table: Array, shape: DecoderShape) -> dict[str, Array]:
-    """peft's table, (tokens, layers * 2 * kv_heads * head_size), as slots."""
-    parts = table.reshape(len(table), shape.layers * 2, shape.kv_heads, shape.head_size)
+def prefix_cache(table: Array, shape: DecoderShape) -> Cache:
+    """What a cache holds at first of peft's table, (tokens, layers * 2 * kv_heads * head_size)."""
+    parts = np.split(table, shape.layers * 2, axis=1)
     return {
-        f"{PREFIX}{number // 2}.{('key', 'value')[number % 2]}": part.swapaxes(0, 1).copy()
-        for number, part in enumerate(parts.swapaxes(0, 1))
+        f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}": np.stack(
+            np.split(part, shape.kv_heads, axis=1)
+        )[None]
+        for number, part in enumerate(parts)
     }
 
 

@@ -22,7 +22,7 @@ from base_model.decoder.sources import decoder_source
 from base_model.slot_check import verify_slots
 from base_model.verify import verify_any_base
 from protocol.decoder_manifest import DecoderManifest
-from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
+from protocol.forms import DOWN, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
     PARTICULAR,
     Cache,
@@ -30,7 +30,7 @@ from tests.unit.base_model.decoder.models import (
     apart,
     built_graph,
     oracle,
-    slots_of_prefix,
+    prefix_cache,
     torch_followed,
     torch_greedy,
     write_decoder,
@@ -167,9 +167,7 @@ def prefixed(both: Both) -> tuple[PeftModel, Cache]:
     """peft's model with a prefix, and the cache that holds it."""
     rng, size = np.random.default_rng(4), (5, both.shape.layers * 2 * both.shape.key_size)
     table = rng.normal(0, 0.7, size).astype(np.float32)
-    parts = slots_of_prefix(table, both.shape)
-    cache = {f"past_key_values.{key.removeprefix(PREFIX)}": part for key, part in parts.items()}
-    return peft_model(both.model, PrefixTuningConfig, table), {k: v[None] for k, v in cache.items()}
+    return peft_model(both.model, PrefixTuningConfig, table), prefix_cache(table, both.shape)
 
 
 @pytest.mark.parametrize("form", ["prompt", "prefix"])

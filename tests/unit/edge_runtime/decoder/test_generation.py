@@ -45,12 +45,16 @@ VARIED = Request(max_tokens=20, sampling=Sampling(temperature=2.0, top_p=0.95), 
 def plain_logits(session, tokens, tensors=None) -> np.ndarray:
     """Of all tokens at once, in one run: (vocabulary,) behind the last."""
     slots = dict(tensors or {})
-    empty = np.zeros((KV_HEADS, 0, HEAD_SIZE), np.float32)
+    before = slots.pop("prefix", np.zeros((0, LAYERS * 2 * KV_HEADS * HEAD_SIZE), np.float32))
+    heads = np.split(before, LAYERS * 2 * KV_HEADS, axis=1)  # (tokens, head_size) each
     parts = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
-    past = {f"past_key_values.{part}": slots.pop(f"prefix.{part}", empty)[None] for part in parts}
+    past = {
+        f"past_key_values.{part}": np.stack(heads[number * KV_HEADS :][:KV_HEADS])[None]
+        for number, part in enumerate(parts)
+    }
     prompt = [len(VOCABULARY) + row for row in range(len(slots.get("soft_prompt", ())))]
     ids = np.array([[*prompt, *tokens]])
-    total = next(iter(past.values())).shape[2] + ids.shape[1]
+    total = len(before) + ids.shape[1]
     feeds = {"input_ids": ids, "attention_mask": np.ones((1, total), int), **past}
     return session.run(["logits"], feeds | slots)[0][0, -1]
 
@@ -58,8 +62,7 @@ def plain_logits(session, tokens, tensors=None) -> np.ndarray:
 def positions_of(tensors) -> int:
     """Those that a prompt and a prefix take."""
     tensors = tensors or {}
-    keys = tensors.get("prefix.0.key", np.zeros((1, 0)))
-    return len(tensors.get("soft_prompt", ())) + keys.shape[1]
+    return len(tensors.get("soft_prompt", ())) + len(tensors.get("prefix", ()))
 
 
 def plain_text(decoder: DecoderBase, prompt, count: int, tensors=None) -> list[int]:
