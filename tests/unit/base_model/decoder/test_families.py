@@ -196,19 +196,41 @@ def test_a_prompt_and_a_prefix_act_as_they_do_in_peft_and_leave_nothing_behind(
     assert np.array_equal(after[1], before[1])
 
 
-def test_texts_of_unequal_length_begin_with_one_prompt(both: Both) -> None:
+def test_a_prompt_of_words_is_these_words(both: Both) -> None:
+    """Its rows are the table's, with the scale that words have and a prompt has not."""
+    table = both.model.get_input_embeddings().weight.detach().numpy()
+    words, scale = PROMPT[:4], both.shape.embedding_scale / both.shape.prompt_scale
+    both.graph.filled[SOFT_PROMPT] = table[words] * np.float32(scale)
+    own = [both.shape.vocabulary + row for row in range(4)]
+    try:
+        logits, _ = both.graph.run([[*own, *PROMPT[4:]]], both.graph.empty())
+        with pytest.raises(Exception, match="indices element out of data bounds"):  # ONNX Runtime's
+            both.graph.run([[both.shape.vocabulary + 4]], both.graph.empty())
+    finally:
+        both.graph.filled.clear()
+    expected, _ = both.graph.run([PROMPT], both.graph.empty())
+    assert apart(expected, logits) < 1e-6
+
+
+def test_rows_of_a_batch_begin_with_prompts_of_their_own(both: Both) -> None:
+    """Two prompts in the one slot, texts of unequal length, padded at their ends."""
     try:
         adapted, own = prompted(both)
-        texts = [PROMPT, PROMPT[3:8]]
-        padded = [[*own, *texts[0]], [*own, *texts[1], *[0] * 7]]
-        mask = [[1] * 17, [1] * 10 + [0] * 7]
+        second = np.random.default_rng(6).normal(0, 0.5, (3, both.shape.hidden)).astype(np.float32)
+        both.graph.filled[SOFT_PROMPT] = np.concatenate([both.graph.filled[SOFT_PROMPT], second])
+        others = [both.shape.vocabulary + row for row in (5, 6, 7)]
+        begun = [[*own, *PROMPT], [*others, *PROMPT[3:8]]]
+        mask = [[1] * 17, [1] * 8 + [0] * 9]
+        padded = [begun[0], begun[1] + [0] * 9]
         logits, cache = both.graph.run(padded, both.graph.empty(2), mask)
         after, _ = both.graph.run([[8], [8]], cache, [[*row, 1] for row in mask])
     finally:
         both.graph.filled.clear()
-    for row, text in enumerate(texts):
-        expected = torch_followed(adapted, text[:1], [*text[1:], 8, 8])
-        assert apart(expected[:-1], logits[row, 5 : 5 + len(text)]) < BOUND
+    models = adapted, peft_model(both.model, PromptTuningConfig, second)
+    for row, (model, text) in enumerate(zip(models, (PROMPT, PROMPT[3:8]), strict=True)):
+        length = len(begun[row])
+        expected = torch_followed(model, text[:1], [*text[1:], 8, 8])
+        assert apart(expected[:-1], logits[row, length - len(text) : length]) < BOUND
         assert apart(expected[-1], after[row, 0]) < BOUND
 
 

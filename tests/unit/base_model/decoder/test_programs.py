@@ -23,8 +23,10 @@ from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
+    built_graph,
     float_weights,
     oracle,
+    prefix_cache,
     stored_of,
     write_decoder,
 )
@@ -92,6 +94,11 @@ def prefix_of(shape: DecoderShape) -> Arrays:
     """Keys and values of every layer."""
     rng, size = np.random.default_rng(4), (5, shape.layers * 2 * shape.key_size)
     return {PREFIX: rng.normal(0, 0.7, size).astype(np.float32)}
+
+
+def everything_of(shape: DecoderShape) -> Arrays:
+    """Low rank, a prompt and a prefix at once."""
+    return adapter_of(shape) | prompt_of(shape) | prefix_of(shape)
 
 
 def by_peft(
@@ -201,9 +208,47 @@ def test_what_cannot_be_trained_is_refused_by_name(family: str, built: Callable[
         program_of(shape, stored, adapter_of(shape))
 
 
-def test_padding_behind_a_text_changes_nothing(built: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
+def test_a_loss_is_that_of_the_logits_that_a_device_has(
+    family: str, built: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of low rank, a prompt and a prefix at once, which peft has no model for."""
+    folder, shape, stored = built(family, 4, 8)
+    adapter, (ids, targets) = everything_of(shape), texts(shape.vocabulary)
+    loss, _ = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
+    graph, _ = built_graph(decoder_source(str(folder)), tmp_path / "graph")
+    graph.filled = {SOFT_PROMPT: adapter[SOFT_PROMPT]}
+    graph.filled |= {name: value.T for name, value in adapter.items() if name.endswith(A)}
+    for name, value in adapter.items():
+        if name.endswith(B):
+            graph.filled[name] = value.T * np.float32(ALPHA / RANK)
+    own = [shape.vocabulary + row for row in range(len(adapter[SOFT_PROMPT]))]
+    expected = 0.0
+    for text, wanted in zip(ids.tolist(), targets, strict=True):
+        cache = prefix_cache(adapter[PREFIX], shape)
+        logits = graph.run([[*own, *text]], cache)[0][0, len(own) :].astype(np.float64)
+        counted = np.flatnonzero(wanted >= 0)
+        totals = np.logaddexp.reduce(logits[counted], 1)
+        expected += float((totals - logits[counted, wanted[counted]]).sum())
+    assert abs(loss - expected) <= 1e-5 * abs(expected)
+
+
+@pytest.mark.parametrize("make", [prompt_of, prefix_of])
+def test_a_prompt_of_no_rows_is_none(make: Any, built: Callable[..., Any]) -> None:
     _, shape, stored = built("llama", 4, 8)
-    adapter = adapter_of(shape)
+    lora, (ids, targets) = adapter_of(shape), texts(shape.vocabulary)
+    expected, reference = by_onnx(program_of(shape, stored, lora), lora, ids, targets)
+    adapter = lora | {name: value[:0] for name, value in make(shape).items()}
+    loss, gradients = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
+    assert loss == expected
+    for name, gradient in reference.items():
+        np.testing.assert_array_equal(gradients[name], gradient)
+
+
+@pytest.mark.parametrize("make", [adapter_of, everything_of])
+def test_padding_behind_a_text_changes_nothing(make: Any, built: Callable[..., Any]) -> None:
+    _, shape, stored = built("llama", 4, 8)
+    adapter = make(shape)
     model = program_of(shape, stored, adapter)
     ids, targets = texts(shape.vocabulary)
     loss, gradients = by_onnx(model, adapter, ids, targets)
