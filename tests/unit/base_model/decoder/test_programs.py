@@ -23,6 +23,8 @@ from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
+    Cache,
+    Graph,
     built_graph,
     float_weights,
     oracle,
@@ -119,6 +121,16 @@ def by_peft(
     )
     loss.backward()
     return loss.item(), {name: leaf.grad.numpy()}
+
+
+def followed(graph: Graph, begin: list[int], text: list[int], cache: Cache) -> np.ndarray:
+    """The generating graph's logits behind each token of a text, read one by one: (tokens, vocabulary)."""
+    _, cache = graph.run([begin], cache)
+    seen = []
+    for token in text:
+        logits, cache = graph.run([[token]], cache)
+        seen.append(logits[0, -1].astype(np.float64))
+    return np.stack(seen)
 
 
 def by_onnx(
@@ -225,8 +237,7 @@ def test_a_loss_is_that_of_the_logits_that_a_device_has(
     own = [shape.vocabulary + row for row in range(len(adapter[SOFT_PROMPT]))]
     expected = 0.0
     for text, wanted in zip(ids.tolist(), targets, strict=True):
-        cache = prefix_cache(adapter[PREFIX], shape)
-        logits = graph.run([[*own, *text]], cache)[0][0, len(own) :].astype(np.float64)
+        logits = followed(graph, own, text, prefix_cache(adapter[PREFIX], shape))
         counted = np.flatnonzero(wanted >= 0)
         totals = np.logaddexp.reduce(logits[counted], 1)
         expected += float((totals - logits[counted, wanted[counted]]).sum())
