@@ -21,7 +21,7 @@ from edge_runtime.tasks import task_named
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
-from protocol.manifest import Linear, Manifest
+from protocol.manifest import Linear, Manifest, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -176,12 +176,15 @@ def check_slots(
     *,
     source: str,
     pairs: Sequence[tuple[str, str]] = (),
+    beside: Sequence[Slot] = (),
 ) -> dict[str, int]:
     """Every tensor fills a slot of the manifest, finite; linears and ``pairs`` have both of theirs.
 
+    ``beside``: slots that are no inputs of the graph.
+
     Returns the sizes that the tensors give to free dimensions. Raises ArtefactError.
     """
-    slots = {slot.name: slot for slot in manifest.graph.slots}
+    slots = {slot.name: slot for slot in (*manifest.graph.slots, *beside)}
     sizes: dict[str, int] = {}
     for name, value in sorted(tensors.items()):
         if name not in slots:

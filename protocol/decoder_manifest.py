@@ -15,12 +15,14 @@ from pydantic import Field
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
+from protocol.forms import PREFIX
 from protocol.manifest import (
     CONFIG,
     TOKENIZER,
     BaseManifest,
     Bits,
     Count,
+    Slot,
     TensorEntry,
     task_of,
     verify_named,
@@ -59,6 +61,11 @@ class DecoderManifest(BaseManifest):
             for layer in range(self.layers)
             for part in ("key", "value")
         ]
+
+    def prefix_slot(self) -> Slot:
+        """What an adapter's prefix has to be; it is no input of the graph."""
+        width = self.layers * 2 * self.kv_heads * self.head_size
+        return Slot(name=PREFIX, dtype="float32", shape=[PREFIX, width])
 
 
 def decoder_fingerprint(

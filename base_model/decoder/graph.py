@@ -24,6 +24,7 @@ from base_model.decoder.products import (
     product,
     row_shape,
 )
+from base_model.decoder.prompt import with_prompt, word_ids
 from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
 from base_model.decoder.source import CodedWeight
 from protocol.decoder_manifest import IDS, LOGITS, MASK
@@ -55,7 +56,9 @@ def generating_graph(
             cached: list[int | str] = ["rows", shape.kv_heads, "past", shape.head_size]
             nodes.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, cached)
     _counts(nodes)
-    hidden = layers(building, embedded(building), cached_attention)
+    hidden = embedded(building, word_ids(building)) if slots else embedded(building)
+    hidden = with_prompt(building, hidden) if slots else hidden
+    hidden = layers(building, hidden, cached_attention)
     _logits(building, hidden)
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
     for layer in range(shape.layers):
@@ -78,7 +81,7 @@ def _counts(nodes: Nodes) -> None:
     nodes.add("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
 
-def embedded(building: Building) -> str:
+def embedded(building: Building, ids: str = IDS) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
     nodes, shape = building.nodes, building.shape
     name, table = f"{EMBEDDINGS}/words", building.weights[f"{EMBEDDINGS}.weight"]
@@ -87,14 +90,14 @@ def embedded(building: Building) -> str:
         deep = nodes.add("Unsqueeze", [scales, nodes.numbers("last", [-1])], f"{scales}/deep")
         settings = {"gather_axis": 0, "quantize_axis": 2, "block_size": BLOCK, "bits": table.bits}
         words = f"{EMBEDDINGS}/blocks"
-        nodes.add_contrib("GatherBlockQuantized", [codes, IDS, deep], [words], **settings)
+        nodes.add_contrib("GatherBlockQuantized", [codes, ids, deep], [words], **settings)
         padded = table.codes.shape[1] * BLOCK
         words = nodes.add("Reshape", [words, row_shape(nodes, padded)], f"{EMBEDDINGS}/padded")
         if padded != shape.hidden:
             ends = [nodes.numbers(f"slice/{key}", [at]) for key, at in _cut(shape.hidden)]
             words = nodes.add("Slice", [words, *ends], f"{EMBEDDINGS}/cut")
     else:
-        words = nodes.add("Gather", [nodes.tensor(f"{EMBEDDINGS}.weight", table), IDS], name)
+        words = nodes.add("Gather", [nodes.tensor(f"{EMBEDDINGS}.weight", table), ids], name)
         if table.dtype == np.float16:
             words = nodes.add("Cast", [words], f"{name}/wide", to=TensorProto.FLOAT)
         words = nodes.add("Reshape", [words, row_shape(nodes, shape.hidden)], f"{name}/rows")

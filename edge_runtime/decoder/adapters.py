@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.adapter import (
@@ -22,8 +23,9 @@ from edge_runtime.adapter import (
     released_file,
 )
 from edge_runtime.decoder.base import DecoderBase
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, DataError
-from protocol.forms import SOFT_PROMPT
+from protocol.forms import PREFIX, SOFT_PROMPT
 from protocol.misspelling import nearest
 from storage.regular import read_regular
 
@@ -36,11 +38,29 @@ class DecoderAdapter:
     """A loaded adapter: it is itself and no other, even of the same file loaded again.
 
     ``values``: OrtValues by slot, which keep their arrays. ``fingerprint``: of the base that it fits.
+    ``prefix``: what every cache holds at first, OrtValues (1, kv_heads, tokens, head_size) in the order of
+    the manifest's cache, none for an adapter without one.
     """
 
     source: str
     fingerprint: str
     values: Mapping[str, Any]
+    prefix: tuple[Any, ...] = ()
+
+    @property
+    def prompt_length(self) -> int:
+        """Rows of its soft prompt, which are read before a text."""
+        return _size(self.values[SOFT_PROMPT], 0) if SOFT_PROMPT in self.values else 0
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of its prefix, which are never read."""
+        return _size(self.prefix[0], 2) if self.prefix else 0
+
+    @property
+    def positions(self) -> int:
+        """Those that it leaves to no text."""
+        return self.prompt_length + self.prefix_length
 
 
 def load_decoder_adapter(
@@ -84,19 +104,44 @@ def _of_file(path: Path) -> bytes:
 
 def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAdapter:
     """An adapter of tensors, float32 in the shapes of the manifest's slots. Raises ArtefactError."""
-    if SOFT_PROMPT in tensors:
+    manifest = base.manifest
+    if SOFT_PROMPT in tensors and SOFT_PROMPT not in manifest.graph.slot_names:
         raise ArtefactError(
-            f"{source}: it holds a soft prompt, which a base that writes text does not take",
-            "train an adapter of linears, such as LoRA",
+            f"{source}: it holds a soft prompt, for which the base's graph has no slot",
+            "build the base again with this fedge: its fingerprint stays",
         )
     if not tensors:
         raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
-    check_slots(tensors, base.manifest, source=source)
-    values = {
-        name: ort.OrtValue.ortvalue_from_numpy(np.array(value, np.float32, order="C"))
-        for name, value in tensors.items()
-    }
-    return DecoderAdapter(source=source, fingerprint=base.manifest.fingerprint, values=values)
+    check_slots(tensors, manifest, source=source, beside=[manifest.prefix_slot()])
+    prefix = _prefix(tensors[PREFIX], manifest) if PREFIX in tensors else ()
+    adapter = DecoderAdapter(
+        source=source,
+        fingerprint=manifest.fingerprint,
+        values={name: _value(value) for name, value in tensors.items() if name != PREFIX},
+        prefix=prefix,
+    )
+    if adapter.positions >= manifest.max_positions:
+        raise ArtefactError(
+            f"{source}: it takes {adapter.positions} positions, the base has {manifest.max_positions}: "
+            "none is left to a text",
+            "train a shorter prompt or prefix",
+        )
+    return adapter
+
+
+def _prefix(table: npt.NDArray[Any], manifest: DecoderManifest) -> tuple[Any, ...]:
+    """The cache's tensors of a prefix, as it lies in an adapter."""
+    heads = table.reshape(len(table), manifest.layers * 2, manifest.kv_heads, manifest.head_size)
+    return tuple(_value(part[None]) for part in heads.transpose(1, 2, 0, 3))
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    """An OrtValue of a copy, which it keeps."""
+    return ort.OrtValue.ortvalue_from_numpy(np.array(array, np.float32, order="C"))
+
+
+def _size(value: Any, axis: int) -> int:
+    return int(value.shape()[axis])
 
 
 class Adapters:
