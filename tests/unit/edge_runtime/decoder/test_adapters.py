@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,13 @@ from edge_runtime.decoder.base import DecoderBase
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import SOFT_PROMPT
 from protocol.manifest import Graph
+from protocol.peft_format import (
+    EDGE_FILE,
+    RELEASE_FILE,
+    ReleaseNote,
+    parse_release,
+    render_release,
+)
 from tests.tiny_decoder import lora, prefix, soft_prompt
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -118,6 +127,54 @@ def test_an_adapter_of_nothing_is_refused(decoder: DecoderBase, tmp_path: Path) 
         load_decoder_adapter(tmp_path / "a.onnx_adapter", decoder)
 
 
-def test_a_folder_of_an_adapter_is_no_adapter(decoder: DecoderBase, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="is a folder"):
+def released(folder: Path, fingerprint: str, **other: Any) -> Path:
+    """The folder of a release, as far as a device reads it."""
+    write_edge_adapter(lora(), folder / EDGE_FILE)
+    note = ReleaseNote(
+        plan_name="t",
+        plan_digest="0" * 64,
+        base_fingerprint=fingerprint,
+        round=1,
+        adapter_digest="0" * 64,
+        exchange="secagg",
+        files={EDGE_FILE: hashlib.sha256((folder / EDGE_FILE).read_bytes()).hexdigest()},
+        metrics={},
+        **{"task": "causal-lm", "labels": [], "max_length": 9} | other,
+    )
+    (folder / RELEASE_FILE).write_bytes(render_release(note))
+    return folder
+
+
+def test_a_release_is_loaded_by_its_folder(decoder: DecoderBase, tmp_path: Path) -> None:
+    loaded = load_decoder_adapter(released(tmp_path, decoder.manifest.fingerprint), decoder)
+    assert loaded.values.keys() == lora().keys()
+    (tmp_path / EDGE_FILE).write_bytes(b"another")
+    with pytest.raises(ArtefactError, match="its sha256 is not the one named"):
+        load_decoder_adapter(tmp_path, decoder)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "other", "says"),
+    [
+        ("", {"task": "classification", "labels": ["a", "b"]}, "answers with labels"),
+        ("", {"task": "regression", "range": (0.0, 1.0)}, "answers with numbers"),
+        ("f" * 64, {}, "belongs to base ffffffffffff"),
+        ("", {"files": {}}, "the adapter was not released"),
+    ],
+)
+def test_a_release_of_something_else_is_refused(
+    decoder: DecoderBase, tmp_path: Path, fingerprint: str, other: dict[str, Any], says: str
+) -> None:
+    files = other.pop("files", None)
+    folder = released(tmp_path, fingerprint or decoder.manifest.fingerprint, **other)
+    if files is not None:
+        note = parse_release((folder / RELEASE_FILE).read_text(), source="test")
+        changed = note.model_copy(update={"files": files})
+        (folder / RELEASE_FILE).write_bytes(render_release(changed))
+    with pytest.raises(ArtefactError, match=says):
+        load_decoder_adapter(folder, decoder)
+
+
+def test_a_folder_that_is_no_release_is_refused(decoder: DecoderBase, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"release.json cannot be read"):
         load_decoder_adapter(tmp_path, decoder)
