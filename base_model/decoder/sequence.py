@@ -25,7 +25,7 @@ NEVER = -1e9  # added to the score of a token that must not be seen
 def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) -> Building:
     """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads."""
     nodes = Nodes("sequence")
-    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, fused_norms=False)
+    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, derivable=True)
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
     sizes = nodes.add("Shape", [IDS], "tokens")
