@@ -4,7 +4,8 @@ The contract is onnxruntime-genai's (``protocol.decoder_manifest``). Hidden stat
 all texts: the last product of a low-rank branch then adds onto the base's result in one Gemm, as in an
 encoder's graph (``base_model.graph_linears``). Only attention sees texts and positions: texts of unequal
 length are padded at their ends, and only in the piece that begins them. Tensors are the very bytes of
-``weights.safetensors``; embeddings in codes are read where the output layer multiplies by them.
+``weights.safetensors``, those of linears that read the same rows one behind the other; embeddings in codes
+are read where the output layer multiplies by them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def generating_graph(
     _counts(nodes)
     hidden = layers(building, embedded(building), cached_attention)
     _logits(building, _last(nodes, hidden))
-    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "last", shape.vocabulary])
+    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", 1, shape.vocabulary])
     for layer in range(shape.layers):
         for part in ("key", "value"):
             grown: list[int | str] = ["rows", shape.kv_heads, "total", shape.head_size]
