@@ -5,14 +5,18 @@
     cmake -S llama_cpp_python-0.3.36/vendor/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DGGML_OPENMP=OFF \\
         -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
     cmake --build build --target llama
-    python benchmarks/llama_cpp.py --library build/bin/libllama.so [--gguf FILE] [--repeats 5] [--json]
+    python benchmarks/llama_cpp.py --library build/bin/libllama.so [--gguf FILE] [--repeats 5]
+        [--huge-pages] [--json]
 
 CPU milliseconds of a prompt of 47 tokens, and of a token behind it: of llama.cpp, alone and with an adapter of
 rank 8 on every linear, which it reads from the file that ``base_model.gguf.lora`` writes; and of bases built
 from the same file, with linears that read floats (``exact``) and that round what they read to 8 bits as
-llama.cpp does (``rounded``), without slots, with empty ones, with the adapter. Each over llama.cpp's. Aims:
+llama.cpp does (``rounded``), without slots, with empty ones, with the adapter. Each over llama.cpp's.
+``--huge-pages``: after this process has done what ``fedge edge serve-text`` does. Aims:
 0.90 of its token without an adapter, 1.00 with one, 0.5 of its prompt; empty slots 1.05 of none.
-And how many of 24 greedy tokens, with the adapter, are those of transformers and peft on the file's weights.
+And with an adapter four times as strong, whether 24 greedy tokens are those of transformers and peft on the file's
+weights, for three prompts (``greedy``; llama.cpp without the adapter says what it changes), and how far the first
+logits are from theirs (``logits``, norm of the difference over the norm).
 """
 
 from __future__ import annotations
@@ -210,12 +214,9 @@ def lora_file(path: Path, shape: Any, adapter: Mapping[str, Any]) -> None:
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from tokenizers import Tokenizer
-
     from base_model.decoder.build import build_decoder
     from base_model.decoder.families import shape_of
     from base_model.decoder.sources import decoder_source
-    from base_model.decoder.stored import stored_weights
     from base_model.places import locate_file
 
     source = decoder_source(arguments.gguf)
@@ -234,19 +235,50 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         runs[f"{kind}, no slots"] = device(folder / f"{kind}-False", None)
         runs[f"{kind}, slots"] = device(folder / f"{kind}-True", None)
         runs[f"{kind}, adapter"] = device(folder / f"{kind}-True", adapter)
-    result: dict[str, Any] = {"speed": speeds(runs, shape.vocabulary, arguments.repeats)}
+    if arguments.huge_pages:
+        from edge_runtime.huge_pages import gather
+
+        gather()
+    return {
+        "speed": speeds(runs, shape.vocabulary, arguments.repeats),
+        **same_texts(arguments.library, gguf, source, folder),
+    }
+
+
+def same_texts(library: Path, gguf: Path, source: Any, folder: Path) -> dict[str, Any]:
+    """Greedy tokens and first logits with a strong adapter beside those of transformers and peft."""
+    from tokenizers import Tokenizer
+
+    from base_model.decoder.families import shape_of
+    from base_model.decoder.stored import stored_weights
+
+    shape = shape_of(source.config)
+    weak = adapter_of(shape.linears())
+    adapter = {name: value * (4 if name.endswith(B) else 1) for name, value in weak.items()}
+    lora_file(folder / "strong.gguf", shape, adapter)
+    runs = {
+        "llama.cpp": LlamaCpp(library, gguf, shape.vocabulary, None).begin,
+        "llama.cpp, adapter": LlamaCpp(
+            library, gguf, shape.vocabulary, folder / "strong.gguf"
+        ).begin,
+        "exact, adapter": device(folder / "exact-True", adapter),
+        "rounded, adapter": device(folder / "rounded-True", adapter),
+    }
     stored = stored_weights(
         shape, source.tensors, bits=4, embedding_bits=8, tell=lambda _step, _share: None
     )
     reference = peer(source, shape, stored.tensors, adapter)
     tokenizer = Tokenizer.from_str(source.tokenizer)
-    result["greedy"] = {name: [] for name in runs if name.endswith("adapter")} | {"llama.cpp": []}
+    same: dict[str, list[int]] = {name: [] for name in runs}
+    apart: dict[str, list[float]] = {name: [] for name in runs}
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt).ids
-        expected = greedy(reference, ids)
-        for name, counts in result["greedy"].items():
-            counts.append(agreeing(expected, greedy(runs[name], ids)))
-    return result
+        expected, logits = greedy(reference, ids), reference()(ids)
+        for name, begin in runs.items():
+            same[name].append(agreeing(expected, greedy(begin, ids)))
+            difference = np.linalg.norm(begin()(ids) - logits) / np.linalg.norm(logits)
+            apart[name].append(float(difference))
+    return {"greedy": same, "logits": apart}
 
 
 def main() -> None:
@@ -254,6 +286,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--gguf", default=SOURCE)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--huge-pages", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
