@@ -1,8 +1,7 @@
 """A process's large memory in huge pages: a matrix is then read with a 512th of the look-ups of addresses.
 
-For a process that is to write many tokens: gathering 200 MB takes half a second, and a token then 10 to 20 %
-less (docs/adr/0054). Linux does it from 6.1 on where ``transparent_hugepage`` is not ``never``; elsewhere
-nothing happens. Contents and addresses stay.
+For a process that is to write many tokens: gathering 200 MB takes half a second, and a token then up to a
+fifth less (docs/adr/0054). Linux can from 6.1 on; elsewhere nothing happens. Contents and addresses stay.
 """
 
 from __future__ import annotations

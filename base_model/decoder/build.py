@@ -50,8 +50,8 @@ IRRELEVANT = (
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "use_cache"),
 )
-IN_PARTS = "linears in 8 bits multiply whole numbers in two parts: logits within some 5e-4"
-ROUNDING = "linears round what they multiply to 8 bits: faster, logits within some 3 %"
+IN_PARTS = "linears in 8 bits multiply whole numbers in two parts: logits within some 1e-3"
+ROUNDING = "linears round what they multiply to 8 bits: faster, logits a few percent off"
 Progress = Callable[[str, float], None]
 
 
