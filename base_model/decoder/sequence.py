@@ -39,7 +39,7 @@ def sequence_graph(
     ``slots``: of linears. ``prompt``: with a slot of a soft prompt; ``prefix``: with that of a prefix.
     """
     nodes = Nodes("sequence")
-    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, fused_norms=False)
+    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, derivable=True)
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
     if prompt:
