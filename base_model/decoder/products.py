@@ -49,7 +49,7 @@ class Building:
 
 def linear(building: Building, path: str, rows: str) -> str:
     """``rows`` through a linear and, with slots, its low-rank branch."""
-    output = f"{path}/rows"
+    output = rows_of(path)
     base = product(building, path, rows, f"{output}/base" if building.slots else output)
     if not building.slots:
         return base
@@ -61,6 +61,11 @@ def linear(building: Building, path: str, rows: str) -> str:
     up = nodes.slot(path + UP, [rank, out], np.zeros((0, out), np.float32))
     narrow = nodes.add("MatMul", [rows, down], f"{output}/down")
     return nodes.add("Gemm", [narrow, up, base], output)
+
+
+def rows_of(path: str) -> str:
+    """What a linear gives, in the graph."""
+    return f"{path}/rows"
 
 
 def product(building: Building, path: str, rows: str, output: str, level: int = 0) -> str:

@@ -14,11 +14,12 @@ from onnx import TensorProto
 from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
-from base_model.decoder.products import Building, Stores, row_shape
+from base_model.decoder.products import Building, Stores, row_shape, rows_of
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
 
 HIDDEN = "hidden/last"  # (tokens, hidden): behind the last norm, what the output layer multiplies
+POSITIONS, STACKED = "positions", "stacked"  # rows x tokens; query heads of a key head x tokens
 NEVER = -1e9  # added to the score of a token that must not be seen
 
 
@@ -30,12 +31,15 @@ def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) 
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
     sizes = nodes.add("Shape", [IDS], "tokens")
     nodes.add("Gather", [sizes, nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
-    hidden = layers(building, embedded(building), whole_attention)
+    stream = nodes.shape(embedded(building), [POSITIONS, shape.hidden])
+    hidden = layers(building, stream, whole_attention)
+    for linear in shape.linears():  # an adapter's tensors, and so what they give, are of free sizes
+        nodes.shape(rows_of(linear.path), [POSITIONS, linear.out_features])
     if shape.logits_scale != 1:
         by = nodes.number("logits/by", shape.logits_scale)
         hidden = nodes.add("Mul", [hidden, by], "hidden/scaled")
     nodes.add("Identity", [hidden], HIDDEN)
-    nodes.output(HIDDEN, TensorProto.FLOAT, ["positions", shape.hidden])
+    nodes.output(HIDDEN, TensorProto.FLOAT, [POSITIONS, shape.hidden])
     return building
 
 
@@ -48,12 +52,11 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
     of_keys = [0, shape.kv_heads, -1, shape.head_size]
     query = _turned(building, layer, _as_heads(building, queries, shape.heads))
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
+    nodes.shape(query, ["rows", shape.kv_heads, STACKED, shape.head_size])
     key = _turned(building, layer, _as_heads(building, keys, shape.kv_heads))
-    key = nodes.add("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
     value = _as_heads(building, values, shape.kv_heads)
-    scores = nodes.add("MatMul", [query, key], f"{path}/scores")
-    scale = nodes.number("attention/scale", shape.attention_scale)
-    scores = nodes.add("Mul", [scores, scale], f"{path}/scaled")
+    scores = nodes.shape(f"{path}/scores", ["rows", shape.kv_heads, STACKED, "tokens"])
+    nodes.add_contrib("FusedMatMul", [query, key], [scores], transB=1, alpha=shape.attention_scale)
     if shape.scores_cap:
         cap = nodes.number("attention/cap", shape.scores_cap)
         scores = nodes.add("Div", [scores, cap], f"{path}/shrunk")
@@ -62,12 +65,15 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
     window = shape.windows[layer]
     unseen = building.once(f"unseen/{window}", partial(_unseen, window))
     seen = nodes.add("Add", [scores, unseen], f"{path}/seen")
+    nodes.shape(seen, ["rows", shape.kv_heads, STACKED, "tokens"])
     shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
     mixed = nodes.add("MatMul", [shares, value], f"{path}/mixed")
     heads = nodes.numbers("ungroup", [0, shape.heads, -1, shape.head_size])
     mixed = nodes.add("Reshape", [mixed, heads], f"{path}/heads")
+    nodes.shape(mixed, ["rows", shape.heads, "tokens", shape.head_size])
     mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
-    return nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
+    rows = nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
+    return nodes.shape(rows, [POSITIONS, shape.query_size])
 
 
 def _as_heads(building: Building, rows: str, heads: int) -> str:
@@ -111,3 +117,4 @@ def _unseen(window: int, building: Building, output: str) -> None:
     bias = nodes.add("Where", [sees, *values], f"{output}/one")
     group = shape.heads // shape.kv_heads
     nodes.add("Tile", [bias, nodes.numbers(f"tile/{group}", [group, 1])], output)
+    nodes.shape(output, [STACKED, "tokens"])
