@@ -231,6 +231,9 @@ def _fed_forward(building: Building, path: str, rows: str) -> str:
 def _active(building: Building, gate: str, path: str) -> str:
     nodes, output = building.nodes, f"{path}/active"
     match building.shape.activation:
+        case "silu" if building.derivable:  # one operator, of which a gradient keeps less
+            nodes.add_contrib("QuickGelu", [gate], [output], alpha=1.0)
+            return output
         case "silu":
             half = nodes.add("Sigmoid", [gate], f"{path}/sigmoid")
             return nodes.add("Mul", [gate, half], output)
