@@ -35,7 +35,8 @@ class Encoded:
     ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
     ``types`` (tokens,) int8 says which of a pair's texts a token is of, None where that is not asked for;
     ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers; or of text that
-    follows text (tokens,) int64: the token that follows each, -1 where that does not count.
+    follows text (tokens,) int64: the token that follows each, -1 where that does not count; or of what a text
+    becomes the tokens of that, row i being ``targets[target_offsets[i]:target_offsets[i + 1]]``.
     """
 
     ids: npt.NDArray[np.int32]
@@ -44,35 +45,53 @@ class Encoded:
     targets: Targets
     pad_id: int
     by_token: bool = False  # whether targets are of tokens
+    target_offsets: Index | None = None  # as offsets, where targets are of a text of their own
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Index:
-        """Tokens per row, (rows,) int64."""
-        return np.diff(self.offsets)
+        """Tokens per row, of both texts, (rows,) int64."""
+        own = np.diff(self.offsets)
+        return own if self.target_offsets is None else own + np.diff(self.target_offsets)
 
     @property
     def counted(self) -> Index:
         """What the loss of each row is a sum over, (rows,) int64: tokens that count, else the row itself."""
         if not self.by_token:
             return np.ones(len(self), np.int64)
-        ends = np.concatenate(([0], np.cumsum(self.targets >= 0)))[self.offsets]
+        ends = np.concatenate(([0], np.cumsum(self.targets >= 0)))[self._of_targets]
         return np.diff(ends).astype(np.int64)
+
+    @property
+    def _of_targets(self) -> Index:
+        return self.offsets if self.target_offsets is None else self.target_offsets
 
     def take(self, index: Index) -> Encoded:
         """The rows at ``index``, in that order."""
-        parts = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in index]
-        tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        tokens, wanted = (_places(offsets, index) for offsets in (self.offsets, self._of_targets))
+        apart = self.target_offsets
         return Encoded(
             ids=self.ids[tokens],
             types=None if self.types is None else self.types[tokens],
-            offsets=np.concatenate(([0], np.cumsum(self.lengths[index]))).astype(np.int64),
-            targets=self.targets[tokens if self.by_token else index],
+            offsets=_taken(self.offsets, index),
+            targets=self.targets[wanted if self.by_token else index],
             pad_id=self.pad_id,
             by_token=self.by_token,
+            target_offsets=None if apart is None else _taken(apart, index),
         )
+
+
+def _places(offsets: Index, index: Index) -> Index:
+    """Where the numbers of the rows at ``index`` lie."""
+    parts = [np.arange(offsets[i], offsets[i + 1]) for i in index]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _taken(offsets: Index, index: Index) -> Index:
+    """The offsets of those rows alone."""
+    return np.concatenate(([0], np.cumsum(np.diff(offsets)[index]))).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,8 +231,9 @@ def collate(rows: Encoded, index: Index) -> Batch:
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
     if not rows.by_token:
         return Batch(ids=ids, types=types, mask=mask, targets=rows.targets[index])
-    targets = np.full_like(ids, -1)
+    ends = rows.offsets if rows.target_offsets is None else rows.target_offsets
+    targets = np.full((len(index), int(np.diff(ends)[index].max())), -1, np.int64)
     for at, row in enumerate(index):
-        start, stop = rows.offsets[row], rows.offsets[row + 1]
+        start, stop = ends[row], ends[row + 1]
         targets[at, : stop - start] = rows.targets[start:stop]
     return Batch(ids=ids, types=types, mask=mask, targets=targets)

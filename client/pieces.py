@@ -108,6 +108,11 @@ class TokenPieces:
                 ids, counts = [*ids, self._ends[0]], [*counts, True]
         return ids, counts
 
+    def whole(self, text: str) -> list[int]:
+        """Of a text, with what the tokenizer puts around it, and the token that ends texts behind it."""
+        ids = self._tokens(text, special=True)
+        return [*ids, self._ends[0]] if ids and self._ends else ids
+
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         """Of ``text``, with what the tokenizer puts before it, without what it puts behind."""
         with tokenizing(f"{self._source}: its tokenizer fails", "fetch the base again"):

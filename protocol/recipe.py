@@ -69,6 +69,11 @@ class Recipe:
         """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.12)"""
         return self.plan.task.pairs and TYPE_IDS in self.manifest.graph.inputs
 
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end what the base writes; none of one that writes nothing."""
+        return [] if isinstance(self.manifest, Manifest) else self.manifest.ends
+
     @cached_property
     def phases(self) -> tuple[Parts, ...]:
         """Parts that the plan's rounds train, by turns; its first round may come later in them."""

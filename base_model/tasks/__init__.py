@@ -35,4 +35,4 @@ OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
 }
-TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm}
+TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm, "seq2seq-lm": causal_lm}

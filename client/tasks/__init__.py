@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import causal_lm, classification, regression
+from client.tasks import causal_lm, classification, regression, seq2seq_lm
 from protocol.rows.read import Table
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
 }
-TASKS: dict[str, ClientTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm}
+TASKS: dict[str, ClientTask] = {
+    **OUTPUT_TASKS,
+    "causal-lm": causal_lm,
+    "seq2seq-lm": seq2seq_lm,
+}
 
 
 def task_named(kind: str) -> ClientTask:

@@ -64,6 +64,15 @@ def read_plain(path: Path, column: str, *, group: str = "") -> Table:
     return _read(path, [column], row, group=group)
 
 
+def read_sources(path: Path, source: str, target: str, *, group: str = "") -> Table:
+    """Texts and what they become. Raises DataError for the first row that does not fit."""
+
+    def row(values: Values, place: Place) -> tuple[str | Chat, str]:
+        return checked_text(values[0], place, source), checked_text(values[1], place, target)
+
+    return _read(path, [source, target], row, group=group)
+
+
 def _read(path: Path, columns: Sequence[str], row: Row, *, group: str) -> Table:
     table = Table()
     for place, values in read_values(path, [*columns, *filter(None, [group])]):

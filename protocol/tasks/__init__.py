@@ -14,20 +14,22 @@ from protocol.misspelling import nearest
 from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
 from protocol.tasks.regression import Regression
+from protocol.tasks.seq2seq_lm import Seq2SeqLm
 from protocol.variants import variants
 
-TASKS: dict[str, type[Classification] | type[Regression] | type[CausalLm]] = {
-    task.KIND: task for task in (Classification, Regression, CausalLm)
+TASKS: dict[str, type[Classification] | type[Regression] | type[CausalLm] | type[Seq2SeqLm]] = {
+    task.KIND: task for task in (Classification, Regression, CausalLm, Seq2SeqLm)
 }
 # What people may call them.
 OTHER_NAMES = {
     "sequence-classification": "classification",
     **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
+    **dict.fromkeys(("translation", "summarization", "seq2seq", "text2text"), "seq2seq-lm"),
 }
 
 
 if TYPE_CHECKING:
-    Task = Classification | Regression | CausalLm
+    Task = Classification | Regression | CausalLm | Seq2SeqLm
 else:
     Task = variants("kind", TASKS, default=Classification.KIND)
 

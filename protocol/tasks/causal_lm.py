@@ -1,14 +1,11 @@
 """Text that follows text: chats, answers to prompts, or plain texts, learnt token by token.
 
 Of a chat the assistant's messages count, of a prompt and its completion the completion, of a plain text all
-of it. What is measured counts in tokens: the quality is the perplexity, exp of the mean loss of a token in
-nats. (P-3.2)
+of it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,16 +15,9 @@ from protocol.chat.messages import Chat
 from protocol.decoder_manifest import DECODER
 from protocol.rows.conversations import read_chats, read_completions, read_plain
 from protocol.rows.read import Table
-from protocol.section import MOST_TOKENS, Column
-from protocol.tasks.base import MOST_LOSS, Metric, Quality, TaskSection, metrics_with
+from protocol.section import Column
+from protocol.tasks.writing import WritingTask
 
-# `eval_tokens`: tokens that count in the rows kept out; `eval_right`: those that were the likeliest;
-# `eval_loss`: the sum of their losses in nats
-METRICS = metrics_with(
-    eval_tokens=Metric(of="eval_examples", most=MOST_TOKENS),
-    eval_right=Metric(of="eval_tokens"),
-    eval_loss=Metric(scale=2**10, of="eval_tokens", most=MOST_LOSS),
-)
 FORMS: dict[str, tuple[str, ...]] = {  # columns of each
     "messages": ("messages",),
     "prompt": ("prompt", "context", "completion"),
@@ -35,39 +25,12 @@ FORMS: dict[str, tuple[str, ...]] = {  # columns of each
 }
 
 
-class Perplexity(Quality):
-    """Not a share: 1 at its best, and as large as the vocabulary for one who guesses."""
-
-    UNIT: ClassVar[str] = ""
-
-    def figure(self, value: float) -> str:
-        """See :class:`Quality`."""
-        return f"{value:.2f}"
-
-    def drawn(self, value: float) -> float:
-        """See :class:`Quality`."""
-        return value
-
-    def share(self, value: float) -> float:
-        """The mean likelihood of a token."""
-        return 1 / value if value else 0.0
-
-    def bound(self, floor: int) -> int:
-        """See :class:`Quality`."""
-        return 10**6 // floor if floor else 2**53
-
-
-class CausalLm(TaskSection):
+class CausalLm(WritingTask):
     """What is learnt, and which columns of the local data it is learnt from: text that follows text."""
 
     KIND: ClassVar[str] = "causal-lm"
-    ANSWERS: ClassVar[Literal["text"]] = "text"
     BASE: ClassVar[str] = DECODER
     PEFT_TASK: ClassVar[str] = "CAUSAL_LM"
-    METRICS: ClassVar[Mapping[str, Metric]] = METRICS
-    QUALITY: ClassVar[Quality] = Perplexity(
-        name="perplexity", title="perplexity", higher_is_better=False
-    )
 
     kind: Literal["causal-lm"] = Field(description="text that follows text")
     form: Literal["messages", "prompt", "text"] = Field(
@@ -84,13 +47,6 @@ class CausalLm(TaskSection):
     )
     completion: Column = Field(default="completion", description="column with its completion")
     text: Column = Field(default="text", description="column with the text")
-    overlong: Literal["refuse", "skip"] = Field(
-        default="refuse",
-        description="a row whose answer begins behind max_length: an error, or left out",
-    )
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=256, description="tokens with the special ones; longer texts are cut"
-    )
 
     @model_validator(mode="after")
     def _columns_are_of_the_form(self) -> Self:
@@ -104,11 +60,6 @@ class CausalLm(TaskSection):
         if len(set(columns)) < len(columns):
             raise ValueError("two columns have one name")
         return self
-
-    @property
-    def outputs(self) -> int:
-        """There is no head."""
-        return 0
 
     def rows(self, path: Path, *, group: str = "") -> Table:
         """See :class:`TaskSection`; targets are the reference answers, of plain texts empty."""
@@ -139,13 +90,3 @@ class CausalLm(TaskSection):
         """What a row is."""
         rows = {"messages": "chats", "prompt": "prompts and completions", "text": "plain texts"}
         return f"text that follows text, from {rows[self.form]}"
-
-    def note(self) -> dict[str, Any]:
-        """See :class:`TaskSection`."""
-        return {"task": self.kind, "pairs": False, "max_length": self.max_length, "labels": []}
-
-    @classmethod
-    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
-        """The perplexity of all tokens together."""
-        tokens = sums.get("eval_tokens")
-        return math.exp(min(sums["eval_loss"] / tokens, MOST_LOSS)) if tokens else None

@@ -71,6 +71,7 @@ TASKS: dict[str, SimulatedTask] = {
     "classification": classification,
     "regression": regression,
     "causal-lm": causal_lm,
+    "seq2seq-lm": causal_lm,  # judged alike
 }
 
 

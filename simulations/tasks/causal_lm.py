@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks.causal_lm import score as client_score
+from client.tasks.writing import score as client_score
 from protocol.tasks.base import MOST_LOSS
 
 

@@ -15,7 +15,8 @@ from protocol.errors import DataError, PlanError
 from protocol.plan import plan_from
 from protocol.rows.conversations import read_chats, read_completions, read_plain
 from protocol.rows.read import Table
-from protocol.tasks.causal_lm import METRICS, CausalLm
+from protocol.tasks.causal_lm import CausalLm
+from protocol.tasks.writing import METRICS
 
 ASK, TELL = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
 
