@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import AutoConfig
 
 from base_model.decoder.check import open_graph
+from base_model.decoder.checkpoint_names import turned_weights
 from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
 from base_model.decoder.products import Stores
@@ -50,6 +51,9 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "query_pre_attn_scalar": 24,
     },
+    "gpt2": {"n_inner": 96},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 9},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
 }
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 Array = npt.NDArray[np.float32]
@@ -85,6 +89,8 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
             spread = 0.25 if parameter.ndim > 1 else 0.3
             if "gemma" in family and "embed_tokens" in name:
                 spread = 0.05  # it multiplies them by 8, and they are the output layer
+            if family == "gpt_neo" and name.endswith(("q_proj.weight", "k_proj.weight")):
+                spread /= 2  # it does not scale scores
             torch.nn.init.normal_(parameter, vector, spread)
     model.save_pretrained(folder)
     return folder
@@ -188,7 +194,12 @@ def float_weights(shape: DecoderShape, stored: Stores) -> dict[str, Array]:
 def oracle(folder: Path, floats: Mapping[str, Array]) -> PreTrainedModel:
     """transformers' model of the source with the numbers of a base."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in floats.items()}
+    config = json.loads((folder / "config.json").read_text())
+    turned = turned_weights(shape_of(config))
+    tensors = {
+        name: torch.from_numpy((value.T if name in turned else value).copy())
+        for name, value in floats.items()
+    }
     state = model.load_state_dict(tensors, strict=False)
     assert not state.unexpected_keys
     assert set(state.missing_keys) <= {"lm_head.weight"}
