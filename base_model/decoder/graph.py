@@ -212,7 +212,7 @@ def _attended(building: Building, layer: int, rows: str, attention: Attention) -
     shape, path = building.shape, building.shape.layer_path(layer)
     if shape.fused:
         every = linear(building, f"{path}.{shape.names.attention[0]}", rows)
-        queries, keys, values = in_three(building, path, every)
+        queries, keys, values = in_three(building, f"{path}.self_attn", every)
     else:
         paths = [f"{path}.{name}" for name in shape.names.attention]
         queries, keys, values = linears(building, f"{path}.self_attn.qkv_proj", paths, rows)
