@@ -18,6 +18,7 @@ from transformers.models.auto import AutoConfig
 from base_model.decoder.check import open_graph
 from base_model.decoder.checkpoint_names import turned_weights
 from base_model.decoder.families import shape_of
+from base_model.decoder.gpt import GPT
 from base_model.decoder.graph import generating_graph
 from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
@@ -71,7 +72,7 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
             "hidden_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **({} if family in GPT else {"num_key_value_heads": 2}),
             "intermediate_size": 96,
             "max_position_embeddings": 96,
             "bos_token_id": 1,
