@@ -1,7 +1,8 @@
 """A checkpoint's tensors as transformers' model has them, and linears as (out, in).
 
 Checkpoints differ from what transformers makes of them: of a model without its output layer names lack their
-beginning, old ones call the output layer otherwise, and GPT-2's linears lie as (in, out).
+beginning, GPT-NeoX's output layer has another name in files than in the model, and GPT-2's linears lie as
+(in, out).
 """
 
 from __future__ import annotations
@@ -12,24 +13,33 @@ import numpy as np
 
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import Floats
+from protocol.errors import ArtefactError
 
-OLD_NAMES = {"gpt_neox": {"embed_out.weight": "lm_head.weight"}}
+IN_FILES = {"gpt_neox": {"embed_out.weight": "lm_head.weight"}}
 
 
 class NamedTensors(Mapping[str, Floats]):
-    """Of ``tensors`` by transformers' names; a value is read anew whenever it is asked for."""
+    """Of ``tensors`` by transformers' names; a value is read anew whenever it is asked for.
+
+    Raises ArtefactError for a tensor by two names.
+    """
 
     def __init__(self, shape: DecoderShape, tensors: Mapping[str, Floats]) -> None:
         self._tensors, self._turned = tensors, turned_weights(shape)
         begin = shape.names.embeddings.partition(".")[0] + "."
         bare = not any(name.startswith(begin) for name in tensors)
-        old = OLD_NAMES.get(shape.family, {})
+        others = IN_FILES.get(shape.family, {})
         self._names = {
-            old.get(
+            others.get(
                 name, f"{begin}{name}" if bare and not name.startswith("lm_head.") else name
             ): name
             for name in tensors
         }
+        if twice := set(tensors) - set(self._names.values()):
+            raise ArtefactError(
+                f"{min(twice)} is in the checkpoint a second time, by another name",
+                "fetch the checkpoint again, or load and save it with transformers",
+            )
 
     def __getitem__(self, name: str) -> Floats:
         value = self._tensors[self._names[name]]

@@ -162,6 +162,8 @@ def _common(config: Config, hidden: int, heads: int) -> dict[str, Any]:
     """What all of them have: as many heads of keys as of queries, which fill a row."""
     if hidden % heads:
         raise ArtefactError(f"{CONFIG}: {heads} heads do not divide {hidden} numbers", "correct it")
+    if config.get("head_dim") not in (None, hidden // heads):
+        raise ArtefactError(f"{CONFIG}: heads of another size than a row's share", OTHER)
     verify_heads(heads, heads, hidden // heads)
     return {
         "hidden": hidden,

@@ -81,10 +81,10 @@ def test_a_checkpoint_of_the_model_without_its_output_layer_is_the_same(
     verify_same(folder, before)
 
 
-def test_an_old_name_of_the_output_layer_is_read(tmp_path: Path) -> None:
+def test_the_output_layer_may_have_the_models_own_name(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path / "source", "gpt_neox")
     before = stored_of(folder)
-    renamed(folder, lambda name: name.replace("lm_head", "embed_out"))
+    renamed(folder, lambda name: name.replace("embed_out", "lm_head"))
     path = folder / "model.safetensors"
     buffers = {
         "gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.ones(4, np.float32),
@@ -92,6 +92,22 @@ def test_an_old_name_of_the_output_layer_is_read(tmp_path: Path) -> None:
         "gpt_neox.layers.0.attention.masked_bias": np.array(-1e9, np.float32),
     }
     save_file(load_file(path) | buffers, path)
+    verify_same(folder, before)
+
+
+def test_a_tensor_by_two_names_is_refused(tmp_path: Path) -> None:
+    folder = write_decoder(tmp_path / "source", "gpt_neox")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["embed_out.weight"]}, path)
+    with pytest.raises(ArtefactError, match="a second time, by another name"):
+        stored_of(folder)
+
+
+def test_a_bare_llama_is_the_same(tmp_path: Path) -> None:
+    folder = write_decoder(tmp_path / "source", tie_word_embeddings=True)
+    before = stored_of(folder)
+    renamed(folder, lambda name: name.removeprefix("model."))
     verify_same(folder, before)
 
 
@@ -119,6 +135,7 @@ def test_a_checkpoint_of_half_the_names_is_refused(tmp_path: Path) -> None:
         ("gpt2", {"activation_function": "relu"}, "'relu', which is not supported"),
         ("gpt2", {"n_head": 3}, "3 heads do not divide 64"),
         ("gpt2", {"n_head": 16}, "multiple of 8"),
+        ("gpt_neox", {"head_dim": 8}, "another size than a row's share"),
         ("gpt2", {"n_layer": 5000}, "5000 layers"),
         ("gpt_neo", {"attention_types": [["global", 2]]}, "other than `global` or `local`"),
         ("gpt_neo", {"attention_types": [[["global"], 3]]}, "for 2 layers"),
