@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from base_model.decoder.products import Building, row_shape
-from base_model.decoder.shape import Rope, layer_path
+from base_model.decoder.shape import Rope
 
 TURNS = 16  # the operator turns heads of a multiple of so many numbers only
 # (graph, layer, queries, keys, values) to rows; each is rows of tokens.
@@ -19,9 +19,10 @@ Attention = Callable[[Building, int, str, str, str], str]
 
 def cached_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
     """Attention over the cache and the new tokens, which it appends: rows in, rows out."""
-    nodes, shape, path = building.nodes, building.shape, f"{layer_path(layer)}.self_attn"
+    nodes, shape = building.nodes, building.shape
+    path = f"{shape.layer_path(layer)}.self_attn"
     rope, window = shape.ropes[layer], shape.windows[layer]
-    turns = rope is not None and shape.head_size % TURNS == 0
+    turns = rope is not None and rope.width(shape.head_size) % TURNS == 0
     if rope is not None and not turns:
         queries, keys = (turned(building, rope, name) for name in (queries, keys))
     texts = [
@@ -53,7 +54,10 @@ def turned(building: Building, rope: Rope, rows: str) -> str:
     """Queries or keys, rows of tokens, turned by their positions in plain operators."""
     nodes, size = building.nodes, building.shape.head_size
     deep = building.once(f"tokens/heads/{size}", _head_shape)
-    heads = nodes.add("Reshape", [rows, deep], f"{rows}/heads")
+    heads, width, still = nodes.add("Reshape", [rows, deep], f"{rows}/heads"), rope.width(size), ""
+    if width < size:
+        whole, heads, still = heads, f"{rows}/turning", f"{rows}/still"
+        nodes.split(whole, [heads, still], (width, size - width))
     first, second = f"{rows}/first", f"{rows}/second"
     nodes.split(heads, [first, second])
     cosines, sines = (
@@ -64,12 +68,13 @@ def turned(building: Building, rope: Rope, rows: str) -> str:
         left = nodes.add("Mul", [one, cosines], f"{one}/cos")
         right = nodes.add("Mul", [other, sines], f"{other}/sin")
         halves.append(nodes.add(kind, [left, right], f"{one}/turned"))
+    halves += [still] if still else []
     whole = nodes.add("Concat", halves, f"{rows}/turned/heads", axis=-1)
     return nodes.add("Reshape", [whole, "tokens/any"], f"{rows}/turned")
 
 
 def rope_tables(building: Building, rope: Rope) -> tuple[str, str]:
-    """Cosines and sines of a rope, (context, head_size / 2)."""
+    """Cosines and sines of a rope, (context, width / 2)."""
     number = list(dict.fromkeys(building.shape.ropes)).index(rope)
     cosines, sines = rope.tables(building.shape.head_size, building.shape.context)
     return (
@@ -86,11 +91,16 @@ def _head_shape(building: Building, output: str) -> None:
 
 
 def _taken(building: Building, output: str) -> None:
-    """Rows of a table of positions for the new tokens, (rows, new, 1, head_size / 2)."""
+    """Rows of a table of positions for the new tokens, (rows, new, 1, width / 2)."""
     nodes = building.nodes
-    positions = building.once("positions", _positions)
+    positions = cached_positions(building)
     rows = nodes.add("Gather", [output.removesuffix("/taken"), positions], f"{output}/rows", axis=0)
     nodes.add("Unsqueeze", [rows, nodes.numbers("two", [2])], output)
+
+
+def cached_positions(building: Building) -> str:
+    """Positions of the new tokens, (rows, new)."""
+    return building.once("positions", _positions)
 
 
 def _positions(building: Building, output: str) -> None:

@@ -9,37 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from base_model.decoder.fields import (
+    ACTIVATIONS,
     OTHER,
     Config,
+    activation_of,
     flag,
+    layer_count,
     real,
     rope_as_said,
     rope_of,
     shown,
     size,
+    verify_heads,
 )
-from base_model.decoder.shape import Activation, DecoderShape, Norms, Rope
+from base_model.decoder.gpt import GPT
+from base_model.decoder.shape import DecoderShape, Names, Norms, Rope
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG, MOST_LAYERS
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
 BEFOREHAND = Norms()
 FOUR_NORMS = Norms(
     after_attention="post_attention_layernorm",
     before_feed_forward="pre_feedforward_layernorm",
     after_feed_forward="post_feedforward_layernorm",
 )
+APART = Names()
+FUSED = Names(attention=("self_attn.qkv_proj",), widening=("mlp.gate_up_proj",))
 AFTERWARDS = Norms(
     before_attention="",
     after_attention="post_attention_layernorm",
@@ -65,7 +66,7 @@ GEMMA2 = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """A decoder family by Hugging Face's ``model_type``.
+    """A family like Llama by Hugging Face's ``model_type``.
 
     ``biases``: linears that have one whatever the config says. ``attention``: those that have one where it
     says ``attention_bias``. ``activation``: the key of ``config.json`` that names it. ``windows``: whether
@@ -81,7 +82,7 @@ class Family:
     query_norm: Literal["", "head", "row"] = ""
     norms: Norms = BEFOREHAND
     unit_norms: bool = False
-    fused: bool = False
+    names: Names = APART
     activation: str = "hidden_act"
     windows: Literal["no", "yes", "asked"] = "no"
     whole: int = 0
@@ -156,7 +157,7 @@ def _two_ropes(config: Config, windows: tuple[int, ...]) -> dict[str, Any]:
     return {"ropes": tuple(near if window else far for window in windows)}
 
 
-FAMILIES = {
+LIKE_LLAMA = {
     family.model_type: family
     for family in (
         Family(model_type="llama"),
@@ -170,7 +171,7 @@ FAMILIES = {
             defaults={"tie_word_embeddings": True, "rope_theta": 2_000_000.0},
             particular=_smollm3,
         ),
-        Family(model_type="phi3", fused=True, attention=(), windows="yes"),
+        Family(model_type="phi3", names=FUSED, attention=(), windows="yes"),
         Family(model_type="olmo2", query_norm="row", norms=AFTERWARDS),
         Family(
             model_type="olmo3",
@@ -196,7 +197,6 @@ FAMILIES = {
     )
 }
 REFUSED = {
-    "gpt2": "its positions are a table, and its graph has no rotary attention",
     "mixtral": "it routes tokens to experts",
     "qwen2_moe": "it routes tokens to experts",
     "qwen3_moe": "it routes tokens to experts",
@@ -222,20 +222,22 @@ REMEDIES = {
 
 def shape_of(config: Config) -> DecoderShape:
     """What a model of this config computes. Raises ArtefactError that names what is not supported."""
-    family = _family(config)
-    config = {**COMMON, **family.defaults, **config}
+    name = _family(config)
     for key, values in NEUTRAL.items():
         if config.get(key) not in values:
             raise ArtefactError(
                 f"{CONFIG}: `{key}` is {shown(config[key])}, which is not supported",
                 REMEDIES.get(key, OTHER),
             )
-    layers = size(config, "num_hidden_layers")
-    if layers > MOST_LAYERS:
-        raise ArtefactError(f"{CONFIG}: {layers} layers", f"use a model of at most {MOST_LAYERS}")
+    return FAMILIES[name](config)
+
+
+def _like_llama_shape(family: Family, config: Config) -> DecoderShape:
+    config = {**COMMON, **family.defaults, **config}
+    layers = layer_count(config, "num_hidden_layers")
     heads, hidden = size(config, "num_attention_heads"), size(config, "hidden_size")
     head_size = size(config, "head_dim", hidden // heads)
-    _check_heads(heads, size(config, "num_key_value_heads", heads), head_size)
+    verify_heads(heads, size(config, "num_key_value_heads", heads), head_size)
     windows = _windows(config, family, layers)
     particular = family.particular(config, windows)
     if "ropes" not in particular:
@@ -257,16 +259,23 @@ def shape_of(config: Config) -> DecoderShape:
         biases=_biases(config, family),
         query_norm=family.query_norm,
         unit_norms=family.unit_norms,
-        fused=family.fused,
+        names=family.names,
         **{
             "attention_scale": head_size**-0.5,
-            "activation": _activation(config, family),
+            "activation": activation_of(config, family.activation),
             **particular,
         },
     )
 
 
-def _family(config: Config) -> Family:
+FAMILIES: dict[str, Callable[[Config], DecoderShape]] = {
+    **{name: partial(_like_llama_shape, family) for name, family in LIKE_LLAMA.items()},
+    **GPT,
+}
+
+
+def _family(config: Config) -> str:
+    """The name of a family that is supported."""
     name = config.get("model_type")
     if not isinstance(name, str):
         raise ArtefactError(f"{CONFIG}: there is no `model_type`", "save it with transformers")
@@ -276,36 +285,14 @@ def _family(config: Config) -> Family:
             f"{CONFIG}: model type {shown(name)} cannot be a base that writes text{why}",
             f"use a decoder of: {', '.join(FAMILIES)}",
         )
-    return FAMILIES[name]
-
-
-def _check_heads(heads: int, kv_heads: int, head_size: int) -> None:
-    """ONNX Runtime's attention takes groups of equal size, and turns eight numbers at once."""
-    if heads % kv_heads:
-        raise ArtefactError(
-            f"{CONFIG}: {heads} heads of queries cannot share {kv_heads} of keys", "correct it"
-        )
-    if head_size % 8:
-        raise ArtefactError(
-            f"{CONFIG}: heads of {head_size} numbers; they have to be a multiple of 8", OTHER
-        )
-
-
-def _activation(config: Config, family: Family) -> Activation:
-    name = config.get(family.activation)
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ArtefactError(
-            f"{CONFIG}: `{family.activation}` is {shown(name)}, which is not supported",
-            f"use a model with one of: {', '.join(ACTIVATIONS)}",
-        )
-    return ACTIVATIONS[name]
+    return name
 
 
 def _biases(config: Config, family: Family) -> frozenset[str]:
     named = set(family.biases)
     if family.attention and flag(config, "attention_bias", False):
         named |= set(family.attention)
-    if not family.fused and flag(config, "mlp_bias", False):
+    if family.names != FUSED and flag(config, "mlp_bias", False):
         named |= set(FEED_FORWARD)
     return frozenset(named)
 

@@ -6,13 +6,21 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from base_model.decoder.shape import Rope
+from base_model.decoder.shape import Activation, Rope
 from protocol.errors import ArtefactError
-from protocol.manifest import CONFIG
+from protocol.manifest import CONFIG, MOST_LAYERS
 
 Config = Mapping[str, Any]
 MOST = 2**24  # of any size in a config
 OTHER = "use a model of another kind"
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 def rope_of(config: Config) -> Rope:
@@ -49,6 +57,29 @@ def rope_as_said(said: object, theta: float) -> Rope:
     )
 
 
+def activation_of(config: Config, name: str) -> Activation:
+    """The activation that the key ``name`` says. Raises ArtefactError."""
+    value = config.get(name)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ArtefactError(
+            f"{CONFIG}: `{name}` is {shown(value)}, which is not supported",
+            f"use a model with one of: {', '.join(ACTIVATIONS)}",
+        )
+    return ACTIVATIONS[value]
+
+
+def verify_heads(heads: int, kv_heads: int, head_size: int) -> None:
+    """ONNX Runtime's attention takes groups of equal size, and turns eight numbers at once."""
+    if heads % kv_heads:
+        raise ArtefactError(
+            f"{CONFIG}: {heads} heads of queries cannot share {kv_heads} of keys", "correct it"
+        )
+    if head_size % 8:
+        raise ArtefactError(
+            f"{CONFIG}: heads of {head_size} numbers; they have to be a multiple of 8", OTHER
+        )
+
+
 def size(config: Config, name: str, default: int | None = None) -> int:
     """A whole number above 0, or the default where there is none. Raises ArtefactError."""
     value = config.get(name)
@@ -60,6 +91,14 @@ def size(config: Config, name: str, default: int | None = None) -> int:
             "take the config.json that belongs to the checkpoint",
         )
     return value
+
+
+def layer_count(config: Config, name: str) -> int:
+    """How many layers, which a graph has nodes for. Raises ArtefactError."""
+    layers = size(config, name)
+    if layers > MOST_LAYERS:
+        raise ArtefactError(f"{CONFIG}: {layers} layers", f"use a model of at most {MOST_LAYERS}")
+    return layers
 
 
 def real(config: Config, name: str, default: float | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base_model.decoder.checkpoint_names import NamedTensors
 from base_model.decoder.families import shape_of
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.tensor_files import CheckpointTensors
@@ -27,7 +28,7 @@ def folder_source(place: Place) -> DecoderSource:
     return DecoderSource(
         name=place.name,
         config=config,
-        tensors=CheckpointTensors(folder),
+        tensors=NamedTensors(shape, CheckpointTensors(folder)),
         tokenizer=text,
         chat_template=chat_template_of(folder),
         begin=begin_of(folder, tokenizer),

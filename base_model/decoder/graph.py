@@ -13,8 +13,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from base_model.decoder.attention import Attention, cached_attention
+from base_model.decoder.attention import Attention, cached_attention, cached_positions
 from base_model.decoder.nodes import Nodes
+from base_model.decoder.norms import added_layer_norm, layer_norm
+from base_model.decoder.positions import with_positions
 from base_model.decoder.products import (
     BLOCK,
     FLOATS,
@@ -26,8 +28,9 @@ from base_model.decoder.products import (
     product,
     row_shape,
 )
+from base_model.decoder.projections import in_three
 from base_model.decoder.prompt import with_prompt, word_ids
-from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
+from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 
@@ -63,6 +66,7 @@ def generating_graph(
     _counts(nodes)
     hidden = embedded(building, word_ids(building)) if slots else embedded(building)
     hidden = with_prompt(building, hidden) if slots else hidden
+    hidden = with_positions(building, hidden, cached_positions)
     hidden = layers(building, hidden, cached_attention)
     _logits(building, _last(nodes, hidden))
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", 1, shape.vocabulary])
@@ -89,20 +93,21 @@ def _counts(nodes: Nodes) -> None:
 def embedded(building: Building, ids: str = IDS) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
     nodes, shape = building.nodes, building.shape
-    name, table = f"{EMBEDDINGS}/words", building.weights[f"{EMBEDDINGS}.weight"]
+    path = shape.names.embeddings
+    name, table = f"{path}/words", building.weights[f"{path}.weight"]
     if isinstance(table, CodedWeight):
-        codes, scales = codes_of(nodes, EMBEDDINGS, table)
+        codes, scales = codes_of(nodes, path, table)
         deep = nodes.add("Unsqueeze", [scales, nodes.numbers("last", [-1])], f"{scales}/deep")
         settings = {"gather_axis": 0, "quantize_axis": 2, "block_size": BLOCK, "bits": table.bits}
-        words = f"{EMBEDDINGS}/blocks"
+        words = f"{path}/blocks"
         nodes.add_contrib("GatherBlockQuantized", [codes, ids, deep], [words], **settings)
         padded = table.codes.shape[1] * BLOCK
-        words = nodes.add("Reshape", [words, row_shape(nodes, padded)], f"{EMBEDDINGS}/padded")
+        words = nodes.add("Reshape", [words, row_shape(nodes, padded)], f"{path}/padded")
         if padded != shape.hidden:
             ends = [nodes.numbers(f"slice/{key}", [at]) for key, at in _cut(shape.hidden)]
-            words = nodes.add("Slice", [words, *ends], f"{EMBEDDINGS}/cut")
+            words = nodes.add("Slice", [words, *ends], f"{path}/cut")
     else:
-        words = nodes.add("Gather", [nodes.tensor(f"{EMBEDDINGS}.weight", table), ids], name)
+        words = nodes.add("Gather", [nodes.tensor(f"{path}.weight", table), ids], name)
         if table.dtype == np.float16:
             words = nodes.add("Cast", [words], f"{name}/wide", to=TensorProto.FLOAT)
         words = nodes.add("Reshape", [words, row_shape(nodes, shape.hidden)], f"{name}/rows")
@@ -119,16 +124,28 @@ def layers(building: Building, stream: str, attention: Attention) -> str:
 
     What a block adds to the stream is added where the next norm is computed: one pass for both.
     """
-    norms, added = building.shape.norms, ""
-    for layer in range(building.shape.layers):
-        path = layer_path(layer)
+    shape, added = building.shape, ""
+    norms = shape.norms
+    for layer in range(shape.layers):
+        path = shape.layer_path(layer)
         rows, stream = _before(building, stream, added, path, norms.before_attention, "attention")
         output = _attended(building, layer, rows, attention)
+        if shape.parallel:
+            added = _beside(building, layer, stream, output)
+            continue
         added = _after(building, output, path, norms.after_attention)
         rows, stream = _before(building, stream, added, path, norms.before_feed_forward, "mlp")
         output = _fed_forward(building, path, rows)
         added = _after(building, output, path, norms.after_feed_forward)
-    return _added_norm(building, stream, added, LAST_NORM)[0]
+    return _added_norm(building, stream, added, shape.names.last_norm)[0]
+
+
+def _beside(building: Building, layer: int, stream: str, attended: str) -> str:
+    """What attention and a feed-forward block that reads the same stream add to it."""
+    path = building.shape.layer_path(layer)
+    rows = _norm(building, stream, f"{path}.{building.shape.norms.before_feed_forward}")
+    output = _fed_forward(building, path, rows)
+    return building.nodes.add("Add", [attended, output], f"{path}/added")
 
 
 def _before(
@@ -159,6 +176,8 @@ def _norm_weight(building: Building, path: str) -> str:
 
 
 def _norm(building: Building, value: str, path: str, suffix: str = "") -> str:
+    if building.shape.centred:
+        return layer_norm(building, value, path)
     weight = _norm_weight(building, path)
     return building.nodes.add(
         "SimplifiedLayerNormalization",
@@ -178,6 +197,8 @@ def _added_norm(building: Building, stream: str, added: str, path: str) -> tuple
     if building.derivable:
         total = building.nodes.add("Add", [stream, added], total)
         return _norm(building, total, path), total
+    if building.shape.centred:
+        return added_layer_norm(building, stream, added, path)
     building.nodes.add_contrib(
         "SkipSimplifiedLayerNormalization",
         [stream, added, _norm_weight(building, path)],
@@ -188,20 +209,18 @@ def _added_norm(building: Building, stream: str, added: str, path: str) -> tuple
 
 
 def _attended(building: Building, layer: int, rows: str, attention: Attention) -> str:
-    shape, path = building.shape, f"{layer_path(layer)}.self_attn"
+    shape, path = building.shape, building.shape.layer_path(layer)
     if shape.fused:
-        queries, keys, values = (f"{path}.{name}" for name in ("queries", "keys", "values"))
-        sizes = shape.query_size, shape.key_size, shape.key_size
-        every = linear(building, f"{path}.qkv_proj", rows)
-        building.nodes.split(every, [queries, keys, values], sizes)
+        every = linear(building, f"{path}.{shape.names.attention[0]}", rows)
+        queries, keys, values = in_three(building, f"{path}.self_attn", every)
     else:
-        paths = [f"{path}.{name}_proj" for name in "qkv"]
-        queries, keys, values = linears(building, f"{path}.qkv_proj", paths, rows)
+        paths = [f"{path}.{name}" for name in shape.names.attention]
+        queries, keys, values = linears(building, f"{path}.self_attn.qkv_proj", paths, rows)
     if shape.query_norm:
-        queries = _query_norm(building, queries, f"{path}.q_norm", shape.query_size)
-        keys = _query_norm(building, keys, f"{path}.k_norm", shape.key_size)
+        queries = _query_norm(building, queries, f"{path}.self_attn.q_norm", shape.query_size)
+        keys = _query_norm(building, keys, f"{path}.self_attn.k_norm", shape.key_size)
     attended = attention(building, layer, queries, keys, values)
-    return linear(building, f"{path}.o_proj", attended)
+    return linear(building, f"{path}.{shape.names.mixing}", attended)
 
 
 def _query_norm(building: Building, value: str, path: str, width: int) -> str:
@@ -215,17 +234,19 @@ def _query_norm(building: Building, value: str, path: str, width: int) -> str:
 
 
 def _fed_forward(building: Building, path: str, rows: str) -> str:
-    nodes, shape = building.nodes, building.shape
-    path = f"{path}.mlp"
-    if shape.fused:
-        both = linear(building, f"{path}.gate_up_proj", rows)
-        gate, up = f"{path}.gate", f"{path}.up"
-        nodes.split(both, [gate, up])
+    nodes, shape, block = building.nodes, building.shape, f"{path}.mlp"
+    paths = [f"{path}.{name}" for name in shape.names.widening]
+    if len(paths) > 1:
+        inner = linears(building, f"{block}.gate_up_proj", paths, rows)
     else:
-        paths = [f"{path}.{name}_proj" for name in ("gate", "up")]
-        gate, up = linears(building, f"{path}.gate_up_proj", paths, rows)
-    active = nodes.add("Mul", [_active(building, gate, path), up], f"{path}/gated")
-    return linear(building, f"{path}.down_proj", active)
+        inner = [linear(building, paths[0], rows)]
+    if shape.gated and len(inner) == 1:
+        both, inner = inner[0], [f"{block}.gate", f"{block}.up"]
+        nodes.split(both, inner)
+    active = _active(building, inner[0], block)
+    if shape.gated:
+        active = nodes.add("Mul", [active, inner[1]], f"{block}/gated")
+    return linear(building, f"{path}.{shape.names.narrowing}", active)
 
 
 def _active(building: Building, gate: str, path: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.decoder.products import Stored, Stores
-from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
+from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight, Floats
 from base_model.decoder.stored import floats_of
 
@@ -33,19 +33,23 @@ class Plain:
 
 def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) -> Plain:
     """What a decoder makes of a text's ids (tokens,)."""
-    table, cache = weights[f"{EMBEDDINGS}.weight"], list[Reals]()
+    table, cache = weights[f"{shape.names.embeddings}.weight"], list[Reals]()
     stream: Reals = floats_of(_taken(table, ids), shape.hidden) * np.float32(shape.embedding_scale)
+    if shape.positions:
+        stream = stream + floats_of(weights[f"{shape.names.positions}.weight"], 0)[: len(ids)]
     for layer in range(shape.layers):
-        path, norms = layer_path(layer), shape.norms
+        path, norms = shape.layer_path(layer), shape.norms
         rows = _norm(shape, weights, path, norms.before_attention, stream)
         heads = _heads(shape, weights, layer, rows)
         cache += heads[1:]
-        made = _linear(weights, f"{path}.self_attn.o_proj", _attended(shape, layer, *heads))
+        made = _linear(weights, f"{path}.{shape.names.mixing}", _attended(shape, layer, *heads))
+        before = stream
         stream = stream + _after(shape, weights, path, norms.after_attention, made)
-        rows = _norm(shape, weights, path, norms.before_feed_forward, stream)
+        read = before if shape.parallel else stream
+        rows = _norm(shape, weights, path, norms.before_feed_forward, read)
         made = _feed_forward(shape, weights, layer, rows)
         stream = stream + _after(shape, weights, path, norms.after_feed_forward, made)
-    path, name = LAST_NORM.split(".")
+    path, name = shape.names.last_norm.rsplit(".", 1)
     rows = _norm(shape, weights, path, name, stream)
     logits = _linear(weights, shape.head, rows) * np.float32(shape.logits_scale)
     return Plain(logits=_capped(logits, shape.logits_cap).astype(np.float32), cache=cache)
@@ -72,18 +76,26 @@ def _norm(shape: DecoderShape, weights: Stores, path: str, name: str, rows: Real
     if not name:
         return rows
     weight = floats_of(weights[f"{path}.{name}.weight"], 0) + np.float32(shape.unit_norms)
+    if shape.centred:
+        rows = rows - rows.mean(-1, keepdims=True)
     mean = (rows.astype(np.float32) ** 2).mean(-1, keepdims=True)
-    return rows / np.sqrt(mean + np.float32(shape.epsilon)) * weight
+    normed = rows / np.sqrt(mean + np.float32(shape.epsilon)) * weight
+    return normed + floats_of(weights[f"{path}.{name}.bias"], 0) if shape.centred else normed
 
 
 def _heads(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> list[Reals]:
     """Queries, keys and values, (heads, tokens, head_size) each, the first two turned by position."""
-    path, tokens = f"{layer_path(layer)}.self_attn", len(rows)
-    if shape.fused:
+    path, tokens = f"{shape.layer_path(layer)}.self_attn", len(rows)
+    parts = [
+        _linear(weights, f"{shape.layer_path(layer)}.{name}", rows)
+        for name in shape.names.attention
+    ]
+    if shape.by_head:
+        every = parts[0].reshape(tokens, shape.heads, -1)
+        parts = [part.reshape(tokens, -1) for part in np.split(every, 3, axis=2)]
+    elif shape.fused:
         ends = [shape.query_size, shape.query_size + shape.key_size]
-        parts = np.split(_linear(weights, f"{path}.qkv_proj", rows), ends, axis=1)
-    else:
-        parts = [_linear(weights, f"{path}.{name}_proj", rows) for name in "qkv"]
+        parts = list(np.split(parts[0], ends, axis=1))
     names = ("q_norm", "k_norm") if shape.query_norm else ("", "")
     if shape.query_norm == "row":
         parts[:2] = [
@@ -114,10 +126,10 @@ def _attended(shape: DecoderShape, layer: int, queries: Reals, keys: Reals, valu
 
 
 def _turned(heads: Reals, cosines: Floats, sines: Floats) -> Reals:
-    first, second = np.split(heads, 2, axis=-1)
-    return np.concatenate(
-        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
-    )
+    width = 2 * cosines.shape[1]
+    first, second = np.split(heads[..., :width], 2, axis=-1)
+    turned = [first * cosines - second * sines, second * cosines + first * sines]
+    return np.concatenate([*turned, heads[..., width:]], axis=-1)
 
 
 def _seen(tokens: int, window: int) -> npt.NDArray[np.bool_]:
@@ -127,20 +139,21 @@ def _seen(tokens: int, window: int) -> npt.NDArray[np.bool_]:
 
 
 def _feed_forward(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> Reals:
-    path = f"{layer_path(layer)}.mlp"
-    if shape.fused:
-        gate, up = np.split(_linear(weights, f"{path}.gate_up_proj", rows), 2, axis=1)
-    else:
-        gate, up = (_linear(weights, f"{path}.{name}_proj", rows) for name in ("gate", "up"))
+    path = shape.layer_path(layer)
+    inner = [_linear(weights, f"{path}.{name}", rows) for name in shape.names.widening]
+    if shape.gated and len(inner) == 1:
+        inner = list(np.split(inner[0], 2, axis=1))
+    gate = inner[0]
     match shape.activation:
         case "silu":
             active = gate / (1 + np.exp(-gate))
         case "gelu":
             active = gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2
         case "gelu_tanh":
-            inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-            active = gate * (1 + np.tanh(inner)) / 2
-    return _linear(weights, f"{path}.down_proj", active * up)
+            bent = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
+            active = gate * (1 + bent) / 2
+    active = active * inner[1] if shape.gated else active
+    return _linear(weights, f"{path}.{shape.names.narrowing}", active)
 
 
 def _capped(values: Reals, cap: float) -> Reals:

@@ -21,7 +21,6 @@ BLOCK = 32
 FLOATS, WHOLE_NUMBERS = 0, 4
 # Inputs from which on a product with 4 bits at level 0 falls to half its speed, and as many as are fast.
 WIDE, PIECE = 1024, 768
-LAYERS = "model.layers."  # of the paths of linears
 LEAST_SCALE = 1e-30  # of a block of zeros
 Stored = CodedWeight | Floats | np.ndarray[Any, np.dtype[np.float16]]
 Stores = Mapping[str, Stored]
@@ -248,12 +247,13 @@ def _sums(building: Building, output: str) -> None:
 
 def _width(shape: DecoderShape, path: str) -> int:
     """Input features of a matrix by its module's path."""
-    return _size(shape, path)[1] if path.startswith(LAYERS) else shape.hidden
+    return _size(shape, path)[1] if path.startswith(f"{shape.names.layers}.") else shape.hidden
 
 
 def _size(shape: DecoderShape, path: str) -> tuple[int, int]:
     """(out, in) of a layer's linear by its path."""
-    return shape.layer_linears()[".".join(path.split(".")[3:])]
+    _layer, _, inner = path.removeprefix(f"{shape.names.layers}.").partition(".")
+    return shape.layer_linears()[inner]
 
 
 def codes_of(nodes: Nodes, path: str, weight: CodedWeight) -> tuple[str, str]:

@@ -15,9 +15,10 @@ from onnx import TensorProto
 from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
+from base_model.decoder.positions import with_positions
 from base_model.decoder.products import Building, Stores, row_shape, rows_of
 from base_model.decoder.prompt import before_texts, without_prompt
-from base_model.decoder.shape import DecoderShape, layer_path
+from base_model.decoder.shape import DecoderShape
 from protocol.decoder_manifest import IDS, MASK
 from protocol.forms import PREFIX
 
@@ -53,6 +54,7 @@ def sequence_graph(
     nodes.add("Gather", ["tokens", nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
     if prefix:
         _take_prefix(building)
+    hidden = with_positions(building, hidden, partial(whole_positions, prefix))
     hidden = nodes.shape(hidden, [POSITIONS, shape.hidden])
     read = READ if prompt else TOKENS
     attention = partial(whole_attention, prefix=prefix, read=read, visible=SEEN if prefix else read)
@@ -68,6 +70,16 @@ def sequence_graph(
     rows = f"{POSITIONS}/own" if prompt else POSITIONS
     nodes.output(HIDDEN, TensorProto.FLOAT, [rows, shape.hidden])
     return building
+
+
+def whole_positions(prefix: bool, building: Building) -> str:
+    """Positions of every text's tokens, (tokens,), behind a prefix."""
+    nodes = building.nodes
+    first, end = nodes.numbers("zero/scalar", 0), "tokens/count"
+    if prefix:
+        first = f"{PREFIX_LENGTH}/scalar"
+        end = nodes.add("Add", [first, end], "positions/end")
+    return nodes.add("Range", [first, end, nodes.numbers("one/scalar", 1)], "positions")
 
 
 def whole_attention(
@@ -87,7 +99,8 @@ def whole_attention(
 
     Query heads that share a key head are stacked along the tokens, so both products are of matrices.
     """
-    nodes, shape, path = building.nodes, building.shape, f"{layer_path(layer)}.self_attn"
+    nodes, shape = building.nodes, building.shape
+    path = f"{shape.layer_path(layer)}.self_attn"
     of_keys = [0, shape.kv_heads, -1, shape.head_size]
     start = PREFIX_LENGTH if prefix else nodes.numbers("start/position", [0])
     query = _turned(building, layer, _as_heads(building, queries, shape.heads), start)
@@ -156,9 +169,16 @@ def _turned(building: Building, layer: int, heads: str, start: str) -> str:
     rope = shape.ropes[layer]
     if rope is None:
         return heads
-    inputs = [heads, start, *rope_tables(building, rope)]
-    nodes.add_contrib("RotaryEmbedding", inputs, [f"{heads}/turned"])
-    return f"{heads}/turned"
+    width, size, turning = rope.width(shape.head_size), shape.head_size, heads
+    if width < size:
+        turning = f"{heads}/turning"
+        nodes.split(heads, [turning, f"{heads}/still"], (width, size - width))
+    inputs = [turning, start, *rope_tables(building, rope)]
+    nodes.add_contrib("RotaryEmbedding", inputs, [f"{turning}/turned"])
+    if width == size:
+        return f"{turning}/turned"
+    parts = [f"{turning}/turned", f"{heads}/still"]
+    return nodes.add("Concat", parts, f"{heads}/turned", axis=-1)
 
 
 def _head_shape(ends: list[int], building: Building, output: str) -> None:

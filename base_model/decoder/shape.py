@@ -27,6 +27,7 @@ class Rope:
 
     ``linear`` divides all by ``factor``. ``llama3`` divides low ones, of fewer than ``low`` turns in
     ``original`` positions, keeps those of more than ``high``, and goes over from one to the other between.
+    ``turning``: how many numbers of a head turn, the first ones; 0 is all.
     """
 
     theta: float
@@ -35,10 +36,16 @@ class Rope:
     low: float = 1.0
     high: float = 4.0
     original: int = 1
+    turning: int = 0
+
+    def width(self, head_size: int) -> int:
+        """Numbers of a head that turn."""
+        return self.turning or head_size
 
     def frequencies(self, head_size: int) -> Floats:
-        """float32 (head_size / 2,): radians that a pair of numbers turns by from token to token."""
-        steps = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        """float32 (width / 2,): radians that a pair of numbers turns by from token to token."""
+        width = self.width(head_size)
+        steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
         plain = (np.float32(1) / np.float32(self.theta) ** steps).astype(np.float32)
         if self.scaling == "default":
             return plain
@@ -50,7 +57,7 @@ class Rope:
         return (stretched * (1 - kept) + plain * kept).astype(np.float32)
 
     def tables(self, head_size: int, positions: int) -> tuple[Floats, Floats]:
-        """Cosines and sines, float32 (positions, head_size / 2)."""
+        """Cosines and sines, float32 (positions, width / 2)."""
         angles = np.outer(np.arange(positions, dtype=np.float32), self.frequencies(head_size))
         return np.cos(angles), np.sin(angles)
 
@@ -74,14 +81,38 @@ class Norms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Module paths, as transformers has them.
+
+    ``positions``: of a table of positions, "" where there is none. ``layers`` is followed by a layer's
+    number, and what comes behind ``last_norm`` by it: ``attention``: the linears of queries, keys and values;
+    ``mixing``: the one behind attention; ``widening``: gate and up; ``narrowing``: what they are for. Of
+    linears that are one matrix there is one path.
+    """
+
+    embeddings: str = EMBEDDINGS
+    positions: str = ""
+    layers: str = "model.layers"
+    last_norm: str = LAST_NORM
+    attention: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    mixing: str = "self_attn.o_proj"
+    widening: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    narrowing: str = "mlp.down_proj"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderShape:
     """The function that a decoder's tensors compute.
 
-    ``context``: positions that the tables of ropes hold. ``ropes`` and ``windows``: per layer; None is a
-    layer without positions, a window is how many tokens one sees, itself among them, 0 being all.
+    ``context``: positions at most. ``positions``: rows of the table of positions, 0 without one. ``ropes``
+    and ``windows``: per layer; None is a layer that turns nothing, a window is how many tokens one sees,
+    itself among them, 0 being all.
     ``biases``: last names of the linears that have one. ``query_norm``: queries and keys have a norm of
     their own, over a head or over all heads at once. ``unit_norms``: a norm multiplies by 1 + its weight.
-    ``fused``: queries, keys and values are one matrix, gate and up another. ``attention_scale`` multiplies
+    ``centred``: norms take the mean away, and have a bias. ``by_head``: the one matrix of queries, keys and
+    values has all three of a head one behind the other. ``gated``: what is activated multiplies another
+    linear's output. ``parallel``: the feed-forward block reads what the attention block reads.
+    ``transposed``: transformers holds linears as (in, out); a base does not. ``attention_scale`` multiplies
     scores, ``embedding_scale`` embeddings, ``prompt_scale`` a soft prompt (some families scale whatever
     comes in, others words alone), ``residual_scale`` what a block adds, ``logits_scale`` logits. A cap c > 0
     makes x c * tanh(x / c).
@@ -102,10 +133,16 @@ class DecoderShape:
     ropes: tuple[Rope | None, ...]
     windows: tuple[int, ...]
     norms: Norms
+    names: Names = Names()
+    positions: int = 0
     biases: frozenset[str] = frozenset()
     query_norm: Literal["", "head", "row"] = ""
     unit_norms: bool = False
-    fused: bool = False
+    centred: bool = False
+    by_head: bool = False
+    gated: bool = True
+    parallel: bool = False
+    transposed: bool = False
     attention_scale: float
     embedding_scale: float = 1.0
     prompt_scale: float = 1.0
@@ -127,42 +164,50 @@ class DecoderShape:
     @property
     def head(self) -> str:
         """Path of the output layer's matrix: the embeddings' where they are tied."""
-        return EMBEDDINGS if self.tied else HEAD
+        return self.names.embeddings if self.tied else HEAD
+
+    @property
+    def fused(self) -> bool:
+        """Whether queries, keys and values are one matrix."""
+        return len(self.names.attention) == 1
+
+    def layer_path(self, layer: int) -> str:
+        """The module path of a layer."""
+        return f"{self.names.layers}.{layer}"
 
     def layer_linears(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a layer's linears by their paths in it, in the order of use."""
-        keys, wide = self.key_size, self.feed_forward
+        names, wide = self.names, self.feed_forward
+        inputs: tuple[int, ...] = (self.query_size, self.key_size, self.key_size)
+        inner: tuple[int, ...] = (wide, wide) if self.gated else (wide,)
         if self.fused:
-            return {
-                "self_attn.qkv_proj": (self.query_size + 2 * keys, self.hidden),
-                "self_attn.o_proj": (self.hidden, self.query_size),
-                "mlp.gate_up_proj": (2 * wide, self.hidden),
-                "mlp.down_proj": (self.hidden, wide),
-            }
+            inputs = (sum(inputs),)
+        if len(names.widening) == 1:
+            inner = (sum(inner),)
         return {
-            "self_attn.q_proj": (self.query_size, self.hidden),
-            "self_attn.k_proj": (keys, self.hidden),
-            "self_attn.v_proj": (keys, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.query_size),
-            "mlp.gate_proj": (wide, self.hidden),
-            "mlp.up_proj": (wide, self.hidden),
-            "mlp.down_proj": (self.hidden, wide),
+            **{
+                path: (size, self.hidden)
+                for path, size in zip(names.attention, inputs, strict=True)
+            },
+            names.mixing: (self.hidden, self.query_size),
+            **{path: (size, self.hidden) for path, size in zip(names.widening, inner, strict=True)},
+            names.narrowing: (self.hidden, wide),
         }
 
     def linears(self) -> list[Linear]:
         """Every linear that can be adapted, by path; the output layer is none of them."""
         shapes = self.layer_linears()
         every = [
-            Linear(path=f"{layer_path(layer)}.{path}", out_features=out, in_features=width)
+            Linear(path=f"{self.layer_path(layer)}.{path}", out_features=out, in_features=width)
             for layer in range(self.layers)
             for path, (out, width) in shapes.items()
         ]
         return sorted(every, key=lambda linear: linear.path)
 
     def vectors(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all norms and biases, by their tensors' names."""
+        """Shapes of what is never in codes, by the tensors' names: norms, biases, a table of positions."""
         inner: dict[str, tuple[int, ...]] = {
-            f"{name}.weight": (self.hidden,) for name in self.norms.names()
+            name: (self.hidden,) for norm in self.norms.names() for name in self._of_norm(norm)
         }
         if self.query_norm:
             of_head = self.query_norm == "head"
@@ -172,20 +217,21 @@ class DecoderShape:
             if path.rpartition(".")[2] in self.biases:
                 inner[f"{path}.bias"] = (out,)
         every = {
-            f"{layer_path(layer)}.{name}": size
+            f"{self.layer_path(layer)}.{name}": size
             for layer in range(self.layers)
             for name, size in inner.items()
         }
-        return every | {f"{LAST_NORM}.weight": (self.hidden,)}
+        if self.positions:
+            every[f"{self.names.positions}.weight"] = (self.positions, self.hidden)
+        return every | dict.fromkeys(self._of_norm(self.names.last_norm), (self.hidden,))
+
+    def _of_norm(self, path: str) -> list[str]:
+        """Its tensors."""
+        return [f"{path}.weight", *([f"{path}.bias"] if self.centred else [])]
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every matrix by its module's path; the embeddings are (vocabulary, hidden)."""
-        tables = {EMBEDDINGS, self.head}
+        tables = {self.names.embeddings, self.head}
         return dict.fromkeys(sorted(tables), (self.vocabulary, self.hidden)) | {
             linear.path: (linear.out_features, linear.in_features) for linear in self.linears()
         }
-
-
-def layer_path(layer: int) -> str:
-    """The module path of a layer."""
-    return f"model.layers.{layer}"

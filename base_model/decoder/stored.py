@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.decoder.products import BLOCK, Stored
-from base_model.decoder.shape import EMBEDDINGS, HEAD, DecoderShape
+from base_model.decoder.shape import HEAD, DecoderShape
 from base_model.decoder.source import CodedWeight, Floats
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError
@@ -17,7 +17,10 @@ from protocol.errors import ArtefactError
 PIECE = 2**22  # numbers that are looked at together
 COMPLETE = "fetch a complete checkpoint"
 # Buffers of old checkpoints, which follow from the config.
-BUFFERS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
+BUFFERS = (
+    "rotary_emb.inv_freq",
+    *(f"{block}.{name}" for block in ("attn", "attention") for name in ("bias", "masked_bias")),
+)
 Progress = Callable[[str, float], None]
 
 
@@ -50,11 +53,12 @@ def stored_weights(
     stored: dict[str, Stored] = {}
     again: list[str] = []
     matrices = shape.matrices()
+    tables = (shape.names.embeddings, shape.head)
     for number, (path, size) in enumerate(matrices.items()):
-        name, wanted = f"{path}.weight", embedding_bits if path in (EMBEDDINGS, HEAD) else bits
+        name, wanted = f"{path}.weight", embedding_bits if path in tables else bits
         weight = tensors[name]
         _check_matrix(name, weight, size)
-        table, weighed = path in (EMBEDDINGS, HEAD), (importance or {}).get(path)
+        table, weighed = path in tables, (importance or {}).get(path)
         stored[name] = _matrix(weight, wanted, size[1], table=table, importance=weighed)
         if isinstance(weight, CodedWeight) and stored[name] is not weight:
             again.append(name)
@@ -69,7 +73,7 @@ def stored_weights(
     )
     return Weights(
         tensors=stored,
-        embedding_std=_deviation(stored[f"{EMBEDDINGS}.weight"], shape.hidden),
+        embedding_std=_deviation(stored[f"{shape.names.embeddings}.weight"], shape.hidden),
         reasons=(reason,) if reason else (),
     )
 
@@ -116,11 +120,11 @@ def _check_names(shape: DecoderShape, tensors: Mapping[str, object]) -> None:
             "take the config.json that belongs to the checkpoint",
         )
     if shape.tied and f"{HEAD}.weight" in tensors:
-        _check_tied(tensors)
+        _check_tied(tensors, shape.names.embeddings)
 
 
-def _check_tied(tensors: Mapping[str, object]) -> None:
-    head, table = tensors[f"{HEAD}.weight"], tensors[f"{EMBEDDINGS}.weight"]
+def _check_tied(tensors: Mapping[str, object], embeddings: str) -> None:
+    head, table = tensors[f"{HEAD}.weight"], tensors[f"{embeddings}.weight"]
     same = head is table or (
         isinstance(head, np.ndarray)
         and isinstance(table, np.ndarray)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from base_model.decoder.checkpoint_names import turned_weights
 from base_model.decoder.opened import opened_decoder
 from base_model.decoder.stored import floats_of
 from base_model.source_files import read_object
@@ -27,11 +28,12 @@ def torch_decoder(folder: Path) -> Any:
     family = config.pop("model_type")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config))
     widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
+    turned = turned_weights(shape)
     with torch.no_grad():
-        state = {
-            name: torch.from_numpy(floats_of(value, widths.get(name, 0)).copy())
-            for name, value in stored.items()
-        }
+        state = {}
+        for name, value in stored.items():
+            floats = floats_of(value, widths.get(name, 0))
+            state[name] = torch.from_numpy((floats.T if name in turned else floats).copy())
         odd = model.float().load_state_dict(state, strict=False)
     if odd.unexpected_keys or set(odd.missing_keys) - {"lm_head.weight"}:
         name = min([*odd.unexpected_keys, *odd.missing_keys])

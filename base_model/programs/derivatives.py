@@ -58,16 +58,17 @@ def append_gradients(
             active.update(node.output)
     sums: dict[str, str | Spread] = {scalar: seed or tape.constant(1.0)}
     for node in reversed(forward):
-        if node.output[0] not in sums or node.output[0] not in active:
+        gradient = _gradient(tape, sums, node)
+        if gradient is None or node.output[0] not in active:
             continue
         indices = frozenset(i for i, name in enumerate(node.input) if name in active)
         rule = RULES.get(node.op_type)
         if rule is None:
             raise UndifferentiableError(f"{node.op_type} has no derivative here")
-        parts = _through_reshape(tape, node, sums[node.output[0]], shapes)
+        parts = _through_reshape(tape, node, gradient, shapes)
         if parts is None:
-            gradient = _written(tape, sums[node.output[0]])
-            parts = rule(Step(tape, node, gradient, indices, shapes, weights))
+            whole = _written(tape, gradient)
+            parts = rule(Step(tape, node, whole, indices, shapes, weights))
         for index, part in parts.items():
             _add(tape, sums, node.input[index], part)
     if missing := [name for name in wanted if name not in sums]:
@@ -87,6 +88,22 @@ def _through_reshape(
 
 def _written(tape: Tape, gradient: str | Spread) -> str:
     return gradient.write(tape, None) if isinstance(gradient, Spread) else gradient
+
+
+def _gradient(
+    tape: Tape, sums: dict[str, str | Spread], node: onnx.NodeProto
+) -> str | Spread | None:
+    """That of a node's output; of a Split, whose outputs are its input's parts, that of the whole."""
+    if node.op_type != "Split":
+        return sums.get(node.output[0])
+    if not any(name in sums for name in node.output):
+        return None
+    parts = [
+        _written(tape, sums[name]) if name in sums else tape.op("Mul", name, tape.constant(0.0))
+        for name in node.output
+    ]
+    axis = next((item.i for item in node.attribute if item.name == "axis"), 0)
+    return tape.op("Concat", *parts, axis=axis)
 
 
 def _add(

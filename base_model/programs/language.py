@@ -119,9 +119,9 @@ def language_graphs(
 
 def verify_trainable(shape: DecoderShape) -> None:
     """Raises ArtefactError for a shape that has no program."""
-    if shape.fused or shape.logits_cap:
+    if shape.logits_cap:
         raise ArtefactError(
-            f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
+            f"a {shape.family} cannot be trained here: its logits are capped",
             "use it without training, or another family",
         )
 

@@ -399,6 +399,7 @@ RULES: dict[str, Rule] = {
     "Expand": _expand,
     "Concat": _concat,
     "Slice": _slice,
+    "Split": _same,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "ReduceSum": _reduce_sum,

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import AutoConfig
 
 from base_model.decoder.check import open_graph
+from base_model.decoder.checkpoint_names import turned_weights
 from base_model.decoder.families import shape_of
+from base_model.decoder.gpt import GPT
 from base_model.decoder.graph import generating_graph
 from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
@@ -50,6 +52,9 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "query_pre_attn_scalar": 24,
     },
+    "gpt2": {"n_inner": 96},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 9},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
 }
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 Array = npt.NDArray[np.float32]
@@ -67,7 +72,7 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
             "hidden_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **({} if family in GPT else {"num_key_value_heads": 2}),
             "intermediate_size": 96,
             "max_position_embeddings": 96,
             "bos_token_id": 1,
@@ -85,6 +90,8 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
             spread = 0.25 if parameter.ndim > 1 else 0.3
             if "gemma" in family and "embed_tokens" in name:
                 spread = 0.05  # it multiplies them by 8, and they are the output layer
+            if family == "gpt_neo" and name.endswith(("q_proj.weight", "k_proj.weight")):
+                spread /= 2  # it does not scale scores
             torch.nn.init.normal_(parameter, vector, spread)
     model.save_pretrained(folder)
     return folder
@@ -188,7 +195,12 @@ def float_weights(shape: DecoderShape, stored: Stores) -> dict[str, Array]:
 def oracle(folder: Path, floats: Mapping[str, Array]) -> PreTrainedModel:
     """transformers' model of the source with the numbers of a base."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in floats.items()}
+    config = json.loads((folder / "config.json").read_text())
+    turned = turned_weights(shape_of(config))
+    tensors = {
+        name: torch.from_numpy((value.T if name in turned else value).copy())
+        for name, value in floats.items()
+    }
     state = model.load_state_dict(tensors, strict=False)
     assert not state.unexpected_keys
     assert set(state.missing_keys) <= {"lm_head.weight"}

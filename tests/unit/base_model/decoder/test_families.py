@@ -37,6 +37,8 @@ from tests.unit.base_model.decoder.models import (
 )
 
 BOUND = 1e-4
+# What a config without its particulars has to say all the same.
+BARE = {"gpt_neo": {"attention_types": [[["local", "global", "local"], 2], [["global"], 1]]}}
 PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
 
 
@@ -80,6 +82,7 @@ def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> N
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6,
         "pad_token_id": 0,
+        **BARE.get(family, {}),
     }
     whole = AutoConfig.for_model(**bare)
     assert shape_of(bare) == shape_of(json.loads(json.dumps(whole.to_dict())))
@@ -135,7 +138,9 @@ def test_factors_in_the_slots_act_as_they_do_in_torch_and_leave_nothing_behind(
         down = rng.normal(0, 0.2, (linear.in_features, rank)).astype(np.float32)
         up = rng.normal(0, 0.2, (rank, linear.out_features)).astype(np.float32)
         both.graph.filled |= {linear.path + DOWN: down, linear.path + UP: up}
-        changed.get_submodule(linear.path).weight += torch.from_numpy((down @ up).T.copy())
+        weight = changed.get_submodule(linear.path).weight
+        added = down @ up if both.shape.transposed else (down @ up).T
+        weight += torch.from_numpy(added.copy())
     try:
         tokens, seen = both.graph.greedy(PROMPT, 64)
     finally:
@@ -295,6 +300,26 @@ def test_a_graph_with_slots_that_nothing_fills_is_one_without(both: Both, tmp_pa
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
         ("gemma", {"hidden_act": "gelu"}),
         ("olmo2", {"attention_bias": True}),
+        ("gpt2", {"n_inner": None, "tie_word_embeddings": True, "activation_function": "gelu"}),
+        ("gpt2", {"scale_attn_weights": False, "reorder_and_upcast_attn": True}),
+        ("gpt2", {"n_embd": 72, "n_head": 3, "activation_function": "gelu_fast"}),
+        ("gpt_neo", {"tie_word_embeddings": True, "intermediate_size": None, "window_size": 96}),
+        ("gpt_neo", {"attention_types": [[["local"], 2]], "window_size": 5}),
+        ("gpt_neox", {"rope_parameters": {"rope_theta": 50.0, "partial_rotary_factor": 1.0}}),
+        ("gpt_neox", {"rotary_pct": 0.25, "rope_parameters": None, "num_attention_heads": 2}),
+        ("gpt_neox", {"rotary_pct": 0.5, "rope_parameters": None, "num_attention_heads": 2}),
+        ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+        (
+            "gpt_neox",
+            {
+                "rope_parameters": {
+                    "rope_type": "linear",
+                    "rope_theta": 1e3,
+                    "factor": 2.0,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+        ),
     ],
 )
 def test_what_a_config_may_say_besides(

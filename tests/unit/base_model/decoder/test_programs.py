@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
@@ -38,7 +39,7 @@ BOUND = (
     2e-5  # of a gradient's largest number: what 32 bits leave of random weights, in torch as here
 )
 A, B = ".lora_A", ".lora_B"
-UNTRAINED = {"phi3", "gemma2"}  # one matrix for three projections; capped logits
+UNTRAINED = {"gemma2"}  # its logits are capped
 Arrays = dict[str, np.ndarray]
 
 
@@ -70,8 +71,15 @@ def by_torch(
 ) -> tuple[float, Arrays]:
     """Summed loss over counted positions, and gradients by name, in 64 bits: what rounds is ours."""
     targeted = sorted({name.rpartition(".")[0] for name in adapter})
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targeted, task_type="CAUSAL_LM")
-    model = get_peft_model(oracle(folder, floats), config).eval().double()
+    plain = oracle(folder, floats)
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=targeted,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=isinstance(plain.get_submodule(targeted[0]), Conv1D),
+    )
+    model = get_peft_model(plain, config).eval().double()
     leaves = {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -203,6 +211,20 @@ def test_gradients_of_prompts_and_prefixes_are_autograds(
     family: str, make: Any, built: Callable[..., Any]
 ) -> None:
     verify_gradients(*built(family, 4, 8), make, by_peft)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gpt2", {"tie_word_embeddings": True, "activation_function": "gelu"}),
+        ("gpt_neo", {"tie_word_embeddings": True, "window_size": 4}),
+        ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0, "rope_parameters": None}),
+    ],
+)
+def test_gradients_of_what_a_config_may_say_besides(
+    family: str, settings: dict[str, Any], built: Callable[..., Any]
+) -> None:
+    verify_gradients(*built(family, 4, 8, **settings))
 
 
 @pytest.mark.parametrize(("bits", "embedding_bits"), [(8, 8), (16, 16), (32, 32), (4, 16)])

@@ -33,6 +33,7 @@ class Case:
     constants: list[np.ndarray] = field(default_factory=list)  # further inputs, not differentiated
     positive: bool = False
     shape: tuple[int, ...] = ()  # of its output, where that cannot be inferred
+    outputs: tuple[str, ...] = ("y",)  # what torch gives is "y"; the others have no part
 
 
 def ints(*values: int | list[int]) -> np.ndarray:
@@ -167,6 +168,21 @@ CASES = [
         attributes={"axis": 1},
     ),
     Case(
+        kind="Split",
+        shapes=[(2, 6)],
+        torch=lambda x: x[:, 1:4],
+        attributes={"axis": -1},
+        constants=[ints(1, 3, 2)],
+        outputs=("before", "y", "behind"),
+    ),
+    Case(
+        kind="Split",
+        shapes=[(4, 3)],
+        torch=lambda x: x[2:],
+        attributes={"num_outputs": 2},
+        outputs=("before", "y"),
+    ),
+    Case(
         kind="Gather",
         shapes=[(2, 3, 4)],
         torch=lambda x: x[:, 1],
@@ -232,7 +248,7 @@ def model_of(case: Case, weights: np.ndarray) -> onnx.ModelProto:
     names = [f"x{index}" for index in range(len(case.shapes))]
     constants = [f"c{index}" for index in range(len(case.constants))]
     graph = helper.make_graph(
-        [helper.make_node(case.kind, names + constants, ["y"], **case.attributes)],
+        [helper.make_node(case.kind, names + constants, case.outputs, **case.attributes)],
         "case",
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
