@@ -25,7 +25,7 @@ from base_model.verify import read_manifest, verify_base
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
-from simulations.experiment import BaseSource
+from simulations.experiment import BaseSource, expanded
 from simulations.progress import Progress
 from storage.locks import locked
 from storage.regular import sha256_of
@@ -82,7 +82,7 @@ def _build(
 ) -> None:
     if task == DECODER:
         build_decoder(
-            decoder_source(source.source, beside=folder),
+            decoder_source(expanded(source.source), beside=folder),
             bits=source.bits,
             embedding_bits=max(source.bits, 8),
             out=target,
@@ -91,9 +91,9 @@ def _build(
             progress=tell,
         )
         return
-    local = (folder / source.source).is_dir()
+    text = expanded(source.source)
     build_base(
-        str(folder / source.source) if local else source.source,
+        str(folder / text) if (folder / text).is_dir() else text,
         task=task,
         bits=source.bits,
         out=target,
@@ -114,14 +114,13 @@ class Origin:
 
 def origin_of(source: BaseSource, task: str, folder: Path) -> Origin:
     """Raises MachineError or ArtefactError for what is not on this machine."""
-    if task == DECODER and is_file(source.source):
-        path = locate_file(source.source, beside=folder)
+    text = expanded(source.source)
+    if task == DECODER and is_file(text):
+        path = locate_file(text, beside=folder)
         digest = sha256_of(path)
         return Origin(shown=path.stem, digest=digest, weights=digest)
-    place = locate(source.source, beside=folder)
-    return Origin(
-        shown=_shown(source.source, place), digest=place.digest(), weights=place.weights_digest()
-    )
+    place = locate(text, beside=folder)
+    return Origin(shown=_shown(text, place), digest=place.digest(), weights=place.weights_digest())
 
 
 def _shown(source: str, place: Place) -> str:

@@ -35,7 +35,10 @@ class BaseSource(Section):
     """The base: a folder that is built, or where it comes from and how it is built."""
 
     folder: str = Field(default="", description="a base that `fedge base build` wrote")
-    source: str = Field(default="", description="a folder, `package:module/folder` or a Hub id")
+    source: str = Field(
+        default="",
+        description="a folder, `package:module/folder`, `shared:` and a path, or a Hub id",
+    )
     bits: Literal[4, 8, 16, 32] = Field(default=4, description="of a weight of the base")
     pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
         default="auto", description="one vector of a text's many; auto: what the source names"
@@ -291,14 +294,20 @@ def experiment_path(argument: str) -> Path:
     return Path(argument)
 
 
+def expanded(text: str) -> str:
+    """``shared:…`` as the path that it stands for; anything else as it is."""
+    if not text.startswith(SHARED):
+        return text
+    root = Path(os.environ.get(SHARED_VARIABLE) or PROJECT.parent / "shared")
+    return str(root / text.removeprefix(SHARED))
+
+
 def resolve_source(text: str, *, folder: Path) -> Path:
     """A data path: ``shared:…``, absolute, or relative to ``folder``. Raises MachineError."""
+    path = folder / expanded(text)
     if text.startswith(SHARED):
-        root = Path(os.environ.get(SHARED_VARIABLE) or PROJECT.parent / "shared")
-        path = root / text.removeprefix(SHARED)
         remedy = f"set {SHARED_VARIABLE} to the folder with the shared data"
     else:
-        path = folder / text
         remedy = "correct the path; it is relative to the experiment's file"
     if not path.is_file():
         raise MachineError(f"data file {text} is not there (looked at {path})", remedy)

@@ -32,7 +32,7 @@ from server.starting import read_beginning, round_of
 from simulations.canaries import planted
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, expanded
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
@@ -140,7 +140,9 @@ def admit(experiment: Experiment, out: Path, *, resume: bool) -> Admitted | None
     if experiment.base.folder:
         read_manifest(experiment.folder / Path(experiment.base.folder).expanduser())
     else:
-        verify_there(experiment.base.source, experiment.base_task, beside=experiment.folder)
+        verify_there(
+            expanded(experiment.base.source), experiment.base_task, beside=experiment.folder
+        )
     return Admitted(rows=rows, labels=labels, parts=parts, start=start)
 
 

@@ -36,7 +36,7 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
             if max(following, default=NOT_COUNTED) >= 0:
                 ids.append(tokens[: task.max_length])
                 wanted.append(following)
-            elif task.overlong == "refuse":
+            elif task.unanswered == "refuse":
                 raise _nothing_counts(number, tokens, counts, task.max_length)
     if not ids:
         raise DataError(
@@ -60,7 +60,7 @@ def _nothing_counts(
         begins = counts.index(True, 1)
         return DataError(
             f"row {number}: its answer begins behind {begins} tokens, the plan takes {most}",
-            'raise task.max_length, shorten the row, or leave such rows out: task.overlong = "skip"',
+            'raise task.max_length, shorten the row, or leave such rows out: task.unanswered = "skip"',
             public="a row whose answer begins behind task.max_length",
         )
     return DataError(

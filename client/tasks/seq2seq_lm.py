@@ -33,10 +33,10 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
             if source and answer:
                 ids.append(source[: task.max_length])
                 wanted.append(answer[: task.max_length])
-            elif task.overlong == "refuse":
+            elif task.unanswered == "refuse":
                 raise DataError(
                     f"row {number}: its {'target' if source else 'source'} has no tokens",
-                    'remove the row, or leave such rows out: task.overlong = "skip"',
+                    'remove the row, or leave such rows out: task.unanswered = "skip"',
                 )
     if not ids:
         raise DataError("no row has tokens", "check the columns of the plan")

@@ -14,18 +14,21 @@ from protocol.rows.formats import JsonObject, Place, Values, read_values, type_n
 from protocol.rows.read import Table, checked_text, group_name
 
 BETWEEN = "\n\n"  # a prompt and what it is about
-Row = Callable[[Values, Place], tuple[str | Chat, str]]
+Row = Callable[[Values, Place], tuple[str | Chat, str] | None]  # None: left out
 
 
-def read_chats(path: Path, column: str, *, group: str = "") -> Table:
+def read_chats(path: Path, column: str, *, group: str = "", skip: bool = False) -> Table:
     """Lists of ``{role, content}``; targets are the assistant's last messages.
 
-    Raises DataError for the first row that does not fit: it names file, line and message.
+    ``skip``: leave out rows in which the assistant says nothing. Raises DataError for the first row that does
+    not fit: it names file, line and message.
     """
 
-    def row(values: Values, place: Place) -> tuple[str | Chat, str]:
-        chat = _chat(values[0], place, column)
+    def row(values: Values, place: Place) -> tuple[str | Chat, str] | None:
+        chat = _chat(values[0], place, column, lenient=skip)
         answers = [m["content"] for m in chat.messages if m["role"] == ASSISTANT]
+        if skip and not all(answer.strip() for answer in answers or [""]):
+            return None
         if not answers:
             raise DataError(
                 f"{place}: column `{column}` has no message of the role `{ASSISTANT}`",
@@ -37,17 +40,25 @@ def read_chats(path: Path, column: str, *, group: str = "") -> Table:
 
 
 def read_completions(
-    path: Path, prompt: str, completion: str, *, context: str = "", group: str = ""
+    path: Path,
+    prompt: str,
+    completion: str,
+    *,
+    context: str = "",
+    group: str = "",
+    skip: bool = False,
 ) -> Table:
     """Chats of one message each way; what a row has in the column ``context`` stands behind its prompt.
 
-    Raises DataError for the first row that does not fit.
+    ``skip``: leave out rows with an empty completion. Raises DataError for the first row that does not fit.
     """
 
-    def row(values: Values, place: Place) -> tuple[str | Chat, str]:
+    def row(values: Values, place: Place) -> tuple[str | Chat, str] | None:
+        if skip and _is_blank(values[1]):
+            return None
         asked = checked_text(values[0], place, prompt)
         answer = checked_text(values[1], place, completion)
-        if context and not (isinstance(values[2], str) and not values[2].strip()):
+        if context and not _is_blank(values[2]):
             asked += BETWEEN + checked_text(values[2], place, context)
         pair = {"role": USER, "content": asked}, {"role": ASSISTANT, "content": answer}
         return Chat(messages=pair), answer
@@ -64,10 +75,17 @@ def read_plain(path: Path, column: str, *, group: str = "") -> Table:
     return _read(path, [column], row, group=group)
 
 
-def read_sources(path: Path, source: str, target: str, *, group: str = "") -> Table:
-    """Texts and what they become. Raises DataError for the first row that does not fit."""
+def read_sources(
+    path: Path, source: str, target: str, *, group: str = "", skip: bool = False
+) -> Table:
+    """Texts and what they become; ``skip``: leave out rows where that is empty.
 
-    def row(values: Values, place: Place) -> tuple[str | Chat, str]:
+    Raises DataError for the first row that does not fit.
+    """
+
+    def row(values: Values, place: Place) -> tuple[str | Chat, str] | None:
+        if skip and _is_blank(values[1]):
+            return None
         return checked_text(values[0], place, source), checked_text(values[1], place, target)
 
     return _read(path, [source, target], row, group=group)
@@ -76,15 +94,24 @@ def read_sources(path: Path, source: str, target: str, *, group: str = "") -> Ta
 def _read(path: Path, columns: Sequence[str], row: Row, *, group: str) -> Table:
     table = Table()
     for place, values in read_values(path, [*columns, *filter(None, [group])]):
-        text, target = row(values, place)
+        read = row(values, place)
+        if read is None:
+            continue
+        text, target = read
         table.texts.append(text)
         table.targets.append(target)
         if group:
             table.groups.append(group_name(values[-1], place, group))
+    if not table.texts:
+        raise DataError(f"{path}: no row has an answer", "name a file with data", public="no rows")
     return table
 
 
-def _chat(value: object, place: Place, column: str) -> Chat:
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _chat(value: object, place: Place, column: str, *, lenient: bool) -> Chat:
     where = f"{place}: column `{column}`"
     if not isinstance(value, list) or isinstance(value, JsonObject):
         raise DataError(
@@ -96,6 +123,8 @@ def _chat(value: object, place: Place, column: str) -> Chat:
     except DataError as error:
         raise DataError(f"{where}: {error.cause}", error.remedy) from None
     for index, message in enumerate(chat.messages):
+        if lenient and message["role"] == ASSISTANT and _is_blank(message["content"]):
+            continue
         checked_text(message["content"], place, f"{column}[{index}].content")
     return chat
 

@@ -63,12 +63,13 @@ class CausalLm(WritingTask):
 
     def rows(self, path: Path, *, group: str = "") -> Table:
         """See :class:`TaskSection`; targets are the reference answers, of plain texts empty."""
+        skip = self.unanswered == "skip"
         if self.form == "messages":
-            return read_chats(path, self.messages, group=group)
+            return read_chats(path, self.messages, group=group, skip=skip)
         if self.form == "text":
             return read_plain(path, self.text, group=group)
         columns = (self.prompt, self.completion)
-        return read_completions(path, *columns, context=self.context, group=group)
+        return read_completions(path, *columns, context=self.context, group=group, skip=skip)
 
     def line(self, text: str | Chat, target: Any) -> dict[str, Any]:
         """See :class:`TaskSection`."""

@@ -35,7 +35,8 @@ class Seq2SeqLm(WritingTask):
 
     def rows(self, path: Path, *, group: str = "") -> Table:
         """See :class:`TaskSection`; targets are what the texts become."""
-        return read_sources(path, self.source, self.target, group=group)
+        skip = self.unanswered == "skip"
+        return read_sources(path, self.source, self.target, group=group, skip=skip)
 
     def line(self, text: str, target: Any) -> dict[str, Any]:
         """See :class:`TaskSection`."""

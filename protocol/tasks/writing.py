@@ -49,9 +49,9 @@ class Perplexity(Quality):
 class WritingTask(TaskSection, ABC):
     """A task of a base that writes text."""
 
-    overlong: Literal["refuse", "skip"] = Field(
+    unanswered: Literal["refuse", "skip"] = Field(
         default="refuse",
-        description="a row of which nothing would count within max_length: an error, or left out",
+        description="a row without an answer, or of which none is within max_length: an error, or left out",
     )
     max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
         default=256, description="tokens with the special ones; longer texts are cut"

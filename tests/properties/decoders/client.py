@@ -10,7 +10,12 @@ from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.sessions import FileSession
-from protocol.rows.conversations import read_chats, read_completions, read_plain
+from protocol.rows.conversations import (
+    read_chats,
+    read_completions,
+    read_plain,
+    read_sources,
+)
 from protocol.secagg.session import Session
 from server.history import HISTORY, read_history
 from tests.properties.decoders.rows import (
@@ -117,6 +122,10 @@ def _rows(world: World) -> dict[str, Decoder]:
             read=of_file(
                 world.folder / "prompts.jsonl", lambda path: read_completions(path, "p", "c")
             ),
+            seeds=(json_line({"p": "hi", "c": "there"}),),
+        ),
+        "protocol.rows.conversations:read_sources": Decoder(
+            read=of_file(world.folder / "pairs.jsonl", lambda path: read_sources(path, "p", "c")),
             seeds=(json_line({"p": "hi", "c": "there"}),),
         ),
         "protocol.rows.conversations:read_plain": Decoder(

@@ -149,7 +149,7 @@ def test_long_rows_are_cut_and_refused_where_nothing_would_count(
         DataError, match="row 2: its answer begins behind 53 tokens, the plan takes 32"
     ):
         worker().encode(rows_of(short, long))
-    skipping = worker(overlong="skip")
+    skipping = worker(unanswered="skip")
     assert len(skipping.encode(rows_of(short, long, short))) == 2
     with pytest.raises(DataError, match="no row's answer begins within 32 tokens"):
         skipping.encode(rows_of(long))

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from protocol.chat.messages import Chat
 from protocol.errors import DataError, PlanError
 from protocol.plan import plan_from
-from protocol.rows.conversations import read_chats, read_completions, read_plain
+from protocol.rows.conversations import (
+    read_chats,
+    read_completions,
+    read_plain,
+    read_sources,
+)
 from protocol.rows.read import Table
 from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.writing import METRICS
@@ -74,6 +79,19 @@ def test_a_chat_that_cannot_be_learnt_is_refused_where_it_stands(
     with pytest.raises(DataError, match=rf"rows.jsonl: line 2.*{says}") as caught:
         read_chats(path, "messages")
     assert caught.value.remedy
+
+
+def test_rows_without_an_answer_are_left_out_where_the_plan_says_so(tmp_path: Path) -> None:
+    blank = {"role": "assistant", "content": " "}
+    path = written(tmp_path, {"m": [ASK]}, {"m": [ASK, blank]}, {"m": [ASK, TELL]})
+    assert len(read_chats(path, "m", skip=True)) == 1
+    rows = [{"p": "a", "c": ""}, {"p": "a", "c": "b"}]
+    assert read_completions(written(tmp_path, *rows), "p", "c", skip=True).targets == ["b"]
+    assert read_sources(written(tmp_path, *rows), "p", "c", skip=True).texts == ["a"]
+    with pytest.raises(DataError, match="no row has an answer"):
+        read_completions(written(tmp_path, rows[0]), "p", "c", skip=True)
+    with pytest.raises(DataError, match="line 1: column `c` is empty"):
+        read_completions(written(tmp_path, *rows), "p", "c")
 
 
 def test_a_key_that_stands_twice_in_a_message_is_refused(tmp_path: Path) -> None:
