@@ -7,6 +7,7 @@ piece: the tokens of a prompt are those of the prompt alone, whatever follows it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -108,6 +109,11 @@ class TokenPieces:
                 ids, counts = [*ids, self._ends[0]], [*counts, True]
         return ids, counts
 
+    def read(self, text: str) -> list[int]:
+        """Of a text that is read and not gone on with, as the tokenizer has it."""
+        with self._named():
+            return list(self._tokenizer.encode(text).ids)
+
     def whole(self, text: str) -> list[int]:
         """Of a text, with what the tokenizer puts around it, and the token that ends texts behind it."""
         ids = self._tokens(text, special=True)
@@ -115,10 +121,13 @@ class TokenPieces:
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         """Of ``text``, with what the tokenizer puts before it, without what it puts behind."""
-        with tokenizing(f"{self._source}: its tokenizer fails", "fetch the base again"):
+        with self._named():
             encoding = self._tokenizer.encode(text, add_special_tokens=special)
         ids = list(encoding.ids)
         mask = encoding.special_tokens_mask
         while special and len(ids) > 1 and mask[len(ids) - 1] and ids[-1] in self._ends:
             ids.pop()
         return ids
+
+    def _named(self) -> AbstractContextManager[None]:
+        return tokenizing(f"{self._source}: its tokenizer fails", "fetch the base again")

@@ -135,6 +135,15 @@ class Yardsticks(Section):
     alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
 
 
+class Samples(Section):
+    """Texts that a device writes to test prompts, before and after; for tasks whose answers are texts."""
+
+    rows: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=4, description="test rows that are answered, and compared with their own answers"
+    )
+    tokens: Positive = Field(default=48, description="of an answer at most")
+
+
 class Memorisation(Section):
     """What is measured of what the adapter has learnt by heart; for text that follows text."""
 
@@ -166,6 +175,7 @@ class Experiment(Section):
     population: Population = Population()
     faults: FaultRates = FaultRates()
     yardsticks: Yardsticks = Yardsticks()
+    samples: Samples = Samples()
     memorisation: Memorisation = Memorisation()
     plan: dict[str, Any] = Field(description="a plan without base and, if you like, labels")
     _folder: Path = PrivateAttr(default_factory=Path)

@@ -30,7 +30,7 @@ from simulations.report_quality import by_client, by_label, quality
 from simulations.report_secrecy import privacy, visible
 
 REPORT, AUDIT = "report.html", "audit.json"
-LONGEST_SAMPLE = 600  # characters
+LONGEST_SAMPLE, MOST_SAMPLES = 600, 8  # characters of one; of them
 REASONS = ("error", "invalid", "no-reply", "late")
 Json = dict[str, Any]
 
@@ -97,9 +97,18 @@ def _measure(plan: Json) -> Quality:
     return TASKS[kind if kind in TASKS else "classification"].QUALITY
 
 
-def _samples(samples: list[Json] | None) -> list[list[object]]:
+def _samples(written: Json | None) -> list[list[object]]:
     names = ("prompt", "before", "federated", "reference")
-    return [[_cut(str(each.get(name, ""))) for name in names] for each in samples or []]
+    rows: list[list[object]] = [
+        [_cut(str(each.get(name, ""))) for name in names]
+        for each in (written or {}).get("rows", [])[:MOST_SAMPLES]
+    ]
+    scores: Json = (written or {}).get("scores", {})
+    for figure, title in (("exact_match", "the same"), ("chrf", "chrF"), ("bleu", "BLEU")):
+        cells = [scores.get(name, {}).get(figure) for name in ("before", "federated")]
+        if any(cell is not None for cell in cells):
+            rows.append([title, *("" if c is None else f"{c:.1f} %" for c in cells), ""])
+    return rows
 
 
 def _memorised(measured: Json | None) -> list[str]:

@@ -16,6 +16,7 @@ from simulations.forecasts import load_forecast
 from simulations.memorisation import MEMORISATION
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
+from simulations.samples import SAMPLES, scores_of
 from simulations.tasks import task_named
 from simulations.timings import Timings
 from simulations.yardsticks import DIVERGED, diverged
@@ -27,6 +28,7 @@ class Summary(Section):
 
     Losses are the task's, of a row or a token. ``None`` where none was asked for, or the task has no such
     figure. ``exposure`` (bits) and ``membership_auc``: see :mod:`simulations.memorisation`.
+    ``exact_match``, ``chrf`` and ``bleu`` are of a device's answers, in per cent: :mod:`simulations.samples`.
     ``parity_tokens``: written alike by torch and a device, of so many.
 
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
@@ -68,6 +70,12 @@ class Summary(Section):
     macro_f1_federated: float | None
     macro_f1_alone_mean: float | None
     macro_f1_pooled: float | None
+    exact_match_before: float | None
+    exact_match_federated: float | None
+    chrf_before: float | None
+    chrf_federated: float | None
+    bleu_before: float | None
+    bleu_federated: float | None
     exposure: float | None
     membership_auc: float | None
     per_label: dict[str, dict[str, Any]]
@@ -174,6 +182,7 @@ def _quality(
             for name, figures in trainings.items()
         },
         "perplexity_before": yardsticks.get("before", {}).get("perplexity"),
+        **scores_of(read_json(prepared.out / SAMPLES)),
         **{name: memorised.get(name) for name in ("exposure", "membership_auc")},
         "per_label": per_label,
         "per_client": per_client,

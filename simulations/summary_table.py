@@ -73,6 +73,13 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("time", duration(summary.seconds)),
         ("time, as forecast", duration(expected) if expected else "-"),
     ]
+    for name, before, after in (
+        ("answers that are the same", summary.exact_match_before, summary.exact_match_federated),
+        ("chrF of answers", summary.chrf_before, summary.chrf_federated),
+        ("BLEU of answers", summary.bleu_before, summary.bleu_federated),
+    ):
+        if before is not None and after is not None:
+            facts.append((f"{name}, before and after", f"{before:.1f} % and {after:.1f} %"))
     if summary.exposure is not None:
         facts.append(("exposure of planted secrets", f"{summary.exposure:.1f} bits"))
     if summary.membership_auc is not None:

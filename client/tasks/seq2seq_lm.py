@@ -15,7 +15,7 @@ __all__ = ["encode", "score", "targets"]
 
 
 def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
-    """Source and target of each row with the token that ends them, both cut to the plan's length.
+    """The source as a device reads it, the target with the token that ends it, both cut to the plan's length.
 
     Raises DataError for a target of which nothing is left, unless the plan leaves such rows out.
     """
@@ -28,7 +28,7 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
         for number, (text, target) in enumerate(
             zip(rows.texts, rows.targets, strict=True), start=1
         ):
-            source = encoder.whole(task.prefix + text)
+            source = encoder.read(task.prefix + text)
             answer = encoder.whole(target)
             if source and answer:
                 ids.append(source[: task.max_length])

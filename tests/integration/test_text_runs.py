@@ -133,8 +133,10 @@ def test_the_report_shows_what_a_device_writes_before_and_after(
     finished: tuple[Path, Summary],
 ) -> None:
     out, _ = finished
-    samples = json.loads((out / "samples.json").read_text())
-    assert samples
+    written = json.loads((out / "samples.json").read_text())
+    samples = written["rows"]
+    assert len(samples) == 4
+    assert written["scores"]["federated"]["chrf"] > written["scores"]["before"]["chrf"]
     assert samples[0].keys() == {"prompt", "reference", "before", "federated"}
     assert any(sample["federated"] != sample["before"] for sample in samples)
     page = (out / "report.html").read_text()
