@@ -1,7 +1,7 @@
 """What a device writes before and after: answers of the base and of the released adapter to test prompts.
 
-Answers are compared with the rows' own by sacrebleu: BLEU (Papineni et al. 2002), chrF (Popović 2015); and the
-share is counted that is the same, but for blanks at its ends.
+Answers are compared with the rows' own by sacrebleu: BLEU (Papineni et al. 2002), chrF (Popović 2015); and
+the share is counted that is the same, but for blanks at its ends.
 """
 
 from __future__ import annotations
