@@ -11,15 +11,19 @@ from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
 from protocol.panics import tokenizing
+from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 from storage.regular import read_regular_text, sha256_of
 
-AnyManifest = Manifest | DecoderManifest
+AnyManifest = Manifest | DecoderManifest | Seq2SeqManifest
 
 
 def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
     """A ``manifest.json``, whichever task its base is for. Raises ArtefactError."""
-    parse = parse_decoder_manifest if is_decoder(text) else parse_manifest
-    return parse(text, source=source)
+    if is_decoder(text):
+        return parse_decoder_manifest(text, source=source)
+    if is_seq2seq(text):
+        return parse_seq2seq_manifest(text, source=source)
+    return parse_manifest(text, source=source)
 
 
 def read_manifest(folder: Path) -> Manifest:

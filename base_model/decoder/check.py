@@ -48,11 +48,12 @@ def check_graph(path: Path, shape: DecoderShape, weights: Stores) -> None:
         raise ArtefactError(f"the new graph does not run: {first_line(error)}", VERSIONS) from None
     plain = plain_run(shape, weights, ids)
     for (name, value), expected in zip(cache.items(), plain.cache, strict=True):
-        _verify_near(name, expected, value[0])
-    _verify_near(LOGITS, plain.logits, logits)
+        verify_near(name, expected, value[0])
+    verify_near(LOGITS, plain.logits, logits)
 
 
-def _verify_near(name: str, expected: Any, value: Floats) -> None:
+def verify_near(name: str, expected: Any, value: Floats) -> None:
+    """Raises ArtefactError that names what is further apart than rounding explains."""
     apart = float(np.linalg.norm(value - expected) / max(float(np.linalg.norm(expected)), 1e-9))
     if not apart <= BOUND:  # NaN is not near either
         raise ArtefactError(

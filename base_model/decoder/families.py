@@ -194,6 +194,8 @@ FAMILIES = {
     )
 }
 REFUSED = {
+    "t5": "it turns a text into another, for which there is --task seq2seq-lm",
+    "mt5": "it turns a text into another, for which there is --task seq2seq-lm",
     "gpt2": "its positions are a table, and its graph has no rotary attention",
     "mixtral": "it routes tokens to experts",
     "qwen2_moe": "it routes tokens to experts",

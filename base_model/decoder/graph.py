@@ -9,23 +9,20 @@ length are padded at their ends, and only in the piece that begins them. Tensors
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import TensorProto
 
 from base_model.decoder.attention import Attention, cached_attention
 from base_model.decoder.nodes import Nodes
+from base_model.decoder.parts import activated, added_norm, norm, word_rows
 from base_model.decoder.products import (
-    BLOCK,
     Building,
     Stores,
-    codes_of,
-    in_two_parts,
     linear,
-    product,
+    output_rows,
     row_shape,
+    scaled,
 )
 from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
-from base_model.decoder.source import CodedWeight
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 
 STREAM = "hidden"
@@ -44,6 +41,7 @@ def generating_graph(
     nodes = Nodes("decoder")
     building = Building(
         shape=shape,
+        sizes=shape.matrices(),
         weights=weights,
         nodes=nodes,
         slots=slots,
@@ -54,7 +52,7 @@ def generating_graph(
         for part in ("key", "value"):
             cached: list[int | str] = ["rows", shape.kv_heads, "past", shape.head_size]
             nodes.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, cached)
-    _counts(nodes)
+    counts(nodes)
     hidden = layers(building, embedded(building), cached_attention)
     _logits(building, hidden)
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
@@ -65,7 +63,7 @@ def generating_graph(
     return nodes
 
 
-def _counts(nodes: Nodes) -> None:
+def counts(nodes: Nodes) -> None:
     """The shape of texts, and from the mask each row's last position and the length of the cache."""
     tokens = nodes.add("Shape", [IDS], "tokens")
     nodes.add("Concat", [tokens, nodes.numbers("last", [-1])], "tokens/any", axis=0)
@@ -80,30 +78,8 @@ def _counts(nodes: Nodes) -> None:
 
 def embedded(building: Building) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
-    nodes, shape = building.nodes, building.shape
-    name, table = f"{EMBEDDINGS}/words", building.weights[f"{EMBEDDINGS}.weight"]
-    if isinstance(table, CodedWeight):
-        codes, scales = codes_of(nodes, EMBEDDINGS, table)
-        deep = nodes.add("Unsqueeze", [scales, nodes.numbers("last", [-1])], f"{scales}/deep")
-        settings = {"gather_axis": 0, "quantize_axis": 2, "block_size": BLOCK, "bits": table.bits}
-        words = f"{EMBEDDINGS}/blocks"
-        nodes.add_contrib("GatherBlockQuantized", [codes, IDS, deep], [words], **settings)
-        padded = table.codes.shape[1] * BLOCK
-        words = nodes.add("Reshape", [words, row_shape(nodes, padded)], f"{EMBEDDINGS}/padded")
-        if padded != shape.hidden:
-            ends = [nodes.numbers(f"slice/{key}", [at]) for key, at in _cut(shape.hidden)]
-            words = nodes.add("Slice", [words, *ends], f"{EMBEDDINGS}/cut")
-    else:
-        words = nodes.add("Gather", [nodes.tensor(f"{EMBEDDINGS}.weight", table), IDS], name)
-        if table.dtype == np.float16:
-            words = nodes.add("Cast", [words], f"{name}/wide", to=TensorProto.FLOAT)
-        words = nodes.add("Reshape", [words, row_shape(nodes, shape.hidden)], f"{name}/rows")
-    return _scaled(nodes, words, shape.embedding_scale, STREAM)
-
-
-def _cut(width: int) -> tuple[tuple[str, int], ...]:
-    """The inputs of a Slice that keeps the first ``width`` of the last dimension."""
-    return ("start", 0), ("end", width), ("axis", 1)
+    rows = word_rows(building, EMBEDDINGS, IDS)
+    return scaled(building.nodes, rows, building.shape.embedding_scale, STREAM)
 
 
 def layers(building: Building, stream: str, attention: Attention) -> str:
@@ -138,45 +114,18 @@ def _after(building: Building, output: str, path: str, norm: str) -> str:
     """What a block adds to the stream."""
     if norm:
         output = _norm(building, output, f"{path}.{norm}")
-    return _scaled(building.nodes, output, building.shape.residual_scale, f"{output}/scaled")
+    return scaled(building.nodes, output, building.shape.residual_scale, f"{output}/scaled")
 
 
-def _norm_weight(building: Building, path: str) -> str:
-    name = f"{path}.weight"
-    weight = building.weights[name]
-    assert not isinstance(weight, CodedWeight)
-    if building.shape.unit_norms:
-        return building.nodes.tensor(f"{name}/unit", weight + np.float32(1))
-    return building.nodes.tensor(name, weight)
-
-
-def _norm(building: Building, value: str, path: str, suffix: str = "") -> str:
-    weight = _norm_weight(building, path)
-    return building.nodes.add(
-        "SimplifiedLayerNormalization",
-        [value, weight],
-        f"{path}{suffix}/normed",
-        axis=-1,
-        epsilon=building.shape.epsilon,
-        stash_type=1,
-    )
+def _norm(building: Building, value: str, path: str) -> str:
+    shape = building.shape
+    return norm(building, value, path, epsilon=shape.epsilon, unit=shape.unit_norms)
 
 
 def _added_norm(building: Building, stream: str, added: str, path: str) -> tuple[str, str]:
     """(the norm of stream + added, stream + added)."""
-    if not added:
-        return _norm(building, stream, path), stream
-    normed, total = f"{path}/normed", f"{path}/stream"
-    if not building.fused_norms:
-        total = building.nodes.add("Add", [stream, added], total)
-        return _norm(building, total, path), total
-    building.nodes.add_contrib(
-        "SkipSimplifiedLayerNormalization",
-        [stream, added, _norm_weight(building, path)],
-        [normed, "", "", total],
-        epsilon=building.shape.epsilon,
-    )
-    return normed, total
+    shape = building.shape
+    return added_norm(building, stream, added, path, epsilon=shape.epsilon, unit=shape.unit_norms)
 
 
 def _attended(building: Building, layer: int, rows: str, attention: Attention) -> str:
@@ -214,35 +163,15 @@ def _fed_forward(building: Building, path: str, rows: str) -> str:
         nodes.split(both, [gate, up])
     else:
         gate, up = (linear(building, f"{path}.{name}_proj", rows) for name in ("gate", "up"))
-    active = nodes.add("Mul", [_active(building, gate, path), up], f"{path}/gated")
+    active = activated(nodes, shape.activation, gate, path)
+    active = nodes.add("Mul", [active, up], f"{path}/gated")
     return linear(building, f"{path}.down_proj", active)
-
-
-def _active(building: Building, gate: str, path: str) -> str:
-    nodes, output = building.nodes, f"{path}/active"
-    match building.shape.activation:
-        case "silu":
-            half = nodes.add("Sigmoid", [gate], f"{path}/sigmoid")
-            return nodes.add("Mul", [gate, half], output)
-        case "gelu":
-            return nodes.add("Gelu", [gate], output)
-        case "gelu_tanh":
-            return nodes.add("Gelu", [gate], output, approximate="tanh")
-
-
-def _scaled(nodes: Nodes, value: str, scale: float, output: str) -> str:
-    if scale == 1:
-        return value
-    return nodes.add("Mul", [value, nodes.number(f"{output}/by", scale)], output)
 
 
 def _logits(building: Building, rows: str) -> None:
     nodes, shape = building.nodes, building.shape
-    weight = building.weights[f"{shape.head}.weight"]
-    coded = isinstance(weight, CodedWeight) and weight.bits == 8
-    multiply = in_two_parts if coded and shape.hidden % BLOCK == 0 else product
-    logits = multiply(building, shape.head, rows, "logits/rows")
-    logits = _scaled(nodes, logits, shape.logits_scale, "logits/scaled")
+    logits = output_rows(building, shape.head, rows, "logits/rows")
+    logits = scaled(nodes, logits, shape.logits_scale, "logits/scaled")
     if shape.logits_cap:
         cap = nodes.number("logits/cap", shape.logits_cap)
         logits = nodes.add("Div", [logits, cap], "logits/shrunk")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.decoder.products import Stored, Stores
-from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
+from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, Activation, DecoderShape, layer_path
 from base_model.decoder.source import CodedWeight, Floats
 from base_model.decoder.stored import floats_of
 
@@ -34,20 +34,22 @@ class Plain:
 def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) -> Plain:
     """What a decoder makes of a text's ids (tokens,)."""
     table, cache = weights[f"{EMBEDDINGS}.weight"], list[Reals]()
-    stream: Reals = floats_of(_taken(table, ids), shape.hidden) * np.float32(shape.embedding_scale)
+    stream: Reals = floats_of(taken_rows(table, ids), shape.hidden) * np.float32(
+        shape.embedding_scale
+    )
     for layer in range(shape.layers):
         path, norms = layer_path(layer), shape.norms
         rows = _norm(shape, weights, path, norms.before_attention, stream)
         heads = _heads(shape, weights, layer, rows)
         cache += heads[1:]
-        made = _linear(weights, f"{path}.self_attn.o_proj", _attended(shape, layer, *heads))
+        made = linear_rows(weights, f"{path}.self_attn.o_proj", _attended(shape, layer, *heads))
         stream = stream + _after(shape, weights, path, norms.after_attention, made)
         rows = _norm(shape, weights, path, norms.before_feed_forward, stream)
         made = _feed_forward(shape, weights, layer, rows)
         stream = stream + _after(shape, weights, path, norms.after_feed_forward, made)
     path, name = LAST_NORM.split(".")
     rows = _norm(shape, weights, path, name, stream)
-    logits = _linear(weights, shape.head, rows) * np.float32(shape.logits_scale)
+    logits = linear_rows(weights, shape.head, rows) * np.float32(shape.logits_scale)
     return Plain(logits=_capped(logits, shape.logits_cap).astype(np.float32), cache=cache)
 
 
@@ -55,13 +57,15 @@ def _after(shape: DecoderShape, weights: Stores, path: str, norm: str, made: Rea
     return _norm(shape, weights, path, norm, made) * np.float32(shape.residual_scale)
 
 
-def _taken(table: Stored, ids: npt.NDArray[np.int64]) -> Stored:
+def taken_rows(table: Stored, ids: npt.NDArray[np.int64]) -> Stored:
+    """Rows of a stored matrix, as they are stored."""
     if isinstance(table, CodedWeight):
         return CodedWeight(bits=table.bits, codes=table.codes[ids], scales=table.scales[ids])
     return table[ids]
 
 
-def _linear(weights: Stores, path: str, rows: Reals) -> Reals:
+def linear_rows(weights: Stores, path: str, rows: Reals) -> Reals:
+    """``rows`` through a linear and its bias."""
     product = rows @ floats_of(weights[f"{path}.weight"], rows.shape[1]).T
     bias = weights.get(f"{path}.bias")
     return product if bias is None else product + floats_of(bias, 0)
@@ -72,8 +76,13 @@ def _norm(shape: DecoderShape, weights: Stores, path: str, name: str, rows: Real
     if not name:
         return rows
     weight = floats_of(weights[f"{path}.{name}.weight"], 0) + np.float32(shape.unit_norms)
+    return rms_rows(rows, weight, shape.epsilon)
+
+
+def rms_rows(rows: Reals, weight: Reals, epsilon: float) -> Reals:
+    """``rows`` over the root of their mean squares, times ``weight``."""
     mean = (rows.astype(np.float32) ** 2).mean(-1, keepdims=True)
-    return rows / np.sqrt(mean + np.float32(shape.epsilon)) * weight
+    return rows / np.sqrt(mean + np.float32(epsilon)) * weight
 
 
 def _heads(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> list[Reals]:
@@ -81,9 +90,9 @@ def _heads(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> lis
     path, tokens = f"{layer_path(layer)}.self_attn", len(rows)
     if shape.fused:
         ends = [shape.query_size, shape.query_size + shape.key_size]
-        parts = np.split(_linear(weights, f"{path}.qkv_proj", rows), ends, axis=1)
+        parts = np.split(linear_rows(weights, f"{path}.qkv_proj", rows), ends, axis=1)
     else:
-        parts = [_linear(weights, f"{path}.{name}_proj", rows) for name in "qkv"]
+        parts = [linear_rows(weights, f"{path}.{name}_proj", rows) for name in "qkv"]
     names = ("q_norm", "k_norm") if shape.query_norm else ("", "")
     if shape.query_norm == "row":
         parts[:2] = [
@@ -129,18 +138,25 @@ def _seen(tokens: int, window: int) -> npt.NDArray[np.bool_]:
 def _feed_forward(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> Reals:
     path = f"{layer_path(layer)}.mlp"
     if shape.fused:
-        gate, up = np.split(_linear(weights, f"{path}.gate_up_proj", rows), 2, axis=1)
+        gate, up = np.split(linear_rows(weights, f"{path}.gate_up_proj", rows), 2, axis=1)
     else:
-        gate, up = (_linear(weights, f"{path}.{name}_proj", rows) for name in ("gate", "up"))
-    match shape.activation:
+        gate, up = (linear_rows(weights, f"{path}.{name}_proj", rows) for name in ("gate", "up"))
+    active = active_rows(shape.activation, gate)
+    return linear_rows(weights, f"{path}.down_proj", active * up)
+
+
+def active_rows(activation: Activation, rows: Reals) -> Reals:
+    """An activation, number by number."""
+    match activation:
+        case "relu":
+            return np.maximum(rows, 0)
         case "silu":
-            active = gate / (1 + np.exp(-gate))
+            return rows / (1 + np.exp(-rows))
         case "gelu":
-            active = gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2
+            return rows * (1 + np.vectorize(math.erf)(rows / math.sqrt(2))) / 2
         case "gelu_tanh":
-            inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-            active = gate * (1 + np.tanh(inner)) / 2
-    return _linear(weights, f"{path}.down_proj", active * up)
+            inner = math.sqrt(2 / math.pi) * (rows + 0.044715 * rows**3)
+            return rows * (1 + np.tanh(inner)) / 2
 
 
 def _capped(values: Reals, cap: float) -> Reals:

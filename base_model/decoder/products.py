@@ -1,10 +1,10 @@
-"""Products with a decoder's matrices, in codes or floats, and the low-rank branches beside them."""
+"""Products with a model's matrices, in codes or floats, and the low-rank branches beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from onnx import TensorProto
@@ -24,14 +24,15 @@ Stores = Mapping[str, Stored]
 
 
 @dataclass(kw_only=True)
-class Building:
-    """A graph on its way: the shape, the tensors by their names, and what has been computed already.
+class Products:
+    """A graph on its way: the tensors by their names, and what has been computed already.
 
-    ``fused_norms``: what a block adds is added where the next norm is computed, in one operator; a graph that
-    is to have a derivative has two. ``read``: by the path of a matrix, the rows that it multiplies.
+    ``sizes``: (out, in) of every matrix by its module's path. ``fused_norms``: what a block adds is added
+    where the next norm is computed, in one operator; a graph that is to have a derivative has two.
+    ``read``: by the path of a matrix, the rows that it multiplies.
     """
 
-    shape: DecoderShape
+    sizes: Mapping[str, tuple[int, int]]
     weights: Stores
     nodes: Nodes
     slots: bool
@@ -39,7 +40,7 @@ class Building:
     read: dict[str, str] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
 
-    def once(self, output: str, compute: Callable[[Building, str], None]) -> str:
+    def once(self, output: str, compute: Callable[[Self, str], None]) -> str:
         """``output``, which several nodes read; the first one to ask has it computed."""
         if output not in self.computed:
             self.computed.add(output)
@@ -47,14 +48,21 @@ class Building:
         return output
 
 
-def linear(building: Building, path: str, rows: str) -> str:
+@dataclass(kw_only=True)
+class Building(Products):
+    """The graph of a decoder on its way."""
+
+    shape: DecoderShape
+
+
+def linear(building: Products, path: str, rows: str) -> str:
     """``rows`` through a linear and, with slots, its low-rank branch."""
     output = f"{path}/rows"
     base = product(building, path, rows, f"{output}/base" if building.slots else output)
     if not building.slots:
         return base
     nodes = building.nodes
-    out, width = building.shape.layer_linears()[".".join(path.split(".")[3:])]
+    out, width = building.sizes[path]
     # A rank of its own for each: with one symbol the memory planner assumes equal ranks everywhere.
     rank = f"r_{path}"
     down = nodes.slot(path + DOWN, [width, rank], np.zeros((width, 0), np.float32))
@@ -63,7 +71,7 @@ def linear(building: Building, path: str, rows: str) -> str:
     return nodes.add("Gemm", [narrow, up, base], output)
 
 
-def product(building: Building, path: str, rows: str, output: str, level: int = 0) -> str:
+def product(building: Products, path: str, rows: str, output: str, level: int = 0) -> str:
     """``rows`` times a matrix (out, in), plus its bias."""
     building.read[path] = rows
     nodes, weight = building.nodes, building.weights[f"{path}.weight"]
@@ -79,7 +87,7 @@ def product(building: Building, path: str, rows: str, output: str, level: int = 
 
 
 def _coded_product(
-    building: Building,
+    building: Products,
     path: str,
     rows: str,
     output: str,
@@ -95,7 +103,7 @@ def _coded_product(
         "MatMulNBits",
         [rows, codes, scales, *(["", "", bias] if bias else [])],
         [product],
-        K=_width(building.shape, path),
+        K=building.sizes[path][1],
         N=len(weight.codes),
         bits=weight.bits,
         block_size=BLOCK,
@@ -108,7 +116,15 @@ def _coded_product(
     return nodes.add("Gemm", [sums, offsets, product], output, transB=1)
 
 
-def in_two_parts(building: Building, path: str, rows: str, output: str) -> str:
+def output_rows(building: Products, path: str, rows: str, output: str) -> str:
+    """``rows`` times the output layer's matrix, which in 8 bits is multiplied by whole numbers."""
+    weight, width = building.weights[f"{path}.weight"], building.sizes[path][1]
+    coded = isinstance(weight, CodedWeight) and weight.bits == 8
+    multiply = in_two_parts if coded and width % BLOCK == 0 else product
+    return multiply(building, path, rows, output)
+
+
+def in_two_parts(building: Products, path: str, rows: str, output: str) -> str:
     """``rows`` times an 8-bit matrix by whole numbers, as good as in floats. (docs/adr/0053)
 
     MatMulNBits at level 4 rounds each block of its input to 127ths of its largest number. Here the rows are
@@ -118,7 +134,7 @@ def in_two_parts(building: Building, path: str, rows: str, output: str) -> str:
     nodes, weight = building.nodes, building.weights[f"{path}.weight"]
     assert isinstance(weight, CodedWeight)
     assert weight.offsets is None
-    width = _width(building.shape, path)
+    width = building.sizes[path][1]
     blocks = nodes.add("Reshape", [rows, nodes.numbers("blocks", [0, -1, BLOCK])], f"{output}/in")
     largest = nodes.add("Abs", [blocks], f"{output}/abs")
     last = nodes.numbers("last", [-1])
@@ -137,7 +153,7 @@ def in_two_parts(building: Building, path: str, rows: str, output: str) -> str:
     return nodes.add("Add", [f"{output}/of-first", f"{output}/of-second"], output)
 
 
-def _sums(building: Building, output: str) -> None:
+def _sums(building: Products, output: str) -> None:
     """Sums over the blocks of rows, (tokens, width / 32)."""
     nodes, rows = building.nodes, output.removesuffix("/sums")
     shape = nodes.numbers("blocks", [0, -1, BLOCK])
@@ -145,10 +161,11 @@ def _sums(building: Building, output: str) -> None:
     nodes.add("ReduceSum", [inner, nodes.numbers("last", [-1])], output, keepdims=0)
 
 
-def _width(shape: DecoderShape, path: str) -> int:
-    """Input features of a matrix by its module's path."""
-    inner = ".".join(path.split(".")[3:])
-    return shape.layer_linears()[inner][1] if inner else shape.hidden
+def scaled(nodes: Nodes, value: str, scale: float, output: str) -> str:
+    """``value`` times a constant; itself where that is 1."""
+    if scale == 1:
+        return value
+    return nodes.add("Mul", [value, nodes.number(f"{output}/by", scale)], output)
 
 
 def codes_of(nodes: Nodes, path: str, weight: CodedWeight) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
+from base_model.decoder.parts import as_heads
 from base_model.decoder.products import Building, Stores, row_shape
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
@@ -25,7 +26,14 @@ NEVER = -1e9  # added to the score of a token that must not be seen
 def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) -> Building:
     """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads."""
     nodes = Nodes("sequence")
-    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, fused_norms=False)
+    building = Building(
+        shape=shape,
+        sizes=shape.matrices(),
+        weights=weights,
+        nodes=nodes,
+        slots=slots,
+        fused_norms=False,
+    )
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
     sizes = nodes.add("Shape", [IDS], "tokens")
@@ -46,11 +54,11 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
     """
     nodes, shape, path = building.nodes, building.shape, f"{layer_path(layer)}.self_attn"
     of_keys = [0, shape.kv_heads, -1, shape.head_size]
-    query = _turned(building, layer, _as_heads(building, queries, shape.heads))
+    query = _turned(building, layer, as_heads(building, queries, shape.heads, shape.head_size))
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
-    key = _turned(building, layer, _as_heads(building, keys, shape.kv_heads))
+    key = _turned(building, layer, as_heads(building, keys, shape.kv_heads, shape.head_size))
     key = nodes.add("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
-    value = _as_heads(building, values, shape.kv_heads)
+    value = as_heads(building, values, shape.kv_heads, shape.head_size)
     scores = nodes.add("MatMul", [query, key], f"{path}/scores")
     scale = nodes.number("attention/scale", shape.attention_scale)
     scores = nodes.add("Mul", [scores, scale], f"{path}/scaled")
@@ -70,14 +78,6 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
     return nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
 
 
-def _as_heads(building: Building, rows: str, heads: int) -> str:
-    """(positions, heads * size) to (rows, heads, tokens, size)."""
-    nodes, size = building.nodes, building.shape.head_size
-    shape = building.once(f"tokens/heads/{heads}", partial(_head_shape, [heads, size]))
-    split = nodes.add("Reshape", [rows, shape], f"{rows}/split")
-    return nodes.add("Transpose", [split], f"{rows}/heads", perm=[0, 2, 1, 3])
-
-
 def _turned(building: Building, layer: int, heads: str) -> str:
     """Queries or keys by their positions, which begin at 0."""
     nodes, shape = building.nodes, building.shape
@@ -87,12 +87,6 @@ def _turned(building: Building, layer: int, heads: str) -> str:
     inputs = [heads, nodes.numbers("start/position", [0]), *rope_tables(building, rope)]
     nodes.add_contrib("RotaryEmbedding", inputs, [f"{heads}/turned"])
     return f"{heads}/turned"
-
-
-def _head_shape(ends: list[int], building: Building, output: str) -> None:
-    """(rows, tokens, *ends) as a value."""
-    nodes = building.nodes
-    nodes.add("Concat", ["tokens", nodes.numbers(f"{output}/ends", ends)], output, axis=0)
 
 
 def _unseen(window: int, building: Building, output: str) -> None:

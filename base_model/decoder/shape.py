@@ -17,7 +17,7 @@ import numpy.typing as npt
 from protocol.manifest import Linear
 
 Floats = npt.NDArray[np.float32]
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 EMBEDDINGS, HEAD, LAST_NORM = "model.embed_tokens", "lm_head", "model.norm"
 
 
@@ -127,6 +127,11 @@ class DecoderShape:
         """Path of the output layer's matrix: the embeddings' where they are tied."""
         return EMBEDDINGS if self.tied else HEAD
 
+    @property
+    def embeddings(self) -> str:
+        """Path of the table of words."""
+        return EMBEDDINGS
+
     def layer_linears(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a layer's linears by their paths in it, in the order of use."""
         keys, wide = self.key_size, self.feed_forward
@@ -182,6 +187,10 @@ class DecoderShape:
         return dict.fromkeys(sorted(tables), (self.vocabulary, self.hidden)) | {
             linear.path: (linear.out_features, linear.in_features) for linear in self.linears()
         }
+
+    def repeats(self) -> dict[str, str]:
+        """Tensors that a checkpoint may have again, by the name of the one that they are."""
+        return {f"{HEAD}.weight": f"{EMBEDDINGS}.weight"} if self.tied else {}
 
 
 def layer_path(layer: int) -> str:

@@ -71,7 +71,7 @@ def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
     every = tape.op("Reshape", hidden, tape.axes(-1, layer.width))
     chosen = tape.op("Gather", every, index, axis=0)  # (n, width)
     wanted = layer.rows(tape, tape.op("Gather", flat, index, axis=0))
-    total = _logsumexp(tape, chosen, layer)
+    total = logsumexp(tape, chosen, layer)
     along = tape.op("ReduceSum", tape.op("Mul", chosen, wanted), tape.axes(1), keepdims=1)
     loss = tape.op("ReduceSum", tape.op("Sub", total, along), keepdims=0)
     back = tape.op("Neg", wanted)
@@ -84,8 +84,8 @@ def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
     return loss, tape.op("Reshape", spread, tape.op("Shape", hidden))
 
 
-def _logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> str:
-    """(n, 1) over the whole vocabulary."""
+def logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> str:
+    """(n, 1) of logits of ``chosen`` (n, width), over the whole vocabulary."""
     parts, after = [], chosen
     for start in layer.starts():
         _, logits = _slice(tape, chosen, layer, start, after=after)

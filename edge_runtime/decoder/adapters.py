@@ -19,7 +19,7 @@ from edge_runtime.adapter import (
     private_copy,
     read_tensors,
 )
-from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.base import WritingBase
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import SOFT_PROMPT
 from protocol.misspelling import nearest
@@ -39,7 +39,7 @@ class DecoderAdapter:
 
 
 def load_decoder_adapter(
-    path: Path, base: DecoderBase, *, sha256: str | None = None
+    path: Path, base: WritingBase, *, sha256: str | None = None
 ) -> DecoderAdapter:
     """Load an ``.onnx_adapter``, where a ``sha256`` is given only with that one. Raises ArtefactError."""
     if path.is_dir():
@@ -55,7 +55,7 @@ def load_decoder_adapter(
     return adapter_of(tensors, base, source=str(path))
 
 
-def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAdapter:
+def adapter_of(tensors: Tensors, base: WritingBase, *, source: str) -> DecoderAdapter:
     """An adapter of tensors, float32 in the shapes of the manifest's slots. Raises ArtefactError."""
     if SOFT_PROMPT in tensors:
         raise ArtefactError(
@@ -75,7 +75,7 @@ def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAd
 class Adapters:
     """Adapters of one base that are loaded, by the names that requests give."""
 
-    def __init__(self, base: DecoderBase) -> None:
+    def __init__(self, base: WritingBase) -> None:
         self._base = base
         self._loaded: dict[str, DecoderAdapter] = {}
 

@@ -8,13 +8,14 @@ another: none of its functions takes one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from edge_runtime.decoder.adapters import DecoderAdapter
-from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.base import WritingBase
 from edge_runtime.decoder.key_values import Floats, KeyValues
 from protocol.errors import ArtefactError, DataError
 
@@ -24,8 +25,16 @@ PIECE = 128  # tokens of a run, which gives logits and scores of them all
 class Cache:
     """Tokens that were read, with their keys and values. For one reader at a time. (:meth:`in_use`)"""
 
-    def __init__(self, base: DecoderBase, adapter: DecoderAdapter | None = None) -> None:
-        """An empty one. Raises ArtefactError for an adapter of another base."""
+    def __init__(
+        self,
+        base: WritingBase,
+        adapter: DecoderAdapter | None = None,
+        memory: Mapping[str, Any] | None = None,
+    ) -> None:
+        """An empty one. ``memory``: further inputs of the graph that stay, of what was read for the text.
+
+        Raises ArtefactError for an adapter of another base.
+        """
         if adapter is not None and adapter.fingerprint != base.manifest.fingerprint:
             raise ArtefactError(
                 f"{adapter.source} was loaded for base {adapter.fingerprint[:12]}…, this one is "
@@ -34,12 +43,16 @@ class Cache:
             )
         self._base, self._adapter = base, adapter
         self._tokens: list[int] = []
-        values = adapter.values if adapter else {}
+        slots = base.manifest.graph.slot_names
+        filled = adapter.values if adapter else {}
+        values = {name: value for name, value in filled.items() if name in slots} | dict(
+            memory or {}
+        )
         self._memory = KeyValues(base.session, base.manifest, values, in_place=base.in_place)
         self._using = threading.Lock()
 
     @property
-    def base(self) -> DecoderBase:
+    def base(self) -> WritingBase:
         """Whose session reads."""
         return self._base
 
@@ -95,7 +108,7 @@ class Cache:
         return logits
 
 
-def verify_tokens(base: DecoderBase, tokens: Sequence[int], *, before: int = 0) -> None:
+def verify_tokens(base: WritingBase, tokens: Sequence[int], *, before: int = 0) -> None:
     """Raises DataError unless there are tokens, all of the vocabulary, with room behind ``before`` others."""
     manifest = base.manifest
     if not tokens:

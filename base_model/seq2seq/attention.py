@@ -1,0 +1,171 @@
+"""Attention with positions in its scores: in plain operators of whole texts, or over a cache.
+
+Whole texts have a derivative; a cache is ONNX Runtime's grouped attention, which takes what is added to
+scores as an input. The bias is computed once for all layers of a stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from base_model.decoder.attention import positions
+from base_model.decoder.parts import as_heads
+from base_model.decoder.products import Products, row_shape
+from base_model.decoder.source import CodedWeight
+from base_model.seq2seq.shape import DECODER, ENCODER, POSITIONS, Seq2SeqShape
+
+NEVER = -1e9  # added to the score of a token that must not be seen
+SOURCE, TARGET = "source", "tokens"  # names of the sizes (rows, tokens) of what is read and written
+CROSS = "cross"
+
+
+@dataclass(kw_only=True)
+class Building(Products):
+    """The graph of an encoder, of a decoder or of both on its way."""
+
+    shape: Seq2SeqShape
+
+
+# (graph, layer, queries, keys, values) to rows; each is rows of tokens.
+Attention = Callable[[Building, int, str, str, str], str]
+Heads = tuple[str, str]  # keys and values, (rows, heads, tokens, size)
+
+
+def heads_of(building: Building, rows: str, texts: str) -> str:
+    """(positions, heads * size) to (rows, heads, tokens, size)."""
+    return as_heads(building, rows, building.shape.heads, building.shape.head_size, texts=texts)
+
+
+def attended(building: Building, path: str, queries: str, keys: Heads, bias: str) -> str:
+    """Heads of queries to rows: what each token takes from those whose keys fit, ``bias`` added to scores."""
+    nodes = building.nodes
+    key = nodes.add("Transpose", [keys[0]], f"{path}/key", perm=[0, 1, 3, 2])
+    scores = nodes.add("MatMul", [queries, key], f"{path}/scores")
+    seen = nodes.add("Add", [scores, bias], f"{path}/seen")
+    shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
+    mixed = nodes.add("MatMul", [shares, keys[1]], f"{path}/mixed")
+    mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
+    return nodes.add("Reshape", [mixed, row_shape(nodes, building.shape.inner)], f"{path}/attended")
+
+
+def source_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+    """Each token of what is read sees all others: rows in, rows out."""
+    query, *pair = (heads_of(building, rows, SOURCE) for rows in (queries, keys, values))
+    bias = building.once(f"{ENCODER}/bias", _source_bias)
+    path = f"{ENCODER}.block.{layer}.layer.0.SelfAttention"
+    return attended(building, path, query, (pair[0], pair[1]), bias)
+
+
+def target_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+    """Each token of what is written sees itself and those before it: rows in, rows out."""
+    query, *pair = (heads_of(building, rows, TARGET) for rows in (queries, keys, values))
+    bias = building.once(f"{DECODER}/bias", _target_bias)
+    path = f"{DECODER}.block.{layer}.layer.0.SelfAttention"
+    return attended(building, path, query, (pair[0], pair[1]), bias)
+
+
+def cached_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+    """The same over the cache and the new tokens, which it appends."""
+    nodes, shape = building.nodes, building.shape
+    path = f"{DECODER}.block.{layer}.layer.0.SelfAttention"
+    texts = [
+        nodes.add("Reshape", [name, "tokens/any"], f"{name}/texts")
+        for name in (queries, keys, values)
+    ]
+    bias = building.once(f"{DECODER}/bias", _cached_bias)
+    past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+    nodes.add_contrib(
+        "GroupQueryAttention",
+        [*texts, *past, "seqlens_k", "total_sequence_length", "", "", "", bias],
+        [f"{path}/texts", *(f"present.{layer}.{part}" for part in ("key", "value"))],
+        num_heads=shape.heads,
+        kv_num_heads=shape.heads,
+        scale=1.0,
+        do_rotary=0,
+    )
+    return nodes.add(
+        "Reshape", [f"{path}/texts", row_shape(nodes, shape.inner)], f"{path}/attended"
+    )
+
+
+def cross_attention(building: Building, path: str, queries: str, keys: Heads, mask: str) -> str:
+    """Each token of what is written sees all of what was read, by its keys and values: rows in, rows out."""
+    bias = building.once(f"{CROSS}/bias/{mask}", _unseen_padding)
+    return attended(building, path, heads_of(building, queries, TARGET), keys, bias)
+
+
+def _source_bias(building: Building, output: str) -> None:
+    """(rows, heads, tokens, tokens): of positions, and hugely negative for padding."""
+    nodes, shape = building.nodes, building.shape
+    places = building.once(f"{SOURCE}/places", _places)
+    columns = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/from")
+    apart = nodes.add("Sub", [places, columns], f"{output}/apart")
+    ends = [nodes.numbers(f"{output}/{end}", end) for end in (-shape.distance, shape.distance)]
+    near = nodes.add("Clip", [apart, *ends], f"{output}/near")
+    row = nodes.add("Add", [near, ends[1]], f"{output}/row")
+    added = _of_table(building, ENCODER, row, ahead=True)
+    added = nodes.add("Transpose", [added], f"{output}/heads", perm=[2, 0, 1])
+    padding = building.once(f"{CROSS}/bias/attention_mask", _unseen_padding)
+    nodes.add("Add", [padding, added], output)
+
+
+def _target_bias(building: Building, output: str) -> None:
+    """(heads, tokens, tokens): of positions, and hugely negative for what comes later."""
+    nodes = building.nodes
+    places = building.once(f"{TARGET}/places", _places)
+    columns = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/from")
+    apart = nodes.add("Sub", [columns, places], f"{output}/apart")
+    added = _back(building, apart, output)
+    added = nodes.add("Transpose", [added], f"{output}/heads", perm=[2, 0, 1])
+    sees = nodes.add("GreaterOrEqual", [apart, nodes.numbers("zero/scalar", 0)], f"{output}/sees")
+    nodes.add("Where", [sees, added, nodes.number("never", NEVER)], output)
+
+
+def _cached_bias(building: Building, output: str) -> None:
+    """(rows, heads, new, past + new): of positions; the operator sees to what comes later."""
+    nodes = building.nodes
+    zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)
+    columns = building.once("positions", positions)
+    columns = nodes.add("Unsqueeze", [columns, nodes.numbers("two", [2])], f"{output}/from")
+    places = nodes.add("Range", [zero, "mask/total", one], f"{output}/places")
+    apart = nodes.add("Sub", [columns, places], f"{output}/apart")
+    added = _back(building, apart, output)
+    nodes.add("Transpose", [added], output, perm=[0, 3, 1, 2])
+
+
+def _back(building: Building, apart: str, output: str) -> str:
+    """(…, heads): of the decoder's table for distances back, those ahead counting as 0."""
+    nodes = building.nodes
+    ends = [nodes.numbers("zero/scalar", 0), nodes.numbers("far", building.shape.distance)]
+    near = nodes.add("Clip", [apart, *ends], f"{output}/near")
+    return _of_table(building, DECODER, near, ahead=False)
+
+
+def _of_table(building: Building, stack: str, distances: str, *, ahead: bool) -> str:
+    """(…, heads): the rows of a stack's table of positions for the buckets of distances."""
+    nodes, path = building.nodes, f"{stack}.{POSITIONS}"
+    of_distance = nodes.tensor(f"{stack}/buckets", building.shape.distances(ahead=ahead))
+    bucket = nodes.add("Gather", [of_distance, distances], f"{path}/bucket", axis=0)
+    table = building.weights[f"{path}.weight"]
+    assert not isinstance(table, CodedWeight)
+    return nodes.add(
+        "Gather", [nodes.tensor(f"{path}.weight", table), bucket], f"{path}/added", axis=0
+    )
+
+
+def _places(building: Building, output: str) -> None:
+    """(tokens,): 0 and so on, of a text's sizes."""
+    nodes, texts = building.nodes, output.removesuffix("/places")
+    zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)
+    count = nodes.add("Gather", [texts, one], f"{texts}/count", axis=0)
+    nodes.add("Range", [zero, count, one], output)
+
+
+def _unseen_padding(building: Building, output: str) -> None:
+    """(rows, 1, 1, tokens): 0 where a mask is 1, else hugely negative."""
+    nodes, mask = building.nodes, output.removeprefix(f"{CROSS}/bias/")
+    seen = nodes.add("Greater", [mask, nodes.numbers("zero/scalar", 0)], f"{output}/seen")
+    values = [nodes.number("seen", 0.0), nodes.number("never", NEVER)]
+    flat = nodes.add("Where", [seen, *values], f"{output}/flat")
+    nodes.add("Unsqueeze", [flat, nodes.numbers("axes/1/2", [1, 2])], output)
