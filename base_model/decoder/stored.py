@@ -111,8 +111,8 @@ def stored_weights(
         vector = tensors[name]
         if isinstance(vector, CodedWeight) or vector.shape != length:
             what = "vector" if len(length) == 1 else "table"
-            size = " x ".join(map(str, length))
-            raise ArtefactError(f"{name} is no {what} of {size} numbers", COMPLETE)
+            numbers = " x ".join(map(str, length))
+            raise ArtefactError(f"{name} is no {what} of {numbers} numbers", COMPLETE)
         stored[name] = np.ascontiguousarray(vector, np.float32)
     reason = (
         f"{len(again)} matrices were quantised a second time, {again[0]} first" if again else ""

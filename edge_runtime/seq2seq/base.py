@@ -75,11 +75,11 @@ class Seq2SeqBase(WritingBase):
             session=session,
             reader=reader,
             tokenizer=whole_tokenizer(folder, manifest, verify=verify),
-            in_place=writes_in_place(session, manifest, read_source(reader, manifest, [0], {})),
+            in_place=writes_in_place(session, manifest, memory_of(reader, manifest, [0], {})),
         )
 
 
-def read_source(
+def memory_of(
     reader: Any, manifest: Seq2SeqManifest, source: Sequence[int], filled: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the decoder takes of a text's tokens, OrtValues by name; ``filled``: values of slots.

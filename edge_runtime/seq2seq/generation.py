@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from edge_runtime.decoder.adapters import Adapters
 from edge_runtime.decoder.cache import Cache, verify_tokens
 from edge_runtime.decoder.generation import Request, Step, generate
-from edge_runtime.seq2seq.base import Seq2SeqBase, read_source
+from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 
 
 class Translator:
@@ -26,6 +26,6 @@ class Translator:
         verify_tokens(self.base, source)
         adapter = self.adapters.named(request.adapter)
         filled = adapter.values if adapter else {}
-        memory = read_source(self.base.reader, self.base.manifest, source, filled)
+        memory = memory_of(self.base.reader, self.base.manifest, source, filled)
         cache = Cache(self.base, adapter, memory)
         return generate(cache, [self.base.manifest.start], request)
