@@ -17,7 +17,8 @@ from audit.sources import Source
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.layout import Layout
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe
 from protocol.secagg.contexts import session_id
@@ -95,7 +96,7 @@ class Run:
         return self.recipe.plan
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> AnyManifest:
         """The recipe's."""
         return self.recipe.manifest
 
@@ -157,7 +158,7 @@ def open_run(source: Watched, copy: LogCopy, collected: Collected) -> Run:
     placed = collected.plan
     plan = read_plan(source, placed)
     text = _decoded(read_subject(source, placed, MANIFEST_NAME), MANIFEST_NAME)
-    manifest = parse_manifest(text, source=MANIFEST_NAME)
+    manifest = parse_any_manifest(text, source=MANIFEST_NAME)
     if not placed.leaf.base == manifest.fingerprint == plan.base.fingerprint:
         raise _bad(f"{MANIFEST_NAME} is of another base than the plan")
     return Run(

@@ -213,9 +213,9 @@ def verify(folder: Folder, as_json: Json = False) -> None:
     """Hash every file and compare it with the manifest; see that adapters still have an effect."""
     from base_model.decoder.texts import verify_tokenizer
     from base_model.slot_check import verify_slots
-    from base_model.verify import verify_any_base
+    from base_model.verify import verify_base
 
-    manifest = verify_any_base(folder)
+    manifest = verify_base(folder)
     verify_slots(folder, manifest)
     if isinstance(manifest, WritingManifest):
         verify_tokenizer(folder, manifest)
@@ -229,9 +229,9 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 @app.command()
 def inspect(folder: Folder, as_json: Json = False) -> None:
     """What a base is: fingerprint, size, layers that can be adapted."""
-    from base_model.verify import read_any_manifest
+    from base_model.verify import read_manifest
 
-    _show(folder, _summary(read_any_manifest(folder)), as_json)
+    _show(folder, _summary(read_manifest(folder)), as_json)
 
 
 @app.command()
@@ -246,7 +246,7 @@ def fetch(
 ) -> None:
     """Get a base from mirrors: verified as it comes, resumed after a cut."""
     from base_model.fetch import Limits, fetch_base
-    from base_model.verify import verify_any_base
+    from base_model.verify import verify_base
 
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         raise typer.BadParameter("a fingerprint has 64 hex digits")
@@ -259,7 +259,7 @@ def fetch(
             limits=Limits(seconds=seconds, total=limit),
             progress=tell,
         )
-    _show(folder, _summary(verify_any_base(folder)), as_json)
+    _show(folder, _summary(verify_base(folder)), as_json)
 
 
 @contextmanager

@@ -25,15 +25,14 @@ from base_model.files import folder_that_appears
 from base_model.mirrors import Mirror, mirror_at
 from base_model.partial import ListedFile, WrongError, complete
 from base_model.verify import (
-    AnyManifest,
-    parse_any_manifest,
-    read_any_manifest,
+    read_manifest,
     verify_tensors,
 )
 from base_model.weights_file import WEIGHTS
 from protocol.chunks import CHUNK_BYTES, CHUNKS, MAX_CHUNKS_BYTES, Chunks, parse_chunks
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import MANIFEST_NAME, FileEntry
+from protocol.manifests import AnyManifest, parse_any_manifest
 from storage.downloads import CutError, Reader
 from storage.locks import locked
 from storage.regular import sha256_of
@@ -138,7 +137,7 @@ class _Fetch:
         """Whether the cache has the base. Raises ArtefactError for another one in its place."""
         if not (self.target / MANIFEST_NAME).is_file():
             return False
-        fingerprint = read_any_manifest(self.target).fingerprint
+        fingerprint = read_manifest(self.target).fingerprint
         digest = sha256_of(self.target / MANIFEST_NAME)
         if fingerprint != self.fingerprint or self._pin not in ("", digest):
             raise ArtefactError(
@@ -255,7 +254,7 @@ class _Fetch:
         here: dict[tuple[str, int], Path] = {}
         for path in self.cache.glob(f"*/{MANIFEST_NAME}"):
             with suppress(ArtefactError):
-                for name, entry in read_any_manifest(path.parent).files.items():
+                for name, entry in read_manifest(path.parent).files.items():
                     here[entry.sha256, entry.bytes] = path.parent / name
         for name, entry in manifest.files.items():
             shared, path = here.get((entry.sha256, entry.bytes)), self._path(entry)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from base_model.verify import AnyManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Graph
+from protocol.manifests import AnyManifest
 from protocol.seq2seq_manifest import Seq2SeqManifest
 
 REMEDY = (

@@ -20,9 +20,7 @@ from transformers import AutoConfig
 from base_model.encoder import EncoderClassifier
 from base_model.quant_linear import QuantLinear
 from base_model.source_files import first_line
-from base_model.verify import open_tokenizer
-from base_model.verify import read_manifest as read_manifest
-from base_model.verify import verify_base as verify_base
+from base_model.verify import open_tokenizer, read_encoder_manifest, verify_encoder
 from base_model.weights_file import REBUILD, WEIGHTS
 from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
@@ -65,7 +63,7 @@ def open_base(
 
     Raises ArtefactError for a folder that is damaged or incomplete.
     """
-    manifest = verify_base(folder) if verify else read_manifest(folder)
+    manifest = verify_encoder(folder) if verify else read_encoder_manifest(folder)
     tensors = read_tensors(folder / WEIGHTS)
     try:
         config = AutoConfig.for_model(**parse_json(read_regular(folder / CONFIG)))

@@ -7,31 +7,19 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
-from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.panics import tokenizing
-from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 from storage.regular import read_regular_text, sha256_of
 
-AnyManifest = Manifest | DecoderManifest | Seq2SeqManifest
 
-
-def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
-    """A ``manifest.json``, whichever task its base is for. Raises ArtefactError."""
-    if is_decoder(text):
-        return parse_decoder_manifest(text, source=source)
-    if is_seq2seq(text):
-        return parse_seq2seq_manifest(text, source=source)
-    return parse_manifest(text, source=source)
-
-
-def read_manifest(folder: Path) -> Manifest:
+def read_encoder_manifest(folder: Path) -> Manifest:
     """``manifest.json`` of a base that reads texts. Raises ArtefactError, also for one that writes them."""
     return parse_manifest(_text(folder), source=str(folder / MANIFEST_NAME))
 
 
-def read_any_manifest(folder: Path) -> AnyManifest:
+def read_manifest(folder: Path) -> AnyManifest:
     """``manifest.json`` of a base folder, whichever task it is for. Raises ArtefactError."""
     return parse_any_manifest(_text(folder), source=str(folder / MANIFEST_NAME))
 
@@ -51,19 +39,19 @@ def _text(folder: Path) -> str:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}", REBUILD) from None
 
 
-def verify_base(folder: Path) -> Manifest:
-    """:func:`verify_any_base` of a base that reads texts. Raises ArtefactError, also for another."""
-    manifest = read_manifest(folder)
+def verify_encoder(folder: Path) -> Manifest:
+    """:func:`verify_base` of a base that reads texts. Raises ArtefactError, also for another."""
+    manifest = read_encoder_manifest(folder)
     _verify(folder, manifest)
     return manifest
 
 
-def verify_any_base(folder: Path) -> AnyManifest:
+def verify_base(folder: Path) -> AnyManifest:
     """Compare every file and every tensor with the manifest, and it with its fingerprint.
 
     Raises ArtefactError that names the first wrong one.
     """
-    manifest = read_any_manifest(folder)
+    manifest = read_manifest(folder)
     _verify(folder, manifest)
     return manifest
 

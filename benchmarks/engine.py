@@ -170,7 +170,7 @@ def child(base: Path, what: str, engine: str, repeats: int) -> None:
         if what == "train":
             worker.engine.gradients(tensors, rows, parts)
         else:
-            worker.engine.logits(tensors, rows)
+            worker.engine.outputs(tensors, rows)
         started = started or time.process_time()
     # ru_maxrss would be the parent's where that is larger: it outlives exec.
     lines = Path("/proc/self/status").read_text().splitlines()

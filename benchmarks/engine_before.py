@@ -46,7 +46,7 @@ def main(base: Path, precision: str, shapes: list[list[int]], repeats: int) -> N
         from base_model.build import build_base
 
         build_base(SOURCE, task="sequence-classification", bits=4, out=base)
-    from base_model.store import read_manifest
+    from base_model.verify import read_manifest
     from client.batches import Encoded
     from client.training import _Step
     from client.worker import Worker

@@ -30,7 +30,7 @@ def prepare(folder: Path, count: int) -> None:
     """Base, plan, rows, and the coordinator's instruction and adapter."""
     import numpy as np
 
-    from base_model.store import read_manifest
+    from base_model.verify import read_manifest
     from protocol.encoding import vector_digest
     from protocol.recipe import Recipe, initial_adapter
     from simulations.base_cache import ready_base

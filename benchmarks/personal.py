@@ -83,10 +83,10 @@ class Bench:
         return train(self.engine, start, encoded, local=local, parts=parts, seed=1).tensors
 
     def accuracy(self, tensors: Any, rows: Any) -> float:
-        from client.training import predict_logits
+        from client.training import predict
 
         encoded = self.encoded(rows)
-        logits = predict_logits(self.answering, tensors, encoded)
+        logits = predict(self.answering, tensors, encoded)
         return float((logits.argmax(-1) == encoded.targets).mean())
 
 

@@ -34,7 +34,8 @@ class Encoded:
 
     ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
     ``types`` (tokens,) int8 says which of a pair's texts a token is of, None where that is not asked for;
-    ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers.
+    ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers; or of text that
+    follows text (tokens,) int64: the token that follows each, -1 where that does not count.
     """
 
     ids: npt.NDArray[np.int32]
@@ -42,14 +43,23 @@ class Encoded:
     offsets: Index
     targets: Targets
     pad_id: int
+    by_token: bool = False  # whether targets are of tokens
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Index:
         """Tokens per row, (rows,) int64."""
         return np.diff(self.offsets)
+
+    @property
+    def counted(self) -> Index:
+        """What the loss of each row is a sum over, (rows,) int64: tokens that count, else the row itself."""
+        if not self.by_token:
+            return np.ones(len(self), np.int64)
+        ends = np.concatenate(([0], np.cumsum(self.targets >= 0)))[self.offsets]
+        return np.diff(ends).astype(np.int64)
 
     def take(self, index: Index) -> Encoded:
         """The rows at ``index``, in that order."""
@@ -59,14 +69,16 @@ class Encoded:
             ids=self.ids[tokens],
             types=None if self.types is None else self.types[tokens],
             offsets=np.concatenate(([0], np.cumsum(self.lengths[index]))).astype(np.int64),
-            targets=self.targets[index],
+            targets=self.targets[tokens if self.by_token else index],
             pad_id=self.pad_id,
+            by_token=self.by_token,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """``ids``, ``mask``, ``types`` (rows, longest) int64, ``targets`` (rows,) as in :class:`Encoded`."""
+    """``ids``, ``mask``, ``types`` (rows, longest) int64; ``targets`` as in :class:`Encoded`, (rows,) or, of
+    tokens, (rows, longest)."""
 
     ids: npt.NDArray[np.int64]
     types: npt.NDArray[np.int64] | None = None
@@ -88,7 +100,7 @@ def encode(
     they were. ``typed``: keep which of a pair's texts a token is of. Raises DataError for a text that
     gives no token at all.
     """
-    with _settings(tokenizer, max_length) as pad_id:
+    with settings_of(tokenizer, max_length) as pad_id:
         encodings = tokenizer.encode_batch_fast(list(texts))
     rows = [encoding.ids for encoding in encodings]
     for number, row in enumerate(rows, start=1):
@@ -107,8 +119,8 @@ def encode(
 
 
 @contextmanager
-def _settings(tokenizer: Any, max_length: int) -> Iterator[int]:
-    """Truncation at ``max_length`` and no padding for the time being; yields the id of padding."""
+def settings_of(tokenizer: Any, max_length: int | None) -> Iterator[int]:
+    """Truncation at ``max_length``, if any, and no padding for the time being; yields the id of padding."""
     padding, truncation = tokenizer.padding, tokenizer.truncation
     if padding:
         pad_id = int(padding["pad_id"])
@@ -116,7 +128,9 @@ def _settings(tokenizer: Any, max_length: int) -> Iterator[int]:
         found = (tokenizer.token_to_id(token) for token in PAD_TOKENS)
         pad_id = next((token for token in found if token is not None), 0)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.no_truncation()
+    if max_length is not None:
+        tokenizer.enable_truncation(max_length)
     try:
         yield pad_id
     finally:
@@ -196,4 +210,10 @@ def collate(rows: Encoded, index: Index) -> Batch:
         if types is not None and rows.types is not None:
             types[at, : stop - start] = rows.types[start:stop]
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    return Batch(ids=ids, types=types, mask=mask, targets=rows.targets[index])
+    if not rows.by_token:
+        return Batch(ids=ids, types=types, mask=mask, targets=rows.targets[index])
+    targets = np.full_like(ids, -1)
+    for at, row in enumerate(index):
+        start, stop = rows.offsets[row], rows.offsets[row + 1]
+        targets[at, : stop - start] = rows.targets[start:stop]
+    return Batch(ids=ids, types=types, mask=mask, targets=targets)

@@ -11,10 +11,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from base_model.verify import open_tokenizer, verify_base
+from base_model.weights_file import REBUILD
 from client.settings import manifest_at
+from protocol.chat.template import MOST_TEMPLATE
+from protocol.decoder_manifest import CHAT_TEMPLATE
 from protocol.errors import ArtefactError
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
+from storage.regular import read_regular_text
 
 BASES = 2  # kept open in one process; the one not used for longest is let go
 HOME = Path("~/.cache/fedge/programs")
@@ -22,11 +26,12 @@ HOME = Path("~/.cache/fedge/programs")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedBase:
-    """A verified base."""
+    """A verified base; ``template`` is that of chats, of a base that writes text."""
 
     folder: Path
-    manifest: Manifest
+    manifest: AnyManifest
     tokenizer: Tokenizer
+    template: str | None = None
 
     def program_cache(self, state: Path | None) -> Path | None:
         """Where programs of this base are kept: beside it, in ``state``, or in this user's cache.
@@ -68,10 +73,23 @@ def opened_base(plan: Plan, folder: Path) -> OpenedBase:
                 _bases.popitem(last=False)
             manifest = verify_base(folder)
             _bases[key] = OpenedBase(
-                folder=folder, manifest=manifest, tokenizer=open_tokenizer(folder)
+                folder=folder,
+                manifest=manifest,
+                tokenizer=open_tokenizer(folder),
+                template=_template(folder, manifest),
             )
         _bases.move_to_end(key)
         return _bases[key]
+
+
+def _template(folder: Path, manifest: AnyManifest) -> str | None:
+    if CHAT_TEMPLATE not in manifest.files:
+        return None
+    path = folder / CHAT_TEMPLATE
+    try:
+        return read_regular_text(path, most=MOST_TEMPLATE)
+    except (OSError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: not a template that can be read", REBUILD) from None
 
 
 _bases: OrderedDict[tuple[str, str], OpenedBase] = OrderedDict()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
 from protocol.section import MOST_THREADS
@@ -45,12 +46,12 @@ def plan_at(path: Path) -> Plan:
     return _plan(file_key(path, PlanError))
 
 
-def manifest_of(context: Context) -> Manifest:
+def manifest_of(context: Context) -> AnyManifest:
     """The manifest of this node's base. Raises ArtefactError."""
     return manifest_at(base_of(context))
 
 
-def manifest_at(folder: Path) -> Manifest:
+def manifest_at(folder: Path) -> AnyManifest:
     """The manifest of a base; read again when the file changes. Raises ArtefactError."""
     return _manifest(file_key(folder / MANIFEST_NAME, ArtefactError))
 
@@ -210,8 +211,8 @@ def _roster(key: FileKey) -> dict[str, bytes]:
 
 
 @lru_cache(maxsize=8)
-def _manifest(key: FileKey) -> Manifest:
-    return parse_manifest(_text(key, ArtefactError), source=key[0])
+def _manifest(key: FileKey) -> AnyManifest:
+    return parse_any_manifest(_text(key, ArtefactError), source=key[0])
 
 
 def _text(key: FileKey, kind: type[FedgeError]) -> str:

@@ -24,6 +24,7 @@ from protocol.rules import Parts
 
 EVALUATION_BATCH = 64
 MOST_TOKENS = 4096  # padded, of one call of the engine: what bounds the memory of a step
+MOST_OF_TEXTS = 512  # the same where every token has a loss, on larger bases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +32,9 @@ class Trained:
     """What a training run reports.
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
-    epoch's mean loss of a row (without FedProx's term), so that ``loss_sum / examples``
-    is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps. ``tensors``: the adapter after them.
+    epoch's mean loss (without FedProx's term) of a row, or of a token where tokens count, so that
+    ``loss_sum / examples`` is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
+    ``tensors``: the adapter after them.
     """
 
     examples: int
@@ -69,6 +71,7 @@ def train(
         seed=seed,
         epochs=float(local.epochs if epochs is None else epochs),
     )
+    counted = rows.counted
     steps = examples = current = seen = 0
     total = 0.0
     with np.errstate(all="ignore"):  # one that diverges is seen by its loss
@@ -76,7 +79,8 @@ def train(
             if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
                 current, seen, total = epoch, 0, 0.0
             total += step(rows, index)
-            seen, examples, steps = seen + len(index), examples + len(index), steps + 1
+            seen += int(counted[index].sum())
+            examples, steps = examples + len(index), steps + 1
             if on_step is not None:
                 on_step(steps)
             if steps == local.max_steps:
@@ -90,8 +94,8 @@ def train(
     )
 
 
-def _mean(total: float, rows: int) -> float:
-    value = total / max(rows, 1)
+def _mean(total: float, counted: int) -> float:
+    value = total / max(counted, 1)
     if not math.isfinite(value):
         raise UpdateError(
             "this client's training diverged: the loss is not finite",
@@ -117,11 +121,12 @@ class _Step:
 
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
         gradient, total = np.zeros_like(self._weights), 0.0
-        for piece in micro_batches(rows.lengths[index], index, most=MOST_TOKENS):
+        most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
+        for piece in micro_batches(rows.lengths[index], index, most=most):
             loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
-        gradient /= np.float32(len(index))
+        gradient /= np.float32(rows.counted[index].sum())
         mu = self._local.proximal_mu
         add_proximal(gradient, self._weights, self._start, mu=mu)
         clip(gradient, most=self._local.clip_norm)
@@ -129,13 +134,18 @@ class _Step:
         return total
 
 
-def predict_logits(
+def predict(
     engine: Engine, tensors: Values, rows: Encoded, *, batch_size: int = EVALUATION_BATCH
 ) -> npt.NDArray[np.float32]:
-    """Logits (rows, labels) float32, in the order of ``rows``."""
-    pieces = by_length(rows.lengths, batch_size=batch_size)
-    answers = [engine.logits(tensors, collate(rows, index)) for index in pieces]
-    logits = np.zeros((len(rows), answers[0].shape[1] if answers else 0), np.float32)
+    """The engine's outputs (rows, outputs) float32, in the order of ``rows``."""
+    most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS * batch_size
+    pieces = [
+        piece
+        for index in by_length(rows.lengths, batch_size=batch_size)
+        for piece in micro_batches(rows.lengths[index], index, most=most)
+    ]
+    answers = [engine.outputs(tensors, collate(rows, index)) for index in pieces]
+    outputs = np.zeros((len(rows), answers[0].shape[1] if answers else 0), np.float32)
     for index, answer in zip(pieces, answers, strict=True):
-        logits[index] = answer
-    return logits
+        outputs[index] = answer
+    return outputs

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from client.batches import Encoded, encode, held_out
+from client.batches import Encoded, held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
 from client.instructed import check_instruction, verify_fits
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
-from client.training import predict_logits, train
+from client.training import predict, train
 from protocol.encoding import seed_from
 from protocol.errors import DataError, UpdateError
 from protocol.exchange import Contribution
@@ -57,10 +57,8 @@ class Worker:
         )
 
     def encode(self, rows: Rows) -> Encoded:
-        """Token ids of ``rows`` by the base's tokenizer."""
-        targets = np.array(rows.targets, self.task.TARGETS)
-        task, typed = self.plan.task, self.recipe.typed
-        return encode(self._base.tokenizer, rows.texts, targets, task.max_length, typed=typed)
+        """Token ids of ``rows`` by the base's tokenizer. Raises DataError for a row that cannot be learnt."""
+        return self.task.encode(rows, self.recipe, self._base)
 
     def contribute(
         self,
@@ -108,7 +106,7 @@ class Worker:
 
     def score(self, tensors: Values, rows: Encoded) -> Score:
         """How an adapter does on rows."""
-        return self.task.score(predict_logits(self.engine, tensors, rows), rows.targets)
+        return self.task.score(predict(self.engine, tensors, rows), rows.targets)
 
     def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""

@@ -11,7 +11,7 @@ from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
 from protocol.documents import OddError, parse_toml
 from protocol.legality import Finding, check
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from simulations.experiment import Experiment, experiment_path, load_experiment
 from storage.regular import read_settings_text
@@ -75,7 +75,7 @@ def is_experiment(argument: str) -> bool:
 
 
 def check_plan(
-    plan: Plan, manifest: Manifest | None, assumed: Assumed, base: Path | None, *, measure: bool
+    plan: Plan, manifest: AnyManifest | None, assumed: Assumed, base: Path | None, *, measure: bool
 ) -> Checked:
     """Check ``plan``; with ``measure`` a few steps on ``base`` take the place of the speed assumed."""
     checked = Checked(plan=plan, findings=check(plan, manifest), cost=None)
@@ -179,17 +179,20 @@ def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
 
     worker, batch = Worker(plan, base), plan.local.batch_size
     length = min(tokens, plan.task.max_length)
+    by_token = plan.task.ANSWERS == "text"
+    kind = np.float32 if plan.task.ANSWERS == "range" else np.int64
     rows = Encoded(
         ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
-        targets=np.zeros(batch, worker.task.TARGETS),
+        targets=np.zeros(batch * length if by_token else batch, kind),
+        by_token=by_token,
         types=np.zeros(batch * length, np.int8) if worker.recipe.typed else None,
         pad_id=0,
     )
     return measure_pace(worker, rows)
 
 
-def _cost(plan: Plan, manifest: Manifest, assumed: Assumed) -> Forecast:
+def _cost(plan: Plan, manifest: AnyManifest, assumed: Assumed) -> Forecast:
     return forecast(
         plan,
         manifest,

@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol.exchange.plain import HEADER
 from protocol.layout import HEAD_PART
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.recipe import Recipe
@@ -87,7 +87,7 @@ def _box_bytes(plan: Plan, near: int) -> int:
 
 def forecast(
     plan: Plan,
-    manifest: Manifest,
+    manifest: AnyManifest,
     *,
     rows_per_client: int = 200,
     tokens_per_row: int = 16,

@@ -18,12 +18,12 @@ import numpy as np
 from base_model.edge_adapter import write_edge_adapter
 from base_model.files import writing
 from base_model.programs.slots import slot_layout, slot_program
-from base_model.verify import open_tokenizer, verify_base
+from base_model.verify import open_tokenizer, verify_encoder
 from base_model.weights_file import WEIGHTS
 from client.batches import encode, held_out
 from client.data import Rows, load_rows
 from client.engine.onnx_engine import OnnxEngine
-from client.tasks import task_named as client_task
+from client.tasks import OUTPUT_TASKS
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
@@ -171,7 +171,7 @@ def _trainable(base: Path) -> Manifest:
             f"{base / WEIGHTS} is missing: this device's base can answer, not train",
             f"copy this file of the base to the device; {STAYS}",
         )
-    return verify_base(base)
+    return verify_encoder(base)
 
 
 def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
@@ -215,7 +215,7 @@ def _train(
 ) -> Trained:
     """As a client trains, all slots at once. Raises DeliveryError `personal.diverged`."""
     note = origin.note
-    targets = np.array(rows.targets, client_task(note.task).TARGETS)
+    targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
     typed = note.pairs and TYPE_IDS in read_manifest(base).graph.inputs
     encoded = encode(open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed)
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs

@@ -14,7 +14,8 @@ from rich.table import Table
 from fedge.continuing import continue_run
 from fedge.plan_files import plan_text, show_cost, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.rules import RULES, AggregationRule
@@ -199,11 +200,11 @@ def keys(as_json: Json = False) -> None:
         typer.echo(keys_document(rows), nl=False)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> AnyManifest:
     """A base's manifest. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(read_regular_text(path), source=str(path))
+        return parse_any_manifest(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest
 from protocol.errors import PlanError, ProofError
+from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
 from protocol.legality_of_start import said_of_start
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
@@ -51,7 +53,7 @@ class Finding:
         )
 
 
-def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
+def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
     """All findings, errors first. Without a manifest the checks against the base are left out."""
     try:
         rule = rule_named(plan.rule.name)
@@ -75,12 +77,12 @@ def check(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
     return sorted(findings, key=lambda finding: order[finding.severity])
 
 
-def warnings_of(plan: Plan, manifest: Manifest | None = None) -> list[Finding]:
+def warnings_of(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
     """What :func:`check` warns of."""
     return [finding for finding in check(plan, manifest) if finding.severity == "warning"]
 
 
-def verify_legal(plan: Plan, manifest: Manifest | None = None) -> None:
+def verify_legal(plan: Plan, manifest: AnyManifest | None = None) -> None:
     """Raises PlanError with the first error of :func:`check`."""
     for finding in check(plan, manifest):
         if finding.severity == "error":
@@ -210,7 +212,13 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             "copy the fingerprint of `fedge base inspect DIR`",
         )
     if manifest.task != plan.task.BASE:
-        yield _error("task.kind", f"the base was built for {manifest.task}", "build another base")
+        yield _error(
+            "task.kind",
+            f"the base was built for {manifest.task}, a task `{plan.task.kind}` needs {plan.task.BASE}",
+            f"fedge base build SOURCE --task {plan.task.BASE}",
+        )
+        return  # nothing else of it would mean anything
+    yield from _decoder(recipe)
     if plan.task.max_length + recipe.tokens > manifest.max_positions:
         yield _error(
             "task.max_length",
@@ -233,6 +241,34 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         except PlanError:
             return  # a target that is not there: said already
         yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
+
+
+def _decoder(recipe: Recipe) -> Iterator[Finding]:
+    """What a base that writes text asks of a plan."""
+    plan, manifest = recipe.plan, recipe.manifest
+    if not isinstance(manifest, DecoderManifest):
+        return
+    if plan.local.engine == "torch":
+        yield _error(
+            "local.engine",
+            "bases that write text are trained by ONNX Runtime alone",
+            'leave it out, or use engine = "onnx"',
+        )
+    if recipe.tokens and SOFT_PROMPT not in manifest.graph.slot_names:
+        yield _error(
+            "adapter.method", f"this base takes no {plan.adapter.method}", "build the base again"
+        )
+    if plan.adapter.method == "head":
+        yield _error(
+            "adapter.method", "this base has no head to train", "train an adapter, such as `lora`"
+        )
+    chats = plan.task.kind == "causal-lm" and plan.task.form == "messages"
+    if chats and CHAT_TEMPLATE not in manifest.files:
+        yield _error(
+            "task.form",
+            "the base has no chat template, so it knows no chats",
+            'use form = "prompt" or "text", or a base that was trained to chat',
+        )
 
 
 def _finding(

@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from protocol.decoder_manifest import WritingManifest
 from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Method
 from protocol.peft_format import fits_ordinary_class
 from protocol.peft_opener import OPENER_FILE, OPENER_MODULE
 from protocol.plan import Plan
+from protocol.tasks.base import OutputTask
 
 
 def model_card(
     plan: Plan,
-    manifest: Manifest,
+    manifest: AnyManifest,
     round_number: int,
     secure: bool,
     privacy: Mapping[str, Any] | None,
@@ -27,7 +30,7 @@ def model_card(
         if secure
         else "INSECURE exchange: the coordinator saw every client's update."
     )
-    ordinary = _ordinary(manifest, method_of(plan.adapter))
+    use = _writing(plan) if isinstance(manifest, WritingManifest) else _sorting(plan, manifest)
     return f"""---
 library_name: peft
 base_model: {json.dumps(manifest.source)}
@@ -38,7 +41,40 @@ An adapter trained by federated rounds with fedge: method `{plan.adapter.method}
 {plan.task.said}.
 It belongs to the base with fingerprint `{manifest.fingerprint}` and computes nothing sensible on another.
 
-{ordinary} `{OPENER_FILE}` in this folder opens it, with torch, transformers and peft alone:
+{use}
+
+{seen} {_spent(privacy)}
+"""
+
+
+def _writing(plan: Plan) -> str:
+    """How an adapter of a base that writes is opened: by the ordinary classes."""
+    how = """tokenizer.apply_chat_template(
+    [{"role": "user", "content": "a question"}],
+    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+)"""
+    if plan.task.kind != "causal-lm" or plan.task.form == "text":
+        how = 'tokenizer("a text", return_tensors="pt")'
+    return f"""It opens on the model that the base was built from, with torch, transformers and peft:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("MODEL"), "FOLDER")  # this one
+tokenizer = AutoTokenizer.from_pretrained("MODEL")
+inputs = {how}
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+```
+
+MODEL is that model; there the weights are not rounded, and the answers are near, not equal."""
+
+
+def _sorting(plan: Plan, manifest: Manifest) -> str:
+    """How an adapter of an encoder is opened: by the module in its folder."""
+    assert isinstance(plan.task, OutputTask)
+    return f"""{_ordinary(manifest, method_of(plan.adapter))} `{OPENER_FILE}` in this folder opens it, \
+with torch, transformers and peft alone:
 
 ```python
 import sys
@@ -54,10 +90,7 @@ inputs = tokenizer("BASE")(
 ```
 
 BASE is the folder of that base, or the model that it was built from; there the weights are not rounded,
-and the answers are near, not equal.
-
-{seen} {_spent(privacy)}
-"""
+and the answers are near, not equal."""
 
 
 def _ordinary(manifest: Manifest, method: Method[Any]) -> str:

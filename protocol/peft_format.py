@@ -16,11 +16,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.calibration import Calibration
+from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, json_as, parse_json
 from protocol.errors import ArtefactError
 from protocol.forms import HEAD
 from protocol.layout import Tensors
 from protocol.manifest import Manifest, Word
+from protocol.manifests import AnyManifest
 from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
@@ -49,8 +51,13 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
     return (family, pooling) == ("bert", "pooler")
 
 
-def folder_head(manifest: Manifest, method: Method[Any]) -> str:
-    """The head's name in a PEFT folder: one that no ordinary class has, where that computes otherwise."""
+def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
+    """The head's name in a PEFT folder: one that no ordinary class has, where that computes otherwise.
+
+    "" of a base whose own output layer answers.
+    """
+    if isinstance(manifest, WritingManifest):
+        return ""
     if fits_ordinary_class(manifest.family, manifest.pooling) and not method.own_opener:
         return manifest.head.path
     return f"head_on_{manifest.pooling}"
@@ -139,18 +146,20 @@ def is_head(name: str) -> bool:
 def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``."""
     manifest = recipe.manifest
-    return {
+    config = {
         "task_type": recipe.plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
-        "modules_to_save": [folder_head(manifest, recipe.method)],
-        "auto_mapping": {
+    }
+    if isinstance(manifest, Manifest):
+        config["modules_to_save"] = [folder_head(manifest, recipe.method)]
+        config["auto_mapping"] = {
             "base_model_class": "Classifier",
             "parent_library": OPENER_MODULE,
             "pooling": manifest.pooling,
             "how": f"{OPENER_MODULE}.load(folder, base)",
-        },
-    } | recipe.method.peft_config(recipe.plan.adapter, manifest)
+        }
+    return config | recipe.method.peft_config(recipe.plan.adapter, manifest)
 
 
 def slots_of(
@@ -232,21 +241,22 @@ class ReleaseNote(BaseModel):
 
     @model_validator(mode="after")
     def _answers_mean_something(self) -> ReleaseNote:
-        if bool(self.labels) == (self.range is not None):
-            raise ValueError("labels and a range exclude each other, and one is there")
+        if self.labels and self.range is not None:
+            raise ValueError("labels and a range exclude each other")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("the range ends before it begins")
         if self.range is not None and max(map(abs, self.range)) > MOST_VALUE:
             raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
         task = TASKS.get(self.task)  # a newer one is the device's to refuse, by its name
-        if task is not None and bool(self.labels) != task.HAS_LABELS:
-            raise ValueError(f"task {self.task} has {'labels' if task.HAS_LABELS else 'a range'}")
+        answers = "labels" if self.labels else "text" if self.range is None else "range"
+        if task is not None and answers != task.ANSWERS:
+            raise ValueError(f"task {self.task} has {task.ANSWERS}, and here are {answers}")
         return self
 
     @property
     def outputs(self) -> int:
-        """Rows of the head."""
-        return len(self.labels) or 1
+        """Rows of the head; 0 of a text."""
+        return len(self.labels) or int(self.range is not None)
 
 
 def render_config(config: dict[str, Any]) -> bytes:

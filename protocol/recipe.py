@@ -18,6 +18,7 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.initial import ZEROS, Law
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import TYPE_IDS, Manifest
+from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Constants, Dimensions, Method, Remark
 from protocol.plan import Plan
@@ -32,7 +33,7 @@ class Recipe:
     """What parties that share ``plan`` and ``manifest`` train, send, combine and publish."""
 
     plan: Plan
-    manifest: Manifest
+    manifest: AnyManifest
 
     def __post_init__(self) -> None:
         """Raises PlanError for a rule that there is not."""
@@ -55,7 +56,10 @@ class Recipe:
         return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
     def _head(self) -> Iterable[TensorSpec]:
-        outputs, head = self.plan.task.outputs, self.manifest.head
+        outputs = self.plan.task.outputs
+        if not outputs or not isinstance(self.manifest, Manifest):
+            return  # the base's own output layer answers
+        head = self.manifest.head
         shape = (outputs, head.in_features)
         yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=HEAD_PART, law=HEAD_LAW)
         yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)

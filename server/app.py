@@ -22,7 +22,8 @@ from flwr.serverapp import Grid, ServerApp
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError
 from protocol.layout import Tensors
 from protocol.legality import verify_legal
-from protocol.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
@@ -157,11 +158,11 @@ def read_roster(path: Path) -> dict[str, bytes]:
         ) from None
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> AnyManifest:
     """A base's manifest. Raises ArtefactError."""
     path = folder / MANIFEST_NAME
     try:
-        return parse_manifest(path.read_text("utf-8"), source=str(path))
+        return parse_any_manifest(path.read_text("utf-8"), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(f"{path} cannot be read", "name the folder of a base") from None
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.privacy.record import privacy_record
 from protocol.recipe import Recipe
@@ -62,7 +62,7 @@ class Outcome:
 def run_rounds(
     *,
     plan: Plan,
-    manifest: Manifest,
+    manifest: AnyManifest,
     grid: Grid,
     store: RunStore,
     clock: Clock,

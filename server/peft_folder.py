@@ -51,8 +51,9 @@ def write_peft_folder(
             to_peft(plain, method=recipe.method, head=head), {"format": "pt"}
         ),
         CARD_FILE: model_card(plan, manifest, round_number, secure, privacy).encode(),
-        OPENER_FILE: OPENER.encode(),
     }
+    if head:  # a model of the ordinary class needs no opener
+        contents[OPENER_FILE] = OPENER.encode()
     note = ReleaseNote(
         plan_name=plan.name,
         plan_digest=plan.digest,

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe, verify_magnitude
 from protocol.start import Start
@@ -49,7 +49,7 @@ def round_of(path: Path) -> Path:
     return folder
 
 
-def verify_start(path: Path | None, plan: Plan, manifest: Manifest) -> Beginning | None:
+def verify_start(path: Path | None, plan: Plan, manifest: AnyManifest) -> Beginning | None:
     """What the plan goes on from, where it does. Raises PlanError, ArtefactError."""
     if path is None:
         if plan.start is None:
@@ -61,7 +61,7 @@ def verify_start(path: Path | None, plan: Plan, manifest: Manifest) -> Beginning
     return read_beginning(path, plan, manifest)
 
 
-def read_beginning(path: Path, plan: Plan, manifest: Manifest) -> Beginning:
+def read_beginning(path: Path, plan: Plan, manifest: AnyManifest) -> Beginning:
     """What is at ``path``, checked against ``plan.start``.
 
     Raises ArtefactError for a file that is damaged or another one than the plan names, PlanError for a run

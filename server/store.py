@@ -31,7 +31,8 @@ from typing import Any
 from urllib.parse import quote
 
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, Manifest
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
 from protocol.privacy.ledger import Entry, parse_entries
@@ -100,7 +101,7 @@ class RunStore:
         if not path.exists():
             write_whole(path, plan.render().encode())
 
-    def keep_manifest(self, manifest: Manifest) -> None:
+    def keep_manifest(self, manifest: AnyManifest) -> None:
         """Write the base's manifest beside the plan, once: layouts follow from it."""
         path = self.folder / MANIFEST_NAME
         if not path.exists():

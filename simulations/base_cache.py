@@ -14,7 +14,7 @@ from pathlib import Path
 
 from base_model.build import build_base
 from base_model.places import PACKAGE, Place, locate
-from base_model.store import read_manifest, verify_base
+from base_model.verify import read_manifest, verify_base
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from simulations.experiment import BaseSource

@@ -53,9 +53,9 @@ def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tupl
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
-    if experiment.lists_labels or not experiment.has_labels:
-        return plan.task.rows(path, group=column)
     task = plan.task
+    if experiment.lists_labels or task.kind != "classification":
+        return task.rows(path, group=column)
     return read_rows(
         path,
         text=task.text,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from client.data import load_rows
-from client.training import predict_logits
+from client.training import predict
 from client.worker import Worker
 from protocol.layout import Tensors
 from protocol.plan import Plan
@@ -35,7 +35,7 @@ class Evaluator:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
         finished = finished_tensors(self.worker, tensors)
-        outputs = predict_logits(self.worker.engine, finished, chosen)
+        outputs = predict(self.worker.engine, finished, chosen)
         return task_named(self.worker.plan.task.kind).score(outputs, chosen.targets)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from protocol.legality import Finding, check
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.rows.formats import shown
 from protocol.rows.labels import verify_distinct, verify_several
@@ -17,7 +17,7 @@ NAMED = 5  # labels that a line names
 
 
 def findings_of(
-    experiment: Experiment, plan: Plan, manifest: Manifest | None, rows: tuple[Table, Table]
+    experiment: Experiment, plan: Plan, manifest: AnyManifest | None, rows: tuple[Table, Table]
 ) -> list[Finding]:
     """All of them, errors first. ``rows`` are to train and to test on."""
     order = {"error": 0, "warning": 1, "note": 2}

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from client.batches import Encoded
-from client.training import predict_logits, train
+from client.training import predict, train
 from client.worker import Worker
 from protocol.errors import UpdateError
 from protocol.plan import Plan
@@ -72,7 +72,7 @@ def measure_pace(
         )
     sample = rows.take(np.arange(min(MOST_ROWS, len(rows))))
     begun = clock()
-    predict_logits(worker.engine, start, sample)
+    predict(worker.engine, start, sample)
     return Pace(step=(ends[-1] - ends[WARM - 1]) / STEPS, row=(clock() - begun) / len(sample))
 
 

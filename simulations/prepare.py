@@ -20,7 +20,7 @@ from base_model.places import locate
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding, verify_legal
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
 from protocol.rows.read import Table, Text
 from protocol.secagg.roster import render_roster
@@ -51,7 +51,7 @@ class Prepared:
     experiment: Experiment
     plan: Plan
     base: Path
-    manifest: Manifest
+    manifest: AnyManifest
     tokens_per_row: float
     warnings: tuple[Finding, ...] = ()
     rows: tuple[int, int] = (0, 0)  # to train on, to test on
@@ -248,13 +248,10 @@ def split(experiment: Experiment, plan: Plan, rows: Table) -> Partition:
 
 def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
     """Rows as a site of this plan has them, with the column that made the devices."""
-    task = plan.task
     return [
-        ({column: rows.groups[at]} if column else {})
-        | dict(zip((task.text, task.text_pair), (text,) if isinstance(text, str) else text, strict=False))
-        | {task.column: target}
+        ({column: rows.groups[at]} if column else {}) | plan.task.line(text, target)
         for at, (text, target) in enumerate(zip(rows.texts, rows.targets, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:

@@ -229,7 +229,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     """Writes a PEFT folder with random values, as the coordinator does; returns the folder."""
     import numpy as np
 
-    from base_model.store import read_manifest
+    from base_model.verify import read_manifest
     from protocol.encoding import vector_digest
     from protocol.plan import plan_from
     from protocol.recipe import Recipe

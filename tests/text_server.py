@@ -14,11 +14,12 @@ from openai import OpenAI
 from uvicorn.server import Server
 
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.chat import chat_from, chat_prompt
+from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.generation import Generator, Request, Step
 from edge_runtime.decoder.http.app import TextApp
 from edge_runtime.decoder.http.service import TextService
 from edge_runtime.http_server import settings_of
+from protocol.chat.messages import chat_from
 from tests.tiny_decoder import lora, write_tiny_decoder
 
 SEEDS = {"a": 2, "b": 3, "c": 4, "d": 6}  # of adapters whose texts fill the context

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from base_model.source_files import FETCH, check_file, first_line, read_object
 from base_model.weights_file import REBUILD
+from protocol.chat.template import MOST_TEMPLATE
 from protocol.decoder_manifest import CHAT_TEMPLATE, WritingManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import TOKENIZER
@@ -22,7 +23,6 @@ from storage.regular import read_regular_text
 
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 MOST_ENDS = 64
-MOST_TEMPLATE = 2**20  # bytes
 SAVE = "save it beside the model with transformers' `tokenizer.save_pretrained`"
 # What tokenizers trip over, and what a careless one treats unlike its neighbours.
 ODD_TEXTS = ("", " ", "a", "Ä", "\u0301", "中", "😀", "\u200b\ufeff", "a   12", "\x00", "\n\t")

@@ -24,6 +24,8 @@ OPSET = 21
 IR_VERSION = 10
 LOSS, GRADIENT = "loss", "gradient."
 Symbols = Mapping[str, Symbol]
+Targets = Mapping[str, tuple[int, list[str]]]  # inputs by name: ONNX element type and dimensions
+NO_TARGETS: Targets = {}
 Forms = Callable[[Symbols], Mapping[str, Symbol]]  # trained tensors -> slots of the answering graph
 
 
@@ -49,7 +51,7 @@ def training_graph(
     trained: Iterable[str],
     forms: Forms,
     loss: Loss,
-    targets: Mapping[str, tuple[int, list[str]]],
+    targets: Targets,
 ) -> onnx.ModelProto:
     """The graph of a program.
 
@@ -63,9 +65,7 @@ def training_graph(
     """
     model, tape = _adapted(answering, tensors, forms)
     graph = model.graph
-    graph.input.extend(
-        helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
-    )
+    _add_inputs(graph, targets)
     objective = loss(tape, graph.output[0].name)
     sort_topologically(graph)
     gradients = append_gradients(
@@ -87,13 +87,36 @@ def training_graph(
 
 
 def adapted_graph(
-    answering: onnx.ModelProto, *, tensors: Mapping[str, int], forms: Forms
+    answering: onnx.ModelProto,
+    *,
+    tensors: Mapping[str, int],
+    forms: Forms,
+    answer: Callable[[Tape, str], str] | None = None,
+    targets: Targets = NO_TARGETS,
+    output: str = "",
 ) -> onnx.ModelProto:
-    """The forward half alone: the answering graph with the tensors of an adapter as its inputs."""
-    model, _ = _adapted(answering, tensors, forms)
-    sort_topologically(model.graph)
-    del model.graph.value_info[:]
+    """The forward half alone: the answering graph with the tensors of an adapter as its inputs.
+
+    ``answer`` computes from its output and ``targets`` what is given instead, (rows, figures) as ``output``.
+    """
+    model, tape = _adapted(answering, tensors, forms)
+    graph = model.graph
+    _add_inputs(graph, targets)
+    if answer is not None:
+        value = answer(tape, graph.output[0].name)
+        del graph.output[:]
+        graph.node.append(helper.make_node("Identity", [value], [output]))
+        dims = [f"{output}.0", f"{output}.1"]
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, dims))
+    sort_topologically(graph)
+    del graph.value_info[:]
     return model
+
+
+def _add_inputs(graph: onnx.GraphProto, targets: Targets) -> None:
+    graph.input.extend(
+        helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in targets.items()
+    )
 
 
 def _adapted(

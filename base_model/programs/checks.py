@@ -16,6 +16,7 @@ from onnx import AttributeProto, TensorProto
 from base_model.programs.build import OPSET
 from base_model.programs.document import REMEDY, GraphEntry
 from base_model.programs.tape import MICROSOFT
+from base_model.tasks import TASKS
 from base_model.weights_file import WEIGHTS
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS
@@ -40,7 +41,8 @@ BITS = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT64: 64, TensorProto.INT32: 32,
     TensorProto.UINT8: 8, TensorProto.BOOL: 8,
 }  # fmt: skip
-INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, "labels"}
+INTEGER_TARGETS = {task.TARGET for task in TASKS.values() if task.ELEMENT == TensorProto.INT64}
+INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, *INTEGER_TARGETS}
 
 
 def verify_graph(data: bytes, entry: GraphEntry, *, weights: int, source: str) -> None:

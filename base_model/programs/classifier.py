@@ -11,7 +11,7 @@ from base_model.programs.answering import ask_for_types
 from base_model.programs.build import Objective, adapted_graph, training_graph
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
-from base_model.tasks import TASKS
+from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
 from protocol.peft_format import slots_of
 from protocol.recipe import Recipe
@@ -27,7 +27,7 @@ def classifier_graphs(
     Outputs: ``loss``, the sum over rows of the task's, and ``gradient.NAME`` of it for the names;
     or the graph's own ``logits``.
     """
-    layout, manifest, task = recipe.layout, recipe.manifest, TASKS[recipe.plan.task.kind]
+    layout, manifest, task = recipe.layout, recipe.manifest, OUTPUT_TASKS[recipe.plan.task.kind]
     answering = onnx.load(str(base / manifest.graph.file))
     if recipe.typed:
         ask_for_types(answering.graph)

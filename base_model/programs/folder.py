@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
-from base_model import graph_linears, tasks
+from base_model import decoder, graph_linears, tasks
 from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
@@ -35,13 +35,16 @@ from base_model.programs.document import (
     tensor_rules,
     verify_layout,
 )
+from base_model.programs.language import SCORES, language_graphs
 from base_model.programs.step import UndifferentiableError
 from base_model.tasks import TASKS
 from base_model.weights_file import REBUILD, WEIGHTS
 from protocol import forms, methods
+from protocol.decoder_manifest import IDS, MASK, DecoderManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import TYPE_IDS, Manifest
+from protocol.manifest import TYPE_IDS
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -75,8 +78,9 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     manifest = recipe.manifest
     sets = [frozenset[str](), *(recipe.phases if parts is None else parts)]
     trained = [frozenset(s.name for s in recipe.layout.specs if s.part in names) for names in sets]
+    derive = language_graphs if isinstance(manifest, DecoderManifest) else classifier_graphs
     with deriving(base):
-        models = classifier_graphs(base, recipe, trained)
+        models = derive(base, recipe, trained)
     graphs = {
         graph_name(names): model.SerializeToString(deterministic=True)
         for names, model in zip(sets, models, strict=True)
@@ -159,7 +163,7 @@ def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: 
     verify_graphs(program, manifest, source=source)
 
 
-def verify_graphs(program: Program, manifest: Manifest, *, source: str) -> None:
+def verify_graphs(program: Program, manifest: AnyManifest, *, source: str) -> None:
     """Each takes and gives what the document says, and may be run. Raises ArtefactError."""
     document = program.document
     for name, entry in document.graphs.items():
@@ -175,17 +179,26 @@ def verify_graphs(program: Program, manifest: Manifest, *, source: str) -> None:
 
 
 def _verify_signature(
-    document: ProgramDocument, entry: GraphEntry, manifest: Manifest, *, source: str
+    document: ProgramDocument, entry: GraphEntry, manifest: AnyManifest, *, source: str
 ) -> None:
     """Inputs are rows and the adapter, outputs loss and gradients of its parts, or logits."""
     tensors = sorted(rule.name for rule in document.tensors)
     parts = set(entry.parts)
     trained = [rule.name for rule in document.tensors if rule.part in parts]
-    rows = [name for name in manifest.graph.inputs if document.pairs or name != TYPE_IDS]
-    inputs = [*rows, *tensors, *([TASKS[document.task].TARGET] if parts else [])]
-    outputs = outputs_of(trained, manifest.graph.output, training=bool(parts))
+    task = TASKS[document.task]
+    rows, answer = _rows_and_answer(manifest, pairs=document.pairs)
+    inputs = [*rows, *tensors, *([task.TARGET] if parts or task.JUDGES else [])]
+    outputs = outputs_of(trained, answer, training=bool(parts))
     if entry.inputs != inputs or entry.outputs != outputs:
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
+
+
+def _rows_and_answer(manifest: AnyManifest, *, pairs: bool) -> tuple[list[str], str]:
+    """(inputs that are rows, the output of the program that answers)."""
+    if isinstance(manifest, DecoderManifest):
+        return [IDS, MASK], SCORES  # whole texts: no cache goes in or out
+    rows = [name for name in manifest.graph.inputs if pairs or name != TYPE_IDS]
+    return rows, manifest.graph.output
 
 
 def program_for(
@@ -283,7 +296,8 @@ def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
 def _maker() -> str:
     """A digest of what makes programs: our own code, and the library that infers shapes."""
     hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
-    folders = (Path(__file__).parent, Path(tasks.__file__).parent, Path(methods.__file__).parent)
+    rooms = (tasks, methods, decoder)
+    folders = (Path(__file__).parent, *(Path(str(room.__file__)).parent for room in rooms))
     own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     for file in (*own, Path(forms.__file__), Path(graph_linears.__file__)):
         hasher.update(file.read_bytes())

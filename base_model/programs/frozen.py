@@ -26,7 +26,8 @@ def refer_to_weights(model: onnx.ModelProto, weights: Path) -> None:
     places = places_of(weights)
     with weights.open("rb") as file:
         for tensor in model.graph.initializer:
-            place = places.get(tensor.name.removeprefix("model.").removesuffix(ROWS))
+            name = tensor.name.removesuffix(ROWS)
+            place = places.get(name) or places.get(name.removeprefix("model."))
             if place is None or len(tensor.raw_data) < SMALLEST:
                 continue
             file.seek(place.offset)

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import onnx
 
+from base_model.decoder.opened import opened_decoder
 from base_model.decoder.products import BLOCK, Stores
 from base_model.decoder.sequence import HIDDEN, sequence_graph
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
 from base_model.decoder.stored import StoredShape
-from base_model.programs.build import Forms, Objective, flat_codes, training_graph
-from base_model.programs.tape import Tape
-from base_model.programs.token_loss import ELEMENT, TARGET, OutputLayer, token_loss
+from base_model.programs.build import (
+    Forms,
+    Objective,
+    adapted_graph,
+    flat_codes,
+    training_graph,
+)
+from base_model.programs.frozen import refer_to_weights
+from base_model.programs.tape import Symbol, Tape
+from base_model.programs.token_loss import (
+    ELEMENT,
+    TARGET,
+    OutputLayer,
+    token_loss,
+    token_scores,
+)
+from base_model.weights_file import WEIGHTS
 from protocol.errors import ArtefactError
+from protocol.peft_format import slots_of
+from protocol.recipe import Recipe
+
+TARGETS = {TARGET: (ELEMENT, ["rows", "tokens"])}
+SCORES = "scores"  # (rows, 3)
 
 
 def language_graph(
@@ -36,27 +57,79 @@ def language_graph(
 
     Raises ArtefactError for a shape that cannot be trained here.
     """
-    if shape.fused or shape.logits_cap:
-        raise ArtefactError(
-            f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
-            "use it without training, or another family",
-        )
-    answering = sequence_graph(shape, weights).nodes.model()
+    verify_trainable(shape)
 
     def loss(tape: Tape, outputs: str) -> Objective:
         layer = output_layer(tape, shape, weights)
         scalar, slope = token_loss(tape, outputs, layer)
         return Objective(scalar=scalar, at=outputs, slope=slope)
 
-    assert answering.graph.output[0].name == HIDDEN
     return training_graph(
-        answering,
+        _hidden_states(shape, weights),
         tensors=tensors,
         trained=trained,
         forms=forms,
         loss=loss,
-        targets={TARGET: (ELEMENT, ["rows", "tokens"])},
+        targets=TARGETS,
     )
+
+
+def scoring_graph(
+    shape: DecoderShape, weights: Stores, *, tensors: Mapping[str, int], forms: Forms
+) -> onnx.ModelProto:
+    """What each row's counted tokens come to, under an adapter: :func:`token_scores` as ``scores``.
+
+    Inputs and errors as of :func:`language_graph`.
+    """
+    verify_trainable(shape)
+    return adapted_graph(
+        _hidden_states(shape, weights),
+        tensors=tensors,
+        forms=forms,
+        answer=lambda tape, hidden: token_scores(tape, hidden, output_layer(tape, shape, weights)),
+        targets=TARGETS,
+        output=SCORES,
+    )
+
+
+def language_graphs(
+    base: Path, recipe: Recipe, trained: Iterable[frozenset[str]]
+) -> list[onnx.ModelProto]:
+    """For each set of tensor names: loss and gradients of the recipe's adapter; of no name, rows' scores.
+
+    Frozen tensors are read from ``base``. Raises ArtefactError as :func:`language_graph` does.
+    """
+    shape, weights = opened_decoder(base)
+    tensors = {spec.name: len(spec.shape) for spec in recipe.layout.specs}
+
+    def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
+        return slots_of(symbols, method=recipe.method, constants=recipe.constants)
+
+    def graph(names: frozenset[str]) -> onnx.ModelProto:
+        if not names:
+            model = scoring_graph(shape, weights, tensors=tensors, forms=forms)
+        else:
+            ordered = [spec.name for spec in recipe.layout.specs if spec.name in names]
+            model = language_graph(shape, weights, tensors=tensors, trained=ordered, forms=forms)
+        refer_to_weights(model, base / WEIGHTS)
+        return model
+
+    return [graph(names) for names in trained]
+
+
+def verify_trainable(shape: DecoderShape) -> None:
+    """Raises ArtefactError for a shape that has no program."""
+    if shape.fused or shape.logits_cap:
+        raise ArtefactError(
+            f"a {shape.family} cannot be trained here: its projections are one, or its logits capped",
+            "use it without training, or another family",
+        )
+
+
+def _hidden_states(shape: DecoderShape, weights: Stores) -> onnx.ModelProto:
+    model = sequence_graph(shape, weights).nodes.model()
+    assert model.graph.output[0].name == HIDDEN
+    return model
 
 
 def output_layer(tape: Tape, shape: StoredShape, weights: Stores) -> OutputLayer:

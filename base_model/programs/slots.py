@@ -15,7 +15,7 @@ from base_model.programs.build import OPSET, Objective, Symbols, training_graph
 from base_model.programs.document import ProgramDocument, TensorRule, graph_name
 from base_model.programs.folder import Program, deriving, graph_entry, verify_graphs
 from base_model.programs.frozen import refer_to_weights
-from base_model.tasks import TASKS
+from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
 from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec
@@ -49,7 +49,7 @@ def slot_program(
 
     Raises ArtefactError for a base whose graph has no derivative, or is none that may be run.
     """
-    parts, task = frozenset(spec.part for spec in layout.specs), TASKS[kind]
+    parts, task = frozenset(spec.part for spec in layout.specs), OUTPUT_TASKS[kind]
     with deriving(base):
         answering = onnx.load(str(base / manifest.graph.file))
         if pairs and TYPE_IDS in manifest.graph.inputs:

@@ -16,7 +16,9 @@ from onnx import TensorProto
 from base_model.programs.tape import MICROSOFT, Tape
 
 # (rows, tokens): the next token, below 0 where none counts
-TARGET, ELEMENT = "targets", TensorProto.INT64
+TARGET, ELEMENT = "next_tokens", TensorProto.INT64
+FIGURES = 3  # of a row
+TIE = 1e-5  # of logits
 SLICE = 2**20  # elements of the weight that are expanded at a time
 
 
@@ -59,39 +61,92 @@ class OutputLayer:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """The n counted positions of a batch: ``places`` (n, 1) among all, and their ``hidden`` (n, width).
+
+    ``weights`` (n, width): the layer's rows of the tokens that follow; ``along`` (n, 1): their logits.
+    """
+
+    places: str
+    hidden: str
+    weights: str
+    along: str
+
+
+def _counted(tape: Tape, hidden: str, layer: OutputLayer) -> Counted:
+    flat = tape.op("Reshape", TARGET, tape.axes(-1))
+    counted = tape.op("GreaterOrEqual", flat, tape.constant(0, np.int64))
+    places = tape.op("Transpose", tape.op("NonZero", counted), perm=[1, 0])  # (n, 1)
+    index = tape.op("Squeeze", places, tape.axes(1))
+    chosen = tape.op("Gather", _flat(tape, hidden, layer), index, axis=0)
+    weights = layer.rows(tape, tape.op("Gather", flat, index, axis=0))
+    along = tape.op("ReduceSum", tape.op("Mul", chosen, weights), tape.axes(1), keepdims=1)
+    return Counted(places=places, hidden=chosen, weights=weights, along=along)
+
+
+def _flat(tape: Tape, hidden: str, layer: OutputLayer) -> str:
+    return tape.op("Reshape", hidden, tape.axes(-1, layer.width))
+
+
 def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
     """(loss, gradient): the sum over counted positions in nats, and its gradient by ``hidden``.
 
     ``hidden`` (rows, tokens, width) float32; the graph has the input :data:`TARGET`.
     """
-    flat = tape.op("Reshape", TARGET, tape.axes(-1))
-    counted = tape.op("GreaterOrEqual", flat, tape.constant(0, np.int64))
-    places = tape.op("Transpose", tape.op("NonZero", counted), perm=[1, 0])  # (n, 1)
-    index = tape.op("Squeeze", places, tape.axes(1))
-    every = tape.op("Reshape", hidden, tape.axes(-1, layer.width))
-    chosen = tape.op("Gather", every, index, axis=0)  # (n, width)
-    wanted = layer.rows(tape, tape.op("Gather", flat, index, axis=0))
-    total = logsumexp(tape, chosen, layer)
-    along = tape.op("ReduceSum", tape.op("Mul", chosen, wanted), tape.axes(1), keepdims=1)
-    loss = tape.op("ReduceSum", tape.op("Sub", total, along), keepdims=0)
-    back = tape.op("Neg", wanted)
+    counted = _counted(tape, hidden, layer)
+    total, _ = _logsumexp(tape, counted.hidden, layer)
+    loss = tape.op("ReduceSum", tape.op("Sub", total, counted.along), keepdims=0)
+    back = tape.op("Neg", counted.weights)
     for start in layer.starts():
-        weight, logits = _slice(tape, chosen, layer, start, after=back)
+        weight, logits = _slice(tape, counted.hidden, layer, start, after=back)
         share = tape.op("Exp", tape.op("Sub", logits, total))
         back = tape.op("Gemm", share, weight, back)
-    zeros = tape.op("Mul", every, tape.constant(0.0))
-    spread = tape.op("ScatterND", zeros, places, back)
+    zeros = tape.op("Mul", _flat(tape, hidden, layer), tape.constant(0.0))
+    spread = tape.op("ScatterND", zeros, counted.places, back)
     return loss, tape.op("Reshape", spread, tape.op("Shape", hidden))
 
 
-def logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> str:
-    """(n, 1) of logits of ``chosen`` (n, width), over the whole vocabulary."""
-    parts, after = [], chosen
+def token_scores(tape: Tape, hidden: str, layer: OutputLayer) -> str:
+    """(rows, 3) float32: of each row the loss in nats, its counted tokens, and how many had the top logit.
+
+    A token that shares it with another counts.
+    """
+    counted = _counted(tape, hidden, layer)
+    total, largest = _logsumexp(tape, counted.hidden, layer)
+    losses = tape.op("Sub", total, counted.along)
+    # products of one row and of many round differently
+    near = tape.op("Sub", largest, tape.constant(TIE))
+    right = tape.op("Cast", tape.op("GreaterOrEqual", counted.along, near), to=TensorProto.FLOAT)
+    ones = tape.op("Add", tape.op("Mul", losses, tape.constant(0.0)), tape.constant(1.0))
+    figures = tape.op("Concat", losses, ones, right, axis=1)
+    size = tape.op(
+        "Concat",
+        tape.op("Reshape", tape.op("Size", TARGET), tape.axes(1)),
+        tape.axes(FIGURES),
+        axis=0,
+    )
+    zeros = tape.op("Expand", tape.constant(0.0), size)
+    spread = tape.op("ScatterND", zeros, counted.places, figures)
+    shape = tape.op("Concat", tape.op("Shape", TARGET), tape.axes(FIGURES), axis=0)
+    by_row = tape.op("Reshape", spread, shape)
+    return tape.op("ReduceSum", by_row, tape.axes(1), keepdims=0)
+
+
+def _logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> tuple[str, str]:
+    """(of the whole vocabulary, and its largest logit), both (n, 1)."""
+    parts, tops, after = [], [], chosen
     for start in layer.starts():
         _, logits = _slice(tape, chosen, layer, start, after=after)
         after = tape.op("ReduceLogSumExp", logits, tape.axes(1), keepdims=1)
         parts.append(after)
-    return tape.op("ReduceLogSumExp", tape.op("Concat", *parts, axis=1), tape.axes(1), keepdims=1)
+        tops.append(tape.op("ReduceMax", logits, tape.axes(1), keepdims=1))
+    both = (tape.op("Concat", *each, axis=1) for each in (parts, tops))
+    total, top = both
+    return (
+        tape.op("ReduceLogSumExp", total, tape.axes(1), keepdims=1),
+        tape.op("ReduceMax", top, tape.axes(1), keepdims=1),
+    )
 
 
 def _slice(

@@ -16,7 +16,10 @@ from base_model.decoder.source import CodedWeight
 from base_model.seq2seq.shape import DECODER, ENCODER, POSITIONS, Seq2SeqShape
 
 NEVER = -1e9  # added to the score of a token that must not be seen
-SOURCE, TARGET = "source", "tokens"  # names of the sizes (rows, tokens) of what is read and written
+SOURCE, WRITTEN = (
+    "source",
+    "tokens",
+)  # names of the sizes (rows, tokens) of what is read and written
 CROSS = "cross"
 
 
@@ -59,7 +62,7 @@ def source_attention(building: Building, layer: int, queries: str, keys: str, va
 
 def target_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
     """Each token of what is written sees itself and those before it: rows in, rows out."""
-    query, *pair = (heads_of(building, rows, TARGET) for rows in (queries, keys, values))
+    query, *pair = (heads_of(building, rows, WRITTEN) for rows in (queries, keys, values))
     bias = building.once(f"{DECODER}/bias", _target_bias)
     path = f"{DECODER}.block.{layer}.layer.0.SelfAttention"
     return attended(building, path, query, (pair[0], pair[1]), bias)
@@ -92,7 +95,7 @@ def cached_attention(building: Building, layer: int, queries: str, keys: str, va
 def cross_attention(building: Building, path: str, queries: str, keys: Heads, mask: str) -> str:
     """Each token of what is written sees all of what was read, by its keys and values: rows in, rows out."""
     bias = building.once(f"{CROSS}/bias/{mask}", _unseen_padding)
-    return attended(building, path, heads_of(building, queries, TARGET), keys, bias)
+    return attended(building, path, heads_of(building, queries, WRITTEN), keys, bias)
 
 
 def _source_bias(building: Building, output: str) -> None:
@@ -113,7 +116,7 @@ def _source_bias(building: Building, output: str) -> None:
 def _target_bias(building: Building, output: str) -> None:
     """(heads, tokens, tokens): of positions, and hugely negative for what comes later."""
     nodes = building.nodes
-    places = building.once(f"{TARGET}/places", _places)
+    places = building.once(f"{WRITTEN}/places", _places)
     columns = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/from")
     apart = nodes.add("Sub", [columns, places], f"{output}/apart")
     added = _back(building, apart, output)

@@ -35,9 +35,10 @@ from base_model.decoder.source import DecoderSource, Floats
 from base_model.decoder.stored import Weights, is_affine, stored_weights
 from base_model.files import chunks_text, file_entries
 from base_model.graph_data import ONE_FILE, OPSET
+from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.check import check_graphs
 from base_model.seq2seq.families import shape_of
-from base_model.seq2seq.graph import TARGETS, decoder_graph, encoder_graph, whole_graph
+from base_model.seq2seq.graph import decoder_graph, encoder_graph, whole_graph
 from base_model.seq2seq.shape import Seq2SeqShape
 from protocol.chunks import CHUNKS
 from protocol.decoder_manifest import IDS, LOGITS, MASK, decoder_fingerprint
@@ -125,8 +126,8 @@ def _moments(
     """Mean squares of what linears read, where each piece of a text is read and written again."""
     pieces = calibration_pieces(source, shape.vocabulary, text, most=shape.context)
     building = whole_graph(shape, coarse_weights(source, shape), slots=False)
-    building.nodes.input(TARGETS, TensorProto.INT64, ["rows", "tokens"])
-    feeds = [{IDS: piece, MASK: np.ones_like(piece), TARGETS: piece} for piece in pieces]
+    building.nodes.input(TARGET, TensorProto.INT64, ["rows", "tokens"])
+    feeds = [{IDS: piece, MASK: np.ones_like(piece), TARGET: piece} for piece in pieces]
     linears = [linear.path for linear in shape.linears()]
     return watched_moments(building, linears, feeds, tell=tell)
 

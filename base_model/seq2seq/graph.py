@@ -15,9 +15,10 @@ from base_model.decoder.graph import counts
 from base_model.decoder.nodes import Dimensions, Nodes
 from base_model.decoder.parts import activated, added_norm, word_rows
 from base_model.decoder.products import Stores, linear, output_rows, scaled
+from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.attention import (
     SOURCE,
-    TARGET,
+    WRITTEN,
     Attention,
     Building,
     Heads,
@@ -38,9 +39,6 @@ from base_model.seq2seq.shape import (
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 from protocol.seq2seq_manifest import SOURCE_MASK, STATES, cross_names
 
-TARGETS = (
-    "targets"  # (rows, tokens) int64: what is to be written, below 0 where it counts for nothing
-)
 HIDDEN = "hidden/last"  # (tokens, hidden): what the output layer multiplies
 
 
@@ -95,10 +93,10 @@ def decoder_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool) -> Nodes
 
 
 def whole_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool = True) -> Building:
-    """Ids and mask (rows, source) and :data:`TARGETS` to hidden states: teacher forcing, no cache.
+    """Ids and mask (rows, source) and :data:`TARGET` to hidden states: teacher forcing, no cache.
 
     The decoder reads what it is to write, shifted by one: ``start`` comes first, ``padding`` where a target
-    counts for nothing. :data:`TARGETS` is no input yet: whoever takes the graph adds it.
+    counts for nothing. :data:`TARGET` is no input yet: whoever takes the graph adds it.
     """
     building = _building(shape, weights, Nodes("whole"), slots=slots, fused_norms=False)
     nodes = building.nodes
@@ -106,7 +104,7 @@ def whole_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool = True) -> 
         nodes.input(name, TensorProto.INT64, ["rows", "source"])
     states = encoded(building)
     memory = [cross_heads(building, layer, states) for layer in range(shape.layers)]
-    nodes.add("Shape", [TARGETS], TARGET)
+    nodes.add("Shape", [TARGET], WRITTEN)
     rows = decoded(building, _shifted(building), target_attention, memory, MASK)
     nodes.add("Identity", [rows], HIDDEN)
     nodes.output(HIDDEN, TensorProto.FLOAT, ["positions", shape.hidden])
@@ -204,15 +202,15 @@ def _state_shape(building: Building, output: str) -> None:
 
 
 def _shifted(building: Building) -> str:
-    """(rows, tokens): what the decoder reads for :data:`TARGETS`."""
+    """(rows, tokens): what the decoder reads for :data:`TARGET`."""
     nodes, shape = building.nodes, building.shape
     zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one", [1])
-    counted = nodes.add("GreaterOrEqual", [TARGETS, zero], f"{TARGETS}/counted")
+    counted = nodes.add("GreaterOrEqual", [TARGET, zero], f"{TARGET}/counted")
     padding = nodes.numbers("padding", shape.padding)
-    known = nodes.add("Where", [counted, TARGETS, padding], f"{TARGETS}/known")
+    known = nodes.add("Where", [counted, TARGET, padding], f"{TARGET}/known")
     cut = [nodes.numbers("axis/0", [0]), nodes.numbers("last", [-1]), one]
-    before = nodes.add("Slice", [known, *cut], f"{TARGETS}/before")
-    first = nodes.add("Slice", [known, nodes.numbers("axis/0", [0]), one, one], f"{TARGETS}/first")
-    nothing = nodes.add("Mul", [first, zero], f"{TARGETS}/nothing")
-    start = nodes.add("Add", [nothing, nodes.numbers("start", shape.start)], f"{TARGETS}/start")
-    return nodes.add("Concat", [start, before], f"{TARGETS}/shifted", axis=1)
+    before = nodes.add("Slice", [known, *cut], f"{TARGET}/before")
+    first = nodes.add("Slice", [known, nodes.numbers("axis/0", [0]), one, one], f"{TARGET}/first")
+    nothing = nodes.add("Mul", [first, zero], f"{TARGET}/nothing")
+    start = nodes.add("Add", [nothing, nodes.numbers("start", shape.start)], f"{TARGET}/start")
+    return nodes.add("Concat", [start, before], f"{TARGET}/shifted", axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from base_model.programs.tape import Tape
-from base_model.tasks import classification, regression
+from base_model.tasks import causal_lm, classification, regression
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 class ProgramTask(Protocol):
     """A module of this package."""
 
-    TARGET: str  # the input, beside the rows, with what each row is to answer
-    ELEMENT: int  # its ONNX element type; it is (rows,)
+    TARGET: str  # the input, beside the rows, with what is to be answered
+    ELEMENT: int  # its ONNX element type
+    JUDGES: bool  # whether the program that answers takes it too, and gives losses
+
+
+class OutputTask(ProgramTask, Protocol):
+    """One whose answers are a head's; targets are (rows,)."""
 
     def loss(self, tape: Tape, outputs: str) -> str:
         """A scalar: the sum over rows of their loss, in a program."""
@@ -26,7 +31,8 @@ class ProgramTask(Protocol):
         ...
 
 
-TASKS: dict[str, ProgramTask] = {
+OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
 }
+TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm}

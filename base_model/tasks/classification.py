@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TARGET, ELEMENT = "labels", TensorProto.INT64  # the index of each row's label
+JUDGES = False
 
 
 def loss(tape: Tape, outputs: str) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TARGET, ELEMENT = "targets", TensorProto.FLOAT  # each row's share of the range
+JUDGES = False
 
 
 def loss(tape: Tape, outputs: str) -> str:

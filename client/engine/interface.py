@@ -1,4 +1,4 @@
-"""The interface of an engine: loss and gradients of a batch, logits of a batch, and no more.
+"""The interface of an engine: loss and gradients of a batch, outputs of a batch, and no more.
 
 Weights, optimiser and the order of rows are the caller's; an engine keeps nothing of a client between
 two calls, so clients of one process share it.
@@ -27,5 +27,5 @@ class Engine(Protocol):
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """The sum over rows of the task's loss, and its gradients by name for ``parts``."""
 
-    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
-        """(rows, outputs)."""
+    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+        """(rows, outputs): a head's logits, or of text that follows text what ``score`` adds up."""

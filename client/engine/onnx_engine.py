@@ -36,22 +36,24 @@ class OnnxEngine:
         """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
         self.layout = layout
         self._program, self._base, self._digest = program, base, program.document.digest
-        self._target = TASKS[program.document.task].TARGET
+        self._task = TASKS[program.document.task]
         self._threads = threads or _threads_of_openmp()
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
         session = self._session(parts)
         wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
-        feeds = self._rows(batch) | {self._target: batch.targets} | dict(tensors)
+        feeds = self._rows(batch) | {self._task.TARGET: batch.targets} | dict(tensors)
         loss, *gradients = session.run([LOSS, *wanted], feeds)
         names = (name.removeprefix(GRADIENT) for name in wanted)
         return float(loss), dict(zip(names, gradients, strict=True))
 
-    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
         """See :class:`client.engine.interface.Engine`."""
-        (logits,) = self._session(frozenset()).run(None, self._rows(batch) | dict(tensors))
-        return np.asarray(logits, np.float32)
+        judged = {self._task.TARGET: batch.targets} if self._task.JUDGES else {}
+        feeds = self._rows(batch) | judged | dict(tensors)
+        (outputs,) = self._session(frozenset()).run(None, feeds)
+        return np.asarray(outputs, np.float32)
 
     def _rows(self, batch: Batch) -> dict[str, Any]:
         types = {} if batch.types is None else {TYPE_IDS: batch.types}

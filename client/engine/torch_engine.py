@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from base_model.store import open_base
-from base_model.tasks import TASKS
+from base_model.tasks import OUTPUT_TASKS
 from client.batches import Batch
 from client.engine.adapter_model import AdapterModel
 from client.engine.device import choose_device, matmul_dtype
@@ -47,7 +47,7 @@ class TorchEngine:
         for parameter in parameters.values():
             parameter.grad = None
         targets = torch.from_numpy(batch.targets).to(self._model.device)
-        loss = TASKS[self._plan.task.kind].torch_loss(self._forward(batch), targets)
+        loss = OUTPUT_TASKS[self._plan.task.kind].torch_loss(self._forward(batch), targets)
         loss.backward()
         gradients = {
             name: np.zeros(tuple(parameter.shape), np.float32)  # a layer that no row reached
@@ -57,7 +57,7 @@ class TorchEngine:
         }
         return float(loss.detach()), gradients
 
-    def logits(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
         """See :class:`client.engine.interface.Engine`."""
         self._model.load(tensors)
         # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import classification, regression
+from client.tasks import causal_lm, classification, regression
 from protocol.rows.read import Table
+
+if TYPE_CHECKING:
+    from client.batches import Encoded
+    from client.data import Rows
+    from client.opened_base import OpenedBase
+    from protocol.recipe import Recipe
 
 
 class Score(Protocol):
@@ -16,7 +22,7 @@ class Score(Protocol):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The two of the task's metrics that are of rows kept out, in their order."""
+        """Those of the task's metrics that are of rows kept out, in their order."""
         ...
 
     @property
@@ -28,24 +34,33 @@ class Score(Protocol):
 class ClientTask(Protocol):
     """A module of this package."""
 
-    @property
-    def TARGETS(self) -> type[np.generic]:  # noqa: N802
-        """Of the array of targets."""
-        ...
-
     def targets(self, table: Table, task: Any) -> list[Any]:
         """What the loss compares with, row by row."""
         ...
 
+    def encode(self, rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
+        """Token ids, and what the loss compares with. Raises DataError for a row that cannot be learnt."""
+        ...
+
     def score(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> Score:
-        """Of ``outputs`` (rows, outputs) against ``targets`` (rows,)."""
+        """Of ``outputs`` (rows, outputs) against the targets of the encoded rows."""
         ...
 
 
-TASKS: dict[str, ClientTask] = {
+class OutputTask(ClientTask, Protocol):
+    """One whose answers are a head's."""
+
+    @property
+    def TARGETS(self) -> type[np.generic]:  # noqa: N802
+        """Of the array of targets, (rows,)."""
+        ...
+
+
+OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
 }
+TASKS: dict[str, ClientTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm}
 
 
 def task_named(kind: str) -> ClientTask:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from client.batches import Encoded
+from client.data import Rows
+from client.opened_base import OpenedBase
+from client.tasks.outputs import encode_outputs
+from protocol.recipe import Recipe
 from protocol.rows.read import Table
 from protocol.tasks.classification import Classification
 
@@ -36,6 +41,11 @@ def targets(table: Table, task: Classification) -> list[int]:
     """The index in ``task.labels`` of each row's label."""
     index = {label: at for at, label in enumerate(task.labels)}
     return [index[label] for label in table.targets]
+
+
+def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
+    """Texts with special tokens, cut to the plan's length."""
+    return encode_outputs(rows, recipe, base, TARGETS)
 
 
 def score(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Score:

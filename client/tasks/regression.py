@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from client.batches import Encoded
+from client.data import Rows
+from client.opened_base import OpenedBase
+from client.tasks.outputs import encode_outputs
+from protocol.recipe import Recipe
 from protocol.rows.read import Table
 from protocol.tasks.regression import Regression
 
@@ -30,6 +35,11 @@ class Score:
 def targets(table: Table, task: Regression) -> list[float]:
     """Each row's value as a share of the range."""
     return [(value - task.low) / (task.high - task.low) for value in table.targets]
+
+
+def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
+    """Texts with special tokens, cut to the plan's length."""
+    return encode_outputs(rows, recipe, base, TARGETS)
 
 
 def score(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -> Score:

@@ -19,6 +19,7 @@ from edge_runtime.base import (
     verify_slots,
 )
 from edge_runtime.decoder.key_values import writes_in_place
+from protocol.chat.template import MOST_TEMPLATE
 from protocol.decoder_manifest import (
     CHAT_TEMPLATE,
     IDS,
@@ -35,7 +36,6 @@ from protocol.panics import tokenizing
 from protocol.seq2seq_manifest import is_seq2seq
 from storage.regular import read_regular_text
 
-MOST_TEMPLATE = 2**20  # bytes of a chat template
 FREE = ""  # a dimension of any size
 INT64, FLOAT = "tensor(int64)", "tensor(float)"
 Shape = tuple[int | str, ...]

@@ -77,7 +77,8 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Answer line after line of standard input, up to its end or `/quit`."""
-    from edge_runtime.decoder.chat import chat_from, chat_prompt, verify_chats
+    from edge_runtime.decoder.chat import chat_prompt, verify_chats
+    from protocol.chat.messages import chat_from
 
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
     generator = _open(base, adapter, threads)

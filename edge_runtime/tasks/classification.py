@@ -13,9 +13,8 @@ import numpy.typing as npt
 from edge_runtime.answer_options import AnswerOptions
 from protocol.calibration import Calibration, calibrate, probabilities
 from protocol.peft_format import ReleaseNote
-from protocol.tasks.classification import Classification
 
-HAS_LABELS = Classification.HAS_LABELS
+HAS_LABELS = True
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 
 

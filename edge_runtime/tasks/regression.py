@@ -12,9 +12,8 @@ import numpy.typing as npt
 from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from protocol.errors import DataError
 from protocol.peft_format import ReleaseNote
-from protocol.tasks.regression import Regression
 
-HAS_LABELS = Regression.HAS_LABELS
+HAS_LABELS = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.section import Section
 
 Remark = tuple[Literal["error", "warning", "note"], str, str, str]  # severity, field, cause, remedy
@@ -52,7 +52,7 @@ class Method(ABC, Generic[S]):
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
 
     @abstractmethod
-    def specs(self, settings: S, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: S, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """The tensors, without the head, in any order. Raises PlanError for a target that is not there."""
 
     @abstractmethod
@@ -60,10 +60,10 @@ class Method(ABC, Generic[S]):
         """What trained or published tensors put into slots of the answering graph, by name. (P-1.11)"""
 
     @abstractmethod
-    def peft_config(self, settings: S, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """The method's own keys of ``adapter_config.json``, ``peft_type`` among them."""
 
-    def remarks(self, settings: S, manifest: Manifest) -> Iterable[Remark]:
+    def remarks(self, settings: S, manifest: BaseManifest) -> Iterable[Remark]:
         """What is wrong or notable about these settings on this base."""
         return ()
 
@@ -84,7 +84,7 @@ class Method(ABC, Generic[S]):
         return config.get("peft_type") == self.peft_type
 
     def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: Manifest
+        self, specs: Iterable[TensorSpec], manifest: BaseManifest
     ) -> Iterable[TensorSpec]:
         """The tensors of a PEFT folder, the head among them as in ``specs``."""
         return specs

@@ -16,7 +16,7 @@ from pydantic import Field
 from protocol.forms import SHIFT
 from protocol.initial import ZEROS
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.lora import LORA_A, LORA_B, A, B, lora_config
 from protocol.methods.targets import TargetSettings, slot_remarks, target_linears
@@ -47,7 +47,9 @@ class Bias(Method[BiasSettings]):
     turns = (frozenset({PART}),)
     free: ClassVar[Free] = {PART: (None,)}
 
-    def _shifted(self, settings: BiasSettings, manifest: Manifest) -> list[tuple[str, int, int]]:
+    def _shifted(
+        self, settings: BiasSettings, manifest: BaseManifest
+    ) -> list[tuple[str, int, int]]:
         """(path, in, out) of the targets that have a shift."""
         slots = manifest.graph.slot_names
         return [
@@ -56,12 +58,12 @@ class Bias(Method[BiasSettings]):
             if linear.path + SHIFT in slots
         ]
 
-    def specs(self, settings: BiasSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: BiasSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Zero: the base as it is."""
         for path, _, out in self._shifted(settings, manifest):
             yield TensorSpec(name=path + SHIFT, shape=(out,), part=PART, law=ZEROS)
 
-    def remarks(self, settings: BiasSettings, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: BiasSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """Targets of which none has a bias that matters."""
         return slot_remarks(settings, manifest, SHIFT, "name other linears", all_of_them=False)
 
@@ -69,7 +71,7 @@ class Bias(Method[BiasSettings]):
         """As they are; of a PEFT folder without the factors."""
         return {name: value for name, value in tensors.items() if name.endswith(SHIFT)}
 
-    def peft_config(self, settings: BiasSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: BiasSettings, manifest: BaseManifest) -> dict[str, Any]:
         """Low-rank factors of rank 1, with a bias."""
         targets = [path for path, _, _ in self._shifted(settings, manifest)]
         return lora_config(targets=targets, rank=1, alpha=1.0) | {"lora_bias": True}
@@ -79,7 +81,7 @@ class Bias(Method[BiasSettings]):
         return super().reads(config) and config.get("lora_bias") is True
 
     def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: Manifest
+        self, specs: Iterable[TensorSpec], manifest: BaseManifest
     ) -> Iterator[TensorSpec]:
         """With the factors that peft expects."""
         widths = {linear.path: linear.in_features for linear in manifest.linears}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Settings
 from protocol.methods.lora import lora_config
 
@@ -31,7 +31,7 @@ class Head(Method[HeadSettings]):
     turns = (frozenset[str](),)
     free: ClassVar[Free] = {}
 
-    def specs(self, settings: HeadSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: HeadSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """None."""
         return iter(())
 
@@ -39,6 +39,6 @@ class Head(Method[HeadSettings]):
         """None."""
         return {}
 
-    def peft_config(self, settings: HeadSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: HeadSettings, manifest: BaseManifest) -> dict[str, Any]:
         """Low-rank factors of no linear: peft has no type for a head, and this name for none."""
         return lora_config(targets="dummy-target-modules", rank=1, alpha=1.0)

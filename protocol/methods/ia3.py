@@ -14,7 +14,7 @@ from pydantic import Field
 from protocol.forms import SCALE
 from protocol.initial import ONES
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.targets import TargetSettings, slot_remarks, target_linears
 from protocol.section import Targets
@@ -48,13 +48,13 @@ class Ia3(Method[Ia3Settings]):
     scales = True
     free: ClassVar[Free] = {PART: (None, None)}
 
-    def specs(self, settings: Ia3Settings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Ones: the base as it is."""
         for linear in target_linears(settings, manifest):
             shape = (1, linear.in_features) if linear.narrows else (linear.out_features, 1)
             yield TensorSpec(name=linear.path + END, shape=shape, part=PART, law=ONES)
 
-    def remarks(self, settings: Ia3Settings, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base whose graph has no scales of linears."""
         return slot_remarks(
             settings,
@@ -67,7 +67,7 @@ class Ia3(Method[Ia3Settings]):
         """(features,) each."""
         return {name.removesuffix(END) + SCALE: x.reshape(-1) for name, x in tensors.items()}
 
-    def peft_config(self, settings: Ia3Settings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: Ia3Settings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         linears = target_linears(settings, manifest)
         return {

@@ -14,7 +14,7 @@ from pydantic import Field
 from protocol.forms import DOWN, UP, columnwise_products
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.lora import RankSettings, positive
 from protocol.methods.targets import rank_remarks, target_linears
@@ -45,7 +45,7 @@ class Loha(Method[LohaSettings]):
         part: (None, "rank") if part in (W1A, W2A) else ("rank", None) for part in PARTS
     }
 
-    def specs(self, settings: LohaSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: LohaSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn as peft draws them: W2a is zero, so the base is what it was."""
         for linear in target_linears(settings, manifest):
             left, right = (linear.out_features, settings.rank), (settings.rank, linear.in_features)
@@ -54,7 +54,7 @@ class Loha(Method[LohaSettings]):
                 name = f"{linear.path}.{part}"
                 yield TensorSpec(name=name, shape=shape, part=part, law=LAWS[part])
 
-    def remarks(self, settings: LohaSettings, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: LohaSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """See :class:`Method`."""
         rank = settings.rank
         return rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank)
@@ -78,7 +78,7 @@ class Loha(Method[LohaSettings]):
                 slots[path + UP] = columnwise_products(left, left2).T * constants["scaling"]
         return slots
 
-    def peft_config(self, settings: LohaSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: LohaSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         return {
             "peft_type": "LOHA",

@@ -15,7 +15,7 @@ from pydantic import Field
 from protocol.forms import DOWN, UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.targets import TargetSettings, rank_remarks, target_linears
 from protocol.section import MOST_REAL, PositiveReal, Rank
@@ -50,7 +50,7 @@ class Factors(Method[S], Generic[S]):
 
     peft_type = "LORA"
 
-    def remarks(self, settings: S, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: S, manifest: BaseManifest) -> Iterator[Remark]:
         """See :class:`Method`."""
         rank = settings.rank
         return rank_remarks(settings, manifest, rank=rank, low_rank=rank)
@@ -59,7 +59,7 @@ class Factors(Method[S], Generic[S]):
         """``scaling``, s."""
         return {"scaling": settings.alpha / settings.rank}
 
-    def peft_config(self, settings: S, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         return lora_config(
             targets=[linear.path for linear in target_linears(settings, manifest)],
@@ -86,7 +86,7 @@ class Lora(Factors[LoraSettings]):
     turns = (frozenset({B}), frozenset({A}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank")}
 
-    def specs(self, settings: LoraSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: LoraSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """A is uniform in ±1/sqrt(in), PEFT's Kaiming start; B is zero."""
         for linear in target_linears(settings, manifest):
             width, out, r = linear.in_features, linear.out_features, settings.rank
@@ -122,7 +122,7 @@ class Lora(Factors[LoraSettings]):
                 slots[name.removesuffix(LORA_B) + UP] = value.T * constants["scaling"]
         return slots
 
-    def peft_config(self, settings: LoraSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: LoraSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         stable = {"use_rslora": True} if settings.rank_stabilised else {}
         return super().peft_config(settings, manifest) | stable

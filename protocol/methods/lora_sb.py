@@ -18,7 +18,7 @@ from pydantic import Field
 from protocol.forms import DOWN, UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Remark
 from protocol.methods.lora import LORA_A, LORA_B, A, B, Factors, RankSettings
 from protocol.methods.targets import target_linears
@@ -49,7 +49,7 @@ class LoraSb(Factors[LoraSbSettings]):
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}
     reader = "lora"
 
-    def specs(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: LoraSbSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """See the module."""
         rows, columns = Law("orthonormal rows"), Law("orthonormal columns")
         for linear in target_linears(settings, manifest):
@@ -58,7 +58,7 @@ class LoraSb(Factors[LoraSbSettings]):
             yield TensorSpec(name=linear.path + LORA_B, shape=(out, r), part=B, law=columns)
             yield TensorSpec(name=linear.path + LORA_R, shape=(r, r), part=R, law=ZEROS)
 
-    def remarks(self, settings: LoraSbSettings, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: LoraSbSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """See :class:`Method`."""
         yield from super().remarks(settings, manifest)
         if settings.rank < 2:
@@ -75,7 +75,7 @@ class LoraSb(Factors[LoraSbSettings]):
         return slots
 
     def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: Manifest
+        self, specs: Iterable[TensorSpec], manifest: BaseManifest
     ) -> Iterator[TensorSpec]:
         """Without cores."""
         return (spec for spec in specs if spec.part != R)

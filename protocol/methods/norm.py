@@ -16,7 +16,7 @@ from pydantic import Field
 from protocol.forms import SCALE, SHIFT
 from protocol.initial import ONES, ZEROS
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark, Settings
 
 PARTS = {
@@ -45,7 +45,7 @@ class Norm(Method[NormSettings]):
     free: ClassVar[Free] = {"scale": (None,), "shift": (None,)}
     own_opener = True
 
-    def specs(self, settings: NormSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: NormSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """The base as it is."""
         linears = {linear.path for linear in manifest.linears}
         for slot in manifest.graph.slots:
@@ -55,7 +55,7 @@ class Norm(Method[NormSettings]):
                 shape = tuple(int(size) for size in slot.shape)
                 yield TensorSpec(name=slot.name, shape=shape, part=part, law=law)
 
-    def remarks(self, settings: NormSettings, manifest: Manifest) -> Iterator[Remark]:
+    def remarks(self, settings: NormSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base without a norm that has a slot."""
         if not any(True for _ in self.specs(settings, manifest)):
             yield (
@@ -69,7 +69,7 @@ class Norm(Method[NormSettings]):
         """As they are."""
         return dict(tensors)
 
-    def peft_config(self, settings: NormSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: NormSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         paths = {spec.name.rpartition(".")[0] for spec in self.specs(settings, manifest)}
         return {"peft_type": "LN_TUNING", "target_modules": sorted(paths)}

@@ -13,7 +13,7 @@ from pydantic import Field
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import Law
 from protocol.layout import TensorSpec
-from protocol.manifest import Manifest
+from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Settings
 from protocol.section import Rank
 
@@ -41,7 +41,7 @@ class Prompt(Method[PromptSettings]):
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}
     saved_prefix = "base_model."  # a tuner such as LoRA wraps the model once more
 
-    def specs(self, settings: PromptSettings, manifest: Manifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn like embeddings."""
         law = Law("normal", _coarse(manifest.embedding_std))
         shape = (settings.tokens, manifest.embedding_size)
@@ -55,7 +55,7 @@ class Prompt(Method[PromptSettings]):
         """As it is."""
         return dict(tensors)
 
-    def peft_config(self, settings: PromptSettings, manifest: Manifest) -> dict[str, Any]:
+    def peft_config(self, settings: PromptSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         return {
             "peft_type": "PROMPT_TUNING",

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from protocol.errors import PlanError
-from protocol.manifest import Linear, Manifest
+from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Remark, Settings
 from protocol.section import Targets
 
@@ -28,7 +28,7 @@ class TargetSettings(Settings):
         return value
 
 
-def target_linears(settings: TargetSettings, manifest: Manifest) -> tuple[Linear, ...]:
+def target_linears(settings: TargetSettings, manifest: BaseManifest) -> tuple[Linear, ...]:
     """The adapted linears, by path. Raises PlanError for a target that is not there.
 
     A target matches whole trailing path components: ``query`` or ``attention.output.dense``.
@@ -49,7 +49,7 @@ def target_linears(settings: TargetSettings, manifest: Manifest) -> tuple[Linear
 
 
 def rank_remarks(
-    settings: TargetSettings, manifest: Manifest, *, rank: int, low_rank: int
+    settings: TargetSettings, manifest: BaseManifest, *, rank: int, low_rank: int
 ) -> Iterator[Remark]:
     """A target that is not there, or a product of ``low_rank`` columns that is above a layer's width."""
     linears = yield from _adapted(settings, manifest)
@@ -61,7 +61,12 @@ def rank_remarks(
 
 
 def slot_remarks(
-    settings: TargetSettings, manifest: Manifest, end: str, remedy: str, *, all_of_them: bool = True
+    settings: TargetSettings,
+    manifest: BaseManifest,
+    end: str,
+    remedy: str,
+    *,
+    all_of_them: bool = True,
 ) -> Iterator[Remark]:
     """A target that is not there, or lacks the slot that ends in ``end``; one of them may be enough."""
     paths = [linear.path for linear in (yield from _adapted(settings, manifest))]
@@ -72,7 +77,7 @@ def slot_remarks(
 
 
 def _adapted(
-    settings: TargetSettings, manifest: Manifest
+    settings: TargetSettings, manifest: BaseManifest
 ) -> Generator[Remark, None, tuple[Linear, ...]]:
     """The adapted linears; none, with a remark, where a target is not there."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
@@ -30,7 +30,7 @@ def mechanism_of(plan: Plan, *, size: int, rotation: bytes = NO_ROTATION) -> Mec
     )
 
 
-def round_sizes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
+def round_sizes(plan: Plan, manifest: AnyManifest) -> tuple[int, ...]:
     """Coordinates of an update in each phase of the plan's rule."""
     recipe = Recipe(plan=plan, manifest=manifest)
     numbers = range(1, len(recipe.phases) + 1)

@@ -26,10 +26,12 @@ Check = Callable[[object, Place, str], Any]  # value, where it stands, its colum
 class Table:
     """Rows: ``targets[i]`` is the label of ``texts[i]`` (a text, or a pair of them), or its number.
 
+    Of text that follows text ``texts`` are plain texts or chats, ``targets`` the reference answers.
+
     ``groups[i]`` is the value of the column asked for besides these, as text.
     """
 
-    texts: list[Text] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
 
@@ -60,7 +62,7 @@ def read_rows(
         table.texts.append(_text(values, place, texts))
         table.targets.append(check(values[len(texts)], place, target))
         if group:
-            table.groups.append(_group(values[-1], place, group))
+            table.groups.append(group_name(values[-1], place, group))
     return table
 
 
@@ -175,7 +177,7 @@ def _label_text(label: object, place: Place, column: str) -> str:
     return label
 
 
-def _group(value: object, place: Place, column: str) -> str:
+def group_name(value: object, place: Place, column: str) -> str:
     """Whose a row is, as text: a name, a number (of a user, say), a date."""
     match value:
         case bool():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.layout import Layout, Tensors, Vector
-from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe, initial_adapter
 from protocol.step.optimizers import Moments, step
@@ -22,7 +22,7 @@ class State:
     moments: Moments
 
 
-def initial_state(plan: Plan, manifest: Manifest) -> State:
+def initial_state(plan: Plan, manifest: AnyManifest) -> State:
     """Round 0. (P-2.3)"""
     recipe = Recipe(plan=plan, manifest=manifest)
     tensors = initial_adapter(recipe.layout, seed=plan.seed)

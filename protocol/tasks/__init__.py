@@ -11,25 +11,31 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from protocol.misspelling import nearest
+from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
 from protocol.tasks.regression import Regression
 from protocol.variants import variants
 
-TASKS: dict[str, type[Classification] | type[Regression]] = {
-    task.KIND: task for task in (Classification, Regression)
+TASKS: dict[str, type[Classification] | type[Regression] | type[CausalLm]] = {
+    task.KIND: task for task in (Classification, Regression, CausalLm)
+}
+# What people may call them.
+OTHER_NAMES = {
+    "sequence-classification": "classification",
+    **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
 }
 
 
 if TYPE_CHECKING:
-    Task = Classification | Regression
+    Task = Classification | Regression | CausalLm
 else:
     Task = variants("kind", TASKS, default=Classification.KIND)
 
 
 def refusal(kind: object) -> str:
     """What to do instead of a kind that there is not."""
-    if kind == "sequence-classification":
-        return "it is called `classification`"
+    if isinstance(kind, str) and kind in OTHER_NAMES:
+        return f"it is called `{OTHER_NAMES[kind]}`"
     near = nearest(kind, TASKS, cutoff=0.4) if isinstance(kind, str) else None
     return f"did you mean `{near}`?" if near else f"known kinds: {', '.join(TASKS)}"
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,43 +37,105 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """The figure that says how good a model is, in 0..1: its name in files, its title, its best end."""
+    """The figure that says how good a model is, a share: its name in files, its title, its best end."""
 
     name: str
     title: str
     higher_is_better: bool
 
+    UNIT: ClassVar[str] = " %"  # behind a number that is drawn
+
+    def figure(self, value: float) -> str:
+        """For people, without the title."""
+        return f"{value:.1%}"
+
     def said(self, value: float) -> str:
         """For people."""
-        return f"{self.title} {value:.1%}"
+        return f"{self.title} {self.figure(value)}"
+
+    def drawn(self, value: float) -> float:
+        """In the unit of plots."""
+        return 100 * value
 
     def share(self, value: float) -> float:
         """The same in 0..1 with 1 as its best: what floors are set for."""
         return value if self.higher_is_better else 1 - value
 
 
-def metrics_with(measured: str, metric: Metric) -> dict[str, Metric]:
-    """All metrics of a task in the order of the wire; ``measured`` is what the rows kept out add up to."""
+def metrics_with(**measured: Metric) -> dict[str, Metric]:
+    """All metrics of a task in the order of the wire; ``measured`` is what the rows kept out add up to.
+
+    The loss of a row is a mean over what of it counts, if that is more than one thing.
+    """
     return {
         "examples": Metric(),  # rows trained on, counted once per epoch
         # sum over those rows of the last epoch's training loss
         "loss_sum": Metric(scale=2**12, of="examples", most=MOST_LOSS),
         "eval_examples": Metric(),  # rows kept out for local evaluation
-        measured: metric,  # of those, by the adapter *received*
+        **measured,  # of those, by the adapter *received*
         "train_seconds": Metric(scale=1000),  # wall time of local training
     }
 
 
 class TaskSection(Section, ABC):
-    """Keys that tasks of all kinds share, and what a kind says of itself."""
+    """What every kind of task says of itself."""
 
     kind: str = Field(description="what is learnt of a text")
+    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
+        default=64, description="tokens with the special ones; longer texts are cut"
+    )
+
+    KIND: ClassVar[str]
+    ANSWERS: ClassVar[Literal["labels", "range", "text"]]  # what a release has of it
+    BASE: ClassVar[str]  # what a base has to be built for
+    PEFT_TASK: ClassVar[str]
+    METRICS: ClassVar[Mapping[str, Metric]]
+    QUALITY: ClassVar[Quality]
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Rows of the head; 0 where the base's own output layer answers."""
+
+    @abstractmethod
+    def rows(self, path: Path, *, group: str = "") -> Table:
+        """The rows of a file, ``group`` being one more column. Raises as read_rows."""
+
+    @abstractmethod
+    def line(self, text: Any, target: Any) -> dict[str, Any]:
+        """A row as a file has it, by column: what :meth:`rows` gives again."""
+
+    @property
+    @abstractmethod
+    def meaning(self) -> dict[str, Any]:
+        """By key what makes outputs mean what they mean: an adapter goes on under no other."""
+
+    @property
+    @abstractmethod
+    def said(self) -> str:
+        """What is learnt, in a few words."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two texts."""
+        return False
+
+    @abstractmethod
+    def note(self) -> dict[str, Any]:
+        """What a device has to know of it, as fields of ``release.json``."""
+
+    @classmethod
+    @abstractmethod
+    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
+        """The quality that clients' summed metrics come to; None without rows kept out."""
+
+
+class OutputTask(TaskSection, ABC):
+    """A task of texts, or pairs of them, that a head answers."""
+
     text: Column = Field(default="text", description="column with the text")
     text_pair: Annotated[str, Field(max_length=200)] = Field(
         default="", description="column with a second text, for pairs; empty: there is none"
-    )
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=64, description="tokens with the special ones; longer texts are cut"
     )
 
     @model_validator(mode="after")
@@ -86,17 +148,8 @@ class TaskSection(Section, ABC):
             raise ValueError(f"max_length is {self.max_length}; a pair needs {LEAST_PAIR} tokens")
         return self
 
-    KIND: ClassVar[str]
-    HAS_LABELS: ClassVar[bool]  # else outputs are of a range
-    BASE: ClassVar[str] = "sequence-classification"  # what a base has to be built for
+    BASE: ClassVar[str] = "sequence-classification"
     PEFT_TASK: ClassVar[str] = "SEQ_CLS"
-    METRICS: ClassVar[Mapping[str, Metric]]
-    QUALITY: ClassVar[Quality]
-
-    @property
-    @abstractmethod
-    def outputs(self) -> int:
-        """Rows of the head."""
 
     @property
     @abstractmethod
@@ -107,8 +160,13 @@ class TaskSection(Section, ABC):
     def check(self) -> Check:
         """What a value of that column has to be."""
 
+    @property
+    @abstractmethod
+    def shown(self) -> str:
+        """A line of Python that prints the answer of ``model`` to ``inputs``."""
+
     def rows(self, path: Path, *, group: str = "") -> Table:
-        """The rows of a file, ``group`` being one more column. Raises as read_rows."""
+        """See :class:`TaskSection`."""
         return read_rows(
             path,
             text=self.text,
@@ -118,23 +176,19 @@ class TaskSection(Section, ABC):
             group=group,
         )
 
+    def line(self, text: Any, target: Any) -> dict[str, Any]:
+        """See :class:`TaskSection`."""
+        texts = (text,) if isinstance(text, str) else text
+        columns = (self.text, self.text_pair)
+        return dict(zip(columns, texts, strict=False)) | {self.column: target}
+
     @property
     def meaning(self) -> dict[str, Any]:
-        """By key what makes outputs mean what they mean: an adapter goes on under no other."""
+        """Its kind, and how many texts a row has."""
         return {
             "kind": self.kind,
             "text_pair": "two texts a row" if self.pairs else "one text a row",
         }
-
-    @property
-    @abstractmethod
-    def said(self) -> str:
-        """What is learnt, in a few words."""
-
-    @property
-    @abstractmethod
-    def shown(self) -> str:
-        """A line of Python that prints the answer of ``model`` to ``inputs``."""
 
     @property
     def asked(self) -> str:
@@ -143,14 +197,9 @@ class TaskSection(Section, ABC):
 
     @property
     def pairs(self) -> bool:
-        """Whether a row has two texts."""
+        """See :class:`TaskSection`."""
         return bool(self.text_pair)
 
     def note(self) -> dict[str, Any]:
-        """What a device has to know of it, as fields of ``release.json``."""
+        """See :class:`TaskSection`."""
         return {"task": self.kind, "pairs": self.pairs, "max_length": self.max_length}
-
-    @classmethod
-    @abstractmethod
-    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
-        """The quality that clients' summed metrics come to; None without rows kept out."""

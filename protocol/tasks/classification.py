@@ -10,17 +10,17 @@ from pydantic import Field, model_validator
 
 from protocol.rows.read import Check, one_of
 from protocol.section import MOST_LABELS, Column, Label
-from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
+from protocol.tasks.base import Metric, OutputTask, Quality, metrics_with
 
 # `eval_correct`: rows classified rightly
-METRICS = metrics_with("eval_correct", Metric(of="eval_examples"))
+METRICS = metrics_with(eval_correct=Metric(of="eval_examples"))
 
 
-class Classification(TaskSection):
+class Classification(OutputTask):
     """What is learnt, and which columns of the local data it is learnt from: one label of several."""
 
     KIND: ClassVar[str] = "classification"
-    HAS_LABELS: ClassVar[bool] = True
+    ANSWERS: ClassVar[Literal["labels"]] = "labels"
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="accuracy", title="accuracy", higher_is_better=True)
 

@@ -14,19 +14,19 @@ from pydantic import Field, model_validator
 
 from protocol.rows.read import Check, number_within
 from protocol.section import MOST_VALUE, Column
-from protocol.tasks.base import Metric, Quality, TaskSection, metrics_with
+from protocol.tasks.base import Metric, OutputTask, Quality, metrics_with
 
 Value = Annotated[float, Field(ge=-MOST_VALUE, le=MOST_VALUE, allow_inf_nan=False)]
 # `eval_error`: squares of the distance between answer and value, in ranges; answers are cut to the range,
 # so a row counts at most 1
-METRICS = metrics_with("eval_error", Metric(scale=2**16, of="eval_examples"))
+METRICS = metrics_with(eval_error=Metric(scale=2**16, of="eval_examples"))
 
 
-class Regression(TaskSection):
+class Regression(OutputTask):
     """What is learnt, and which columns of the local data it is learnt from: one number in a range."""
 
     KIND: ClassVar[str] = "regression"
-    HAS_LABELS: ClassVar[bool] = False
+    ANSWERS: ClassVar[Literal["range"]] = "range"
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="nrmse", title="NRMSE", higher_is_better=False)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from client.job import Job, contribution
 from protocol.encoding import vector_digest
 from protocol.errors import FedgeError, MachineError

@@ -25,7 +25,8 @@ from base_model.release import (
     release_adapter,
     write_edge_adapter,
 )
-from base_model.store import GRAPH, open_base, read_manifest
+from base_model.store import GRAPH, open_base
+from base_model.verify import read_manifest
 from client.worker import Worker
 from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase

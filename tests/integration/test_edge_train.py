@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from base_model.edge_adapter import write_edge_adapter
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
 from edge_runtime.service import Service

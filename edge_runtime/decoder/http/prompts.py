@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.chat import chat_from, chat_prompt
+from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion
+from protocol.chat.messages import chat_from
 from protocol.errors import ArtefactError, DataError, FedgeError
 
 ROLES = {"developer": "system"}  # OpenAI's newer names of those that templates know

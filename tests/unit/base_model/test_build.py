@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
-from base_model.store import open_base, read_manifest, verify_base
+from base_model.store import open_base
+from base_model.verify import read_manifest, verify_base
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, FedgeError
 from tests.unit.base_model.sources import one_by_default

@@ -14,7 +14,8 @@ import torch
 from base_model.build import build_base
 from base_model.programs.slots import slot_layout, slot_program
 from base_model.release import open_peft, release_adapter
-from base_model.store import open_base, read_manifest
+from base_model.store import open_base
+from base_model.verify import read_manifest
 from client.batches import Batch, collate, encode
 from client.engine.choice import engine_for
 from client.engine.onnx_engine import OnnxEngine
@@ -104,12 +105,12 @@ def test_engines_agree_on_pairs(case: Case, task: dict[str, Any], method: str) -
     loss, ours = engine.gradients(tensors, rows, parts)
     expected, theirs = oracle.gradients(tensors, rows, parts)
     assert loss == pytest.approx(expected, rel=1e-5)
-    ours["outputs"], theirs["outputs"] = (each.logits(tensors, rows) for each in (engine, oracle))
+    ours["outputs"], theirs["outputs"] = (each.outputs(tensors, rows) for each in (engine, oracle))
     for name, value in theirs.items():
         assert np.abs(ours[name] - value).max() < 1e-5 * np.abs(value).max(), name
     if rows.types is not None:  # they are not without effect
         untyped = Batch(ids=rows.ids, mask=rows.mask, targets=rows.targets)
-        assert np.abs(oracle.logits(tensors, untyped) - theirs["outputs"]).max() > 1e-4
+        assert np.abs(oracle.outputs(tensors, untyped) - theirs["outputs"]).max() > 1e-4
 
 
 def test_a_device_trains_on_pairs_as_a_client_does(case: Case) -> None:

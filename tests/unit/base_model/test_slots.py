@@ -15,7 +15,8 @@ import pytest
 from onnx import helper
 
 from base_model.slot_check import verify_slots
-from base_model.store import GRAPH, read_manifest, verify_base
+from base_model.store import GRAPH
+from base_model.verify import read_manifest, verify_base
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 

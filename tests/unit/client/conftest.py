@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from base_model.store import OpenBase, open_base, read_manifest
-from base_model.verify import open_tokenizer
+from base_model.store import OpenBase, open_base
+from base_model.verify import open_tokenizer, read_manifest
 from client.batches import Encoded, encode
 from client.data import Rows
 from client.engine.choice import engine_for

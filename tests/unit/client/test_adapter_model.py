@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from base_model.release import open_peft
-from base_model.store import OpenBase, open_base, read_manifest
+from base_model.store import OpenBase, open_base
+from base_model.verify import read_manifest
 from client.batches import Batch, Encoded, by_length, collate
 from client.engine.adapter_model import AdapterModel
 from client.engine.interface import Engine
 from client.engine.torch_engine import TorchEngine
-from client.training import EVALUATION_BATCH, predict_logits, train
+from client.training import EVALUATION_BATCH, predict, train
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.methods import METHODS
@@ -55,10 +56,10 @@ def test_every_tensor_moves_the_logits(
 ) -> None:
     plan = make_plan(rule)
     engine, tensors = engine_of(plan), random_adapter(plan)
-    before = predict_logits(engine, tensors, encoded)
+    before = predict(engine, tensors, encoded)
     for name in tensors:
         moved = tensors | {name: tensors[name] + np.float32(0.5)}
-        assert not np.array_equal(predict_logits(engine, moved, encoded), before), name
+        assert not np.array_equal(predict(engine, moved, encoded), before), name
 
 
 @pytest.mark.parametrize("rule", ["mean", "lora-sb"])
@@ -86,9 +87,7 @@ def test_a_core_starts_without_effect_and_learns_at_once(
     engine = engine_of(plan)
     start = initial_adapter(engine.layout, seed=1)
     gone = {k: np.zeros_like(v) if ".lora_" in k else v for k, v in start.items()}
-    np.testing.assert_array_equal(
-        predict_logits(engine, gone, encoded), predict_logits(engine, start, encoded)
-    )
+    np.testing.assert_array_equal(predict(engine, gone, encoded), predict(engine, start, encoded))
     one_step = plan.local.model_copy(update={"max_steps": 1, "learning_rate": 1e-2})
     parts = frozenset({"lora_R", "head"})
     trained = train(engine, start, encoded, local=one_step, parts=parts, seed=0)
@@ -108,10 +107,10 @@ def test_what_is_published_of_cores_computes_what_was_trained(
     plan = make_plan("lora-sb", adapter=adapter_of("lora-sb", targets="all-linear"), local=local)
     engine = engine_of(plan)
     start = initial_adapter(engine.layout, seed=1)
-    before = predict_logits(engine, start, encoded)
+    before = predict(engine, start, encoded)
     parts = frozenset({"lora_R", "head"})
     after = train(engine, start, encoded, local=plan.local, parts=parts, seed=0).tensors
-    trained = predict_logits(engine, after, encoded)
+    trained = predict(engine, after, encoded)
     assert np.abs(trained - before).max() > 0.1
     write_peft_folder(
         tmp_path / "adapter",
@@ -232,7 +231,7 @@ def test_a_soft_prompt_attends_to_the_text(
         else TorchEngine(tiny_base, Recipe(plan=plan, manifest=read_manifest(tiny_base)), threads=1)
     )
     tensors = random_adapter(plan)
-    together = engine.logits(tensors, collate(encoded, np.arange(4)))
+    together = engine.outputs(tensors, collate(encoded, np.arange(4)))
     for row in range(4):
-        alone = engine.logits(tensors, collate(encoded, np.array([row])))
+        alone = engine.outputs(tensors, collate(encoded, np.array([row])))
         np.testing.assert_allclose(alone[0], together[row], rtol=1e-4, atol=1e-5)

@@ -72,7 +72,7 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
     assert loss == pytest.approx(expected, rel=1e-5)
     assert ours.keys() == theirs.keys() == {s.name for s in layout.only(trained).specs}
     pairs = {name: (ours[name], theirs[name]) for name in ours}
-    pairs["logits"] = (engine.logits(tensors, rows), oracle.logits(tensors, rows))
+    pairs["logits"] = (engine.outputs(tensors, rows), oracle.outputs(tensors, rows))
     for name, (value, reference) in pairs.items():
         assert value.shape == reference.shape
         assert np.abs(value - reference).max() < 1e-5 * np.abs(reference).max(), name

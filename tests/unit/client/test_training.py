@@ -19,7 +19,7 @@ from client.batches import Batch, Encoded, encode
 from client.engine.interface import Engine, Values
 from client.engine.onnx_engine import _threads_of_openmp
 from client.tasks.classification import Score, score
-from client.training import Trained, predict_logits, train
+from client.training import Trained, predict, train
 from client.worker import Worker
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
@@ -48,7 +48,7 @@ def run(engine: Engine, rows: Encoded, *, seed: int = 0, **local: object) -> Tra
 
 
 def evaluate(engine: Engine, tensors: Tensors, rows: Encoded) -> Score:
-    return score(predict_logits(engine, tensors, rows), rows.targets)
+    return score(predict(engine, tensors, rows), rows.targets)
 
 
 def vector(engine: Engine, trained: Trained) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_a_step_in_pieces_is_the_step(
             calls.append(batch.ids.size)
             return engine.gradients(tensors, batch, roles)
 
-        logits = engine.logits
+        logits = engine.outputs
 
     settings = {"max_steps": 1, "optimizer": "sgd", "batch_size": 64}
     whole = run(Counting(), encoded, **settings)
@@ -224,10 +224,10 @@ def test_training_that_diverges_takes_as_many_steps_as_any_other(
 
 def test_predictions_keep_the_order_of_rows(engine: Engine, encoded: Encoded) -> None:
     tensors = run(engine, encoded).tensors
-    logits = predict_logits(engine, tensors, encoded, batch_size=7)
+    logits = predict(engine, tensors, encoded, batch_size=7)
     order = np.random.default_rng(0).permutation(len(encoded))
     np.testing.assert_allclose(
-        predict_logits(engine, tensors, encoded.take(order)), logits[order], rtol=1e-4, atol=1e-5
+        predict(engine, tensors, encoded.take(order)), logits[order], rtol=1e-4, atol=1e-5
     )
     tested = evaluate(engine, tensors, encoded)
     assert tested.correct == int((logits.argmax(-1) == encoded.targets).sum())

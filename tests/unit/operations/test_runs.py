@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from operations.coordinator import Coordinator, make_coordinator
 from operations.folders import free_port
 from operations.overview import known_runs, note_run, run_view

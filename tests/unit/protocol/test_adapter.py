@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from base_model.edge_adapter import write_edge_adapter
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.errors import ArtefactError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from fedge.forecast import forecast
 from protocol.errors import PlanError
 from protocol.exchange.plain import HEADER

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from base_model.store import read_manifest
+from base_model.verify import read_manifest
 from protocol.errors import ArtefactError
 from protocol.manifest import Manifest, parse_manifest
 from protocol.peft_format import parse_release, published_as

@@ -21,7 +21,7 @@ from base_model.decoder.plain import plain_run
 from base_model.decoder.source import CodedWeight, DecoderSource
 from base_model.decoder.sources import decoder_source
 from base_model.slot_check import verify_slots
-from base_model.verify import verify_any_base
+from base_model.verify import verify_base
 from protocol.codes import dequantise, quantise
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, PlanError
@@ -54,7 +54,7 @@ def base(folder: Path) -> Path:
 
 
 def manifest_of(base: Path) -> DecoderManifest:
-    manifest = verify_any_base(base)
+    manifest = verify_base(base)
     assert isinstance(manifest, DecoderManifest)
     return manifest
 

@@ -20,7 +20,7 @@ from base_model.decoder.check import check_graph
 from base_model.decoder.families import shape_of
 from base_model.decoder.sources import decoder_source
 from base_model.fetch import fetch_base
-from base_model.verify import read_manifest, verify_any_base, verify_base
+from base_model.verify import read_encoder_manifest, verify_base, verify_encoder
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, FedgeError, PlanError
 from tests.unit.base_model.decoder.models import (
@@ -44,7 +44,7 @@ def base(folder: Path) -> Path:
 
 
 def manifest_of(base: Path) -> DecoderManifest:
-    manifest = verify_any_base(base)
+    manifest = verify_base(base)
     assert isinstance(manifest, DecoderManifest)
     return manifest
 
@@ -56,7 +56,7 @@ def test_a_changed_file_is_noticed(base: Path, tmp_path: Path, name: str) -> Non
     data[-2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(ArtefactError, match=name):
-        verify_any_base(copy)
+        verify_base(copy)
 
 
 def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None:
@@ -69,15 +69,15 @@ def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None
     manifest["files"]["weights.safetensors"] = entry.model_dump()
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match=r"model\.norm\.weight is not the tensor"):
-        verify_any_base(copy)
+        verify_base(copy)
 
 
 def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
     for read in (
-        read_manifest,
-        verify_base,
-        edge_runtime.base.read_manifest,
-        fedge.plans.read_manifest,
+        read_encoder_manifest,
+        verify_encoder,
+        edge_runtime.base.read_encoder_manifest,
+        fedge.plans.read_encoder_manifest,
     ):
         with pytest.raises(ArtefactError, match=r"writes texts?"):
             read(base)

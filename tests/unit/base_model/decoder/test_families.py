@@ -19,7 +19,7 @@ from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.sources import decoder_source
 from base_model.slot_check import verify_slots
-from base_model.verify import verify_any_base
+from base_model.verify import verify_base
 from protocol.decoder_manifest import DecoderManifest
 from protocol.forms import DOWN, UP
 from tests.unit.base_model.decoder.models import (
@@ -83,7 +83,7 @@ def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> N
 
 def test_it_is_built_as_what_numpy_makes_of_it_and_verified(both: Both, tmp_path: Path) -> None:
     build_decoder(both.source, bits=4, out=tmp_path / "base")
-    manifest = verify_any_base(tmp_path / "base")
+    manifest = verify_base(tmp_path / "base")
     verify_slots(tmp_path / "base", manifest)
     assert isinstance(manifest, DecoderManifest)
     assert manifest.family == both.shape.family

@@ -21,7 +21,7 @@ from base_model.fetch import fetch_base
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.slot_check import verify_slots
-from base_model.verify import read_manifest, verify_any_base
+from base_model.verify import read_encoder_manifest, verify_base
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.seq2seq.base import read_seq2seq_manifest
 from protocol.errors import ArtefactError, FedgeError
@@ -43,7 +43,7 @@ def base(folder: Path) -> Path:
 
 
 def manifest_of(base: Path) -> Seq2SeqManifest:
-    manifest = verify_any_base(base)
+    manifest = verify_base(base)
     verify_slots(base, manifest)
     assert isinstance(manifest, Seq2SeqManifest)
     return manifest
@@ -90,7 +90,7 @@ def test_a_changed_file_is_noticed(base: Path, tmp_path: Path, name: str) -> Non
     data[-2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(ArtefactError, match=name):
-        verify_any_base(copy)
+        verify_base(copy)
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
@@ -126,7 +126,7 @@ def test_manifests_that_contradict_themselves(
 
 
 def test_what_takes_other_bases_says_what_it_is(base: Path, tmp_path: Path) -> None:
-    for read in (read_manifest, edge_runtime.base.read_manifest):
+    for read in (read_encoder_manifest, edge_runtime.base.read_manifest):
         with pytest.raises(ArtefactError, match=r"writes texts?"):
             read(base)
     with pytest.raises(ArtefactError, match="turns a text into another"):

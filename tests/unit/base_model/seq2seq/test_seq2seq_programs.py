@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 
 from base_model.programs.build import GRADIENT, LOSS
 from base_model.programs.checks import OPERATORS
-from base_model.programs.row_loss import ROW_LOSS
-from base_model.programs.seq2seq import seq2seq_graph, seq2seq_row_graph
+from base_model.programs.language import SCORES
+from base_model.programs.seq2seq import seq2seq_graph, seq2seq_scoring_graph
 from base_model.programs.session import open_session
 from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.families import shape_of
@@ -124,15 +124,17 @@ def test_gradients_at_every_width(
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_each_row_has_the_loss_of_its_counted_tokens(kind: str, built: Callable[..., Case]) -> None:
+def test_each_row_has_the_scores_of_its_counted_tokens(
+    kind: str, built: Callable[..., Case]
+) -> None:
     case = built(kind, 4, 8)
     adapter, rows = adapter_of(case[1]), texts(case[1].vocabulary)
-    model = seq2seq_row_graph(*case[1:], tensors=dict.fromkeys(adapter, 2), forms=forms)
+    model = seq2seq_scoring_graph(*case[1:], tensors=dict.fromkeys(adapter, 2), forms=forms)
     session = open_session(model.SerializeToString(), Path(), threads=1)
-    (answer,) = session.run([ROW_LOSS], rows | adapter)
+    (scores,) = session.run([SCORES], rows | adapter)
     _, losses, _ = by_torch(case, adapter, rows)
-    np.testing.assert_allclose(answer[:, 0], losses.sum(1), rtol=1e-5)
-    assert answer[:, 1].tolist() == (rows[TARGET] >= 0).sum(1).tolist() == [6, 9, 7]
+    np.testing.assert_allclose(scores[:, 0], losses.sum(1), rtol=1e-5)
+    assert scores[:, 1].tolist() == (rows[TARGET] >= 0).sum(1).tolist() == [6, 9, 7]
 
 
 def test_padding_behind_either_text_changes_nothing(built: Callable[..., Case]) -> None:
@@ -162,7 +164,7 @@ def test_a_program_holds_known_operators_and_is_the_same_each_time(
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )
-    evaluation = seq2seq_row_graph(*case[1:], tensors=dict.fromkeys(adapter, 2), forms=forms)
+    evaluation = seq2seq_scoring_graph(*case[1:], tensors=dict.fromkeys(adapter, 2), forms=forms)
     for graph in (first.graph, evaluation.graph):
         assert {(node.domain, node.op_type) for node in graph.node} <= OPERATORS
 

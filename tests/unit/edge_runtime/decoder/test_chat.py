@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.decoder import template_sandbox
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.chat import MOST_CONTENT, chat_from, chat_prompt, chat_text, rendered
+from edge_runtime.decoder.chat import chat_prompt, chat_text
+from protocol.chat import sandbox as template_sandbox
+from protocol.chat.messages import MOST_CONTENT, chat_from
+from protocol.chat.template import rendered
 from protocol.errors import ArtefactError, DataError
 from tests.tiny_decoder import TEMPLATE, tiny_tokenizer
 

@@ -11,9 +11,10 @@ import pytest
 
 from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.chat import chat_from, chat_prompt
+from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.commands import shown
 from edge_runtime.decoder.generation import Generator, Request
+from protocol.chat.messages import chat_from
 from protocol.errors import ArtefactError, DataError, MachineError
 from tests.tiny_decoder import lora, write_tiny_decoder
 
