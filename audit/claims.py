@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from audit.collected import Placed
-from audit.published import MANIFEST_PARTS, Run
+from audit.published import Run
 from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import uncovered
 from protocol.transparency.leaves import (
     Abort,
     Aggregate,
@@ -64,7 +65,7 @@ def list_claims(run: Run, *, base: bool) -> None:
                 coverage.leave(_name(spent), IN_VAIN, "entry")
     if not base:
         why = "the base's fingerprint does not cover it: name a base of your own with --base"
-        coverage.leave(MANIFEST_NAME, why, *MANIFEST_PARTS)
+        coverage.leave(MANIFEST_NAME, why, *uncovered(run.manifest))
     if run.plan.secrecy.exchange == "plain" and run.plan.audit.log:
         coverage.leave(_name(log.plan), "nothing in clear is bound to the run's id", "run")
 

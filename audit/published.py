@@ -31,23 +31,6 @@ from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, sha256
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 
-MANIFEST_PARTS = (  # that the fingerprint does not cover
-    "format",
-    "source",
-    "task",
-    "hidden_size",
-    "embedding_size",
-    "layers",
-    "vocab_size",
-    "max_positions",
-    "embedding_std",
-    "parameters",
-    "linears",
-    "head",
-    "graph",
-    "files",
-    "made_with",
-)
 PLAN, POLICY = "plan.json", "log/policy"
 REMEDY = "keep the run as evidence: its coordinator is faulty, dishonest, or the copy is damaged"
 

@@ -35,7 +35,7 @@ from protocol.peft_format import (
     to_peft,
 )
 from protocol.peft_opener import OPENER, OPENER_FILE
-from protocol.recipe import verify_magnitude
+from protocol.recipe import Recipe, verify_magnitude
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean, initial_state
 from protocol.tensor_file import decode_tensors
@@ -266,7 +266,7 @@ class RoundCheck:
                 read_subject(run.source, placed, name)
         findings.take(files, "files are those of the log")
         with findings.checking("its leaf is about the files of the round"):
-            if set(placed.subjects) != subjects_of(self._leaf.round):
+            if set(placed.subjects) != subjects_of(self._leaf.round, self._run.recipe):
                 raise _bad("`adapter` is about other files than those of a round")
         RecordCheck(run, self._round, self._before, self._opened, self._robust).run(findings)
         with findings.checking("the published adapter is the checkpoint's"):
@@ -298,15 +298,18 @@ class RoundCheck:
         config = peft_config(recipe, base_name=run.manifest.source)
         if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
+        if not head:  # an ordinary class opens it
+            return plain
         name = adapter_path(leaf.round, OPENER_FILE)
         if read_subject(run.source, self._round.adapter, name) != OPENER.encode():
             raise _bad(f"{name} is a program of somebody else's")
         return plain
 
 
-def subjects_of(number: int) -> set[str]:
+def subjects_of(number: int, recipe: Recipe) -> set[str]:
     """The files that the `adapter` leaf of a round is about. (P-8.7)"""
-    files = (CARD_FILE, CONFIG_FILE, OPENER_FILE, WEIGHTS_FILE, RELEASE_FILE)
+    opener = [OPENER_FILE] if folder_head(recipe.manifest, recipe.method) else []
+    files = (CARD_FILE, CONFIG_FILE, *opener, WEIGHTS_FILE, RELEASE_FILE)
     return {
         checkpoint_path(number),
         record_path(number),

@@ -81,10 +81,10 @@ def locate(source: str, *, beside: Path | None = None) -> Place:
     return _place(source, _of_hub(source))
 
 
-def locate_file(source: str) -> Path:
+def locate_file(source: str, *, beside: Path | None = None) -> Path:
     """A model that is one file, also of a package. Raises as :func:`locate`."""
     if not source.startswith(PACKAGE):
-        path = Path(source).expanduser()
+        path = (beside or Path()) / Path(source).expanduser()
         if path.is_dir():
             raise ArtefactError(f"{source}: this is a folder", "name the file in it")
         if not path.exists():

@@ -24,6 +24,8 @@ from base_model.parity import Bounds, compare
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from base_model.store import GRAPH, OpenBase, open_base
+from base_model.verify import read_manifest, verify_base
+from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
@@ -53,14 +55,14 @@ Array = npt.NDArray[Any]
 
 
 def release_adapter(
-    adapter: Path, base: Path, *, texts: Sequence[Text], bound: float, absolute: float = 0.0
+    adapter: Path, base: Path, *, texts: Sequence[Any], bound: float, absolute: float = 0.0
 ) -> ReleaseNote:
     """Write ``adapter.onnx_adapter`` into ``adapter`` and the parity into its ``release.json``.
 
     Args:
         adapter: a PEFT folder with the ``release.json`` the coordinator wrote.
         base: the base folder it was trained on.
-        texts: rows to compare on, at least one.
+        texts: rows to compare on, at least one: texts or pairs, or for a base that writes text chats too.
         bound: largest ``|torch - onnx| / |torch|`` of a row's logits that is accepted.
         absolute: difference that is accepted in any row; 0 derives it (:class:`Bounds`).
 
@@ -69,11 +71,11 @@ def release_adapter(
     """
     note = read_note(adapter)
     check_adapter(adapter, note)
-    opened = open_base(base, labels=note.outputs)
-    if opened.manifest.fingerprint != note.base_fingerprint:
+    manifest = verify_base(base)
+    if manifest.fingerprint != note.base_fingerprint:
         raise ArtefactError(
             f"{adapter} belongs to base {note.base_fingerprint[:12]}…, {base} is "
-            f"{opened.manifest.fingerprint[:12]}…",
+            f"{manifest.fingerprint[:12]}…",
             "name the base the adapter was trained on",
         )
     if not texts:
@@ -82,7 +84,7 @@ def release_adapter(
     with file_that_appears(adapter / EDGE_FILE) as temporary:
         write_edge_adapter(to_edge(tensors, published=published_of(adapter)), temporary)
         bounds = Bounds(relative=bound, absolute=absolute)
-        parity = measure_parity(opened, adapter, temporary, note, texts, bounds)
+        parity = _parity(base, adapter, temporary, note, texts, bounds)
         if not parity.max_relative <= bound:
             raise ParityError(
                 f"{adapter}: torch and ONNX Runtime differ by {parity.max_relative:.2e}, "
@@ -95,6 +97,23 @@ def release_adapter(
         released = note.model_copy(update={"files": files, "parity": parity})
     write_whole(adapter / RELEASE_FILE, render_release(released))
     return released
+
+
+def _parity(
+    base: Path,
+    adapter: Path,
+    edge_adapter: Path,
+    note: ReleaseNote,
+    texts: Sequence[Any],
+    bounds: Bounds,
+) -> Parity:
+    """Of the verified ``base``, by what it answers with."""
+    if isinstance(read_manifest(base), DecoderManifest):
+        from base_model.decoder.parity import decoder_parity
+
+        return decoder_parity(base, adapter, edge_adapter, texts, bounds)
+    opened = open_base(base, labels=note.outputs, verify=False)
+    return measure_parity(opened, adapter, edge_adapter, note, texts, bounds)
 
 
 def read_note(adapter: Path) -> ReleaseNote:

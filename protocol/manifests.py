@@ -6,6 +6,12 @@ from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder
 from protocol.manifest import Manifest, parse_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13)
+COVERED = {
+    *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
+    *("embedding_bits", "affine", "tied"),
+}
+
 AnyManifest = Manifest | DecoderManifest | Seq2SeqManifest
 
 
@@ -16,3 +22,8 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
     if is_seq2seq(text):
         return parse_seq2seq_manifest(text, source=source)
     return parse_manifest(text, source=source)
+
+
+def uncovered(manifest: AnyManifest) -> list[str]:
+    """The keys of a manifest that its fingerprint does not cover."""
+    return [name for name in type(manifest).model_fields if name not in COVERED]

@@ -178,10 +178,13 @@ def to_edge(tensors: Tensors, *, published: Published) -> Tensors:
 
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Parity(BaseModel):
     """torch on the codes against ONNX Runtime, same adapter, same rows.
+
+    Of a base that writes text ``rows`` are positions, ``label_agreement`` is of the likeliest tokens.
 
     ``max_relative`` is relative to a row's largest logit, or to ``absolute / bound`` where that is larger.
     """
@@ -192,6 +195,9 @@ class Parity(BaseModel):
     label_agreement: Annotated[float, Field(ge=0, le=1)]
     bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    tokens: tuple[Count, Count] | None = Field(
+        default=None, description="of a text: written alike by both, of so many"
+    )
 
     def meets(self, plan: Plan) -> bool:
         """Whether it was measured against a plan's bounds and is within them."""

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from importlib import metadata, resources
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+import base_model
+import protocol
 from base_model.build import build_base
-from base_model.places import PACKAGE, Place, locate
+from base_model.decoder.build import build_decoder
+from base_model.decoder.calibration import default_text
+from base_model.decoder.sources import decoder_source, is_file
+from base_model.places import PACKAGE, Place, locate, locate_file
 from base_model.verify import read_manifest, verify_base
+from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from simulations.experiment import BaseSource
 from simulations.progress import Progress
 from storage.locks import locked
+from storage.regular import sha256_of
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
@@ -27,11 +36,14 @@ LIBRARIES = (
 )
 
 
-def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progress) -> Path:
+def ready_base(
+    source: BaseSource, *, task: str, folder: Path, cache: Path, progress: Progress
+) -> Path:
     """The folder of the built base; builds it when the experiment names none and the cache has none.
 
     Args:
         source: what the experiment says.
+        task: what a base is built for, in the words of its manifest.
         folder: relative folders start here.
         cache: folder of built bases, created if need be.
         progress: told about the build as ``base``.
@@ -44,11 +56,12 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
         base = folder / Path(source.folder).expanduser()
         verify_base(base)
         return base
-    place = locate(source.source, beside=folder)
-    _check_pin(source, place)
+    origin = origin_of(source, task, folder)
+    _check_pin(source, origin)
     # Of a local folder only its own name: where it lies is nobody else's business.
-    name = re.sub(r"[^A-Za-z0-9]+", "-", _shown(source.source, place)).strip("-")[-40:]
-    settings = f"{place.digest()} {source.bits} {source.pooling} {source.scales} {_builder()}"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", origin.shown).strip("-")[-40:]
+    parts = (origin.digest, source.bits, source.pooling, source.scales, source.context, task)
+    settings = f"{' '.join(map(str, parts))} {_builder()}"
     target = cache / f"{name}-int{source.bits}-{_text_digest(settings)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / f".{target.name}.lock"):  # another simulation may be building it
@@ -56,17 +69,59 @@ def ready_base(source: BaseSource, *, folder: Path, cache: Path, progress: Progr
             read_manifest(target)
             return target
         progress.line(f"building the base from {source.source}; it is kept for the next run")
-        local = (folder / source.source).is_dir()
-        build_base(
-            str(folder / source.source) if local else source.source,
-            task="sequence-classification",
-            bits=source.bits,
-            out=target,
-            pooling=source.pooling,
-            scales=source.scales,
-            progress=lambda step, share: progress.update(f"base: {step}", share, 1.0),
-        )
+
+        def tell(step: str, share: float) -> None:
+            progress.update(f"base: {step}", share, 1.0)
+
+        _build(source, task, folder, target, tell)
     return target
+
+
+def _build(
+    source: BaseSource, task: str, folder: Path, target: Path, tell: Callable[[str, float], None]
+) -> None:
+    if task == DECODER:
+        build_decoder(
+            decoder_source(source.source, beside=folder),
+            bits=source.bits,
+            embedding_bits=max(source.bits, 8),
+            out=target,
+            context=source.context or None,
+            calibration=default_text() if source.bits == 4 else None,
+            progress=tell,
+        )
+        return
+    local = (folder / source.source).is_dir()
+    build_base(
+        str(folder / source.source) if local else source.source,
+        task=task,
+        bits=source.bits,
+        out=target,
+        pooling=source.pooling,
+        scales=source.scales,
+        progress=tell,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a base comes from: what it is called, digests of all that matters and of the weights."""
+
+    shown: str
+    digest: str
+    weights: str
+
+
+def origin_of(source: BaseSource, task: str, folder: Path) -> Origin:
+    """Raises MachineError or ArtefactError for what is not on this machine."""
+    if task == DECODER and is_file(source.source):
+        path = locate_file(source.source, beside=folder)
+        digest = sha256_of(path)
+        return Origin(shown=path.stem, digest=digest, weights=digest)
+    place = locate(source.source, beside=folder)
+    return Origin(
+        shown=_shown(source.source, place), digest=place.digest(), weights=place.weights_digest()
+    )
 
 
 def _shown(source: str, place: Place) -> str:
@@ -75,13 +130,10 @@ def _shown(source: str, place: Place) -> str:
     return source if "snapshots" in place.root.parts else place.root.name
 
 
-def _check_pin(source: BaseSource, place: Place) -> None:
-    if not source.sha256:
-        return
-    weights = place.weights_digest()
-    if weights != source.sha256:
+def _check_pin(source: BaseSource, origin: Origin) -> None:
+    if source.sha256 and origin.weights != source.sha256:
         raise ArtefactError(
-            f"the weights of {source.source} have sha256 {weights[:16]}…, not the pinned one",
+            f"the weights of {source.source} have sha256 {origin.weights[:16]}…, not the pinned one",
             "install the pinned version, or correct base.sha256 after checking the model",
         )
 
@@ -93,11 +145,8 @@ def _text_digest(text: str) -> str:
 def _builder() -> str:
     """A digest of the code that builds, and of the libraries whose output it keeps."""
     hasher = hashlib.sha256()
-    for file in sorted(resources.files("base_model").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            hasher.update(file.read_bytes())
-    for file in sorted(resources.files("protocol").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
+    for package in (base_model, protocol):
+        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             hasher.update(file.read_bytes())
     for library in LIBRARIES:
         hasher.update(f"{library} {metadata.version(library)}".encode())

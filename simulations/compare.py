@@ -22,6 +22,13 @@ FIGURES = {
     "nrmse_federated": "NRMSE, federated",
     "nrmse_pooled": "NRMSE, all data in one place",
     "nrmse_alone_mean": "NRMSE, devices alone (mean)",
+    "perplexity_before": "perplexity before",
+    "perplexity_federated": "perplexity, federated",
+    "perplexity_pooled": "perplexity, all data in one place",
+    "perplexity_alone_mean": "perplexity, devices alone (mean)",
+    "token_accuracy_federated": "tokens foreseen, federated",
+    "token_accuracy_pooled": "tokens foreseen, all data in one place",
+    "token_accuracy_alone_mean": "tokens foreseen, devices alone (mean)",
     "loss_federated": "loss, federated",
     "loss_pooled": "loss, all data in one place",
     "loss_alone_mean": "loss, devices alone (mean)",
@@ -37,7 +44,7 @@ FIGURES = {
 }
 
 
-CURVES = ("accuracy", "nrmse", "loss")  # by round
+CURVES = ("accuracy", "nrmse", "perplexity", "loss")  # by round
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +165,7 @@ def shown_figure(key: str, figure: Json | None) -> str:
         return "-"
     scale, digits = 1.0, 0 if abs(figure["mean"]) >= 100 else 2
     unit = ""
-    if key.startswith(("accuracy", "macro", "nrmse")):
+    if key.startswith(("accuracy", "macro", "nrmse", "token")):
         scale, unit = 100.0, " %"
     elif key.startswith("loss"):
         digits = 4

@@ -18,6 +18,7 @@ COLOURS = ("c1", "c2", "c3", "r1", "r0", "r3")  # then again from the first
 CURVES = (  # the figure's key, its section, its chart, by how much it is multiplied, its unit
     ("accuracy", "Accuracy per round", "Test accuracy", 100.0, " %"),
     ("nrmse", "NRMSE per round", "Test NRMSE: lower is better", 100.0, " %"),
+    ("perplexity", "Perplexity per round", "Test perplexity: lower is better", 1.0, ""),
     ("loss", "Loss per round", "Test loss a row: lower is better", 1.0, ""),
 )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from protocol.chat.messages import chat_from
 from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
@@ -67,31 +69,50 @@ def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table
 
 
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
-    from simulations.generators import home_commands
+    """Raises PlanError for a plan that the generator has no rows for, DataError for labels it lacks."""
+    from simulations.generators import home_chats, home_commands
 
-    if plan.task.kind != "classification" or plan.task.pairs:
-        raise PlanError(
-            f"experiment {experiment.name}: the generator's rows are single texts with labels",
-            "name files of your own under [data], or leave task.kind and task.text_pair out",
-        )
-    made, column = home_commands(plan.seed), experiment.population.column
-    wanted = [plan.task.text, plan.task.label, *filter(None, [column])]
+    task, column = plan.task, experiment.population.column
+    if experiment.data.generator == "home-chats":
+        if task.kind != "causal-lm" or task.form != "messages":
+            raise _unfit(experiment, "chats", 'use task.kind = "causal-lm"')
+        made, texts, target = home_chats(plan.seed), task.messages, ""
+    else:
+        if task.kind != "classification" or task.pairs:
+            remedy = "leave task.kind and task.text_pair out"
+            raise _unfit(experiment, "single texts with labels", remedy)
+        made, texts, target = home_commands(plan.seed), task.text, task.label
+    wanted = [texts, *filter(None, [target, column])]
     if missing := [name for name in wanted if name not in made.train[0]]:
         raise PlanError(
             f"experiment {experiment.name}: the generator's rows have no column `{missing[0]}`",
             f"its columns are {', '.join(made.train[0])}",
         )
-    text, label = plan.task.text, plan.task.label
-    train, test = (
-        Table(texts=[row[text] for row in rows], targets=[row[label] for row in rows])
-        for rows in (made.train, made.test)
-    )
+    train, test = (_table(rows, texts, target) for rows in (made.train, made.test))
+    if target and experiment.lists_labels:
+        _verify_listed(plan, train, test)
     groups = [row[column] for row in made.train] if column else []
-    if experiment.lists_labels and (
-        odd := set(train.targets + test.targets) - set(plan.task.labels)
-    ):
+    return Table(texts=train.texts, targets=train.targets, groups=groups), test
+
+
+def _unfit(experiment: Experiment, rows: str, remedy: str) -> PlanError:
+    return PlanError(
+        f"experiment {experiment.name}: the generator's rows are {rows}",
+        f"name files of your own under [data], or {remedy}",
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]], texts: str, target: str) -> Table:
+    if target:
+        return Table(texts=[row[texts] for row in rows], targets=[row[target] for row in rows])
+    chats = [chat_from(row[texts]) for row in rows]
+    return Table(texts=list(chats), targets=[chat.messages[-1]["content"] for chat in chats])
+
+
+def _verify_listed(plan: Plan, train: Table, test: Table) -> None:
+    assert plan.task.kind == "classification"
+    if odd := set(train.targets + test.targets) - set(plan.task.labels):
         raise DataError(
             f"the data has the label {min(odd)!r}, which `plan.task.labels` does not list",
             "list every label, or leave task.labels out",
         )
-    return Table(texts=train.texts, targets=train.targets, groups=groups), test

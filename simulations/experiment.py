@@ -20,6 +20,8 @@ from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
+from protocol.tasks import TASKS
+from protocol.tasks.classification import Classification
 from protocol.variants import key_of, variants_of
 from storage.regular import read_settings_text
 
@@ -39,6 +41,9 @@ class BaseSource(Section):
         default="auto", description="one vector of a text's many; auto: what the source names"
     )
     scales: bool = Field(default=False, description="slots that the method ia3 fills")
+    context: Natural = Field(
+        default=0, description="positions of a base that writes text; 0: 32768, or what it has"
+    )
     sha256: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
@@ -49,12 +54,9 @@ class BaseSource(Section):
     def _one_origin(self) -> BaseSource:
         if bool(self.folder) == bool(self.source):
             raise ValueError("give either folder, a base that is built, or source")
-        if self.folder and (self.bits, self.pooling, self.scales, self.sha256) != (
-            *(4, "auto", False, ""),
-        ):
-            raise ValueError(
-                "bits, pooling, scales and sha256 are for a source, not for a built folder"
-            )
+        others = self.model_fields_set - {"folder", "source"}
+        if self.folder and others:
+            raise ValueError(f"{min(others)} is for a source, not for a folder that is built")
         return self
 
 
@@ -69,7 +71,7 @@ class Data(Section):
         default=0.0,
         description="without a test file: the share of train's rows, by label, to test on",
     )
-    generator: Literal["", "home-commands"] = Field(
+    generator: Literal["", "home-commands", "home-chats"] = Field(
         default="", description="rows that fedge makes, in the place of files"
     )
 
@@ -158,8 +160,18 @@ class Experiment(Section):
     @property
     def has_labels(self) -> bool:
         """Whether rows have labels."""
+        return self._kind == Classification.KIND
+
+    @property
+    def base_task(self) -> str:
+        """What the base is built for."""
+        task = TASKS.get(self._kind)
+        return Classification.BASE if task is None else task.BASE
+
+    @property
+    def _kind(self) -> str:
         task = self.plan.get("task", {})
-        return not isinstance(task, dict) or task.get("kind", "classification") == "classification"
+        return str(task.get("kind", Classification.KIND) if isinstance(task, dict) else "")
 
     @property
     def has_pairs(self) -> bool:

@@ -8,8 +8,10 @@ few intents.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -21,12 +23,21 @@ from protocol.encoding import seed_from
 DEVICES = 20
 LEARN_ROWS, HEARD_ROWS, UNHEARD_ROWS = 40, 10, 10  # per intent; the last two are the test
 TYPO_RATE = 0.12  # of rows
-Row = dict[str, str]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spoken:
+    """A sentence, its intent, and what it says of it by name."""
+
+    text: str
+    intent: str
+    slots: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generated:
-    """``train`` rows have text, label and device; ``test`` rows text and label."""
+    """``train`` rows have text and label, or messages, and device; ``test`` rows have no device."""
 
     train: list[Row]
     test: list[Row]
@@ -34,21 +45,44 @@ class Generated:
 
 def home_commands(seed: int) -> Generated:
     """The demo's data: the same for the same seed, on every platform."""
+
+    def row(spoken: Spoken) -> Row:
+        return {"text": spoken.text, "label": spoken.intent}
+
+    return _generated(seed, row, test=HEARD_ROWS)
+
+
+def home_chats(seed: int) -> Generated:
+    """The same commands as chats: the assistant answers with what a hub can carry out, as JSON."""
+
+    def row(spoken: Spoken) -> Row:
+        answer = json.dumps({"do": spoken.intent, **spoken.slots})
+        return {"messages": [_message("user", spoken.text), _message("assistant", answer)]}
+
+    return _generated(seed, row, test=1)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _generated(seed: int, row: Callable[[Spoken], Row], *, test: int) -> Generated:
+    """Rows of every intent; ``test``: of an intent in phrasings that were heard, and as many unheard."""
     grammar = _grammar()
     owners = _owners(sorted(grammar["intents"]), seed)
     train: list[Row] = []
-    test: list[Row] = []
+    tested: list[Row] = []
     for intent, phrasings in sorted(grammar["intents"].items()):
         rng = np.random.default_rng(seed_from("home-commands", seed, intent))
-        heard = _texts(grammar, phrasings["learn"], LEARN_ROWS + HEARD_ROWS, rng)
+        heard = _spoken(grammar, intent, phrasings["learn"], LEARN_ROWS + HEARD_ROWS, rng)
         devices = owners[intent]
         train += [
-            {"text": text, "label": intent, "device": devices[number % len(devices)]}
-            for number, text in enumerate(heard[:LEARN_ROWS])
+            row(spoken) | {"device": devices[number % len(devices)]}
+            for number, spoken in enumerate(heard[:LEARN_ROWS])
         ]
-        unheard = _texts(grammar, phrasings["test"], UNHEARD_ROWS, rng)
-        test += [{"text": text, "label": intent} for text in heard[LEARN_ROWS:] + unheard]
-    return Generated(train=train, test=test)
+        unheard = _spoken(grammar, intent, phrasings["test"], UNHEARD_ROWS, rng)
+        tested += map(row, heard[LEARN_ROWS : LEARN_ROWS + test] + unheard[:test])
+    return Generated(train=train, test=tested)
 
 
 def _grammar() -> dict[str, Any]:
@@ -69,22 +103,27 @@ def _owners(intents: list[str], seed: int) -> dict[str, list[str]]:
     return owners
 
 
-def _texts(
-    grammar: dict[str, Any], phrasings: list[str], count: int, rng: np.random.Generator
-) -> list[str]:
+def _spoken(
+    grammar: dict[str, Any],
+    intent: str,
+    phrasings: list[str],
+    count: int,
+    rng: np.random.Generator,
+) -> list[Spoken]:
     """``count`` different texts, phrasings in turn."""
-    texts: dict[str, None] = {}
+    texts: dict[str, Spoken] = {}
     turn = 0
     while len(texts) < count:
         phrasing = phrasings[turn % len(phrasings)]
         turn += 1
-        filled = re.sub(
-            r"\{(\w+)\}", lambda slot: _pick(grammar["slots"][slot.group(1)], rng), phrasing
-        )
+        slots = {
+            name: _pick(grammar["slots"][name], rng) for name in re.findall(r"\{(\w+)\}", phrasing)
+        }
         frames = grammar["frames"]
-        text = _pick(frames["before"], rng) + filled + _pick(frames["after"], rng)
-        texts[_typo(text, rng) if rng.random() < TYPO_RATE else text] = None
-    return list(texts)
+        text = _pick(frames["before"], rng) + phrasing.format(**slots) + _pick(frames["after"], rng)
+        text = _typo(text, rng) if rng.random() < TYPO_RATE else text
+        texts[text] = Spoken(text=text, intent=intent, slots=slots)
+    return list(texts.values())
 
 
 def _pick(choices: list[str], rng: np.random.Generator) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,17 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from base_model.places import locate
+from base_model.decoder.sources import is_file
+from base_model.places import locate, locate_file
 from base_model.verify import read_manifest
+from client.data import Rows
+from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding, verify_legal
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
-from protocol.rows.read import Table, Text
+from protocol.recipe import Recipe
+from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
 from server.starting import read_beginning, round_of
@@ -96,6 +99,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     base = ready_base(
         experiment.base,
+        task=experiment.base_task,
         folder=experiment.folder,
         cache=cache or out.parent / BASES,
         progress=progress,
@@ -135,8 +139,16 @@ def admit(experiment: Experiment, out: Path, *, resume: bool) -> Admitted | None
     if experiment.base.folder:
         read_manifest(experiment.folder / Path(experiment.base.folder).expanduser())
     else:
-        locate(experiment.base.source, beside=experiment.folder)
+        verify_there(experiment.base.source, experiment.base_task, beside=experiment.folder)
     return Admitted(rows=rows, labels=labels, parts=parts, start=start)
+
+
+def verify_there(source: str, task: str, *, beside: Path) -> None:
+    """Raises MachineError or ArtefactError for a source that is not on this machine."""
+    if task == DECODER and is_file(source):
+        locate_file(source, beside=beside)
+    else:
+        locate(source, beside=beside)
 
 
 def _check_leftovers(out: Path) -> None:
@@ -185,7 +197,7 @@ def _fresh(
         _enrol(out, len(parts))
     write_jsonl(out / TEST, _lines(test, plan))
     write_text(out / PLAN, plan.render())
-    tokens = _tokens_per_row(base, plan, train.texts)
+    tokens = _tokens_per_row(base, plan, train)
     marker = {
         **experiment.model_dump(mode="json"),
         "base_folder": _relative(base, out),
@@ -294,13 +306,16 @@ def _other_rounds(before: object, now: object) -> bool:
     return before | {"rounds": 0} == now | {"rounds": 0}
 
 
-def _tokens_per_row(base: Path, plan: Plan, texts: Sequence[Text]) -> float:
-    from tokenizers import Tokenizer
+def _tokens_per_row(base: Path, plan: Plan, rows: Table) -> float:
+    """Mean over the rows. Raises DataError for a row that cannot be learnt."""
+    from client.opened_base import opened_base
+    from client.tasks import task_named as client_task
 
-    from client.batches import encode
-
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    encoded = encode(tokenizer, texts, [0] * len(texts), plan.task.max_length)
+    opened = opened_base(plan, base)
+    recipe = Recipe(plan=plan, manifest=opened.manifest)
+    task = client_task(plan.task.kind)
+    targets = task.targets(rows, plan.task)
+    encoded = task.encode(Rows(texts=rows.texts, targets=targets), recipe, opened)
     return float(np.mean(encoded.lengths))
 
 

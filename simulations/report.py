@@ -30,6 +30,7 @@ from simulations.report_quality import by_client, by_label, quality
 from simulations.report_secrecy import privacy, visible
 
 REPORT, AUDIT = "report.html", "audit.json"
+LONGEST_SAMPLE = 600  # characters
 REASONS = ("error", "invalid", "no-reply", "late")
 Json = dict[str, Any]
 
@@ -75,6 +76,7 @@ def _page(run: Path, plan: Json) -> str:
         quality=quality(evaluations, yardsticks or {}, _measure(plan), summary.get("rows_test")),
         has_labels="labels" in plan.get("task", {}),
         labels=by_label(summary.get("per_label")),
+        samples=_samples(read_json(run / "samples.json")),
         clients=_clients(summary, clients),
         taken=_participation(records, failed, clients),
         sent=_bytes(records),
@@ -92,6 +94,15 @@ def _measure(plan: Json) -> Quality:
     """What the plan's task is judged by."""
     kind = plan.get("task", {}).get("kind", "")
     return TASKS[kind if kind in TASKS else "classification"].QUALITY
+
+
+def _samples(samples: list[Json] | None) -> list[list[object]]:
+    names = ("prompt", "before", "federated", "reference")
+    return [[_cut(str(each.get(name, ""))) for name in names] for each in samples or []]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]}…"
 
 
 def _clients(summary: Json, clients: Json | None) -> Markup:
@@ -112,10 +123,11 @@ def _figures(plan: Json, summary: Json) -> list[tuple[str, str]]:
     """Value and words of each; none before the run is finished."""
     name, title = _measure(plan).name, _measure(plan).title
     wanted = (
+        *([(f"{name}_before", f"{title} before")] if f"{name}_before" in summary else []),
         (f"{name}_alone_mean", f"devices alone, mean {title}"),
         (f"{name}_federated", f"federated {title}"),
         (f"{name}_pooled", f"all data in one place, {title}"),
-        ("loss_federated", "federated loss a row"),
+        ("loss_federated", "federated loss"),
         ("loss_pooled", "all data in one place, loss"),
         *([("macro_f1_federated", "federated macro-F1")] if name == "accuracy" else []),
         ("upload_bytes_per_client_round", "bytes up per client and round"),
@@ -130,6 +142,8 @@ def _figure(key: str, value: Any) -> str:
         return "not measured"
     if key.startswith("loss"):
         return f"{value:.3f}"
+    if key.startswith("perplexity"):
+        return f"{value:.2f}"
     return (
         f"{value:.1%}" if key.startswith(("accuracy", "macro", "nrmse")) else number(float(value))
     )

@@ -24,7 +24,10 @@ def about(plan: Json, summary: Json, timings: Json) -> list[str]:
         f"{server.get('optimizer', 'unknown')}, seed {plan.get('seed', 0)}, {plan.get('rounds')} rounds."
     ]
     if summary.get("rows_test"):
-        learnt = f"{summary['labels']} labels" if summary["labels"] else "a number of each"
+        numbers = (
+            "the tokens that follow" if summary.get("perplexity_federated") else "a number of each"
+        )
+        learnt = f"{summary['labels']} labels" if summary["labels"] else numbers
         lines.append(
             f"{summary['clients']:,} clients with {summary['rows_train']:,} rows to train on; "
             f"{summary['rows_test']:,} rows to test on; {learnt}."

@@ -27,6 +27,7 @@ def quality(
         **_curve(evaluations, yardsticks, measure, test_rows),
         **_loss(evaluations, yardsticks),
         "title": measure.title,
+        "beside": "tokens foreseen" if measure.name == "perplexity" else "macro-F1",
         "rows": _figures(evaluations, yardsticks, measure),
     }
 
@@ -34,15 +35,18 @@ def quality(
 def _curve(
     evaluations: list[Json], yardsticks: Json, measure: Quality, test_rows: int | None
 ) -> Json:
-    points = tuple((float(e["round"]), 100 * float(e[measure.name])) for e in evaluations)
+    measured = [(float(e["round"]), float(e[measure.name])) for e in evaluations]
+    if before := yardsticks.get("before"):
+        measured.insert(0, (0.0, float(before[measure.name])))
+    points = tuple((number, measure.drawn(value)) for number, value in measured)
     better = "" if measure.higher_is_better else ": lower is better"
     lines, band, level = [Line(name="federated", points=points, css="c1")], None, None
     if pooled := yardsticks.get("pooled"):
-        level = 100 * float(pooled[measure.name])
+        level = measure.drawn(float(pooled[measure.name]))
         lines.append(_level("all in one place", level, points, "c2"))
     if alone := yardsticks.get("alone"):
-        lines.append(_level("alone, mean", 100 * float(alone["mean"]), points, "c3"))
-        each = [100 * float(value) for value in alone["per_client"].values()]
+        lines.append(_level("alone, mean", measure.drawn(float(alone["mean"])), points, "c3"))
+        each = [measure.drawn(float(value)) for value in alone["per_client"].values()]
         band = Band(name="alone, range", low=min(each), high=max(each))
     title = f"Test {measure.title} per round against both yardsticks{better}"
     limits, spread = None, None
@@ -52,10 +56,10 @@ def _curve(
         spread = Band(name="", low=low, high=high)
     end = "The end of it, enlarged"
     return {
-        "curve": line_chart(title, lines, band=band, unit=" %"),
+        "curve": line_chart(title, lines, band=band, unit=measure.UNIT),
         "band": band,
         "limits": limits,
-        "end": _enlarged(end, points, level, least=1.0, unit=" %", band=spread),
+        "end": _enlarged(end, points, level, least=1.0, unit=measure.UNIT, band=spread),
     }
 
 
@@ -78,7 +82,7 @@ def _loss(evaluations: list[Json], yardsticks: Json) -> Json:
         lines.append(_level("all in one place", float(pooled), points, "c2"))
     end = "The end of the loss, enlarged"
     return {
-        "loss": line_chart("Test loss per round, of a row: lower is better", lines),
+        "loss": line_chart("Test loss per round: lower is better", lines),
         "loss_end": _enlarged(end, points, pooled, least=0.02, unit=""),
     }
 
@@ -116,23 +120,30 @@ def _enlarged(
 
 
 def _figures(evaluations: list[Json], yardsticks: Json, measure: Quality) -> list[list[object]]:
-    rows: list[list[object]] = [
-        [f"round {e['round']}", *_three(e.get(measure.name), e.get("loss"), e.get("macro_f1"))]
-        for e in evaluations
-    ]
+    rows: list[list[object]] = [[f"round {e['round']}", *_three(measure, e)] for e in evaluations]
+    if before := yardsticks.get("before"):
+        rows.insert(0, ["before", *_three(measure, before)])
     if pooled := yardsticks.get("pooled"):
-        three = _three(pooled[measure.name], pooled.get("loss"), pooled.get("macro_f1"))
-        rows.append(["all data in one place", *three])
+        rows.append(["all data in one place", *_three(measure, pooled)])
     if alone := yardsticks.get("alone"):
         each = [float(value) for value in alone["per_client"].values()]
-        three = _three(alone["mean"], alone.get("loss"), alone.get("macro_f1"))
+        three = _three(measure, alone | {measure.name: alone["mean"]})
         rows.append([f"alone: mean of {len(each)} devices", *three])
-        rows.append(["alone: worst and best device", f"{min(each):.2%} to {max(each):.2%}", "", ""])
+        both = f"{_exact(measure, min(each))} to {_exact(measure, max(each))}"
+        rows.append(["alone: least and most", both, "", ""])
     return rows
 
 
-def _three(quality: float | None, loss: float | None, f1: float | None) -> list[str]:
-    return [_share(quality), "" if loss is None else f"{loss:.4f}", _share(f1)]
+def _three(measure: Quality, figures: Json) -> list[str]:
+    """Quality, loss, and the share that stands beside them: macro-F1, or tokens foreseen."""
+    value, loss = figures.get(measure.name), figures.get("loss")
+    share = figures.get("token_accuracy" if measure.name == "perplexity" else "macro_f1")
+    exact = "" if value is None else _exact(measure, float(value))
+    return [exact, "" if loss is None else f"{loss:.4f}", _share(share)]
+
+
+def _exact(measure: Quality, value: float) -> str:
+    return f"{measure.drawn(value):.2f}{measure.UNIT.replace(' %', '%')}"
 
 
 def _share(value: float | None) -> str:

@@ -45,9 +45,10 @@ from simulations.prepare import CLIENTS, MARKER, PLAN, ROSTER, START_RUN, Prepar
 from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import AUDIT, write_report
+from simulations.samples import write_samples
 from simulations.summary import Summary, summarise
 from simulations.timings import Timings
-from simulations.yardsticks import passes, run_yardsticks
+from simulations.yardsticks import measure_before, passes, run_yardsticks
 
 SUMMARY = "summary.json"
 
@@ -84,9 +85,15 @@ def simulate(
         with suppress(FedgeError, OSError):
             write_report(out)
         raise
+    if prepared.plan.task.ANSWERS == "text":
+        with timings.part("evaluation"):
+            measure_before(prepared, evaluator, progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("release"):
         note, refused = _release(prepared, evaluator.held_out, progress)
+    if prepared.plan.task.ANSWERS == "text":
+        with timings.part("samples"):
+            write_samples(prepared, evaluator.held_out, progress)
     with timings.part("audit"):
         audited = _audit(out, prepared.plan, progress)
     # The report reads the summary, and the summary names the report.
@@ -251,7 +258,7 @@ def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows)
             absolute=plan.release.parity_max_absolute,
         )
     if not (folder / PASSPORT_FILE).is_file():
-        if note.calibration is None:
+        if note.calibration is None and plan.task.ANSWERS != "text":
             note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.targets)
         name = plan.task.QUALITY.name
         measured = {e["round"]: e[name] for e in load_evaluations(prepared.out)}

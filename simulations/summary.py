@@ -21,9 +21,11 @@ from simulations.yardsticks import DIVERGED, diverged
 
 
 class Summary(Section):
-    """``accuracy`` and ``macro_f1`` are shares of the test rows, ``nrmse`` is one of the values' range.
+    """``accuracy`` and ``macro_f1`` are shares of the test rows, ``nrmse`` is one of the values' range,
+    ``perplexity`` and ``token_accuracy`` are of the tokens that count.
 
-    Losses are the task's, of a row. ``None`` where none was asked for, or the task has no such figure.
+    Losses are the task's, of a row or a token. ``None`` where none was asked for, or the task has no such
+    figure. ``parity_tokens``: written alike by torch and a device, of so many.
 
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
     ``seconds``; ``seconds_forecast`` is what was expected of them. ``started`` and ``ended`` are seconds of
@@ -51,6 +53,13 @@ class Summary(Section):
     nrmse_federated: float | None
     nrmse_alone_mean: float | None
     nrmse_pooled: float | None
+    perplexity_before: float | None
+    perplexity_federated: float | None
+    perplexity_alone_mean: float | None
+    perplexity_pooled: float | None
+    token_accuracy_federated: float | None
+    token_accuracy_alone_mean: float | None
+    token_accuracy_pooled: float | None
     loss_federated: float
     loss_alone_mean: float | None
     loss_pooled: float | None
@@ -71,6 +80,7 @@ class Summary(Section):
     download_bytes_per_client_round: int
     parity_max_relative: float | None
     parity_label_agreement: float | None
+    parity_tokens: list[int] | None
     refused: str | None
     tokens_per_second: float
     exchange: str
@@ -155,9 +165,10 @@ def _quality(
     return {
         **{
             f"{figure}_{name}": figures.get(figure)
-            for figure in ("accuracy", "nrmse", "loss", "macro_f1")
+            for figure in ("accuracy", "nrmse", "perplexity", "token_accuracy", "loss", "macro_f1")
             for name, figures in trainings.items()
         },
+        "perplexity_before": yardsticks.get("before", {}).get("perplexity"),
         "per_label": per_label,
         "per_client": per_client,
     }
@@ -193,6 +204,7 @@ def _release(note: ReleaseNote, refused: FedgeError | None) -> dict[str, Any]:
         "adapter_digest": note.adapter_digest,
         "parity_max_relative": None if parity is None else parity.max_relative,
         "parity_label_agreement": None if parity is None else parity.label_agreement,
+        "parity_tokens": None if parity is None or parity.tokens is None else list(parity.tokens),
         "refused": None if refused is None else refused.cause,
     }
 

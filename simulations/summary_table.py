@@ -46,7 +46,9 @@ def summary_table(summary: Summary) -> Table:
         ("accuracy", "accuracy", "{:.1%}"),
         ("macro-F1", "macro_f1", "{:.1%}"),
         ("NRMSE", "nrmse", "{:.1%}"),
-        ("loss a row", "loss", "{:.3f}"),
+        ("perplexity", "perplexity", "{:.2f}"),
+        ("token accuracy", "token_accuracy", "{:.1%}"),
+        ("loss", "loss", "{:.3f}"),
     ):
         values = [getattr(summary, f"{key}_{each}") for each in whose]
         if not any(value is not None for value in values):
@@ -62,7 +64,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("down per client and round", _size(summary.download_bytes_per_client_round)),
         ("adapter on the device", _known(summary.adapter_bytes, _size)),
         ("parity, largest relative", _known(summary.parity_max_relative, "{:.1e}".format)),
-        ("parity, same labels", _known(summary.parity_label_agreement, "{:.1%}".format)),
+        ("parity, same answers", _known(summary.parity_label_agreement, "{:.1%}".format)),
         ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
         ("epsilon spent by a device", _epsilon(summary)),
         ("rounds an auditor verifies", f"{summary.rounds_verified} of {summary.rounds}"),
@@ -71,6 +73,11 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("time", duration(summary.seconds)),
         ("time, as forecast", duration(expected) if expected else "-"),
     ]
+    if summary.parity_tokens is not None:
+        alike, written = summary.parity_tokens
+        facts.insert(5, ("parity, tokens written alike", f"{alike} of {written}"))
+    if summary.perplexity_before is not None:
+        facts.insert(0, ("perplexity before", f"{summary.perplexity_before:.2f}"))
     served = [
         (entry["federated"], name, entry["value"])
         for name, entry in summary.per_client.items()

@@ -27,7 +27,8 @@ from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
-from simulations.scores import load_scores, save_scores
+from simulations.records import published_adapter
+from simulations.scores import load_scores, save_scores, verify_finite
 from simulations.tasks import Scores
 from simulations.timings import Timings
 
@@ -72,6 +73,22 @@ def run_yardsticks(
         done += 1
         progress.update("yardsticks", done, total)
     return yardsticks
+
+
+def measure_before(prepared: Prepared, evaluator: Evaluator, progress: Progress) -> None:
+    """Measure what the first round began with, the base alone or an earlier adapter, unless it is on file.
+
+    Raises PlanError where its answers are no numbers.
+    """
+    yardsticks = load_yardsticks(prepared)
+    if "before" in yardsticks:
+        return
+    scores = evaluator.measure(published_adapter(prepared.out, 0))
+    verify_finite(scores, "before the first round")
+    yardsticks["before"] = scores.figures
+    write_json(prepared.out / YARDSTICKS, yardsticks)
+    quality = prepared.plan.task.QUALITY
+    progress.line(f"before: {quality.said(scores.quality)}, loss {scores.mean_loss:.3f}")
 
 
 def diverged(yardsticks: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ from base_model.decoder.products import BLOCK
 from base_model.decoder.source import DecoderSource, Floats
 from base_model.decoder.stored import Weights, is_affine, stored_weights
 from base_model.files import chunks_text, file_entries
-from base_model.graph_data import ONE_FILE, OPSET
+from base_model.graph_data import OPSET
 from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.check import check_graphs
 from base_model.seq2seq.families import shape_of
@@ -62,7 +62,7 @@ def build_seq2seq(
     embedding_bits: int = 8,
     slots: bool = True,
     context: int | None = None,
-    one_file: int = ONE_FILE,
+    one_file: int = 0,
     calibration: str | None = None,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
@@ -70,7 +70,8 @@ def build_seq2seq(
     """Build the folder ``out``, as :func:`base_model.decoder.build.build_decoder` does, from ``source``.
 
     ``context``: tokens of either text at most, up to 32768; without it what the config says, else 512.
-    Raises the same.
+    ``one_file``: bytes of tensors up to which they lie in the graphs; else in a file beside both, where the
+    words, which both graphs read, are there once. Raises the same.
     """
     wanted = Wanted(
         bits=bits,

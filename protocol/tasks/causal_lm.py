@@ -90,10 +90,12 @@ class CausalLm(TaskSection):
 
     @model_validator(mode="after")
     def _columns_are_of_the_form(self) -> Self:
-        others = {name for form, names in FORMS.items() if form != self.form for name in names}
-        if odd := sorted(others & self.model_fields_set):
-            form = next(form for form, names in FORMS.items() if odd[0] in names)
-            raise ValueError(f'{odd[0]} is a column of form = "{form}", this is "{self.form}"')
+        for form, names in FORMS.items():
+            for name in names if form != self.form else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f'{name} is a column of form = "{form}", this is "{self.form}"'
+                    )
         columns = [getattr(self, name) for name in FORMS[self.form] if getattr(self, name)]
         if len(set(columns)) < len(columns):
             raise ValueError("two columns have one name")

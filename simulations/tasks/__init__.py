@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from simulations.tasks import classification, regression
+from simulations.tasks import causal_lm, classification, regression
 
 
 class Scores(Protocol):
@@ -59,7 +59,7 @@ class SimulatedTask(Protocol):
         ...
 
     def score(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> Scores:
-        """Of ``outputs`` (rows, outputs) against ``targets`` (rows,)."""
+        """Of ``outputs`` (rows, outputs) against the targets of the encoded rows."""
         ...
 
     def scores_from(self, rows: Sequence[Sequence[float]]) -> Scores:
@@ -70,6 +70,7 @@ class SimulatedTask(Protocol):
 TASKS: dict[str, SimulatedTask] = {
     "classification": classification,
     "regression": regression,
+    "causal-lm": causal_lm,
 }
 
 

@@ -10,6 +10,7 @@ from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.sessions import FileSession
+from protocol.rows.conversations import read_chats, read_completions, read_plain
 from protocol.secagg.session import Session
 from server.history import HISTORY, read_history
 from tests.properties.decoders.rows import (
@@ -88,6 +89,9 @@ def _files(world: World) -> dict[str, Decoder]:
     }
 
 
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "there"}]
+
+
 def _rows(world: World) -> dict[str, Decoder]:
     label = world.plan.task.labels[0]
     rows = json_line({"text": "hi", "label": label})
@@ -104,5 +108,19 @@ def _rows(world: World) -> dict[str, Decoder]:
         "protocol.rows.read:read_rows, parquet": Decoder(
             read=of_file(world.folder / "rows.parquet", lambda path: world.plan.task.rows(path)),
             seeds=(parquet({"text": ["hi"], "label": [label]}),),
+        ),
+        "protocol.rows.conversations:read_chats": Decoder(
+            read=of_file(world.folder / "chats.jsonl", lambda path: read_chats(path, "messages")),
+            seeds=(json_line({"messages": CHAT}),),
+        ),
+        "protocol.rows.conversations:read_completions": Decoder(
+            read=of_file(
+                world.folder / "prompts.jsonl", lambda path: read_completions(path, "p", "c")
+            ),
+            seeds=(json_line({"p": "hi", "c": "there"}),),
+        ),
+        "protocol.rows.conversations:read_plain": Decoder(
+            read=of_file(world.folder / "plain.jsonl", lambda path: read_plain(path, "text")),
+            seeds=(json_line({"text": "hi"}),),
         ),
     }

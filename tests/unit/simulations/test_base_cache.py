@@ -20,7 +20,13 @@ from tests.unit.base_model.sources import CONTAINERS, listed, write_source
 
 
 def ready(source: BaseSource, folder: Path) -> Path:
-    return ready_base(source, folder=folder, cache=folder / ".bases", progress=NoProgress())
+    return ready_base(
+        source,
+        task="sequence-classification",
+        folder=folder,
+        cache=folder / ".bases",
+        progress=NoProgress(),
+    )
 
 
 def test_it_is_built_once_and_pinned_by_its_weights(tiny_source: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import edge_runtime.base
-import fedge.plans
 from base_model.commands import app
 from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
@@ -76,8 +75,7 @@ def test_commands_for_bases_that_sort_say_that_it_writes(base: Path) -> None:
     for read in (
         read_encoder_manifest,
         verify_encoder,
-        edge_runtime.base.read_encoder_manifest,
-        fedge.plans.read_encoder_manifest,
+        edge_runtime.base.read_manifest,
     ):
         with pytest.raises(ArtefactError, match=r"writes texts?"):
             read(base)
