@@ -1,4 +1,4 @@
-"""Parts of a layer that models of several kinds have: words, norms of mean squares, activations."""
+"""Parts of a layer that models of several kinds have: words, norms, activations, heads."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ def norm(building: Products, value: str, path: str, *, epsilon: float, unit: boo
         axis=-1,
         epsilon=epsilon,
         stash_type=1,
+    )
+
+
+def layer_norm(building: Products, value: str, path: str, *, epsilon: float) -> str:
+    """``value`` less its mean, over its deviation, times the norm's weight, plus its bias."""
+    vectors = []
+    for name in (f"{path}.weight", f"{path}.bias"):
+        vector = building.weights[name]
+        assert not isinstance(vector, CodedWeight)
+        vectors.append(building.nodes.tensor(name, vector))
+    output = f"{path}/normed"
+    return building.nodes.add(
+        "LayerNormalization", [value, *vectors], output, axis=-1, epsilon=epsilon, stash_type=1
     )
 
 

@@ -16,10 +16,10 @@ from protocol.errors import ArtefactError
 
 PIECE = 2**22  # numbers that are looked at together
 COMPLETE = "fetch a complete checkpoint"
-# Of old checkpoints: buffers that follow from the config, and a table that nothing reads.
+# Buffers that follow from the config or are zeros, and a table that nothing reads.
 BUFFERS = (
     *("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias"),
-    "EncDecAttention.relative_attention_bias.weight",
+    *("EncDecAttention.relative_attention_bias.weight", "final_logits_bias"),
 )
 Progress = Callable[[str, float], None]
 

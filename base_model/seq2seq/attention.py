@@ -1,4 +1,4 @@
-"""Attention with positions in its scores: in plain operators of whole texts, or over a cache.
+"""Attention and positions: in plain operators of whole texts, or over a cache.
 
 Whole texts have a derivative; a cache is ONNX Runtime's grouped attention, which takes what is added to
 scores as an input. The bias is computed once for all layers of a stack.
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from base_model.decoder.attention import positions
 from base_model.decoder.parts import as_heads
-from base_model.decoder.products import Products, row_shape
+from base_model.decoder.products import Products, row_shape, scaled
 from base_model.decoder.source import CodedWeight
-from base_model.seq2seq.shape import DECODER, ENCODER, POSITIONS, Seq2SeqShape
+from base_model.seq2seq.shape import DECODER, ENCODER, OFFSET, Block, Seq2SeqShape
+from protocol.decoder_manifest import MASK
 
 NEVER = -1e9  # added to the score of a token that must not be seen
 SOURCE, WRITTEN = (
@@ -30,8 +31,8 @@ class Building(Products):
     shape: Seq2SeqShape
 
 
-# (graph, layer, queries, keys, values) to rows; each is rows of tokens.
-Attention = Callable[[Building, int, str, str, str], str]
+# (graph, block, layer, queries, keys, values) to rows; each is rows of tokens.
+Attention = Callable[[Building, Block, int, str, str, str], str]
 Heads = tuple[str, str]  # keys and values, (rows, heads, tokens, size)
 
 
@@ -42,49 +43,56 @@ def heads_of(building: Building, rows: str, texts: str) -> str:
 
 def attended(building: Building, path: str, queries: str, keys: Heads, bias: str) -> str:
     """Heads of queries to rows: what each token takes from those whose keys fit, ``bias`` added to scores."""
-    nodes = building.nodes
+    nodes, shape = building.nodes, building.shape
     key = nodes.add("Transpose", [keys[0]], f"{path}/key", perm=[0, 1, 3, 2])
     scores = nodes.add("MatMul", [queries, key], f"{path}/scores")
+    scores = scaled(nodes, scores, shape.attention_scale, f"{path}/scaled")
     seen = nodes.add("Add", [scores, bias], f"{path}/seen")
     shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
     mixed = nodes.add("MatMul", [shares, keys[1]], f"{path}/mixed")
     mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
-    return nodes.add("Reshape", [mixed, row_shape(nodes, building.shape.inner)], f"{path}/attended")
+    return nodes.add("Reshape", [mixed, row_shape(nodes, shape.inner)], f"{path}/attended")
 
 
-def source_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+def source_attention(
+    building: Building, block: Block, _layer: int, queries: str, keys: str, values: str
+) -> str:
     """Each token of what is read sees all others: rows in, rows out."""
     query, *pair = (heads_of(building, rows, SOURCE) for rows in (queries, keys, values))
-    bias = building.once(f"{ENCODER}/bias", _source_bias)
-    path = f"{ENCODER}.block.{layer}.layer.0.SelfAttention"
-    return attended(building, path, query, (pair[0], pair[1]), bias)
+    if building.shape.table:
+        bias = building.once(f"{CROSS}/bias/{MASK}", _unseen_padding)
+    else:
+        bias = building.once(f"{ENCODER}/bias", _source_bias)
+    return attended(building, block.path, query, (pair[0], pair[1]), bias)
 
 
-def target_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+def target_attention(
+    building: Building, block: Block, _layer: int, queries: str, keys: str, values: str
+) -> str:
     """Each token of what is written sees itself and those before it: rows in, rows out."""
     query, *pair = (heads_of(building, rows, WRITTEN) for rows in (queries, keys, values))
     bias = building.once(f"{DECODER}/bias", _target_bias)
-    path = f"{DECODER}.block.{layer}.layer.0.SelfAttention"
-    return attended(building, path, query, (pair[0], pair[1]), bias)
+    return attended(building, block.path, query, (pair[0], pair[1]), bias)
 
 
-def cached_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
+def cached_attention(
+    building: Building, block: Block, layer: int, queries: str, keys: str, values: str
+) -> str:
     """The same over the cache and the new tokens, which it appends."""
-    nodes, shape = building.nodes, building.shape
-    path = f"{DECODER}.block.{layer}.layer.0.SelfAttention"
+    nodes, shape, path = building.nodes, building.shape, block.path
     texts = [
         nodes.add("Reshape", [name, "tokens/any"], f"{name}/texts")
         for name in (queries, keys, values)
     ]
-    bias = building.once(f"{DECODER}/bias", _cached_bias)
+    bias = [] if shape.table else ["", "", "", building.once(f"{DECODER}/bias", _cached_bias)]
     past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
     nodes.add_contrib(
         "GroupQueryAttention",
-        [*texts, *past, "seqlens_k", "total_sequence_length", "", "", "", bias],
+        [*texts, *past, "seqlens_k", "total_sequence_length", *bias],
         [f"{path}/texts", *(f"present.{layer}.{part}" for part in ("key", "value"))],
         num_heads=shape.heads,
         kv_num_heads=shape.heads,
-        scale=1.0,
+        scale=shape.attention_scale,
         do_rotary=0,
     )
     return nodes.add(
@@ -98,10 +106,28 @@ def cross_attention(building: Building, path: str, queries: str, keys: Heads, ma
     return attended(building, path, heads_of(building, queries, WRITTEN), keys, bias)
 
 
+def placed_words(building: Building, stack: str, rows: str, texts: str, places: str) -> str:
+    """Rows of words (tokens, hidden) plus those of a stack's table of positions at ``places``.
+
+    ``texts`` holds the sizes (rows, tokens) that the words have; ``places`` are (tokens,) or (rows, tokens).
+    """
+    nodes, shape, path = building.nodes, building.shape, building.shape.positions(stack)
+    table = building.weights[f"{path}.weight"]
+    assert not isinstance(table, CodedWeight)
+    behind = nodes.add("Add", [places, nodes.numbers("offset", OFFSET)], f"{path}/places")
+    added = nodes.add(
+        "Gather", [nodes.tensor(f"{path}.weight", table), behind], f"{path}/rows", axis=0
+    )
+    deep = nodes.add("Concat", [texts, nodes.numbers("last", [-1])], f"{path}/shape", axis=0)
+    words = nodes.add("Reshape", [rows, deep], f"{path}/words")
+    placed = nodes.add("Add", [words, added], f"{path}/placed")
+    return nodes.add("Reshape", [placed, row_shape(nodes, shape.hidden)], f"{path}/added")
+
+
 def _source_bias(building: Building, output: str) -> None:
     """(rows, heads, tokens, tokens): of positions, and hugely negative for padding."""
     nodes, shape = building.nodes, building.shape
-    places = building.once(f"{SOURCE}/places", _places)
+    places = building.once(f"{SOURCE}/places", places_of)
     columns = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/from")
     apart = nodes.add("Sub", [places, columns], f"{output}/apart")
     ends = [nodes.numbers(f"{output}/{end}", end) for end in (-shape.distance, shape.distance)]
@@ -109,18 +135,21 @@ def _source_bias(building: Building, output: str) -> None:
     row = nodes.add("Add", [near, ends[1]], f"{output}/row")
     added = _of_table(building, ENCODER, row, ahead=True)
     added = nodes.add("Transpose", [added], f"{output}/heads", perm=[2, 0, 1])
-    padding = building.once(f"{CROSS}/bias/attention_mask", _unseen_padding)
+    padding = building.once(f"{CROSS}/bias/{MASK}", _unseen_padding)
     nodes.add("Add", [padding, added], output)
 
 
 def _target_bias(building: Building, output: str) -> None:
-    """(heads, tokens, tokens): of positions, and hugely negative for what comes later."""
+    """(heads or none, tokens, tokens): of positions, and hugely negative for what comes later."""
     nodes = building.nodes
-    places = building.once(f"{WRITTEN}/places", _places)
+    places = building.once(f"{WRITTEN}/places", places_of)
     columns = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/from")
     apart = nodes.add("Sub", [columns, places], f"{output}/apart")
-    added = _back(building, apart, output)
-    added = nodes.add("Transpose", [added], f"{output}/heads", perm=[2, 0, 1])
+    if building.shape.table:
+        added = nodes.number("seen", 0.0)
+    else:
+        added = _back(building, apart, output)
+        added = nodes.add("Transpose", [added], f"{output}/heads", perm=[2, 0, 1])
     sees = nodes.add("GreaterOrEqual", [apart, nodes.numbers("zero/scalar", 0)], f"{output}/sees")
     nodes.add("Where", [sees, added, nodes.number("never", NEVER)], output)
 
@@ -147,7 +176,7 @@ def _back(building: Building, apart: str, output: str) -> str:
 
 def _of_table(building: Building, stack: str, distances: str, *, ahead: bool) -> str:
     """(…, heads): the rows of a stack's table of positions for the buckets of distances."""
-    nodes, path = building.nodes, f"{stack}.{POSITIONS}"
+    nodes, path = building.nodes, building.shape.positions(stack)
     of_distance = nodes.tensor(f"{stack}/buckets", building.shape.distances(ahead=ahead))
     bucket = nodes.add("Gather", [of_distance, distances], f"{path}/bucket", axis=0)
     table = building.weights[f"{path}.weight"]
@@ -157,7 +186,7 @@ def _of_table(building: Building, stack: str, distances: str, *, ahead: bool) ->
     )
 
 
-def _places(building: Building, output: str) -> None:
+def places_of(building: Building, output: str) -> None:
     """(tokens,): 0 and so on, of a text's sizes."""
     nodes, texts = building.nodes, output.removesuffix("/places")
     zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)

@@ -83,8 +83,8 @@ def build_seq2seq(
     )
     wanted.verify_offered()
     shape = shape_of(source.config)
-    if context is not None:  # positions are relative: no table bounds a text
-        shape = replace(shape, context=context)
+    if context is not None:  # where positions are relative, no table bounds a text
+        shape = replace(shape, context=min(context, shape.context) if shape.table else context)
     shape = replace(shape, context=min(shape.context, MOST_CONTEXT))
     fill = partial(_fill, source=source, shape=shape, wanted=wanted)
     return filled_folder(out, fill, progress=progress, explain=explain)

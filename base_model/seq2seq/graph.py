@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
+from base_model.decoder.attention import positions
 from base_model.decoder.graph import counts
 from base_model.decoder.nodes import Dimensions, Nodes
-from base_model.decoder.parts import activated, added_norm, word_rows
+from base_model.decoder.parts import activated, added_norm, layer_norm, word_rows
 from base_model.decoder.products import Stores, linear, output_rows, scaled
 from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.attention import (
@@ -25,16 +26,16 @@ from base_model.seq2seq.attention import (
     cached_attention,
     cross_attention,
     heads_of,
+    placed_words,
+    places_of,
     source_attention,
     target_attention,
 )
 from base_model.seq2seq.shape import (
     DECODER,
     ENCODER,
-    LAST_NORM,
-    SHARED,
+    Block,
     Seq2SeqShape,
-    blocks,
 )
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 from protocol.seq2seq_manifest import SOURCE_MASK, STATES, cross_names
@@ -114,20 +115,18 @@ def whole_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool = True) -> 
 def encoded(building: Building) -> str:
     """States of what is read, (tokens, hidden)."""
     building.nodes.add("Shape", [IDS], SOURCE)
-    stream = Stream(states=word_rows(building, SHARED, IDS))
+    stream = _words(building, ENCODER, IDS, SOURCE)
     for layer in range(building.shape.encoder_layers):
-        attention, dense = blocks(ENCODER, layer)
+        attention, dense = building.shape.blocks(ENCODER, layer)
         stream = _attention(building, layer, attention, stream, source_attention)
         stream = _feed_forward(building, dense, stream)
-    return _normed(building, f"{ENCODER}.{LAST_NORM}", stream)[0]
+    return _last(building, ENCODER, stream)
 
 
 def cross_heads(building: Building, layer: int, states: str) -> Heads:
     """Keys and values (rows, heads, source, head_size) that a layer of the decoder takes of what was read."""
-    path = blocks(DECODER, layer)[1]
-    keys, values = (
-        heads_of(building, linear(building, f"{path}.{name}", states), SOURCE) for name in "kv"
-    )
+    _, *pair, _ = building.shape.blocks(DECODER, layer)[1].linears
+    keys, values = (heads_of(building, linear(building, path, states), SOURCE) for path in pair)
     return keys, values
 
 
@@ -135,16 +134,17 @@ def decoded(
     building: Building, ids: str, attention: Attention, memory: list[Heads], mask: str
 ) -> str:
     """What the output layer multiplies, (tokens, hidden), for what was written before each token."""
-    stream = Stream(states=word_rows(building, SHARED, ids, prefix=f"{DECODER}/"))
+    stream = _words(building, DECODER, ids, WRITTEN)
     for layer in range(building.shape.layers):
-        own, cross, dense = blocks(DECODER, layer)
+        own, cross, dense = building.shape.blocks(DECODER, layer)
         stream = _attention(building, layer, own, stream, attention)
-        rows, total = _normed(building, _norm_of(cross), stream)
-        queries = linear(building, f"{cross}.q", rows)
-        output = cross_attention(building, cross, queries, memory[layer], mask)
-        stream = Stream(states=total, added=linear(building, f"{cross}.o", output))
+        rows, total = _entered(building, cross, stream)
+        first, *_, last = cross.linears
+        queries = linear(building, first, rows)
+        output = cross_attention(building, cross.path, queries, memory[layer], mask)
+        stream = _left(building, cross, total, linear(building, last, output))
         stream = _feed_forward(building, dense, stream)
-    rows = _normed(building, f"{DECODER}.{LAST_NORM}", stream)[0]
+    rows = _last(building, DECODER, stream)
     return scaled(building.nodes, rows, building.shape.logits_scale, "hidden/scaled")
 
 
@@ -165,34 +165,64 @@ def _heads(shape: Seq2SeqShape, tokens: str) -> Dimensions:
     return ["rows", shape.heads, tokens, shape.head_size]
 
 
-def _normed(building: Building, path: str, stream: Stream) -> tuple[str, str]:
-    """(the norm of the stream, the stream)."""
+def _words(building: Building, stack: str, ids: str, texts: str) -> Stream:
+    """What a stack reads, of ids whose sizes are ``texts``."""
+    shape = building.shape
+    rows = word_rows(building, shape.embeddings, ids, prefix=f"{stack}/")
+    rows = scaled(building.nodes, rows, shape.embedding_scale, f"{stack}/words/scaled")
+    if shape.table:
+        cached = stack == DECODER and ids == IDS
+        places = building.once(
+            *(("positions", positions) if cached else (f"{texts}/places", places_of))
+        )
+        rows = placed_words(building, stack, rows, texts, places)
+        rows = layer_norm(building, rows, shape.stack_norm(stack), epsilon=shape.epsilon)
+    return Stream(states=rows)
+
+
+def _entered(building: Building, block: Block, stream: Stream) -> tuple[str, str]:
+    """(what a block reads, the stream)."""
+    if building.shape.style == "bart":
+        return stream.states, stream.states
     epsilon = building.shape.epsilon
-    return added_norm(building, stream.states, stream.added, path, epsilon=epsilon)
+    return added_norm(building, stream.states, stream.added, block.norm, epsilon=epsilon)
 
 
-def _norm_of(block: str) -> str:
-    return f"{block.rpartition('.')[0]}.layer_norm"
+def _left(building: Building, block: Block, total: str, added: str) -> Stream:
+    """The stream behind a block."""
+    if building.shape.style == "t5":
+        return Stream(states=total, added=added)
+    states = building.nodes.add("Add", [total, added], f"{block.norm}/stream")
+    epsilon = building.shape.epsilon
+    return Stream(states=layer_norm(building, states, block.norm, epsilon=epsilon))
+
+
+def _last(building: Building, stack: str, stream: Stream) -> str:
+    """What a stack gives."""
+    if building.shape.style == "bart":
+        return stream.states
+    path, epsilon = building.shape.stack_norm(stack), building.shape.epsilon
+    return added_norm(building, stream.states, stream.added, path, epsilon=epsilon)[0]
 
 
 def _attention(
-    building: Building, layer: int, path: str, stream: Stream, attention: Attention
+    building: Building, layer: int, block: Block, stream: Stream, attention: Attention
 ) -> Stream:
-    rows, total = _normed(building, _norm_of(path), stream)
-    queries, keys, values = (linear(building, f"{path}.{name}", rows) for name in "qkv")
-    output = attention(building, layer, queries, keys, values)
-    return Stream(states=total, added=linear(building, f"{path}.o", output))
+    rows, total = _entered(building, block, stream)
+    *first, last = block.linears
+    queries, keys, values = (linear(building, path, rows) for path in first)
+    output = attention(building, block, layer, queries, keys, values)
+    return _left(building, block, total, linear(building, last, output))
 
 
-def _feed_forward(building: Building, path: str, stream: Stream) -> Stream:
+def _feed_forward(building: Building, block: Block, stream: Stream) -> Stream:
     nodes, shape = building.nodes, building.shape
-    rows, total = _normed(building, _norm_of(path), stream)
-    first = linear(building, f"{path}.wi_0" if shape.gated else f"{path}.wi", rows)
-    active = activated(nodes, shape.activation, first, path)
-    if shape.gated:
-        second = linear(building, f"{path}.wi_1", rows)
-        active = nodes.add("Mul", [active, second], f"{path}/gated")
-    return Stream(states=total, added=linear(building, f"{path}.wo", active))
+    rows, total = _entered(building, block, stream)
+    first, *gate, last = block.linears
+    active = activated(nodes, shape.activation, linear(building, first, rows), block.path)
+    for path in gate:
+        active = nodes.add("Mul", [active, linear(building, path, rows)], f"{block.path}/gated")
+    return _left(building, block, total, linear(building, last, active))
 
 
 def _state_shape(building: Building, output: str) -> None:

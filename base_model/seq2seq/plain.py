@@ -14,15 +14,7 @@ from base_model.decoder.plain import Reals, active_rows, linear_rows, rms_rows, 
 from base_model.decoder.products import Stores
 from base_model.decoder.source import Floats
 from base_model.decoder.stored import floats_of
-from base_model.seq2seq.shape import (
-    DECODER,
-    ENCODER,
-    LAST_NORM,
-    POSITIONS,
-    SHARED,
-    Seq2SeqShape,
-    blocks,
-)
+from base_model.seq2seq.shape import DECODER, ENCODER, OFFSET, Block, Seq2SeqShape
 
 Ids = npt.NDArray[np.int64]
 
@@ -42,77 +34,105 @@ class Plain:
 
 def plain_run(shape: Seq2SeqShape, weights: Stores, source: Ids, written: Ids) -> Plain:
     """What becomes of ids (source,) that are read, and of those (tokens,) that were written."""
-    stream = _words(shape, weights, source)
-    bias = _bias(shape, weights, ENCODER, len(source))
+    plain = _Plain(shape, weights)
+    stream, bias = plain.words(ENCODER, source), plain.bias(ENCODER, len(source))
     for layer in range(shape.encoder_layers):
-        attention, dense = blocks(ENCODER, layer)
-        rows = _norm(shape, weights, _norm_of(attention), stream)
-        heads = [_heads(shape, weights, f"{attention}.{name}", rows) for name in "qkv"]
-        stream = stream + _mixed(weights, attention, heads, bias)
-        stream = stream + _feed_forward(shape, weights, dense, stream)
-    states = _norm(shape, weights, f"{ENCODER}.{LAST_NORM}", stream)
+        attention, dense = shape.blocks(ENCODER, layer)
+        stream = plain.attention(attention, stream, bias)[0]
+        stream = plain.feed_forward(dense, stream)
+    states = plain.last(ENCODER, stream)
     cross, cache = list[Reals](), list[Reals]()
-    stream, bias = _words(shape, weights, written), _bias(shape, weights, DECODER, len(written))
+    stream, bias = plain.words(DECODER, written), plain.bias(DECODER, len(written))
     for layer in range(shape.layers):
-        own, other, dense = blocks(DECODER, layer)
-        rows = _norm(shape, weights, _norm_of(own), stream)
-        heads = [_heads(shape, weights, f"{own}.{name}", rows) for name in "qkv"]
-        cache += heads[1:]
-        stream = stream + _mixed(weights, own, heads, bias)
-        rows = _norm(shape, weights, _norm_of(other), stream)
-        queries = _heads(shape, weights, f"{other}.q", rows)
-        pair = [_heads(shape, weights, f"{other}.{name}", states) for name in "kv"]
+        own, other, dense = shape.blocks(DECODER, layer)
+        stream, *pair = plain.attention(own, stream, bias)
+        cache += pair
+        stream, *pair = plain.attention(other, stream, np.zeros((), np.float32), states)
         cross += pair
-        stream = stream + _mixed(weights, other, [queries, *pair], np.zeros((), np.float32))
-        stream = stream + _feed_forward(shape, weights, dense, stream)
-    rows = _norm(shape, weights, f"{DECODER}.{LAST_NORM}", stream) * np.float32(shape.logits_scale)
+        stream = plain.feed_forward(dense, stream)
+    rows = plain.last(DECODER, stream) * np.float32(shape.logits_scale)
     logits = linear_rows(weights, shape.head, rows).astype(np.float32)
     return Plain(states=states, cross=cross, cache=cache, logits=logits)
 
 
-def _words(shape: Seq2SeqShape, weights: Stores, ids: Ids) -> Reals:
-    return floats_of(taken_rows(weights[f"{SHARED}.weight"], ids), shape.hidden)
+class _Plain:
+    """Blocks on the tensors of one model."""
 
+    def __init__(self, shape: Seq2SeqShape, weights: Stores) -> None:
+        self._shape, self._weights = shape, weights
 
-def _bias(shape: Seq2SeqShape, weights: Stores, stack: str, tokens: int) -> Reals:
-    """(heads, tokens, tokens): what is added to scores; -inf in a decoder for what comes later."""
-    ahead = stack == ENCODER
-    apart = np.arange(tokens) - np.arange(tokens)[:, None]
-    near = np.clip(apart, -shape.distance, shape.distance if ahead else 0)
-    rows = shape.distances(ahead=ahead)[near + shape.distance if ahead else -near]
-    table = floats_of(weights[f"{stack}.{POSITIONS}.weight"], shape.heads)
-    added = table[rows].transpose(2, 0, 1)
-    return added if ahead else np.where(apart <= 0, added, -np.inf)
+    def words(self, stack: str, ids: Ids) -> Reals:
+        """What a stack reads, (tokens, hidden)."""
+        shape = self._shape
+        table = self._weights[f"{shape.embeddings}.weight"]
+        rows = floats_of(taken_rows(table, ids), shape.hidden) * np.float32(shape.embedding_scale)
+        if not shape.table:
+            return rows
+        places = self._floats(f"{shape.positions(stack)}.weight")[OFFSET : OFFSET + len(ids)]
+        return self._norm(shape.stack_norm(stack), rows + places)
 
+    def bias(self, stack: str, tokens: int) -> Reals:
+        """(heads or 1, tokens, tokens): added to scores; -inf in a decoder for what comes later."""
+        shape, ahead = self._shape, stack == ENCODER
+        apart = np.arange(tokens) - np.arange(tokens)[:, None]
+        if shape.table:
+            added = np.zeros((1, tokens, tokens), np.float32)
+        else:
+            near = np.clip(apart, -shape.distance, shape.distance if ahead else 0)
+            rows = shape.distances(ahead=ahead)[near + shape.distance if ahead else -near]
+            added = self._floats(f"{shape.positions(stack)}.weight")[rows].transpose(2, 0, 1)
+        return added if ahead else np.where(apart <= 0, added, -np.inf)
 
-def _norm_of(block: str) -> str:
-    return f"{block.rpartition('.')[0]}.layer_norm"
+    def attention(
+        self, block: Block, stream: Reals, bias: Reals, states: Reals | None = None
+    ) -> tuple[Reals, Reals, Reals]:
+        """The stream behind a block, and its keys and values; of ``states`` where they are given."""
+        rows = self._entered(block, stream)
+        seen = rows if states is None else states
+        *paths, last = block.linears
+        given = zip(paths, (rows, seen, seen), strict=True)
+        queries, keys, values = (self._heads(path, part) for path, part in given)
+        scores = queries @ keys.swapaxes(1, 2) * np.float32(self._shape.attention_scale) + bias
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        mixed = (shares @ values).swapaxes(0, 1).reshape(len(rows), -1)
+        return self._left(block, stream, linear_rows(self._weights, last, mixed)), keys, values
 
+    def feed_forward(self, block: Block, stream: Reals) -> Reals:
+        """The stream behind a block."""
+        rows = self._entered(block, stream)
+        first, *gate, last = block.linears
+        active = active_rows(self._shape.activation, linear_rows(self._weights, first, rows))
+        for path in gate:
+            active = active * linear_rows(self._weights, path, rows)
+        return self._left(block, stream, linear_rows(self._weights, last, active))
 
-def _norm(shape: Seq2SeqShape, weights: Stores, path: str, rows: Reals) -> Reals:
-    return rms_rows(rows, floats_of(weights[f"{path}.weight"], 0), shape.epsilon)
+    def last(self, stack: str, stream: Reals) -> Reals:
+        """What a stack gives."""
+        return self._norm(self._shape.stack_norm(stack), stream) if self._before else stream
 
+    @property
+    def _before(self) -> bool:
+        """Whether norms stand before blocks."""
+        return self._shape.style == "t5"
 
-def _heads(shape: Seq2SeqShape, weights: Stores, path: str, rows: Reals) -> Reals:
-    """(heads, tokens, head_size)."""
-    product = linear_rows(weights, path, rows)
-    return product.reshape(len(rows), shape.heads, shape.head_size).swapaxes(0, 1)
+    def _entered(self, block: Block, stream: Reals) -> Reals:
+        return self._norm(block.norm, stream) if self._before else stream
 
+    def _left(self, block: Block, stream: Reals, added: Reals) -> Reals:
+        return stream + added if self._before else self._norm(block.norm, stream + added)
 
-def _mixed(weights: Stores, path: str, heads: list[Reals], bias: Reals) -> Reals:
-    """What a block of attention adds, (tokens, hidden), of heads of queries, keys and values."""
-    queries, keys, values = heads
-    scores = queries @ keys.swapaxes(1, 2) + bias
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    rows = (shares @ values).swapaxes(0, 1).reshape(queries.shape[1], -1)
-    return linear_rows(weights, f"{path}.o", rows)
+    def _norm(self, path: str, rows: Reals) -> Reals:
+        weight, epsilon = self._floats(f"{path}.weight"), self._shape.epsilon
+        if self._before:
+            return rms_rows(rows, weight, epsilon)
+        centred = rows - rows.mean(-1, keepdims=True)
+        return rms_rows(centred, weight, epsilon) + self._floats(f"{path}.bias")
 
+    def _heads(self, path: str, rows: Reals) -> Reals:
+        """(heads, tokens, head_size)."""
+        sizes = (len(rows), self._shape.heads, self._shape.head_size)
+        return linear_rows(self._weights, path, rows).reshape(sizes).swapaxes(0, 1)
 
-def _feed_forward(shape: Seq2SeqShape, weights: Stores, path: str, stream: Reals) -> Reals:
-    rows = _norm(shape, weights, _norm_of(path), stream)
-    first = linear_rows(weights, f"{path}.wi_0" if shape.gated else f"{path}.wi", rows)
-    active = active_rows(shape.activation, first)
-    if shape.gated:
-        active = active * linear_rows(weights, f"{path}.wi_1", rows)
-    return linear_rows(weights, f"{path}.wo", active)
+    def _floats(self, name: str) -> Floats:
+        return floats_of(self._weights[name], 0)

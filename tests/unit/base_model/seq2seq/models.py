@@ -30,6 +30,28 @@ KINDS: dict[str, dict[str, Any]] = {
         "head": True,
     },
     "mt5": {"family": "mt5", "num_decoder_layers": 3, "head": True},
+    "bart": {"family": "bart", "scale_embedding": True, "decoder_layers": 3},
+}
+T5: dict[str, Any] = {
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+BART: dict[str, Any] = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    **{
+        f"{stack}_{name}": size
+        for stack in ("encoder", "decoder")
+        for name, size in (("attention_heads", 4), ("ffn_dim", 96))
+    },
+    "max_position_embeddings": 96,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
 }
 Array = npt.NDArray[np.float32]
 
@@ -43,13 +65,7 @@ def write_model(folder: Path, kind: str = "t5", *, seed: int = 0, **settings: An
     asked = {
         "vocab_size": size,
         "d_model": 64,
-        "d_kv": 16,
-        "d_ff": 96,
-        "num_layers": 2,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 20,
-        "decoder_start_token_id": 0,
+        **(BART if family == "bart" else T5),
         "pad_token_id": 0,
         "eos_token_id": 1,
         **settings,
@@ -58,8 +74,10 @@ def write_model(folder: Path, kind: str = "t5", *, seed: int = 0, **settings: An
         torch.manual_seed(seed)
         model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(family, **asked)).float()
         for name, parameter in model.named_parameters():
-            vector = float(parameter.ndim == 1)
-            spread = 0.3 if vector else 1.0 if "relative" in name else 0.15
+            vector = float(parameter.ndim == 1 and not name.endswith("bias"))
+            spread = 0.3 if parameter.ndim == 1 else 0.15
+            if "relative" in name or "embed_positions" in name:
+                spread = 1.0
             if name.endswith(".q.weight"):
                 spread = 0.05  # scores are not scaled down
             torch.nn.init.normal_(parameter, vector, spread)
@@ -110,9 +128,13 @@ def oracle(folder: Path, floats: Mapping[str, Array]) -> PreTrainedModel:
     """transformers' model of the source with the numbers of a base."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
     tensors = {name: torch.from_numpy(value.copy()) for name, value in floats.items()}
+    inside = "" if "shared.weight" in tensors else "model."
+    words = tensors[f"{inside}shared.weight"]
     for stack in ("encoder", "decoder"):
-        tensors[f"{stack}.embed_tokens.weight"] = tensors["shared.weight"]
-    tensors.setdefault("lm_head.weight", tensors["shared.weight"])
+        tensors[f"{inside}{stack}.embed_tokens.weight"] = words
+    tensors.setdefault("lm_head.weight", words)
+    if inside:
+        tensors["final_logits_bias"] = torch.zeros(1, len(words))
     model.load_state_dict(tensors)
     return model.requires_grad_(False)
 

@@ -78,6 +78,14 @@ def test_tensors_of_both_graphs_lie_in_one_file_once(
         assert start + length <= following
 
 
+def test_a_table_of_positions_bounds_texts_and_distances_do_not(tmp_path: Path) -> None:
+    for kind, asked, got in (("bart", 1000, 96), ("bart", 20, 20), ("t5", 1000, 1000)):
+        out = tmp_path / f"{kind}{asked}"
+        source = seq2seq_source(str(write_model(tmp_path / f"{kind}{asked}.model", kind)))
+        assert build_seq2seq(source, bits=4, out=out, context=asked).max_positions == got
+        verify_base(out)
+
+
 def test_codes_are_fitted_to_a_text(folder: Path, base: Path, tmp_path: Path) -> None:
     source = seq2seq_source(str(folder))
     build_seq2seq(source, bits=4, out=tmp_path / "fitted", calibration=default_text())

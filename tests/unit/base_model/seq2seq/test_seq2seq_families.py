@@ -23,6 +23,7 @@ from base_model.seq2seq.shape import Seq2SeqShape
 from protocol.errors import ArtefactError
 from protocol.seq2seq_manifest import SOURCE_MASK
 from tests.unit.base_model.seq2seq.models import (
+    BART,
     KINDS,
     apart,
     float_weights,
@@ -90,6 +91,8 @@ def built(folder: Path, kind: str, *, slots: bool = True, **settings: Any) -> tu
         ("t5", {"feed_forward_proj": "gelu", "num_decoder_layers": 1}),
         ("t5", {"d_model": 72, "d_kv": 24, "d_ff": 80, "layer_norm_epsilon": 1e-3}),  # ragged
         ("t5", {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}),
+        ("bart", {"activation_function": "relu", "scale_embedding": False, "decoder_layers": 1}),
+        ("bart", {"d_model": 96, "activation_function": "gelu_new"}),
     ],
 )
 def test_texts_of_unequal_length_give_what_transformers_gives(
@@ -160,6 +163,9 @@ def test_every_distance_has_the_bucket_that_transformers_gives_it(
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_a_config_does_not_say_is_what_transformers_takes(family: str) -> None:
     bare = BARE | {"model_type": family, "num_layers": 3}
+    if family == "bart":
+        bare = BART | {"model_type": family, "vocab_size": 50, "d_model": 64}
+        del bare["decoder_start_token_id"], bare["max_position_embeddings"]
     whole = AutoConfig.for_model(**bare)
     assert shape_of(bare) == shape_of(json.loads(json.dumps(whole.to_dict())))
 
@@ -204,6 +210,46 @@ def test_whether_logits_are_scaled(said: dict[str, Any], scaled: bool) -> None:
 def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], cause: str) -> None:
     with pytest.raises(ArtefactError, match=cause):
         shape_of(BARE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"decoder_attention_heads": 2}, "`encoder_attention_heads` and `decoder_attention_heads`"),
+        ({"decoder_ffn_dim": 64}, "`encoder_ffn_dim` and `decoder_ffn_dim` differ"),
+        ({"d_model": 62}, "62 numbers in 4 heads"),
+        ({"d_model": 48}, "heads of 12 numbers"),
+        ({"activation_function": "tanh"}, "`activation_function` is 'tanh'"),
+        ({"scale_embedding": 2}, "`scale_embedding` is 2"),
+    ],
+)
+def test_what_barts_are_not_supported(changes: dict[str, Any], cause: str) -> None:
+    bare = BART | {"model_type": "bart", "vocab_size": 50, "d_model": 64}
+    assert shape_of(bare).table == 98
+    with pytest.raises(ArtefactError, match=cause):
+        shape_of(bare | changes)
+
+
+def test_a_bart_may_come_without_its_output_layer(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "bart")
+    whole = seq2seq_source(str(folder)).tensors
+    tensors = load_file(folder / "model.safetensors")
+    inside = {name.removeprefix("model."): value for name, value in tensors.items()}
+    inside.pop("final_logits_bias", None)
+    save_file(inside, folder / "model.safetensors")
+    part = seq2seq_source(str(folder))
+    assert shape_of(part.config).tied
+    assert set(part.tensors) == set(whole) - {"final_logits_bias"}
+    stored_of(shape_of(part.config), part, bits=4, embedding_bits=8)
+
+
+def test_a_bias_of_logits_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "bart")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["final_logits_bias"] = tensors["model.shared.weight"][:, :1].T.clone()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ArtefactError, match="final_logits_bias is not 0"):
+        seq2seq_source(str(folder))
 
 
 def changed(tensors: dict[str, Any], name: str, like: str, by: float = 0.0) -> None:

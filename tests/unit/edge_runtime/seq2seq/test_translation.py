@@ -105,7 +105,8 @@ def test_sixty_four_tokens_and_their_logits_are_transformers_under_any_adapter(b
     translator = Translator(both.base)
     adapters = {name: lora(both.base, seed) for name, seed in (("a", 1), ("b", 2))}
     texts = {None: both.expected(), **{n: both.expected(t) for n, t in adapters.items()}}
-    assert len({tuple(tokens) for tokens, _ in texts.values()}) == 3
+    for name, other in ((None, "a"), ("a", "b"), ("b", None)):
+        assert apart(texts[name][1][0], texts[other][1][0]) > 100 * BOUND
     for name, tensors in adapters.items():
         translator.adapters.put(name, tensors)
     for name in ("a", None, "b", "a", None):
@@ -138,7 +139,7 @@ def test_adapters_of_one_stack_alone(both: Both) -> None:
     """What only the encoder's graph has a slot for is not handed to the decoder's, and the other way."""
     tensors = lora(both.base, 3)
     for stack in ("encoder.", "decoder."):
-        part = {name: value for name, value in tensors.items() if name.startswith(stack)}
+        part = {name: value for name, value in tensors.items() if stack in name}
         translator = Translator(both.base)
         translator.adapters.put("a", part)
         steps = translator.generate(SOURCE, Request(adapter="a", max_tokens=TOKENS))
