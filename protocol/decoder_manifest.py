@@ -15,12 +15,14 @@ from pydantic import Field
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
+from protocol.forms import PREFIX
 from protocol.manifest import (
     CONFIG,
     TOKENIZER,
     BaseManifest,
     Bits,
     Count,
+    Slot,
     TensorEntry,
     task_of,
     verify_named,
@@ -58,12 +60,25 @@ class WritingManifest(BaseManifest):
             for part in ("key", "value")
         ]
 
+    def slots_beside(self) -> list[Slot]:
+        """What an adapter may hold that is no input of a graph."""
+        return []
+
 
 class DecoderManifest(WritingManifest):
     """``manifest.json`` of a decoder's folder. ``begin``: the token that begins texts."""
 
     task: Literal["causal-lm"] = DECODER
     begin: Token | None
+
+    def prefix_slot(self) -> Slot:
+        """What an adapter's prefix has to be; it is no input of the graph."""
+        width = self.layers * 2 * self.kv_heads * self.head_size
+        return Slot(name=PREFIX, dtype="float32", shape=[PREFIX, width])
+
+    def slots_beside(self) -> list[Slot]:
+        """The prefix's."""
+        return [self.prefix_slot()]
 
 
 def decoder_fingerprint(

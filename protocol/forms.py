@@ -3,7 +3,8 @@
 Each is an optional input of the graph, a *slot*, named by a module path and one of these ends. A linear with
 all of them computes ``scale * (x W^T + bias + shift) + (x down) up``, one that narrows scales ``x``
 instead, a norm ``scale * (norm(x) + shift)``; unfilled ones change nothing. The soft prompt and the head have
-slots of their own name.
+slots of their own name, and so has a prefix, which is no input of a graph that answers: it is what a
+decoder's cache holds at first. (P-1.13)
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 SCALE, SHIFT = ".scale", ".shift"
 DOWN, UP = ".lora_A", ".lora_B"  # (in, r), (r, out)
 SOFT_PROMPT = "soft_prompt"
+# (tokens, layers * 2 * kv_heads * head_size): of every layer keys, then values, head by head
+PREFIX = "prefix"
 HEAD = "classifier"  # path of a base's head
 
 

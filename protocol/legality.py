@@ -254,7 +254,7 @@ def _decoder(recipe: Recipe) -> Iterator[Finding]:
             "bases that write text are trained by ONNX Runtime alone",
             'leave it out, or use engine = "onnx"',
         )
-    if recipe.tokens and SOFT_PROMPT not in manifest.graph.slot_names:
+    if plan.adapter.method == "prompt" and SOFT_PROMPT not in manifest.graph.slot_names:
         yield _error(
             "adapter.method", f"this base takes no {plan.adapter.method}", "build the base again"
         )

@@ -15,10 +15,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bias": {},
     "norm": {},
     "prompt": {"tokens": 5},
+    "prefix": {"tokens": 5},
     "head": {},
 }
 CORES = {"method": "lora-sb", "rank": 2, "alpha": 4.0, "targets": ["query"]}  # on a small manifest
 assert SETTINGS.keys() == METHODS.keys()
+SORTING = [name for name, method in METHODS.items() if not method.writes]  # of texts
 
 
 def adapter_of(method: str, **others: Any) -> dict[str, Any]:

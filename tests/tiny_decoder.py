@@ -65,7 +65,7 @@ def _slots() -> list[Slot]:
             (".lora_A", [linear.in_features, f"{linear.path}.rank"]),
             (".lora_B", [f"{linear.path}.rank", linear.out_features]),
         )
-    ]
+    ] + [Slot(name="soft_prompt", dtype="float32", shape=["prompt", HIDDEN])]
 
 
 class _Writer:
@@ -118,6 +118,8 @@ def tiny_graph(seed: int = 0, vocabulary: int = len(VOCABULARY)) -> onnx.ModelPr
     """Embeddings, layers of grouped attention with slots on its linears, an output layer."""
     to = _Writer(seed)
     table = to.weight("embed", to.rng.normal(0, 1, (vocabulary, HIDDEN)).astype(np.float32))
+    prompt = to.weight("soft_prompt", np.zeros((0, HIDDEN), np.float32))
+    table = to.node("Concat", [table, prompt], "table", axis=0)
     hidden = to.node("Gather", [table, "input_ids"], "embedded")
     seqlens, length = _lengths(to)
     cos, sin = _rotary(to)
@@ -245,3 +247,15 @@ def lora(seed: int = 0, *, rank: int = 3, size: float = 0.6) -> dict[str, np.nda
         tensors[linear.path + ".lora_A"] = rng.normal(0, size, (linear.in_features, rank))
         tensors[linear.path + ".lora_B"] = rng.normal(0, size, (rank, linear.out_features))
     return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+def soft_prompt(seed: int = 0, *, tokens: int = 5) -> dict[str, np.ndarray]:
+    """Random rows before a text."""
+    rows = np.random.default_rng(seed).normal(0, 2, (tokens, HIDDEN))
+    return {"soft_prompt": rows.astype(np.float32)}
+
+
+def prefix(seed: int = 0, *, tokens: int = 3) -> dict[str, np.ndarray]:
+    """Random keys and values of every layer before a text."""
+    size = (tokens, LAYERS * 2 * KV_HEADS * HEAD_SIZE)
+    return {"prefix": np.random.default_rng(seed).normal(0, 2, size).astype(np.float32)}

@@ -101,9 +101,11 @@ def _like_gemma(model_type: str, *, defaults: dict[str, Any], **others: Any) -> 
 
 
 def _granite(config: Config, _windows: tuple[int, ...]) -> dict[str, Any]:
+    scale = real(config, "embedding_multiplier", 1.0)
     return {
         "attention_scale": real(config, "attention_multiplier", 1.0),
-        "embedding_scale": real(config, "embedding_multiplier", 1.0),
+        "embedding_scale": scale,
+        "prompt_scale": scale,
         "residual_scale": real(config, "residual_multiplier", 1.0),
         "logits_scale": 1.0 / real(config, "logits_scaling", 1.0),
     }

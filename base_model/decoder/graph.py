@@ -22,6 +22,7 @@ from base_model.decoder.products import (
     row_shape,
     scaled,
 )
+from base_model.decoder.prompt import with_prompt, word_ids
 from base_model.decoder.shape import EMBEDDINGS, LAST_NORM, DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 
@@ -53,7 +54,9 @@ def generating_graph(
             cached: list[int | str] = ["rows", shape.kv_heads, "past", shape.head_size]
             nodes.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, cached)
     counts(nodes)
-    hidden = layers(building, embedded(building), cached_attention)
+    hidden = embedded(building, word_ids(building)) if slots else embedded(building)
+    hidden = with_prompt(building, hidden) if slots else hidden
+    hidden = layers(building, hidden, cached_attention)
     _logits(building, hidden)
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
     for layer in range(shape.layers):
@@ -76,9 +79,9 @@ def counts(nodes: Nodes) -> None:
     nodes.add("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
 
-def embedded(building: Building) -> str:
+def embedded(building: Building, ids: str = IDS) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
-    rows = word_rows(building, EMBEDDINGS, IDS)
+    rows = word_rows(building, EMBEDDINGS, ids)
     return scaled(building.nodes, rows, building.shape.embedding_scale, STREAM)
 
 

@@ -39,70 +39,66 @@ def decoder_parity(
     and how many were written. Raises ArtefactError without a prompt that fits the base.
     """
     device = DecoderBase.open(base, verify=False)
-    prompts = list(_prompts(device, rows))
+    loaded = load_decoder_adapter(edge_adapter, device)
+    prompts = list(_prompts(device, rows, room=Cache(device, loaded).room))
     if not prompts:
         raise ArtefactError(
             "no row has a prompt that fits the base's context", "pass rows with shorter prompts"
         )
-    loaded = load_decoder_adapter(edge_adapter, device)
     model = torch_adapted(base, adapter)
     expected: list[Logits] = []
     answers: list[Logits] = []
     alike: list[tuple[int, int]] = []
     for number, prompt in enumerate(prompts):
-        count = min(TOKENS, device.manifest.max_positions - len(prompt)) if number < WRITTEN else 0
-        tokens, logits = written_by_torch(model, prompt, count)
         cache = Cache(device, loaded)
-        followed = [
-            cache.follow(prompt),
-            *(cache.read([token]) for token in tokens[: len(logits) - 1]),
-        ]
-        expected += logits
-        answers += followed
+        count = min(TOKENS, cache.room - len(prompt)) if number < WRITTEN else 0
+        tokens, logits = written_by_device(cache, prompt, count)
+        followed = followed_by_torch(model, prompt, tokens)
+        expected += followed
+        answers += logits
         if count:
-            alike.append(_alike(tokens, written_by_device(Cache(device, loaded), prompt, count)))
+            alike.append(_alike(tokens, followed))
     parity = compare(np.stack(expected), np.stack(answers), bounds)
     return parity.model_copy(update={"tokens": min(alike, default=None)})
 
 
-def written_by_torch(
-    model: Any, prompt: Sequence[int], count: int
+def written_by_device(
+    cache: Cache, prompt: Sequence[int], count: int
 ) -> tuple[list[int], list[Logits]]:
     """``count`` tokens, the likeliest each time, and the logits that led to them; of none, of the prompt."""
-    tokens: list[int] = []
-    seen: list[Logits] = []
-    ids, past = torch.tensor([list(prompt)]), None
-    with torch.no_grad():
-        for _ in range(max(count, 1)):
-            output = model(input_ids=ids, past_key_values=past, use_cache=True)
-            seen.append(output.logits[0, -1].numpy().copy())
-            tokens.append(int(seen[-1].argmax()))
-            ids, past = torch.tensor([tokens[-1:]]), output.past_key_values
-    return tokens[:count], seen
-
-
-def written_by_device(cache: Cache, prompt: Sequence[int], count: int) -> list[int]:
-    """The same by the device's graph."""
-    logits, tokens = cache.follow(prompt), list[int]()
+    seen, tokens = [cache.follow(prompt)], list[int]()
     while len(tokens) < count:
-        tokens.append(int(logits.argmax()))
+        tokens.append(int(seen[-1].argmax()))
         if len(tokens) < count:
-            logits = cache.read(tokens[-1:])
-    return tokens
+            seen.append(cache.read(tokens[-1:]))
+    return tokens, seen
 
 
-def _alike(expected: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
+def followed_by_torch(model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> list[Logits]:
+    """What torch has in the places of :func:`written_by_device`, in one run of the whole text.
+
+    Without a cache: peft puts a prompt, or a prefix, before whatever it is given, also before what goes on.
+    """
+    text = torch.tensor([[*prompt, *tokens[:-1]]])
+    with torch.no_grad():
+        output = model(input_ids=text, attention_mask=torch.ones_like(text))
+    return list(output.logits[0, -max(1, len(tokens)) :].numpy())
+
+
+def _alike(tokens: Sequence[int], followed: Sequence[Logits]) -> tuple[int, int]:
+    """How many tokens torch would have written too, before the first that it would not."""
+    likeliest = [int(logits.argmax()) for logits in followed]
     same = next(
-        (at for at, (a, b) in enumerate(zip(expected, tokens, strict=True)) if a != b), len(tokens)
+        (at for at, (a, b) in enumerate(zip(tokens, likeliest, strict=True)) if a != b), len(tokens)
     )
     return same, len(tokens)
 
 
-def _prompts(base: DecoderBase, rows: Sequence[str | Chat]) -> Iterator[list[int]]:
+def _prompts(base: DecoderBase, rows: Sequence[str | Chat], *, room: int) -> Iterator[list[int]]:
     """Of a chat what stands before its last answer, of a text its first half."""
     for row in rows[:PROMPTS]:
         tokens = prompt_of(base, row)
-        if 0 < len(tokens) < base.manifest.max_positions:
+        if 0 < len(tokens) < room:
             yield tokens
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 from onnx import TensorProto
 
 from base_model.decoder.attention import rope_tables
@@ -16,15 +17,28 @@ from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
 from base_model.decoder.parts import as_heads
 from base_model.decoder.products import Building, Stores, row_shape
+from base_model.decoder.prompt import before_texts, without_prompt
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
+from protocol.forms import PREFIX
 
 HIDDEN = "hidden/last"  # (tokens, hidden): behind the last norm, what the output layer multiplies
+PREFIX_LENGTH = f"{PREFIX}/length"
 NEVER = -1e9  # added to the score of a token that must not be seen
 
 
-def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) -> Building:
-    """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads."""
+def sequence_graph(
+    shape: DecoderShape,
+    weights: Stores,
+    *,
+    slots: bool = True,
+    prompt: bool = False,
+    prefix: bool = False,
+) -> Building:
+    """Ids (rows, tokens) to hidden states. The mask is an input that nothing reads.
+
+    ``slots``: of linears. ``prompt``: with a slot of a soft prompt; ``prefix``: with that of a prefix.
+    """
     nodes = Nodes("sequence")
     building = Building(
         shape=shape,
@@ -36,9 +50,17 @@ def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) 
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
-    sizes = nodes.add("Shape", [IDS], "tokens")
-    nodes.add("Gather", [sizes, nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
-    hidden = layers(building, embedded(building), whole_attention)
+    if prompt:
+        hidden = before_texts(building, embedded(building))
+    else:
+        nodes.add("Shape", [IDS], "tokens")
+        hidden = embedded(building)
+    nodes.add("Gather", ["tokens", nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
+    if prefix:
+        _take_prefix(building)
+    hidden = layers(building, hidden, partial(whole_attention, prefix=prefix))
+    if prompt:
+        hidden = without_prompt(building, hidden)
     if shape.logits_scale != 1:
         by = nodes.number("logits/by", shape.logits_scale)
         hidden = nodes.add("Mul", [hidden, by], "hidden/scaled")
@@ -47,18 +69,24 @@ def sequence_graph(shape: DecoderShape, weights: Stores, *, slots: bool = True) 
     return building
 
 
-def whole_attention(building: Building, layer: int, queries: str, keys: str, values: str) -> str:
-    """Each token sees itself and those before it: rows in, rows out.
+def whole_attention(
+    building: Building, layer: int, queries: str, keys: str, values: str, *, prefix: bool = False
+) -> str:
+    """Each token sees itself and those before it, a prefix first: rows in, rows out.
 
     Query heads that share a key head are stacked along the tokens, so both products are of matrices.
     """
     nodes, shape, path = building.nodes, building.shape, f"{layer_path(layer)}.self_attn"
     of_keys = [0, shape.kv_heads, -1, shape.head_size]
-    query = _turned(building, layer, as_heads(building, queries, shape.heads, shape.head_size))
+    size = shape.head_size
+    start = PREFIX_LENGTH if prefix else nodes.numbers("start/position", [0])
+    query = _turned(building, layer, as_heads(building, queries, shape.heads, size), start)
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
-    key = _turned(building, layer, as_heads(building, keys, shape.kv_heads, shape.head_size))
+    key = _turned(building, layer, as_heads(building, keys, shape.kv_heads, size), start)
+    key = _with_prefix(building, 2 * layer, key) if prefix else key
     key = nodes.add("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
-    value = as_heads(building, values, shape.kv_heads, shape.head_size)
+    value = as_heads(building, values, shape.kv_heads, size)
+    value = _with_prefix(building, 2 * layer + 1, value) if prefix else value
     scores = nodes.add("MatMul", [query, key], f"{path}/scores")
     scale = nodes.number("attention/scale", shape.attention_scale)
     scores = nodes.add("Mul", [scores, scale], f"{path}/scaled")
@@ -68,7 +96,7 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
         scores = nodes.add("Tanh", [scores], f"{path}/bent")
         scores = nodes.add("Mul", [scores, cap], f"{path}/capped")
     window = shape.windows[layer]
-    unseen = building.once(f"unseen/{window}", partial(_unseen, window))
+    unseen = building.once(f"unseen/{window}", partial(_unseen, window, prefix))
     seen = nodes.add("Add", [scores, unseen], f"{path}/seen")
     shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
     mixed = nodes.add("MatMul", [shares, value], f"{path}/mixed")
@@ -78,23 +106,52 @@ def whole_attention(building: Building, layer: int, queries: str, keys: str, val
     return nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
 
 
-def _turned(building: Building, layer: int, heads: str) -> str:
-    """Queries or keys by their positions, which begin at 0."""
+def _take_prefix(building: Building) -> None:
+    """Its slot, in parts (2 * layers, kv_heads, tokens, size); its length, (1,) and as a scalar."""
+    nodes, shape = building.nodes, building.shape
+    width = shape.layers * 2 * shape.key_size
+    slot = nodes.slot(PREFIX, [PREFIX, width], np.zeros((0, width), np.float32))
+    length = nodes.add("Shape", [slot], PREFIX_LENGTH, start=0, end=1)
+    nodes.add("Squeeze", [length], f"{PREFIX_LENGTH}/scalar")
+    sizes = nodes.numbers("sizes", [-1, shape.layers * 2, shape.kv_heads, shape.head_size])
+    heads = nodes.add("Reshape", [slot, sizes], f"{PREFIX}/heads")
+    nodes.add("Transpose", [heads], f"{PREFIX}/parts", perm=[1, 2, 0, 3])
+    rows = nodes.add("Shape", [IDS], f"{PREFIX}/rows", start=0, end=1)
+    ones = nodes.numbers("one/one/one", [1, 1, 1])
+    nodes.add("Concat", [rows, ones], f"{PREFIX}/texts", axis=0)
+
+
+def _with_prefix(building: Building, number: int, heads: str) -> str:
+    """Keys or values (rows, kv_heads, tokens, size) behind a part of the prefix, which no position turns."""
+    nodes, name = building.nodes, f"{PREFIX}/{number}"
+    place = nodes.numbers(f"place/{number}", number)
+    part = nodes.add("Gather", [f"{PREFIX}/parts", place], name, axis=0)
+    spread = nodes.add("Expand", [part, f"{PREFIX}/texts"], f"{name}/texts")
+    return nodes.add("Concat", [spread, heads], f"{heads}/begun", axis=2)
+
+
+def _turned(building: Building, layer: int, heads: str, start: str) -> str:
+    """Queries or keys by their positions, which begin at ``start``."""
     nodes, shape = building.nodes, building.shape
     rope = shape.ropes[layer]
     if rope is None:
         return heads
-    inputs = [heads, nodes.numbers("start/position", [0]), *rope_tables(building, rope)]
+    inputs = [heads, start, *rope_tables(building, rope)]
     nodes.add_contrib("RotaryEmbedding", inputs, [f"{heads}/turned"])
     return f"{heads}/turned"
 
 
-def _unseen(window: int, building: Building, output: str) -> None:
-    """(group * tokens, tokens): 0 where a token sees another, else hugely negative."""
+def _unseen(window: int, prefix: bool, building: Building, output: str) -> None:
+    """(group * tokens, prefix + tokens): 0 where a token sees another, else hugely negative."""
     nodes, shape = building.nodes, building.shape
     zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)
-    places = nodes.add("Range", [zero, "tokens/count", one], f"{output}/places")
-    later = nodes.add("Unsqueeze", [places, nodes.numbers("axis/1", [1])], f"{output}/later")
+    first, end = zero, "tokens/count"
+    if prefix:
+        first = f"{PREFIX_LENGTH}/scalar"
+        end = nodes.add("Add", [first, end], f"{output}/end")
+    places = nodes.add("Range", [zero, end, one], f"{output}/places")
+    later = nodes.add("Range", [first, end, one], f"{output}/own") if prefix else places
+    later = nodes.add("Unsqueeze", [later, nodes.numbers("axis/1", [1])], f"{output}/later")
     apart = nodes.add("Sub", [later, places], f"{output}/apart")  # how far back a token lies
     sees = nodes.add("GreaterOrEqual", [apart, zero], f"{output}/before")
     if window:

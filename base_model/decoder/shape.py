@@ -82,8 +82,9 @@ class DecoderShape:
     ``biases``: last names of the linears that have one. ``query_norm``: queries and keys have a norm of
     their own, over a head or over all heads at once. ``unit_norms``: a norm multiplies by 1 + its weight.
     ``fused``: queries, keys and values are one matrix, gate and up another. ``attention_scale`` multiplies
-    scores, ``embedding_scale`` embeddings, ``residual_scale`` what a block adds, ``logits_scale`` logits.
-    A cap c > 0 makes x c * tanh(x / c).
+    scores, ``embedding_scale`` embeddings, ``prompt_scale`` a soft prompt (some families scale whatever
+    comes in, others words alone), ``residual_scale`` what a block adds, ``logits_scale`` logits. A cap c > 0
+    makes x c * tanh(x / c).
     """
 
     family: str
@@ -107,6 +108,7 @@ class DecoderShape:
     fused: bool = False
     attention_scale: float
     embedding_scale: float = 1.0
+    prompt_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
     scores_cap: float = 0.0

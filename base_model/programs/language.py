@@ -31,6 +31,7 @@ from base_model.programs.token_loss import (
 )
 from base_model.weights_file import WEIGHTS
 from protocol.errors import ArtefactError
+from protocol.forms import PREFIX, SOFT_PROMPT
 from protocol.peft_format import slots_of
 from protocol.recipe import Recipe
 
@@ -65,7 +66,7 @@ def language_graph(
         return Objective(scalar=scalar, at=outputs, slope=slope)
 
     return training_graph(
-        _hidden_states(shape, weights),
+        _hidden_states(shape, weights, tensors, forms),
         tensors=tensors,
         trained=trained,
         forms=forms,
@@ -83,7 +84,7 @@ def scoring_graph(
     """
     verify_trainable(shape)
     return adapted_graph(
-        _hidden_states(shape, weights),
+        _hidden_states(shape, weights, tensors, forms),
         tensors=tensors,
         forms=forms,
         answer=lambda tape, hidden: token_scores(tape, hidden, output_layer(tape, shape, weights)),
@@ -126,8 +127,15 @@ def verify_trainable(shape: DecoderShape) -> None:
         )
 
 
-def _hidden_states(shape: DecoderShape, weights: Stores) -> onnx.ModelProto:
-    model = sequence_graph(shape, weights).nodes.model()
+def _hidden_states(
+    shape: DecoderShape, weights: Stores, tensors: Iterable[str], forms: Forms
+) -> onnx.ModelProto:
+    """The answering half, with what a prompt or a prefix needs where the tensors fill such a slot."""
+    tape = Tape(onnx.GraphProto(), "")  # thrown away: only names are asked for
+    filled = forms({name: Symbol(tape, name) for name in tensors})
+    model = sequence_graph(
+        shape, weights, prompt=SOFT_PROMPT in filled, prefix=PREFIX in filled
+    ).nodes.model()
     assert model.graph.output[0].name == HIDDEN
     return model
 

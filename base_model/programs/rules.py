@@ -7,13 +7,15 @@ bytes of codes.
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from base_model.programs.step import Gradients, Product, Rule, Step, UndifferentiableError
 from base_model.programs.tape import MICROSOFT
 
 ROOT_HALF, HALF, DENSITY = 2**-0.5, 0.5, (2 * np.pi) ** -0.5
 CUBIC, SLOPE = 0.044715, (2 / np.pi) ** 0.5  # of GELU by tanh
+
+LAST = 2**62  # behind the end of any axis
 
 # -- products ---------------------------------------------------------------------------------------
 
@@ -271,6 +273,22 @@ def _concat(step: Step) -> Gradients:
     return out
 
 
+def _slice(step: Step) -> Gradients:
+    """Zeros where nothing was taken, along one axis that is a constant."""
+    if len(step.node.input) != 4:
+        raise UndifferentiableError("Slice in steps, or without its axis")
+    data, start, stop, axes = step.node.input
+    constants = {item.name: item for item in step.tape.graph.initializer}
+    axis = numpy_helper.to_array(constants[axes]).tolist() if axes in constants else []
+    if len(axis) != 1:
+        raise UndifferentiableError("Slice along more than one axis")
+    before = step.op("Slice", data, step.tape.axes(0), start, axes)
+    behind = step.op("Slice", data, stop, step.tape.axes(LAST), axes)
+    zero = step.tape.constant(0.0)
+    ends = [step.op("Mul", part, zero) for part in (before, behind)]
+    return {0: step.op("Concat", ends[0], step.gradient, ends[1], axis=axis[0])}
+
+
 def _gather(step: Step) -> Gradients:
     """By one index, the token of a pooling: zeros elsewhere."""
     data, index = step.node.input
@@ -343,6 +361,7 @@ RULES: dict[str, Rule] = {
     "Transpose": _transpose,
     "Expand": _expand,
     "Concat": _concat,
+    "Slice": _slice,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "ReduceSum": _reduce_sum,

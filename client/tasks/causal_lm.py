@@ -14,7 +14,6 @@ from client.opened_base import OpenedBase
 from client.pieces import TokenPieces, pieces_of
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import DataError
-from protocol.panics import tokenizing
 from protocol.recipe import Recipe
 from protocol.rows.read import Table
 from protocol.tasks.causal_lm import CausalLm
@@ -62,11 +61,8 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
     assert isinstance(manifest, DecoderManifest)
     ids: list[list[int]] = []
     targets: list[list[int]] = []
-    with (
-        settings_of(base.tokenizer, None) as pad_id,
-        tokenizing(f"{base.folder}: its tokenizer fails", "fetch the base again"),
-    ):
-        encoder = TokenPieces(base.tokenizer, manifest.ends)
+    with settings_of(base.tokenizer, None) as pad_id:
+        encoder = TokenPieces(base.tokenizer, manifest.ends, source=str(base.folder))
         for number, text in enumerate(rows.texts, start=1):
             pieces = pieces_of(text, base.template, encoder.special_texts(manifest.begin))
             tokens, counts = encoder.encode(pieces)

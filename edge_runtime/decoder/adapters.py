@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.adapter import (
@@ -17,13 +18,19 @@ from edge_runtime.adapter import (
     Tensors,
     check_slots,
     private_copy,
+    read_note,
     read_tensors,
+    released_file,
 )
 from edge_runtime.decoder.base import WritingBase
+from protocol.decoder_manifest import DecoderManifest, WritingManifest
 from protocol.errors import ArtefactError, DataError
-from protocol.forms import SOFT_PROMPT
+from protocol.forms import PREFIX, SOFT_PROMPT
 from protocol.misspelling import nearest
 from storage.regular import read_regular
+
+if TYPE_CHECKING:
+    from protocol.transparency.policy import Policy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,23 +38,46 @@ class DecoderAdapter:
     """A loaded adapter: it is itself and no other, even of the same file loaded again.
 
     ``values``: OrtValues by slot, which keep their arrays. ``fingerprint``: of the base that it fits.
+    ``prefix``: what every cache holds at first, OrtValues (1, kv_heads, tokens, head_size) in the order of
+    the manifest's cache, none for an adapter without one.
     """
 
     source: str
     fingerprint: str
     values: Mapping[str, Any]
+    prefix: tuple[Any, ...] = ()
+
+    @property
+    def prompt_length(self) -> int:
+        """Rows of its soft prompt, which are read before a text."""
+        return _size(self.values[SOFT_PROMPT], 0) if SOFT_PROMPT in self.values else 0
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of its prefix, which are never read."""
+        return _size(self.prefix[0], 2) if self.prefix else 0
+
+    @property
+    def positions(self) -> int:
+        """Those that it leaves to no text."""
+        return self.prompt_length + self.prefix_length
 
 
 def load_decoder_adapter(
-    path: Path, base: WritingBase, *, sha256: str | None = None
+    path: Path, base: WritingBase, *, sha256: str | None = None, policy: Policy | None = None
 ) -> DecoderAdapter:
-    """Load an ``.onnx_adapter``, where a ``sha256`` is given only with that one. Raises ArtefactError."""
+    """Load the folder of a release, or an ``.onnx_adapter``, where a ``sha256`` is given only with that one.
+
+    With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError.
+    """
     if path.is_dir():
-        raise ArtefactError(f"{path} is a folder", "name the .onnx_adapter in it")
-    try:
-        data = read_regular(path, most=MOST_BYTES)
-    except OSError:
-        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+        data = _of_release(path, base, policy)
+    elif policy is not None:
+        raise ArtefactError(
+            f"{path} is a file alone, which no log vouches for", "name the folder of the release"
+        )
+    else:
+        data = _of_file(path)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
     with private_copy(data) as own:
@@ -55,21 +85,65 @@ def load_decoder_adapter(
     return adapter_of(tensors, base, source=str(path))
 
 
+def _of_release(folder: Path, base: WritingBase, policy: Policy | None) -> bytes:
+    note = read_note(folder)
+    if note.labels or note.range is not None:
+        raise ArtefactError(
+            f"{folder} answers with {'labels' if note.labels else 'numbers'}, it writes no text",
+            "use it with `fedge edge infer`",
+        )
+    return released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
+
+
+def _of_file(path: Path) -> bytes:
+    try:
+        return read_regular(path, most=MOST_BYTES)
+    except OSError:
+        raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
+
+
 def adapter_of(tensors: Tensors, base: WritingBase, *, source: str) -> DecoderAdapter:
     """An adapter of tensors, float32 in the shapes of the manifest's slots. Raises ArtefactError."""
-    if SOFT_PROMPT in tensors:
+    manifest = base.manifest
+    if SOFT_PROMPT in tensors and SOFT_PROMPT not in manifest.graph.slot_names:
         raise ArtefactError(
-            f"{source}: it holds a soft prompt, which a base that writes text does not take",
-            "train an adapter of linears, such as LoRA",
+            f"{source}: it holds a soft prompt, for which the base's graph has no slot",
+            "build the base again with this fedge: its fingerprint stays"
+            if isinstance(manifest, DecoderManifest)
+            else "train an adapter of linears, such as LoRA",
         )
     if not tensors:
         raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
-    check_slots(tensors, base.manifest, source=source)
-    values = {
-        name: ort.OrtValue.ortvalue_from_numpy(np.array(value, np.float32, order="C"))
-        for name, value in tensors.items()
-    }
-    return DecoderAdapter(source=source, fingerprint=base.manifest.fingerprint, values=values)
+    check_slots(tensors, manifest, source=source, beside=manifest.slots_beside())
+    prefix = _prefix(tensors[PREFIX], manifest) if PREFIX in tensors else ()
+    adapter = DecoderAdapter(
+        source=source,
+        fingerprint=manifest.fingerprint,
+        values={name: _value(value) for name, value in tensors.items() if name != PREFIX},
+        prefix=prefix,
+    )
+    if adapter.positions >= manifest.max_positions:
+        raise ArtefactError(
+            f"{source}: it takes {adapter.positions} positions, the base has {manifest.max_positions}: "
+            "none is left to a text",
+            "train a shorter prompt or prefix",
+        )
+    return adapter
+
+
+def _prefix(table: npt.NDArray[Any], manifest: WritingManifest) -> tuple[Any, ...]:
+    """The cache's tensors of a prefix, as it lies in an adapter."""
+    heads = table.reshape(len(table), manifest.layers * 2, manifest.kv_heads, manifest.head_size)
+    return tuple(_value(part[None]) for part in heads.transpose(1, 2, 0, 3))
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    """An OrtValue of a copy, which it keeps."""
+    return ort.OrtValue.ortvalue_from_numpy(np.array(array, np.float32, order="C"))
+
+
+def _size(value: Any, axis: int) -> int:
+    return int(value.shape()[axis])
 
 
 class Adapters:
@@ -79,9 +153,12 @@ class Adapters:
         self._base = base
         self._loaded: dict[str, DecoderAdapter] = {}
 
-    def load(self, name: str, path: Path) -> DecoderAdapter:
-        """Load a file; whatever had the name is replaced once it is whole. Raises ArtefactError."""
-        self._loaded[name] = adapter = load_decoder_adapter(path, self._base)
+    def load(self, name: str, path: Path, *, policy: Policy | None = None) -> DecoderAdapter:
+        """Load a release or a file; whatever had the name is replaced once it is whole.
+
+        Raises as :func:`load_decoder_adapter`.
+        """
+        self._loaded[name] = adapter = load_decoder_adapter(path, self._base, policy=policy)
         return adapter
 
     def put(self, name: str, tensors: Tensors) -> DecoderAdapter:

@@ -3,6 +3,9 @@
 Keys and values are what the adapter's linears made of the tokens: read under another adapter they give
 another text, without an error. So a cache is made with its adapter and nothing can be read into it with
 another: none of its functions takes one.
+
+An adapter's prefix is what the cache holds before anything is read, its soft prompt the first that is read
+into it, once; neither is among the cache's tokens, and both take positions.
 """
 
 from __future__ import annotations
@@ -43,12 +46,18 @@ class Cache:
             )
         self._base, self._adapter = base, adapter
         self._tokens: list[int] = []
+        prompt = adapter.prompt_length if adapter else 0
+        self._prompt = [base.manifest.vocab_size + row for row in range(prompt)]
         slots = base.manifest.graph.slot_names
         filled = adapter.values if adapter else {}
-        values = {name: value for name, value in filled.items() if name in slots} | dict(
-            memory or {}
+        self._memory = KeyValues(
+            base.session,
+            base.manifest,
+            {name: value for name, value in filled.items() if name in slots} | dict(memory or {}),
+            in_place=base.in_place,
+            prefix=adapter.prefix if adapter else (),
         )
-        self._memory = KeyValues(base.session, base.manifest, values, in_place=base.in_place)
+        self._prefix = self._memory.length
         self._using = threading.Lock()
 
     @property
@@ -63,8 +72,13 @@ class Cache:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What was read."""
+        """What was read of a text."""
         return tuple(self._tokens)
+
+    @property
+    def room(self) -> int:
+        """Tokens that a text may have."""
+        return self._base.manifest.max_positions - self._prefix - len(self._prompt)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -85,14 +99,15 @@ class Cache:
         What the cache has read already of their beginning is not read again. Raises DataError as
         :meth:`read`.
         """
-        verify_tokens(self._base, tokens)
+        self.verify(tokens)
         same = next(
             (at for at, (a, b) in enumerate(zip(self._tokens, tokens, strict=False)) if a != b),
             min(len(self._tokens), len(tokens)),
         )
         same = min(same, len(tokens) - 1)  # logits come of reading
-        self._memory.keep(same)
-        del self._tokens[same:]
+        if same < len(self._tokens):
+            self._memory.keep(self._prefix + len(self._prompt) + same)
+            del self._tokens[same:]
         return self.read(tokens[same:])
 
     def read(self, tokens: Sequence[int]) -> Floats:
@@ -100,27 +115,41 @@ class Cache:
 
         Raises DataError for tokens that the base does not know or has no room for, before any is read.
         """
-        verify_tokens(self._base, tokens, before=len(self._tokens))
-        for start in range(0, len(tokens), PIECE):
-            piece = tokens[start : start + PIECE]
+        self.verify(tokens, before=len(self._tokens))
+        begun = self._memory.length - self._prefix
+        waiting = [*self._prompt[begun:], *tokens]  # a prompt is read with the first tokens
+        for start in range(0, len(waiting), PIECE):
+            piece = waiting[start : start + PIECE]
             logits = self._memory.read(np.array(piece, np.int64))
-            self._tokens += piece
+            self._tokens += [token for token in piece if token < self._base.manifest.vocab_size]
         return logits
 
+    def verify(self, tokens: Sequence[int], *, before: int = 0) -> None:
+        """Raises DataError unless there are tokens, of the vocabulary, with room behind ``before`` others."""
+        taken = self._prefix + len(self._prompt)
+        verify_tokens(
+            tokens,
+            known=self._base.manifest.vocab_size,
+            room=self.room,
+            before=before,
+            beside=f" beside the {taken} positions of the adapter's prompt" if taken else "",
+        )
 
-def verify_tokens(base: WritingBase, tokens: Sequence[int], *, before: int = 0) -> None:
-    """Raises DataError unless there are tokens, all of the vocabulary, with room behind ``before`` others."""
-    manifest = base.manifest
+
+def verify_tokens(
+    tokens: Sequence[int], *, known: int, room: int, before: int = 0, beside: str = ""
+) -> None:
+    """Raises DataError unless there are tokens, all ``known``, with room behind ``before`` others."""
     if not tokens:
         raise DataError("there is no text to continue", "give a prompt")
-    if before + len(tokens) > manifest.max_positions:
+    if before + len(tokens) > room:
         raise DataError(
-            f"the text has {before + len(tokens)} tokens, the base reads {manifest.max_positions} at most",
+            f"the text has {before + len(tokens)} tokens, the base reads {room} at most{beside}",
             "shorten it, or begin a new conversation",
         )
     for index, token in enumerate(tokens):
-        if not 0 <= token < manifest.vocab_size:
+        if not 0 <= token < known:
             raise DataError(
-                f"token {index} is {token}, the base knows 0 to {manifest.vocab_size - 1}",
+                f"token {index} is {token}, the base knows 0 to {known - 1}",
                 "encode the text with the base's own tokenizer",
             )

@@ -16,6 +16,7 @@ from protocol.section import MOST_THREADS
 from protocol.seq2seq_manifest import is_seq2seq
 
 if TYPE_CHECKING:
+    from edge_runtime.decoder.adapters import Adapters
     from edge_runtime.decoder.generation import Generator, Request, Step
     from edge_runtime.seq2seq.generation import Translator
 
@@ -23,7 +24,12 @@ QUIT = "/quit"
 LONGEST_LINE = 2**20  # characters of a turn
 ADAPTER = "adapter"  # what the one of the command line is called
 Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="an .onnx_adapter of that base")]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", help="folder of a released adapter, or an .onnx_adapter")
+]
+Trust = Annotated[
+    Path | None, typer.Option("--trust", help="the log's policy: run released adapters only")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="most tokens to write")]
 Temperature = Annotated[
     float, typer.Option("--temperature", help="0: the likeliest token; more: more variety")
@@ -44,6 +50,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     base: Base,
     adapter: Adapter = None,
+    trust: Trust = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -55,7 +62,7 @@ def generate(
 ) -> None:
     """Continue a text; with a base that turns a text into another, write what it makes of it."""
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open_any(base, adapter, threads)
+    generator = _open_any(base, adapter, trust, threads)
     tokens = generator.base.encode(prompt)
     if not tokens and isinstance(generator.base.manifest, DecoderManifest):
         tokens = _begin(generator.base.manifest)
@@ -66,6 +73,7 @@ def generate(
 def chat(
     base: Base,
     adapter: Adapter = None,
+    trust: Trust = None,
     system: Annotated[str, typer.Option("--system", help="what the assistant is told first")] = "",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -81,7 +89,7 @@ def chat(
     from protocol.chat.messages import chat_from
 
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open(base, adapter, threads)
+    generator = _open(base, adapter, trust, threads)
     verify_chats(generator.base)
     conversation = generator.conversation()
     messages = [{"role": "system", "content": system}] if system else []
@@ -117,29 +125,36 @@ def _request(
     return request
 
 
-def _open(base: Path, adapter: Path | None, threads: int) -> Generator:
+def _open(base: Path, adapter: Path | None, trust: Path | None, threads: int) -> Generator:
     from edge_runtime.decoder.base import DecoderBase
     from edge_runtime.decoder.generation import Generator
 
     generator = Generator(DecoderBase.open(base, threads=threads))
-    if adapter is not None:
-        generator.adapters.load(ADAPTER, adapter)
+    _load(generator.adapters, adapter, trust)
     return generator
 
 
-def _open_any(base: Path, adapter: Path | None, threads: int) -> Generator | Translator:
+def _open_any(
+    base: Path, adapter: Path | None, trust: Path | None, threads: int
+) -> Generator | Translator:
     """What writes with this base, be it from a prompt or from another text."""
     from edge_runtime.base import manifest_text
 
     if not is_seq2seq(manifest_text(base)):
-        return _open(base, adapter, threads)
+        return _open(base, adapter, trust, threads)
     from edge_runtime.seq2seq.base import Seq2SeqBase
     from edge_runtime.seq2seq.generation import Translator
 
     translator = Translator(Seq2SeqBase.open(base, threads=threads))
-    if adapter is not None:
-        translator.adapters.load(ADAPTER, adapter)
+    _load(translator.adapters, adapter, trust)
     return translator
+
+
+def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
+    if adapter is not None:
+        from edge_runtime.passport import read_policy
+
+        adapters.load(ADAPTER, adapter, policy=read_policy(trust) if trust else None)
 
 
 def _begin(manifest: DecoderManifest) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_runtime.decoder.adapters import Adapters
 from edge_runtime.decoder.base import DecoderBase, WritingBase
-from edge_runtime.decoder.cache import Cache, verify_tokens
+from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.key_values import Floats
 from edge_runtime.decoder.sampling import GREEDY, MOST_NAMED, Sampling, choose, named
 from edge_runtime.decoder.text import StopStrings, TextStream
@@ -76,12 +76,12 @@ def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Iterator[
     ends the work, at the latest with the next token. Raises DataError before anything runs.
     """
     request.verify()
-    verify_tokens(cache.base, prompt)
+    cache.verify(prompt)
     return _steps(cache, list(prompt), request)
 
 
 def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
-    room = cache.base.manifest.max_positions - len(prompt) + 1
+    room = cache.room - len(prompt) + 1
     writer = _Writer(cache.base, request, room=room, after=prompt[-1] if request.joins else None)
     with cache.in_use():
         logits = cache.follow(prompt)

@@ -7,7 +7,7 @@ makes longer tensors at each run; which of both it is, is tried when a base is o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ ERRORS, SILENT = 3, 4  # of ONNX Runtime's levels
 class KeyValues:
     """What one session keeps of one text.
 
+    ``prefix``: what is held at first, OrtValues (1, kv_heads, tokens, head_size) in the cache's order.
     ``fixed``: values of further inputs, for good: an adapter, and what was read before. An adapter is bound
     as any input, because ONNX Runtime 1.31 leaves out the active adapters of run options, without an error,
     when inputs are bound.
@@ -40,6 +41,7 @@ class KeyValues:
         *,
         in_place: bool,
         log_level: int = ERRORS,
+        prefix: Sequence[Any] = (),
     ) -> None:
         self._session, self._manifest, self._in_place = session, manifest, in_place
         self._names = manifest.cache_names()
@@ -49,9 +51,11 @@ class KeyValues:
         for name, value in fixed.items():
             self._binding.bind_ortvalue_input(name, value)
         self._binding.bind_output(LOGITS)  # the first of the outputs, wherever it is bound again
-        self.length = 0  # tokens that were read
+        # positions that are held: the prefix's, and of what was read
+        self.length = prefix[0].shape()[2] if prefix else 0
         self._values: list[Any] = []
-        self._bind([_value(self._empty(0)) for _ in self._names])
+        # A prefix is full, so what is read goes elsewhere: nothing is written into it.
+        self._bind(list(prefix) or [_value(self._empty(0)) for _ in self._names])
 
     def read(self, ids: Ids) -> Floats:
         """Read ``ids`` (new,) behind what was read; the logits (vocabulary,) that follow the last of them.
@@ -81,7 +85,7 @@ class KeyValues:
         return np.array(logits[0, -1])
 
     def keep(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
+        """Forget all but the first ``length`` positions, of which there are as many."""
         if not self._in_place and length < self.length:
             self._bind([_value(value.numpy()[:, :, :length].copy()) for value in self._values])
         self.length = length

@@ -23,9 +23,10 @@ class Translator:
         anything runs, ArtefactError when ONNX Runtime does.
         """
         request.verify()
-        verify_tokens(self.base, source)
+        manifest = self.base.manifest
+        verify_tokens(source, known=manifest.vocab_size, room=manifest.max_positions)
         adapter = self.adapters.named(request.adapter)
         filled = adapter.values if adapter else {}
-        memory = memory_of(self.base.reader, self.base.manifest, source, filled)
+        memory = memory_of(self.base.reader, manifest, source, filled)
         cache = Cache(self.base, adapter, memory)
-        return generate(cache, [self.base.manifest.start], request)
+        return generate(cache, [manifest.start], request)

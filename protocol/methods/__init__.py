@@ -14,13 +14,14 @@ from protocol.methods.loha import Loha
 from protocol.methods.lora import Lora
 from protocol.methods.lora_sb import LoraSb
 from protocol.methods.norm import Norm
+from protocol.methods.prefix import Prefix
 from protocol.methods.prompt import Prompt
 from protocol.misspelling import nearest
 from protocol.variants import variants
 
 METHODS: dict[str, Method[Any]] = {
     method.name: method
-    for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Norm(), Prompt(), Head())
+    for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Norm(), Prompt(), Prefix(), Head())
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
 NEARBY = "it is not there yet; the nearest is `{}`"
@@ -30,7 +31,8 @@ REFUSED = {
     "fourierft": FULL_RANK,
     "c3a": FULL_RANK,
     **dict.fromkeys(("dora", "adalora", "vera", "lokr", "hra"), NEARBY.format("lora")),
-    **dict.fromkeys(("prefix-tuning", "prefix_tuning", "p-tuning"), NEARBY.format("prompt")),
+    **dict.fromkeys(("p-tuning", "p_tuning"), NEARBY.format("prompt")),
+    **dict.fromkeys(("prefix-tuning", "prefix_tuning"), "it is called `prefix`"),
     "fed-sb": "it is called `lora-sb`",
     "bitfit": "it is called `bias`",
     "ln_tuning": "it is called `norm`",

@@ -47,6 +47,7 @@ class Method(ABC, Generic[S]):
     turns: ClassVar[tuple[frozenset[str], ...]]
     free: ClassVar[Free]
     scales: ClassVar[bool] = False  # whether linears' scales are filled
+    writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder

@@ -61,6 +61,10 @@ class Quality:
         """The same in 0..1 with 1 as its best: what floors are set for."""
         return value if self.higher_is_better else 1 - value
 
+    def bound(self, floor: int) -> int:
+        """The least, or most, that a floor of so many thousandths allows, in thousandths. (P-9.6)"""
+        return floor if self.higher_is_better else 1000 - floor
+
 
 def metrics_with(**measured: Metric) -> dict[str, Metric]:
     """All metrics of a task in the order of the wire; ``measured`` is what the rows kept out add up to.

@@ -52,6 +52,10 @@ class Perplexity(Quality):
         """The mean likelihood of a token."""
         return 1 / value if value else 0.0
 
+    def bound(self, floor: int) -> int:
+        """See :class:`Quality`."""
+        return 10**6 // floor if floor else 2**53
+
 
 class CausalLm(TaskSection):
     """What is learnt, and which columns of the local data it is learnt from: text that follows text."""

@@ -48,9 +48,9 @@ from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
 from tests.conftest import TEXTS
-from tests.methods import adapter_of
+from tests.methods import SORTING, adapter_of
 
-NAMES = list(METHODS)
+NAMES = SORTING
 
 
 def plan_of(base: Path, method: str, **sections: Any) -> Plan:
@@ -293,6 +293,18 @@ def test_another_method_is_refused_with_the_reason_or_the_nearest(
     with pytest.raises(PlanError, match=r"`adapter\.method`: there is no method") as refused:
         plan_of(tiny_base, "head", adapter={"method": name})
     assert remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.writes])
+def test_a_method_of_bases_that_write_is_refused_for_one_that_sorts(
+    tiny_base: Path, name: str
+) -> None:
+    plan = plan_of(tiny_base, name)
+    errors = [f for f in check(plan, read_manifest(tiny_base)) if f.severity == "error"]
+    assert [finding.field for finding in errors] == ["adapter.method"]
+    assert "only a base that writes text" in errors[0].cause
+    with pytest.raises(PlanError, match="only a base that writes text"):
+        Worker(plan, tiny_base)
 
 
 def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(

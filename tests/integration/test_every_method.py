@@ -11,18 +11,17 @@ from audit.sources import Folder
 from audit.verify import audit
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
-from protocol.methods import METHODS
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
-from tests.methods import adapter_of
+from tests.methods import SORTING, adapter_of
 
 SECRET = ["plan.secrecy.exchange=secagg", "plan.cohort.weighting=uniform", "plan.cohort.quorum=3"]
 SHORT = ["plan.rounds=2", "yardsticks.pooled=true", "yardsticks.alone=0", "base.scales=true"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SORTING)
 def test_from_rows_to_a_device(experiment_file: Path, name: str) -> None:
     settings = [f"plan.adapter.{key}={value}" for key, value in adapter_of(name).items()]
     experiment = load_experiment(experiment_file, [*SHORT, *SECRET, *settings])

@@ -114,6 +114,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "regression", "low": 0.0, "high": 5.0, "text_pair": "other"},
         "evaluation": {"holdout": 0.2},
     },
+    "texts": LOSSY
+    | {
+        "task": {"kind": "causal-lm", "max_length": 100},
+        "evaluation": {"holdout": 0.2},
+    },
     "many blocks": {
         "linears": 5500,
         "count": 3,

@@ -27,7 +27,11 @@ def serve_text(
     base: Base,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="NAME=FILE", help="an .onnx_adapter; may be given again"),
+        typer.Option(
+            "--adapter",
+            metavar="NAME=FILE",
+            help="an .onnx_adapter, or a release; may be given again",
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="address to listen at")] = LOCAL[0],
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,

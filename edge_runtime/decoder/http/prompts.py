@@ -13,13 +13,12 @@ from protocol.errors import ArtefactError, DataError, FedgeError
 ROLES = {"developer": "system"}  # OpenAI's newer names of those that templates know
 
 
-def prompt_of(base: DecoderBase, asked: Asked) -> list[int]:
-    """Its tokens, at least one, with room behind them. Raises ApiError."""
+def prompt_of(base: DecoderBase, asked: Asked, *, most: int) -> list[int]:
+    """Its tokens, at least one and ``most`` at most. Raises ApiError."""
     if isinstance(asked, ChatCompletion):
         tokens, param = _chat(base, asked.messages), "messages"
     else:
         tokens, param = _completion(base, asked.prompt), "prompt"
-    most = base.manifest.max_positions
     if len(tokens) > most:
         raise ApiError(
             400,

@@ -108,10 +108,12 @@ class TextService:
         """Verify a request and read its prompt, under the adapter that its model is now. Raises ApiError."""
         self.verify_model(asked.model)
         base = self.generator.base
-        prompt = prompt_of(base, asked)
+        name = None if asked.model == self.base_name else asked.model
+        text = Cache(base, self.generator.adapters.named(name))
+        prompt = prompt_of(base, asked, most=text.room)
         most = SHORT if isinstance(asked, Completion) else base.manifest.max_positions
         request = Request(
-            adapter=None if asked.model == self.base_name else asked.model,
+            adapter=name,
             max_tokens=asked.most or most,
             sampling=Sampling(
                 temperature=WARM if asked.temperature is None else asked.temperature,
@@ -122,7 +124,6 @@ class TextService:
             logprobs=asked.likeliest,
             joins=isinstance(asked, Completion),
         )
-        text = Cache(base, self.generator.adapters.named(request.adapter))
         try:
             steps = generate(text, prompt, request)
         except DataError as error:

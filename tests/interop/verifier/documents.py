@@ -96,14 +96,16 @@ def read_documents(run: Path, first: Leaf) -> Documents:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """P-1.3."""
+    """P-1.3, P-1.13."""
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
-    architecture = {name: manifest[name] for name in ("family", "pooling", "bits", "block")}
+    writes = manifest["task"] == "causal-lm"
+    own = ("embedding_bits", "affine", "tied") if writes else ("pooling",)
+    architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
     tokenizer = manifest["files"]["tokenizer.json"]["sha256"]
     body = {"tensors": tensors, "architecture": architecture, "tokenizer": tokenizer}
-    return named_hash("base", canonical(body)).hex()
+    return named_hash("decoder" if writes else "base", canonical(body)).hex()
 
 
 def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -147,9 +149,10 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
             if method == "lora-sb":
                 shapes[f"{path}.lora_R"] = (r, r)
-    head, labels = manifest["head"], len(plan["task"].get("labels", "1"))  # P-2.1
-    shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
-    shapes[f"{head['path']}.bias"] = (labels,)
+    if "head" in manifest:  # P-2.1
+        head, labels = manifest["head"], len(plan["task"].get("labels", "1"))
+        shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
+        shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
 
 

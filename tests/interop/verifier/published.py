@@ -101,10 +101,10 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
     prompt = "soft_prompt" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
-        head = folder_head(documents) + "." + name.rpartition(".")[2]
+        own = role_of(name) != "head"
         key = (
             prefix
-            + (head if role_of(name) == "head" else name)
+            + (name if own else folder_head(documents) + "." + name.rpartition(".")[2])
             + (".weight" if "lora_" in role_of(name) else "")
         )
         key = "prompt_embeddings" if name == "soft_prompt" else key
@@ -120,18 +120,22 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
 def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
     adapter, manifest = documents.plan["adapter"], documents.manifest
+    writes = manifest["task"] == "causal-lm"
     both = {
-        "task_type": "SEQ_CLS",
+        "task_type": "CAUSAL_LM" if writes else "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
-        "modules_to_save": [folder_head(documents)],
-        "auto_mapping": {
-            "base_model_class": "Classifier",
-            "parent_library": "open_adapter",
-            "pooling": manifest["pooling"],
-            "how": "open_adapter.load(folder, base)",
-        },
     }
+    if not writes:
+        both |= {
+            "modules_to_save": [folder_head(documents)],
+            "auto_mapping": {
+                "base_model_class": "Classifier",
+                "parent_library": "open_adapter",
+                "pooling": manifest["pooling"],
+                "how": "open_adapter.load(folder, base)",
+            },
+        }
     if adapter["method"] == "prompt":
         return both | {
             "peft_type": "PROMPT_TUNING",
@@ -229,7 +233,7 @@ def check_release_note(
         "round": leaf["round"],
         "adapter_digest": leaf["published"],
         "task": task["kind"],
-        "pairs": bool(task["text_pair"]),
+        "pairs": bool(task.get("text_pair")),
         "labels": task.get("labels", []),
         "range": [task["low"], task["high"]] if task["kind"] == "regression" else None,
         "max_length": task["max_length"],
@@ -239,7 +243,8 @@ def check_release_note(
     }
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:
-        assert sorted(parity) == ["absolute", "bound", "label_agreement", "max_relative", "rows"]
+        names = ["absolute", "bound", "label_agreement", "max_relative", "rows", "tokens"]
+        assert sorted({*parity, "tokens"}) == names
     if calibration is not None:  # P-5.5
         assert parity is not None
         shares = ["ece_after", "ece_before", "nll_after", "nll_before"]

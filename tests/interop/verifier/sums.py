@@ -17,12 +17,21 @@ from .masks import HYBRID, PRIME, Lost, checked_box, mask, unpack, word_type
 from .noise import Noise
 from .ring import Exact, padded
 
-MEASURED = {"classification": "eval_correct", "regression": "eval_error"}  # P-3.2
-SCALES = {"loss_sum": 2**12, "eval_error": 2**16, "train_seconds": 1000}  # of the others 1
+MEASURED = {  # P-3.2
+    "classification": ["eval_correct"],
+    "regression": ["eval_error"],
+    "causal-lm": ["eval_tokens", "eval_right", "eval_loss"],
+}
+SCALES = {  # of the others 1
+    "loss_sum": 2**12,
+    "eval_error": 2**16,
+    "eval_loss": 2**10,
+    "train_seconds": 1000,
+}
 
 
 def counters(kind: str) -> list[str]:
-    return ["examples", "loss_sum", "eval_examples", MEASURED[kind], "train_seconds"]
+    return ["examples", "loss_sum", "eval_examples", *MEASURED[kind], "train_seconds"]
 
 
 STAGES = ("advert", "cohort", "shares", "round-open", "vector", "alive", "reveal", "aggregate")

@@ -24,10 +24,17 @@ from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
+from protocol.decoder_manifest import (
+    CHAT_TEMPLATE,
+    DECODER,
+    DecoderManifest,
+    decoder_fingerprint_of,
+)
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.manifest import (
+    BaseManifest,
     FileEntry,
     Graph,
     Head,
@@ -37,6 +44,7 @@ from protocol.manifest import (
     TensorEntry,
     fingerprint_of,
 )
+from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.secagg.session import Session
@@ -108,13 +116,35 @@ def small_manifest(linears: int = 2) -> Manifest:
     return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
 
 
+def small_decoder(linears: int = 2) -> DecoderManifest:
+    """The same of a base that writes text."""
+    shared = small_manifest(linears)
+    fields = {name: getattr(shared, name) for name in BaseManifest.model_fields}
+    listed = DecoderManifest(
+        **fields
+        | {
+            "task": DECODER,
+            "embedding_bits": 8,
+            "affine": True,
+            "tied": True,
+            "heads": 2,
+            "kv_heads": 1,
+            "head_size": 2,
+            "begin": None,
+            "ends": [2],
+            "files": shared.files | {CHAT_TEMPLATE: FileEntry(sha256="1" * 64, bytes=1)},
+        }
+    )
+    return listed.model_copy(update={"fingerprint": decoder_fingerprint_of(listed)})
+
+
 class Sites:
     """Named sites with keys; each has its own ledger and memory in ``folder``."""
 
     def __init__(
         self,
         plan: Plan,
-        manifest: Manifest,
+        manifest: AnyManifest,
         folder: Path,
         count: int,
         keys: Sequence[Ed25519PrivateKey] | None = None,
@@ -210,9 +240,10 @@ class Sites:
         return Contribution(update=update, weight=1, metrics=metrics)
 
 
-def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, Manifest]:
+def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     """A plan and its base; ``sections`` beside :data:`PLAN`."""
-    manifest = small_manifest(linears)
+    writes = sections.get("task", {}).get("kind") == "causal-lm"
+    manifest = small_decoder(linears) if writes else small_manifest(linears)
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
     document = PLAN | sections | {"base": named}
     return plan_from(document, source="test"), manifest

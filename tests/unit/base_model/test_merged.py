@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from base_model.merged import write_merged
 from base_model.parity import Bounds
 from protocol.errors import ArtefactError
-from protocol.methods import METHODS
 from protocol.peft_format import ParityError
+from tests.methods import SORTING
 from tests.unit.base_model.sources import TEXTS
 from tests.unit.base_model.test_opener import ALL, OURS, Case, build, edge_logits, tiny_cases
 
@@ -132,7 +132,7 @@ def test_merged_models_answer_as_a_device_does(
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_merged_models_of_every_method(write_adapter: Any, tmp_path: Path, pooling: str) -> None:
-    check(list(build(tmp_path, "bert", pooling, write_adapter, list(METHODS))), tmp_path, bits=32)
+    check(list(build(tmp_path, "bert", pooling, write_adapter, SORTING)), tmp_path, bits=32)
 
 
 def refused_where_they_must_be(case: Case, folder: Path) -> None:

@@ -19,8 +19,8 @@ from base_model.build import _model_of, build_base
 from base_model.release import edge_session, open_peft, read_note, release_adapter
 from base_model.source import load_source
 from base_model.store import open_base
-from protocol.methods import METHODS
 from protocol.peft_opener import OPENER
+from tests.methods import SORTING
 from tests.unit.base_model.sources import FAMILIES, TEXTS, write_source
 
 # A head behind a pooler is what a family has of its own; without one the poolings are everybody's.
@@ -185,4 +185,4 @@ def test_the_file_answers_as_a_device_does_in_every_family_and_pooling(
 def test_the_file_answers_as_a_device_does_of_every_method(
     write_adapter: Any, tmp_path: Path, pooling: str
 ) -> None:
-    check(list(build(tmp_path, "bert", pooling, write_adapter, list(METHODS))), tmp_path)
+    check(list(build(tmp_path, "bert", pooling, write_adapter, SORTING)), tmp_path)

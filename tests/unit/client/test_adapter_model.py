@@ -20,11 +20,10 @@ from client.engine.torch_engine import TorchEngine
 from client.training import EVALUATION_BATCH, predict, train
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
-from protocol.methods import METHODS
 from protocol.plan import Plan
 from protocol.recipe import Recipe, initial_adapter
 from server.peft_folder import write_peft_folder
-from tests.methods import adapter_of, sections_of
+from tests.methods import SORTING, adapter_of, sections_of
 
 Make = Callable[..., Plan]
 Adapters = Callable[..., Tensors]
@@ -34,7 +33,7 @@ def tensors_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
 
 
-@pytest.mark.parametrize("rule", list(METHODS))
+@pytest.mark.parametrize("rule", SORTING)
 def test_vector_to_model_to_vector_is_the_identity(
     base: OpenBase, make_plan: Make, random_adapter: Adapters, rule: str
 ) -> None:
@@ -46,7 +45,7 @@ def test_vector_to_model_to_vector_is_the_identity(
     assert vector.tobytes() == model.layout.flatten(tensors).tobytes()
 
 
-@pytest.mark.parametrize("rule", list(METHODS))
+@pytest.mark.parametrize("rule", SORTING)
 def test_every_tensor_moves_the_logits(
     engine_of: Callable[[Plan], Engine],
     make_plan: Make,

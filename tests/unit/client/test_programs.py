@@ -25,11 +25,11 @@ from protocol.methods import METHODS
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import RULES
-from tests.methods import adapter_of
+from tests.methods import SORTING, adapter_of
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 Make = Callable[..., Plan]
-NAMES = list(METHODS)
+NAMES = SORTING
 
 NUMBERS = {"kind": "regression", "low": -3.0, "high": 7.0, "max_length": 16}
 

@@ -17,10 +17,10 @@ from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, PlanError, UpdateError
 from protocol.exchange.plain import PlainClient, decode
 from protocol.layout import Tensors, Vector
-from protocol.methods import METHODS
 from protocol.plan import Plan
 from protocol.tasks.classification import METRICS
 from protocol.wire import Instruction
+from tests.methods import SORTING
 
 Make = Callable[..., Plan]
 Instruct = Callable[..., tuple[Instruction, Vector]]
@@ -35,7 +35,7 @@ def _no_resident_base() -> Iterator[None]:
     opened_base_module._bases.clear()
 
 
-@pytest.mark.parametrize("rule", ["mean", "alternating", "first", *METHODS])
+@pytest.mark.parametrize("rule", ["mean", "alternating", "first", *SORTING])
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     tiny_base: Path, make_plan: Make, instruct: Instruct, rows: Rows, rule: str, round_number: int

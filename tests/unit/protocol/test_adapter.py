@@ -18,7 +18,6 @@ from protocol.forms import SOFT_PROMPT
 from protocol.layout import Tensors, Vector
 from protocol.legality import check
 from protocol.manifest import Linear, Manifest
-from protocol.methods import METHODS
 from protocol.methods.lora_sb import LORA_A, LORA_B, LORA_R
 from protocol.methods.targets import TargetSettings, target_linears
 from protocol.peft_format import Published, to_edge, to_peft
@@ -27,7 +26,7 @@ from protocol.plan_sections import Secrecy
 from protocol.recipe import Recipe, initial_adapter, verify_magnitude
 from protocol.rules import RULES
 from protocol.tensor_file import encode_tensors
-from tests.methods import adapter_of, sections_of
+from tests.methods import SORTING, adapter_of, sections_of
 
 RANK = 4
 
@@ -213,7 +212,7 @@ def test_no_rule_downloads_or_publishes_more_than_lora(
     assert [a <= b for a, b in zip(sizes(name), sizes("mean"), strict=True)] == [True] * 3
 
 
-@pytest.mark.parametrize("name", [*RULES, *METHODS])
+@pytest.mark.parametrize("name", [*RULES, *SORTING])
 def test_clients_complete_what_they_are_sent(name: str, manifest: Manifest) -> None:
     """(P-2.6) Whatever rounds have trained; what none trains is round 0's, from the plan's seed."""
     recipe = Recipe(plan=plan_of(manifest, name), manifest=manifest)

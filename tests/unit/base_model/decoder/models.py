@@ -127,9 +127,11 @@ class Graph:
         logits, *present = self._session.run(None, inputs | self.filled)
         return logits, dict(zip(self.caches, present, strict=True))
 
-    def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[Array]]:
-        """``count`` tokens, and the logits that led to each."""
-        logits, cache = self.run([ids], self.empty())
+    def greedy(
+        self, ids: list[int], count: int, begun: Cache | None = None
+    ) -> tuple[list[int], list[Array]]:
+        """``count`` tokens, and the logits that led to each; ``begun`` is what the cache holds at first."""
+        logits, cache = self.run([ids], begun or self.empty())
         tokens, seen = [], []
         for _ in range(count):
             seen.append(logits[0, -1])
@@ -197,6 +199,27 @@ def torch_greedy(
         seen.append(logits)
         tokens.append(int(logits.argmax()))
     return tokens[len(ids) :], seen
+
+
+def torch_followed(model: Any, ids: list[int], tokens: list[int]) -> list[Array]:
+    """The logits that lead to each of ``tokens`` behind ``ids``, in one run.
+
+    Where each token is the likeliest, they are what :func:`torch_greedy` writes: a token sees none behind it.
+    """
+    text = torch.tensor([[*ids, *tokens[:-1]]])
+    logits = model(input_ids=text, attention_mask=torch.ones_like(text)).logits[0]
+    return list(logits[-len(tokens) :].detach().numpy())
+
+
+def prefix_cache(table: Array, shape: DecoderShape) -> Cache:
+    """What a cache holds at first of peft's table, (tokens, layers * 2 * kv_heads * head_size)."""
+    parts = np.split(table, shape.layers * 2, axis=1)
+    return {
+        f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}": np.stack(
+            np.split(part, shape.kv_heads, axis=1)
+        )[None]
+        for number, part in enumerate(parts)
+    }
 
 
 def apart(expected: Any, answers: Any) -> float:

@@ -25,7 +25,7 @@ from base_model.verify import verify_base
 from protocol.codes import dequantise, quantise
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, PlanError
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
     CHAT,
     Graph,
@@ -67,9 +67,8 @@ def test_a_base_is_verified_and_says_what_it_is(base: Path) -> None:
     assert (manifest.tied, manifest.begin, manifest.ends) == (True, 1, [2])
     assert (base / "chat_template.jinja").read_text() == CHAT
     assert len(manifest.linears) == 14
-    assert {slot.name for slot in manifest.graph.slots} == {
-        linear.path + end for linear in manifest.linears for end in (DOWN, UP)
-    }
+    factors = {linear.path + end for linear in manifest.linears for end in (DOWN, UP)}
+    assert manifest.graph.slot_names == {SOFT_PROMPT} | factors
     assert "lm_head.qweight" not in manifest.tensors  # tied ones are stored once
     assert manifest.tensors["model.embed_tokens.qweight"].shape == [manifest.vocab_size, 64]
     assert {path.stat().st_mode & 0o777 for path in base.iterdir()} == {0o644}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, PreTrainedModel
 
 from base_model.decoder.build import build_decoder
@@ -21,13 +22,16 @@ from base_model.decoder.sources import decoder_source
 from base_model.slot_check import verify_slots
 from base_model.verify import verify_base
 from protocol.decoder_manifest import DecoderManifest
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, SOFT_PROMPT, UP
 from tests.unit.base_model.decoder.models import (
     PARTICULAR,
+    Cache,
     Graph,
     apart,
     built_graph,
     oracle,
+    prefix_cache,
+    torch_followed,
     torch_greedy,
     write_decoder,
 )
@@ -130,15 +134,113 @@ def test_factors_in_the_slots_act_as_they_do_in_torch_and_leave_nothing_behind(
         both.graph.filled |= {linear.path + DOWN: down, linear.path + UP: up}
         changed.get_submodule(linear.path).weight += torch.from_numpy((down @ up).T.copy())
     try:
-        logits, _ = both.graph.run([PROMPT], both.graph.empty())
+        tokens, seen = both.graph.greedy(PROMPT, 64)
     finally:
         both.graph.filled.clear()
-    expected = torch_logits(changed, PROMPT)
-    assert apart(expected, logits[0]) < BOUND
-    assert apart(torch_logits(both.model, PROMPT), expected) > 0.1
+    expected = torch_followed(changed, PROMPT, tokens)
+    assert max(map(apart, expected, seen)) < BOUND
+    assert tokens == [int(logits.argmax()) for logits in expected]
+    assert apart(torch_logits(both.model, PROMPT)[-1], expected[0]) > 0.1
     after = both.graph.greedy(PROMPT, 8)
     assert after[0] == before[0]
     assert np.array_equal(after[1], before[1])
+
+
+def peft_model(model: PreTrainedModel, kind: type[PeftConfig], table: Any) -> PeftModel:
+    """The model with a prompt or a prefix, which peft keeps in one table."""
+    config = kind(num_virtual_tokens=len(table), task_type="CAUSAL_LM")  # type: ignore[call-arg]
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    adapted.prompt_encoder["default"].embedding.weight.data.copy_(torch.from_numpy(table))
+    return adapted
+
+
+def prompted(both: Both) -> tuple[PeftModel, list[int]]:
+    """peft's model with a soft prompt that fills the graph's slot, and the ids that begin a text with it."""
+    rng, size = np.random.default_rng(3), (5, both.shape.hidden)
+    table = rng.normal(0, 0.5, size).astype(np.float32)
+    both.graph.filled[SOFT_PROMPT] = table
+    own = [both.shape.vocabulary + row for row in range(len(table))]
+    return peft_model(both.model, PromptTuningConfig, table), own
+
+
+def prefixed(both: Both) -> tuple[PeftModel, Cache]:
+    """peft's model with a prefix, and the cache that holds it."""
+    rng, size = np.random.default_rng(4), (5, both.shape.layers * 2 * both.shape.key_size)
+    table = rng.normal(0, 0.7, size).astype(np.float32)
+    return peft_model(both.model, PrefixTuningConfig, table), prefix_cache(table, both.shape)
+
+
+@pytest.mark.parametrize("form", ["prompt", "prefix"])
+def test_a_prompt_and_a_prefix_act_as_they_do_in_peft_and_leave_nothing_behind(
+    both: Both, form: str
+) -> None:
+    before, own, begun = both.graph.greedy(PROMPT, 8), list[int](), both.graph.empty()
+    try:
+        if form == "prompt":
+            adapted, own = prompted(both)
+        else:
+            adapted, begun = prefixed(both)
+        tokens, seen = both.graph.greedy([*own, *PROMPT], 64, begun)
+        whole, cache = both.graph.run([[*own, *PROMPT]], begun)
+        _, part = both.graph.run([[*own, *PROMPT][:3]], begun)
+        second, grown = both.graph.run([[*own, *PROMPT][3:]], part)
+    finally:
+        both.graph.filled.clear()
+    expected = torch_followed(adapted, PROMPT, tokens)
+    assert max(map(apart, expected, seen)) < BOUND
+    assert tokens == [int(logits.argmax()) for logits in expected]
+    assert apart(whole[0, -1], second[0, -1]) < BOUND
+    assert max(apart(cache[name], grown[name]) for name in cache) < BOUND
+    assert apart(torch_logits(both.model, PROMPT)[-1], expected[0]) > 0.01
+    after = both.graph.greedy(PROMPT, 8)
+    assert after[0] == before[0]
+    assert np.array_equal(after[1], before[1])
+
+
+def test_a_prompt_of_words_is_these_words(both: Both) -> None:
+    """Its rows are the table's, with the scale that words have and a prompt has not."""
+    table = both.model.get_input_embeddings().weight.detach().numpy()
+    words, scale = PROMPT[:4], both.shape.embedding_scale / both.shape.prompt_scale
+    both.graph.filled[SOFT_PROMPT] = table[words] * np.float32(scale)
+    own = [both.shape.vocabulary + row for row in range(4)]
+    try:
+        logits, _ = both.graph.run([[*own, *PROMPT[4:]]], both.graph.empty())
+        with pytest.raises(Exception, match="indices element out of data bounds"):  # ONNX Runtime's
+            both.graph.run([[both.shape.vocabulary + 4]], both.graph.empty())
+    finally:
+        both.graph.filled.clear()
+    expected, _ = both.graph.run([PROMPT], both.graph.empty())
+    assert apart(expected[0, -1], logits[0, -1]) < 1e-6
+
+
+def test_rows_of_a_batch_begin_with_prompts_of_their_own(both: Both) -> None:
+    """Two prompts in the one slot, texts of unequal length, padded at their ends."""
+    try:
+        adapted, own = prompted(both)
+        second = np.random.default_rng(6).normal(0, 0.5, (3, both.shape.hidden)).astype(np.float32)
+        both.graph.filled[SOFT_PROMPT] = np.concatenate([both.graph.filled[SOFT_PROMPT], second])
+        others = [both.shape.vocabulary + row for row in (5, 6, 7)]
+        begun = [[*own, *PROMPT], [*others, *PROMPT[3:8]]]
+        mask = [[1] * 17, [1] * 8 + [0] * 9]
+        padded = [begun[0], begun[1] + [0] * 9]
+        _, cache = both.graph.run(padded, both.graph.empty(2), mask)
+        after, cache = both.graph.run([[8], [9]], cache, [[*row, 1] for row in mask])
+        later, _ = both.graph.run([[7], [7]], cache, [[*row, 1, 1] for row in mask])
+    finally:
+        both.graph.filled.clear()
+    models = adapted, peft_model(both.model, PromptTuningConfig, second)
+    texts = [*PROMPT, 8], [*PROMPT[3:8], 9]
+    for row, (model, text) in enumerate(zip(models, texts, strict=True)):
+        expected = torch_followed(model, text, [7, 7])
+        assert apart(expected[0], after[row, 0]) < BOUND
+        assert apart(expected[1], later[row, 0]) < BOUND
+
+
+def test_a_graph_with_slots_that_nothing_fills_is_one_without(both: Both, tmp_path: Path) -> None:
+    bare, _ = built_graph(both.source, tmp_path / "graph", slots=False)
+    expected, _ = bare.run([PROMPT], bare.empty())
+    logits, _ = both.graph.run([PROMPT], both.graph.empty())
+    assert np.array_equal(logits, expected)
 
 
 @pytest.mark.parametrize(

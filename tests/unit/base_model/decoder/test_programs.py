@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from base_model.decoder.families import FAMILIES, shape_of
 from base_model.decoder.shape import DecoderShape
@@ -21,8 +21,17 @@ from base_model.programs.session import open_session
 from base_model.programs.tape import Symbol
 from base_model.programs.token_loss import TARGET
 from protocol.errors import ArtefactError
-from protocol.forms import DOWN, UP
-from tests.unit.base_model.decoder.models import float_weights, oracle, stored_of, write_decoder
+from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
+from tests.unit.base_model.decoder.models import (
+    Cache,
+    Graph,
+    built_graph,
+    float_weights,
+    oracle,
+    prefix_cache,
+    stored_of,
+    write_decoder,
+)
 
 RANK, ALPHA = 3, 6.0
 BOUND = (
@@ -34,10 +43,12 @@ Arrays = dict[str, np.ndarray]
 
 
 def forms(tensors: Mapping[str, Symbol]) -> Mapping[str, Symbol]:
-    """LoRA's."""
+    """LoRA's; a prompt and a prefix are slots themselves."""
     slots = {}
     for name, value in tensors.items():
-        if name.endswith(A):
+        if name in (SOFT_PROMPT, PREFIX):
+            slots[name] = value
+        elif name.endswith(A):
             slots[name.removesuffix(A) + DOWN] = value.T
         else:
             slots[name.removesuffix(B) + UP] = value.T * (ALPHA / RANK)
@@ -75,6 +86,53 @@ def by_torch(
     return loss.item(), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
 
 
+def prompt_of(shape: DecoderShape) -> Arrays:
+    """Rows unlike any word's."""
+    rng = np.random.default_rng(3)
+    return {SOFT_PROMPT: rng.normal(0, 0.5, (5, shape.hidden)).astype(np.float32)}
+
+
+def prefix_of(shape: DecoderShape) -> Arrays:
+    """Keys and values of every layer."""
+    rng, size = np.random.default_rng(4), (5, shape.layers * 2 * shape.key_size)
+    return {PREFIX: rng.normal(0, 0.7, size).astype(np.float32)}
+
+
+def everything_of(shape: DecoderShape) -> Arrays:
+    """Low rank, a prompt and a prefix at once."""
+    return adapter_of(shape) | prompt_of(shape) | prefix_of(shape)
+
+
+def by_peft(
+    folder: Path, floats: Mapping[str, Any], adapter: Arrays, ids: np.ndarray, targets: np.ndarray
+) -> tuple[float, Arrays]:
+    """Of a soft prompt or a prefix, which peft has in one table, as :func:`by_torch`."""
+    ((name, table),) = adapter.items()
+    kind = PromptTuningConfig if name == SOFT_PROMPT else PrefixTuningConfig
+    config = kind(num_virtual_tokens=len(table), task_type="CAUSAL_LM")
+    model = get_peft_model(oracle(folder, floats).double(), config).eval().double()
+    leaf = model.prompt_encoder["default"].embedding.weight
+    leaf.data.copy_(torch.from_numpy(table))
+    mask = torch.ones(ids.shape, dtype=torch.int64)
+    logits = model(input_ids=torch.from_numpy(ids), attention_mask=mask).logits
+    logits = logits[:, -ids.shape[1] :]
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.from_numpy(targets).reshape(-1), reduction="sum"
+    )
+    loss.backward()
+    return loss.item(), {name: leaf.grad.numpy()}
+
+
+def followed(graph: Graph, begin: list[int], text: list[int], cache: Cache) -> np.ndarray:
+    """The generating graph's logits behind each token of a text, read one by one: (tokens, vocabulary)."""
+    _, cache = graph.run([begin], cache)
+    seen = []
+    for token in text:
+        logits, cache = graph.run([[token]], cache)
+        seen.append(logits[0, -1].astype(np.float64))
+    return np.stack(seen)
+
+
 def by_onnx(
     model: onnx.ModelProto, adapter: Arrays, ids: np.ndarray, targets: np.ndarray
 ) -> tuple[float, Arrays]:
@@ -109,17 +167,23 @@ def program_of(shape: DecoderShape, stored: Any, adapter: Arrays) -> onnx.ModelP
     return language_graph(
         shape,
         stored,
-        tensors=dict.fromkeys(adapter, 2),
+        tensors={name: value.ndim for name, value in adapter.items()},
         trained=adapter,
         forms=forms,
     )
 
 
-def verify_gradients(folder: Path, shape: DecoderShape, stored: Any) -> None:
-    adapter = adapter_of(shape)
+def verify_gradients(
+    folder: Path,
+    shape: DecoderShape,
+    stored: Any,
+    make: Callable[[DecoderShape], Arrays] = adapter_of,
+    reference_of: Callable[..., tuple[float, Arrays]] = by_torch,
+) -> None:
+    adapter = make(shape)
     ids, targets = texts(shape.vocabulary)
     loss, gradients = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
-    expected, reference = by_torch(folder, float_weights(shape, stored), adapter, ids, targets)
+    expected, reference = reference_of(folder, float_weights(shape, stored), adapter, ids, targets)
     assert abs(loss - expected) <= 1e-5 * abs(expected)
     assert gradients.keys() == reference.keys()
     for name, gradient in reference.items():
@@ -131,6 +195,14 @@ def verify_gradients(folder: Path, shape: DecoderShape, stored: Any) -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
 def test_gradients_of_every_family_are_autograds(family: str, built: Callable[..., Any]) -> None:
     verify_gradients(*built(family, 4, 8))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
+@pytest.mark.parametrize("make", [prompt_of, prefix_of])
+def test_gradients_of_prompts_and_prefixes_are_autograds(
+    family: str, make: Any, built: Callable[..., Any]
+) -> None:
+    verify_gradients(*built(family, 4, 8), make, by_peft)
 
 
 @pytest.mark.parametrize(("bits", "embedding_bits"), [(8, 8), (16, 16), (32, 32), (4, 16)])
@@ -148,9 +220,46 @@ def test_what_cannot_be_trained_is_refused_by_name(family: str, built: Callable[
         program_of(shape, stored, adapter_of(shape))
 
 
-def test_padding_behind_a_text_changes_nothing(built: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNTRAINED))
+def test_a_loss_is_that_of_the_logits_that_a_device_has(
+    family: str, built: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of low rank, a prompt and a prefix at once, which peft has no model for."""
+    folder, shape, stored = built(family, 4, 8)
+    adapter, (ids, targets) = everything_of(shape), texts(shape.vocabulary)
+    loss, _ = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
+    graph, _ = built_graph(decoder_source(str(folder)), tmp_path / "graph")
+    graph.filled = {SOFT_PROMPT: adapter[SOFT_PROMPT]}
+    graph.filled |= {name: value.T for name, value in adapter.items() if name.endswith(A)}
+    for name, value in adapter.items():
+        if name.endswith(B):
+            graph.filled[name] = value.T * np.float32(ALPHA / RANK)
+    own = [shape.vocabulary + row for row in range(len(adapter[SOFT_PROMPT]))]
+    expected = 0.0
+    for text, wanted in zip(ids.tolist(), targets, strict=True):
+        logits = followed(graph, own, text, prefix_cache(adapter[PREFIX], shape))
+        counted = np.flatnonzero(wanted >= 0)
+        totals = np.logaddexp.reduce(logits[counted], 1)
+        expected += float((totals - logits[counted, wanted[counted]]).sum())
+    assert abs(loss - expected) <= 1e-5 * abs(expected)
+
+
+@pytest.mark.parametrize("make", [prompt_of, prefix_of])
+def test_a_prompt_of_no_rows_is_none(make: Any, built: Callable[..., Any]) -> None:
     _, shape, stored = built("llama", 4, 8)
-    adapter = adapter_of(shape)
+    lora, (ids, targets) = adapter_of(shape), texts(shape.vocabulary)
+    expected, reference = by_onnx(program_of(shape, stored, lora), lora, ids, targets)
+    adapter = lora | {name: value[:0] for name, value in make(shape).items()}
+    loss, gradients = by_onnx(program_of(shape, stored, adapter), adapter, ids, targets)
+    assert loss == expected
+    for name, gradient in reference.items():
+        np.testing.assert_array_equal(gradients[name], gradient)
+
+
+@pytest.mark.parametrize("make", [adapter_of, everything_of])
+def test_padding_behind_a_text_changes_nothing(make: Any, built: Callable[..., Any]) -> None:
+    _, shape, stored = built("llama", 4, 8)
+    adapter = make(shape)
     model = program_of(shape, stored, adapter)
     ids, targets = texts(shape.vocabulary)
     loss, gradients = by_onnx(model, adapter, ids, targets)

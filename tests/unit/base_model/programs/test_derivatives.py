@@ -174,6 +174,18 @@ CASES = [
         constants=[np.array([[0], [4], [0]], np.int64)],
     ),
     Case(
+        kind="Slice",
+        shapes=[(2, 5, 3)],
+        torch=lambda x: x[:, 1:3],
+        constants=[ints(1), ints(3), ints(1)],
+    ),
+    Case(
+        kind="Slice",
+        shapes=[(2, 5)],
+        torch=lambda x: x[:, -3:],
+        constants=[ints(-3), ints(2**62), ints(-1)],
+    ),
+    Case(
         kind="ReduceSum",
         shapes=[(2, 3, 4)],
         torch=lambda x: x.sum(1),
@@ -279,6 +291,19 @@ def test_every_rule_has_a_case() -> None:
             "last axis",
         ),
         (Case(kind="MatMul", shapes=[(2, 3), (3,)], torch=torch.relu), "with a vector"),
+        (
+            Case(kind="Slice", shapes=[(3, 2)], torch=torch.relu, constants=[ints(0), ints(1)]),
+            "without its axis",
+        ),
+        (
+            Case(
+                kind="Slice",
+                shapes=[(3, 2)],
+                torch=torch.relu,
+                constants=[ints(0, 0), ints(1, 1), ints(0, 1)],
+            ),
+            "more than one axis",
+        ),
         (Case(kind="Pow", shapes=[(2,), (2,)], torch=torch.relu), "what is trained"),
         (Case(kind="MatMul", shapes=[(3,), (3, 2)], torch=torch.relu), "with a vector"),
         (Case(kind="Cos", shapes=[(2,)], torch=torch.cos), "Cos has no derivative"),

@@ -18,20 +18,51 @@ from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.generation import Generator, Request, generate
 from edge_runtime.decoder.sampling import Sampling, log_probabilities
 from protocol.errors import ArtefactError, DataError
-from tests.tiny_decoder import CONTEXT, HEAD_SIZE, KV_HEADS, LAYERS, lora, write_tiny_decoder
+from tests.tiny_decoder import (
+    CONTEXT,
+    HEAD_SIZE,
+    KV_HEADS,
+    LAYERS,
+    VOCABULARY,
+    lora,
+    prefix,
+    soft_prompt,
+    write_tiny_decoder,
+)
 
 PROMPT = [1, 12, 15, 22, 10, 30, 11]
 LONG = Request(max_tokens=CONTEXT)
+FORMS = {
+    "base": None,
+    "low rank": lora(3),
+    "prompt": soft_prompt(3),
+    "prefix": prefix(3),
+    "all": lora(4) | soft_prompt(4) | prefix(4),
+}
 VARIED = Request(max_tokens=20, sampling=Sampling(temperature=2.0, top_p=0.95), seed=7)
 
 
 def plain_logits(session, tokens, tensors=None) -> np.ndarray:
-    """Of all tokens at once, without a cache: (vocabulary,) behind the last."""
-    empty = np.zeros((1, KV_HEADS, 0, HEAD_SIZE), np.float32)
-    parts = (f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value"))
-    feeds = {f"past_key_values.{part}": empty for part in parts}
-    feeds |= {"input_ids": np.array([tokens]), "attention_mask": np.ones((1, len(tokens)), int)}
-    return session.run(["logits"], feeds | (tensors or {}))[0][0, -1]
+    """Of all tokens at once, in one run: (vocabulary,) behind the last."""
+    slots = dict(tensors or {})
+    before = slots.pop("prefix", np.zeros((0, LAYERS * 2 * KV_HEADS * HEAD_SIZE), np.float32))
+    heads = np.split(before, LAYERS * 2 * KV_HEADS, axis=1)  # (tokens, head_size) each
+    parts = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    past = {
+        f"past_key_values.{part}": np.stack(heads[number * KV_HEADS :][:KV_HEADS])[None]
+        for number, part in enumerate(parts)
+    }
+    prompt = [len(VOCABULARY) + row for row in range(len(slots.get("soft_prompt", ())))]
+    ids = np.array([[*prompt, *tokens]])
+    total = len(before) + ids.shape[1]
+    feeds = {"input_ids": ids, "attention_mask": np.ones((1, total), int), **past}
+    return session.run(["logits"], feeds | slots)[0][0, -1]
+
+
+def positions_of(tensors) -> int:
+    """Those that a prompt and a prefix take."""
+    tensors = tensors or {}
+    return len(tensors.get("soft_prompt", ())) + len(tensors.get("prefix", ()))
 
 
 def plain_text(decoder: DecoderBase, prompt, count: int, tensors=None) -> list[int]:
@@ -52,13 +83,14 @@ def either(decoder: DecoderBase, request: pytest.FixtureRequest) -> DecoderBase:
     return dataclasses.replace(decoder, in_place=request.param)
 
 
-@pytest.mark.parametrize("tensors", [None, lora(3)], ids=["base", "adapter"])
+@pytest.mark.parametrize("tensors", FORMS.values(), ids=FORMS)
 def test_a_text_is_that_of_plain_runs(either: DecoderBase, tensors) -> None:
     adapter = adapter_of(tensors, either, source="t") if tensors else None
     steps = list(generate(Cache(either, adapter), PROMPT, LONG))
-    expected = plain_text(either, PROMPT, CONTEXT - len(PROMPT) + 1, tensors)
+    room = CONTEXT - positions_of(tensors)
+    expected = plain_text(either, PROMPT, room - len(PROMPT) + 1, tensors)
     assert tokens_of(steps) == expected
-    assert len(expected) >= 8
+    assert len(expected) >= 4
     shown = expected[:-1] if steps[-1].finish == "end" else expected
     assert "".join(step.text for step in steps) == either.tokenizer.decode(shown)
     assert {step.finish for step in steps[:-1]} == {""}
@@ -146,7 +178,7 @@ def test_what_turns_share_is_read_once(either: DecoderBase) -> None:
 
 
 TURN = st.tuples(
-    st.sampled_from([None, "a", "b"]),
+    st.sampled_from([None, "a", "b", "prompt", "prefix", "all"]),
     st.integers(0, 20),  # tokens that are kept of the text so far
     st.lists(st.integers(0, 57), min_size=1, max_size=5),
     st.integers(1, 4),  # tokens that are asked for
@@ -158,19 +190,22 @@ TURN = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TURN, max_size=6))
 def test_whatever_a_conversation_goes_through_its_answers_are_plain_ones(decoder, turns) -> None:
-    generator, seeds = Generator(decoder), {"a": 1, "b": 2}
-    for name, seed in seeds.items():
-        generator.adapters.put(name, lora(seed))
+    generator = Generator(decoder)
+    adapters = {"a": lora(1), "b": lora(2)} | {n: FORMS[n] for n in ("prompt", "prefix", "all")}
+    others = [soft_prompt(5), prefix(5), lora(3)]
+    for name, tensors in adapters.items():
+        generator.adapters.put(name, tensors)
     conversation, text = generator.conversation(), []
     for name, kept, more, asked, taken, renamed in turns:
         if renamed:
-            seeds["a"] = 4 - seeds["a"]
-            generator.adapters.put("a", lora(seeds["a"]))
+            others.append(adapters["a"])
+            adapters["a"] = others.pop(0)
+            generator.adapters.put("a", adapters["a"])
         text = [*text[:kept], *more]
         steps = conversation.steps(text, Request(adapter=name, max_tokens=asked))
         tokens = [step.token for step in islice(steps, taken)]
         steps.close()
-        tensors = lora(seeds[name]) if name else None
+        tensors = adapters[name] if name else None
         assert tokens == plain_text(decoder, text, min(asked, taken), tensors)
         text += tokens
 
@@ -185,21 +220,63 @@ def test_only_what_is_new_runs(decoder: DecoderBase) -> None:
     assert runs == [len(PROMPT), 1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("tensors", FORMS.values(), ids=FORMS)
 def test_a_cache_that_outgrows_its_room_keeps_what_it_holds(
-    either: DecoderBase, monkeypatch: pytest.MonkeyPatch
+    either: DecoderBase, tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge_runtime.decoder.key_values.BLOCK", 4)
-    tokens = [1, *range(4, 4 + CONTEXT - 1)]
-    cache = Cache(either)
-    for start in range(0, CONTEXT, 3):
+    tokens = [1, *range(4, 4 + CONTEXT - 1 - positions_of(tensors))]
+    cache = Cache(either, adapter_of(tensors, either, source="t") if tensors else None)
+    for start in range(0, len(tokens), 3):
         logits = cache.read(tokens[start : start + 3])
-    assert abs(logits - plain_logits(either.session, tokens)).max() < 1e-4
+    assert abs(logits - plain_logits(either.session, tokens, tensors)).max() < 1e-4
 
 
-def test_a_long_prompt_is_read_in_pieces(decoder: DecoderBase, monkeypatch) -> None:
-    whole = Cache(decoder).follow(range(5, 45))
-    monkeypatch.setattr("edge_runtime.decoder.cache.PIECE", 7)
-    assert abs(Cache(decoder).follow(range(5, 45)) - whole).max() < 1e-4
+@pytest.mark.parametrize("tensors", FORMS.values(), ids=FORMS)
+def test_a_long_prompt_is_read_in_pieces(either: DecoderBase, tensors, monkeypatch) -> None:
+    adapter = adapter_of(tensors, either, source="t") if tensors else None
+    whole = Cache(either, adapter).follow(range(5, 40))
+    for size in (2, 7):  # also pieces within a soft prompt, and with its end in them
+        monkeypatch.setattr("edge_runtime.decoder.cache.PIECE", size)
+        assert abs(Cache(either, adapter).follow(range(5, 40)) - whole).max() < 1e-4
+
+
+def test_a_prompt_that_was_read_in_part_is_not_read_again(
+    either: DecoderBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading may fail between two pieces, for lack of memory."""
+    monkeypatch.setattr("edge_runtime.decoder.cache.PIECE", 3)
+    tensors = FORMS["all"]
+    cache = Cache(either, adapter_of(tensors, either, source="t"))
+    read, runs = cache._memory.read, []
+
+    def failing(ids):
+        runs.append(len(ids))
+        if len(runs) == 2:
+            raise ArtefactError("no memory", "give it some")
+        return read(ids)
+
+    cache._memory.read = failing  # type: ignore[method-assign]
+    with pytest.raises(ArtefactError, match="no memory"):
+        cache.follow(PROMPT)
+    assert cache.tokens == ()
+    logits = cache.follow(PROMPT)
+    assert sum(runs[2:]) == len(tensors["soft_prompt"]) - 3 + len(PROMPT)
+    assert abs(logits - plain_logits(either.session, PROMPT, tensors)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix", "all"])
+def test_what_a_text_may_have_is_less_by_a_prompt(decoder: DecoderBase, name: str) -> None:
+    adapter = adapter_of(FORMS[name], decoder, source="t")
+    cache = Cache(decoder, adapter)
+    taken = positions_of(FORMS[name])
+    assert cache.room == CONTEXT - taken == CONTEXT - adapter.positions
+    with pytest.raises(DataError, match=rf"{cache.room + 1} tokens.*{cache.room} at most.*{taken}"):
+        generate(cache, [1] * (cache.room + 1), LONG)
+    (step,) = generate(cache, [1] + [12] * (cache.room - 1), LONG)
+    assert step.finish in ("context", "end")
+    with pytest.raises(DataError, match="the base knows 0 to"):  # its own ids are nobody's to say
+        cache.follow([len(VOCABULARY)])
 
 
 def test_the_same_seed_writes_the_same_text(decoder: DecoderBase) -> None:

@@ -15,7 +15,7 @@ from edge_runtime.decoder.generation import Request
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion, Completion, parse_asked
 from edge_runtime.decoder.http.service import TextService
 from protocol.errors import ArtefactError, DataError
-from tests.tiny_decoder import lora, write_tiny_decoder
+from tests.tiny_decoder import CONTEXT, lora, prefix, soft_prompt, write_tiny_decoder
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,21 @@ def test_a_long_prompt_is_read_in_turns(
     empty = (length - 1) // 8
     assert turns == [None] * empty + expected
     assert prepared.prompt_tokens == length
+
+
+def test_a_prompt_of_an_adapter_counts_in_the_context(service: TextService) -> None:
+    service.replace("a", soft_prompt(3) | prefix(3))
+    room = CONTEXT - 5 - 3
+    expected = list(
+        service.generator.generate([7] * 9, Request(adapter="a", max_tokens=5, joins=True))
+    )
+    assert list(service.prepare(completion(prompt=[7] * 9, max_tokens=5)).steps) == expected
+    assert len(list(service.prepare(completion(prompt=[7] * room)).steps)) == 1
+    with pytest.raises(ApiError) as refused:
+        service.prepare(completion(prompt=[7] * (room + 1)))
+    assert refused.value.document["error"]["code"] == "context_length_exceeded"
+    assert f"{room} at most" in str(refused.value)
+    service.prepare(completion(model="tiny", prompt=[7] * (room + 1)))
 
 
 def test_a_text_keeps_the_adapter_that_was_there_when_it_was_asked_for(
