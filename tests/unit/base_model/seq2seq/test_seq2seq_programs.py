@@ -12,15 +12,20 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from base_model.decoder.opened import opened_tensors
 from base_model.programs.build import GRADIENT, LOSS
 from base_model.programs.checks import OPERATORS
+from base_model.programs.frozen import SMALLEST, refer_to_weights
 from base_model.programs.language import SCORES
 from base_model.programs.seq2seq import seq2seq_graph, seq2seq_scoring_graph
 from base_model.programs.session import open_session
 from base_model.programs.token_loss import TARGET
+from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.families import shape_of
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.seq2seq.shape import Seq2SeqShape
+from base_model.source_files import read_object
+from base_model.weights_file import WEIGHTS
 from tests.unit.base_model.decoder.test_programs import ALPHA, BOUND, RANK, forms
 from tests.unit.base_model.seq2seq.models import (
     KINDS,
@@ -182,3 +187,23 @@ def test_only_what_is_asked_for_has_a_gradient(built: Callable[..., Case]) -> No
         *sorted(adapter),
         TARGET,
     ]
+
+
+@pytest.mark.parametrize("kind", ["t5-1.1", "bart"])
+def test_a_program_reads_the_tensors_of_a_built_base(kind: str, tmp_path: Path) -> None:
+    source = seq2seq_source(str(write_model(tmp_path / "model", kind)))
+    base = tmp_path / "base"
+    build_seq2seq(source, bits=4, out=base)
+    shape = shape_of(read_object(base / "config.json"))
+    assert shape == shape_of(source.config)
+    case = (tmp_path / "model", shape, opened_tensors(base, shape))
+    adapter, rows = adapter_of(shape), texts(shape.vocabulary)
+    model = program_of(case, adapter)
+    inside = by_onnx(model, adapter, rows)
+    refer_to_weights(model, base / WEIGHTS)
+    inner = {t.name for t in model.graph.initializer if len(t.raw_data) >= SMALLEST}
+    assert not [name for name in inner if not name.startswith("constant.")]  # places of rows
+    session = open_session(model.SerializeToString(), base, threads=1)
+    (loss,) = session.run([LOSS], rows | adapter)
+    assert float(loss) == inside[0]
+    assert abs(inside[0] - by_torch(case, adapter, rows)[0]) <= 1e-5 * inside[0]

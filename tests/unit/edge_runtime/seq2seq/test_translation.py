@@ -26,7 +26,7 @@ from edge_runtime.decoder.sampling import Sampling, log_probabilities
 from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 from edge_runtime.seq2seq.generation import Translator
 from protocol.errors import ArtefactError, DataError
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
 from tests.unit.base_model.seq2seq.models import (
     KINDS,
     apart,
@@ -213,6 +213,11 @@ def test_adapters_that_do_not_fit_are_refused(base: Seq2SeqBase) -> None:
         translator.adapters.put("a", {name + DOWN: tensors[name + DOWN]})
     with pytest.raises(ArtefactError, match="has no slot shared"):
         translator.adapters.put("a", {"shared" + DOWN: tensors[name + DOWN]})
+    table = np.zeros((3, base.manifest.hidden_size), np.float32)
+    with pytest.raises(ArtefactError, match=r"it holds a soft prompt.*train an adapter of linears"):
+        translator.adapters.put("a", {SOFT_PROMPT: table})
+    with pytest.raises(ArtefactError, match=f"has no slot {PREFIX}"):
+        translator.adapters.put("a", {PREFIX: table})
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "tokenizer.json"])
