@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,10 @@ def publish(
     margin: Annotated[
         float, typer.Option("--margin", min=0, max=1, help="may be below the release before by")
     ] = 0.01,
+    most: Annotated[
+        list[str] | None,
+        typer.Option("--most", metavar="METRIC=VALUE", help="bound of another one; again for more"),
+    ] = None,
     channel: Annotated[
         str, typer.Option("--channel", help="canary; stable is promoted to")
     ] = CANARY,
@@ -113,7 +118,7 @@ def publish(
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring = _open(repo), _ring(keys)
     with repository.locked():
-        bar = _bar(repository, name, run, floor, margin)
+        bar = replace(_bar(repository, name, run, floor, margin), most=_bounds(most or []))
 
         def verdict(about: About) -> Verdict:
             return _verdict(run, number, about, base, bar, trust, audit, before or [])
@@ -299,6 +304,23 @@ def _bar(repository: Repository, name: str, run: Path, floor: float, margin: flo
     metrics = releases.read_facts(repository, CANARY, offers[0]).metrics if offers else {}
     previous = metrics.get(read_plan(run).task.QUALITY.name)
     return Bar(floor=round(1000 * floor), margin=round(1000 * margin), previous=previous)
+
+
+def _bounds(options: list[str]) -> dict[str, int]:
+    """Thousandths by metric. Raises PlanError."""
+    bounds: dict[str, int] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            value = float(text)
+            bounds[name] = round(1000 * value)
+        except (ValueError, OverflowError):
+            raise PlanError(
+                f"--most {option[:80]}: this is no METRIC=VALUE", "--most exposure=2"
+            ) from None
+        if not name or value < 0:
+            raise PlanError(f"--most {option[:80]}: this is no METRIC=VALUE", "--most exposure=2")
+    return bounds
 
 
 def _verdict(

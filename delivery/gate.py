@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,11 +19,14 @@ from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import REMEDY, About, Check
 from delivery.releases import Bundle
-from edge_runtime.adapter import load_adapter
-from edge_runtime.base import EdgeBase
+from edge_runtime.adapter import load_adapter, read_note
+from edge_runtime.base import EdgeBase, manifest_text
+from protocol.decoder_manifest import DecoderManifest
 from protocol.delivery import DEVICE_VERSION, Facts
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
+from protocol.manifest import MANIFEST_NAME
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
@@ -36,12 +39,14 @@ from storage.regular import read_regular, read_regular_text, read_settings_text
 class Bar:
     """What a release has to reach, in thousandths. ``previous`` is the last release's metric.
 
-    Of a metric whose best is 0, ``floor`` is for what it lacks to 1.
+    Of a metric whose best is 0, ``floor`` is for what it lacks to 1. ``most``: what other metrics, such as
+    ``exposure`` and ``membership_auc``, may not be above.
     """
 
     floor: int
     margin: int
     previous: int | None
+    most: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ class _Case:
 
     plan: Plan
     note: ReleaseNote
-    base: EdgeBase
+    manifest: AnyManifest
     copy: LogCopy
     leaf: Release
     index: int
@@ -147,7 +152,7 @@ def examine(
         unreadable = Check(name="log", passed=False, detail=_public(error, run, base))
         return Verdict(subjects=subjects, checks=(unreadable,), bundle=None)
     checks = []
-    for title, check in CHECKS.items():
+    for title, check in (CHECKS | (BOUNDS if bar.most else {})).items():
         try:
             checks.append(Check(name=title, passed=True, detail=check(case)))
         except FedgeError as error:
@@ -170,7 +175,7 @@ def _facts(case: _Case, seq: int) -> Facts:
         log_origin=case.copy.checkpoint.origin,
         log_index=case.index,
         base=case.note.base_fingerprint,
-        graph=case.base.manifest.files[case.base.manifest.graph.file].sha256,
+        graph=case.manifest.files[case.manifest.graph.file].sha256,
         device_min=DEVICE_VERSION,
         epsilon_milli=None if spent is None else math.ceil(1000 * spent),
         metrics=case.evaluation.metrics if case.evaluation else {},
@@ -186,8 +191,7 @@ def _open(
     audited: Callable[[], Audited],
 ) -> _Case:
     plan = read_plan(run)
-    opened = EdgeBase.open(base, threads=1)
-    active = load_adapter(folder, opened, policy)  # the device's own checks, passport included
+    note, manifest = _device_checks(folder, base, policy)
     proof = parse_offline_proof(read_regular_text(folder / PASSPORT_FILE))
     copy = read_log(Folder(run), Trust(policy=policy))
     leaves = dict(enumerate(copy.entries))
@@ -197,8 +201,8 @@ def _open(
     evaluation = None if leaf.eval is None else decode_leaf(leaves.get(leaf.eval, b"")).leaf
     return _Case(
         plan=plan,
-        note=active.note,
-        base=opened,
+        note=note,
+        manifest=manifest,
         copy=copy,
         leaf=leaf,
         index=proof.index,
@@ -206,6 +210,19 @@ def _open(
         audited=audited,
         bar=bar,
     )
+
+
+def _device_checks(folder: Path, base: Path, policy: Policy) -> tuple[ReleaseNote, AnyManifest]:
+    """The device's own, passport included. Raises ArtefactError, ProofError."""
+    manifest = parse_any_manifest(manifest_text(base), source=str(base / MANIFEST_NAME))
+    if not isinstance(manifest, DecoderManifest):
+        opened = EdgeBase.open(base, threads=1)
+        return load_adapter(folder, opened, policy).note, opened.manifest
+    from edge_runtime.decoder.adapters import load_decoder_adapter
+    from edge_runtime.decoder.base import DecoderBase
+
+    load_decoder_adapter(folder, DecoderBase.open(base, threads=1), policy=policy)
+    return read_note(folder), manifest
 
 
 # -- checks: what they found, or an error ---------------------------------------------------------
@@ -274,6 +291,18 @@ def _check_budget(case: _Case) -> str:
     return f"epsilon {spent.epsilon:.3f} of {spent.budget:g}"
 
 
+def _check_bounds(case: _Case) -> str:
+    leaf, bounds = case.evaluation, case.bar.most
+    for name, most in sorted(bounds.items()):
+        value = None if leaf is None else leaf.metrics.get(name)
+        if value is None:
+            raise _failed(f"no `eval` leaf with {name} belongs to the release")
+        if value > most:
+            raise _failed(f"{name} {value} thousandths, the most is {most}")
+    return ", ".join(f"{name} at most {most}" for name, most in sorted(bounds.items()))
+
+
+BOUNDS: dict[str, Callable[[_Case], str]] = {"bounds": _check_bounds}
 CHECKS: dict[str, Callable[[_Case], str]] = {
     "device": _check_device,
     "parity": _check_parity,

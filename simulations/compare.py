@@ -35,6 +35,8 @@ FIGURES = {
     "macro_f1_federated": "macro-F1, federated",
     "macro_f1_pooled": "macro-F1, all data in one place",
     "macro_f1_alone_mean": "macro-F1, devices alone (mean)",
+    "exposure": "exposure of planted secrets, bits",
+    "membership_auc": "membership inference, AUC",
     "rounds": "rounds",
     "upload_bytes_per_client_round": "bytes up per client and round",
     "download_bytes_per_client_round": "bytes down per client and round",

@@ -132,6 +132,20 @@ class Yardsticks(Section):
     alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
 
 
+class Memorisation(Section):
+    """What is measured of what the adapter has learnt by heart; for text that follows text."""
+
+    canaries: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=0, description="secrets planted in the rows of the first device"
+    )
+    repeats: Annotated[int, Field(gt=0, le=1000)] = Field(
+        default=1, description="rows with each of them"
+    )
+    members: Natural = Field(
+        default=0, description="training rows to tell from as many test rows, 0 = none"
+    )
+
+
 class Experiment(Section):
     """A whole experiment.
 
@@ -149,6 +163,7 @@ class Experiment(Section):
     population: Population = Population()
     faults: FaultRates = FaultRates()
     yardsticks: Yardsticks = Yardsticks()
+    memorisation: Memorisation = Memorisation()
     plan: dict[str, Any] = Field(description="a plan without base and, if you like, labels")
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -247,6 +262,11 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(
             f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
             "set base.scales = true",
+        )
+    if experiment.memorisation != Memorisation() and plan.task.kind != "causal-lm":
+        raise PlanError(
+            f"{path}: `memorisation` is for text that follows text",
+            'leave it out, or use plan.task.kind = "causal-lm"',
         )
     if plan.cohort.size > experiment.population.clients:
         raise PlanError(

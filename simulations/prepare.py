@@ -29,6 +29,7 @@ from protocol.rows.read import Table
 from protocol.secagg.roster import render_roster
 from protocol.start import Start
 from server.starting import read_beginning, round_of
+from simulations.canaries import planted
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment
@@ -187,6 +188,8 @@ def _fresh(
         for finding in findings_of(experiment, plan, manifest, rows)
         if finding.severity == "warning"
     )
+    secrets = experiment.memorisation
+    train, parts = planted(plan, train, parts, count=secrets.canaries, repeats=secrets.repeats)
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
     for number, part in enumerate(parts):

@@ -77,6 +77,7 @@ def _page(run: Path, plan: Json) -> str:
         has_labels="labels" in plan.get("task", {}),
         labels=by_label(summary.get("per_label")),
         samples=_samples(read_json(run / "samples.json")),
+        memorised=_memorised(read_json(run / "memorisation.json")),
         clients=_clients(summary, clients),
         taken=_participation(records, failed, clients),
         sent=_bytes(records),
@@ -99,6 +100,23 @@ def _measure(plan: Json) -> Quality:
 def _samples(samples: list[Json] | None) -> list[list[object]]:
     names = ("prompt", "before", "federated", "reference")
     return [[_cut(str(each.get(name, ""))) for name in names] for each in samples or []]
+
+
+def _memorised(measured: Json | None) -> list[str]:
+    """What of the rows the adapter has learnt by heart, in sentences."""
+    lines = []
+    if measured and "exposure" in measured:
+        each = ", ".join(f"{bits:.1f}" for bits in measured["exposures"])
+        lines.append(
+            f"Secrets planted with one device have an exposure of {measured['exposure']:.1f} bits in the "
+            f"mean ({each}); 1.4 would be nothing, {measured['exposure_most']:.1f} is the likeliest of all."
+        )
+    if measured and "membership_auc" in measured:
+        lines.append(
+            f"Rows that were trained on are told from test rows with an AUC of "
+            f"{measured['membership_auc']:.3f}, on {measured['members']} of each; 0.5 would be nothing."
+        )
+    return lines
 
 
 def _cut(text: str) -> str:

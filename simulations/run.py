@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from simulations.faults import Faults
 from simulations.files import path_text, read_json, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.grid import Config, InProcessGrid, server_context
+from simulations.memorisation import measure_memorisation, metrics_of
 from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, MARKER, PLAN, ROSTER, START_RUN, Prepared, prepare
 from simulations.progress import Progress
@@ -89,8 +90,10 @@ def simulate(
         with timings.part("evaluation"):
             measure_before(prepared, evaluator, progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
+    with timings.part("memorisation"):
+        memorised = measure_memorisation(prepared, evaluator, progress)
     with timings.part("release"):
-        note, refused = _release(prepared, evaluator.held_out, progress)
+        note, refused = _release(prepared, evaluator.held_out, metrics_of(memorised), progress)
     if prepared.plan.task.ANSWERS == "text":
         with timings.part("samples"):
             write_samples(prepared, evaluator.held_out, progress)
@@ -217,9 +220,12 @@ class _Watcher:
 
 
 def _release(
-    prepared: Prepared, rows: Rows, progress: Progress
+    prepared: Prepared, rows: Rows, beside: Mapping[str, float], progress: Progress
 ) -> tuple[ReleaseNote, FedgeError | None]:
-    """Release the rounds the plan names: the last one's note, and the last refusal of any."""
+    """Release the rounds the plan names: the last one's note, and the last refusal of any.
+
+    ``beside``: metrics of the last round's adapter that the log has beside its quality.
+    """
     plan = prepared.plan
     every = plan.release.every
     rounds = [n for n in range(1, plan.rounds) if every and n % every == 0] + [plan.rounds]
@@ -229,7 +235,8 @@ def _release(
         for done, number in enumerate(rounds):
             progress.update("release", done, len(rounds))
             try:
-                _release_round(prepared, store, number, rows)
+                last = beside if number == plan.rounds else {}
+                _release_round(prepared, store, number, rows, last)
             except FedgeError as error:
                 refused[number] = error
     finally:
@@ -245,8 +252,10 @@ def _note(prepared: Prepared, number: int) -> ReleaseNote:
     return parse_release((folder / RELEASE_FILE).read_text("utf-8"), source=str(folder))
 
 
-def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows) -> None:
-    """One round's; what a process that was killed has done already is not done again."""
+def _release_round(
+    prepared: Prepared, store: RunStore, number: int, rows: Rows, beside: Mapping[str, float]
+) -> None:
+    """One round's, with metrics ``beside`` its quality; what a killed process has done is not done again."""
     plan, folder = prepared.plan, adapter_folder(prepared.out, number)
     note = _note(prepared, number)
     if note.parity is None or not (folder / EDGE_FILE).is_file():
@@ -267,7 +276,7 @@ def _release_round(prepared: Prepared, store: RunStore, number: int, rows: Rows)
             plan,
             number,
             rows=prepared.test_file.read_bytes(),
-            metrics={name: measured[number]} if number in measured else {},
+            metrics={**({name: measured[number]} if number in measured else {}), **beside},
         )
 
 

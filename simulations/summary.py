@@ -11,8 +11,9 @@ from protocol.errors import FedgeError
 from protocol.peft_format import EDGE_FILE, ParityError, ReleaseNote
 from protocol.section import Section
 from simulations.breakdown import breakdown
-from simulations.files import path_text
+from simulations.files import path_text, read_json
 from simulations.forecasts import load_forecast
+from simulations.memorisation import MEMORISATION
 from simulations.prepare import Prepared
 from simulations.records import adapter_folder
 from simulations.tasks import task_named
@@ -25,7 +26,8 @@ class Summary(Section):
     ``perplexity`` and ``token_accuracy`` are of the tokens that count.
 
     Losses are the task's, of a row or a token. ``None`` where none was asked for, or the task has no such
-    figure. ``parity_tokens``: written alike by torch and a device, of so many.
+    figure. ``exposure`` (bits) and ``membership_auc``: see :mod:`simulations.memorisation`.
+    ``parity_tokens``: written alike by torch and a device, of so many.
 
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
     ``seconds``; ``seconds_forecast`` is what was expected of them. ``started`` and ``ended`` are seconds of
@@ -66,6 +68,8 @@ class Summary(Section):
     macro_f1_federated: float | None
     macro_f1_alone_mean: float | None
     macro_f1_pooled: float | None
+    exposure: float | None
+    membership_auc: float | None
     per_label: dict[str, dict[str, Any]]
     per_client: dict[str, dict[str, Any]]
     passes: float
@@ -157,6 +161,7 @@ def _quality(
     prepared: Prepared, federated: dict[str, Any], yardsticks: dict[str, Any]
 ) -> dict[str, Any]:
     """The federated model's scores beside the yardsticks', and by label and device."""
+    memorised = read_json(prepared.out / MEMORISATION) or {}
     alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
     per_label, per_client = breakdown(prepared)
     quality = prepared.plan.task.QUALITY.name
@@ -169,6 +174,7 @@ def _quality(
             for name, figures in trainings.items()
         },
         "perplexity_before": yardsticks.get("before", {}).get("perplexity"),
+        **{name: memorised.get(name) for name in ("exposure", "membership_auc")},
         "per_label": per_label,
         "per_client": per_client,
     }

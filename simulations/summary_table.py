@@ -73,6 +73,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("time", duration(summary.seconds)),
         ("time, as forecast", duration(expected) if expected else "-"),
     ]
+    if summary.exposure is not None:
+        facts.append(("exposure of planted secrets", f"{summary.exposure:.1f} bits"))
+    if summary.membership_auc is not None:
+        facts.append(("membership inference, AUC", f"{summary.membership_auc:.3f}"))
     if summary.parity_tokens is not None:
         alike, written = summary.parity_tokens
         facts.insert(5, ("parity, tokens written alike", f"{alike} of {written}"))
