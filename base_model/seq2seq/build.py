@@ -164,7 +164,6 @@ def _manifest(
         "tied": shape.tied,
     }
     encoder, decoder = graphs
-    sizes = [*shape.matrices().values(), *shape.vectors().values()]
     manifest = Seq2SeqManifest(
         **architecture,
         fingerprint=decoder_fingerprint(
@@ -174,20 +173,9 @@ def _manifest(
             tokenizer_sha256=files[TOKENIZER].sha256,
         ),
         source=shown_name(source.name),
-        hidden_size=shape.hidden,
-        embedding_size=shape.hidden,
-        encoder_layers=shape.encoder_layers,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.heads,
-        head_size=shape.head_size,
-        vocab_size=shape.vocabulary,
-        max_positions=shape.context,
-        start=shape.start,
-        padding=shape.padding,
+        **_sizes(shape),
         ends=list(source.ends),
         embedding_std=weights.embedding_std,
-        parameters=sum(int(np.prod(size)) for size in sizes),
         linears=shape.linears(),
         encoder=_graph(ENCODER, encoder, [IDS, MASK], STATES),
         graph=_graph(DECODER, decoder, [IDS, MASK, SOURCE_MASK], LOGITS),
@@ -196,6 +184,25 @@ def _manifest(
         made_with=made_with(),
     )
     return parse_seq2seq_manifest(manifest.to_json(), source=source.name)
+
+
+def _sizes(shape: Seq2SeqShape) -> dict[str, Any]:
+    """What a manifest says of a shape in numbers."""
+    sizes = [*shape.matrices().values(), *shape.vectors().values()]
+    return {
+        "hidden_size": shape.hidden,
+        "embedding_size": shape.hidden,
+        "encoder_layers": shape.encoder_layers,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.heads,
+        "head_size": shape.head_size,
+        "vocab_size": shape.vocabulary,
+        "max_positions": shape.context,
+        "start": shape.start,
+        "padding": shape.padding,
+        "parameters": sum(int(np.prod(size)) for size in sizes),
+    }
 
 
 def _graph(file: str, nodes: Nodes, inputs: list[str], output: str) -> Graph:
