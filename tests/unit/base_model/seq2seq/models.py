@@ -155,10 +155,14 @@ def torch_logits(
 def torch_greedy(
     model: PreTrainedModel, source: list[int], start: int, count: int
 ) -> tuple[list[int], list[Array]]:
-    """``count`` tokens and the logits that led to each, every token from the whole text anew."""
+    """``count`` tokens and the logits that led to each, every token from all that was written anew."""
     written, seen = [start], []
+    ids = torch.tensor([source])
+    states = model.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids))
     for _ in range(count):
-        seen.append(torch_logits(model, np.array([source]), np.array([written]))[0, -1])
+        given = {"encoder_outputs": states, "decoder_input_ids": torch.tensor([written])}
+        logits = model(**given, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        seen.append(logits[0, -1].numpy())
         written.append(int(seen[-1].argmax()))
     return written[1:], seen
 
