@@ -34,7 +34,8 @@ from base_model.families import FAMILIES
 from base_model.files import folder_that_appears, writing
 from base_model.merged_texts import OPENER, OPENER_FILE, card
 from base_model.parity import Array, Bounds, compare
-from base_model.release import ROWS, edge_session, published_of, read_note, read_peft
+from base_model.peft_folder import published_of, read_note, read_peft
+from base_model.release import ROWS, edge_session
 from base_model.store import OpenBase, open_base
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
+from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from base_model.store import GRAPH, OpenBase, open_base
@@ -28,26 +27,19 @@ from base_model.verify import read_manifest, verify_base
 from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.layout import Tensors
 from protocol.manifest import TYPE_IDS
 from protocol.peft_format import (
-    CONFIG_FILE,
     EDGE_FILE,
     RELEASE_FILE,
-    WEIGHTS_FILE,
     Parity,
     ParityError,
-    Published,
     ReleaseNote,
     folder_head,
-    from_peft,
-    parse_release,
-    published_as,
     render_release,
     to_edge,
 )
 from protocol.rows.read import Text
-from storage.regular import read_regular_text, sha256_of
+from storage.regular import sha256_of
 from storage.whole import file_that_appears, write_whole
 
 ROWS = 64  # per batch; both sides get the same batches
@@ -116,18 +108,6 @@ def _parity(
     return measure_parity(opened, adapter, edge_adapter, note, texts, bounds)
 
 
-def read_note(adapter: Path) -> ReleaseNote:
-    """``release.json`` of an adapter folder. Raises ArtefactError."""
-    path = adapter / RELEASE_FILE
-    try:
-        return parse_release(read_regular_text(path), source=str(path))
-    except OSError:
-        raise ArtefactError(
-            f"{adapter} is not an adapter: there is no {RELEASE_FILE}",
-            "name a folder `rounds/NNNN/adapter` of a run",
-        ) from None
-
-
 def check_adapter(adapter: Path, note: ReleaseNote) -> None:
     """The folder holds what its note names. Raises ArtefactError for a changed or unfit file."""
     for name, expected in sorted(note.files.items()):
@@ -147,26 +127,6 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
         )
     if not np.isfinite(vector).all():
         raise ArtefactError(f"{adapter}: NaN or infinity", "release an earlier round")
-
-
-def read_peft(adapter: Path) -> Tensors:
-    """The tensors of a PEFT folder under canonical names. Raises ArtefactError."""
-    method = published_of(adapter).method
-    try:
-        return from_peft(load_file(adapter / WEIGHTS_FILE), method=method)
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(
-            f"{adapter / WEIGHTS_FILE}: cannot be read: {error}", "fetch the adapter again"
-        ) from None
-
-
-def published_of(adapter: Path) -> Published:
-    """How a PEFT folder is read, by its ``adapter_config.json``. Raises ArtefactError."""
-    path = adapter / CONFIG_FILE
-    try:
-        return published_as(read_regular_text(path), source=str(path))
-    except (OSError, UnicodeDecodeError):
-        raise ArtefactError(f"{path}: cannot be read", "fetch the adapter again") from None
 
 
 def open_peft(opened: OpenBase, adapter: Path) -> Any:

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,22 +114,19 @@ def writing(folder: Path, adapter: Mapping[str, Any] | None, repeats: int) -> di
 
 
 def perplexity(folder: Path, text: str) -> float:
+    """Token by token, as a device reads: its graph gives the logits of the last one."""
     from edge_runtime.decoder.base import DecoderBase
+    from edge_runtime.decoder.cache import Cache
+    from edge_runtime.decoder.sampling import log_probabilities
 
-    base = DecoderBase.open(folder)
-    ids, manifest = base.tokenizer.encode(text).ids[: 12 * 256], base.manifest
-    empty = np.zeros((1, manifest.kv_heads, 0, manifest.head_size), np.float32)
-    total = count = 0.0
+    base = DecoderBase.open(folder, threads=1)
+    ids = base.tokenizer.encode(text).ids[: 12 * 256]
+    losses = []
     for start in range(0, len(ids) - 255, 256):
-        window = np.array([ids[start : start + 256]])
-        feeds = {"input_ids": window, "attention_mask": np.ones_like(window)}
-        feeds |= {name: empty for name, _ in manifest.cache_names()}
-        logits = base.session.run(["logits"], feeds)[0][0].astype(np.float64)
-        logits -= logits.max(1, keepdims=True)
-        chosen = logits[np.arange(255), window[0, 1:]]
-        total += float((np.log(np.exp(logits[:-1]).sum(1)) - chosen).sum())
-        count += 255
-    return float(np.exp(total / count))
+        cache, window = Cache(base), ids[start : start + 256]
+        for token, follower in pairwise(window):
+            losses.append(-log_probabilities(cache.read([token]))[follower])
+    return float(np.exp(np.mean(losses)))
 
 
 def bases(source: Any, folder: Path) -> dict[str, Path]:
@@ -143,7 +141,7 @@ def bases(source: Any, folder: Path) -> dict[str, Path]:
         ("fitted", anew, True, default_text()),
         ("fitted, no slots", anew, False, default_text()),
     ):
-        build_decoder(given, bits=4, out=folder / name, slots=slots, calibration=text)
+        build_decoder(given, bits=4, out=folder / name, slots=slots, calibration=text or None)
     return {path.name: path for path in sorted(folder.iterdir())}
 
 

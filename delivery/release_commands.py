@@ -90,7 +90,8 @@ def _measure_and_log(
     cosigners: list[HttpWitness],
 ) -> tuple[ReleaseNote, float]:
     """The released adapter's note and its quality, both in the log; a refusal is noted in the run."""
-    from base_model.release import read_note, release_adapter
+    from base_model.peft_folder import read_note
+    from base_model.release import release_adapter
     from edge_runtime.calibrating import calibrate_release
     from server.log import read_log_key
     from server.releasing import log_release, note_refusal
@@ -129,7 +130,7 @@ def _measure_and_log(
 
 def _quality_of_texts(plan: Plan, adapter: Path, base: Path, rows: Rows) -> float:
     """The adapter's quality on rows as a client measures it. Raises DataError."""
-    from base_model.release import read_peft
+    from base_model.peft_folder import read_peft
     from client.worker import Worker
 
     worker = Worker(plan, base)

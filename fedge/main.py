@@ -65,6 +65,9 @@ COMMANDS = {
         "delivery.release_commands:release",
         "Make a round's adapter ready for devices, with parity.",
     ),
+    "export": Lazy(
+        "delivery.export_commands:export", "Write an adapter for llama.cpp or onnxruntime-genai."
+    ),
     "deploy": Lazy("delivery.commands:app", "Deliver releases to devices: a signed repository."),
     "report": Lazy("simulations.commands:report", "Write a run's HTML page."),
     "metrics": Lazy("fedge.metrics:metrics", "A run's curves: lines, TensorBoard, MLflow."),

@@ -3,7 +3,8 @@
 Its graph takes new tokens and what a cache holds of earlier ones, and gives logits and the cache's new
 state: the contract of onnxruntime-genai. Inputs: ``input_ids`` (rows, new) int64, ``attention_mask`` (rows,
 past + new) int64, ``past_key_values.L.key`` and ``.value`` (rows, kv_heads, past, head_size) float32 of every
-layer L; outputs: ``logits`` (rows, new, vocabulary) float32, ``present.L.key`` and ``.value``.
+layer L; outputs: ``logits`` (rows, 1, vocabulary) float32 behind each row's last token (rows, new, vocabulary
+in bases of before), ``present.L.key`` and ``.value``.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from base_model.decoder.calibration import has_floats, input_moments
-from base_model.decoder.check import check_graph
+from base_model.decoder.check import BOUND, PARTS, ROUNDED, check_graph
 from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
-from base_model.decoder.products import BLOCK
+from base_model.decoder.products import BLOCK, FLOATS, WHOLE_NUMBERS
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import Weights, file_tensors, is_affine, stored_weights
@@ -43,7 +43,8 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Bits, Graph, Slot, TensorEntry
 
 GRAPH = "graph.onnx"
-ACCURACY_LEVEL = 0  # of linears: activations stay float32, what training computes with
+# The accuracy level of linears by the bits of what they multiply. 32 is what training computes with.
+LEVELS = {32: FLOATS, 8: WHOLE_NUMBERS}
 LEAST_CONTEXT = 2  # positions: one to read, and one to write
 MOST_CONTEXT = 2**15  # positions in the tables: two numbers each for every two of a head
 # What differs between versions and machines, and does not change the function.
@@ -51,8 +52,8 @@ IRRELEVANT = (
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("id2label", "label2id", "use_cache"),
 )
-# ONNX Runtime's product with 8-bit codes at level 0: 204 against 14 ms a token of 135 M weights.
-SLOW = "linears in 8 bits: a token takes some ten times as long as with --bits 4"
+IN_PARTS = "linears in 8 bits multiply whole numbers in two parts: logits within some 1e-3"
+ROUNDING = "linears round what they multiply to 8 bits: faster, logits a few percent off"
 Progress = Callable[[str, float], None]
 M = TypeVar("M", bound=WritingManifest)
 
@@ -63,6 +64,7 @@ def build_decoder(
     bits: int,
     out: Path,
     embedding_bits: int = 8,
+    activation_bits: int = 32,
     slots: bool = True,
     context: int | None = None,
     one_file: int = ONE_FILE,
@@ -78,6 +80,8 @@ def build_decoder(
             are taken over as they are.
         out: a folder that does not exist yet, or is empty.
         embedding_bits: the same of the word embeddings and the output layer.
+        activation_bits: what linears in codes multiply: 32 for what training does, 8 to round it, which is
+            faster and another text after some tokens. The base is the same, adapters fit both.
         slots: False leaves the graph without optional inputs; for comparison only.
         context: positions at most; without it 32768, or fewer where the model has fewer.
         calibration: a text to learn from which inputs matter; codes of 4 bits are then made for them.
@@ -92,6 +96,7 @@ def build_decoder(
     wanted = Wanted(
         bits=bits,
         embedding_bits=embedding_bits,
+        activation_bits=activation_bits,
         slots=slots,
         context=MOST_CONTEXT if context is None else context,
         one_file=one_file,
@@ -125,16 +130,27 @@ class Wanted:
 
     bits: int
     embedding_bits: int
+    activation_bits: int
     slots: bool
     context: int
     one_file: int
     calibration: str | None
+
+    @property
+    def bound(self) -> float:
+        """How far a graph may be from its weights."""
+        exact = PARTS if self.bits == 8 else BOUND
+        return exact if LEVELS[self.activation_bits] == FLOATS else ROUNDED
 
     def verify_offered(self) -> None:
         """Raises PlanError that names the option."""
         for option, value in (("--bits", self.bits), ("--embedding-bits", self.embedding_bits)):
             if value not in get_args(Bits):
                 raise PlanError(f"{option} {value} is not offered", "use 4, 8, 16 or 32")
+        if self.activation_bits not in LEVELS:
+            raise PlanError(
+                f"--activation-bits {self.activation_bits} is not offered", "use 8 or 32"
+            )
         if self.context < LEAST_CONTEXT:
             raise PlanError(
                 f"--context {self.context} is not offered", f"use {LEAST_CONTEXT} or more positions"
@@ -166,7 +182,9 @@ def _fill(
         tell=lambda step, share: tell(step, 0.6 * share),
         importance=importance,
     )
-    for reason in (*source.reasons, *weights.reasons, *([SLOW] if wanted.bits == 8 else [])):
+    for reason in (*source.reasons, *weights.reasons):
+        say(reason)
+    if reason := rounding(wanted):
         say(reason)
     if wanted.context < shape.context:
         say(f"{wanted.context} of {shape.context} positions, to keep the tables small")
@@ -176,6 +194,13 @@ def _fill(
     tell("describing", 0.95)
     (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
     return _manifest(folder, source, shape, weights, wanted, entries, slots)
+
+
+def rounding(wanted: Wanted) -> str:
+    """What is to be said of how linears multiply."""
+    if wanted.activation_bits == 8:
+        return ROUNDING
+    return IN_PARTS if wanted.bits == 8 else ""
 
 
 def check_tokens(source: DecoderSource, vocabulary: int) -> None:
@@ -213,10 +238,11 @@ def _write_graph(
     tell: Progress,
 ) -> list[Slot]:
     tell("writing the graph", 0.7)
-    nodes = generating_graph(shape, weights.tensors, slots=wanted.slots)
+    level = LEVELS[wanted.activation_bits]
+    nodes = generating_graph(shape, weights.tensors, slots=wanted.slots, level=level)
     nodes.save(folder / GRAPH, most=wanted.one_file)
     tell("comparing the graph with its weights", 0.8)
-    check_graph(folder / GRAPH, shape, weights.tensors)
+    check_graph(folder / GRAPH, shape, weights.tensors, bound=wanted.bound)
     return nodes.slots
 
 
@@ -270,7 +296,7 @@ def _manifest(
         graph=Graph(
             file=GRAPH,
             opset=OPSET,
-            accuracy_level=ACCURACY_LEVEL,
+            accuracy_level=LEVELS[wanted.activation_bits],
             inputs=[IDS, MASK],
             output=LOGITS,
             slots=slots,

@@ -4,7 +4,8 @@ The contract is onnxruntime-genai's (``protocol.decoder_manifest``). Hidden stat
 all texts: the last product of a low-rank branch then adds onto the base's result in one Gemm, as in an
 encoder's graph (``base_model.graph_linears``). Only attention sees texts and positions: texts of unequal
 length are padded at their ends, and only in the piece that begins them. Tensors are the very bytes of
-``weights.safetensors``; embeddings in codes are read where the output layer multiplies by them.
+``weights.safetensors``, those of linears that read the same rows one behind the other; embeddings in codes
+are read where the output layer multiplies by them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from base_model.decoder.attention import Attention, cached_attention
 from base_model.decoder.nodes import Nodes
 from base_model.decoder.parts import activated, added_norm, norm, word_rows
 from base_model.decoder.products import (
+    FLOATS,
     Building,
     Stores,
     linear,
-    output_rows,
+    linears,
+    product,
     row_shape,
     scaled,
 )
@@ -34,10 +37,12 @@ def generating_graph(
     weights: Stores,
     *,
     slots: bool,
+    level: int = FLOATS,
 ) -> Nodes:
     """The graph of a decoder whose tensors are ``weights``, by Hugging Face's names.
 
-    ``slots=False`` leaves out the optional inputs.
+    ``slots=False`` leaves out the optional inputs. ``level``: what products with codes read
+    (``base_model.decoder.products``).
     """
     nodes = Nodes("decoder")
     building = Building(
@@ -46,6 +51,7 @@ def generating_graph(
         weights=weights,
         nodes=nodes,
         slots=slots,
+        level=level,
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "new"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "total"])
@@ -57,8 +63,8 @@ def generating_graph(
     hidden = embedded(building, word_ids(building)) if slots else embedded(building)
     hidden = with_prompt(building, hidden) if slots else hidden
     hidden = layers(building, hidden, cached_attention)
-    _logits(building, hidden)
-    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
+    _logits(building, last_rows(nodes, hidden))
+    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", 1, shape.vocabulary])
     for layer in range(shape.layers):
         for part in ("key", "value"):
             grown: list[int | str] = ["rows", shape.kv_heads, "total", shape.head_size]
@@ -139,7 +145,8 @@ def _attended(building: Building, layer: int, rows: str, attention: Attention) -
         every = linear(building, f"{path}.qkv_proj", rows)
         building.nodes.split(every, [queries, keys, values], sizes)
     else:
-        queries, keys, values = (linear(building, f"{path}.{name}_proj", rows) for name in "qkv")
+        paths = [f"{path}.{name}_proj" for name in "qkv"]
+        queries, keys, values = linears(building, f"{path}.qkv_proj", paths, rows)
     if shape.query_norm:
         queries = _query_norm(building, queries, f"{path}.q_norm", shape.query_size)
         keys = _query_norm(building, keys, f"{path}.k_norm", shape.key_size)
@@ -165,19 +172,37 @@ def _fed_forward(building: Building, path: str, rows: str) -> str:
         gate, up = f"{path}.gate", f"{path}.up"
         nodes.split(both, [gate, up])
     else:
-        gate, up = (linear(building, f"{path}.{name}_proj", rows) for name in ("gate", "up"))
+        paths = [f"{path}.{name}_proj" for name in ("gate", "up")]
+        gate, up = linears(building, f"{path}.gate_up_proj", paths, rows)
     active = activated(nodes, shape.activation, gate, path)
     active = nodes.add("Mul", [active, up], f"{path}/gated")
     return linear(building, f"{path}.down_proj", active)
 
 
+def last_rows(nodes: Nodes, hidden: str) -> str:
+    """Of the rows of all tokens those of each text's last one, (rows, hidden): nobody asks for more logits.
+
+    A piece that begins padded texts has their last tokens somewhere in it, any other at its end.
+    """
+    zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)
+    texts = nodes.add("Gather", ["tokens", zero], "last/texts", axis=0)
+    new = nodes.add("Gather", ["tokens", one], "last/new", axis=0)
+    past = nodes.add("Sub", ["mask/total", new], "last/past")
+    inside = nodes.add("Sub", ["mask/last", past], "last/inside")
+    inside = nodes.add("Max", [inside, zero], "last/place")
+    starts = nodes.add("Range", [zero, texts, one], "last/numbers")
+    starts = nodes.add("Mul", [starts, new], "last/starts")
+    places = nodes.add("Add", [starts, inside], "last/places")
+    return nodes.add("Gather", [hidden, places], "last/hidden", axis=0)
+
+
 def _logits(building: Building, rows: str) -> None:
     nodes, shape = building.nodes, building.shape
-    logits = output_rows(building, shape.head, rows, "logits/rows")
+    logits = product(building, shape.head, rows, "logits/rows")
     logits = scaled(nodes, logits, shape.logits_scale, "logits/scaled")
     if shape.logits_cap:
         cap = nodes.number("logits/cap", shape.logits_cap)
         logits = nodes.add("Div", [logits, cap], "logits/shrunk")
         logits = nodes.add("Tanh", [logits], "logits/bent")
         logits = nodes.add("Mul", [logits, cap], "logits/capped")
-    nodes.add("Reshape", [logits, "tokens/any"], LOGITS)
+    nodes.add("Unsqueeze", [logits, nodes.numbers("one", [1])], LOGITS)

@@ -81,7 +81,7 @@ def added_norm(
     if not added:
         return norm(building, stream, path, epsilon=epsilon, unit=unit), stream
     normed, total = f"{path}/normed", f"{path}/stream"
-    if not building.fused_norms:
+    if building.derivable:
         total = building.nodes.add("Add", [stream, added], total)
         return norm(building, total, path, epsilon=epsilon, unit=unit), total
     building.nodes.add_contrib(

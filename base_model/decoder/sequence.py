@@ -46,7 +46,7 @@ def sequence_graph(
         weights=weights,
         nodes=nodes,
         slots=slots,
-        fused_norms=False,
+        derivable=True,
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])

@@ -12,14 +12,14 @@ import numpy as np
 from onnx import TensorProto
 
 from base_model.decoder.build import (
-    ACCURACY_LEVEL,
+    LEVELS,
     MOST_CONTEXT,
-    SLOW,
     Progress,
     Wanted,
     check_tokens,
     filled_folder,
     made_with,
+    rounding,
     shown_name,
     write_numbers,
 )
@@ -60,6 +60,7 @@ def build_seq2seq(
     bits: int,
     out: Path,
     embedding_bits: int = 8,
+    activation_bits: int = 32,
     slots: bool = True,
     context: int | None = None,
     one_file: int = 0,
@@ -76,6 +77,7 @@ def build_seq2seq(
     wanted = Wanted(
         bits=bits,
         embedding_bits=embedding_bits,
+        activation_bits=activation_bits,
         slots=slots,
         context=MOST_CONTEXT if context is None else context,
         one_file=one_file,
@@ -112,8 +114,9 @@ def _fill(
         tell=lambda step, share: tell(step, 0.6 * share),
         importance=importance,
     )
-    for reason in (*source.reasons, *weights.reasons, *([SLOW] if wanted.bits == 8 else [])):
-        say(reason)
+    for reason in (*source.reasons, *weights.reasons, rounding(wanted)):
+        if reason:
+            say(reason)
     entries = write_numbers(folder, source, weights, tell)
     graphs = _write_graphs(folder, shape, weights, wanted, tell)
     tell("describing", 0.95)
@@ -137,11 +140,12 @@ def _write_graphs(
     folder: Path, shape: Seq2SeqShape, weights: Weights, wanted: Wanted, tell: Progress
 ) -> tuple[Nodes, Nodes]:
     tell("writing the graphs", 0.7)
-    encoder = encoder_graph(shape, weights.tensors, slots=wanted.slots)
-    decoder = decoder_graph(shape, weights.tensors, slots=wanted.slots)
+    level = LEVELS[wanted.activation_bits]
+    encoder = encoder_graph(shape, weights.tensors, slots=wanted.slots, level=level)
+    decoder = decoder_graph(shape, weights.tensors, slots=wanted.slots, level=level)
     save_graphs({folder / ENCODER: encoder, folder / DECODER: decoder}, most=wanted.one_file)
     tell("comparing the graphs with their weights", 0.8)
-    check_graphs(folder / ENCODER, folder / DECODER, shape, weights.tensors)
+    check_graphs(folder / ENCODER, folder / DECODER, shape, weights.tensors, bound=wanted.bound)
     return encoder, decoder
 
 
@@ -177,8 +181,8 @@ def _manifest(
         ends=list(source.ends),
         embedding_std=weights.embedding_std,
         linears=shape.linears(),
-        encoder=_graph(ENCODER, encoder, [IDS, MASK], STATES),
-        graph=_graph(DECODER, decoder, [IDS, MASK, SOURCE_MASK], LOGITS),
+        encoder=_graph(ENCODER, encoder, [IDS, MASK], STATES, wanted),
+        graph=_graph(DECODER, decoder, [IDS, MASK, SOURCE_MASK], LOGITS, wanted),
         tensors=entries,
         files=files,
         made_with=made_with(),
@@ -205,11 +209,11 @@ def _sizes(shape: Seq2SeqShape) -> dict[str, Any]:
     }
 
 
-def _graph(file: str, nodes: Nodes, inputs: list[str], output: str) -> Graph:
+def _graph(file: str, nodes: Nodes, inputs: list[str], output: str, wanted: Wanted) -> Graph:
     return Graph(
         file=file,
         opset=OPSET,
-        accuracy_level=ACCURACY_LEVEL,
+        accuracy_level=LEVELS[wanted.activation_bits],
         inputs=inputs,
         output=output,
         slots=nodes.slots,

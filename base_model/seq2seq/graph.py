@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from base_model.decoder.attention import positions
-from base_model.decoder.graph import counts
+from base_model.decoder.graph import counts, last_rows
 from base_model.decoder.nodes import Dimensions, Nodes
 from base_model.decoder.parts import activated, added_norm, layer_norm, word_rows
-from base_model.decoder.products import Stores, linear, output_rows, scaled
+from base_model.decoder.products import FLOATS, Stores, linear, linears, product, scaled
 from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.attention import (
     SOURCE,
@@ -51,9 +51,11 @@ class Stream:
     added: str = ""
 
 
-def encoder_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool) -> Nodes:
+def encoder_graph(
+    shape: Seq2SeqShape, weights: Stores, *, slots: bool, level: int = FLOATS
+) -> Nodes:
     """Ids and mask (rows, source) to states, and to keys and values for each layer of the decoder."""
-    building = _building(shape, weights, Nodes("encoder"), slots=slots)
+    building = _building(shape, weights, Nodes("encoder"), slots=slots, level=level)
     nodes = building.nodes
     for name in (IDS, MASK):
         nodes.input(name, TensorProto.INT64, ["rows", "source"])
@@ -69,9 +71,11 @@ def encoder_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool) -> Nodes
     return nodes
 
 
-def decoder_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool) -> Nodes:
+def decoder_graph(
+    shape: Seq2SeqShape, weights: Stores, *, slots: bool, level: int = FLOATS
+) -> Nodes:
     """New tokens, the cache of those before and what was read, to logits and the grown cache."""
-    building = _building(shape, weights, Nodes("decoder"), slots=slots)
+    building = _building(shape, weights, Nodes("decoder"), slots=slots, level=level)
     nodes = building.nodes
     nodes.input(IDS, TensorProto.INT64, ["rows", "new"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "total"])
@@ -85,9 +89,9 @@ def decoder_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool) -> Nodes
     counts(nodes)
     memory = [cross_names(layer) for layer in layers]
     rows = decoded(building, IDS, cached_attention, memory, SOURCE_MASK)
-    logits = output_rows(building, shape.head, rows, "logits/rows")
-    nodes.add("Reshape", [logits, "tokens/any"], LOGITS)
-    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", "new", shape.vocabulary])
+    logits = product(building, shape.head, last_rows(nodes, rows), "logits/rows")
+    nodes.add("Unsqueeze", [logits, nodes.numbers("one", [1])], LOGITS)
+    nodes.output(LOGITS, TensorProto.FLOAT, ["rows", 1, shape.vocabulary])
     for part in parts:
         nodes.output(f"present.{part}", TensorProto.FLOAT, _heads(shape, "total"))
     return nodes
@@ -99,7 +103,7 @@ def whole_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool = True) -> 
     The decoder reads what it is to write, shifted by one: ``start`` comes first, ``padding`` where a target
     counts for nothing. :data:`TARGET` is no input yet: whoever takes the graph adds it.
     """
-    building = _building(shape, weights, Nodes("whole"), slots=slots, fused_norms=False)
+    building = _building(shape, weights, Nodes("whole"), slots=slots, derivable=True)
     nodes = building.nodes
     for name in (IDS, MASK):
         nodes.input(name, TensorProto.INT64, ["rows", "source"])
@@ -126,7 +130,9 @@ def encoded(building: Building) -> str:
 def cross_heads(building: Building, layer: int, states: str) -> Heads:
     """Keys and values (rows, heads, source, head_size) that a layer of the decoder takes of what was read."""
     _, *pair, _ = building.shape.blocks(DECODER, layer)[1].linears
-    keys, values = (heads_of(building, linear(building, path, states), SOURCE) for path in pair)
+    path = building.shape.blocks(DECODER, layer)[1].path
+    rows = linears(building, f"{path}.kv", list(pair), states)
+    keys, values = (heads_of(building, part, SOURCE) for part in rows)
     return keys, values
 
 
@@ -149,7 +155,13 @@ def decoded(
 
 
 def _building(
-    shape: Seq2SeqShape, weights: Stores, nodes: Nodes, *, slots: bool, fused_norms: bool = True
+    shape: Seq2SeqShape,
+    weights: Stores,
+    nodes: Nodes,
+    *,
+    slots: bool,
+    derivable: bool = False,
+    level: int = FLOATS,
 ) -> Building:
     return Building(
         shape=shape,
@@ -157,7 +169,8 @@ def _building(
         weights=weights,
         nodes=nodes,
         slots=slots,
-        fused_norms=fused_norms,
+        derivable=derivable,
+        level=level,
     )
 
 
@@ -210,7 +223,7 @@ def _attention(
 ) -> Stream:
     rows, total = _entered(building, block, stream)
     *first, last = block.linears
-    queries, keys, values = (linear(building, path, rows) for path in first)
+    queries, keys, values = linears(building, f"{block.path}.qkv", first, rows)
     output = attention(building, block, layer, queries, keys, values)
     return _left(building, block, total, linear(building, last, output))
 
@@ -218,10 +231,15 @@ def _attention(
 def _feed_forward(building: Building, block: Block, stream: Stream) -> Stream:
     nodes, shape = building.nodes, building.shape
     rows, total = _entered(building, block, stream)
-    first, *gate, last = block.linears
-    active = activated(nodes, shape.activation, linear(building, first, rows), block.path)
-    for path in gate:
-        active = nodes.add("Mul", [active, linear(building, path, rows)], f"{block.path}/gated")
+    *paths, last = block.linears
+    first, *gate = (
+        linears(building, f"{block.path}.wi", paths, rows)
+        if shape.gated
+        else [linear(building, paths[0], rows)]
+    )
+    active = activated(nodes, shape.activation, first, block.path)
+    for other in gate:
+        active = nodes.add("Mul", [active, other], f"{block.path}/gated")
     return _left(building, block, total, linear(building, last, active))
 
 

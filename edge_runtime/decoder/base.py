@@ -145,11 +145,11 @@ def _template(folder: Path, manifest: DecoderManifest, *, verify: bool) -> str |
 
 def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> None:
     """Inputs and outputs are those of `protocol.decoder_manifest`, of the manifest's sizes."""
-    inputs, outputs = cache_contract(manifest)
+    inputs, outputs = cache_contract(session, manifest)
     verify_contract(session, inputs, outputs, folder)
 
 
-def cache_contract(manifest: WritingManifest) -> tuple[Values, Values]:
+def cache_contract(session: Any, manifest: WritingManifest) -> tuple[Values, Values]:
     """Inputs and outputs, (type, shape) by name, of a graph that writes over a cache."""
     names = manifest.cache_names()
     cache: Shape = (FREE, manifest.kv_heads, FREE, manifest.head_size)
@@ -158,8 +158,10 @@ def cache_contract(manifest: WritingManifest) -> tuple[Values, Values]:
         MASK: (INT64, (FREE, FREE)),
         **{name: (FLOAT, cache) for name, _ in names},
     }
+    # Bases built before logits were the last token's alone give them of every new one.
+    last = any(value.name == LOGITS and value.shape[1:2] == [1] for value in session.get_outputs())
     outputs: Values = {
-        LOGITS: (FLOAT, (FREE, FREE, manifest.vocab_size)),
+        LOGITS: (FLOAT, (FREE, 1 if last else FREE, manifest.vocab_size)),
         **{name: (FLOAT, cache) for _, name in names},
     }
     return inputs, outputs

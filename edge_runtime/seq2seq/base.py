@@ -64,7 +64,7 @@ class Seq2SeqBase(WritingBase):
         texts: Values = dict.fromkeys((IDS, MASK), (INT64, (FREE, FREE)))
         states: Values = {STATES: (FLOAT, (FREE, FREE, manifest.hidden_size))}
         verify_contract(reader, texts, states | cross, folder)
-        inputs, outputs = cache_contract(manifest)
+        inputs, outputs = cache_contract(session, manifest)
         source: Values = {SOURCE_MASK: (INT64, (FREE, FREE))}
         verify_contract(session, inputs | cross | source, outputs, folder)
         for opened, graph in zip((reader, session), manifest.graphs(), strict=True):

@@ -55,8 +55,10 @@ def serve_text(
     from edge_runtime.decoder.http.app import TextApp
     from edge_runtime.decoder.http.service import TextService
     from edge_runtime.http_server import run, settings_of
+    from edge_runtime.huge_pages import gather
 
     service = TextService(DecoderBase.open(base, threads=threads), files, queue=queue)
+    gather()
     local = host in LOCAL
     if not local:
         typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)

@@ -16,7 +16,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from base_model.build import _model_of, build_base
-from base_model.release import edge_session, open_peft, read_note, release_adapter
+from base_model.peft_folder import read_note
+from base_model.release import edge_session, open_peft, release_adapter
 from base_model.source import load_source
 from base_model.store import open_base
 from protocol.peft_opener import OPENER

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from base_model.build import build_base
 from base_model.families import FAMILIES
-from base_model.release import open_peft, read_note, read_peft, release_adapter
+from base_model.peft_folder import read_note, read_peft
+from base_model.release import open_peft, release_adapter
 from base_model.store import open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError

@@ -120,12 +120,20 @@ class Graph:
     def run(
         self, ids: list[list[int]], cache: Cache, mask: list[list[int]] | None = None
     ) -> tuple[Array, Cache]:
-        """Logits (rows, new, vocabulary), and the grown cache."""
+        """Logits (rows, 1, vocabulary) behind each row's last token, and the grown cache."""
         past = next(iter(cache.values())).shape[2]
         whole = np.ones((len(ids), past + len(ids[0])), np.int64) if mask is None else mask
         inputs = {"input_ids": np.array(ids), "attention_mask": np.array(whole), **cache}
         logits, *present = self._session.run(None, inputs | self.filled)
         return logits, dict(zip(self.caches, present, strict=True))
+
+    def every(self, ids: list[int]) -> Array:
+        """Logits (tokens, vocabulary) behind each token of a text, which is read one by one."""
+        cache, seen = self.empty(), []
+        for token in ids:
+            logits, cache = self.run([[token]], cache)
+            seen.append(logits[0, 0])
+        return np.stack(seen)
 
     def greedy(
         self, ids: list[int], count: int, begun: Cache | None = None

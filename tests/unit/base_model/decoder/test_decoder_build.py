@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from base_model.decoder import build as building
+from base_model.decoder import products
 from base_model.decoder.build import build_decoder
 from base_model.decoder.check import open_graph
 from base_model.decoder.families import shape_of
@@ -37,6 +38,7 @@ from tests.unit.base_model.decoder.models import (
     write_decoder,
 )
 
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 CODED = 5e-2  # what 8 bits of the embeddings change
 PROMPT = [1, 5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4]
 
@@ -80,8 +82,7 @@ def test_the_released_graph_is_near(folder: Path, base: Path) -> None:
     model = oracle(folder, float_weights(shape_of(source.config), stored))
     tokens, reference = torch_greedy(model, PROMPT, 64)
     graph = Graph(open_graph(base / shape.graph.file))
-    logits, _ = graph.run([[*PROMPT, *tokens]], graph.empty())
-    seen = logits[0, len(PROMPT) - 1 : -1]
+    seen = graph.every([*PROMPT, *tokens])[len(PROMPT) - 1 : -1]
     assert max(map(apart, reference, seen)) < 1e-4
     assert seen.argmax(1).tolist() == tokens
 
@@ -91,22 +92,70 @@ def test_the_tensors_in_the_file_are_what_the_graph_computes_with(base: Path) ->
 
     tensors = load_file(base / "weights.safetensors")
     graph = onnx.load(str(base / "graph.onnx")).graph
-    shared = {t.name: t.raw_data for t in graph.initializer if t.name in tensors}
-    assert set(tensors) == set(shared)
-    assert all(tensors[name].tobytes() == data for name, data in shared.items())
+    data = {tensor.name: tensor.raw_data for tensor in graph.initializer}
+    used = set()
+    for name in data:
+        path, _, end = name.rpartition(".")
+        parent, _, module = path.rpartition(".")
+        parts = [f"{parent}.{part}.{end}" for part in JOINED.get(module, (module,))]
+        if parts[0] in tensors:
+            assert b"".join(tensors[part].tobytes() for part in parts) == data[name], name
+            used.update(parts)
+    assert used == set(tensors)
 
 
-def test_only_an_output_layer_in_eight_bits_rounds_its_inputs(base: Path) -> None:
+def levels_of(base: Path) -> dict[str, int]:
+    """Accuracy levels of products, by their matrices."""
     import onnx
 
-    levels = {
-        node.input[1]: next(a.i for a in node.attribute if a.name == "accuracy_level")
+    return {
+        node.input[1].removesuffix(".qweight"): next(
+            a.i for a in node.attribute if a.name == "accuracy_level"
+        )
         for node in onnx.load(str(base / "graph.onnx")).graph.node
         if node.op_type == "MatMulNBits"
     }
-    assert levels.pop("model.embed_tokens.qweight") == 4
+
+
+def test_only_an_output_layer_in_eight_bits_rounds_its_inputs(base: Path) -> None:
+    levels = levels_of(base)
+    assert levels.pop("model.embed_tokens") == 4
     assert set(levels.values()) == {0}
-    assert len(levels) == 14
+    assert len(levels) == 8
+
+
+def test_linears_that_round_their_inputs_are_asked_for_and_make_the_same_base(
+    folder: Path, base: Path, tmp_path: Path
+) -> None:
+    build_decoder(decoder_source(str(folder)), bits=4, activation_bits=8, out=tmp_path / "rounded")
+    assert set(levels_of(tmp_path / "rounded").values()) == {4}
+    exact, rounded = manifest_of(base), manifest_of(tmp_path / "rounded")
+    assert (exact.graph.accuracy_level, rounded.graph.accuracy_level) == (0, 4)
+    assert rounded.fingerprint == exact.fingerprint
+    expected, logits = (
+        Graph(open_graph(path / "graph.onnx")).every(PROMPT)
+        for path in (base, tmp_path / "rounded")
+    )
+    assert 1e-4 < apart(expected, logits) < 5e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_wide_products_in_pieces_are_the_same_product(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "WIDE", 64)
+    monkeypatch.setattr(products, "PIECE", 48)
+    folder = write_decoder(tmp_path / "model", family)
+    source = coded(decoder_source(str(folder)), 4, offsets=True)
+    build_decoder(source, bits=4, out=tmp_path / "base")
+    pieces = [path for path in levels_of(tmp_path / "base") if "mlp.down_proj" in path]
+    assert len(pieces) > manifest_of(tmp_path / "base").layers
+    stored = stored_of(shape_of(source.config), source, bits=4, embedding_bits=8)
+    model = oracle(folder, float_weights(shape_of(source.config), stored))
+    expected, reference = torch_greedy(model, PROMPT, 64)
+    tokens, seen = Graph(open_graph(tmp_path / "base" / "graph.onnx")).greedy(PROMPT, 64)
+    assert tokens == expected
+    assert max(map(apart, reference, seen)) < 1e-4
 
 
 def test_a_text_longer_than_the_context_is_an_error(base: Path) -> None:
@@ -129,24 +178,17 @@ def test_the_same_source_gives_the_same_bytes(folder: Path, base: Path, tmp_path
 def test_other_bits(tmp_path: Path, bits: int, embedding_bits: int, tied: bool) -> None:
     folder = write_decoder(tmp_path / "source", tie_word_embeddings=tied)
     out = tmp_path / "base"
-    reasons: list[str] = []
     build_decoder(
-        decoder_source(str(folder)),
-        bits=bits,
-        embedding_bits=embedding_bits,
-        out=out,
-        one_file=0,
-        explain=reasons.append,
+        decoder_source(str(folder)), bits=bits, embedding_bits=embedding_bits, out=out, one_file=0
     )
-    assert [reason.startswith("linears in 8 bits") for reason in reasons] == [True] * (bits == 8)
     manifest = manifest_of(out)
     verify_slots(out, manifest)
     assert manifest.graph_files() == ["graph.onnx", "graph.data"]
     assert manifest.tied is tied
-    logits, _ = (graph := Graph(open_graph(out / "graph.onnx"))).run([PROMPT], graph.empty())
+    logits = Graph(open_graph(out / "graph.onnx")).every(PROMPT)
     model = AutoModelForCausalLM.from_pretrained(folder)
     bound = {4: 0.6, 8: 0.1, 16: 3e-3, 32: CODED if embedding_bits == 8 else 1e-4}[bits]
-    assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits[0]) < bound
+    assert apart(model(torch.tensor([PROMPT])).logits[0].detach().numpy(), logits) < bound
 
 
 def coded(source: DecoderSource, bits: int, *, offsets: bool) -> DecoderSource:

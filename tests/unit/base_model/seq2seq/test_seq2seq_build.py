@@ -86,6 +86,15 @@ def test_a_table_of_positions_bounds_texts_and_distances_do_not(tmp_path: Path) 
         verify_base(out)
 
 
+def test_linears_may_round_what_they_multiply(base: Path, folder: Path, tmp_path: Path) -> None:
+    source, said = seq2seq_source(str(folder)), list[str]()
+    out = tmp_path / "rounded"
+    manifest = build_seq2seq(source, bits=4, activation_bits=8, out=out, explain=said.append)
+    assert [graph.accuracy_level for graph in manifest.graphs()] == [4, 4]
+    assert "round what they multiply" in said[0]
+    assert manifest.fingerprint == manifest_of(base).fingerprint
+
+
 def test_codes_are_fitted_to_a_text(folder: Path, base: Path, tmp_path: Path) -> None:
     source = seq2seq_source(str(folder))
     build_seq2seq(source, bits=4, out=tmp_path / "fitted", calibration=default_text())

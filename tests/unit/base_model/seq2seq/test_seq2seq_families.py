@@ -117,7 +117,7 @@ def test_texts_of_unequal_length_give_what_transformers_gives(
     answers = pair.logits(ids, mask, pieces)
     expected = torch_logits(model, ids, written, mask)
     for row, length in enumerate(lengths):
-        assert apart(expected[row, :length], answers[0][row, :length]) < BOUND
+        assert apart(expected[row, length - 1], answers[0][row, 0]) < BOUND
         assert apart(expected[row, length], answers[1][row, 0]) < BOUND
 
 
@@ -132,7 +132,7 @@ def test_a_text_in_pieces_is_a_text_in_one(tmp_path: Path) -> None:
         for start, end in itertools.pairwise(ends)
     ]
     parts = np.concatenate(pair.logits(ids, mask, pieces), 1)
-    assert apart(torch_logits(model, ids, written), parts) < BOUND
+    assert apart(torch_logits(model, ids, written)[:, np.array(ends[1:]) - 1], parts) < BOUND
 
 
 @pytest.mark.parametrize(
