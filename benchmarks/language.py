@@ -188,6 +188,7 @@ def by_onnx(shape: Any, stored: Any, adapter: Any, folder: Path) -> Callable[...
 
     from base_model.programs.language import language_graph
     from base_model.programs.session import open_session
+    from base_model.programs.token_loss import TARGET
 
     model = language_graph(
         shape, stored, tensors=dict.fromkeys(adapter, 2), trained=adapter, forms=slots_of
@@ -197,7 +198,7 @@ def by_onnx(shape: Any, stored: Any, adapter: Any, folder: Path) -> Callable[...
     outputs = ["loss", *(f"gradient.{name}" for name in adapter)]
 
     def step(ids: Any, targets: Any) -> tuple[float, dict[str, Any]]:
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "targets": targets}
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), TARGET: targets}
         loss, *gradients = session.run(outputs, feeds | adapter)
         return float(loss), dict(zip(adapter, gradients, strict=True))
 

@@ -174,7 +174,7 @@ def _fed_forward(building: Building, path: str, rows: str) -> str:
     else:
         paths = [f"{path}.{name}_proj" for name in ("gate", "up")]
         gate, up = linears(building, f"{path}.gate_up_proj", paths, rows)
-    active = activated(nodes, shape.activation, gate, path)
+    active = activated(building, shape.activation, gate, path)
     active = nodes.add("Mul", [active, up], f"{path}/gated")
     return linear(building, f"{path}.down_proj", active)
 

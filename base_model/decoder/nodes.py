@@ -28,6 +28,7 @@ class Nodes:
         self._tensors: dict[str, Array] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._shapes: list[onnx.ValueInfoProto] = []
         self.slots: list[Slot] = []
 
     def add(self, kind: str, inputs: list[str], output: str, /, **attributes: Any) -> str:
@@ -83,6 +84,11 @@ class Nodes:
         """An output of the graph."""
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
+    def shape(self, name: str, shape: Dimensions) -> str:
+        """Of a float tensor within, where sizes that are equal would not be seen to be."""
+        self._shapes.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
     def model(self) -> onnx.ModelProto:
         """The graph, with its tensors inside."""
         return self._model(None)
@@ -102,7 +108,9 @@ class Nodes:
 
     def _model(self, outside: OutsideFile | None) -> onnx.ModelProto:
         optional = {slot.name for slot in self.slots}
-        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs)
+        graph = helper.make_graph(
+            self._nodes, self._name, self._inputs, self._outputs, value_info=self._shapes
+        )
         for name, value in self._tensors.items():
             tensor = TensorProto(name=name, dims=value.shape)
             tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
-from base_model.decoder.nodes import Nodes
 from base_model.decoder.products import BLOCK, Products, codes_of, row_shape
 from base_model.decoder.shape import Activation
 from base_model.decoder.source import CodedWeight
@@ -102,12 +101,15 @@ def _norm_weight(building: Products, path: str, unit: bool) -> str:
     return building.nodes.tensor(name, weight)
 
 
-def activated(nodes: Nodes, activation: Activation, value: str, path: str) -> str:
+def activated(building: Products, activation: Activation, value: str, path: str) -> str:
     """An activation, number by number."""
-    output = f"{path}/active"
+    nodes, output = building.nodes, f"{path}/active"
     match activation:
         case "relu":
             return nodes.add("Relu", [value], output)
+        case "silu" if building.derivable:  # one operator, of which a gradient keeps less
+            nodes.add_contrib("QuickGelu", [value], [output], alpha=1.0)
+            return output
         case "silu":
             half = nodes.add("Sigmoid", [value], f"{path}/sigmoid")
             return nodes.add("Mul", [value, half], output)

@@ -77,7 +77,7 @@ class Codes:
 
 def linear(building: Products, path: str, rows: str) -> str:
     """``rows`` through a linear and, with slots, its low-rank branch."""
-    output = f"{path}/rows"
+    output = rows_of(path)
     base = f"{output}/base" if building.slots else output
     product(building, path, rows, base, building.level)
     return _branch(building, path, rows, base) if building.slots else base
@@ -117,7 +117,7 @@ def _joined(weights: list[Stored]) -> CodedWeight | None:
 
 def _branch(building: Products, path: str, rows: str, base: str) -> str:
     """A linear's output with what its low-rank factors add."""
-    nodes, output = building.nodes, f"{path}/rows"
+    nodes, output = building.nodes, rows_of(path)
     out, width = building.sizes[path]
     # A rank of its own for each: with one symbol the memory planner assumes equal ranks everywhere.
     rank = f"r_{path}"
@@ -125,6 +125,11 @@ def _branch(building: Products, path: str, rows: str, base: str) -> str:
     up = nodes.slot(path + UP, [rank, out], np.zeros((0, out), np.float32))
     narrow = nodes.add("MatMul", [rows, down], f"{output}/down")
     return nodes.add("Gemm", [narrow, up, base], output)
+
+
+def rows_of(path: str) -> str:
+    """What a linear gives, in the graph."""
+    return f"{path}/rows"
 
 
 def product(building: Products, path: str, rows: str, output: str, level: int = FLOATS) -> str:

@@ -16,7 +16,7 @@ from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
 from base_model.decoder.parts import as_heads
-from base_model.decoder.products import Building, Stores, row_shape
+from base_model.decoder.products import Building, Stores, row_shape, rows_of
 from base_model.decoder.prompt import before_texts, without_prompt
 from base_model.decoder.shape import DecoderShape, layer_path
 from protocol.decoder_manifest import IDS, MASK
@@ -24,6 +24,9 @@ from protocol.forms import PREFIX
 
 HIDDEN = "hidden/last"  # (tokens, hidden): behind the last norm, what the output layer multiplies
 PREFIX_LENGTH = f"{PREFIX}/length"
+POSITIONS, STACKED = "positions", "stacked"  # rows x tokens; query heads of a key head x tokens
+# Sizes of a text: of its own tokens, with a prompt before them, and with a prefix that they see.
+TOKENS, READ, SEEN = "tokens", "tokens/read", "tokens/seen"
 NEVER = -1e9  # added to the score of a token that must not be seen
 
 
@@ -58,21 +61,37 @@ def sequence_graph(
     nodes.add("Gather", ["tokens", nodes.numbers("one/scalar", 1)], "tokens/count", axis=0)
     if prefix:
         _take_prefix(building)
-    hidden = layers(building, hidden, partial(whole_attention, prefix=prefix))
+    hidden = nodes.shape(hidden, [POSITIONS, shape.hidden])
+    read = READ if prompt else TOKENS
+    attention = partial(whole_attention, prefix=prefix, read=read, visible=SEEN if prefix else read)
+    hidden = layers(building, hidden, attention)
+    for linear in shape.linears():  # an adapter's tensors, and so what they give, are of free sizes
+        nodes.shape(rows_of(linear.path), [POSITIONS, linear.out_features])
     if prompt:
         hidden = without_prompt(building, hidden)
     if shape.logits_scale != 1:
         by = nodes.number("logits/by", shape.logits_scale)
         hidden = nodes.add("Mul", [hidden, by], "hidden/scaled")
     nodes.add("Identity", [hidden], HIDDEN)
-    nodes.output(HIDDEN, TensorProto.FLOAT, ["positions", shape.hidden])
+    rows = f"{POSITIONS}/own" if prompt else POSITIONS
+    nodes.output(HIDDEN, TensorProto.FLOAT, [rows, shape.hidden])
     return building
 
 
 def whole_attention(
-    building: Building, layer: int, queries: str, keys: str, values: str, *, prefix: bool = False
+    building: Building,
+    layer: int,
+    queries: str,
+    keys: str,
+    values: str,
+    *,
+    prefix: bool = False,
+    read: str = TOKENS,
+    visible: str = TOKENS,
 ) -> str:
     """Each token sees itself and those before it, a prefix first: rows in, rows out.
+
+    ``read`` and ``visible`` name the sizes of what is read of a text, and of what its last token sees.
 
     Query heads that share a key head are stacked along the tokens, so both products are of matrices.
     """
@@ -82,28 +101,30 @@ def whole_attention(
     start = PREFIX_LENGTH if prefix else nodes.numbers("start/position", [0])
     query = _turned(building, layer, as_heads(building, queries, shape.heads, size), start)
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
+    nodes.shape(query, ["rows", shape.kv_heads, STACKED, shape.head_size])
     key = _turned(building, layer, as_heads(building, keys, shape.kv_heads, size), start)
     key = _with_prefix(building, 2 * layer, key) if prefix else key
-    key = nodes.add("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
     value = as_heads(building, values, shape.kv_heads, size)
     value = _with_prefix(building, 2 * layer + 1, value) if prefix else value
-    scores = nodes.add("MatMul", [query, key], f"{path}/scores")
-    scale = nodes.number("attention/scale", shape.attention_scale)
-    scores = nodes.add("Mul", [scores, scale], f"{path}/scaled")
+    scores = nodes.shape(f"{path}/scores", ["rows", shape.kv_heads, STACKED, visible])
+    nodes.add_contrib("FusedMatMul", [query, key], [scores], transB=1, alpha=shape.attention_scale)
     if shape.scores_cap:
         cap = nodes.number("attention/cap", shape.scores_cap)
         scores = nodes.add("Div", [scores, cap], f"{path}/shrunk")
         scores = nodes.add("Tanh", [scores], f"{path}/bent")
         scores = nodes.add("Mul", [scores, cap], f"{path}/capped")
     window = shape.windows[layer]
-    unseen = building.once(f"unseen/{window}", partial(_unseen, window, prefix))
+    unseen = building.once(f"unseen/{window}", partial(_unseen, window, prefix, visible))
     seen = nodes.add("Add", [scores, unseen], f"{path}/seen")
+    nodes.shape(seen, ["rows", shape.kv_heads, STACKED, visible])
     shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
     mixed = nodes.add("MatMul", [shares, value], f"{path}/mixed")
     heads = nodes.numbers("ungroup", [0, shape.heads, -1, shape.head_size])
     mixed = nodes.add("Reshape", [mixed, heads], f"{path}/heads")
+    nodes.shape(mixed, ["rows", shape.heads, read, shape.head_size])
     mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
-    return nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
+    rows = nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
+    return nodes.shape(rows, [POSITIONS, shape.query_size])
 
 
 def _take_prefix(building: Building) -> None:
@@ -141,7 +162,7 @@ def _turned(building: Building, layer: int, heads: str, start: str) -> str:
     return f"{heads}/turned"
 
 
-def _unseen(window: int, prefix: bool, building: Building, output: str) -> None:
+def _unseen(window: int, prefix: bool, visible: str, building: Building, output: str) -> None:
     """(group * tokens, prefix + tokens): 0 where a token sees another, else hugely negative."""
     nodes, shape = building.nodes, building.shape
     zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)
@@ -162,3 +183,4 @@ def _unseen(window: int, prefix: bool, building: Building, output: str) -> None:
     bias = nodes.add("Where", [sees, *values], f"{output}/one")
     group = shape.heads // shape.kv_heads
     nodes.add("Tile", [bias, nodes.numbers(f"tile/{group}", [group, 1])], output)
+    nodes.shape(output, [STACKED, visible])

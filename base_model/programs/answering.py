@@ -15,7 +15,11 @@ from protocol.forms import SCALE, SHIFT, UP
 from protocol.manifest import TYPE_IDS
 
 Shapes = dict[str, tuple[int | str, ...]]
-SAME_SHAPE = ("SimplifiedLayerNormalization", "RotaryEmbedding")  # as their first input
+SAME_SHAPE = (
+    "SimplifiedLayerNormalization",
+    "RotaryEmbedding",
+    "QuickGelu",
+)  # as their first input
 
 
 def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:

@@ -31,7 +31,7 @@ SimplifiedLayerNormalization Sin Cos Size Slice Softmax Split Sqrt
 Squeeze Sub Tanh Tile Transpose Trilu Unsqueeze Where
 """
 OPERATORS = {("", kind) for kind in STANDARD.split()}
-RUNTIMES = "FusedMatMul GatherBlockQuantized MatMulNBits RotaryEmbedding"  # of ONNX Runtime's own
+RUNTIMES = "FusedMatMul GatherBlockQuantized MatMulNBits QuickGelu RotaryEmbedding"  # of ONNX Runtime's own
 OPERATORS |= {(MICROSOFT, kind) for kind in RUNTIMES.split()}
 PLAIN = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,

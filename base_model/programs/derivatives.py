@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable
 import onnx
 
 from base_model.programs.rules import RULES
-from base_model.programs.step import Product, Shapes, Step, UndifferentiableError
+from base_model.programs.step import (
+    Gradients,
+    Product,
+    Shapes,
+    Spread,
+    Step,
+    UndifferentiableError,
+)
 from base_model.programs.tape import Tape
 
 # What these say of a tensor does not change with its values.
@@ -49,26 +56,44 @@ def append_gradients(
     for node in forward:
         if node.op_type not in CONSTANT and any(name in active for name in node.input):
             active.update(node.output)
-    sums: dict[str, str] = {scalar: seed or tape.constant(1.0)}
+    sums: dict[str, str | Spread] = {scalar: seed or tape.constant(1.0)}
     for node in reversed(forward):
-        gradient = sums.get(node.output[0])
-        if gradient is None or node.output[0] not in active:
+        if node.output[0] not in sums or node.output[0] not in active:
             continue
         indices = frozenset(i for i, name in enumerate(node.input) if name in active)
         rule = RULES.get(node.op_type)
         if rule is None:
             raise UndifferentiableError(f"{node.op_type} has no derivative here")
-        step = Step(tape, node, gradient, indices, shapes, weights)
-        for index, part in rule(step).items():
+        parts = _through_reshape(tape, node, sums[node.output[0]], shapes)
+        if parts is None:
+            gradient = _written(tape, sums[node.output[0]])
+            parts = rule(Step(tape, node, gradient, indices, shapes, weights))
+        for index, part in parts.items():
             _add(tape, sums, node.input[index], part)
     if missing := [name for name in wanted if name not in sums]:
         raise UndifferentiableError(f"{missing[0]} has no part in {scalar}")
-    return {name: sums[name] for name in wanted}
+    return {name: _written(tape, sums[name]) for name in wanted}
 
 
-def _add(tape: Tape, sums: dict[str, str], name: str, part: str | Product) -> None:
-    before = sums.get(name)
-    if isinstance(part, Product):
-        sums[name] = part.write(tape, before)
-    else:
-        sums[name] = tape.op("Add", before, part) if before else part
+def _through_reshape(
+    tape: Tape, node: onnx.NodeProto, gradient: str | Spread, shapes: Shapes
+) -> Gradients | None:
+    """A gradient that is not written yet goes through the Reshape of rows to blocks."""
+    if node.op_type != "Reshape" or not isinstance(gradient, Spread):
+        return None
+    sizes = [-1 if isinstance(size, str) else size for size in shapes[node.input[0]]]
+    return {0: gradient.reshaped(tuple(sizes))} if sizes.count(-1) <= 1 else None
+
+
+def _written(tape: Tape, gradient: str | Spread) -> str:
+    return gradient.write(tape, None) if isinstance(gradient, Spread) else gradient
+
+
+def _add(
+    tape: Tape, sums: dict[str, str | Spread], name: str, part: str | Product | Spread
+) -> None:
+    if name not in sums:
+        sums[name] = part.write(tape, None) if isinstance(part, Product) else part
+        return
+    before = _written(tape, sums[name])
+    sums[name] = tape.op("Add", before, part) if isinstance(part, str) else part.write(tape, before)

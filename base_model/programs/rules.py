@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper, numpy_helper
 
-from base_model.programs.step import Gradients, Product, Rule, Step, UndifferentiableError
+from base_model.programs.step import (
+    Gradients,
+    Product,
+    Rule,
+    Spread,
+    Step,
+    UndifferentiableError,
+)
 from base_model.programs.tape import MICROSOFT
 
 ROOT_HALF, HALF, DENSITY = 2**-0.5, 0.5, (2 * np.pi) ** -0.5
@@ -48,6 +55,23 @@ def _matmul(step: Step) -> Gradients:
         out[0] = step.like(0, step.op("FusedMatMul", dy, b, domain=MICROSOFT, transB=1))
     if 1 in step.wanted:
         out[1] = step.like(1, step.op("FusedMatMul", a, dy, domain=MICROSOFT, transA=1))
+    return out
+
+
+def _fused_matmul(step: Step) -> Gradients:
+    """y = alpha a b^T: matrices of the same batch."""
+    a, b = step.node.input
+    if not step.attribute("transB", 0) or any(
+        step.attribute(name, 0) for name in ("transA", "transBatchA", "transBatchB")
+    ):
+        raise UndifferentiableError("FusedMatMul other than a b^T")
+    alpha, out = step.attribute("alpha", 1.0), Gradients()
+    if 0 in step.wanted:
+        part = step.op("FusedMatMul", step.gradient, b, domain=MICROSOFT, alpha=alpha)
+        out[0] = step.like(0, part)
+    if 1 in step.wanted:
+        part = step.op("FusedMatMul", step.gradient, a, domain=MICROSOFT, alpha=alpha, transA=1)
+        out[1] = step.like(1, part)
     return out
 
 
@@ -140,6 +164,15 @@ def _sigmoid(step: Step) -> Gradients:
     return {0: step.op("Sub", part, step.op("Mul", part, y))}
 
 
+def _silu(step: Step) -> Gradients:
+    """y = x s(x): its slope is s + y (1 - s), so dx = d s + y (d - d s). The sigmoid is not kept."""
+    if step.attribute("alpha") != 1.0:
+        raise UndifferentiableError("QuickGelu with alpha")
+    share = step.op("Mul", step.gradient, step.op("Sigmoid", step.node.input[0]))
+    rest = step.op("Mul", step.op("Sub", step.gradient, share), step.node.output[0])
+    return {0: step.op("Add", share, rest)}
+
+
 def _gelu(step: Step) -> Gradients:
     """x Φ(x): its slope is Φ(x) + x φ(x)."""
     x, constant = step.node.input[0], step.tape.constant
@@ -219,15 +252,14 @@ def _rms_norm(step: Step) -> Gradients:
         raise UndifferentiableError("SimplifiedLayerNormalization over more than the last axis")
     if len(node.output) < 2:
         node.output.append(f"{node.output[0]}/inverse")
-    normal = step.op("Mul", node.input[0], node.output[1])
-    out = Gradients()
+    (x, weight), inverse, out = node.input, node.output[1], Gradients()
     if 0 in step.wanted:
-        scaled = step.op("Mul", dy, node.input[1])
-        along = step.op("ReduceMean", step.op("Mul", scaled, normal), last, keepdims=1)
-        centred = step.op("Sub", scaled, step.op("Mul", normal, along))
-        out[0] = step.op("Mul", centred, node.output[1])
+        scaled = step.op("Mul", step.op("Mul", dy, weight), inverse)
+        along = step.op("ReduceMean", step.op("Mul", scaled, x), last, keepdims=1)
+        along = step.op("Mul", along, step.op("Mul", inverse, inverse))
+        out[0] = step.op("Sub", scaled, step.op("Mul", x, along))
     if 1 in step.wanted:
-        out[1] = step.like(1, step.op("Mul", dy, normal))
+        out[1] = step.like(1, step.op("Mul", dy, step.op("Mul", x, inverse)))
     return out
 
 
@@ -323,7 +355,10 @@ def _gather_elements(step: Step) -> Gradients:
 
 
 def _reduce_sum(step: Step) -> Gradients:
-    value = step.gradient
+    value, sizes = step.gradient, tuple(step.shapes[step.node.input[0]])
+    if not step.attribute("keepdims", 1) and step.over_last() and isinstance(sizes[-1], int):
+        deep = step.op("Unsqueeze", value, step.tape.axes(-1))
+        return {0: Spread(deep, (*(1 for _ in sizes[:-1]), sizes[-1]), sizes)}
     if not step.attribute("keepdims", 1) and len(step.node.input) > 1:
         value = step.op("Unsqueeze", value, step.node.input[1])
     return {0: step.op("Expand", value, step.op("Shape", step.node.input[0]))}
@@ -336,6 +371,7 @@ def _same(step: Step) -> Gradients:
 RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "FusedMatMul": _fused_matmul,
     "MatMulNBits": _quantised,
     "Add": _add_rule,
     "Sub": _sub,
@@ -347,6 +383,7 @@ RULES: dict[str, Rule] = {
     "Tanh": _tanh,
     "Relu": _relu,
     "Sigmoid": _sigmoid,
+    "QuickGelu": _silu,
     "Gelu": _gelu,
     "Erf": _erf,
     "Softmax": _softmax,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from base_model.programs.tape import Tape
 
@@ -38,6 +38,38 @@ class Product:
             transA=int(self.left_transposed),
             transB=int(self.right_transposed),
         )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A gradient that is the same along the last axis: of a sum over it, or over blocks of a row.
+
+    It is written as what is added, broadcast, where there is something already. ``value`` (..., 1);
+    ``stretch``: ones, and the last axis's size; ``sizes`` of all axes, of which names are free; ``outer``:
+    those it is asked for in, -1 where one is free, if they are others.
+    """
+
+    value: str
+    stretch: tuple[int, ...]
+    sizes: tuple[int | str, ...]
+    outer: tuple[int, ...] = ()
+
+    def reshaped(self, outer: tuple[int, ...]) -> Spread:
+        """The same in another shape."""
+        return replace(self, outer=outer)
+
+    def write(self, tape: Tape, addend: str | None) -> str:
+        """The sum with ``addend``, or itself."""
+        inner = [-1 if isinstance(size, str) else size for size in self.sizes]
+        if addend is None or inner.count(-1) > 1:
+            whole = tape.op("Expand", self.value, tape.axes(*self.stretch))
+            if self.outer:
+                whole = tape.op("Reshape", whole, tape.axes(*self.outer))
+            return tape.op("Add", addend, whole) if addend else whole
+        if not self.outer:
+            return tape.op("Add", addend, self.value)
+        blocks = tape.op("Reshape", addend, tape.axes(*inner))
+        return tape.op("Reshape", tape.op("Add", blocks, self.value), tape.axes(*self.outer))
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,15 @@ class Step:
             sizes.append(size)
         return self.tape.axes(*sizes) if free <= 1 else self.op("Shape", name)
 
+    def over_last(self) -> bool:
+        """Whether the node, a reduction, is over the last axis alone: its axes are a constant."""
+        if len(self.node.input) < 2:
+            return False
+        constants = {item.name: item for item in self.tape.graph.initializer}
+        axes = constants.get(self.node.input[1])
+        last = self.rank(self.node.input[0]) - 1
+        return axes is not None and numpy_helper.to_array(axes).tolist() in ([-1], [last])
+
     def like(self, index: int, value: str) -> str:
         """``value``, of the output's shape, summed to the shape of an input that was broadcast.
 
@@ -102,5 +143,5 @@ class Step:
         return value
 
 
-Gradients = dict[int, "str | Product"]
+Gradients = dict[int, "str | Product | Spread"]
 Rule = Callable[[Step], Gradients]

@@ -2,8 +2,9 @@
 
 The layer is not trained, so its weight W is a constant: logits = h W^T, loss = sum of logsumexp(logits) -
 logits[target] over the counted positions, dloss/dh = softmax(logits) W - W[target]. Rows of W are taken a
-slice at a time, once for the logsumexp, once for the gradient: of logits (positions, vocabulary) only a
-slice is ever there, and of W too. Positions that are not counted are dropped before the first product.
+slice at a time, and each slice once: sums of exp(logits) and of exp(logits) W run along, relative to the
+largest logit so far. Of logits (positions, vocabulary) only a slice is ever there, and of W too. Positions
+that are not counted are dropped before the first product.
 """
 
 from __future__ import annotations
@@ -95,13 +96,9 @@ def token_loss(tape: Tape, hidden: str, layer: OutputLayer) -> tuple[str, str]:
     ``hidden`` (rows, tokens, width) float32; the graph has the input :data:`TARGET`.
     """
     counted = _counted(tape, hidden, layer)
-    total, _ = _logsumexp(tape, counted.hidden, layer)
-    loss = tape.op("ReduceSum", tape.op("Sub", total, counted.along), keepdims=0)
-    back = tape.op("Neg", counted.weights)
-    for start in layer.starts():
-        weight, logits = _slice(tape, counted.hidden, layer, start, after=back)
-        share = tape.op("Exp", tape.op("Sub", logits, total))
-        back = tape.op("Gemm", share, weight, back)
+    read = _read(tape, counted.hidden, layer, mixing=True)
+    loss = tape.op("ReduceSum", tape.op("Sub", read.logsumexp(tape), counted.along), keepdims=0)
+    back = tape.op("Sub", tape.op("Div", read.mixed, read.total), counted.weights)
     zeros = tape.op("Mul", _flat(tape, hidden, layer), tape.constant(0.0))
     spread = tape.op("ScatterND", zeros, counted.places, back)
     return loss, tape.op("Reshape", spread, tape.op("Shape", hidden))
@@ -113,10 +110,10 @@ def token_scores(tape: Tape, hidden: str, layer: OutputLayer) -> str:
     A token that shares it with another counts.
     """
     counted = _counted(tape, hidden, layer)
-    total, largest = _logsumexp(tape, counted.hidden, layer)
-    losses = tape.op("Sub", total, counted.along)
+    read = _read(tape, counted.hidden, layer)
+    losses = tape.op("Sub", read.logsumexp(tape), counted.along)
     # products of one row and of many round differently
-    near = tape.op("Sub", largest, tape.constant(TIE))
+    near = tape.op("Sub", read.top, tape.constant(TIE))
     right = tape.op("Cast", tape.op("GreaterOrEqual", counted.along, near), to=TensorProto.FLOAT)
     ones = tape.op("Add", tape.op("Mul", losses, tape.constant(0.0)), tape.constant(1.0))
     figures = tape.op("Concat", losses, ones, right, axis=1)
@@ -133,20 +130,59 @@ def token_scores(tape: Tape, hidden: str, layer: OutputLayer) -> str:
     return tape.op("ReduceSum", by_row, tape.axes(1), keepdims=0)
 
 
-def _logsumexp(tape: Tape, chosen: str, layer: OutputLayer) -> tuple[str, str]:
-    """(of the whole vocabulary, and its largest logit), both (n, 1)."""
-    parts, tops, after = [], [], chosen
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What the slices read so far come to, of each of n positions: names in the graph.
+
+    ``top`` (n, 1): the largest logit; ``total`` (n, 1): sum of exp(logits - top); ``mixed`` (n, width): the
+    same sum over rows of the weight, each times its exp, or nothing.
+    """
+
+    top: str
+    total: str
+    mixed: str = ""
+
+    def logsumexp(self, tape: Tape) -> str:
+        """Of all logits, (n, 1)."""
+        return tape.op("Add", tape.op("Log", self.total), self.top)
+
+    def followed(self, tape: Tape, logits: str, weight: str) -> Read:
+        """With one more slice. A larger top than before shrinks what is there. (arXiv 1805.02867)"""
+        top = tape.op("Max", self.top, _largest(tape, logits))
+        shrink = tape.op("Exp", tape.op("Sub", self.top, top))
+        shares, total = _shares(tape, logits, top)
+        mixed = ""
+        if self.mixed:
+            mixed = tape.op("Gemm", shares, weight, tape.op("Mul", self.mixed, shrink))
+        total = tape.op("Add", tape.op("Mul", self.total, shrink), total)
+        return Read(top=top, total=total, mixed=mixed)
+
+
+def _largest(tape: Tape, logits: str) -> str:
+    return tape.op("ReduceMax", logits, tape.axes(1), keepdims=1)
+
+
+def _shares(tape: Tape, logits: str, top: str) -> tuple[str, str]:
+    """(exp(logits - top), their sums)."""
+    shares = tape.op("Exp", tape.op("Sub", logits, top))
+    return shares, tape.op("ReduceSum", shares, tape.axes(1), keepdims=1)
+
+
+def _read(tape: Tape, chosen: str, layer: OutputLayer, *, mixing: bool = False) -> Read:
+    """All slices in one pass. ``mixing``: sum the weight's rows too, which gives the loss's gradient."""
+    read, after = None, chosen
     for start in layer.starts():
-        _, logits = _slice(tape, chosen, layer, start, after=after)
-        after = tape.op("ReduceLogSumExp", logits, tape.axes(1), keepdims=1)
-        parts.append(after)
-        tops.append(tape.op("ReduceMax", logits, tape.axes(1), keepdims=1))
-    both = (tape.op("Concat", *each, axis=1) for each in (parts, tops))
-    total, top = both
-    return (
-        tape.op("ReduceLogSumExp", total, tape.axes(1), keepdims=1),
-        tape.op("ReduceMax", top, tape.axes(1), keepdims=1),
-    )
+        weight, logits = _slice(tape, chosen, layer, start, after=after)
+        if read is None:
+            top = _largest(tape, logits)
+            shares, total = _shares(tape, logits, top)
+            mixed = tape.op("Gemm", shares, weight) if mixing else ""
+            read = Read(top=top, total=total, mixed=mixed)
+        else:
+            read = read.followed(tape, logits, weight)
+        after = read.mixed or read.total
+    assert read is not None  # a vocabulary has tokens
+    return read
 
 
 def _slice(

@@ -237,7 +237,7 @@ def _feed_forward(building: Building, block: Block, stream: Stream) -> Stream:
         if shape.gated
         else [linear(building, paths[0], rows)]
     )
-    active = activated(nodes, shape.activation, first, block.path)
+    active = activated(building, shape.activation, first, block.path)
     for other in gate:
         active = nodes.add("Mul", [active, other], f"{block.path}/gated")
     return _left(building, block, total, linear(building, last, active))

@@ -252,7 +252,7 @@ def test_micro_batches_change_nothing_but_roundings(
     whole = trained()
     monkeypatch.setattr("client.training.MOST_OF_TEXTS", 20)
     for name, value in trained().items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(value, whole[name], rtol=1e-3, atol=2e-4)
 
 
 def test_a_program_of_a_decoder_holds_no_weight_and_opens_again(

@@ -32,6 +32,7 @@ class Case:
     attributes: dict[str, Any] = field(default_factory=dict)
     constants: list[np.ndarray] = field(default_factory=list)  # further inputs, not differentiated
     positive: bool = False
+    shape: tuple[int, ...] = ()  # of its output, where that cannot be inferred
 
 
 def ints(*values: int | list[int]) -> np.ndarray:
@@ -72,6 +73,13 @@ CASES = [
     Case(kind="MatMul", shapes=[(3, 4), (4, 5)], torch=torch.matmul),
     Case(kind="MatMul", shapes=[(2, 3, 4, 5), (2, 3, 5, 6)], torch=torch.matmul),
     Case(kind="MatMul", shapes=[(2, 3, 4), (4, 5)], torch=torch.matmul),
+    Case(
+        kind="FusedMatMul",
+        shapes=[(2, 3, 4, 5), (2, 3, 6, 5)],
+        torch=lambda a, b: a @ b.mT * 0.25,
+        attributes={"domain": "com.microsoft", "transB": 1, "alpha": 0.25},
+        shape=(2, 3, 4, 6),
+    ),
     Case(kind="Add", shapes=[(2, 3, 4), (2, 3, 4)], torch=torch.add),
     Case(kind="Add", shapes=[(2, 3, 4), (4,)], torch=torch.add),
     Case(kind="Add", shapes=[(2, 1, 4), (2, 3, 1)], torch=torch.add),
@@ -90,6 +98,12 @@ CASES = [
     Case(kind="Tanh", shapes=[(2, 3)], torch=torch.tanh),
     Case(kind="Relu", shapes=[(4, 5)], torch=torch.relu),
     Case(kind="Sigmoid", shapes=[(2, 3)], torch=torch.sigmoid),
+    Case(
+        kind="QuickGelu",
+        shapes=[(4, 5)],
+        torch=torch.nn.functional.silu,
+        attributes={"domain": "com.microsoft", "alpha": 1.0},
+    ),
     Case(kind="Gelu", shapes=[(4, 5)], torch=torch.nn.functional.gelu),
     Case(
         kind="Gelu",
@@ -198,6 +212,17 @@ CASES = [
         torch=lambda x: x.sum(),
         attributes={"keepdims": 0},
     ),
+    *(
+        Case(
+            kind="ReduceSum",
+            shapes=[(2, 3, 4)],
+            torch=lambda x, keep=keep: x.sum(-1, keepdim=bool(keep)),
+            attributes={"keepdims": keep},
+            constants=[ints(last)],
+        )
+        for keep in (0, 1)
+        for last in (-1, 2)
+    ),
     Case(kind="Identity", shapes=[(2, 3)], torch=lambda x: x),
 ]
 
@@ -219,6 +244,8 @@ def model_of(case: Case, weights: np.ndarray) -> onnx.ModelProto:
             for name, value in zip(constants, case.constants, strict=True)
         ],
     )
+    if case.shape:
+        graph.value_info.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, case.shape))
     tape = Tape(graph, "forward.")
     product = tape.op("Mul", "y", tape.constant(weights))
     graph.node.append(helper.make_node("ReduceSum", [product], ["scalar"], keepdims=0))
@@ -266,6 +293,48 @@ def test_a_gradient_is_autograds(case: Case) -> None:
         np.testing.assert_allclose(ours, leaf.grad.numpy(), rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("rows", [2, "rows"])
+def test_a_gradient_that_is_the_same_along_blocks_is_added_to_others(
+    rows: int | str, first: bool
+) -> None:
+    """Sums over blocks of x beside x itself, in either order: what spreads is added, or comes first."""
+    rng = np.random.default_rng(4)
+    x, by_sum, by_self = (rng.normal(size=(2, n)).astype(np.float32) for n in (6, 3, 6))
+    sums = [
+        helper.make_node("Reshape", ["x", "blocks"], ["inner"]),
+        helper.make_node("ReduceSum", ["inner", "last"], ["sums"], keepdims=0),
+        helper.make_node("Mul", ["sums", "by_sum"], ["a"]),
+        helper.make_node("ReduceSum", ["a"], ["left"], keepdims=0),
+    ]
+    itself = [
+        helper.make_node("Mul", ["x", "by_self"], ["b"]),
+        helper.make_node("ReduceSum", ["b"], ["right"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        [
+            *(sums + itself if first else itself + sums),
+            helper.make_node("Add", ["left", "right"], ["scalar"]),
+        ],
+        "blocks",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 6])],
+        [],
+        [
+            numpy_helper.from_array(value, name)
+            for name, value in {
+                "blocks": ints(0, -1, 2),
+                "last": ints(-1),
+                "by_sum": by_sum,
+                "by_self": by_self,
+            }.items()
+        ],
+    )
+    versions = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=versions, ir_version=10)
+    gradient = gradients_of(model, {"x": x})["x"]
+    np.testing.assert_allclose(gradient, by_self + np.repeat(by_sum, 2, 1), rtol=1e-6)
+
+
 def test_every_rule_has_a_case() -> None:
     assert set(RULES) == {case.kind for case in CASES} | {"MatMulNBits"}
 
@@ -289,6 +358,25 @@ def test_every_rule_has_a_case() -> None:
                 attributes={"axis": 0},
             ),
             "last axis",
+        ),
+        (
+            Case(
+                kind="FusedMatMul",
+                shapes=[(2, 3), (3, 2)],
+                torch=torch.relu,
+                attributes={"domain": "com.microsoft"},
+                shape=(2, 2),
+            ),
+            "other than a b",
+        ),
+        (
+            Case(
+                kind="QuickGelu",
+                shapes=[(2, 3)],
+                torch=torch.relu,
+                attributes={"domain": "com.microsoft", "alpha": 1.5},
+            ),
+            "with alpha",
         ),
         (Case(kind="MatMul", shapes=[(2, 3), (3,)], torch=torch.relu), "with a vector"),
         (
