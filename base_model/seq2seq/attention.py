@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from base_model.decoder.attention import positions
+from base_model.decoder.nodes import Dimensions
 from base_model.decoder.parts import as_heads
-from base_model.decoder.products import Products, row_shape, scaled
+from base_model.decoder.products import Products, row_shape
 from base_model.decoder.source import CodedWeight
 from base_model.seq2seq.shape import DECODER, ENCODER, OFFSET, Block, Seq2SeqShape
 from protocol.decoder_manifest import MASK
@@ -36,22 +37,41 @@ Attention = Callable[[Building, Block, int, str, str, str], str]
 Heads = tuple[str, str]  # keys and values, (rows, heads, tokens, size)
 
 
+def named(building: Building, value: str, sizes: Dimensions) -> str:
+    """``value``, in a graph with a derivative with the names of its sizes: what is alike is not summed."""
+    return building.nodes.shape(value, sizes) if building.derivable else value
+
+
+def positions_of(texts: str) -> str:
+    """The name of how many rows all tokens of ``texts`` are."""
+    return f"{texts}/positions"
+
+
 def heads_of(building: Building, rows: str, texts: str) -> str:
     """(positions, heads * size) to (rows, heads, tokens, size)."""
-    return as_heads(building, rows, building.shape.heads, building.shape.head_size, texts=texts)
+    shape = building.shape
+    heads = as_heads(building, rows, shape.heads, shape.head_size, texts=texts)
+    return named(building, heads, ["rows", shape.heads, texts, shape.head_size])
 
 
-def attended(building: Building, path: str, queries: str, keys: Heads, bias: str) -> str:
-    """Heads of queries to rows: what each token takes from those whose keys fit, ``bias`` added to scores."""
+def attended(
+    building: Building, path: str, queries: str, keys: Heads, bias: str, texts: tuple[str, str]
+) -> str:
+    """Heads of queries to rows: what each token takes from those whose keys fit, ``bias`` added to scores.
+
+    ``texts``: those of the queries and of the keys.
+    """
     nodes, shape = building.nodes, building.shape
-    key = nodes.add("Transpose", [keys[0]], f"{path}/key", perm=[0, 1, 3, 2])
-    scores = nodes.add("MatMul", [queries, key], f"{path}/scores")
-    scores = scaled(nodes, scores, shape.attention_scale, f"{path}/scaled")
+    scores = f"{path}/scores"
+    pair = [queries, keys[0]]
+    nodes.add_contrib("FusedMatMul", pair, [scores], transB=1, alpha=shape.attention_scale)
+    named(building, scores, ["rows", shape.heads, *texts])
     seen = nodes.add("Add", [scores, bias], f"{path}/seen")
     shares = nodes.add("Softmax", [seen], f"{path}/shares", axis=-1)
     mixed = nodes.add("MatMul", [shares, keys[1]], f"{path}/mixed")
     mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
-    return nodes.add("Reshape", [mixed, row_shape(nodes, shape.inner)], f"{path}/attended")
+    rows = nodes.add("Reshape", [mixed, row_shape(nodes, shape.inner)], f"{path}/attended")
+    return named(building, rows, [positions_of(texts[0]), shape.inner])
 
 
 def source_attention(
@@ -63,7 +83,7 @@ def source_attention(
         bias = building.once(f"{CROSS}/bias/{MASK}", _unseen_padding)
     else:
         bias = building.once(f"{ENCODER}/bias", _source_bias)
-    return attended(building, block.path, query, (pair[0], pair[1]), bias)
+    return attended(building, block.path, query, (pair[0], pair[1]), bias, (SOURCE, SOURCE))
 
 
 def target_attention(
@@ -72,7 +92,7 @@ def target_attention(
     """Each token of what is written sees itself and those before it: rows in, rows out."""
     query, *pair = (heads_of(building, rows, WRITTEN) for rows in (queries, keys, values))
     bias = building.once(f"{DECODER}/bias", _target_bias)
-    return attended(building, block.path, query, (pair[0], pair[1]), bias)
+    return attended(building, block.path, query, (pair[0], pair[1]), bias, (WRITTEN, WRITTEN))
 
 
 def cached_attention(
@@ -103,7 +123,8 @@ def cached_attention(
 def cross_attention(building: Building, path: str, queries: str, keys: Heads, mask: str) -> str:
     """Each token of what is written sees all of what was read, by its keys and values: rows in, rows out."""
     bias = building.once(f"{CROSS}/bias/{mask}", _unseen_padding)
-    return attended(building, path, heads_of(building, queries, WRITTEN), keys, bias)
+    query = heads_of(building, queries, WRITTEN)
+    return attended(building, path, query, keys, bias, (WRITTEN, SOURCE))
 
 
 def placed_words(building: Building, stack: str, rows: str, texts: str, places: str) -> str:

@@ -15,7 +15,7 @@ from base_model.decoder.attention import positions
 from base_model.decoder.graph import counts, last_rows
 from base_model.decoder.nodes import Dimensions, Nodes
 from base_model.decoder.parts import activated, added_norm, layer_norm, word_rows
-from base_model.decoder.products import FLOATS, Stores, linear, linears, product, scaled
+from base_model.decoder.products import FLOATS, Stores, linear, linears, product, rows_of, scaled
 from base_model.programs.token_loss import TARGET
 from base_model.seq2seq.attention import (
     SOURCE,
@@ -26,8 +26,10 @@ from base_model.seq2seq.attention import (
     cached_attention,
     cross_attention,
     heads_of,
+    named,
     placed_words,
     places_of,
+    positions_of,
     source_attention,
     target_attention,
 )
@@ -111,8 +113,9 @@ def whole_graph(shape: Seq2SeqShape, weights: Stores, *, slots: bool = True) -> 
     memory = [cross_heads(building, layer, states) for layer in range(shape.layers)]
     nodes.add("Shape", [TARGET], WRITTEN)
     rows = decoded(building, _shifted(building), target_attention, memory, MASK)
+    _name_rows(building)
     nodes.add("Identity", [rows], HIDDEN)
-    nodes.output(HIDDEN, TensorProto.FLOAT, ["positions", shape.hidden])
+    nodes.output(HIDDEN, TensorProto.FLOAT, [positions_of(WRITTEN), shape.hidden])
     return building
 
 
@@ -190,7 +193,18 @@ def _words(building: Building, stack: str, ids: str, texts: str) -> Stream:
         )
         rows = placed_words(building, stack, rows, texts, places)
         rows = layer_norm(building, rows, shape.stack_norm(stack), epsilon=shape.epsilon)
-    return Stream(states=rows)
+    return Stream(states=named(building, rows, [positions_of(texts), shape.hidden]))
+
+
+def _name_rows(building: Building) -> None:
+    """How many rows linears give: an adapter's tensors, and so what they give, are of free sizes."""
+    for stack, texts in ((ENCODER, SOURCE), (DECODER, WRITTEN)):
+        for layer in range(building.shape.depth(stack)):
+            for block in building.shape.blocks(stack, layer):
+                of_source = block.linears[1:3] if block.kind == "cross" else ()
+                for path in block.linears:
+                    rows = positions_of(SOURCE if path in of_source else texts)
+                    named(building, rows_of(path), [rows, building.sizes[path][0]])
 
 
 def _entered(building: Building, block: Block, stream: Stream) -> tuple[str, str]:
