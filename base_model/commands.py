@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from protocol.decoder_manifest import DecoderManifest
+from protocol.decoder_manifest import WritingManifest
 from protocol.errors import ArtefactError, PlanError, printable
 from storage.regular import read_settings_text
 
@@ -36,38 +36,43 @@ Folder = Annotated[Path, typer.Argument(help="folder of a base")]
 # What the manifests of one task have and those of another do not.
 OF_A_TASK = (
     *("pooling", "max_positions"),
-    *("embedding_bits", "affine", "tied", "layers", "vocab_size", "begin", "ends"),
+    *("embedding_bits", "affine", "tied", "encoder_layers", "layers", "vocab_size"),
+    *("begin", "start", "ends"),
 )
+WRITERS = ("causal-lm", "seq2seq-lm")  # tasks of bases that write
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Task = Annotated[
     str,
     typer.Option(
         "--task",
-        help="sequence-classification, or causal-lm for one that writes, as a .gguf file does",
+        help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
+        "for one that turns a text into another",
     ),
 ]
 EmbeddingBits = Annotated[
     int,
-    typer.Option("--embedding-bits", help="for causal-lm; 0 is 8, or --bits where that is more"),
+    typer.Option(
+        "--embedding-bits", help="of bases that write; 0 is 8, or --bits where that is more"
+    ),
 ]
 ActivationBits = Annotated[
     int,
     typer.Option(
         "--activation-bits",
-        help="for causal-lm: 8 rounds what linears multiply: faster, and less exact; 32 does not",
+        help="of bases that write: 8 rounds what linears multiply: faster, and less exact; 32 does not",
     ),
 ]
 Context = Annotated[
     int,
     typer.Option(
-        "--context", min=0, help="for causal-lm: most tokens; 0: the model's, up to 32768"
+        "--context", min=0, help="of bases that write: most tokens; 0: the model's, up to 32768"
     ),
 ]
 Calibration = Annotated[
     str,
     typer.Option(
         "--calibration",
-        help="for causal-lm: a text file that codes of 4 bits are fitted to; none: plain ones; "
+        help="of bases that write: a text file that codes of 4 bits are fitted to; none: plain ones; "
         "without it a page that comes with fedge",
     ),
 ]
@@ -102,12 +107,12 @@ def build(
         calibration=calibration,
     )
     with _build_bar(quiet=as_json) as tell:
-        if task == "causal-lm":
+        if task in WRITERS:
             if scales or pooling != "auto":
                 raise PlanError(
                     "--pooling and --scales are for bases that sort texts", "leave them out"
                 )
-            manifest: Any = _built_decoder(source, out, bits, decoders, tell, reasons.append)
+            manifest: Any = _built_writer(task, source, out, bits, decoders, tell, reasons.append)
         else:
             decoders.verify_unused(source)
             from base_model.build import build_base
@@ -143,7 +148,7 @@ class Decoders:
         ):
             raise PlanError(
                 "--embedding-bits, --activation-bits, --context and --calibration are for "
-                "--task causal-lm",
+                "--task causal-lm or seq2seq-lm",
                 "leave them out",
             )
         if _is_gguf(source):
@@ -158,7 +163,8 @@ def _is_gguf(source: str) -> bool:
     return source.lower().endswith(".gguf")
 
 
-def _built_decoder(
+def _built_writer(
+    task: str,
     source: str,
     out: Path,
     bits: int,
@@ -171,12 +177,10 @@ def _built_decoder(
         raise PlanError(
             "--calibration is for codes of 4 bits", f"leave out either it or --bits {bits}"
         )
-    from base_model.decoder.build import build_decoder
-    from base_model.decoder.sources import decoder_source
-
     tell("reading", 0.0)
-    return build_decoder(
-        decoder_source(source),
+    model, build = _writer(task, source)
+    return build(
+        model,
         bits=bits,
         embedding_bits=options.embedding_bits or max(bits, 8),
         activation_bits=options.activation_bits,
@@ -186,6 +190,24 @@ def _built_decoder(
         progress=tell,
         explain=explain,
     )
+
+
+def _writer(task: str, source: str) -> tuple[Any, Callable[..., Any]]:
+    """A source that was read, and what makes a base of it. Raises ArtefactError."""
+    if task == "seq2seq-lm":
+        if _is_gguf(source):
+            raise ArtefactError(
+                f"{source}: models that turn a text into another are not read from GGUF files",
+                "name the folder of the model as transformers saves it",
+            )
+        from base_model.seq2seq.build import build_seq2seq
+        from base_model.seq2seq.folder import seq2seq_source
+
+        return seq2seq_source(source), build_seq2seq
+    from base_model.decoder.build import build_decoder
+    from base_model.decoder.sources import decoder_source
+
+    return decoder_source(source), build_decoder
 
 
 def _calibration_text(option: str) -> str | None:
@@ -213,7 +235,7 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 
     manifest = verify_base(folder)
     verify_slots(folder, manifest)
-    if isinstance(manifest, DecoderManifest):
+    if isinstance(manifest, WritingManifest):
         verify_tokenizer(folder, manifest)
     _show(
         folder,
@@ -302,7 +324,7 @@ def _summary(manifest: Any) -> dict[str, Any]:
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "linears": len(manifest.linears),
         "targets": ends,
-        "slots": len(manifest.graph.slots),
+        "slots": len(manifest.slots()),
         "made_with": manifest.made_with,
     }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from base_model.decoder.families import FAMILIES as DECODERS
+from base_model.seq2seq.families import FAMILIES as SEQ2SEQ
 from protocol.errors import ArtefactError, PlanError
 
 
@@ -120,11 +121,13 @@ def family_of(model_type: str, *, source: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        if model_type in DECODERS:
-            raise ArtefactError(
-                f"{source}: model type `{model_type}` writes texts, and a base that sorts them was asked for",
-                "add --task causal-lm, or name an encoder",
-            ) from None
+        for task, families in (("causal-lm", DECODERS), ("seq2seq-lm", SEQ2SEQ)):
+            if model_type in families:
+                raise ArtefactError(
+                    f"{source}: model type `{model_type}` writes texts, and a base that sorts them was "
+                    "asked for",
+                    f"add --task {task}, or name an encoder",
+                ) from None
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
         raise ArtefactError(
             f"{source}: model type `{model_type}` cannot be a base for sequence classification{why}",

@@ -12,20 +12,25 @@ SMALL, PAGE = 1024, 4096
 
 
 class OutsideFile:
-    """The file beside a graph, written tensor after tensor; each begins on a page of its own."""
+    """The file beside graphs, written tensor after tensor; each begins on a page of its own.
+
+    A tensor of the same name, in another graph, is the same and is written once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at = 0
+        self._places: dict[str, tuple[int, int]] = {}
         path.write_bytes(b"")
 
     def add(self, tensor: TensorProto, data: bytes) -> None:
         """Write ``data`` and let ``tensor``, which holds none of its own, point there."""
-        with self._path.open("ab") as file:
-            file.write(bytes(-self._at % PAGE))
-            start = file.tell()
-            length = file.write(data)
-            self._at = file.tell()
+        if tensor.name not in self._places:
+            with self._path.open("ab") as file:
+                file.write(bytes(-self._at % PAGE))
+                self._places[tensor.name] = file.tell(), file.write(data)
+                self._at = file.tell()
+        start, length = self._places[tensor.name]
         del tensor.external_data[:]
         places = (("location", self._path.name), ("offset", start), ("length", length))
         for key, value in places:

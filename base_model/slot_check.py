@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from protocol.errors import ArtefactError
-from protocol.manifest import TYPE_IDS, TYPES_SHAPE
+from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Graph
 from protocol.manifests import AnyManifest
+from protocol.seq2seq_manifest import Seq2SeqManifest
 
 REMEDY = (
     "build the base again, and leave its graph as it is: a released graph is neither optimised nor "
@@ -20,13 +21,20 @@ FLOAT, INTEGER = 1, 7  # of TensorProto
 
 
 def verify_slots(folder: Path, manifest: AnyManifest) -> None:
-    """Every slot that the manifest declares is an input with a default, and leads to the output.
+    """Every slot that the manifest declares is an input with a default, and leads to an output.
 
     Raises ArtefactError that names the first one that does not, or that the manifest does not declare.
     """
+    for graph in manifest.graphs():
+        outputs = [graph.output]
+        if isinstance(manifest, Seq2SeqManifest) and graph is manifest.encoder:
+            outputs += manifest.cross_names()
+        _verify_graph(folder / graph.file, graph, outputs)
+
+
+def _verify_graph(path: Path, declaration: Graph, outputs: list[str]) -> None:
     import onnx
 
-    path = folder / manifest.graph.file
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # of protobuf: whatever it raises for bytes that are no graph
@@ -35,9 +43,9 @@ def verify_slots(folder: Path, manifest: AnyManifest) -> None:
         ) from None
     defaults = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in graph.input}
-    used = _leading_to(graph, manifest.graph.output)
-    declared = {slot.name: (FLOAT, slot.shape) for slot in manifest.graph.slots}
-    if TYPE_IDS in manifest.graph.inputs:
+    used = _leading_to(graph, outputs)
+    declared = {slot.name: (FLOAT, slot.shape) for slot in declaration.slots}
+    if TYPE_IDS in declaration.inputs:
         declared[TYPE_IDS] = (INTEGER, TYPES_SHAPE)
     for name in sorted(declared.keys() | (inputs.keys() & defaults)):
         if name not in declared:
@@ -60,10 +68,10 @@ def _shape(kind: object) -> list[int | str]:
     return [dim.dim_param or int(dim.dim_value) for dim in dims]
 
 
-def _leading_to(graph: object, output: str) -> set[str]:
-    """Names of all values on which ``output`` depends."""
+def _leading_to(graph: object, outputs: list[str]) -> set[str]:
+    """Names of all values on which ``outputs`` depend."""
     maker = {name: node for node in graph.node for name in node.output}  # type: ignore[attr-defined]
-    needed, waiting = {output}, [output]
+    needed, waiting = set(outputs), list(outputs)
     while waiting:
         node = maker.get(waiting.pop())
         for name in node.input if node is not None else ():

@@ -18,10 +18,9 @@ import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import task_named
-from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
-from protocol.manifest import Linear, Manifest, Slot
+from protocol.manifest import BaseManifest, Linear, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -172,7 +171,7 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
 
 def check_slots(
     tensors: Tensors,
-    manifest: Manifest | DecoderManifest,
+    manifest: BaseManifest,
     *,
     source: str,
     pairs: Sequence[tuple[str, str]] = (),
@@ -184,7 +183,7 @@ def check_slots(
 
     Returns the sizes that the tensors give to free dimensions. Raises ArtefactError.
     """
-    slots = {slot.name: slot for slot in (*manifest.graph.slots, *beside)}
+    slots = {slot.name: slot for slot in (*manifest.slots(), *beside)}
     sizes: dict[str, int] = {}
     for name, value in sorted(tensors.items()):
         if name not in slots:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
-from protocol.decoder_manifest import DecoderManifest, is_decoder
+from protocol.decoder_manifest import is_decoder
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import (
@@ -27,12 +27,14 @@ from protocol.manifest import (
     MANIFEST_NAME,
     TYPE_IDS,
     TYPES_SHAPE,
+    BaseManifest,
     Graph,
     Manifest,
     parse_manifest,
 )
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
+from protocol.seq2seq_manifest import is_seq2seq
 from storage.regular import open_regular, read_regular_text, sha256_of
 
 TOKENIZER = "tokenizer.json"
@@ -130,25 +132,26 @@ def manifest_text(folder: Path) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an encoder's folder. Raises ArtefactError."""
     text = manifest_text(folder)
-    if is_decoder(text):
+    if is_decoder(text) or is_seq2seq(text):
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
-            "use `fedge edge generate` or `fedge edge chat`",
+            "use `fedge edge generate`, or `fedge edge chat` where it knows chats",
         )
     return parse_manifest(text, source=str(folder / MANIFEST_NAME))
 
 
-def check_graph(folder: Path, manifest: Manifest | DecoderManifest, *, verify: bool = True) -> None:
-    """The graph's files are the manifest's and keep to themselves. (P-1.8) Raises ArtefactError."""
+def check_graph(folder: Path, manifest: BaseManifest, *, verify: bool = True) -> None:
+    """The graphs' files are the manifest's and keep to themselves. (P-1.8) Raises ArtefactError."""
     for name in manifest.graph_files():
         entry = manifest.files[name]
         check_file(folder / name, entry.sha256, size=entry.bytes, verify=verify)
     data = manifest.files.get(GRAPH_DATA)
-    verify_graph(
-        folder / manifest.graph.file,
-        size=manifest.files[manifest.graph.file].bytes,
-        beside=(GRAPH_DATA, data.bytes) if data else None,
-    )
+    for graph in manifest.graphs():
+        verify_graph(
+            folder / graph.file,
+            size=manifest.files[graph.file].bytes,
+            beside=(GRAPH_DATA, data.bytes) if data else None,
+        )
 
 
 def check_file(path: Path, sha256: str, *, size: int | None = None, verify: bool = True) -> None:

@@ -36,8 +36,8 @@ FORMAT: Literal[1] = 1
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class DecoderManifest(BaseManifest):
-    """``manifest.json`` of a decoder's folder.
+class WritingManifest(BaseManifest):
+    """What manifests have of a base that writes a text token by token.
 
     ``bits``: of linears; ``embedding_bits``: of the word embeddings and the output layer, which are one
     where they are ``tied``. ``affine``: codes have an offset per block beside the scale. ``max_positions``:
@@ -45,14 +45,12 @@ class DecoderManifest(BaseManifest):
     """
 
     format: Literal[1] = FORMAT
-    task: Literal["causal-lm"] = DECODER
     embedding_bits: Bits
     affine: bool
     tied: bool
     heads: Count
     kv_heads: Count
     head_size: Count
-    begin: Token | None
     ends: Annotated[list[Token], Field(max_length=64)]
 
     def cache_names(self) -> list[tuple[str, str]]:
@@ -63,31 +61,52 @@ class DecoderManifest(BaseManifest):
             for part in ("key", "value")
         ]
 
+    def slots_beside(self) -> list[Slot]:
+        """What an adapter may hold that is no input of a graph."""
+        return []
+
+
+class DecoderManifest(WritingManifest):
+    """``manifest.json`` of a decoder's folder. ``begin``: the token that begins texts."""
+
+    task: Literal["causal-lm"] = DECODER
+    begin: Token | None
+
     def prefix_slot(self) -> Slot:
         """What an adapter's prefix has to be; it is no input of the graph."""
         width = self.layers * 2 * self.kv_heads * self.head_size
         return Slot(name=PREFIX, dtype="float32", shape=[PREFIX, width])
 
+    def slots_beside(self) -> list[Slot]:
+        """The prefix's."""
+        return [self.prefix_slot()]
+
 
 def decoder_fingerprint(
-    *, tensors: dict[str, TensorEntry], architecture: dict[str, Any], tokenizer_sha256: str
+    *,
+    tensors: dict[str, TensorEntry],
+    architecture: dict[str, Any],
+    tokenizer_sha256: str,
+    tag: str = "decoder",
 ) -> str:
     """The identity of the numbers, what they compute, and of the tokenizer.
 
     ``architecture``: family, bits, embedding_bits, block, affine, tied, and the sha256 of config.json.
+    ``tag``: of the digest, one for each kind of base.
     """
     body = {
         "tensors": {name: entry.model_dump() for name, entry in tensors.items()},
         "architecture": architecture,
         "tokenizer": tokenizer_sha256,
     }
-    return digest("decoder", canonical_json(body))
+    return digest(tag, canonical_json(body))
 
 
-def decoder_fingerprint_of(manifest: DecoderManifest) -> str:
+def decoder_fingerprint_of(manifest: WritingManifest, *, tag: str = "decoder") -> str:
     """The fingerprint that what the manifest lists gives. Raises KeyError without its files."""
     names = ("family", "bits", "embedding_bits", "block", "affine", "tied")
     return decoder_fingerprint(
+        tag=tag,
         tensors=manifest.tensors,
         architecture={name: getattr(manifest, name) for name in names}
         | {"config": manifest.files[CONFIG].sha256},
@@ -103,19 +122,31 @@ def parse_decoder_manifest(text: str, *, source: str) -> DecoderManifest:
         raise ArtefactError(
             f"{source}: {odd}", "build the base again or fetch an intact copy"
         ) from None
-    verify_named(manifest.files, manifest.graph, source=source)
+    verify_writing(manifest, tag="decoder", source=source)
+    if (manifest.begin or 0) >= manifest.vocab_size:
+        raise _odd_token(source)
+    return manifest
+
+
+def verify_writing(manifest: WritingManifest, *, tag: str, source: str) -> None:
+    """What every base that writes has to keep to. Raises ArtefactError."""
+    for graph in manifest.graphs():
+        verify_named(manifest.files, graph, source=source)
     if manifest.heads % manifest.kv_heads or manifest.head_size % 2:
         raise ArtefactError(f"{source}: its heads do not fit", "do not use this base")
-    if any(token >= manifest.vocab_size for token in (*manifest.ends, manifest.begin or 0)):
-        raise ArtefactError(f"{source}: a token is not in the vocabulary", "do not use this base")
+    if any(token >= manifest.vocab_size for token in manifest.ends):
+        raise _odd_token(source)
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
-        decoder_fingerprint_of(manifest) != manifest.fingerprint
+        decoder_fingerprint_of(manifest, tag=tag) != manifest.fingerprint
     ):
         raise ArtefactError(
             f"{source}: the fingerprint is not that of what the manifest lists",
             "do not use this base",
         )
-    return manifest
+
+
+def _odd_token(source: str) -> ArtefactError:
+    return ArtefactError(f"{source}: a token is not in the vocabulary", "do not use this base")
 
 
 def is_decoder(text: str) -> bool:

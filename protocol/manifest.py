@@ -138,9 +138,17 @@ class BaseManifest(Record):
     files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
     made_with: Annotated[dict[Word, Word], Field(max_length=100)]
 
+    def graphs(self) -> list[Graph]:
+        """Its graphs, in the order in which an answer runs them."""
+        return [self.graph]
+
+    def slots(self) -> list[Slot]:
+        """The optional inputs of all graphs; each is in one of them."""
+        return [slot for graph in self.graphs() for slot in graph.slots]
+
     def graph_files(self) -> list[str]:
-        """The graph's file, and the one beside it if there is one. (P-1.8)"""
-        return [self.graph.file, *({GRAPH_DATA} & set(self.files))]
+        """The graphs' files, and the one beside them if there is one. (P-1.8)"""
+        return [*(graph.file for graph in self.graphs()), *({GRAPH_DATA} & set(self.files))]
 
     def to_json(self) -> str:
         """The file's text: sorted, indented, newline at the end."""
@@ -237,7 +245,7 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     try:
         manifest = json_as(Manifest, text)
     except OddError as odd:
-        if task_of(text) == "causal-lm":
+        if task_of(text) in ("causal-lm", "seq2seq-lm"):
             raise ArtefactError(
                 f"{source}: this base writes texts, and one that sorts them is needed",
                 "name a base that was built with --task sequence-classification",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.manifest import Manifest, parse_manifest
+from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 
 # What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13)
 COVERED = {
@@ -11,13 +12,16 @@ COVERED = {
     *("embedding_bits", "affine", "tied"),
 }
 
-AnyManifest = Manifest | DecoderManifest
+AnyManifest = Manifest | DecoderManifest | Seq2SeqManifest
 
 
 def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
     """A ``manifest.json``, whichever task its base is for. Raises ArtefactError."""
-    parse = parse_decoder_manifest if is_decoder(text) else parse_manifest
-    return parse(text, source=source)
+    if is_decoder(text):
+        return parse_decoder_manifest(text, source=source)
+    if is_seq2seq(text):
+        return parse_seq2seq_manifest(text, source=source)
+    return parse_manifest(text, source=source)
 
 
 def uncovered(manifest: AnyManifest) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.decoder_manifest import DecoderManifest
+from protocol.decoder_manifest import WritingManifest
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
@@ -30,7 +30,7 @@ def model_card(
         if secure
         else "INSECURE exchange: the coordinator saw every client's update."
     )
-    use = _writing(plan) if isinstance(manifest, DecoderManifest) else _sorting(plan, manifest)
+    use = _writing(plan) if isinstance(manifest, WritingManifest) else _sorting(plan, manifest)
     return f"""---
 library_name: peft
 base_model: {json.dumps(manifest.source)}
@@ -48,7 +48,7 @@ It belongs to the base with fingerprint `{manifest.fingerprint}` and computes no
 
 
 def _writing(plan: Plan) -> str:
-    """How an adapter of a decoder is opened: by the ordinary classes."""
+    """How an adapter of a base that writes is opened: by the ordinary classes."""
     how = """tokenizer.apply_chat_template(
     [{"role": "user", "content": "a question"}],
     add_generation_prompt=True, return_dict=True, return_tensors="pt",

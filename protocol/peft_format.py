@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.calibration import Calibration
-from protocol.decoder_manifest import DecoderManifest
+from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, json_as, parse_json
 from protocol.errors import ArtefactError
 from protocol.forms import HEAD
@@ -56,7 +56,7 @@ def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
 
     "" of a base whose own output layer answers.
     """
-    if isinstance(manifest, DecoderManifest):
+    if isinstance(manifest, WritingManifest):
         return ""
     if fits_ordinary_class(manifest.family, manifest.pooling) and not method.own_opener:
         return manifest.head.path

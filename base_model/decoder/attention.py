@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from base_model.decoder.products import Building, row_shape
+from base_model.decoder.products import Building, Products, row_shape
 from base_model.decoder.shape import Rope
 
 TURNS = 16  # the operator turns heads of a multiple of so many numbers only
@@ -93,17 +93,17 @@ def _head_shape(building: Building, output: str) -> None:
 def _taken(building: Building, output: str) -> None:
     """Rows of a table of positions for the new tokens, (rows, new, 1, width / 2)."""
     nodes = building.nodes
-    positions = cached_positions(building)
-    rows = nodes.add("Gather", [output.removesuffix("/taken"), positions], f"{output}/rows", axis=0)
+    places = cached_positions(building)
+    rows = nodes.add("Gather", [output.removesuffix("/taken"), places], f"{output}/rows", axis=0)
     nodes.add("Unsqueeze", [rows, nodes.numbers("two", [2])], output)
 
 
-def cached_positions(building: Building) -> str:
+def cached_positions(building: Products) -> str:
     """Positions of the new tokens, (rows, new)."""
     return building.once("positions", _positions)
 
 
-def _positions(building: Building, output: str) -> None:
+def _positions(building: Products, output: str) -> None:
     """(rows, new): from the length of the cache on; a padded row of a first piece begins at 0."""
     nodes = building.nodes
     zero, one = nodes.numbers("zero/scalar", 0), nodes.numbers("one/scalar", 1)

@@ -9,8 +9,9 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -34,6 +35,7 @@ from protocol.decoder_manifest import (
     LOGITS,
     MASK,
     DecoderManifest,
+    WritingManifest,
     decoder_fingerprint,
     parse_decoder_manifest,
 )
@@ -53,6 +55,7 @@ IRRELEVANT = (
 IN_PARTS = "linears in 8 bits multiply whole numbers in two parts: logits within some 1e-3"
 ROUNDING = "linears round what they multiply to 8 bits: faster, logits a few percent off"
 Progress = Callable[[str, float], None]
+M = TypeVar("M", bound=WritingManifest)
 
 
 def build_decoder(
@@ -90,7 +93,7 @@ def build_decoder(
     Raises PlanError for bits that are not offered, ArtefactError for the source or out, MachineError for
     what this machine lacks.
     """
-    wanted = _Wanted(
+    wanted = Wanted(
         bits=bits,
         embedding_bits=embedding_bits,
         activation_bits=activation_bits,
@@ -100,16 +103,29 @@ def build_decoder(
         calibration=calibration,
     )
     wanted.verify_offered()
+    return filled_folder(
+        out, partial(_fill, source=source, wanted=wanted), progress=progress, explain=explain
+    )
+
+
+def filled_folder(
+    out: Path,
+    fill: Callable[[Path, Progress, Callable[[str], None]], M],
+    *,
+    progress: Progress | None,
+    explain: Callable[[str], None] | None,
+) -> M:
+    """A folder with what ``fill`` writes and the manifest that it returns; whole or not at all."""
     tell, say = progress or (lambda _step, _share: None), explain or (lambda _reason: None)
     with writing(out), folder_that_appears(out) as folder:
-        manifest = _fill(folder, source, wanted, tell, say)
+        manifest = fill(folder, tell, say)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     tell("done", 1.0)
     return manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wanted:
+class Wanted:
     """What a publisher asks for; see :func:`build_decoder`."""
 
     bits: int
@@ -119,6 +135,12 @@ class _Wanted:
     context: int
     one_file: int
     calibration: str | None
+
+    @property
+    def bound(self) -> float:
+        """How far a graph may be from its weights."""
+        exact = PARTS if self.bits == 8 else BOUND
+        return exact if LEVELS[self.activation_bits] == FLOATS else ROUNDED
 
     def verify_offered(self) -> None:
         """Raises PlanError that names the option."""
@@ -137,17 +159,18 @@ class _Wanted:
 
 def _fill(
     folder: Path,
-    source: DecoderSource,
-    wanted: _Wanted,
     tell: Progress,
     say: Callable[[str], None],
+    *,
+    source: DecoderSource,
+    wanted: Wanted,
 ) -> DecoderManifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     shape = shape_of(source.config)
-    _check_tokens(source, shape)
+    check_tokens(source, shape.vocabulary)
     importance = None
     if wanted.calibration is not None and wanted.bits == 4:
-        if has_floats(source, shape):
+        if has_floats(source, shape.linears()):
             importance = input_moments(source, shape, wanted.calibration, tell=tell)
         else:
             say("the source's codes of 4 bits are taken as they are: no text is needed to fit them")
@@ -161,32 +184,38 @@ def _fill(
     )
     for reason in (*source.reasons, *weights.reasons):
         say(reason)
-    if wanted.activation_bits == 8:
-        say(ROUNDING)
-    elif wanted.bits == 8:
-        say(IN_PARTS)
+    if reason := rounding(wanted):
+        say(reason)
     if wanted.context < shape.context:
         say(f"{wanted.context} of {shape.context} positions, to keep the tables small")
         shape = replace(shape, context=wanted.context)
-    entries = _write_numbers(folder, source, weights, tell)
+    entries = write_numbers(folder, source, weights, tell)
     slots = _write_graph(folder, shape, weights, wanted, tell)
     tell("describing", 0.95)
     (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
     return _manifest(folder, source, shape, weights, wanted, entries, slots)
 
 
-def _check_tokens(source: DecoderSource, shape: DecoderShape) -> None:
-    opened_tokenizer(source.tokenizer, vocabulary=shape.vocabulary, source=source.name)
+def rounding(wanted: Wanted) -> str:
+    """What is to be said of how linears multiply."""
+    if wanted.activation_bits == 8:
+        return ROUNDING
+    return IN_PARTS if wanted.bits == 8 else ""
+
+
+def check_tokens(source: DecoderSource, vocabulary: int) -> None:
+    """The source's tokens are of its vocabulary. Raises ArtefactError."""
+    opened_tokenizer(source.tokenizer, vocabulary=vocabulary, source=source.name)
     for token in (*source.ends, source.begin or 0):
-        if token >= shape.vocabulary:
+        if token >= vocabulary:
             raise ArtefactError(
                 f"{source.name}: the token {token} begins or ends texts, there are only "
-                f"{shape.vocabulary} embeddings",
+                f"{vocabulary} embeddings",
                 "take model and tokenizer from the same place",
             )
 
 
-def _write_numbers(
+def write_numbers(
     folder: Path, source: DecoderSource, weights: Weights, tell: Progress
 ) -> dict[str, TensorEntry]:
     """All files but graph and manifest; returns what the fingerprint covers of the tensors."""
@@ -205,7 +234,7 @@ def _write_graph(
     folder: Path,
     shape: DecoderShape,
     weights: Weights,
-    wanted: _Wanted,
+    wanted: Wanted,
     tell: Progress,
 ) -> list[Slot]:
     tell("writing the graph", 0.7)
@@ -213,9 +242,7 @@ def _write_graph(
     nodes = generating_graph(shape, weights.tensors, slots=wanted.slots, level=level)
     nodes.save(folder / GRAPH, most=wanted.one_file)
     tell("comparing the graph with its weights", 0.8)
-    bound = PARTS if wanted.bits == 8 else BOUND
-    bound = bound if level == FLOATS else ROUNDED
-    check_graph(folder / GRAPH, shape, weights.tensors, bound=bound)
+    check_graph(folder / GRAPH, shape, weights.tensors, bound=wanted.bound)
     return nodes.slots
 
 
@@ -231,7 +258,7 @@ def _manifest(
     source: DecoderSource,
     shape: DecoderShape,
     weights: Weights,
-    wanted: _Wanted,
+    wanted: Wanted,
     entries: dict[str, TensorEntry],
     slots: list[Slot],
 ) -> DecoderManifest:
@@ -252,7 +279,7 @@ def _manifest(
             architecture=architecture | {"config": files[CONFIG].sha256},
             tokenizer_sha256=files[TOKENIZER].sha256,
         ),
-        source=Path(source.name).name if Path(source.name).is_absolute() else source.name,
+        source=shown_name(source.name),
         hidden_size=shape.hidden,
         embedding_size=shape.hidden,
         layers=shape.layers,
@@ -276,9 +303,17 @@ def _manifest(
         ),
         tensors=entries,
         files=files,
-        made_with={
-            name: importlib.metadata.version(name)
-            for name in ("numpy", "onnx", "onnxruntime", "safetensors")
-        },
+        made_with=made_with(),
     )
     return parse_decoder_manifest(manifest.to_json(), source=source.name)
+
+
+def shown_name(source: str) -> str:
+    """What a manifest calls its source: of a path no more than its end."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def made_with() -> dict[str, str]:
+    """The versions of what a base depends on, by name."""
+    names = ("numpy", "onnx", "onnxruntime", "safetensors")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -51,11 +51,12 @@ def check_graph(path: Path, shape: DecoderShape, weights: Stores, *, bound: floa
         raise ArtefactError(f"the new graph does not run: {first_line(error)}", VERSIONS) from None
     plain = plain_run(shape, weights, ids)
     for (name, value), expected in zip(cache.items(), plain.cache, strict=True):
-        _verify_near(name, expected, value[0], bound)
-    _verify_near(LOGITS, plain.logits[-len(logits) :], logits, bound)
+        verify_near(name, expected, value[0], bound)
+    verify_near(LOGITS, plain.logits[-len(logits) :], logits, bound)
 
 
-def _verify_near(name: str, expected: Any, value: Floats, bound: float) -> None:
+def verify_near(name: str, expected: Any, value: Floats, bound: float) -> None:
+    """Raises ArtefactError that names what is further apart than rounding explains."""
     apart = float(np.linalg.norm(value - expected) / max(float(np.linalg.norm(expected)), 1e-9))
     if not apart <= bound:  # NaN is not near either
         raise ArtefactError(

@@ -197,6 +197,8 @@ LIKE_LLAMA = {
     )
 }
 REFUSED = {
+    "t5": "it turns a text into another, for which there is --task seq2seq-lm",
+    "mt5": "it turns a text into another, for which there is --task seq2seq-lm",
     "mixtral": "it routes tokens to experts",
     "qwen2_moe": "it routes tokens to experts",
     "qwen3_moe": "it routes tokens to experts",

@@ -10,28 +10,26 @@ are read where the output layer multiplies by them.
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import TensorProto
 
 from base_model.decoder.attention import Attention, cached_attention, cached_positions
 from base_model.decoder.nodes import Nodes
 from base_model.decoder.norms import added_layer_norm, layer_norm
+from base_model.decoder.parts import activated, added_norm, norm, word_rows
 from base_model.decoder.positions import with_positions
 from base_model.decoder.products import (
-    BLOCK,
     FLOATS,
     Building,
     Stores,
-    codes_of,
     linear,
     linears,
     product,
     row_shape,
+    scaled,
 )
 from base_model.decoder.projections import in_three
 from base_model.decoder.prompt import with_prompt, word_ids
 from base_model.decoder.shape import DecoderShape
-from base_model.decoder.source import CodedWeight
 from protocol.decoder_manifest import IDS, LOGITS, MASK
 
 STREAM = "hidden"
@@ -52,6 +50,7 @@ def generating_graph(
     nodes = Nodes("decoder")
     building = Building(
         shape=shape,
+        sizes=shape.matrices(),
         weights=weights,
         nodes=nodes,
         slots=slots,
@@ -63,12 +62,12 @@ def generating_graph(
         for part in ("key", "value"):
             cached: list[int | str] = ["rows", shape.kv_heads, "past", shape.head_size]
             nodes.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, cached)
-    _counts(nodes)
+    counts(nodes)
     hidden = embedded(building, word_ids(building)) if slots else embedded(building)
     hidden = with_prompt(building, hidden) if slots else hidden
     hidden = with_positions(building, hidden, cached_positions)
     hidden = layers(building, hidden, cached_attention)
-    _logits(building, _last(nodes, hidden))
+    _logits(building, last_rows(nodes, hidden))
     nodes.output(LOGITS, TensorProto.FLOAT, ["rows", 1, shape.vocabulary])
     for layer in range(shape.layers):
         for part in ("key", "value"):
@@ -77,7 +76,7 @@ def generating_graph(
     return nodes
 
 
-def _counts(nodes: Nodes) -> None:
+def counts(nodes: Nodes) -> None:
     """The shape of texts, and from the mask each row's last position and the length of the cache."""
     tokens = nodes.add("Shape", [IDS], "tokens")
     nodes.add("Concat", [tokens, nodes.numbers("last", [-1])], "tokens/any", axis=0)
@@ -92,31 +91,8 @@ def _counts(nodes: Nodes) -> None:
 
 def embedded(building: Building, ids: str = IDS) -> str:
     """Rows of word embeddings, (tokens, hidden)."""
-    nodes, shape = building.nodes, building.shape
-    path = shape.names.embeddings
-    name, table = f"{path}/words", building.weights[f"{path}.weight"]
-    if isinstance(table, CodedWeight):
-        codes, scales = codes_of(nodes, path, table)
-        deep = nodes.add("Unsqueeze", [scales, nodes.numbers("last", [-1])], f"{scales}/deep")
-        settings = {"gather_axis": 0, "quantize_axis": 2, "block_size": BLOCK, "bits": table.bits}
-        words = f"{path}/blocks"
-        nodes.add_contrib("GatherBlockQuantized", [codes, ids, deep], [words], **settings)
-        padded = table.codes.shape[1] * BLOCK
-        words = nodes.add("Reshape", [words, row_shape(nodes, padded)], f"{path}/padded")
-        if padded != shape.hidden:
-            ends = [nodes.numbers(f"slice/{key}", [at]) for key, at in _cut(shape.hidden)]
-            words = nodes.add("Slice", [words, *ends], f"{path}/cut")
-    else:
-        words = nodes.add("Gather", [nodes.tensor(f"{path}.weight", table), ids], name)
-        if table.dtype == np.float16:
-            words = nodes.add("Cast", [words], f"{name}/wide", to=TensorProto.FLOAT)
-        words = nodes.add("Reshape", [words, row_shape(nodes, shape.hidden)], f"{name}/rows")
-    return _scaled(nodes, words, shape.embedding_scale, STREAM)
-
-
-def _cut(width: int) -> tuple[tuple[str, int], ...]:
-    """The inputs of a Slice that keeps the first ``width`` of the last dimension."""
-    return ("start", 0), ("end", width), ("axis", 1)
+    rows = word_rows(building, building.shape.embeddings, ids)
+    return scaled(building.nodes, rows, building.shape.embedding_scale, STREAM)
 
 
 def layers(building: Building, stream: str, attention: Attention) -> str:
@@ -163,49 +139,22 @@ def _after(building: Building, output: str, path: str, norm: str) -> str:
     """What a block adds to the stream."""
     if norm:
         output = _norm(building, output, f"{path}.{norm}")
-    return _scaled(building.nodes, output, building.shape.residual_scale, f"{output}/scaled")
+    return scaled(building.nodes, output, building.shape.residual_scale, f"{output}/scaled")
 
 
-def _norm_weight(building: Building, path: str) -> str:
-    name = f"{path}.weight"
-    weight = building.weights[name]
-    assert not isinstance(weight, CodedWeight)
-    if building.shape.unit_norms:
-        return building.nodes.tensor(f"{name}/unit", weight + np.float32(1))
-    return building.nodes.tensor(name, weight)
-
-
-def _norm(building: Building, value: str, path: str, suffix: str = "") -> str:
-    if building.shape.centred:
-        return layer_norm(building, value, path)
-    weight = _norm_weight(building, path)
-    return building.nodes.add(
-        "SimplifiedLayerNormalization",
-        [value, weight],
-        f"{path}{suffix}/normed",
-        axis=-1,
-        epsilon=building.shape.epsilon,
-        stash_type=1,
-    )
+def _norm(building: Building, value: str, path: str) -> str:
+    shape = building.shape
+    if shape.centred:
+        return layer_norm(building, value, path, epsilon=shape.epsilon)
+    return norm(building, value, path, epsilon=shape.epsilon, unit=shape.unit_norms)
 
 
 def _added_norm(building: Building, stream: str, added: str, path: str) -> tuple[str, str]:
     """(the norm of stream + added, stream + added)."""
-    if not added:
-        return _norm(building, stream, path), stream
-    normed, total = f"{path}/normed", f"{path}/stream"
-    if building.derivable:
-        total = building.nodes.add("Add", [stream, added], total)
-        return _norm(building, total, path), total
-    if building.shape.centred:
-        return added_layer_norm(building, stream, added, path)
-    building.nodes.add_contrib(
-        "SkipSimplifiedLayerNormalization",
-        [stream, added, _norm_weight(building, path)],
-        [normed, "", "", total],
-        epsilon=building.shape.epsilon,
-    )
-    return normed, total
+    shape = building.shape
+    if shape.centred:
+        return added_layer_norm(building, stream, added, path, epsilon=shape.epsilon)
+    return added_norm(building, stream, added, path, epsilon=shape.epsilon, unit=shape.unit_norms)
 
 
 def _attended(building: Building, layer: int, rows: str, attention: Attention) -> str:
@@ -243,34 +192,13 @@ def _fed_forward(building: Building, path: str, rows: str) -> str:
     if shape.gated and len(inner) == 1:
         both, inner = inner[0], [f"{block}.gate", f"{block}.up"]
         nodes.split(both, inner)
-    active = _active(building, inner[0], block)
+    active = activated(building, shape.activation, inner[0], block)
     if shape.gated:
         active = nodes.add("Mul", [active, inner[1]], f"{block}/gated")
     return linear(building, f"{path}.{shape.names.narrowing}", active)
 
 
-def _active(building: Building, gate: str, path: str) -> str:
-    nodes, output = building.nodes, f"{path}/active"
-    match building.shape.activation:
-        case "silu" if building.derivable:  # one operator, of which a gradient keeps less
-            nodes.add_contrib("QuickGelu", [gate], [output], alpha=1.0)
-            return output
-        case "silu":
-            half = nodes.add("Sigmoid", [gate], f"{path}/sigmoid")
-            return nodes.add("Mul", [gate, half], output)
-        case "gelu":
-            return nodes.add("Gelu", [gate], output)
-        case "gelu_tanh":
-            return nodes.add("Gelu", [gate], output, approximate="tanh")
-
-
-def _scaled(nodes: Nodes, value: str, scale: float, output: str) -> str:
-    if scale == 1:
-        return value
-    return nodes.add("Mul", [value, nodes.number(f"{output}/by", scale)], output)
-
-
-def _last(nodes: Nodes, hidden: str) -> str:
+def last_rows(nodes: Nodes, hidden: str) -> str:
     """Of the rows of all tokens those of each text's last one, (rows, hidden): nobody asks for more logits.
 
     A piece that begins padded texts has their last tokens somewhere in it, any other at its end.
@@ -290,7 +218,7 @@ def _last(nodes: Nodes, hidden: str) -> str:
 def _logits(building: Building, rows: str) -> None:
     nodes, shape = building.nodes, building.shape
     logits = product(building, shape.head, rows, "logits/rows")
-    logits = _scaled(nodes, logits, shape.logits_scale, "logits/scaled")
+    logits = scaled(nodes, logits, shape.logits_scale, "logits/scaled")
     if shape.logits_cap:
         cap = nodes.number("logits/cap", shape.logits_cap)
         logits = nodes.add("Div", [logits, cap], "logits/shrunk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,17 @@ class Nodes:
         """The graph, with its tensors inside."""
         return self._model(None)
 
+    @property
+    def bytes(self) -> int:
+        """Of all its tensors together."""
+        return sum(value.nbytes for value in self._tensors.values())
+
     def save(self, path: Path, *, most: int) -> None:
         """Write the graph; tensors of more than ``most`` bytes together lie in ``graph.data`` beside it."""
-        outside = None
-        if sum(value.nbytes for value in self._tensors.values()) > most:
-            outside = OutsideFile(path.parent / GRAPH_DATA)
+        save_graphs({path: self}, most=most)
+
+    def write(self, path: Path, outside: OutsideFile | None) -> None:
+        """Write the graph, its tensors to ``outside`` where there is such a file."""
         onnx.save(self._model(outside), str(path))
 
     def _model(self, outside: OutsideFile | None) -> onnx.ModelProto:
@@ -116,3 +123,12 @@ class Nodes:
         return helper.make_model(
             graph, opset_imports=versions, ir_version=IR_VERSION, producer_name="fedge"
         )
+
+
+def save_graphs(graphs: Mapping[Path, Nodes], *, most: int) -> None:
+    """Write graphs of one folder; tensors of more than ``most`` bytes together lie in one ``graph.data``."""
+    outside = None
+    if sum(nodes.bytes for nodes in graphs.values()) > most:
+        outside = OutsideFile(next(iter(graphs)).parent / GRAPH_DATA)
+    for path, nodes in graphs.items():
+        nodes.write(path, outside)

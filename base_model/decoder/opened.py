@@ -12,6 +12,7 @@ from base_model.decoder.families import shape_of
 from base_model.decoder.products import BLOCK, Stored
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
+from base_model.decoder.stored import StoredShape
 from base_model.source_files import read_object
 from base_model.weights_file import WEIGHTS
 from protocol.manifest import CONFIG
@@ -23,13 +24,18 @@ def opened_decoder(folder: Path) -> tuple[DecoderShape, dict[str, Stored]]:
     Raises ArtefactError for a config that is not supported.
     """
     shape = shape_of(read_object(folder / CONFIG))
+    return shape, opened_tensors(folder, shape)
+
+
+def opened_tensors(folder: Path, shape: StoredShape) -> dict[str, Stored]:
+    """Tensors by Hugging Face's names of a verified base of that shape."""
     with safe_open(folder / WEIGHTS, "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return shape, stored_tensors(shape, tensors)
+    return stored_tensors(shape, tensors)
 
 
 def stored_tensors(
-    shape: DecoderShape, tensors: dict[str, npt.NDArray[np.generic]]
+    shape: StoredShape, tensors: dict[str, npt.NDArray[np.generic]]
 ) -> dict[str, Stored]:
     """The inverse of :func:`base_model.decoder.stored.file_tensors`."""
     stored: dict[str, Stored] = {}

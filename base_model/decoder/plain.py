@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from base_model.decoder.products import Stored, Stores
-from base_model.decoder.shape import DecoderShape
+from base_model.decoder.shape import Activation, DecoderShape
 from base_model.decoder.source import CodedWeight, Floats
 from base_model.decoder.stored import floats_of
 
@@ -33,8 +33,10 @@ class Plain:
 
 def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) -> Plain:
     """What a decoder makes of a text's ids (tokens,)."""
-    table, cache = weights[f"{shape.names.embeddings}.weight"], list[Reals]()
-    stream: Reals = floats_of(_taken(table, ids), shape.hidden) * np.float32(shape.embedding_scale)
+    table, cache = weights[f"{shape.embeddings}.weight"], list[Reals]()
+    stream: Reals = floats_of(taken_rows(table, ids), shape.hidden) * np.float32(
+        shape.embedding_scale
+    )
     if shape.positions:
         stream = stream + floats_of(weights[f"{shape.names.positions}.weight"], 0)[: len(ids)]
     for layer in range(shape.layers):
@@ -42,7 +44,7 @@ def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) 
         rows = _norm(shape, weights, path, norms.before_attention, stream)
         heads = _heads(shape, weights, layer, rows)
         cache += heads[1:]
-        made = _linear(weights, f"{path}.{shape.names.mixing}", _attended(shape, layer, *heads))
+        made = linear_rows(weights, f"{path}.{shape.names.mixing}", _attended(shape, layer, *heads))
         before = stream
         stream = stream + _after(shape, weights, path, norms.after_attention, made)
         read = before if shape.parallel else stream
@@ -51,7 +53,7 @@ def plain_run(shape: DecoderShape, weights: Stores, ids: npt.NDArray[np.int64]) 
         stream = stream + _after(shape, weights, path, norms.after_feed_forward, made)
     path, name = shape.names.last_norm.rsplit(".", 1)
     rows = _norm(shape, weights, path, name, stream)
-    logits = _linear(weights, shape.head, rows) * np.float32(shape.logits_scale)
+    logits = linear_rows(weights, shape.head, rows) * np.float32(shape.logits_scale)
     return Plain(logits=_capped(logits, shape.logits_cap).astype(np.float32), cache=cache)
 
 
@@ -59,13 +61,15 @@ def _after(shape: DecoderShape, weights: Stores, path: str, norm: str, made: Rea
     return _norm(shape, weights, path, norm, made) * np.float32(shape.residual_scale)
 
 
-def _taken(table: Stored, ids: npt.NDArray[np.int64]) -> Stored:
+def taken_rows(table: Stored, ids: npt.NDArray[np.int64]) -> Stored:
+    """Rows of a stored matrix, as they are stored."""
     if isinstance(table, CodedWeight):
         return CodedWeight(bits=table.bits, codes=table.codes[ids], scales=table.scales[ids])
     return table[ids]
 
 
-def _linear(weights: Stores, path: str, rows: Reals) -> Reals:
+def linear_rows(weights: Stores, path: str, rows: Reals) -> Reals:
+    """``rows`` through a linear and its bias."""
     product = rows @ floats_of(weights[f"{path}.weight"], rows.shape[1]).T
     bias = weights.get(f"{path}.bias")
     return product if bias is None else product + floats_of(bias, 0)
@@ -76,18 +80,24 @@ def _norm(shape: DecoderShape, weights: Stores, path: str, name: str, rows: Real
     if not name:
         return rows
     weight = floats_of(weights[f"{path}.{name}.weight"], 0) + np.float32(shape.unit_norms)
-    if shape.centred:
-        rows = rows - rows.mean(-1, keepdims=True)
+    if not shape.centred:
+        return rms_rows(rows, weight, shape.epsilon)
+    rows = rows - rows.mean(-1, keepdims=True)
+    bias = floats_of(weights[f"{path}.{name}.bias"], 0)
+    return rms_rows(rows, weight, shape.epsilon) + bias
+
+
+def rms_rows(rows: Reals, weight: Reals, epsilon: float) -> Reals:
+    """``rows`` over the root of their mean squares, times ``weight``."""
     mean = (rows.astype(np.float32) ** 2).mean(-1, keepdims=True)
-    normed = rows / np.sqrt(mean + np.float32(shape.epsilon)) * weight
-    return normed + floats_of(weights[f"{path}.{name}.bias"], 0) if shape.centred else normed
+    return rows / np.sqrt(mean + np.float32(epsilon)) * weight
 
 
 def _heads(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> list[Reals]:
     """Queries, keys and values, (heads, tokens, head_size) each, the first two turned by position."""
     path, tokens = f"{shape.layer_path(layer)}.self_attn", len(rows)
     parts = [
-        _linear(weights, f"{shape.layer_path(layer)}.{name}", rows)
+        linear_rows(weights, f"{shape.layer_path(layer)}.{name}", rows)
         for name in shape.names.attention
     ]
     if shape.by_head:
@@ -140,20 +150,26 @@ def _seen(tokens: int, window: int) -> npt.NDArray[np.bool_]:
 
 def _feed_forward(shape: DecoderShape, weights: Stores, layer: int, rows: Reals) -> Reals:
     path = shape.layer_path(layer)
-    inner = [_linear(weights, f"{path}.{name}", rows) for name in shape.names.widening]
+    inner = [linear_rows(weights, f"{path}.{name}", rows) for name in shape.names.widening]
     if shape.gated and len(inner) == 1:
         inner = list(np.split(inner[0], 2, axis=1))
-    gate = inner[0]
-    match shape.activation:
-        case "silu":
-            active = gate / (1 + np.exp(-gate))
-        case "gelu":
-            active = gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2
-        case "gelu_tanh":
-            bent = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
-            active = gate * (1 + bent) / 2
+    active = active_rows(shape.activation, inner[0])
     active = active * inner[1] if shape.gated else active
-    return _linear(weights, f"{path}.{shape.names.narrowing}", active)
+    return linear_rows(weights, f"{path}.{shape.names.narrowing}", active)
+
+
+def active_rows(activation: Activation, rows: Reals) -> Reals:
+    """An activation, number by number."""
+    match activation:
+        case "relu":
+            return np.maximum(rows, 0)
+        case "silu":
+            return rows / (1 + np.exp(-rows))
+        case "gelu":
+            return rows * (1 + np.vectorize(math.erf)(rows / math.sqrt(2))) / 2
+        case "gelu_tanh":
+            inner = math.sqrt(2 / math.pi) * (rows + 0.044715 * rows**3)
+            return rows * (1 + np.tanh(inner)) / 2
 
 
 def _capped(values: Reals, cap: float) -> Reals:

@@ -1,4 +1,4 @@
-"""Products with a decoder's matrices, in codes or floats, and the low-rank branches beside them."""
+"""Products with a model's matrices, in codes or floats, and the low-rank branches beside them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from onnx import TensorProto
@@ -27,15 +27,16 @@ Stores = Mapping[str, Stored]
 
 
 @dataclass(kw_only=True)
-class Building:
-    """A graph on its way: the shape, the tensors by their names, and what has been computed already.
+class Products:
+    """A graph on its way: the tensors by their names, and what has been computed already.
 
-    ``derivable``: only of operators that have a derivative: what a block adds and the next norm are two, and
-    products read their rows as floats. Elsewhere ``level`` says what products with codes read: FLOATS, or
-    WHOLE_NUMBERS to round them. ``read``: by the path of a matrix, the rows that it multiplies.
+    ``sizes``: (out, in) of every matrix by its module's path. ``derivable``: only of operators that have a
+    derivative: what a block adds and the next norm are two, and products read their rows as floats.
+    Elsewhere ``level`` says what products with codes read: FLOATS, or WHOLE_NUMBERS to round them.
+    ``read``: by the path of a matrix, the rows that it multiplies.
     """
 
-    shape: DecoderShape
+    sizes: Mapping[str, tuple[int, int]]
     weights: Stores
     nodes: Nodes
     slots: bool
@@ -44,12 +45,19 @@ class Building:
     read: dict[str, str] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
 
-    def once(self, output: str, compute: Callable[[Building, str], None]) -> str:
+    def once(self, output: str, compute: Callable[[Self, str], None]) -> str:
         """``output``, which several nodes read; the first one to ask has it computed."""
         if output not in self.computed:
             self.computed.add(output)
             compute(self, output)
         return output
+
+
+@dataclass(kw_only=True)
+class Building(Products):
+    """The graph of a decoder on its way."""
+
+    shape: DecoderShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class Codes:
     level: int = FLOATS
 
 
-def linear(building: Building, path: str, rows: str) -> str:
+def linear(building: Products, path: str, rows: str) -> str:
     """``rows`` through a linear and, with slots, its low-rank branch."""
     output = rows_of(path)
     base = f"{output}/base" if building.slots else output
@@ -75,7 +83,7 @@ def linear(building: Building, path: str, rows: str) -> str:
     return _branch(building, path, rows, base) if building.slots else base
 
 
-def linears(building: Building, joined: str, paths: list[str], rows: str) -> list[str]:
+def linears(building: Products, joined: str, paths: list[str], rows: str) -> list[str]:
     """The same of several that read the same: where they are alike one product, of the path ``joined``."""
     nodes, stores = building.nodes, building.weights
     whole = None if building.derivable else _joined([stores[f"{path}.weight"] for path in paths])
@@ -83,11 +91,11 @@ def linears(building: Building, joined: str, paths: list[str], rows: str) -> lis
     if whole is None or len(biases) not in (0, len(paths)):
         return [linear(building, path, rows) for path in paths]
     bias = nodes.tensor(f"{joined}.bias", np.concatenate(biases)) if biases else ""
-    width, level = _width(building.shape, paths[0]), building.level
+    width, level = building.sizes[paths[0]][1], building.level
     codes = Codes(path=joined, weight=whole, width=width, bias=bias, level=level)
     every = _coded_product(building, codes, rows, f"{joined}/rows")
     outputs = [f"{path}/rows/base" for path in paths]
-    nodes.split(every, outputs, tuple(_size(building.shape, path)[0] for path in paths))
+    nodes.split(every, outputs, tuple(building.sizes[path][0] for path in paths))
     if not building.slots:
         return outputs
     return [_branch(building, path, rows, base) for path, base in zip(paths, outputs, strict=True)]
@@ -107,10 +115,10 @@ def _joined(weights: list[Stored]) -> CodedWeight | None:
     )
 
 
-def _branch(building: Building, path: str, rows: str, base: str) -> str:
+def _branch(building: Products, path: str, rows: str, base: str) -> str:
     """A linear's output with what its low-rank factors add."""
     nodes, output = building.nodes, rows_of(path)
-    out, width = _size(building.shape, path)
+    out, width = building.sizes[path]
     # A rank of its own for each: with one symbol the memory planner assumes equal ranks everywhere.
     rank = f"r_{path}"
     down = nodes.slot(path + DOWN, [width, rank], np.zeros((width, 0), np.float32))
@@ -124,7 +132,7 @@ def rows_of(path: str) -> str:
     return f"{path}/rows"
 
 
-def product(building: Building, path: str, rows: str, output: str, level: int = FLOATS) -> str:
+def product(building: Products, path: str, rows: str, output: str, level: int = FLOATS) -> str:
     """``rows`` times a matrix (out, in), plus its bias."""
     building.read[path] = rows
     nodes, weight = building.nodes, building.weights[f"{path}.weight"]
@@ -132,7 +140,7 @@ def product(building: Building, path: str, rows: str, output: str, level: int = 
     assert not isinstance(stored, CodedWeight)
     bias = "" if stored is None else nodes.tensor(f"{path}.bias", stored)
     if isinstance(weight, CodedWeight):
-        width = _width(building.shape, path)
+        width = building.sizes[path][1]
         codes = Codes(path=path, weight=weight, width=width, bias=bias, level=level)
         return _coded_product(building, codes, rows, output)
     name = nodes.tensor(f"{path}.weight", weight)
@@ -141,7 +149,7 @@ def product(building: Building, path: str, rows: str, output: str, level: int = 
     return nodes.add("Gemm", [rows, name, *([bias] if bias else [])], output, transB=1)
 
 
-def _coded_product(building: Building, codes: Codes, rows: str, output: str) -> str:
+def _coded_product(building: Products, codes: Codes, rows: str, output: str) -> str:
     """The same of codes. Offsets of blocks multiply sums over blocks: a product of 1/32 of the size."""
     nodes, offsets = building.nodes, codes.weight.offsets
     product = output if offsets is None else f"{output}/codes"
@@ -159,7 +167,7 @@ def _coded_product(building: Building, codes: Codes, rows: str, output: str) -> 
     return nodes.add("Gemm", [sums, name, product], output, transB=1)
 
 
-def _in_two_parts(building: Building, codes: Codes, rows: str, output: str) -> None:
+def _in_two_parts(building: Products, codes: Codes, rows: str, output: str) -> None:
     """``rows`` times a matrix by whole numbers, as good as in floats. (docs/adr/0053)
 
     MatMulNBits at level 4 rounds each block of its input to 127ths of its largest number. Here the rows are
@@ -176,7 +184,7 @@ def _in_two_parts(building: Building, codes: Codes, rows: str, output: str) -> N
     nodes.add("Add", [first, second], output)
 
 
-def _in_pieces(building: Building, codes: Codes, rows: str, output: str) -> None:
+def _in_pieces(building: Products, codes: Codes, rows: str, output: str) -> None:
     """The sum of products of some columns each, which are narrow. (docs/adr/0054)"""
     nodes, weight = building.nodes, codes.weight
     blocks = codes.width // BLOCK
@@ -213,13 +221,13 @@ def _multiplied(
     )
 
 
-def _pieces(sizes: tuple[int, ...], building: Building, output: str) -> None:
+def _pieces(sizes: tuple[int, ...], building: Products, output: str) -> None:
     """Columns of rows, as many as ``sizes`` say, each piece under a number behind ``output``."""
     names = [f"{output}/{number}" for number in range(len(sizes))]
     building.nodes.split(output.removesuffix("/pieces"), names, sizes)
 
 
-def _parts(width: int, building: Building, output: str) -> None:
+def _parts(width: int, building: Products, output: str) -> None:
     """Rows of whole numbers times their blocks' scales, and below them what is left, (2 * tokens, width)."""
     nodes, rows = building.nodes, output.removesuffix("/parts")
     blocks = nodes.add("Reshape", [rows, nodes.numbers("blocks", [0, -1, BLOCK])], f"{output}/in")
@@ -237,7 +245,7 @@ def _parts(width: int, building: Building, output: str) -> None:
     nodes.add("Concat", [rounded, rest], output, axis=0)
 
 
-def _sums(building: Building, output: str) -> None:
+def _sums(building: Products, output: str) -> None:
     """Sums over the blocks of rows, (tokens, width / 32)."""
     nodes, rows = building.nodes, output.removesuffix("/sums")
     shape = nodes.numbers("blocks", [0, -1, BLOCK])
@@ -245,15 +253,11 @@ def _sums(building: Building, output: str) -> None:
     nodes.add("ReduceSum", [inner, nodes.numbers("last", [-1])], output, keepdims=0)
 
 
-def _width(shape: DecoderShape, path: str) -> int:
-    """Input features of a matrix by its module's path."""
-    return _size(shape, path)[1] if path.startswith(f"{shape.names.layers}.") else shape.hidden
-
-
-def _size(shape: DecoderShape, path: str) -> tuple[int, int]:
-    """(out, in) of a layer's linear by its path."""
-    _layer, _, inner = path.removeprefix(f"{shape.names.layers}.").partition(".")
-    return shape.layer_linears()[inner]
+def scaled(nodes: Nodes, value: str, scale: float, output: str) -> str:
+    """``value`` times a constant; itself where that is 1."""
+    if scale == 1:
+        return value
+    return nodes.add("Mul", [value, nodes.number(f"{output}/by", scale)], output)
 
 
 def codes_of(nodes: Nodes, path: str, weight: CodedWeight) -> tuple[str, str]:

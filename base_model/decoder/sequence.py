@@ -15,6 +15,7 @@ from onnx import TensorProto
 from base_model.decoder.attention import rope_tables
 from base_model.decoder.graph import embedded, layers
 from base_model.decoder.nodes import Nodes
+from base_model.decoder.parts import as_heads
 from base_model.decoder.positions import with_positions
 from base_model.decoder.products import Building, Stores, row_shape, rows_of
 from base_model.decoder.prompt import before_texts, without_prompt
@@ -43,7 +44,14 @@ def sequence_graph(
     ``slots``: of linears. ``prompt``: with a slot of a soft prompt; ``prefix``: with that of a prefix.
     """
     nodes = Nodes("sequence")
-    building = Building(shape=shape, weights=weights, nodes=nodes, slots=slots, derivable=True)
+    building = Building(
+        shape=shape,
+        sizes=shape.matrices(),
+        weights=weights,
+        nodes=nodes,
+        slots=slots,
+        derivable=True,
+    )
     nodes.input(IDS, TensorProto.INT64, ["rows", "tokens"])
     nodes.input(MASK, TensorProto.INT64, ["rows", "tokens"])
     if prompt:
@@ -102,13 +110,14 @@ def whole_attention(
     nodes, shape = building.nodes, building.shape
     path = f"{shape.layer_path(layer)}.self_attn"
     of_keys = [0, shape.kv_heads, -1, shape.head_size]
+    size = shape.head_size
     start = PREFIX_LENGTH if prefix else nodes.numbers("start/position", [0])
-    query = _turned(building, layer, _as_heads(building, queries, shape.heads), start)
+    query = _turned(building, layer, as_heads(building, queries, shape.heads, size), start)
     query = nodes.add("Reshape", [query, nodes.numbers("group", of_keys)], f"{path}/query")
     nodes.shape(query, ["rows", shape.kv_heads, STACKED, shape.head_size])
-    key = _turned(building, layer, _as_heads(building, keys, shape.kv_heads), start)
+    key = _turned(building, layer, as_heads(building, keys, shape.kv_heads, size), start)
     key = _with_prefix(building, 2 * layer, key) if prefix else key
-    value = _as_heads(building, values, shape.kv_heads)
+    value = as_heads(building, values, shape.kv_heads, size)
     value = _with_prefix(building, 2 * layer + 1, value) if prefix else value
     scores = nodes.shape(f"{path}/scores", ["rows", shape.kv_heads, STACKED, visible])
     nodes.add_contrib("FusedMatMul", [query, key], [scores], transB=1, alpha=shape.attention_scale)
@@ -129,14 +138,6 @@ def whole_attention(
     mixed = nodes.add("Transpose", [mixed], f"{path}/texts", perm=[0, 2, 1, 3])
     rows = nodes.add("Reshape", [mixed, row_shape(nodes, shape.query_size)], f"{path}/attended")
     return nodes.shape(rows, [POSITIONS, shape.query_size])
-
-
-def _as_heads(building: Building, rows: str, heads: int) -> str:
-    """(positions, heads * size) to (rows, heads, tokens, size)."""
-    nodes, size = building.nodes, building.shape.head_size
-    shape = building.once(f"tokens/heads/{heads}", partial(_head_shape, [heads, size]))
-    split = nodes.add("Reshape", [rows, shape], f"{rows}/split")
-    return nodes.add("Transpose", [split], f"{rows}/heads", perm=[0, 2, 1, 3])
 
 
 def _take_prefix(building: Building) -> None:
@@ -179,12 +180,6 @@ def _turned(building: Building, layer: int, heads: str, start: str) -> str:
         return f"{turning}/turned"
     parts = [f"{turning}/turned", f"{heads}/still"]
     return nodes.add("Concat", parts, f"{heads}/turned", axis=-1)
-
-
-def _head_shape(ends: list[int], building: Building, output: str) -> None:
-    """(rows, tokens, *ends) as a value."""
-    nodes = building.nodes
-    nodes.add("Concat", ["tokens", nodes.numbers(f"{output}/ends", ends)], output, axis=0)
 
 
 def _unseen(window: int, prefix: bool, visible: str, building: Building, output: str) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from protocol.manifest import Linear
 
 Floats = npt.NDArray[np.float32]
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 EMBEDDINGS, HEAD, LAST_NORM = "model.embed_tokens", "lm_head", "model.norm"
 
 
@@ -164,7 +164,7 @@ class DecoderShape:
     @property
     def head(self) -> str:
         """Path of the output layer's matrix: the embeddings' where they are tied."""
-        return self.names.embeddings if self.tied else HEAD
+        return self.embeddings if self.tied else HEAD
 
     @property
     def fused(self) -> bool:
@@ -174,6 +174,11 @@ class DecoderShape:
     def layer_path(self, layer: int) -> str:
         """The module path of a layer."""
         return f"{self.names.layers}.{layer}"
+
+    @property
+    def embeddings(self) -> str:
+        """Path of the table of words."""
+        return self.names.embeddings
 
     def layer_linears(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a layer's linears by their paths in it, in the order of use."""
@@ -231,7 +236,11 @@ class DecoderShape:
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every matrix by its module's path; the embeddings are (vocabulary, hidden)."""
-        tables = {self.names.embeddings, self.head}
+        tables = {self.embeddings, self.head}
         return dict.fromkeys(sorted(tables), (self.vocabulary, self.hidden)) | {
             linear.path: (linear.out_features, linear.in_features) for linear in self.linears()
         }
+
+    def repeats(self) -> dict[str, str]:
+        """Tensors that a checkpoint may have again, by the name of the one that they are."""
+        return {f"{HEAD}.weight": f"{self.embeddings}.weight"} if self.tied else {}

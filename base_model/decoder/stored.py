@@ -4,24 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from base_model.decoder.products import BLOCK, Stored
-from base_model.decoder.shape import HEAD, DecoderShape
 from base_model.decoder.source import CodedWeight, Floats
 from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError
 
 PIECE = 2**22  # numbers that are looked at together
 COMPLETE = "fetch a complete checkpoint"
-# Buffers of old checkpoints, which follow from the config.
+# Buffers that follow from the config or are zeros, and a table that nothing reads.
 BUFFERS = (
-    "rotary_emb.inv_freq",
+    *("rotary_emb.inv_freq", "final_logits_bias"),
     *(f"{block}.{name}" for block in ("attn", "attention") for name in ("bias", "masked_bias")),
+    "EncDecAttention.relative_attention_bias.weight",
 )
 Progress = Callable[[str, float], None]
+
+
+class StoredShape(Protocol):
+    """Which tensors a model has, by Hugging Face's names.
+
+    ``embeddings`` and ``head``: paths of the table of words and of the output layer's matrix, which may be
+    one.
+    """
+
+    @property
+    def family(self) -> str:
+        """Hugging Face's ``model_type``."""
+        ...
+
+    @property
+    def hidden(self) -> int:
+        """Numbers of a row of the table of words."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the table of words."""
+        ...
+
+    @property
+    def embeddings(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def head(self) -> str:
+        """See above."""
+        ...
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every matrix that may be in codes, by its module's path."""
+        ...
+
+    def vectors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what stays in floats, by the tensors' names."""
+        ...
+
+    def repeats(self) -> dict[str, str]:
+        """Tensors that a checkpoint may have again, by the name of the one that they are."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +83,7 @@ class Weights:
 
 
 def stored_weights(
-    shape: DecoderShape,
+    shape: StoredShape,
     tensors: Mapping[str, Floats | CodedWeight],
     *,
     bits: int,
@@ -45,15 +91,14 @@ def stored_weights(
     tell: Progress,
     importance: Mapping[str, Floats] | None = None,
 ) -> Weights:
-    """Every tensor of the decoder out of a source's. Raises ArtefactError that names an odd one.
+    """Every tensor of a model out of a source's. Raises ArtefactError that names an odd one.
 
     ``importance``: by the path of a linear, the mean square of each of its inputs.
     """
     _check_names(shape, tensors)
     stored: dict[str, Stored] = {}
     again: list[str] = []
-    matrices = shape.matrices()
-    tables = (shape.names.embeddings, shape.head)
+    matrices, tables = shape.matrices(), {shape.embeddings, shape.head}
     for number, (path, size) in enumerate(matrices.items()):
         name, wanted = f"{path}.weight", embedding_bits if path in tables else bits
         weight = tensors[name]
@@ -66,14 +111,16 @@ def stored_weights(
     for name, length in shape.vectors().items():
         vector = tensors[name]
         if isinstance(vector, CodedWeight) or vector.shape != length:
-            raise ArtefactError(f"{name} is no vector of {length[0]} numbers", COMPLETE)
+            what = "vector" if len(length) == 1 else "table"
+            numbers = " x ".join(map(str, length))
+            raise ArtefactError(f"{name} is no {what} of {numbers} numbers", COMPLETE)
         stored[name] = np.ascontiguousarray(vector, np.float32)
     reason = (
         f"{len(again)} matrices were quantised a second time, {again[0]} first" if again else ""
     )
     return Weights(
         tensors=stored,
-        embedding_std=_deviation(stored[f"{shape.names.embeddings}.weight"], shape.hidden),
+        embedding_std=_deviation(stored[f"{shape.embeddings}.weight"], shape.hidden),
         reasons=(reason,) if reason else (),
     )
 
@@ -108,33 +155,38 @@ def is_affine(stored: Mapping[str, Stored]) -> bool:
     return any(isinstance(v, CodedWeight) and v.offsets is not None for v in stored.values())
 
 
-def _check_names(shape: DecoderShape, tensors: Mapping[str, object]) -> None:
+def _check_names(shape: StoredShape, tensors: Mapping[str, object]) -> None:
     wanted = {f"{path}.weight" for path in shape.matrices()} | set(shape.vectors())
+    repeats = shape.repeats()
     if lacking := sorted(wanted - set(tensors)):
         raise ArtefactError(f"{lacking[0]} is not in the checkpoint", COMPLETE)
     for name in sorted(set(tensors) - wanted):
-        if name == f"{HEAD}.weight" or name.endswith(BUFFERS):
+        if name in repeats:
+            _check_repeated(name, repeats[name], tensors)
+            continue
+        if name.endswith(BUFFERS):
             continue
         raise ArtefactError(
             f"{name} is in the checkpoint, and a {shape.family} of this config has no place for it",
             "take the config.json that belongs to the checkpoint",
         )
-    if shape.tied and f"{HEAD}.weight" in tensors:
-        _check_tied(tensors, shape.names.embeddings)
 
 
-def _check_tied(tensors: Mapping[str, object], embeddings: str) -> None:
-    head, table = tensors[f"{HEAD}.weight"], tensors[f"{embeddings}.weight"]
-    same = head is table or (
-        isinstance(head, np.ndarray)
-        and isinstance(table, np.ndarray)
-        and np.array_equal(head, table)
-    )
-    if not same:
+def _check_repeated(name: str, other: str, tensors: Mapping[str, object]) -> None:
+    if not is_repeated(tensors[name], tensors[other]):
         raise ArtefactError(
-            f"{HEAD}.weight differs from the embeddings, and config.json says that they are tied",
+            f"{name} differs from the embeddings, and config.json says that they are tied",
             "write `tie_word_embeddings` as false into config.json, or save the model again",
         )
+
+
+def is_repeated(tensor: object, other: object) -> bool:
+    """Whether both are one, or have the same numbers."""
+    return tensor is other or (
+        isinstance(tensor, np.ndarray)
+        and isinstance(other, np.ndarray)
+        and np.array_equal(tensor, other)
+    )
 
 
 def _check_matrix(name: str, weight: Floats | CodedWeight, size: tuple[int, int]) -> None:

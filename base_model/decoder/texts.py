@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from base_model.source_files import FETCH, check_file, first_line, read_object
 from base_model.weights_file import REBUILD
 from protocol.chat.template import MOST_TEMPLATE
-from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest
+from protocol.decoder_manifest import CHAT_TEMPLATE, WritingManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import TOKENIZER
 from protocol.panics import tokenizing
@@ -61,7 +61,7 @@ def opened_tokenizer(text: str, *, vocabulary: int, source: str) -> Tokenizer:
     return tokenizer
 
 
-def verify_tokenizer(folder: Path, manifest: DecoderManifest) -> None:
+def verify_tokenizer(folder: Path, manifest: WritingManifest) -> None:
     """That of a base can be used, and knows no more than its embeddings. Raises ArtefactError."""
     path = folder / TOKENIZER
     try:

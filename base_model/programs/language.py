@@ -12,6 +12,7 @@ from base_model.decoder.products import BLOCK, Stores
 from base_model.decoder.sequence import HIDDEN, sequence_graph
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
+from base_model.decoder.stored import StoredShape
 from base_model.programs.build import (
     Forms,
     Objective,
@@ -139,7 +140,7 @@ def _hidden_states(
     return model
 
 
-def output_layer(tape: Tape, shape: DecoderShape, weights: Stores) -> OutputLayer:
+def output_layer(tape: Tape, shape: StoredShape, weights: Stores) -> OutputLayer:
     """The matrix that gives logits, in the graph: the embeddings' own where they are tied."""
     weight, sizes = weights[f"{shape.head}.weight"], (shape.vocabulary, shape.hidden)
     vocabulary, width = sizes

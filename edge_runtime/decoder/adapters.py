@@ -22,8 +22,8 @@ from edge_runtime.adapter import (
     read_tensors,
     released_file,
 )
-from edge_runtime.decoder.base import DecoderBase
-from protocol.decoder_manifest import DecoderManifest
+from edge_runtime.decoder.base import WritingBase
+from protocol.decoder_manifest import DecoderManifest, WritingManifest
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import PREFIX, SOFT_PROMPT
 from protocol.misspelling import nearest
@@ -64,7 +64,7 @@ class DecoderAdapter:
 
 
 def load_decoder_adapter(
-    path: Path, base: DecoderBase, *, sha256: str | None = None, policy: Policy | None = None
+    path: Path, base: WritingBase, *, sha256: str | None = None, policy: Policy | None = None
 ) -> DecoderAdapter:
     """Load the folder of a release, or an ``.onnx_adapter``, where a ``sha256`` is given only with that one.
 
@@ -85,7 +85,7 @@ def load_decoder_adapter(
     return adapter_of(tensors, base, source=str(path))
 
 
-def _of_release(folder: Path, base: DecoderBase, policy: Policy | None) -> bytes:
+def _of_release(folder: Path, base: WritingBase, policy: Policy | None) -> bytes:
     note = read_note(folder)
     if note.labels or note.range is not None:
         raise ArtefactError(
@@ -102,17 +102,19 @@ def _of_file(path: Path) -> bytes:
         raise ArtefactError(f"{path} is missing or cannot be read", REFETCH) from None
 
 
-def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAdapter:
+def adapter_of(tensors: Tensors, base: WritingBase, *, source: str) -> DecoderAdapter:
     """An adapter of tensors, float32 in the shapes of the manifest's slots. Raises ArtefactError."""
     manifest = base.manifest
     if SOFT_PROMPT in tensors and SOFT_PROMPT not in manifest.graph.slot_names:
         raise ArtefactError(
             f"{source}: it holds a soft prompt, for which the base's graph has no slot",
-            "build the base again with this fedge: its fingerprint stays",
+            "build the base again with this fedge: its fingerprint stays"
+            if isinstance(manifest, DecoderManifest)
+            else "train an adapter of linears, such as LoRA",
         )
     if not tensors:
         raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
-    check_slots(tensors, manifest, source=source, beside=[manifest.prefix_slot()])
+    check_slots(tensors, manifest, source=source, beside=manifest.slots_beside())
     prefix = _prefix(tensors[PREFIX], manifest) if PREFIX in tensors else ()
     adapter = DecoderAdapter(
         source=source,
@@ -129,7 +131,7 @@ def adapter_of(tensors: Tensors, base: DecoderBase, *, source: str) -> DecoderAd
     return adapter
 
 
-def _prefix(table: npt.NDArray[Any], manifest: DecoderManifest) -> tuple[Any, ...]:
+def _prefix(table: npt.NDArray[Any], manifest: WritingManifest) -> tuple[Any, ...]:
     """The cache's tensors of a prefix, as it lies in an adapter."""
     heads = table.reshape(len(table), manifest.layers * 2, manifest.kv_heads, manifest.head_size)
     return tuple(_value(part[None]) for part in heads.transpose(1, 2, 0, 3))
@@ -147,7 +149,7 @@ def _size(value: Any, axis: int) -> int:
 class Adapters:
     """Adapters of one base that are loaded, by the names that requests give."""
 
-    def __init__(self, base: DecoderBase) -> None:
+    def __init__(self, base: WritingBase) -> None:
         self._base = base
         self._loaded: dict[str, DecoderAdapter] = {}
 

@@ -26,63 +26,35 @@ from protocol.decoder_manifest import (
     LOGITS,
     MASK,
     DecoderManifest,
+    WritingManifest,
     is_decoder,
     parse_decoder_manifest,
 )
 from protocol.errors import ArtefactError, DataError
 from protocol.manifest import MANIFEST_NAME
 from protocol.panics import tokenizing
+from protocol.seq2seq_manifest import is_seq2seq
 from storage.regular import read_regular_text
 
 FREE = ""  # a dimension of any size
 INT64, FLOAT = "tensor(int64)", "tensor(float)"
 Shape = tuple[int | str, ...]
+Values = dict[str, tuple[str, Shape]]  # types and shapes by name
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderBase:
-    """A decoder that was checked and opened. One session serves many threads.
+class WritingBase:
+    """A base that writes a text token by token, checked and opened. One session serves many threads.
 
-    ``template``: Jinja that makes a prompt of a chat, None for a base that knows none. ``in_place``: the
-    graph writes a cache's new state into the old one's memory, where that has room.
+    ``session``: of the graph that writes. ``in_place``: it writes a cache's new state into the old one's
+    memory, where that has room.
     """
 
     folder: Path
-    manifest: DecoderManifest
+    manifest: WritingManifest
     session: Any
     tokenizer: Tokenizer
-    template: str | None
     in_place: bool
-
-    @classmethod
-    def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> DecoderBase:
-        """Open a decoder's folder.
-
-        Args:
-            folder: what ``fedge base build`` wrote.
-            threads: of the session within an operator; 0 lets ONNX Runtime choose.
-            verify: compare the sha256 of graph, tokenizer and template with the manifest first.
-
-        Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
-        """
-        manifest = read_decoder_manifest(folder)
-        entry = manifest.files[TOKENIZER]
-        check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
-        check_graph(folder, manifest, verify=verify)
-        session = open_session(folder / manifest.graph.file, threads=threads, one_by_one=True)
-        _check_contract(session, manifest, folder)
-        verify_slots(session, manifest.graph, folder)
-        tokenizer = open_tokenizer(folder / TOKENIZER)
-        tokenizer.no_truncation()  # what does not fit is refused, not cut
-        tokenizer.no_padding()
-        return cls(
-            folder=folder,
-            manifest=manifest,
-            session=session,
-            tokenizer=tokenizer,
-            template=_template(folder, manifest, verify=verify),
-            in_place=writes_in_place(session, manifest),
-        )
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
@@ -97,15 +69,66 @@ class DecoderBase:
             raise DataError("the text is not valid Unicode", "send it as UTF-8") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderBase(WritingBase):
+    """A decoder that was checked and opened.
+
+    ``template``: Jinja that makes a prompt of a chat, None for a base that knows none.
+    """
+
+    manifest: DecoderManifest
+    template: str | None
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> DecoderBase:
+        """Open a decoder's folder.
+
+        Args:
+            folder: what ``fedge base build`` wrote.
+            threads: of the session within an operator; 0 lets ONNX Runtime choose.
+            verify: compare the sha256 of graph, tokenizer and template with the manifest first.
+
+        Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
+        """
+        manifest = read_decoder_manifest(folder)
+        check_graph(folder, manifest, verify=verify)
+        session = open_session(folder / manifest.graph.file, threads=threads, one_by_one=True)
+        _check_contract(session, manifest, folder)
+        verify_slots(session, manifest.graph, folder)
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            session=session,
+            tokenizer=whole_tokenizer(folder, manifest, verify=verify),
+            template=_template(folder, manifest, verify=verify),
+            in_place=writes_in_place(session, manifest),
+        )
+
+
 def read_decoder_manifest(folder: Path) -> DecoderManifest:
     """The manifest of a decoder's folder. Raises ArtefactError."""
     text = manifest_text(folder)
+    if is_seq2seq(text):
+        raise ArtefactError(
+            f"{folder} is a base that turns a text into another; it knows neither chats nor prompts",
+            "use `fedge edge generate`",
+        )
     if not is_decoder(text):
         raise ArtefactError(
             f"{folder} is not a base that writes text",
             "take one that was built from a decoder; `fedge edge infer` answers with others",
         )
     return parse_decoder_manifest(text, source=str(folder / MANIFEST_NAME))
+
+
+def whole_tokenizer(folder: Path, manifest: WritingManifest, *, verify: bool) -> Tokenizer:
+    """The base's tokenizer; what does not fit is refused, not cut. Raises ArtefactError."""
+    entry = manifest.files[TOKENIZER]
+    check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
+    tokenizer = open_tokenizer(folder / TOKENIZER)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _template(folder: Path, manifest: DecoderManifest, *, verify: bool) -> str | None:
@@ -122,19 +145,30 @@ def _template(folder: Path, manifest: DecoderManifest, *, verify: bool) -> str |
 
 def _check_contract(session: Any, manifest: DecoderManifest, folder: Path) -> None:
     """Inputs and outputs are those of `protocol.decoder_manifest`, of the manifest's sizes."""
+    inputs, outputs = cache_contract(session, manifest)
+    verify_contract(session, inputs, outputs, folder)
+
+
+def cache_contract(session: Any, manifest: WritingManifest) -> tuple[Values, Values]:
+    """Inputs and outputs, (type, shape) by name, of a graph that writes over a cache."""
     names = manifest.cache_names()
     cache: Shape = (FREE, manifest.kv_heads, FREE, manifest.head_size)
-    inputs: dict[str, tuple[str, Shape]] = {
+    inputs: Values = {
         IDS: (INT64, (FREE, FREE)),
         MASK: (INT64, (FREE, FREE)),
         **{name: (FLOAT, cache) for name, _ in names},
     }
     # Bases built before logits were the last token's alone give them of every new one.
     last = any(value.name == LOGITS and value.shape[1:2] == [1] for value in session.get_outputs())
-    outputs: dict[str, tuple[str, Shape]] = {
+    outputs: Values = {
         LOGITS: (FLOAT, (FREE, 1 if last else FREE, manifest.vocab_size)),
         **{name: (FLOAT, cache) for _, name in names},
     }
+    return inputs, outputs
+
+
+def verify_contract(session: Any, inputs: Values, outputs: Values, folder: Path) -> None:
+    """A graph takes and gives exactly these. Raises ArtefactError that names the first difference."""
     for wanted, nodes in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
         present = {node.name: node for node in nodes}
         for name in sorted(wanted.keys() | present.keys()):

@@ -11,13 +11,14 @@ into it, once; neither is among the cache's tokens, and both take positions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from edge_runtime.decoder.adapters import DecoderAdapter
-from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.base import WritingBase
 from edge_runtime.decoder.key_values import Floats, KeyValues
 from protocol.errors import ArtefactError, DataError
 
@@ -27,8 +28,16 @@ PIECE = 128  # tokens of a run, which gives logits and scores of them all
 class Cache:
     """Tokens that were read, with their keys and values. For one reader at a time. (:meth:`in_use`)"""
 
-    def __init__(self, base: DecoderBase, adapter: DecoderAdapter | None = None) -> None:
-        """An empty one. Raises ArtefactError for an adapter of another base."""
+    def __init__(
+        self,
+        base: WritingBase,
+        adapter: DecoderAdapter | None = None,
+        memory: Mapping[str, Any] | None = None,
+    ) -> None:
+        """An empty one. ``memory``: further inputs of the graph that stay, of what was read for the text.
+
+        Raises ArtefactError for an adapter of another base.
+        """
         if adapter is not None and adapter.fingerprint != base.manifest.fingerprint:
             raise ArtefactError(
                 f"{adapter.source} was loaded for base {adapter.fingerprint[:12]}…, this one is "
@@ -39,10 +48,12 @@ class Cache:
         self._tokens: list[int] = []
         prompt = adapter.prompt_length if adapter else 0
         self._prompt = [base.manifest.vocab_size + row for row in range(prompt)]
+        slots = base.manifest.graph.slot_names
+        filled = adapter.values if adapter else {}
         self._memory = KeyValues(
             base.session,
             base.manifest,
-            adapter.values if adapter else {},
+            {name: value for name, value in filled.items() if name in slots} | dict(memory or {}),
             in_place=base.in_place,
             prefix=adapter.prefix if adapter else (),
         )
@@ -50,7 +61,7 @@ class Cache:
         self._using = threading.Lock()
 
     @property
-    def base(self) -> DecoderBase:
+    def base(self) -> WritingBase:
         """Whose session reads."""
         return self._base
 
@@ -115,18 +126,30 @@ class Cache:
 
     def verify(self, tokens: Sequence[int], *, before: int = 0) -> None:
         """Raises DataError unless there are tokens, of the vocabulary, with room behind ``before`` others."""
-        known, taken = self._base.manifest.vocab_size, self._prefix + len(self._prompt)
-        if not tokens:
-            raise DataError("there is no text to continue", "give a prompt")
-        if before + len(tokens) > self.room:
-            adapter = f" beside the {taken} positions of the adapter's prompt" if taken else ""
+        taken = self._prefix + len(self._prompt)
+        verify_tokens(
+            tokens,
+            known=self._base.manifest.vocab_size,
+            room=self.room,
+            before=before,
+            beside=f" beside the {taken} positions of the adapter's prompt" if taken else "",
+        )
+
+
+def verify_tokens(
+    tokens: Sequence[int], *, known: int, room: int, before: int = 0, beside: str = ""
+) -> None:
+    """Raises DataError unless there are tokens, all ``known``, with room behind ``before`` others."""
+    if not tokens:
+        raise DataError("there is no text to continue", "give a prompt")
+    if before + len(tokens) > room:
+        raise DataError(
+            f"the text has {before + len(tokens)} tokens, the base reads {room} at most{beside}",
+            "shorten it, or begin a new conversation",
+        )
+    for index, token in enumerate(tokens):
+        if not 0 <= token < known:
             raise DataError(
-                f"the text has {before + len(tokens)} tokens, the base reads {self.room} at most{adapter}",
-                "shorten it, or begin a new conversation",
+                f"token {index} is {token}, the base knows 0 to {known - 1}",
+                "encode the text with the base's own tokenizer",
             )
-        for index, token in enumerate(tokens):
-            if not 0 <= token < known:
-                raise DataError(
-                    f"token {index} is {token}, the base knows 0 to {known - 1}",
-                    "encode the text with the base's own tokenizer",
-                )

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import DataError
 from protocol.section import MOST_THREADS
+from protocol.seq2seq_manifest import is_seq2seq
 
 if TYPE_CHECKING:
+    from edge_runtime.decoder.adapters import Adapters
     from edge_runtime.decoder.generation import Generator, Request, Step
+    from edge_runtime.seq2seq.generation import Translator
 
 QUIT = "/quit"
 LONGEST_LINE = 2**20  # characters of a turn
@@ -56,11 +60,13 @@ def generate(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Continue a text."""
+    """Continue a text; with a base that turns a text into another, write what it makes of it."""
     request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open(base, adapter, trust, threads)
+    generator = _open_any(base, adapter, trust, threads)
     tokens = generator.base.encode(prompt)
-    steps = generator.generate(tokens or _begin(generator), request)
+    if not tokens and isinstance(generator.base.manifest, DecoderManifest):
+        tokens = _begin(generator.base.manifest)
+    steps = generator.generate(tokens, request)
     _answer(steps, as_json)
 
 
@@ -124,18 +130,36 @@ def _open(base: Path, adapter: Path | None, trust: Path | None, threads: int) ->
     from edge_runtime.decoder.generation import Generator
 
     generator = Generator(DecoderBase.open(base, threads=threads))
-    if adapter is not None:
-        from edge_runtime.passport import read_policy
-
-        policy = read_policy(trust) if trust else None
-        generator.adapters.load(ADAPTER, adapter, policy=policy)
+    _load(generator.adapters, adapter, trust)
     return generator
 
 
-def _begin(generator: Generator) -> list[int]:
+def _open_any(
+    base: Path, adapter: Path | None, trust: Path | None, threads: int
+) -> Generator | Translator:
+    """What writes with this base, be it from a prompt or from another text."""
+    from edge_runtime.base import manifest_text
+
+    if not is_seq2seq(manifest_text(base)):
+        return _open(base, adapter, trust, threads)
+    from edge_runtime.seq2seq.base import Seq2SeqBase
+    from edge_runtime.seq2seq.generation import Translator
+
+    translator = Translator(Seq2SeqBase.open(base, threads=threads))
+    _load(translator.adapters, adapter, trust)
+    return translator
+
+
+def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
+    if adapter is not None:
+        from edge_runtime.passport import read_policy
+
+        adapters.load(ADAPTER, adapter, policy=read_policy(trust) if trust else None)
+
+
+def _begin(manifest: DecoderManifest) -> list[int]:
     """The prompt that an empty text is: the token that begins texts, if the base has one."""
-    begin = generator.base.manifest.begin
-    return [] if begin is None else [begin]
+    return [] if manifest.begin is None else [manifest.begin]
 
 
 def _lines(*, prompt: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edge_runtime.decoder.adapters import Adapters
-from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.base import DecoderBase, WritingBase
 from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.key_values import Floats
 from edge_runtime.decoder.sampling import GREEDY, MOST_NAMED, Sampling, choose, named
@@ -97,7 +97,7 @@ class _Writer:
     """Chooses tokens, and tells what text they make and when it ends; ``room``: of tokens, in the context."""
 
     def __init__(
-        self, base: DecoderBase, request: Request, *, room: int, after: int | None = None
+        self, base: WritingBase, request: Request, *, room: int, after: int | None = None
     ) -> None:
         self._ends = frozenset(base.manifest.ends)
         self._request, self._room = request, room

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from protocol.decoder_manifest import IDS, LOGITS, MASK, DecoderManifest
+from protocol.decoder_manifest import IDS, LOGITS, MASK, WritingManifest
 from protocol.errors import ArtefactError, MachineError
 
 Floats = npt.NDArray[np.float32]
@@ -28,15 +28,16 @@ class KeyValues:
     """What one session keeps of one text.
 
     ``prefix``: what is held at first, OrtValues (1, kv_heads, tokens, head_size) in the cache's order.
-    ``slots``: values of optional inputs, for good: an adapter. They are bound as any input, because ONNX
-    Runtime 1.31 leaves out the active adapters of run options, without an error, when inputs are bound.
+    ``fixed``: values of further inputs, for good: an adapter, and what was read before. An adapter is bound
+    as any input, because ONNX Runtime 1.31 leaves out the active adapters of run options, without an error,
+    when inputs are bound.
     """
 
     def __init__(
         self,
         session: Any,
-        manifest: DecoderManifest,
-        slots: Mapping[str, Any],
+        manifest: WritingManifest,
+        fixed: Mapping[str, Any],
         *,
         in_place: bool,
         log_level: int = ERRORS,
@@ -47,7 +48,7 @@ class KeyValues:
         self._binding = session.io_binding()
         self._options = ort.RunOptions()
         self._options.log_severity_level = log_level
-        for name, value in slots.items():
+        for name, value in fixed.items():
             self._binding.bind_ortvalue_input(name, value)
         self._binding.bind_output(LOGITS)  # the first of the outputs, wherever it is bound again
         # positions that are held: the prefix's, and of what was read
@@ -123,7 +124,9 @@ def _value(array: npt.NDArray[Any]) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def writes_in_place(session: Any, manifest: DecoderManifest) -> bool:
+def writes_in_place(
+    session: Any, manifest: WritingManifest, fixed: Mapping[str, Any] | None = None
+) -> bool:
     """Whether a run whose old and new cache are one memory gives what a plain run gives.
 
     Raises ArtefactError when even that does not run.
@@ -131,7 +134,7 @@ def writes_in_place(session: Any, manifest: DecoderManifest) -> bool:
     pieces = [np.zeros(1, np.int64), np.ones(min(2, manifest.max_positions - 1), np.int64)]
     pieces = [piece for piece in pieces if len(piece)]
     plain, shared = (
-        KeyValues(session, manifest, {}, in_place=in_place, log_level=SILENT)
+        KeyValues(session, manifest, fixed or {}, in_place=in_place, log_level=SILENT)
         for in_place in (False, True)
     )
     expected = [plain.read(piece) for piece in pieces]

@@ -26,6 +26,7 @@ from protocol.plan import parse_plan, plan_from_text
 from protocol.privacy.ledger import parse_entries
 from protocol.recipe import Recipe
 from protocol.secagg.roster import parse_roster
+from protocol.seq2seq_manifest import TAG, Seq2SeqManifest, parse_seq2seq_manifest
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.policy import policy_of
@@ -115,6 +116,10 @@ def _bases(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: parse_decoder_manifest(text, source="m")),
             seeds=(decoder_manifest(json.loads(manifest)).encode(),),
         ),
+        "protocol.seq2seq_manifest:parse_seq2seq_manifest": Decoder(
+            read=of_text(lambda text: parse_seq2seq_manifest(text, source="m")),
+            seeds=(seq2seq_manifest(json.loads(manifest)).encode(),),
+        ),
         "edge_runtime.base:read_manifest": Decoder(
             read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
             seeds=(manifest,),
@@ -162,6 +167,21 @@ def _plain_values(world: World) -> dict[str, Decoder]:
             read=refusing(parse_canonical, ValueError), seeds=(b'{"a":[1,"x",null]}',)
         ),
     }
+
+
+def seq2seq_manifest(encoder: dict[str, Any]) -> str:
+    """An encoder's with a decoder, with files and tensors as an encoder's alone lists them."""
+    fields = Seq2SeqManifest.model_fields
+    shared = {key: value for key, value in encoder.items() if key in fields}
+    own = {
+        **{"format": 1, "task": "seq2seq-lm", "embedding_bits": 8, "affine": False, "tied": True},
+        **{"heads": 4, "kv_heads": 4, "head_size": 8, "start": 0, "padding": 0, "ends": [1]},
+        **{"encoder_layers": 2, "encoder": encoder["graph"]},
+        "graph": encoder["graph"] | {"file": "tokenizer.json", "slots": []},
+    }
+    manifest = Seq2SeqManifest.model_validate(shared | own)
+    fingerprint = decoder_fingerprint_of(manifest, tag=TAG)
+    return manifest.model_copy(update={"fingerprint": fingerprint}).to_json()
 
 
 def decoder_manifest(encoder: dict[str, Any]) -> str:

@@ -76,4 +76,4 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
 def test_fedge_brings_a_page(tmp_path: Path) -> None:
     assert 300 < len(default_text().split()) < 2000
     source = decoder_source(str(write_decoder(tmp_path / "model")))
-    assert has_floats(source, shape_of(source.config))
+    assert has_floats(source, shape_of(source.config).linears())

@@ -8,10 +8,12 @@ from pathlib import Path
 from base_model import families as encoders
 from base_model.decoder.families import FAMILIES, REFUSED
 from base_model.gguf.architecture import ARCHITECTURES
+from base_model.seq2seq import families as seq2seq
 from tests.unit.base_model.decoder.test_programs import UNTRAINED
 
 DOCUMENT = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text()
 WRITING, SORTING = DOCUMENT.split("## Models that sort texts")
+WRITING, TURNING = WRITING.split("## Models that turn a text into another")
 
 
 def test_every_decoder_has_a_row_that_says_whether_it_is_trained() -> None:
@@ -22,6 +24,13 @@ def test_every_decoder_has_a_row_that_says_whether_it_is_trained() -> None:
 def test_refused_decoders_are_named() -> None:
     refused = WRITING.split("Refused by name:")[1]
     assert [name for name in REFUSED if f"`{name}`" not in refused] == []
+
+
+def test_models_that_turn_a_text_into_another_are_named() -> None:
+    listed, refused = TURNING.split("Refused by name:")
+    rows = dict(re.findall(r"^\| `(\S+)` \| yes \| (yes) \|", listed, re.M))
+    assert list(rows) == list(seq2seq.FAMILIES)
+    assert set(re.findall(r"`(\w+)`", refused.partition("every other")[0])) == set(seq2seq.REFUSED)
 
 
 def test_encoders_are_named() -> None:
