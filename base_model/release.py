@@ -39,6 +39,7 @@ from protocol.peft_format import (
     to_edge,
 )
 from protocol.rows.read import Text
+from protocol.seq2seq_manifest import Seq2SeqManifest
 from storage.regular import sha256_of
 from storage.whole import file_that_appears, write_whole
 
@@ -100,10 +101,15 @@ def _parity(
     bounds: Bounds,
 ) -> Parity:
     """Of the verified ``base``, by what it answers with."""
-    if isinstance(read_manifest(base), DecoderManifest):
-        from base_model.decoder.parity import decoder_parity
+    match read_manifest(base):
+        case DecoderManifest():
+            from base_model.decoder.parity import decoder_parity
 
-        return decoder_parity(base, adapter, edge_adapter, texts, bounds)
+            return decoder_parity(base, adapter, edge_adapter, texts, bounds)
+        case Seq2SeqManifest():
+            from base_model.seq2seq.parity import seq2seq_parity
+
+            return seq2seq_parity(base, adapter, edge_adapter, texts, bounds)
     opened = open_base(base, labels=note.outputs, verify=False)
     return measure_parity(opened, adapter, edge_adapter, note, texts, bounds)
 

@@ -25,7 +25,7 @@ from protocol.decoder_manifest import DecoderManifest
 from protocol.delivery import DEVICE_VERSION, Facts
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
-from protocol.manifest import MANIFEST_NAME
+from protocol.manifest import MANIFEST_NAME, Manifest
 from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
@@ -215,13 +215,14 @@ def _open(
 def _device_checks(folder: Path, base: Path, policy: Policy) -> tuple[ReleaseNote, AnyManifest]:
     """The device's own, passport included. Raises ArtefactError, ProofError."""
     manifest = parse_any_manifest(manifest_text(base), source=str(base / MANIFEST_NAME))
-    if not isinstance(manifest, DecoderManifest):
-        opened = EdgeBase.open(base, threads=1)
-        return load_adapter(folder, opened, policy).note, opened.manifest
+    if isinstance(manifest, Manifest):
+        return load_adapter(folder, EdgeBase.open(base, threads=1), policy).note, manifest
     from edge_runtime.decoder.adapters import load_decoder_adapter
     from edge_runtime.decoder.base import DecoderBase
+    from edge_runtime.seq2seq.base import Seq2SeqBase
 
-    load_decoder_adapter(folder, DecoderBase.open(base, threads=1), policy=policy)
+    opener = DecoderBase if isinstance(manifest, DecoderManifest) else Seq2SeqBase
+    load_decoder_adapter(folder, opener.open(base, threads=1), policy=policy)
     return read_note(folder), manifest
 
 

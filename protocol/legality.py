@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest
+from protocol.decoder_manifest import CHAT_TEMPLATE, WritingManifest
 from protocol.errors import PlanError, ProofError
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
@@ -30,6 +30,7 @@ from protocol.secagg.graph import (
     degree,
     threshold,
 )
+from protocol.seq2seq_manifest import Seq2SeqManifest
 from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
@@ -218,7 +219,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             f"fedge base build SOURCE --task {plan.task.BASE}",
         )
         return  # nothing else of it would mean anything
-    yield from _decoder(recipe)
+    yield from _writing(recipe)
     if plan.task.max_length + recipe.tokens > manifest.max_positions:
         yield _error(
             "task.max_length",
@@ -243,10 +244,10 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
 
 
-def _decoder(recipe: Recipe) -> Iterator[Finding]:
+def _writing(recipe: Recipe) -> Iterator[Finding]:
     """What a base that writes text asks of a plan."""
     plan, manifest = recipe.plan, recipe.manifest
-    if not isinstance(manifest, DecoderManifest):
+    if not isinstance(manifest, WritingManifest):
         return
     if plan.local.engine == "torch":
         yield _error(
@@ -254,6 +255,13 @@ def _decoder(recipe: Recipe) -> Iterator[Finding]:
             "bases that write text are trained by ONNX Runtime alone",
             'leave it out, or use engine = "onnx"',
         )
+    if recipe.tokens and isinstance(manifest, Seq2SeqManifest):
+        yield _error(
+            "adapter.method",
+            f"a base that turns a text into another takes no {plan.adapter.method}",
+            "train an adapter of linears, such as `lora`",
+        )
+        return
     if plan.adapter.method == "prompt" and SOFT_PROMPT not in manifest.graph.slot_names:
         yield _error(
             "adapter.method", f"this base takes no {plan.adapter.method}", "build the base again"

@@ -53,15 +53,16 @@ def _writing(plan: Plan) -> str:
     [{"role": "user", "content": "a question"}],
     add_generation_prompt=True, return_dict=True, return_tensors="pt",
 )"""
+    kind = "AutoModelForCausalLM" if plan.task.kind == "causal-lm" else "AutoModelForSeq2SeqLM"
     if plan.task.kind != "causal-lm" or plan.task.form == "text":
         how = 'tokenizer("a text", return_tensors="pt")'
     return f"""It opens on the model that the base was built from, with torch, transformers and peft:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind}, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("MODEL"), "FOLDER")  # this one
+model = PeftModel.from_pretrained({kind}.from_pretrained("MODEL"), "FOLDER")  # this one
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 inputs = {how}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))

@@ -21,10 +21,13 @@ from base_model.decoder.build import build_decoder
 from base_model.decoder.calibration import default_text
 from base_model.decoder.sources import decoder_source, is_file
 from base_model.places import PACKAGE, Place, locate, locate_file
+from base_model.seq2seq.build import build_seq2seq
+from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest, verify_base
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
+from protocol.seq2seq_manifest import SEQ2SEQ
 from simulations.experiment import BaseSource, expanded
 from simulations.progress import Progress
 from storage.locks import locked
@@ -80,9 +83,12 @@ def ready_base(
 def _build(
     source: BaseSource, task: str, folder: Path, target: Path, tell: Callable[[str, float], None]
 ) -> None:
-    if task == DECODER:
-        build_decoder(
-            decoder_source(expanded(source.source), beside=folder),
+    if task in (DECODER, SEQ2SEQ):
+        make, read = (
+            (build_decoder, decoder_source) if task == DECODER else (build_seq2seq, seq2seq_source)
+        )
+        make(
+            read(expanded(source.source), beside=folder),
             bits=source.bits,
             embedding_bits=max(source.bits, 8),
             out=target,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from base_model.decoder.parity import prompt_of
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.generation import Generator, Request
+from edge_runtime.seq2seq.base import Seq2SeqBase
+from edge_runtime.seq2seq.generation import Translator
 from protocol.chat.messages import Chat
 from protocol.tasks import Task
 
@@ -59,6 +61,29 @@ class _Continuing:
         return "".join(step.text for step in steps).strip()
 
 
+class _Translating:
+    """An encoder with a decoder; ``before``: what stands before every source."""
+
+    def __init__(self, base: Path, before: str) -> None:
+        self._translator, self._before = Translator(Seq2SeqBase.open(base, verify=False)), before
+
+    @property
+    def room(self) -> int:
+        return int(self._translator.base.manifest.max_positions)
+
+    def load(self, name: str, path: Path) -> None:
+        self._translator.adapters.load(name, path)
+
+    def prompt(self, row: str) -> tuple[str, list[int]]:
+        return row, self._translator.base.encode(self._before + row)
+
+    def write(self, tokens: Sequence[int], adapter: str | None, most: int) -> str:
+        steps = self._translator.generate(tokens, Request(adapter=adapter, max_tokens=most))
+        return "".join(step.text for step in steps).strip()
+
+
 def writer_of(base: Path, task: Task) -> Writer:
     """Of the task's kind, on a verified base."""
+    if task.kind == "seq2seq-lm":
+        return _Translating(base, task.prefix)
     return _Continuing(base)

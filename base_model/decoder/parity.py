@@ -57,7 +57,7 @@ def decoder_parity(
         expected += followed
         answers += logits
         if count:
-            alike.append(_alike(tokens, followed))
+            alike.append(tokens_alike(tokens, followed))
     parity = compare(np.stack(expected), np.stack(answers), bounds)
     return parity.model_copy(update={"tokens": min(alike, default=None)})
 
@@ -85,7 +85,7 @@ def followed_by_torch(model: Any, prompt: Sequence[int], tokens: Sequence[int]) 
     return list(output.logits[0, -max(1, len(tokens)) :].numpy())
 
 
-def _alike(tokens: Sequence[int], followed: Sequence[Logits]) -> tuple[int, int]:
+def tokens_alike(tokens: Sequence[int], followed: Sequence[Logits]) -> tuple[int, int]:
     """How many tokens torch would have written too, before the first that it would not."""
     likeliest = [int(logits.argmax()) for logits in followed]
     same = next(

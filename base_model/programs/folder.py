@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.shape_inference import InferenceError
 
-from base_model import decoder, graph_linears, tasks
+from base_model import decoder, graph_linears, seq2seq, tasks
 from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
@@ -36,11 +36,12 @@ from base_model.programs.document import (
     verify_layout,
 )
 from base_model.programs.language import SCORES, language_graphs
+from base_model.programs.seq2seq import seq2seq_graphs
 from base_model.programs.step import UndifferentiableError
 from base_model.tasks import TASKS
 from base_model.weights_file import REBUILD, WEIGHTS
 from protocol import forms, methods
-from protocol.decoder_manifest import IDS, MASK, DecoderManifest
+from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import TYPE_IDS
@@ -48,11 +49,18 @@ from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
+from protocol.seq2seq_manifest import SEQ2SEQ
 from storage.locks import locked
 from storage.regular import read_regular
 from storage.whole import remove
 
 log = logging.getLogger("fedge.program")
+Derive = Callable[[Path, Recipe, Iterable[frozenset[str]]], list[onnx.ModelProto]]
+DERIVE: dict[str, Derive] = {  # by what a base was built for
+    "sequence-classification": classifier_graphs,
+    DECODER: language_graphs,
+    SEQ2SEQ: seq2seq_graphs,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +86,8 @@ def make_program(base: Path, recipe: Recipe, parts: Iterable[Parts] | None = Non
     manifest = recipe.manifest
     sets = [frozenset[str](), *(recipe.phases if parts is None else parts)]
     trained = [frozenset(s.name for s in recipe.layout.specs if s.part in names) for names in sets]
-    derive = language_graphs if isinstance(manifest, DecoderManifest) else classifier_graphs
     with deriving(base):
-        models = derive(base, recipe, trained)
+        models = DERIVE[manifest.task](base, recipe, trained)
     graphs = {
         graph_name(names): model.SerializeToString(deterministic=True)
         for names, model in zip(sets, models, strict=True)
@@ -195,7 +202,7 @@ def _verify_signature(
 
 def _rows_and_answer(manifest: AnyManifest, *, pairs: bool) -> tuple[list[str], str]:
     """(inputs that are rows, the output of the program that answers)."""
-    if isinstance(manifest, DecoderManifest):
+    if isinstance(manifest, WritingManifest):
         return [IDS, MASK], SCORES  # whole texts: no cache goes in or out
     rows = [name for name in manifest.graph.inputs if pairs or name != TYPE_IDS]
     return rows, manifest.graph.output
@@ -296,7 +303,7 @@ def _key(recipe: Recipe, parts: Iterable[Parts]) -> str:
 def _maker() -> str:
     """A digest of what makes programs: our own code, and the library that infers shapes."""
     hasher = hashlib.sha256(f"onnx {onnx.__version__}".encode())
-    rooms = (tasks, methods, decoder)
+    rooms = (tasks, methods, decoder, seq2seq)
     folders = (Path(__file__).parent, *(Path(str(room.__file__)).parent for room in rooms))
     own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     for file in (*own, Path(forms.__file__), Path(graph_linears.__file__)):

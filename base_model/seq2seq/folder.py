@@ -24,15 +24,17 @@ START = "decoder_start_token_id"
 INSIDE, BIAS = "model.", "final_logits_bias"
 
 
-def seq2seq_source(source: str) -> DecoderSource:
+def seq2seq_source(source: str, *, beside: Path | None = None) -> DecoderSource:
     """The model of a folder or Hub id; its tensors are read when they are asked for.
+
+    What is relative starts at ``beside``.
 
     Its config says what the source's leaves to the checkpoint and to other files: whether the output layer
     is the table of words, whether logits are scaled, and the token that comes first.
 
     Raises ArtefactError for a folder that is incomplete, and for a model that is not supported.
     """
-    place = locate(source)
+    place = locate(source, beside=beside)
     folder = place.model
     config = read_object(folder / CONFIG)
     generation = read_object(folder / GENERATION) if (folder / GENERATION).exists() else {}
