@@ -74,7 +74,7 @@ def training_graph(
         seed=objective.slope,
         wanted=trained,
         shapes=infer_shapes(model, {}),
-        weights=partial(expanded_weights, tape),
+        weights=partial(expanded_weights, Tape(graph, f"{GRADIENT}weight.")),
     )
     _name_outputs(
         graph,
