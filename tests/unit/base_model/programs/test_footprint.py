@@ -49,6 +49,7 @@ def plan_on(manifest: DecoderManifest, memory: int) -> Plan:
         "base": {"fingerprint": manifest.fingerprint},
         "task": {"kind": "causal-lm", "form": "text", "max_length": LONGEST},
         "adapter": {"method": "lora", "rank": 8, "targets": targets},
+        "rule": {"name": "mean"},  # trains all tensors at once: no round takes more
         "local": {"memory": memory, "batch_size": 8, "max_steps": 2},
     }
     return plan_from(document, source="plan.toml")
