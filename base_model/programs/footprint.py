@@ -16,11 +16,12 @@ from protocol.recipe import Recipe
 MIB, FLOAT = 2**20, 4
 PROCESS = 100 * MIB  # Python and the libraries of a client
 SLICE = 2**20  # elements of the output layer that are expanded at a time
-NODES = MIB // 2  # of a layer's, in a session
+# Of a layer: its nodes in a session and as they were read, and what an arena leaves unused.
+NODES = 5 * MIB // 2
 # Codes and scales are read by products, as rows when they are expanded, and packed once more.
 READINGS = 3
 COPIES = 3  # of an adapter in a step: turned for its products, gradients
-STATES = 6  # of an adapter in training: start, values, sum of gradients, two moments, a flat vector
+STATES = 9  # of an adapter in training: start, values, gradients, their sum, moments, flat vectors
 AT_WORK = 2  # layers' worth of tensors that are there beside what is kept
 
 
