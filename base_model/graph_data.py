@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 from onnx import TensorProto
 
 OPSET, IR_VERSION = 20, 10
@@ -22,6 +24,13 @@ class OutsideFile:
         self._at = 0
         self._places: dict[str, tuple[int, int]] = {}
         path.write_bytes(b"")
+
+    def holds(self, tensor: TensorProto, value: npt.NDArray[Any]) -> bool:
+        """Write a large ``value``, and let ``tensor`` point there; False for a small one."""
+        if value.nbytes < SMALL:
+            return False
+        self.add(tensor, value.tobytes())
+        return True
 
     def add(self, tensor: TensorProto, data: bytes) -> None:
         """Write ``data`` and let ``tensor``, which holds none of its own, point there."""

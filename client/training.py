@@ -122,6 +122,7 @@ class _Step:
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
         gradient, total = np.zeros_like(self._weights), 0.0
         most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
+        most = min(most, self._engine.most or most)
         for piece in micro_batches(rows.lengths[index], index, most=most):
             loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
             gradient += self._layout.flatten(parts)
@@ -139,6 +140,7 @@ def predict(
 ) -> npt.NDArray[np.float32]:
     """The engine's outputs (rows, outputs) float32, in the order of ``rows``."""
     most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS * batch_size
+    most = min(most, engine.most or most)
     pieces = [
         piece
         for index in by_length(rows.lengths, batch_size=batch_size)

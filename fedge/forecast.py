@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from base_model.programs.footprint import training_bytes, way_of
+from protocol.decoder_manifest import DecoderManifest
 from protocol.exchange.plain import HEADER
 from protocol.layout import HEAD_PART
 from protocol.manifests import AnyManifest
@@ -85,6 +87,23 @@ def _box_bytes(plan: Plan, near: int) -> int:
     return near * (keys.box_bytes(low, high) + keys.box_bytes(high, low)) // 2
 
 
+def _client_bytes(recipe: Recipe, tokens_per_row: int) -> int:
+    """Of a base that writes text, of the process and for the longest texts: see ``footprint``.
+
+    Of another base its tensors, one expanded weight, the adapter four times (values, gradients, two moments)
+    and the activations of one batch. Raises PlanError when ``local.memory`` cannot be met.
+    """
+    plan, manifest = recipe.plan, recipe.manifest
+    if isinstance(manifest, DecoderManifest) and (way := way_of(recipe)):
+        return training_bytes(recipe, manifest, way)
+    tokens = plan.local.batch_size * tokens_per_row
+    widest = max(x.in_features * x.out_features for x in manifest.linears)
+    weights = manifest.files.get("weights.safetensors")
+    tensors = weights.bytes if weights else sum(entry.bytes for entry in manifest.files.values())
+    activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
+    return tensors + FLOAT * widest + 4 * FLOAT * recipe.layout.size + activations
+
+
 def forecast(
     plan: Plan,
     manifest: AnyManifest,
@@ -95,8 +114,7 @@ def forecast(
 ) -> Forecast:
     """Forecast ``plan`` on a base.
 
-    Client memory is the base's tensors, one expanded weight, the adapter four times (values,
-    gradients, two moments) and the activations of one batch; the coordinator holds the adapter
+    Client memory: :func:`_client_bytes`; the coordinator holds the adapter
     four times and two sums of 8 bytes per coordinate. A round takes as long as one client takes
     for its rows: clients work side by side. Simulations run them one after the other.
     """
@@ -112,11 +130,7 @@ def forecast(
     if plan.local.max_steps:
         rows = min(rows, plan.local.max_steps * plan.local.batch_size)
     seconds = rows * tokens_per_row / tokens_per_second
-    tokens = plan.local.batch_size * tokens_per_row
-    widest = max(x.in_features * x.out_features for x in manifest.linears)
-    weights = manifest.files.get("weights.safetensors")
     base_bytes = sum(entry.bytes for entry in manifest.files.values())
-    activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
     down = download_bytes(plan, recipe.sent_layout.size)
     return Forecast(
         adapter_parameters=layout.size,
@@ -124,10 +138,7 @@ def forecast(
         download_bytes_per_client_round=down,
         upload_bytes_per_client_round=uploads,
         run_bytes_total=round(plan.rounds * plan.cohort.size * (down + mean_upload)),
-        client_memory_bytes_estimate=(weights.bytes if weights else base_bytes)
-        + FLOAT * widest
-        + 4 * FLOAT * layout.size
-        + activations,
+        client_memory_bytes_estimate=_client_bytes(recipe, tokens_per_row),
         coordinator_memory_bytes_estimate=4 * FLOAT * layout.size + 16 * layout.size,
         base_bytes_once=base_bytes,
         local_seconds_per_round_estimate=seconds,

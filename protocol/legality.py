@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.decoder_manifest import CHAT_TEMPLATE, WritingManifest
+from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
@@ -73,7 +73,7 @@ def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
         )
     else:
-        findings += _base(Recipe(plan=plan, manifest=manifest))
+        findings += [*_base(Recipe(plan=plan, manifest=manifest)), *_memory(plan, manifest)]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
 
@@ -134,6 +134,17 @@ def _engine(plan: Plan) -> Iterator[Finding]:
             "local.precision",
             "ONNX Runtime, which trains where the engine is not torch, computes in float32",
             'it is for `local.engine = "torch"`',
+        )
+
+
+def _memory(plan: Plan, manifest: AnyManifest) -> Iterator[Finding]:
+    if not plan.local.memory:
+        return
+    if not isinstance(manifest, DecoderManifest) or plan.local.engine == "torch":
+        yield _note(
+            "local.memory",
+            "nothing is bounded by it here",
+            "it is for bases that write text, trained with ONNX Runtime",
         )
 
 

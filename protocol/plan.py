@@ -119,11 +119,15 @@ class Plan(Section):
         return digest("plan", canonical_json(self._content()))
 
     def render(self) -> str:
-        """The text of a run's ``plan.json``: every default filled in."""
+        """The text of a run's ``plan.json``: every default filled in but those that came later."""
         return json.dumps(self._content(), indent=1, sort_keys=True) + "\n"
 
     def _content(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"start"} if self.start is None else None)
+        """Without what says nothing: keys that plans before it had not leave their digests alone."""
+        unsaid: dict[str, Any] = {"start": True} if self.start is None else {}
+        if not self.local.memory:
+            unsaid["local"] = {"memory"}
+        return self.model_dump(mode="json", exclude=unsaid)
 
 
 def parse_plan(text: str, *, source: str) -> Plan:

@@ -11,6 +11,7 @@ from protocol.section import (
     MOST_BATCH,
     MOST_CLIENTS,
     MOST_EPOCHS,
+    MOST_MEMORY,
     MOST_ROUNDS,
     MOST_SECONDS,
     MOST_STEPS,
@@ -106,6 +107,11 @@ class Local(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="of torch's products with the base; auto: what the processor is fast at",
+    )
+    memory: Annotated[int, Field(ge=0, le=MOST_MEMORY)] = Field(
+        default=0,
+        description="MiB that a client's process may take to train a base that writes text with ONNX "
+        "Runtime, at the cost of time; 0 = no limit",
     )
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from base_model.graph_data import IR_VERSION, OPSET, SMALL, OutsideFile
+from base_model.graph_data import IR_VERSION, OPSET, OutsideFile
 from protocol.manifest import GRAPH_DATA, Slot
 
 MICROSOFT = "com.microsoft"
 Dimensions = list[int | str]
 Array = npt.NDArray[Any]
+
+
+class Outside(Protocol):
+    """Where tensors lie that are not in a graph's own file."""
+
+    def holds(self, tensor: TensorProto, value: Array) -> bool:
+        """Whether ``value`` lies there; if so, ``tensor`` then says where."""
 
 
 class Nodes:
@@ -89,9 +96,9 @@ class Nodes:
         self._shapes.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def model(self) -> onnx.ModelProto:
-        """The graph, with its tensors inside."""
-        return self._model(None)
+    def model(self, outside: Outside | None = None) -> onnx.ModelProto:
+        """The graph, with its tensors inside, but for those that ``outside`` holds."""
+        return self._model(outside)
 
     @property
     def bytes(self) -> int:
@@ -102,11 +109,11 @@ class Nodes:
         """Write the graph; tensors of more than ``most`` bytes together lie in ``graph.data`` beside it."""
         save_graphs({path: self}, most=most)
 
-    def write(self, path: Path, outside: OutsideFile | None) -> None:
+    def write(self, path: Path, outside: Outside | None) -> None:
         """Write the graph, its tensors to ``outside`` where there is such a file."""
         onnx.save(self._model(outside), str(path))
 
-    def _model(self, outside: OutsideFile | None) -> onnx.ModelProto:
+    def _model(self, outside: Outside | None) -> onnx.ModelProto:
         optional = {slot.name for slot in self.slots}
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, value_info=self._shapes
@@ -114,9 +121,7 @@ class Nodes:
         for name, value in self._tensors.items():
             tensor = TensorProto(name=name, dims=value.shape)
             tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-            if outside and name not in optional and value.nbytes >= SMALL:
-                outside.add(tensor, value.tobytes())
-            else:
+            if name in optional or not (outside and outside.holds(tensor, value)):
                 tensor.raw_data = value.tobytes()
             graph.initializer.append(tensor)
         versions = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

@@ -14,8 +14,21 @@ from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
 from base_model.decoder.stored import StoredShape
 from base_model.source_files import read_object
-from base_model.weights_file import WEIGHTS
+from base_model.weights_file import DTYPES, WEIGHTS, places_of
 from protocol.manifest import CONFIG
+
+
+def mapped_decoder(folder: Path) -> tuple[DecoderShape, dict[str, Stored]]:
+    """:func:`opened_decoder` of tensors that nobody has read yet: views of the file, not to be written."""
+    shape, path = shape_of(read_object(folder / CONFIG)), folder / WEIGHTS
+    data = np.memmap(path, np.uint8, "r")
+    tensors = {
+        name: data[place.offset : place.offset + place.length]
+        .view(DTYPES[place.kind])
+        .reshape(place.shape)
+        for name, place in places_of(path).items()
+    }
+    return shape, stored_tensors(shape, tensors)
 
 
 def opened_decoder(folder: Path) -> tuple[DecoderShape, dict[str, Stored]]:

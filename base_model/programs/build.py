@@ -6,6 +6,7 @@ and frozen tensors are read from the base's ``weights.safetensors`` where they l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,7 @@ def training_graph(
         seed=objective.slope,
         wanted=trained,
         shapes=infer_shapes(model, {}),
-        weights=partial(expanded_weights, tape),
+        weights=partial(expanded_weights, Tape(graph, f"{GRADIENT}weight.")),
     )
     _name_outputs(
         graph,
@@ -194,14 +195,14 @@ def flat_codes(
 ) -> tuple[str, str]:
     """Names of the same bytes as matrices: codes (rows, width * bits / 8) uint8, scales (rows, blocks)."""
     have = {item.name: item for item in graph.initializer}
-    for source, kind, columns in (
-        (codes, TensorProto.UINT8, width * bits // 8),
-        (scales, TensorProto.FLOAT, len(have[scales].raw_data) // 4 // rows),
+    for source, columns in (
+        (codes, width * bits // 8),
+        (scales, math.prod(have[scales].dims) // rows),
     ):
         if f"{source}{ROWS}" not in have:
-            graph.initializer.append(
-                helper.make_tensor(
-                    f"{source}{ROWS}", kind, [rows, columns], have[source].raw_data, raw=True
-                )
-            )
+            matrix = graph.initializer.add()
+            matrix.CopyFrom(have[source])
+            matrix.name = f"{source}{ROWS}"
+            del matrix.dims[:]
+            matrix.dims.extend([rows, columns])
     return f"{codes}{ROWS}", f"{scales}{ROWS}"

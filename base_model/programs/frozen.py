@@ -7,7 +7,9 @@ location, an offset, a length), and ONNX Runtime maps it: one copy on disk, page
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -16,6 +18,22 @@ from protocol.errors import ArtefactError
 
 SMALLEST = 256  # bytes; what is smaller stays in the program
 ROWS = ".rows"  # codes and scales as matrices: another shape of the same bytes
+
+
+class FrozenTensors:
+    """Tensors that were read from a base's file, as ``base_model.decoder.nodes.Outside``: they stay there."""
+
+    def __init__(self, weights: Path) -> None:
+        """Raises ArtefactError for a file that is none."""
+        self._weights, self._places = weights, places_of(weights)
+
+    def holds(self, tensor: onnx.TensorProto, value: npt.NDArray[Any]) -> bool:
+        """Whether the file has the tensor by this name; if so, ``tensor`` points there."""
+        place = self._places.get(tensor.name)
+        if place is None or value.nbytes != place.length or place.length < SMALLEST:
+            return False
+        _point(tensor, self._weights, place)
+        return True
 
 
 def refer_to_weights(model: onnx.ModelProto, weights: Path) -> None:
@@ -28,7 +46,8 @@ def refer_to_weights(model: onnx.ModelProto, weights: Path) -> None:
         for tensor in model.graph.initializer:
             name = tensor.name.removesuffix(ROWS)
             place = places.get(name) or places.get(name.removeprefix("model."))
-            if place is None or len(tensor.raw_data) < SMALLEST:
+            outside = tensor.data_location == TensorProto.EXTERNAL
+            if outside or place is None or len(tensor.raw_data) < SMALLEST:
                 continue
             file.seek(place.offset)
             if file.read(place.length) != tensor.raw_data:
@@ -36,11 +55,12 @@ def refer_to_weights(model: onnx.ModelProto, weights: Path) -> None:
                     f"{weights}: {tensor.name} is not the answering graph's",
                     "fetch the base again; `fedge base verify` says which file is damaged",
                 )
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in _where(weights, place):
-                tensor.external_data.add(key=key, value=str(value))
+            _point(tensor, weights, place)
 
 
-def _where(weights: Path, place: Place) -> tuple[tuple[str, object], ...]:
-    return ("location", weights.name), ("offset", place.offset), ("length", place.length)
+def _point(tensor: onnx.TensorProto, weights: Path, place: Place) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    where = ("location", weights.name), ("offset", place.offset), ("length", place.length)
+    for key, value in where:
+        tensor.external_data.add(key=key, value=str(value))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from base_model.decoder.opened import opened_decoder
+from base_model.decoder.nodes import Outside
+from base_model.decoder.opened import mapped_decoder
 from base_model.decoder.products import BLOCK, Stores
 from base_model.decoder.sequence import HIDDEN, sequence_graph
 from base_model.decoder.shape import DecoderShape
@@ -20,7 +21,7 @@ from base_model.programs.build import (
     flat_codes,
     training_graph,
 )
-from base_model.programs.frozen import refer_to_weights
+from base_model.programs.frozen import FrozenTensors, refer_to_weights
 from base_model.programs.tape import Symbol, Tape
 from base_model.programs.token_loss import (
     ELEMENT,
@@ -46,6 +47,7 @@ def language_graph(
     tensors: Mapping[str, int],
     trained: Iterable[str],
     forms: Forms,
+    outside: Outside | None = None,
 ) -> onnx.ModelProto:
     """Loss and gradients of an adapter's tensors. Inputs: ids, mask, :data:`TARGET` and the tensors.
 
@@ -55,6 +57,7 @@ def language_graph(
         tensors: dimensions of each tensor of the adapter.
         trained: those whose gradients are outputs.
         forms: what the tensors put into which slots.
+        outside: has such of ``weights`` as need not be in the graph; without it all are.
 
     Raises ArtefactError for a shape that cannot be trained here.
     """
@@ -66,7 +69,7 @@ def language_graph(
         return Objective(scalar=scalar, at=outputs, slope=slope)
 
     return training_graph(
-        _hidden_states(shape, weights, tensors, forms),
+        _hidden_states(shape, weights, outside, tensors, forms),
         tensors=tensors,
         trained=trained,
         forms=forms,
@@ -76,7 +79,12 @@ def language_graph(
 
 
 def scoring_graph(
-    shape: DecoderShape, weights: Stores, *, tensors: Mapping[str, int], forms: Forms
+    shape: DecoderShape,
+    weights: Stores,
+    *,
+    tensors: Mapping[str, int],
+    forms: Forms,
+    outside: Outside | None = None,
 ) -> onnx.ModelProto:
     """What each row's counted tokens come to, under an adapter: :func:`token_scores` as ``scores``.
 
@@ -84,7 +92,7 @@ def scoring_graph(
     """
     verify_trainable(shape)
     return adapted_graph(
-        _hidden_states(shape, weights, tensors, forms),
+        _hidden_states(shape, weights, outside, tensors, forms),
         tensors=tensors,
         forms=forms,
         answer=lambda tape, hidden: token_scores(tape, hidden, output_layer(tape, shape, weights)),
@@ -100,7 +108,8 @@ def language_graphs(
 
     Frozen tensors are read from ``base``. Raises ArtefactError as :func:`language_graph` does.
     """
-    shape, weights = opened_decoder(base)
+    shape, weights = mapped_decoder(base)
+    frozen = FrozenTensors(base / WEIGHTS)
     tensors = {spec.name: len(spec.shape) for spec in recipe.layout.specs}
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
@@ -108,10 +117,12 @@ def language_graphs(
 
     def graph(names: frozenset[str]) -> onnx.ModelProto:
         if not names:
-            model = scoring_graph(shape, weights, tensors=tensors, forms=forms)
+            model = scoring_graph(shape, weights, tensors=tensors, forms=forms, outside=frozen)
         else:
             ordered = [spec.name for spec in recipe.layout.specs if spec.name in names]
-            model = language_graph(shape, weights, tensors=tensors, trained=ordered, forms=forms)
+            model = language_graph(
+                shape, weights, tensors=tensors, trained=ordered, forms=forms, outside=frozen
+            )
         refer_to_weights(model, base / WEIGHTS)
         return model
 
@@ -128,14 +139,17 @@ def verify_trainable(shape: DecoderShape) -> None:
 
 
 def _hidden_states(
-    shape: DecoderShape, weights: Stores, tensors: Iterable[str], forms: Forms
+    shape: DecoderShape,
+    weights: Stores,
+    outside: Outside | None,
+    tensors: Iterable[str],
+    forms: Forms,
 ) -> onnx.ModelProto:
     """The answering half, with what a prompt or a prefix needs where the tensors fill such a slot."""
     tape = Tape(onnx.GraphProto(), "")  # thrown away: only names are asked for
     filled = forms({name: Symbol(tape, name) for name in tensors})
-    model = sequence_graph(
-        shape, weights, prompt=SOFT_PROMPT in filled, prefix=PREFIX in filled
-    ).nodes.model()
+    building = sequence_graph(shape, weights, prompt=SOFT_PROMPT in filled, prefix=PREFIX in filled)
+    model = building.nodes.model(outside)
     assert model.graph.output[0].name == HIDDEN
     return model
 

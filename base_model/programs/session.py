@@ -9,8 +9,11 @@ from typing import Any
 FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def open_session(graph: bytes, base: Path, *, threads: int) -> Any:
-    """A CPU session. Codes stay codes: folding constants would expand the base to float at load."""
+def open_session(graph: bytes, base: Path, *, threads: int, as_written: bool = False) -> Any:
+    """A CPU session. Codes stay codes: folding constants would expand the base to float at load.
+
+    ``as_written``: no node is changed or moved, which matters where each is written for what is in memory.
+    """
     import onnxruntime as ort  # it starts a thread, and a site's processes are forks (docs/adr/0051)
 
     options = ort.SessionOptions()
@@ -20,6 +23,8 @@ def open_session(graph: bytes, base: Path, *, threads: int) -> Any:
     options.add_session_config_entry(FOLDER, str(base))
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Nodes run in the file's order, sizes first: no tensor is kept for the sake of its shape.
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Two plans of memory: one keeps a block for all of a step, the other takes long to make. (docs/adr/0050)
     options.enable_mem_pattern = options.enable_mem_reuse = False

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from base_model.programs.footprint import SLICE
 from base_model.programs.tape import MICROSOFT, Tape
 
 # (rows, tokens): the next token, below 0 where none counts
 TARGET, ELEMENT = "next_tokens", TensorProto.INT64
 FIGURES = 3  # of a row
 TIE = 1e-5  # of logits
-SLICE = 2**20  # elements of the weight that are expanded at a time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ def engine_for(
         programs: where programs are kept when they cannot be beside the base.
         parts: what is trained, instead of what the plan's rounds train.
 
-    Raises ArtefactError for a base that has no program, MachineError when the engine is not installed.
+    Raises ArtefactError for a base that has no program, MachineError when the engine is not installed,
+    PlanError when ``local.memory`` is too little for this base.
     """
     plan = recipe.plan
     kind = chosen(plan)
@@ -49,7 +50,7 @@ def engine_for(
     key: Key = (
         *(kind, str(base.folder), base.manifest.fingerprint, plan.adapter_settings, recipe.layout),
         *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
-        *(plan.local.precision, sets, threads),
+        *(plan.local.precision, plan.local.memory, plan.task.max_length, sets, threads),
     )
     with _lock:
         if key not in _engines:
@@ -98,11 +99,13 @@ def _made(
 
         return TorchEngine(base.folder, recipe, threads=threads)
     from base_model.programs.folder import program_for
+    from base_model.programs.footprint import way_of
     from client.engine.onnx_engine import OnnxEngine
 
+    way = way_of(recipe)
     cache = base.program_cache(programs)
     program = program_for(base.folder, recipe, cache=cache, parts=sets)
-    return OnnxEngine(program, base.folder, recipe.layout, threads=threads)
+    return OnnxEngine(program, base.folder, recipe.layout, threads=threads, way=way)
 
 
 _engines: OrderedDict[Key, Engine] = OrderedDict()

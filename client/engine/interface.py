@@ -23,6 +23,7 @@ class Engine(Protocol):
     """Computes with the frozen base and any adapter of ``layout``."""
 
     layout: Layout
+    most: int | None  # padded tokens of one call, where the engine's memory is bounded
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """The sum over rows of the task's loss, and its gradients by name for ``parts``."""

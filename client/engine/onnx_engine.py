@@ -18,6 +18,8 @@ import numpy.typing as npt
 from base_model.programs.build import GRADIENT, LOSS
 from base_model.programs.document import graph_name
 from base_model.programs.folder import Program
+from base_model.programs.footprint import Keep, Way
+from base_model.programs.recompute import recomputing
 from base_model.programs.session import open_session
 from base_model.tasks import TASKS
 from client.batches import Batch
@@ -32,9 +34,21 @@ SESSIONS = 6  # kept open; the one not used for longest is let go
 class OnnxEngine:
     """A program on a base's folder, for adapters of ``layout``."""
 
-    def __init__(self, program: Program, base: Path, layout: Layout, *, threads: int) -> None:
-        """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores."""
-        self.layout = layout
+    def __init__(
+        self,
+        program: Program,
+        base: Path,
+        layout: Layout,
+        *,
+        threads: int,
+        way: Way | None = None,
+    ) -> None:
+        """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores.
+
+        ``way``: what a step keeps and how many tokens it takes at a time; without it nothing is bounded here.
+        """
+        self.layout, self.most = layout, None if way is None else way.tokens
+        self._keep = Keep.ALL if way is None else way.keep
         self._program, self._base, self._digest = program, base, program.document.digest
         self._task = TASKS[program.document.task]
         self._threads = threads or _threads_of_openmp()
@@ -60,13 +74,18 @@ class OnnxEngine:
         return {"input_ids": batch.ids, "attention_mask": batch.mask, **types}
 
     def _session(self, parts: Parts) -> Any:
-        key = (self._digest, graph_name(parts), str(self._base), self._threads)
+        keep = self._keep if parts else Keep.ALL
+        key = (self._digest, graph_name(parts), str(self._base), self._threads, keep)
         with _lock:
             if key not in _sessions:
                 graph = self._program.graph(parts)
+                if keep is not Keep.ALL:
+                    graph = recomputing(graph, keep, adapter=[s.name for s in self.layout.specs])
                 while len(_sessions) >= SESSIONS:
                     _sessions.popitem(last=False)
-                _sessions[key] = open_session(graph, self._base, threads=self._threads)
+                _sessions[key] = open_session(
+                    graph, self._base, threads=self._threads, as_written=keep is not Keep.ALL
+                )
             _sessions.move_to_end(key)
             return _sessions[key]
 
@@ -77,5 +96,5 @@ def _threads_of_openmp() -> int:
     return int(first) if first.isdecimal() else 0
 
 
-_sessions: OrderedDict[tuple[str, str, str, int], Any] = OrderedDict()
+_sessions: OrderedDict[tuple[str, str, str, int, Keep], Any] = OrderedDict()
 _lock = threading.Lock()

@@ -39,6 +39,7 @@ class TorchEngine:
         opened.model.to(device)
         self._model, self._plan = AdapterModel(opened, recipe), recipe.plan
         self.layout = self._model.layout
+        self.most: int | None = None
 
     def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""

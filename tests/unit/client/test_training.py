@@ -158,7 +158,7 @@ def test_a_step_in_pieces_is_the_step(
     calls: list[int] = []
 
     class Counting:
-        layout = engine.layout
+        layout, most = engine.layout, None
 
         def gradients(
             self, tensors: Values, batch: Batch, roles: frozenset[str]
