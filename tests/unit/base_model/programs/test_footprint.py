@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from base_model.decoder.build import build_decoder
 from base_model.decoder.sources import decoder_source
+from base_model.programs.folder import make_program
 from base_model.programs.footprint import (
     MIB,
     WAYS,
@@ -23,8 +26,12 @@ from base_model.programs.footprint import (
     way_of,
 )
 from base_model.verify import verify_base
+from client.batches import Encoded
+from client.engine.onnx_engine import OnnxEngine
+from client.training import train
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import PlanError
+from protocol.legality import check
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from tests.unit.base_model.decoder.models import write_decoder
@@ -56,8 +63,13 @@ def plan_on(manifest: DecoderManifest, memory: int) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> DecoderManifest:
-    manifest = verify_base(base_at(tmp_path_factory.mktemp("small"), "llama"))
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_at(tmp_path_factory.mktemp("small"), "llama")
+
+
+@pytest.fixture(scope="module")
+def manifest(base: Path) -> DecoderManifest:
+    manifest = verify_base(base)
     assert isinstance(manifest, DecoderManifest)
     return manifest
 
@@ -103,6 +115,42 @@ def test_a_plan_without_a_limit_keeps_its_digest(manifest: DecoderManifest) -> N
     assert "memory" not in json.loads(plan_on(manifest, 0).render())["local"]
     assert json.loads(plan_on(manifest, 300).render())["local"]["memory"] == 300
     assert plan_on(manifest, 300).digest != plan_on(manifest, 0).digest
+
+
+@pytest.mark.parametrize("keep", list(Keep))
+def test_an_engine_goes_the_way_it_is_told(
+    keep: Keep, base: Path, manifest: DecoderManifest
+) -> None:
+    """It computes as few tokens at a time, and trains to the same adapter."""
+    recipe = Recipe(plan=plan_on(manifest, 0), manifest=manifest)
+    program = make_program(base, recipe)
+    (parts,) = recipe.phases
+    ids = np.random.default_rng(0).integers(3, manifest.vocab_size, 8 * 16).astype(np.int32)
+    rows = Encoded(
+        ids=ids,
+        offsets=np.arange(9) * 16,
+        targets=np.roll(ids, -1).astype(np.int64),
+        pad_id=0,
+        by_token=True,
+    )
+
+    def trained(way: Way | None) -> npt.NDArray[np.float32]:
+        engine = OnnxEngine(program, base, recipe.layout, threads=1, way=way)
+        local = recipe.plan.local
+        done = train(engine, recipe.start(), rows, local=local, parts=parts, seed=0)
+        return recipe.layout.flatten(done.tensors)
+
+    whole = trained(None)
+    for tokens in (512, 32):
+        moved = trained(Way(keep=keep, tokens=tokens))
+        np.testing.assert_allclose(moved, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_a_limit_that_bounds_nothing_is_noted(manifest: DecoderManifest) -> None:
+    plan = plan_on(manifest, 4096)
+    assert "local.memory" not in {finding.field for finding in check(plan, manifest)}
+    torch = plan.model_copy(update={"local": plan.local.model_copy(update={"engine": "torch"})})
+    assert "local.memory" in {finding.field for finding in check(torch, manifest)}
 
 
 CHILD = """
