@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One would guess that ONNX Runtime's ReduceLogSumExp is as fast as the six operators that say the same (largest, difference,
 # exponential, sum, logarithm, largest again): it is one pass over memory less. On the CPU onnxruntime 1.31.1 takes about nine
-# times as long for it, one thread, because it calls the exponential number by number where Exp computes many at a time.
+# times as long for it on one thread (inferred: it calls the exponential number by number, where Exp computes many at once).
 # It matters here: the loss of a model that writes is a logarithm of a sum over a vocabulary, for every token; written as the
 # one operator it took as long as the products of the output layer. fedge writes it out.
 set -euo pipefail
