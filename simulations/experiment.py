@@ -57,9 +57,11 @@ class BaseSource(Section):
     def _one_origin(self) -> BaseSource:
         if bool(self.folder) == bool(self.source):
             raise ValueError("give either folder, a base that is built, or source")
-        others = self.model_fields_set - {"folder", "source"}
-        if self.folder and others:
-            raise ValueError(f"{min(others)} is for a source, not for a folder that is built")
+        fields = type(self).model_fields.items()
+        others = [name for name, field in fields if getattr(self, name) != field.default]
+        if self.folder and others != ["folder"]:
+            odd = next(name for name in others if name != "folder")
+            raise ValueError(f"{odd} is for a source, not for a folder that is built")
         return self
 
 

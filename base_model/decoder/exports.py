@@ -83,8 +83,8 @@ def export_genai(adapter: Path, base: Path, out: Path) -> None:
                 shutil.copyfile(base / name, new / name)
         shutil.copyfile(adapter / EDGE_FILE, new / EDGE_FILE)
         settings = _tokenizer_settings(base, manifest)
-        (new / TOKENIZER_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
-        (new / GENAI).write_text(json.dumps(_genai_config(manifest), indent=1) + "\n")
+        (new / TOKENIZER_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        (new / GENAI).write_text(json.dumps(_genai_config(manifest), indent=1) + "\n", "utf-8")
 
 
 def _base_of(adapter: Path, base: Path) -> DecoderManifest:

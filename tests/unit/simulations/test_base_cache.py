@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from base_model.places import locate
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, FedgeError, MachineError
-from simulations.base_cache import _check_pin, ready_base
+from simulations.base_cache import _check_pin, origin_of, ready_base
 from simulations.experiment import BaseSource, load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
@@ -128,7 +128,8 @@ def test_every_container_can_be_pinned(tmp_path: Path, container: str) -> None:
     weights = locate(source).weights_digest()
     with pytest.raises(ArtefactError, match="not the pinned one"):
         ready(BaseSource(source=source, sha256="0" * 64), tmp_path)
-    _check_pin(BaseSource(source=source, sha256=weights), locate(source))
+    pinned = BaseSource(source=source, sha256=weights)
+    _check_pin(pinned, origin_of(pinned, "sequence-classification", tmp_path))
 
 
 def test_a_base_that_is_built_is_named_by_its_folder(tiny_base: Path, tmp_path: Path) -> None:
