@@ -10,6 +10,7 @@ import numpy as np
 from simulations.files import read_json
 from simulations.prepare import LISTED, Prepared
 from simulations.scores import load_scores
+from simulations.served import SERVED
 from simulations.tasks import Scores, task_named
 
 Json = dict[str, Any]
@@ -21,7 +22,10 @@ def breakdown(prepared: Prepared) -> tuple[dict[str, Json], dict[str, Json]]:
     together, alone = load_scores(prepared.out, task.kind)
     labels = task_named(task.kind).labels(task)
     listed = read_json(prepared.out / LISTED, {"clients": {}})["clients"]
-    return by_label(labels, together, alone), by_client(labels, together, alone, listed)
+    clients = by_client(labels, together, alone, listed)
+    for name, quality in (read_json(prepared.out / SERVED) or {}).items():
+        clients[name]["federated"] = quality
+    return by_label(labels, together, alone), clients
 
 
 def by_label(

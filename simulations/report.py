@@ -78,7 +78,7 @@ def _page(run: Path, plan: Json) -> str:
         labels=by_label(summary.get("per_label")),
         samples=_samples(read_json(run / "samples.json")),
         memorised=_memorised(read_json(run / "memorisation.json")),
-        clients=_clients(summary, clients),
+        clients=_clients(summary, clients, _measure(plan)),
         taken=_participation(records, failed, clients),
         sent=_bytes(records),
         time=time_spent(records, summary, timings),
@@ -132,9 +132,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_SAMPLE else f"{text[:LONGEST_SAMPLE]}…"
 
 
-def _clients(summary: Json, clients: Json | None) -> Markup:
+def _clients(summary: Json, clients: Json | None, measure: Quality) -> Markup:
     listed = clients or {"column": None, "clients": {}}
-    return by_client(summary.get("per_client") or listed["clients"], listed["column"])
+    return by_client(summary.get("per_client") or listed["clients"], listed["column"], measure)
 
 
 def _last_release(run: Path, records: list[Json]) -> Json | None:

@@ -178,7 +178,14 @@ def by_label(per_label: Json | None) -> Json | None:
     return {"head": head, "worst": list(worst), "rows": list(every)}
 
 
-def by_client(per_client: Json | None, column: str | None) -> Markup:
+def _how(measure: Quality) -> str:
+    """On which rows clients are measured."""
+    if measure.name == "perplexity":
+        return "Perplexity of the rows that each client kept out of its training."
+    return "Accuracy on the test rows, each label as often as among the client's own rows."
+
+
+def by_client(per_client: Json | None, column: str | None, measure: Quality) -> Markup:
     """Every client by its name: what it holds, and how it is served."""
     per_client = per_client or {}
     present = [pair for pair in TRAININGS if any(pair[0] in entry for entry in per_client.values())]
@@ -190,8 +197,10 @@ def by_client(per_client: Json | None, column: str | None) -> Markup:
             *([entry["value"]] if column else []),
             entry["rows"],
             "" if entry.get("labels") is None else entry["labels"],
-            *(_share(entry.get(key)) for key, _ in present),
+            *(_exact(measure, entry[key]) if key in entry else "" for key, _ in present),
         ]
         for name, entry in per_client.items()
     ]
-    return render("clients.html", column=column, head=head, rows=rows, served=bool(present))
+    return render(
+        "clients.html", column=column, head=head, rows=rows, served=_how(measure) if present else ""
+    )

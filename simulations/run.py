@@ -47,6 +47,7 @@ from simulations.progress import Progress
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import AUDIT, write_report
 from simulations.samples import write_samples
+from simulations.served import measure_clients
 from simulations.summary import Summary, summarise
 from simulations.timings import Timings
 from simulations.yardsticks import measure_before, passes, run_yardsticks
@@ -90,6 +91,8 @@ def simulate(
         with timings.part("evaluation"):
             measure_before(prepared, evaluator, progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
+    with timings.part("evaluation"):
+        measure_clients(prepared, evaluator, progress)
     with timings.part("memorisation"):
         memorised = measure_memorisation(prepared, evaluator, progress)
     with timings.part("release"):

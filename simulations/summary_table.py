@@ -95,9 +95,12 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         if "federated" in entry
     ]
     if served:
-        share, name, value = min(served, key=lambda each: (each[0], each[1]))
+        texts = summary.perplexity_federated is not None  # of which the largest is the worst
+        ordered = sorted(served, key=lambda each: (-each[0] if texts else each[0], each[1]))
+        quality, name, value = ordered[0]
         who = name if value is None else f"{name} ({value})"
-        facts.insert(0, ("client served worst", printable(f"{who}: {share:.1%}")))
+        figure = f"perplexity {quality:.2f}" if texts else f"{quality:.1%}"
+        facts.insert(0, ("client served worst", printable(f"{who}: {figure}")))
     return facts
 
 

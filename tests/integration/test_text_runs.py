@@ -129,6 +129,15 @@ def test_clients_count_the_perplexity_of_their_own_rows_in_secret(
     assert held_out[-1] < 0.5 * held_out[0]  # each of the adapter that was received
 
 
+def test_every_device_is_measured_on_rows_that_it_kept_out(finished: tuple[Path, Summary]) -> None:
+    out, summary = finished
+    served = {name: entry["federated"] for name, entry in summary.per_client.items()}
+    assert len(served) == 5
+    assert summary.perplexity_before is not None
+    assert all(1 < quality < summary.perplexity_before for quality in served.values())
+    assert f"{max(served.values()):.2f}" in (out / "report.html").read_text()
+
+
 def test_the_report_shows_what_a_device_writes_before_and_after(
     finished: tuple[Path, Summary],
 ) -> None:

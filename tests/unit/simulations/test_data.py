@@ -9,6 +9,7 @@ import pytest
 
 from protocol.errors import DataError, PlanError
 from protocol.rows.read import Table
+from protocol.tasks.classification import Classification
 from simulations.clients import list_clients, named
 from simulations.data import divided, experiment_rows
 from simulations.experiment import Experiment, load_experiment
@@ -108,7 +109,7 @@ def test_who_is_which_value_is_on_file_and_in_the_report() -> None:
             "client-0001": {"value": "<loft>", "rows": 1, "labels": 1, "label_rows": {"y": 1}},
         },
     }
-    page = by_client(listed["clients"], listed["column"])
+    page = by_client(listed["clients"], listed["column"], Classification.QUALITY)
     assert "hall" in page
     assert "&lt;loft&gt;" in page
     assert "<loft>" not in page
