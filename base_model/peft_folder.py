@@ -19,7 +19,7 @@ from protocol.peft_format import (
     parse_release,
     published_as,
 )
-from storage.regular import read_regular_text
+from storage.regular import read_regular_text, sha256_of
 
 
 def read_note(adapter: Path) -> ReleaseNote:
@@ -52,3 +52,13 @@ def published_of(adapter: Path) -> Published:
         return published_as(read_regular_text(path), source=str(path))
     except (OSError, UnicodeDecodeError):
         raise ArtefactError(f"{path}: cannot be read", "fetch the adapter again") from None
+
+
+def verify_files(adapter: Path, note: ReleaseNote) -> None:
+    """Every file of the folder that its note names is that file. Raises ArtefactError."""
+    for name, expected in sorted(note.files.items()):
+        path = adapter / name
+        if not path.is_file() or sha256_of(path) != expected:
+            raise ArtefactError(
+                f"{path} is not the file that {RELEASE_FILE} names", "fetch the adapter again"
+            )

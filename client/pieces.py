@@ -62,6 +62,11 @@ def _chat_pieces(chat: Chat, template: str, special: Mapping[str, str]) -> list[
                 'give one answer in a row, or use task.form = "prompt" or "text"',
             )
         answer = text[len(lead) :]
+        if "".join(message["content"].split()) not in "".join(answer.split()):
+            raise ArtefactError(
+                "the base's chat template writes an answer otherwise than the row has it",
+                'use task.form = "prompt" or "text", or a base whose template keeps what is said',
+            )
         learnt = answer.rstrip()  # a device ends at the token before such blanks
         pieces.append(Piece(text=lead[len(written) :], counts=False))
         pieces.append(Piece(text=learnt, counts=True))

@@ -27,6 +27,9 @@ def export(
         typer.Option("--to", help="gguf: a file for llama.cpp; genai: a folder with the base"),
     ],
     out: Annotated[Path, typer.Option("--out", help="the new file or folder")],
+    trust: Annotated[
+        Path | None, typer.Option("--trust", help="the log's policy: export released adapters only")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Write an adapter of a base that writes text for llama.cpp, or with its base for onnxruntime-genai.
@@ -38,6 +41,12 @@ def export(
 
     if out.exists():
         raise ArtefactError(f"{out} exists already", "remove it, or name another with --out")
+    if trust is not None:
+        from edge_runtime.adapter import read_note
+        from edge_runtime.passport import read_policy, verify_passport
+
+        number = read_note(adapter).round
+        verify_passport(adapter, round_number=number, policy=read_policy(trust))
     write = export_gguf if to is Runtime.gguf else export_genai
     with writing(out):
         write(adapter, base, out)

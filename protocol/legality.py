@@ -34,6 +34,7 @@ from protocol.seq2seq_manifest import Seq2SeqManifest
 from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
+LEAST_TEXT = 3  # tokens
 LOOSE_PARITY = 0.01  # logits: further apart two engines are not one model any more
 
 
@@ -232,11 +233,12 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         return  # nothing else of it would mean anything
     yield from _writing(recipe)
     if plan.task.max_length + recipe.tokens > manifest.max_positions:
+        prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
+        most = manifest.max_positions - recipe.tokens
         yield _error(
             "task.max_length",
-            f"{plan.task.max_length} tokens and a prompt of {recipe.tokens} exceed "
-            f"{manifest.max_positions}",
-            f"at most {manifest.max_positions - recipe.tokens}",
+            f"{plan.task.max_length} tokens{prompt} exceed the base's {manifest.max_positions} positions",
+            f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
         )
     yield from (_finding(*row) for row in recipe.remarks())
     if plan.local.weight_decay and any(spec.law == ONES for spec in recipe.layout.specs):
@@ -266,6 +268,13 @@ def _writing(recipe: Recipe) -> Iterator[Finding]:
             "bases that write text are trained by ONNX Runtime alone",
             'leave it out, or use engine = "onnx"',
         )
+    if recipe.method.scales:
+        yield _error(
+            "adapter.method",
+            f"bases that write text have no scales, which `{plan.adapter.method}` fills",
+            "train an adapter of linears, such as `lora`",
+        )
+        return
     if recipe.tokens and isinstance(manifest, Seq2SeqManifest):
         yield _error(
             "adapter.method",

@@ -278,6 +278,10 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
             "set base.scales = true",
         )
+    if experiment.base.scales and experiment.base_task != Classification.BASE:
+        raise PlanError(
+            f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
+        )
     if experiment.memorisation != Memorisation() and plan.task.kind != "causal-lm":
         raise PlanError(
             f"{path}: `memorisation` is for text that follows text",

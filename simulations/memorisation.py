@@ -82,8 +82,13 @@ def _exposure(worker: Worker, adapter: Tensors, number: int) -> float:
 
 
 def exposure(losses: Losses) -> float:
-    """In bits, of the first of ``losses`` among all of them; ties count against the adapter."""
-    rank = 1 + int((losses[1:] < losses[0]).sum())
+    """In bits, of the first of ``losses`` among all of them.
+
+    Of several that are equal it has the middle place: secrets that a tokenizer does not tell apart, or that
+    are cut away, are no secrets that were learnt.
+    """
+    others = losses[1:]
+    rank = 1 + float((others < losses[0]).sum()) + float((others == losses[0]).sum()) / 2
     return math.log2(len(losses)) - math.log2(rank)
 
 

@@ -166,7 +166,8 @@ def _label(path: Path, columns: dict[str, list[object]], text: str) -> str:
     unnamed = {name: count for name, count in repeated.items() if not _is_named(name, OWNERS)}
     likely = unnamed or repeated  # a column named like devices is the label where there is no other
     if not likely:
-        raise DataError(f"{path}: no column looks like labels", _listed(columns))
+        texts = 'for chats and plain texts write task.kind = "causal-lm" (docs/guide.md)'
+        raise DataError(f"{path}: no column looks like labels", f"{_listed(columns)}; {texts}")
     return min(likely, key=lambda name: likely[name])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from base_model.files import folder_that_appears
 from base_model.gguf.lora import Factors, write_gguf_lora
-from base_model.peft_folder import published_of, read_note, read_peft
+from base_model.peft_folder import published_of, read_note, read_peft, verify_files
 from base_model.verify import read_manifest
 from protocol.decoder_manifest import CHAT_TEMPLATE, IDS, LOGITS, MASK, DecoderManifest
 from protocol.errors import ArtefactError
@@ -97,6 +97,7 @@ def _base_of(adapter: Path, base: Path) -> DecoderManifest:
             f"{manifest.fingerprint[:12]}…",
             "name the base the adapter was trained on",
         )
+    verify_files(adapter, note)
     return manifest
 
 

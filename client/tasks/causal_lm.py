@@ -59,10 +59,12 @@ def _nothing_counts(
     if True in counts[1:]:
         begins = counts.index(True, 1)
         return DataError(
-            f"row {number}: its answer begins behind {begins} tokens, the plan takes {most}",
+            f"row {number} of those that are read: its answer begins behind {begins} tokens, the plan "
+            f"takes {most}",
             'raise task.max_length, shorten the row, or leave such rows out: task.unanswered = "skip"',
             public="a row whose answer begins behind task.max_length",
         )
     return DataError(
-        f"row {number}: of its {len(tokens)} tokens none can be learnt", "remove the row"
+        f"row {number} of those that are read: of its {len(tokens)} tokens none can be learnt",
+        "remove the row",
     )

@@ -51,6 +51,6 @@ def _message(index: int, message: Any) -> Message:
         raise DataError(f"{where}: `{other[0][:60]}` is not supported", "leave it out")
     if message["role"] not in ROLES:
         raise DataError(
-            f"{where}: the role is `{message['role'][:60]}`", f"use one of: {', '.join(ROLES)}"
+            f"{where}: its role is none that is known", f"use one of: {', '.join(ROLES)}"
         )
     return {"role": message["role"], "content": message["content"]}

@@ -146,7 +146,8 @@ def test_long_rows_are_cut_and_refused_where_nothing_would_count(
     cut = worker().encode(rows_of(short))
     assert (len(cut.ids), cut.counted.tolist()) == (32, [32 - 6])
     with pytest.raises(
-        DataError, match="row 2: its answer begins behind 53 tokens, the plan takes 32"
+        DataError,
+        match="row 2 of those that are read: its answer begins behind 53 tokens, the plan takes 32",
     ):
         worker().encode(rows_of(short, long))
     skipping = worker(unanswered="skip")
@@ -167,6 +168,17 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(
     )
     with pytest.raises(ArtefactError, match="writes earlier messages otherwise"):
         site.encode(rows_of(chat(*WORDS[:4])))
+
+
+@pytest.mark.parametrize("change", ["|upper", ".split(' ')[-1]"])
+def test_a_template_that_says_something_else_is_refused(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    odd = TEMPLATE.replace("m.content", f"(m.content{change})")
+    site = worker()
+    monkeypatch.setattr(site, "_base", site._base.__class__(**vars(site._base) | {"template": odd}))
+    with pytest.raises(ArtefactError, match="writes an answer otherwise"):
+        site.encode(rows_of(chat(WORDS[0], f"{WORDS[1]} {WORDS[2]}")))
 
 
 def test_a_step_follows_the_mean_over_the_tokens_that_count(

@@ -63,7 +63,7 @@ def test_chats_come_of_parquet_too(tmp_path: Path) -> None:
         ({"role": "user"}, "holds a JSON object, not a list of messages"),
         ([], "0 messages"),
         ([ASK], "has no message of the role `assistant`"),
-        ([ASK, {"role": "tool", "content": "x"}], "message 1: the role is `tool`"),
+        ([ASK, {"role": "tool", "content": "x"}], "message 1: its role is none that is known"),
         ([ASK, {"role": "assistant"}], "message 1: `content` is missing"),
         ([ASK, {"role": "assistant", "content": None}], "message 1: `content` is no text"),
         ([ASK, {**TELL, "name": "x"}], "message 1: `name` is not supported"),

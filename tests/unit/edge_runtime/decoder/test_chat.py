@@ -108,7 +108,7 @@ def test_a_base_without_a_template_has_no_chats(decoder: DecoderBase) -> None:
         ([CHATS[0][0], {"role": "user"}], "message 1: `content` is missing"),
         ([{"role": "user", "content": 3}], "message 0: `content` is no text"),
         ([{"role": None, "content": "a"}], "message 0: `role` is no text"),
-        ([{"role": "robot", "content": "a"}], "message 0: the role is `robot`"),
+        ([{"role": "robot", "content": "a"}], "message 0: its role is none that is known"),
         ([{"role": "user", "content": "a", "name": "b"}], "message 0: `name` is not supported"),
         ([{"role": "user", "content": "a" * (MOST_CONTENT + 1)}], "characters"),
     ],
