@@ -64,25 +64,40 @@ def init(
     typer.echo("belong to those who promote; gate, snapshot and timestamp stay with the publisher")
 
 
+Floor = Annotated[
+    float,
+    typer.Option(
+        "--floor",
+        min=0,
+        max=1,
+        help="least accuracy; of numbers, most NRMSE is 1 less this; of texts, most perplexity 1 over this",
+    ),
+]
+Margin = Annotated[
+    float, typer.Option("--margin", min=0, max=1, help="may be worse than the release before by")
+]
+Most = Annotated[
+    list[str] | None,
+    typer.Option("--most", metavar="METRIC=VALUE", help="bound of another one; again for more"),
+]
+Audit = Annotated[
+    Path | None, typer.Option("--audit", help="a saved `fedge audit verify RUN --json`")
+]
+Before = Annotated[
+    list[Path] | None,
+    typer.Option("--before", help="the run this one goes on from; again for the one before it"),
+]
+
+
 @app.command()
 def publish(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     repo: RepoOption,
     keys: Keys,
     base: Annotated[Path, typer.Option("--base", help="the base that devices have")],
-    floor: Annotated[
-        float,
-        typer.Option(
-            "--floor", min=0, max=1, help="least accuracy; of numbers, most NRMSE is 1 less this"
-        ),
-    ],
-    margin: Annotated[
-        float, typer.Option("--margin", min=0, max=1, help="may be below the release before by")
-    ] = 0.01,
-    most: Annotated[
-        list[str] | None,
-        typer.Option("--most", metavar="METRIC=VALUE", help="bound of another one; again for more"),
-    ] = None,
+    floor: Floor,
+    margin: Margin = 0.01,
+    most: Most = None,
     channel: Annotated[
         str, typer.Option("--channel", help="canary; stable is promoted to")
     ] = CANARY,
@@ -93,13 +108,8 @@ def publish(
     trust: Annotated[
         Path | None, typer.Option("--trust", help="the log's policy; without it the run's own")
     ] = None,
-    audit: Annotated[
-        Path | None, typer.Option("--audit", help="a saved `fedge audit verify RUN --json`")
-    ] = None,
-    before: Annotated[
-        list[Path] | None,
-        typer.Option("--before", help="the run this one goes on from; again for the one before it"),
-    ] = None,
+    audit: Audit = None,
+    before: Before = None,
     rollout: Annotated[int, typer.Option("--rollout", min=0, max=1000, help="permille")] = 1000,
     as_json: Json = False,
 ) -> None:

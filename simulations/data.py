@@ -76,22 +76,22 @@ def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:
     if experiment.data.generator == "home-chats":
         if task.kind != "causal-lm" or task.form != "messages":
             raise _unfit(experiment, "chats", 'use task.kind = "causal-lm"')
-        made, texts, target = home_chats(plan.seed), task.messages, ""
+        generated, texts, target = home_chats(plan.seed), task.messages, ""
     else:
         if task.kind != "classification" or task.pairs:
             remedy = "leave task.kind and task.text_pair out"
             raise _unfit(experiment, "single texts with labels", remedy)
-        made, texts, target = home_commands(plan.seed), task.text, task.label
-    wanted = [texts, *filter(None, [target, column])]
-    if missing := [name for name in wanted if name not in made.train[0]]:
+        generated, texts, target = home_commands(plan.seed), task.text, task.label
+    columns = [texts, *filter(None, [target, column])]
+    if missing := [name for name in columns if name not in generated.train[0]]:
         raise PlanError(
             f"experiment {experiment.name}: the generator's rows have no column `{missing[0]}`",
-            f"its columns are {', '.join(made.train[0])}",
+            f"its columns are {', '.join(generated.train[0])}",
         )
-    train, test = (_table(rows, texts, target) for rows in (made.train, made.test))
+    train, test = (_table(rows, texts, target) for rows in (generated.train, generated.test))
     if target and experiment.lists_labels:
         _verify_listed(plan, train, test)
-    groups = [row[column] for row in made.train] if column else []
+    groups = [row[column] for row in generated.train] if column else []
     return Table(texts=train.texts, targets=train.targets, groups=groups), test
 
 
@@ -111,8 +111,8 @@ def _table(rows: Sequence[dict[str, Any]], texts: str, target: str) -> Table:
 
 def _verify_listed(plan: Plan, train: Table, test: Table) -> None:
     assert plan.task.kind == "classification"
-    if odd := set(train.targets + test.targets) - set(plan.task.labels):
+    if unlisted := set(train.targets + test.targets) - set(plan.task.labels):
         raise DataError(
-            f"the data has the label {min(odd)!r}, which `plan.task.labels` does not list",
+            f"the data has the label {min(unlisted)!r}, which `plan.task.labels` does not list",
             "list every label, or leave task.labels out",
         )

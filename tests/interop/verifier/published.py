@@ -119,7 +119,7 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
 
 def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
-    adapter, manifest = documents.plan["adapter"], documents.manifest
+    manifest = documents.manifest
     writes = manifest["task"] == "causal-lm"
     both = {
         "task_type": "CAUSAL_LM" if writes else "SEQ_CLS",
@@ -136,8 +136,14 @@ def config(documents: Documents) -> dict[str, Any]:
                 "how": "open_adapter.load(folder, base)",
             },
         }
+    return both | of_method(documents)
+
+
+def of_method(documents: Documents) -> dict[str, Any]:
+    """The keys of it that a method has."""
+    adapter, manifest = documents.plan["adapter"], documents.manifest
     if adapter["method"] == "prompt":
-        return both | {
+        return {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": adapter["tokens"],
             "token_dim": manifest["embedding_size"],
@@ -147,7 +153,7 @@ def config(documents: Documents) -> dict[str, Any]:
             "prompt_tuning_init": "RANDOM",
         }
     if adapter["method"] == "loha":
-        return both | {
+        return {
             "peft_type": "LOHA",
             "r": adapter["rank"],
             "alpha": adapter["alpha"],
@@ -155,21 +161,20 @@ def config(documents: Documents) -> dict[str, Any]:
         }
     if adapter["method"] == "ia3":
         linears = adapted(documents.plan, manifest)
-        return both | {
+        return {
             "peft_type": "IA3",
             "target_modules": sorted(linears),
             "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
         }
     if adapter["method"] == "norm":
         norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
-        return both | {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
+        return {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
     alone = adapter["method"] in ("head", "bias")
     stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
     biased = {"lora_bias": True} if adapter["method"] == "bias" else {}
     targets = sorted(adapted(documents.plan, manifest)) if "targets" in adapter else None
     return (
-        both
-        | stable
+        stable
         | biased
         | {
             "peft_type": "LORA",
