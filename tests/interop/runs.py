@@ -119,6 +119,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "causal-lm", "max_length": 100},
         "evaluation": {"holdout": 0.2},
     },
+    "texts behind a prefix": LOSSY
+    | {
+        "rounds": 1,
+        "task": {"kind": "causal-lm", "max_length": 100},
+        "adapter": {"method": "prefix", "tokens": 3},
+    },
+    "what texts become": LOSSY
+    | {
+        "rounds": 1,
+        "task": {"kind": "seq2seq-lm", "max_length": 100},
+        "evaluation": {"holdout": 0.2},
+    },
     "many blocks": {
         "linears": 5500,
         "count": 3,

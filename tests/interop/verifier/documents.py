@@ -21,7 +21,13 @@ TURNS: dict[
     "bias": (("shift",),),
     "norm": (("scale",), ("shift",)),
     "prompt": (("prompt",),),
+    "prefix": (("prefix",),),
     "head": ((),),
+}
+TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13, P-1.14)
+    "sequence-classification": "base",
+    "causal-lm": "decoder",
+    "seq2seq-lm": "seq2seq",
 }
 FACTORS = (
     "lora_A",
@@ -38,7 +44,7 @@ def role_of(name: str) -> str:
     for role in FACTORS:
         if name.endswith("." + role):
             return role
-    return "prompt" if name == "soft_prompt" else "head"
+    return {"soft_prompt": "prompt", "prefix": "prefix"}.get(name, "head")
 
 
 @dataclass
@@ -96,16 +102,16 @@ def read_documents(run: Path, first: Leaf) -> Documents:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """P-1.3, P-1.13."""
+    """P-1.3, P-1.13, P-1.14."""
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
-    writes = manifest["task"] == "causal-lm"
-    own = ("embedding_bits", "affine", "tied") if writes else ("pooling",)
+    tag = TAGS[manifest["task"]]
+    own = ("pooling",) if tag == "base" else ("embedding_bits", "affine", "tied")
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
     tokenizer = manifest["files"]["tokenizer.json"]["sha256"]
     body = {"tensors": tensors, "architecture": architecture, "tokenizer": tokenizer}
-    return named_hash("decoder" if writes else "base", canonical(body)).hex()
+    return named_hash(tag, canonical(body)).hex()
 
 
 def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -124,6 +130,9 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
     method = plan["adapter"]["method"]
     if method == "prompt":
         shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
+    elif method == "prefix":
+        width = 2 * manifest["layers"] * manifest["kv_heads"] * manifest["head_size"]
+        shapes["prefix"] = (plan["adapter"]["tokens"], width)
     elif method == "norm":
         shapes |= {
             slot["name"]: tuple(slot["shape"])

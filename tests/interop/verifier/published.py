@@ -98,7 +98,7 @@ def folder_head(documents: Documents) -> str:
 
 def weights_file(documents: Documents, plain: Tensors) -> bytes:
     """adapter_model.safetensors."""
-    prompt = "soft_prompt" in plain
+    prompt = "soft_prompt" in plain or "prefix" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
         own = role_of(name) != "head"
@@ -107,7 +107,7 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
             + (name if own else folder_head(documents) + "." + name.rpartition(".")[2])
             + (".weight" if "lora_" in role_of(name) else "")
         )
-        key = "prompt_embeddings" if name == "soft_prompt" else key
+        key = "prompt_embeddings" if name in ("soft_prompt", "prefix") else key
         if role_of(name) in ("shift", "scale"):
             path, _, end = name.rpartition(".")
             own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
@@ -120,9 +120,9 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
 def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
     manifest = documents.manifest
-    writes = manifest["task"] == "causal-lm"
+    writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
     both = {
-        "task_type": "CAUSAL_LM" if writes else "SEQ_CLS",
+        "task_type": writes or "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
     }
@@ -151,6 +151,16 @@ def of_method(documents: Documents) -> dict[str, Any]:
             "num_attention_heads": 1,
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
+        }
+    if adapter["method"] == "prefix":
+        return {
+            "peft_type": "PREFIX_TUNING",
+            "num_virtual_tokens": adapter["tokens"],
+            "token_dim": manifest["kv_heads"] * manifest["head_size"],
+            "num_layers": manifest["layers"],
+            "num_attention_heads": manifest["kv_heads"],
+            "num_transformer_submodules": 1,
+            "prefix_projection": False,
         }
     if adapter["method"] == "loha":
         return {

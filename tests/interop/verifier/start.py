@@ -73,6 +73,8 @@ def round_0(documents: Documents) -> Tensors:
             values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
         elif role == "prompt":
             values = deviates(named, math.prod(shape)) * deviation
+        elif role == "prefix":
+            values = deviates(named, math.prod(shape)) * 0.02
         elif role in ("ia3_l", "scale"):
             values = np.ones(math.prod(shape))
         elif role in ("hada_w1_b", "hada_w2_b"):

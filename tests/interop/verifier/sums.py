@@ -17,10 +17,12 @@ from .masks import HYBRID, PRIME, Lost, checked_box, mask, unpack, word_type
 from .noise import Noise
 from .ring import Exact, padded
 
+OF_TOKENS = ["eval_tokens", "eval_right", "eval_loss"]
 MEASURED = {  # P-3.2
     "classification": ["eval_correct"],
     "regression": ["eval_error"],
-    "causal-lm": ["eval_tokens", "eval_right", "eval_loss"],
+    "causal-lm": OF_TOKENS,
+    "seq2seq-lm": OF_TOKENS,
 }
 SCALES = {  # of the others 1
     "loss_sum": 2**12,

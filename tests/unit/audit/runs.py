@@ -48,6 +48,7 @@ from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.secagg.session import Session
+from protocol.seq2seq_manifest import SEQ2SEQ, TAG, Seq2SeqManifest
 from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness
@@ -116,25 +117,27 @@ def small_manifest(linears: int = 2) -> Manifest:
     return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
 
 
-def small_decoder(linears: int = 2) -> DecoderManifest:
-    """The same of a base that writes text."""
+def small_writing(linears: int = 2, *, task: str = DECODER) -> DecoderManifest | Seq2SeqManifest:
+    """The same of a base that writes text, or turns one into another."""
     shared = small_manifest(linears)
-    fields = {name: getattr(shared, name) for name in BaseManifest.model_fields}
-    listed = DecoderManifest(
-        **fields
-        | {
-            "task": DECODER,
-            "embedding_bits": 8,
-            "affine": True,
-            "tied": True,
-            "heads": 2,
-            "kv_heads": 1,
-            "head_size": 2,
-            "begin": None,
-            "ends": [2],
-            "files": shared.files | {CHAT_TEMPLATE: FileEntry(sha256="1" * 64, bytes=1)},
-        }
-    )
+    fields = {name: getattr(shared, name) for name in BaseManifest.model_fields} | {
+        "task": task,
+        "embedding_bits": 8,
+        "affine": True,
+        "tied": True,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_size": 2,
+        "ends": [2],
+        "files": shared.files | {CHAT_TEMPLATE: FileEntry(sha256="1" * 64, bytes=1)},
+    }
+    if task == SEQ2SEQ:
+        reader = shared.graph.model_copy(update={"file": "encoder.onnx", "slots": []})
+        fields["files"] |= {"encoder.onnx": FileEntry(sha256="2" * 64, bytes=1)}
+        apart = {"encoder": reader, "encoder_layers": 1, "start": 0, "padding": 0}
+        listed: DecoderManifest | Seq2SeqManifest = Seq2SeqManifest(**fields, **apart)
+        return listed.model_copy(update={"fingerprint": decoder_fingerprint_of(listed, tag=TAG)})
+    listed = DecoderManifest(**fields, begin=None)
     return listed.model_copy(update={"fingerprint": decoder_fingerprint_of(listed)})
 
 
@@ -242,8 +245,9 @@ class Sites:
 
 def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     """A plan and its base; ``sections`` beside :data:`PLAN`."""
-    writes = sections.get("task", {}).get("kind") == "causal-lm"
-    manifest = small_decoder(linears) if writes else small_manifest(linears)
+    task = sections.get("task", {}).get("kind", "")
+    writes = task in (DECODER, SEQ2SEQ)
+    manifest = small_writing(linears, task=task) if writes else small_manifest(linears)
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
     document = PLAN | sections | {"base": named}
     return plan_from(document, source="test"), manifest

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from delivery.commands import _round
+from delivery.commands import _bounds, _round
 from delivery.gate import Audited, _check_audit, _check_budget
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, PlanError
 from protocol.peft_format import PASSPORT_FILE
 
 REPORT = {"verdict": "ok", "origin": "o", "size": 1, "root": "r", "rounds": [], "faults": []}
@@ -58,3 +58,13 @@ def test_every_run_that_a_plan_goes_on_from_is_audited(known: int, passes: bool)
     else:
         with pytest.raises(ArtefactError, match="--before RUN"):
             _check_audit(case)
+
+
+def test_bounds_are_metrics_with_numbers() -> None:
+    assert _bounds(["exposure=2", "membership_auc=0.6"]) == {
+        "exposure": 2000,
+        "membership_auc": 600,
+    }
+    for odd in ("exposure", "=2", "exposure=", "exposure=nan", "exposure=inf", "exposure=-1"):
+        with pytest.raises(PlanError, match="is no METRIC=VALUE"):
+            _bounds([odd])
