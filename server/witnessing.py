@@ -23,6 +23,7 @@ from protocol.transparency.witness import CONFLICT, AddCheckpoint
 from protocol.web_page import PEEK, page_fault
 from protocol.web_page import REMEDY as WEB_PAGE
 from server.log import RunLog
+from storage.downloads import network_fault
 
 MOST_BYTES = 100_000  # of an answer
 DEADLINE_S = 20.0
@@ -69,8 +70,10 @@ class HttpWitness:
     def post(self, body: bytes) -> Answer:
         """``POST <prefix>/add-checkpoint``."""
         request = urllib.request.Request(f"{self.name.rstrip('/')}/add-checkpoint", body)  # noqa: S310
+        # `urlopen` keeps the proxies of its first use for the whole process; these are the environment's now.
+        opener = urllib.request.build_opener()
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:  # noqa: S310
+            with opener.open(request, timeout=self.timeout_s) as reply:
                 if fault := page_fault(
                     reply.status, reply.headers.get("Content-Type"), reply.peek(PEEK)
                 ):
@@ -148,4 +151,4 @@ def _ask(
     except IndexError:
         inquiry.fault = "it has cosigned a longer log than this one"
     except (OSError, HTTPException, ValueError) as error:
-        inquiry.fault = type(error).__name__
+        inquiry.fault = network_fault(error)

@@ -85,7 +85,7 @@ class Reader:
         try:
             data = bytes(read(length))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _late(self._deadline) or CutError(f"stopped: {_said(error)}") from None
+            raise _late(self._deadline) or CutError(f"stopped: {network_fault(error)}") from None
         if late := _late(self._deadline):
             raise late
         return data
@@ -131,7 +131,7 @@ def opened(
             response = _opener(watch, direct=direct).open(request, timeout=min(silence_s, left))
         except (OSError, http.client.HTTPException, ValueError) as error:
             status = error.code if isinstance(error, urllib.error.HTTPError) else 0
-            raise _late(deadline) or CutError(_said(error), status) from None
+            raise _late(deadline) or CutError(network_fault(error), status) from None
         with response:
             reader = Reader(response, deadline)
             _verify_answer(response, offset, pages=pages)
@@ -147,7 +147,7 @@ def _verify_answer(response: Any, offset: int, *, pages: bool) -> None:
         try:
             head = response.peek(PEEK)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CutError(f"stopped: {_said(error)}") from None
+            raise CutError(f"stopped: {network_fault(error)}") from None
         fault = page_fault(status, headers.get("Content-Type"), head)
     if fault:
         raise PageError(f"{shown_address(response.url)}: {fault}", status)
@@ -251,8 +251,8 @@ def _opener(watch: _Watch, *, direct: bool) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _said(error: Exception) -> str:
-    """What failed, without a path or an address."""
+def network_fault(error: Exception) -> str:
+    """Why a request got no answer, without a path or an address."""
     if isinstance(error, urllib.error.HTTPError):
         return f"answers with status {error.code}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import IncompleteRead
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -120,6 +123,7 @@ def raises(error: Exception) -> Callable[[bytes], Answer]:
     ("reply", "why"),
     [
         (raises(OSError("refused")), "OSError"),
+        (raises(URLError(TimeoutError())), "no byte for too long"),
         (raises(IncompleteRead(b"")), "IncompleteRead"),
         (lambda body: Answer(status=500, body="broken"), "refused with 500: broken"),
         (lambda body: Answer(status=409, body="another tree"), "refused with 409: another tree"),
@@ -177,7 +181,33 @@ def test_nobody_is_waited_for_beyond_the_deadline(log: RunLog) -> None:
 def test_addresses_that_lead_nowhere_are_reasons(log: RunLog) -> None:
     note, faults = cosigned_by([HttpWitness("http://127.0.0.1:9")], log, policy(log))
     assert note == log.note
-    assert len(faults) == 1
+    assert faults == ["http://127.0.0.1:9: Connection refused"]
+
+
+def test_proxies_are_those_of_the_environment_when_it_asks(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of another time: urllib's own opener keeps those of its first use."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(418)
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        witness = HttpWitness("http://127.0.0.1:9")
+        _, through = cosigned_by([witness], log, policy(log))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        _, direct = cosigned_by([witness], log, policy(log))
+        proxy.shutdown()
+    assert "refused with 418" in through[0]
+    assert direct == ["http://127.0.0.1:9: Connection refused"]
 
 
 @pytest.mark.parametrize("address", ["no address", "file:///", "", "http://"])
