@@ -236,9 +236,8 @@ class RoundCheck:
         after = apply_mean(
             run.state(before),
             combined.mean,
-            plan=run.plan,
-            layout=run.layout,
-            parts=run.recipe.parts(leaf.round),
+            recipe=run.recipe,
+            number=leaf.round,
         )
         vector = run.layout.flatten(after.adapter)
         self._robust = combined

@@ -29,3 +29,13 @@ def columnwise_products(left: Any, right: Any) -> Any:
     if isinstance(left, np.ndarray):
         return (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
     return left.columnwise_products(right)
+
+
+def transposed_kronecker(left: Any, right: Any) -> Any:
+    """(a, b) and (c, d) to (b * d, a * c): the transpose of their Kronecker product.
+
+    Arrays or symbols, as above.
+    """
+    if isinstance(left, np.ndarray):
+        return np.kron(left, right).T
+    return left.transposed_kronecker(right)

@@ -38,9 +38,8 @@ class SecretOutcome(Attempt):
         after = apply_mean(
             self._state,
             aggregate.mean,
-            plan=self._plan,
-            layout=self._setting.layout,
-            parts=self._parts,
+            recipe=self._setting.recipe,
+            number=self._number,
         )
         return after, aggregate, float(np.linalg.norm(aggregate.mean.astype(np.float64)))
 

@@ -240,7 +240,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         folder: Path,
         *,
         method: str = "lora",
-        rank: int = 4,
+        rank: int | None = None,
         seed: int = 0,
         targets: object = "all-linear",
         base: Path = tiny_base,
@@ -248,7 +248,8 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         task: dict[str, object] | None = None,
     ) -> Path:
         manifest = read_manifest(base)
-        adapter = adapter_of(method, rank=rank, targets=targets, alpha=16.0)
+        sizes = {} if rank is None else {"rank": rank}
+        adapter = adapter_of(method, targets=targets, alpha=16.0, **sizes)
         plan = plan_from(
             {
                 "name": "t",

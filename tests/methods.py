@@ -10,7 +10,10 @@ from protocol.rules import RULES
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0},
     "lora-sb": {"rank": 4, "alpha": 8.0},
+    "vera": {"rank": 4, "alpha": 8.0},
+    "adalora": {"rank": 4, "alpha": 8.0, "target_rank": 2},
     "loha": {"rank": 2, "alpha": 4.0},
+    "lokr": {"rank": 1, "alpha": 2.0},
     "ia3": {},
     "bias": {},
     "norm": {},

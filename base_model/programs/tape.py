@@ -89,6 +89,17 @@ class Symbol:
         )
         return self._new("Reshape", (left * other).name, self.tape.axes(0, -1))
 
+    def transposed_kronecker(self, right: Symbol) -> Symbol:
+        """See :func:`protocol.forms.transposed_kronecker`; sizes stay free."""
+        left, other = (
+            Symbol(self.tape, self.tape.op("Unsqueeze", symbol.name, self.tape.axes(*axes)))
+            for symbol, axes in ((self, (1, 3)), (right, (0, 2)))
+        )
+        # (a, c, b, d), then (a, c, b * d), (b * d, a, c), (b * d, a * c)
+        columns = self._new("Reshape", (left * other).name, self.tape.axes(0, 0, -1))
+        turned = self._new("Transpose", columns.name, perm=[2, 0, 1])
+        return self._new("Reshape", turned.name, self.tape.axes(0, -1))
+
     @property
     def T(self) -> Symbol:  # noqa: N802  # numpy's name for it
         """A matrix with rows and columns exchanged."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
-from client.engine.beyond_peft import freeze_factors, insert_cores
+from client.engine.beyond_peft import freeze_factors, insert_cores, insert_values, insert_vectors
 from client.engine.interface import Values
 from protocol.layout import HEAD_PART, Layout, Tensors
 from protocol.peft_format import peft_config
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
-BEYOND_PEFT = {"lora-sb": insert_cores, "bias": freeze_factors, "norm": relate_norms}
+BEYOND_PEFT = {
+    "lora-sb": insert_cores,
+    "adalora": insert_values,
+    "vera": insert_vectors,
+    "bias": freeze_factors,
+    "norm": relate_norms,
+}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 

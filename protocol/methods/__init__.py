@@ -6,22 +6,38 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ArtefactError
+from protocol.methods.adalora import Adalora
 from protocol.methods.base import Method, Settings
 from protocol.methods.bias import Bias
 from protocol.methods.head import Head
 from protocol.methods.ia3 import Ia3
 from protocol.methods.loha import Loha
+from protocol.methods.lokr import Lokr
 from protocol.methods.lora import Lora
 from protocol.methods.lora_sb import LoraSb
 from protocol.methods.norm import Norm
 from protocol.methods.prefix import Prefix
 from protocol.methods.prompt import Prompt
+from protocol.methods.vera import Vera
 from protocol.misspelling import nearest
 from protocol.variants import variants
 
 METHODS: dict[str, Method[Any]] = {
     method.name: method
-    for method in (Lora(), LoraSb(), Loha(), Ia3(), Bias(), Norm(), Prompt(), Prefix(), Head())
+    for method in (
+        Lora(),
+        LoraSb(),
+        Vera(),
+        Adalora(),
+        Loha(),
+        Lokr(),
+        Ia3(),
+        Bias(),
+        Norm(),
+        Prompt(),
+        Prefix(),
+        Head(),
+    )
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
 NEARBY = "it is not there yet; the nearest is `{}`"
@@ -30,7 +46,7 @@ REFUSED = {
     "boft": FULL_RANK,
     "fourierft": FULL_RANK,
     "c3a": FULL_RANK,
-    **dict.fromkeys(("dora", "adalora", "vera", "lokr", "hra"), NEARBY.format("lora")),
+    **dict.fromkeys(("dora", "hra"), NEARBY.format("lora")),
     **dict.fromkeys(("p-tuning", "p_tuning"), NEARBY.format("prompt")),
     **dict.fromkeys(("prefix-tuning", "prefix_tuning"), "it is called `prefix`"),
     "fed-sb": "it is called `lora-sb`",

@@ -101,6 +101,10 @@ class Method(ABC, Generic[S]):
         """Tensors of ``specs`` that are published as ``published``."""
         return published
 
+    def settled(self, tensors: Tensors, settings: S, number: int, rounds: int) -> Tensors:
+        """What the coordinator makes of the adapter after round ``number``'s step, as auditors do. (P-4.7)"""
+        return tensors
+
     def saved_name(self, name: str) -> str:
         """A published tensor's key in ``adapter_model.safetensors``."""
         return self.saved_prefix + name

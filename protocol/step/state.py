@@ -29,12 +29,14 @@ def initial_state(plan: Plan, manifest: AnyManifest) -> State:
     return State(adapter=tensors, moments=Moments.zeros(recipe.layout.size))
 
 
-def apply_mean(
-    state: State, mean: Vector, *, plan: Plan, layout: Layout, parts: frozenset[str]
-) -> State:
-    """Move the coordinates of ``parts`` by the server optimiser's step on ``mean`` (d of parts)."""
-    trained = layout.only(parts)
-    index = _coordinates(layout, trained)
+def apply_mean(state: State, mean: Vector, *, recipe: Recipe, number: int) -> State:
+    """The state after round ``number``, whose clients' mean update is ``mean``, of the round's layout.
+
+    The server optimiser's step moves the coordinates of the round's parts; what follows from the adapter
+    as a whole is the method's.
+    """
+    plan, layout = recipe.plan, recipe.layout
+    index = _coordinates(layout, recipe.round_layout(number))
     mine = Moments(first=state.moments.first[index], second=state.moments.second[index])
     moved, after = step(plan.server, mean, mine)
     vector, first, second = (
@@ -44,8 +46,9 @@ def apply_mean(
     )
     vector[index] += moved
     first[index], second[index] = after.first, after.second
+    adapter = layout.unflatten(vector)
     return State(
-        adapter=layout.unflatten(vector),
+        adapter=recipe.method.settled(adapter, plan.adapter, number, plan.rounds),
         moments=Moments(first=first, second=second),
     )
 

@@ -219,13 +219,9 @@ def test_peft_knows_every_key_of_its_folder(
     assert read.keys() == ours.keys()
     assert all(read[key].tobytes() == ours[key].tobytes() for key in ours)
     assert published_of(folder).method is Published.by(plan_of(tiny_base, name).adapter).method
-    assert read_peft(folder).keys() == {
-        s.name for s in recipe_of(tiny_base, name).published_layout.specs
-    } or name in (
-        "lora",
-        "lora-sb",
-        "loha",
-    )
+    everywhere = plan_of(tiny_base, name, adapter=adapter_of(name, targets="all-linear"))
+    recipe = Recipe(plan=everywhere, manifest=read_manifest(tiny_base))
+    assert read_peft(folder).keys() == {spec.name for spec in recipe.published_layout.specs}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -234,7 +230,7 @@ def test_what_is_odd_about_it_is_said(tiny_base: Path, name: str) -> None:
     manifest = read_manifest(tiny_base)
     decaying = plan_of(tiny_base, name, local={"weight_decay": 0.1})
     fields = {f.field for f in check(decaying, manifest) if f.severity == "warning"}
-    assert ("local.weight_decay" in fields) == (name in ("ia3", "norm"))
+    assert ("local.weight_decay" in fields) == (name in ("ia3", "norm", "vera"))
     pooled = manifest.model_copy(update={"pooling": "pooler"})
     card = model_card(plan_of(tiny_base, name), pooled, 1, True, None)
     assert f"method `{name}`" in card

@@ -99,6 +99,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY
     | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},
+    "a product of Kronecker's": LOSSY
+    | {"rounds": 4, "adapter": {"method": "lokr", "rank": 1, "alpha": 2.0, "targets": ["query"]}},
+    "vectors on fixed factors": LOSSY
+    | {"rounds": 2, "adapter": {"method": "vera", "rank": 3, "alpha": 6.0, "targets": ["query"]}},
+    "ranks that are found": LOSSY
+    | {
+        "rounds": 4,
+        "rule": {"name": "mean"},
+        "adapter": {"method": "adalora", "rank": 3, "target_rank": 1, "targets": "all-linear"},
+    },
     "factors of features": LOSSY
     | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
     "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},

@@ -16,6 +16,9 @@ TURNS: dict[
 ] = {  # parts of a method, in the order that rules train them
     "lora": (("lora_B",), ("lora_A",)),
     "lora-sb": (("lora_R",),),
+    "vera": (("vera_b",), ("vera_d",)),
+    "adalora": (("lora_E",), ("lora_B",), ("lora_A",)),
+    "lokr": (("lokr_w1_a",), ("lokr_w2_a",), ("lokr_w1_b",), ("lokr_w2_b",)),
     "loha": (("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",)),
     "ia3": (("ia3_l",),),
     "bias": (("shift",),),
@@ -33,10 +36,13 @@ FACTORS = (
     "lora_A",
     "lora_B",
     "lora_R",
+    "lora_E",
+    "vera_d",
+    "vera_b",
     "ia3_l",
     "shift",
     "scale",
-    *(f"hada_w{n}_{end}" for n in (1, 2) for end in "ab"),
+    *(f"{kind}_w{n}_{end}" for kind in ("hada", "lokr") for n in (1, 2) for end in "ab"),
 )
 
 
@@ -155,14 +161,29 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
                     shapes[f"{path}.hada_w{number}_a"] = (out, r)
                     shapes[f"{path}.hada_w{number}_b"] = (r, width)
                 continue
+            if method == "lokr":
+                for number, wide, high in zip((1, 2), divided(width), divided(out), strict=True):
+                    shapes[f"{path}.lokr_w{number}_a"] = (high, r)
+                    shapes[f"{path}.lokr_w{number}_b"] = (r, wide)
+                continue
             shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
             if method == "lora-sb":
                 shapes[f"{path}.lora_R"] = (r, r)
+            if method == "adalora":
+                shapes[f"{path}.lora_E"] = (r,)
+            if method == "vera":
+                shapes |= {f"{path}.vera_d": (r,), f"{path}.vera_b": (out,)}
     if "head" in manifest:  # P-2.1
         head, labels = manifest["head"], len(plan["task"].get("labels", "1"))
         shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
         shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
+
+
+def divided(width: int) -> tuple[int, int]:
+    """Its largest divisor up to the square root, and the other one."""
+    smaller = max(d for d in range(1, width + 1) if width % d == 0 and d * d <= width)
+    return smaller, width // smaller
 
 
 def adapter_digest(tensors: Tensors) -> str:

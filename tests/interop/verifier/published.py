@@ -70,8 +70,16 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
                 f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
-    plain = {name: value for name, value in adapter.items() if role_of(name) != "lora_R"}
+    inner = ("lora_R", "lora_E", "vera_d", "vera_b")
+    plain = {name: value for name, value in adapter.items() if role_of(name) not in inner}
     for name in adapter.keys() - plain.keys():
+        if role_of(name) != "lora_R":
+            factor = name.rpartition(".")[0] + (".lora_A" if name.endswith("_d") else ".lora_B")
+            matrix = adapter[factor].reshape(documents.shapes[factor])
+            of_rows = role_of(name) != "lora_E"
+            numbers = adapter[name][:, None] if of_rows else adapter[name][None, :]
+            plain[factor] = (matrix * numbers).reshape(-1)
+            continue
         b_name = name.removesuffix("lora_R") + "lora_B"
         b = adapter[b_name].reshape(documents.shapes[b_name]).astype(np.float64)
         core = adapter[name].reshape(documents.shapes[name]).astype(np.float64)
@@ -105,7 +113,7 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
         key = (
             prefix
             + (name if own else folder_head(documents) + "." + name.rpartition(".")[2])
-            + (".weight" if "lora_" in role_of(name) else "")
+            + (".weight" if role_of(name).startswith("lora_") else "")
         )
         key = "prompt_embeddings" if name in ("soft_prompt", "prefix") else key
         if role_of(name) in ("shift", "scale"):
@@ -167,6 +175,15 @@ def of_method(documents: Documents) -> dict[str, Any]:
             "peft_type": "LOHA",
             "r": adapter["rank"],
             "alpha": adapter["alpha"],
+            "target_modules": sorted(adapted(documents.plan, manifest)),
+        }
+    if adapter["method"] == "lokr":
+        return {
+            "peft_type": "LOKR",
+            "r": adapter["rank"],
+            "alpha": adapter["alpha"],
+            "decompose_both": True,
+            "decompose_factor": -1,
             "target_modules": sorted(adapted(documents.plan, manifest)),
         }
     if adapter["method"] == "ia3":
@@ -359,6 +376,15 @@ def check_edge(
                     for x, y in (downs, ups)
                 )
                 for end, matrix in (("lora_A", down), ("lora_B", up.T * s)):
+                    data = np.ascontiguousarray(matrix, "<f4").tobytes()
+                    expected[f"{path}.{end}"] = matrix.shape, data
+            continue
+        if role_of(name).startswith("lokr_"):
+            path, _, part = name.rpartition(".")
+            if part == "lokr_w1_a":
+                w1b, w2a, w2b = (shaped[f"{path}.lokr_{x}"] for x in ("w1_b", "w2_a", "w2_b"))
+                turned = (("lora_A", np.kron(w1b, w2b).T), ("lora_B", np.kron(tensor, w2a).T * s))
+                for end, matrix in turned:
                     data = np.ascontiguousarray(matrix, "<f4").tobytes()
                     expected[f"{path}.{end}"] = matrix.shape, data
             continue

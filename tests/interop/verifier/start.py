@@ -60,7 +60,8 @@ def round_0(documents: Documents) -> Tensors:
     if start := documents.plan.get("start"):
         return taken_over(documents, start)
     deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
-    cores = documents.plan["adapter"]["method"] == "lora-sb"
+    method = documents.plan["adapter"]["method"]
+    cores = method in ("lora-sb", "adalora")
     tensors: Tensors = {}
     for name, shape in documents.shapes.items():
         named, role = seed("initial", documents.plan["seed"], name), role_of(name)
@@ -69,13 +70,15 @@ def round_0(documents: Documents) -> Tensors:
             values = orthonormal(named, shape[1], shape[0])
         elif role == "lora_B" and cores:
             values = orthonormal(named, *shape).T
-        elif role == "lora_A":
+        elif (role == "lora_A" and method == "vera") or (role == "lora_B" and method == "vera"):
+            values = words(named, math.prod(shape)) / 2.0**32 * math.sqrt(6 / shape[1])
+        elif role == "lora_A" or role in ("lokr_w1_b", "lokr_w2_a", "lokr_w2_b"):
             values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
         elif role == "prompt":
             values = deviates(named, math.prod(shape)) * deviation
         elif role == "prefix":
             values = deviates(named, math.prod(shape)) * 0.02
-        elif role in ("ia3_l", "scale"):
+        elif role in ("ia3_l", "scale", "vera_d"):
             values = np.ones(math.prod(shape))
         elif role in ("hada_w1_b", "hada_w2_b"):
             values = deviates(named, math.prod(shape))

@@ -68,7 +68,32 @@ def stepped(documents: Documents, before: State, number: int, mean: Vector) -> S
         after.first[name], after.second[name] = u, v
         at += size
     assert at == len(mean)
+    if documents.plan["adapter"]["method"] == "adalora":
+        after.adapter |= fewer_terms(documents, after.adapter, number)
     return after
+
+
+def fewer_terms(documents: Documents, adapter: Tensors, number: int) -> Tensors:
+    """P-4.7: every `lora_E`, with zeros where terms are taken out."""
+    settings, rounds = documents.plan["adapter"], documents.plan["rounds"]
+    r, q, e = settings["rank"], settings["target_rank"], math.ceil(2 * rounds / 3)
+    names = sorted((name for name in adapter if name.endswith(".lora_E")), key=str.encode)
+    terms = []
+    for name in names:
+        path = name.removesuffix("lora_E")
+        a = adapter[path + "lora_A"].reshape(r, -1).astype(np.float64)
+        b = adapter[path + "lora_B"].reshape(-1, r).astype(np.float64)
+        for i in range(r):
+            square = float(adapter[name][i]) ** 2
+            norms = halved(a[i] * a[i]) * halved(b[:, i] * b[:, i])
+            terms.append((-square * norms, name, i))
+    count = len(names)
+    left = count * q + count * (r - q) * (e - min(number, e)) ** 3 // e**3
+    stay = {(name, i) for _, name, i in sorted(terms)[:left]}
+    return {
+        name: np.array([x if (name, i) in stay else 0 for i, x in enumerate(adapter[name])], "<f4")
+        for name in names
+    }
 
 
 def optimised(
