@@ -17,6 +17,7 @@ from protocol.legality import Finding
 from protocol.plan import Plan
 from storage.whole import write_whole
 
+LONGEST_LINE = 1000  # of a list, above which each of its values has a line
 STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
@@ -49,7 +50,10 @@ def _table_lines(name: str, table: BaseModel) -> list[str]:
 def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list) and len(text) > LONGEST_LINE:
+        return json.dumps(value, ensure_ascii=False, indent=1)
+    return text
 
 
 def write_new(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedge.continuing import continue_run
+from fedge.heads import name_head
 from fedge.plan_files import plan_text, show_cost, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Check a plan, forecast what it costs, list rules and methods.",
 )
 app.command("continue")(continue_run)
+app.command("head")(name_head)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
 

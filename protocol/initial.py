@@ -15,14 +15,19 @@ from protocol.draws import normal, orthonormal_columns, uniform
 class Law:
     """``uniform`` is on (-scale, scale), ``normal`` has the standard deviation ``scale``.
 
-    The rows or columns of an orthonormal matrix have length 1.
+    The rows or columns of an orthonormal matrix have length 1. ``codes`` are int8, row-major, and a number
+    is one of them times ``scale``.
     """
 
-    kind: Literal["zeros", "ones", "uniform", "normal", "orthonormal rows", "orthonormal columns"]
+    kind: Literal[
+        "zeros", "ones", "uniform", "normal", "orthonormal rows", "orthonormal columns", "codes"
+    ]
     scale: float = 1.0
+    codes: bytes = b""
 
     def draw(self, seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """A tensor of ``shape``, row-major."""
+        value: npt.NDArray[np.floating]
         match self.kind:
             case "zeros":
                 value = np.zeros(shape)
@@ -36,6 +41,8 @@ class Law:
                 value = orthonormal_columns(seed, shape[1], shape[0]).T
             case "orthonormal columns":
                 value = orthonormal_columns(seed, *shape)
+            case "codes":
+                value = np.frombuffer(self.codes, np.int8).reshape(shape) * self.scale
         return value.astype(np.float32, order="C")
 
 

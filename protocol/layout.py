@@ -20,13 +20,14 @@ from protocol.initial import ZEROS, Law
 Vector = npt.NDArray[np.float32]  # (d,)
 Tensors = dict[str, npt.NDArray[np.float32]]
 HEAD_PART = "head"  # of every method's adapter
+FIXED_HEAD_PART = "fixed_head"  # a head's weight that stays as the plan has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One tensor: canonical name (Hugging Face module path), shape, part, and the law of round 0.
 
-    ``part`` is the method's word for what it is, or ``head``.
+    ``part`` is the method's word for what it is, or ``head``, or ``fixed_head``.
     """
 
     name: str

@@ -14,7 +14,9 @@ from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingMan
 from protocol.errors import PlanError, ProofError
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
+from protocol.layout import HEAD_PART
 from protocol.legality_of_start import said_of_start
+from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.plan import Plan
@@ -241,6 +243,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
         )
     yield from (_finding(*row) for row in recipe.remarks())
+    yield from _head(recipe)
     if plan.local.weight_decay and any(spec.law == ONES for spec in recipe.layout.specs):
         yield _warning(
             "local.weight_decay",
@@ -255,6 +258,27 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         except PlanError:
             return  # a target that is not there: said already
         yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
+
+
+def _head(recipe: Recipe) -> Iterator[Finding]:
+    """A head that the plan begins with."""
+    head, manifest = recipe.plan.head, recipe.manifest
+    if head is None or not isinstance(manifest, Manifest):
+        return
+    if (width := head.codes.shape[1]) != manifest.head.in_features:
+        yield _error(
+            "head.rows",
+            f"they have {width} numbers, the base gives {manifest.head.in_features} for a text",
+            "write them anew: `fedge plan head`",
+        )
+    if not head.trained and recipe.trainable == {HEAD_PART}:
+        yield _warning(
+            "head.trained",
+            f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",
+            "train it, or take another method",
+        )
+    if recipe.plan.start is not None:
+        yield _note("head.rows", "the head is the one of the adapter that the run goes on from", "")
 
 
 def _writing(recipe: Recipe) -> Iterator[Finding]:

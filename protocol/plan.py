@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from protocol import methods, tasks
 from protocol.documents import OddError, parse_json, parse_toml
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError, shortened
+from protocol.head import HeadStart
 from protocol.known_keys import key_hint
 from protocol.methods import METHODS, Adapter
 from protocol.plan_sections import (
@@ -34,6 +35,7 @@ from protocol.plan_sections import (
 from protocol.section import Name, Positive, Section
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 from protocol.tasks import Task
+from protocol.tasks.classification import Classification
 from protocol.variants import UNKNOWN, untagged
 
 M = TypeVar("M", bound=BaseModel)
@@ -67,7 +69,18 @@ class Plan(Section):
     secrecy: Secrecy = Secrecy()
     privacy: Privacy = Privacy()
     audit: Audit = Audit()
-    start: Start | None = None  # left out of the digest where there is none
+    head: HeadStart | None = None  # this and `start` are left out of the digest where there is none
+    start: Start | None = None
+
+    @model_validator(mode="after")
+    def _head_fits_task(self) -> Plan:
+        if self.head is not None:
+            labels = self.task.labels if isinstance(self.task, Classification) else []
+            if len(labels) != len(self.head.rows):
+                raise ValueError(
+                    f"head: it has {len(self.head.rows)} rows, the task {len(labels)} labels"
+                )
+        return self
 
     def turn(self, number: int) -> int:
         """Round ``number``, counted over the runs before as well: seeds and turns hang on it. (P-1.4)"""
@@ -124,7 +137,9 @@ class Plan(Section):
 
     def _content(self) -> dict[str, Any]:
         """Without what says nothing: keys that plans before it had not leave their digests alone."""
-        unsaid: dict[str, Any] = {"start": True} if self.start is None else {}
+        unsaid: dict[str, Any] = {
+            name: True for name in ("head", "start") if getattr(self, name) is None
+        }
         if not self.local.memory:
             unsaid["local"] = {"memory"}
         return self.model_dump(mode="json", exclude=unsaid)

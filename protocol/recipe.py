@@ -16,7 +16,7 @@ import numpy as np
 from protocol.encoding import seed_from
 from protocol.errors import ArtefactError, PlanError
 from protocol.initial import ZEROS, Law
-from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec, Vector
+from protocol.layout import FIXED_HEAD_PART, HEAD_PART, Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import TYPE_IDS, Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
@@ -25,6 +25,7 @@ from protocol.plan import Plan
 from protocol.rules import AggregationRule, Parts, rule_named
 
 LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
+HEAD_PARTS = frozenset({HEAD_PART, FIXED_HEAD_PART})
 HEAD_LAW = Law("normal", 0.02)  # a head of zeros would pass no gradient to the adapter
 
 
@@ -59,9 +60,12 @@ class Recipe:
         outputs = self.plan.task.outputs
         if not outputs or not isinstance(self.manifest, Manifest):
             return  # the base's own output layer answers
-        head = self.manifest.head
-        shape = (outputs, head.in_features)
-        yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=HEAD_PART, law=HEAD_LAW)
+        head, begun = self.manifest.head, self.plan.head
+        shape, part, law = (outputs, head.in_features), HEAD_PART, HEAD_LAW
+        if begun is not None:
+            part = HEAD_PART if begun.trained else FIXED_HEAD_PART
+            law = Law("codes", begun.scale, begun.codes.tobytes())
+        yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=part, law=law)
         yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)
 
     @property
@@ -151,7 +155,7 @@ class Recipe:
 
     def dimensions(self, part: str) -> Dimensions:
         """Which dimensions of a part's tensors an adapter chooses."""
-        return ("labels", None) if part == HEAD_PART else self.method.free[part]
+        return ("labels", None) if part in HEAD_PARTS else self.method.free[part]
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
+from protocol.head import HeadStart
 from protocol.legality import verify_legal
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
@@ -137,6 +138,19 @@ class Yardsticks(Section):
     alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
 
 
+class LabelHead(Section):
+    """What the head of a classification begins with; the plan gets it as `[head]`."""
+
+    start: Literal["random", "labels"] = Field(
+        default="random", description="labels: vectors of the labels' names, as the base reads them"
+    )
+    length: PositiveReal = Field(default=4.0, description="labels: of a label's vector")
+    trained: bool = Field(
+        default=True,
+        description="labels: false leaves the vectors as they are, and sends biases alone",
+    )
+
+
 class Samples(Section):
     """Texts that a device writes to test prompts, before and after; for tasks whose answers are texts."""
 
@@ -177,6 +191,7 @@ class Experiment(Section):
     population: Population = Population()
     faults: FaultRates = FaultRates()
     yardsticks: Yardsticks = Yardsticks()
+    head: LabelHead = LabelHead()
     samples: Samples = Samples()
     memorisation: Memorisation = Memorisation()
     plan: dict[str, Any] = Field(description="a plan without base and, if you like, labels")
@@ -220,11 +235,19 @@ class Experiment(Section):
         """Where the adapter lies that the run goes on from."""
         return self.folder / self.start if self.start else None
 
-    def plan_for(self, *, fingerprint: str, labels: list[str], start: Start | None = None) -> Plan:
-        """The plan with the base, the start and, unless the experiment lists them, the labels filled in."""
+    def plan_for(
+        self,
+        *,
+        fingerprint: str,
+        labels: list[str],
+        start: Start | None = None,
+        head: HeadStart | None = None,
+    ) -> Plan:
+        """The plan with base, start, head and, unless the experiment lists them, the labels filled in."""
         document = dict(self.plan)
         for key, remedy in (
             ("base", "name the base under [base]; its fingerprint is filled in"),
+            ("head", 'write [head] above [plan]: start = "labels"'),
             ("start", 'name the run: start = "runs/x", above all tables; the rest is filled in'),
         ):
             if key in document:
@@ -233,6 +256,8 @@ class Experiment(Section):
                 )
         if start is not None:
             document["start"] = start.model_dump(mode="json")
+        if head is not None:
+            document["head"] = head.model_dump(mode="json")
         document["base"] = {"fingerprint": fingerprint}
         document.setdefault("name", self.name)
         task = document.get("task", {})
@@ -281,6 +306,10 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     if experiment.base.scales and experiment.base_task != Classification.BASE:
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
+        )
+    if experiment.head != LabelHead() and not experiment.has_labels:
+        raise PlanError(
+            f"{path}: `head` is for a classification, no other task has labels", "leave it out"
         )
     if experiment.memorisation != Memorisation() and plan.task.kind != "causal-lm":
         raise PlanError(

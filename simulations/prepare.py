@@ -19,8 +19,10 @@ from base_model.decoder.sources import is_file
 from base_model.places import locate, locate_file
 from base_model.verify import read_manifest
 from client.data import Rows
+from edge_runtime.label_vectors import named_head
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError, PlanError
+from protocol.head import HeadStart
 from protocol.legality import Finding, verify_legal
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
@@ -32,7 +34,7 @@ from server.starting import read_beginning, round_of
 from simulations.canaries import planted
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
-from simulations.experiment import Experiment, expanded
+from simulations.experiment import Experiment, LabelHead, expanded
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
@@ -180,7 +182,10 @@ def _fresh(
     manifest, rows, parts = read_manifest(base), admitted.rows, admitted.parts
     train, test = rows
     plan = experiment.plan_for(
-        fingerprint=manifest.fingerprint, labels=admitted.labels, start=admitted.start
+        fingerprint=manifest.fingerprint,
+        labels=admitted.labels,
+        start=admitted.start,
+        head=_head(experiment, base, admitted.labels),
     )
     if experiment.start_folder is not None:
         read_beginning(experiment.start_folder, plan, manifest)
@@ -224,6 +229,15 @@ def _fresh(
         warnings=warnings,
         rows=(len(train), len(test)),
     )
+
+
+def _head(experiment: Experiment, base: Path, labels: list[str]) -> HeadStart | None:
+    """What the plan's head begins with. Raises PlanError for labels that are not told apart."""
+    wanted = experiment.head
+    if wanted.start == "random":
+        return None
+    listed = experiment.plan.get("task", {}).get("labels", labels)
+    return named_head(base, listed, length=wanted.length, trained=wanted.trained)
 
 
 def _listed(experiment: Experiment, train: Table, parts: Partition) -> dict[str, Any]:
@@ -272,8 +286,10 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
 
 
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:
+    # A run that an earlier fedge began has no keys that came later.
+    defaults = {"start": "", "head": LabelHead().model_dump(mode="json")}
     for key, value in experiment.model_dump(mode="json").items():
-        if marker.get(key, "" if key == "start" else None) != value:
+        if marker.get(key, defaults.get(key)) != value:
             if key == "plan" and _other_rounds(marker.get(key), value):
                 raise PlanError(
                     f"{out} keeps the {marker['plan'].get('rounds', 10)} rounds that its devices agreed to",

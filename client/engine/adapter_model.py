@@ -15,9 +15,9 @@ from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from client.engine.beyond_peft import freeze_factors, insert_cores, insert_values, insert_vectors
 from client.engine.interface import Values
-from protocol.layout import HEAD_PART, Layout, Tensors
+from protocol.layout import Layout, Tensors
 from protocol.peft_format import peft_config
-from protocol.recipe import Recipe
+from protocol.recipe import HEAD_PARTS, Recipe
 
 if TYPE_CHECKING:
     from base_model.store import OpenBase
@@ -109,7 +109,7 @@ class AdapterModel:
         method = self.recipe.method
         parameters = {}
         for spec in self.layout.specs:
-            own = spec.part != HEAD_PART
+            own = spec.part not in HEAD_PARTS
             name = method.trained_name(spec.name) if own else method.saved_prefix + spec.name
             parameter = parameters_of_peft.get(name)
             if parameter is None or tuple(parameter.shape) != spec.shape:

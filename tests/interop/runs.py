@@ -30,6 +30,7 @@ NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
 PROMPT: dict[str, Any] = {
     "adapter": {"method": "prompt", "tokens": 3},
 }
+NAMES: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps=", "gIB/f38="], "scale": 0.3}
 GROUPS: dict[str, Any] = {
     "count": 15,
     "cohort": EIGHT | {"size": 15, "quorum": 9},
@@ -109,6 +110,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "rule": {"name": "mean"},
         "adapter": {"method": "adalora", "rank": 3, "target_rank": 1, "targets": "all-linear"},
     },
+    "a head of names": LOSSY | {"rounds": 1, "head": NAMES},
+    "a head that stays": LOSSY
+    | {"rounds": 2, "head": NAMES | {"trained": False}, "adapter": CORES},
     "factors of features": LOSSY
     | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
     "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},

@@ -74,7 +74,13 @@ class Documents:
         else:
             assert self.plan["rule"]["name"] == "alternating"
         turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
-        return [n for n in self.shapes if role_of(n) in (*turns[(turn - 1) % len(turns)], "head")]
+        wanted = (*turns[(turn - 1) % len(turns)], "head")
+        fixed = "" if self.plan.get("head", {"trained": True})["trained"] else self.head_weight
+        return [n for n in self.shapes if role_of(n) in wanted and n != fixed]
+
+    @property
+    def head_weight(self) -> str:
+        return f"{self.manifest['head']['path']}.weight"
 
     def size(self, number: int) -> int:
         return sum(prod(self.shapes[name]) for name in self.trained(number))
@@ -175,6 +181,7 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
                 shapes |= {f"{path}.vera_d": (r,), f"{path}.vera_b": (out,)}
     if "head" in manifest:  # P-2.1
         head, labels = manifest["head"], len(plan["task"].get("labels", "1"))
+        assert len(plan.get("head", {"rows": "1" * labels})["rows"]) == labels
         shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
         shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}

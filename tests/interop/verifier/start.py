@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -84,6 +85,10 @@ def round_0(documents: Documents) -> Tensors:
             values = deviates(named, math.prod(shape))
         elif role == "hada_w1_a":
             values = deviates(named, math.prod(shape)) * 0.1
+        elif (head := documents.plan.get("head")) and name == documents.head_weight:  # P-2.7
+            rows = [base64.b64decode(row, validate=True) for row in head["rows"]]
+            assert {len(row) for row in rows} == {shape[1]}
+            values = np.frombuffer(b"".join(rows), "i1") * np.float64(head["scale"])
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")

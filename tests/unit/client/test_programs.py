@@ -19,6 +19,7 @@ from client.engine.onnx_engine import OnnxEngine
 from client.engine.torch_engine import TorchEngine
 from client.opened_base import opened_base
 from protocol.errors import ArtefactError
+from protocol.head import head_of
 from protocol.initial import ONES
 from protocol.layout import Tensors
 from protocol.methods import METHODS
@@ -86,6 +87,15 @@ def test_engines_agree(tiny_base: Path, make_plan: Make, name: str) -> None:
 @pytest.mark.parametrize("rule", ["lora", "prompt"])
 def test_engines_agree_on_numbers(tiny_base: Path, make_plan: Make, rule: str) -> None:
     agree(tiny_base, make_plan(rule, task=NUMBERS))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_engines_agree_on_a_head_of_names(tiny_base: Path, make_plan: Make, trained: bool) -> None:
+    """Of one that stays there is no gradient."""
+    vectors = np.random.default_rng(2).normal(size=(3, read_manifest(tiny_base).head.in_features))
+    head = head_of(vectors, length=1.0, trained=trained).model_dump()
+    plan = make_plan("lora-sb", head=head)
+    agree(tiny_base, plan, frozenset({"lora_R", "head"}))
 
 
 @pytest.mark.parametrize("turn", [1, 2])

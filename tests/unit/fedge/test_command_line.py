@@ -47,6 +47,27 @@ def test_init_writes_a_plan_that_check_accepts(tiny_base: Path, tmp_path: Path) 
     assert not any("INSECURE" in finding["cause"] for finding in body["findings"])
 
 
+def test_a_plans_head_begins_with_the_labels_names(tiny_base: Path, tmp_path: Path) -> None:
+    plan, named = tmp_path / "plan.toml", tmp_path / "named.toml"
+    assert fedge("init", "--base", tiny_base, "--out", plan).returncode == 0
+    text = plan.read_text("utf-8").replace('["no", "yes"]', '["play_music", "the_light"]')
+    plan.write_text(text, "utf-8")
+    command = ("plan", "head", plan, "--base", tiny_base, "--out", named, "--fixed", "--json")
+    done = fedge(*command)
+    assert done.returncode == 0, done.stderr
+    body = json.loads(done.stdout)
+    before, after = (parse_plan(path.read_text("utf-8"), source="t") for path in (plan, named))
+    assert (body["labels"], body["digest"]) == (2, after.digest)
+    assert after.head is not None
+    assert not after.head.trained
+    assert after.model_copy(update={"head": None}).digest == before.digest
+    other = tmp_path / "other.toml"
+    other.write_text(plan.read_text("utf-8").replace(before.base.fingerprint, "1" * 64), "utf-8")
+    refused = fedge("plan", "head", other, "--base", tiny_base, "--out", tmp_path / "x.toml")
+    assert (refused.returncode, "another base" in refused.stderr) == (3, True)
+    assert not (tmp_path / "x.toml").exists()
+
+
 def test_init_proposes_an_experiment_over_rows(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     lines = [{"text": f"text {n}", "label": "ab"[n % 2], "user": n % 3} for n in range(30)]

@@ -1,0 +1,141 @@
+"""A head that the plan carries: its numbers, who sends it, and what is refused. (P-2.7)"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from base_model.verify import read_manifest
+from protocol.errors import PlanError
+from protocol.head import HeadStart, head_of
+from protocol.legality import check
+from protocol.plan import Plan, plan_from, plan_from_text
+from protocol.recipe import Recipe
+
+LABELS = ["light", "music", "timer"]
+WEIGHT, BIAS = "classifier.weight", "classifier.bias"
+
+
+def row(*codes: int) -> str:
+    return base64.b64encode(np.array(codes, np.int8).tobytes()).decode()
+
+
+def plan_with(fingerprint: str, head: dict[str, Any] | None, **sections: Any) -> Plan:
+    document: dict[str, Any] = {
+        "name": "named",
+        "base": {"fingerprint": fingerprint},
+        "task": {"labels": LABELS},
+    }
+    return plan_from(document | sections | ({"head": head} if head else {}), source="test")
+
+
+@given(arrays(np.float32, (4, 7), elements=st.floats(-100, 100, width=32)))
+def test_vectors_are_centred_of_one_length_and_near(vectors: Any) -> None:
+    try:
+        head = head_of(vectors, length=3.0, trained=True)
+    except ValueError:
+        return  # two labels that nothing tells apart
+    centred = vectors.astype(np.float64) - vectors.mean(0)
+    expected = 3 * centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(head.codes * head.scale, expected, atol=head.scale / 2 * 1.001)
+    assert np.abs(head.codes).max() == 127
+
+
+def test_labels_that_nothing_tells_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="one vector"):
+        head_of(np.array([[1.0, 2, 3], [1, 2, 3], [4, 5, 7]]), length=1.0, trained=True)
+    with pytest.raises(ValueError, match="mean of all"):
+        head_of(np.ones((2, 3)), length=1.0, trained=True)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_head_of_round_0_is_the_plans(tiny_base: Path, trained: bool) -> None:
+    manifest = read_manifest(tiny_base)
+    codes = np.random.default_rng(1).integers(-127, 128, (3, manifest.head.in_features))
+    head = {"rows": [row(*line) for line in codes], "scale": 0.3, "trained": trained}
+    recipe = Recipe(plan=plan_with(manifest.fingerprint, head), manifest=manifest)
+    expected = (codes.astype(np.float64) * 0.3).astype(np.float32)
+    assert recipe.start()[WEIGHT].tobytes() == expected.tobytes()
+    sent = {spec.name for spec in recipe.round_layout(1).specs}
+    assert BIAS in sent
+    assert (WEIGHT in sent) == (WEIGHT in {s.name for s in recipe.sent_layout.specs}) == trained
+    assert recipe.completed(recipe.sent_layout.flatten(_only(recipe)))[WEIGHT].tobytes() == (
+        expected.tobytes()
+    )
+    assert not [f for f in check(recipe.plan, manifest) if f.severity == "error"]
+
+
+def _only(recipe: Recipe) -> Any:
+    start = recipe.start()
+    return {spec.name: start[spec.name] for spec in recipe.sent_layout.specs}
+
+
+def test_a_plan_without_one_says_nothing_of_it(tiny_base: Path) -> None:
+    plan = plan_with(read_manifest(tiny_base).fingerprint, None)
+    assert '"head"' not in plan.render()
+    width = read_manifest(tiny_base).head.in_features
+    rows = [row(*([number + 1] * width)) for number in range(3)]
+    named = plan_with(plan.base.fingerprint, {"rows": rows, "scale": 1.0})
+    assert plan_from_text(named.render(), source="plan.json").digest == named.digest
+    fixed = plan_with(plan.base.fingerprint, {"rows": rows, "scale": 1.0, "trained": False})
+    assert len({plan.digest, named.digest, fixed.digest}) == 3
+
+
+GOOD = [row(1, 2), row(3, 4), row(5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("head", "sections", "cause"),
+    [
+        ({"rows": GOOD[:2], "scale": 1.0}, {}, "it has 2 rows, the task 3 labels"),
+        ({"rows": [*GOOD[:2], row(5)], "scale": 1.0}, {}, "rows have 1 to 2 codes"),
+        ({"rows": [*GOOD[:2], "AAAAA"], "scale": 1.0}, {}, "row 2 is not base64"),
+        ({"rows": [*GOOD[:2], "A A="], "scale": 1.0}, {}, "head.rows.2"),
+        ({"rows": [*GOOD[:2], "A=="], "scale": 1.0}, {}, "head.rows.2"),
+        ({"rows": GOOD, "scale": 0.0}, {}, "head.scale"),
+        ({"rows": GOOD}, {}, "`head.scale` is missing"),
+        ({"rows": GOOD, "scale": 1.0, "fixed": True}, {}, "unknown key `head.fixed`"),
+        (
+            {"rows": GOOD, "scale": 1.0},
+            {"task": {"kind": "regression", "low": 0.0, "high": 1.0}},
+            "it has 3 rows, the task 0 labels",
+        ),
+    ],
+)
+def test_what_is_no_head_is_refused(
+    head: dict[str, Any], sections: dict[str, Any], cause: str
+) -> None:
+    with pytest.raises(PlanError, match=cause):
+        plan_with("0" * 64, head, **sections)
+
+
+def test_a_head_of_another_base_and_one_that_leaves_nothing_to_train_are_said(
+    tiny_base: Path,
+) -> None:
+    manifest = read_manifest(tiny_base)
+    other = plan_with(manifest.fingerprint, {"rows": GOOD, "scale": 1.0})
+    errors = [f for f in check(other, manifest) if f.severity == "error"]
+    assert [(f.field, "2 numbers, the base gives" in f.cause) for f in errors] == [
+        ("head.rows", True)
+    ]
+    width = manifest.head.in_features
+    rows = [row(*([number + 1] * width)) for number in range(3)]
+    alone = plan_with(
+        manifest.fingerprint,
+        {"rows": rows, "scale": 1.0, "trained": False},
+        adapter={"method": "head"},
+    )
+    warned = [f.field for f in check(alone, manifest) if f.severity == "warning"]
+    assert "head.trained" in warned
+
+
+def test_codes_are_signed() -> None:
+    head = HeadStart(rows=[row(-128, 127), row(0, -1)], scale=1.0)
+    assert head.codes.tolist() == [[-128, 127], [0, -1]]
