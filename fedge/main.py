@@ -46,9 +46,11 @@ class Lazy:
 
 COMMANDS = {
     "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
-    "plan": Lazy(
-        "fedge.plans:app", "Check a plan, forecast what it costs, list rules and methods."
+    "plan": Lazy("fedge.plans:app", "Check a plan, forecast what it costs, list its keys."),
+    "methods": Lazy(
+        "fedge.choices:methods", "What may be trained: PEFT methods, and what they cost."
     ),
+    "rules": Lazy("fedge.choices:rules", "How updates are combined: rules, and what they cost."),
     "base": Lazy("base_model.commands:app", "Prepare or fetch a base, check it, look at it."),
     "program": Lazy(
         "base_model.programs.commands:app", "What trains: derive it from a base, check it."
@@ -59,6 +61,9 @@ COMMANDS = {
     ),
     "roster": Lazy("fedge.rosters:app", "Who may take part in secret sums."),
     "simulate": Lazy("simulations.commands:simulate", "Run an experiment on this machine."),
+    "sweep": Lazy(
+        "simulations.sweep_commands:sweep", "Run an experiment over settings and seeds; one table."
+    ),
     "run": Lazy("fedge.runs:run", "Run a plan over the sites of a coordinator."),
     "status": Lazy("fedge.statuses:status", "A coordinator's processes, sites and runs, live."),
     "release": Lazy(

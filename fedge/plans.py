@@ -1,11 +1,11 @@
-"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list rules and methods."""
+"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list its keys."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,7 @@ from fedge.plan_files import plan_text, show_cost, show_findings, write_new
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
-from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from, plan_from_text
-from protocol.rules import RULES, AggregationRule
 from simulations.progress import duration
 from storage.regular import read_regular_text, read_settings_text
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Check a plan, forecast what it costs, list rules and methods.",
+    help="Check a plan, forecast what it costs, list its keys.",
 )
 app.command("continue")(continue_run)
 app.command("head")(name_head)
@@ -139,55 +137,6 @@ def check_command(
         _print(plan, checked)
     if not checked.legal:
         raise typer.Exit(PlanError.exit_code)
-
-
-@app.command()
-def rules(as_json: Json = False) -> None:
-    """The aggregation rules and what each promises and demands."""
-    if as_json:
-        rows = [asdict(rule) | {"methods": _trained_by(rule)} for rule in RULES.values()]
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("rule", "what it does", "exact with")
-    for rule in RULES.values():
-        exact = ", ".join(name for name, method in METHODS.items() if rule.exact(method))
-        table.add_row(rule.name, f"{rule.summary} ({rule.source})", exact)
-    Console(markup=False, emoji=False).print(table)
-
-
-def _trained_by(rule: AggregationRule) -> dict[str, Any]:
-    """What it trains in turn of each method, and whether that is exact."""
-    return {
-        name: {
-            "phases": [sorted(parts) for parts in rule.phases(method)],
-            "exact": rule.exact(method),
-        }
-        for name, method in METHODS.items()
-    }
-
-
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """The PEFT methods: what each trains, in which turns, and how a PEFT folder calls it."""
-    if as_json:
-        rows = [
-            {
-                "name": method.name,
-                "summary": method.summary,
-                "source": method.source,
-                "peft_type": method.peft_type,
-                "turns": [sorted(turn) for turn in method.turns],
-                "keys": [key for key in method.settings.model_fields if key != "method"],
-            }
-            for method in METHODS.values()
-        ]
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("method", "what it trains", "keys of [adapter]")
-    for method in METHODS.values():
-        keys = ", ".join(key for key in method.settings.model_fields if key != "method")
-        table.add_row(method.name, f"{method.summary} ({method.source})", keys)
-    Console(markup=False, emoji=False).print(table)
 
 
 @app.command()

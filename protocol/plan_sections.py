@@ -41,7 +41,7 @@ class Base(Section):
 
 
 class Rule(Section):
-    """How updates become the next adapter; see `fedge plan rules`."""
+    """How updates become the next adapter; see `fedge rules`."""
 
     name: Annotated[str, Field(max_length=64)] = Field(
         default="alternating", description="what is sent and how it is combined"

@@ -92,7 +92,7 @@ def run_files(folder: Path) -> list[RunFiles]:
     if not isinstance(plan, dict):
         raise ArtefactError(f"{folder} is not a run: there is no plan.json", "name run folders")
     experiment = read_json(folder / "experiment.json", {})
-    kept = ("base", "data", "population", "faults", "yardsticks")
+    kept = ("base", "data", "population", "faults", "yardsticks", "head")
     settings = _flat({"plan": plan} | {key: experiment[key] for key in kept if key in experiment})
     return [
         RunFiles(

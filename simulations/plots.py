@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 76, 165, 14, 34
+NAMES = 240  # where the scale of a chart with a name for each row begins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +159,35 @@ def bar_chart(
     return _svg(title, parts)
 
 
+def dot_chart(title: str, rows: Sequence[tuple[str, float, float]], *, unit: str = "") -> Markup:
+    """A row each: its name, a dot at its value and a line of its spread to both sides; one scale for all."""
+    if not rows:
+        return Markup("")
+    ends = [value + sign * spread for _, value, spread in rows for sign in (-1, 1)]
+    scale = _round_heights(min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1.0)
+    step, height = scale[1] - scale[0], 22
+
+    def x(value: float) -> float:
+        return round(NAMES + (value - scale[0]) / (scale[-1] - scale[0]) * (WIDTH - NAMES - 40), 1)
+
+    bottom, parts = TOP + height * len(rows), []
+    for value in scale:
+        parts.append(
+            f'<line class="grid" x1="{x(value)}" x2="{x(value)}" y1="{TOP}" y2="{bottom}"/>'
+        )
+        label = escape(_height(value, step) + unit)
+        parts.append(f'<text x="{x(value)}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+    for number_of_row, (name, value, spread) in enumerate(rows):
+        y = TOP + height * number_of_row + height // 2
+        parts.append(f'<text x="{NAMES - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        if spread:
+            parts.append(
+                f'<line class="line c1" x1="{x(value - spread)}" x2="{x(value + spread)}" y1="{y}" y2="{y}"/>'
+            )
+        parts.append(f'<circle class="dot c1" cx="{x(value)}" cy="{y}" r="4"/>')
+    return _svg(title, parts, height=bottom + 30)
+
+
 def _height(value: float, step: float) -> str:
     """A height on an axis, with as many digits as tell it from the next."""
     digits = max(0, -math.floor(math.log10(step)))
@@ -199,9 +229,9 @@ def _thinned(ticks: Sequence[float]) -> list[float]:
     return list(ticks)[::step]
 
 
-def _svg(title: str, parts: Sequence[str]) -> Markup:
+def _svg(title: str, parts: Sequence[str], height: int = HEIGHT) -> Markup:
     return Markup(  # noqa: S704 every text in it is escaped
         f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg></div></figure>"
     )

@@ -33,7 +33,7 @@ class AdaloraSettings(RankSettings):
     """The parameters that are trained: low-rank factors of ranks that are found."""
 
     method: Literal["adalora"] = Field(
-        default="adalora", description="what is trained; `fedge plan methods` lists all"
+        default="adalora", description="what is trained; `fedge methods` lists all"
     )
     target_rank: Rank = Field(default=4, description="terms a linear that are left, on average")
 

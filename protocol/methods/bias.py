@@ -29,7 +29,7 @@ class BiasSettings(TargetSettings):
     """The parameters that are trained: biases."""
 
     method: Literal["bias"] = Field(
-        default="bias", description="what is trained; `fedge plan methods` lists all"
+        default="bias", description="what is trained; `fedge methods` lists all"
     )
     targets: Targets | Literal["all-linear"] = Field(
         default="all-linear",

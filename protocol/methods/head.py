@@ -17,7 +17,7 @@ class HeadSettings(Settings):
     """The parameters that are trained: the head."""
 
     method: Literal["head"] = Field(
-        default="head", description="what is trained; `fedge plan methods` lists all"
+        default="head", description="what is trained; `fedge methods` lists all"
     )
 
 

@@ -27,7 +27,7 @@ class Ia3Settings(TargetSettings):
     """The parameters that are trained: a factor for every feature of a linear."""
 
     method: Literal["ia3"] = Field(
-        default="ia3", description="what is trained; `fedge plan methods` lists all"
+        default="ia3", description="what is trained; `fedge methods` lists all"
     )
     targets: Targets | Literal["all-linear"] = Field(
         default="all-linear", description="last path component of the scaled linears"

@@ -27,7 +27,7 @@ class LohaSettings(RankSettings):
     """The parameters that are trained: an elementwise product of two low-rank matrices."""
 
     method: Literal["loha"] = Field(
-        default="loha", description="what is trained; `fedge plan methods` lists all"
+        default="loha", description="what is trained; `fedge methods` lists all"
     )
 
 

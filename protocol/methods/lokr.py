@@ -21,6 +21,7 @@ from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.lora import RankSettings, positive
 from protocol.methods.targets import rank_remarks, target_linears
+from protocol.section import PositiveReal, Rank
 
 W1A, W1B, W2A, W2B = PARTS = ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
 
@@ -29,8 +30,12 @@ class LokrSettings(RankSettings):
     """The parameters that are trained: a Kronecker product of two low-rank matrices."""
 
     method: Literal["lokr"] = Field(
-        default="lokr", description="what is trained; `fedge plan methods` lists all"
+        default="lokr", description="what is trained; `fedge methods` lists all"
     )
+    rank: Rank = Field(
+        default=4, description="columns of a factor, r; the product's rank is r squared"
+    )
+    alpha: PositiveReal = Field(default=8.0, description="the change is scaled by alpha / rank")
 
 
 class Lokr(Method[LokrSettings]):

@@ -35,7 +35,7 @@ class LoraSettings(RankSettings):
     """The parameters that are trained: low-rank factors beside linears."""
 
     method: Literal["lora"] = Field(
-        default="lora", description="what is trained; `fedge plan methods` lists all"
+        default="lora", description="what is trained; `fedge methods` lists all"
     )
     rank_stabilised: bool = Field(
         default=False, description="rsLoRA: the change is scaled by alpha / sqrt(rank)"

@@ -31,7 +31,7 @@ class LoraSbSettings(RankSettings):
     """The parameters that are trained: a small core between fixed low-rank factors."""
 
     method: Literal["lora-sb"] = Field(
-        default="lora-sb", description="what is trained; `fedge plan methods` lists all"
+        default="lora-sb", description="what is trained; `fedge methods` lists all"
     )
 
 

@@ -30,7 +30,7 @@ class NormSettings(Settings):
     """The parameters that are trained: scales and shifts of norms."""
 
     method: Literal["norm"] = Field(
-        default="norm", description="what is trained; `fedge plan methods` lists all"
+        default="norm", description="what is trained; `fedge methods` lists all"
     )
 
 

@@ -27,7 +27,7 @@ class PrefixSettings(Settings):
     """The parameters that are trained: a prefix."""
 
     method: Literal["prefix"] = Field(
-        default="prefix", description="what is trained; `fedge plan methods` lists all"
+        default="prefix", description="what is trained; `fedge methods` lists all"
     )
     tokens: Rank = Field(default=16, description="length of the prefix")
 

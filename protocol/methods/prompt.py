@@ -25,7 +25,7 @@ class PromptSettings(Settings):
     """The parameters that are trained: a soft prompt."""
 
     method: Literal["prompt"] = Field(
-        default="prompt", description="what is trained; `fedge plan methods` lists all"
+        default="prompt", description="what is trained; `fedge methods` lists all"
     )
     tokens: Rank = Field(default=16, description="length of the soft prompt")
 

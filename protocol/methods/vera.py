@@ -31,7 +31,7 @@ class VeraSettings(RankSettings):
     """The parameters that are trained: vectors between and behind fixed low-rank factors."""
 
     method: Literal["vera"] = Field(
-        default="vera", description="what is trained; `fedge plan methods` lists all"
+        default="vera", description="what is trained; `fedge methods` lists all"
     )
     rank: Rank = Field(
         default=64, description="columns of a factor, r; a number is trained for each"

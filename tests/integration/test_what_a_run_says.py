@@ -145,6 +145,33 @@ def test_several_seeds_are_one_command_and_resumable(experiment_file: Path) -> N
         call("simulate", experiment_file, "--out", out, "--seeds", "1", "--resume", sets=[])
 
 
+def test_a_sweep_runs_what_is_legal_and_goes_on(experiment_file: Path) -> None:
+    """Another value and another seed later cost their own runs alone; a rank that no layer has is said."""
+    out = experiment_file.parent / "swept"
+    fixed = ["plan.rounds=1", "yardsticks.pooled=false", "yardsticks.alone=0"]
+
+    def run(ranks: str, seeds: str) -> list[dict[str, Any]]:
+        over = ("--over", f"plan.adapter.rank={ranks}", "--seeds", seeds)
+        done = call("sweep", experiment_file, "--out", out, *over, "--json", sets=fixed)
+        assert done.exit_code == 0
+        return list(json.loads(done.stdout))
+
+    first = run("2", "1")
+    assert [row["seeds"] for row in first] == [[1]]
+    records = {path: path.stat().st_mtime_ns for path in out.glob("*/rounds/*/record.json")}
+    assert records
+    both = {row["settings"]["plan.adapter.rank"]: row for row in run("2,4000", "1-2")}
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+    assert both["2"]["seeds"] == [1, 2]
+    accuracy = both["2"]["figures"]["accuracy"]
+    assert accuracy["values"][:1] == first[0]["figures"]["accuracy"]["values"]
+    assert accuracy["spread"] is not None
+    assert "exceeds a layer" in both["4000"]["reason"]
+    assert both["4000"]["seeds"] == []
+    assert json.loads((out / "sweep.json").read_text("utf-8"))[0]["runs"]
+    assert "adapter.rank=2" in (out / "sweep.html").read_text("utf-8")
+
+
 def test_plan_check_reads_experiments_and_times_steps(
     named_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

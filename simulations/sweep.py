@@ -1,0 +1,197 @@
+"""An experiment over a grid of settings, or a random part of it: which cells there are, and their table.
+
+A cell is one value for each key that is varied; its runs differ by their seed alone. Whether a cell may be
+run is seen before any is: what is illegal stays in the table, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol.documents import OddError, parse_toml
+from protocol.encoding import seed_from
+from protocol.errors import PlanError
+from simulations.experiment import Experiment, load_experiment
+from simulations.files import read_json
+
+SWEEP, PAGE = "sweep.json", "sweep.html"
+MOST_CELLS = 10_000
+Json = dict[str, Any]
+QUALITIES = {"accuracy": True, "nrmse": False, "perplexity": False}  # whether higher is better
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """A key that is varied: its ``values`` as they are typed, or ``span``, low and high of a real number."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One value for each key, and the runs of it by seed; ``reason``: why there are none."""
+
+    settings: Mapping[str, str]
+    runs: Mapping[int, tuple[Experiment, Path]] = field(default_factory=dict)
+    reason: str = ""
+
+
+def axis_of(text: str) -> Axis:
+    """``key=a,b,c``, ``key=[a, [b, c]]`` in TOML, or ``key=low..high``. Raises PlanError."""
+    key, equals, values = (part.strip() for part in text.partition("="))
+    if not equals or not key or not values:
+        raise PlanError(f"--over {text}: not of the form key=a,b", "--over plan.adapter.rank=2,4,8")
+    low, dots, high = values.partition("..")
+    if dots:
+        return Axis(key=key, span=_span(text, low, high))
+    if values.startswith("["):
+        try:
+            listed = parse_toml(f"value = {values}")["value"]
+        except OddError as odd:
+            raise PlanError(f"--over {text}: {odd}", 'a list as in TOML: [["a"], ["b"]]') from None
+        parts = [json.dumps(value, ensure_ascii=False) for value in listed]
+    else:
+        parts = [part.strip() for part in values.split(",")]
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise PlanError(f"--over {text}: a value is empty or stands there twice", "name each once")
+    return Axis(key=key, values=tuple(parts))
+
+
+def _span(text: str, low: str, high: str) -> tuple[float, float]:
+    try:
+        span = float(low), float(high)
+    except ValueError:
+        span = (0.0, 0.0)
+    if not 0 < span[0] < span[1] < math.inf:
+        raise PlanError(
+            f"--over {text}: not two numbers above 0, the smaller first",
+            "--over plan.local.learning_rate=1e-4..1e-2, with --random",
+        )
+    return span
+
+
+def combinations(axes: Sequence[Axis], *, random: int, seed: int) -> list[dict[str, str]]:
+    """All of a grid, or ``random`` different ones of it; a span is drawn evenly in its logarithm.
+
+    The same arguments give the same ones, and more of them begin with the same. Raises PlanError.
+    """
+    keys = [axis.key for axis in axes]
+    if len(set(keys)) < len(keys):
+        raise PlanError("--over: a key stands there twice", "name all values of a key at once")
+    if not random:
+        if spans := [axis.key for axis in axes if axis.span]:
+            raise PlanError(
+                f"--over {spans[0]}: a span has no end of values", "say how many: --random 20"
+            )
+        if math.prod(len(axis.values) for axis in axes) > MOST_CELLS:
+            raise PlanError(f"more than {MOST_CELLS} cells", "vary less, or take some: --random 20")
+        rows = itertools.product(*(axis.values for axis in axes))
+        return [dict(zip(keys, row, strict=True)) for row in rows]
+    rng = np.random.default_rng(seed_from("sweep", seed))
+    chosen: dict[tuple[str, ...], None] = {}
+    for _ in range(100 * random):  # of a small grid there may be fewer
+        chosen[tuple(_drawn(axis, rng) for axis in axes)] = None
+        if len(chosen) == random:
+            break
+    return [dict(zip(keys, row, strict=True)) for row in chosen]
+
+
+def _drawn(axis: Axis, rng: np.random.Generator) -> str:
+    if axis.span is None:
+        return axis.values[int(rng.integers(len(axis.values)))]
+    low, high = (math.log(end) for end in axis.span)
+    return f"{math.exp(rng.uniform(low, high)):.4g}"
+
+
+def cells(
+    path: Path,
+    overrides: Sequence[str],
+    settings: Sequence[Mapping[str, str]],
+    seeds: Sequence[int],
+    out: Path,
+) -> list[Cell]:
+    """Each with its experiments, or the reason why it may not be run. Nothing is written.
+
+    A run's folder is named by the cell's settings and the seed, so that a wider sweep finds it again.
+    """
+    made = []
+    for each in settings:
+        own = [f"{key}={value}" for key, value in each.items()]
+        # A method or a kind goes first: with it go the keys that it has not.
+        own.sort(key=lambda override: not override.partition("=")[0].endswith((".method", ".kind")))
+        name = hashlib.sha256(json.dumps([*overrides, *sorted(own)]).encode()).hexdigest()[:10]
+        try:
+            runs = {
+                seed: (
+                    load_experiment(path, [*overrides, *own, f"plan.seed={seed}"]),
+                    out / f"{name}-seed-{seed}",
+                )
+                for seed in seeds
+            }
+        except PlanError as error:
+            made.append(Cell(settings=each, reason=error.cause))
+            continue
+        made.append(Cell(settings=each, runs=runs))
+    return made
+
+
+def table(swept: Sequence[Cell]) -> list[Json]:
+    """A row per cell, the best first: ``settings``, ``reason`` of what was not run, ``figures`` of what was.
+
+    Of a figure ``mean``, ``spread`` (sd, or None) and ``values``.
+    """
+    rows = [_row(cell) for cell in swept]
+    name = quality_name(rows)
+    worst = -math.inf if QUALITIES.get(name, True) else math.inf
+
+    def quality(row: Json) -> float:
+        figure = row["figures"].get(name)
+        return float(figure["mean"]) if figure else worst
+
+    return sorted(rows, key=quality, reverse=QUALITIES.get(name, True))
+
+
+def quality_name(rows: Sequence[Json]) -> str:
+    """What the rows are sorted by: the task's own measure, or the loss."""
+    known = [name for name in QUALITIES if any(name in row["figures"] for row in rows)]
+    return known[0] if known else "loss"
+
+
+def _row(cell: Cell) -> Json:
+    summaries = {
+        seed: summary
+        for seed, (_, folder) in cell.runs.items()
+        if (summary := read_json(folder / "summary.json")) is not None
+    }
+    figures: Json = {}
+    for name in (*QUALITIES, "loss"):
+        figures |= _figure(name, [s.get(f"{name}_federated") for s in summaries.values()])
+    for name in ("upload_bytes_per_client_round", "adapter_bytes", "seconds"):
+        figures |= _figure(name, [s.get(name) for s in summaries.values()])
+    return {
+        "settings": dict(cell.settings),
+        "reason": cell.reason,
+        "seeds": sorted(summaries),
+        "runs": [str(cell.runs[seed][1]) for seed in sorted(summaries)],
+        "figures": figures,
+    }
+
+
+def _figure(name: str, values: Sequence[Any]) -> Json:
+    numbers = [float(value) for value in values if value is not None]
+    if not numbers:
+        return {}
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return {name: {"mean": statistics.mean(numbers), "spread": spread, "values": numbers}}
