@@ -14,7 +14,7 @@ from protocol.variants import key_of, variants_of
 from simulations.experiment import Experiment
 
 Json = dict[str, Any]
-FILLED_IN = {"plan.base", "plan.start"}  # by the simulation
+FILLED_IN = {"plan.base", "plan.head", "plan.start"}  # by the simulation
 HEAD = """# Every key of an experiment
 
 Written by `fedge plan keys > docs/experiment-keys.md` from the models that read the file; a test compares.

@@ -99,7 +99,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY
-    | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},
+    | {
+        "rounds": 4,
+        "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": "query-value"},
+    },
     "a product of Kronecker's": LOSSY
     | {"rounds": 4, "adapter": {"method": "lokr", "rank": 1, "alpha": 2.0, "targets": ["query"]}},
     "vectors on fixed factors": LOSSY
