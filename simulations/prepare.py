@@ -19,7 +19,6 @@ from base_model.decoder.sources import is_file
 from base_model.places import locate, locate_file
 from base_model.verify import read_manifest
 from client.data import Rows
-from edge_runtime.label_vectors import named_head
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError, PlanError
 from protocol.head import HeadStart
@@ -236,6 +235,8 @@ def _head(experiment: Experiment, base: Path, labels: list[str]) -> HeadStart | 
     wanted = experiment.head
     if wanted.start == "random":
         return None
+    from edge_runtime.label_vectors import named_head
+
     listed = experiment.plan.get("task", {}).get("labels", labels)
     return named_head(base, listed, length=wanted.length, trained=wanted.trained)
 
