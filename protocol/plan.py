@@ -124,7 +124,10 @@ class Plan(Section):
     @property
     def adapter_settings(self) -> str:
         """The digest of [adapter]: with the same settings the same tensors mean the same. (P-4.11)"""
-        return digest("adapter-settings", canonical_json(self.adapter.model_dump(mode="json")))
+        return digest(
+            "adapter-settings",
+            canonical_json(self.adapter.model_dump(mode="json", exclude=self.adapter.unsaid)),
+        )
 
     @property
     def digest(self) -> str:
@@ -142,6 +145,7 @@ class Plan(Section):
         }
         if not self.local.memory:
             unsaid["local"] = {"memory"}
+        unsaid["adapter"] = self.adapter.unsaid
         return self.model_dump(mode="json", exclude=unsaid)
 
 

@@ -11,7 +11,7 @@ MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
 MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_536
 MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
 MOST_MEMORY = 2**24  # MiB
-MOST_TARGETS, MOST_WITNESSES = 256, 64
+MOST_TARGETS, MOST_WITNESSES, MOST_LAYER = 256, 64, 1023
 
 MOST_THREADS = (
     1024  # of a session: ONNX Runtime starts as many as it is told, until the machine has none
@@ -26,6 +26,7 @@ Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
 PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
 NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
+Layers = Annotated[list[Annotated[int, Field(ge=0, le=MOST_LAYER)]], Field(max_length=MOST_TARGETS)]
 Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
 VerifierText = Annotated[str, Field(max_length=400)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

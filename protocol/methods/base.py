@@ -27,6 +27,11 @@ class Settings(Section):
 
     method: str
 
+    @property
+    def unsaid(self) -> set[str]:
+        """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
+        return set()
+
 
 S = TypeVar("S", bound=Settings)
 

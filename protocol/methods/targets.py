@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from protocol.errors import PlanError
 from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Remark, Settings
-from protocol.section import Targets
+from protocol.section import Layers, Targets
 
 QUERY_VALUE: Final = "query-value"
 # What families call the linears of an attention's queries and values. In each all that are there are meant;
@@ -33,6 +33,23 @@ class TargetSettings(Settings):
         "whatever the base calls them",
     )
 
+    layers: Layers = Field(
+        default=[],
+        description="numbers of the layers whose linears these are, from 0 where a text comes in; none: all",
+    )
+
+    @property
+    def unsaid(self) -> set[str]:
+        """See :class:`Settings`."""
+        return set() if self.layers else {"layers"}
+
+    @field_validator("layers")
+    @classmethod
+    def _in_order(cls, value: list[int]) -> list[int]:
+        if value != sorted(set(value)):
+            raise ValueError("name each layer once, in order")
+        return value
+
     @field_validator("targets", mode="before")
     @classmethod
     def _names_or_all(cls, value: object) -> object:
@@ -48,7 +65,7 @@ def target_linears(settings: TargetSettings, manifest: BaseManifest) -> tuple[Li
 
     A target matches whole trailing path components: ``query`` or ``attention.output.dense``.
     """
-    every = sorted(manifest.linears, key=lambda linear: linear.path)
+    every = sorted(_of_layers(settings, manifest), key=lambda linear: linear.path)
     if settings.targets == "all-linear":
         return tuple(every)
     if settings.targets == QUERY_VALUE:
@@ -60,7 +77,7 @@ def target_linears(settings: TargetSettings, manifest: BaseManifest) -> tuple[Li
         )
     chosen: dict[str, Linear] = {}
     for target in settings.targets:
-        matches = [x for x in manifest.linears if f".{x.path}".endswith(f".{target}")]
+        matches = [linear for linear in every if f".{linear.path}".endswith(f".{target}")]
         if not matches:
             raise PlanError(
                 f"`adapter.targets`: the base has no linear `{target}`", _ends_of(manifest)
@@ -81,6 +98,23 @@ def _end(linear: Linear) -> str:
 def _ends_of(manifest: BaseManifest) -> str:
     ends = sorted({_end(linear) for linear in manifest.linears})
     return f'linears end in: {", ".join(ends)}; or use targets = "all-linear"'
+
+
+def layer_of(linear: Linear) -> int | None:
+    """The first number in its path; of a base of two stacks each has its own from 0."""
+    return next((int(part) for part in linear.path.split(".") if part.isdecimal()), None)
+
+
+def _of_layers(settings: TargetSettings, manifest: BaseManifest) -> list[Linear]:
+    if not settings.layers:
+        return list(manifest.linears)
+    present = {layer_of(linear) for linear in manifest.linears} - {None}
+    if absent := set(settings.layers) - present:
+        raise PlanError(
+            f"`adapter.layers`: the base has no layer {min(absent)}",
+            f"it has {len(present)}, counted from 0; leave the key out for all",
+        )
+    return [linear for linear in manifest.linears if layer_of(linear) in settings.layers]
 
 
 def rank_remarks(
@@ -118,8 +152,8 @@ def _adapted(
     try:
         linears = target_linears(settings, manifest)
     except PlanError as error:
-        cause = error.cause.removeprefix("`adapter.targets`: ")
-        yield "error", "adapter.targets", cause, error.remedy
+        field, _, cause = error.cause.removeprefix("`").partition("`: ")
+        yield "error", field, cause, error.remedy
         return ()
     if settings.targets == QUERY_VALUE:
         names = ", ".join(query_value_names(manifest))

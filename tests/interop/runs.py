@@ -116,6 +116,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "a head of names": LOSSY | {"rounds": 1, "head": NAMES},
     "a head that stays": LOSSY
     | {"rounds": 2, "head": NAMES | {"trained": False}, "adapter": CORES},
+    "some layers": LOSSY
+    | {"rounds": 1, "adapter": {"rank": 2, "alpha": 4.0, "targets": "all-linear", "layers": [1]}},
     "factors of features": LOSSY
     | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
     "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},

@@ -12,16 +12,16 @@ from base_model.edge_adapter import write_edge_adapter
 from base_model.verify import read_manifest
 from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, PlanError
 from protocol.exchange.plain import HEADER
 from protocol.forms import SOFT_PROMPT
 from protocol.layout import Tensors, Vector
-from protocol.legality import check
+from protocol.legality import check, verify_legal
 from protocol.manifest import Linear, Manifest
 from protocol.methods.lora_sb import LORA_A, LORA_B, LORA_R
 from protocol.methods.targets import TargetSettings, target_linears
 from protocol.peft_format import Published, to_edge, to_peft
-from protocol.plan import Plan, plan_from
+from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.plan_sections import Secrecy
 from protocol.recipe import Recipe, initial_adapter, verify_magnitude
 from protocol.rules import RULES
@@ -210,6 +210,32 @@ def test_no_rule_downloads_or_publishes_more_than_lora(
         ]
 
     assert [a <= b for a, b in zip(sizes(name), sizes("mean"), strict=True)] == [True] * 3
+
+
+def test_layers_choose_among_the_targets(manifest: Manifest) -> None:
+    """And a plan without them says nothing of them."""
+    every = [linear.path for linear in linears_of(plan_of(manifest), manifest)]
+    last = plan_of(manifest, layers=[1])
+    chosen = [linear.path for linear in linears_of(last, manifest)]
+    assert chosen == [path for path in every if ".layer.1." in path]
+    assert 0 < len(chosen) < len(every)
+    named = plan_of(manifest, targets=["query"], layers=[0, 1])
+    assert len(linears_of(named, manifest)) == 2
+    assert '"layers"' not in plan_of(manifest).render()
+    assert plan_of(manifest, layers=[]).digest == plan_of(manifest).digest != last.digest
+    assert last.adapter_settings != plan_of(manifest).adapter_settings
+    assert plan_from_text(last.render(), source="p.json").digest == last.digest
+
+
+@pytest.mark.parametrize(
+    ("layers", "cause"),
+    [([2], "the base has no layer 2"), ([1, 0], "in order"), ([0, 0], "once"), ([-1], "layers")],
+)
+def test_layers_that_are_not_there_are_said(
+    manifest: Manifest, layers: list[int], cause: str
+) -> None:
+    with pytest.raises(PlanError, match=cause):
+        verify_legal(plan_of(manifest, layers=layers), manifest)
 
 
 @pytest.mark.parametrize("name", [*RULES, *SORTING])
