@@ -32,6 +32,7 @@ from protocol.manifest import (
     Manifest,
     parse_manifest,
 )
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 from protocol.seq2seq_manifest import is_seq2seq
@@ -127,6 +128,11 @@ def manifest_text(folder: Path) -> str:
             f"{folder} is not a base: {MANIFEST_NAME} cannot be read",
             "name the folder that `fedge base build --out` wrote",
         ) from None
+
+
+def read_any_manifest(folder: Path) -> AnyManifest:
+    """The manifest of a base's folder, whichever kind of base it is. Raises ArtefactError."""
+    return parse_any_manifest(manifest_text(folder), source=str(folder / MANIFEST_NAME))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import EdgeBase
 from edge_runtime.probe import TRIES, Probe, check_health, read_probe
 from edge_runtime.runtime import EdgeRuntime
@@ -52,7 +53,7 @@ def ticking(seconds: list[float]) -> Callable[[], float]:
 def test_a_good_release_passes(
     base: EdgeBase, released: dict[str, Path], rows: list[dict[str, str]]
 ) -> None:
-    health = check_health(released["a"], base, made(rows))
+    health = check_health(released["a"], EncoderBackend(EdgeRuntime(base)), made(rows))
     assert (health.correct, health.rows) == (3, 3)
     assert health.latency_ms > 0
 
@@ -62,8 +63,13 @@ def test_wrong_labels_are_counted(
 ) -> None:
     wrong = [{**rows[0], "label": "nothing of the kind"}, *rows[1:]]
     with pytest.raises(DeliveryError, match=r"probe\.labels: 2 of 3 labels are right, 3 must be"):
-        check_health(released["a"], base, made(wrong))
-    assert check_health(released["a"], base, made(wrong, least_correct=2)).correct == 2
+        check_health(released["a"], EncoderBackend(EdgeRuntime(base)), made(wrong))
+    assert (
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), made(wrong, least_correct=2)
+        ).correct
+        == 2
+    )
 
 
 def test_a_busy_moment_fails_no_release(
@@ -71,10 +77,14 @@ def test_a_busy_moment_fails_no_release(
 ) -> None:
     probe = made(rows, most_latency_ms=50)
     busy = [0.2] * len(rows)
-    health = check_health(released["a"], base, probe, ticking([*busy, 0.02]))
+    health = check_health(
+        released["a"], EncoderBackend(EdgeRuntime(base)), probe, ticking([*busy, 0.02])
+    )
     assert health.latency_ms == pytest.approx(20)
     with pytest.raises(DeliveryError, match=r"probe\.latency: 200 ms a text, 50 ms are allowed"):
-        check_health(released["a"], base, probe, ticking([*busy * TRIES, 0.02]))
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), probe, ticking([*busy * TRIES, 0.02])
+        )
 
 
 def test_memory_has_a_bound(
@@ -86,7 +96,9 @@ def test_memory_has_a_bound(
     sizes = iter([100_000_000, 160_000_000])
     monkeypatch.setattr("edge_runtime.probe.own_bytes", lambda: next(sizes))
     with pytest.raises(DeliveryError, match=r"probe\.memory: 60 MB more, 50 MB are allowed"):
-        check_health(released["a"], base, made(rows, most_memory_mb=50))
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), made(rows, most_memory_mb=50)
+        )
 
 
 @pytest.mark.parametrize(
