@@ -55,6 +55,13 @@ def fedge(*arguments: str) -> dict[str, Any]:
     return said
 
 
+def fedge_plain(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedge", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoder")
@@ -173,6 +180,42 @@ def test_the_release_answers_on_a_device_and_not_elsewhere(
     stranger = Generator(DecoderBase.open(tmp_path / "base", threads=1))
     with pytest.raises(ArtefactError, match="belongs to base"):
         stranger.adapters.load("run", release)
+
+
+def test_the_release_goes_through_a_repository_to_a_device(
+    finished: tuple[Path, Summary], base: Path, tmp_path: Path
+) -> None:
+    """As a publisher and a device's owner type it: the gate, a canary, its probe, what it writes then."""
+    out, _ = finished
+    keys = ("--keys", str(tmp_path / "keys"))
+    fedge_plain("deploy", "init", str(tmp_path / "repo"), *keys)
+    offered = ("--repo", str(tmp_path / "repo"), *keys, "--base", str(base), "--floor", "0.01")
+    fedge_plain("deploy", "publish", str(out), *offered)
+    words = [f"{WORDS[0]} {WORDS[1]}", f"{WORDS[2]} {WORDS[3]}"]
+    texts = [f"user: {pair}" for pair in words]
+    asked = ("--base", str(base), "--max-tokens", "4")
+    adapter = ("--adapter", str(out / "rounds" / "0003" / "adapter"))
+    said = [fedge("edge", "generate", text, *asked, *adapter)["text"] for text in texts]
+    rows = [{"text": text, "contains": one} for text, one in zip(texts, said, strict=True)]
+    limits = {"least_correct": 2, "most_latency_ms": 5000, "most_memory_mb": 500}
+    (tmp_path / "probe.json").write_text(json.dumps({"rows": rows, "max_tokens": 4, **limits}))
+    lines = {
+        "id": "kiosk",
+        "name": "texts",
+        "channel": "canary",
+        "repository": "repo",
+        "root": "repo/root.json",
+        "trust": str(out / "log" / "policy"),
+        "base": str(base),
+        "store": "store",
+        "probe": "probe.json",
+    }
+    device = tmp_path / "device.toml"
+    device.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    assert "2 of 2 right" in fedge("edge", "update", str(device))["outcome"]
+    on_device = ("--device", str(device), "--max-tokens", "4")
+    again = [fedge("edge", "generate", text, *on_device)["text"] for text in texts]
+    assert again == said
 
 
 def test_secrets_that_stand_often_are_learnt_by_heart(finished: tuple[Path, Summary]) -> None:

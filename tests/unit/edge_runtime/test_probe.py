@@ -114,3 +114,59 @@ def test_what_is_no_probe(tmp_path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(good | change))
     with pytest.raises(ArtefactError, match="not a probe"):
         read_probe(path)
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "contains": "b"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a"},
+        {"text": "a", "label": "b", "contains": "b"},
+        {"contains": "b"},
+        {"text": "a", **CHAT},
+        {"messages": CHAT["messages"], "label": "b"},
+        {"text": "a", "text_pair": "c", "contains": "b"},
+        {"text": "a", "contains": ""},
+        {"messages": [], "contains": "b"},
+        {"messages": [{"role": "robot", "content": "hi"}], "contains": "b"},
+        {"messages": [{"role": "user", "content": "hi", "name": "x"}], "contains": "b"},
+    ],
+)
+def test_what_is_no_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "probe.json"
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    path.write_text(json.dumps({"rows": [{"text": "a", "contains": "b"}, CHAT], **limits}))
+    assert read_probe(path).kind == "texts"
+    path.write_text(json.dumps({"rows": [row], **limits}))
+    with pytest.raises(ArtefactError, match="not a probe"):
+        read_probe(path)
+
+
+def test_max_tokens_are_of_texts_and_kinds_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    path.write_text(json.dumps({"rows": [CHAT], "max_tokens": 9, **limits}))
+    assert read_probe(path).max_tokens == 9
+    label = {"text": "a", "label": "b"}
+    path.write_text(json.dumps({"rows": [label], "max_tokens": 9, **limits}))
+    with pytest.raises(ArtefactError, match="max_tokens"):
+        read_probe(path)
+    path.write_text(json.dumps({"rows": [label, CHAT], **limits}))
+    with pytest.raises(ArtefactError, match="some rows have labels and some have texts"):
+        read_probe(path)
+
+
+def test_rows_of_texts_may_lie_in_a_file(tmp_path: Path) -> None:
+    lines = [{"prompt": "one", "answer": " 1"}, {"prompt": "two", "answer": " 2"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    columns = {"file": "rows.jsonl", "text": "prompt", "contains": "answer"}
+    (tmp_path / "probe.json").write_text(json.dumps({"rows": columns, **limits}))
+    rows = read_probe(tmp_path / "probe.json").rows
+    assert [(row.text, row.contains) for row in rows] == [("one", " 1"), ("two", " 2")]
+    odd = {"rows": columns | {"value": "answer"}, **limits}
+    (tmp_path / "probe.json").write_text(json.dumps(odd))
+    with pytest.raises(ArtefactError, match="not a probe"):
+        read_probe(tmp_path / "probe.json")
