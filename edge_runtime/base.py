@@ -141,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
     if is_decoder(text) or is_seq2seq(text):
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
-            "use `fedge edge generate`, or `fedge edge chat` where it knows chats",
+            "use `fedge edge generate` or `serve-text`, or `fedge edge chat` where it knows chats",
         )
     return parse_manifest(text, source=str(folder / MANIFEST_NAME))
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from edge_runtime.base import check_file
 from edge_runtime.settings import Device
 from edge_runtime.store import STATE, State, held, read_state
-from protocol.errors import ArtefactError, DataError, DeliveryError, FedgeError
+from protocol.errors import ArtefactError, DataError, DeliveryError, FedgeError, MachineError
 from protocol.peft_format import RELEASE_FILE
 
 POLL_S = 0.1
@@ -71,10 +71,13 @@ class Follower(Generic[Adapter]):
         return serving
 
     def watched(self, serving: Serving[Adapter], items: Iterator[Item]) -> Iterator[Item]:
-        """The same items; an error among them counts against the release, unless the question's."""
+        """The same items; an error among them counts against the release.
+
+        Not one that is the question's, nor a lack of memory, of which a question may ask any amount.
+        """
         try:
             yield from items
-        except DataError:
+        except (DataError, MachineError):
             raise
         except Exception as error:  # whatever ORT raises
             self.failed(serving, error)

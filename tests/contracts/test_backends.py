@@ -16,7 +16,7 @@ from edge_runtime.base import read_any_manifest
 from edge_runtime.following import Follower
 from edge_runtime.probe import TRIES, Probe, check_health
 from edge_runtime.store import read_state, release_folder
-from protocol.errors import ArtefactError, DeliveryError
+from protocol.errors import ArtefactError, DataError, DeliveryError, FedgeError, MachineError
 from protocol.peft_format import EDGE_FILE
 from tests.delivery_world import World, in_use, now, passport, refused, update
 from tests.device_kinds import (
@@ -254,15 +254,16 @@ def test_what_fails_while_it_answers_is_left(
         update(device)
     follower: Follower[Any] = Follower(device, backend.load, clock=lambda: 0.0)
 
-    def failing() -> Any:
+    def failing(kind_of_error: type[FedgeError]) -> Any:
         yield "a step"
-        raise ArtefactError("as a graph that does not run", "tests")
+        raise kind_of_error("as a graph that does not run", "tests")
 
-    for _ in range(device.faults):
+    harmless = [DataError, MachineError] * device.faults
+    for fault in (*harmless, *[ArtefactError] * device.faults):
         assert follower.serving.seq == 2
-        steps = follower.watched(follower.serving, failing())
+        steps = follower.watched(follower.serving, failing(fault))
         assert next(steps) == "a step"
-        with pytest.raises(ArtefactError):
+        with pytest.raises(fault):
             next(steps)
     assert follower.serving.seq == 1
     assert "failed answers within" in next(iter(read_state(device.store).failed.values())).reason
