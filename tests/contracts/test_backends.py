@@ -17,6 +17,7 @@ from edge_runtime.following import Follower
 from edge_runtime.probe import TRIES, Probe, check_health
 from edge_runtime.store import read_state, release_folder
 from protocol.errors import ArtefactError, DataError, DeliveryError, FedgeError, MachineError
+from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE
 from tests.delivery_world import World, in_use, now, passport, refused, update
 from tests.device_kinds import (
@@ -75,6 +76,18 @@ def test_every_kind_of_base_has_a_backend(kinds: Kinds) -> None:
 def test_a_base_opens_as_what_its_manifest_says(kind: DeviceKind, backend: Backend[Any]) -> None:
     assert writes_text(kind.base) == (kind.name != "encoder")
     assert ("text" if kind.name == "encoder" else "token") == backend.ITEM
+
+
+def test_facts_name_every_graph(kind: DeviceKind) -> None:
+    manifest = read_any_manifest(kind.base)
+    digests = {graphs_digest(manifest)}
+    for graph in manifest.graphs():
+        entry = manifest.files[graph.file].model_copy(update={"sha256": "0" * 64})
+        files = manifest.files | {graph.file: entry}
+        digests.add(graphs_digest(manifest.model_copy(update={"files": files})))
+    assert len(digests) == 1 + len(manifest.graphs())
+    if len(manifest.graphs()) == 1:
+        assert graphs_digest(manifest) == manifest.files[manifest.graph.file].sha256
 
 
 def test_rows_tell_releases_apart_and_the_same_each_time(

@@ -143,6 +143,43 @@ def test_answers_over_http_name_their_release(lenient: World, backend: WritingBa
     assert (late.release, late.seq) == (offers[0], 1)  # type: ignore[attr-defined]
 
 
+def test_swaps_under_load_fail_no_text_and_mix_none(
+    lenient: World, backend: WritingBackend, kind: DeviceKind
+) -> None:
+    device, offers = two_releases(lenient)
+    expected = {
+        offer: written(backend, kind.adapters[name]).strip()
+        for offer, name in zip(offers, ("bad", "good"), strict=True)
+    }
+    service = DeviceTexts(device, backend, clock=time.monotonic, queue=4)
+    stop, answers, faults = threading.Event(), [], []
+    with listening(service) as url:
+
+        def ask() -> None:
+            client = client_of(url)
+            while not stop.is_set():
+                try:
+                    answer = client.completions.create(**GREEDY)
+                except openai.APIError as error:
+                    faults.append(repr(error))
+                    return
+                answers.append((answer.release, answer.choices[0].text.strip()))  # type: ignore[attr-defined]
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        for number in range(30):
+            with Store(device.store) as store:
+                store.activate(offers[number % 2])
+            service.follower.follow()
+            assert until(lambda seen=len(answers): len(answers) > seen or bool(faults))
+        stop.set()
+        for asker in askers:
+            asker.join()
+    assert (faults, service.follower.swaps, service.follower.failures) == ([], 31, 0)
+    assert set(answers) == set(expected.items())
+
+
 def test_the_release_in_use_is_the_one_model(lenient: World, backend: WritingBackend) -> None:
     device, offers = two_releases(lenient)
     service = DeviceTexts(device, backend, clock=time.monotonic, queue=2)
