@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,28 @@ import pytest
 from edge_runtime import agent
 from edge_runtime.adapter import read_note, read_tensors
 from edge_runtime.backends import OPENERS, Backend, open_backend, writes_text
+from edge_runtime.backends.writing import WritingBackend
 from edge_runtime.base import read_any_manifest
+from edge_runtime.decoder.http.followed import DeviceTexts
+from edge_runtime.decoder.http.forms import ApiError, ChatCompletion, Completion, parse_asked
 from edge_runtime.following import Follower
+from edge_runtime.passport import read_policy
 from edge_runtime.probe import TRIES, Probe, check_health
 from edge_runtime.store import read_state, release_folder
-from protocol.errors import ArtefactError, DataError, DeliveryError, FedgeError, MachineError
+from protocol.errors import (
+    ArtefactError,
+    DataError,
+    DeliveryError,
+    FedgeError,
+    MachineError,
+    ProofError,
+)
 from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE
 from tests.delivery_world import World, in_use, now, passport, refused, update
 from tests.device_kinds import (
     KINDS,
+    TOKENS,
     DeviceKind,
     changed_note,
     decoder_kind,
@@ -160,6 +173,16 @@ def test_what_does_not_fit_is_not_loaded(
         backend.load(copied)
 
 
+def test_who_trusts_a_log_loads_what_is_in_it(
+    backend: Backend[Any], world: World, copied: Path
+) -> None:
+    policy = read_policy(world.folder / "policy")
+    with pytest.raises(ProofError):
+        backend.load(copied, policy)
+    passport(world.log, copied, read_note(copied).round)
+    assert backend.load(copied, policy) is not None
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "empty"])
 def test_damaged_files_are_not_loaded(backend: Backend[Any], copied: Path, damage: str) -> None:
     path = copied / EDGE_FILE
@@ -216,6 +239,30 @@ def test_a_release_is_installed_swapped_refused_and_rolled_back(
     assert follower.health()["status"] == "empty"
     with refused("serve.empty"):
         _ = follower.serving
+
+
+def test_what_writes_serves_what_its_probe_saw(
+    kind: DeviceKind, backend: Backend[Any], world: World
+) -> None:
+    if not isinstance(backend, WritingBackend):
+        pytest.skip("it answers with labels: tests/integration/test_device_service.py")
+    device = world.device()
+    world.publish()
+    update(device)
+    service = DeviceTexts(device, backend, clock=lambda: 0.0, queue=1)
+    row = next(row for row in kind.rows if "text" in row)
+    form = {"model": "home", "temperature": 0, "max_tokens": TOKENS}
+    asked = parse_asked(Completion, json.dumps(form | {"prompt": row["text"]}).encode())
+    steps = [step for step in service.prepare(asked).steps if step is not None]
+    assert "".join(step.text for step in steps).strip() == row["contains"].strip()
+    chat = form | {"messages": [{"role": "user", "content": "hi"}]}
+    asked = parse_asked(ChatCompletion, json.dumps(chat).encode())
+    if kind.name == "decoder":
+        assert service.prepare(asked).prompt_tokens
+    else:
+        with pytest.raises(ApiError, match="knows no chats"):
+            service.prepare(asked)
+    service.end()
 
 
 def test_a_foreign_release_is_refused_before_and_after_the_download(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 
 import openai
 import pytest
+from click import ClickException
 from openai import OpenAI
 from uvicorn.server import Server
 
@@ -32,9 +35,10 @@ from edge_runtime.following import Follower
 from edge_runtime.http_server import settings_of
 from edge_runtime.settings import Device
 from edge_runtime.store import Store, read_state
-from protocol.errors import DeliveryError
+from fedge.main import cli
+from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from tests.delivery_world import World, now, update
-from tests.device_kinds import DeviceKind, decoder_kind, seq2seq_kind, tokens_under
+from tests.device_kinds import DeviceKind, decoder_kind, tokens_under
 from tests.integration.test_delivery_http import Quiet
 from tests.text_server import until
 
@@ -172,12 +176,39 @@ def test_swaps_under_load_fail_no_text_and_mix_none(
             with Store(device.store) as store:
                 store.activate(offers[number % 2])
             service.follower.follow()
-            assert until(lambda seen=len(answers): len(answers) > seen or bool(faults))
+            assert until(partial(came, answers, faults, len(answers)))
         stop.set()
         for asker in askers:
             asker.join()
     assert (faults, service.follower.swaps, service.follower.failures) == ([], 31, 0)
     assert set(answers) == set(expected.items())
+
+
+def came(answers: list[Any], faults: list[str], before: int) -> bool:
+    return len(answers) > before or bool(faults)
+
+
+def test_a_release_that_fails_while_it_writes_is_left(
+    lenient: World, backend: WritingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, offers = two_releases(lenient)
+    service = DeviceTexts(device, backend, clock=lambda: 0.0, queue=2)
+    real, bad = service.writer.turns, service.follower.serving.adapter
+
+    def failing(prompt: Any, request: Request, adapter: Any) -> Iterator[Step | None]:
+        yield from itertools.islice(real(prompt, request, adapter), 3)
+        if adapter is bad:
+            raise ArtefactError("as a graph that does not run", "tests")
+
+    monkeypatch.setattr(service.writer, "turns", failing)
+    asked = parse_asked(Completion, json.dumps(GREEDY).encode())
+    for _ in range(device.faults):
+        assert service.health()["release"] == offers[1]
+        with pytest.raises(ArtefactError):
+            list(service.prepare(asked).steps)
+    assert service.health()["release"] == read_state(device.store).current == offers[0]
+    assert len(list(service.prepare(asked).steps)) == 3
+    service.end()
 
 
 def test_the_release_in_use_is_the_one_model(lenient: World, backend: WritingBackend) -> None:
@@ -213,23 +244,6 @@ def test_a_turn_of_a_chat_is_written_under_the_release_of_then(
     assert texts == [written(backend, kind.adapters[name]).strip() for name in ("good", "bad")]
     with pytest.raises(DeliveryError, match=r"serve\.empty"):
         opened.steps(begin)
-
-
-def test_a_base_that_turns_texts_into_others_is_served_too(tmp_path: Path) -> None:
-    kind = seq2seq_kind(tmp_path / "kind")
-    world = kind.world(tmp_path / "world")
-    device = world.device()
-    world.publish()
-    update(device)
-    backend = open_writing(kind.base, threads=1)
-    row = kind.rows[0]
-    with listening(DeviceTexts(device, backend, clock=time.monotonic, queue=2)) as url:
-        asked = GREEDY | {"prompt": row["text"], "max_tokens": 12}
-        assert client_of(url).completions.create(**asked).choices[0].text == row["contains"]
-        with pytest.raises(openai.BadRequestError, match="knows no chats"):
-            client_of(url).chat.completions.create(
-                model="home", messages=[{"role": "user", "content": "a"}]
-            )
 
 
 def fedge(*arguments: object, code: int = 0) -> str:
@@ -296,20 +310,25 @@ finally:
 """
 
 
+def refused_to(*arguments: object) -> BaseException:
+    with pytest.raises((FedgeError, ClickException)) as caught:
+        cli.main(args=["edge", *map(str, arguments)], prog_name="fedge", standalone_mode=False)
+    gc.enable()  # as a process that is to serve starts without
+    return caught.value
+
+
 def test_what_such_a_device_refuses(world: World) -> None:
     device = world.device()
     world.publish()
     update(device)
     settings = world.folder / "kiosk-1.toml"
-    assert "base that writes text" in fedge("edge", "infer", "a", "--device", settings, code=5)
-    assert "--top" in fedge("edge", "serve", settings, "--top", 2, code=2)
-    assert "--base" in fedge("edge", "generate", "a", code=2)
-    assert "--base" in fedge("edge", "generate", "a", "--device", settings, "--base", "b", code=2)
-    asked = ("edge", "generate", "a", "--device", settings, "--threads", 2)
-    assert "--threads" in fedge(*asked, code=2)
+    assert "base that writes text" in str(refused_to("infer", "a", "--device", settings))
+    assert "--top" in str(refused_to("serve", settings, "--top", 2))
+    assert "--base" in str(refused_to("generate", "a"))
+    assert "--base" in str(refused_to("generate", "a", "--device", settings, "--base", "b"))
+    assert "--threads" in str(refused_to("generate", "a", "--device", settings, "--threads", 2))
     rows = world.folder / "rows.jsonl"
     rows.write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
-    said = fedge("edge", "train", settings, "--data", rows, code=12)
-    assert "personal.text" in said
-    fedge("edge", "rollback", settings)
-    assert "serve.empty" in fedge("edge", "generate", "a", "--device", settings, code=12)
+    assert "personal.text" in str(refused_to("train", settings, "--data", rows))
+    agent.roll_back(device, "tests", now())
+    assert "serve.empty" in str(refused_to("generate", "a", "--device", settings))
