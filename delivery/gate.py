@@ -19,14 +19,13 @@ from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import REMEDY, About, Check
 from delivery.releases import Bundle
-from edge_runtime.adapter import load_adapter, read_note
-from edge_runtime.base import EdgeBase, manifest_text
-from protocol.decoder_manifest import DecoderManifest
+from edge_runtime.adapter import read_note
+from edge_runtime.backends import open_backend
+from edge_runtime.base import read_any_manifest
 from protocol.delivery import DEVICE_VERSION, Facts
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, DeliveryError, FedgeError
-from protocol.manifest import MANIFEST_NAME, Manifest
-from protocol.manifests import AnyManifest, parse_any_manifest
+from protocol.manifests import AnyManifest, graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
@@ -175,7 +174,7 @@ def _facts(case: _Case, seq: int) -> Facts:
         log_origin=case.copy.checkpoint.origin,
         log_index=case.index,
         base=case.note.base_fingerprint,
-        graph=case.manifest.files[case.manifest.graph.file].sha256,
+        graph=graphs_digest(case.manifest),
         device_min=DEVICE_VERSION,
         epsilon_milli=None if spent is None else math.ceil(1000 * spent),
         metrics=case.evaluation.metrics if case.evaluation else {},
@@ -214,16 +213,8 @@ def _open(
 
 def _device_checks(folder: Path, base: Path, policy: Policy) -> tuple[ReleaseNote, AnyManifest]:
     """The device's own, passport included. Raises ArtefactError, ProofError."""
-    manifest = parse_any_manifest(manifest_text(base), source=str(base / MANIFEST_NAME))
-    if isinstance(manifest, Manifest):
-        return load_adapter(folder, EdgeBase.open(base, threads=1), policy).note, manifest
-    from edge_runtime.decoder.adapters import load_decoder_adapter
-    from edge_runtime.decoder.base import DecoderBase
-    from edge_runtime.seq2seq.base import Seq2SeqBase
-
-    opener = DecoderBase if isinstance(manifest, DecoderManifest) else Seq2SeqBase
-    load_decoder_adapter(folder, opener.open(base, threads=1), policy=policy)
-    return read_note(folder), manifest
+    open_backend(base, threads=1).load(folder, policy)
+    return read_note(folder), read_any_manifest(base)
 
 
 # -- checks: what they found, or an error ---------------------------------------------------------

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.base import EdgeBase
-from edge_runtime.mapped_graph import open_device_base
+from edge_runtime.backends import Backend, open_device
 from edge_runtime.probe import REMEDY as PROBE_REMEDY
 from edge_runtime.probe import check_health, read_probe
 from edge_runtime.settings import Device
@@ -138,13 +137,18 @@ def _personal(personal: Personal) -> dict[str, Any]:
 
 
 def adopt(
-    device: Device, store: Store, base: EdgeBase, staged: Path, personal: Personal, now: datetime
+    device: Device,
+    store: Store,
+    backend: Backend[Any],
+    staged: Path,
+    personal: Personal,
+    now: datetime,
 ) -> None:
     """Probe what is ``staged`` (:meth:`Store.new_personal`) as any release, and let it answer.
 
     Raises DeliveryError `probe...`, and then nothing has changed.
     """
-    check_health(staged, base, read_probe(device.probe))
+    check_health(staged, backend, read_probe(device.probe))
     store.adapt(personal)
     store.conclude(f"personal adapter from release {personal.adapter.seq} in use")
     write_report(device, store.state, now)
@@ -153,11 +157,11 @@ def adopt(
 def _probe_and_activate(device: Device, store: Store, release: str) -> str:
     """What was done. Raises DeliveryError `probe...`; then the release is marked, another stays in use."""
     seq = store.state.installed[release].seq
-    base, probe = open_device_base(device), read_probe(device.probe)
+    backend, probe = open_device(device), read_probe(device.probe)
     try:
         if not store.begin(release):  # a lack of memory, or a crash in what reads the file
             raise DeliveryError("probe.died", f"{MOST_TRIES} probes did not end", PROBE_REMEDY)
-        health = check_health(release_folder(store.folder, release), base, probe)
+        health = check_health(release_folder(store.folder, release), backend, probe)
     except DeliveryError as error:
         store.fail(release, error.cause)
         raise

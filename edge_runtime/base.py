@@ -32,6 +32,7 @@ from protocol.manifest import (
     Manifest,
     parse_manifest,
 )
+from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 from protocol.seq2seq_manifest import is_seq2seq
@@ -129,13 +130,18 @@ def manifest_text(folder: Path) -> str:
         ) from None
 
 
+def read_any_manifest(folder: Path) -> AnyManifest:
+    """The manifest of a base's folder, whichever kind of base it is. Raises ArtefactError."""
+    return parse_any_manifest(manifest_text(folder), source=str(folder / MANIFEST_NAME))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an encoder's folder. Raises ArtefactError."""
     text = manifest_text(folder)
     if is_decoder(text) or is_seq2seq(text):
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
-            "use `fedge edge generate`, or `fedge edge chat` where it knows chats",
+            "use `fedge edge generate` or `serve-text`, or `fedge edge chat` where it knows chats",
         )
     return parse_manifest(text, source=str(folder / MANIFEST_NAME))
 

@@ -107,7 +107,8 @@ def serve(
 ) -> None:
     """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health, until Ctrl-C.
 
-    With DEVICE.toml it swaps while it runs; with --base it answers by one adapter, or by the base alone.
+    With DEVICE.toml it swaps while it runs; with --base it answers by one adapter, or by the base alone. A
+    device whose base writes text is asked as `serve-text` is, and its release in use is the one model.
     """
     if (file is None) == (base is None):
         raise typer.BadParameter("give either DEVICE.toml or --base")
@@ -117,6 +118,11 @@ def serve(
 
     start_lean()
     device = _device(file, None) if file else None
+    if device is not None and _writes(device, top, reject_below):
+        from edge_runtime.decoder.http.commands import serve_device
+
+        serve_device(device, port, as_json=as_json)
+        return
     from edge_runtime.answer_options import AnswerOptions
     from edge_runtime.http_server import serve as run
 
@@ -132,6 +138,17 @@ def serve(
             options=AnswerOptions(top=top, reject_below=reject_below),
             listening_at=say,
         )
+
+
+def _writes(device: Device, top: int, reject_below: float) -> bool:
+    """Whether the device's base writes text. Raises ArtefactError."""
+    from edge_runtime.backends import writes_text
+
+    if not writes_text(device.base):
+        return False
+    if top != 1 or reject_below:
+        raise typer.BadParameter("--top and --reject-below are of labels; this base writes text")
+    return True
 
 
 @contextmanager

@@ -1,28 +1,34 @@
-"""The health probe: a device's own examples decide whether a release may answer. (P-9.7)"""
+"""The health probe: a device's own examples decide whether a release may answer. (P-9.7)
+
+What answers them is the backend's of the base's kind; what is asked, counted and bounded is here.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from edge_runtime.answer_options import verify_texts
-from edge_runtime.base import EdgeBase
-from edge_runtime.runtime import EdgeRuntime
-from edge_runtime.tasks import task_named
 from protocol.documents import OddError, json_as, value_as
-from protocol.errors import ArtefactError, DataError, DeliveryError, ProofError, shortened
+from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.rows.labels import verify_unlike
-from protocol.rows.read import Text, any_label, number_within, read_rows
+from protocol.rows.read import Text, any_label, checked_text, number_within, read_rows
 from storage.regular import read_settings_text
+
+if TYPE_CHECKING:
+    from edge_runtime.backends import Backend
 
 TRIES = 3
 MOST_BYTES = 2**26  # of probe.json
+MOST_TOKENS = 64  # of a text that is written for a row, unless the probe says otherwise
+MOST_TIMED = 50  # rows of a further try
 Clock = Callable[[], float]
 REMEDY = "what is in use stays in use; the report names the release"
 
@@ -31,28 +37,54 @@ class _Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
-class Golden(_Form):
-    """A text (or a pair) and what it must get: a label, or a number."""
+Kind = Literal["labels", "values", "texts"]
 
-    text: str
+
+class Turn(_Form):
+    """A message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Golden(_Form):
+    """A text (a pair, a chat) and what it must get: a label, a number, an answer that ``contains`` this."""
+
+    text: str | None = None
     text_pair: str | None = None
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=100)] | None = None
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    contains: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
 
     @model_validator(mode="after")
     def _has_one(self) -> Golden:
-        if (self.label is None) == (self.value is None):
-            raise ValueError("a row has either a label or a value")
+        if [self.label, self.value, self.contains].count(None) != 2:
+            raise ValueError("a row has either a label or a value, or what an answer contains")
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("a row has either a text or messages")
+        if self.contains is None and self.text is None:
+            raise ValueError("only a row with `contains` has messages")
+        if self.text_pair is not None and self.kind == "texts":
+            raise ValueError("a row with `contains` has no second text")
         return self
 
     @property
+    def kind(self) -> Kind:
+        """What it must get."""
+        if self.contains is not None:
+            return "texts"
+        return "values" if self.label is None else "labels"
+
+    @property
     def question(self) -> Text:
-        """The text, or the pair."""
+        """The text, or the pair, of a row that gets a label or a number."""
+        assert self.text is not None
         return self.text if self.text_pair is None else (self.text, self.text_pair)
 
     @property
     def answer(self) -> str | float:
-        """What it must get."""
+        """The label, or the number."""
         return self.value if self.label is None else self.label  # type: ignore[return-value]
 
 
@@ -64,19 +96,22 @@ class File(_Form):
     text_pair: str = Field(default="", description="column with second texts")
     label: str = "label"
     value: str = Field(default="", description="column with numbers, in the place of labels")
+    contains: str = Field(default="", description="column with what written answers contain")
 
 
 class Probe(_Form):
     """``probe.json``. ``least_correct`` of the rows must be right; a number may be off by ``within``.
 
-    Latency is the median over the rows, each alone, measured again when it is too long; memory is what
-    loading and answering add to the process's own, without pages of mapped files: those are the base's,
-    and the system may drop them.
+    A text is written of the likeliest tokens, ``max_tokens`` at most. Latency is the median over the rows,
+    each alone, measured again when it is too long; where texts are written it is a token's, with its share of
+    the prompt. Memory is what loading and answering add to the process's own, without pages of mapped files:
+    those are the base's, and the system may drop them.
     """
 
     format: Literal[1] = 1
     rows: Annotated[list[Golden], Field(min_length=1, max_length=1000)]
     within: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     least_correct: Annotated[int, Field(ge=1)]
     most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
     most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
@@ -85,14 +120,21 @@ class Probe(_Form):
     def _passable(self) -> Probe:
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
-        kinds = {row.label is None for row in self.rows}
+        kinds = sorted({row.kind for row in self.rows})
         if len({row.text_pair is None for row in self.rows}) > 1:
             raise ValueError("some rows are pairs and some are not")
         if len(kinds) > 1:
-            raise ValueError("some rows have labels and some have values")
-        if kinds != {self.within is not None}:
+            raise ValueError(f"some rows have {kinds[0]} and some have {kinds[1]}")
+        if (self.kind == "values") != (self.within is not None):
             raise ValueError("values and `within`, how far off they may be, belong together")
+        if self.max_tokens is not None and self.kind != "texts":
+            raise ValueError("`max_tokens` is of texts that are written")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """What its rows must get."""
+        return self.rows[0].kind
 
 
 class _Written(_Form):
@@ -101,9 +143,18 @@ class _Written(_Form):
     format: Literal[1] = 1
     rows: list[Golden] | File
     within: Annotated[float, Field(strict=False)] | None = None
+    max_tokens: int | None = None
     least_correct: int
     most_latency_ms: Annotated[float, Field(strict=False)]
     most_memory_mb: Annotated[float, Field(strict=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What a backend saw of a release: by number what is said of each wrong row, and the latency."""
+
+    wrong: Mapping[int, str]
+    latency_ms: float
 
 
 class Health(_Form):
@@ -131,12 +182,16 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, File):
         return [row.model_dump() for row in rows]
     path = folder / rows.file
+    if rows.value and rows.contains:
+        raise OddError("`value` and `contains` of a file are not for the same probe")
     if rows.value:
         check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
+    elif rows.contains:
+        check, column, key = checked_text, rows.contains, "contains"
     else:
         check, column, key = any_label, rows.label, "label"
     table = read_rows(path, text=rows.text, pair=rows.text_pair, target=column, check=check)
-    if not rows.value:
+    if key == "label":
         verify_unlike(table.targets, str(path))
     return [
         _texts_of(text) | {key: target}
@@ -149,66 +204,51 @@ def _texts_of(text: Text) -> dict[str, Any]:
 
 
 def check_health(
-    folder: Path, base: EdgeBase, probe: Probe, clock: Clock = time.perf_counter
+    folder: Path, backend: Backend[Any], probe: Probe, clock: Clock = time.perf_counter
 ) -> Health:
     """Load a release beside whatever is in use and try it. ``clock`` gives seconds.
 
     Raises DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory`.
     """
     before = own_bytes()
-    runtime = EdgeRuntime(base)
     try:
-        runtime.activate(folder, [row.question for row in probe.rows])
+        adapter = backend.load(folder)
+        examined = backend.examine(adapter, probe, clock)
+    except DeliveryError:
+        raise
     except (ArtefactError, ProofError) as error:
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
     except Exception as error:  # ORT's own; unnamed, the release would be tried again for ever
         raise DeliveryError("probe.load", repr(error)[:200], REMEDY) from None
-    answers = runtime.infer([row.question for row in probe.rows])
-    wrong = _wrong(runtime, probe, answers)
     health = Health(
-        correct=len(probe.rows) - len(wrong),
+        correct=len(probe.rows) - len(examined.wrong),
         rows=len(probe.rows),
-        latency_ms=_latency_ms(runtime, probe, clock),
+        latency_ms=examined.latency_ms,
         memory_mb=max(0, own_bytes() - before) / 1e6,
     )
-    _judge(
-        health, probe, [_missed(at, probe.rows[at].answer, answers[at].answer) for at in wrong[:1]]
-    )
+    _judge(health, probe, examined.wrong, backend.ITEM)
     return health
 
 
-def _wrong(runtime: EdgeRuntime, probe: Probe, answers: Sequence[Any]) -> list[int]:
-    """Which rows are answered otherwise. Raises DeliveryError where they have what the release has not."""
-    active = runtime.active
-    assert active is not None
-    task = task_named(active.note.task)
-    try:
-        verify_texts([row.question for row in probe.rows], pairs=active.note.pairs)
-    except DataError as error:
-        raise DeliveryError("probe.labels", error.cause, REMEDY) from None
-    if (probe.within is not None) == task.HAS_LABELS:
-        kinds = ("labels", "values") if task.HAS_LABELS else ("values", "labels")
+def refuse_kind(answers: Kind, probe: Probe) -> None:
+    """Raises DeliveryError where a release's ``answers`` are not of the probe's kind."""
+    if answers != probe.kind:
         raise DeliveryError(
-            "probe.labels", f"the release answers with {kinds[0]}, the probe has {kinds[1]}", REMEDY
+            "probe.labels",
+            f"the release answers with {answers}, the probe has {probe.kind}",
+            REMEDY,
         )
-    return [
-        at
-        for at, (row, answer) in enumerate(zip(probe.rows, answers, strict=True))
-        if not task.is_right(answer, row.answer, probe.within or 0.0)
-    ]
 
 
-def _latency_ms(runtime: EdgeRuntime, probe: Probe, clock: Clock) -> float:
-    """The least of up to three medians: a moment in which the device was busy fails no release for good."""
+def least_median_ms(passes: Iterator[Sequence[float]], most: float) -> float:
+    """The least of up to three medians: a moment in which the device was busy fails no release for good.
+
+    ``passes`` gives the seconds of rows, at each try; no more are taken once ``most`` ms are not exceeded.
+    """
     least = math.inf
-    for _ in range(TRIES):
-        seconds = []
-        for row in probe.rows[:50]:
-            start = clock()
-            runtime.infer([row.question])
-            seconds.append(clock() - start)
+    for seconds in islice(passes, TRIES):
         least = min(least, 1000 * statistics.median(seconds))
-        if least <= probe.most_latency_ms:
+        if least <= most:
             break
     return least
 
@@ -224,28 +264,20 @@ def own_bytes() -> int:
     return 0
 
 
-def _missed(at: int, golden: str | float, answer: str | float) -> str:
-    """Of a row by its number: what a report tells of a device holds none of its texts."""
-    got, meant = (shortened(str(value), 60) for value in (answer, golden))
-    return f"; the first wrong one is row {at + 1}: {got!r} for {meant!r}"
-
-
-def _kind(probe: Probe) -> str:
-    return "labels" if probe.within is None else "values"
-
-
-def _judge(health: Health, probe: Probe, missed: list[str]) -> None:
+def _judge(health: Health, probe: Probe, wrong: Mapping[int, str], item: str) -> None:
     if health.correct < probe.least_correct:
+        # Of a row by its number: what a report tells of a device holds none of its texts.
+        first = min(wrong)
         raise DeliveryError(
             "probe.labels",
-            f"{health.correct} of {health.rows} {_kind(probe)} are right, {probe.least_correct} must be"
-            + "".join(missed),
+            f"{health.correct} of {health.rows} {probe.kind} are right, {probe.least_correct} must be; "
+            f"the first wrong one is row {first + 1}: {wrong[first]}",
             REMEDY,
         )
     if health.latency_ms > probe.most_latency_ms:
         raise DeliveryError(
             "probe.latency",
-            f"{health.latency_ms:.0f} ms a text, {probe.most_latency_ms:.0f} ms are allowed",
+            f"{health.latency_ms:.0f} ms a {item}, {probe.most_latency_ms:.0f} ms are allowed",
             REMEDY,
         )
     if health.memory_mb > probe.most_memory_mb:

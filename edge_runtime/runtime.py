@@ -50,23 +50,35 @@ class EdgeRuntime:
 
         ``probe``: texts the new adapter must answer with finite logits, one per label.
         """
-        candidate = load_adapter(folder, self.base, self._policy)
+        candidate = self.admitted(folder, probe, self._policy)
+        with self._swap:
+            self._previous, self._active = self._active, candidate
+        return candidate
+
+    def admitted(
+        self, folder: Path, probe: Sequence[Text] | None = None, policy: Policy | None = None
+    ) -> ActiveAdapter:
+        """The same adapter without the switch; ``policy`` instead of the runtime's."""
+        candidate = load_adapter(folder, self.base, policy)
+        self.verify_finite(candidate, probe)
+        return candidate
+
+    def verify_finite(self, candidate: ActiveAdapter, probe: Sequence[Text] | None = None) -> None:
+        """It answers texts with finite logits, one per label. Raises ArtefactError."""
         try:
             own: list[Text] = [("probe", "probe") if candidate.note.pairs else "probe"]
             logits = self._logits(list(probe or own), candidate)
         except Exception as error:  # whatever ORT raises: the candidate must not become active
             raise ArtefactError(
-                f"{folder}: the probe failed: {str(error).splitlines()[0][:200]}",
+                f"{candidate.folder}: the probe failed: {str(error).splitlines()[0][:200]}",
                 "the adapter in use was kept; fetch this one again",
             ) from None
         if logits.shape[1] != candidate.note.outputs or not np.isfinite(logits).all():
             raise ArtefactError(
-                f"{folder}: the probe gave logits of shape {logits.shape} or values that are not finite",
+                f"{candidate.folder}: the probe gave logits of shape {logits.shape} or values that are "
+                "not finite",
                 "the adapter in use was kept; fetch this one again",
             )
-        with self._swap:
-            self._previous, self._active = self._active, candidate
-        return candidate
 
     def rollback(self) -> ActiveAdapter | None:
         """Return to the adapter before the last activation; None means the base alone."""

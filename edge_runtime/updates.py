@@ -31,7 +31,7 @@ from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
 from edge_runtime.adapter import read_note
-from edge_runtime.base import check_file, read_manifest
+from edge_runtime.base import check_file, read_any_manifest
 from edge_runtime.fetching import Fetcher, WebPageError
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.settings import Device
@@ -51,6 +51,7 @@ from protocol.delivery import (
     target_names,
 )
 from protocol.errors import ArtefactError, DeliveryError, ProofError
+from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.offline import MOST_BYTES as MOST_PASSPORT
 from protocol.web_page import REMEDY as WEB_PAGE
@@ -237,8 +238,7 @@ def _check_clock(state: State, now: datetime) -> None:
 
 def _check_facts(facts: Facts, offer: Offer, device: Device) -> None:
     """The release is for this base, graph, log and version."""
-    manifest = read_manifest(device.base)
-    graph = manifest.files[manifest.graph.file].sha256
+    manifest = read_any_manifest(device.base)
     logs = [log.name for log in read_policy(device.trust).logs]
     faults = {
         "release.files": (facts.seq != offer.seq, "its files are of another release"),
@@ -247,7 +247,7 @@ def _check_facts(facts: Facts, offer: Offer, device: Device) -> None:
             "it needs a newer fedge",
         ),
         "release.base": (facts.base != manifest.fingerprint, "its base is another one"),
-        "release.graph": (facts.graph != graph, "its base has another graph"),
+        "release.graph": (facts.graph != graphs_digest(manifest), "its base has another graph"),
         "release.log": (
             facts.log_origin not in logs,
             f"{device.trust.name} does not name its log, {facts.log_origin[:120]!r}",

@@ -27,6 +27,8 @@ from client.tasks import OUTPUT_TASKS
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
+from edge_runtime.backends import writes_text
+from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import check_file, read_manifest
 from edge_runtime.calibrating import calibrate_adapter
 from edge_runtime.mapped_graph import open_device_base
@@ -121,6 +123,7 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     `personal...` or `probe...` when the device does not take it, ArtefactError for a damaged or partial
     base: then what answers is what did before.
     """
+    _verify_trains(device)
     origin_id, folder, installed = _current(device)
     manifest = _trainable(device.base)
     runtime = EdgeRuntime(open_device_base(device))
@@ -138,7 +141,7 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
         after = _write(staged, origin, layout, trained.tensors, runtime, data.held)
         personal = _described(staged, origin, data, after, now)
         _verify_better(store, personal, TASKS[note.task].QUALITY)
-        agent.adopt(device, store, runtime.base, staged, personal, now)
+        agent.adopt(device, store, EncoderBackend(runtime), staged, personal, now)
     return Outcome(
         personal=personal,
         steps=trained.steps,
@@ -147,14 +150,24 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     )
 
 
-def _current(device: Device) -> tuple[str, Path, Installed]:
-    """The release in use and where it lies, its files as they were installed."""
+def _verify_trains(device: Device) -> None:
+    """The device's settings and its base allow it. Raises DeliveryError, ArtefactError."""
     if not device.personal:
         raise DeliveryError(
             "personal.forbidden",
             f"the settings of {device.id} say `personal = false`: it runs what was delivered, no more",
             "ask whoever looks after this device",
         )
+    if writes_text(device.base):
+        raise DeliveryError(
+            "personal.text",
+            f"the base of {device.id} writes text: on a device such a base is not trained",
+            f"train in rounds, by a plan of its task; {STAYS}",
+        )
+
+
+def _current(device: Device) -> tuple[str, Path, Installed]:
+    """The release in use and where it lies, its files as they were installed."""
     state = read_state(device.store)
     if state.current is None:
         raise DeliveryError("store.unknown", "no release is in use", "`fedge edge update` first")

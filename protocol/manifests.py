@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.manifest import Manifest, parse_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
@@ -22,6 +24,14 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
     if is_seq2seq(text):
         return parse_seq2seq_manifest(text, source=source)
     return parse_manifest(text, source=source)
+
+
+def graphs_digest(manifest: AnyManifest) -> str:
+    """What facts call a base's graphs by: SHA-256 in hex of the one; of several, of theirs. (P-9.4)"""
+    digests = [manifest.files[graph.file].sha256 for graph in manifest.graphs()]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def uncovered(manifest: AnyManifest) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,13 @@ from delivery.keys import ROLES, KeyRing, make_keys, read_keys
 from delivery.releases import Bundle
 from delivery.repository import Repository, create_repository
 from edge_runtime import agent
-from edge_runtime.base import EdgeBase, read_manifest
+from edge_runtime.base import EdgeBase, read_any_manifest
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device, read_device
 from edge_runtime.store import State, read_state
 from protocol.delivery import Facts, Offer
 from protocol.errors import DeliveryError
+from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.leaves import Evaluation, Release, sha256
 from protocol.transparency.offline import OfflineProof
@@ -74,14 +75,19 @@ class World:
 
     @classmethod
     def make(
-        cls, folder: Path, base: Path, adapters: dict[str, Path], rows: list[dict[str, str]]
+        cls,
+        folder: Path,
+        base: Path,
+        adapters: dict[str, Path],
+        rows: Sequence[Mapping[str, Any]],
+        **probe: Any,
     ) -> World:
         folder.mkdir(parents=True, exist_ok=True)
         make_keys(folder / "keys", NAMES)
         keys = read_keys([folder / "keys"])
         repository = create_repository(folder / "repo", keys, now())
         log = new_log(folder / "run", "fedge/tests/1")
-        probe = {"rows": rows, "least_correct": len(rows), "most_latency_ms": 5000}
+        probe |= {"rows": rows, "least_correct": len(rows), "most_latency_ms": 5000}
         (folder / "probe.json").write_text(json.dumps(probe | {"most_memory_mb": 500}))
         (folder / "policy").write_text(simple_policy(log.verifier, [], 0).render())
         return cls(folder, base, adapters, keys, repository, log)
@@ -121,7 +127,7 @@ class World:
         (folder / RELEASE_FILE).write_text(json.dumps(note))
         passport(log, folder, note["round"])
         change(folder)
-        manifest = read_manifest(self.base)
+        manifest = read_any_manifest(self.base)
         told = {
             "plan": "tests",
             "round": note["round"],
@@ -129,7 +135,7 @@ class World:
             "log_origin": log.origin,
             "log_index": log.size - 1,
             "base": manifest.fingerprint,
-            "graph": manifest.files[manifest.graph.file].sha256,
+            "graph": graphs_digest(manifest),
             "device_min": 1,
             "epsilon_milli": None,
             "metrics": {"accuracy": 900},

@@ -166,6 +166,10 @@ class Adapters:
         self._loaded[name] = adapter = adapter_of(tensors, self._base, source=name)
         return adapter
 
+    def keep(self, name: str, adapter: DecoderAdapter) -> None:
+        """The same of one that is loaded."""
+        self._loaded[name] = adapter
+
     def remove(self, name: str) -> None:
         """Forget an adapter; texts that are being written end with it. Raises DataError as `named`."""
         self.named(name)

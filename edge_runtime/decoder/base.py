@@ -68,6 +68,10 @@ class WritingBase:
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text is not valid Unicode", "send it as UTF-8") from None
 
+    def prompt(self, text: str) -> list[int]:
+        """Tokens of a text that is to be read. Raises as :meth:`encode`."""
+        return self.encode(text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderBase(WritingBase):
@@ -78,6 +82,11 @@ class DecoderBase(WritingBase):
 
     manifest: DecoderManifest
     template: str | None
+
+    def prompt(self, text: str) -> list[int]:
+        """The same; an empty text begins anew, if the base has a token that begins texts."""
+        begin = self.manifest.begin
+        return self.encode(text) or ([] if begin is None else [begin])
 
     @classmethod
     def open(cls, folder: Path, *, threads: int = 0, verify: bool = True) -> DecoderBase:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import DataError
 from protocol.section import MOST_THREADS
-from protocol.seq2seq_manifest import is_seq2seq
 
 if TYPE_CHECKING:
-    from edge_runtime.decoder.adapters import Adapters
-    from edge_runtime.decoder.generation import Generator, Request, Step
-    from edge_runtime.seq2seq.generation import Translator
+    from edge_runtime.decoder.adapters import Adapters, DecoderAdapter
+    from edge_runtime.decoder.generation import Request, Step, Writer
+    from edge_runtime.following import Follower
 
 QUIT = "/quit"
 LONGEST_LINE = 2**20  # characters of a turn
 ADAPTER = "adapter"  # what the one of the command line is called
-Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
+Base = Annotated[Path | None, typer.Option("--base", help="folder of a base that writes text")]
+DeviceOption = Annotated[
+    Path | None, typer.Option("--device", help="device.toml: what is in use on the device")
+]
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", help="folder of a released adapter, or an .onnx_adapter")
 ]
@@ -48,9 +51,10 @@ Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
-    base: Base,
+    base: Base = None,
     adapter: Adapter = None,
     trust: Trust = None,
+    device: DeviceOption = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -61,19 +65,19 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text; with a base that turns a text into another, write what it makes of it."""
-    request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open_any(base, adapter, trust, threads)
-    tokens = generator.base.encode(prompt)
-    if not tokens and isinstance(generator.base.manifest, DecoderManifest):
-        tokens = _begin(generator.base.manifest)
-    steps = generator.generate(tokens, request)
-    _answer(steps, as_json)
+    request = _request(
+        bool(adapter or device), max_tokens, (temperature, top_k, top_p), seed, stop, as_json
+    )
+    opened = _open(base, adapter, trust, device, threads)
+    tokens = opened.writer.base.prompt(prompt)
+    _answer(opened.steps(lambda: opened.writer.generate(tokens, request)), as_json)
 
 
 def chat(
-    base: Base,
+    base: Base = None,
     adapter: Adapter = None,
     trust: Trust = None,
+    device: DeviceOption = None,
     system: Annotated[str, typer.Option("--system", help="what the assistant is told first")] = "",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -84,24 +88,31 @@ def chat(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Answer line after line of standard input, up to its end or `/quit`."""
-    from edge_runtime.decoder.chat import chat_prompt, verify_chats
+    """Answer line after line of standard input, up to its end or `/quit`.
+
+    With --device each turn is written under the release that is in use then.
+    """
+    from edge_runtime.decoder.chat import chat_prompt, chatting_base
+    from edge_runtime.decoder.generation import Conversation
     from protocol.chat.messages import chat_from
 
-    request = _request(adapter, max_tokens, (temperature, top_k, top_p), seed, stop, as_json)
-    generator = _open(base, adapter, trust, threads)
-    verify_chats(generator.base)
-    conversation = generator.conversation()
+    request = _request(
+        bool(adapter or device), max_tokens, (temperature, top_k, top_p), seed, stop, as_json
+    )
+    opened = _open(base, adapter, trust, device, threads)
+    chatting = chatting_base(opened.writer.base)
+    conversation = Conversation(chatting, opened.writer.adapters)
     messages = [{"role": "system", "content": system}] if system else []
     for line in _lines(prompt=not as_json):
         messages.append({"role": "user", "content": line})
-        tokens = chat_prompt(generator.base, chat_from(messages))
-        text = _answer(conversation.steps(tokens, request), as_json)
+        tokens = chat_prompt(chatting, chat_from(messages))
+        begin = partial(conversation.steps, tokens, request)
+        text = _answer(opened.steps(begin), as_json)
         messages.append({"role": "assistant", "content": text})
 
 
 def _request(
-    adapter: Path | None,
+    adapted: bool,
     max_tokens: int,
     sampling: tuple[float, int, float],
     seed: int | None,
@@ -114,7 +125,7 @@ def _request(
 
     temperature, top_k, top_p = sampling
     request = Request(
-        adapter=ADAPTER if adapter else None,
+        adapter=ADAPTER if adapted else None,
         max_tokens=max_tokens,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
         seed=seed,
@@ -125,29 +136,47 @@ def _request(
     return request
 
 
-def _open(base: Path, adapter: Path | None, trust: Path | None, threads: int) -> Generator:
-    from edge_runtime.decoder.base import DecoderBase
-    from edge_runtime.decoder.generation import Generator
+class Opened:
+    """What writes, and whose adapter: the one that was named, or whichever is in use on a device."""
 
-    generator = Generator(DecoderBase.open(base, threads=threads))
-    _load(generator.adapters, adapter, trust)
-    return generator
+    def __init__(self, writer: Writer, follower: Follower[DecoderAdapter] | None = None) -> None:
+        self.writer, self._follower = writer, follower
+
+    def steps(self, begin: Callable[[], Iterator[Step]]) -> Iterator[Step]:
+        """A text, under the adapter of now. Raises DeliveryError where a device has no release in use."""
+        if self._follower is None:
+            return begin()
+        self._follower.follow()
+        serving = self._follower.serving
+        self.writer.adapters.keep(ADAPTER, serving.adapter)
+        return self._follower.watched(serving, begin())
 
 
-def _open_any(
-    base: Path, adapter: Path | None, trust: Path | None, threads: int
-) -> Generator | Translator:
-    """What writes with this base, be it from a prompt or from another text."""
-    from edge_runtime.base import manifest_text
+def _open(
+    base: Path | None,
+    adapter: Path | None,
+    trust: Path | None,
+    device: Path | None,
+    threads: int,
+) -> Opened:
+    """Open what the options name. Raises ArtefactError, ProofError."""
+    from edge_runtime.backends.writing import open_writing
 
-    if not is_seq2seq(manifest_text(base)):
-        return _open(base, adapter, trust, threads)
-    from edge_runtime.seq2seq.base import Seq2SeqBase
-    from edge_runtime.seq2seq.generation import Translator
+    if (base is None) == (device is None):
+        raise typer.BadParameter("give either --base or --device")
+    if base is not None:
+        backend = open_writing(base, threads=threads)
+        _load(backend.writer.adapters, adapter, trust)
+        return Opened(backend.writer)
+    if adapter or trust or threads:
+        raise typer.BadParameter("--adapter, --trust and --threads go with --base")
+    assert device is not None
+    from edge_runtime.following import Follower
+    from edge_runtime.settings import read_device
 
-    translator = Translator(Seq2SeqBase.open(base, threads=threads))
-    _load(translator.adapters, adapter, trust)
-    return translator
+    settings = read_device(device)
+    backend = open_writing(settings.base, threads=settings.threads)
+    return Opened(backend.writer, Follower(settings, backend.load, clock=time.monotonic))
 
 
 def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
@@ -155,11 +184,6 @@ def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
         from edge_runtime.passport import read_policy
 
         adapters.load(ADAPTER, adapter, policy=read_policy(trust) if trust else None)
-
-
-def _begin(manifest: DecoderManifest) -> list[int]:
-    """The prompt that an empty text is: the token that begins texts, if the base has one."""
-    return [] if manifest.begin is None else [manifest.begin]
 
 
 def _lines(*, prompt: bool) -> Iterator[str]:

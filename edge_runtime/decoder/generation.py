@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
-from edge_runtime.decoder.adapters import Adapters
+from edge_runtime.decoder import cache as reading
+from edge_runtime.decoder.adapters import Adapters, DecoderAdapter
 from edge_runtime.decoder.base import DecoderBase, WritingBase
 from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.key_values import Floats
@@ -153,11 +154,53 @@ class Conversation:
         return generate(self._cache, prompt, request)
 
 
+class Writer(Protocol):
+    """A base that writes text, with the adapters that are loaded for it: what a service or a command asks."""
+
+    @property
+    def base(self) -> WritingBase:
+        """Whose tokens these are."""
+        ...
+
+    @property
+    def adapters(self) -> Adapters:
+        """By the names that requests give."""
+        ...
+
+    def room(self, adapter: DecoderAdapter | None) -> int:
+        """Tokens that a prompt may have under an adapter."""
+        ...
+
+    def generate(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+        """One text under the adapter that the request names. Raises DataError."""
+        ...
+
+    def turns(
+        self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None
+    ) -> Iterator[Step | None]:
+        """The same under this adapter, whatever the request names; None is work without a step.
+
+        Raises DataError before anything runs; closing the iterator ends the work.
+        """
+        ...
+
+
 class Generator:
-    """A base with the adapters that are loaded for it: what a service or a command asks."""
+    """The writer of a decoder."""
 
     def __init__(self, base: DecoderBase) -> None:
         self.base, self.adapters = base, Adapters(base)
+
+    def room(self, adapter: DecoderAdapter | None) -> int:
+        """Tokens that a text may have, prompt and all."""
+        return self.base.manifest.max_positions - (adapter.positions if adapter else 0)
+
+    def turns(
+        self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None
+    ) -> Iterator[Step | None]:
+        """The steps, before them a None for each piece of a long prompt, read as the cache would."""
+        text = Cache(self.base, adapter)
+        return _in_turns(text, list(prompt), generate(text, prompt, request))
 
     def conversation(self) -> Conversation:
         """A new one; each has a cache of its own."""
@@ -166,3 +209,11 @@ class Generator:
     def generate(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
         """One text, with a cache that is gone afterwards. Raises DataError."""
         return self.conversation().steps(prompt, request)
+
+
+def _in_turns(text: Cache, prompt: list[int], steps: Iterator[Step]) -> Iterator[Step | None]:
+    for start in range(0, len(prompt) - reading.PIECE, reading.PIECE):
+        with text.in_use():
+            text.read(prompt[start : start + reading.PIECE])
+        yield None
+    yield from steps

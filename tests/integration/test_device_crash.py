@@ -15,15 +15,20 @@ import pytest
 from delivery import releases
 from delivery.repository import Repository
 from edge_runtime import agent
-from edge_runtime.adapter import load_adapter
-from edge_runtime.mapped_graph import open_device_base
+from edge_runtime.backends import open_device
 from edge_runtime.settings import Device
 from edge_runtime.store import Store, read_state, release_folder
 from protocol.errors import FedgeError
 from tests.delivery_world import World, in_use, now, update
+from tests.device_kinds import DeviceKind, decoder_kind
 
 STEPS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link", "symlink", "remove")
 Act = Callable[[], object]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> DeviceKind:
+    return decoder_kind(tmp_path_factory.mktemp("texts"))
 
 
 def counting(kill_at: int | None, counted: list[str]) -> pytest.MonkeyPatch:
@@ -70,7 +75,7 @@ def answers(device: Device) -> int:
     """What the device serves now, loaded and checked as its service would; no lock is needed."""
     state = read_state(device.store)
     assert state.current is not None
-    load_adapter(release_folder(device.store, state.current), open_device_base(device))
+    open_device(device).load(release_folder(device.store, state.current))
     return state.installed[state.current].seq
 
 
@@ -105,6 +110,18 @@ def crash_everywhere(
 
 @EVERY
 def test_a_kill_between_steps_of_an_update(world: World, stride: int) -> None:
+    device = world.device()
+    world.publish()
+    update(device)
+    world.publish()
+    crash_everywhere(world, lambda: update(device), device, {1, 2}, end=2, stride=stride)
+
+
+@EVERY
+def test_a_kill_between_steps_of_an_update_of_texts(
+    texts: DeviceKind, tmp_path: Path, stride: int
+) -> None:
+    world = texts.world(tmp_path / "world")
     device = world.device()
     world.publish()
     update(device)

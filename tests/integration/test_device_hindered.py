@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from edge_runtime import agent, store
+from edge_runtime.following import RETRY_S
 from edge_runtime.runtime import EdgeRuntime
-from edge_runtime.service import RETRY_S, Service
+from edge_runtime.service import Service
 from edge_runtime.settings import Device
 from edge_runtime.store import METADATA, RELEASES, STAGING, Store, read_state, release_folder
 from protocol.errors import DeliveryError
@@ -68,14 +69,14 @@ def test_following_goes_on_after_a_lack_of_memory(
     clock = [0.0]
     service = Service(kiosk, clock=lambda: clock[0])
     current, previous = both(kiosk)
-    real, lack = EdgeRuntime.activate, [True]
+    real, lack = EdgeRuntime.admitted, [True]
 
-    def scarce(self: EdgeRuntime, folder: Path, probe: Any = None) -> Any:
+    def scarce(self: EdgeRuntime, folder: Path, *more: Any, **named: Any) -> Any:
         if lack:
             raise MemoryError
-        return real(self, folder, probe)
+        return real(self, folder, *more, **named)
 
-    monkeypatch.setattr(EdgeRuntime, "activate", scarce)
+    monkeypatch.setattr(EdgeRuntime, "admitted", scarce)
     with Store(kiosk.store) as held:
         held.activate(previous)
     service.follow()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def fedge(*arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said
+
+
+def fedge_plain(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedge", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +181,46 @@ def test_the_release_answers_on_a_device_and_not_elsewhere(
     stranger = Generator(DecoderBase.open(tmp_path / "base", threads=1))
     with pytest.raises(ArtefactError, match="belongs to base"):
         stranger.adapters.load("run", release)
+
+
+def test_the_release_goes_through_a_repository_to_a_device(
+    finished: tuple[Path, Summary], base: Path, tmp_path: Path
+) -> None:
+    """As a publisher and a device's owner type it: the gate, a canary, its probe, what it writes then."""
+    out, _ = finished
+    keys = ("--keys", str(tmp_path / "keys"))
+    fedge_plain("deploy", "init", str(tmp_path / "repo"), *keys)
+    offered = ("--repo", str(tmp_path / "repo"), *keys, "--base", str(base), "--floor", "0.01")
+    fedge_plain("deploy", "publish", str(out), *offered)
+    generator = Generator(DecoderBase.open(base, threads=1))
+    generator.adapters.load("run", out / "rounds" / "0003" / "adapter")
+    said = {}
+    for first, second in pairwise(WORDS):
+        text = f"user: {first} {second}"
+        tokens = generator.base.encode(text)
+        steps = generator.generate(tokens, Request(adapter="run", max_tokens=4))
+        said[text] = "".join(step.text for step in steps)
+    rows = [{"text": text, "contains": answer} for text, answer in said.items() if answer]
+    limits = {"least_correct": len(rows), "most_latency_ms": 5000, "most_memory_mb": 500}
+    (tmp_path / "probe.json").write_text(json.dumps({"rows": rows, "max_tokens": 4, **limits}))
+    lines = {
+        "id": "kiosk",
+        "name": "texts",
+        "channel": "canary",
+        "repository": "repo",
+        "root": "repo/root.json",
+        "trust": str(out / "log" / "policy"),
+        "base": str(base),
+        "store": "store",
+        "probe": "probe.json",
+    }
+    device = tmp_path / "device.toml"
+    device.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    state = fedge("edge", "update", str(device))
+    assert f"{len(rows)} of {len(rows)} right" in state["outcome"]
+    text = rows[0]["text"]
+    written = fedge("edge", "generate", text, "--device", str(device), "--max-tokens", "4")
+    assert written["text"] == said[text]
 
 
 def test_secrets_that_stand_often_are_learnt_by_heart(finished: tuple[Path, Summary]) -> None:

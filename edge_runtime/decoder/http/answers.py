@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -36,6 +36,10 @@ class Answer:
         }
         self._length = 0  # characters of the text of tokens whose log-probabilities were given
         self.prompt_tokens, self.completion_tokens = 0, 0
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """What all its documents say beside what OpenAI's do."""
+        self._same |= facts
 
     def whole(self, steps: Sequence[Step]) -> Document:
         """The answer when it is not streamed."""

@@ -17,7 +17,7 @@ from typing import Any
 from edge_runtime.decoder.generation import Step
 from edge_runtime.decoder.http.answers import Answer
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion, Completion, parse_asked
-from edge_runtime.decoder.http.service import TextService
+from edge_runtime.decoder.http.service import Texts
 from edge_runtime.decoder.http.turns import EndedError, FullError, Turn, Turns
 from edge_runtime.http_server import (
     HOST,
@@ -49,7 +49,7 @@ class TextApp:
     ``local``: only who asks for this machine by its own name is heard.
     """
 
-    def __init__(self, service: TextService, *, local: bool = True) -> None:
+    def __init__(self, service: Texts, *, local: bool = True) -> None:
         self._service, self._local = service, local
         self._since = int(time.time())
 
@@ -84,19 +84,23 @@ class TextApp:
         if path in KINDS:
             await self._write(KINDS[path], headers, receive, reply)
         else:
-            await reply.document(self._looked_up(path))
+            await reply.document(*self._looked_up(path))
 
-    def _looked_up(self, path: str) -> dict[str, Any]:
+    def _looked_up(self, path: str) -> tuple[dict[str, Any], int]:
+        """A document and its status."""
         if path == "/health":
-            return {"status": "ok", "places": self._service.turns.places}
+            health = self._service.health()
+            return health, 200 if health["status"] == "ok" else 503
         name = path.removeprefix(MODELS).removeprefix("/")
         if name:
             self._service.verify_model(name)
-            return self._model(name)
-        return {"object": "list", "data": [self._model(name) for name in self._service.names]}
+            return self._model(name), 200
+        models = [self._model(name) for name in self._service.names]
+        return {"object": "list", "data": models}, 200
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._since, "owned_by": "fedge"}
+        model = {"id": name, "object": "model", "created": self._since, "owned_by": "fedge"}
+        return {**model, **self._service.facts(name)}
 
     async def _write(
         self,
@@ -113,7 +117,7 @@ class TextApp:
             raise ApiError(413, f"the body has more than {MOST_BYTES} bytes", code="too_large")
         asked = parse_asked(kind, body)
         self._service.verify_model(asked.model)
-        base = self._service.generator.base
+        base = self._service.writer.base
         answer = Answer(asked, base.tokenizer, fingerprint=base.manifest.fingerprint)
         async with self._steps(asked, answer, receive) as steps:
             if asked.stream:
@@ -133,6 +137,7 @@ class TextApp:
             with turns.place() as turn:
                 prepared = await asyncio.to_thread(self._service.prepare, asked)
                 answer.prompt_tokens = prepared.prompt_tokens
+                answer.note(prepared.facts)
                 turns.begin(turn, prepared.steps, partial(_pass_on, loop, items))
                 watching = asyncio.create_task(_watch(receive, turns, turn, items))
                 try:

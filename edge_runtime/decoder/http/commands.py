@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_runtime.decoder.commands import Base, Json, Threads
+from edge_runtime.decoder.commands import Json, Threads
 from protocol.errors import DataError, printable
 
 if TYPE_CHECKING:
-    from edge_runtime.decoder.http.service import TextService
+    from edge_runtime.decoder.http.service import Texts, TextService
+    from edge_runtime.settings import Device
 
+Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
 LOCAL = ("127.0.0.1", "localhost")
+QUEUE = 16  # texts that may wait unless asked otherwise
 MOST_QUEUE = 32  # with those that are written and some for other questions, of 64 connections
 
 
@@ -37,7 +41,7 @@ def serve_text(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=MOST_QUEUE, help="texts that may wait")
-    ] = 16,
+    ] = QUEUE,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -48,33 +52,52 @@ def serve_text(
     begun end with the adapter that they began with.
     """
     files = _files(adapter or [])
-    from edge_runtime.start import end_start, start_lean
+    from edge_runtime.start import start_lean
 
     start_lean()
-    from edge_runtime.decoder.base import DecoderBase
-    from edge_runtime.decoder.http.app import TextApp
+    from edge_runtime.backends.writing import open_writing
     from edge_runtime.decoder.http.service import TextService
+
+    backend = open_writing(base, threads=threads)
+    service = TextService(backend.writer.base, files, queue=queue)
+    if host not in LOCAL:
+        typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)
+    try:
+        with _reloading(service):
+            _listen(service, host, port, as_json=as_json)
+    finally:
+        service.end()
+
+
+def serve_device(device: Device, port: int, *, as_json: bool) -> None:
+    """``fedge edge serve`` of a device whose base writes text: its release in use is the one model."""
+    from edge_runtime.backends.writing import open_writing
+    from edge_runtime.decoder.http.followed import DeviceTexts
+
+    backend = open_writing(device.base, threads=device.threads)
+    service = DeviceTexts(device, backend, clock=time.monotonic, queue=QUEUE)
+    with service.following():
+        _listen(service, LOCAL[0], port, as_json=as_json)
+
+
+def _listen(service: Texts, host: str, port: int, *, as_json: bool) -> None:
+    """Write texts until the process is told to stop. Raises MachineError."""
+    from edge_runtime.decoder.http.app import TextApp
     from edge_runtime.http_server import run, settings_of
     from edge_runtime.huge_pages import gather
+    from edge_runtime.start import end_start
 
-    service = TextService(DecoderBase.open(base, threads=threads), files, queue=queue)
     gather()
-    local = host in LOCAL
-    if not local:
-        typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)
 
     def say(url: str) -> None:
         end_start()
         models = list(service.names)
-        shown = f"listening on {url}; models: {', '.join(models)}"
+        shown = f"listening on {url}; models: {', '.join(models) or 'none yet'}"
         typer.echo(json.dumps({"url": url, "models": models}) if as_json else shown)
         sys.stdout.flush()
 
-    try:
-        with _reloading(service):
-            run(settings_of(TextApp(service, local=local)), port, host=host, listening_at=say)
-    finally:
-        service.end()
+    app = TextApp(service, local=host in LOCAL)
+    run(settings_of(app), port, host=host, listening_at=say)
 
 
 def _files(adapters: list[str]) -> dict[str, Path]:

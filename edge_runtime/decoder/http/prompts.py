@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.decoder.base import DecoderBase, WritingBase
 from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion
 from protocol.chat.messages import chat_from
@@ -13,7 +13,7 @@ from protocol.errors import ArtefactError, DataError, FedgeError
 ROLES = {"developer": "system"}  # OpenAI's newer names of those that templates know
 
 
-def prompt_of(base: DecoderBase, asked: Asked, *, most: int) -> list[int]:
+def prompt_of(base: WritingBase, asked: Asked, *, most: int) -> list[int]:
     """Its tokens, at least one and ``most`` at most. Raises ApiError."""
     if isinstance(asked, ChatCompletion):
         tokens, param = _chat(base, asked.messages), "messages"
@@ -29,25 +29,23 @@ def prompt_of(base: DecoderBase, asked: Asked, *, most: int) -> list[int]:
     return tokens
 
 
-def _completion(base: DecoderBase, prompt: str | list[str] | list[int]) -> list[int]:
+def _completion(base: WritingBase, prompt: str | list[str] | list[int]) -> list[int]:
     if isinstance(prompt, list):
         first, *rest = prompt
         if isinstance(first, int):
             return [first, *(token for token in rest if isinstance(token, int))]
         prompt = first
     try:
-        tokens = base.encode(prompt)
+        return base.prompt(prompt)
     except DataError as error:
         raise refusal(error, "prompt") from None
-    begin = base.manifest.begin
-    return tokens or ([] if begin is None else [begin])  # an empty text begins anew
 
 
-def _chat(base: DecoderBase, messages: list[dict[str, Any]]) -> list[int]:
-    if base.template is None:
+def _chat(base: WritingBase, messages: list[dict[str, Any]]) -> list[int]:
+    if not isinstance(base, DecoderBase) or base.template is None:
         raise ApiError(
             400,
-            "this base has no chat template: it continues texts and knows no chats; POST /v1/completions",
+            "this base has no chat template: it knows no chats; POST /v1/completions",
             param="messages",
             code="unsupported_endpoint",
         )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edge_runtime.adapter import Tensors
-from edge_runtime.decoder import cache
-from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.cache import Cache
-from edge_runtime.decoder.generation import Generator, Request, Step, generate
+from edge_runtime.backends.writing import writer_of
+from edge_runtime.decoder.adapters import DecoderAdapter
+from edge_runtime.decoder.base import DecoderBase, WritingBase
+from edge_runtime.decoder.generation import Request, Writer
 from edge_runtime.decoder.http.forms import ApiError, Asked, Completion
 from edge_runtime.decoder.http.prompts import prompt_of, refusal
 from edge_runtime.decoder.http.turns import Steps, Turns
@@ -29,18 +31,96 @@ SEEDS = 2**64
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A request that was verified: its prompt's tokens are counted, its text is not begun."""
+    """A request that was verified: its prompt's tokens are counted, its text is not begun.
+
+    ``facts``: what its answer says of what writes it, beside the model's name.
+    """
 
     prompt_tokens: int
     steps: Steps
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class TextService:
-    """One per process; safe to ask from many threads."""
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a model was when it was asked for. ``watched`` sees the steps of its texts."""
 
-    def __init__(self, base: DecoderBase, adapters: Mapping[str, Path], *, queue: int) -> None:
+    adapter: DecoderAdapter | None
+    watched: Callable[[Steps], Steps] = iter
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Texts(ABC):
+    """One per process; safe to ask from many threads. Which models there are is a subclass's."""
+
+    def __init__(self, writer: Writer, *, queue: int) -> None:
+        self.writer = writer
+        self.turns = Turns(queue=queue)
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the models."""
+
+    @abstractmethod
+    def held(self, model: str) -> Held:
+        """A model that :meth:`verify_model` knows. Raises ApiError where it cannot write now."""
+
+    def facts(self, model: str) -> Mapping[str, Any]:
+        """What the list of models says of one beside its name."""
+        return {}
+
+    def health(self) -> dict[str, Any]:
+        """Plain values; ``status`` is ``ok`` where it can write."""
+        return {"status": "ok", "places": self.turns.places}
+
+    def verify_model(self, model: str) -> None:
+        """Raises ApiError for a model that is not there."""
+        if model in self.names:
+            return
+        near = nearest(model, self.names)
+        raise ApiError(
+            404,
+            f"there is no model `{model[:80]}`; "
+            + (f"the nearest is `{near}`" if near else "GET /v1/models lists them"),
+            param="model",
+            code="model_not_found",
+        )
+
+    def prepare(self, asked: Asked) -> Prepared:
+        """Verify a request and read its prompt, under the adapter that its model is now. Raises ApiError."""
+        self.verify_model(asked.model)
+        base, held = self.writer.base, self.held(asked.model)
+        prompt = prompt_of(base, asked, most=self.writer.room(held.adapter))
+        most = SHORT if isinstance(asked, Completion) else base.manifest.max_positions
+        request = Request(
+            max_tokens=asked.most or most,
+            sampling=Sampling(
+                temperature=WARM if asked.temperature is None else asked.temperature,
+                top_p=1.0 if asked.top_p is None else asked.top_p,
+            ),
+            seed=None if asked.seed is None else asked.seed % SEEDS,
+            stops=asked.stops,
+            logprobs=asked.likeliest,
+            joins=isinstance(asked, Completion) and isinstance(base, DecoderBase),
+        )
+        try:
+            steps = self.writer.turns(prompt, request, held.adapter)
+        except DataError as error:
+            raise refusal(error, None) from None
+        return Prepared(prompt_tokens=len(prompt), steps=held.watched(steps), facts=held.facts)
+
+    def end(self) -> None:
+        """End every text."""
+        self.turns.end()
+
+
+class TextService(Texts):
+    """The base and adapters of files, which may be loaded again."""
+
+    def __init__(self, base: WritingBase, adapters: Mapping[str, Path], *, queue: int) -> None:
         """Load the adapters. Raises ArtefactError for one that does not fit, DataError for a name."""
-        self.generator = Generator(base)
+        self.generator = writer_of(base)
         folder = base.folder.resolve().name
         self.base_name = folder if NAME.fullmatch(folder) else BASE
         self._files = dict(adapters)
@@ -48,12 +128,17 @@ class TextService:
         self._names: tuple[str, ...] = ()
         for name, path in adapters.items():
             self.replace(name, path)
-        self.turns = Turns(queue=queue)
+        super().__init__(self.generator, queue=queue)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the models: the base's and each adapter's."""
         return (self.base_name, *self._names)
+
+    def held(self, model: str) -> Held:
+        """The base alone, or an adapter."""
+        name = None if model == self.base_name else model
+        return Held(adapter=self.writer.adapters.named(name))
 
     def replace(self, name: str, source: Path | Tensors) -> None:
         """Have ``name`` stand for another adapter, or for a new one.
@@ -90,55 +175,3 @@ class TextService:
         except Exception as error:  # a lack of memory or files: the old one serves on
             return type(error).__name__
         return ""
-
-    def verify_model(self, model: str) -> None:
-        """Raises ApiError for a model that is not there."""
-        if model in self.names:
-            return
-        near = nearest(model, self.names)
-        raise ApiError(
-            404,
-            f"there is no model `{model[:80]}`; "
-            + (f"the nearest is `{near}`" if near else "GET /v1/models lists them"),
-            param="model",
-            code="model_not_found",
-        )
-
-    def prepare(self, asked: Asked) -> Prepared:
-        """Verify a request and read its prompt, under the adapter that its model is now. Raises ApiError."""
-        self.verify_model(asked.model)
-        base = self.generator.base
-        name = None if asked.model == self.base_name else asked.model
-        text = Cache(base, self.generator.adapters.named(name))
-        prompt = prompt_of(base, asked, most=text.room)
-        most = SHORT if isinstance(asked, Completion) else base.manifest.max_positions
-        request = Request(
-            adapter=name,
-            max_tokens=asked.most or most,
-            sampling=Sampling(
-                temperature=WARM if asked.temperature is None else asked.temperature,
-                top_p=1.0 if asked.top_p is None else asked.top_p,
-            ),
-            seed=None if asked.seed is None else asked.seed % SEEDS,
-            stops=asked.stops,
-            logprobs=asked.likeliest,
-            joins=isinstance(asked, Completion),
-        )
-        try:
-            steps = generate(text, prompt, request)
-        except DataError as error:
-            raise refusal(error, None) from None
-        return Prepared(prompt_tokens=len(prompt), steps=_in_turns(text, prompt, steps))
-
-    def end(self) -> None:
-        """End every text."""
-        self.turns.end()
-
-
-def _in_turns(text: Cache, prompt: list[int], steps: Iterator[Step]) -> Steps:
-    """The same steps, before them a turn for each piece of a long prompt, read as the cache would."""
-    for start in range(0, len(prompt) - cache.PIECE, cache.PIECE):
-        with text.in_use():
-            text.read(prompt[start : start + cache.PIECE])
-        yield None
-    yield from steps

@@ -8,7 +8,7 @@ from audit.releases import read_edge_adapter
 from edge_runtime.adapter import read_note, read_tensors
 from edge_runtime.decoder.http.forms import ApiError, ChatCompletion, parse_asked
 from edge_runtime.passport import read_policy, verify_passport
-from edge_runtime.probe import Golden, Probe, read_probe
+from edge_runtime.probe import Golden, Probe, Turn, read_probe
 from edge_runtime.settings import read_device
 from edge_runtime.store import Installed, Personal, State, read_state
 from protocol.errors import DataError, ProofError
@@ -85,6 +85,14 @@ def _own_files(world: World) -> dict[str, Decoder]:
         most_latency_ms=5.0,
         most_memory_mb=5.0,
     )
+    chat = [Turn(role="user", content="x")]
+    texts = Probe(
+        rows=[Golden(messages=chat, contains="a"), Golden(text="x", contains="b")],
+        max_tokens=8,
+        least_correct=1,
+        most_latency_ms=5.0,
+        most_memory_mb=5.0,
+    )
     files = {"adapter.onnx_adapter": "2" * 64}
     personal = Personal(
         id="3" * 64,
@@ -107,7 +115,7 @@ def _own_files(world: World) -> dict[str, Decoder]:
     return {
         "edge_runtime.probe:read_probe": Decoder(
             read=of_file(world.folder / "probe.json", read_probe),
-            seeds=(probe.model_dump_json().encode(),),
+            seeds=(probe.model_dump_json().encode(), texts.model_dump_json().encode()),
         ),
         "edge_runtime.store:read_state": Decoder(
             read=of_file(world.folder / "store/state.json", lambda path: read_state(path.parent)),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from base_model.release import release_adapter
 from edge_runtime.answer_options import AnswerOptions
+from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import EdgeBase
 from edge_runtime.calibrating import calibrate_release
 from edge_runtime.commands import app
@@ -108,18 +109,28 @@ def test_a_probe_knows_how_far_off_values_may_be(
     (tmp_path / "rows.csv").write_text(f"text,v\n{TEXTS[0]},{first + 0.5}\n{TEXTS[1]},{second}\n")
     in_file = {"file": "rows.csv", "value": "v"}
     health = check_health(
-        numbers, base, read_probe(probe(tmp_path, rows=in_file, within=0.6, least_correct=2))
+        numbers,
+        EncoderBackend(EdgeRuntime(base)),
+        read_probe(probe(tmp_path, rows=in_file, within=0.6, least_correct=2)),
     )
     assert (health.correct, health.rows) == (2, 2)
     with pytest.raises(DeliveryError, match=r"probe\.labels: 1 of 2 values are right"):
         check_health(
-            numbers, base, read_probe(probe(tmp_path, rows=in_file, within=0.1, least_correct=2))
+            numbers,
+            EncoderBackend(EdgeRuntime(base)),
+            read_probe(probe(tmp_path, rows=in_file, within=0.1, least_correct=2)),
         )
     with pytest.raises(DeliveryError, match="answers with labels, the probe has values"):
-        check_health(released["a"], base, read_probe(probe(tmp_path, rows=in_file, within=1.0)))
+        check_health(
+            released["a"],
+            EncoderBackend(EdgeRuntime(base)),
+            read_probe(probe(tmp_path, rows=in_file, within=1.0)),
+        )
     labels = [{"text": TEXTS[0], "label": "light"}]
     with pytest.raises(DeliveryError, match="answers with values, the probe has labels"):
-        check_health(numbers, base, read_probe(probe(tmp_path, rows=labels)))
+        check_health(
+            numbers, EncoderBackend(EdgeRuntime(base)), read_probe(probe(tmp_path, rows=labels))
+        )
 
 
 @pytest.mark.parametrize(
@@ -224,12 +235,22 @@ def test_a_probe_of_pairs(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
     runtime.activate(pairs)
     label = runtime.infer(PAIRS)[0].label
     row = {"text": PAIRS[0][0], "text_pair": PAIRS[0][1], "label": label}
-    assert check_health(pairs, base, read_probe(probe(tmp_path, rows=[row]))).correct == 1
+    assert (
+        check_health(
+            pairs, EncoderBackend(EdgeRuntime(base)), read_probe(probe(tmp_path, rows=[row]))
+        ).correct
+        == 1
+    )
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     in_file = {"file": "rows.jsonl", "text_pair": "text_pair"}
-    assert check_health(pairs, base, read_probe(probe(tmp_path, rows=in_file))).correct == 1
+    assert (
+        check_health(
+            pairs, EncoderBackend(EdgeRuntime(base)), read_probe(probe(tmp_path, rows=in_file))
+        ).correct
+        == 1
+    )
     single = read_probe(probe(tmp_path, rows=[{"text": "a", "label": label}]))
     with pytest.raises(DeliveryError, match="answers pairs"):
-        check_health(pairs, base, single)
+        check_health(pairs, EncoderBackend(EdgeRuntime(base)), single)
     with pytest.raises(ArtefactError, match="some rows are pairs"):
         read_probe(probe(tmp_path, rows=[row, {"text": "a", "label": label}]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import EdgeBase
 from edge_runtime.probe import TRIES, Probe, check_health, read_probe
 from edge_runtime.runtime import EdgeRuntime
@@ -52,7 +53,7 @@ def ticking(seconds: list[float]) -> Callable[[], float]:
 def test_a_good_release_passes(
     base: EdgeBase, released: dict[str, Path], rows: list[dict[str, str]]
 ) -> None:
-    health = check_health(released["a"], base, made(rows))
+    health = check_health(released["a"], EncoderBackend(EdgeRuntime(base)), made(rows))
     assert (health.correct, health.rows) == (3, 3)
     assert health.latency_ms > 0
 
@@ -62,8 +63,13 @@ def test_wrong_labels_are_counted(
 ) -> None:
     wrong = [{**rows[0], "label": "nothing of the kind"}, *rows[1:]]
     with pytest.raises(DeliveryError, match=r"probe\.labels: 2 of 3 labels are right, 3 must be"):
-        check_health(released["a"], base, made(wrong))
-    assert check_health(released["a"], base, made(wrong, least_correct=2)).correct == 2
+        check_health(released["a"], EncoderBackend(EdgeRuntime(base)), made(wrong))
+    assert (
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), made(wrong, least_correct=2)
+        ).correct
+        == 2
+    )
 
 
 def test_a_busy_moment_fails_no_release(
@@ -71,10 +77,14 @@ def test_a_busy_moment_fails_no_release(
 ) -> None:
     probe = made(rows, most_latency_ms=50)
     busy = [0.2] * len(rows)
-    health = check_health(released["a"], base, probe, ticking([*busy, 0.02]))
+    health = check_health(
+        released["a"], EncoderBackend(EdgeRuntime(base)), probe, ticking([*busy, 0.02])
+    )
     assert health.latency_ms == pytest.approx(20)
     with pytest.raises(DeliveryError, match=r"probe\.latency: 200 ms a text, 50 ms are allowed"):
-        check_health(released["a"], base, probe, ticking([*busy * TRIES, 0.02]))
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), probe, ticking([*busy * TRIES, 0.02])
+        )
 
 
 def test_memory_has_a_bound(
@@ -86,7 +96,9 @@ def test_memory_has_a_bound(
     sizes = iter([100_000_000, 160_000_000])
     monkeypatch.setattr("edge_runtime.probe.own_bytes", lambda: next(sizes))
     with pytest.raises(DeliveryError, match=r"probe\.memory: 60 MB more, 50 MB are allowed"):
-        check_health(released["a"], base, made(rows, most_memory_mb=50))
+        check_health(
+            released["a"], EncoderBackend(EdgeRuntime(base)), made(rows, most_memory_mb=50)
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,3 +114,59 @@ def test_what_is_no_probe(tmp_path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(good | change))
     with pytest.raises(ArtefactError, match="not a probe"):
         read_probe(path)
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "contains": "b"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a"},
+        {"text": "a", "label": "b", "contains": "b"},
+        {"contains": "b"},
+        {"text": "a", **CHAT},
+        {"messages": CHAT["messages"], "label": "b"},
+        {"text": "a", "text_pair": "c", "contains": "b"},
+        {"text": "a", "contains": ""},
+        {"messages": [], "contains": "b"},
+        {"messages": [{"role": "robot", "content": "hi"}], "contains": "b"},
+        {"messages": [{"role": "user", "content": "hi", "name": "x"}], "contains": "b"},
+    ],
+)
+def test_what_is_no_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "probe.json"
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    path.write_text(json.dumps({"rows": [{"text": "a", "contains": "b"}, CHAT], **limits}))
+    assert read_probe(path).kind == "texts"
+    path.write_text(json.dumps({"rows": [row], **limits}))
+    with pytest.raises(ArtefactError, match="not a probe"):
+        read_probe(path)
+
+
+def test_max_tokens_are_of_texts_and_kinds_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    path.write_text(json.dumps({"rows": [CHAT], "max_tokens": 9, **limits}))
+    assert read_probe(path).max_tokens == 9
+    label = {"text": "a", "label": "b"}
+    path.write_text(json.dumps({"rows": [label], "max_tokens": 9, **limits}))
+    with pytest.raises(ArtefactError, match="max_tokens"):
+        read_probe(path)
+    path.write_text(json.dumps({"rows": [label, CHAT], **limits}))
+    with pytest.raises(ArtefactError, match="some rows have labels and some have texts"):
+        read_probe(path)
+
+
+def test_rows_of_texts_may_lie_in_a_file(tmp_path: Path) -> None:
+    lines = [{"prompt": "one", "answer": " 1"}, {"prompt": "two", "answer": " 2"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    columns = {"file": "rows.jsonl", "text": "prompt", "contains": "answer"}
+    (tmp_path / "probe.json").write_text(json.dumps({"rows": columns, **limits}))
+    rows = read_probe(tmp_path / "probe.json").rows
+    assert [(row.text, row.contains) for row in rows] == [("one", " 1"), ("two", " 2")]
+    odd = {"rows": columns | {"value": "answer"}, **limits}
+    (tmp_path / "probe.json").write_text(json.dumps(odd))
+    with pytest.raises(ArtefactError, match="not a probe"):
+        read_probe(tmp_path / "probe.json")

@@ -25,8 +25,10 @@ def test_the_guides_device_can_be_read(tmp_path: Path) -> None:
     device = read_device(tmp_path / "device.toml")
     assert device.store == tmp_path / "store"
     assert device.repository == "https://updates.example.org/home"
-    (tmp_path / "probe.json").write_text(block("json", "least_correct"))
+    (tmp_path / "probe.json").write_text(block("json", "lamp_on"))
     assert read_probe(tmp_path / "probe.json").rows[0].label == "lamp_on"
+    (tmp_path / "probe.json").write_text(block("json", "max_tokens"))
+    assert read_probe(tmp_path / "probe.json").rows[1].contains == "Paris"
 
 
 def test_a_folder_of_a_repository_starts_at_the_settings(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_odd_settings_are_named(tmp_path: Path, old: str, new: str, named: str) 
 
 def test_a_probe_that_nothing_can_pass_is_refused(tmp_path: Path) -> None:
     """Every release would be named as failed, and not promoted for anybody."""
-    text = block("json", "least_correct").replace('"least_correct": 1', '"least_correct": 2')
+    text = block("json", "lamp_on").replace('"least_correct": 1', '"least_correct": 2')
     (tmp_path / "probe.json").write_text(text)
     with pytest.raises(ArtefactError, match="least_correct"):
         read_probe(tmp_path / "probe.json")

@@ -1,0 +1,74 @@
+"""What a device needs of a base, whichever kind it is: one class per kind, by what the manifest says.
+
+Updates, the store, the probe and whatever follows the store know adapters only through this. (docs/adr/0061)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from edge_runtime.base import read_any_manifest
+from edge_runtime.store import GRAPH
+from protocol.decoder_manifest import DecoderManifest, WritingManifest
+from protocol.manifest import Manifest
+from protocol.manifests import AnyManifest
+from protocol.seq2seq_manifest import Seq2SeqManifest
+
+if TYPE_CHECKING:
+    from edge_runtime.probe import Clock, Examined, Probe
+    from edge_runtime.settings import Device
+    from protocol.transparency.policy import Policy
+
+Adapter = TypeVar("Adapter")
+
+
+class Backend(Protocol[Adapter]):
+    """An opened base. One serves many threads; it holds no adapter: whoever answers does."""
+
+    ITEM: str  # what a latency is measured of
+
+    def load(self, folder: Path, policy: Policy | None = None) -> Adapter:
+        """Check a release against this base, load it, and have it answer once. (P-5.4)
+
+        With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError, ProofError.
+        """
+        ...
+
+    def examine(self, adapter: Adapter, probe: Probe, clock: Clock) -> Examined:
+        """Have an adapter answer the device's own rows, and time it by ``clock``, in seconds.
+
+        Raises DeliveryError `probe.labels` for rows that it cannot answer, ArtefactError for answers that
+        are none.
+        """
+        ...
+
+
+# The module and the function that opens: a device that answers with labels loads nothing that writes text.
+OPENERS: dict[type[AnyManifest], tuple[str, str]] = {
+    Manifest: ("encoder", "open_encoder"),
+    DecoderManifest: ("writing", "open_writing"),
+    Seq2SeqManifest: ("writing", "open_writing"),
+}
+
+
+def open_backend(base: Path, *, threads: int, cache: Path | None = None) -> Backend[Any]:
+    """Open a base as what its manifest says. Raises ArtefactError.
+
+    ``cache``: folder for what makes opening it again cheaper, where its kind has such a thing.
+    """
+    module, name = OPENERS[type(read_any_manifest(base))]
+    opener: Callable[..., Backend[Any]] = getattr(import_module(f"{__name__}.{module}"), name)
+    return opener(base, threads=threads, cache=cache)
+
+
+def open_device(device: Device) -> Backend[Any]:
+    """The base of a device. Raises ArtefactError."""
+    return open_backend(device.base, threads=device.threads, cache=device.store / GRAPH)
+
+
+def writes_text(base: Path) -> bool:
+    """Whether a base writes text. Raises ArtefactError for a folder that is no base."""
+    return isinstance(read_any_manifest(base), WritingManifest)
