@@ -8,7 +8,7 @@ little of a batch is padding while its composition stays random (bucketing).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
+from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
 Index = npt.NDArray[np.int64]
@@ -112,19 +113,26 @@ def encode(
     max_length: int,
     *,
     typed: bool = False,
+    place: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> Encoded:
     """Tokenise with special tokens, cut to ``max_length`` tokens, of a pair the longer text first.
 
     ``tokenizer`` is a ``tokenizers.Tokenizer``; its own truncation and padding are put back as
-    they were. ``typed``: keep which of a pair's texts a token is of. Raises DataError for a text that
-    gives no token at all.
+    they were. ``typed``: keep which of a pair's texts a token is of. ``place``: where a text stands, for
+    messages. Raises DataError for a text that gives no token at all, ArtefactError for a tokenizer that
+    fails.
     """
-    with settings_of(tokenizer, max_length) as pad_id:
+    fails = tokenizing("the base's tokenizer fails", "fetch the base again", private=True)
+    with settings_of(tokenizer, max_length) as pad_id, fails:
         encodings = tokenizer.encode_batch_fast(list(texts))
     rows = [encoding.ids for encoding in encodings]
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows):
         if not row:
-            raise DataError(f"text {number} has no tokens", "remove the row or mend its text")
+            raise DataError(
+                f"{place(number)}: its text has no tokens",
+                "remove the row or mend its text",
+                public="a text has no tokens",
+            )
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))

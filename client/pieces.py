@@ -135,4 +135,5 @@ class TokenPieces:
         return ids
 
     def _named(self) -> AbstractContextManager[None]:
-        return tokenizing(f"{self._source}: its tokenizer fails", "fetch the base again")
+        what = f"{self._source}: its tokenizer fails"
+        return tokenizing(what, "fetch the base again", private=True)

@@ -45,7 +45,7 @@ class Lazy:
 
 
 COMMANDS = {
-    "init": Lazy("fedge.plans:init", "Write a commented plan to start from."),
+    "init": Lazy("fedge.proposing:init", "Write a commented plan to start from."),
     "plan": Lazy(
         "fedge.plans:app", "Check a plan, forecast what it costs, list rules and methods."
     ),

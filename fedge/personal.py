@@ -197,10 +197,7 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
     if len(rows) - out < 1:
         raise DataError(f"{request.data}: there are no rows to train on", "give it some")
     parts = held_out(len(rows), out, seed=seed_from("personal-holdout", len(rows)))
-    kept, held = (
-        Rows(texts=[rows.texts[i] for i in part], targets=[rows.targets[i] for i in part])
-        for part in parts
-    )
+    kept, held = (rows.take(part.tolist()) for part in parts)
     before = None
     if len(held):
         outputs = runtime.logits(held.texts)
@@ -230,7 +227,9 @@ def _train(
     note = origin.note
     targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
     typed = note.pairs and TYPE_IDS in read_manifest(base).graph.inputs
-    encoded = encode(open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed)
+    encoded = encode(
+        open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed, place=rows.place
+    )
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)

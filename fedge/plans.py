@@ -1,4 +1,4 @@
-"""``fedge init`` and ``fedge plan``: write a plan, check it, forecast it, list rules and methods."""
+"""``fedge plan``: check a plan, forecast it, list rules and methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedge.continuing import continue_run
-from fedge.plan_files import plan_text, show_cost, show_findings, write_new
+from fedge.plan_files import plan_text, show_cost, show_findings
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
@@ -33,57 +33,6 @@ app = typer.Typer(
 app.command("continue")(continue_run)
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
-
-
-def init(
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="file to write, plan.toml without it; must not exist yet"),
-    ] = None,
-    base: Base = None,
-    experiment: Annotated[
-        Path | None,
-        typer.Option("--experiment", help="rows; an experiment over them is proposed instead"),
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", help="with --experiment: rows to test on")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a commented plan with every key, its meaning and its default; or propose an experiment."""
-    if experiment is not None:
-        _init_experiment(experiment, test, out or Path("experiment.toml"), as_json)
-        return
-    if test is not None:
-        raise typer.BadParameter("--test belongs to --experiment")
-    fingerprint = read_manifest(base).fingerprint if base else "0" * 64
-    out = out or Path("plan.toml")
-    write_new(out, commented_plan(fingerprint))
-    if as_json:
-        typer.echo(json.dumps({"plan": str(out), "base_fingerprint": fingerprint}))
-    else:
-        Console(markup=False, emoji=False).print(
-            f"wrote {out}; next: set labels, text and label of [task], size and quorum of [cohort],\n"
-            f"then `fedge plan check {out} --base BASE`"
-        )
-
-
-def _init_experiment(rows: Path, test: Path | None, out: Path, as_json: bool) -> None:
-    from simulations.proposal import propose, render
-
-    found = propose(rows, test)
-    write_new(out, render(found, rows, test, out))
-    if as_json:
-        body = asdict(found) | {"experiment": str(out)}
-        typer.echo(json.dumps(body))
-        return
-    devices = f"one per value of `{found.column}`" if found.column else "no column says whose"
-    Console(markup=False, emoji=False).print(
-        f"{rows}: {found.rows} rows; text `{found.text}`, label `{found.label}` "
-        f"({len(found.labels)} labels), {found.clients} devices ({devices})\n"
-        f"wrote {out}; next: look at it, set base.source, then `fedge simulate {out}`",
-        soft_wrap=True,
-    )
 
 
 def commented_plan(fingerprint: str) -> str:

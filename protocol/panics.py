@@ -15,15 +15,17 @@ OF_THE_TEXT = (TypeError, UnicodeEncodeError)
 
 
 @contextmanager
-def tokenizing(what: str, remedy: str) -> Iterator[None]:
+def tokenizing(what: str, remedy: str, *, private: bool = False) -> Iterator[None]:
     """Raises ArtefactError, which begins with ``what``, for whatever the library raises.
 
-    TypeError and UnicodeEncodeError stay as they are: they are about a text, not about the tokenizer.
+    ``private``: without what the library says, in which the text may stand. TypeError and UnicodeEncodeError
+    stay as they are: they are about a text, not about the tokenizer.
     """
     try:
         yield
     except (*OURS, *OF_THE_TEXT):
         raise
     except BaseException as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        lines = [] if private else str(error).splitlines()
+        first = (lines or [type(error).__name__])[0][:200]
         raise ArtefactError(f"{what}: {first}", remedy) from None

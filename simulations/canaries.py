@@ -26,6 +26,7 @@ def planted(
         texts=[*train.texts, *(text for text, _ in rows)],
         targets=[*train.targets, *(answer for _, answer in rows)],
         groups=[*train.groups, *own],
+        places=train.places,
     )
     first, *others = parts
     return more, [[*first, *range(len(train), len(more))], *others]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tupl
         )
     left = sorted(set(range(len(rows))) - set(test))
     kept = rows.take(sorted(test))
-    return rows.take(left), Table(texts=kept.texts, targets=kept.targets)
+    return rows.take(left), replace(kept, groups=[])
 
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:

@@ -320,7 +320,9 @@ def _tokens_per_row(base: Path, plan: Plan, rows: Table) -> float:
     recipe = Recipe(plan=plan, manifest=opened.manifest)
     task = client_task(plan.task.kind)
     targets = task.targets(rows, plan.task)
-    encoded = task.encode(Rows(texts=rows.texts, targets=targets), recipe, opened)
+    encoded = task.encode(
+        Rows(texts=rows.texts, targets=targets, places=rows.places), recipe, opened
+    )
     return float(np.mean(encoded.lengths))
 
 

@@ -8,7 +8,7 @@ from client.batches import Encoded, settings_of
 from client.data import Rows
 from client.opened_base import OpenedBase
 from client.pieces import TokenPieces, pieces_of
-from client.tasks.writing import NOT_COUNTED, encoded_texts, score, targets
+from client.tasks.writing import NOT_COUNTED, encoded_texts, score, standing, targets
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import DataError
 from protocol.recipe import Recipe
@@ -29,15 +29,16 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
     wanted: list[list[int]] = []
     with settings_of(base.tokenizer, None) as pad_id:
         encoder = TokenPieces(base.tokenizer, manifest.ends, source=str(base.folder))
-        for number, text in enumerate(rows.texts, start=1):
-            pieces = pieces_of(text, base.template, encoder.special_texts(manifest.begin))
-            tokens, counts = encoder.encode(pieces)
+        special = encoder.special_texts(manifest.begin)
+        for row, text in enumerate(rows.texts):
+            with standing(rows, row):
+                tokens, counts = encoder.encode(pieces_of(text, base.template, special))
             following = _targets(tokens[: task.max_length], counts[: task.max_length])
             if max(following, default=NOT_COUNTED) >= 0:
                 ids.append(tokens[: task.max_length])
                 wanted.append(following)
             elif task.unanswered == "refuse":
-                raise _nothing_counts(number, tokens, counts, task.max_length)
+                raise _nothing_counts(rows.place(row), tokens, counts, task.max_length)
     if not ids:
         raise DataError(
             f"no row's answer begins within {task.max_length} tokens", "raise task.max_length"
@@ -54,17 +55,17 @@ def _targets(tokens: Sequence[int], counts: Sequence[bool]) -> list[int]:
 
 
 def _nothing_counts(
-    number: int, tokens: Sequence[int], counts: Sequence[bool], most: int
+    place: str, tokens: Sequence[int], counts: Sequence[bool], most: int
 ) -> DataError:
     if True in counts[1:]:
         begins = counts.index(True, 1)
         return DataError(
-            f"row {number} of those that are read: its answer begins behind {begins} tokens, the plan "
-            f"takes {most}",
+            f"{place}: its answer begins behind {begins} tokens, the plan takes {most}",
             'raise task.max_length, shorten the row, or leave such rows out: task.unanswered = "skip"',
             public="a row whose answer begins behind task.max_length",
         )
     return DataError(
-        f"row {number} of those that are read: of its {len(tokens)} tokens none can be learnt",
+        f"{place}: of its {len(tokens)} tokens none can be learnt",
         "remove the row",
+        public="a row of which nothing can be learnt",
     )

@@ -12,5 +12,11 @@ from protocol.recipe import Recipe
 
 def encode_outputs(rows: Rows, recipe: Recipe, base: OpenedBase, kind: type[np.generic]) -> Encoded:
     """Token ids by the base's tokenizer; targets are an array of ``kind``, (rows,)."""
-    length, typed = recipe.plan.task.max_length, recipe.typed
-    return encode(base.tokenizer, rows.texts, np.array(rows.targets, kind), length, typed=typed)
+    return encode(
+        base.tokenizer,
+        rows.texts,
+        np.array(rows.targets, kind),
+        recipe.plan.task.max_length,
+        typed=recipe.typed,
+        place=rows.place,
+    )

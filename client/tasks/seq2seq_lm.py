@@ -6,7 +6,7 @@ from client.batches import Encoded, settings_of
 from client.data import Rows
 from client.opened_base import OpenedBase
 from client.pieces import TokenPieces
-from client.tasks.writing import encoded_texts, score, targets
+from client.tasks.writing import encoded_texts, score, standing, targets
 from protocol.errors import DataError
 from protocol.recipe import Recipe
 from protocol.tasks.seq2seq_lm import Seq2SeqLm
@@ -25,18 +25,18 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
     wanted: list[list[int]] = []
     with settings_of(base.tokenizer, None) as pad_id:
         encoder = TokenPieces(base.tokenizer, recipe.ends, source=str(base.folder))
-        for number, (text, target) in enumerate(
-            zip(rows.texts, rows.targets, strict=True), start=1
-        ):
-            source = encoder.read(task.prefix + text)
-            answer = encoder.whole(target)
+        for row, (text, target) in enumerate(zip(rows.texts, rows.targets, strict=True)):
+            with standing(rows, row):
+                source = encoder.read(task.prefix + text)
+                answer = encoder.whole(target)
             if source and answer:
                 ids.append(source[: task.max_length])
                 wanted.append(answer[: task.max_length])
             elif task.unanswered == "refuse":
                 raise DataError(
-                    f"row {number}: its {'target' if source else 'source'} has no tokens",
+                    f"{rows.place(row)}: its {'target' if source else 'source'} has no tokens",
                     'remove the row, or leave such rows out: task.unanswered = "skip"',
+                    public="a row without tokens",
                 )
     if not ids:
         raise DataError("no row has tokens", "check the columns of the plan")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from client.batches import Encoded
+from client.data import Rows
+from protocol.errors import ArtefactError, DataError
 from protocol.rows.read import Table
 from protocol.tasks.writing import WritingTask
 
@@ -43,6 +46,18 @@ class Score:
 def targets(table: Table, task: WritingTask) -> list[str]:
     """The reference answers."""
     return list(table.targets)
+
+
+@contextmanager
+def standing(rows: Rows, row: int) -> Iterator[None]:
+    """What is raised about row ``row`` says where that stands; an ArtefactError, which is sent, its line."""
+    try:
+        yield
+    except DataError as error:
+        cause = f"{rows.place(row)}: {error.cause}"
+        raise DataError(cause, error.remedy, public=error.public) from None
+    except ArtefactError as error:
+        raise ArtefactError(f"{rows.line(row)}: {error.cause}", error.remedy) from None
 
 
 def encoded_texts(

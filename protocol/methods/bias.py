@@ -19,8 +19,7 @@ from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
 from protocol.methods.lora import LORA_A, LORA_B, A, B, lora_config
-from protocol.methods.targets import TargetSettings, slot_remarks, target_linears
-from protocol.section import Targets
+from protocol.methods.targets import ChosenLinears, TargetSettings, slot_remarks, target_linears
 
 PART = "shift"
 
@@ -31,7 +30,7 @@ class BiasSettings(TargetSettings):
     method: Literal["bias"] = Field(
         default="bias", description="what is trained; `fedge plan methods` lists all"
     )
-    targets: Targets | Literal["all-linear"] = Field(
+    targets: ChosenLinears = Field(
         default="all-linear",
         description="last path component of the linears; keys have none that matters",
     )

@@ -16,8 +16,7 @@ from protocol.initial import ONES
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.targets import TargetSettings, slot_remarks, target_linears
-from protocol.section import Targets
+from protocol.methods.targets import ChosenLinears, TargetSettings, slot_remarks, target_linears
 
 PART = "ia3_l"
 END = f".{PART}"
@@ -29,7 +28,7 @@ class Ia3Settings(TargetSettings):
     method: Literal["ia3"] = Field(
         default="ia3", description="what is trained; `fedge plan methods` lists all"
     )
-    targets: Targets | Literal["all-linear"] = Field(
+    targets: ChosenLinears = Field(
         default="all-linear", description="last path component of the scaled linears"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,19 +12,34 @@ from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Remark, Settings
 from protocol.section import Targets
 
+QUERY_VALUE: Final = "query-value"
+# What families call the linears of an attention's queries and values. In each all that are there are meant;
+# the last three give keys as well. (P-2.1)
+QUERIES_AND_VALUES = frozenset(
+    {
+        *("query", "value", "q_lin", "v_lin", "q", "v", "q_proj", "v_proj"),
+        *("c_attn", "query_key_value", "qkv_proj"),
+    }
+)
+ChosenLinears = Targets | Literal["query-value", "all-linear"]
+
 
 class TargetSettings(Settings):
     """Of a method that adapts linears."""
 
-    targets: Targets | Literal["all-linear"] = Field(
-        default=["query", "value"], description="last path component of the adapted linears"
+    targets: ChosenLinears = Field(
+        default=QUERY_VALUE,
+        description="last path component of the adapted linears, or the attention's queries and values, "
+        "whatever the base calls them",
     )
 
     @field_validator("targets", mode="before")
     @classmethod
     def _names_or_all(cls, value: object) -> object:
-        if value != "all-linear" and (not isinstance(value, list) or not value):
-            raise ValueError('write "all-linear", or a list of names such as ["query", "value"]')
+        if value not in (QUERY_VALUE, "all-linear") and (not isinstance(value, list) or not value):
+            raise ValueError(
+                'write "query-value", "all-linear", or a list of names such as ["q_proj", "v_proj"]'
+            )
         return value
 
 
@@ -33,19 +48,39 @@ def target_linears(settings: TargetSettings, manifest: BaseManifest) -> tuple[Li
 
     A target matches whole trailing path components: ``query`` or ``attention.output.dense``.
     """
+    every = sorted(manifest.linears, key=lambda linear: linear.path)
     if settings.targets == "all-linear":
-        return tuple(sorted(manifest.linears, key=lambda linear: linear.path))
+        return tuple(every)
+    if settings.targets == QUERY_VALUE:
+        if named := tuple(linear for linear in every if _end(linear) in QUERIES_AND_VALUES):
+            return named
+        raise PlanError(
+            "`adapter.targets`: no linear of the base is named as queries or values are",
+            _ends_of(manifest),
+        )
     chosen: dict[str, Linear] = {}
     for target in settings.targets:
         matches = [x for x in manifest.linears if f".{x.path}".endswith(f".{target}")]
         if not matches:
-            ends = sorted({linear.path.rsplit(".", 1)[-1] for linear in manifest.linears})
             raise PlanError(
-                f"`adapter.targets`: the base has no linear `{target}`",
-                f'linears end in: {", ".join(ends)}; or use targets = "all-linear"',
+                f"`adapter.targets`: the base has no linear `{target}`", _ends_of(manifest)
             )
         chosen.update({linear.path: linear for linear in matches})
     return tuple(chosen[path] for path in sorted(chosen))
+
+
+def query_value_names(manifest: BaseManifest) -> list[str]:
+    """What the base calls the linears of ``"query-value"``, sorted; none where there are none."""
+    return sorted({_end(linear) for linear in manifest.linears} & QUERIES_AND_VALUES)
+
+
+def _end(linear: Linear) -> str:
+    return linear.path.rpartition(".")[2]
+
+
+def _ends_of(manifest: BaseManifest) -> str:
+    ends = sorted({_end(linear) for linear in manifest.linears})
+    return f'linears end in: {", ".join(ends)}; or use targets = "all-linear"'
 
 
 def rank_remarks(
@@ -81,8 +116,12 @@ def _adapted(
 ) -> Generator[Remark, None, tuple[Linear, ...]]:
     """The adapted linears; none, with a remark, where a target is not there."""
     try:
-        return target_linears(settings, manifest)
+        linears = target_linears(settings, manifest)
     except PlanError as error:
         cause = error.cause.removeprefix("`adapter.targets`: ")
         yield "error", "adapter.targets", cause, error.remedy
         return ()
+    if settings.targets == QUERY_VALUE:
+        names = ", ".join(query_value_names(manifest))
+        yield "note", "adapter.targets", f"{QUERY_VALUE} is here: {names}", ""
+    return linears

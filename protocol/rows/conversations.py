@@ -100,6 +100,7 @@ def _read(path: Path, columns: Sequence[str], row: Row, *, group: str) -> Table:
         text, target = read
         table.texts.append(text)
         table.targets.append(target)
+        table.places.append(place)
         if group:
             table.groups.append(group_name(values[-1], place, group))
     if not table.texts:

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from protocol.errors import DataError
 from protocol.rows.formats import Place, read_lines, read_values, shown, type_name
 from protocol.rows.labels import hint
+from protocol.rows.places import Places
 
 LONGEST_LABEL: Final = 200  # characters, as in a plan (P-1.2)
 Text = str | tuple[str, str]  # a text, or a pair of them
@@ -28,12 +29,14 @@ class Table:
 
     Of text that follows text ``texts`` are plain texts or chats, ``targets`` the reference answers.
 
-    ``groups[i]`` is the value of the column asked for besides these, as text.
+    ``groups[i]`` is the value of the column asked for besides these, as text. ``places[i]`` is where row i
+    stands; rows behind the last of them are of no file.
     """
 
     texts: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+    places: Places = field(default_factory=Places, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,6 +47,7 @@ class Table:
             texts=[self.texts[row] for row in rows],
             targets=[self.targets[row] for row in rows],
             groups=[self.groups[row] for row in rows] if self.groups else [],
+            places=self.places.take(rows) if len(self.places) == len(self) else Places(),
         )
 
 
@@ -61,6 +65,7 @@ def read_rows(
     for place, values in read_values(path, columns):
         table.texts.append(_text(values, place, texts))
         table.targets.append(check(values[len(texts)], place, target))
+        table.places.append(place)
         if group:
             table.groups.append(group_name(values[-1], place, group))
     return table

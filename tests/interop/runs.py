@@ -98,7 +98,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY
-    | {"rounds": 4, "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": ["query"]}},
+    | {
+        "rounds": 4,
+        "adapter": {"method": "loha", "rank": 2, "alpha": 4.0, "targets": "query-value"},
+    },
     "factors of features": LOSSY
     | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
     "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},

@@ -117,6 +117,9 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """(in, out) of each linear that has factors, by path. (P-2.1)"""
     targets = plan["adapter"]["targets"]
+    if targets == "query-value":
+        targets = ["query", "value", "q_lin", "v_lin", "q", "v", "q_proj", "v_proj"]
+        targets += ["c_attn", "query_key_value", "qkv_proj"]
     return {
         one["path"]: (one["in_features"], one["out_features"])
         for one in sorted(manifest["linears"], key=lambda one: str(one["path"]))

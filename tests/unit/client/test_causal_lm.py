@@ -147,13 +147,60 @@ def test_long_rows_are_cut_and_refused_where_nothing_would_count(
     assert (len(cut.ids), cut.counted.tolist()) == (32, [32 - 6])
     with pytest.raises(
         DataError,
-        match="row 2 of those that are read: its answer begins behind 53 tokens, the plan takes 32",
+        match=r"^row 2: its answer begins behind 53 tokens, the plan takes 32",
     ):
         worker().encode(rows_of(short, long))
     skipping = worker(unanswered="skip")
     assert len(skipping.encode(rows_of(short, long, short))) == 2
     with pytest.raises(DataError, match="no row's answer begins within 32 tokens"):
         skipping.encode(rows_of(long))
+
+
+def test_a_row_that_cannot_be_learnt_is_named_by_file_and_line(
+    worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    asked = [{"prompt": WORDS[0], "completion": WORDS[1]}] * 3
+    asked[1] = {"prompt": WORDS[0], "completion": ""}  # left out while it is read
+    asked[2] = {"prompt": " ".join(WORDS * 6), "completion": WORDS[0]}
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in asked))
+    skipping = worker(form="prompt", unanswered="skip").plan.task
+    rows = load_rows(path, skipping)
+    assert len(rows) == 2
+    with pytest.raises(DataError) as refused:
+        worker(form="prompt").encode(rows)
+    assert refused.value.cause == (
+        f"{path}: line 4: its answer begins behind 53 tokens, the plan takes 32"
+    )
+    assert refused.value.public == "a row whose answer begins behind task.max_length"
+
+
+def test_a_chat_that_the_template_refuses_is_named_by_file_and_line(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    path = tmp_path / "rows.jsonl"
+    talks = [[dict(m) for m in talk.messages] for talk in (chat(*WORDS[:2]), chat(*WORDS[:3]))]
+    del talks[1][0]
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    site = worker()
+    rows = load_rows(path, site.plan.task)
+    base = vars(site._base)
+    monkeypatch.setattr(site, "_base", type(site._base)(**base | {"template": strict + TEMPLATE}))
+    with pytest.raises(DataError) as refused:
+        site.encode(rows)
+    assert refused.value.cause == (
+        f"{path}: line 2: the base's chat template refuses these messages: user first"
+    )
+    assert refused.value.public == "the local data does not fit the plan"
+    forgets = (
+        "{% for m in messages %}{{ m.role if loop.last else '' }} {{ m.content }}\n{% endfor %}"
+    )
+    monkeypatch.setattr(site, "_base", type(site._base)(**base | {"template": forgets}))
+    path.write_text("\n" + json.dumps({"messages": [dict(m) for m in chat(*WORDS[:4]).messages]}))
+    with pytest.raises(ArtefactError) as odd:  # which the coordinator reads: no file
+        site.encode(load_rows(path, site.plan.task))
+    assert odd.value.cause.startswith("line 2: the base's chat template writes earlier messages")
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused(
@@ -301,6 +348,16 @@ def test_a_plan_that_does_not_fit_the_base_says_so(
     errors = [finding for finding in check(plan, manifest) if finding.severity == "error"]
     assert [finding.field for finding in errors] == [field]
     assert all(finding.remedy for finding in errors)
+
+
+def test_a_plan_that_names_no_targets_adapts_queries_and_values(bases: dict[str, Path]) -> None:
+    document = plan_for(bases["chat"]).model_dump(mode="json", exclude_defaults=True)
+    plan = plan_from(document | {"adapter": {"rank": 2}}, source="test")
+    site = Worker(plan, bases["chat"])
+    names = {name.rpartition(".")[0].rpartition(".")[2] for name in site.recipe.start()}
+    assert names == {"q_proj", "v_proj"}
+    config = site.recipe.method.peft_config(plan.adapter, site.manifest)
+    assert len(config["target_modules"]) == 4  # by path: two of two layers
 
 
 def test_a_plan_for_text_does_not_fit_a_base_that_sorts(tiny_base: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data import load_rows
+from client.data import Rows, load_rows
 from protocol.errors import DataError
 from protocol.tasks.classification import Classification
 
@@ -56,6 +56,24 @@ def test_jsonl_csv_and_parquet_agree(tmp_path: Path) -> None:
         assert read.texts == texts, path
         assert read.targets == [1, 2, 0, 2], path
         assert len(read) == 4
+    where = {
+        "a.jsonl": ["line 1", "line 3", "line 4", "line 5"],
+        "b.jsonl": ["line 1", "line 2", "line 3", "line 4"],
+        "c.csv": ["line 2", "line 3", "line 4", "line 6"],  # one has a line break in it
+        "rows.parquet": ["row 1", "row 2", "row 3", "row 4"],
+    }
+    for path in paths:
+        read = load_rows(path, TASK)
+        assert [read.line(row) for row in range(4)] == where[path.name]
+        assert read.place(3) == f"{path}: {where[path.name][3]}"
+        taken = read.take([3, 1])
+        assert taken.texts == [texts[3], texts[1]]
+        assert [taken.line(row) for row in range(2)] == [where[path.name][3], where[path.name][1]]
+
+
+def test_rows_of_no_file_are_numbered() -> None:
+    rows = Rows(texts=["a", "b"], targets=[0, 1])
+    assert (rows.place(1), rows.line(1), rows.take([1]).place(0)) == ("row 2", "row 2", "row 1")
 
 
 def test_parquet_class_labels_are_read_by_their_names(tmp_path: Path) -> None:

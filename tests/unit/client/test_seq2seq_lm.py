@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers, processors
 
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
@@ -127,6 +128,30 @@ def test_rows_are_read_by_the_plans_columns(worker: Callable[..., Worker], tmp_p
     path.write_text(json.dumps({"en": WORDS[0], "de": ""}) + "\n")
     with pytest.raises(DataError, match="line 1: column `de` is empty"):
         load_rows(path, site.plan.task)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_row_without_tokens_is_named_by_file_and_line(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, side: str
+) -> None:
+    site = worker()
+    bare = Tokenizer.from_str(site._base.tokenizer.to_str())
+    bare.normalizer, bare.post_processor = (
+        normalizers.Replace("secret", ""),
+        processors.Sequence([]),
+    )
+    monkeypatch.setattr(
+        site, "_base", site._base.__class__(**vars(site._base) | {"tokenizer": bare})
+    )
+    path, good = tmp_path / "rows.jsonl", {"source": WORDS[0], "target": WORDS[1]}
+    path.write_text("\n\n".join(json.dumps(row) for row in (good, good | {side: "secret"})))
+    with pytest.raises(DataError) as refused:
+        site.encode(load_rows(path, site.plan.task))
+    assert refused.value.cause == f"{path}: line 3: its {side} has no tokens"
+    assert refused.value.public == "a row without tokens"
+    left = worker(unanswered="skip")
+    monkeypatch.setattr(left, "_base", site._base)
+    assert len(left.encode(load_rows(path, left.plan.task))) == 1
 
 
 @pytest.mark.parametrize("method", [{"method": "prompt"}, {"method": "prefix"}])

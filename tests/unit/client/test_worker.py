@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, normalizers, processors
 
 from client import opened_base as opened_base_module
-from client.data import Rows
+from client.data import Rows, load_rows
 from client.engine import choice
 from client.training import train
 from client.worker import Worker
@@ -189,6 +190,25 @@ def test_a_client_without_rows_is_refused(
         Worker(plan, tiny_base).contribute(
             client="a", instruction=instruction, adapter=vector, rows=Rows(texts=[], targets=[])
         )
+
+
+def test_a_text_without_tokens_is_named_by_file_and_line(
+    tiny_base: Path, make_plan: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = Worker(make_plan(), tiny_base)
+    bare = Tokenizer.from_str(site._base.tokenizer.to_str())
+    bare.normalizer, bare.post_processor = (
+        normalizers.Replace("secret", ""),
+        processors.Sequence([]),
+    )
+    opened = type(site._base)(**vars(site._base) | {"tokenizer": bare})
+    monkeypatch.setattr(site, "_base", opened)
+    path, label = tmp_path / "rows.csv", site.plan.task.labels[0]
+    path.write_text(f'text,label\n"the\nthe",{label}\nsecret,{label}\n')
+    with pytest.raises(DataError) as refused:
+        site.encode(load_rows(path, site.plan.task))
+    assert refused.value.cause == f"{path}: line 4: its text has no tokens"
+    assert refused.value.public == "a text has no tokens"
 
 
 def test_another_base_is_refused_before_it_is_opened(tiny_base: Path, make_plan: Make) -> None:

@@ -81,7 +81,7 @@ def test_a_finding_names_its_field_once(
 ) -> None:
     section, default = {
         "name": ("rule", '"alternating"'),
-        "targets": ("adapter", '["query", "value"]'),
+        "targets": ("adapter", '"query-value"'),
     }[key]
     text = commented_plan(json.loads((tiny_base / "manifest.json").read_text())["fingerprint"])
     assert f"{key} = {default}" in text

@@ -30,6 +30,25 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
     return plan_from(document | sections, source="test")
 
 
+def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest)
+    assert [f.line for f in check(plan, manifest) if f.field == "adapter.targets"] == [
+        "note `adapter.targets`: query-value is here: query, value"
+    ]
+    named = plan_of(manifest, adapter={"rank": 4, "targets": ["query", "value"]})
+    assert (
+        Recipe(plan=plan, manifest=manifest).layout == Recipe(plan=named, manifest=manifest).layout
+    )
+    dense = [linear for linear in manifest.linears if linear.path.endswith("dense")]
+    odd = manifest.model_copy(update={"linears": dense})
+    (error,) = [f for f in check(plan, odd) if f.severity == "error"]
+    assert error.line == (
+        "error `adapter.targets`: no linear of the base is named as queries or values are "
+        '(linears end in: dense; or use targets = "all-linear")'
+    )
+
+
 @pytest.mark.parametrize(
     ("sections", "field"),
     [

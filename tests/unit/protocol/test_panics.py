@@ -25,6 +25,15 @@ def test_whatever_the_library_raises_is_an_error_with_its_first_line(error: Base
     assert "second" not in caught.value.cause
 
 
+def test_what_the_library_says_of_a_private_text_stays_out() -> None:
+    with (
+        pytest.raises(ArtefactError) as caught,
+        tokenizing("tokenizer.json", "do", private=True),
+    ):
+        raise PanicError("byte index 1 is not a char boundary of `secret`")
+    assert caught.value.cause == "tokenizer.json: PanicError"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, TypeError])
 def test_what_is_not_the_tokenizers_stays(error: type[BaseException]) -> None:
     with pytest.raises(error), tokenizing("tokenizer.json", "do"):
