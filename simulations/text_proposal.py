@@ -126,8 +126,7 @@ class _Reader:
 
     def plan(self, **keys: Any) -> Plan:
         """With these keys of the task; without them no text is cut."""
-        longest = min(self.manifest.max_positions, MOST_TOKENS)
-        task = self.task | {"unanswered": "skip", "max_length": longest} | keys
+        task = self.task | {"unanswered": "skip", "max_length": MOST_TOKENS} | keys
         base = {"fingerprint": self.manifest.fingerprint}
         return plan_from({"name": "proposed", "base": base, "task": task}, source=NAME)
 

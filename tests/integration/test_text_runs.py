@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -19,7 +20,7 @@ from delivery.gate import Bar, examine, run_audit
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.generation import Generator, Request
 from edge_runtime.passport import read_policy
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, DataError
 from server.history import read_history
 from simulations.compare import comparison, grouped, run_files
 from simulations.experiment import load_experiment
@@ -278,3 +279,24 @@ def test_a_release_by_hand_measures_the_same(finished: tuple[Path, Summary], bas
     said = fedge("release", str(out), "--base", str(base), "--rows", str(rows), "--round", "2")
     assert said["parity"]["tokens"] == [64, 64]
     assert summary.perplexity_federated is not None
+
+
+def test_a_row_that_cannot_be_learnt_is_named_in_the_experiments_own_file(
+    base: Path, tmp_path: Path
+) -> None:
+    rows = chats(200, 1)
+    rows[150] = {
+        "messages": [rows[0]["messages"][0] | {"content": " ".join(WORDS)}, rows[0]["messages"][1]]
+    }
+    path, out = tmp_path / "rows.jsonl", tmp_path / "e.toml"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = fedge("init", "--experiment", str(path), "--base", str(base), "--out", str(out))
+    assert said["task"] | {"max_length": 0} == {
+        "kind": "causal-lm",
+        "form": "messages",
+        "max_length": 0,
+        "unanswered": "skip",
+    }
+    strict = load_experiment(out, ['plan.task.unanswered="refuse"'])
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: line 151: its answer begins"):
+        simulate(strict, tmp_path / "run", resume=False, progress=NoProgress())

@@ -198,6 +198,14 @@ def test_a_few_long_rows_are_cut_and_said(bases: dict[str, Path], tmp_path: Path
     assert len(site.encode(load_rows(path, plan.task))) == 299
 
 
+def test_rows_that_are_longer_than_the_base_reads_are_said_to_be_cut(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    path = written(tmp_path / "a.jsonl", [{"text": " ".join(WORDS * 4)}] * 9 + [{"text": "the"}])
+    proposal = propose_texts(path, bases["plain"])
+    assert (proposal.task["max_length"], proposal.longest, proposal.cut) == (96, 122, 9)
+
+
 def _kept(path: Path, text: str) -> Path:
     path.write_text(text, "utf-8")
     return path

@@ -24,6 +24,7 @@ from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import floats_of, stored_weights
+from base_model.seq2seq.shape import Seq2SeqShape
 from tests.unit.base_model.sources import WORDS_64
 
 # What makes a tiny model of a family unlike a tiny llama, beside what the family always has.
@@ -64,7 +65,8 @@ Cache = dict[str, Array]
 def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **settings: Any) -> Path:
     """A folder with two layers of 64 numbers, 4 heads of queries and 2 of keys."""
     folder.mkdir(parents=True)
-    size = _write_tokenizer(folder)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT}
+    size = write_words(folder, ["<unk>", "<s>", "</s>"], form="<s> $A", **named)
     config = AutoConfig.for_model(
         family,
         **{
@@ -97,19 +99,17 @@ def write_decoder(folder: Path, family: str = "llama", *, seed: int = 0, **setti
     return folder
 
 
-def _write_tokenizer(folder: Path) -> int:
-    tokens = ["<unk>", "<s>", "</s>", *WORDS_64]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+def write_words(folder: Path, special: list[str], *, form: str, **settings: str) -> int:
+    """A word-level tokenizer that makes ``form`` of a text; returns its number of tokens."""
+    vocabulary = {token: index for index, token in enumerate([*special, *WORDS_64])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    around = [(token, vocabulary[token]) for token in special if token in form]
+    tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=around)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return len(tokens)
+    return len(vocabulary)
 
 
 class Graph:
@@ -174,7 +174,7 @@ def built_graph(
 
 
 def stored_of(
-    shape: DecoderShape, source: DecoderSource, *, bits: int, embedding_bits: int
+    shape: DecoderShape | Seq2SeqShape, source: DecoderSource, *, bits: int, embedding_bits: int
 ) -> Stores:
     """A source's tensors as a base of these widths stores them."""
     return stored_weights(
@@ -186,7 +186,7 @@ def stored_of(
     ).tensors
 
 
-def float_weights(shape: DecoderShape, stored: Stores) -> dict[str, Array]:
+def float_weights(shape: DecoderShape | Seq2SeqShape, stored: Stores) -> dict[str, Array]:
     """What stored tensors stand for, by Hugging Face's names."""
     widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
     return {name: floats_of(value, widths.get(name, 0)) for name, value in stored.items()}

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import edge_runtime.base
 from base_model.commands import app
-from base_model.decoder import build as building
 from base_model.decoder.build import build_decoder
 from base_model.decoder.check import check_graph
 from base_model.decoder.families import shape_of
 from base_model.decoder.sources import decoder_source
 from base_model.fetch import fetch_base
+from base_model.files import file_entries
 from base_model.verify import read_encoder_manifest, verify_base, verify_encoder
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError, FedgeError, PlanError
@@ -64,7 +64,7 @@ def test_a_tensor_of_another_base_is_noticed(base: Path, tmp_path: Path) -> None
     tensors["model.norm.weight"] += 1
     save_file(tensors, copy / "weights.safetensors")
     manifest = json.loads((copy / "manifest.json").read_text())
-    entry = building.file_entries(copy)["weights.safetensors"]
+    entry = file_entries(copy)["weights.safetensors"]
     manifest["files"]["weights.safetensors"] = entry.model_dump()
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match=r"model\.norm\.weight is not the tensor"):

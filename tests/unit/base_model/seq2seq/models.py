@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from base_model.decoder.products import Stores
-from base_model.decoder.source import DecoderSource
-from base_model.decoder.stored import floats_of, stored_weights
-from base_model.seq2seq.shape import Seq2SeqShape
-from tests.unit.base_model.sources import WORDS_64
+from tests.unit.base_model.decoder.models import write_words
 
 # By kind: the family, and what makes it unlike the others; ``head``: it has an output layer of its own.
 KINDS: dict[str, dict[str, Any]] = {
@@ -59,7 +53,8 @@ Array = npt.NDArray[np.float32]
 def write_model(folder: Path, kind: str = "t5", *, seed: int = 0, **settings: Any) -> Path:
     """A folder with two layers a stack of 64 numbers, 4 heads of 16, and buckets that a few tokens fill."""
     folder.mkdir(parents=True)
-    size = _write_tokenizer(folder)
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    size = write_words(folder, ["<pad>", "</s>", "<unk>"], form="$A </s>", **named)
     settings = {**KINDS[kind], **settings}
     family, head = settings.pop("family"), settings.pop("head", False)
     asked = {
@@ -88,40 +83,6 @@ def write_model(folder: Path, kind: str = "t5", *, seed: int = 0, **settings: An
             tensors["lm_head.weight"] = 0.25 * torch.randn_like(tensors["shared.weight"])
             save_file(tensors, path, metadata={"format": "pt"})
     return folder
-
-
-def _write_tokenizer(folder: Path) -> int:
-    tokens = ["<pad>", "</s>", "<unk>", *WORDS_64]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.add_special_tokens(tokens[:3])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return len(tokens)
-
-
-def stored_of(
-    shape: Seq2SeqShape, source: DecoderSource, *, bits: int, embedding_bits: int
-) -> Stores:
-    """A source's tensors as a base of these widths stores them."""
-    return stored_weights(
-        shape,
-        source.tensors,
-        bits=bits,
-        embedding_bits=embedding_bits,
-        tell=lambda _step, _share: None,
-    ).tensors
-
-
-def float_weights(shape: Seq2SeqShape, stored: Stores) -> dict[str, Array]:
-    """What stored tensors stand for, by Hugging Face's names."""
-    widths = {f"{path}.weight": size[1] for path, size in shape.matrices().items()}
-    return {name: floats_of(value, widths.get(name, 0)) for name, value in stored.items()}
 
 
 def oracle(folder: Path, floats: Mapping[str, Array]) -> PreTrainedModel:
@@ -165,8 +126,3 @@ def torch_greedy(
         seen.append(logits[0, -1].numpy())
         written.append(int(seen[-1].argmax()))
     return written[1:], seen
-
-
-def apart(expected: Any, answers: Any) -> float:
-    """Norm of the difference over the norm of what was expected."""
-    return float(np.linalg.norm(np.subtract(answers, expected)) / np.linalg.norm(expected))

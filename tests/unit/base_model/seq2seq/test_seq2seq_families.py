@@ -22,16 +22,8 @@ from base_model.seq2seq.graph import decoder_graph, encoder_graph
 from base_model.seq2seq.shape import Seq2SeqShape
 from protocol.errors import ArtefactError
 from protocol.seq2seq_manifest import SOURCE_MASK
-from tests.unit.base_model.seq2seq.models import (
-    BART,
-    KINDS,
-    apart,
-    float_weights,
-    oracle,
-    stored_of,
-    torch_logits,
-    write_model,
-)
+from tests.unit.base_model.decoder.models import apart, float_weights, stored_of
+from tests.unit.base_model.seq2seq.models import BART, KINDS, oracle, torch_logits, write_model
 
 BOUND = 1e-4
 BARE: dict[str, Any] = {

@@ -27,14 +27,9 @@ from base_model.seq2seq.folder import seq2seq_source
 from base_model.seq2seq.shape import Seq2SeqShape
 from base_model.source_files import read_object
 from base_model.weights_file import WEIGHTS
+from tests.unit.base_model.decoder.models import float_weights, stored_of
 from tests.unit.base_model.decoder.test_programs import ALPHA, BOUND, RANK, forms
-from tests.unit.base_model.seq2seq.models import (
-    KINDS,
-    float_weights,
-    oracle,
-    stored_of,
-    write_model,
-)
+from tests.unit.base_model.seq2seq.models import KINDS, oracle, write_model
 
 Arrays = dict[str, np.ndarray]
 Case = tuple[Path, Seq2SeqShape, Any]

@@ -28,15 +28,8 @@ from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 from edge_runtime.seq2seq.generation import Translator
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import DOWN, PREFIX, SOFT_PROMPT, UP
-from tests.unit.base_model.seq2seq.models import (
-    KINDS,
-    apart,
-    float_weights,
-    oracle,
-    stored_of,
-    torch_greedy,
-    write_model,
-)
+from tests.unit.base_model.decoder.models import apart, float_weights, stored_of
+from tests.unit.base_model.seq2seq.models import KINDS, oracle, torch_greedy, write_model
 
 TOKENS, BOUND = 64, 1e-4
 SOURCE = [5, 9, 13, 22, 40, 7, 33, 21, 60, 3, 4, 1]
