@@ -6,8 +6,9 @@ What is refused here is refused in clear: it hangs on the coordinator's message,
 from __future__ import annotations
 
 from protocol.encoding import vector_digest
-from protocol.errors import ArtefactError, PlanError
+from protocol.errors import ArtefactError
 from protocol.layout import Tensors, Vector
+from protocol.legality import verify_legal
 from protocol.recipe import Recipe, verify_magnitude
 from protocol.wire import Instruction
 
@@ -49,12 +50,5 @@ def check_instruction(recipe: Recipe, instruction: Instruction, adapter: Vector)
 
 
 def verify_fits(recipe: Recipe) -> None:
-    """The method's settings and texts of the plan's length fit the base. Raises PlanError."""
-    recipe.verify_settings()
-    plan, manifest = recipe.plan, recipe.manifest
-    if plan.task.max_length + recipe.tokens > manifest.max_positions:
-        raise PlanError(
-            f"`task.max_length` {plan.task.max_length} and a prompt of {recipe.tokens} are more "
-            f"than the base's {manifest.max_positions} positions",
-            "lower task.max_length",
-        )
+    """The plan is one that may be run on this base, whoever sent it. Raises PlanError."""
+    verify_legal(recipe.plan, recipe.manifest)

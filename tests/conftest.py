@@ -246,6 +246,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         base: Path = tiny_base,
         labels: Sequence[str] = ("light", "music", "timer"),
         task: dict[str, object] | None = None,
+        deviation: float = 0.3,
     ) -> Path:
         manifest = read_manifest(base)
         sizes = {} if rank is None else {"rank": rank}
@@ -262,7 +263,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         )
         rng = np.random.default_rng(seed)
         recipe = Recipe(plan=plan, manifest=manifest)
-        vector = rng.normal(0, 0.3, recipe.layout.size).astype(np.float32)
+        vector = rng.normal(0, deviation, recipe.layout.size).astype(np.float32)
         tensors = recipe.layout.unflatten(vector)
         published = recipe.published_layout.flatten(recipe.published(tensors))
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def test_a_round_of_pairs_and_numbers(tiny_base: Path, make_plan: Make, tmp_path
     plan = make_plan(
         task=task | {"target": "score", "max_length": 16},
         evaluation={"holdout": 0.25},
-        cohort={"size": 3, "quorum": 2},
+        cohort={"size": 3, "quorum": 3},
         secrecy={},
     )
     worker = Worker(plan, tiny_base, threads=1)

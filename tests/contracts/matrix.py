@@ -1,0 +1,145 @@
+"""Every method on a base of every task and width: tiny bases, plans, and the table that says what is legal.
+
+    python -m tests.contracts.matrix > docs/methods.md
+
+Cells are what ``protocol.legality`` says; `test_matrix.py` tries every one of them, and compares the page.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from base_model.build import build_base
+from base_model.decoder.build import build_decoder
+from base_model.decoder.sources import decoder_source
+from base_model.seq2seq.build import build_seq2seq
+from base_model.seq2seq.folder import seq2seq_source
+from base_model.verify import read_manifest
+from protocol.legality import check
+from protocol.methods import METHODS, REFUSED
+from protocol.plan import Plan, plan_from
+from protocol.rules import RULES
+from tests.methods import adapter_of
+
+TASKS: dict[str, dict[str, Any]] = {
+    "classification": {"labels": ["a", "b", "c"], "max_length": 16},
+    "regression": {"kind": "regression", "low": 0.0, "high": 1.0, "max_length": 16},
+    "causal-lm": {"kind": "causal-lm", "form": "text", "max_length": 16},
+    "seq2seq-lm": {"kind": "seq2seq-lm", "max_length": 16},
+}
+SORTS = ("classification", "regression")  # on one base
+BITS = (4, 8, 16, 32)
+Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is legal
+
+HEAD = """# Every method on every kind of base
+
+Written by `python -m tests.contracts.matrix > docs/methods.md`; `make test-bases` compares it with the registries and tries
+every cell (`tests/contracts/test_matrix.py`): one round of steps moves each tensor that the method trains, the release answers as torch and
+peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
+behind every other on one opened base, which answers as
+before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,
+`test_text_runs.py` and `test_seq2seq_runs.py`.
+
+"""
+
+
+def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
+    """A tiny random base for a task."""
+    from tests.unit.base_model.decoder.models import write_decoder
+    from tests.unit.base_model.seq2seq.models import write_model
+
+    out = folder / f"{task}-{bits}"
+    if task in SORTS:
+        about = {"task": "sequence-classification", "scales": True}
+        build_base(str(encoder_source), bits=bits, out=out, **about)
+    elif task == "causal-lm":
+        source = write_decoder(folder / f"decoder-{bits}", "llama")
+        build_decoder(decoder_source(str(source)), bits=bits, out=out)
+    else:
+        source = write_model(folder / f"seq2seq-{bits}")
+        build_seq2seq(seq2seq_source(str(source)), bits=bits, out=out, context=24)
+    return out
+
+
+def plan_of(base: Path, task: str, method: str, **sections: Any) -> Plan:
+    """On all linears where the method has targets."""
+    document = {
+        "name": "matrix",
+        "seed": 3,
+        "base": {"fingerprint": read_manifest(base).fingerprint},
+        "task": TASKS[task],
+        "adapter": adapter_of(method, targets="all-linear"),
+        "rule": {"name": "mean"},
+    }
+    return plan_from(document | sections, source="the matrix")
+
+
+def reason_of(base: Path, task: str, method: str) -> str:
+    """Why a plan is illegal, or empty."""
+    findings = check(plan_of(base, task, method), read_manifest(base))
+    return next((finding.cause for finding in findings if finding.severity == "error"), "")
+
+
+def document(reasons: Reasons, bits: Iterable[int] = BITS) -> str:
+    """The page."""
+    widths, notes = " ".join(map(str, bits)), list[str]()
+    lines = [f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |", "|---" * 5 + "|"]
+    for method in METHODS:
+        cells = []
+        for task in TASKS:
+            if not (reason := reasons[method, task]):
+                cells.append(widths)
+                continue
+            if reason not in notes:
+                notes.append(reason)
+            cells.append(f"no ({notes.index(reason) + 1})")
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    text = HEAD + f"A cell has the widths of the base's linears, in bits.\n\n{_joined(lines)}"
+    text += "\n" + "".join(f"\n{number}. {note}" for number, note in enumerate(notes, 1))
+    return f"{text}\n\n{_rules()}\n\n{_refused()}\n"
+
+
+def _rules() -> str:
+    """Methods under rules: whether the mean of updates is the mean of what they do."""
+    lines = [
+        f"| method | {' | '.join(f'`{rule}`' for rule in RULES)} |",
+        "|---" * (len(RULES) + 1) + "|",
+    ]
+    for name, method in METHODS.items():
+        cells = ["exact" if rule.exact(method) else "not exact" for rule in RULES.values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return f"## Methods and rules\n\nEach is legal under secure aggregation, which sums.\n\n{_joined(lines)}"
+
+
+def _refused() -> str:
+    lines = ["| name | why, or what instead |", "|---|---|"]
+    lines += [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+    return f"## Refused by name\n\n{_joined(lines)}"
+
+
+def _joined(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the page."""
+    from tests.conftest import write_tiny_source
+
+    with TemporaryDirectory() as folder:
+        source = write_tiny_source(Path(folder) / "source")
+        bases = {task: build(task, 4, Path(folder), source) for task in TASKS if task != SORTS[1]}
+        bases[SORTS[1]] = bases[SORTS[0]]
+        reasons = {
+            (method, task): reason_of(bases[task], task, method)
+            for method in METHODS
+            for task in TASKS
+        }
+    sys.stdout.write(document(reasons))
+
+
+if __name__ == "__main__":
+    main()

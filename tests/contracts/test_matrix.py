@@ -1,0 +1,120 @@
+"""docs/methods.md: every method on a base of every task and width trains, agrees with torch, and swaps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from base_model.release import release_adapter
+from client.data import load_rows
+from client.training import train
+from client.worker import Worker
+from edge_runtime.backends import open_backend
+from edge_runtime.backends.writing import WritingBackend
+from edge_runtime.decoder.generation import Request
+from protocol.errors import PlanError
+from protocol.methods import METHODS
+from tests.conftest import TEXTS
+from tests.contracts.matrix import BITS, SORTS, TASKS, build, document, plan_of, reason_of
+from tests.unit.base_model.sources import WORDS_64
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+SENTENCES = [" ".join(WORDS_64[at : at + 5]) for at in range(0, 30, 5)]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "classification": [{"text": text, "label": "abc"[n % 3]} for n, text in enumerate(TEXTS[:4])],
+    "regression": [{"text": text, "target": n / 4} for n, text in enumerate(TEXTS[:4])],
+    "causal-lm": [{"text": text} for text in SENTENCES],
+    "seq2seq-lm": [{"source": text, "target": text} for text in SENTENCES],
+}
+
+
+@pytest.fixture(scope="module")
+def bases(
+    tmp_path_factory: pytest.TempPathFactory, tiny_source: Path
+) -> Callable[[str, int], Path]:
+    folder, built = tmp_path_factory.mktemp("matrix"), dict[tuple[str, int], Path]()
+
+    def base(task: str, bits: int) -> Path:
+        key = (SORTS[0] if task in SORTS else task, bits)
+        if key not in built:
+            built[key] = build(key[0], bits, folder, tiny_source)
+        return built[key]
+
+    return base
+
+
+def answers(backend: Any, adapter: Any, task: str) -> list[Any]:
+    """What a device says under an adapter."""
+    if isinstance(backend, WritingBackend):
+        prompt = backend.writer.base.prompt(SENTENCES[0])
+        steps = backend.writer.turns(prompt, Request(max_tokens=6, logprobs=0), adapter)
+        return [(step.token, step.logprob) for step in steps if step is not None]
+    return list(backend.runtime.infer(TEXTS, adapter))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_cell(
+    bases: Callable[[str, int], Path],
+    write_adapter: Callable[..., Path],
+    tmp_path: Path,
+    task: str,
+    bits: int,
+) -> None:
+    base = bases(task, bits)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
+    backend, first = open_backend(base, threads=1), None
+    for method in METHODS:
+        if reason_of(base, task, method):
+            with pytest.raises(PlanError):
+                Worker(plan_of(base, task, method), base)
+            continue
+        moves(Worker(plan_of(base, task, method), base, threads=1), path)
+        folder = write_adapter(
+            tmp_path / method, method=method, base=base, task=TASKS[task], deviation=0.1
+        )
+        texts = TEXTS if task in SORTS else SENTENCES
+        loose = task not in SORTS and bits == 8  # products of whole numbers, in two parts
+        note = release_adapter(folder, base, texts=texts, bound=1e-3 if loose else 1e-4)
+        assert note.parity is not None
+        loaded = backend.load(folder)
+        said = answers(backend, loaded, task)
+        if first is None:
+            first = (loaded, said)
+        else:
+            assert said != first[1], method
+            assert answers(backend, first[0], task) == first[1], method
+
+
+def moves(site: Worker, rows: Path) -> None:
+    """Steps change each tensor of every phase, where all parts are trained at once."""
+    encoded = site.encode(load_rows(rows, site.plan.task))
+    parts, start = site.recipe.parts(1), dict(site.recipe.start())
+    rng = np.random.default_rng(0)
+    for spec in site.recipe.layout.specs:  # of a start of zeros, half the gradients are
+        start[spec.name] = start[spec.name] + rng.normal(0, 0.05, spec.shape).astype(np.float32)
+    after = train(site.engine, start, encoded, local=site.plan.local, parts=parts, seed=0, epochs=2)
+    for spec in site.recipe.layout.specs:
+        same = after.tensors[spec.name].tobytes() == start[spec.name].tobytes()
+        assert same == (spec.part not in parts), (site.plan.adapter.method, spec.name)
+
+
+def test_the_page_is_what_is_legal(bases: Callable[[str, int], Path]) -> None:
+    """The same at every width; and nothing is blank."""
+    reasons = {
+        bits: {
+            (method, task): reason_of(bases(task, bits), task, method)
+            for method in METHODS
+            for task in TASKS
+        }
+        for bits in BITS
+    }
+    assert all(reasons[bits] == reasons[4] for bits in BITS)
+    assert (ROOT / "docs" / "methods.md").read_text("utf-8") == document(reasons[4])
