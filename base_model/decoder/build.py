@@ -20,6 +20,7 @@ from base_model.decoder.calibration import has_floats, input_moments
 from base_model.decoder.check import BOUND, PARTS, ROUNDED, check_graph
 from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
+from base_model.decoder.nodes import Nodes
 from base_model.decoder.products import BLOCK, FLOATS, WHOLE_NUMBERS
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
@@ -40,7 +41,8 @@ from protocol.decoder_manifest import (
     parse_decoder_manifest,
 )
 from protocol.errors import ArtefactError, PlanError
-from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Bits, Graph, Slot, TensorEntry
+from protocol.joined import rank_inputs
+from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Bits, Graph, TensorEntry
 
 GRAPH = "graph.onnx"
 # The accuracy level of linears by the bits of what they multiply. 32 is what training computes with.
@@ -190,10 +192,10 @@ def _fill(
         say(f"{wanted.context} of {shape.context} positions, to keep the tables small")
         shape = replace(shape, context=wanted.context)
     entries = write_numbers(folder, source, weights, tell)
-    slots = _write_graph(folder, shape, weights, wanted, tell)
+    nodes = _write_graph(folder, shape, weights, wanted, tell)
     tell("describing", 0.95)
     (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
-    return _manifest(folder, source, shape, weights, wanted, entries, slots)
+    return _manifest(folder, source, shape, weights, wanted, entries, nodes)
 
 
 def rounding(wanted: Wanted) -> str:
@@ -236,14 +238,14 @@ def _write_graph(
     weights: Weights,
     wanted: Wanted,
     tell: Progress,
-) -> list[Slot]:
+) -> Nodes:
     tell("writing the graph", 0.7)
     level = LEVELS[wanted.activation_bits]
     nodes = generating_graph(shape, weights.tensors, slots=wanted.slots, level=level)
     nodes.save(folder / GRAPH, most=wanted.one_file)
     tell("comparing the graph with its weights", 0.8)
     check_graph(folder / GRAPH, shape, weights.tensors, bound=wanted.bound)
-    return nodes.slots
+    return nodes
 
 
 def _config_text(source: DecoderSource) -> str:
@@ -260,7 +262,7 @@ def _manifest(
     weights: Weights,
     wanted: Wanted,
     entries: dict[str, TensorEntry],
-    slots: list[Slot],
+    nodes: Nodes,
 ) -> DecoderManifest:
     files = file_entries(folder)
     architecture: dict[str, Any] = {
@@ -272,6 +274,7 @@ def _manifest(
         "tied": shape.tied,
     }
     sizes = [*shape.matrices().values(), *shape.vectors().values()]
+    linears = shape.linears()
     manifest = DecoderManifest(
         **architecture,
         fingerprint=decoder_fingerprint(
@@ -292,15 +295,16 @@ def _manifest(
         ends=list(source.ends),
         embedding_std=weights.embedding_std,
         parameters=sum(int(np.prod(size)) for size in sizes),
-        linears=shape.linears(),
+        linears=linears,
         graph=Graph(
             file=GRAPH,
             opset=OPSET,
             accuracy_level=LEVELS[wanted.activation_bits],
-            inputs=[IDS, MASK],
+            inputs=[IDS, MASK, *(rank_inputs(linears, nodes.joined) if wanted.slots else [])],
             output=LOGITS,
-            slots=slots,
+            slots=nodes.slots,
         ),
+        joined=nodes.joined,
         tensors=entries,
         files=files,
         made_with=made_with(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class WritingBase:
     tokenizer: Tokenizer
     in_place: bool
 
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """Names of the optional inputs of the graph that writes."""
+        return frozenset(slot.name for slot in self.manifest.input_slots(self.manifest.graph))
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
 
@@ -94,7 +100,7 @@ class DecoderBase(WritingBase):
         check_graph(folder, manifest, verify=verify)
         session = open_session(folder / manifest.graph.file, threads=threads, one_by_one=True)
         _check_contract(session, manifest, folder)
-        verify_slots(session, manifest.graph, folder)
+        verify_slots(session, manifest.input_slots(manifest.graph), folder)
         return cls(
             folder=folder,
             manifest=manifest,

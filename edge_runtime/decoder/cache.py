@@ -48,12 +48,12 @@ class Cache:
         self._tokens: list[int] = []
         prompt = adapter.prompt_length if adapter else 0
         self._prompt = [base.manifest.vocab_size + row for row in range(prompt)]
-        slots = base.manifest.graph.slot_names
         filled = adapter.values if adapter else {}
         self._memory = KeyValues(
             base.session,
             base.manifest,
-            {name: value for name, value in filled.items() if name in slots} | dict(memory or {}),
+            {name: value for name, value in filled.items() if name in base.optional}
+            | dict(memory or {}),
             in_place=base.in_place,
             prefix=adapter.prefix if adapter else (),
         )
