@@ -76,6 +76,21 @@ class Cache:
         return tuple(self._tokens)
 
     @property
+    def memory(self) -> KeyValues:
+        """The keys and values of what it holds."""
+        return self._memory
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it holds tokens of a text, and so what comes before them."""
+        return bool(self._tokens)
+
+    def append(self, token: int) -> None:
+        """A token that was read into :attr:`memory`, behind what it held, by a run of several texts."""
+        self._memory.length += 1
+        self._tokens.append(token)
+
+    @property
     def room(self) -> int:
         """Tokens that a text may have."""
         return self._base.manifest.max_positions - self._prefix - len(self._prompt)
