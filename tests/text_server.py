@@ -57,8 +57,8 @@ class Serving:
 
 
 @contextmanager
-def serving_texts(base: DecoderBase, *, queue: int = 16) -> Iterator[Serving]:
-    service = TextService(base, {}, queue=queue)
+def serving_texts(base: DecoderBase, *, queue: int = 16, at_once: int = 8) -> Iterator[Serving]:
+    service = TextService(base, {}, queue=queue, at_once=at_once)
     for name, seed in SEEDS.items():
         service.replace(name, lora(seed))
     config = settings_of(TextApp(service))

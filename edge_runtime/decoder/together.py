@@ -51,6 +51,7 @@ class Writing:
     def advance(self, logits: Floats | None = None) -> Step | Exception | None:
         """The next step, or what ends the text. ``logits``: behind the token, where it has been read."""
         try:
+            step: Step | None
             if logits is not None and isinstance(self._steps, Generator):
                 step = self._steps.send(logits)
             else:

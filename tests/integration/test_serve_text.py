@@ -251,7 +251,7 @@ def test_a_neighbour_that_leaves_is_closed(served: Serving) -> None:
 
 
 def test_a_full_queue_says_so(base: DecoderBase) -> None:
-    with serving_texts(base, queue=1) as served:
+    with serving_texts(base, queue=1, at_once=4) as served:
         client = served.client()
         with ThreadPoolExecutor(1) as pool:
             with served.slow_neighbour(0.1):

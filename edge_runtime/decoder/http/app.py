@@ -133,7 +133,8 @@ class TextApp:
             with turns.place() as turn:
                 prepared = await asyncio.to_thread(self._service.prepare, asked)
                 answer.prompt_tokens = prepared.prompt_tokens
-                turns.begin(turn, prepared.steps, partial(_pass_on, loop, items))
+                tell = partial(_pass_on, loop, items)
+                turns.begin(turn, prepared.steps, tell, prepared.cache)
                 watching = asyncio.create_task(_watch(receive, turns, turn, items))
                 try:
                     yield _taken(items)

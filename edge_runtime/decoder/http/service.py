@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,15 @@ from edge_runtime.adapter import Tensors
 from edge_runtime.decoder import cache
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.cache import Cache
-from edge_runtime.decoder.generation import Generator, Request, Step, generate
+from edge_runtime.decoder.generation import Generator as TextGenerator
+from edge_runtime.decoder.generation import Request, Step, generate
+from edge_runtime.decoder.generation import Steps as TextSteps
 from edge_runtime.decoder.http.forms import ApiError, Asked, Completion
 from edge_runtime.decoder.http.prompts import prompt_of, refusal
 from edge_runtime.decoder.http.turns import Steps, Turns
+from edge_runtime.decoder.key_values import Floats
 from edge_runtime.decoder.sampling import Sampling
+from edge_runtime.decoder.together import MOST_ROWS, Together
 from protocol.errors import DataError, FedgeError, printable
 from protocol.misspelling import nearest
 
@@ -33,14 +37,25 @@ class Prepared:
 
     prompt_tokens: int
     steps: Steps
+    cache: Cache
 
 
 class TextService:
     """One per process; safe to ask from many threads."""
 
-    def __init__(self, base: DecoderBase, adapters: Mapping[str, Path], *, queue: int) -> None:
-        """Load the adapters. Raises ArtefactError for one that does not fit, DataError for a name."""
-        self.generator = Generator(base)
+    def __init__(
+        self,
+        base: DecoderBase,
+        adapters: Mapping[str, Path],
+        *,
+        queue: int,
+        at_once: int = MOST_ROWS,
+    ) -> None:
+        """Load the adapters. ``at_once`` texts are written at the same time, ``queue`` more may wait.
+
+        Raises ArtefactError for an adapter that does not fit, DataError for a name.
+        """
+        self.generator = TextGenerator(base)
         folder = base.folder.resolve().name
         self.base_name = folder if NAME.fullmatch(folder) else BASE
         self._files = dict(adapters)
@@ -48,7 +63,7 @@ class TextService:
         self._names: tuple[str, ...] = ()
         for name, path in adapters.items():
             self.replace(name, path)
-        self.turns = Turns(queue=queue)
+        self.turns = Turns(queue=queue, at_once=at_once, together=Together(base, most=at_once))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,14 +143,17 @@ class TextService:
             steps = generate(text, prompt, request)
         except DataError as error:
             raise refusal(error, None) from None
-        return Prepared(prompt_tokens=len(prompt), steps=_in_turns(text, prompt, steps))
+        turns = _in_turns(text, prompt, steps)
+        return Prepared(prompt_tokens=len(prompt), steps=turns, cache=text)
 
     def end(self) -> None:
         """End every text."""
         self.turns.end()
 
 
-def _in_turns(text: Cache, prompt: list[int], steps: Iterator[Step]) -> Steps:
+def _in_turns(
+    text: Cache, prompt: list[int], steps: TextSteps
+) -> Generator[Step | None, Floats | None, None]:
     """The same steps, before them a turn for each piece of a long prompt, read as the cache would."""
     for start in range(0, len(prompt) - cache.PIECE, cache.PIECE):
         with text.in_use():
