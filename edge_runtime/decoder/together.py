@@ -76,10 +76,15 @@ class Together:
         """``most``: texts of one run; what is more is read in a second one."""
         self._base, self._most = base, most
         self._least = fewest_rows(base.manifest)
+        manifest = base.manifest
+        self._ranked = isinstance(manifest, DecoderManifest) and manifest.is_ranked
         self._batches: dict[Any, _Batch] = {}
 
     def advance(self, texts: Sequence[Writing]) -> list[Step | Exception | None]:
         """The next step of each, or what ends it, as :meth:`Writing.advance`."""
+        if len(texts) < self._least:
+            self._batches.clear()
+            return [text.advance() for text in texts]
         sent = self._read([(text, text.cache, text.token) for text in texts])
         return [text.advance(sent.get(id(text))) for text in texts]
 
@@ -117,8 +122,7 @@ class Together:
 
     def _group(self, cache: Cache) -> Any:
         """What is the same for texts that may be rows of one run."""
-        adapter, manifest = cache.adapter, self._base.manifest
-        ranked = isinstance(manifest, DecoderManifest) and manifest.is_ranked
+        adapter, ranked = cache.adapter, self._ranked
         if adapter is None or not _acts(adapter):
             return RANKED if ranked else None
         mixes = all(name.endswith((DOWN, UP)) for name in adapter.values if name != SOFT_PROMPT)
