@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 BLOCK = 64  # positions at first; room doubles
 AGREE = 1e-3  # of the largest logit: both ways of keeping a cache do the same sums
+# The same of rows of one run: other sums, after which what linears read may be rounded to 8 bits otherwise.
+ROWS_AGREE = 5e-2
+UNEQUAL = 5  # positions and tokens that are enough to see
 ERRORS, SILENT = 3, 4  # of ONNX Runtime's levels
 
 
@@ -159,4 +162,36 @@ def writes_in_place(
     return all(
         np.abs(want - got).max() <= AGREE * max(1.0, float(np.abs(want).max()))
         for want, got in zip(expected, same, strict=True)
+    )
+
+
+def rows_agree(session: Any, manifest: WritingManifest) -> bool:
+    """Whether two texts of unequal length, as rows of one run in place, get the logits of each alone."""
+    if manifest.max_positions < UNEQUAL or manifest.vocab_size < UNEQUAL:
+        return False
+    texts = [KeyValues(session, manifest, {}, in_place=True, log_level=SILENT) for _ in range(2)]
+    joined = [empty(manifest, 2, UNEQUAL) for _ in manifest.cache_names()]
+    try:
+        for row, (text, ids) in enumerate(zip(texts, ([0], [1, 2]), strict=True)):
+            text.read(np.array(ids, np.int64))
+            for array, value in zip(joined, text.values, strict=True):
+                array[row, :, : text.length] = value.numpy()[0, :, : text.length]
+        expected = [text.read(np.array([3 + row], np.int64)) for row, text in enumerate(texts)]
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(IDS, value_of(np.array([[3], [4]], np.int64)))
+        binding.bind_ortvalue_input(MASK, value_of(np.array([[1, 1, 0], [1, 1, 1]], np.int64)))
+        binding.bind_output(LOGITS)
+        for (name, to), array in zip(manifest.cache_names(), joined, strict=True):
+            value = value_of(array)
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(to, value)
+        options = ort.RunOptions()
+        options.log_severity_level = SILENT
+        run(session, binding, options)
+    except ArtefactError:
+        return False
+    logits = binding.get_outputs_as_ortvaluevector()[0].numpy()[:, -1]
+    return all(
+        np.abs(want - row).max() <= ROWS_AGREE * max(1.0, float(np.abs(want).max()))
+        for want, row in zip(expected, logits, strict=True)
     )

@@ -100,6 +100,9 @@ class Together:
             for start in range(0, len(members), self._most)
         }
         parts = {key: members for key, members in parts.items() if len(members) >= self._least}
+        if not parts or not self._base.runs_rows:
+            self._batches.clear()
+            return {}
         self._batches = {
             key: self._batches.get(key) or _Batch(self._base, most=self._most) for key in parts
         }

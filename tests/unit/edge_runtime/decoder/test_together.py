@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from edge_runtime.decoder.adapters import adapter_of
 from edge_runtime.decoder.base import DecoderBase
@@ -16,7 +18,7 @@ from edge_runtime.decoder.generation import Generator, Request, Step
 from edge_runtime.decoder.sampling import Sampling
 from edge_runtime.decoder.together import Together, Writing, fewest_rows
 from protocol.errors import DataError
-from tests.tiny_decoder import lora, soft_prompt
+from tests.tiny_decoder import lora, soft_prompt, write_manifest, write_tiny_decoder
 from tests.writing_together import PROMPT, Text, apart, built_base, factors, forms
 
 BOUND = 1e-4
@@ -188,6 +190,27 @@ def test_a_graph_of_before_runs_the_texts_of_one_adapter_together(decoder: Decod
     assert [text.sent for text in texts] == [19, 0, 19, 19, 19, 19, 19]
     for text, name in zip(texts, names, strict=True):
         verify_alone(text, decoder, adapters[name], prompt=PROMPT[:5])
+
+
+def test_a_graph_whose_rows_see_what_is_padded_runs_each_by_itself(tmp_path: Path) -> None:
+    folder = write_tiny_decoder(tmp_path / "odd")
+    model = onnx.load(str(folder / "graph.onnx"))
+    summing = next(node for node in model.graph.node if node.op_type == "ReduceSum")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "nought"))
+    model.graph.node.insert(0, helper.make_node("Pow", ["attention_mask", "nought"], ["ones"]))
+    summing.input[0] = "ones"
+    onnx.save(model, str(folder / "graph.onnx"))
+    write_manifest(folder)
+    base = DecoderBase.open(folder, threads=1)
+    assert base.in_place
+    assert not base.runs_rows
+    together = Together(base)
+    texts = [Text(base, None, prompt=PROMPT[:length], count=9) for length in (2, 6)]
+    for _ in range(9):
+        together.advance([text.writing for text in texts])
+    for text, length in zip(texts, (2, 6), strict=True):
+        assert text.sent == 0
+        verify_alone(text, base, None, prompt=PROMPT[:length])
 
 
 def test_an_error_ends_its_own_text(base: DecoderBase) -> None:
