@@ -3,8 +3,8 @@
 A run reads all of the base's weights, for however many rows. Rows are independent of each other but for
 rounding: how a library adds depends on how many there are, so that logits are the same within some 3e-5 of
 the largest, and a text whose likeliest tokens are nearly equal may go on otherwise than alone. Where linears
-round what they read to 8 bits, that difference is rounded too, to some hundredths: such a text under low ranks
-is as good as the one alone, but after some tokens another.
+round what they read to 8 bits, that difference is rounded too, to some hundredths: such a text under low
+ranks is as good as the one alone, but after some tokens another.
 
 Whatever goes wrong in a run of several costs no text anything: each then reads by itself.
 """
