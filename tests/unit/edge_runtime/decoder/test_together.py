@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.generation import Generator, Request, Step
 from edge_runtime.decoder.sampling import Sampling
 from edge_runtime.decoder.together import Together, Writing, fewest_rows
-from protocol.errors import DataError
+from protocol.errors import ArtefactError, DataError
 from tests.tiny_decoder import lora, soft_prompt, write_manifest, write_tiny_decoder
 from tests.writing_together import PROMPT, Text, apart, built_base, factors, forms
 
@@ -30,15 +32,27 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> DecoderBase:
     return built_base(tmp_path_factory.mktemp("together"), bits=32)
 
 
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> DecoderBase:
+    """Codes of 4 bits: linears that read the same are one product. Four rows are enough."""
+    base = built_base(tmp_path_factory.mktemp("coded"))
+    assert base.manifest.joined
+    return base
+
+
 def verify_alone(text: Text, base: DecoderBase, adapter: Any, **of: Any) -> None:
     alone = Text(base, adapter, count=len(text.tokens), **of).alone()
     assert text.tokens == alone.tokens
     assert apart(text, alone) < BOUND
 
 
+@pytest.mark.parametrize("kind", ["base", "coded"])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_texts_join_and_leave_and_pause_in_any_order(base: DecoderBase, seed: int) -> None:
-    """Prompts of any length, room that grows, rows that are taken again, runs of fewer than two."""
+def test_texts_join_and_leave_and_pause_in_any_order(
+    request: pytest.FixtureRequest, kind: str, seed: int
+) -> None:
+    """Prompts of any length, room that grows, rows that are taken again, runs of too few."""
+    base: DecoderBase = request.getfixturevalue(kind)
     rng, together, adapters = np.random.default_rng(seed), Together(base), [*forms(base).values()]
     writing: list[tuple[Text, Any, int]] = []
     over = []
@@ -235,3 +249,23 @@ def test_codes_that_are_widened_for_more_than_a_row_want_more_of_them(
         for _ in range(3):
             together.advance([text.writing for text in texts])
         assert {text.sent for text in texts} == {2 if rows == fewest else 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"joined": {}}, "the graph's slots are not the manifest's"),
+        ({"joined": {"a": ["model.layers.0.mlp.up_proj", "b"]}}, "joined: a linear is part of"),
+        ({"inputs": ["input_ids", "attention_mask"]}, "first difference: ranks.1"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_than_the_graph_is_refused(
+    coded: DecoderBase, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    folder = Path(shutil.copytree(coded.folder, tmp_path / "copy"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    whose = manifest["graph"] if "inputs" in changes else manifest
+    whose |= changes
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=says):
+        DecoderBase.open(folder, threads=1)
