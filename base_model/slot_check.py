@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protocol.errors import ArtefactError
-from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Graph
+from protocol.manifest import TYPE_IDS, TYPES_SHAPE, Graph, Slot
 from protocol.manifests import AnyManifest
 from protocol.seq2seq_manifest import Seq2SeqManifest
 
@@ -29,10 +29,10 @@ def verify_slots(folder: Path, manifest: AnyManifest) -> None:
         outputs = [graph.output]
         if isinstance(manifest, Seq2SeqManifest) and graph is manifest.encoder:
             outputs += manifest.cross_names()
-        _verify_graph(folder / graph.file, graph, outputs)
+        _verify_graph(folder / graph.file, graph, manifest.input_slots(graph), outputs)
 
 
-def _verify_graph(path: Path, declaration: Graph, outputs: list[str]) -> None:
+def _verify_graph(path: Path, declaration: Graph, slots: list[Slot], outputs: list[str]) -> None:
     import onnx
 
     try:
@@ -44,7 +44,7 @@ def _verify_graph(path: Path, declaration: Graph, outputs: list[str]) -> None:
     defaults = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     used = _leading_to(graph, outputs)
-    declared = {slot.name: (FLOAT, slot.shape) for slot in declaration.slots}
+    declared = {slot.name: (FLOAT, slot.shape) for slot in slots}
     if TYPE_IDS in declaration.inputs:
         declared[TYPE_IDS] = (INTEGER, TYPES_SHAPE)
     for name in sorted(declared.keys() | (inputs.keys() & defaults)):

@@ -28,8 +28,8 @@ from protocol.manifest import (
     TYPE_IDS,
     TYPES_SHAPE,
     BaseManifest,
-    Graph,
     Manifest,
+    Slot,
     parse_manifest,
 )
 from protocol.manifests import AnyManifest, parse_any_manifest
@@ -201,16 +201,16 @@ def open_session(
 
 def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
     others = {TYPE_IDS: ("tensor(int64)", TYPES_SHAPE)} if TYPE_IDS in manifest.graph.inputs else {}
-    verify_slots(session, manifest.graph, folder, others)
+    verify_slots(session, manifest.input_slots(manifest.graph), folder, others)
 
 
 def verify_slots(
     session: Any,
-    graph: Graph,
+    slots: Sequence[Slot],
     folder: Path,
     others: Mapping[str, tuple[str, list[int | str]]] | None = None,
 ) -> None:
-    """The graph's optional inputs are the manifest's slots and ``others``, (type, shape) by name.
+    """The graph's optional inputs are these ``slots`` and ``others``, (type, shape) by name.
 
     Raises ArtefactError.
     """
@@ -218,7 +218,7 @@ def verify_slots(
         slot.name: (slot.type, [str(dim) for dim in slot.shape])
         for slot in session.get_overridable_initializers()
     }
-    named = {slot.name: ("tensor(float)", [str(dim) for dim in slot.shape]) for slot in graph.slots}
+    named = {slot.name: ("tensor(float)", [str(dim) for dim in slot.shape]) for slot in slots}
     for name, (kind, shape) in (others or {}).items():
         named[name] = (kind, [str(dim) for dim in shape])
     if found != named:

@@ -9,6 +9,7 @@ in bases of before), ``present.L.key`` and ``.value``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,14 +18,18 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 from protocol.forms import PREFIX
+from protocol.joined import joined_slots, joined_tensors, rank_inputs, ranks_slot, verify_joined
 from protocol.manifest import (
     CONFIG,
+    MOST_LINEARS,
     TOKENIZER,
     BaseManifest,
     Bits,
     Count,
+    Graph,
     Slot,
     TensorEntry,
+    TensorName,
     task_of,
     verify_named,
 )
@@ -65,12 +70,40 @@ class WritingManifest(BaseManifest):
         """What an adapter may hold that is no input of a graph."""
         return []
 
+    def inputs_of(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """An adapter's tensors, float32 in the shapes of slots, by the inputs of the graphs."""
+        return dict(tensors)
+
 
 class DecoderManifest(WritingManifest):
-    """``manifest.json`` of a decoder's folder. ``begin``: the token that begins texts."""
+    """``manifest.json`` of a decoder's folder.
+
+    ``begin``: the token that begins texts. ``joined``: paths of linears that are one product in the graph,
+    by the path of that. (``protocol.joined``) ``graph.inputs`` may list inputs that say which ranks are a
+    row's own.
+    """
 
     task: Literal["causal-lm"] = DECODER
     begin: Token | None
+    joined: dict[TensorName, Annotated[list[TensorName], Field(max_length=8)]] = Field(
+        default={}, max_length=MOST_LINEARS
+    )
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether a run may have rows under adapters of several low ranks."""
+        wanted = rank_inputs(self.linears, self.joined)
+        return set(wanted) <= set(self.graph.inputs)
+
+    def input_slots(self, graph: Graph) -> list[Slot]:
+        """The optional inputs of float32 that the graph has."""
+        counts = range(1, 9)
+        ranks = [slot for slot in map(ranks_slot, counts) if slot.name in graph.inputs]
+        return [*joined_slots(graph.slots, self.linears, self.joined), *ranks]
+
+    def inputs_of(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """An adapter's tensors, float32 in the shapes of slots, by the inputs of the graph."""
+        return joined_tensors(tensors, self.linears, self.joined)
 
     def prefix_slot(self) -> Slot:
         """What an adapter's prefix has to be; it is no input of the graph."""
@@ -123,6 +156,10 @@ def parse_decoder_manifest(text: str, *, source: str) -> DecoderManifest:
             f"{source}: {odd}", "build the base again or fetch an intact copy"
         ) from None
     verify_writing(manifest, tag="decoder", source=source)
+    try:
+        verify_joined(manifest.linears, manifest.joined)
+    except ValueError as odd:
+        raise ArtefactError(f"{source}: joined: {odd}", "do not use this base") from None
     if (manifest.begin or 0) >= manifest.vocab_size:
         raise _odd_token(source)
     return manifest

@@ -142,6 +142,10 @@ class BaseManifest(Record):
         """Its graphs, in the order in which an answer runs them."""
         return [self.graph]
 
+    def input_slots(self, graph: Graph) -> list[Slot]:
+        """The optional inputs of float32 that one of its graphs has."""
+        return graph.slots
+
     def slots(self) -> list[Slot]:
         """The optional inputs of all graphs; each is in one of them."""
         return [slot for graph in self.graphs() for slot in graph.slots]

@@ -84,7 +84,7 @@ def tokens_under(
     backend: WritingBackend, folder: Path, prompt: Sequence[int], count: int = TOKENS
 ) -> tuple[list[int], str]:
     """What is written under a release: its likeliest tokens, and their text."""
-    steps = backend.writer.turns(prompt, Request(max_tokens=count), backend.load(folder))
+    steps = backend.writer.text(prompt, Request(max_tokens=count), backend.load(folder)).steps
     written = [step for step in steps if step is not None]
     return [step.token for step in written], "".join(step.text for step in written)
 

@@ -13,6 +13,7 @@ from typing import Any
 from openai import OpenAI
 from uvicorn.server import Server
 
+from edge_runtime.adapter import Tensors
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.generation import Generator, Request, Step
@@ -57,10 +58,17 @@ class Serving:
 
 
 @contextmanager
-def serving_texts(base: DecoderBase, *, queue: int = 16) -> Iterator[Serving]:
-    service = TextService(base, {}, queue=queue)
-    for name, seed in SEEDS.items():
-        service.replace(name, lora(seed))
+def serving_texts(
+    base: DecoderBase,
+    *,
+    queue: int = 16,
+    at_once: int = 8,
+    adapters: Mapping[str, Tensors] | None = None,
+) -> Iterator[Serving]:
+    service = TextService(base, {}, queue=queue, at_once=at_once)
+    own = {name: lora(seed) for name, seed in SEEDS.items()} if adapters is None else adapters
+    for name, tensors in own.items():
+        service.replace(name, tensors)
     config = settings_of(TextApp(service))
     config.port = 0
     server = Server(config)

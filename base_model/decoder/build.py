@@ -19,6 +19,7 @@ from base_model.decoder.check import check_graph
 from base_model.decoder.described import fields_of_base, graph_entry
 from base_model.decoder.families import shape_of
 from base_model.decoder.graph import generating_graph
+from base_model.decoder.nodes import Nodes
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import Weights, file_tensors, stored_weights
@@ -38,7 +39,8 @@ from protocol.decoder_manifest import (
     parse_decoder_manifest,
 )
 from protocol.errors import ArtefactError
-from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Slot, TensorEntry
+from protocol.joined import rank_inputs
+from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, TensorEntry
 
 GRAPH = "graph.onnx"
 # What differs between versions and machines, and does not change the function.
@@ -122,10 +124,10 @@ def _fill(
         say(f"{context} of {shape.context} positions, to keep the tables small")
         shape = replace(shape, context=context)
     entries = write_numbers(folder, source, weights, tell)
-    slots = _write_graph(folder, shape, weights, wanted, tell)
+    nodes = _write_graph(folder, shape, weights, wanted, tell)
     tell("describing", 0.95)
     (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
-    return _manifest(folder, source, shape, weights, wanted, entries, slots)
+    return _manifest(folder, source, shape, weights, wanted, entries, nodes)
 
 
 def check_tokens(source: DecoderSource, vocabulary: int) -> None:
@@ -161,13 +163,13 @@ def _write_graph(
     weights: Weights,
     wanted: Wanted,
     tell: Progress,
-) -> list[Slot]:
+) -> Nodes:
     tell("writing the graph", 0.7)
     nodes = generating_graph(shape, weights.tensors, slots=wanted.slots, level=wanted.level)
     nodes.save(folder / GRAPH, most=ONE_FILE if wanted.one_file is None else wanted.one_file)
     tell("comparing the graph with its weights", 0.8)
     check_graph(folder / GRAPH, shape, weights.tensors, bound=wanted.bound)
-    return nodes.slots
+    return nodes
 
 
 def _config_text(source: DecoderSource) -> str:
@@ -184,12 +186,14 @@ def _manifest(
     weights: Weights,
     wanted: Wanted,
     entries: dict[str, TensorEntry],
-    slots: list[Slot],
+    nodes: Nodes,
 ) -> DecoderManifest:
+    ranks = rank_inputs(shape.linears(), nodes.joined) if wanted.slots else []
     manifest = DecoderManifest(
         **fields_of_base(folder, source, shape, weights, wanted, entries, tag="decoder"),
         kv_heads=shape.kv_heads,
         begin=source.begin,
-        graph=graph_entry(GRAPH, slots, [IDS, MASK], LOGITS, wanted),
+        graph=graph_entry(GRAPH, nodes.slots, [IDS, MASK, *ranks], LOGITS, wanted),
+        joined=nodes.joined,
     )
     return parse_decoder_manifest(manifest.to_json(), source=source.name)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
+from base_model.edge_adapter import write_edge_adapter
 from base_model.files import folder_that_appears
 from base_model.gguf.lora import Factors, write_gguf_lora
 from base_model.peft_folder import published_of, read_note, read_peft, verify_files
@@ -81,10 +83,20 @@ def export_genai(adapter: Path, base: Path, out: Path) -> None:
         for name in (*manifest.graph_files(), TOKENIZER, CHAT_TEMPLATE):
             if (base / name).is_file():
                 shutil.copyfile(base / name, new / name)
-        shutil.copyfile(adapter / EDGE_FILE, new / EDGE_FILE)
+        _write_inputs(adapter / EDGE_FILE, manifest, new / EDGE_FILE)
         settings = _tokenizer_settings(base, manifest)
         (new / TOKENIZER_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         (new / GENAI).write_text(json.dumps(_genai_config(manifest), indent=1) + "\n", "utf-8")
+
+
+def _write_inputs(adapter: Path, manifest: DecoderManifest, out: Path) -> None:
+    """The adapter by the inputs of the graph, which onnxruntime-genai fills as they are."""
+    if not manifest.joined:
+        shutil.copyfile(adapter, out)
+        return
+    values = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
+    tensors = {name: np.array(value.numpy()) for name, value in values.items()}
+    write_edge_adapter(manifest.inputs_of(tensors), out)
 
 
 def _base_of(adapter: Path, base: Path) -> DecoderManifest:

@@ -54,6 +54,7 @@ def generating_graph(
         weights=weights,
         nodes=nodes,
         slots=slots,
+        ranked=True,
         level=level,
     )
     nodes.input(IDS, TensorProto.INT64, ["rows", "new"])

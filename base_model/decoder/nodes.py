@@ -36,7 +36,9 @@ class Nodes:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._shapes: list[onnx.ValueInfoProto] = []
+        self._optional: set[str] = set()
         self.slots: list[Slot] = []
+        self.joined: dict[str, list[str]] = {}
 
     def add(self, kind: str, inputs: list[str], output: str, /, **attributes: Any) -> str:
         """A node of ONNX with one output; returns it."""
@@ -82,10 +84,21 @@ class Nodes:
     def slot(self, name: str, shape: Dimensions, default: Array) -> str:
         """An optional input of float32: a tensor that a caller may override. (P-1.11)"""
         if name not in self._tensors:
+            self.slots.append(Slot(name=name, dtype="float32", shape=shape))
+        return self.optional(name, shape, default)
+
+    def optional(self, name: str, shape: Dimensions, default: Array) -> str:
+        """An input of float32 with a default, which is no slot of an adapter."""
+        if name not in self._tensors:
             self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
             self._tensors[name] = default
-            self.slots.append(Slot(name=name, dtype="float32", shape=shape))
+            self._optional.add(name)
         return name
+
+    def joined_slots(self, joined: str, parts: list[str], slots: list[Slot]) -> None:
+        """The slots of linears that are one product, ``joined``, and have the inputs of that. (P-1.13)"""
+        self.joined[joined] = parts
+        self.slots += slots
 
     def output(self, name: str, kind: int, shape: Dimensions) -> None:
         """An output of the graph."""
@@ -114,14 +127,13 @@ class Nodes:
         onnx.save(self._model(outside), str(path))
 
     def _model(self, outside: Outside | None) -> onnx.ModelProto:
-        optional = {slot.name for slot in self.slots}
         graph = helper.make_graph(
             self._nodes, self._name, self._inputs, self._outputs, value_info=self._shapes
         )
         for name, value in self._tensors.items():
             tensor = TensorProto(name=name, dims=value.shape)
             tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-            if name in optional or not (outside and outside.holds(tensor, value)):
+            if name in self._optional or not (outside and outside.holds(tensor, value)):
                 tensor.raw_data = value.tobytes()
             graph.initializer.append(tensor)
         versions = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

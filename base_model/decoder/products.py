@@ -15,6 +15,8 @@ from base_model.decoder.nodes import Nodes
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight, Floats
 from protocol.forms import DOWN, UP
+from protocol.joined import low_rank_slots, ranks_slot
+from protocol.manifest import Slot
 
 BLOCK = 32
 # Accuracy levels of MatMulNBits: inputs as they are, or rounded to 8 bits, a block with a scale of its own.
@@ -33,6 +35,8 @@ class Products:
     ``sizes``: (out, in) of every matrix by its module's path. ``derivable``: only of operators that have a
     derivative: what a block adds and the next norm are two, and products read their rows as floats.
     Elsewhere ``level`` says what products with codes read: FLOATS, or WHOLE_NUMBERS to round them.
+    ``ranked``: linears that are one product have one low-rank branch, and an input says which ranks are a
+    row's own. (docs/adr/0060)
     ``read``: by the path of a matrix, the rows that it multiplies.
     """
 
@@ -41,6 +45,7 @@ class Products:
     nodes: Nodes
     slots: bool
     derivable: bool = False
+    ranked: bool = False
     level: int = FLOATS
     read: dict[str, str] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
@@ -94,9 +99,11 @@ def linears(building: Products, joined: str, paths: list[str], rows: str) -> lis
     width, level = building.sizes[paths[0]][1], building.level
     codes = Codes(path=joined, weight=whole, width=width, bias=bias, level=level)
     every = _coded_product(building, codes, rows, f"{joined}/rows")
+    if building.slots and building.ranked:
+        every = _joined_branch(building, joined, paths, rows, every)
     outputs = [f"{path}/rows/base" for path in paths]
     nodes.split(every, outputs, tuple(building.sizes[path][0] for path in paths))
-    if not building.slots:
+    if not building.slots or building.ranked:
         return outputs
     return [_branch(building, path, rows, base) for path, base in zip(paths, outputs, strict=True)]
 
@@ -118,13 +125,38 @@ def _joined(weights: list[Stored]) -> CodedWeight | None:
 def _branch(building: Products, path: str, rows: str, base: str) -> str:
     """A linear's output with what its low-rank factors add."""
     nodes, output = building.nodes, rows_of(path)
-    out, width = building.sizes[path]
-    # A rank of its own for each: with one symbol the memory planner assumes equal ranks everywhere.
-    rank = f"r_{path}"
-    down = nodes.slot(path + DOWN, [width, rank], np.zeros((width, 0), np.float32))
-    up = nodes.slot(path + UP, [rank, out], np.zeros((0, out), np.float32))
-    narrow = nodes.add("MatMul", [rows, down], f"{output}/down")
-    return nodes.add("Gemm", [narrow, up, base], output)
+    for slot in low_rank_slots(path, *building.sizes[path]):
+        nodes.slot(slot.name, slot.shape, _empty(slot))
+    narrow = nodes.add("MatMul", [rows, path + DOWN], f"{output}/down")
+    if building.ranked:
+        narrow = nodes.add("Mul", [narrow, _own_ranks(nodes, 1)], f"{output}/own")
+    return nodes.add("Gemm", [narrow, path + UP, base], output)
+
+
+def _joined_branch(building: Products, joined: str, paths: list[str], rows: str, base: str) -> str:
+    """The output of a product of several linears with what their low-rank factors add.
+
+    It is a third of the nodes; the second factor has zeros where a linear's ranks are not another's.
+    """
+    nodes, sizes = building.nodes, [building.sizes[path] for path in paths]
+    out, width = sum(size[0] for size in sizes), sizes[0][1]
+    parts = [slot for path in paths for slot in low_rank_slots(path, *building.sizes[path])]
+    nodes.joined_slots(joined, paths, parts)
+    for slot in low_rank_slots(joined, out, width):
+        nodes.optional(slot.name, slot.shape, _empty(slot))
+    narrow = nodes.add("MatMul", [rows, joined + DOWN], f"{joined}/down")
+    narrow = nodes.add("Mul", [narrow, _own_ranks(nodes, len(paths))], f"{joined}/own")
+    return nodes.add("Gemm", [narrow, joined + UP, base], f"{joined}/adapted")
+
+
+def _empty(slot: Slot) -> Any:
+    return np.zeros([size if isinstance(size, int) else 0 for size in slot.shape], np.float32)
+
+
+def _own_ranks(nodes: Nodes, linears: int) -> str:
+    """The input that says which ranks are a row's own: all of them, unless a caller says otherwise."""
+    slot = ranks_slot(linears)
+    return nodes.optional(slot.name, slot.shape, np.ones((1, 1), np.float32))
 
 
 def rows_of(path: str) -> str:

@@ -49,7 +49,7 @@ class WritingBackend:
     def load(self, folder: Path, policy: Policy | None = None) -> DecoderAdapter:
         """As `Backend.load`: the answer is a token behind the vocabulary's first."""
         adapter = load_decoder_adapter(folder, self.writer.base, policy=policy)
-        for _ in self.writer.turns([0], ONCE, adapter):
+        for _ in self.writer.text([0], ONCE, adapter).steps:
             pass
         return adapter
 
@@ -92,7 +92,7 @@ class WritingBackend:
     ) -> tuple[str, int]:
         """The text, and how many tokens it took."""
         try:
-            turns = self.writer.turns(prompt, request, adapter)
+            turns = self.writer.text(prompt, request, adapter).steps
         except DataError as error:  # of numbers of tokens alone
             raise _unreadable(at, error.cause) from None
         steps: list[Step] = [step for step in turns if step is not None]

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class DecoderAdapter:
     """A loaded adapter: it is itself and no other, even of the same file loaded again.
 
-    ``values``: OrtValues by slot, which keep their arrays. ``fingerprint``: of the base that it fits.
-    ``prefix``: what every cache holds at first, OrtValues (1, kv_heads, tokens, head_size) in the order of
-    the manifest's cache, none for an adapter without one.
+    ``values``: OrtValues by the graph's inputs, which keep their arrays. ``fingerprint``: of the base that it
+    fits. ``prefix``: what every cache holds at first, OrtValues (1, kv_heads, tokens, head_size) in the order
+    of the manifest's cache, none for an adapter without one.
     """
 
     source: str
@@ -115,11 +115,12 @@ def adapter_of(tensors: Tensors, base: WritingBase, *, source: str) -> DecoderAd
     if not tensors:
         raise ArtefactError(f"{source}: it is empty, so that it adapts nothing", REFETCH)
     check_slots(tensors, manifest, source=source, beside=manifest.slots_beside())
+    filled = manifest.inputs_of({n: value for n, value in tensors.items() if n != PREFIX})
     prefix = _prefix(tensors[PREFIX], manifest) if PREFIX in tensors else ()
     adapter = DecoderAdapter(
         source=source,
         fingerprint=manifest.fingerprint,
-        values={name: _value(value) for name, value in tensors.items() if name != PREFIX},
+        values={name: _value(value) for name, value in filled.items()},
         prefix=prefix,
     )
     if adapter.positions >= manifest.max_positions:

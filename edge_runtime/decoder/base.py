@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edge_runtime.base import (
     open_tokenizer,
     verify_slots,
 )
-from edge_runtime.decoder.key_values import writes_in_place
+from edge_runtime.decoder.key_values import rows_agree, writes_in_place
 from protocol.chat.template import MOST_TEMPLATE
 from protocol.decoder_manifest import (
     CHAT_TEMPLATE,
@@ -55,6 +56,16 @@ class WritingBase:
     session: Any
     tokenizer: Tokenizer
     in_place: bool
+
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """Names of the optional inputs of the graph that writes."""
+        return frozenset(slot.name for slot in self.manifest.input_slots(self.manifest.graph))
+
+    @cached_property
+    def runs_rows(self) -> bool:
+        """Whether texts of unequal length may be rows of one run; it is tried, with some tokens."""
+        return self.in_place and rows_agree(self.session, self.manifest)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of ``text``; with ``special`` also those that the tokenizer puts around a text.
@@ -103,7 +114,7 @@ class DecoderBase(WritingBase):
         check_graph(folder, manifest, verify=verify)
         session = open_session(folder / manifest.graph.file, threads=threads, one_by_one=True)
         _check_contract(session, manifest, folder)
-        verify_slots(session, manifest.graph, folder)
+        verify_slots(session, manifest.input_slots(manifest.graph), folder)
         return cls(
             folder=folder,
             manifest=manifest,

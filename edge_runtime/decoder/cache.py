@@ -48,12 +48,12 @@ class Cache:
         self._tokens: list[int] = []
         prompt = adapter.prompt_length if adapter else 0
         self._prompt = [base.manifest.vocab_size + row for row in range(prompt)]
-        slots = base.manifest.graph.slot_names
         filled = adapter.values if adapter else {}
         self._memory = KeyValues(
             base.session,
             base.manifest,
-            {name: value for name, value in filled.items() if name in slots} | dict(memory or {}),
+            {name: value for name, value in filled.items() if name in base.optional}
+            | dict(memory or {}),
             in_place=base.in_place,
             prefix=adapter.prefix if adapter else (),
         )
@@ -74,6 +74,21 @@ class Cache:
     def tokens(self) -> tuple[int, ...]:
         """What was read of a text."""
         return tuple(self._tokens)
+
+    @property
+    def memory(self) -> KeyValues:
+        """The keys and values of what it holds."""
+        return self._memory
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it holds tokens of a text, and so what comes before them."""
+        return bool(self._tokens)
+
+    def append(self, token: int) -> None:
+        """A token that was read into :attr:`memory`, behind what it held, by a run of several texts."""
+        self._memory.length += 1
+        self._tokens.append(token)
 
     @property
     def room(self) -> int:

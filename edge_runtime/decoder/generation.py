@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import abc, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,6 +16,7 @@ from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.key_values import Floats
 from edge_runtime.decoder.sampling import GREEDY, MOST_NAMED, Sampling, choose, named
 from edge_runtime.decoder.text import StopStrings, TextStream
+from edge_runtime.decoder.together import MOST_ROWS, Together, Writing
 from protocol.errors import DataError
 
 MAX_TOKENS = 256
@@ -70,28 +72,44 @@ class Step:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+Steps = abc.Generator[Step, Floats | None, None]
+TurnSteps = abc.Generator[Step | None, Floats | None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is to be written, not begun: its ``steps``, None where a turn wrote nothing.
+
+    ``cache``: whoever has read a step's token into it sends the logits behind it; None where nobody may.
+    """
+
+    steps: Iterator[Step | None]
+    cache: Cache | None = None
+
+
+def generate(cache: Cache, prompt: Sequence[int], request: Request) -> Steps:
     """Write what follows ``prompt``, under the cache's adapter (``request.adapter`` is not looked at).
 
     The prompt is the whole text so far; what the cache has read of it is not read again. Closing the iterator
-    ends the work, at the latest with the next token. Raises DataError before anything runs.
+    ends the work, at the latest with the next token. Whoever has read a step's token into the cache sends the
+    logits behind it. (``edge_runtime.decoder.together``) Raises DataError before anything runs.
     """
     request.verify()
     cache.verify(prompt)
     return _steps(cache, list(prompt), request)
 
 
-def _steps(cache: Cache, prompt: list[int], request: Request) -> Iterator[Step]:
+def _steps(cache: Cache, prompt: list[int], request: Request) -> Steps:
     room = cache.room - len(prompt) + 1
     writer = _Writer(cache.base, request, room=room, after=prompt[-1] if request.joins else None)
     with cache.in_use():
         logits = cache.follow(prompt)
         while True:
             step = writer.step(logits)
-            yield step
+            sent = yield step
             if step.finish:
                 return
-            logits = cache.read([step.token])
+            logits = cache.read([step.token]) if sent is None else sent
 
 
 class _Writer:
@@ -146,7 +164,7 @@ class Conversation:
         """Tokens that need not be read again under the adapter of the last turn."""
         return len(self._cache.tokens)
 
-    def steps(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+    def steps(self, prompt: Sequence[int], request: Request) -> Steps:
         """As :func:`generate`, under the adapter that the request names. Raises DataError."""
         adapter = self._adapters.named(request.adapter)
         if self._cache.adapter is not adapter:
@@ -175,12 +193,10 @@ class Writer(Protocol):
         """One text under the adapter that the request names. Raises DataError."""
         ...
 
-    def turns(
-        self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None
-    ) -> Iterator[Step | None]:
-        """The same under this adapter, whatever the request names; None is work without a step.
+    def text(self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None) -> Text:
+        """The same under this adapter, whatever the request names.
 
-        Raises DataError before anything runs; closing the iterator ends the work.
+        Raises DataError before anything runs; closing the steps ends the work.
         """
         ...
 
@@ -195,25 +211,57 @@ class Generator:
         """Tokens that a text may have, prompt and all."""
         return self.base.manifest.max_positions - (adapter.positions if adapter else 0)
 
-    def turns(
-        self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None
-    ) -> Iterator[Step | None]:
+    def text(self, prompt: Sequence[int], request: Request, adapter: DecoderAdapter | None) -> Text:
         """The steps, before them a None for each piece of a long prompt, read as the cache would."""
-        text = Cache(self.base, adapter)
-        return _in_turns(text, list(prompt), generate(text, prompt, request))
+        cache = Cache(self.base, adapter)
+        steps = _in_turns(cache, list(prompt), generate(cache, prompt, request))
+        return Text(steps=steps, cache=cache)
 
     def conversation(self) -> Conversation:
         """A new one; each has a cache of its own."""
         return Conversation(self.base, self.adapters)
 
-    def generate(self, prompt: Sequence[int], request: Request) -> Iterator[Step]:
+    def generate(self, prompt: Sequence[int], request: Request) -> Steps:
         """One text, with a cache that is gone afterwards. Raises DataError."""
         return self.conversation().steps(prompt, request)
 
+    def together(
+        self, asked: Sequence[tuple[Sequence[int], Request]], *, most: int = MOST_ROWS
+    ) -> Iterator[tuple[int, Step | Exception]]:
+        """Several texts, (prompt, request) each, under adapters of their own: (which of them, its next step).
 
-def _in_turns(text: Cache, prompt: list[int], steps: Iterator[Step]) -> Iterator[Step | None]:
+        At most ``most`` are written at the same time; a place that becomes free is the next one's. An error
+        ends its own text, in the place of a step. Raises DataError before anything runs.
+        """
+        if most < 1:
+            raise DataError(f"{most} texts at the same time are asked for", "ask for 1 or more")
+        texts: deque[tuple[int, Writing]] = deque()
+        for number, (prompt, request) in enumerate(asked):
+            cache = Cache(self.base, self.adapters.named(request.adapter))
+            texts.append((number, Writing(generate(cache, prompt, request), cache)))
+        return _rounds(Together(self.base, most=most), texts, most)
+
+
+def _in_turns(text: Cache, prompt: list[int], steps: Steps) -> TurnSteps:
+    """The same steps, before them a turn for each piece of a long prompt, read as the cache would."""
     for start in range(0, len(prompt) - reading.PIECE, reading.PIECE):
         with text.in_use():
             text.read(prompt[start : start + reading.PIECE])
         yield None
     yield from steps
+
+
+def _rounds(
+    together: Together, waiting: deque[tuple[int, Writing]], most: int
+) -> Iterator[tuple[int, Step | Exception]]:
+    writing: list[tuple[int, Writing]] = []
+    while waiting or writing:
+        while waiting and len(writing) < most:
+            writing.append(waiting.popleft())
+        items = together.advance([text for _, text in writing])
+        for (number, text), item in zip(tuple(writing), items, strict=True):
+            if isinstance(item, Exception) or (item is not None and item.finish):
+                text.close()
+                writing.remove((number, text))
+            if item is not None:
+                yield number, item

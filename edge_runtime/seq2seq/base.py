@@ -68,7 +68,7 @@ class Seq2SeqBase(WritingBase):
         source: Values = {SOURCE_MASK: (INT64, (FREE, FREE))}
         verify_contract(session, inputs | cross | source, outputs, folder)
         for opened, graph in zip((reader, session), manifest.graphs(), strict=True):
-            verify_slots(opened, graph, folder)
+            verify_slots(opened, manifest.input_slots(graph), folder)
         return cls(
             folder=folder,
             manifest=manifest,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from edge_runtime.decoder.adapters import Adapters, DecoderAdapter
 from edge_runtime.decoder.cache import Cache, verify_tokens
-from edge_runtime.decoder.generation import Request, Step, generate
+from edge_runtime.decoder.generation import Request, Step, Text, generate
 from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 
 
@@ -30,12 +30,10 @@ class Translator:
         """Tokens that a source may have."""
         return self.base.manifest.max_positions
 
-    def turns(
-        self, source: Sequence[int], request: Request, adapter: DecoderAdapter | None
-    ) -> Iterator[Step | None]:
+    def text(self, source: Sequence[int], request: Request, adapter: DecoderAdapter | None) -> Text:
         """The steps, before them a None for the source, which is read at once."""
         self._verify(source, request)
-        return self._in_turns(source, request, adapter)
+        return Text(steps=self._in_turns(source, request, adapter))
 
     def _in_turns(
         self, source: Sequence[int], request: Request, adapter: DecoderAdapter | None

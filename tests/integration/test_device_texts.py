@@ -27,10 +27,11 @@ from uvicorn.server import Server
 from edge_runtime import agent
 from edge_runtime.backends.writing import WritingBackend, open_writing
 from edge_runtime.decoder.commands import Opened
-from edge_runtime.decoder.generation import Request, Step
+from edge_runtime.decoder.generation import Request, Step, Text
 from edge_runtime.decoder.http.app import TextApp
 from edge_runtime.decoder.http.followed import DeviceTexts
 from edge_runtime.decoder.http.forms import Completion, parse_asked
+from edge_runtime.decoder.together import Together, Writing
 from edge_runtime.following import Follower
 from edge_runtime.http_server import settings_of
 from edge_runtime.settings import Device
@@ -193,14 +194,17 @@ def test_a_release_that_fails_while_it_writes_is_left(
 ) -> None:
     device, offers = two_releases(lenient)
     service = DeviceTexts(device, backend, clock=lambda: 0.0, queue=2)
-    real, bad = service.writer.turns, service.follower.serving.adapter
+    real, bad = service.writer.text, service.follower.serving.adapter
 
-    def failing(prompt: Any, request: Request, adapter: Any) -> Iterator[Step | None]:
-        yield from itertools.islice(real(prompt, request, adapter), 3)
-        if adapter is bad:
-            raise ArtefactError("as a graph that does not run", "tests")
+    def failing(prompt: Any, request: Request, adapter: Any) -> Text:
+        def steps() -> Iterator[Step | None]:
+            yield from itertools.islice(real(prompt, request, adapter).steps, 3)
+            if adapter is bad:
+                raise ArtefactError("as a graph that does not run", "tests")
 
-    monkeypatch.setattr(service.writer, "turns", failing)
+        return Text(steps=steps())
+
+    monkeypatch.setattr(service.writer, "text", failing)
     asked = parse_asked(Completion, json.dumps(GREEDY).encode())
     for _ in range(device.faults):
         assert service.health()["release"] == offers[1]
@@ -208,6 +212,28 @@ def test_a_release_that_fails_while_it_writes_is_left(
             list(service.prepare(asked).steps)
     assert service.health()["release"] == read_state(device.store).current == offers[0]
     assert len(list(service.prepare(asked).steps)) == 3
+    service.end()
+
+
+def test_texts_of_a_release_are_read_together(lenient: World, backend: WritingBackend) -> None:
+    """Whoever watches a text's steps hands on the logits that were read for it elsewhere."""
+    device, _ = two_releases(lenient)
+    service = DeviceTexts(device, backend, clock=time.monotonic, queue=2)
+    asked = parse_asked(Completion, json.dumps(GREEDY).encode())
+    texts = [service.prepare(asked) for _ in range(5)]
+    writing = [Writing(text.steps, text.cache) for text in texts]
+    read = list[int]()
+
+    class Counted(Together):
+        def _read(self, texts: Any) -> Any:
+            sent = super()._read(texts)
+            read.append(len(sent))
+            return sent
+
+    together = Counted(service.writer.base)
+    for step in list(service.prepare(asked).steps)[:4]:
+        assert together.advance(writing) == [step] * 5
+    assert read == [0, 5, 5, 5]  # behind the prompt each reads with the others
     service.end()
 
 

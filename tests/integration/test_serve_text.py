@@ -7,15 +7,19 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from edge_runtime.decoder.base import DecoderBase
-from edge_runtime.decoder.generation import Request
+from edge_runtime.decoder.generation import Generator, Request
+from edge_runtime.decoder.sampling import Sampling
 from tests.text_server import HI, OTHER, SEEDS, Serving, alone, serving_texts, tiny_base, until
 from tests.tiny_decoder import lora
+from tests.writing_together import PROMPT, built_base, factors
+from tests.writing_together import prompt as soft_prompt
 
 GREEDY: dict[str, Any] = {"messages": HI, "temperature": 0}
 
@@ -251,7 +255,7 @@ def test_a_neighbour_that_leaves_is_closed(served: Serving) -> None:
 
 
 def test_a_full_queue_says_so(base: DecoderBase) -> None:
-    with serving_texts(base, queue=1) as served:
+    with serving_texts(base, queue=1, at_once=4) as served:
         client = served.client()
         with ThreadPoolExecutor(1) as pool:
             with served.slow_neighbour(0.1):
@@ -340,3 +344,40 @@ def test_a_base_that_does_not_run_is_a_server_error(served: Serving) -> None:
         with pytest.raises(openai.InternalServerError):
             served.client().chat.completions.create(model="d", stream=stream, **GREEDY)
     assert streamed(served.client(), "a") == alone(served.service.generator.base, SEEDS["a"])
+
+
+def test_models_of_several_adapters_are_written_in_one_run(tmp_path: Path) -> None:
+    """Streams that are begun together, one of which is left half way: each is its own model's text."""
+    base = built_base(tmp_path)
+    tensors = {name: factors(base.manifest, number) for number, name in enumerate("xyz")}
+    tensors["p"] = soft_prompt(base.manifest, 9)
+    generator = Generator(base)
+    for name, value in tensors.items():
+        generator.adapters.put(name, value)
+    with serving_texts(base, adapters=tensors) as served:
+        asked: dict[str, Any] = {"prompt": PROMPT, "temperature": 1.2, "seed": 5, "max_tokens": 40}
+        sampling = Sampling(temperature=1.2)
+        together = served.service.turns._together
+        assert together is not None
+        with served.slow_neighbour(0.005):
+            client = served.client()
+            streams = {
+                name: client.completions.create(model=name, stream=True, **asked)
+                for name in ("base", *tensors)
+            }
+            left = client.completions.create(model="x", stream=True, **asked)
+            assert until(lambda: bool(together._batches))
+            next(left)
+            left.close()
+            texts = {
+                name: "".join(chunk.choices[0].text for chunk in stream)
+                for name, stream in streams.items()
+            }
+        assert until(lambda: served.service.turns.places == 0)
+    for name, text in texts.items():
+        request = Request(
+            adapter=None if name == "base" else name,
+            max_tokens=40, sampling=sampling, seed=5, joins=True,
+        )  # fmt: skip
+        assert text == "".join(step.text for step in generator.generate(PROMPT, request))
+    assert len(set(texts.values())) == len(texts)

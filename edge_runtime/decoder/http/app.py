@@ -138,7 +138,8 @@ class TextApp:
                 prepared = await asyncio.to_thread(self._service.prepare, asked)
                 answer.prompt_tokens = prepared.prompt_tokens
                 answer.note(prepared.facts)
-                turns.begin(turn, prepared.steps, partial(_pass_on, loop, items))
+                tell = partial(_pass_on, loop, items)
+                turns.begin(turn, prepared.steps, tell, prepared.cache)
                 watching = asyncio.create_task(_watch(receive, turns, turn, items))
                 try:
                     yield _taken(items)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Base = Annotated[Path, typer.Option("--base", help="folder of a base that writes text")]
 LOCAL = ("127.0.0.1", "localhost")
-QUEUE = 16  # texts that may wait unless asked otherwise
+QUEUE, AT_ONCE = 16, 8  # texts that may wait, and that are written together, unless asked otherwise
+MOST_AT_ONCE = 16
 MOST_QUEUE = 32  # with those that are written and some for other questions, of 64 connections
 
 
@@ -42,14 +43,18 @@ def serve_text(
     queue: Annotated[
         int, typer.Option("--queue", min=0, max=MOST_QUEUE, help="texts that may wait")
     ] = QUEUE,
+    at_once: Annotated[
+        int,
+        typer.Option("--at-once", min=1, max=MOST_AT_ONCE, help="texts that are written together"),
+    ] = AT_ONCE,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Write texts over HTTP for OpenAI's clients, until Ctrl-C.
 
     POST /v1/chat/completions and /v1/completions, GET /v1/models: the base and each adapter are a model.
-    Four texts at a time take turns, a token each. SIGHUP loads the adapters' files again; texts that have
-    begun end with the adapter that they began with.
+    Texts take turns, a token each, in one run where that is less work, whatever their models. SIGHUP
+    loads the adapters' files again; texts that have begun end with the adapter that they began with.
     """
     files = _files(adapter or [])
     from edge_runtime.start import start_lean
@@ -59,7 +64,7 @@ def serve_text(
     from edge_runtime.decoder.http.service import TextService
 
     backend = open_writing(base, threads=threads)
-    service = TextService(backend.writer.base, files, queue=queue)
+    service = TextService(backend.writer.base, files, queue=queue, at_once=at_once)
     if host not in LOCAL:
         typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)
     try:

@@ -14,11 +14,13 @@ from edge_runtime.adapter import Tensors
 from edge_runtime.backends.writing import writer_of
 from edge_runtime.decoder.adapters import DecoderAdapter
 from edge_runtime.decoder.base import DecoderBase, WritingBase
+from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.generation import Request, Writer
 from edge_runtime.decoder.http.forms import ApiError, Asked, Completion
 from edge_runtime.decoder.http.prompts import prompt_of, refusal
 from edge_runtime.decoder.http.turns import Steps, Turns
 from edge_runtime.decoder.sampling import Sampling
+from edge_runtime.decoder.together import MOST_ROWS, Together
 from protocol.errors import DataError, FedgeError, printable
 from protocol.misspelling import nearest
 
@@ -38,6 +40,7 @@ class Prepared:
 
     prompt_tokens: int
     steps: Steps
+    cache: Cache | None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,9 +56,12 @@ class Held:
 class Texts(ABC):
     """One per process; safe to ask from many threads. Which models there are is a subclass's."""
 
-    def __init__(self, writer: Writer, *, queue: int) -> None:
+    def __init__(self, writer: Writer, *, queue: int, at_once: int = MOST_ROWS) -> None:
+        """``at_once`` texts are written at the same time, ``queue`` more may wait."""
         self.writer = writer
-        self.turns = Turns(queue=queue)
+        base = writer.base
+        together = Together(base, most=at_once) if isinstance(base, DecoderBase) else None
+        self.turns = Turns(queue=queue, at_once=at_once, together=together)
 
     @property
     @abstractmethod
@@ -105,10 +111,15 @@ class Texts(ABC):
             joins=isinstance(asked, Completion) and isinstance(base, DecoderBase),
         )
         try:
-            steps = self.writer.turns(prompt, request, held.adapter)
+            text = self.writer.text(prompt, request, held.adapter)
         except DataError as error:
             raise refusal(error, None) from None
-        return Prepared(prompt_tokens=len(prompt), steps=held.watched(steps), facts=held.facts)
+        return Prepared(
+            prompt_tokens=len(prompt),
+            steps=held.watched(text.steps),
+            cache=text.cache,
+            facts=held.facts,
+        )
 
     def end(self) -> None:
         """End every text."""
@@ -118,7 +129,14 @@ class Texts(ABC):
 class TextService(Texts):
     """The base and adapters of files, which may be loaded again."""
 
-    def __init__(self, base: WritingBase, adapters: Mapping[str, Path], *, queue: int) -> None:
+    def __init__(
+        self,
+        base: WritingBase,
+        adapters: Mapping[str, Path],
+        *,
+        queue: int,
+        at_once: int = MOST_ROWS,
+    ) -> None:
         """Load the adapters. Raises ArtefactError for one that does not fit, DataError for a name."""
         self.generator = writer_of(base)
         folder = base.folder.resolve().name
@@ -128,7 +146,7 @@ class TextService(Texts):
         self._names: tuple[str, ...] = ()
         for name, path in adapters.items():
             self.replace(name, path)
-        super().__init__(self.generator, queue=queue)
+        super().__init__(self.generator, queue=queue, at_once=at_once)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,21 +1,23 @@
 """Texts that are written at the same time: they take turns, a token each, on one thread.
 
 A token costs reading all of the base's weights, whoever it is for: two runs at once would halve each
-other's speed and write no more. On one thread a text can be ended between two tokens, and its cache is
-never in two hands. A long prompt takes several turns to be read.
+other's speed and write no more. So those that are being written take their turns together, in one run
+(``edge_runtime.decoder.together``), and a prompt is read in turns between, a piece at a time. On one thread a
+text can be ended between two tokens, and its cache is never in two hands.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.generation import Step
+from edge_runtime.decoder.together import MOST_ROWS, Together, Writing
 
-AT_ONCE = 4  # texts that take turns; each holds a cache
 END_S = 10.0  # for the turn that runs when all is to end
 Tell = Callable[[Step | Exception], None]
 Steps = Iterator[Step | None]  # None: a turn that wrote nothing
@@ -39,17 +41,8 @@ class Turn:
     def __init__(self) -> None:
         self.state: Literal["reserved", "waiting", "writing", "over"] = "reserved"
         self.left = False
-        self.steps: Steps = iter(())
+        self.text = Writing(iter(()))
         self.tell: Tell = lambda _: None
-
-    def advance(self) -> Step | Exception | None:
-        """Take a turn: the step that it wrote, or what ends the text."""
-        if self.left:
-            return LeftError()
-        try:
-            return next(self.steps)
-        except Exception as error:  # whatever ends this text must not end the others
-            return error
 
     def hear(self, item: Step | Exception) -> None:
         """Hand over what came of a turn. Whoever cannot take it has left."""
@@ -60,17 +53,18 @@ class Turn:
         except Exception:
             self.left = True
 
-    def close(self) -> None:
-        """Give up what the text holds: its cache above all."""
-        if isinstance(self.steps, Generator):
-            self.steps.close()
-
 
 class Turns:
-    """``at_once`` texts take turns, ``queue`` more wait for a place among them. For many threads."""
+    """``at_once`` texts take turns, ``queue`` more wait for a place among them. For many threads.
 
-    def __init__(self, *, queue: int, at_once: int = AT_ONCE) -> None:
+    ``together``: reads the tokens of those that have a cache; without it each reads its own.
+    """
+
+    def __init__(
+        self, *, queue: int, at_once: int = MOST_ROWS, together: Together | None = None
+    ) -> None:
         self._at_once, self._most = at_once, at_once + queue
+        self._together = together
         self._places = 0
         self._waiting: deque[Turn] = deque()
         self._writing: deque[Turn] = deque()
@@ -100,12 +94,15 @@ class Turns:
         finally:
             self.leave(turn)
 
-    def begin(self, turn: Turn, steps: Steps, tell: Tell) -> None:
-        """Write a text: ``tell`` gets its steps, or the error that ends it, on the thread that writes."""
+    def begin(self, turn: Turn, steps: Steps, tell: Tell, cache: Cache | None = None) -> None:
+        """Write a text: ``tell`` gets its steps, or the error that ends it, on the thread that writes.
+
+        ``cache``: where the steps are those of one.
+        """
         with self._changed:
             if turn.state != "reserved" or self._ended:
                 raise EndedError
-            turn.steps, turn.tell, turn.state = steps, tell, "waiting"
+            turn.text, turn.tell, turn.state = Writing(steps, cache), tell, "waiting"
             self._waiting.append(turn)
             self._changed.notify()
 
@@ -115,7 +112,7 @@ class Turns:
             turn.left = True
             if turn.state == "waiting":
                 self._waiting.remove(turn)
-                turn.close()
+                turn.text.close()
             if turn.state in ("waiting", "reserved"):
                 self._over(turn)
 
@@ -131,32 +128,49 @@ class Turns:
         turn.state = "over"
 
     def _work(self) -> None:
-        while turn := self._next():
-            item = turn.advance()
-            over = isinstance(item, Exception) or (item is not None and item.finish != "")
-            if over:
-                turn.close()
-            with self._changed:
-                if over:
-                    self._over(turn)
-                else:
-                    self._writing.append(turn)
-            if (
-                item is not None
-            ):  # the last when its place is free: who has it may ask again at once
-                turn.hear(item)
+        while turns := self._next():
+            for turn, item in zip(turns, self._taken(turns), strict=True):
+                self._took(turn, item)
         for turn in (*self._writing, *self._waiting):
             turn.hear(EndedError())
-            turn.close()
+            turn.text.close()
 
-    def _next(self) -> Turn | None:
-        """Whose turn it is; None at the end."""
+    def _taken(self, turns: Sequence[Turn]) -> list[Step | Exception | None]:
+        """What comes of the turns: a step each, or what ends the text."""
+        here = [turn.text for turn in turns if not turn.left]
+        together = self._together
+        items = together.advance(here) if together else [text.advance() for text in here]
+        came = {id(text): item for text, item in zip(here, items, strict=True)}
+        return [came.get(id(turn.text), LeftError()) for turn in turns]
+
+    def _took(self, turn: Turn, item: Step | Exception | None) -> None:
+        over = isinstance(item, Exception) or (item is not None and item.finish != "")
+        if over:
+            turn.text.close()
+        with self._changed:
+            if over:
+                self._over(turn)
+            else:
+                self._writing.append(turn)
+        if item is not None:  # the last when its place is free: who has it may ask again at once
+            turn.hear(item)
+
+    def _next(self) -> list[Turn]:
+        """Whose turn it is: the next one's, and with it all others' whose next token is known too.
+
+        Empty at the end.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._waiting or self._writing)
             if self._ended:
-                return None
+                return []
             while self._waiting and len(self._writing) < self._at_once:
                 turn = self._waiting.popleft()
                 turn.state = "writing"
                 self._writing.append(turn)
-            return self._writing.popleft()
+            first = self._writing.popleft()
+            if self._together is None or first.text.cache is None:
+                return [first]
+            turns = [first, *(turn for turn in self._writing if turn.text.cache is not None)]
+            self._writing = deque(turn for turn in self._writing if turn.text.cache is None)
+            return turns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import DecoderSource
 from base_model.decoder.stored import floats_of, stored_weights
 from base_model.seq2seq.shape import Seq2SeqShape
+from protocol.joined import Joined, joined_tensors
+from protocol.manifest import Linear
 from tests.unit.base_model.sources import WORDS_64
 
 # What makes a tiny model of a family unlike a tiny llama, beside what the family always has.
@@ -115,8 +117,14 @@ def write_words(folder: Path, special: list[str], *, form: str, **settings: str)
 class Graph:
     """A generating graph that is kept open; ``run`` carries the cache and whatever fills slots."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        linears: Sequence[Linear] = (),
+        joined: Joined | None = None,
+    ) -> None:
         self._session = session
+        self._linears, self._joined = linears, joined or {}
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self.caches = {n: s for n, s in inputs.items() if n.startswith("past_key_values.")}
         self.filled: dict[str, Array] = {}
@@ -131,7 +139,8 @@ class Graph:
         past = next(iter(cache.values())).shape[2]
         whole = np.ones((len(ids), past + len(ids[0])), np.int64) if mask is None else mask
         inputs = {"input_ids": np.array(ids), "attention_mask": np.array(whole), **cache}
-        logits, *present = self._session.run(None, inputs | self.filled)
+        filled = joined_tensors(self.filled, self._linears, self._joined)
+        logits, *present = self._session.run(None, inputs | filled)
         return logits, dict(zip(self.caches, present, strict=True))
 
     def every(self, ids: list[int]) -> Array:
@@ -170,7 +179,8 @@ def built_graph(
     nodes = generating_graph(shape, stored, slots=slots)
     folder.mkdir(exist_ok=True)
     nodes.save(folder / "graph.onnx", most=2**30)
-    return Graph(open_graph(folder / "graph.onnx")), floats
+    session = open_graph(folder / "graph.onnx")
+    return Graph(session, shape.linears(), nodes.joined), floats
 
 
 def stored_of(

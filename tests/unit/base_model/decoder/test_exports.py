@@ -17,6 +17,8 @@ from base_model.edge_adapter import write_edge_adapter
 from base_model.gguf.container import read_container
 from base_model.peft_folder import published_of
 from base_model.verify import read_manifest
+from edge_runtime.adapter import read_tensors
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.peft_format import (
@@ -96,9 +98,13 @@ def test_onnxruntime_genai_gets_the_graph_and_the_adapter(base: Path, tmp_path: 
     adapter, _ = released(tmp_path, base)
     out = tmp_path / "genai"
     export_genai(adapter, base, out)
-    assert (out / EDGE_FILE).read_bytes() == (adapter / EDGE_FILE).read_bytes()
-    config = json.loads((out / "genai_config.json").read_text("utf-8"))
     manifest = read_manifest(base)
+    assert isinstance(manifest, DecoderManifest)
+    inputs, tensors = (read_tensors(folder / EDGE_FILE, source="test") for folder in (out, adapter))
+    expected = manifest.inputs_of(tensors)
+    assert inputs.keys() == expected.keys() != tensors.keys()
+    assert all((value == expected[name]).all() for name, value in inputs.items())
+    config = json.loads((out / "genai_config.json").read_text("utf-8"))
     decoder = config["model"]["decoder"]
     assert (out / decoder["filename"]).read_bytes() == (base / manifest.graph.file).read_bytes()
     assert config["model"]["vocab_size"] == manifest.vocab_size
