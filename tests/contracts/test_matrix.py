@@ -53,7 +53,7 @@ def answers(backend: Any, adapter: Any, task: str) -> list[Any]:
     """What a device says under an adapter."""
     if isinstance(backend, WritingBackend):
         prompt = backend.writer.base.prompt(SENTENCES[0])
-        steps = backend.writer.turns(prompt, Request(max_tokens=6, logprobs=0), adapter)
+        steps = backend.writer.text(prompt, Request(max_tokens=6, logprobs=0), adapter).steps
         return [(step.token, step.logprob) for step in steps if step is not None]
     return list(backend.runtime.infer(TEXTS, adapter))
 
