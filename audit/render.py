@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -84,10 +84,28 @@ def print_report(report: Report) -> None:
         console.print(f"the plan has {report.planned} rounds, the log {newest} so far")
     for line in (*report.audits, *report.complaints):
         console.print(line, soft_wrap=True)
+    for line in withdrawal_lines(report):
+        console.print(line, soft_wrap=True)
     _print_findings(console, "assumed: ", report.assumed, ())
     _print_not_covered(console, report.not_covered)
     style = {"ok": "green", "unverifiable": "yellow", "failed": "red"}[report.verdict]
     console.print(f"verdict: {report.verdict}", style=style)
+
+
+def withdrawal_lines(report: Report) -> Iterator[str]:
+    """Who has withdrawn, and whether this run goes on from what one of them has touched."""
+    for one in report.withdrawals:
+        touched = "no adapter holds its updates"
+        if one.first is not None:
+            touched = f"adapters from round {one.first} on hold its updates"
+        yield f"leaf {one.leaf}: {one.client} withdrew: {touched}; the last before is round {one.before}"
+    earlier = report.before.withdrawals if report.before else ()
+    for one in earlier:
+        if one.first is not None and one.first <= report.from_round:
+            yield (
+                f"goes on from round {report.from_round} of the run before, which holds updates of "
+                f"{one.client}, who withdrew there"
+            )
 
 
 def print_rounds(run: Run) -> None:

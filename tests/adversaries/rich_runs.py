@@ -22,14 +22,9 @@ from protocol.peft_format import (
 from protocol.plan import plan_from_text
 from protocol.secagg.primitives import client_id
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import (
-    Audit,
-    encode_message,
-    encode_statement,
-    sha256,
-    sign_complaint,
-)
+from protocol.transparency.leaves import Audit, encode_message, encode_statement, sha256
 from protocol.transparency.note import KeyType, VerifierKey
+from protocol.transparency.submissions import sign_complaint
 from server.log import open_log
 from server.publishing import DAY_S, retire_vectors
 from server.releasing import log_release

@@ -13,7 +13,7 @@ from protocol.transparency.dsse import (
     sign_statement,
     verify_envelope,
 )
-from protocol.transparency.leaves import decode_leaf, sign_complaint, verify_author
+from protocol.transparency.leaves import decode_leaf, verify_author
 from protocol.transparency.note import (
     KeyType,
     VerifierKey,
@@ -27,6 +27,7 @@ from protocol.transparency.offline import OfflineProof, parse_offline_proof
 from protocol.transparency.policy import parse_policy
 from protocol.transparency.receipts import Receipt, sign_receipt, unverified_receipt, verify_receipt
 from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
+from protocol.transparency.submissions import sign_complaint
 from protocol.transparency.tiles import parse_entries as parse_tile
 from protocol.transparency.tree import Tree
 from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
