@@ -138,7 +138,7 @@ def _said_of_round_0(plan: Plan, before: Run) -> Iterator[Finding]:
             field="seed",
             cause="round 0 is the earlier run's: a sum of it over other sites shows nearly what their "
             "difference did",
-            remedy="choose another seed; where the method begins alike for every seed, other [adapter] settings",
+            remedy="choose another seed; where the method begins alike for all, another [adapter]",
         )
 
 
