@@ -176,7 +176,7 @@ def withdrawn(folder: Path) -> Path:
     used = [set(json.loads(Path(str(record).format(n)).read_text())["used"]) for n in (1, 2)]
     never = {f"site-{site}" for site in range(8)} - used[0] - used[1]
     for name in (min(used[1] - used[0]), min(never)):
-        withdraw(folder, plan, sites, int(name.removeprefix("site-")))
+        withdraw(folder, sites.keys[int(name.removeprefix("site-"))])
     return make_run(folder, sites=sites, count=8, **small)
 
 

@@ -27,7 +27,13 @@ from protocol.transparency.offline import OfflineProof, parse_offline_proof
 from protocol.transparency.policy import parse_policy
 from protocol.transparency.receipts import Receipt, sign_receipt, unverified_receipt, verify_receipt
 from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
-from protocol.transparency.submissions import sign_complaint
+from protocol.transparency.submissions import (
+    encode_request,
+    parse_request,
+    sign_complaint,
+    sign_request,
+    verify_request,
+)
 from protocol.transparency.tiles import parse_entries as parse_tile
 from protocol.transparency.tree import Tree
 from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
@@ -48,6 +54,7 @@ def log(world: World) -> dict[str, Decoder]:
         | _copies(world)
         | _proofs(world)
         | _leaves(world)
+        | _submissions(world)
         | _receipts(world)
         | _shown(world)
     )
@@ -157,6 +164,21 @@ def _leaves(world: World) -> dict[str, Decoder]:
         "protocol.transparency.dsse:parse_envelope": Decoder(
             read=lambda data: verify_envelope(parse_envelope(json_value(data))[0], world.public),
             seeds=(statement,),
+        ),
+    }
+
+
+def _submissions(world: World) -> dict[str, Decoder]:
+    request = sign_request(origin=world.log_key.name, sid="0" * 64, key=world.key)
+
+    def read(data: bytes) -> object:
+        parsed = parse_request(data)
+        verify_request(parsed, world.public)
+        return parsed
+
+    return {
+        "protocol.transparency.submissions:parse_request": Decoder(
+            read=read, seeds=(encode_request(request),)
         ),
     }
 

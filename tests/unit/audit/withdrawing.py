@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.plan import Plan
+from protocol.plan import plan_from_text
 from protocol.secagg.contexts import session_id
 from protocol.transparency.leaves import Request
 from protocol.transparency.submissions import encode_request, sign_request
 from server.inbox import request_leaf
 from server.log import open_log
 from server.store import RunStore
-from tests.unit.audit.runs import Sites, make_run
+from tests.unit.audit.runs import make_run
 
 
 class Stopped(Exception):
@@ -37,22 +38,24 @@ def stopped_after(last: int, folder: Path, **sections: Any) -> Path:
     return folder
 
 
-def request_of(run: Path, plan: Plan, sites: Sites, site: int) -> Request:
-    """The request of a site, of the run in this folder."""
+def request_of(run: Path, key: Ed25519PrivateKey) -> Request:
+    """The request of a site by its key, of the run in this folder."""
+    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     store = RunStore(run)
     try:
         log = open_log(store, plan)
         sid = session_id(plan.digest, store.run_id).hex()
-        return sign_request(origin=log.origin, sid=sid, key=sites.keys[site])
+        return sign_request(origin=log.origin, sid=sid, key=key)
     finally:
         store.close()
 
 
-def withdraw(run: Path, plan: Plan, sites: Sites, site: int) -> int:
+def withdraw(run: Path, key: Ed25519PrivateKey) -> int:
     """Log the withdrawal of a site; the leaf's index."""
-    data = encode_request(request_of(run, plan, sites, site))
+    data = encode_request(request_of(run, key))
     store = RunStore(run)
     try:
+        plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
         log = open_log(store, plan)
         return log.append([request_leaf(data, log, store)])
     finally:
