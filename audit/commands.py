@@ -147,10 +147,9 @@ def lineage(
     from audit.lineage import lineage as trace
     from audit.render import print_lineage
 
+    trust = _trust(log_key, policy, None)
     if site:
-        trust = _trust(log_key, policy, None)
-        _print_touched([_loaded(each, trust) for each in sources], site, as_json)
-        return
+        return _print_touched(sources, trust, site, as_json)
     if len(sources) > 1:
         raise ArtefactError(
             f"{len(sources)} folders, and no --site", "name one adapter, or a site and its runs"
@@ -159,7 +158,7 @@ def lineage(
     folder = Path(adapter).resolve()
     if not source and not (len(folder.parents) > 2 and (folder.parents[2] / "plan.json").is_file()):
         raise ArtefactError(f"{adapter} is in no run's folder", "name the run: --run")
-    run = _loaded(source or str(folder.parents[2]), _trust(log_key, policy, None))
+    run = _loaded(source or str(folder.parents[2]), trust)
     found = trace(run, check_folder(run, folder))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
@@ -267,9 +266,12 @@ def _audited(
         )
 
 
-def _print_touched(runs: list[Run], site: str, as_json: bool) -> None:
+def _print_touched(sources: Sequence[str], trust: Trust, site: str, as_json: bool) -> None:
+    """Of the first run what was given beforehand is pinned; the others have logs of their own."""
+    from audit.log_copy import Trust
     from audit.touched import touched_by, touched_lines
 
+    runs = [_loaded(sources[0], trust), *(_loaded(each, Trust()) for each in sources[1:])]
     told = touched_by(runs, site)
     if as_json:
         typer.echo(json.dumps([each.to_dict() for each in told], indent=1))

@@ -16,11 +16,13 @@ from audit.lineage import Lineage
 from audit.published import Run
 from audit.report import Report, Uncovered, Unproven
 from protocol.errors import ProofError, printable
-from protocol.transparency.leaves import decode_leaf
+from protocol.transparency.leaves import Withdrawal, decode_leaf
 
 ALIKE = 3  # names that are listed one by one
 SHORT = 12  # hex digits of a digest in a table
-SHOWN = ("seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed")
+SHOWN = (
+    "seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed", "first",
+)  # fmt: skip
 
 
 class Bars:
@@ -162,6 +164,8 @@ def leaf_lines(entries: Sequence[bytes]) -> list[dict[str, Any]]:
             lines.append({"leaf": index, "kind": "?", "fault": error.cause})
             continue
         places = {name: getattr(leaf, name) for name in SHOWN if hasattr(leaf, name)}
+        if isinstance(leaf, Withdrawal):
+            places["client"] = leaf.request.client
         lines.append({"leaf": index, "kind": leaf.kind, **places})
     return lines
 

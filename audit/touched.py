@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from audit.continued import check_start
 from audit.openings import sums_asked
 from audit.published import Run, adapter_path
 from audit.report import Findings
@@ -91,15 +92,19 @@ def touched_by(runs: Sequence[Run], site: str) -> list[Touched]:
             f"did you mean {close}?" if close else "name a site of rosters/, or its id",
         )
     ordered = sorted(runs, key=lambda run: len(run.plan.start.plans) if run.plan.start else 0)
-    effects: dict[str, tuple[Effect, bool]] = {}  # by plan: of a plan there is one run
+    effects: dict[str, tuple[Run, Effect, bool]] = {}  # by plan: of a plan there is one run
     told = []
     for run in ordered:
         clients = _clients(_names(run), site)
         effect = effect_at(run, clients.keys())
         start = run.plan.start
         earlier = effects.get(start.plans[-1]) if start else None
-        descends = bool(start and earlier and (earlier[1] or earlier[0].touches(start.round)))
-        effects[run.plan_digest] = effect, descends
+        descends = False
+        if start and earlier:
+            before, touching, all_of_it = earlier
+            check_start(run, before, start)
+            descends = all_of_it or touching.touches(start.round)
+        effects[run.plan_digest] = run, effect, descends
         told.append(_touched(run, clients, effect, descends, unknown=bool(start and not earlier)))
     return told
 

@@ -66,14 +66,14 @@ def continue_run(
     if not despite_withdrawal:
         _verify_untouched(before, int(folder.name))
     start = _start(before, folder)
-    anew = start is None and seed is None
+    if seed is None:
+        seed = before.plan.seed + (start is None)
     document = before.plan.model_dump(mode="json") | {
         "name": name or next_name(before.plan.name),
         "rounds": rounds,
-        "seed": before.plan.seed + 1 if anew else before.plan.seed if seed is None else seed,
+        "seed": seed,
+        "start": start and start.model_dump(mode="json"),
     }
-    if start is not None:
-        document["start"] = start.model_dump(mode="json")
     if before.plan.witnessed:
         document["audit"] |= {"log": _log_key(log, before.plan)}
     plan = plan_from(document, source="the plan that goes on")
@@ -84,7 +84,7 @@ def continue_run(
         body = {
             "plan": str(out),
             "digest": plan.digest,
-            "start": start and start.model_dump(mode="json"),
+            "start": document["start"],
             "legal": legal,
             "findings": [asdict(finding) for finding in findings],
         }

@@ -17,6 +17,7 @@ from storage.regular import read_regular, read_settings_text
 
 if TYPE_CHECKING:
     from protocol.plan import Plan
+    from protocol.transparency.withdrawal import Effect
     from server.log import RunLog
     from server.store import RunStore
 
@@ -98,21 +99,7 @@ def withdraw(
         waiting = f"{path}: the coordinator logs it after this round, or log/refused says why not"
         typer.echo(json.dumps({"leaf": None, "waiting": str(path)}) if as_json else waiting)
         return
-    before = touched.before
-    assert before is not None  # a log that has a leaf has round 0
-    if as_json:
-        body = {"leaf": index, "first": touched.first, "before": before.model_dump()}
-        typer.echo(json.dumps(body))
-        return
-    typer.echo(f"leaf {index}: {client} has withdrawn and is not asked again")
-    if touched.first is None:
-        typer.echo("no adapter holds an update of it")
-        return
-    typer.echo(
-        f"{len(touched.rounds)} sums hold an update of it, adapters from round {touched.first} on descend "
-        f"from these, {len(touched.releases)} releases too: fedge audit lineage {run} --site {client}\n"
-        f"the last adapter before: round {before.round}"
-    )
+    _print_withdrawn(run, client, index, touched, as_json)
 
 
 @app.command()
@@ -162,6 +149,25 @@ def _opened(run: Path, log_key: Path | None) -> Iterator[tuple[RunLog, RunStore,
         yield open_log(store, plan, read_log_key(log_key) if log_key else None), store, plan
     finally:
         store.close()
+
+
+def _print_withdrawn(run: Path, client: str, index: int, effect: Effect, as_json: bool) -> None:
+    before = effect.before
+    assert before is not None  # a log that has a leaf has round 0
+    if as_json:
+        body = {"leaf": index, "first": effect.first, "before": before.model_dump()}
+        typer.echo(json.dumps(body))
+        return
+    typer.echo(f"leaf {index}: {client} has withdrawn and is not asked again")
+    if effect.first is None:
+        typer.echo("no adapter holds an update of it")
+        return
+    typer.echo(
+        f"sums of {len(effect.rounds)} rounds hold an update of it; adapters from round {effect.first} on "
+        f"descend from these, and {len(effect.releases)} releases: "
+        f"fedge audit lineage {run} --site {client}\n"
+        f"the last adapter before: round {before.round}"
+    )
 
 
 def _request(path: Path) -> bytes:

@@ -5,7 +5,7 @@ A sum is not undone: what can be told is which adapters descend from it, and whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -16,7 +16,9 @@ from protocol.transparency.leaves import (
     Adapter,
     Advert,
     Alive,
+    AskedSum,
     Leaf,
+    OpenedSum,
     Read,
     Release,
     Request,
@@ -118,17 +120,10 @@ def effect_of(leaves: Iterable[tuple[int, Read]], clients: AbstractSet[str]) -> 
         if isinstance(leaf, Alive) and not clients.isdisjoint(leaf.clients):
             held.add(leaf.rid)
         elif isinstance(leaf, Abort):
-            asked += [
-                HeldSum(round=leaf.round, seq=leaf.seq, group=one.group, rid=one.rid)
-                for one in leaf.revealed
-                if not clients.isdisjoint(one.clients)
-            ]
+            holding = [one for one in leaf.revealed if not clients.isdisjoint(one.clients)]
+            asked += _held(leaf, holding)
         elif isinstance(leaf, Adapter):
-            sums += [
-                HeldSum(round=leaf.round, seq=leaf.seq, group=one.group, rid=one.rid)
-                for one in leaf.sums
-                if one.rid in held
-            ]
+            sums += _held(leaf, [one for one in leaf.sums if one.rid in held])
             after = RoundAdapter(round=leaf.round, adapter=leaf.adapter_out)
             if sums:
                 adapters.append(after)
@@ -146,6 +141,11 @@ def effect_of(leaves: Iterable[tuple[int, Read]], clients: AbstractSet[str]) -> 
         releases=tuple(releases),
         before=before,
     )
+
+
+def _held(leaf: Adapter | Abort, sums: Sequence[OpenedSum | AskedSum]) -> Iterator[HeldSum]:
+    for one in sums:
+        yield HeldSum(round=leaf.round, seq=leaf.seq, group=one.group, rid=one.rid)
 
 
 def withdrawal_of(request: Request, effect: Effect) -> tuple[Withdrawal, dict[str, str]]:
