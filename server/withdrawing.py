@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from protocol.errors import ProofError
+from protocol.errors import ProofError, printable
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.transparency.leaves import (
@@ -37,7 +37,7 @@ def withdrawal_leaf(log: RunLog, request: Request, public: bytes) -> bytes:
     sid = session_id(first.plan, bytes.fromhex(first.run)).hex()
     if (request.origin, request.sid) != (log.origin, sid):
         raise ProofError(
-            f"a withdrawal from {request.origin}, this log is {log.origin}"
+            f"a withdrawal from {printable(request.origin)}, this log is {log.origin}"
             if request.origin != log.origin
             else "a withdrawal from another run of this log's name",
             OTHER,

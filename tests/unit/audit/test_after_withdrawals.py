@@ -14,7 +14,7 @@ from protocol.errors import ArtefactError, PlanError, RoundError
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.submissions import encode_request, parse_request
 from server.commands import app as log_app
-from tests.unit.audit.runs import Sites, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
 from tests.unit.audit.test_continued_sums import killed_after_it_asked
 from tests.unit.audit.withdrawing import (
     COHORT,
@@ -175,6 +175,16 @@ def test_where_all_were_in_the_sum_an_earlier_one_is_named(tmp_path: Path) -> No
     again = continued(tmp_path, told["again"]["folder"], *seed)
     second = of_three(again, sites, tmp_path / "again", Path(told["again"]["folder"]))
     assert audited(second, run) == []
+
+
+def test_in_the_first_round_of_a_run_that_went_on_nothing_of_it_is_left(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", count=4, rounds=1, cohort=COHORT)
+    second = go_on(first, tmp_path / "second", count=4, rounds=1, cohort=COHORT)
+    (told,) = lineage(second, "--site", "site-1")
+    assert (told["before"]["round"], told["before"]["free"], told["again"]) == (0, 0, None)
+    text = invoked(auditing, "lineage", second, "--site", "site-1").output
+    assert "go on from one of the run before, or begin anew" in text
+    assert "fedge plan continue" not in text
 
 
 def of_three(plan: Plan, sites: Sites, folder: Path, begin: Path) -> Path:

@@ -16,6 +16,7 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
 from protocol.errors import ArtefactError, FedgeError, ProofError
+from protocol.secagg.primitives import client_id
 from protocol.transparency.leaves import Withdrawal, decode_leaf
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.submissions import encode_request, sign_request
@@ -193,6 +194,31 @@ def test_the_log_of_a_run_in_clear_takes_no_withdrawal(tmp_path: Path) -> None:
     request.write_bytes(encode_request(request_of(run, sites.keys[0])))
     with pytest.raises(ProofError, match="its log names no client"):
         invoked(log_app, "withdraw", run, request)
+
+
+def test_a_site_with_a_new_key_is_both_and_withdraws_as_either(tmp_path: Path) -> None:
+    four: dict[str, Any] = {"cohort": COHORT, "rounds": 3}
+    plan, manifest = small_plan(**four)
+    sites = Sites(plan, manifest, tmp_path / "sites", 4)
+    run = stopped_after(1, tmp_path / "run", count=4, sites=sites, **four)
+    old, new = sites.keys[0], Ed25519PrivateKey.generate()
+    sites.keys[0], sites.roster["site-0"] = new, new.public_key().public_bytes_raw()
+    for memory in sites.folder.glob("0.*"):  # it lies beside the key
+        memory.unlink()
+    del sites.sessions[0]
+    stopped_after(2, run, count=4, sites=sites, **four)
+    ids = [client_id(key.public_key().public_bytes_raw()).hex() for key in (old, new)]
+    (both,) = lineage(run, "--site", "site-0")
+    assert both["clients"] == dict.fromkeys(ids, "site-0")
+    assert [held["round"] for held in both["sums"]] == [1, 2]
+    for one, number in zip(ids, (1, 2), strict=True):
+        (told,) = lineage(run, "--site", one)
+        assert [held["round"] for held in told["sums"]] == [number]
+    withdraw(run, old)  # of a roster before: who has the name now goes on
+    make_run(run, count=4, sites=sites, **four)
+    assert "site-0" in record(run, 3)["used"]
+    assert audited(run) == []
+    assert verify_run(run) == [1, 2, 3]
 
 
 def test_under_witnesses_too(tmp_path: Path) -> None:
