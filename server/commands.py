@@ -163,9 +163,9 @@ def _print_withdrawn(run: Path, client: str, index: int, effect: Effect, as_json
         typer.echo("no adapter holds an update of it")
         return
     typer.echo(
-        f"sums of {len(effect.rounds)} rounds hold an update of it; adapters from round {effect.first} on "
-        f"descend from these, and {len(effect.releases)} releases: "
-        f"fedge audit lineage {run} --site {client}\n"
+        f"rounds whose sums hold an update of it: {len(effect.rounds)}; adapters that descend from these: "
+        f"{len(effect.adapters)}, from round {effect.first} on; releases: {len(effect.releases)}\n"
+        f"all of them: fedge audit lineage {run} --site {client}\n"
         f"the last adapter before: round {before.round}"
     )
 

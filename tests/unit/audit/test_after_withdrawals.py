@@ -52,6 +52,7 @@ def test_a_sum_that_was_asked_for_is_not_repeated_without_the_site(tmp_path: Pat
     assert "asked for in vain in round 2 (group 0): the coordinator may hold this sum" in text
 
 
+@pytest.mark.slow
 def test_who_cannot_go_on_is_told_why(tmp_path: Path) -> None:
     """As above with a round more: of this adapter the others open no other sum."""
     four: dict[str, Any] = {"rounds": 3, "cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}}
@@ -177,6 +178,7 @@ def test_where_all_were_in_the_sum_an_earlier_one_is_named(tmp_path: Path) -> No
     assert audited(second, run) == []
 
 
+@pytest.mark.slow
 def test_in_the_first_round_of_a_run_that_went_on_nothing_of_it_is_left(tmp_path: Path) -> None:
     first = make_run(tmp_path / "first", count=4, rounds=1, cohort=COHORT)
     second = go_on(first, tmp_path / "second", count=4, rounds=1, cohort=COHORT)

@@ -196,6 +196,7 @@ def test_the_log_of_a_run_in_clear_takes_no_withdrawal(tmp_path: Path) -> None:
         invoked(log_app, "withdraw", run, request)
 
 
+@pytest.mark.slow
 def test_a_site_with_a_new_key_is_both_and_withdraws_as_either(tmp_path: Path) -> None:
     four: dict[str, Any] = {"cohort": COHORT, "rounds": 3}
     plan, manifest = small_plan(**four)
@@ -221,6 +222,7 @@ def test_a_site_with_a_new_key_is_both_and_withdraws_as_either(tmp_path: Path) -
     assert verify_run(run) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_under_witnesses_too(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
