@@ -31,6 +31,7 @@ from protocol.transparency.leaves import (
     Shares,
     Spent,
     Vector,
+    Withdrawal,
 )
 from protocol.transparency.sum_leaves import SumLeaves
 
@@ -126,6 +127,7 @@ class Collected:
     retentions: list[Placed[Retention]] = field(default_factory=list)
     audits: list[Placed[Audit]] = field(default_factory=list)
     complaints: list[Placed[Complaint]] = field(default_factory=list)
+    withdrawals: list[Placed[Withdrawal]] = field(default_factory=list)
     strays: list[Placed[Leaf]] = field(default_factory=list)  # of sums, where they are of none
     faults: list[Fault] = field(default_factory=list)
 

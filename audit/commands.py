@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.witness_commands import witness
-from protocol.errors import ArtefactError, ProofError
+from protocol.errors import ArtefactError, ProofError, printable
 from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
@@ -125,23 +125,40 @@ def show(
 
 @app.command()
 def lineage(
-    adapter: Annotated[Path, typer.Argument(help="a folder rounds/NNNN/adapter, or a copy of one")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER|RUN...",
+            help="a folder rounds/NNNN/adapter, or a copy of one; with --site runs",
+        ),
+    ],
     source: Annotated[
         str, typer.Option("--run", help="the run, where the folder is not in it")
+    ] = "",
+    site: Annotated[
+        str, typer.Option("--site", help="what this site's updates are in: its name, or its id")
     ] = "",
     log_key: LogKey = "",
     policy: PolicyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Where an adapter comes from: base, plan, rounds, release."""
+    """Where an adapter comes from: base, plan, rounds, release. With --site: what a site's updates are in."""
     from audit.lineage import check_folder
     from audit.lineage import lineage as trace
     from audit.render import print_lineage
 
-    folder = adapter.resolve()
+    trust = _trust(log_key, policy, None)
+    if site:
+        return _print_touched(sources, trust, site, as_json)
+    if len(sources) > 1:
+        raise ArtefactError(
+            f"{len(sources)} folders, and no --site", "name one adapter, or a site and its runs"
+        )
+    adapter = sources[0]
+    folder = Path(adapter).resolve()
     if not source and not (len(folder.parents) > 2 and (folder.parents[2] / "plan.json").is_file()):
         raise ArtefactError(f"{adapter} is in no run's folder", "name the run: --run")
-    run = _loaded(source or str(folder.parents[2]), _trust(log_key, policy, None))
+    run = _loaded(source or str(folder.parents[2]), trust)
     found = trace(run, check_folder(run, folder))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
@@ -247,6 +264,20 @@ def _audited(
             before=[open_source(each) for each in before],
             progress=progress,
         )
+
+
+def _print_touched(sources: Sequence[str], trust: Trust, site: str, as_json: bool) -> None:
+    """Of the first run what was given beforehand is pinned; the others have logs of their own."""
+    from audit.log_copy import Trust
+    from audit.touched import touched_by, touched_lines
+
+    runs = [_loaded(sources[0], trust), *(_loaded(each, Trust()) for each in sources[1:])]
+    told = touched_by(runs, site)
+    if as_json:
+        typer.echo(json.dumps([each.to_dict() for each in told], indent=1))
+        return
+    for each in told:
+        typer.echo("\n".join(map(printable, touched_lines(each))))
 
 
 def _loaded(source: str, trust: Trust) -> Run:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from audit.collected import Placed
 from audit.published import REMEDY, Run
 from protocol.errors import ProofError
-from protocol.transparency.leaves import Complaint, RoundOpen, Vector, verify_complaint
+from protocol.transparency.leaves import Complaint, RoundOpen, Vector
 from protocol.transparency.receipts import Receipt, verify_receipt
+from protocol.transparency.submissions import verify_complaint
 
 
 def check_complaint(run: Run, placed: Placed[Complaint]) -> None:

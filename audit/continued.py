@@ -93,13 +93,14 @@ def check_before(run: Run, runs: Sequence[Run], findings: Findings) -> None:
             "name that one, and after it those before: --before",
         )
     with findings.checking("what the plan says of the run before"):
-        _check_start(run, before, start)
+        check_start(run, before, start)
     with findings.checking("no two sums of the start differ by few clients, over all these runs"):
         for earlier in runs:  # after void rounds a start is an adapter of several
             _check_sums(run, earlier, start)
 
 
-def _check_start(run: Run, before: Run, start: Start) -> None:
+def check_start(run: Run, before: Run, start: Start) -> None:
+    """What a plan says of its start is what the log of the run before gives. Raises ProofError."""
     if before.plan.base != run.plan.base or before.plan.task.meaning != run.plan.task.meaning:
         raise _bad("the run before has another base or other labels")
     derived = start_of(before, start.round, size=start.size).model_dump()

@@ -33,6 +33,7 @@ from protocol.transparency.leaves import (
     Shares,
     Spent,
     Vector,
+    Withdrawal,
     decode_leaf,
     verify_author,
 )
@@ -118,6 +119,7 @@ class _Collector:
             Retention: made.retentions,  # type: ignore[dict-item]
             Audit: made.audits,  # type: ignore[dict-item]
             Complaint: made.complaints,  # type: ignore[dict-item]
+            Withdrawal: made.withdrawals,  # type: ignore[dict-item]
         }
         if type(leaf) not in lists:
             raise _odd(leaf, "a second time")

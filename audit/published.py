@@ -7,7 +7,9 @@ anew from these documents.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from audit.collected import Collected, Placed
@@ -27,7 +29,7 @@ from protocol.secagg.roster import parse_roster, render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
-from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, sha256
+from protocol.transparency.leaves import Adapter, PlanLeaf, Read, Roster, decode_leaf, sha256
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 
@@ -55,6 +57,15 @@ class Run:
     coverage: Coverage = field(default_factory=Coverage)
     _rosters: dict[str, Members] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
+
+    @cached_property
+    def reads(self) -> list[tuple[int, Read]]:
+        """Every leaf that can be read, with its index; what cannot is a fault of the log."""
+        readable = []
+        for index, entry in enumerate(self.copy.entries):
+            with suppress(ProofError):
+                readable.append((index, decode_leaf(entry)))
+        return readable
 
     @property
     def sid(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,11 +16,13 @@ from audit.lineage import Lineage
 from audit.published import Run
 from audit.report import Report, Uncovered, Unproven
 from protocol.errors import ProofError, printable
-from protocol.transparency.leaves import decode_leaf
+from protocol.transparency.leaves import Withdrawal, decode_leaf
 
 ALIKE = 3  # names that are listed one by one
 SHORT = 12  # hex digits of a digest in a table
-SHOWN = ("seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed")
+SHOWN = (
+    "seq", "group", "round", "attempt", "client", "summands", "size", "verdict", "revealed", "first",
+)  # fmt: skip
 
 
 class Bars:
@@ -84,10 +86,28 @@ def print_report(report: Report) -> None:
         console.print(f"the plan has {report.planned} rounds, the log {newest} so far")
     for line in (*report.audits, *report.complaints):
         console.print(line, soft_wrap=True)
+    for line in withdrawal_lines(report):
+        console.print(line, soft_wrap=True)
     _print_findings(console, "assumed: ", report.assumed, ())
     _print_not_covered(console, report.not_covered)
     style = {"ok": "green", "unverifiable": "yellow", "failed": "red"}[report.verdict]
     console.print(f"verdict: {report.verdict}", style=style)
+
+
+def withdrawal_lines(report: Report) -> Iterator[str]:
+    """Who has withdrawn, and whether this run goes on from what one of them has touched."""
+    for one in report.withdrawals:
+        touched = "no adapter holds its updates"
+        if one.first is not None:
+            touched = f"adapters from round {one.first} on hold its updates"
+        yield f"leaf {one.leaf}: {one.client} withdrew: {touched}; the last before is round {one.before}"
+    earlier = report.before.withdrawals if report.before else ()
+    for one in earlier:
+        if one.first is not None and one.first <= report.from_round:
+            yield (
+                f"goes on from round {report.from_round} of the run before, which holds updates of "
+                f"{one.client}, who withdrew there"
+            )
 
 
 def print_rounds(run: Run) -> None:
@@ -144,6 +164,8 @@ def leaf_lines(entries: Sequence[bytes]) -> list[dict[str, Any]]:
             lines.append({"leaf": index, "kind": "?", "fault": error.cause})
             continue
         places = {name: getattr(leaf, name) for name in SHOWN if hasattr(leaf, name)}
+        if isinstance(leaf, Withdrawal):
+            places["client"] = leaf.request.client
         lines.append({"leaf": index, "kind": leaf.kind, **places})
     return lines
 

@@ -53,6 +53,19 @@ class Spending:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """A client that has withdrawn, by leaf ``leaf``: the adapters from round ``first`` on hold its updates.
+
+    None: no adapter did then. ``before`` is the round of the last adapter without them.
+    """
+
+    leaf: int
+    client: str
+    first: int | None
+    before: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A run's. ``rounds`` are those that were asked for; the other lists are about the whole run.
 
@@ -76,8 +89,10 @@ class Report:
     assumed: tuple[Unproven, ...]
     audits: tuple[str, ...]
     complaints: tuple[str, ...]
+    withdrawals: tuple[Withdrawn, ...] = ()
     not_covered: tuple[Uncovered, ...] = ()
     goes_on: bool = False  # from another run's adapter, which proves nothing without that run
+    from_round: int = 0  # of that run
     before: Report | None = None  # of the run that this one goes on from, where the auditor has it
 
     @property

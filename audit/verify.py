@@ -29,6 +29,7 @@ from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
 from audit.sources import Source
 from audit.sums import Effort
+from audit.withdrawals import check_withdrawals, withdrawn
 from protocol.errors import FedgeError, MachineError, ProofError
 from protocol.legality import verify_legal
 from protocol.manifest import MANIFEST_NAME
@@ -166,6 +167,7 @@ def _report(
         rounds=tuple(rounds),
         planned=run.plan.rounds,
         goes_on=run.plan.start is not None,
+        from_round=0 if run.plan.start is None else run.plan.start.round,
         privacy=spent,
         verified=tuple(findings.verified),
         unverified=tuple(findings.unverified),
@@ -180,6 +182,7 @@ def _report(
             f"leaf {placed.index}: {placed.leaf.client} about {placed.leaf.about!r}"
             for placed in run.log.complaints
         ),
+        withdrawals=withdrawn(run),
         not_covered=run.coverage.rest(run.source),
     )
 
@@ -295,6 +298,7 @@ def _check_loose(run: Run, findings: Findings) -> None:
     for complaint in log.complaints:
         with findings.checking(f"leaf {complaint.index} `complaint`"):
             check_complaint(run, complaint)
+    check_withdrawals(run, findings)
     for retention in log.retentions:
         with findings.checking(f"leaf {retention.index} `retention`"):
             _check_retention(run, retention.leaf.round, retention.leaf.vectors, retention.subjects)

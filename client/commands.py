@@ -102,7 +102,8 @@ def complain(
     """Sign a complaint with the receipt in it: for the log's inbox, or for an auditor."""
     from client.settings import read_identity
     from protocol.secagg.primitives import client_id
-    from protocol.transparency.leaves import encode_message, sign_complaint
+    from protocol.transparency.leaves import encode_message
+    from protocol.transparency.submissions import sign_complaint
 
     held = _one(_held(file), seq, run, file)
     key = read_identity(identity)
@@ -112,8 +113,48 @@ def complain(
     if not about.isprintable() or not 0 < len(about) <= 500:
         raise ArtefactError("--about is not one line of at most 500 characters", "shorten it")
     data = encode_message(sign_complaint(client=own, about=about, receipt=held.text, key=key))
+    _hand_over(data, out, "for the coordinator's RUN/log/inbox, or for an auditor")
+
+
+@app.command()
+def withdraw(
+    file: Annotated[Path, typer.Argument(help="a site's KEY.receipts.jsonl")],
+    identity: Annotated[Path, typer.Option("--identity", help="the site's key file")],
+    run: Annotated[str, typer.Option("--run", help="part of the log's name, if several")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="file; printed without it")] = None,
+) -> None:
+    """Withdraw from a run: a request that its coordinator logs, signed. It cannot be taken back.
+
+    What the site's updates are in is then in the log, and the site is not asked again; sums stay as they are.
+    """
+    from client.settings import read_identity
+    from protocol.secagg.primitives import client_id
+    from protocol.transparency.submissions import encode_request, sign_request
+
+    key = read_identity(identity)
+    own = client_id(key.public_key().public_bytes_raw()).hex()
+    receipts = [held.receipt for held in _held(file) if held.receipt.client == own]
+    runs = dict.fromkeys((receipt.origin, receipt.sid) for receipt in receipts)
+    if not runs:
+        raise ArtefactError(
+            f"{file} has no receipt of {identity}: none of its updates is in a sum",
+            "stop the site, and ask the operator to take it out of the roster",
+        )
+    matching = [(origin, sid) for origin, sid in runs if run in origin]
+    if len(matching) != 1:
+        names = ", ".join(origin for origin, _ in runs)
+        raise ArtefactError(
+            f"{len(matching)} runs fit; the receipts are of {names}", "name one of them: --run"
+        )
+    origin, sid = matching[0]
+    data = encode_request(sign_request(origin=origin, sid=sid, key=key))
+    _hand_over(data, out, f"for the coordinator of {origin}: `fedge log withdraw RUN FILE`")
+
+
+def _hand_over(data: bytes, out: Path | None, purpose: str) -> None:
+    """Print it, or write it. Raises ArtefactError."""
     if out is None:
-        typer.echo(data.decode())
+        typer.echo(data.decode().rstrip("\n"))
         return
     try:
         write_whole(out, data)
@@ -121,7 +162,7 @@ def complain(
         raise ArtefactError(
             f"{out} cannot be written: {error.strerror}", "choose another --out"
         ) from None
-    typer.echo(f"wrote {out}: for the coordinator's RUN/log/inbox, or for an auditor")
+    typer.echo(printable(f"wrote {out}: {purpose}"))
 
 
 def _held(file: Path) -> list[Held]:

@@ -88,6 +88,11 @@ Before = Annotated[
     typer.Option("--before", help="the run this one goes on from; again for the one before it"),
 ]
 
+Despite = Annotated[
+    bool,
+    typer.Option("--despite-withdrawal", help="also what holds updates of a site that withdrew"),
+]
+
 
 @app.command()
 def publish(
@@ -111,13 +116,14 @@ def publish(
     audit: Audit = None,
     before: Before = None,
     rollout: Annotated[int, typer.Option("--rollout", min=0, max=1000, help="permille")] = 1000,
+    despite_withdrawal: Despite = False,
     as_json: Json = False,
 ) -> None:
     """Put a released round through the gate and offer it to the canaries.
 
     The gate: the device's own checks, parity, accuracy in the log, an audit of the run (made now, without
-    --audit), the privacy budget. A check that cannot be made has failed. A release whose evidence a former
-    gate's key has signed, before `rotate`, is only checked again and its evidence signed anew.
+    --audit), the privacy budget, no update of a site that withdrew. A check that cannot be made has failed. A
+    release whose evidence a former gate's key has signed, before `rotate`, is checked again and signed anew.
     """
     if channel != CANARY:
         raise PlanError(f"nothing is published to {channel}", "publish to canary, then promote")
@@ -128,7 +134,11 @@ def publish(
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring = _open(repo), _ring(keys)
     with repository.locked():
-        bar = replace(_bar(repository, name, run, floor, margin), most=_bounds(most or []))
+        bar = replace(
+            _bar(repository, name, run, floor, margin),
+            most=_bounds(most or []),
+            despite_withdrawal=despite_withdrawal,
+        )
 
         def verdict(about: About) -> Verdict:
             return _verdict(run, number, about, base, bar, trust, audit, before or [])

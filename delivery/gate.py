@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.manifests import AnyManifest, graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
-from protocol.transparency.leaves import Evaluation, Release, decode_leaf, sha256
+from protocol.transparency.leaves import Evaluation, Release, Withdrawal, decode_leaf, sha256
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
 from storage.regular import read_regular, read_regular_text, read_settings_text
@@ -39,13 +39,15 @@ class Bar:
     """What a release has to reach, in thousandths. ``previous`` is the last release's metric.
 
     Of a metric whose best is 0, ``floor`` is for what it lacks to 1. ``most``: what other metrics, such as
-    ``exposure`` and ``membership_auc``, may not be above.
+    ``exposure`` and ``membership_auc``, may not be above. ``despite_withdrawal``: it may hold updates
+    of a site that withdrew.
     """
 
     floor: int
     margin: int
     previous: int | None
     most: Mapping[str, int] = field(default_factory=dict)
+    despite_withdrawal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,13 @@ class _Spending(BaseModel):
     budget: float
 
 
+class _Withdrawn(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    leaf: int
+    client: str
+    first: int | None
+
+
 class Audited(BaseModel):
     """What the gate reads of ``fedge audit verify --json``."""
 
@@ -80,12 +89,22 @@ class Audited(BaseModel):
     rounds: list[_AuditedRound]
     privacy: _Spending | None
     faults: list[str]
+    withdrawals: list[_Withdrawn]
+    from_round: int
     before: Audited | None = None
 
     @property
     def runs_before(self) -> int:
         """How many of the runs that it goes on from were verified with it."""
         return 0 if self.before is None else 1 + self.before.runs_before
+
+    def touching(self, number: int) -> Iterator[str]:
+        """The withdrawals whose updates are in the adapter of round ``number``, here and in runs before."""
+        for one in self.withdrawals:
+            if one.first is not None and one.first <= number:
+                yield f"{one.client} (leaf {one.leaf} of {self.origin})"
+        if self.before is not None:
+            yield from self.before.touching(self.from_round)
 
 
 def read_audit(path: Path) -> Audited:
@@ -283,6 +302,20 @@ def _check_budget(case: _Case) -> str:
     return f"epsilon {spent.epsilon:.3f} of {spent.budget:g}"
 
 
+def _check_withdrawals(case: _Case) -> str:
+    report = case.audited()
+    later = [decode_leaf(entry).leaf for entry in case.copy.entries[report.size :]]
+    if any(isinstance(leaf, Withdrawal) for leaf in later):
+        raise _failed(f"a site withdrew after the {report.size} leaves that the audit covers")
+    touching = list(report.touching(case.note.round))
+    if not touching:
+        return "it holds no update of a site that withdrew"
+    holds = f"it holds updates of {', '.join(touching)}, who withdrew"
+    if not case.bar.despite_withdrawal:
+        raise _failed(f"{holds}; release an adapter from before, or say --despite-withdrawal")
+    return f"{holds}: the publisher goes on in spite of it"
+
+
 def _check_bounds(case: _Case) -> str:
     leaf, bounds = case.evaluation, case.bar.most
     for name, most in sorted(bounds.items()):
@@ -301,6 +334,7 @@ CHECKS: dict[str, Callable[[_Case], str]] = {
     "quality": _check_quality,
     "audit": _check_audit,
     "budget": _check_budget,
+    "withdrawals": _check_withdrawals,
 }
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedge.plan_files import plan_text, show_findings, write_new
+from protocol.encoding import vector_digest
 from protocol.errors import PlanError
-from protocol.legality import check
+from protocol.legality import Finding, check
 from protocol.plan import Plan, plan_from
+from protocol.recipe import Recipe
+from protocol.step.state import initial_state
 from protocol.transparency.note import parse_key
+
+if TYPE_CHECKING:
+    from audit.published import Run
+    from protocol.start import Start
 
 NUMBERED = re.compile(r"(.*)-([0-9]{1,6})")
 LONGEST_NAME = 64
@@ -31,6 +39,13 @@ def continue_run(
     name: Annotated[
         str, typer.Option("--name", help="the run's; else the old one, counted up")
     ] = "",
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="else the same; from round 0 the next one")
+    ] = None,
+    despite_withdrawal: Annotated[
+        bool,
+        typer.Option("--despite-withdrawal", help="also from what a site that withdrew is part of"),
+    ] = False,
     log: Annotated[
         str, typer.Option("--log", help="with witnesses: the verifier key of the new run's log")
     ] = "",
@@ -38,46 +53,105 @@ def continue_run(
 ) -> None:
     """Write a plan that goes on from a run's adapter: everybody agrees to it as to any other plan.
 
-    All else is as in the run's own plan; change the file as you like. Exit code 3 while it may not be run.
+    All else is as in the run's own plan; change the file as you like. Round 0 is nobody's work: from there it
+    begins anew as that run began, with another seed. Exit code 3 while it may not be run.
     """
-    from audit.continued import start_of
     from audit.log_copy import Trust
     from audit.sources import Folder
     from audit.verify import load_run
-    from server.starting import round_of, sums_asked
+    from server.starting import round_of
 
     folder = round_of(run)
     before = load_run(Folder(folder.parent.parent), Trust())
-    start = start_of(before, int(folder.name))
-    sums_asked(folder, start.adapter)  # raises while one is open
+    if not despite_withdrawal:
+        _verify_untouched(before, int(folder.name))
+    start = _start(before, folder)
+    if seed is None:
+        seed = before.plan.seed + (start is None)
     document = before.plan.model_dump(mode="json") | {
         "name": name or next_name(before.plan.name),
         "rounds": rounds,
-        "start": start.model_dump(mode="json"),
+        "seed": seed,
+        "start": start and start.model_dump(mode="json"),
     }
     if before.plan.witnessed:
         document["audit"] |= {"log": _log_key(log, before.plan)}
     plan = plan_from(document, source="the plan that goes on")
-    findings = check(plan, before.manifest)
+    findings = [*check(plan, before.manifest), *_said_of_round_0(plan, before)]
     write_new(out, plan_text(plan))
     legal = all(finding.severity != "error" for finding in findings)
     if as_json:
         body = {
             "plan": str(out),
             "digest": plan.digest,
-            "start": start.model_dump(mode="json"),
+            "start": document["start"],
             "legal": legal,
             "findings": [asdict(finding) for finding in findings],
         }
         typer.echo(json.dumps(body))
     else:
         show_findings(out, plan.digest, legal=legal, findings=findings)
-        typer.echo(
-            f"goes on from round {start.round} of {start.origin} ({start.rounds} rounds so far)\n"
-            f"next: every client agrees to it, then `fedge run {out} --start {folder / 'adapter'} …`"
-        )
+        typer.echo(_next_step(start, out, folder))
     if not legal:
         raise typer.Exit(PlanError.exit_code)
+
+
+def _start(before: Run, folder: Path) -> Start | None:
+    """The adapter of a round as a start: of round 0 what that run itself started from, None without any.
+
+    Raises PlanError while a sum of it is open.
+    """
+    from audit.continued import start_of
+    from server.starting import sums_asked
+
+    number = int(folder.name)
+    start = start_of(before, number) if number else before.plan.start
+    if start is not None:
+        sums_asked(folder, start.adapter)  # raises while one is open
+    return start
+
+
+def _verify_untouched(before: Run, number: int) -> None:
+    """No withdrawal in the log touches the adapter of round ``number``. Raises PlanError."""
+    from audit.withdrawals import withdrawn
+
+    touching = [one for one in withdrawn(before) if one.first is not None and one.first <= number]
+    if touching:
+        last = min(one.before for one in touching)
+        raise PlanError(
+            f"the adapter of round {number} holds updates of {touching[0].client}, who withdrew (leaf "
+            f"{touching[0].leaf})",
+            f"go on from round {last}, the last without it (`fedge audit lineage RUN --site ID` says who "
+            "can), or say --despite-withdrawal",
+        )
+
+
+def _said_of_round_0(plan: Plan, before: Run) -> Iterator[Finding]:
+    """A plan anew whose round 0 is the earlier run's all the same: sites would open a second sum of it."""
+    if plan.start is not None:
+        return
+    recipe = Recipe(plan=plan, manifest=before.manifest)
+    first = vector_digest(recipe.layout.flatten(initial_state(plan, before.manifest).adapter))
+    if first == before.log.rounds[0].adapter.leaf.adapter_out:
+        yield Finding(
+            severity="warning",
+            field="seed",
+            cause="round 0 is the earlier run's: a sum of it over other sites shows nearly what their "
+            "difference did",
+            remedy="choose another seed; where the method begins alike for all, another [adapter]",
+        )
+
+
+def _next_step(start: Start | None, out: Path, folder: Path) -> str:
+    if start is None:
+        return f"begins anew\nnext: every client agrees to it, then `fedge run {out} …`"
+    of = folder / "adapter"
+    if folder.name == "0000":
+        of = Path("RUN", "rounds", f"{start.round:04d}", "adapter")  # of that run's own start
+    return (
+        f"goes on from round {start.round} of {start.origin} ({start.rounds} rounds so far)\n"
+        f"next: every client agrees to it, then `fedge run {out} --start {of} …`"
+    )
 
 
 def next_name(name: str) -> str:

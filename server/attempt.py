@@ -151,7 +151,9 @@ class Attempt:
             if self._store.has_reply(self._number, client):
                 self._count(client, self._store.reply(self._number, client))
             elif client not in self._roster.nodes:
-                self._drop(client, Reason.NO_REPLY, "not connected")
+                self._drop(
+                    client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
+                )
         waiting = self._collecting.waiting
         content = self._content()
         asked, unsent = ask(

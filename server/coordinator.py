@@ -45,6 +45,7 @@ from server.setting import Listener, Setting
 from server.starting import Beginning, verify_start
 from server.store import RESTORE, Number, Record, RunStore
 from server.tending import tend
+from server.withdrawing import without_withdrawn
 from server.witnessing import Witness
 
 logger = logging.getLogger("flwr.fedge")  # Flower's handler writes it
@@ -183,14 +184,17 @@ class _Run:
         return roster
 
     def _called_roll(self) -> Roster:
-        """The roster; called again when other nodes are there: one that restarts has another id."""
+        """The roster; called again when other nodes are there: one that restarts has another id.
+
+        Who has withdrawn is not in it, whatever a node says.
+        """
         nodes = frozenset(self._setting.grid.get_node_ids())
         if self._roster is None or nodes != self._called:
             self._called, self._called_at = nodes, self._setting.clock.now()
             self._roster = call_roll(
                 self._setting.grid, self._setting.clock, base=self._manifest.fingerprint
             )
-        return self._roster
+        return without_withdrawn(self._roster, self._setting.log, self._setting.roster_keys)
 
     def _round(self, number: int, state: State, digest: str) -> tuple[State, Record]:
         """Attempts at one round until one is complete; who resumes a run may try as often again."""

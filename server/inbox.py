@@ -1,4 +1,4 @@
-"""What others submit to a run's log: an auditor's verdict, a client's complaint, as files. (P-8.11)
+"""What others submit to a run's log: a verdict, a complaint, a withdrawal, as files. (P-8.11)
 
 Nothing that lies in the folder can stop a run: what cannot be used is put aside with the reason.
 """
@@ -13,22 +13,17 @@ from pathlib import Path
 from protocol.errors import FedgeError, ProofError
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster
-from protocol.transparency.leaves import (
-    MOST_BYTES,
-    Audit,
-    Complaint,
-    decode_leaf,
-    verify_author,
-    verify_complaint,
-)
+from protocol.transparency.leaves import MOST_BYTES, Audit, Complaint, decode_leaf, verify_author
+from protocol.transparency.submissions import parse_request, request_value, verify_complaint
 from server.log import RunLog
 from server.store import ROSTERS, RunStore
+from server.withdrawing import verify_names_clients, withdrawal_leaf
 from storage.regular import read_settings_text
 from storage.whole import write_whole
 
 INBOX, REFUSED, WHY = "inbox", "refused", ".why"
 MOST_AT_ONCE = 256  # the rest waits for the next time
-REMEDY = "submit an `audit` leaf of this log, or a `complaint` of one of its clients"
+REMEDY = "submit an `audit` leaf of this log, or a `complaint` or withdrawal of one of its clients"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +64,8 @@ def _waiting(folder: Path) -> list[Path]:
 def _verified(path: Path, log: RunLog, store: RunStore) -> bytes:
     """A leaf that may go into the log. Raises ProofError, OSError."""
     data = _read(path)
+    if request_value(data) is not None:
+        return request_leaf(data, log, store)
     read = decode_leaf(data)
     leaf = read.leaf
     if isinstance(leaf, Audit):
@@ -76,10 +73,17 @@ def _verified(path: Path, log: RunLog, store: RunStore) -> bytes:
         if leaf.size > log.size or read.subjects != {"log": log.tree.root(leaf.size).hex()}:
             raise ProofError(f"an `audit` of another log's first {leaf.size} leaves", REMEDY)
     elif isinstance(leaf, Complaint):
-        verify_complaint(leaf, _key_of(leaf.client, store))
+        verify_complaint(leaf, _key_of(leaf.client, store, "complaint"))
     else:
         raise ProofError(f"a leaf `{leaf.kind}`, which nobody submits", REMEDY)
     return data
+
+
+def request_leaf(data: bytes, log: RunLog, store: RunStore) -> bytes:
+    """The leaf of a withdrawal's request. (P-8.18) Raises ProofError for one that is not this log's."""
+    request = parse_request(data)
+    verify_names_clients(log)
+    return withdrawal_leaf(log, request, _key_of(request.client, store, "withdrawal"))
 
 
 def _read(path: Path) -> bytes:
@@ -91,13 +95,13 @@ def _read(path: Path) -> bytes:
         return file.read(MOST_BYTES + 2).removesuffix(b"\n")
 
 
-def _key_of(client: str, store: RunStore) -> bytes:
+def _key_of(client: str, store: RunStore, what: str) -> bytes:
     """The raw key of a client of any roster that the run has had. Raises ProofError."""
     for path in sorted((store.folder / ROSTERS).glob("*.json")):
         for key in parse_roster(read_settings_text(path), source=str(path)).values():
             if client_id(key).hex() == client:
                 return key
-    raise ProofError(f"a complaint of {client}, who is in no roster of the run", REMEDY)
+    raise ProofError(f"a {what} of {client}, who is in no roster of the run", REMEDY)
 
 
 def _is_logged(log: RunLog, data: bytes) -> bool:

@@ -64,7 +64,9 @@ class SecretAttempt(SecretOutcome):
             if client not in keys:
                 self._drop(client, Reason.INVALID, "its key is not in the roster")
             elif client not in self._roster.nodes:
-                self._drop(client, Reason.NO_REPLY, "not connected")
+                self._drop(
+                    client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
+                )
         self._issued = self._store.next_number(self._number, self._attempt)
         self._run_id, self._seq = self._issued.run, self._issued.seq
         self._sid = session_id(self._setting.plan_digest, self._run_id)
@@ -99,10 +101,12 @@ class SecretAttempt(SecretOutcome):
         choice = choose_among(names, earlier, size=cohort.size, quorum=cohort.quorum)
         if choice is None:
             absent = {name for groups in earlier for group in groups for name in group} - set(names)
+            out = self._roster.kept_out
             raise RoundError(
                 f"round {self._number}: a sum of this adapter was asked for before, over clients of which "
-                f"some are not there{naming(dict.fromkeys(absent, 'not connected'))}",
-                "clients open another over the very same clients only: connect them and resume",
+                f"some are not there{naming({name: out.get(name, 'not connected') for name in absent})}",
+                "clients open another over the very same clients only: connect them and resume; where "
+                "one has withdrawn, go on from another adapter (`fedge plan continue`)",
             )
         return choice.names if choice.again else super()._draw(list(choice.names))
 

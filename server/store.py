@@ -66,11 +66,15 @@ class Number:
     attempt: int = 0
 
 
+class RunInUseError(ArtefactError):
+    """Another coordinator holds the run's folder."""
+
+
 class RunStore:
     """The coordinator's folder of one run; hold it open for as long as the run lasts."""
 
     def __init__(self, folder: Path) -> None:
-        """Open and lock ``folder``, made if needed. Raises ArtefactError when another holds it."""
+        """Open and lock ``folder``, made if needed. Raises RunInUseError when another holds it."""
         self.folder = folder
         self._rounds = folder / "rounds"
         try:
@@ -81,7 +85,7 @@ class RunStore:
                 f"{folder} cannot be written: {error.strerror}", "name another run folder"
             ) from None
         if lock is None:
-            raise ArtefactError(
+            raise RunInUseError(
                 f"{folder} is in use by another coordinator", "wait for it, or stop it first"
             )
         self._lock = lock

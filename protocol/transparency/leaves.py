@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ProofError
 from protocol.privacy.ledger import Entry
-from protocol.secagg.primitives import sign, signature_is_valid
 from protocol.transparency.dsse import (
     REMEDY,
     Envelope,
@@ -261,6 +260,40 @@ class Audit(Leaf):
     auditor: Sha256  # its raw Ed25519 public key
 
 
+class Request(Leaf):
+    """A client of run ``sid``, whose log is ``origin``, withdraws its consent. (P-8.18)"""
+
+    kind: ClassVar[str] = ""
+    client: ClientId
+    origin: Annotated[str, Field(max_length=400)]
+    sid: Sha256
+    signature: Hex
+
+
+class RoundAdapter(Leaf):
+    """A round with its adapter's digest."""
+
+    kind: ClassVar[str] = ""
+    round: Count
+    adapter: Sha256
+
+
+class Withdrawal(Leaf):
+    """A client's request and its effect: how many rounds, sums, adapters, releases hold its update.
+
+    ``first`` is the first such round, ``before`` the last adapter without it.
+    """
+
+    kind: ClassVar[str] = "withdrawal"
+    request: Request
+    first: Count | None
+    rounds: Count
+    asked: Count
+    adapters: Count
+    releases: Count
+    before: RoundAdapter
+
+
 class Pad(Leaf):
     """Nothing, so that the next leaf lands on its index."""
 
@@ -285,6 +318,7 @@ STATEMENTS: dict[str, type[Leaf]] = {
         Release,
         Retention,
         Audit,
+        Withdrawal,
         Pad,
     )
 }
@@ -340,20 +374,6 @@ def verify_author(read: Read, *log_keys: bytes) -> None:
         with suppress(ProofError):
             return verify_envelope(read.envelope, public)
     raise ProofError(f"a leaf `{read.leaf.kind}` not signed by {who}", REMEDY)
-
-
-def sign_complaint(*, client: bytes, about: str, receipt: str, key: Ed25519PrivateKey) -> Complaint:
-    """A complaint of ``client`` (its id, 16 bytes), signed. (P-8.6)"""
-    body = {"client": client.hex(), "about": about, "receipt": receipt}
-    return Complaint(**body, signature=sign(key, "complaint", canonical_json(body)).hex())
-
-
-def verify_complaint(complaint: Complaint, public: bytes) -> None:
-    """It is signed by the client's raw key ``public``. Raises ProofError."""
-    body = complaint.model_dump(mode="json", exclude={"signature"})
-    signature = bytes.fromhex(complaint.signature)
-    if not signature_is_valid(public, "complaint", canonical_json(body), signature):
-        raise ProofError(f"a complaint that {complaint.client} did not sign", REMEDY)
 
 
 def sha256(data: bytes | memoryview) -> str:

@@ -20,16 +20,13 @@ from protocol.peft_format import (
     to_edge,
 )
 from protocol.plan import plan_from_text
+from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import (
-    Audit,
-    encode_message,
-    encode_statement,
-    sha256,
-    sign_complaint,
-)
+from protocol.transparency.leaves import Audit, encode_message, encode_statement, sha256
 from protocol.transparency.note import KeyType, VerifierKey
+from protocol.transparency.submissions import encode_request, sign_complaint, sign_request
+from server.inbox import request_leaf
 from server.log import open_log
 from server.publishing import DAY_S, retire_vectors
 from server.releasing import log_release
@@ -81,7 +78,7 @@ def release(run: Path, number: int, metrics: dict[str, float]) -> None:
 
 
 def submit(run: Path, key: Ed25519PrivateKey) -> None:
-    """A verdict of an auditor, a complaint of a client, and the vectors of round 1 expire."""
+    """A verdict of an auditor, a complaint and a withdrawal of a client; the vectors of round 1 expire."""
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     store = RunStore(run)
     try:
@@ -95,6 +92,9 @@ def submit(run: Path, key: Ed25519PrivateKey) -> None:
             one = client_id(key.public_key().public_bytes_raw())
             said = sign_complaint(client=one, about="turned away", receipt="", key=key)
             leaves.append(encode_message(said))
+            sid = session_id(plan.digest, store.run_id).hex()
+            request = sign_request(origin=log.origin, sid=sid, key=key)
+            leaves.append(request_leaf(encode_request(request), log, store))
         log.append(leaves)
         if (vectors := run / "rounds/0001/vectors").is_dir():
             os.utime(vectors, (0, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import verify_evidence
+from delivery.gate import Audited
 from delivery.releases import read_current
 from delivery.repository import Repository
 from edge_runtime.settings import read_device
@@ -25,6 +28,7 @@ from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from tests.delivery_world import refused, update
+from tests.unit.audit.withdrawing import withdraw
 
 SETTINGS = [
     "plan.secrecy.exchange=secagg",
@@ -65,8 +69,6 @@ class Publisher:
         fedge("publish", run or self.run, *where, "--floor", 0.1, *more)
 
     def refused_evidence(self) -> list[dict[str, Any]]:
-        import base64
-
         found = []
         for path in sorted((self.repo / "evidence").glob("*.refused-*.json")):
             envelope = json.loads(path.read_text())
@@ -204,6 +206,7 @@ def test_a_release_below_the_bar_is_not_published(publisher: Publisher) -> None:
         "quality": False,
         "audit": True,
         "budget": True,
+        "withdrawals": True,
     }
 
 
@@ -285,6 +288,42 @@ def test_a_run_that_goes_on_is_published_beside_the_runs_before(
     with pytest.raises(PlanError, match="an audit made now"):
         publisher.publish(*saved, *before, run=more)
     publisher.publish(*before, run=more)
+
+
+def test_what_holds_an_update_of_a_site_that_withdrew_is_published_only_in_spite_of_it(
+    publisher: Publisher, run: Path, copied: Path, tmp_path: Path
+) -> None:
+    """Refused with evidence; what the publisher does in spite of it is in the evidence too."""
+    used = json.loads((copied / "rounds/0002/record.json").read_text())["used"]
+    report = tmp_path / "audit.json"
+    report.write_text(json.dumps(audit(Folder(copied), Trust()).to_dict()))
+    secret = (run / f"clients/{used[0]}.key").read_text().strip()
+    withdraw(copied, Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret)))
+    with pytest.raises(DeliveryError, match="holds updates of") as error:
+        publisher.publish(run=copied)
+    assert error.value.code == "gate.withdrawals"
+    (evidence,) = publisher.refused_evidence()
+    assert {check["name"]: check["passed"] for check in evidence["checks"]}["withdrawals"] is False
+    with pytest.raises(DeliveryError, match="withdrew after the"):
+        publisher.publish("--audit", report, run=copied)
+    publisher.publish("--despite-withdrawal", run=copied)
+    statement = (publisher.repo / "evidence/tiny-r0001.canary.json").read_text()
+    assert "in spite of it" in base64.b64decode(json.loads(statement)["payload"]).decode()
+
+
+def test_a_withdrawal_of_a_run_before_counts_from_the_adapter_that_was_taken() -> None:
+    def audited(**fields: object) -> Audited:
+        same = {"verdict": "ok", "size": 9, "root": "", "rounds": [], "privacy": None, "faults": []}
+        return Audited.model_validate({"origin": "second", "from_round": 3} | same | fields)
+
+    gone = [{"leaf": 7, "client": "ward", "first": 2}]
+    for first, touched in ((2, ["ward (leaf 7 of first)"]), (4, []), (None, [])):
+        withdrawals = [gone[0] | {"first": first}]
+        before = audited(origin="first", from_round=0, withdrawals=withdrawals)
+        report = audited(withdrawals=[], before=before.model_dump())
+        assert list(report.touching(0)) == touched
+        assert list(before.touching(3)) == touched
+    assert list(audited(withdrawals=gone).touching(1)) == []
 
 
 def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path: Path) -> None:

@@ -18,16 +18,11 @@ from audit.verify import audit
 from client.receipts import Held
 from protocol.errors import RoundError
 from protocol.exchange import Phase
-from protocol.transparency.leaves import (
-    Abort,
-    Vector,
-    decode_leaf,
-    encode_message,
-    sign_complaint,
-)
+from protocol.transparency.leaves import Abort, Vector, decode_leaf, encode_message
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, sign_receipt
+from protocol.transparency.submissions import sign_complaint
 from protocol.transparency.witness import (
     Refused,
     Witnessed,

@@ -23,7 +23,8 @@ from server.releasing import log_release
 from server.store import RunStore
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import go_on, make_run
+from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
+from tests.unit.audit.withdrawing import stopped_after, withdraw
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
@@ -168,7 +169,9 @@ CONTINUED: dict[str, dict[str, Any]] = {  # runs that go on from one of a round 
 
 
 def made(kind: str, folder: Path) -> Path:
-    """A run of a kind, its last round released."""
+    """A run of a kind, its last round released, or that before a withdrawal."""
+    if kind == WITHDRAWN:
+        return withdrawn(folder)
     if kind in CONTINUED:
         before = make_run(folder.parent / "before", **(CONTINUED[kind] | {"rounds": 1}))
         run = go_on(before, folder, **CONTINUED[kind])
@@ -176,6 +179,24 @@ def made(kind: str, folder: Path) -> Path:
         run = make_run(folder, **KINDS[kind])
     release(run)
     return run
+
+
+WITHDRAWN = "a site withdraws"
+
+
+def withdrawn(folder: Path) -> Path:
+    """Two rounds, the second released; a site of it and one of neither withdraw; then one more."""
+    small: dict[str, Any] = {"cohort": {"size": 3, "quorum": 3, "deadline_s": 30.0}, "rounds": 3}
+    plan, manifest = small_plan(**small)
+    sites = Sites(plan, manifest, folder.parent / "sites", 8)
+    stopped_after(2, folder, sites=sites, count=8, **small)
+    release(folder)
+    record = folder / "rounds/{:04d}/record.json"
+    used = [set(json.loads(Path(str(record).format(n)).read_text())["used"]) for n in (1, 2)]
+    never = {f"site-{site}" for site in range(8)} - used[0] - used[1]
+    for name in (min(used[1] - used[0]), min(never)):
+        withdraw(folder, sites.keys[int(name.removeprefix("site-"))])
+    return make_run(folder, sites=sites, count=8, **small)
 
 
 def release(run: Path) -> None:

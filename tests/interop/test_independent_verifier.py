@@ -25,7 +25,7 @@ from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tree import Tree
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.interop import verifier
-from tests.interop.runs import CONTINUED, FOUR, KINDS, made
+from tests.interop.runs import CONTINUED, FOUR, KINDS, WITHDRAWN, made
 from tests.interop.verifier.run import verify_run
 from tests.unit.audit.runs import make_run
 
@@ -35,6 +35,7 @@ MUTATED = {  # kinds of runs and the kinds of leaves that are changed there
     "aggregate adapter release",
     "a failed attempt and a void round": "abort",
     "noise in groups of cores": "dp cohort round-open adapter",
+    WITHDRAWN: "withdrawal",
 }
 Made = Callable[[str], Path]
 
@@ -52,7 +53,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return run
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *CONTINUED])
+@pytest.mark.parametrize("kind", [*KINDS, *CONTINUED, WITHDRAWN])
 def test_a_run_is_verified_from_the_text_alone(kind: str, run_of: Made) -> None:
     void = {3} if "void" in kind else set()
     planned = json.loads((run_of(kind) / "plan.json").read_text())["rounds"]

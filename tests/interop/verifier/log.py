@@ -35,6 +35,7 @@ STATEMENTS = {
     "release": "round adapter eval",
     "retention": "round vectors",
     "audit": "size verdict rounds tool auditor",
+    "withdrawal": "request first rounds asked adapters releases before",
     "pad": "",
 }
 

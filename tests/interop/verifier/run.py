@@ -16,6 +16,7 @@ from .published import check_passport, check_round
 from .start import round_0
 from .step import State, combined, stepped
 from .sums import STAGES, Opened, Sum
+from .withdrawals import check_withdrawal
 
 
 def verify_run(run: Path) -> list[int]:
@@ -28,6 +29,8 @@ def verify_run(run: Path) -> list[int]:
     verifier.releases = [leaf for leaf in leaves if leaf.kind == "release"]
     for leaf in leaves[1:]:
         verifier.take(leaf)
+        if leaf.kind == "withdrawal":
+            check_withdrawal(verifier.documents, key.name, verifier.rosters, leaves, leaf)
     done = verifier.finished()
     hashes = [leaf_hash(leaf.entry) for leaf in leaves]
     measured = {leaf.index: leaf["round"] for leaf in leaves if leaf.kind == "eval"}
@@ -43,6 +46,7 @@ class _Run:
     def __init__(self, documents: Documents) -> None:
         self.documents = documents
         self.roster: Roster | None = None
+        self.rosters: list[Roster] = []
         self.releases: list[Leaf] = []
         self.rounds: list[Leaf] = []
         self.state: State | None = None
@@ -72,11 +76,20 @@ class _Run:
             self._close(leaf)
         else:
             assert not self.sums
-            assert leaf.kind in ("roster", "eval", "release", "retention", "audit", "complaint")
+            assert leaf.kind in (
+                "roster",
+                "eval",
+                "release",
+                "retention",
+                "audit",
+                "complaint",
+                "withdrawal",
+            )
             if leaf.kind == "roster":
                 assert self.rounds or leaf.index == 1
                 assert self.roster is None or self.roster.root != leaf["root"]
                 self.roster = read_roster(self.documents.run, leaf)
+                self.rosters.append(self.roster)
             else:
                 assert self.rounds
 

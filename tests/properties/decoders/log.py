@@ -13,7 +13,7 @@ from protocol.transparency.dsse import (
     sign_statement,
     verify_envelope,
 )
-from protocol.transparency.leaves import decode_leaf, sign_complaint, verify_author
+from protocol.transparency.leaves import decode_leaf, encode_statement, verify_author
 from protocol.transparency.note import (
     KeyType,
     VerifierKey,
@@ -27,8 +27,16 @@ from protocol.transparency.offline import OfflineProof, parse_offline_proof
 from protocol.transparency.policy import parse_policy
 from protocol.transparency.receipts import Receipt, sign_receipt, unverified_receipt, verify_receipt
 from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
+from protocol.transparency.submissions import (
+    encode_request,
+    parse_request,
+    sign_complaint,
+    sign_request,
+    verify_request,
+)
 from protocol.transparency.tiles import parse_entries as parse_tile
 from protocol.transparency.tree import Tree
+from protocol.transparency.withdrawal import effect_of, withdrawal_of
 from protocol.transparency.witness import AddCheckpoint, parse_add_checkpoint
 from tests.properties.decoders.rows import (
     Decoder,
@@ -47,6 +55,7 @@ def log(world: World) -> dict[str, Decoder]:
         | _copies(world)
         | _proofs(world)
         | _leaves(world)
+        | _submissions(world)
         | _receipts(world)
         | _shown(world)
     )
@@ -134,6 +143,10 @@ def _leaves(world: World) -> dict[str, Decoder]:
     statement = sign_statement("x", {"a": 1}, {"n": "0" * 64}, world.key)
     complaint = sign_complaint(client=bytes(16), about="late", receipt="", key=world.key)
     messages = [data for data in world.entries if b'"payload"' not in data]
+    reads = [(index, decode_leaf(data)) for index, data in enumerate(world.entries)]
+    request = sign_request(origin=world.log_key.name, sid="0" * 64, key=world.key)
+    effect = effect_of(reads, {request.client})
+    withdrawal = encode_statement(*withdrawal_of(request, effect), world.key)
 
     def leaf_of(data: bytes) -> object:
         read = decode_leaf(data)
@@ -151,11 +164,28 @@ def _leaves(world: World) -> dict[str, Decoder]:
         ),
         "protocol.transparency.leaves:decode_leaf, signed": Decoder(
             read=lambda data: leaf_of(signed_by(data, world.key)),
-            seeds=tuple(payload_of(data) for data in world.entries if b'"payload"' in data),
+            seeds=tuple(
+                payload_of(data) for data in (*world.entries, withdrawal) if b'"payload"' in data
+            ),
         ),
         "protocol.transparency.dsse:parse_envelope": Decoder(
             read=lambda data: verify_envelope(parse_envelope(json_value(data))[0], world.public),
             seeds=(statement,),
+        ),
+    }
+
+
+def _submissions(world: World) -> dict[str, Decoder]:
+    request = sign_request(origin=world.log_key.name, sid="0" * 64, key=world.key)
+
+    def read(data: bytes) -> object:
+        parsed = parse_request(data)
+        verify_request(parsed, world.public)
+        return parsed
+
+    return {
+        "protocol.transparency.submissions:parse_request": Decoder(
+            read=read, seeds=(encode_request(request),)
         ),
     }
 

@@ -10,7 +10,8 @@ import pytest
 
 from protocol.exchange import Phase
 from tests.unit.audit.continuing import FOUR
-from tests.unit.audit.runs import go_on, make_run
+from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
+from tests.unit.audit.withdrawing import NINE, SECTIONS, World, stopped_after
 
 EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}
 
@@ -46,3 +47,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("continued")
     first = make_run(folder / "first", rounds=3, cohort=FOUR, count=4)
     return first, go_on(first, folder / "second", rounds=2, cohort=FOUR, count=4)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Not to be changed."""
+    folder = tmp_path_factory.mktemp("withdrawals")
+    plan, manifest = small_plan(**SECTIONS)
+    sites = Sites(plan, manifest, folder / "sites", NINE)
+    run = stopped_after(3, folder / "run", count=NINE, sites=sites, **SECTIONS)
+    from tests.adversaries.rich_runs import release  # which imports this module
+
+    release(run, 3, {"accuracy": 0.9})
+    return World(run, plan, sites)
+
+
+@pytest.fixture
+def world(first: World, tmp_path: Path) -> World:
+    """A copy of it, sites' memories too."""
+    shutil.copytree(first.run, tmp_path / "run")
+    shutil.copytree(first.sites.folder, tmp_path / "sites")
+    return moved(first, tmp_path)
+
+
+def moved(first: World, folder: Path) -> World:
+    sites = Sites(first.plan, small_manifest(), folder / "sites", NINE, keys=first.sites.keys)
+    return World(folder / "run", first.plan, sites)

@@ -19,7 +19,8 @@ from protocol.errors import MachineError
 from protocol.exchange import Phase
 from protocol.privacy import accounting
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import encode_message, sign_complaint
+from protocol.transparency.leaves import encode_message
+from protocol.transparency.submissions import sign_complaint
 from tests.adversaries.forger import Forger
 from tests.methods import CORES
 from tests.unit.audit.runs import Sites, make_run, small_plan

@@ -19,7 +19,7 @@ from fedge.plans import app as plans
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import verify_legal
-from protocol.plan import Plan
+from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe
 from protocol.start import SpentBefore
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
@@ -198,12 +198,17 @@ def test_an_epsilon_that_would_not_hold_is_refused(kind: str, runs: tuple[Path, 
 
 
 def test_round_0_is_nothing_to_go_on_from(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """What a plan begins with is a plan anew: clients have agreed to a sum of it under that plan."""
+    """What a plan begins with is a plan anew: clients have agreed to a sum of it under that plan.
+
+    So the command writes one without a start, with another seed.
+    """
     with pytest.raises(PlanError, match="round 0 is nobody's work"):
         start_of(load_run(Folder(runs[0]), Trust()), 0)
     command = ["continue", str(runs[0] / "rounds/0000/adapter"), "--rounds", "1"]
-    ended = CliRunner().invoke(plans, [*command, "--out", str(tmp_path / "plan.toml")])
-    assert isinstance(ended.exception, PlanError)
+    assert CliRunner().invoke(plans, [*command, "--out", str(tmp_path / "p.toml")]).exit_code == 0
+    anew = plan_from_text((tmp_path / "p.toml").read_text(), source="p.toml")
+    before = plan_from_text((runs[0] / "plan.json").read_text(), source="plan.json")
+    assert (anew.start, anew.seed) == (None, before.seed + 1)
 
 
 ODD: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ProofError
-from protocol.transparency.leaves import Complaint, decode_leaf, verify_complaint
+from protocol.transparency.leaves import Complaint, decode_leaf
 from protocol.transparency.receipts import verify_receipt
+from protocol.transparency.submissions import verify_complaint
 from tests.unit.client.secret_cohort import Coordinator
 from tests.unit.fedge.test_command_line import fedge
 

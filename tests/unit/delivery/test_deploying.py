@@ -13,7 +13,10 @@ from delivery.gate import Audited, _check_audit, _check_budget
 from protocol.errors import ArtefactError, PlanError
 from protocol.peft_format import PASSPORT_FILE
 
-REPORT = {"verdict": "ok", "origin": "o", "size": 1, "root": "r", "rounds": [], "faults": []}
+REPORT = {"verdict": "ok", "origin": "o", "size": 1, "root": "r", "rounds": [], "faults": []} | {
+    "withdrawals": [],
+    "from_round": 0,
+}
 
 
 def test_folders_beside_the_rounds_are_no_rounds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from operations.coordinator import make_coordinator
 from operations.running import order
 from protocol.errors import ArtefactError, PlanError
 from protocol.plan import Plan, plan_from_text
-from tests.unit.audit.runs import make_run
+from tests.unit.audit.runs import go_on, make_run
 
 THREE = {"size": 3, "quorum": 3, "deadline_s": 30.0}
 
@@ -57,6 +57,44 @@ def test_it_is_said_in_json_too(run: Path, tmp_path: Path) -> None:
     assert said["legal"]
     assert said["start"]["round"] == 2
     assert said["digest"] == plan_from_text(out.read_text(), source="plan.toml").digest
+
+
+def test_from_round_0_it_begins_anew_with_another_seed(run: Path, tmp_path: Path) -> None:
+    plan = written(run / "rounds/0000/adapter", tmp_path / "p.toml", "--rounds", "2")
+    before = plan_from_text((run / "plan.json").read_text(), source="plan.json")
+    assert (plan.start, plan.seed) == (None, before.seed + 1)
+    same = {"name": before.name, "seed": before.seed}
+    assert plan.model_copy(update=same).digest == before.digest
+    named = written(run / "rounds/0000", tmp_path / "q.toml", "--rounds", "2", "--seed", "77")
+    assert named.seed == 77
+    asked = ["continue", str(run / "rounds/0000"), "--rounds", "2", "--seed", str(before.seed)]
+    same_seed = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "r.toml")])
+    assert "round 0 is the earlier run's" in " ".join(same_seed.output.split())
+
+
+def test_a_method_that_begins_alike_for_every_seed_is_warned_of(tmp_path: Path) -> None:
+    alike = {"task": {"kind": "causal-lm"}, "adapter": {"method": "ia3", "targets": ["query"]}}
+    run = make_run(tmp_path / "run", count=3, cohort=THREE, rounds=1, **alike)
+    asked = ["continue", str(run / "rounds/0000"), "--rounds", "2", "--json"]
+    said = json.loads(CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "p.toml")]).output)
+    assert [f["field"] for f in said["findings"] if f["severity"] == "warning"][-1] == "seed"
+
+
+def test_from_round_0_of_a_run_that_went_on_it_goes_on_from_there(
+    run: Path, tmp_path: Path
+) -> None:
+    labels = {"labels": [r'ä "b" \n', "b", "c"]}
+    second = go_on(run, tmp_path / "second", count=3, cohort=THREE, rounds=1, task=labels)
+    plan = written(second / "rounds/0000", tmp_path / "p.toml", "--rounds", "2")
+    again = plan_from_text((second / "plan.json").read_text(), source="plan.json")
+    assert plan.start == again.start
+    assert plan.seed == again.seed
+    result = CliRunner().invoke(
+        app,
+        ["continue", str(second / "rounds/0000"), "--rounds", "2", "--out", str(tmp_path / "q")],
+    )
+    assert "goes on from round 2 of fedge/small/" in result.output
+    assert "--start RUN/rounds/0002/adapter" in " ".join(result.output.split())
 
 
 def test_what_is_no_run_or_there_already_is_refused(run: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from protocol.transparency.leaves import (
     Pad,
     encode_message,
     encode_statement,
-    sign_complaint,
 )
+from protocol.transparency.submissions import sign_complaint
 from server.inbox import INBOX, REFUSED, take_in
 from server.log import KEY, RunLog, open_log
 from server.store import RunStore

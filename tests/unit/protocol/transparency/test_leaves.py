@@ -21,10 +21,9 @@ from protocol.transparency.leaves import (
     decode_leaf,
     encode_message,
     encode_statement,
-    sign_complaint,
     verify_author,
-    verify_complaint,
 )
+from protocol.transparency.submissions import sign_complaint, verify_complaint
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 ABORT = Abort(seq=3, group=None, round=1, attempt=2, revealed=[])
