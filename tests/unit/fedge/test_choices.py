@@ -46,7 +46,7 @@ def test_without_a_base_all_are_listed() -> None:
     assert [row["name"] for row in rows("rules")] == list(RULES)
     lora = next(row for row in rows("methods") if row["name"] == "lora")
     assert lora["turns"] == [["lora_B"], ["lora_A"]]
-    assert lora["keys"] == ["targets", "rank", "alpha", "rank_stabilised"]
+    assert lora["keys"] == ["targets", "layers", "rank", "alpha", "rank_stabilised"]
     first = next(row for row in rows("rules") if row["name"] == "first")
     assert first["methods"]["lora"] == {"phases": [["head", "lora_B"]], "exact": True}
     assert "legal" not in lora
