@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from base_model.decoder.opened import mapped_decoder
-from base_model.decoder.stored import PIECE, floats_of, rows_of
+from base_model.decoder.stored import floats_of, rows_of
 from base_model.families import FAMILIES
 from base_model.verify import open_tokenizer
 from base_model.weights_file import DTYPES, WEIGHTS, places_of
@@ -24,6 +24,7 @@ from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.manifest import Manifest
 
+PIECE = 2**20  # numbers of the table that are looked at together
 Floats = npt.NDArray[np.float32]
 Similarities = npt.NDArray[np.float64]
 

@@ -21,14 +21,15 @@ from edge_runtime.decoder.adapters import DecoderAdapter, adapter_of, load_decod
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.cache import Cache
 from edge_runtime.runtime import EdgeRuntime
+from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 from edge_runtime.single import SingleService
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, DataError
 from protocol.manifest import BaseManifest
 from protocol.methods import METHODS
 from protocol.peft_format import EDGE_FILE, Published, to_edge
 from tests.conftest import TEXTS
 from tests.contracts.test_methods_that_write import IDS, WRITING, settings_of
-from tests.device_kinds import overwritten, released_text
+from tests.device_kinds import overwritten, released_text, seq2seq_kind
 from tests.methods import SORTING
 from tests.unit.base_model.decoder.models import write_decoder
 
@@ -215,6 +216,50 @@ def test_what_has_no_sum_is_refused_by_what_it_is(
         blend(tmp_path / "out", writer.folder, shares)
     assert "use this adapter alone" in refused.value.remedy
     assert not (tmp_path / "out").exists()
+
+
+def test_both_graphs_of_a_translating_base_are_blended(tmp_path: Path) -> None:
+    """Logits of the sum by definition, of what is read and of what is written."""
+    kind = seq2seq_kind(tmp_path)
+    base = Seq2SeqBase.open(kind.base, threads=1)
+
+    def logits(adapter: DecoderAdapter | None) -> Any:
+        memory = memory_of(base.reader, base.manifest, IDS, adapter.values if adapter else {})
+        return Cache(base, adapter, memory).follow([base.manifest.start, 4, 9])
+
+    weighted = [(kind.adapters["good"], 0.75), (kind.adapters["bad"], -0.5)]
+    blend(tmp_path / "out", kind.base, [Share(folder=f, weight=w) for f, w in weighted])
+    parts = [(w, read_tensors(folder / EDGE_FILE)) for folder, w in weighted]
+    expected = adapter_of(by_definition(base.manifest, parts), base, source="definition")
+    under = logits(load_decoder_adapter(tmp_path / "out", base))
+    assert near(logits(expected), under)
+    assert not near(logits(None), under)
+
+
+def test_numbers_are_the_weighted_means(
+    tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path], runtime: EdgeRuntime
+) -> None:
+    """Heads alone, so that an answer is linear in them; another range is refused."""
+    folders = []
+    for seed, high in ((1, 30.0), (2, 30.0), (3, 31.0)):
+        task = {"kind": "regression", "low": -10.0, "high": high, "max_length": 16}
+        folder = write_adapter(tmp_path / str(seed), method="head", seed=seed, task=task)
+        overwritten(folder, to_edge(read_peft(folder), published=published_of(folder)))
+        folders.append(folder)
+    one, two, other = folders
+    blend(
+        tmp_path / "out",
+        tiny_base,
+        [Share(folder=one, weight=1.25), Share(folder=two, weight=-0.25)],
+    )
+    expected = 1.25 * blended_logits(runtime, one) - 0.25 * blended_logits(runtime, two)
+    assert near(expected, blended_logits(runtime, tmp_path / "out"))
+    with pytest.raises(DataError, match="their numbers are of another range"):
+        blend(
+            tmp_path / "no",
+            tiny_base,
+            [Share(folder=one, weight=0.5), Share(folder=other, weight=0.5)],
+        )
 
 
 def test_more_rank_than_a_linear_has_is_written_as_the_matrix(
