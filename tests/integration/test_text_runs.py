@@ -303,7 +303,6 @@ def test_a_row_that_cannot_be_learnt_is_named_in_the_experiments_own_file(
         simulate(strict, tmp_path / "run", resume=False, progress=NoProgress())
 
 
-@pytest.mark.slow
 def test_a_soft_prompt_of_a_decoder_is_shown_in_words(base: Path, tmp_path: Path) -> None:
     """Rows that were drawn and hardly trained: what they are near to is in summary and report."""
     for name, count, seed in (("train", 60, 1), ("test", 10, 2)):
