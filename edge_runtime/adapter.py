@@ -17,10 +17,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.base import EdgeBase
+from edge_runtime.blends.note import AnyNote, BlendNote, is_blend, read_blend, unvouched
 from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
 from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
-from protocol.manifest import BaseManifest, Linear, Slot
+from protocol.manifest import BaseManifest, Linear, Manifest, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -41,7 +42,7 @@ class ActiveAdapter:
     running inference must hold.
     """
 
-    note: ReleaseNote
+    note: AnyNote
     folder: Path
     run_options: Any
     keep: Any
@@ -50,13 +51,13 @@ class ActiveAdapter:
 def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> ActiveAdapter:
     """Check ``folder`` against ``base`` and load it. (P-5.4)
 
-    With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError at
-    the first fault.
+    With a ``policy`` it has to be a release in a log that this trusts, and no blend. Raises ArtefactError or
+    ProofError at the first fault.
     """
-    note = read_note(folder)
+    note = read_any_note(folder)
     task_named(note.task)
     path = folder / EDGE_FILE
-    data = released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
+    data = adapter_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
         loaded = ort.LoraAdapter()
@@ -74,11 +75,11 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
     return ActiveAdapter(note=note, folder=folder, run_options=options, keep=loaded)
 
 
-def released_file(
-    folder: Path, note: ReleaseNote, *, fingerprint: str, policy: Policy | None
-) -> bytes:
-    """The ``.onnx_adapter`` of a release for a base. Raises ArtefactError, ProofError."""
+def adapter_file(folder: Path, note: AnyNote, *, fingerprint: str, policy: Policy | None) -> bytes:
+    """The ``.onnx_adapter`` of a release, or of a blend, for a base. Raises ArtefactError, ProofError."""
     if policy is not None:
+        if isinstance(note, BlendNote):
+            raise unvouched(folder)
         from edge_runtime.passport import verify_passport  # a service starts without it
 
         verify_passport(folder, round_number=note.round, policy=policy)
@@ -127,8 +128,17 @@ def private_copy(data: bytes) -> Iterator[Path]:
         yield Path(file.name)
 
 
+def read_any_note(folder: Path) -> AnyNote:
+    """What an adapter's folder says of it: a release's, or a blend's. Raises ArtefactError."""
+    return read_blend(folder) if is_blend(folder) else read_note(folder)
+
+
 def read_note(folder: Path) -> ReleaseNote:
     """``release.json`` of an adapter folder. Raises ArtefactError."""
+    if is_blend(folder):
+        raise ArtefactError(
+            f"{folder} is a blend, and a release is needed here", "name one of those it is made of"
+        )
     path = folder / RELEASE_FILE
     try:
         return parse_release(read_regular_text(path), source=str(path))
@@ -158,10 +168,14 @@ def read_tensors(path: Path, *, source: str = "") -> Tensors:
 
 def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str) -> None:
     """Every tensor fills a slot of this graph, in pairs, finite. Raises ArtefactError."""
-    head = base.manifest.head.path
-    sizes = check_slots(
-        tensors, base.manifest, source=source, pairs=[(f"{head}.weight", f"{head}.bias")]
-    )
+    check_answering(tensors, base.manifest, labels=labels, source=source)
+
+
+def check_answering(tensors: Tensors, manifest: Manifest, *, labels: int, source: str) -> None:
+    """The same by the base's manifest."""
+    head = manifest.head.path
+    pairs = [(f"{head}.weight", f"{head}.bias")]
+    sizes = check_slots(tensors, manifest, source=source, pairs=pairs)
     if sizes.get("labels", labels) != labels:
         raise ArtefactError(
             f"{source}: the head has {sizes['labels']} labels, {RELEASE_FILE} lists {labels}",

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase, open_session
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.forms import DOWN, UP
 
 WARM_UP = 3
@@ -139,11 +140,5 @@ def write_random_adapter(base: EdgeBase, path: Path, rank: int) -> dict[str, Any
         shapes = (linear.in_features, rank), (rank, linear.out_features)
         for end, shape in zip((DOWN, UP), shapes, strict=True):
             tensors[linear.path + end] = rng.normal(0, 0.02, shape).astype(np.float32)
-    form = ort.AdapterFormat()
-    form.set_adapter_version(1)
-    form.set_model_version(1)
-    # An OrtValue of an array does not own it: `tensors` lives until they are written.
-    values = {name: ort.OrtValue.ortvalue_from_numpy(tensors[name]) for name in sorted(tensors)}
-    form.set_parameters(values)
-    form.export_adapter(str(path))
+    write_edge_adapter(tensors, path)
     return tensors

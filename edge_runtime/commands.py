@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime import device_commands
+from edge_runtime.blends.commands import blend
 from edge_runtime.decoder import commands as decoder_commands
 from edge_runtime.decoder.http.commands import serve_text
 from protocol.errors import DataError, printable
@@ -30,8 +31,11 @@ for _command in ("update", "activate", "rollback", "status", "serve"):
 for _command in ("generate", "chat"):
     app.command()(getattr(decoder_commands, _command))
 app.command("serve-text")(serve_text)
+app.command()(blend)
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="folder of a released adapter")]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", help="folder of a released adapter, or of a blend")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Threads = Annotated[
     int, typer.Option("--threads", min=0, max=MOST_THREADS, help="0 = as ONNX Runtime thinks best")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
 from edge_runtime.base import EdgeBase, numbered_labels
+from edge_runtime.blends.note import BlendNote
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
 from edge_runtime.tasks import task_named
@@ -39,7 +40,10 @@ class SingleService:
                     "name a released adapter with --adapter"
                 )
         else:
-            self.runtime.activate(adapter)
+            note = self.runtime.activate(adapter).note
+            if isinstance(note, BlendNote):
+                self.warning = note.caution
+                return
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
     def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:

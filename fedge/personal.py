@@ -26,7 +26,7 @@ from client.engine.onnx_engine import OnnxEngine
 from client.tasks import OUTPUT_TASKS
 from client.training import Trained, train
 from edge_runtime import agent
-from edge_runtime.adapter import read_tensors
+from edge_runtime.adapter import read_note, read_tensors
 from edge_runtime.backends import writes_text
 from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import check_file, read_manifest
@@ -127,7 +127,8 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     origin_id, folder, installed = _current(device)
     manifest = _trainable(device.base)
     runtime = EdgeRuntime(open_device_base(device))
-    note = runtime.activate(folder).note
+    runtime.activate(folder)
+    note = read_note(folder)
     origin = _Origin(
         id=origin_id, seq=installed.seq, note=note, tensors=read_tensors(folder / EDGE_FILE)
     )

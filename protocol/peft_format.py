@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -216,6 +216,20 @@ class ParityError(ArtefactError):
         self.parity = parity
 
 
+def verify_answers(kind: str, labels: Sequence[str], limits: tuple[float, float] | None) -> None:
+    """Labels or a range, ``limits``, are what a task of this kind has. Raises ValueError."""
+    if labels and limits is not None:
+        raise ValueError("labels and a range exclude each other")
+    if limits is not None and not limits[0] < limits[1]:
+        raise ValueError("the range ends before it begins")
+    if limits is not None and max(map(abs, limits)) > MOST_VALUE:
+        raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
+    task = TASKS.get(kind)  # a newer one is the device's to refuse, by its name
+    answers = "labels" if labels else "text" if limits is None else "range"
+    if task is not None and answers != task.ANSWERS:
+        raise ValueError(f"task {kind} has {task.ANSWERS}, and here are {answers}")
+
+
 class ReleaseNote(BaseModel):
     """``release.json``: what an adapter belongs to and what was measured of it."""
 
@@ -247,16 +261,7 @@ class ReleaseNote(BaseModel):
 
     @model_validator(mode="after")
     def _answers_mean_something(self) -> ReleaseNote:
-        if self.labels and self.range is not None:
-            raise ValueError("labels and a range exclude each other")
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError("the range ends before it begins")
-        if self.range is not None and max(map(abs, self.range)) > MOST_VALUE:
-            raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
-        task = TASKS.get(self.task)  # a newer one is the device's to refuse, by its name
-        answers = "labels" if self.labels else "text" if self.range is None else "range"
-        if task is not None and answers != task.ANSWERS:
-            raise ValueError(f"task {self.task} has {task.ANSWERS}, and here are {answers}")
+        verify_answers(self.task, self.labels, self.range)
         return self
 
     @property

@@ -65,7 +65,7 @@ def simulate(
     with watched(quiet=quiet) as progress, _where(folder):
         summary = run(loaded, folder, resume=resume, progress=progress)
     if as_json:
-        typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1))
+        typer.echo(json.dumps(summary.document(), indent=1))
         return
     from simulations.summary_table import print_summary
 

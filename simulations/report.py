@@ -77,6 +77,7 @@ def _page(run: Path, plan: Json) -> str:
         has_labels="labels" in plan.get("task", {}),
         labels=by_label(summary.get("per_label")),
         samples=_samples(read_json(run / "samples.json")),
+        prompt=_prompt(summary.get("prompt_words")),
         memorised=_memorised(read_json(run / "memorisation.json")),
         clients=_clients(summary, clients, _measure(plan)),
         taken=_participation(records, failed, clients),
@@ -108,6 +109,15 @@ def _samples(written: Json | None) -> list[list[object]]:
         cells = [scores.get(name, {}).get(figure) for name in ("before", "federated")]
         if any(cell is not None for cell in cells):
             rows.append([title, *("" if c is None else f"{c:.1f} %" for c in cells), ""])
+    return rows
+
+
+def _prompt(words: list[Json] | None) -> list[list[object]]:
+    """Rows of a soft prompt: the number, the nearest token and how near it is, the others."""
+    rows: list[list[object]] = []
+    for each in words or []:
+        near = [f"{n['token']} ({n['similarity']:.2f})" for n in each["nearest"]]
+        rows.append([each["row"], *(near[:1] or ["none: a row of zeros"]), ", ".join(near[1:])])
     return rows
 
 

@@ -44,6 +44,7 @@ from simulations.memorisation import measure_memorisation, metrics_of
 from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, MARKER, PLAN, ROSTER, START_RUN, Prepared, prepare
 from simulations.progress import Progress
+from simulations.prompt_words import explain_prompt
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import AUDIT, write_report
 from simulations.samples import write_samples
@@ -100,6 +101,8 @@ def simulate(
     if prepared.plan.task.ANSWERS == "text":
         with timings.part("samples"):
             write_samples(prepared, evaluator.held_out, progress)
+    with timings.part("samples"):
+        explain_prompt(prepared)
     with timings.part("audit"):
         audited = _audit(out, prepared.plan, progress)
     # The report reads the summary, and the summary names the report.
@@ -305,5 +308,5 @@ def _write_summary(
         audited=audited,
         report=report,
     )
-    write_json(prepared.out / SUMMARY, summary.model_dump(mode="json"))
+    write_json(prepared.out / SUMMARY, summary.document())
     return summary

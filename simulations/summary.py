@@ -15,6 +15,7 @@ from simulations.files import path_text, read_json
 from simulations.forecasts import load_forecast
 from simulations.memorisation import MEMORISATION
 from simulations.prepare import Prepared
+from simulations.prompt_words import PROMPT_WORDS
 from simulations.records import adapter_folder
 from simulations.samples import SAMPLES, scores_of
 from simulations.tasks import task_named
@@ -37,7 +38,8 @@ class Summary(Section):
 
     ``refused`` says why the adapter is not released; parity is then what was measured of it, if anything was.
     ``audit`` is the verdict of an audit from the published files. ``failures`` (contributions of zeros) and
-    ``clipped_share`` (of all updates) are of secret sums with counters.
+    ``clipped_share`` (of all updates) are of secret sums with counters. ``prompt_words`` are those of
+    :mod:`simulations.prompt_words`; only adapters with a soft prompt have the key.
     """
 
     name: str
@@ -109,6 +111,12 @@ class Summary(Section):
     base: str
     adapter: str
     report: str | None
+    prompt_words: list[dict[str, Any]] | None
+
+    def document(self) -> dict[str, Any]:
+        """Plain values, as files have them."""
+        absent = {"prompt_words"} if self.prompt_words is None else set()
+        return self.model_dump(mode="json", exclude=absent)
 
 
 def summarise(
@@ -146,6 +154,7 @@ def summarise(
         base=path_text(prepared.base),
         adapter=path_text(folder),
         report=report,
+        prompt_words=read_json(prepared.out / PROMPT_WORDS),
     )
 
 

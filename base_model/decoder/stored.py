@@ -243,14 +243,15 @@ def _deviation(table: Stored, width: int) -> float:
     total = squares = 0.0
     count = len(table.codes) if isinstance(table, CodedWeight) else len(table)
     for start in range(0, count, rows):
-        part = floats_of(_rows(table, slice(start, start + rows)), width).astype(np.float64)
+        part = floats_of(rows_of(table, slice(start, start + rows)), width).astype(np.float64)
         total += float(part.sum())
         squares += float((part * part).sum())
     mean = total / (count * width)
     return float(np.sqrt(max(squares / (count * width) - mean * mean, 1e-24)))
 
 
-def _rows(table: Stored, rows: slice) -> Stored:
+def rows_of(table: Stored, rows: slice) -> Stored:
+    """Some rows of a table of words, which has no offsets."""
     if isinstance(table, CodedWeight):
         return CodedWeight(bits=table.bits, codes=table.codes[rows], scales=table.scales[rows])
     return table[rows]

@@ -16,11 +16,11 @@ from edge_runtime.adapter import (
     MOST_BYTES,
     REFETCH,
     Tensors,
+    adapter_file,
     check_slots,
     private_copy,
-    read_note,
+    read_any_note,
     read_tensors,
-    released_file,
 )
 from edge_runtime.decoder.base import WritingBase
 from protocol.decoder_manifest import DecoderManifest, WritingManifest
@@ -66,12 +66,13 @@ class DecoderAdapter:
 def load_decoder_adapter(
     path: Path, base: WritingBase, *, sha256: str | None = None, policy: Policy | None = None
 ) -> DecoderAdapter:
-    """Load the folder of a release, or an ``.onnx_adapter``, where a ``sha256`` is given only with that one.
+    """Load the folder of a release or a blend, or an ``.onnx_adapter``.
 
+    Where a ``sha256`` is given only the file with that one.
     With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError.
     """
     if path.is_dir():
-        data = _of_release(path, base, policy)
+        data = _of_folder(path, base, policy)
     elif policy is not None:
         raise ArtefactError(
             f"{path} is a file alone, which no log vouches for", "name the folder of the release"
@@ -85,14 +86,14 @@ def load_decoder_adapter(
     return adapter_of(tensors, base, source=str(path))
 
 
-def _of_release(folder: Path, base: WritingBase, policy: Policy | None) -> bytes:
-    note = read_note(folder)
+def _of_folder(folder: Path, base: WritingBase, policy: Policy | None) -> bytes:
+    note = read_any_note(folder)
     if note.labels or note.range is not None:
         raise ArtefactError(
             f"{folder} answers with {'labels' if note.labels else 'numbers'}, it writes no text",
             "use it with `fedge edge infer`",
         )
-    return released_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
+    return adapter_file(folder, note, fingerprint=base.manifest.fingerprint, policy=policy)
 
 
 def _of_file(path: Path) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,8 @@ DeviceOption = Annotated[
     Path | None, typer.Option("--device", help="device.toml: what is in use on the device")
 ]
 Adapter = Annotated[
-    Path | None, typer.Option("--adapter", help="folder of a released adapter, or an .onnx_adapter")
+    Path | None,
+    typer.Option("--adapter", help="folder of a release or a blend, or an .onnx_adapter"),
 ]
 Trust = Annotated[
     Path | None, typer.Option("--trust", help="the log's policy: run released adapters only")
@@ -184,6 +185,15 @@ def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
         from edge_runtime.passport import read_policy
 
         adapters.load(ADAPTER, adapter, policy=read_policy(trust) if trust else None)
+        say_blends([adapter])
+
+
+def say_blends(files: Iterable[Path]) -> None:
+    """A line about each that no log vouches for, since it is a blend. Raises ArtefactError."""
+    from edge_runtime.blends.note import is_blend, read_blend
+
+    for folder in filter(is_blend, files):
+        typer.echo(f"warning: {read_blend(folder).caution}", err=True)
 
 
 def _lines(*, prompt: bool) -> Iterator[str]:

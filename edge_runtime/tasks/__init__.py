@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.answer_options import AnswerOptions
+from edge_runtime.blends.note import AnyNote
 from edge_runtime.tasks import classification, regression
 from protocol.calibration import Calibration
 from protocol.errors import ArtefactError
 from protocol.misspelling import nearest
-from protocol.peft_format import ReleaseNote
 
 
 class Prediction(Protocol):
@@ -48,7 +48,7 @@ class EdgeTask(Protocol):
         ...
 
     def of_release(
-        self, outputs: npt.NDArray[np.float32], note: ReleaseNote, options: AnswerOptions
+        self, outputs: npt.NDArray[np.float32], note: AnyNote, options: AnswerOptions
     ) -> Sequence[Prediction]:
         """Answers of a release's adapter to rows of ``outputs`` (rows, outputs)."""
         ...

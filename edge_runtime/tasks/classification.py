@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.answer_options import AnswerOptions
+from edge_runtime.blends.note import AnyNote
 from protocol.calibration import Calibration, calibrate, probabilities
-from protocol.peft_format import ReleaseNote
 
 HAS_LABELS = True
 Logits = npt.NDArray[np.float32]  # (rows, labels)
@@ -76,7 +76,7 @@ def verify_options(options: AnswerOptions) -> None:
     """Whatever is asked for is met."""
 
 
-def of_release(outputs: Logits, note: ReleaseNote, options: AnswerOptions) -> list[Prediction]:
+def of_release(outputs: Logits, note: AnyNote, options: AnswerOptions) -> list[Prediction]:
     """Answers of a release's adapter, at its temperature."""
     fit = note.calibration
     temperature = fit.temperature if fit else 1.0

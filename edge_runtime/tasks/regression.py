@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.answer_options import LIKELIEST, AnswerOptions
+from edge_runtime.blends.note import AnyNote
 from protocol.errors import DataError
-from protocol.peft_format import ReleaseNote
 
 HAS_LABELS = False
 
@@ -51,7 +51,7 @@ def verify_options(options: AnswerOptions) -> None:
 
 
 def of_release(
-    outputs: npt.NDArray[np.float32], note: ReleaseNote, options: AnswerOptions
+    outputs: npt.NDArray[np.float32], note: AnyNote, options: AnswerOptions
 ) -> list[Value]:
     """Answers of a release's adapter; what lies outside the range is cut to it."""
     assert note.range is not None

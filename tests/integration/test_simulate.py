@@ -205,6 +205,14 @@ def test_every_rule_runs_to_a_release(experiment_file: Path, overrides: list[str
     summary = run(experiment_file, f"rule-{name}", [*short, *overrides])
     assert summary.parity_max_relative <= 1e-4
     assert summary.parity_label_agreement == 1.0
+    out = experiment_file.parent / f"rule-{name}"
+    words = json.loads((out / "summary.json").read_text()).get("prompt_words")
+    in_words = "The soft prompt in words" in (out / "report.html").read_text()
+    if name == "prompt":
+        assert [len(row["nearest"]) for row in words] == [5] * 4
+        assert in_words
+    else:
+        assert (words, in_words) == (None, False)
 
 
 def test_the_command_prints_json_and_nothing_else(experiment_file: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,37 @@ def test_a_row_that_cannot_be_learnt_is_named_in_the_experiments_own_file(
     strict = load_experiment(out, ['plan.task.unanswered="refuse"'])
     with pytest.raises(DataError, match=f"^{re.escape(str(path))}: line 151: its answer begins"):
         simulate(strict, tmp_path / "run", resume=False, progress=NoProgress())
+
+
+def test_a_soft_prompt_of_a_decoder_is_shown_in_words(base: Path, tmp_path: Path) -> None:
+    """Rows that were drawn and hardly trained: what they are near to is in summary and report."""
+    for name, count, seed in (("train", 60, 1), ("test", 10, 2)):
+        lines = "".join(json.dumps(row) + "\n" for row in chats(count, seed))
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    path = tmp_path / "texts.toml"
+    path.write_text(
+        f"""
+format = 1
+name = "prompted"
+base.folder = {json.dumps(str(base))}
+data = {{ train = "train.jsonl", test = "test.jsonl" }}
+population = {{ clients = 4, partition = "iid" }}
+yardsticks = {{ alone = 0, pooled = false }}
+[plan]
+rounds = 1
+task = {{ kind = "causal-lm", max_length = 32 }}
+adapter = {{ method = "prompt", tokens = 3 }}
+rule.name = "mean"
+cohort = {{ size = 4, quorum = 3 }}
+local = {{ batch_size = 8, epochs = 1, learning_rate = 1e-3 }}
+"""
+    )
+    out = tmp_path / "run"
+    summary = simulate(load_experiment(path), out, resume=False, progress=NoProgress())
+    words = json.loads((out / "summary.json").read_text())["prompt_words"]
+    assert words == summary.prompt_words
+    assert [len(row["nearest"]) for row in words] == [5] * 3
+    first = words[0]["nearest"][0]
+    assert f"<td>{escape(first['token'])} ({first['similarity']:.2f})</td>" in (
+        (out / "report.html").read_text()
+    )

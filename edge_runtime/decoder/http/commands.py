@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_runtime.decoder.commands import Json, Threads
+from edge_runtime.decoder.commands import Json, Threads, say_blends
 from protocol.errors import DataError, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def serve_text(
         typer.Option(
             "--adapter",
             metavar="NAME=FILE",
-            help="an .onnx_adapter, or a release; may be given again",
+            help="an .onnx_adapter, a release or a blend; may be given again",
         ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="address to listen at")] = LOCAL[0],
@@ -65,6 +65,7 @@ def serve_text(
 
     backend = open_writing(base, threads=threads)
     service = TextService(backend.writer.base, files, queue=queue, at_once=at_once)
+    say_blends(files.values())
     if host not in LOCAL:
         typer.echo("warning: whoever reaches this address may ask; there are no keys", err=True)
     try:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from audit.releases import read_edge_adapter
-from edge_runtime.adapter import read_note, read_tensors
+from edge_runtime.adapter import read_any_note, read_note, read_tensors
+from edge_runtime.blends.note import (
+    BLEND_FILE,
+    BlendNote,
+    BlendPart,
+    parse_blend,
+    read_blend,
+    render_blend,
+)
 from edge_runtime.decoder.http.forms import ApiError, ChatCompletion, parse_asked
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.probe import Golden, Probe, Turn, read_probe
@@ -41,6 +49,7 @@ def device(world: World) -> dict[str, Decoder]:
     return (
         {"edge_runtime.decoder.http.forms:parse_asked": texts}
         | _release(world)
+        | _blend(world)
         | _own_files(world)
         | _passport(world)
     )
@@ -74,6 +83,37 @@ def _release(world: World) -> dict[str, Decoder]:
         ),
         "audit.releases:read_edge_adapter": Decoder(
             read=lambda data: read_edge_adapter(data, "x"), seeds=()
+        ),
+    }
+
+
+def _blend(world: World) -> dict[str, Decoder]:
+    part = BlendPart(plan_name="p", round=1, release="1" * 64, adapter="2" * 64, weight=-0.5)
+    note = BlendNote(
+        base_fingerprint="0" * 64,
+        parts=[part, part],
+        verified=True,
+        task="classification",
+        pairs=False,
+        labels=["a", "b"],
+        range=None,
+        max_length=8,
+        calibration=None,
+        files={"adapter.onnx_adapter": "3" * 64},
+    )
+    blend, folder = render_blend(note), world.folder / "blend"
+    folder.mkdir(exist_ok=True)
+    return {
+        "edge_runtime.blends.note:parse_blend": Decoder(
+            read=of_text(lambda t: parse_blend(t, source="b")), seeds=(blend,)
+        ),
+        "edge_runtime.blends.note:read_blend": Decoder(
+            read=of_file(folder / BLEND_FILE, lambda path: read_blend(path.parent)),
+            seeds=(blend,),
+        ),
+        "edge_runtime.adapter:read_any_note": Decoder(
+            read=of_file(folder / BLEND_FILE, lambda path: read_any_note(path.parent)),
+            seeds=(blend,),
         ),
     }
 

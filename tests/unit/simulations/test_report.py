@@ -173,6 +173,21 @@ def test_the_page_tells_what_was_run_on_what_and_when(run: Path) -> None:
         assert text in page, text
 
 
+def test_a_soft_prompt_is_shown_in_words(run: Path) -> None:
+    near = [
+        {"token": EVIL, "id": 7, "similarity": 0.98765},
+        {"token": "lamp", "id": 3, "similarity": -0.125},
+    ]
+    words = [{"row": 1, "nearest": near}, {"row": 2, "nearest": []}]
+    (run / "summary.json").write_text(json.dumps(summary_of(prompt_words=words)))
+    page = write_report(run).read_text()
+    assert EVIL not in page
+    assert "(0.99)</td><td>lamp (-0.12)</td>" in page
+    assert "<td>2</td><td>none: a row of zeros</td>" in page
+    (run / "summary.json").write_text(json.dumps(summary_of()))
+    assert "soft prompt" not in write_report(run).read_text()
+
+
 def test_the_parts_of_its_time_add_up(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary_of()))
     page = write_report(run).read_text()
