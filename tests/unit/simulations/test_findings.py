@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from protocol.rows.read import Table
-from simulations.experiment import Experiment, Yardsticks
+from simulations.experiment import Experiment
+from simulations.experiment_measures import Yardsticks
 from simulations.findings import finding_of, findings_of
 from simulations.pace import Outlook, Pace, Work, forecast_parts
 
