@@ -112,7 +112,7 @@ def forecast_parts(plan: Plan, pace: Pace, work: Work) -> Seconds:
         * (passes * max(mean / local.batch_size, 1) * pace.step + alone_rows * pace.row),
         "personal": (
             personal * steps(mean, work.yardsticks.personal_epochs) * pace.step
-            + (2 * sum(work.own_rows) + (personal > 0) * work.test_rows) * pace.row
+            + 3 * sum(work.own_rows) * pace.row  # by three adapters
         ),
         "release": releases * PARITY * measured,
     }
