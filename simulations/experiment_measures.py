@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol.section import Positive, Section
+from protocol.section import Positive, PositiveReal, Section
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -24,6 +24,9 @@ class Yardsticks(Section):
     )
     personal_epochs: Positive = Field(
         default=2, description="passes of such a device over its rows"
+    )
+    personal_rate: PositiveReal = Field(
+        default=0.25, description="of such a device: times the plan's learning rates"
     )
     personal_parts: Literal["all", "head"] = Field(
         default="all", description="what such a device trains: all that a rule would, or the head"

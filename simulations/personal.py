@@ -69,6 +69,7 @@ class Personal:
             parts=self._parts,
             seed=seed_from("yardstick", plan.seed, "personal", name),
             epochs=settings.personal_epochs,
+            rate=settings.personal_rate,
         )
         return {
             "rows": len(rows),

@@ -39,17 +39,23 @@ def trained(
     parts: Parts | None = None,
     seed: int,
     epochs: float,
+    rate: float = 1.0,
 ) -> Tensors:
     """What becomes of ``start``, or of what the plan's seed begins with.
 
-    Without ``parts`` those of :func:`all_parts` are trained. Raises UpdateError where it diverges.
+    Without ``parts`` those of :func:`all_parts` are trained; ``rate``: times the plan's learning rates.
+    Raises UpdateError where it diverges.
     """
     plan = prepared.plan
     recipe = Recipe(plan=plan, manifest=prepared.manifest)
     start, parts = start or recipe.start(), parts or recipe.trainable
     worker = Worker(plan, prepared.base, parts=[parts])
+    rates = {
+        "learning_rate": rate * plan.local.learning_rate,
+        "head_learning_rate": rate * plan.local.head_learning_rate,
+    }
     # A client's bound on steps is per round; here the passes are the bound.
-    local = plan.local.model_copy(update={"max_steps": 0})
+    local = plan.local.model_copy(update={"max_steps": 0, **rates})
     encoded = worker.encode(rows)
     return train(
         worker.engine, start, encoded, local=local, parts=parts, seed=seed, epochs=epochs

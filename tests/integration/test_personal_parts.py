@@ -118,7 +118,7 @@ def test_a_run_begun_before_these_keys_were_there_goes_on(experiment_file: Path)
     experiment = load_experiment(experiment_file, settings)
     prepare(experiment, out, resume=False, progress=NoProgress())
     marker = read(out / "experiment.json")
-    for key in ("personal", "personal_epochs", "personal_parts"):
+    for key in ("personal", "personal_epochs", "personal_rate", "personal_parts"):
         del marker["yardsticks"][key]
     (out / "experiment.json").write_text(json.dumps(marker))
     prepare(experiment, out, resume=True, progress=NoProgress())

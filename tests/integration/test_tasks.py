@@ -86,8 +86,10 @@ def test_numbers_are_learnt_in_secret_rounds(finished: tuple[Path, Summary]) -> 
     assert summary.nrmse_pooled is not None
     assert summary.nrmse_alone_mean is not None
     assert summary.accuracy_personal_mean is None
-    assert 0 < summary.nrmse_personal_mean < 0.3 > summary.nrmse_global_on_own_mean > 0
-    assert summary.nrmse_personal_mean < summary.nrmse_alone_on_own_mean
+    for figure in (summary.nrmse_personal_mean, summary.nrmse_global_on_own_mean):
+        assert figure is not None
+        assert 0 < figure < 0.2
+    assert summary.nrmse_alone_on_own_mean is not None
     assert json.loads((out / "yardsticks.json").read_text())["personal"]["by"] == "values"
     record = json.loads((out / "rounds" / "0003" / "record.json").read_text())
     assert 0 < record["metrics"]["eval_error"] < record["metrics"]["eval_examples"]
