@@ -276,6 +276,18 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
         )
+    _verify_of_task(experiment, plan, path)
+    if plan.cohort.size > experiment.population.clients:
+        raise PlanError(
+            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
+            f"{experiment.population.clients} clients",
+            "lower plan.cohort.size or raise population.clients",
+        )
+    return experiment
+
+
+def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
+    """Sections that are for some tasks alone. Raises PlanError."""
     if experiment.head != LabelHead() and not experiment.has_labels:
         raise PlanError(
             f"{path}: `head` is for a classification, no other task has labels", "leave it out"
@@ -293,13 +305,6 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             f"{path}: `memorisation` is for text that follows text",
             'leave it out, or use plan.task.kind = "causal-lm"',
         )
-    if plan.cohort.size > experiment.population.clients:
-        raise PlanError(
-            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
-            f"{experiment.population.clients} clients",
-            "lower plan.cohort.size or raise population.clients",
-        )
-    return experiment
 
 
 def shipped() -> list[str]:

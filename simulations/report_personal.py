@@ -10,6 +10,7 @@ from simulations.plots import change_chart
 
 Json = dict[str, Any]
 TRAININGS = ("alone", "federated", "personal")
+DRAWN = 40  # devices of a chart at most
 OWN = {
     "column": "test rows that name the device",
     "labels": "test rows with its labels, each label as often as among the device's own rows",
@@ -26,10 +27,12 @@ def personal(yardsticks: Json, clients: Json | None, measure: Quality) -> Json |
     per_client = measured["per_client"]
     dots = [
         (named(name, clients), measure.drawn(each["federated"]), measure.drawn(each["personal"]))
-        for name, each in sorted(per_client.items(), key=lambda item: item[1]["federated"])
+        for name, each in per_client.items()
     ]
+    worst = sorted(dots, key=lambda dot: -dot[1] if measure.higher_is_better else dot[1])[-DRAWN:]
+    which = "each device" if len(worst) == len(dots) else f"the {DRAWN} devices served worst"
     better = "" if measure.higher_is_better else ": lower is better"
-    title = f"Test {measure.title} of each device on its own test rows{better}"
+    title = f"Test {measure.title} of {which} on its own test rows{better}"
 
     def row(name: str, entry: Json, figures: Json) -> list[object]:
         three = [_shown(measure, figures.get(key)) for key in TRAININGS]
@@ -39,7 +42,9 @@ def personal(yardsticks: Json, clients: Json | None, measure: Quality) -> Json |
         "own": OWN[measured["by"]],
         "better": sum(_gain(measure, each) > 0 for each in per_client.values()),
         "worse": sum(_gain(measure, each) < 0 for each in per_client.values()),
-        "chart": change_chart(title, dots, names=("federated", "personal"), unit=measure.UNIT),
+        "chart": change_chart(
+            title, worst[::-1], names=("federated", "personal"), unit=measure.UNIT
+        ),
         "mean": row(f"mean of {len(per_client)} devices", {}, measured["mean"]),
         "rows": [row(named(name, clients), each, each) for name, each in per_client.items()],
     }

@@ -127,26 +127,39 @@ def test_a_run_begun_before_these_keys_were_there_goes_on(experiment_file: Path)
         prepare(asked, out, resume=True, progress=NoProgress())
 
 
+class Warnings(NoProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_test_rows_that_name_their_device_are_its_own(experiment_file: Path) -> None:
+    """Of four devices one has none, so three are personalised where four were asked for."""
     folder = experiment_file.parent
     for name in ("train", "test"):
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         rows = [json.loads(line) | {"who": number % 4} for number, line in enumerate(lines)]
+        rows = [row for row in rows if name == "train" or row["who"] != 3]
         (folder / f"{name}-who.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [f"data.{name}={name}-who.jsonl" for name in ("train", "test")]
     settings += ["population.partition=column", "population.column=who", "population.clients=4"]
-    experiment = load_experiment(experiment_file, [*QUICK, *settings, "yardsticks.personal=2"])
-    out = folder / "who"
-    prepared = prepare(experiment, out, resume=False, progress=NoProgress())
+    settings += ["yardsticks.alone=0", "yardsticks.personal=4"]
+    experiment = load_experiment(experiment_file, [*QUICK, *settings])
+    out, progress = folder / "who", Warnings()
+    summary = simulate(experiment, out, resume=False, progress=progress)
     own = read(out / "own_rows.json")
     assert own["by"] == "column"
     values = {name: each["value"] for name, each in read(out / "clients.json")["clients"].items()}
-    assert own["rows"] == {name: [*range(int(v), 120, 4)] for name, v in values.items()}
-    assert set(read_first(prepared.test_file)) == {"text", "label"}
-
-
-def read_first(path: Path) -> Any:
-    return json.loads(path.read_text().splitlines()[0])
+    assert own["rows"] == {
+        name: [*range(int(value), 90, 3)] if value != "3" else [] for name, value in values.items()
+    }
+    served = {values[name] for name, each in summary.per_client.items() if "personal" in each}
+    assert served == {"0", "1", "2"}
+    assert "only 3 of 4 devices have test rows of their own" in progress.said
+    line = (out / "test.jsonl").read_text().splitlines()[0]
+    assert set(json.loads(line)) == {"text", "label"}
 
 
 def test_a_run_that_goes_on_is_measured_on_what_each_before_it_had_learnt(

@@ -151,6 +151,7 @@ def test_devices_are_drawn_before_and_after_their_own_training(run: Path) -> Non
     assert "each label as often as among the device" in section
     for text in ("56.25%", "62.50%", "75.00%", "25.00%", "mean of 2 devices"):
         assert text in section, text
+    assert section.index(">a</text>") < section.index("alert(", section.index("<svg"))
     before, after, before_second, after_second = (
         float(x) for x in re.findall(r'cx="([\d.]+)"', section)[2:6]
     )
