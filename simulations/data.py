@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from protocol.chat.messages import chat_from
 from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
+from protocol.rows.formats import read_columns
 from protocol.rows.read import Table, any_label, read_rows
 from simulations.experiment import Experiment, resolve_source
 from simulations.tasks import task_named
@@ -26,7 +26,7 @@ def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
     data, column = experiment.data, experiment.population.column
     train = _read(experiment, plan, data.train, column)
     if data.test:
-        return train, _read(experiment, plan, data.test, "")
+        return train, _read(experiment, plan, data.test, _test_column(experiment))
     strata = task_named(plan.task.kind).strata(train.targets)
     return divided(train, strata, data.holdout, plan.seed)
 
@@ -50,8 +50,16 @@ def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tupl
             "raise data.holdout, or name a test file",
         )
     left = sorted(set(range(len(rows))) - set(test))
-    kept = rows.take(sorted(test))
-    return rows.take(left), replace(kept, groups=[])
+    return rows.take(left), rows.take(sorted(test))
+
+
+def _test_column(experiment: Experiment) -> str:
+    """The column that says whose a test row is, where somebody asks and the file has it."""
+    column = experiment.population.column
+    if not column or not experiment.yardsticks.personal:
+        return ""
+    path = resolve_source(experiment.data.test, folder=experiment.folder)
+    return column if column in read_columns(path) else ""
 
 
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:

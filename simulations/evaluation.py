@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from client.batches import Encoded
 from client.data import load_rows
 from client.training import predict
 from client.worker import Worker
@@ -34,9 +35,13 @@ class Evaluator:
     def measure(self, tensors: Tensors, *, rows: Sequence[int] | None = None) -> Scores:
         """Run ``tensors`` on all test rows, or on those numbered."""
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
+        return self.measure_on(tensors, chosen)
+
+    def measure_on(self, tensors: Tensors, rows: Encoded) -> Scores:
+        """Run ``tensors`` on other rows."""
         finished = finished_tensors(self.worker, tensors)
-        outputs = predict(self.worker.engine, finished, chosen)
-        return task_named(self.worker.plan.task.kind).score(outputs, chosen.targets)
+        outputs = predict(self.worker.engine, finished, rows)
+        return task_named(self.worker.plan.task.kind).score(outputs, rows.targets)
 
 
 def finished_tensors(worker: Worker, tensors: Tensors) -> Tensors:

@@ -24,12 +24,12 @@ from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
 from protocol.variants import key_of, variants_of
+from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
 from storage.regular import read_settings_text
 
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
 PROJECT = Path(__file__).resolve().parent.parent
-Natural = Annotated[int, Field(ge=0)]
 
 
 class BaseSource(Section):
@@ -130,14 +130,6 @@ class FaultRates(Section):
         return self
 
 
-class Yardsticks(Section):
-    """What federated training is compared with, in the same run."""
-
-    pooled: bool = Field(default=True, description="one machine with all rows, the same passes")
-    alone: Natural = Field(default=10, description="devices trained alone; 0 = none")
-    alone_test_rows: Natural = Field(default=0, description="test rows for them; 0 = all")
-
-
 class LabelHead(Section):
     """What the head of a classification begins with; the plan gets it as `[head]`."""
 
@@ -148,29 +140,6 @@ class LabelHead(Section):
     trained: bool = Field(
         default=True,
         description="labels: false leaves the vectors as they are, and sends biases alone",
-    )
-
-
-class Samples(Section):
-    """Texts that a device writes to test prompts, before and after; for tasks whose answers are texts."""
-
-    rows: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        default=4, description="test rows that are answered, and compared with their own answers"
-    )
-    tokens: Positive = Field(default=48, description="of an answer at most")
-
-
-class Memorisation(Section):
-    """What is measured of what the adapter has learnt by heart; for text that follows text."""
-
-    canaries: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=0, description="secrets planted in the rows of the first device"
-    )
-    repeats: Annotated[int, Field(gt=0, le=1000)] = Field(
-        default=1, description="rows with each of them"
-    )
-    members: Natural = Field(
-        default=0, description="training rows to tell from as many test rows, 0 = none"
     )
 
 
@@ -307,15 +276,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
         )
-    if experiment.head != LabelHead() and not experiment.has_labels:
-        raise PlanError(
-            f"{path}: `head` is for a classification, no other task has labels", "leave it out"
-        )
-    if experiment.memorisation != Memorisation() and plan.task.kind != "causal-lm":
-        raise PlanError(
-            f"{path}: `memorisation` is for text that follows text",
-            'leave it out, or use plan.task.kind = "causal-lm"',
-        )
+    _verify_of_task(experiment, plan, path)
     if plan.cohort.size > experiment.population.clients:
         raise PlanError(
             f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
@@ -323,6 +284,27 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             "lower plan.cohort.size or raise population.clients",
         )
     return experiment
+
+
+def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
+    """Sections that are for some tasks alone. Raises PlanError."""
+    if experiment.head != LabelHead() and not experiment.has_labels:
+        raise PlanError(
+            f"{path}: `head` is for a classification, no other task has labels", "leave it out"
+        )
+    if (
+        experiment.yardsticks.personal_parts == "head"
+        and experiment.base_task != Classification.BASE
+    ):
+        raise PlanError(
+            f"{path}: `yardsticks.personal_parts`: bases that write text have no head to train",
+            'leave it out, or use personal_parts = "all"',
+        )
+    if experiment.memorisation != Memorisation() and plan.task.kind != "causal-lm":
+        raise PlanError(
+            f"{path}: `memorisation` is for text that follows text",
+            'leave it out, or use plan.task.kind = "causal-lm"',
+        )
 
 
 def shipped() -> list[str]:

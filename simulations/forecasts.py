@@ -9,9 +9,12 @@ from client.batches import Encoded
 from client.data import Rows, load_rows
 from client.worker import Worker
 from protocol.rows.read import Text
+from simulations.clients import client_name
 from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
+from simulations.own_rows import load_own_rows
 from simulations.pace import STEPS, WARM, Pace, Work, forecast_parts, measure_pace
+from simulations.personal import personal_devices
 from simulations.prepare import Prepared
 from simulations.progress import Progress, duration
 from simulations.timings import Timings
@@ -51,7 +54,13 @@ def forecast_run(prepared: Prepared, worker: Worker) -> tuple[Pace, dict[str, fl
     """Time a few steps of a prepared run; the pace, and seconds by part."""
     pace = measure_pace(worker, _sample(prepared, worker))
     yardsticks = prepared.experiment.yardsticks
-    work = Work(clients=prepared.sizes, test_rows=prepared.rows[1], yardsticks=yardsticks)
+    own, test_rows = load_own_rows(prepared.out), prepared.rows[1]
+    work = Work(
+        clients=prepared.sizes,
+        test_rows=test_rows,
+        yardsticks=yardsticks,
+        own_rows=[own.count(client_name(n), test_rows) for n in personal_devices(prepared)],
+    )
     return pace, forecast_parts(prepared.plan, pace, work)
 
 

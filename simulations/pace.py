@@ -20,7 +20,7 @@ from client.worker import Worker
 from protocol.errors import UpdateError
 from protocol.plan import Plan
 from simulations.evaluation import due
-from simulations.experiment import Yardsticks
+from simulations.experiment_measures import Yardsticks
 from simulations.progress import duration
 
 WARM, STEPS, MOST_ROWS = 1, 3, 64
@@ -42,11 +42,15 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """Rows of every client, of the test, and of the test of a device alone; what is compared with."""
+    """Rows of every client, and of the test; what is compared with.
+
+    ``own_rows``: test rows of every device that is personalised.
+    """
 
     clients: Sequence[int]
     test_rows: int
     yardsticks: Yardsticks
+    own_rows: Sequence[int] = ()
 
 
 def measure_pace(
@@ -94,7 +98,8 @@ def forecast_parts(plan: Plan, pace: Pace, work: Work) -> Seconds:
     mean = sum(work.clients) / len(work.clients)
     measured = work.test_rows * pace.row
     times = sum(due(plan, number) for number in range(1, plan.rounds + 1))
-    alone = min(work.yardsticks.alone, len(work.clients))
+    personal = len(work.own_rows)
+    alone = max(min(work.yardsticks.alone, len(work.clients)), personal)
     alone_rows = min(work.yardsticks.alone_test_rows or work.test_rows, work.test_rows)
     every = plan.release.every
     releases = len([n for n in range(1, plan.rounds) if every and n % every == 0]) + 1
@@ -105,6 +110,10 @@ def forecast_parts(plan: Plan, pace: Pace, work: Work) -> Seconds:
         * (passes * sum(work.clients) / local.batch_size * pace.step + measured),
         "alone": alone
         * (passes * max(mean / local.batch_size, 1) * pace.step + alone_rows * pace.row),
+        "personal": (
+            personal * steps(mean, work.yardsticks.personal_epochs) * pace.step
+            + 3 * sum(work.own_rows) * pace.row  # by three adapters
+        ),
         "release": releases * PARITY * measured,
     }
 
@@ -132,5 +141,5 @@ class Outlook:
         each = sum(self._seconds) / len(self._seconds) if self._seconds else planned
         all_due = [due(plan, n) for n in range(1, plan.rounds + 1)]
         rest = expected.get("evaluation", 0.0) * sum(all_due[number:]) / sum(all_due)
-        rest += sum(expected.get(part, 0.0) for part in ("pooled", "alone", "release"))
+        rest += sum(expected.get(part, 0.0) for part in ("pooled", "alone", "personal", "release"))
         return (plan.rounds - number) * each + rest

@@ -164,28 +164,74 @@ def dot_chart(title: str, rows: Sequence[tuple[str, float, float]], *, unit: str
     if not rows:
         return Markup("")
     ends = [value + sign * spread for _, value, spread in rows for sign in (-1, 1)]
-    scale = _round_heights(min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1.0)
-    step, height = scale[1] - scale[0], 22
-
-    def x(value: float) -> float:
-        return round(NAMES + (value - scale[0]) / (scale[-1] - scale[0]) * (WIDTH - NAMES - 40), 1)
-
-    bottom, parts = TOP + height * len(rows), []
-    for value in scale:
-        parts.append(
-            f'<line class="grid" x1="{x(value)}" x2="{x(value)}" y1="{TOP}" y2="{bottom}"/>'
-        )
-        label = escape(_height(value, step) + unit)
-        parts.append(f'<text x="{x(value)}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
-    for number_of_row, (name, value, spread) in enumerate(rows):
-        y = TOP + height * number_of_row + height // 2
-        parts.append(f'<text x="{NAMES - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+    frame = _Rows(ends, len(rows))
+    parts = frame.axes([name for name, _, _ in rows], unit)
+    for row, (_, value, spread) in enumerate(rows):
         if spread:
+            parts.append(frame.line(value - spread, value + spread, row))
+        parts.append(frame.dot(value, row, "c1"))
+    return _svg(title, parts, height=frame.bottom + 30)
+
+
+def change_chart(
+    title: str,
+    rows: Sequence[tuple[str, float, float]],
+    *,
+    names: tuple[str, str],
+    unit: str = "",
+) -> Markup:
+    """A row each: its name, a dot before and one after, with a line between; ``names``: of the two dots."""
+    if not rows:
+        return Markup("")
+    frame = _Rows([value for _, *both in rows for value in both], len(rows), top=TOP + 20)
+    parts = frame.axes([name for name, _, _ in rows], unit)
+    for css, name, x in zip(("c3", "c1"), names, (NAMES, NAMES + 200), strict=True):
+        parts.append(f'<circle class="dot {css}" cx="{x}" cy="{TOP}" r="4"/>')
+        parts.append(_text(x + 10, TOP + 4, name))
+    for row, (_, before, after) in enumerate(rows):
+        parts.append(frame.line(before, after, row))
+        parts += [frame.dot(before, row, "c3"), frame.dot(after, row, "c1")]
+    return _svg(title, parts, height=frame.bottom + 30)
+
+
+class _Rows:
+    """From values and numbers of rows to pixels."""
+
+    HEIGHT = 22
+
+    def __init__(self, values: Sequence[float], rows: int, *, top: int = TOP) -> None:
+        low, high = min(values), max(values)
+        self._scale = _round_heights(low, high if high > low else low + 1.0)
+        self._top, self.bottom = top, top + self.HEIGHT * rows
+
+    def x(self, value: float) -> float:
+        first, last = self._scale[0], self._scale[-1]
+        return round(NAMES + (value - first) / (last - first) * (WIDTH - NAMES - 40), 1)
+
+    def y(self, row: int) -> int:
+        return self._top + self.HEIGHT * row + self.HEIGHT // 2
+
+    def axes(self, names: Sequence[str], unit: str) -> list[str]:
+        parts, step = [], self._scale[1] - self._scale[0]
+        for value in self._scale:
+            x, label = self.x(value), escape(_height(value, step) + unit)
             parts.append(
-                f'<line class="line c1" x1="{x(value - spread)}" x2="{x(value + spread)}" y1="{y}" y2="{y}"/>'
+                f'<line class="grid" x1="{x}" x2="{x}" y1="{self._top}" y2="{self.bottom}"/>'
             )
-        parts.append(f'<circle class="dot c1" cx="{x(value)}" cy="{y}" r="4"/>')
-    return _svg(title, parts, height=bottom + 30)
+            parts.append(
+                f'<text x="{x}" y="{self.bottom + 18}" text-anchor="middle">{label}</text>'
+            )
+        for row, name in enumerate(names):
+            y = self.y(row) + 4
+            parts.append(f'<text x="{NAMES - 10}" y="{y}" text-anchor="end">{escape(name)}</text>')
+        return parts
+
+    def line(self, start: float, end: float, row: int) -> str:
+        x1, x2, y = self.x(start), self.x(end), self.y(row)
+        return f'<line class="line c1" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/>'
+
+    def dot(self, value: float, row: int, css: str) -> str:
+        return f'<circle class="dot {css}" cx="{self.x(value)}" cy="{self.y(row)}" r="4"/>'
 
 
 def _height(value: float, step: float) -> str:

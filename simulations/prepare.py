@@ -34,8 +34,10 @@ from simulations.canaries import planted
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
 from simulations.experiment import Experiment, LabelHead, expanded
+from simulations.experiment_measures import Yardsticks
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
+from simulations.own_rows import OWN_ROWS, OwnRows, own_rows, save_own_rows
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
 from simulations.starts import start_for
@@ -111,11 +113,15 @@ def prepare(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """An experiment that may be prepared: its rows to train and to test on, divided."""
+    """An experiment that may be prepared: its rows to train and to test on, divided.
+
+    ``own``: which test rows are whose, where that is asked for.
+    """
 
     rows: tuple[Table, Table]
     labels: list[str]
     parts: Partition
+    own: OwnRows | None
     start: Start | None
 
 
@@ -137,14 +143,16 @@ def admit(experiment: Experiment, out: Path, *, resume: bool) -> Admitted | None
     start = start_for(experiment)
     rows = experiment_rows(experiment)
     labels = labels_of(experiment, rows)
-    parts = split(experiment, experiment.plan_for(fingerprint="0" * 64, labels=labels), rows[0])
+    plan = experiment.plan_for(fingerprint="0" * 64, labels=labels)
+    parts = split(experiment, plan, rows[0])
+    own = own_rows(experiment, plan, rows, parts) if experiment.yardsticks.personal else None
     if experiment.base.folder:
         read_manifest(experiment.folder / Path(experiment.base.folder).expanduser())
     else:
         verify_there(
             expanded(experiment.base.source), experiment.base_task, beside=experiment.folder
         )
-    return Admitted(rows=rows, labels=labels, parts=parts, start=start)
+    return Admitted(rows=rows, labels=labels, parts=parts, own=own, start=start)
 
 
 def verify_there(source: str, task: str, *, beside: Path) -> None:
@@ -164,7 +172,8 @@ def _check_leftovers(out: Path) -> None:
         PLAN,
         ROSTER,
         LISTED,
-        *(f".{name}.tmp" for name in (TEST, PLAN, ROSTER, LISTED, MARKER)),
+        OWN_ROWS,
+        *(f".{name}.tmp" for name in (TEST, PLAN, ROSTER, LISTED, OWN_ROWS, MARKER)),
     }
     if odd := sorted(names - expected):
         raise ArtefactError(
@@ -202,6 +211,8 @@ def _fresh(
         path = out / CLIENTS / f"{client_name(number)}.jsonl"
         write_jsonl(path, _lines(train.take(part), plan, experiment.population.column))
     write_json(out / LISTED, _listed(experiment, train, parts))
+    if admitted.own is not None:
+        save_own_rows(out, admitted.own)
     if plan.secrecy.exchange == "secagg":
         _enrol(out, len(parts))
     write_jsonl(out / TEST, _lines(test, plan))
@@ -289,8 +300,12 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:
     # A run that an earlier fedge began has no keys that came later.
     defaults = {"start": "", "head": LabelHead().model_dump(mode="json")}
+    later = {"yardsticks": Yardsticks().model_dump(mode="json")}
     for key, value in experiment.model_dump(mode="json").items():
-        if marker.get(key, defaults.get(key)) != value:
+        stored = marker.get(key, defaults.get(key))
+        if key in later and isinstance(stored, dict):
+            stored = later[key] | stored
+        if stored != value:
             if key == "plan" and _other_rounds(marker.get(key), value):
                 raise PlanError(
                     f"{out} keeps the {marker['plan'].get('rounds', 10)} rounds that its devices agreed to",

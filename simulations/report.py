@@ -26,6 +26,7 @@ from simulations.plots import Line, bar_chart, line_chart, number
 from simulations.report_about import about, known, time_spent
 from simulations.report_audit import audit
 from simulations.report_log import by_the_log, read_log
+from simulations.report_personal import forgetting, personal
 from simulations.report_quality import by_client, by_label, quality
 from simulations.report_secrecy import privacy, visible
 
@@ -80,6 +81,8 @@ def _page(run: Path, plan: Json) -> str:
         prompt=_prompt(summary.get("prompt_words")),
         memorised=_memorised(read_json(run / "memorisation.json")),
         clients=_clients(summary, clients, _measure(plan)),
+        personal=personal(yardsticks or {}, clients, _measure(plan)),
+        forgetting=forgetting(read_json(run / "forgetting.json"), _measure(plan)),
         taken=_participation(records, failed, clients),
         sent=_bytes(records),
         time=time_spent(records, summary, timings),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,24 @@ from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.plan import Plan, plan_from
+from protocol.plan import Plan
 from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
 from server.store import RunStore
+from simulations.chain import runs_before
 from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import path_text, read_json, write_json
+from simulations.files import path_text, write_json
 from simulations.forecasts import announce, load_forecast
+from simulations.forgetting import measure_forgetting
 from simulations.grid import Config, InProcessGrid, server_context
 from simulations.memorisation import measure_memorisation, metrics_of
 from simulations.pace import Outlook
-from simulations.prepare import CLIENTS, MARKER, PLAN, ROSTER, START_RUN, Prepared, prepare
+from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
 from simulations.progress import Progress
 from simulations.prompt_words import explain_prompt
 from simulations.records import adapter_folder, published_adapter, round_records
@@ -51,7 +53,8 @@ from simulations.samples import write_samples
 from simulations.served import measure_clients
 from simulations.summary import Summary, summarise
 from simulations.timings import Timings
-from simulations.yardsticks import measure_before, passes, run_yardsticks
+from simulations.yardstick_training import passes
+from simulations.yardsticks import measure_before, run_yardsticks
 
 SUMMARY = "summary.json"
 
@@ -94,6 +97,7 @@ def simulate(
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
     with timings.part("evaluation"):
         measure_clients(prepared, evaluator, progress)
+        measure_forgetting(prepared, evaluator, progress)
     with timings.part("memorisation"):
         memorised = measure_memorisation(prepared, evaluator, progress)
     with timings.part("release"):
@@ -116,23 +120,10 @@ def simulate(
 
 def _audit(out: Path, plan: Plan, progress: Progress) -> Report:
     """Verify the run as any auditor would: from what is published of it, and of those before it."""
-    before = [Folder(each) for each in _runs_before(out, plan)]
+    before = [Folder(each) for each, _ in runs_before(out, plan)]
     found = audit(Folder(out), Trust(), before=before, progress=progress.update)
     write_json(out / AUDIT, found.to_dict())
     return found
-
-
-def _runs_before(out: Path, plan: Plan) -> Iterator[Path]:
-    """Where the runs lie that this one goes on from, the latest first: those that are still there."""
-    for digest in reversed(plan.start.plans if plan.start else []):
-        name = (read_json(out / MARKER) or {}).get(START_RUN)
-        if not name:
-            return
-        out = (out / name).resolve()
-        document = read_json(out / PLAN)
-        if document is None or plan_from(document, source=str(out / PLAN)).digest != digest:
-            return
-        yield out
 
 
 def run_federated(

@@ -13,6 +13,7 @@ from protocol.section import Section
 from simulations.breakdown import breakdown
 from simulations.files import path_text, read_json
 from simulations.forecasts import load_forecast
+from simulations.forgetting import load_forgetting
 from simulations.memorisation import MEMORISATION
 from simulations.prepare import Prepared
 from simulations.prompt_words import PROMPT_WORDS
@@ -22,6 +23,8 @@ from simulations.tasks import task_named
 from simulations.timings import Timings
 from simulations.yardsticks import DIVERGED, diverged
 
+OWN = {"personal": "personal", "federated": "global_on_own", "alone": "alone_on_own"}
+
 
 class Summary(Section):
     """``accuracy`` and ``macro_f1`` are shares of the test rows, ``nrmse`` is one of the values' range,
@@ -30,6 +33,8 @@ class Summary(Section):
     Losses are the task's, of a row or a token. ``None`` where none was asked for, or the task has no such
     figure. ``exposure`` (bits) and ``membership_auc``: see :mod:`simulations.memorisation`.
     ``exact_match``, ``chrf`` and ``bleu`` are of a device's answers, in per cent: :mod:`simulations.samples`.
+    ``personal``, ``global_on_own`` and ``alone_on_own`` are of devices' own test rows:
+    :mod:`simulations.personal`. ``forgetting`` is that of :mod:`simulations.forgetting`, by run before.
     ``parity_tokens``: written alike by torch and a device, of so many.
 
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
@@ -72,6 +77,19 @@ class Summary(Section):
     macro_f1_federated: float | None
     macro_f1_alone_mean: float | None
     macro_f1_pooled: float | None
+    accuracy_personal_mean: float | None
+    accuracy_global_on_own_mean: float | None
+    accuracy_alone_on_own_mean: float | None
+    nrmse_personal_mean: float | None
+    nrmse_global_on_own_mean: float | None
+    nrmse_alone_on_own_mean: float | None
+    perplexity_personal_mean: float | None
+    perplexity_global_on_own_mean: float | None
+    perplexity_alone_on_own_mean: float | None
+    forgetting: list[dict[str, Any]]
+    accuracy_forgotten_mean: float | None
+    nrmse_forgotten_mean: float | None
+    perplexity_forgotten_mean: float | None
     exact_match_before: float | None
     exact_match_federated: float | None
     chrf_before: float | None
@@ -182,6 +200,9 @@ def _quality(
     alone, pooled = yardsticks.get("alone", {}), yardsticks.get("pooled", {})
     per_label, per_client = breakdown(prepared)
     quality = prepared.plan.task.QUALITY.name
+    personal = yardsticks.get("personal", {"mean": {}, "per_client": {}})
+    for client, figures in personal["per_client"].items():
+        per_client[client] |= {name: figures[key] for key, name in OWN.items() if key in figures}
     alone = alone | ({quality: alone["mean"]} if alone else {})
     trainings = {"federated": federated, "alone_mean": alone, "pooled": pooled}
     return {
@@ -190,11 +211,26 @@ def _quality(
             for figure in ("accuracy", "nrmse", "perplexity", "token_accuracy", "loss", "macro_f1")
             for name, figures in trainings.items()
         },
+        **{
+            f"{figure}_{name}_mean": personal["mean"].get(key) if figure == quality else None
+            for figure in ("accuracy", "nrmse", "perplexity")
+            for key, name in OWN.items()
+        },
+        **_forgetting(load_forgetting(prepared.out), quality),
         "perplexity_before": yardsticks.get("before", {}).get("perplexity"),
         **scores_of(read_json(prepared.out / SAMPLES)),
         **{name: memorised.get(name) for name in ("exposure", "membership_auc")},
         "per_label": per_label,
         "per_client": per_client,
+    }
+
+
+def _forgetting(entries: list[dict[str, Any]], quality: str) -> dict[str, Any]:
+    lost = [entry["forgotten"] for entry in entries if "forgotten" in entry]
+    mean = sum(lost) / len(lost) if lost else None
+    return {"forgetting": entries} | {
+        f"{figure}_forgotten_mean": mean if figure == quality else None
+        for figure in ("accuracy", "nrmse", "perplexity")
     }
 
 

@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.errors import printable
+from protocol.tasks import TASKS
 from simulations.compare import FIGURES, Group, comparison, shown_figure, shown_value
 from simulations.progress import duration
 from simulations.summary import Summary
 
 T = TypeVar("T")
+QUALITIES = {task.QUALITY.name: task.QUALITY for task in TASKS.values()}.values()
 
 
 def print_summary(console: Console, summary: Summary, folder: Path) -> None:
@@ -89,6 +91,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         facts.insert(5, ("parity, tokens written alike", f"{alike} of {written}"))
     if summary.perplexity_before is not None:
         facts.insert(0, ("perplexity before", f"{summary.perplexity_before:.2f}"))
+    facts += _personal(summary)
     served = [
         (entry["federated"], name, entry["value"])
         for name, entry in summary.per_client.items()
@@ -101,6 +104,22 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         who = name if value is None else f"{name} ({value})"
         figure = f"perplexity {quality:.2f}" if texts else f"{quality:.1%}"
         facts.insert(0, ("client served worst", printable(f"{who}: {figure}")))
+    return facts
+
+
+def _personal(summary: Summary) -> list[tuple[str, str]]:
+    """Devices on their own test rows, and what is left of runs before."""
+    facts = []
+    for quality in QUALITIES:
+        before = getattr(summary, f"{quality.name}_global_on_own_mean")
+        after = getattr(summary, f"{quality.name}_personal_mean")
+        if before is not None and after is not None:
+            both = f"{quality.figure(before)} and {quality.figure(after)}"
+            facts.append((f"{quality.title} on own test rows, federated and personal", both))
+        for entry in summary.forgetting:
+            if getattr(summary, f"{quality.name}_forgotten_mean") is not None and "now" in entry:
+                both = f"{quality.figure(entry['then'])} and {quality.figure(entry['now'])}"
+                facts.append((printable(f"test rows of {entry['run']}, then and now"), both))
     return facts
 
 

@@ -1,78 +1,162 @@
-"""What federated training is compared with: all rows in one place, and devices on their own.
+"""What federated training is compared with: all rows in one place, devices on their own, and personal ones.
 
-Both start from the same adapter as the federated run, use the same optimiser settings, train all
-parts (of a core: it and the head; A and B are no parameters then), and pass over each row
-as often as the federated run does on average (:func:`passes`). Results are saved one by one, so
-that a resumed run repeats none of them.
+The first two start from the same adapter as the federated run, use the same optimiser settings, train all
+parts (of a core: it and the head; A and B are no parameters then), and pass over each row as often as the
+federated run does on average (:func:`passes`). The third is :mod:`simulations.personal`. Results are saved
+one by one, so that a resumed run repeats none of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from client.data import Rows, load_rows
-from client.training import train
-from client.worker import Worker
+from client.data import Rows
 from protocol.encoding import seed_from
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
-from protocol.recipe import Recipe
 from simulations.clients import client_name, named
 from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
+from simulations.own_rows import load_own_rows
+from simulations.personal import Personal, means, personal_devices, sampled
 from simulations.prepare import LISTED, Prepared
 from simulations.progress import Progress, duration
 from simulations.records import published_adapter
 from simulations.scores import load_scores, save_scores, verify_finite
 from simulations.tasks import Scores
 from simulations.timings import Timings
+from simulations.yardstick_training import passes, rows_of, trained
 
+Json = dict[str, Any]
 YARDSTICKS, POOLED = "yardsticks.json", "all data in one place"
 DIVERGED = "its training diverged, so there is no figure (lower local.learning_rate)"
 
 
 def run_yardsticks(
     prepared: Prepared, evaluator: Evaluator, *, timings: Timings, progress: Progress
-) -> dict[str, Any]:
+) -> Json:
     """Train and measure what the experiment asks for and is not on file yet.
 
     Returns the content of ``yardsticks.json``.
     """
-    settings, yardsticks = prepared.experiment.yardsticks, load_yardsticks(prepared)
-    done, total = 0, int(settings.pooled) + _alone_count(prepared)
-    progress.update("yardsticks", done, total)
-    if settings.pooled:
-        if "pooled" not in yardsticks and POOLED not in diverged(yardsticks):
-            with timings.part("pooled"), _kept(prepared, yardsticks, POOLED, progress):
-                yardsticks["pooled"] = _pooled(prepared, evaluator)
-            if "pooled" in yardsticks:
-                yardsticks["pooled"]["seconds"] = timings.parts["pooled"]
-                write_json(prepared.out / YARDSTICKS, yardsticks)
-                measured = yardsticks["pooled"]
-                progress.line(_line(prepared, POOLED, measured, timings.parts["pooled"]))
-        done += 1
-        progress.update("yardsticks", done, total)
-    for name, partition in _alone_devices(prepared):
-        title = f"{named(name, read_json(prepared.out / LISTED))} alone"
-        if name not in yardsticks.get("alone", {}).get("per_client", {}) and title not in diverged(
-            yardsticks
-        ):
-            scores = None
-            with timings.part("alone"), _kept(prepared, yardsticks, title, progress):
-                scores = _alone(prepared, evaluator, partition)
-            if scores is not None:
-                save_scores(prepared.out, "alone", scores, name)
-                _add_alone(prepared, evaluator, yardsticks, name, scores.quality)
-                write_json(prepared.out / YARDSTICKS, yardsticks)
-                progress.line(_line(prepared, title, scores.figures, timings.parts["alone"]))
-        done += 1
-        progress.update("yardsticks", done, total)
-    return yardsticks
+    run = _Yardsticks(prepared, evaluator, timings, progress)
+    alone, personal = _alone_devices(prepared), personal_devices(prepared)
+    jobs: list[Callable[[], None]] = []
+    if prepared.experiment.yardsticks.pooled:
+        jobs.append(run.pooled)
+    jobs += [partial(run.alone, partition) for partition in alone]
+    jobs += [partial(run.personal, partition) for partition in personal]
+    progress.update("yardsticks", 0, len(jobs))
+    for done, job in enumerate(jobs, 1):
+        job()
+        progress.update("yardsticks", done, len(jobs))
+    asked = min(prepared.experiment.yardsticks.personal, prepared.experiment.population.clients)
+    if len(personal) < asked:
+        progress.warn(f"only {len(personal)} of {asked} devices have test rows of their own")
+    return run.known
+
+
+class _Yardsticks:
+    """Each is trained unless it is on file or has diverged; ``known``: the content of the file."""
+
+    def __init__(
+        self, prepared: Prepared, evaluator: Evaluator, timings: Timings, progress: Progress
+    ) -> None:
+        self._prepared, self._evaluator = prepared, evaluator
+        self._timings, self._progress = timings, progress
+        self._personal = personal_devices(prepared)
+        self.known = load_yardsticks(prepared)
+
+    def pooled(self) -> None:
+        """All rows in one place."""
+        if "pooled" in self.known or POOLED in diverged(self.known):
+            return
+        with self._trained("pooled", POOLED):
+            self.known["pooled"] = _pooled(self._prepared, self._evaluator)
+        if "pooled" in self.known:
+            self.known["pooled"]["seconds"] = self._timings.parts["pooled"]
+            self._save()
+            self._say(POOLED, self.known["pooled"], "pooled")
+
+    def alone(self, partition: int) -> None:
+        """A device with its own rows; of one that is personalised too on its own test rows besides."""
+        name, title = client_name(partition), f"{self._named(partition)} alone"
+        if name in self.known.get("alone", {}).get("per_client", {}):
+            return
+        if title in diverged(self.known):
+            return
+        scores = None
+        with self._trained("alone", title):
+            adapter = _alone(self._prepared, partition)
+            if partition in self._personal:
+                own = self._devices.quality(name, adapter)
+                self.known["alone_on_own"] = {**self.known.get("alone_on_own", {}), name: own}
+            sample = _test_sample(self._prepared, len(self._evaluator))
+            scores = self._evaluator.measure(adapter, rows=sample)
+        if scores is not None:
+            save_scores(self._prepared.out, "alone", scores, name)
+            _add_alone(self._prepared, self._evaluator, self.known, name, scores.quality)
+            self._save()
+            self._say(title, scores.figures, "alone")
+
+    def personal(self, partition: int) -> None:
+        """A device that goes on from the last round's adapter."""
+        name, title = client_name(partition), f"{self._named(partition)} personal"
+        personal = self.known.get("personal", {"per_client": {}})
+        if name in personal["per_client"] or title in diverged(self.known):
+            return
+        measured = None
+        with self._trained("personal", title):
+            measured = self._devices.measure(partition)
+        if measured is not None:
+            if name in (alone := self.known.get("alone_on_own", {})):
+                measured["alone"] = alone[name]
+            per_client = {**personal["per_client"], name: measured}
+            own = load_own_rows(self._prepared.out)
+            self.known["personal"] = {
+                "by": own.by,
+                "mean": means(per_client),
+                "per_client": per_client,
+            }
+            self._save()
+            quality = self._prepared.plan.task.QUALITY
+            self._progress.line(
+                f"{title}: {quality.said(measured['personal'])} on its own test rows, "
+                f"{quality.figure(measured['federated'])} before"
+            )
+
+    @cached_property
+    def _devices(self) -> Personal:
+        return Personal(self._prepared, self._evaluator)
+
+    def _named(self, partition: int) -> str:
+        return named(client_name(partition), read_json(self._prepared.out / LISTED))
+
+    @contextmanager
+    def _trained(self, part: str, title: str) -> Iterator[None]:
+        """A yardstick that diverges is no reason to lose the run that it stands beside."""
+        with self._timings.part(part):
+            try:
+                yield
+            except UpdateError:
+                self.known["diverged"] = [*diverged(self.known), title]
+                self._save()
+                self._progress.warn(f"{title}: {DIVERGED}")
+
+    def _save(self) -> None:
+        write_json(self._prepared.out / YARDSTICKS, self.known)
+
+    def _say(self, title: str, measured: Mapping[str, Any], part: str) -> None:
+        quality, seconds = self._prepared.plan.task.QUALITY, self._timings.parts[part]
+        self._progress.line(
+            f"{title}: {quality.said(measured[quality.name])}, loss {measured['loss']:.3f}; "
+            f"{duration(seconds)} so far"
+        )
 
 
 def measure_before(prepared: Prepared, evaluator: Evaluator, progress: Progress) -> None:
@@ -96,94 +180,36 @@ def diverged(yardsticks: Mapping[str, Any]) -> list[str]:
     return list(yardsticks.get("diverged", []))
 
 
-@contextmanager
-def _kept(
-    prepared: Prepared, yardsticks: dict[str, Any], title: str, progress: Progress
-) -> Iterator[None]:
-    """A yardstick that diverges is no reason to lose the run that it stands beside."""
-    try:
-        yield
-    except UpdateError:
-        yardsticks["diverged"] = [*diverged(yardsticks), title]
-        write_json(prepared.out / YARDSTICKS, yardsticks)
-        progress.warn(f"{title}: {DIVERGED}")
-
-
-def _line(prepared: Prepared, title: str, measured: Mapping[str, Any], seconds: float) -> str:
-    quality = prepared.plan.task.QUALITY
-    return (
-        f"{title}: {quality.said(measured[quality.name])}, loss {measured['loss']:.3f}; "
-        f"{duration(seconds)} so far"
-    )
-
-
-def load_yardsticks(prepared: Prepared) -> dict[str, Any]:
+def load_yardsticks(prepared: Prepared) -> Json:
     """What was measured so far."""
-    yardsticks: dict[str, Any] = read_json(prepared.out / YARDSTICKS, {})
+    yardsticks: Json = read_json(prepared.out / YARDSTICKS, {})
     return yardsticks
 
 
-def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
-    """How often the federated run passes over a row of these devices (all of them without).
-
-    ``rounds * cohort.size / clients * local.epochs``, less what ``local.max_steps`` cuts off.
-    """
-    plan, clients = prepared.plan, prepared.experiment.population.clients
-    counts = [len(_rows_of(prepared, partition)) for partition in partitions or range(clients)]
-    bound = plan.local.max_steps * plan.local.batch_size or math.inf
-    passed = sum(min(plan.local.epochs * count, bound) for count in counts)
-    return plan.rounds * plan.cohort.size / clients * passed / sum(counts)
-
-
-def _pooled(prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
+def _pooled(prepared: Prepared, evaluator: Evaluator) -> Json:
     clients = prepared.experiment.population.clients
-    parts = [_rows_of(prepared, partition) for partition in range(clients)]
+    parts = [rows_of(prepared, partition) for partition in range(clients)]
     rows = Rows(
         texts=[text for part in parts for text in part.texts],
         targets=[target for part in parts for target in part.targets],
     )
     times = passes(prepared)
     seed = seed_from("yardstick", prepared.plan.seed, "pooled")
-    scores = evaluator.measure(_trained(prepared, rows, seed=seed, epochs=times))
+    scores = evaluator.measure(trained(prepared, rows, seed=seed, epochs=times))
     save_scores(prepared.out, "pooled", scores)
     return {**scores.figures, "passes": times, "rows": len(rows)}
 
 
-def _alone(prepared: Prepared, evaluator: Evaluator, partition: int) -> Scores:
-    name = client_name(partition)
-    seed = seed_from("yardstick", prepared.plan.seed, "alone", name)
-    rows, times = _rows_of(prepared, partition), passes(prepared, [partition])
-    trained = _trained(prepared, rows, seed=seed, epochs=times)
-    return evaluator.measure(trained, rows=_test_sample(prepared, len(evaluator)))
+def _alone(prepared: Prepared, partition: int) -> Tensors:
+    seed = seed_from("yardstick", prepared.plan.seed, "alone", client_name(partition))
+    rows, times = rows_of(prepared, partition), passes(prepared, [partition])
+    return trained(prepared, rows, seed=seed, epochs=times)
 
 
-def _trained(prepared: Prepared, rows: Rows, *, seed: int, epochs: float) -> Tensors:
-    plan = prepared.plan
-    recipe = Recipe(plan=plan, manifest=prepared.manifest)
-    start, parts = recipe.start(), recipe.trainable
-    worker = Worker(plan, prepared.base, parts=[parts])
-    # A client's bound on steps is per round; here the passes are the bound.
-    local = plan.local.model_copy(update={"max_steps": 0})
-    encoded = worker.encode(rows)
-    return train(
-        worker.engine, start, encoded, local=local, parts=parts, seed=seed, epochs=epochs
-    ).tensors
-
-
-def _rows_of(prepared: Prepared, partition: int) -> Rows:
-    return load_rows(prepared.client_file(partition), prepared.plan.task)
-
-
-def _alone_count(prepared: Prepared) -> int:
-    return min(prepared.experiment.yardsticks.alone, prepared.experiment.population.clients)
-
-
-def _alone_devices(prepared: Prepared) -> Iterator[tuple[str, int]]:
-    """The devices trained alone: a seeded sample, not the ones that happen to come first."""
-    clients = prepared.experiment.population.clients
-    rng = np.random.default_rng(seed_from("alone", prepared.plan.seed))
-    for partition in sorted(rng.permutation(clients)[: _alone_count(prepared)].tolist()):
-        yield client_name(partition), partition
+def _alone_devices(prepared: Prepared) -> list[int]:
+    """The devices trained alone: a seeded sample, not the ones that come first; and all personal ones."""
+    some = sampled(prepared)[: prepared.experiment.yardsticks.alone]
+    return sorted({*some, *personal_devices(prepared)})
 
 
 def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
@@ -195,7 +221,7 @@ def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
 
 
 def _add_alone(
-    prepared: Prepared, evaluator: Evaluator, yardsticks: dict[str, Any], name: str, quality: float
+    prepared: Prepared, evaluator: Evaluator, yardsticks: Json, name: str, quality: float
 ) -> None:
     per_client = {**yardsticks.get("alone", {}).get("per_client", {}), name: quality}
     sample = _test_sample(prepared, len(evaluator))
@@ -206,7 +232,7 @@ def _add_alone(
         **{name: _mean(name, measured) for name in measured[0].figures if name != quality_name},
         "per_client": per_client,
         "test_rows": len(evaluator) if sample is None else len(sample),
-        "passes": passes(prepared, [number for _, number in _alone_devices(prepared)]),
+        "passes": passes(prepared, _alone_devices(prepared)),
     }
 
 

@@ -54,6 +54,7 @@ clients = 5
 min_rows = 8
 [yardsticks]
 alone = 1
+personal = 2
 [plan]
 seed = 3
 rounds = 4
@@ -84,6 +85,12 @@ def test_numbers_are_learnt_in_secret_rounds(finished: tuple[Path, Summary]) -> 
     assert summary.nrmse_federated == measured[-1] < 0.2  # the mean of all would be off by 0.34
     assert summary.nrmse_pooled is not None
     assert summary.nrmse_alone_mean is not None
+    assert summary.accuracy_personal_mean is None
+    for figure in (summary.nrmse_personal_mean, summary.nrmse_global_on_own_mean):
+        assert figure is not None
+        assert 0 < figure < 0.2
+    assert summary.nrmse_alone_on_own_mean is not None
+    assert json.loads((out / "yardsticks.json").read_text())["personal"]["by"] == "values"
     record = json.loads((out / "rounds" / "0003" / "record.json").read_text())
     assert 0 < record["metrics"]["eval_error"] < record["metrics"]["eval_examples"]
     values = [event.values for event in read_history(out) if event.event == "clients"]

@@ -97,7 +97,7 @@ name = "texts"
 base.folder = {json.dumps(str(base))}
 data = {{ train = "train.jsonl", test = "test.jsonl" }}
 population = {{ clients = 5, partition = "iid" }}
-yardsticks.alone = 1
+yardsticks = {{ alone = 1, personal = 2, personal_epochs = 1 }}
 memorisation = {{ canaries = 2, repeats = 60, members = 30 }}
 [plan]
 seed = 3
@@ -126,6 +126,11 @@ def test_texts_are_learnt_in_secret_rounds(finished: tuple[Path, Summary]) -> No
     assert after < 0.2 * before
     assert summary.perplexity_pooled is not None
     assert summary.perplexity_alone_mean is not None
+    # One machine's rows or another's: chance alone sets them apart, so each is tested on all rows.
+    assert summary.perplexity_global_on_own_mean == summary.perplexity_federated
+    assert summary.perplexity_personal_mean is not None
+    assert summary.perplexity_personal_mean < before
+    assert summary.perplexity_alone_on_own_mean == summary.perplexity_alone_mean
     assert (summary.accuracy_federated, summary.nrmse_federated, summary.labels) == (None, None, 0)
 
 

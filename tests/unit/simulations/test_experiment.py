@@ -44,6 +44,13 @@ def test_the_plan_is_completed(file: Path) -> None:
     assert plan.base.fingerprint == "a" * 64
 
 
+def test_a_personal_head_is_for_bases_that_have_one(file: Path) -> None:
+    head = 'yardsticks.personal_parts="head"'
+    assert load_experiment(file, [head]).yardsticks.personal_parts == "head"
+    with pytest.raises(PlanError, match="no head to train"):
+        load_experiment(file, [head, 'plan.task={kind = "causal-lm"}', "plan.rule.name=mean"])
+
+
 def test_labels_of_the_experiment_win(file: Path) -> None:
     experiment = load_experiment(file, ['plan.task.labels=["q", "r"]'])
     assert experiment.plan_for(fingerprint="a" * 64, labels=["x", "y"]).task.labels == ["q", "r"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from protocol.rows.read import Table
-from simulations.experiment import Experiment, Yardsticks
+from simulations.experiment import Experiment
+from simulations.experiment_measures import Yardsticks
 from simulations.findings import finding_of, findings_of
 from simulations.pace import Outlook, Pace, Work, forecast_parts
 
@@ -62,6 +66,11 @@ def test_a_forecast_is_steps_times_their_time() -> None:
     assert parts["evaluation"] == 2 * 100 * 0.01
     assert parts["pooled"] == 5 * 24 / 4 * 2.0 + 1.0
     assert parts["alone"] == 0
+    assert parts["personal"] == 0
+    three = replace(work, own_rows=[10, 20], yardsticks=Yardsticks(alone=1, personal=2))
+    parts = forecast_parts(plan, Pace(step=2.0, row=0.01), three)
+    assert parts["personal"] == pytest.approx(2 * 4 * 2.0 + 3 * 30 * 0.01)
+    assert parts["alone"] == pytest.approx(2 * (5 * 6 / 4 * 2.0 + 1.0))
     bound = experiment(local={"batch_size": 4, "max_steps": 1}, rounds=4)
     plan = bound.plan_for(fingerprint="0" * 64, labels=["a", "b"])
     assert forecast_parts(plan, Pace(step=2.0, row=0.0), work)["federated"] == 4 * 10 / 4 * 4 * 2.0

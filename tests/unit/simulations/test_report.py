@@ -134,6 +134,50 @@ def test_the_page_is_whole_safe_and_says_what_the_files_say(run: Path) -> None:
     assert "http" not in text
 
 
+def test_devices_are_drawn_before_and_after_their_own_training(run: Path) -> None:
+    yardsticks = json.loads((run / "yardsticks.json").read_text())
+    devices = {
+        "a": {"rows": 9, "test_rows": 40, "federated": 0.5, "personal": 0.75, "alone": 0.25},
+        EVIL: {"rows": 8, "test_rows": 20, "federated": 0.625, "personal": 0.5},
+    }
+    mean = {"federated": 0.5625, "personal": 0.625}
+    yardsticks["personal"] = {"by": "labels", "mean": mean, "per_client": devices}
+    (run / "yardsticks.json").write_text(json.dumps(yardsticks))
+    page = write_report(run).read_text()
+    assert EVIL not in page
+    section = page[page.index("A part of each device") :]
+    assert "1 are served better" in " ".join(section.split())
+    assert "1 worse" in section
+    assert "each label as often as among the device" in section
+    for text in ("56.25%", "62.50%", "75.00%", "25.00%", "mean of 2 devices"):
+        assert text in section, text
+    assert section.index(">a</text>") < section.index("alert(", section.index("<svg"))
+    before, after, before_second, after_second = (
+        float(x) for x in re.findall(r'cx="([\d.]+)"', section)[2:6]
+    )
+    assert after - before == pytest.approx(2 * (before_second - after_second), abs=0.3)
+    assert after_second == before
+
+
+@pytest.mark.parametrize(("kind", "said"), [("classification", "worse"), ("regression", "better")])
+def test_what_is_forgotten_is_said_in_the_direction_of_the_quality(
+    run: Path, kind: str, said: str
+) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps(plan | {"task": {"kind": kind}}))
+    (run / "evaluations.json").unlink()
+    lost = 0.125 if said == "worse" else -0.125
+    entries = [
+        {"run": EVIL, "why": EVIL},
+        {"run": "one", "rows": 60, "then": 0.75, "now": 0.625, "forgotten": lost},
+    ]
+    (run / "forgetting.json").write_text(json.dumps(entries))
+    page = write_report(run).read_text()
+    assert EVIL not in page
+    for text in ("75.00%", "62.50%", f"12.50 points {said}"):
+        assert text in page, text
+
+
 def summary_of(**changes: Any) -> dict[str, Any]:
     figures = {
         f"{key}_{whose}": 0.5

@@ -1,0 +1,67 @@
+"""Training beside the rounds, by the plan's optimiser: whose rows, and how often they are passed over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from client.data import Rows, load_rows
+from client.training import train
+from client.worker import Worker
+from protocol.layout import Tensors
+from protocol.recipe import Recipe
+from protocol.rules import Parts
+from simulations.prepare import Prepared
+
+
+def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
+    """How often the federated run passes over a row of these devices (all of them without).
+
+    ``rounds * cohort.size / clients * local.epochs``, less what ``local.max_steps`` cuts off.
+    """
+    plan, clients = prepared.plan, prepared.experiment.population.clients
+    counts = [len(rows_of(prepared, partition)) for partition in partitions or range(clients)]
+    bound = plan.local.max_steps * plan.local.batch_size or math.inf
+    passed = sum(min(plan.local.epochs * count, bound) for count in counts)
+    return plan.rounds * plan.cohort.size / clients * passed / sum(counts)
+
+
+def all_parts(prepared: Prepared) -> Parts:
+    """The parts of the adapter that some rule would train."""
+    return Recipe(plan=prepared.plan, manifest=prepared.manifest).trainable
+
+
+def trained(
+    prepared: Prepared,
+    rows: Rows,
+    *,
+    start: Tensors | None = None,
+    parts: Parts | None = None,
+    seed: int,
+    epochs: float,
+    rate: float = 1.0,
+) -> Tensors:
+    """What becomes of ``start``, or of what the plan's seed begins with.
+
+    Without ``parts`` those of :func:`all_parts` are trained; ``rate``: times the plan's learning rates.
+    Raises UpdateError where it diverges.
+    """
+    plan = prepared.plan
+    recipe = Recipe(plan=plan, manifest=prepared.manifest)
+    start, parts = start or recipe.start(), parts or recipe.trainable
+    worker = Worker(plan, prepared.base, parts=[parts])
+    rates = {
+        "learning_rate": rate * plan.local.learning_rate,
+        "head_learning_rate": rate * plan.local.head_learning_rate,
+    }
+    # A client's bound on steps is per round; here the passes are the bound.
+    local = plan.local.model_copy(update={"max_steps": 0, **rates})
+    encoded = worker.encode(rows)
+    return train(
+        worker.engine, start, encoded, local=local, parts=parts, seed=seed, epochs=epochs
+    ).tensors
+
+
+def rows_of(prepared: Prepared, partition: int) -> Rows:
+    """A device's rows, all of them."""
+    return load_rows(prepared.client_file(partition), prepared.plan.task)
