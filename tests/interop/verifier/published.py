@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .basics import Tensors, sha256
-from .documents import Documents, adapted, adapter_digest, role_of
+from .documents import Documents, adapted, adapter_digest, role_of, standing
 from .log import Key, Leaf, path_root, read_note, tree_root
 from .step import State
 
@@ -70,9 +70,13 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
                 f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
-    inner = ("lora_R", "lora_E", "vera_d", "vera_b")
+    inner = ("lora_R", "lora_E", "vera_d", "vera_b", "bottleneck_gate")
     plain = {name: value for name, value in adapter.items() if role_of(name) not in inner}
     for name in adapter.keys() - plain.keys():
+        if role_of(name) == "bottleneck_gate":
+            up = name.removesuffix("gate") + "up"
+            plain[up] = adapter[up] * adapter[name]
+            continue
         if role_of(name) != "lora_R":
             factor = name.rpartition(".")[0] + (".lora_A" if name.endswith("_d") else ".lora_B")
             matrix = adapter[factor].reshape(documents.shapes[factor])
@@ -99,7 +103,8 @@ def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
 def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
-    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler") and method != "norm":
+    ordinary = (manifest["family"], manifest["pooling"]) == ("bert", "pooler")
+    if ordinary and method not in ("norm", "bottleneck"):
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
 
@@ -192,6 +197,17 @@ def of_method(documents: Documents) -> dict[str, Any]:
             "peft_type": "IA3",
             "target_modules": sorted(linears),
             "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
+        }
+    if adapter["method"] == "bottleneck":
+        places = standing(documents.plan, manifest)
+        return {
+            "peft_type": "BOTTLENECK",
+            "places": adapter["places"],
+            "bottleneck_size": adapter["width"],
+            "non_linearity": "relu",
+            "scaling": adapter["scaling"],
+            "target_modules": list(places),
+            "output_modules": list(places.values()),
         }
     if adapter["method"] == "norm":
         norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
@@ -356,7 +372,7 @@ def check_edge(
     adapter = documents.plan["adapter"]
     rank = adapter.get("rank", 1)
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
-    s = np.float32(adapter.get("alpha", 1.0) / root)
+    s = np.float32(adapter.get("scaling", adapter.get("alpha", 1.0) / root))
     expected = {}
     shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():
@@ -392,5 +408,7 @@ def check_edge(
             tensor = tensor.T
         elif role_of(name) == "lora_B":
             tensor = tensor.T * s
+        elif role_of(name) == "bottleneck_up":
+            tensor = tensor * s
         expected[name] = tensor.shape, np.ascontiguousarray(tensor, "<f4").tobytes()
     assert dict(found) == expected
