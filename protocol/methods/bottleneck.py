@@ -25,7 +25,7 @@ from protocol.errors import PlanError
 from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLENECK_UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import BaseManifest
+from protocol.manifest import BaseManifest, Manifest
 from protocol.methods.base import Constants, Free, Method, Remark, Settings
 from protocol.methods.lora import positive
 from protocol.section import PositiveReal, Rank
@@ -101,6 +101,11 @@ class Bottleneck(Method[BottleneckSettings]):
 
     def _paths(self, settings: BottleneckSettings, manifest: BaseManifest) -> list[str]:
         """Where they stand. Raises PlanError for a base that has no such place."""
+        if not isinstance(manifest, Manifest):
+            raise PlanError(
+                "`adapter.method`: bases that write text have no bottlenecks",
+                "train an adapter of linears, such as `lora`",
+            )
         wanted, slots = PLACES[settings.places], manifest.graph.slot_names
         places = bottleneck_places(linear.path for linear in manifest.linears)
         paths = [path for path, place in places.items() if place in wanted]

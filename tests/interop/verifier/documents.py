@@ -23,7 +23,11 @@ TURNS: dict[
     "ia3": (("ia3_l",),),
     "bias": (("shift",),),
     "norm": (("scale",), ("shift",)),
-    "bottleneck": (("bottleneck_gate",), ("bottleneck_up",), ("bottleneck_down", "bottleneck_bias")),
+    "bottleneck": (
+        ("bottleneck_gate",),
+        ("bottleneck_up",),
+        ("bottleneck_down", "bottleneck_bias"),
+    ),
     "prompt": (("prompt",),),
     "prefix": (("prefix",),),
     "head": ((),),
@@ -209,7 +213,12 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
 def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
     """Where bottlenecks stand: by path the one to whose output they add. (P-1.11, P-2.1)"""
     paths = sorted(str(one["path"]) for one in manifest["linears"])
-    attention = ("attention.output.dense", "attention.out_lin", "attention.attn.o", "attention.dense")
+    attention = (
+        "attention.output.dense",
+        "attention.out_lin",
+        "attention.attn.o",
+        "attention.dense",
+    )
     pairs = {}
     for first, second in (
         ("intermediate.dense", "output.dense"),
