@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from base_model.build import build_base
 from base_model.merged import write_merged
 from base_model.parity import Bounds
+from base_model.programs.session import open_session
+from base_model.programs.slots import slot_layout, slot_program
 from base_model.release import release_adapter
 from base_model.store import GRAPH, open_base
+from base_model.tasks.classification import TARGET
 from base_model.verify import read_manifest
 from client.batches import Batch
 from client.engine.choice import engine_for
@@ -180,6 +183,28 @@ def test_the_adapter_is_linear_in_gates_and_in_what_leads_up_and_in_nothing_else
         mean = {n: (first[n] + second[n]) / 2 for n in start}
         apart = np.abs(change(mean) - (change(first) + change(second)) / 2).max()
         assert (apart < 1e-9) == (not turn & recipe.method.nonlinear), turn
+
+
+def test_a_device_may_train_what_it_runs(tiny_base: Path) -> None:
+    """Slots as they are, of which a device knows no method: gradients are those of the method's program."""
+    recipe, rows = recipe_of(tiny_base, "parallel", False), batch(tiny_base)
+    tensors = random_tensors(recipe)
+    slots = slots_of(tensors, method=recipe.method, constants={"scaling": 1.0})
+    layout = slot_layout(slots)
+    parts = {spec.part for spec in layout.specs}
+    assert parts == {"bottleneck_down", "bottleneck_bias", "bottleneck_up", "head"}
+    about = {"kind": "classification", "pairs": False}
+    program = slot_program(tiny_base, recipe.manifest, layout, **about)
+    session = open_session(program.graph(parts), tiny_base, threads=1)
+    feeds = {"input_ids": rows.ids, "attention_mask": rows.mask, TARGET: rows.targets}
+    _, *ours = session.run(None, feeds | slots)
+    shared = recipe.plan.adapter.model_copy(update={"scaling": 1.0})
+    plan = recipe.plan.model_copy(update={"adapter": shared})
+    whole = Recipe(plan=plan, manifest=recipe.manifest)
+    engine = engine_for(whole, opened_base(plan, tiny_base), threads=1, parts=[frozenset(parts)])
+    _, theirs = engine.gradients(tensors, rows, frozenset(parts))
+    for spec, gradient in zip(layout.specs, ours, strict=True):
+        np.testing.assert_allclose(gradient, theirs[spec.name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gated", [False, True])
