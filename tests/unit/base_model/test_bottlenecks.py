@@ -23,6 +23,8 @@ from base_model.verify import read_manifest
 from client.batches import Batch
 from client.engine.choice import engine_for
 from client.opened_base import opened_base
+from edge_runtime.adapter import check_tensors
+from edge_runtime.base import EdgeBase
 from protocol.bottlenecks import bottleneck_places
 from protocol.errors import ArtefactError
 from protocol.forms import BOTTLENECK
@@ -263,6 +265,19 @@ def test_a_bottleneck_is_not_merged(tiny_base: Path, write_adapter: Any, tmp_pat
             bounds=Bounds(relative=1.0),
         )
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("end", BOTTLENECK)
+def test_a_device_refuses_a_part_of_one(tiny_base: Path, end: str) -> None:
+    recipe = recipe_of(tiny_base, "houlsby", False)
+    whole = slots_of(random_tensors(recipe), method=recipe.method, constants=recipe.constants)
+    whole = {name: np.asarray(value, np.float32) for name, value in whole.items()}
+    device = EdgeBase.open(tiny_base)
+    check_tensors(whole, device, labels=3, source="a")
+    lacking = max(name for name in whole if name.endswith(end))
+    rest = {name: value for name, value in whole.items() if name != lacking}
+    with pytest.raises(ArtefactError, match="is missing"):
+        check_tensors(rest, device, labels=3, source="a")
 
 
 def test_what_a_folder_does_not_say_of_ours_is_refused() -> None:
