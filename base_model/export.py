@@ -11,7 +11,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from base_model.encoder import EncoderClassifier
 from base_model.graph_data import IR_VERSION, SMALL, OutsideFile
 from base_model.graph_data import ONE_FILE as ONE_FILE
 from base_model.graph_data import OPSET as OPSET
-from base_model.graph_forms import add_linear_slots, add_norm_slots, add_slot
+from base_model.graph_forms import add_bottleneck, add_linear_slots, add_norm_slots, add_slot
 from base_model.graph_linears import (
     Codes,
     flatten_rows,
@@ -34,6 +35,7 @@ from base_model.graph_linears import (
     quantise,
     sort_topologically,
 )
+from protocol.bottlenecks import bottleneck_places, feed_forwards
 from protocol.forms import SOFT_PROMPT
 from protocol.manifest import GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
 
@@ -113,11 +115,14 @@ def export_graph(
             quantise(graph, node, linear, codes[linear.path], bits, block, accuracy_level)
     flatten_rows(graph, [node for _, node in adapted])
     if slots:
+        outputs = defaultdict[str, list[tuple[str, str]]](list)
         for linear, node in adapted:
-            name = linear.path.rpartition(".")[2]
+            source, name = node.input[0], linear.path.rpartition(".")[2]
             # softmax does not see a key's shift: all scores of a query move alike
             shifted = name != model.family.key
-            add_linear_slots(graph, node, linear, shifted=shifted, scaled=scales)
+            output = add_linear_slots(graph, node, linear, shifted=shifted, scaled=scales)
+            outputs[linear.path].append((source, output))
+        _add_bottlenecks(graph, model.config.hidden_size, outputs)
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, width, slots, prompt)
@@ -136,6 +141,20 @@ def export_graph(
         _move_out(graph, path.parent / GRAPH_DATA, {slot.name for slot in defaults})
     onnx.save(graph_model, str(path))
     return defaults
+
+
+def _add_bottlenecks(
+    graph: onnx.GraphProto, size: int, outputs: Mapping[str, list[tuple[str, str]]]
+) -> None:
+    """At each of :mod:`protocol.bottlenecks`; ``outputs``: (source, output) by path, of every call of it."""
+    seconds = feed_forwards(outputs)
+    # behind a feed-forward's output first: what lies beside it is added to that
+    for path, place in sorted(bottleneck_places(outputs).items(), key=lambda x: x[1] == "beside"):
+        for call, (source, output) in enumerate(outputs[path]):
+            if place == "beside":
+                add_bottleneck(graph, path, source, outputs[seconds[path]][call][1], size)
+            else:
+                add_bottleneck(graph, path, output, output, size)
 
 
 def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Slots of an exported graph: low-rank branches, shifts and scales, as optional inputs. (P-1.11)
+"""Slots of an exported graph: low-rank branches, bottlenecks, shifts, scales, as optional inputs. (P-1.11)
 
 Shifts, and scales of norms, act on vectors of one number per feature: no pass over the activations. A
 linear's scale is such a pass, 2 to 3 % of an answer also where nobody fills it: bases have it on request
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from base_model.graph_linears import module_of
-from protocol.forms import DOWN, SCALE, SHIFT, UP
+from protocol.forms import BOTTLENECK, DOWN, SCALE, SHIFT, UP
 from protocol.manifest import Linear
 
 
@@ -36,8 +36,8 @@ def add_linear_slots(
     *,
     shifted: bool,
     scaled: bool,
-) -> None:
-    """Everything that an adapter may do to ``linear``, of which ``node`` is the product."""
+) -> str:
+    """What an adapter may do to ``linear`` itself, whose product ``node`` is; the name of its output."""
     if scaled and linear.narrows:
         node.input[0] = _scaled(graph, linear, linear.in_features, node.input[0])
     source, last = node.input[0], node
@@ -57,7 +57,7 @@ def add_linear_slots(
         last.output[0] = f"{output}/unscaled"
         _scaled(graph, linear, linear.out_features, last.output[0], output)
         last = graph.node[-1]
-    _add_branch(graph, last, source, linear)
+    return _add_branch(graph, last, source, linear)
 
 
 def _scaled(graph: onnx.GraphProto, linear: Linear, size: int, value: str, output: str = "") -> str:
@@ -68,7 +68,7 @@ def _scaled(graph: onnx.GraphProto, linear: Linear, size: int, value: str, outpu
     return output
 
 
-def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear) -> None:
+def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linear: Linear) -> str:
     """``y`` becomes ``y + (x A) B``; each module has its own rank symbol.
 
     With one shared symbol the memory planner would assume equal ranks everywhere.
@@ -82,6 +82,30 @@ def _add_branch(graph: onnx.GraphProto, last: onnx.NodeProto, source: str, linea
         [
             helper.make_node("MatMul", [source, a], [f"{output}/down"]),
             helper.make_node("Gemm", [f"{output}/down", b, last.output[0]], [output]),
+        ]
+    )
+    return output
+
+
+def add_bottleneck(graph: onnx.GraphProto, path: str, source: str, output: str, size: int) -> None:
+    """``y``, which is called ``output``, becomes ``y + relu(x down + bias) up``, x being ``source``.
+
+    The first product takes the bias and, in the engine, the activation; the second one adds. Both are (rows,
+    ``size``). As of branches, each module has its own symbol of a width.
+    """
+    down, bias, up = (path + end for end in BOTTLENECK)
+    width = f"w_{path}"
+    add_slot(graph, down, [size, width], np.zeros((size, 0), np.float32))
+    add_slot(graph, bias, [width], np.zeros(0, np.float32))
+    add_slot(graph, up, [width, size], np.zeros((0, size), np.float32))
+    before, name = f"{output}/{path}/before", f"{output}/{path}/bottleneck"
+    maker = next(node for node in graph.node if output in node.output)
+    maker.output[0] = before
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", [before if source == output else source, down, bias], [name]),
+            helper.make_node("Relu", [name], [f"{name}/relu"]),
+            helper.make_node("Gemm", [f"{name}/relu", up, before], [output]),
         ]
     )
 

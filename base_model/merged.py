@@ -38,7 +38,7 @@ from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.release import ROWS, edge_session
 from base_model.store import OpenBase, open_base
 from protocol.errors import ArtefactError
-from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
+from protocol.forms import BOTTLENECK, DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import Tensors
 from protocol.manifest import TOKENIZER
 from protocol.peft_format import CARD_FILE, EDGE_FILE, Parity, ParityError, ReleaseNote, to_edge
@@ -107,6 +107,10 @@ def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     note = read_note(adapter)
     opened = open_base(base, labels=len(note.labels))
     slots = to_edge(read_peft(adapter), published=published_of(adapter))
+    if any(name.endswith(BOTTLENECK) for name in slots):
+        raise ArtefactError(
+            f"{adapter}: a bottleneck is no weight of its base", "use the adapter unmerged"
+        )
     values = _values(opened, slots, temperature_of(note))
     if bits == 16:
         values = {name: value.to(_stored(value)).float() for name, value in values.items()}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import torch
 
+from base_model.bottlenecks import open_bottlenecks
 from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
@@ -136,10 +137,16 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
 
 
 def open_peft(opened: OpenBase, adapter: Path) -> Any:
-    """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused."""
+    """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused.
+
+    Of a type that peft has not, ours in its place.
+    """
     from peft import PeftModel
 
-    method = published_of(adapter).method
+    published = published_of(adapter)
+    method = published.method
+    if not method.of_peft:
+        return open_bottlenecks(opened.model, read_peft(adapter), published.constants["scaling"])
     opened.model.rename_head(folder_head(opened.manifest, method))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -20,7 +20,7 @@ from edge_runtime.base import EdgeBase
 from edge_runtime.blends.note import AnyNote, BlendNote, is_blend, read_blend, unvouched
 from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
-from protocol.forms import DOWN, SCALE, SOFT_PROMPT, UP
+from protocol.forms import BOTTLENECK, DOWN, SCALE, SOFT_PROMPT, UP
 from protocol.manifest import BaseManifest, Linear, Manifest, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, npt.NDArray[Any]]
 REFETCH = "fetch the adapter again"
+BOTTLENECKS = "install the base as it is built now: older ones have none of a bottleneck"
 SCALES = "install the base as it was built with `--scales`: its fingerprint is the same"
 MOST_BYTES = 2**30  # of an adapter
 
@@ -202,6 +203,7 @@ def check_slots(
     for name, value in sorted(tensors.items()):
         if name not in slots:
             remedy = SCALES if name.endswith(SCALE) else REFETCH
+            remedy = BOTTLENECKS if name.endswith(BOTTLENECK) else remedy
             raise ArtefactError(f"{source}: the base has no slot {name}", remedy)
         if value.dtype != np.float32:
             raise ArtefactError(f"{source}: {name} is {value.dtype}, not float32", REFETCH)
@@ -238,6 +240,8 @@ def _check_pairs(
         most = min(linear.in_features, linear.out_features)
         if rank > most:
             raise ArtefactError(f"{source}: {linear.path} has rank {rank}, above {most}", REFETCH)
+    ends = (BOTTLENECK[:2], BOTTLENECK[1:])
+    pairs += [(linear.path + a, linear.path + b) for linear in linears for a, b in ends]
     for first, second in pairs:
         if (first in tensors) != (second in tensors):
             missing = second if first in tensors else first

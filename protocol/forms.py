@@ -2,7 +2,9 @@
 
 Each is an optional input of the graph, a *slot*, named by a module path and one of these ends. A linear with
 all of them computes ``scale * (x W^T + bias + shift) + (x down) up``, one that narrows scales ``x``
-instead, a norm ``scale * (norm(x) + shift)``; unfilled ones change nothing. The soft prompt and the head have
+instead, a norm ``scale * (norm(x) + shift)``; unfilled ones change nothing. A bottleneck adds
+``relu(y down + bias) up`` to what a linear gives, or to what a feed-forward gives, y being its input
+(``protocol.bottlenecks``). The soft prompt and the head have
 slots of their own name, and so has a prefix, which is no input of a graph that answers: it is what a
 decoder's cache holds at first. (P-1.13)
 """
@@ -15,6 +17,9 @@ import numpy as np
 
 SCALE, SHIFT = ".scale", ".shift"
 DOWN, UP = ".lora_A", ".lora_B"  # (in, r), (r, out)
+BOTTLENECK_DOWN, BOTTLENECK_BIAS = ".bottleneck_down", ".bottleneck_bias"  # (hidden, w), (w,)
+BOTTLENECK_UP = ".bottleneck_up"  # (w, hidden)
+BOTTLENECK = (BOTTLENECK_DOWN, BOTTLENECK_BIAS, BOTTLENECK_UP)
 SOFT_PROMPT = "soft_prompt"
 # (tokens, layers * 2 * kv_heads * head_size): of every layer keys, then values, head by head
 PREFIX = "prefix"

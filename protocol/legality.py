@@ -94,7 +94,8 @@ def verify_legal(plan: Plan, manifest: AnyManifest | None = None) -> None:
 
 
 def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
-    phases, exact = rule.phases(method_of(plan.adapter)), rule.exact(method_of(plan.adapter))
+    method = method_of(plan.adapter)
+    phases, exact = rule.phases(method), rule.exact(method)
     if len(phases) > plan.rounds:
         yield _warning(
             "rounds",
@@ -107,7 +108,13 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
             f"rule `{rule.name}` trains each factor in one round of {len(phases)}",
             "with few rounds and no privacy noise `mean` gets further (docs/results.md)",
         )
-    if not exact:
+    if bent := rule.trained(method) & method.nonlinear:
+        yield _note(
+            "rule.name",
+            f"rule `{rule.name}` averages {', '.join(sorted(bent))}, in which the adapter is not linear",
+            "`first` is exact in every round, and leaves them as they are drawn",
+        )
+    elif not exact:
         yield _note(
             "rule.name",
             f"rule `{rule.name}` averages factors, which is not the mean of their products",

@@ -95,6 +95,8 @@ and the answers are near, not equal."""
 
 
 def _ordinary(manifest: Manifest, method: Method[Any]) -> str:
+    if not method.of_peft:
+        return f"peft has no adapters of type {method.peft_type}, and refuses this folder with a KeyError."
     if method.own_opener:
         return (
             f"What is in here is relative to the base, which peft's {method.peft_type} is not: so there "

@@ -114,6 +114,8 @@ def load(folder, base):
     read = _of_codes if _is_base(base) else _of_source
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
+    if config["peft_type"] == "BOTTLENECK":  # none of peft's
+        return _with_bottlenecks(model, config, load_file(folder / "adapter_model.safetensors"))
     adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     for module in adapted.modules():
         if hasattr(module, "ln_tuning_layers"):
@@ -128,6 +130,29 @@ def _multiply_in(norm, own):
     if own.bias is not None:
         own.bias.add_(norm.bias).mul_(own.weight)
     own.weight.mul_(norm.weight)
+
+
+def _with_bottlenecks(model, config, tensors):
+    """Each adds s * relu(x D + b) U to an output, x being that output or, in parallel, the target's input."""
+    tensors = {{k.removeprefix("base_model.model."): v for k, v in tensors.items()}}
+    for name, parameter in model.get_submodule(model.path_of_head).named_parameters():
+        parameter.data.copy_(tensors[f"{{model.path_of_head}}.{{name}}"])
+    for target, output in zip(config["target_modules"], config["output_modules"]):
+        down, bias, up = (
+            nn.Parameter(tensors[f"{{target}}.bottleneck_{{part}}"]) for part in ("down", "bias", "up")
+        )
+        entered = []
+        if target != output:
+            read = model.get_submodule(target)
+            read.register_forward_pre_hook(lambda _, inputs, to=entered: to.append(inputs[0]))
+
+        def add(_module, _inputs, y, entered=entered, weights=(down, bias, up)):
+            x = entered.pop() if entered else y
+            down, bias, up = (weight.to(y) for weight in weights)
+            return y + torch.relu(x @ down + bias) @ up * config["scaling"]
+
+        model.get_submodule(output).register_forward_hook(add)
+    return model.eval()
 
 
 def _keep_types(_model, arguments, named):

@@ -2,7 +2,8 @@
 
 A rule is a schedule over the method's turns; what clients send of a round is combined by the mean of their
 updates, so every rule needs the sum alone. Whether that is exact follows: it is where no round trains parts
-of two turns. Code asks the rule, never its name. Sources are named per rule.
+of two turns, or parts in which the adapter is not linear. Code asks the rule, never its name. Sources are
+named per rule.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class AggregationRule:
 
     def exact(self, method: Method[Any]) -> bool:
         """Whether the mean of updates is the mean of what they do to the base, in every round."""
-        turns = [turn | {HEAD_PART} for turn in method.turns]
+        turns = [turn | {HEAD_PART} for turn in method.turns if not turn & method.nonlinear]
         return all(any(parts <= turn for turn in turns) for parts in self.phases(method))
 
 

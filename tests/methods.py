@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ia3": {},
     "bias": {},
     "norm": {},
+    "bottleneck": {"places": "houlsby", "width": 4, "scaling": 2.0, "gated": True},
     "prompt": {"tokens": 5},
     "prefix": {"tokens": 5},
     "head": {},

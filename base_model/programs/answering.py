@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from protocol.forms import SCALE, SHIFT, UP
+from protocol.forms import BOTTLENECK_UP, SCALE, SHIFT, UP
 from protocol.manifest import TYPE_IDS
 
 Shapes = dict[str, tuple[int | str, ...]]
@@ -23,16 +23,19 @@ SAME_SHAPE = (
 
 
 def take_out_unfilled(graph: onnx.GraphProto, filled: set[str]) -> None:
-    """Low-rank branches, scales and shifts that nothing fills leave the graph; other slots keep defaults."""
+    """Branches, bottlenecks, scales, shifts that nothing fills leave the graph; other slots keep defaults."""
     makers = {name: node for node in graph.node for name in node.output}
     instead: dict[str, str] = {}
     for node in list(graph.node):
         slot = node.input[1] if len(node.input) > 1 else ""
         if slot in filled:
             continue
-        if node.op_type == "Gemm" and slot.endswith(UP):
+        if node.op_type == "Gemm" and slot.endswith((UP, BOTTLENECK_UP)):
             instead[node.output[0]] = node.input[2]
-            graph.node.remove(makers[node.input[0]])
+            inner = makers[node.input[0]]
+            if inner.op_type == "Relu":
+                graph.node.remove(makers[inner.input[0]])
+            graph.node.remove(inner)
             graph.node.remove(node)
         elif node.op_type in ("Mul", "Add") and slot.endswith((SCALE, SHIFT)):
             instead[node.output[0]] = node.input[0]

@@ -1,7 +1,8 @@
 """The program of an adapter as a device has it: what is trained are the slots that it fills. (P-11.5)
 
-A device knows no method: of low-rank factors, scales, shifts, a prompt or a head it has what the answering
-graph takes (P-1.11), so that is what its program gives the gradients of. Made of the base alone, in memory.
+A device knows no method: of low-rank factors, bottlenecks, scales, shifts, a prompt or a head it has what the
+answering graph takes (P-1.11), so that is what its program gives the gradients of. Made of the base alone, in
+memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from base_model.programs.folder import Program, deriving, graph_entry, verify_gr
 from base_model.programs.frozen import refer_to_weights
 from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
-from protocol.forms import DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
+from protocol.forms import BOTTLENECK, DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec
 from protocol.manifest import TYPE_IDS, Manifest
 
@@ -37,7 +38,9 @@ def slot_layout(tensors: Tensors) -> Layout:
 def _part(slot: str) -> str:
     if slot == SOFT_PROMPT:
         return SOFT_PROMPT
-    return next((end[1:] for end in (DOWN, UP, SCALE, SHIFT) if slot.endswith(end)), HEAD_PART)
+    return next(
+        (end[1:] for end in (DOWN, UP, SCALE, SHIFT, *BOTTLENECK) if slot.endswith(end)), HEAD_PART
+    )
 
 
 def slot_program(

@@ -11,11 +11,13 @@ import torch
 from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
+from base_model.bottlenecks import insert_bottlenecks
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from client.engine.beyond_peft import freeze_factors, insert_cores, insert_values, insert_vectors
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
+from protocol.methods.lora import lora_config
 from protocol.peft_format import peft_config
 from protocol.recipe import HEAD_PARTS, Recipe
 
@@ -47,6 +49,9 @@ class AdapterModel:
         self._peft.eval()  # a frozen base is not regularised: its activations are the device's
         if recipe.method.name in BEYOND_PEFT:
             BEYOND_PEFT[recipe.method.name](base.model, NAME)
+        if not recipe.method.of_peft:
+            own = ((s.name, s.shape) for s in self.layout.specs if s.part not in HEAD_PARTS)
+            insert_bottlenecks(base.model, own, recipe.constants["scaling"], NAME)
         self._parameters = self._parameters_by_name()
         self._check_trainable()
         self._parts = frozenset(spec.part for spec in self.layout.specs)
@@ -96,6 +101,9 @@ class AdapterModel:
         config = peft_config(self.recipe, base_name="")
         for key in ("auto_mapping", "base_model_name_or_path", "inference_mode"):
             del config[key]
+        if not self.recipe.method.of_peft:
+            config = {"task_type": config["task_type"]}
+            config |= lora_config(targets="dummy-target-modules", rank=1, alpha=1.0)
         config["modules_to_save"] = [self.base.manifest.head.path]
         return get_peft_config(config)
 

@@ -1,8 +1,9 @@
 """The arithmetic of a blend, form by form, on what adapters put into the graph's slots. (docs/adr/0067)
 
 A blend's low-rank change of a linear is the weighted sum of its parts' changes, its shifts are weighted sums
-and its scales ``1 + sum of weight * (scale - 1)``: what a part leaves out changes nothing, and counts so. A
-head is a whole, no change of one; its weighted sum is on the parts' scale only where weights sum to 1.
+and its scales ``1 + sum of weight * (scale - 1)``; units of bottlenecks stand side by side. What a part leaves
+out changes nothing, and counts so. A head is a whole, no change of one; its weighted sum is on the parts'
+scale only where weights sum to 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import numpy.typing as npt
 
 from edge_runtime.adapter import Tensors
 from protocol.errors import ArtefactError, DataError
-from protocol.forms import DOWN, PREFIX, SCALE, SHIFT, SOFT_PROMPT, UP
+from protocol.forms import (
+    BOTTLENECK,
+    BOTTLENECK_UP,
+    DOWN,
+    PREFIX,
+    SCALE,
+    SHIFT,
+    SOFT_PROMPT,
+    UP,
+)
 from protocol.manifest import Linear
 from protocol.peft_format import is_head
 
@@ -55,7 +65,9 @@ def blended(parts: Sequence[Weighted], linears: Sequence[Linear]) -> Tensors:
             down, up = low_rank_sum(pairs)
             tensors |= {linear.path + DOWN: down, linear.path + UP: up}
     for name in names:
-        if not name.endswith((DOWN, UP)):
+        if name.endswith(BOTTLENECK):
+            tensors[name] = _side_by_side(name, parts)
+        elif not name.endswith((DOWN, UP)):
             tensors[name] = _sum(name, parts)
     for name, value in tensors.items():
         if not np.isfinite(value).all():
@@ -83,6 +95,14 @@ def low_rank_sum(pairs: Sequence[tuple[float, Array, Array]]) -> tuple[Array, Ar
     return _single(down), _single(up)
 
 
+def _side_by_side(name: str, parts: Iterable[Weighted]) -> Array:
+    """Of a bottleneck: units of all parts, each with its weight where it comes out."""
+    own = [(part.weight, part.tensors[name]) for part in parts if name in part.tensors]
+    if name.endswith(BOTTLENECK_UP):
+        return _single(np.concatenate([weight * up.astype(np.float64) for weight, up in own]))
+    return _single(np.concatenate([value for _, value in own], axis=-1))
+
+
 def _sum(name: str, parts: Iterable[Weighted]) -> Array:
     """Of a slot that holds no factor."""
     rest = 1.0 if name.endswith(SCALE) else 0.0  # the value that changes nothing
@@ -108,7 +128,8 @@ def _verify_mixes(part: Weighted) -> None:
                 "the first of one adapter is not about what the first of another is",
                 "use this adapter alone, or train one of linears, such as `lora`",
             )
-    odd = [n for n in part.tensors if not (n.endswith((DOWN, UP, SCALE, SHIFT)) or is_head(n))]
+    known = (DOWN, UP, SCALE, SHIFT, *BOTTLENECK)
+    odd = [name for name in part.tensors if not (name.endswith(known) or is_head(name))]
     if odd:
         raise ArtefactError(
             f"{part.source}: nothing is known of how {min(odd)} is blended",

@@ -9,6 +9,7 @@ from protocol.errors import ArtefactError
 from protocol.methods.adalora import Adalora
 from protocol.methods.base import Method, Settings
 from protocol.methods.bias import Bias
+from protocol.methods.bottleneck import Bottleneck
 from protocol.methods.head import Head
 from protocol.methods.ia3 import Ia3
 from protocol.methods.loha import Loha
@@ -34,6 +35,7 @@ METHODS: dict[str, Method[Any]] = {
         Ia3(),
         Bias(),
         Norm(),
+        Bottleneck(),
         Prompt(),
         Prefix(),
         Head(),
@@ -51,6 +53,10 @@ REFUSED = {
     **dict.fromkeys(("prefix-tuning", "prefix_tuning"), "it is called `prefix`"),
     "fed-sb": "it is called `lora-sb`",
     "bitfit": "it is called `bias`",
+    **{
+        name: f'it is `method = "bottleneck"` with `places = "{name}"`'
+        for name in ("houlsby", "pfeiffer", "parallel")
+    },
     "ln_tuning": "it is called `norm`",
     "prompt_tuning": "it is called `prompt`",
     "rslora": 'it is `method = "lora"` with `rank_stabilised = true`',
@@ -65,8 +71,8 @@ else:
 
 
 def method_of(settings: Settings) -> Method[Any]:
-    """The method that has these settings."""
-    return METHODS[settings.method]
+    """The method that has these settings, as they leave it."""
+    return METHODS[settings.method].fitted(settings)
 
 
 def reader_of(settings: Settings) -> Method[Any]:

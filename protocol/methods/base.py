@@ -41,7 +41,8 @@ class Method(ABC, Generic[S]):
 
     ``turns`` are sets of parts; within one of them the adapted function is linear in what is trained, all
     other parts being fixed, so that a mean of updates is the mean of what they do. Parts in no turn keep
-    their values of round 0. The head is the task's and stands in no turn.
+    their values of round 0. The head is the task's and stands in no turn. ``nonlinear`` parts are the
+    exception: the function is linear in none of them, so rounds that train them are not exact.
     """
 
     name: ClassVar[str]
@@ -50,12 +51,18 @@ class Method(ABC, Generic[S]):
     peft_type: ClassVar[str]
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
+    nonlinear: ClassVar[frozenset[str]] = frozenset()
     free: ClassVar[Free]
     scales: ClassVar[bool] = False  # whether linears' scales are filled
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
+    of_peft: ClassVar[bool] = True  # whether peft has its type
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
+
+    def fitted(self, settings: S) -> Method[S]:
+        """The same with the turns and parts that these settings leave it."""
+        return self
 
     @abstractmethod
     def specs(self, settings: S, manifest: BaseManifest) -> Iterator[TensorSpec]:

@@ -105,12 +105,13 @@ def _leaks(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
             "results on clients' data are not covered by the noise",
             "use holdout = 0 and measure on public data",
         )
-    if not rule.exact(method_of(plan.adapter)):
+    method = method_of(plan.adapter)
+    if not rule.exact(method):
         yield (
             "error",
             "rule.name",
             f"rule `{rule.name}` is not linear in what clients send: noise would multiply",
-            "use alternating",
+            "use first" if method.nonlinear else "use alternating",
         )
 
 

@@ -57,7 +57,11 @@ def by_definition(manifest: BaseManifest, parts: list[tuple[float, Tensors]]) ->
     for name in {name for _, part in parts for name in part}:
         if ".lora_" in name:
             continue
-        if name.endswith(".scale"):
+        if ".bottleneck_" in name:  # whichever unit comes first
+            up = name.endswith("_up")
+            own = [(w if up else 1.0) * part[name] for w, part in reversed(parts) if name in part]
+            tensors[name] = np.concatenate(own, axis=0 if up else -1)
+        elif name.endswith(".scale"):
             tensors[name] = 1 + sum(w * (part[name] - 1.0) for w, part in parts if name in part)
         else:
             tensors[name] = sum(w * part[name] for w, part in parts if name in part)

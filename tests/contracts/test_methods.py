@@ -7,16 +7,19 @@ the same registry.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from base_model.programs.answering import take_out_unfilled
 from base_model.programs.commands import app as programs
 from base_model.release import (
     open_peft,
@@ -31,8 +34,10 @@ from client.worker import Worker
 from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, PlanError
+from protocol.forms import BOTTLENECK
 from protocol.layout import HEAD_PART
 from protocol.legality import check
+from protocol.manifest import MANIFEST_NAME, FileEntry
 from protocol.methods import METHODS, REFUSED
 from protocol.model_card import model_card
 from protocol.peft_format import (
@@ -47,6 +52,7 @@ from protocol.peft_format import (
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
+from storage.regular import sha256_of
 from tests.conftest import TEXTS
 from tests.methods import SORTING, adapter_of
 
@@ -119,14 +125,19 @@ def test_parts_and_turns_cover_what_is_trained(tiny_base: Path, name: str) -> No
         assert len(recipe.dimensions(spec.part)) >= len(spec.shape)
     for rule in RULES.values():
         assert rule.trained(method) <= parts
-        assert rule.exact(method) or (rule.schedule == "all" and len(method.turns) > 1)
+        bent = rule.trained(method) & method.nonlinear
+        several = rule.schedule == "all" and len(method.turns) > 1
+        assert rule.exact(method) == (not bent and not several)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_of_one_turn_is_linear(
     tiny_base: Path, name: str, random_tensors: Callable[[Recipe], dict[str, Any]]
 ) -> None:
-    """What a mean of updates rests on: within a turn the forms of a mean are the mean of the forms."""
+    """What a mean of updates rests on: within a turn the forms of a mean are the mean of the forms.
+
+    Of what goes into an activation they are too, and say nothing (``test_bottlenecks.py``).
+    """
     recipe, method = recipe_of(tiny_base, name), METHODS[name]
     start, published = random_tensors(recipe), Published.by(recipe.plan.adapter)
     linears = [linear.path for linear in recipe.manifest.linears]
@@ -143,7 +154,7 @@ def test_an_update_of_one_turn_is_linear(
                 done[key] = value
         return done
 
-    for turn in method.turns:
+    for turn in [turn for turn in method.turns if not turn & method.nonlinear]:
         moves = []
         for seed in (5, 6):
             rng = np.random.default_rng(seed)
@@ -206,10 +217,19 @@ def test_what_is_published_answers_on_torch_and_on_a_device(
 def test_peft_knows_every_key_of_its_folder(
     tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path], name: str
 ) -> None:
-    """What peft saves again of what it has read are the same keys and bytes."""
-    from peft import get_peft_model_state_dict
+    """What peft saves again of what it has read are the same keys and bytes; it refuses types it has not."""
+    from peft import PeftModel, get_peft_model_state_dict
 
     folder = write_adapter(tmp_path / "adapter", method=name)
+    assert published_of(folder).method is Published.by(plan_of(tiny_base, name).adapter).method
+    everywhere = plan_of(tiny_base, name, adapter=adapter_of(name, targets="all-linear"))
+    recipe = Recipe(plan=everywhere, manifest=read_manifest(tiny_base))
+    assert read_peft(folder).keys() == {spec.name for spec in recipe.published_layout.specs}
+    if not METHODS[name].of_peft:
+        opened = open_base(tiny_base, labels=3, verify=False)
+        with pytest.raises(KeyError, match=METHODS[name].peft_type):
+            PeftModel.from_pretrained(opened.model, str(folder))
+        return
     model = open_peft(open_base(tiny_base, labels=3, verify=False), folder)
     read = {
         key: value.detach().numpy()
@@ -218,10 +238,6 @@ def test_peft_knows_every_key_of_its_folder(
     ours = load_file(folder / WEIGHTS_FILE)
     assert read.keys() == ours.keys()
     assert all(read[key].tobytes() == ours[key].tobytes() for key in ours)
-    assert published_of(folder).method is Published.by(plan_of(tiny_base, name).adapter).method
-    everywhere = plan_of(tiny_base, name, adapter=adapter_of(name, targets="all-linear"))
-    recipe = Recipe(plan=everywhere, manifest=read_manifest(tiny_base))
-    assert read_peft(folder).keys() == {spec.name for spec in recipe.published_layout.specs}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -234,10 +250,11 @@ def test_what_is_odd_about_it_is_said(tiny_base: Path, name: str) -> None:
     pooled = manifest.model_copy(update={"pooling": "pooler"})
     card = model_card(plan_of(tiny_base, name), pooled, 1, True, None)
     assert f"method `{name}`" in card
-    assert ("refuses it with a KeyError" in card) == (name == "norm")
-    assert folder_head(pooled, METHODS[name]) == (
-        "head_on_pooler" if name == "norm" else "classifier"
+    assert (
+        ("with a KeyError" in card) == METHODS[name].own_opener == (name in ("norm", "bottleneck"))
     )
+    own = METHODS[name].own_opener
+    assert folder_head(pooled, METHODS[name]) == ("head_on_pooler" if own else "classifier")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -326,6 +343,40 @@ def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
     with pytest.raises(ArtefactError, match="no slot") as unknown:
         check_tensors(filled, EdgeBase.open(base), labels=2, source="a")
     assert "--scales" in unknown.value.remedy
+
+
+def test_a_base_of_before_is_refused_for_bottlenecks_alone(
+    tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path]
+) -> None:
+    """Its graph has no such slots; the fingerprint is the same."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    whole, model = read_manifest(base), onnx.load(str(base / GRAPH))
+    kept = [slot for slot in whole.graph.slots if not slot.name.endswith(BOTTLENECK)]
+    assert 0 < len(kept) < len(whole.graph.slots)
+    take_out_unfilled(model.graph, {slot.name for slot in kept})
+    for values in (model.graph.input, model.graph.initializer):
+        for value in [value for value in values if value.name.endswith(BOTTLENECK)]:
+            values.remove(value)
+    onnx.save(model, str(base / GRAPH))
+    graph = whole.graph.model_copy(update={"slots": kept})
+    entry = FileEntry(sha256=sha256_of(base / GRAPH), bytes=(base / GRAPH).stat().st_size)
+    files = whole.files | {GRAPH: entry}
+    old = whole.model_copy(update={"graph": graph, "files": files})
+    (base / MANIFEST_NAME).write_text(old.to_json())
+    manifest = read_manifest(base)
+    for name in NAMES:
+        errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
+        assert [f.field for f in errors] == (["adapter.method"] if name == "bottleneck" else [])
+        assert not errors or "build the base again" in errors[0].remedy
+    with pytest.raises(PlanError, match="has no bottleneck_down") as refused:
+        Worker(plan_of(base, "bottleneck"), base)
+    assert "build the base again" in refused.value.remedy
+    folder = write_adapter(tmp_path / "adapter", method="bottleneck")
+    release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+    with pytest.raises(ArtefactError, match=r"no slot .*bottleneck_") as unknown:
+        load_adapter(folder, EdgeBase.open(base))
+    assert "as it is built now" in unknown.value.remedy
 
 
 @pytest.fixture(scope="module")

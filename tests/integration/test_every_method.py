@@ -23,7 +23,11 @@ SHORT = ["plan.rounds=2", "yardsticks.pooled=true", "yardsticks.alone=0", "base.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SORTING)
 def test_from_rows_to_a_device(experiment_file: Path, name: str) -> None:
-    settings = [f"plan.adapter.{key}={value}" for key, value in adapter_of(name).items()]
+    shown = {True: "true", False: "false"}  # as TOML has them
+    settings = [
+        f"plan.adapter.{key}={shown[value] if isinstance(value, bool) else value}"
+        for key, value in adapter_of(name).items()
+    ]
     experiment = load_experiment(experiment_file, [*SHORT, *SECRET, *settings])
     out = experiment_file.parent / f"method-{name}"
     summary = simulate(experiment, out, resume=False, progress=NoProgress())

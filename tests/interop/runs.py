@@ -123,6 +123,22 @@ KINDS: dict[str, dict[str, Any]] = {
     | {"rounds": 1, "adapter": {"method": "ia3", "targets": ["query"]}},
     "biases": LOSSY | {"rounds": 1, "adapter": {"method": "bias"}},
     "norms": LOSSY | {"rounds": 2, "adapter": {"method": "norm"}},
+    "bottlenecks": LOSSY
+    | {
+        "rounds": 2,
+        "adapter": {"method": "bottleneck", "places": "houlsby", "width": 3, "scaling": 0.3},
+    },
+    "bottlenecks beside, with gates": LOSSY
+    | {
+        "rounds": 3,
+        "adapter": {"method": "bottleneck", "places": "parallel", "width": 2, "gated": True},
+    },
+    "bottlenecks of one turn": LOSSY
+    | {
+        "rounds": 1,
+        "rule": {"name": "first"},
+        "adapter": {"method": "bottleneck", "width": 2},
+    },
     "the head alone": LOSSY | {"rounds": 1, "adapter": {"method": "head"}},
     "rank stabilised": LOSSY
     | {

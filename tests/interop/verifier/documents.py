@@ -23,6 +23,11 @@ TURNS: dict[
     "ia3": (("ia3_l",),),
     "bias": (("shift",),),
     "norm": (("scale",), ("shift",)),
+    "bottleneck": (
+        ("bottleneck_gate",),
+        ("bottleneck_up",),
+        ("bottleneck_down", "bottleneck_bias"),
+    ),
     "prompt": (("prompt",),),
     "prefix": (("prefix",),),
     "head": ((),),
@@ -42,6 +47,10 @@ FACTORS = (
     "ia3_l",
     "shift",
     "scale",
+    "bottleneck_down",
+    "bottleneck_bias",
+    "bottleneck_up",
+    "bottleneck_gate",
     *(f"{kind}_w{n}_{end}" for kind in ("hada", "lokr") for n in (1, 2) for end in "ab"),
 )
 
@@ -67,6 +76,8 @@ class Documents:
     def trained(self, number: int) -> list[str]:
         """The tensors of a round, in the vector's order."""
         turns = TURNS[self.plan["adapter"]["method"]]
+        if self.plan["adapter"].get("gated") is False:
+            turns = turns[1:]
         if self.plan["rule"]["name"] == "mean":
             turns = (tuple(part for turn in turns for part in turn),)
         elif self.plan["rule"]["name"] == "first":
@@ -156,6 +167,14 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
             if slot["name"].endswith((".scale", ".shift"))
             and slot["name"].rpartition(".")[0] not in {x["path"] for x in manifest["linears"]}
         }
+    elif method == "bottleneck":
+        size, w = manifest["hidden_size"], plan["adapter"]["width"]
+        for path in standing(plan, manifest):
+            shapes[f"{path}.bottleneck_down"] = (size, w)
+            shapes[f"{path}.bottleneck_bias"] = (w,)
+            shapes[f"{path}.bottleneck_up"] = (w, size)
+            if plan["adapter"]["gated"]:
+                shapes[f"{path}.bottleneck_gate"] = (1,)
     elif method == "ia3":
         for path, (width, out) in adapted(plan, manifest).items():
             shapes[f"{path}.ia3_l"] = (1, width) if out < width else (out, 1)
@@ -189,6 +208,33 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
         shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
         shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
+
+
+def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
+    """Where bottlenecks stand: by path the one to whose output they add. (P-1.11, P-2.1)"""
+    paths = sorted(str(one["path"]) for one in manifest["linears"])
+    attention = (
+        "attention.output.dense",
+        "attention.out_lin",
+        "attention.attn.o",
+        "attention.dense",
+    )
+    pairs = {}
+    for first, second in (
+        ("intermediate.dense", "output.dense"),
+        ("ffn.lin1", "ffn.lin2"),
+        ("ffn", "ffn_output"),
+    ):
+        for path in paths:
+            other = path[: len(path) - len(first)] + second
+            if path.endswith("." + first) and other in paths:
+                pairs[path] = other
+    places = plan["adapter"]["places"]
+    if places == "parallel":
+        return {path: pairs[path] for path in sorted(pairs)}
+    ends = [p for p in paths if any(p.endswith("." + a) for a in attention)]
+    stand = {*pairs.values(), *(ends if places == "houlsby" else ())}
+    return {path: path for path in sorted(stand)}
 
 
 def divided(width: int) -> tuple[int, int]:

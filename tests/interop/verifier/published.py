@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from .basics import Tensors, sha256
-from .documents import Documents, adapted, adapter_digest, role_of
+from .documents import Documents, adapter_digest, role_of
 from .log import Key, Leaf, path_root, read_note, tree_root
+from .settings import config, folder_head
 from .step import State
 
 EDGE, RELEASE = "adapter.onnx_adapter", "release.json"
@@ -70,9 +71,13 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
                 f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
-    inner = ("lora_R", "lora_E", "vera_d", "vera_b")
+    inner = ("lora_R", "lora_E", "vera_d", "vera_b", "bottleneck_gate")
     plain = {name: value for name, value in adapter.items() if role_of(name) not in inner}
     for name in adapter.keys() - plain.keys():
+        if role_of(name) == "bottleneck_gate":
+            up = name.removesuffix("gate") + "up"
+            plain[up] = adapter[up] * adapter[name]
+            continue
         if role_of(name) != "lora_R":
             factor = name.rpartition(".")[0] + (".lora_A" if name.endswith("_d") else ".lora_B")
             matrix = adapter[factor].reshape(documents.shapes[factor])
@@ -96,14 +101,6 @@ def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
     return documents.shapes.get(name) or beside[role_of(name)]
 
 
-def folder_head(documents: Documents) -> str:
-    """The head's name in the folder."""
-    manifest, method = documents.manifest, documents.plan["adapter"]["method"]
-    if (manifest["family"], manifest["pooling"]) == ("bert", "pooler") and method != "norm":
-        return str(manifest["head"]["path"])
-    return f"head_on_{manifest['pooling']}"
-
-
 def weights_file(documents: Documents, plain: Tensors) -> bytes:
     """adapter_model.safetensors."""
     prompt = "soft_prompt" in plain or "prefix" in plain
@@ -123,95 +120,6 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
             key = f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
         tensors[key] = shape_of(documents, name, value.size), value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
-
-
-def config(documents: Documents) -> dict[str, Any]:
-    """adapter_config.json."""
-    manifest = documents.manifest
-    writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
-    both = {
-        "task_type": writes or "SEQ_CLS",
-        "base_model_name_or_path": manifest["source"],
-        "inference_mode": True,
-    }
-    if not writes:
-        both |= {
-            "modules_to_save": [folder_head(documents)],
-            "auto_mapping": {
-                "base_model_class": "Classifier",
-                "parent_library": "open_adapter",
-                "pooling": manifest["pooling"],
-                "how": "open_adapter.load(folder, base)",
-            },
-        }
-    return both | of_method(documents)
-
-
-def of_method(documents: Documents) -> dict[str, Any]:
-    """The keys of it that a method has."""
-    adapter, manifest = documents.plan["adapter"], documents.manifest
-    if adapter["method"] == "prompt":
-        return {
-            "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": adapter["tokens"],
-            "token_dim": manifest["embedding_size"],
-            "num_layers": manifest["layers"],
-            "num_attention_heads": 1,
-            "num_transformer_submodules": 1,
-            "prompt_tuning_init": "RANDOM",
-        }
-    if adapter["method"] == "prefix":
-        return {
-            "peft_type": "PREFIX_TUNING",
-            "num_virtual_tokens": adapter["tokens"],
-            "token_dim": manifest["kv_heads"] * manifest["head_size"],
-            "num_layers": manifest["layers"],
-            "num_attention_heads": manifest["kv_heads"],
-            "num_transformer_submodules": 1,
-            "prefix_projection": False,
-        }
-    if adapter["method"] == "loha":
-        return {
-            "peft_type": "LOHA",
-            "r": adapter["rank"],
-            "alpha": adapter["alpha"],
-            "target_modules": sorted(adapted(documents.plan, manifest)),
-        }
-    if adapter["method"] == "lokr":
-        return {
-            "peft_type": "LOKR",
-            "r": adapter["rank"],
-            "alpha": adapter["alpha"],
-            "decompose_both": True,
-            "decompose_factor": -1,
-            "target_modules": sorted(adapted(documents.plan, manifest)),
-        }
-    if adapter["method"] == "ia3":
-        linears = adapted(documents.plan, manifest)
-        return {
-            "peft_type": "IA3",
-            "target_modules": sorted(linears),
-            "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
-        }
-    if adapter["method"] == "norm":
-        norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
-        return {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
-    alone = adapter["method"] in ("head", "bias")
-    stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
-    biased = {"lora_bias": True} if adapter["method"] == "bias" else {}
-    targets = sorted(adapted(documents.plan, manifest)) if "targets" in adapter else None
-    return (
-        stable
-        | biased
-        | {
-            "peft_type": "LORA",
-            "r": 1 if alone else adapter["rank"],
-            "lora_alpha": 1.0 if alone else adapter["alpha"],
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": targets or "dummy-target-modules",
-        }
-    )
 
 
 def check_round(
@@ -356,7 +264,7 @@ def check_edge(
     adapter = documents.plan["adapter"]
     rank = adapter.get("rank", 1)
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
-    s = np.float32(adapter.get("alpha", 1.0) / root)
+    s = np.float32(adapter.get("scaling", adapter.get("alpha", 1.0) / root))
     expected = {}
     shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():
@@ -392,5 +300,7 @@ def check_edge(
             tensor = tensor.T
         elif role_of(name) == "lora_B":
             tensor = tensor.T * s
+        elif role_of(name) == "bottleneck_up":
+            tensor = tensor * s
         expected[name] = tensor.shape, np.ascontiguousarray(tensor, "<f4").tobytes()
     assert dict(found) == expected

@@ -62,6 +62,7 @@ def round_0(documents: Documents) -> Tensors:
         return taken_over(documents, start)
     deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
     method = documents.plan["adapter"]["method"]
+    gated = documents.plan["adapter"].get("gated", False)
     cores = method in ("lora-sb", "adalora")
     tensors: Tensors = {}
     for name, shape in documents.shapes.items():
@@ -75,6 +76,8 @@ def round_0(documents: Documents) -> Tensors:
             values = words(named, math.prod(shape)) / 2.0**32 * math.sqrt(6 / shape[1])
         elif role == "lora_A" or role in ("lokr_w1_b", "lokr_w2_a", "lokr_w2_b"):
             values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
+        elif role == "bottleneck_down" or (role == "bottleneck_up" and gated):
+            values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[0]))
         elif role == "prompt":
             values = deviates(named, math.prod(shape)) * deviation
         elif role == "prefix":

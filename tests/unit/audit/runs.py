@@ -33,6 +33,7 @@ from protocol.decoder_manifest import (
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
+from protocol.forms import BOTTLENECK
 from protocol.manifest import (
     BaseManifest,
     FileEntry,
@@ -115,6 +116,32 @@ def small_manifest(linears: int = 2) -> Manifest:
         made_with={},
     )
     return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
+
+
+def small_layered() -> Manifest:
+    """The same with layers as families name their parts, and places for bottlenecks."""
+    manifest = small_manifest(1)
+    named = (
+        ("attention.output.dense", "intermediate.dense", "output.dense"),
+        ("attention.out_lin", "ffn.lin1", "ffn.lin2"),
+        ("attention.attn.o", "intermediate.dense", "output.dense"),
+        ("attention.dense", "ffn", "ffn_output"),
+    )
+    sizes, slots = ((5, 5), (5, 7), (7, 5)), manifest.graph.slots
+    linears = manifest.linears + [
+        Linear(path=f"m.{i}.{path}", in_features=width, out_features=out)
+        for i, paths in enumerate(named)
+        for path, (width, out) in zip(paths, sizes, strict=True)
+    ]
+    for linear in linears[1:]:
+        width = f"w_{linear.path}"
+        shapes: tuple[list[int | str], ...] = ([5, width], [width], [width, 5])
+        slots = slots + [
+            Slot(name=linear.path + end, dtype="float32", shape=shape)
+            for end, shape in zip(BOTTLENECK, shapes, strict=True)
+        ]
+    graph = manifest.graph.model_copy(update={"slots": slots})
+    return manifest.model_copy(update={"linears": linears, "graph": graph})
 
 
 def small_writing(linears: int = 2, *, task: str = DECODER) -> DecoderManifest | Seq2SeqManifest:
@@ -248,6 +275,8 @@ def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     task = sections.get("task", {}).get("kind", "")
     writes = task in (DECODER, SEQ2SEQ)
     manifest = small_writing(linears, task=task) if writes else small_manifest(linears)
+    if sections.get("adapter", {}).get("method") == "bottleneck":
+        manifest = small_layered()
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
     document = PLAN | sections | {"base": named}
     return plan_from(document, source="test"), manifest
