@@ -2,8 +2,8 @@
 
 A blend's low-rank change of a linear is the weighted sum of its parts' changes, its shifts are weighted sums
 and its scales ``1 + sum of weight * (scale - 1)``; units of bottlenecks stand side by side. What a part
-leaves out changes nothing, and counts so. A head is a whole, no change of one; its weighted sum is on the parts'
-scale only where weights sum to 1.
+leaves out changes nothing, and counts so. A head is a whole, no change of one; its weighted sum is on the
+parts' scale only where weights sum to 1.
 """
 
 from __future__ import annotations
