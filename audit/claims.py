@@ -55,8 +55,8 @@ def list_claims(run: Run, *, base: bool) -> None:
             coverage.leave(_name(placed), why, *parts)
     for one in log.all_rounds:
         for unopened in one.unopened:
-            for found in unopened.found.values():
-                for placed in found:
+            for of_kind in unopened.by_kind.values():
+                for placed in of_kind:
                     coverage.leave(_name(placed), UNOPENED)
         opened = {(each.seq, each.group) for each in one.sums if each.of(Aggregate)}
         for spent in one.spent:

@@ -71,17 +71,17 @@ class Sum:
 
     seq: int
     group: int
-    found: dict[type[Leaf], list[Placed[Leaf]]] = field(default_factory=dict)
+    by_kind: dict[type[Leaf], list[Placed[Leaf]]] = field(default_factory=dict)
     broken: bool = False
 
     @property
     def complete(self) -> bool:
         """It is opened, and all of its leaves are there."""
-        return not self.broken and all(self.found.get(kind) for kind in STAGES)
+        return not self.broken and all(self.by_kind.get(kind) for kind in STAGES)
 
     def of(self, kind: type[L]) -> list[Placed[L]]:
         """Its leaves of a kind."""
-        return self.found.get(kind, [])  # type: ignore[return-value]
+        return self.by_kind.get(kind, [])  # type: ignore[return-value]
 
     def leaves(self) -> SumLeaves:
         """What a transcript is made of; of a complete sum."""

@@ -12,10 +12,11 @@ from protocol.transparency.submissions import verify_complaint
 
 def check_complaint(run: Run, placed: Placed[Complaint]) -> None:
     """Raises ProofError for a false signature, and for a true receipt that the log does not account for."""
-    leaf, one = placed.leaf, bytes.fromhex(placed.leaf.client)
+    leaf, client = placed.leaf, bytes.fromhex(placed.leaf.client)
     before = [roster.index + 1 for roster in run.log.rosters if roster.index < placed.index]
     public = next(
-        (run.members(at)[1].keys[one] for at in before if one in run.members(at)[1].keys), None
+        (run.members(at)[1].keys[client] for at in before if client in run.members(at)[1].keys),
+        None,
     )
     if public is None:
         raise ProofError(f"{leaf.client} is in no roster before it", REMEDY)
@@ -38,15 +39,16 @@ def check_complaint(run: Run, placed: Placed[Complaint]) -> None:
 
 def _is_over(run: Run, receipt: Receipt) -> bool:
     """Whether the attempt can be asked for: it, or a later one, has ended."""
-    ends = [one.adapter.leaf.seq for one in run.log.rounds]
-    ends += [abort.leaf.seq for one in run.log.all_rounds for abort in one.aborts]
+    ends = [closed.adapter.leaf.seq for closed in run.log.rounds]
+    ends += [abort.leaf.seq for each in run.log.all_rounds for abort in each.aborts]
     return receipt.seq <= max(ends)
 
 
 def _accounted(run: Run, receipt: Receipt) -> bool:
     rounds = list(run.log.all_rounds)
-    for each in (one for part in rounds for one in (*part.sums, *part.unopened)):
-        if any(opened.leaf.rid == receipt.rid for opened in each.of(RoundOpen)):
+    group_sums = (each for part in rounds for each in (*part.sums, *part.unopened))
+    for group_sum in group_sums:
+        if any(opened.leaf.rid == receipt.rid for opened in group_sum.of(RoundOpen)):
             # Its own sum is in the log: another group's abort is no excuse.
-            return any(receipt.accounted_by(vector.leaf) for vector in each.of(Vector))
+            return any(receipt.accounted_by(vector.leaf) for vector in group_sum.of(Vector))
     return any(receipt.accounted_by(abort.leaf) for part in rounds for abort in part.aborts)

@@ -77,7 +77,7 @@ class _Collector:
 
     def over(self, entries: Sequence[bytes]) -> Collected:
         plan = parse_first(entries, self._log_key)
-        self._made = Collected(size=len(entries), plan=plan)
+        self._collected = Collected(size=len(entries), plan=plan)
         for index, entry in enumerate(entries[1:], start=1):
             try:
                 read = decode_leaf(entry)
@@ -85,10 +85,10 @@ class _Collector:
                 self._take(Placed(index=index, leaf=read.leaf, subjects=read.subjects))
             except ProofError as error:
                 self._fault(f"leaf {index}: {error.cause}")
-        if not self._made.rounds or self._made.rounds[0].number != 0:
+        if not self._collected.rounds or self._collected.rounds[0].number != 0:
             raise ProofError("the log has no `adapter` leaf of round 0", REMEDY)
         self._finish()
-        return self._made
+        return self._collected
 
     # -- one leaf after the other -----------------------------------------------------------------
 
@@ -104,26 +104,26 @@ class _Collector:
             self._spent.append(placed)  # type: ignore[arg-type]
             self._place = AFTER_SUMS
         elif isinstance(leaf, Pad):
-            if not self._witnessed or placed.subjects != {"plan": self._made.plan.leaf.plan}:
+            if not self._witnessed or placed.subjects != {"plan": self._collected.plan.leaf.plan}:
                 raise _odd(leaf, "where there is no witness, or of another plan")
         else:
             self._loose(placed)
 
     def _loose(self, placed: Placed[Leaf]) -> None:
         """Leaves that stand between rounds, or behind an attempt whose coordinator was killed."""
-        made, leaf = self._made, placed.leaf
+        collected, leaf = self._collected, placed.leaf
         lists: dict[type[Leaf], list[Placed[Leaf]]] = {
-            Roster: made.rosters,  # type: ignore[dict-item]
-            Evaluation: made.evaluations,  # type: ignore[dict-item]
-            Release: made.releases,  # type: ignore[dict-item]
-            Retention: made.retentions,  # type: ignore[dict-item]
-            Audit: made.audits,  # type: ignore[dict-item]
-            Complaint: made.complaints,  # type: ignore[dict-item]
-            Withdrawal: made.withdrawals,  # type: ignore[dict-item]
+            Roster: collected.rosters,  # type: ignore[dict-item]
+            Evaluation: collected.evaluations,  # type: ignore[dict-item]
+            Release: collected.releases,  # type: ignore[dict-item]
+            Retention: collected.retentions,  # type: ignore[dict-item]
+            Audit: collected.audits,  # type: ignore[dict-item]
+            Complaint: collected.complaints,  # type: ignore[dict-item]
+            Withdrawal: collected.withdrawals,  # type: ignore[dict-item]
         }
         if type(leaf) not in lists:
             raise _odd(leaf, "a second time")
-        if not made.rounds and not isinstance(leaf, Roster):
+        if not collected.rounds and not isinstance(leaf, Roster):
             raise _odd(leaf, "before round 0")
         if self._sums and not self._witnessed:
             raise _odd(leaf, "within an attempt")
@@ -133,32 +133,36 @@ class _Collector:
 
     def _take_of_sum(self, placed: Placed[Leaf], leaf: SumLeaf) -> None:
         try:
-            one = self._sum_of(leaf)
+            group_sum = self._sum_of(leaf)
         except ProofError:
-            self._made.strays.append(placed)
+            self._collected.strays.append(placed)
             raise
-        found = one.found.setdefault(type(leaf), [])
-        found.append(placed)
+        of_kind = group_sum.by_kind.setdefault(type(leaf), [])
+        of_kind.append(placed)
         if isinstance(leaf, Cohort):
-            self._by_name.setdefault("xid" + leaf.xid, one)
+            self._by_name.setdefault("xid" + leaf.xid, group_sum)
         if isinstance(leaf, RoundOpen):
-            self._by_name.setdefault("rid" + leaf.rid, one)
-        before, self._place = self._place, self._place_of(one, leaf)
-        repeated = len(found) > 1
+            self._by_name.setdefault("rid" + leaf.rid, group_sum)
+        before, self._place = self._place, self._place_of(group_sum, leaf)
+        repeated = len(of_kind) > 1
         if self._place < before or (repeated and not isinstance(leaf, MANY)):
-            one.broken = True
-            raise _odd(leaf, f"of group {one.group}, attempt {one.seq}, out of order or twice")
-        if repeated and _client_of(found[-2].leaf) >= _client_of(leaf):
-            one.broken = True
-            raise _odd(leaf, f"of {_client_of(leaf)}, attempt {one.seq}, out of order or twice")
+            group_sum.broken = True
+            raise _odd(
+                leaf, f"of group {group_sum.group}, attempt {group_sum.seq}, out of order or twice"
+            )
+        if repeated and _client_of(of_kind[-2].leaf) >= _client_of(leaf):
+            group_sum.broken = True
+            raise _odd(
+                leaf, f"of {_client_of(leaf)}, attempt {group_sum.seq}, out of order or twice"
+            )
 
-    def _place_of(self, one: Sum, leaf: SumLeaf) -> Place:
+    def _place_of(self, group_sum: Sum, leaf: SumLeaf) -> Place:
         """Where a leaf stands in its attempt: places never go back."""
         stage = STAGES.index(type(leaf))
         if not self._witnessed:
-            return 0, one.group, stage
+            return 0, group_sum.group, stage
         part = 0 if isinstance(leaf, Alive) else 2 if isinstance(leaf, Reveal | Aggregate) else 1
-        return part, one.group, stage
+        return part, group_sum.group, stage
 
     def _sum_of(self, leaf: SumLeaf) -> Sum:
         if isinstance(leaf, Shares):
@@ -182,9 +186,9 @@ class _Collector:
         return self._sums[leaf.group]
 
     def _named(self, leaf: Leaf, name: str, value: str) -> Sum:
-        if (one := self._by_name.get(name + value)) is None:
+        if (group_sum := self._by_name.get(name + value)) is None:
             raise _odd(leaf, f"of another attempt ({name} {value[:12]}…)")
-        return one
+        return group_sum
 
     # -- ends -------------------------------------------------------------------------------------
 
@@ -206,41 +210,45 @@ class _Collector:
             self._end_attempt()
             self._seq = max(self._seq, leaf.seq)
         self._aborts.append(placed)
-        if leaf.round != len(self._made.rounds):
+        if leaf.round != len(self._collected.rounds):
             self._fault(f"leaf {placed.index}: `abort` of round {leaf.round}")
 
     def _sums_opened(self) -> set[int]:
         """Groups whose sums are opened, as far as the log has come."""
-        return {group for group, one in self._sums.items() if self._is_opened(one)}
+        return {group for group, group_sum in self._sums.items() if self._is_opened(group_sum)}
 
-    def _is_opened(self, one: Sum) -> bool:
+    def _is_opened(self, group_sum: Sum) -> bool:
         # Without witnesses whatever is logged was opened.
-        return not self._witnessed or any(one.found.get(kind) for kind in (Reveal, Aggregate))
+        return not self._witnessed or any(
+            group_sum.by_kind.get(kind) for kind in (Reveal, Aggregate)
+        )
 
     def _close_round(self, placed: Placed[Adapter]) -> None:
-        leaf, wanted = placed.leaf, len(self._made.rounds)
+        leaf, expected = placed.leaf, len(self._collected.rounds)
         if self._sums and not leaf.void and leaf.seq != self._seq:
             self._fault(
                 f"leaf {placed.index}: `adapter` of attempt {leaf.seq}, its sums are of {self._seq}"
             )
         self._end_attempt()
-        self._made.rounds.append(self._round(placed))
-        if leaf.round != wanted:
-            what = f"leaf {placed.index}: `adapter` of round {leaf.round}, expected round {wanted}"
-            self._fault(what, wanted)
+        self._collected.rounds.append(self._round(placed))
+        if leaf.round != expected:
+            what = (
+                f"leaf {placed.index}: `adapter` of round {leaf.round}, expected round {expected}"
+            )
+            self._fault(what, expected)
 
     def _round(self, adapter: Placed[Adapter]) -> Round:
         """All since the adapter before."""
-        opened = [one for one in self._done if self._is_opened(one)]
-        made = Round(
+        opened = [done for done in self._done if self._is_opened(done)]
+        closed = Round(
             adapter=adapter,
             sums=opened,
-            unopened=[one for one in self._done if one not in opened],
+            unopened=[done for done in self._done if done not in opened],
             aborts=self._aborts,
             spent=self._spent,
         )
         self._done, self._aborts, self._spent = [], [], []
-        return made
+        return closed
 
     def _finish(self) -> None:
         """What stands after the last round."""
@@ -248,11 +256,11 @@ class _Collector:
             self._fault("the log ends within an attempt")
         self._end_attempt()
         if self._done or self._aborts or self._spent:
-            self._made.pending = self._round(self._made.rounds[-1].adapter)
+            self._collected.pending = self._round(self._collected.rounds[-1].adapter)
 
     def _fault(self, what: str, number: int | None = None) -> None:
-        number = len(self._made.rounds) if number is None else number
-        self._made.faults.append(Fault(round=number, what=what))
+        number = len(self._collected.rounds) if number is None else number
+        self._collected.faults.append(Fault(round=number, what=what))
 
 
 def _client_of(leaf: Leaf) -> str:

@@ -93,7 +93,7 @@ def touched_by(runs: Sequence[Run], site: str) -> list[Touched]:
         )
     ordered = sorted(runs, key=lambda run: len(run.plan.start.plans) if run.plan.start else 0)
     effects: dict[str, tuple[Run, Effect, bool]] = {}  # by plan: of a plan there is one run
-    told = []
+    touched = []
     for run in ordered:
         clients = _clients(_names(run), site)
         effect = effect_at(run, clients.keys())
@@ -105,8 +105,10 @@ def touched_by(runs: Sequence[Run], site: str) -> list[Touched]:
             check_start(run, before, start)
             descends = all_of_it or touching.touches(start.round)
         effects[run.plan_digest] = run, effect, descends
-        told.append(_touched(run, clients, effect, descends, unknown=bool(start and not earlier)))
-    return told
+        touched.append(
+            _touched(run, clients, effect, descends, unknown=bool(start and not earlier))
+        )
+    return touched
 
 
 def _verify(run: Run) -> None:
@@ -142,7 +144,7 @@ def _touched(
 ) -> Touched:
     start, first = run.plan.start, 0 if descends else effect.first
     rounds = run.log.rounds if first is not None else []
-    numbers = {one.number for one in rounds if one.number >= (first or 0)}
+    numbers = {each.number for each in rounds if each.number >= (first or 0)}
     return Touched(
         where=run.source.where,
         origin=run.copy.checkpoint.origin,
@@ -150,9 +152,9 @@ def _touched(
         sums=effect.sums,
         asked=effect.asked,
         adapters=tuple(
-            RoundAdapter(round=one.number, adapter=one.adapter.leaf.adapter_out)
-            for one in rounds
-            if one.number in numbers
+            RoundAdapter(round=each.number, adapter=each.adapter.leaf.adapter_out)
+            for each in rounds
+            if each.number in numbers
         ),
         releases=tuple(
             TouchedAdapter(leaf=placed.index, round=placed.leaf.round, files=placed.subjects)
@@ -198,8 +200,8 @@ def _again(run: Run, clients: dict[str, str], effect: Effect) -> Origin | None:
     if first is None or before is None or before.round == 0:
         return None
     held = {each.adapter for each in sums_asked(run) if clients.keys() & each.clients}
-    for one in reversed(run.log.rounds[:first]):
-        leaf = one.adapter.leaf
+    for earlier in reversed(run.log.rounds[:first]):
+        leaf = earlier.adapter.leaf
         if leaf.adapter_out not in held:
             return _origin(run, clients, RoundAdapter(round=leaf.round, adapter=leaf.adapter_out))
     return None
@@ -224,7 +226,7 @@ def touched_lines(touched: Touched) -> Iterator[str]:
         return
     rounds = dict.fromkeys(held.round for held in touched.sums)
     yield f"  in the sums of rounds {', '.join(map(str, rounds)) or 'none'}"
-    yield from (f"  adapter of round {one.round:<4} {one.adapter}" for one in touched.adapters)
+    yield from (f"  adapter of round {each.round:<4} {each.adapter}" for each in touched.adapters)
     for release in touched.releases:
         yield f"  release of round {release.round}, leaf {release.leaf}"
         yield from (f"    {digest}  {name}" for name, digest in sorted(release.files.items()))

@@ -120,10 +120,10 @@ def effect_of(leaves: Iterable[tuple[int, Read]], clients: AbstractSet[str]) -> 
         if isinstance(leaf, Alive) and not clients.isdisjoint(leaf.clients):
             held.add(leaf.rid)
         elif isinstance(leaf, Abort):
-            holding = [one for one in leaf.revealed if not clients.isdisjoint(one.clients)]
+            holding = [asked_sum for asked_sum in leaf.revealed if clients & set(asked_sum.clients)]
             asked += _held(leaf, holding)
         elif isinstance(leaf, Adapter):
-            sums += _held(leaf, [one for one in leaf.sums if one.rid in held])
+            sums += _held(leaf, [opened for opened in leaf.sums if opened.rid in held])
             after = RoundAdapter(round=leaf.round, adapter=leaf.adapter_out)
             if sums:
                 adapters.append(after)
@@ -144,8 +144,8 @@ def effect_of(leaves: Iterable[tuple[int, Read]], clients: AbstractSet[str]) -> 
 
 
 def _held(leaf: Adapter | Abort, sums: Sequence[OpenedSum | AskedSum]) -> Iterator[HeldSum]:
-    for one in sums:
-        yield HeldSum(round=leaf.round, seq=leaf.seq, group=one.group, rid=one.rid)
+    for held in sums:
+        yield HeldSum(round=leaf.round, seq=leaf.seq, group=held.group, rid=held.rid)
 
 
 def withdrawal_of(request: Request, effect: Effect) -> tuple[Withdrawal, dict[str, str]]:
@@ -174,5 +174,5 @@ def takes_part(read: Read, client: str) -> bool:
     if isinstance(leaf, Alive):
         return client in leaf.clients
     if isinstance(leaf, Abort):
-        return any(client in one.clients for one in leaf.revealed)
+        return any(client in asked.clients for asked in leaf.revealed)
     return False
