@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from audit.files import write_whole
 from audit.report import Report
 from protocol.errors import ArtefactError
-from protocol.transparency.leaves import Audit, encode_statement, sha256
+from protocol.transparency.leaf_codec import encode_statement, sha256
+from protocol.transparency.leaves import Audit
 
 INBOX = Path("log") / "inbox"  # where a coordinator looks for leaves that others have signed
 

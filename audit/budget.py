@@ -15,7 +15,8 @@ from protocol.encoding import canonical_json
 from protocol.errors import MachineError, ProofError
 from protocol.privacy.ledger import Entry, central_numbers, client_epsilon, distributed_numbers
 from protocol.privacy.planned import mechanism_of
-from protocol.transparency.leaves import Aggregate, Alive, Spent, sha256
+from protocol.transparency.leaf_codec import sha256
+from protocol.transparency.leaves import Aggregate, Alive, Spent
 
 LEDGER = "privacy.jsonl"
 

@@ -16,7 +16,7 @@ from audit.sources import OWN, MissingError, Source, check_name
 from protocol.errors import ArtefactError
 from protocol.peft_format import PASSPORT_FILE
 from protocol.secagg.client import vector_root
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.sum_leaves import boxes_path, sum_path, vector_path
 from storage.whole import write_whole
 

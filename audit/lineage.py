@@ -23,7 +23,7 @@ from protocol.peft_format import (
 )
 from protocol.peft_opener import OPENER_FILE
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from storage.regular import read_regular
 
 

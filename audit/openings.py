@@ -18,7 +18,14 @@ from audit.report import Findings
 from audit.sums import instruction_after, verify_terms
 from protocol.errors import ProofError
 from protocol.secagg.openings import far_apart
-from protocol.transparency.leaves import Abort, Adapter, Advert, Aggregate, Alive, RoundOpen
+from protocol.transparency.leaves import (
+    Abort,
+    Adapter,
+    Advert,
+    Aggregate,
+    Alive,
+    RoundOpen,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from audit.collected import STAGES, Collected, Fault, Placed, Round, Sum
 from protocol.errors import ProofError
 from protocol.secagg.messages import ADVERT_HEAD
 from protocol.transparency.dsse import REMEDY
+from protocol.transparency.leaf_codec import decode_leaf, verify_author
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
@@ -34,8 +35,6 @@ from protocol.transparency.leaves import (
     Spent,
     Vector,
     Withdrawal,
-    decode_leaf,
-    verify_author,
 )
 
 SumLeaf = Advert | Cohort | Shares | RoundOpen | Vector | Alive | Reveal | Aggregate

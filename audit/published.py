@@ -29,7 +29,8 @@ from protocol.secagg.roster import parse_roster, render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
-from protocol.transparency.leaves import Adapter, PlanLeaf, Read, Roster, decode_leaf, sha256
+from protocol.transparency.leaf_codec import Read, decode_leaf, sha256
+from protocol.transparency.leaves import Adapter, PlanLeaf, Roster
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 

@@ -16,7 +16,8 @@ from audit.lineage import Lineage
 from audit.published import Run
 from audit.report import Report, Uncovered, Unproven
 from protocol.errors import ProofError, printable
-from protocol.transparency.leaves import Withdrawal, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Withdrawal
 
 ALIKE = 3  # names that are listed one by one
 SHORT = 12  # hex digits of a digest in a table

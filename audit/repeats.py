@@ -8,6 +8,7 @@ from itertools import groupby
 from audit.collected import Placed, Round
 from audit.published import Run
 from protocol.errors import ProofError
+from protocol.transparency.leaf_codec import decode_leaf
 from protocol.transparency.leaves import (
     Abort,
     Alive,
@@ -15,7 +16,6 @@ from protocol.transparency.leaves import (
     Pad,
     Release,
     Roster,
-    decode_leaf,
 )
 
 

@@ -36,6 +36,7 @@ from protocol.secagg.transcript import (
     verify_transcript_part,
     verify_without_vectors,
 )
+from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.leaves import (
     Adapter,
     Advert,
@@ -45,7 +46,6 @@ from protocol.transparency.leaves import (
     Leaf,
     Reveal,
     RoundOpen,
-    sha256,
 )
 from protocol.transparency.proofs import tree_root
 from protocol.transparency.sum_leaves import (

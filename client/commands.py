@@ -102,7 +102,7 @@ def complain(
     """Sign a complaint with the receipt in it: for the log's inbox, or for an auditor."""
     from client.settings import read_identity
     from protocol.secagg.primitives import client_id
-    from protocol.transparency.leaves import encode_message
+    from protocol.transparency.leaf_codec import encode_message
     from protocol.transparency.submissions import sign_complaint
 
     held = _one(_held(file), seq, run, file)
@@ -175,7 +175,8 @@ def _held(file: Path) -> list[Held]:
 
 def _fate(held: Held) -> tuple[str, int | None]:
     """(`logged`, `aborted` or `not shown yet`, the leaf)."""
-    from protocol.transparency.leaves import Vector, decode_leaf
+    from protocol.transparency.leaf_codec import decode_leaf
+    from protocol.transparency.leaves import Vector
     from protocol.transparency.offline import parse_offline_proof
 
     if held.proof is None:

@@ -17,7 +17,8 @@ from client.journal import Journal
 from protocol.documents import OddError, json_as
 from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.openings import Opening
-from protocol.transparency.leaves import Abort, Count, Sha256, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Count, Sha256
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, unverified_receipt

@@ -16,7 +16,7 @@ from protocol.encoding import parse_canonical
 from protocol.errors import ArtefactError, DeliveryError, FedgeError, ProofError
 from protocol.peft_format import RELEASE_FILE
 from protocol.transparency.dsse import Envelope, parse_envelope, sign_statement, verify_envelope
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from storage.regular import read_regular
 from storage.whole import write_whole
 

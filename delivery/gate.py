@@ -28,7 +28,8 @@ from protocol.errors import ArtefactError, DeliveryError, FedgeError
 from protocol.manifests import AnyManifest, graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
-from protocol.transparency.leaves import Evaluation, Release, Withdrawal, decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
+from protocol.transparency.leaves import Evaluation, Release, Withdrawal
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
 from storage.regular import read_regular, read_regular_text, read_settings_text

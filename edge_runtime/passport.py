@@ -6,7 +6,8 @@ from pathlib import Path
 
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.transparency.leaves import Release, decode_leaf, verify_author
+from protocol.transparency.leaf_codec import decode_leaf, verify_author
+from protocol.transparency.leaves import Release
 from protocol.transparency.offline import MOST_BYTES, OfflineProof, parse_offline_proof
 from protocol.transparency.policy import Policy, parse_policy
 from storage.regular import read_regular_text, read_settings_text, sha256_of

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,8 +66,18 @@ def continue_run(
     if not despite_withdrawal:
         _verify_untouched(before, int(folder.name))
     start = _start(before, folder)
-    if seed is None:
-        seed = before.plan.seed + (start is None)
+    next_seed = before.plan.seed + (start is None) if seed is None else seed
+    document = _document(before, start, rounds=rounds, seed=next_seed, name=name, log=log)
+    plan = plan_from(document, source="the plan that goes on")
+    findings = [*check(plan, before.manifest), *_said_of_round_0(plan, before)]
+    write_new(out, plan_text(plan))
+    _show(out, plan, findings, _next_step(start, out, folder), as_json=as_json)
+
+
+def _document(
+    before: Run, start: Start | None, *, rounds: int, seed: int, name: str, log: str
+) -> dict[str, Any]:
+    """The plan before with what is new. Raises PlanError where the run has witnesses and `log` is no key."""
     document = before.plan.model_dump(mode="json") | {
         "name": name or next_name(before.plan.name),
         "rounds": rounds,
@@ -76,22 +86,26 @@ def continue_run(
     }
     if before.plan.witnessed:
         document["audit"] |= {"log": _log_key(log, before.plan)}
-    plan = plan_from(document, source="the plan that goes on")
-    findings = [*check(plan, before.manifest), *_said_of_round_0(plan, before)]
-    write_new(out, plan_text(plan))
+    return document
+
+
+def _show(
+    out: Path, plan: Plan, findings: Sequence[Finding], next_step: str, *, as_json: bool
+) -> None:
+    """The plan that was written, and whether it may be run. Raises typer.Exit when not."""
     legal = all(finding.severity != "error" for finding in findings)
     if as_json:
         body = {
             "plan": str(out),
             "digest": plan.digest,
-            "start": document["start"],
+            "start": plan.start and plan.start.model_dump(mode="json"),
             "legal": legal,
             "findings": [asdict(finding) for finding in findings],
         }
         typer.echo(json.dumps(body))
     else:
-        show_findings(out, plan.digest, legal=legal, findings=findings)
-        typer.echo(_next_step(start, out, folder))
+        show_findings(out, plan.digest, legal=legal, findings=list(findings))
+        typer.echo(next_step)
     if not legal:
         raise typer.Exit(PlanError.exit_code)
 
@@ -115,9 +129,11 @@ def _verify_untouched(before: Run, number: int) -> None:
     """No withdrawal in the log touches the adapter of round ``number``. Raises PlanError."""
     from audit.withdrawals import withdrawn
 
-    touching = [one for one in withdrawn(before) if one.first is not None and one.first <= number]
+    touching = [
+        leaf for leaf in withdrawn(before) if leaf.first is not None and leaf.first <= number
+    ]
     if touching:
-        last = min(one.before for one in touching)
+        last = min(leaf.before for leaf in touching)
         raise PlanError(
             f"the adapter of round {number} holds updates of {touching[0].client}, who withdrew (leaf "
             f"{touching[0].leaf})",

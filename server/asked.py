@@ -9,7 +9,8 @@ from typing import TypeVar
 from protocol.errors import RoundError
 from protocol.secagg.openings import far_apart
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import Abort, Aggregate, Alive, Leaf, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Aggregate, Alive, Leaf
 from server.log import RunLog
 from server.store import RunStore
 

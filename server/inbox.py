@@ -13,7 +13,8 @@ from pathlib import Path
 from protocol.errors import FedgeError, ProofError
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster
-from protocol.transparency.leaves import MOST_BYTES, Audit, Complaint, decode_leaf, verify_author
+from protocol.transparency.leaf_codec import MOST_BYTES, decode_leaf, verify_author
+from protocol.transparency.leaves import Audit, Complaint
 from protocol.transparency.submissions import parse_request, request_value, verify_complaint
 from server.log import RunLog
 from server.store import ROSTERS, RunStore

@@ -25,7 +25,8 @@ import storage
 from protocol.errors import ArtefactError, ProofError
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
-from protocol.transparency.leaves import Leaf, decode_leaf, encode_statement
+from protocol.transparency.leaf_codec import decode_leaf, encode_statement
+from protocol.transparency.leaves import Leaf
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,

@@ -11,6 +11,7 @@ from protocol.errors import ProofError
 from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.plan import Plan
+from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
@@ -24,8 +25,6 @@ from protocol.transparency.leaves import (
     RoundOpen,
     Spent,
     Vector,
-    decode_leaf,
-    sha256,
 )
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import policy_of

@@ -8,7 +8,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from protocol import wire
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, Adapter, Vector, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Adapter, Vector
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
 from server.log import RunLog

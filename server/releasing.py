@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import ArtefactError, FedgeError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ParityError
 from protocol.plan import Plan
-from protocol.transparency.leaves import Adapter, Evaluation, Release, decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
+from protocol.transparency.leaves import Adapter, Evaluation, Release
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import policy_of
 from server.log import RunLog, open_log

@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING
 from protocol.errors import ProofError, printable
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import (
-    PlanLeaf,
-    Request,
-    Roster,
-    Withdrawal,
-    decode_leaf,
-)
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import PlanLeaf, Request, Roster, Withdrawal
 from protocol.transparency.submissions import verify_request
 from protocol.transparency.withdrawal import TELLING, Effect, effect_of, withdrawal_of
 from server.log import RunLog

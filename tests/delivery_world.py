@@ -27,7 +27,8 @@ from protocol.delivery import Facts, Offer
 from protocol.errors import DeliveryError
 from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.transparency.leaves import Evaluation, Release, sha256
+from protocol.transparency.leaf_codec import sha256
+from protocol.transparency.leaves import Evaluation, Release
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import simple_policy
 from server.log import RunLog

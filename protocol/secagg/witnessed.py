@@ -11,7 +11,8 @@ from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.client import check_alive
 from protocol.secagg.messages import decode_ids
 from protocol.secagg.states import STOP, Agreed, Masked, Policy
-from protocol.transparency.leaves import Alive, decode_leaf, verify_author
+from protocol.transparency.leaf_codec import decode_leaf, verify_author
+from protocol.transparency.leaves import Alive
 from protocol.transparency.offline import OfflineProof, parse_offline_proof
 from protocol.transparency.policy import parse_policy
 

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from protocol.encoding import parse_canonical
 from protocol.errors import ProofError
 from protocol.transparency.dsse import Envelope, parse_envelope, sign_statement, verify_envelope
-from protocol.transparency.leaves import Abort, ClientId, Count, Leaf, Sha256, Vector
+from protocol.transparency.leaves import (
+    Abort,
+    ClientId,
+    Count,
+    Leaf,
+    Sha256,
+    Vector,
+)
 
 PREDICATE, SUBJECT = "urn:fedge:receipt:1", "vector"
 MOST_CHARACTERS = 4000  # a complaint takes no longer one

@@ -19,14 +19,13 @@ from protocol.errors import ProofError, SecrecyError
 from protocol.merkle import EMPTY, leaf_hash
 from protocol.plan import Plan
 from protocol.secagg.openings import alive_digest
+from protocol.transparency.leaf_codec import decode_leaf, verify_author
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
     AskedSum,
     Count,
     Leaf,
-    decode_leaf,
-    verify_author,
 )
 from protocol.transparency.note import (
     Checkpoint,

@@ -20,6 +20,7 @@ from protocol.secagg.messages import Cohort as CohortMessage
 from protocol.secagg.packing import packed_size
 from protocol.secagg.transcript import PairBox, Party, Transcript
 from protocol.transparency.dsse import REMEDY
+from protocol.transparency.leaf_codec import encode_message
 from protocol.transparency.leaves import (
     Advert,
     Aggregate,
@@ -30,7 +31,6 @@ from protocol.transparency.leaves import (
     RoundOpen,
     Shares,
     Vector,
-    encode_message,
 )
 
 T = TypeVar("T", Shares, Vector)

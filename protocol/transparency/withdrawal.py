@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from protocol.encoding import canonical_json
 from protocol.secagg.messages import ADVERT_HEAD
+from protocol.transparency.leaf_codec import Read, sha256
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
@@ -19,14 +20,12 @@ from protocol.transparency.leaves import (
     AskedSum,
     Leaf,
     OpenedSum,
-    Read,
     Release,
     Request,
     RoundAdapter,
     Shares,
     Vector,
     Withdrawal,
-    sha256,
 )
 
 LINEAGE = "lineage"  # the subject of a `withdrawal`

@@ -18,7 +18,7 @@ from protocol.encoding import canonical_json, parse_canonical
 from protocol.merkle import leaf_hash
 from protocol.peft_format import PASSPORT_FILE
 from protocol.transparency.dsse import PAYLOAD_TYPE, pae, sign_statement
-from protocol.transparency.leaves import PREDICATE, decode_leaf, sha256
+from protocol.transparency.leaf_codec import PREDICATE, decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, sign_note
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tiles import entry_tiles, pack_entries, tiles_grown

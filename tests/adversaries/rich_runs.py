@@ -23,7 +23,8 @@ from protocol.plan import plan_from_text
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import Audit, encode_message, encode_statement, sha256
+from protocol.transparency.leaf_codec import encode_message, encode_statement, sha256
+from protocol.transparency.leaves import Audit
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.submissions import encode_request, sign_complaint, sign_request
 from server.inbox import request_leaf

@@ -33,7 +33,8 @@ from protocol.peft_format import (
 from protocol.plan import Plan, plan_from_text
 from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import Audit, Release, encode_statement, sha256
+from protocol.transparency.leaf_codec import encode_statement, sha256
+from protocol.transparency.leaves import Audit, Release
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import parse_policy
 from server.log import RunLog, open_log

@@ -31,7 +31,7 @@ from protocol.secagg.roster import parse_roster
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.dsse import PAYLOAD_TYPE, key_id, pae
-from protocol.transparency.leaves import decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, parse_key, sign_note
 from protocol.transparency.policy import policy_of
 from tests.adversaries.forger import Forger

@@ -22,7 +22,8 @@ from client.secret import Member
 from protocol.exchange import Contribution
 from protocol.secagg.primitives import Word
 from protocol.secagg.task import Encoding, Exact
-from protocol.transparency.leaves import Abort, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.wire import Instruction
 from tests.unit.audit.runs import Sites, make_run, small_plan

@@ -15,7 +15,7 @@ from audit.sources import Folder
 from audit.verify import audit
 from protocol.encoding import canonical_json
 from protocol.errors import ProofError
-from protocol.transparency.leaves import decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
 from tests.adversaries.forger import Forger
 from tests.methods import CORES
 from tests.unit.audit.runs import make_run

@@ -30,7 +30,8 @@ from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.step.checkpoint import decode_checkpoint, encode_checkpoint
 from protocol.tensor_file import decode_tensors, encode_tensors
-from protocol.transparency.leaves import Advert, decode_leaf, encode_message, sha256
+from protocol.transparency.leaf_codec import decode_leaf, encode_message, sha256
+from protocol.transparency.leaves import Advert
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.adversaries.mutated import faults_of
 from tests.methods import CORES

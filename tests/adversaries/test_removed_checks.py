@@ -17,7 +17,7 @@ from audit.sources import Folder
 from audit.verify import audit as verify
 from protocol.encoding import canonical_json
 from protocol.errors import FedgeError
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from tests.adversaries.forger import Forger
 from tests.methods import CORES
 from tests.unit.audit.runs import make_run

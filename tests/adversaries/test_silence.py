@@ -25,7 +25,7 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
 from protocol.errors import FedgeError, printable
-from protocol.transparency.leaves import decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.note import sign_note
 from protocol.transparency.tiles import pack_entries
 from tests.adversaries.forger import Forger, kind_of, linked

@@ -13,7 +13,7 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from tests.adversaries.forger import Forger, linked
 from tests.adversaries.silent import audit_fails, named_in
 

@@ -29,7 +29,8 @@ from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session, opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.tasks.classification import METRICS
-from protocol.transparency.leaves import Abort, Adapter, Alive, AskedSum, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Adapter, Alive, AskedSum
 from protocol.transparency.note import KeyType, VerifierKey, cosign
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.receipts import Receipt

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.settings import Device
+from simulations.experiment import load_experiment
+from simulations.progress import NoProgress
+from simulations.run import simulate
 from tests.delivery_world import World, update
+from tests.gate_world import SETTINGS, Publisher
 from tests.integration.edge_training import lenient
 
 LABELS = ("lamp", "music", "heating", "door")
@@ -87,3 +91,21 @@ def home(world: World) -> Device:
     world.publish()
     update(device)
     return device
+
+
+@pytest.fixture(scope="session")
+def gated_run(experiment_file: Path) -> Path:
+    """A run in secret with a release of both rounds."""
+    out, loaded = experiment_file.parent / "gated", load_experiment(experiment_file, SETTINGS)
+    simulate(loaded, out, resume=False, progress=NoProgress())
+    return out
+
+
+@pytest.fixture(scope="session")
+def gated_base(gated_run: Path) -> Path:
+    return Path(json.loads((gated_run / "summary.json").read_text())["base"])
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, gated_run: Path, gated_base: Path) -> Publisher:
+    return Publisher(tmp_path, gated_run, gated_base)

@@ -23,7 +23,8 @@ from audit.sums import Effort
 from audit.verify import audit
 from base_model.edge_adapter import write_edge_adapter
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.transparency.leaves import Release, decode_leaf, sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
+from protocol.transparency.leaves import Release
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate

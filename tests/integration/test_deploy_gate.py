@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,67 +17,26 @@ from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import verify_evidence
 from delivery.gate import Audited
-from delivery.releases import read_current
 from delivery.repository import Repository
-from edge_runtime.settings import read_device
 from fedge.main import cli
-from protocol.errors import ArtefactError, DeliveryError, FedgeError, PlanError
+from protocol.errors import ArtefactError, DeliveryError, PlanError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
-from tests.delivery_world import refused, update
+from tests.delivery_world import refused
+from tests.gate_world import ROUND, SETTINGS, Publisher, fedge
 from tests.unit.audit.withdrawing import withdraw
-
-SETTINGS = [
-    "plan.secrecy.exchange=secagg",
-    "plan.cohort.weighting=uniform",
-    "plan.cohort.size=6",
-    "plan.cohort.quorum=3",
-    "plan.rounds=2",
-    "plan.release.every=1",
-    "yardsticks.pooled=false",
-    "yardsticks.alone=0",
-]
-ROUND = Path("rounds/0002")
-
-
-def fedge(*arguments: object) -> None:
-    cli.main(args=["deploy", *map(str, arguments)], prog_name="fedge", standalone_mode=False)
-
-
-@pytest.fixture(scope="module")
-def run(experiment_file: Path) -> Path:
-    out = experiment_file.parent / "gated"
-    simulate(load_experiment(experiment_file, SETTINGS), out, resume=False, progress=NoProgress())
-    return out
-
-
-@pytest.fixture(scope="module")
-def base(run: Path) -> Path:
-    return Path(json.loads((run / "summary.json").read_text())["base"])
-
-
-class Publisher:
-    def __init__(self, folder: Path, run: Path, base: Path) -> None:
-        self.repo, self.keys, self.run, self.base = folder / "repo", folder / "keys", run, base
-        fedge("init", self.repo, "--keys", self.keys)
-
-    def publish(self, *more: object, run: Path | None = None, base: Path | None = None) -> None:
-        where = ["--repo", self.repo, "--keys", self.keys, "--base", base or self.base]
-        fedge("publish", run or self.run, *where, "--floor", 0.1, *more)
-
-    def refused_evidence(self) -> list[dict[str, Any]]:
-        found = []
-        for path in sorted((self.repo / "evidence").glob("*.refused-*.json")):
-            envelope = json.loads(path.read_text())
-            found.append(json.loads(base64.b64decode(envelope["payload"]))["predicate"])
-        return found
 
 
 @pytest.fixture
-def publisher(tmp_path: Path, run: Path, base: Path) -> Publisher:
-    return Publisher(tmp_path, run, base)
+def run(gated_run: Path) -> Path:
+    return gated_run
+
+
+@pytest.fixture
+def base(gated_base: Path) -> Path:
+    return gated_base
 
 
 @pytest.fixture
@@ -225,8 +183,8 @@ def test_a_round_that_was_measured_later_passes(
 def test_a_release_worse_than_the_one_before_is_not_published(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from delivery import commands as deploy
     from delivery import gate
+    from delivery import publish_command as deploy
 
     real = deploy._bar
 
@@ -324,87 +282,3 @@ def test_a_withdrawal_of_a_run_before_counts_from_the_adapter_that_was_taken() -
         assert list(report.touching(0)) == touched
         assert list(before.touching(3)) == touched
     assert list(audited(withdrawals=gone).touching(1)) == []
-
-
-def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path: Path) -> None:
-    publisher.publish()
-    probe = {
-        "rows": [{"text": "x", "label": "no such label"}],
-        "least_correct": 1,
-        "most_latency_ms": 9999,
-        "most_memory_mb": 999,
-    }
-    (tmp_path / "probe.json").write_text(json.dumps(probe))
-    settings = {
-        "id": "kiosk",
-        "name": "tiny",
-        "channel": "canary",
-        "repository": "repo",
-        "root": "repo/root.json",
-        "trust": str(publisher.run / "log/policy"),
-        "base": str(publisher.base),
-        "store": "store",
-        "probe": "probe.json",
-        "report": "reports/kiosk.json",
-    }
-    file = tmp_path / "device.toml"
-    file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
-    with refused("probe.labels"):
-        update(read_device(file))
-    reports = ["--reports", tmp_path / "reports"]
-    (tmp_path / "reports/cut.json").write_text("{")  # it might have been the one that says so
-    promote = ["promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys]
-    with pytest.raises(DeliveryError, match=r"gate\.devices: .*cut\.json"):
-        fedge(*promote, *reports)
-    with refused("reports.missing"):
-        fedge(*promote, "--reports", tmp_path / "reprots")
-    with refused("gate.devices"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys, *reports)
-    shutil.rmtree(publisher.repo / "evidence")
-    with refused("gate.canary"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys)
-
-
-def test_a_gate_with_a_new_key_checks_again_what_it_has_published(
-    publisher: Publisher, tmp_path: Path
-) -> None:
-    """Else no release of before could be promoted, and none published again."""
-    publisher.publish()
-    with refused("release.known"):
-        publisher.publish()
-    repo, keys, new = ["--repo", publisher.repo], ["--keys", publisher.keys], tmp_path / "new"
-    fedge("rotate", "canary", "stable", *repo, *keys, "--new-keys", new)
-    for name in ("gate", "stable-1", "stable-2"):
-        (publisher.keys / f"{name}.key").unlink()
-    both = [*keys, "--keys", new]
-    with refused("gate.canary"):
-        fedge("promote", "tiny-r0001", *repo, *both)
-    publisher.publish("--keys", new)
-    fedge("promote", "tiny-r0001", *repo, *both)
-    offers = read_current(Repository(publisher.repo), "stable", "tiny").releases
-    assert [offer.seq for offer in offers] == [1]
-
-
-def test_keys_are_kept_apart(publisher: Publisher, tmp_path: Path) -> None:
-    with refused("keys.folder"):
-        fedge("init", tmp_path / "other", "--keys", tmp_path / "other/keys")
-    with refused("keys.exist"):
-        fedge("init", tmp_path / "other", "--keys", publisher.keys)
-    assert {path.stat().st_mode & 0o777 for path in publisher.keys.iterdir()} == {0o600}
-    publisher.publish()
-    few = tmp_path / "few"
-    few.mkdir()
-    for name in ("gate", "snapshot", "timestamp"):
-        shutil.copy(publisher.keys / f"{name}.key", few)
-    with refused("keys.missing"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", few)
-    os.chmod(few / "gate.key", 0o640)
-    with refused("keys.open"):
-        fedge("refresh", publisher.repo, "--keys", few)
-    (few / "gate.key").write_text("nonsense")
-    os.chmod(few / "gate.key", 0o600)
-    with pytest.raises(DeliveryError) as caught:
-        fedge("refresh", publisher.repo, "--keys", few)
-    assert "nonsense" not in str(caught.value)
-    with pytest.raises(FedgeError):
-        fedge("status", tmp_path / "nowhere")

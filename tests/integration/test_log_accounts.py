@@ -11,7 +11,8 @@ from audit.sources import Folder
 from audit.verify import audit
 from protocol.exchange import Phase
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import Abort, Adapter, Aggregate, Leaf, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Adapter, Aggregate, Leaf
 from protocol.transparency.tiles import parse_entries, tiles_needed
 from server.rounds import deal_groups
 from server.secret_attempt import SecretAttempt

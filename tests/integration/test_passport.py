@@ -15,7 +15,8 @@ from edge_runtime.passport import read_policy
 from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
-from protocol.transparency.leaves import Release, encode_statement
+from protocol.transparency.leaf_codec import encode_statement
+from protocol.transparency.leaves import Release
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import simple_policy

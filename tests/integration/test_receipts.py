@@ -18,7 +18,8 @@ from audit.verify import audit
 from client.receipts import Held
 from protocol.errors import RoundError
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, Vector, decode_leaf, encode_message
+from protocol.transparency.leaf_codec import decode_leaf, encode_message
+from protocol.transparency.leaves import Abort, Vector
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, sign_receipt

@@ -18,7 +18,7 @@ from protocol.peft_format import (
 )
 from protocol.plan import plan_from_text
 from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaves import sha256
+from protocol.transparency.leaf_codec import sha256
 from server.releasing import log_release
 from server.store import RunStore
 from tests.methods import CORES

@@ -40,77 +40,110 @@ def config(documents: Documents) -> dict[str, Any]:
 
 def of_method(documents: Documents) -> dict[str, Any]:
     """The keys of it that a method has."""
-    adapter, manifest = documents.plan["adapter"], documents.manifest
-    if adapter["method"] == "prompt":
-        return {
-            "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": adapter["tokens"],
-            "token_dim": manifest["embedding_size"],
-            "num_layers": manifest["layers"],
-            "num_attention_heads": 1,
-            "num_transformer_submodules": 1,
-            "prompt_tuning_init": "RANDOM",
-        }
-    if adapter["method"] == "prefix":
-        return {
-            "peft_type": "PREFIX_TUNING",
-            "num_virtual_tokens": adapter["tokens"],
-            "token_dim": manifest["kv_heads"] * manifest["head_size"],
-            "num_layers": manifest["layers"],
-            "num_attention_heads": manifest["kv_heads"],
-            "num_transformer_submodules": 1,
-            "prefix_projection": False,
-        }
-    if adapter["method"] == "loha":
-        return {
-            "peft_type": "LOHA",
-            "r": adapter["rank"],
-            "alpha": adapter["alpha"],
-            "target_modules": sorted(adapted(documents.plan, manifest)),
-        }
-    if adapter["method"] == "lokr":
-        return {
-            "peft_type": "LOKR",
-            "r": adapter["rank"],
-            "alpha": adapter["alpha"],
-            "decompose_both": True,
-            "decompose_factor": -1,
-            "target_modules": sorted(adapted(documents.plan, manifest)),
-        }
-    if adapter["method"] == "ia3":
-        linears = adapted(documents.plan, manifest)
-        return {
-            "peft_type": "IA3",
-            "target_modules": sorted(linears),
-            "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
-        }
-    if adapter["method"] == "bottleneck":
-        places = standing(documents.plan, manifest)
-        return {
-            "peft_type": "BOTTLENECK",
-            "places": adapter["places"],
-            "bottleneck_size": adapter["width"],
-            "non_linearity": "relu",
-            "scaling": adapter["scaling"],
-            "target_modules": list(places),
-            "output_modules": list(places.values()),
-        }
-    if adapter["method"] == "norm":
-        norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
-        return {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
+    return OF_METHOD.get(documents.plan["adapter"]["method"], low_rank)(documents)
+
+
+def targets(documents: Documents) -> list[str]:
+    return sorted(adapted(documents.plan, documents.manifest))
+
+
+def prompt(documents: Documents) -> dict[str, Any]:
+    manifest = documents.manifest
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": documents.plan["adapter"]["tokens"],
+        "token_dim": manifest["embedding_size"],
+        "num_layers": manifest["layers"],
+        "num_attention_heads": 1,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+
+
+def prefix(documents: Documents) -> dict[str, Any]:
+    manifest = documents.manifest
+    return {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": documents.plan["adapter"]["tokens"],
+        "token_dim": manifest["kv_heads"] * manifest["head_size"],
+        "num_layers": manifest["layers"],
+        "num_attention_heads": manifest["kv_heads"],
+        "num_transformer_submodules": 1,
+        "prefix_projection": False,
+    }
+
+
+def loha(documents: Documents) -> dict[str, Any]:
+    adapter = documents.plan["adapter"]
+    return {
+        "peft_type": "LOHA",
+        "r": adapter["rank"],
+        "alpha": adapter["alpha"],
+        "target_modules": targets(documents),
+    }
+
+
+def lokr(documents: Documents) -> dict[str, Any]:
+    return loha(documents) | {
+        "peft_type": "LOKR",
+        "decompose_both": True,
+        "decompose_factor": -1,
+    }
+
+
+def ia3(documents: Documents) -> dict[str, Any]:
+    linears = adapted(documents.plan, documents.manifest)
+    return {
+        "peft_type": "IA3",
+        "target_modules": sorted(linears),
+        "feedforward_modules": sorted(p for p, (width, out) in linears.items() if out < width),
+    }
+
+
+def bottleneck(documents: Documents) -> dict[str, Any]:
+    adapter = documents.plan["adapter"]
+    places = standing(documents.plan, documents.manifest)
+    return {
+        "peft_type": "BOTTLENECK",
+        "places": adapter["places"],
+        "bottleneck_size": adapter["width"],
+        "non_linearity": "relu",
+        "scaling": adapter["scaling"],
+        "target_modules": list(places),
+        "output_modules": list(places.values()),
+    }
+
+
+def norm(documents: Documents) -> dict[str, Any]:
+    norms = {name.rpartition(".")[0] for name in documents.shapes if role_of(name) == "scale"}
+    return {"peft_type": "LN_TUNING", "target_modules": sorted(norms)}
+
+
+def low_rank(documents: Documents) -> dict[str, Any]:
+    """Of all that are published as LoRA, the head alone and biases among them."""
+    adapter = documents.plan["adapter"]
     alone = adapter["method"] in ("head", "bias")
-    stable = {"use_rslora": True} if adapter.get("rank_stabilised") else {}
-    biased = {"lora_bias": True} if adapter["method"] == "bias" else {}
-    targets = sorted(adapted(documents.plan, manifest)) if "targets" in adapter else None
-    return (
-        stable
-        | biased
-        | {
-            "peft_type": "LORA",
-            "r": 1 if alone else adapter["rank"],
-            "lora_alpha": 1.0 if alone else adapter["alpha"],
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": targets or "dummy-target-modules",
-        }
-    )
+    keys = {
+        "peft_type": "LORA",
+        "r": 1 if alone else adapter["rank"],
+        "lora_alpha": 1.0 if alone else adapter["alpha"],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": targets(documents) if "targets" in adapter else "dummy-target-modules",
+    }
+    if adapter.get("rank_stabilised"):
+        keys["use_rslora"] = True
+    if adapter["method"] == "bias":
+        keys["lora_bias"] = True
+    return keys
+
+
+OF_METHOD = {
+    "prompt": prompt,
+    "prefix": prefix,
+    "loha": loha,
+    "lokr": lokr,
+    "ia3": ia3,
+    "bottleneck": bottleneck,
+    "norm": norm,
+}

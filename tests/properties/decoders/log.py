@@ -13,7 +13,7 @@ from protocol.transparency.dsse import (
     sign_statement,
     verify_envelope,
 )
-from protocol.transparency.leaves import decode_leaf, encode_statement, verify_author
+from protocol.transparency.leaf_codec import decode_leaf, encode_statement, verify_author
 from protocol.transparency.note import (
     KeyType,
     VerifierKey,

@@ -19,7 +19,7 @@ from protocol.errors import MachineError
 from protocol.exchange import Phase
 from protocol.privacy import accounting
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import encode_message
+from protocol.transparency.leaf_codec import encode_message
 from protocol.transparency.submissions import sign_complaint
 from tests.adversaries.forger import Forger
 from tests.methods import CORES

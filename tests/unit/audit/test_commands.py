@@ -18,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 from audit.commands import app
 from protocol.errors import ArtefactError, ProofError
-from protocol.transparency.leaves import Audit, decode_leaf, verify_author
+from protocol.transparency.leaf_codec import decode_leaf, verify_author
+from protocol.transparency.leaves import Audit
 
 ROOT = Path(__file__).resolve().parents[3]
 Copied = Callable[[], Path]

@@ -15,7 +15,8 @@ from audit.witness import Witness as Keeper
 from audit.witness import begin
 from protocol.errors import FedgeError
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.witness import Cosigned
 from server.rounds import deal_groups

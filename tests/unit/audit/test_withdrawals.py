@@ -17,7 +17,8 @@ from audit.sources import Folder
 from audit.verify import load_run
 from protocol.errors import ArtefactError, FedgeError, ProofError
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import Withdrawal, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Withdrawal
 from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.submissions import encode_request, sign_request
 from protocol.transparency.withdrawal import takes_part

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.merkle import leaf_hash
+from protocol.transparency.leaf_codec import decode_leaf, encode_message, encode_statement
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
@@ -14,9 +15,6 @@ from protocol.transparency.leaves import (
     OpenedSum,
     Pad,
     Vector,
-    decode_leaf,
-    encode_message,
-    encode_statement,
 )
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, sign_note
 from protocol.transparency.receipts import Receipt, sign_receipt

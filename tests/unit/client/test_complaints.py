@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ProofError
-from protocol.transparency.leaves import Complaint, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Complaint
 from protocol.transparency.receipts import verify_receipt
 from protocol.transparency.submissions import verify_complaint
 from tests.unit.client.secret_cohort import Coordinator

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.receipts import Receipts
 from protocol.errors import MachineError, SecrecyError
 from protocol.exchange import Phase
-from protocol.transparency.leaves import Abort, Pad, decode_leaf
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Abort, Pad
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import sign_receipt
 from protocol.transparency.shown import Given, Shown, nodes_of, nodes_text

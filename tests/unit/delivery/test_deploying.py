@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from delivery.commands import _bounds, _round
 from delivery.gate import Audited, _check_audit, _check_budget
+from delivery.publish_command import _bounds, _round
 from protocol.errors import ArtefactError, PlanError
 from protocol.peft_format import PASSPORT_FILE
 

@@ -13,14 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import (
-    Abort,
-    Audit,
-    Complaint,
-    Pad,
-    encode_message,
-    encode_statement,
-)
+from protocol.transparency.leaf_codec import encode_message, encode_statement
+from protocol.transparency.leaves import Abort, Audit, Complaint, Pad
 from protocol.transparency.submissions import sign_complaint
 from server.inbox import INBOX, REFUSED, take_in
 from server.log import KEY, RunLog, open_log

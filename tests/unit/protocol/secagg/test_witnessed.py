@@ -14,7 +14,8 @@ from protocol.errors import SecrecyError
 from protocol.merkle import leaf_hash
 from protocol.secagg import client
 from protocol.secagg.witnessed import agree_by_log
-from protocol.transparency.leaves import Abort, Alive, encode_statement
+from protocol.transparency.leaf_codec import encode_statement
+from protocol.transparency.leaves import Abort, Alive
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, cosign, sign_note
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import simple_policy

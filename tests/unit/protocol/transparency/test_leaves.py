@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 from protocol.encoding import canonical_json, parse_canonical
 from protocol.errors import ProofError
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaves import (
-    Abort,
-    Advert,
-    Audit,
+from protocol.transparency.leaf_codec import (
     decode_leaf,
     encode_message,
     encode_statement,
     verify_author,
 )
+from protocol.transparency.leaves import Abort, Advert, Audit
 from protocol.transparency.submissions import sign_complaint, verify_complaint
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from protocol.errors import SecrecyError
 from protocol.secagg.openings import alive_digest
-from protocol.transparency.leaves import Abort, Advert, AskedSum, Pad, encode_message
+from protocol.transparency.leaf_codec import encode_message
+from protocol.transparency.leaves import Abort, Advert, AskedSum, Pad
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import Incoming, Known, Place, Shown, decode_text, verify_shown

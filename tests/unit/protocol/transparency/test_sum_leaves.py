@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import ProofError
 from protocol.secagg.agreement import Keys
 from protocol.secagg.transcript import Transcript, verify_transcript
+from protocol.transparency.leaf_codec import decode_leaf, encode_statement
 from protocol.transparency.leaves import (
     Advert,
     Aggregate,
@@ -21,8 +22,6 @@ from protocol.transparency.leaves import (
     RoundOpen,
     Shares,
     Vector,
-    decode_leaf,
-    encode_statement,
 )
 from protocol.transparency.sum_leaves import (
     SumLeaves,

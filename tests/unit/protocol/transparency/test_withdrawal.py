@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ProofError
+from protocol.transparency.leaf_codec import Read, decode_leaf, encode_statement
 from protocol.transparency.leaves import (
     Abort,
     Adapter,
@@ -19,12 +20,9 @@ from protocol.transparency.leaves import (
     AskedSum,
     Leaf,
     OpenedSum,
-    Read,
     Release,
     Request,
     RoundAdapter,
-    decode_leaf,
-    encode_statement,
 )
 from protocol.transparency.submissions import (
     encode_request,
