@@ -18,13 +18,13 @@ import onnxruntime as ort
 import torch
 
 from base_model.bottlenecks import open_bottlenecks
-from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from base_model.store import GRAPH, OpenBase, open_base
 from base_model.verify import read_manifest, verify_base
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError

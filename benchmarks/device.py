@@ -142,8 +142,8 @@ def write_release(base: Path, folder: Path) -> Path:
     """A released adapter of random numbers, rank 8 on query and value; its folder."""
     import numpy as np
 
-    from base_model.edge_adapter import write_edge_adapter
     from edge_runtime.base import read_manifest
+    from edge_runtime.edge_adapter import write_edge_adapter
     from protocol.forms import DOWN, UP
     from protocol.peft_format import EDGE_FILE, RELEASE_FILE
     from storage.regular import sha256_of

@@ -86,11 +86,6 @@ class EdgeRuntime:
             self._active, self._previous = self._previous, None
             return self._active
 
-    def deactivate(self) -> None:
-        """Answer with the base alone."""
-        with self._swap:
-            self._previous, self._active = self._active, None
-
     def logits(self, texts: Sequence[Text]) -> Logits:
         """Logits (rows, labels) in the order of ``texts``."""
         return self._logits(list(texts), self._active)

@@ -116,9 +116,7 @@ def _with_rule(name: str, plan: Plan, manifest: AnyManifest) -> tuple[Plan, AnyM
 
 
 def _changed(plan: Plan, tables: dict[str, Any]) -> Plan:
-    unsaid = {name: True for name in ("head", "start") if getattr(plan, name) is None}
-    document = plan.model_dump(mode="json", exclude=unsaid) | tables
-    return plan_from(document, source="the plan")
+    return plan_from(plan.model_dump(mode="json") | tables, source="the plan")
 
 
 def _judged(plan: Plan, manifest: AnyManifest) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedge.plan_files import plan_text, show_findings, write_new
+from fedge.plan_files import plan_text, say_plan, write_new
 from protocol.encoding import vector_digest
 from protocol.errors import PlanError
 from protocol.legality import Finding, check
@@ -71,7 +69,14 @@ def continue_run(
     plan = plan_from(document, source="the plan that goes on")
     findings = [*check(plan, before.manifest), *_said_of_round_0(plan, before)]
     write_new(out, plan_text(plan))
-    _show(out, plan, findings, _next_step(start, out, folder), as_json=as_json)
+    say_plan(
+        out,
+        plan,
+        findings,
+        as_json=as_json,
+        next_step=_next_step(start, out, folder),
+        start=document["start"],
+    )
 
 
 def _document(
@@ -87,27 +92,6 @@ def _document(
     if before.plan.witnessed:
         document["audit"] |= {"log": _log_key(log, before.plan)}
     return document
-
-
-def _show(
-    out: Path, plan: Plan, findings: Sequence[Finding], next_step: str, *, as_json: bool
-) -> None:
-    """The plan that was written, and whether it may be run. Raises typer.Exit when not."""
-    legal = all(finding.severity != "error" for finding in findings)
-    if as_json:
-        body = {
-            "plan": str(out),
-            "digest": plan.digest,
-            "start": plan.start and plan.start.model_dump(mode="json"),
-            "legal": legal,
-            "findings": [asdict(finding) for finding in findings],
-        }
-        typer.echo(json.dumps(body))
-    else:
-        show_findings(out, plan.digest, legal=legal, findings=list(findings))
-        typer.echo(next_step)
-    if not legal:
-        raise typer.Exit(PlanError.exit_code)
 
 
 def _start(before: Run, folder: Path) -> Start | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protocol.errors import MachineError
+from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from operations.coordinator import Coordinator
@@ -72,8 +73,7 @@ def admit(
     from protocol.enrolment import MAX_BYTES
 
     try:
-        with request.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)  # of a stranger's file
+        data = read_regular(request, most=MAX_BYTES)  # a stranger's file
     except OSError as error:
         raise MachineError(
             f"{request}: cannot be read: {error.strerror}", "name the site's request.json"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedge.plan_files import plan_text, show_findings, write_new
+from fedge.plan_files import plan_text, say_plan, write_new
 from protocol.errors import PlanError
 from protocol.legality import check
 from protocol.plan import plan_from
@@ -41,16 +39,7 @@ def name_head(
     if before.base.fingerprint != manifest.fingerprint:
         raise PlanError(f"{plan}: it names another base", "name the plan's own with --base")
     head = named_head(base, before.task.labels, length=length, trained=not fixed)
-    document = before.model_dump(mode="json", exclude={"start": before.start is None})
-    document["head"] = head.model_dump(mode="json")
+    document = before.model_dump(mode="json") | {"head": head.model_dump(mode="json")}
     after = plan_from(document, source="the plan with a head")
-    findings = check(after, manifest)
     write_new(out, plan_text(after))
-    legal = all(finding.severity != "error" for finding in findings)
-    if as_json:
-        body = {"plan": str(out), "digest": after.digest, "labels": len(head.rows), "legal": legal}
-        typer.echo(json.dumps(body | {"findings": [asdict(finding) for finding in findings]}))
-    else:
-        show_findings(out, after.digest, legal=legal, findings=findings)
-    if not legal:
-        raise typer.Exit(PlanError.exit_code)
+    say_plan(out, after, check(after, manifest), as_json=as_json, labels=len(head.rows))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from base_model.edge_adapter import write_edge_adapter
 from base_model.files import writing
 from base_model.programs.slots import slot_layout, slot_program
 from base_model.verify import open_tokenizer, verify_encoder
@@ -31,6 +30,7 @@ from edge_runtime.backends import writes_text
 from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import check_file, read_manifest
 from edge_runtime.calibrating import calibrate_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.mapped_graph import open_device_base
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device

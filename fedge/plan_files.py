@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedge.forecast import Forecast
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding
 from protocol.plan import Plan
+from simulations.experiment_text import toml
 from storage.whole import write_whole
 
 LONGEST_LINE = 1000  # of a list, above which each of its values has a line
@@ -48,11 +52,9 @@ def _table_lines(name: str, table: BaseModel) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    text = json.dumps(value, ensure_ascii=False)
+    text = toml(value)
     if isinstance(value, list) and len(text) > LONGEST_LINE:
-        return json.dumps(value, ensure_ascii=False, indent=1)
+        return "[\n" + "".join(f" {toml(each)},\n" for each in value) + "]"
     return text
 
 
@@ -66,6 +68,31 @@ def write_new(path: Path, text: str) -> None:
         raise ArtefactError(
             f"{path} cannot be written: {error.strerror}", "choose another --out"
         ) from None
+
+
+def say_plan(
+    out: Path,
+    plan: Plan,
+    findings: Sequence[Finding],
+    *,
+    as_json: bool,
+    next_step: str = "",
+    **more: Any,
+) -> None:
+    """What is to be known of a plan that was written to ``out``; ``more`` is for JSON alone.
+
+    Raises typer.Exit with a PlanError's code where it may not be run.
+    """
+    legal = all(finding.severity != "error" for finding in findings)
+    if as_json:
+        body = {"plan": str(out), "digest": plan.digest, "legal": legal, **more}
+        typer.echo(json.dumps(body | {"findings": [asdict(finding) for finding in findings]}))
+    else:
+        show_findings(out, plan.digest, legal=legal, findings=list(findings))
+        if next_step:
+            typer.echo(next_step)
+    if not legal:
+        raise typer.Exit(PlanError.exit_code)
 
 
 def show_findings(

@@ -1,4 +1,4 @@
-"""``fedge plan``: check a plan, forecast it, list its keys."""
+"""``fedge plan``: check a plan, forecast it, list its keys; with ``continue`` and ``head`` write another."""
 
 from __future__ import annotations
 

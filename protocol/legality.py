@@ -12,7 +12,6 @@ from typing import Literal
 
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
-from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
 from protocol.layout import HEAD_PART
 from protocol.legality_of_start import said_of_start
@@ -32,7 +31,6 @@ from protocol.secagg.graph import (
     degree,
     threshold,
 )
-from protocol.seq2seq_manifest import Seq2SeqManifest
 from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
@@ -298,28 +296,6 @@ def _writing(recipe: Recipe) -> Iterator[Finding]:
             "local.engine",
             "bases that write text are trained by ONNX Runtime alone",
             'leave it out, or use engine = "onnx"',
-        )
-    if recipe.method.scales:
-        yield _error(
-            "adapter.method",
-            f"bases that write text have no scales, which `{plan.adapter.method}` fills",
-            "train an adapter of linears, such as `lora`",
-        )
-        return
-    if recipe.tokens and isinstance(manifest, Seq2SeqManifest):
-        yield _error(
-            "adapter.method",
-            f"a base that turns a text into another takes no {plan.adapter.method}",
-            "train an adapter of linears, such as `lora`",
-        )
-        return
-    if plan.adapter.method == "prompt" and SOFT_PROMPT not in manifest.graph.slot_names:
-        yield _error(
-            "adapter.method", f"this base takes no {plan.adapter.method}", "build the base again"
-        )
-    if plan.adapter.method == "head":
-        yield _error(
-            "adapter.method", "this base has no head to train", "train an adapter, such as `lora`"
         )
     chats = plan.task.kind == "causal-lm" and plan.task.form == "messages"
     if chats and CHAT_TEMPLATE not in manifest.files:

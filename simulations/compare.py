@@ -158,7 +158,7 @@ def comparison(groups: Sequence[Group]) -> Json:
                 "runs": [str(run.folder) for run in group.runs],
                 "seeds": [run.seed for run in group.runs],
                 "figures": {
-                    key: _spread(values) for key in FIGURES if (values := group.values(key))
+                    key: spread(values) for key in FIGURES if (values := group.values(key))
                 },
                 "rounds": {key: group.curve(key) for key in CURVES},
             }
@@ -168,11 +168,12 @@ def comparison(groups: Sequence[Group]) -> Json:
     }
 
 
-def _spread(values: list[float]) -> Json:
+def spread(values: Sequence[float]) -> Json:
+    """``values`` of a figure, their ``mean`` and ``spread`` (sd, or None of one)."""
     return {
         "mean": statistics.mean(values),
         "spread": statistics.stdev(values) if len(values) > 1 else None,
-        "values": values,
+        "values": list(values),
     }
 
 

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,15 @@ import numpy as np
 from protocol.documents import OddError, parse_toml
 from protocol.encoding import seed_from
 from protocol.errors import PlanError
+from protocol.tasks import TASKS
+from simulations.compare import spread
 from simulations.experiment import Experiment, load_experiment
 from simulations.files import read_json
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 MOST_CELLS = 10_000
 Json = dict[str, Any]
-QUALITIES = {"accuracy": True, "nrmse": False, "perplexity": False}  # whether higher is better
+QUALITIES = {task.QUALITY.name: task.QUALITY for task in TASKS.values()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,11 +127,9 @@ def cells(
 
     A run's folder is named by the cell's settings and the seed, so that a wider sweep finds it again.
     """
-    made = []
+    swept = []
     for each in settings:
         own = [f"{key}={value}" for key, value in each.items()]
-        # A method or a kind goes first: with it go the keys that it has not.
-        own.sort(key=lambda override: not override.partition("=")[0].endswith((".method", ".kind")))
         name = hashlib.sha256(json.dumps([*overrides, *sorted(own)]).encode()).hexdigest()[:10]
         try:
             runs = {
@@ -141,10 +140,10 @@ def cells(
                 for seed in seeds
             }
         except PlanError as error:
-            made.append(Cell(settings=each, reason=error.cause))
+            swept.append(Cell(settings=each, reason=error.cause))
             continue
-        made.append(Cell(settings=each, runs=runs))
-    return made
+        swept.append(Cell(settings=each, runs=runs))
+    return swept
 
 
 def table(swept: Sequence[Cell]) -> list[Json]:
@@ -153,20 +152,26 @@ def table(swept: Sequence[Cell]) -> list[Json]:
     Of a figure ``mean``, ``spread`` (sd, or None) and ``values``.
     """
     rows = [_row(cell) for cell in swept]
-    name = quality_name(rows)
-    worst = -math.inf if QUALITIES.get(name, True) else math.inf
+    name, higher = quality_name(rows), higher_is_better(rows)
+    worst = -math.inf if higher else math.inf
 
     def quality(row: Json) -> float:
         figure = row["figures"].get(name)
         return float(figure["mean"]) if figure else worst
 
-    return sorted(rows, key=quality, reverse=QUALITIES.get(name, True))
+    return sorted(rows, key=quality, reverse=higher)
 
 
 def quality_name(rows: Sequence[Json]) -> str:
     """What the rows are sorted by: the task's own measure, or the loss."""
     known = [name for name in QUALITIES if any(name in row["figures"] for row in rows)]
     return known[0] if known else "loss"
+
+
+def higher_is_better(rows: Sequence[Json]) -> bool:
+    """Of what the rows are sorted by; of a loss it is not."""
+    quality = QUALITIES.get(quality_name(rows))
+    return quality is not None and quality.higher_is_better
 
 
 def _row(cell: Cell) -> Json:
@@ -191,7 +196,4 @@ def _row(cell: Cell) -> Json:
 
 def _figure(name: str, values: Sequence[Any]) -> Json:
     numbers = [float(value) for value in values if value is not None]
-    if not numbers:
-        return {}
-    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return {name: {"mean": statistics.mean(numbers), "spread": spread, "values": numbers}}
+    return {name: spread(numbers)} if numbers else {}

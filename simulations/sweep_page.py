@@ -11,7 +11,7 @@ from protocol.errors import printable
 from simulations.compare import shown_figure
 from simulations.page import render
 from simulations.plots import dot_chart
-from simulations.sweep import QUALITIES, quality_name
+from simulations.sweep import QUALITIES, higher_is_better, quality_name
 
 Json = dict[str, Any]
 LONGEST_NAME = 34  # of a row of the plot
@@ -35,17 +35,18 @@ def sweep_page(name: str, rows: Sequence[Json]) -> str:
     """The page."""
     heads, lines = _cells(rows)
     quality = quality_name(rows)
-    share = quality in ("accuracy", "nrmse")
+    known = QUALITIES.get(quality)
+    drawn, unit = (known.drawn, known.UNIT) if known else (float, "")
     dots = [
         (
             _shortened(settings_text(row["settings"])),
-            figure["mean"] * (100 if share else 1),
-            (figure["spread"] or 0.0) * (100 if share else 1),
+            drawn(figure["mean"]),
+            drawn(figure["spread"] or 0.0),
         )
         for row in rows
         if (figure := row["figures"].get(quality))
     ]
-    better = "higher" if QUALITIES.get(quality, False) else "lower"
+    better = "higher" if higher_is_better(rows) else "lower"
     return render(
         "sweep.html",
         title=f"{name}: a sweep",
@@ -53,7 +54,7 @@ def sweep_page(name: str, rows: Sequence[Json]) -> str:
         heads=heads,
         rows=lines,
         title_of_plot=f"{quality}: {better} is better",
-        plot=dot_chart(f"{quality} of each cell", dots, unit=" %" if share else ""),
+        plot=dot_chart(f"{quality} of each cell", dots, unit=unit),
         refused=[[settings_text(row["settings"]), row["reason"]] for row in rows if row["reason"]],
         runs=[
             [

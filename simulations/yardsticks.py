@@ -100,7 +100,14 @@ class _Yardsticks:
             scores = self._evaluator.measure(adapter, rows=sample)
         if scores is not None:
             save_scores(self._prepared.out, "alone", scores, name)
-            _add_alone(self._prepared, self._evaluator, self.known, name, scores.quality)
+            _add_alone(
+                self._prepared,
+                self._evaluator,
+                self.known,
+                name,
+                scores.quality,
+                times=self._alone_passes,
+            )
             self._save()
             self._say(title, scores.figures, "alone")
 
@@ -129,6 +136,11 @@ class _Yardsticks:
                 f"{title}: {quality.said(measured['personal'])} on its own test rows, "
                 f"{quality.figure(measured['federated'])} before"
             )
+
+    @cached_property
+    def _alone_passes(self) -> float:
+        """Over the rows of all that are trained alone, which are many files."""
+        return passes(self._prepared, _alone_devices(self._prepared))
 
     @cached_property
     def _devices(self) -> Personal:
@@ -221,7 +233,13 @@ def _test_sample(prepared: Prepared, total: int) -> list[int] | None:
 
 
 def _add_alone(
-    prepared: Prepared, evaluator: Evaluator, yardsticks: Json, name: str, quality: float
+    prepared: Prepared,
+    evaluator: Evaluator,
+    yardsticks: Json,
+    name: str,
+    quality: float,
+    *,
+    times: float,
 ) -> None:
     per_client = {**yardsticks.get("alone", {}).get("per_client", {}), name: quality}
     sample = _test_sample(prepared, len(evaluator))
@@ -232,7 +250,7 @@ def _add_alone(
         **{name: _mean(name, measured) for name in measured[0].figures if name != quality_name},
         "per_client": per_client,
         "test_rows": len(evaluator) if sample is None else len(sample),
-        "passes": passes(prepared, _alone_devices(prepared)),
+        "passes": times,
     }
 
 

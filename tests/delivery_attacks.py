@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from base_model.edge_adapter import write_edge_adapter
 from delivery import releases
 from delivery.keys import make_keys, read_keys
 from delivery.repository import described
 from edge_runtime.adapter import read_tensors
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.delivery import CANARY, DEVICE_VERSION, STABLE, current_name, target_names
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from tests.delivery_world import NAME, World, days, new_log, now, passport

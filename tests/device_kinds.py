@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.backends.writing import WritingBackend, open_writing
 from edge_runtime.base import read_any_manifest
 from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.generation import Request
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.probe import Probe
 from protocol.chat.messages import chat_from
 from protocol.layout import Tensors

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from base_model.edge_adapter import write_edge_adapter
 from base_model.files import folder_that_appears
 from base_model.gguf.lora import Factors, write_gguf_lora
 from base_model.peft_folder import published_of, read_note, read_peft, verify_files
 from base_model.verify import read_manifest
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import CHAT_TEMPLATE, IDS, LOGITS, MASK, DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.forms import PREFIX, SOFT_PROMPT

@@ -14,10 +14,10 @@ from torch import nn
 from base_model.bottlenecks import insert_bottlenecks
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
-from client.engine.beyond_peft import freeze_factors, insert_cores, insert_values, insert_vectors
+from client.engine.beyond_peft import freeze_factors, insert_sequence
 from client.engine.interface import Values
 from protocol.layout import Layout, Tensors
-from protocol.methods.lora import lora_config
+from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import peft_config
 from protocol.recipe import HEAD_PARTS, Recipe
 
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
-BEYOND_PEFT = {
-    "lora-sb": insert_cores,
-    "adalora": insert_values,
-    "vera": insert_vectors,
-    "bias": freeze_factors,
-    "norm": relate_norms,
-}
+BEYOND_PEFT = {"bias": freeze_factors, "norm": relate_norms}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 
@@ -49,6 +43,8 @@ class AdapterModel:
         self._peft.eval()  # a frozen base is not regularised: its activations are the device's
         if recipe.method.name in BEYOND_PEFT:
             BEYOND_PEFT[recipe.method.name](base.model, NAME)
+        if isinstance(recipe.method, Factors) and len(recipe.method.sequence) > 1:
+            insert_sequence(base.model, NAME, recipe.method)
         if not recipe.method.of_peft:
             own = ((s.name, s.shape) for s in self.layout.specs if s.part not in HEAD_PARTS)
             insert_bottlenecks(base.model, own, recipe.constants["scaling"], NAME)

@@ -1,11 +1,14 @@
-"""Methods that peft lacks, made of its LoRA: ``protocol.methods.lora_sb``,
-``.vera``, ``.adalora`` and ``.bias`` in torch."""
+"""Methods that peft lacks, made of its LoRA in torch: those with a sequence in B's place, and biases."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from protocol.methods.lora import B, Factors
 
 
 def freeze_factors(model: nn.Module, adapter: str) -> None:
@@ -15,35 +18,28 @@ def freeze_factors(model: nn.Module, adapter: str) -> None:
         layer.lora_B[adapter].weight.requires_grad_(False)
 
 
-def insert_cores(model: nn.Module, adapter: str) -> None:
-    """Put a core (r, r) in front of every B, as one module where peft expects B.
+def insert_sequence(model: nn.Module, adapter: str, method: Factors[Any]) -> None:
+    """Put what a method trains in a row as one module where peft expects B.
 
-    peft's forward calls that module and does no more with it; whatever else of peft reads
-    ``lora_B[name].weight`` (merging, saving) fails instead of leaving the core out.
+    What has two dimensions is a linear of the rank, what has one scales features. peft's forward calls that
+    module and does no more with it; whatever else of peft reads ``lora_B[name].weight`` (merging, saving)
+    fails instead of leaving something out.
     """
+    at = method.sequence.index(B)
     for layer in _layers(model):
         outer = layer.lora_B[adapter]
-        core = nn.Linear(
-            outer.in_features, outer.in_features, bias=False, device=outer.weight.device
-        )
-        layer.lora_B[adapter] = nn.Sequential(core, outer)
+        modules: list[nn.Module] = []
+        for place, part in enumerate(method.sequence):
+            size = outer.in_features if place < at else outer.out_features
+            modules.append(outer if part == B else _module(len(method.free[part]), size, outer))
+        layer.lora_B[adapter] = nn.Sequential(*modules)
 
 
-def insert_values(model: nn.Module, adapter: str) -> None:
-    """Scale what goes into every B (r), in the same way."""
-    for layer in _layers(model):
-        outer = layer.lora_B[adapter]
-        values = _Scale(outer.in_features, outer.weight.device)
-        layer.lora_B[adapter] = nn.Sequential(values, outer)
-
-
-def insert_vectors(model: nn.Module, adapter: str) -> None:
-    """Scale what goes into every B (r) and what comes out of it (out), in the same way."""
-    for layer in _layers(model):
-        outer = layer.lora_B[adapter]
-        sizes = outer.in_features, outer.out_features
-        inner, behind = (_Scale(size, outer.weight.device) for size in sizes)
-        layer.lora_B[adapter] = nn.Sequential(inner, outer, behind)
+def _module(dimensions: int, size: int, beside: nn.Linear) -> nn.Module:
+    device = beside.weight.device
+    if dimensions == 1:
+        return _Scale(size, device)
+    return nn.Linear(size, size, bias=False, device=device)
 
 
 class _Scale(nn.Module):

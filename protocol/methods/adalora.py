@@ -51,6 +51,8 @@ class Adalora(Factors[AdaloraSettings]):
     turns = (frozenset({E}), frozenset({B}), frozenset({A}))  # E is zero: it moves first
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), E: ("rank",)}
     reader = "lora"
+    sequence = (E, B)
+    folded = frozenset({E})
 
     def specs(self, settings: AdaloraSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """See the module."""
@@ -99,12 +101,6 @@ class Adalora(Factors[AdaloraSettings]):
         }
         return tensors | values
 
-    def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: BaseManifest
-    ) -> Iterator[TensorSpec]:
-        """Without singular values."""
-        return (spec for spec in specs if spec.part != E)
-
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Plain LoRA: A, and ``B diag(E)`` in B's place, each number a product of two in float32."""
         plain = {name: value for name, value in tensors.items() if not name.endswith(LORA_E)}
@@ -112,17 +108,6 @@ class Adalora(Factors[AdaloraSettings]):
             factor = name.removesuffix(LORA_E) + LORA_B
             plain[factor] = tensors[factor] * tensors[name]
         return plain
-
-    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
-        """Every singular value is 1."""
-        values = [spec for spec in specs if spec.part == E]
-        return published | {spec.name: np.ones(spec.shape, np.float32) for spec in values}
-
-    def trained_name(self, name: str) -> str:
-        """E and B are a sequence where peft has B (``client.engine.beyond_peft``)."""
-        path, _, part = name.rpartition(".")
-        place = {A: "lora_A.weight", E: "lora_B.0.weight", B: "lora_B.1.weight"}
-        return f"{self.saved_prefix}{path}.{place[part]}"
 
 
 def kept_terms(linears: int, settings: AdaloraSettings, number: int, rounds: int) -> int:

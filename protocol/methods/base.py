@@ -11,6 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import PlanError
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest
 from protocol.section import Section
@@ -59,6 +63,8 @@ class Method(ABC, Generic[S]):
     of_peft: ClassVar[bool] = True  # whether peft has its type
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
+    # Parts that `published` multiplies into others: a PEFT folder has none, and the identity in their place.
+    folded: ClassVar[frozenset[str]] = frozenset()
 
     def fitted(self, settings: S) -> Method[S]:
         """The same with the turns and parts that these settings leave it."""
@@ -100,7 +106,7 @@ class Method(ABC, Generic[S]):
         self, specs: Iterable[TensorSpec], manifest: BaseManifest
     ) -> Iterable[TensorSpec]:
         """The tensors of a PEFT folder, the head among them as in ``specs``."""
-        return specs
+        return [spec for spec in specs if spec.part not in self.folded]
 
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """The adapter as every PEFT reader computes it: tensors of ``specs``, the published ones.
@@ -111,7 +117,7 @@ class Method(ABC, Generic[S]):
 
     def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Tensors of ``specs`` that are published as ``published``."""
-        return published
+        return published | {s.name: _identity(s.shape) for s in specs if s.part in self.folded}
 
     def settled(self, tensors: Tensors, settings: S, number: int, rounds: int) -> Tensors:
         """What the coordinator makes of the adapter after round ``number``'s step, as auditors do. (P-4.7)"""
@@ -128,3 +134,14 @@ class Method(ABC, Generic[S]):
     def trained_name(self, name: str) -> str:
         """The parameter's name in peft's model, without that of the adapter."""
         return self.saved_name(name)
+
+
+def _identity(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """What leaves a factor as it is: a matrix, or a vector of ones for what scales."""
+    return np.eye(shape[0], dtype=np.float32) if len(shape) == 2 else np.ones(shape, np.float32)
+
+
+def remark_of(error: PlanError) -> Remark:
+    """What a method raises for settings that do not fit, as one of its remarks."""
+    field, _, cause = error.cause.removeprefix("`").partition("`: ")
+    return "error", field, cause, error.remedy

@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from protocol.bottlenecks import Place, bottleneck_places, feed_forwards
@@ -26,7 +25,7 @@ from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLEN
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest, Manifest
-from protocol.methods.base import Constants, Free, Method, Remark, Settings
+from protocol.methods.base import Constants, Free, Method, Remark, Settings, remark_of
 from protocol.methods.lora import positive
 from protocol.section import PositiveReal, Rank
 
@@ -87,6 +86,8 @@ class Bottleneck(Method[BottleneckSettings]):
         """Without gates no round trains them."""
         return self if settings.gated else UNGATED
 
+    folded = frozenset({GATE})
+
     def specs(self, settings: BottleneckSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """D is uniform in ±1/sqrt(hidden), as LoRA's A; U is zero, or with a gate in ±1/sqrt(w)."""
         hidden, w, gated = manifest.hidden_size, settings.width, settings.gated
@@ -127,8 +128,7 @@ class Bottleneck(Method[BottleneckSettings]):
         try:
             self._paths(settings, manifest)
         except PlanError as error:
-            field, _, cause = error.cause.removeprefix("`").partition("`: ")
-            yield "error", field, cause, error.remedy
+            yield remark_of(error)
         if settings.width > manifest.hidden_size:
             cause = f"{settings.width} features are more than a layer's {manifest.hidden_size}"
             yield "error", "adapter.width", cause, "lower it"
@@ -173,12 +173,6 @@ class Bottleneck(Method[BottleneckSettings]):
             "output_modules": [beside[path] for path in paths] if parallel else paths,
         }
 
-    def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: BaseManifest
-    ) -> Iterator[TensorSpec]:
-        """Without gates."""
-        return (spec for spec in specs if spec.part != GATE)
-
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """``g U`` in U's place, each number a product of two in float32."""
         plain = {name: value for name, value in tensors.items() if not name.endswith(f".{GATE}")}
@@ -186,11 +180,6 @@ class Bottleneck(Method[BottleneckSettings]):
             up = f"{name.removesuffix(GATE)}{UP}"
             plain[up] = tensors[up] * tensors[name]
         return plain
-
-    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
-        """Every gate is open."""
-        gates = [spec for spec in specs if spec.part == GATE]
-        return published | {spec.name: np.ones(spec.shape, np.float32) for spec in gates}
 
 
 class _Ungated(Bottleneck):

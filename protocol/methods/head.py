@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from protocol.decoder_manifest import WritingManifest
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Method, Settings
+from protocol.methods.base import Constants, Free, Method, Remark, Settings
 from protocol.methods.lora import lora_config
 
 
@@ -34,6 +35,12 @@ class Head(Method[HeadSettings]):
     def specs(self, settings: HeadSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """None."""
         return iter(())
+
+    def remarks(self, settings: HeadSettings, manifest: BaseManifest) -> Iterator[Remark]:
+        """A base whose own output layer answers."""
+        if isinstance(manifest, WritingManifest):
+            cause, remedy = "this base has no head to train", "train an adapter, such as `lora`"
+            yield "error", "adapter.method", cause, remedy
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """None."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from protocol.decoder_manifest import WritingManifest
 from protocol.forms import SCALE
 from protocol.initial import ONES
 from protocol.layout import TensorSpec
@@ -55,7 +56,12 @@ class Ia3(Method[Ia3Settings]):
 
     def remarks(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base whose graph has no scales of linears."""
-        return slot_remarks(
+        if isinstance(manifest, WritingManifest):
+            cause = f"bases that write text have no scales, which `{self.name}` fills"
+            remedy = "train an adapter of linears, such as `lora`"
+            yield "error", "adapter.method", cause, remedy
+            return
+        yield from slot_remarks(
             settings,
             manifest,
             SCALE,

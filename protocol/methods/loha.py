@@ -15,9 +15,10 @@ from protocol.forms import DOWN, UP, columnwise_products
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.lora import RankSettings, positive
-from protocol.methods.targets import rank_remarks, target_linears
+from protocol.methods.base import Constants, Free
+from protocol.methods.lora import RankSettings
+from protocol.methods.products import Products, free_factors
+from protocol.methods.targets import target_linears
 
 W1A, W1B, W2A, W2B = PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 LAWS = {W1A: Law("normal", 0.1), W1B: Law("normal"), W2A: ZEROS, W2B: Law("normal")}  # peft's
@@ -31,7 +32,7 @@ class LohaSettings(RankSettings):
     )
 
 
-class Loha(Method[LohaSettings]):
+class Loha(Products[LohaSettings]):
     """An elementwise product of two low-rank matrices beside linears."""
 
     name, peft_type = "loha", "LOHA"
@@ -41,9 +42,7 @@ class Loha(Method[LohaSettings]):
     source = "FedPara, arXiv 2108.06098"
     settings = LohaSettings
     turns = tuple(frozenset({part}) for part in (W2A, W1A, W2B, W1B))  # W2a is zero: it moves first
-    free: ClassVar[Free] = {
-        part: (None, "rank") if part in (W1A, W2A) else ("rank", None) for part in PARTS
-    }
+    free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 
     def specs(self, settings: LohaSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn as peft draws them: W2a is zero, so the base is what it was."""
@@ -53,19 +52,6 @@ class Loha(Method[LohaSettings]):
                 shape = left if part in (W1A, W2A) else right
                 name = f"{linear.path}.{part}"
                 yield TensorSpec(name=name, shape=shape, part=part, law=LAWS[part])
-
-    def remarks(self, settings: LohaSettings, manifest: BaseManifest) -> Iterator[Remark]:
-        """See :class:`Method`."""
-        rank = settings.rank
-        return rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank)
-
-    def constants(self, settings: LohaSettings) -> Constants:
-        """``scaling``, s."""
-        return {"scaling": settings.alpha / settings.rank}
-
-    def constants_of(self, config: Mapping[str, Any]) -> Constants:
-        """See :class:`Method`."""
-        return {"scaling": positive(config, "alpha") / positive(config, "r")}
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """(in, r^2) and (r^2, out): of every pair of columns the elementwise product."""
@@ -77,12 +63,3 @@ class Loha(Method[LohaSettings]):
                 slots[path + DOWN] = columnwise_products(right.T, right2.T)
                 slots[path + UP] = columnwise_products(left, left2).T * constants["scaling"]
         return slots
-
-    def peft_config(self, settings: LohaSettings, manifest: BaseManifest) -> dict[str, Any]:
-        """See :class:`Method`."""
-        return {
-            "peft_type": "LOHA",
-            "r": settings.rank,
-            "alpha": settings.alpha,
-            "target_modules": [x.path for x in target_linears(settings, manifest)],
-        }

@@ -18,9 +18,10 @@ from protocol.forms import DOWN, UP, transposed_kronecker
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest, Linear
-from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.lora import RankSettings, positive
-from protocol.methods.targets import rank_remarks, target_linears
+from protocol.methods.base import Constants, Free, Remark
+from protocol.methods.lora import RankSettings
+from protocol.methods.products import Products, free_factors
+from protocol.methods.targets import target_linears
 from protocol.section import PositiveReal, Rank
 
 W1A, W1B, W2A, W2B = PARTS = ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
@@ -38,7 +39,7 @@ class LokrSettings(RankSettings):
     alpha: PositiveReal = Field(default=8.0, description="the change is scaled by alpha / rank")
 
 
-class Lokr(Method[LokrSettings]):
+class Lokr(Products[LokrSettings]):
     """A Kronecker product of two low-rank matrices beside linears."""
 
     name, peft_type = "lokr", "LOKR"
@@ -49,9 +50,7 @@ class Lokr(Method[LokrSettings]):
     source = "LyCORIS, arXiv 2309.14859; with peft's decompose_both"
     settings = LokrSettings
     turns = tuple(frozenset({part}) for part in (W1A, W2A, W1B, W2B))  # W1a is zero: it moves first
-    free: ClassVar[Free] = {
-        part: (None, "rank") if part in (W1A, W2A) else ("rank", None) for part in PARTS
-    }
+    free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 
     def specs(self, settings: LokrSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn as peft draws them: W1a is zero, so the base is what it was."""
@@ -66,7 +65,7 @@ class Lokr(Method[LokrSettings]):
     def remarks(self, settings: LokrSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """Also a rank from which on peft no longer takes the factors apart."""
         rank = settings.rank
-        remarks = list(rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank))
+        remarks = list(super().remarks(settings, manifest))
         yield from remarks
         if any(severity == "error" for severity, *_ in remarks):
             return
@@ -83,14 +82,6 @@ class Lokr(Method[LokrSettings]):
                 remedy = f"at most {most}" if most else "leave this linear out of adapter.targets"
                 yield "error", "adapter.rank", cause, remedy
                 return
-
-    def constants(self, settings: LokrSettings) -> Constants:
-        """``scaling``, s."""
-        return {"scaling": settings.alpha / settings.rank}
-
-    def constants_of(self, config: Mapping[str, Any]) -> Constants:
-        """See :class:`Method`."""
-        return {"scaling": positive(config, "alpha") / positive(config, "r")}
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See :class:`Method`; another factor makes other shapes, which no reader here expects."""
@@ -113,14 +104,8 @@ class Lokr(Method[LokrSettings]):
 
     def peft_config(self, settings: LokrSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
-        return {
-            "peft_type": "LOKR",
-            "r": settings.rank,
-            "alpha": settings.alpha,
-            "decompose_both": True,
-            "decompose_factor": -1,
-            "target_modules": [linear.path for linear in target_linears(settings, manifest)],
-        }
+        factors = {"decompose_both": True, "decompose_factor": -1}
+        return super().peft_config(settings, manifest) | factors
 
 
 def _shapes(linear: Linear, rank: int) -> dict[str, tuple[int, int]]:

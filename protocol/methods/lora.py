@@ -46,9 +46,13 @@ S = TypeVar("S", bound=RankSettings)
 
 
 class Factors(Method[S], Generic[S]):
-    """What all methods share whose PEFT folder is one of LoRA's."""
+    """What all methods share whose PEFT folder is one of LoRA's.
+
+    ``sequence``: parts that are trained in a row where PEFT has B alone. (``client.engine.beyond_peft``)
+    """
 
     peft_type = "LORA"
+    sequence: ClassVar[tuple[str, ...]] = (B,)
 
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterator[Remark]:
         """See :class:`Method`."""
@@ -74,6 +78,13 @@ class Factors(Method[S], Generic[S]):
     def canonical_name(self, key: str) -> str:
         """See :class:`Method`."""
         return key.removeprefix(self.saved_prefix).removesuffix(".weight")
+
+    def trained_name(self, name: str) -> str:
+        """See :class:`Method`."""
+        path, _, part = name.rpartition(".")
+        if part == A or len(self.sequence) == 1:
+            return self.saved_name(name)
+        return f"{self.saved_prefix}{path}.{B}.{self.sequence.index(part)}.weight"
 
 
 class Lora(Factors[LoraSettings]):

@@ -48,6 +48,8 @@ class LoraSb(Factors[LoraSbSettings]):
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}
     reader = "lora"
+    sequence = (R, B)
+    folded = frozenset({R})
 
     def specs(self, settings: LoraSbSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """See the module."""
@@ -74,12 +76,6 @@ class LoraSb(Factors[LoraSbSettings]):
                 slots[path + UP] = (tensors[path + LORA_B] @ core).T * constants["scaling"]
         return slots
 
-    def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: BaseManifest
-    ) -> Iterator[TensorSpec]:
-        """Without cores."""
-        return (spec for spec in specs if spec.part != R)
-
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Plain LoRA: A, and ``B @ R`` in B's place.
 
@@ -95,17 +91,3 @@ class LoraSb(Factors[LoraSbSettings]):
                 product += column[:, None] * row
             plain[path + LORA_B] = product.astype(np.float32)
         return plain
-
-    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
-        """Every core is the identity."""
-        cores = [spec for spec in specs if spec.part == R]
-        return published | {spec.name: np.eye(spec.shape[0], dtype=np.float32) for spec in cores}
-
-    def trained_name(self, name: str) -> str:
-        """The core and B are a sequence where peft has B (``client.engine.beyond_peft``)."""
-        path = self.saved_prefix + name.rpartition(".")[0]
-        return {
-            LORA_A: f"{path}.lora_A.weight",
-            LORA_R: f"{path}.lora_B.0.weight",
-            LORA_B: f"{path}.lora_B.1.weight",
-        }[name.removeprefix(name.rpartition(".")[0])]

@@ -19,6 +19,7 @@ from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark, Settings
 from protocol.methods.prompt import KEY
 from protocol.section import Rank
+from protocol.seq2seq_manifest import Seq2SeqManifest
 
 DEVIATION = 0.02  # at first: keys of next to nothing, which every token sees alike
 
@@ -52,8 +53,11 @@ class Prefix(Method[PrefixSettings]):
             yield TensorSpec(name=PREFIX, shape=shape, part=PREFIX, law=Law("normal", DEVIATION))
 
     def remarks(self, settings: PrefixSettings, manifest: BaseManifest) -> Iterator[Remark]:
-        """A base that writes no text."""
-        if not isinstance(manifest, DecoderManifest):
+        """A base without keys and values to put it before, or with those of two texts."""
+        if isinstance(manifest, Seq2SeqManifest):
+            cause = f"a base that turns a text into another takes no {self.name}"
+            yield "error", "adapter.method", cause, "train an adapter of linears, such as `lora`"
+        elif not isinstance(manifest, DecoderManifest):
             cause = "only a base that writes text has keys and values to put a prefix before"
             yield "error", "adapter.method", cause, "train another; the nearest is `prompt`"
 

@@ -14,8 +14,9 @@ from protocol.forms import SOFT_PROMPT
 from protocol.initial import Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Method, Settings
+from protocol.methods.base import Constants, Free, Method, Remark, Settings
 from protocol.section import Rank
+from protocol.seq2seq_manifest import Seq2SeqManifest
 
 PROMPT = "prompt"
 KEY = "prompt_embeddings"  # in a PEFT folder
@@ -46,6 +47,15 @@ class Prompt(Method[PromptSettings]):
         law = Law("normal", _coarse(manifest.embedding_std))
         shape = (settings.tokens, manifest.embedding_size)
         yield TensorSpec(name=SOFT_PROMPT, shape=shape, part=PROMPT, law=law)
+
+    def remarks(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[Remark]:
+        """A base that reads no prompt, or was built before it did."""
+        if isinstance(manifest, Seq2SeqManifest):
+            cause = f"a base that turns a text into another takes no {self.name}"
+            yield "error", "adapter.method", cause, "train an adapter of linears, such as `lora`"
+        elif SOFT_PROMPT not in manifest.graph.slot_names:
+            cause = f"this base takes no {self.name}"
+            yield "error", "adapter.method", cause, "build the base again"
 
     def tokens(self, settings: PromptSettings) -> int:
         """The prompt's length."""

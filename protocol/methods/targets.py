@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from protocol.errors import PlanError
 from protocol.manifest import BaseManifest, Linear
-from protocol.methods.base import Remark, Settings
+from protocol.methods.base import Remark, Settings, remark_of
 from protocol.section import Layers, Targets
 
 QUERY_VALUE: Final = "query-value"
@@ -152,8 +152,7 @@ def _adapted(
     try:
         linears = target_linears(settings, manifest)
     except PlanError as error:
-        field, _, cause = error.cause.removeprefix("`").partition("`: ")
-        yield "error", field, cause, error.remedy
+        yield remark_of(error)
         return ()
     if settings.targets == QUERY_VALUE:
         names = ", ".join(query_value_names(manifest))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from protocol.forms import DOWN, UP
@@ -22,7 +21,7 @@ from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free
 from protocol.methods.lora import LORA_A, LORA_B, A, B, Factors, RankSettings
 from protocol.methods.targets import target_linears
-from protocol.section import PositiveReal, Rank
+from protocol.section import Rank
 
 D, VERA_B = "vera_d", "vera_b"
 
@@ -36,7 +35,6 @@ class VeraSettings(RankSettings):
     rank: Rank = Field(
         default=64, description="columns of a factor, r; a number is trained for each"
     )
-    alpha: PositiveReal = Field(default=16.0, description="the change is scaled by alpha / rank")
 
 
 class Vera(Factors[VeraSettings]):
@@ -52,6 +50,8 @@ class Vera(Factors[VeraSettings]):
     turns = (frozenset({VERA_B}), frozenset({D}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), D: ("rank",), VERA_B: (None,)}
     reader = "lora"
+    sequence = (D, B, VERA_B)
+    folded = frozenset({D, VERA_B})
 
     def specs(self, settings: VeraSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """A and B as PEFT draws them; d is one, as s is in the place of the paper's 0.1; b is zero."""
@@ -74,12 +74,6 @@ class Vera(Factors[VeraSettings]):
                 slots[path + UP] = scaled * constants["scaling"]
         return slots
 
-    def published_specs(
-        self, specs: Iterable[TensorSpec], manifest: BaseManifest
-    ) -> Iterator[TensorSpec]:
-        """Without vectors."""
-        return (spec for spec in specs if spec.part not in (D, VERA_B))
-
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Plain LoRA: ``diag(d) A`` and ``diag(b) B``, each number a product of two in float32."""
         plain = {n: v for n, v in tensors.items() if not n.endswith((f".{D}", f".{VERA_B}"))}
@@ -88,14 +82,3 @@ class Vera(Factors[VeraSettings]):
             factor = path + (LORA_A if part == D else LORA_B)
             plain[factor] = tensors[factor] * tensors[name][:, None]
         return plain
-
-    def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
-        """Every vector is of ones."""
-        vectors = [spec for spec in specs if spec.part in (D, VERA_B)]
-        return published | {spec.name: np.ones(spec.shape, np.float32) for spec in vectors}
-
-    def trained_name(self, name: str) -> str:
-        """The vectors and B are a sequence where peft has B (``client.engine.beyond_peft``)."""
-        path, _, part = name.rpartition(".")
-        place = {A: "lora_A.weight", D: "lora_B.0.weight", B: "lora_B.1.weight"}
-        return f"{self.saved_prefix}{path}.{place.get(part, 'lora_B.2.weight')}"

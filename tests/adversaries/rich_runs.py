@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from base_model.edge_adapter import write_edge_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
 from protocol.peft_format import (
     EDGE_FILE,

@@ -18,7 +18,7 @@ from audit.log_copy import Trust
 from audit.report import Report
 from audit.sources import Folder
 from audit.verify import audit
-from base_model.edge_adapter import write_edge_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.passport import verify_passport
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError

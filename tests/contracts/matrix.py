@@ -8,7 +8,7 @@ Cells are what ``protocol.legality`` says; `test_matrix.py` tries every one of t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,9 +84,9 @@ def reason_of(base: Path, task: str, method: str) -> str:
     return next((finding.cause for finding in findings if finding.severity == "error"), "")
 
 
-def document(reasons: Reasons, bits: Iterable[int] = BITS) -> str:
+def document(reasons: Reasons) -> str:
     """The page."""
-    widths, notes = " ".join(map(str, bits)), list[str]()
+    widths, notes = " ".join(map(str, BITS)), list[str]()
     lines = [f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |", "|---" * 5 + "|"]
     for method in METHODS:
         cells = []

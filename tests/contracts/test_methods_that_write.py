@@ -20,7 +20,6 @@ from base_model.decoder.families import shape_of
 from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.sources import decoder_source
-from base_model.edge_adapter import write_edge_adapter
 from base_model.programs.build import GRADIENT
 from base_model.programs.language import language_graph
 from base_model.programs.session import open_session
@@ -28,6 +27,7 @@ from base_model.programs.token_loss import TARGET
 from edge_runtime.decoder.adapters import load_decoder_adapter
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.cache import Cache
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
 from protocol.methods import METHODS

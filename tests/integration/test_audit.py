@@ -21,7 +21,7 @@ from audit.report import Report
 from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
-from base_model.edge_adapter import write_edge_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.leaves import Release

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import uvicorn
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.http_server import App
 from edge_runtime.mapped_graph import MADE, open_mapped
 from edge_runtime.runtime import EdgeRuntime

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from base_model.verify import read_manifest
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.service import Service
 from edge_runtime.settings import Device
 from edge_runtime.store import PERSONAL, Store, held, read_state

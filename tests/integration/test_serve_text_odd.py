@@ -18,9 +18,9 @@ from typing import Any
 import openai
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime import http_server
 from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError, DataError
 from tests.integration.test_device_http import drip, said
 from tests.text_server import HI, OTHER, SEEDS, Serving, alone, serving_texts, tiny_base, until

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from base_model.edge_adapter import write_edge_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
 from protocol.peft_format import (
     EDGE_FILE,

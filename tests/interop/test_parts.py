@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from base_model.edge_adapter import write_edge_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.encoding import canonical_json
 from protocol.privacy.distributed import Mechanism
 from protocol.secagg.packing import pack

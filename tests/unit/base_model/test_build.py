@@ -117,8 +117,8 @@ def test_an_incomplete_checkpoint_is_no_base(tiny_source: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("bits", one_by_default(8, [8, 16, 32]))
 def test_other_widths_agree_with_their_graph(tiny_source: Path, tmp_path: Path, bits: int) -> None:
-    from base_model.edge_adapter import write_edge_adapter
     from base_model.release import edge_session
+    from edge_runtime.edge_adapter import write_edge_adapter
 
     out = tmp_path / "base"
     manifest = build_base(str(tiny_source), task=TASK, bits=bits, out=out)

@@ -35,7 +35,6 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m.role + ' ' + m.content + '</s>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant {% endif %}"
 )
-PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 END = 2
 WORDS = WORDS_64[:8]
 

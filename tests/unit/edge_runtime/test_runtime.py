@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.adapter import load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from edge_runtime.bench import bench
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE

@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.runtime import EdgeRuntime
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE
 

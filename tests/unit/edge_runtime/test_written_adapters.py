@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.base import EdgeBase
 from edge_runtime.bench import write_random_adapter
+from edge_runtime.edge_adapter import write_edge_adapter
 
 MANY = 64  # enough that freed memory is used again before it is read
 

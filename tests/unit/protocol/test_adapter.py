@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from base_model.verify import read_manifest
+from edge_runtime.edge_adapter import write_edge_adapter
 from fedge.forecast import forecast
 from protocol.draws import normal, orthonormal_columns, uniform
 from protocol.errors import ArtefactError, PlanError

@@ -13,11 +13,11 @@ import pytest
 from base_model.decoder.build import build_decoder
 from base_model.decoder.exports import export_genai, export_gguf
 from base_model.decoder.sources import decoder_source
-from base_model.edge_adapter import write_edge_adapter
 from base_model.gguf.container import read_container
 from base_model.peft_folder import published_of
 from base_model.verify import read_manifest
 from edge_runtime.adapter import read_tensors
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors

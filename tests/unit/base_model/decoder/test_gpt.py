@@ -20,13 +20,13 @@ from base_model.decoder.parity import decoder_parity
 from base_model.decoder.sources import decoder_source
 from base_model.decoder.stored import stored_weights
 from base_model.decoder.torch_model import torch_decoder
-from base_model.edge_adapter import write_edge_adapter
 from base_model.parity import Bounds
 from base_model.release import published_of, read_peft
 from base_model.verify import read_manifest
 from client.data import Rows
 from client.training import train
 from client.worker import Worker
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError
 from protocol.peft_format import to_edge
 from protocol.plan import plan_from

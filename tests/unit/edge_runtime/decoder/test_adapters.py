@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.decoder.adapters import Adapters, adapter_of, load_decoder_adapter
 from edge_runtime.decoder.base import DecoderBase
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError, DataError
 from protocol.forms import SOFT_PROMPT
 from protocol.manifest import Graph

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.commands import shown
 from edge_runtime.decoder.generation import Generator, Request
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.chat.messages import chat_from
 from protocol.errors import ArtefactError, DataError, MachineError
 from tests.tiny_decoder import lora, write_tiny_decoder

@@ -99,7 +99,7 @@ def test_a_text_is_that_of_plain_runs(either: DecoderBase, tensors) -> None:
 def test_a_file_does_what_its_tensors_do_in_plain_runs(
     decoder: DecoderBase, tmp_path: Path
 ) -> None:
-    from base_model.edge_adapter import write_edge_adapter
+    from edge_runtime.edge_adapter import write_edge_adapter
 
     write_edge_adapter(lora(3), tmp_path / "a.onnx_adapter")
     generator = Generator(decoder)
@@ -382,7 +382,7 @@ def test_onnx_runtime_leaves_out_adapters_where_inputs_are_bound(
     decoder: DecoderBase, tmp_path: Path
 ) -> None:
     """Why adapters are bound as inputs here. Fails once ONNX Runtime mends or refuses it."""
-    from base_model.edge_adapter import write_edge_adapter
+    from edge_runtime.edge_adapter import write_edge_adapter
 
     write_edge_adapter(lora(3), tmp_path / "a.onnx_adapter")
     loaded = ort.LoraAdapter()

@@ -16,7 +16,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from base_model.edge_adapter import write_edge_adapter
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.families import shape_of
 from base_model.seq2seq.folder import seq2seq_source
@@ -24,6 +23,7 @@ from edge_runtime.commands import app
 from edge_runtime.decoder.cache import Cache
 from edge_runtime.decoder.generation import Request, Step
 from edge_runtime.decoder.sampling import Sampling, log_probabilities
+from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.seq2seq.base import Seq2SeqBase, memory_of
 from edge_runtime.seq2seq.generation import Translator
 from protocol.errors import ArtefactError, DataError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from base_model.edge_adapter import write_edge_adapter
 from edge_runtime.decoder import cache
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.generation import Request
 from edge_runtime.decoder.http.forms import ApiError, Asked, ChatCompletion, Completion, parse_asked
 from edge_runtime.decoder.http.service import TextService
+from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError, DataError
 from tests.tiny_decoder import CONTEXT, lora, prefix, soft_prompt, write_tiny_decoder
 
