@@ -54,8 +54,12 @@ def _chat_pieces(chat: Chat, template: str, special: Mapping[str, str]) -> list[
             continue
         before, whole = Chat(messages=chat.messages[:at]), Chat(messages=chat.messages[: at + 1])
         # an answer that nobody asked for: what a template writes before the first message is its lead
-        lead = rendered(template, before, special) if at else _lead(template, whole, special)
-        text = rendered(template, whole, special, answering=False)
+        lead = (
+            rendered(template, before, special, private=True)
+            if at
+            else _lead(template, whole, special)
+        )
+        text = rendered(template, whole, special, answering=False, private=True)
         if not lead.startswith(written) or not text.startswith(lead):
             raise ArtefactError(
                 "the base's chat template writes earlier messages otherwise once an answer is there",
@@ -78,8 +82,9 @@ def _chat_pieces(chat: Chat, template: str, special: Mapping[str, str]) -> list[
 
 def _lead(template: str, chat: Chat, special: Mapping[str, str]) -> str:
     """What stands before the content of a chat that begins with an answer."""
-    text = rendered(template, chat, special, answering=False)
-    return text[: text.index(chat.messages[0]["content"].strip())]
+    text = rendered(template, chat, special, answering=False, private=True)
+    lead, content, _ = text.partition(chat.messages[0]["content"].strip())
+    return lead if content else text  # without it, the answer is found to be written otherwise
 
 
 class TokenPieces:

@@ -48,16 +48,24 @@ def targets(table: Table, task: WritingTask) -> list[str]:
     return list(table.targets)
 
 
+OF_THE_BASE = "the base's chat template or tokenizer fails on the local data"
+
+
 @contextmanager
 def standing(rows: Rows, row: int) -> Iterator[None]:
-    """What is raised about row ``row`` says where that stands; an ArtefactError, which is sent, its line."""
+    """What is raised about row ``row`` says where that stands, on this machine alone.
+
+    Also what is the base's fault: its template or tokenizer fails on this row, and which row it is, or with
+    what words, may be what the row says.
+    """
     try:
         yield
     except DataError as error:
         cause = f"{rows.place(row)}: {error.cause}"
         raise DataError(cause, error.remedy, public=error.public) from None
     except ArtefactError as error:
-        raise ArtefactError(f"{rows.line(row)}: {error.cause}", error.remedy) from None
+        cause = f"{rows.place(row)}: {error.cause}"
+        raise DataError(cause, error.remedy, public=OF_THE_BASE) from None
 
 
 def encoded_texts(

@@ -18,11 +18,17 @@ MOST_TEMPLATE = 2**20  # bytes of a chat template
 
 
 def rendered(
-    template: str, chat: Chat, values: Mapping[str, str], *, answering: bool = True
+    template: str,
+    chat: Chat,
+    values: Mapping[str, str],
+    *,
+    answering: bool = True,
+    private: bool = False,
 ) -> str:
     """What ``template`` makes of a chat, with ``values`` by name. Raises DataError, ArtefactError.
 
-    ``answering``: up to where the assistant's next answer begins.
+    ``answering``: up to where the assistant's next answer begins. ``private``: without what Jinja says of a
+    template that fails, in which the chat may stand.
     """
     sandbox, compiled = _compiled(template)
     from protocol.chat.sandbox import BoundError, RefusedError
@@ -47,7 +53,7 @@ def rendered(
             "shorten the chat; if a short one fails too, do not use this base",
         ) from None
     except Exception as error:  # of Jinja, and of whatever a template calls
-        raise _odd(error) from None
+        raise _odd(error, private=private) from None
 
 
 @lru_cache(maxsize=8)
@@ -67,10 +73,11 @@ def _compiled(template: str) -> tuple[Sandbox, Template]:
         raise _odd(error) from None
 
 
-def _odd(error: Exception) -> ArtefactError:
+def _odd(error: Exception, *, private: bool = False) -> ArtefactError:
     first = (str(error).splitlines() or [""])[0][:200]
     return ArtefactError(
-        f"the base's chat template does not work: {type(error).__name__}: {first}",
+        f"the base's chat template does not work: {type(error).__name__}"
+        + ("" if private else f": {first}"),
         "build the base again with a template that transformers renders",
     )
 

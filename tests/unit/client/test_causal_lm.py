@@ -20,6 +20,7 @@ from base_model.verify import open_tokenizer, read_manifest
 from client.batches import collate
 from client.data import Rows, load_rows
 from client.engine.choice import forget
+from client.tasks.writing import OF_THE_BASE
 from client.training import train
 from client.worker import Worker
 from edge_runtime.decoder.base import DecoderBase
@@ -197,9 +198,35 @@ def test_a_chat_that_the_template_refuses_is_named_by_file_and_line(
     )
     monkeypatch.setattr(site, "_base", type(site._base)(**base | {"template": forgets}))
     path.write_text("\n" + json.dumps({"messages": [dict(m) for m in chat(*WORDS[:4]).messages]}))
-    with pytest.raises(ArtefactError) as odd:  # which the coordinator reads: no file
+    with pytest.raises(DataError) as odd:
         site.encode(load_rows(path, site.plan.task))
-    assert odd.value.cause.startswith("line 2: the base's chat template writes earlier messages")
+    assert odd.value.cause.startswith(
+        f"{path}: line 2: the base's chat template writes earlier messages"
+    )
+    assert odd.value.public == OF_THE_BASE
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ {}[messages[0].content].x }}",
+        "{{ [].index(messages[0].content) }}",
+        "{{ [1] | map(messages[0].content) | list }}",
+    ],
+)
+def test_what_a_template_says_of_a_row_when_it_fails_leaves_no_trace(
+    worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """Jinja's own words quote what it was given; nor is a coordinator told which row it is."""
+    site, secret = worker(), "born in 1970"
+    monkeypatch.setattr(
+        site, "_base", site._base.__class__(**vars(site._base) | {"template": template})
+    )
+    with pytest.raises(DataError) as failed:
+        site.encode(rows_of(chat(secret, WORDS[1])))
+    assert failed.value.cause.startswith("row 1: the base's chat template does not work: ")
+    assert secret not in f"{failed.value.cause} {failed.value.remedy} {failed.value.public}"
+    assert failed.value.public == OF_THE_BASE
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused(
@@ -212,8 +239,9 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(
     monkeypatch.setattr(
         site, "_base", site._base.__class__(**vars(site._base) | {"template": forgets})
     )
-    with pytest.raises(ArtefactError, match="writes earlier messages otherwise"):
+    with pytest.raises(DataError, match="writes earlier messages otherwise") as refused:
         site.encode(rows_of(chat(*WORDS[:4])))
+    assert refused.value.public == OF_THE_BASE
 
 
 @pytest.mark.parametrize("change", ["|upper", ".split(' ')[-1]"])
@@ -223,8 +251,9 @@ def test_a_template_that_says_something_else_is_refused(
     odd = TEMPLATE.replace("m.content", f"(m.content{change})")
     site = worker()
     monkeypatch.setattr(site, "_base", site._base.__class__(**vars(site._base) | {"template": odd}))
-    with pytest.raises(ArtefactError, match="writes an answer otherwise"):
+    with pytest.raises(DataError, match="writes an answer otherwise") as refused:
         site.encode(rows_of(chat(WORDS[0], f"{WORDS[1]} {WORDS[2]}")))
+    assert refused.value.public == OF_THE_BASE
 
 
 def test_a_step_follows_the_mean_over_the_tokens_that_count(
