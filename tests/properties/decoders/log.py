@@ -154,7 +154,7 @@ def _leaves(world: World) -> dict[str, Decoder]:
         return read
 
     return {
-        "protocol.transparency.leaves:decode_leaf": Decoder(
+        "protocol.transparency.leaf_codec:decode_leaf": Decoder(
             read=leaf_of,
             seeds=(
                 *world.entries[:3],
@@ -162,7 +162,7 @@ def _leaves(world: World) -> dict[str, Decoder]:
                 canonical_json({"kind": "complaint", **complaint.model_dump()}),
             ),
         ),
-        "protocol.transparency.leaves:decode_leaf, signed": Decoder(
+        "protocol.transparency.leaf_codec:decode_leaf, signed": Decoder(
             read=lambda data: leaf_of(signed_by(data, world.key)),
             seeds=tuple(
                 payload_of(data) for data in (*world.entries, withdrawal) if b'"payload"' in data

@@ -33,7 +33,7 @@ from protocol.decoder_manifest import (
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
-from protocol.forms import BOTTLENECK
+from protocol.forms import BOTTLENECK, SOFT_PROMPT
 from protocol.manifest import (
     BaseManifest,
     FileEntry,
@@ -73,10 +73,11 @@ def nobody(number: int, attempt: int, phase: Phase, site: int) -> bool:
 
 
 def small_slots(linears: int) -> list[Slot]:
-    """Scales and shifts of the linears, and of one norm."""
+    """Scales and shifts of the linears, and of one norm, and a soft prompt."""
     shapes = {f"m.{i}.query.{end}": 6 for i in range(linears) for end in ("scale", "shift")}
     shapes |= {"m.norm.scale": 5, "m.norm.shift": 5}
-    return [Slot(name=name, dtype="float32", shape=[size]) for name, size in shapes.items()]
+    sized = [Slot(name=name, dtype="float32", shape=[size]) for name, size in shapes.items()]
+    return [*sized, Slot(name=SOFT_PROMPT, dtype="float32", shape=["prompt", 5])]
 
 
 def small_manifest(linears: int = 2) -> Manifest:
