@@ -35,11 +35,13 @@ def label_vectors(base: EdgeBase, labels: Sequence[str]) -> npt.NDArray[np.float
     return np.concatenate(parts)
 
 
-def named_head(base: Path, labels: Sequence[str], *, length: float, trained: bool) -> HeadStart:
+def named_head(
+    base: Path, labels: Sequence[str], *, length: float, trained: bool = True, rank: int = 0
+) -> HeadStart:
     """A head of the labels' names on the base in a folder. Raises ArtefactError, PlanError."""
     vectors = label_vectors(EdgeBase.open(base, threads=1), labels)
     try:
-        return head_of(vectors, length=length, trained=trained)
+        return head_of(vectors, length=length, trained=trained, rank=rank)
     except ValueError as error:
         raise PlanError(
             f"the labels' names make no head: {error}",

@@ -43,6 +43,8 @@ def _table_lines(name: str, table: BaseModel) -> list[str]:
     inner: list[str] = []
     for key, field in type(table).model_fields.items():
         value = getattr(table, key)
+        if value is None:
+            continue
         if isinstance(value, BaseModel):
             inner += _table_lines(f"{name}.{key}", value)
             continue

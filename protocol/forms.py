@@ -26,6 +26,20 @@ PREFIX = "prefix"
 HEAD = "classifier"  # path of a base's head
 
 
+def ordered_product(left: Any, right: Any) -> Any:
+    """``left @ right`` (n, r) by (r, m), the same bits for whoever computes it. (P-5.1)
+
+    In float64, the terms of a sum in the order of r, rounded to float32 once; ``@`` would leave the order to
+    a library. A program's symbols are multiplied as its engine does.
+    """
+    if not isinstance(left, np.ndarray):
+        return left @ right
+    product = np.zeros((len(left), right.shape[1]))
+    for column, row in zip(left.astype(np.float64).T, right.astype(np.float64), strict=True):
+        product += column[:, None] * row
+    return product.astype(np.float32)
+
+
 def columnwise_products(left: Any, right: Any) -> Any:
     """(n, r) and (n, s) to (n, r * s): each column of ``left`` times each of ``right``, elementwise.
 

@@ -2,41 +2,41 @@
 
 With many labels the head is most of what is sent (93 % of a small adapter's on 77 labels). Vectors of the
 labels' names, as the base itself reads them, tell classes apart from the first round on, so that a head may
-even stay as it is.
+even stay as it is, or move in a few directions alone: those in which the names differ most.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from protocol.errors import ArtefactError
+from protocol.forms import HEAD, ordered_product
 from protocol.section import MOST_LABELS, PositiveReal, Section
 
 MOST_WIDTH = 65_536  # bytes of a row
 LARGEST_CODE = 127
 MOST_TEXT = 4 * -(-MOST_WIDTH // 3)
 Row = Annotated[str, Field(min_length=4, max_length=MOST_TEXT, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+ROUNDING = 1e-5  # of a weight that was written in 32 bits
+WEIGHT, MIX, DIRECTIONS = f"{HEAD}.weight", f"{HEAD}.mix", f"{HEAD}.directions"
 
 
-class HeadStart(Section):
-    """The head's weight in round 0, and whether rounds train it; its bias is trained in any case."""
+class CodedRows(Section):
+    """A matrix of int8 codes and their scale."""
 
-    rows: Annotated[list[Row], Field(min_length=2, max_length=MOST_LABELS)] = Field(
-        description="of each label in its order the codes of a vector, int8 in base64; "
-        "`fedge plan head` writes them"
-    )
-    scale: PositiveReal = Field(description="a code times this is a number of the head")
-    trained: bool = Field(
-        default=True, description="false: the vectors stay, only the bias is sent"
-    )
+    rows: Annotated[list[Row], Field(min_length=1, max_length=MOST_LABELS)]
+    scale: PositiveReal
 
     @model_validator(mode="after")
-    def _rows_are_codes(self) -> HeadStart:
+    def _rows_are_codes(self) -> CodedRows:
         widths = set()
         for number, row in enumerate(self.rows):
             try:
@@ -51,26 +51,123 @@ class HeadStart(Section):
 
     @property
     def codes(self) -> npt.NDArray[np.int8]:
-        """(labels, in)."""
+        """(rows, width)."""
         return np.stack([np.frombuffer(base64.b64decode(row), np.int8) for row in self.rows])
 
 
-def head_of(vectors: npt.NDArray[np.floating], *, length: float, trained: bool) -> HeadStart:
+class Directions(CodedRows):
+    """What a head of low rank is mixed of: vectors (rank, in) that no round trains."""
+
+    rows: Annotated[list[Row], Field(min_length=1, max_length=MOST_LABELS)] = Field(
+        description="of each direction the codes of a vector, int8 in base64"
+    )
+    scale: PositiveReal = Field(description="a code times this is a number of a direction")
+
+
+class HeadStart(CodedRows):
+    """The head's weight in round 0, and whether rounds train it; its bias is trained in any case.
+
+    With ``directions`` the weight is ``rows @ directions``, and rounds train the rows (labels, rank).
+    """
+
+    rows: Annotated[list[Row], Field(min_length=2, max_length=MOST_LABELS)] = Field(
+        description="of each label in its order the codes of a vector, int8 in base64; "
+        "`fedge plan head` writes them"
+    )
+    scale: PositiveReal = Field(description="a code times this is a number of the head")
+    trained: bool = Field(
+        default=True, description="false: the vectors stay, only the bias is sent"
+    )
+    directions: Directions | None = Field(
+        default=None, description="of a head of low rank: what its rows are mixed of"
+    )
+
+    @property
+    def unsaid(self) -> set[str]:
+        """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
+        return set() if self.directions else {"directions"}
+
+    @model_validator(mode="after")
+    def _rows_fit_directions(self) -> HeadStart:
+        if self.directions is None:
+            return self
+        if (rank := len(self.directions.rows)) != (width := self.codes.shape[1]):
+            raise ValueError(f"rows have {width} codes for {rank} directions")
+        if not self.trained:
+            raise ValueError("with directions it is trained: leave them out, or `trained`")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Inputs of the head."""
+        rows = self.directions or self
+        return int(rows.codes.shape[1])
+
+
+def head_of(
+    vectors: npt.NDArray[np.floating], *, length: float, trained: bool = True, rank: int = 0
+) -> HeadStart:
     """The head of ``vectors`` (labels, in): each less their mean, which no answer hangs on, of ``length``.
 
-    Raises ValueError for two labels of one vector, which nothing could tell apart.
+    ``rank``: it moves in so many directions alone, the first singular vectors; 0 for all. Raises ValueError
+    for two labels of one vector, which nothing could tell apart.
     """
     centred = vectors.astype(np.float64) - vectors.mean(0)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
         raise ValueError("a label's vector is the mean of all, or not finite")
-    rows = centred / lengths * length
-    scale = float(np.abs(rows).max()) / LARGEST_CODE
-    codes = np.rint(rows / scale).astype(np.int8)
-    if len(np.unique(codes, axis=0)) < len(codes):
-        raise ValueError("two labels have one vector")
+    whole = centred / lengths * length
+    if not rank:
+        rows, scale = _coded(whole)
+        return HeadStart(rows=_distinct(rows), scale=scale, trained=trained)
+    if not trained:
+        raise ValueError("one that moves in some directions is trained")
+    if rank > min(whole.shape) - 1:
+        raise ValueError(f"they have {min(whole.shape) - 1} directions, not {rank}")
+    # As long as a step of all rows together: a learning rate then means what it means to a whole head.
+    size = math.sqrt(whole.shape[1] / rank)
+    directions = np.linalg.svd(whole, full_matrices=False)[2][:rank] * size
+    mix, scale = _coded(whole @ directions.T / size**2)
+    codes, of_codes = _coded(directions)
     return HeadStart(
-        rows=[base64.b64encode(row.tobytes()).decode() for row in codes],
+        rows=_distinct(mix),
         scale=scale,
         trained=trained,
+        directions=Directions(rows=_texts(codes), scale=of_codes),
     )
+
+
+def whole_head(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors with a head's weight in the place of rows and directions, arrays or symbols. (P-2.7)"""
+    if MIX not in tensors:
+        return dict(tensors)
+    kept = {name: value for name, value in tensors.items() if name not in (MIX, DIRECTIONS)}
+    return kept | {WEIGHT: ordered_product(tensors[MIX], tensors[DIRECTIONS])}
+
+
+def mixed_head(tensors: Mapping[str, Any], directions: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The reverse of :func:`whole_head`, up to rounding. Raises ArtefactError for another head."""
+    kept = {name: value for name, value in tensors.items() if name != WEIGHT}
+    weight, basis = tensors[WEIGHT].astype(np.float64), directions.astype(np.float64)
+    mix = np.linalg.lstsq(basis.T, weight.T)[0].T
+    if not np.allclose(mix @ basis, weight, rtol=0, atol=ROUNDING * max(np.abs(weight).max(), 1)):
+        raise ArtefactError(
+            "the adapter's head is none of the plan's directions",
+            "measure it under the plan that trained it",
+        )
+    return kept | {MIX: mix.astype(np.float32), DIRECTIONS: directions}
+
+
+def _coded(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int8], float]:
+    scale = float(np.abs(values).max()) / LARGEST_CODE
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def _distinct(codes: npt.NDArray[np.int8]) -> list[str]:
+    if len(np.unique(codes, axis=0)) < len(codes):
+        raise ValueError("two labels have one vector")
+    return _texts(codes)
+
+
+def _texts(codes: npt.NDArray[np.int8]) -> list[str]:
+    return [base64.b64encode(row.tobytes()).decode() for row in codes]

@@ -270,9 +270,9 @@ def _head(recipe: Recipe) -> Iterator[Finding]:
     head, manifest = recipe.plan.head, recipe.manifest
     if head is None or not isinstance(manifest, Manifest):
         return
-    if (width := head.codes.shape[1]) != manifest.head.in_features:
+    if (width := head.width) != manifest.head.in_features:
         yield _error(
-            "head.rows",
+            "head.directions.rows" if head.directions else "head.rows",
             f"they have {width} numbers, the base gives {manifest.head.in_features} for a text",
             "write them anew: `fedge plan head`",
         )
@@ -282,7 +282,15 @@ def _head(recipe: Recipe) -> Iterator[Finding]:
             f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",
             "train it, or take another method",
         )
-    if recipe.plan.start is not None:
+    if recipe.plan.start is None:
+        return
+    if head.directions:
+        yield _error(
+            "head.directions",
+            "an adapter has its head whole, so a run that goes on from it trains it whole",
+            "leave `head` out",
+        )
+    else:
         yield _note("head.rows", "the head is the one of the adapter that the run goes on from", "")
 
 

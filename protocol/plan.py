@@ -145,6 +145,8 @@ class Plan(Section):
         }
         if not self.local.memory:
             unsaid["local"] = {"memory"}
+        if self.head is not None:
+            unsaid["head"] = self.head.unsaid
         unsaid["adapter"] = self.adapter.unsaid
         return self.model_dump(mode="json", exclude=unsaid)
 

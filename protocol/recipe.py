@@ -1,12 +1,13 @@
 """A plan on a base, resolved once: its method, rule, layout and names. (P-2)
 
 Names of tensors are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes; what
-stands behind the path is the method's. The head has ``<path>.weight`` (outputs, in) and ``<path>.bias``.
+stands behind the path is the method's. The head has ``<path>.weight`` (outputs, in) and ``<path>.bias``;
+one of low rank ``<path>.mix`` (outputs, rank) and ``<path>.directions`` (rank, in) in the weight's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from protocol.encoding import seed_from
 from protocol.errors import ArtefactError, PlanError
+from protocol.head import DIRECTIONS, MIX, WEIGHT, mixed_head, whole_head
 from protocol.initial import ZEROS, Law
 from protocol.layout import FIXED_HEAD_PART, HEAD_PART, Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import TYPE_IDS, Manifest
@@ -60,13 +62,27 @@ class Recipe:
         outputs = self.plan.task.outputs
         if not outputs or not isinstance(self.manifest, Manifest):
             return  # the base's own output layer answers
-        head, begun = self.manifest.head, self.plan.head
-        shape, part, law = (outputs, head.in_features), HEAD_PART, HEAD_LAW
-        if begun is not None:
-            part = HEAD_PART if begun.trained else FIXED_HEAD_PART
-            law = Law("codes", begun.scale, begun.codes.tobytes())
-        yield TensorSpec(name=f"{head.path}.weight", shape=shape, part=part, law=law)
-        yield TensorSpec(name=f"{head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS)
+        yield from self._head_weight(outputs, self.manifest.head.in_features)
+        yield TensorSpec(
+            name=f"{self.manifest.head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS
+        )
+
+    def _head_weight(self, outputs: int, width: int) -> Iterable[TensorSpec]:
+        head = self.plan.head
+        if head is None:
+            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=HEAD_PART, law=HEAD_LAW)
+            return
+        law = Law("codes", head.scale, head.codes.tobytes())
+        if head.directions is None:
+            part = HEAD_PART if head.trained else FIXED_HEAD_PART
+            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=law)
+            return
+        of_directions = Law("codes", head.directions.scale, head.directions.codes.tobytes())
+        shape = head.directions.codes.shape
+        yield TensorSpec(name=MIX, shape=(outputs, shape[0]), part=HEAD_PART, law=law)
+        yield TensorSpec(
+            name=DIRECTIONS, shape=(shape[0], width), part=FIXED_HEAD_PART, law=of_directions
+        )
 
     @property
     def typed(self) -> bool:
@@ -141,21 +157,38 @@ class Recipe:
 
     def published(self, tensors: Tensors) -> Tensors:
         """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1)"""
-        return self.method.published(tensors, self.published_layout.specs)
+        return self.method.published(whole_head(tensors), self.published_layout.specs)
 
     @cached_property
     def published_layout(self) -> Layout:
         """What :meth:`published` gives."""
-        specs = self.method.published_specs(self.layout.specs, self.manifest)
+        specs = self.method.published_specs(self._with_whole_head(), self.manifest)
         return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 
+    def _with_whole_head(self) -> Iterator[TensorSpec]:
+        head = self.plan.head
+        for spec in self.layout.specs:
+            if spec.name == MIX and head is not None:
+                yield TensorSpec(name=WEIGHT, shape=(len(head.rows), head.width), part=HEAD_PART)
+            elif spec.name != DIRECTIONS:
+                yield spec
+
     def resumed(self, published: Tensors) -> Tensors:
-        """A full adapter that is published as ``published``."""
+        """A full adapter that is published as ``published``; a head of low rank up to rounding.
+
+        Raises ArtefactError for a head that is none of the plan's directions.
+        """
+        if self.plan.head is not None and self.plan.head.directions is not None:
+            directions = self.start()[DIRECTIONS]
+            published = mixed_head(published, directions)
         return self.method.resumed(published, self.layout.specs)
 
-    def dimensions(self, part: str) -> Dimensions:
-        """Which dimensions of a part's tensors an adapter chooses."""
-        return ("labels", None) if part in HEAD_PARTS else self.method.free[part]
+    def dimensions(self, spec: TensorSpec) -> Dimensions:
+        """Which dimensions of a tensor an adapter chooses."""
+        if spec.part not in HEAD_PARTS:
+            return self.method.free[spec.part]
+        ranks = {MIX: ("labels", "head_rank"), DIRECTIONS: ("head_rank", None)}
+        return ranks.get(spec.name, ("labels", None))
 
 
 @lru_cache(maxsize=2)

@@ -19,7 +19,7 @@ from protocol.head import HeadStart
 from protocol.legality import verify_legal
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
-from protocol.section import Fraction, Name, Positive, PositiveReal, Section
+from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
@@ -141,6 +141,18 @@ class LabelHead(Section):
         default=True,
         description="labels: false leaves the vectors as they are, and sends biases alone",
     )
+    rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = Field(
+        default=0,
+        description="labels: directions in which the head moves, those in which names differ most; 0: all",
+    )
+
+    @model_validator(mode="after")
+    def _only_of_labels(self) -> LabelHead:
+        fields = type(self).model_fields
+        said = [name for name in fields if getattr(self, name) != fields[name].default]
+        if self.start == "random" and said:
+            raise ValueError(f'`{said[0]}` is for start = "labels"')
+        return self
 
 
 class Experiment(Section):

@@ -13,6 +13,7 @@ from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
 from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
+from protocol.head import whole_head
 from protocol.peft_format import slots_of
 from protocol.recipe import Recipe
 
@@ -34,7 +35,7 @@ def classifier_graphs(
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
-        return slots_of(symbols, method=recipe.method, constants=recipe.constants)
+        return slots_of(whole_head(symbols), method=recipe.method, constants=recipe.constants)
 
     def graph(names: frozenset[str]) -> onnx.ModelProto:
         if not names:

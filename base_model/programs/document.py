@@ -93,7 +93,7 @@ def tensor_rules(recipe: Recipe) -> list[TensorRule]:
             part=spec.part,
             shape=[
                 free or size
-                for free, size in zip(recipe.dimensions(spec.part), spec.shape, strict=False)
+                for free, size in zip(recipe.dimensions(spec), spec.shape, strict=False)
             ],
         )
         for spec in recipe.layout.specs

@@ -14,8 +14,9 @@ from torch import nn
 from base_model.bottlenecks import insert_bottlenecks
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
-from client.engine.beyond_peft import freeze_factors, insert_sequence
+from client.engine.beyond_peft import MixedHead, freeze_factors, insert_sequence
 from client.engine.interface import Values
+from protocol.head import DIRECTIONS, MIX
 from protocol.layout import Layout, Tensors
 from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import peft_config
@@ -36,6 +37,10 @@ class AdapterModel:
         """Wrap ``base``, opened with the plan's number of labels. Raises TypeError for another."""
         self.base, self.recipe = base, recipe
         self.layout: Layout = recipe.layout
+        shapes = {spec.name: spec.shape for spec in self.layout.specs}
+        if MIX in shapes:
+            mixed = MixedHead(shapes[MIX][0], *shapes[DIRECTIONS])
+            setattr(base.model, base.manifest.head.path, mixed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
             self._peft = get_peft_model(base.model, self._config(), adapter_name=NAME)

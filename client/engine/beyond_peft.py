@@ -1,4 +1,4 @@
-"""Methods that peft lacks, made of its LoRA in torch: those with a sequence in B's place, and biases."""
+"""What peft lacks, in torch: methods with a sequence in B's place, biases alone, heads of low rank."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def _module(dimensions: int, size: int, beside: nn.Linear) -> nn.Module:
     if dimensions == 1:
         return _Scale(size, device)
     return nn.Linear(size, size, bias=False, device=device)
+
+
+class MixedHead(nn.Module):
+    """A head of low rank: every label's row is mixed of directions. (P-2.7)"""
+
+    def __init__(self, labels: int, rank: int, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(labels, rank))
+        self.directions = nn.Parameter(torch.zeros(rank, width))
+        self.bias = nn.Parameter(torch.zeros(labels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in) to (rows, labels)."""
+        return nn.functional.linear(x, self.mix @ self.directions, self.bias)
 
 
 class _Scale(nn.Module):

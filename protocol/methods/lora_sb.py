@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from protocol.forms import DOWN, UP
+from protocol.forms import DOWN, UP, ordered_product
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest
@@ -79,15 +78,10 @@ class LoraSb(Factors[LoraSbSettings]):
     def published(self, tensors: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Plain LoRA: A, and ``B @ R`` in B's place.
 
-        The product is the same up to the rounding of B @ R to float32. Its sums are added in the order of
-        P-5.1, so that others get the same bytes, where ``@`` would leave the order to a library.
+        The product is the same up to the rounding of B @ R to float32.
         """
         plain = {name: value for name, value in tensors.items() if not name.endswith(LORA_R)}
         for name in tensors.keys() - plain.keys():
             path = name.removesuffix(LORA_R)
-            b, core = tensors[path + LORA_B].astype(np.float64), tensors[name].astype(np.float64)
-            product = np.zeros_like(b)
-            for column, row in zip(b.T, core, strict=True):
-                product += column[:, None] * row
-            plain[path + LORA_B] = product.astype(np.float32)
+            plain[path + LORA_B] = ordered_product(tensors[path + LORA_B], tensors[name])
         return plain

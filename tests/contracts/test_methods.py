@@ -118,7 +118,7 @@ def test_parts_and_turns_cover_what_is_trained(tiny_base: Path, name: str) -> No
     assert parts - {HEAD_PART} == set(method.free)
     assert frozenset().union(*method.turns) <= set(method.free)
     for spec in recipe.layout.specs:
-        assert len(recipe.dimensions(spec.part)) >= len(spec.shape)
+        assert len(recipe.dimensions(spec)) >= len(spec.shape)
     for rule in RULES.values():
         assert rule.trained(method) <= parts
         bent = rule.trained(method) & method.nonlinear

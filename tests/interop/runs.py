@@ -32,6 +32,7 @@ PROMPT: dict[str, Any] = {
     "adapter": {"method": "prompt", "tokens": 3},
 }
 NAMES: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps=", "gIB/f38="], "scale": 0.3}
+DIRECTIONS: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps="], "scale": 0.1}
 GROUPS: dict[str, Any] = {
     "count": 15,
     "cohort": EIGHT | {"size": 15, "quorum": 9},
@@ -117,6 +118,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "a head of names": LOSSY | {"rounds": 1, "head": NAMES},
     "a head that stays": LOSSY
     | {"rounds": 2, "head": NAMES | {"trained": False}, "adapter": CORES},
+    "a head of two directions": LOSSY
+    | {
+        "rounds": 2,
+        "head": {"rows": ["AQI=", "//4=", "gH8="], "scale": 0.3, "directions": DIRECTIONS},
+        "adapter": CORES,
+    },
     "some layers": LOSSY
     | {"rounds": 1, "adapter": {"rank": 2, "alpha": 4.0, "targets": "all-linear", "layers": [1]}},
     "factors of features": LOSSY

@@ -86,8 +86,10 @@ class Documents:
             assert self.plan["rule"]["name"] == "alternating"
         turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
         wanted = (*turns[(turn - 1) % len(turns)], "head")
-        fixed = "" if self.plan.get("head", {"trained": True})["trained"] else self.head_weight
-        return [n for n in self.shapes if role_of(n) in wanted and n != fixed]
+        fixed = {"classifier.directions"}
+        if not self.plan.get("head", {"trained": True})["trained"]:
+            fixed.add(self.head_weight)
+        return [n for n in self.shapes if role_of(n) in wanted and n not in fixed]
 
     @property
     def head_weight(self) -> str:
@@ -204,8 +206,15 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
                 shapes |= {f"{path}.vera_d": (r,), f"{path}.vera_b": (out,)}
     if "head" in manifest:  # P-2.1
         head, labels = manifest["head"], len(plan["task"].get("labels", "1"))
-        assert len(plan.get("head", {"rows": "1" * labels})["rows"]) == labels
-        shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
+        begun = plan.get("head", {"rows": "1" * labels})
+        assert len(begun["rows"]) == labels
+        if "directions" in begun:  # P-2.7
+            assert begun["trained"]
+            rank = len(begun["directions"]["rows"])
+            shapes["classifier.mix"] = (labels, rank)
+            shapes["classifier.directions"] = (rank, head["in_features"])
+        else:
+            shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
         shapes[f"{head['path']}.bias"] = (labels,)
     return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
 

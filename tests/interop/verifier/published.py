@@ -71,6 +71,12 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
                 f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
+    if "classifier.mix" in adapter:  # P-2.7
+        adapter = dict(adapter)
+        mix = adapter.pop("classifier.mix").reshape(documents.shapes["classifier.mix"])
+        shape = documents.shapes["classifier.directions"]
+        directions = adapter.pop("classifier.directions").reshape(shape)
+        adapter["classifier.weight"] = in_order(mix, directions).reshape(-1)
     inner = ("lora_R", "lora_E", "vera_d", "vera_b", "bottleneck_gate")
     plain = {name: value for name, value in adapter.items() if role_of(name) not in inner}
     for name in adapter.keys() - plain.keys():
@@ -86,18 +92,24 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
             plain[factor] = (matrix * numbers).reshape(-1)
             continue
         b_name = name.removesuffix("lora_R") + "lora_B"
-        b = adapter[b_name].reshape(documents.shapes[b_name]).astype(np.float64)
-        core = adapter[name].reshape(documents.shapes[name]).astype(np.float64)
-        total = np.zeros_like(b)
-        for k in range(len(core)):
-            total = total + b[:, k : k + 1] * core[k : k + 1, :]
-        plain[b_name] = total.astype(np.float32).reshape(-1)
+        b = adapter[b_name].reshape(documents.shapes[b_name])
+        plain[b_name] = in_order(b, adapter[name].reshape(documents.shapes[name])).reshape(-1)
     return plain
+
+
+def in_order(left: Any, right: Any) -> Any:
+    """P-5.1: a product whose terms are added in float64, one after the other."""
+    total = np.zeros((len(left), right.shape[1]))
+    for k in range(len(right)):
+        total = total + left[:, k : k + 1].astype(np.float64) * right[k : k + 1].astype(np.float64)
+    return total.astype(np.float32)
 
 
 def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
     """Of a published tensor; beside biases there are factors of rank 1."""
     beside = {"lora_A": (1, size), "lora_B": (size, 1)}
+    if name == "classifier.weight" and name not in documents.shapes:
+        return documents.shapes["classifier.mix"][0], documents.shapes["classifier.directions"][1]
     return documents.shapes.get(name) or beside[role_of(name)]
 
 

@@ -88,10 +88,11 @@ def round_0(documents: Documents) -> Tensors:
             values = deviates(named, math.prod(shape))
         elif role == "hada_w1_a":
             values = deviates(named, math.prod(shape)) * 0.1
-        elif (head := documents.plan.get("head")) and name == documents.head_weight:  # P-2.7
-            rows = [base64.b64decode(row, validate=True) for row in head["rows"]]
-            assert {len(row) for row in rows} == {shape[1]}
-            values = np.frombuffer(b"".join(rows), "i1") * np.float64(head["scale"])
+        elif (head := documents.plan.get("head")) and len(shape) == 2 and role == "head":  # P-2.7
+            coded = head["directions"] if name.endswith(".directions") else head
+            rows = [base64.b64decode(row, validate=True) for row in coded["rows"]]
+            assert (len(rows), {len(row) for row in rows}) == (shape[0], {shape[1]})
+            values = np.frombuffer(b"".join(rows), "i1") * np.float64(coded["scale"])
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")

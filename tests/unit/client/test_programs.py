@@ -102,6 +102,13 @@ def test_engines_agree_on_a_head_of_names(tiny_base: Path, make_plan: Make, trai
     agree(tiny_base, plan, frozenset({"lora_R", "head"}))
 
 
+def test_engines_agree_on_a_head_of_low_rank(tiny_base: Path, make_plan: Make) -> None:
+    """What it is mixed of has no gradient."""
+    vectors = np.random.default_rng(2).normal(size=(3, read_manifest(tiny_base).head.in_features))
+    plan = make_plan("lora-sb", head=head_of(vectors, length=1.0, rank=2).model_dump())
+    agree(tiny_base, plan, frozenset({"lora_R", "head"}))
+
+
 @pytest.mark.parametrize("turn", [1, 2])
 def test_a_phase_has_its_own_gradients_only(tiny_base: Path, make_plan: Make, turn: int) -> None:
     agree(tiny_base, make_plan("alternating"), RULES["alternating"].parts(METHODS["lora"], turn))

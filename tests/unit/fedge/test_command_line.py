@@ -61,6 +61,21 @@ def test_a_plans_head_begins_with_the_labels_names(tiny_base: Path, tmp_path: Pa
     assert after.head is not None
     assert not after.head.trained
     assert after.model_copy(update={"head": None}).digest == before.digest
+    low = tmp_path / "low.toml"
+    command = ("plan", "head", plan, "--base", tiny_base, "--out", low, "--rank", "1", "--json")
+    assert fedge(*command).returncode == 0
+    mixed = parse_plan(low.read_text("utf-8"), source="t").head
+    assert mixed is not None
+    assert mixed.directions is not None
+    assert (len(mixed.directions.rows), mixed.codes.shape, mixed.width) == (
+        1,
+        (2, 1),
+        after.head.width,
+    )
+    fault = fedge(*command[:7], tmp_path / "x.toml", "--rank", "2")
+    assert (fault.returncode, "1 directions, not 2" in fault.stderr) == (3, True), fault.stderr
+    fault = fedge(*command[:7], tmp_path / "x.toml", "--rank", "1", "--fixed")
+    assert (fault.returncode, "is trained" in fault.stderr) == (3, True), fault.stderr
     other = tmp_path / "other.toml"
     other.write_text(plan.read_text("utf-8").replace(before.base.fingerprint, "1" * 64), "utf-8")
     refused = fedge("plan", "head", other, "--base", tiny_base, "--out", tmp_path / "x.toml")

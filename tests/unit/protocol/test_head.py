@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from base_model.verify import read_manifest
-from protocol.errors import PlanError
-from protocol.head import HeadStart, head_of
+from protocol.errors import ArtefactError, PlanError
+from protocol.head import DIRECTIONS, MIX, HeadStart, head_of
 from protocol.legality import check
 from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.recipe import Recipe
@@ -72,6 +72,59 @@ def test_the_head_of_round_0_is_the_plans(tiny_base: Path, trained: bool) -> Non
     assert not [f for f in check(recipe.plan, manifest) if f.severity == "error"]
 
 
+@given(arrays(np.float32, (5, 7), elements=st.floats(-100, 100, width=32)), st.integers(1, 4))
+def test_a_head_of_low_rank_is_the_nearest_of_its_rank(vectors: Any, rank: int) -> None:
+    try:
+        head, whole = (head_of(vectors, length=3.0, rank=r) for r in (rank, 0))
+    except ValueError:
+        return  # two labels that nothing tells apart
+    assert head.directions is not None
+    mix, directions = head.codes * head.scale, head.directions.codes * head.directions.scale
+    lengths = np.linalg.norm(directions, axis=1)
+    np.testing.assert_allclose(lengths, np.sqrt(7 / rank), rtol=0.05)
+    left, values, right = np.linalg.svd(whole.codes * whole.scale)
+    nearest = (left[:, :rank] * values[:rank]) @ right[:rank]
+    error = np.linalg.norm(mix @ directions - whole.codes * whole.scale)
+    assert error <= np.linalg.norm(nearest - whole.codes * whole.scale) + 0.2
+
+
+def low_rank_plan(manifest: Any, **others: Any) -> Plan:
+    rng = np.random.default_rng(4)
+    rows = [row(*rng.integers(-127, 128, 2)) for _ in LABELS]
+    directions = [row(*rng.integers(-127, 128, manifest.head.in_features)) for _ in range(2)]
+    head = {"rows": rows, "scale": 0.01, "directions": {"rows": directions, "scale": 0.02}}
+    return plan_with(manifest.fingerprint, head | others)
+
+
+def test_of_a_head_of_low_rank_the_mix_is_sent_and_the_whole_is_published(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = low_rank_plan(manifest)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    sent = {spec.name: spec.shape for spec in recipe.round_layout(1).specs}
+    assert sent[MIX] == (3, 2)
+    assert not {WEIGHT, DIRECTIONS} & sent.keys()
+    start = recipe.completed(recipe.sent_layout.flatten(_only(recipe)))
+    directions = start[DIRECTIONS].astype(np.float64)
+    whole = start[MIX][:, :1].astype(np.float64) * directions[0]
+    whole += start[MIX][:, 1:].astype(np.float64) * directions[1]
+    published = recipe.published(start)
+    assert published[WEIGHT].tobytes() == whole.astype(np.float32).tobytes()
+    assert recipe.published_layout.flatten(published).size > recipe.layout.size
+    again = recipe.resumed(published)
+    np.testing.assert_allclose(again[MIX], start[MIX], atol=1e-5)
+    assert not [f for f in check(plan, manifest) if f.severity == "error"]
+    assert plan_from_text(plan.render(), source="plan.json").digest == plan.digest
+    with pytest.raises(ArtefactError, match="none of the plan's directions"):
+        recipe.resumed(published | {WEIGHT: np.ones_like(published[WEIGHT])})
+
+
+def test_a_head_of_low_rank_of_another_width_or_behind_a_start_is_refused(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    other = {"rows": GOOD, "scale": 1.0, "directions": {"rows": [row(1), row(2)], "scale": 1.0}}
+    errors = [f.field for f in check(plan_with(manifest.fingerprint, other), manifest)]
+    assert "head.directions.rows" in errors
+
+
 def _only(recipe: Recipe) -> Any:
     start = recipe.start()
     return {spec.name: start[spec.name] for spec in recipe.sent_layout.specs}
@@ -102,6 +155,26 @@ GOOD = [row(1, 2), row(3, 4), row(5, 6)]
         ({"rows": GOOD, "scale": 0.0}, {}, "head.scale"),
         ({"rows": GOOD}, {}, "`head.scale` is missing"),
         ({"rows": GOOD, "scale": 1.0, "fixed": True}, {}, "unknown key `head.fixed`"),
+        (
+            {"rows": GOOD, "scale": 1.0, "directions": {"rows": GOOD, "scale": 1.0}},
+            {},
+            "rows have 2 codes for 3 directions",
+        ),
+        (
+            {
+                "rows": GOOD,
+                "scale": 1.0,
+                "trained": False,
+                "directions": {"rows": GOOD[:2], "scale": 1.0},
+            },
+            {},
+            "with directions it is trained",
+        ),
+        (
+            {"rows": GOOD, "scale": 1.0, "directions": {"rows": GOOD[:2]}},
+            {},
+            "`head.directions.scale` is missing",
+        ),
         (
             {"rows": GOOD, "scale": 1.0},
             {"task": {"kind": "regression", "low": 0.0, "high": 1.0}},
