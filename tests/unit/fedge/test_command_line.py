@@ -72,9 +72,9 @@ def test_a_plans_head_begins_with_the_labels_names(tiny_base: Path, tmp_path: Pa
         (2, 1),
         after.head.width,
     )
-    fault = fedge(*command[:7], tmp_path / "x.toml", "--rank", "2")
+    fault = fedge(*command[:6], tmp_path / "x.toml", "--rank", "2")
     assert (fault.returncode, "1 directions, not 2" in fault.stderr) == (3, True), fault.stderr
-    fault = fedge(*command[:7], tmp_path / "x.toml", "--rank", "1", "--fixed")
+    fault = fedge(*command[:6], tmp_path / "x.toml", "--rank", "1", "--fixed")
     assert (fault.returncode, "is trained" in fault.stderr) == (3, True), fault.stderr
     other = tmp_path / "other.toml"
     other.write_text(plan.read_text("utf-8").replace(before.base.fingerprint, "1" * 64), "utf-8")
