@@ -221,6 +221,8 @@ def _plan_error(
             "write it anew: `fedge init` shows every key, CHANGELOG.md what has moved",
         )
     message = fault["msg"].removeprefix("Value error, ")
+    if not path and ": " in message:  # validators of the whole document begin with the field
+        field, _, message = message.partition(": ")
     shown = repr(fault["input"])
     got = f"; got {shown}" if len(shown) <= 60 and not isinstance(fault["input"], dict) else ""
     return PlanError(f"{source}: `{field}`: {message}{got}{more}", "correct this value")

@@ -84,8 +84,8 @@ def reason_of(base: Path, task: str, method: str) -> str:
     return next((finding.cause for finding in findings if finding.severity == "error"), "")
 
 
-def document(reasons: Reasons) -> str:
-    """The page."""
+def document(reasons: Reasons, refused: str) -> str:
+    """The page; ``refused`` is its last section."""
     widths, notes = " ".join(map(str, BITS)), list[str]()
     lines = [f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |", "|---" * 5 + "|"]
     for method in METHODS:
@@ -100,7 +100,7 @@ def document(reasons: Reasons) -> str:
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     text = HEAD + f"A cell has the widths of the base's linears, in bits.\n\n{_joined(lines)}"
     text += "\n" + "".join(f"\n{number}. {note}" for number, note in enumerate(notes, 1))
-    return f"{text}\n\n{_rules()}\n\n{_refused()}\n"
+    return f"{text}\n\n{_rules()}\n\n{_refused()}\n\n{refused}\n"
 
 
 def _rules() -> str:
@@ -128,6 +128,7 @@ def _joined(lines: list[str]) -> str:
 def main() -> None:
     """Print the page."""
     from tests.conftest import write_tiny_source
+    from tests.contracts.illegal import page, refusals
 
     with TemporaryDirectory() as folder:
         source = write_tiny_source(Path(folder) / "source")
@@ -138,7 +139,8 @@ def main() -> None:
             for method in METHODS
             for task in TASKS
         }
-    sys.stdout.write(document(reasons))
+        refused = page(refusals(reasons, bases.__getitem__))
+    sys.stdout.write(document(reasons, refused))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edge_runtime.decoder.generation import Request
 from protocol.errors import PlanError
 from protocol.methods import METHODS
 from tests.conftest import TEXTS
+from tests.contracts.illegal import page, plan_of_mix, refusals
 from tests.contracts.matrix import BITS, SORTS, TASKS, build, document, plan_of, reason_of
 from tests.unit.base_model.sources import WORDS_64
 
@@ -117,4 +119,20 @@ def test_the_page_is_what_is_legal(bases: Callable[[str, int], Path]) -> None:
         for bits in BITS
     }
     assert all(reasons[bits] == reasons[4] for bits in BITS)
-    assert (ROOT / "docs" / "methods.md").read_text("utf-8") == document(reasons[4])
+    rows = refusals(reasons[4], lambda task: bases(task, 4))
+    assert len({mix.words for mix, _ in rows}) == len(rows) >= 40
+    assert (ROOT / "docs" / "methods.md").read_text("utf-8") == document(reasons[4], page(rows))
+
+
+def test_a_mix_that_is_refused_stops_a_client(bases: Callable[[str, int], Path]) -> None:
+    """One of each field; what nobody can even read is left out."""
+    reasons = {(m, t): reason_of(bases(t, 4), t, m) for m in METHODS for t in TASKS}
+    tried = set()
+    for mix, error in refusals(reasons, lambda task: bases(task, 4)):
+        if error.cause.startswith("the mix: ") or mix.refused in tried:
+            continue
+        tried.add(mix.refused)
+        base = bases(mix.task, 4)
+        with pytest.raises(PlanError, match=re.escape(f"`{mix.refused}`")):
+            Worker(plan_of_mix(mix, base), base)
+    assert len(tried) >= 8
