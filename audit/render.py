@@ -102,13 +102,14 @@ def withdrawal_lines(report: Report) -> Iterator[str]:
         if one.first is not None:
             touched = f"adapters from round {one.first} on hold its updates"
         yield f"leaf {one.leaf}: {one.client} withdrew: {touched}; the last before is round {one.before}"
-    earlier = report.before.withdrawals if report.before else ()
-    for one in earlier:
-        if one.first is not None and one.first <= report.from_round:
-            yield (
-                f"goes on from round {report.from_round} of the run before, which holds updates of "
-                f"{one.client}, who withdrew there"
-            )
+    while report.before is not None:
+        taken, report = report.from_round, report.before
+        for one in report.withdrawals:
+            if one.first is not None and one.first <= taken:
+                yield (
+                    f"goes on from round {taken} of {report.origin}, which holds updates of "
+                    f"{one.client}, who withdrew there"
+                )
 
 
 def print_rounds(run: Run) -> None:

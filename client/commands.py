@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from storage.whole import PRIVATE, write_whole
 
 if TYPE_CHECKING:
     from client.receipts import Held
+
+RunName = tuple[str, str]  # a run by its log's name and its `sid`, 32 bytes in hex
 
 app = typer.Typer(
     add_completion=False,
@@ -96,7 +99,9 @@ def complain(
     identity: Annotated[Path, typer.Option("--identity", help="the site's key file")],
     seq: Annotated[int, typer.Option("--seq", help="the attempt, as `receipts` shows it")],
     about: Annotated[str, typer.Option("--about", help="what is wrong; it becomes public")],
-    run: Annotated[str, typer.Option("--run", help="part of the log's name, if several")] = "",
+    run: Annotated[
+        str, typer.Option("--run", help="the log's name or sid, or a part of the name")
+    ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="file; printed without it")] = None,
 ) -> None:
     """Sign a complaint with the receipt in it: for the log's inbox, or for an auditor."""
@@ -105,7 +110,7 @@ def complain(
     from protocol.transparency.leaf_codec import encode_message
     from protocol.transparency.submissions import sign_complaint
 
-    held = _one(_held(file), seq, run, file)
+    held = _of_attempt(_held(file), seq, run, file)
     key = read_identity(identity)
     own = client_id(key.public_key().public_bytes_raw())
     if own.hex() != held.receipt.client:
@@ -120,7 +125,9 @@ def complain(
 def withdraw(
     file: Annotated[Path, typer.Argument(help="a site's KEY.receipts.jsonl")],
     identity: Annotated[Path, typer.Option("--identity", help="the site's key file")],
-    run: Annotated[str, typer.Option("--run", help="part of the log's name, if several")] = "",
+    run: Annotated[
+        str, typer.Option("--run", help="the log's name or sid, or a part of the name")
+    ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="file; printed without it")] = None,
 ) -> None:
     """Withdraw from a run: a request that its coordinator logs, signed. It cannot be taken back.
@@ -140,13 +147,7 @@ def withdraw(
             f"{file} has no receipt of {identity}: none of its updates is in a sum",
             "stop the site, and ask the operator to take it out of the roster",
         )
-    matching = [(origin, sid) for origin, sid in runs if run in origin]
-    if len(matching) != 1:
-        names = ", ".join(origin for origin, _ in runs)
-        raise ArtefactError(
-            f"{len(matching)} runs fit; the receipts are of {names}", "name one of them: --run"
-        )
-    origin, sid = matching[0]
+    origin, sid = _chosen(runs, run)
     data = encode_request(sign_request(origin=origin, sid=sid, key=key))
     _hand_over(data, out, f"for the coordinator of {origin}: `fedge log withdraw RUN FILE`")
 
@@ -186,11 +187,37 @@ def _fate(held: Held) -> tuple[str, int | None]:
     return ("logged" if logged else "aborted"), proof.index
 
 
-def _one(found: list[Held], seq: int, run: str, file: Path) -> Held:
-    fitting = [held for held in found if held.receipt.seq == seq and run in held.receipt.origin]
+def _of_attempt(held: list[Held], seq: int, run: str, file: Path) -> Held:
+    """The receipt of an attempt, of the run that ``run`` names, else of any. Raises ArtefactError."""
+    if run:
+        chosen = _chosen(map(_run_of, held), run)
+        held = [each for each in held if _run_of(each) == chosen]
+    fitting = [each for each in held if each.receipt.seq == seq]
     if not fitting:
-        raise ArtefactError(f"{file} has no receipt of attempt {seq}", "`fedge client receipts`")
-    if len(fitting) > 1:
-        names = ", ".join(held.receipt.origin for held in fitting)
-        raise ArtefactError(f"attempt {seq} of several runs: {names}", "choose one with --run")
-    return fitting[0]
+        of = f" of {printable(held[0].receipt.origin)}" if run else ""
+        raise ArtefactError(
+            f"{file} has no receipt of attempt {seq}{of}", "`fedge client receipts`"
+        )
+    _chosen(map(_run_of, fitting), "")  # of one run alone
+    # A coordinator may use a number twice: what the log has not shown is what there is to complain of.
+    return min(fitting, key=lambda each: each.proof is not None)
+
+
+def _run_of(held: Held) -> RunName:
+    return held.receipt.origin, held.receipt.sid
+
+
+def _chosen(runs: Iterable[RunName], run: str) -> RunName:
+    """The one of ``runs`` that is called ``run``; else the only one whose name has it as a part.
+
+    A log's name is its coordinator's choice: one that has another's as a part must not be taken for it, and
+    of two with the same name the `sid` decides. Raises ArtefactError, which lists them.
+    """
+    known = list(dict.fromkeys(runs))
+    exact = [each for each in known if run in each]
+    matching = exact or [each for each in known if run in each[0]]
+    if len(matching) == 1:
+        return matching[0]
+    names = ", ".join(f"{printable(origin)} (sid {sid})" for origin, sid in matching or known)
+    what = f"{len(matching)} runs fit: {names}" if matching else f"no run fits of {names}"
+    raise ArtefactError(what, "name one of them in full, by its name or sid: --run")

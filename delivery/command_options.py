@@ -20,6 +20,14 @@ Reports = Annotated[
     Path | None, typer.Option("--reports", help="folder where devices' reports are collected")
 ]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Before = Annotated[
+    list[Path] | None,
+    typer.Option("--before", help="the run this one goes on from; again for the one before it"),
+]
+Despite = Annotated[
+    bool,
+    typer.Option("--despite-withdrawal", help="also what holds updates of a site that withdrew"),
+]
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="such as home-r0007")]
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from delivery.command_options import (
+    Before,
+    Despite,
     Json,
     Keys,
     ReleaseArgument,
@@ -72,17 +74,31 @@ def promote(
     keys: Keys,
     rollout: Annotated[int, typer.Option("--rollout", min=1, max=1000, help="permille")] = 1000,
     reports: Reports = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="the release's: has a site withdrawn since?")
+    ] = None,
+    before: Before = None,
+    despite_withdrawal: Despite = False,
     as_json: Json = False,
 ) -> None:
-    """Sign the canaries' bytes for `stable`, or widen the rollout there. Two keys of three."""
+    """Sign the canaries' bytes for `stable`, or widen the rollout there. Two keys of three.
+
+    Refused, as by the gate, for updates of a site that withdrew, maybe since it was published: --run names
+    where to look, the run's folder or a bundle of it.
+    """
     from delivery import releases
     from delivery.evidence import About, decide, passed_before
+    from delivery.withdrawals import promoted
 
     name, seq = _parsed(release)
     repository, ring, now = opened(repo), key_ring(keys), utc_now()
     with repository.locked():
         offer = releases.find(repository, CANARY, name, seq)
-        checks = [passed_before(repository, name, offer), _check_devices(offer, reports)]
+        checks = [
+            passed_before(repository, name, offer),
+            _check_devices(offer, reports),
+            promoted(repository, offer, run, before or [], despite=despite_withdrawal),
+        ]
         files = offer.files.model_dump().values()
         subjects = {file["name"]: file["sha256"] for file in files}
         about = About(name=name, seq=seq, channel=STABLE)

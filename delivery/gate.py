@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from audit.log_copy import LogCopy, Trust, read_log
+from audit.published import Run
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import REMEDY, About, Check
 from delivery.releases import Bundle
+from delivery.withdrawals import check_withdrawals, load_line, without_folders
 from edge_runtime.adapter import read_note
 from edge_runtime.backends import open_backend
 from edge_runtime.base import read_any_manifest
@@ -29,7 +32,7 @@ from protocol.manifests import AnyManifest, graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.leaf_codec import decode_leaf, sha256
-from protocol.transparency.leaves import Evaluation, Release, Withdrawal
+from protocol.transparency.leaves import Evaluation, Release
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.policy import Policy
 from storage.regular import read_regular, read_regular_text, read_settings_text
@@ -72,13 +75,6 @@ class _Spending(BaseModel):
     budget: float
 
 
-class _Withdrawn(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    leaf: int
-    client: str
-    first: int | None
-
-
 class Audited(BaseModel):
     """What the gate reads of ``fedge audit verify --json``."""
 
@@ -90,22 +86,12 @@ class Audited(BaseModel):
     rounds: list[_AuditedRound]
     privacy: _Spending | None
     faults: list[str]
-    withdrawals: list[_Withdrawn]
-    from_round: int
     before: Audited | None = None
 
     @property
-    def runs_before(self) -> int:
-        """How many of the runs that it goes on from were verified with it."""
-        return 0 if self.before is None else 1 + self.before.runs_before
-
-    def touching(self, number: int) -> Iterator[str]:
-        """The withdrawals whose updates are in the adapter of round ``number``, here and in runs before."""
-        for one in self.withdrawals:
-            if one.first is not None and one.first <= number:
-                yield f"{one.client} (leaf {one.leaf} of {self.origin})"
-        if self.before is not None:
-            yield from self.before.touching(self.from_round)
+    def line(self) -> tuple[Audited, ...]:
+        """This report, and those of the runs before that were verified with it, the latest first."""
+        return (self, *(() if self.before is None else self.before.line))
 
 
 def read_audit(path: Path) -> Audited:
@@ -148,6 +134,7 @@ class _Case:
     index: int
     evaluation: Evaluation | None
     audited: Callable[[], Audited]
+    line: Callable[[], tuple[Run, ...]]
     bar: Bar
 
 
@@ -160,22 +147,34 @@ def examine(
     policy: Policy,
     bar: Bar,
     audited: Callable[[], Audited],
+    before: Sequence[Path] = (),
 ) -> Verdict:
-    """Check round ``number`` of ``run`` for a channel. Raises only for a run that cannot be read."""
+    """Check round ``number`` of ``run`` for a channel; ``before`` are the runs that it goes on from.
+
+    Raises only for a run that cannot be read.
+    """
     folder = run / "rounds" / f"{number:04d}" / "adapter"
     files = {name: _bytes(folder / name) for name in (EDGE_FILE, RELEASE_FILE, PASSPORT_FILE)}
     subjects = {name: sha256(data) for name, data in files.items()}
+    folders = [run, base, *before]
+
+    @cache  # two checks ask
+    def line() -> tuple[Run, ...]:
+        return load_line(run, before, Trust(policy=policy))
+
     try:
-        case = _open(run, folder, base, policy, bar, audited)
+        case = _open(run, folder, base, policy, bar, audited, line)
     except FedgeError as error:
-        unreadable = Check(name="log", passed=False, detail=_public(error, run, base))
+        detail = without_folders(error.cause, folders)
+        unreadable = Check(name="log", passed=False, detail=detail)
         return Verdict(subjects=subjects, checks=(unreadable,), bundle=None)
     checks = []
     for title, check in (CHECKS | (BOUNDS if bar.most else {})).items():
         try:
             checks.append(Check(name=title, passed=True, detail=check(case)))
         except FedgeError as error:
-            checks.append(Check(name=title, passed=False, detail=_public(error, run, base)))
+            detail = without_folders(error.cause, folders)
+            checks.append(Check(name=title, passed=False, detail=detail))
     bundle = None
     if all(check.passed for check in checks):
         kinds = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
@@ -208,6 +207,7 @@ def _open(
     policy: Policy,
     bar: Bar,
     audited: Callable[[], Audited],
+    line: Callable[[], tuple[Run, ...]],
 ) -> _Case:
     plan = read_plan(run)
     note, manifest = _device_checks(folder, base, policy)
@@ -227,6 +227,7 @@ def _open(
         index=proof.index,
         evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
         audited=audited,
+        line=line,
         bar=bar,
     )
 
@@ -273,25 +274,34 @@ def _check_quality(case: _Case) -> str:
 
 def _check_audit(case: _Case) -> str:
     report = case.audited()
-    if report.origin != case.copy.checkpoint.origin:
-        raise _failed(f"the report is about {report.origin}")
-    if not case.leaf.adapter < report.size <= len(case.copy.entries):
+    _verify_about(report, case.copy)
+    if report.size <= case.leaf.adapter:
         raise _failed(f"it covers {report.size} leaves, not the release's adapter")
-    if case.copy.tree.root(report.size).hex() != report.root:
-        raise _failed("it is about another tree than the run's log")
-    before = case.plan.start
-    if before is not None and report.runs_before != len(before.plans):
+    before, known = case.plan.start, len(report.line) - 1
+    if before is not None and known != len(before.plans):
         raise _failed(
-            f"the plan goes on from {before.origin}, the audit knows {report.runs_before} of the "
+            f"the plan goes on from {before.origin}, the audit knows {known} of the "
             f"{len(before.plans)} runs before: name each, the latest first, with --before RUN"
         )
     if report.verdict != "ok":
         raise _failed(f"its verdict is {report.verdict}: {'; '.join(report.faults)[:200]}")
+    for earlier, run in zip(report.line[1:], case.line()[1:], strict=False):
+        _verify_about(earlier, run.copy)
     verified = {outcome.round for outcome in report.rounds if outcome.verdict in ("ok", "void")}
     missing = sorted(set(range(case.note.round + 1)) - verified)
     if missing:
         raise _failed(f"it does not vouch for round {missing[0]}")
     return f"verdict ok over {report.size} leaves, root {report.root[:16]}"
+
+
+def _verify_about(report: Audited, copy: LogCopy) -> None:
+    """The report is of this log, or of its beginning, and the log has the rest. Raises ArtefactError."""
+    if report.origin != copy.checkpoint.origin:
+        raise _failed(f"the report is about {report.origin}")
+    if report.size > copy.checkpoint.size:
+        raise _failed(f"it covers {report.size} leaves, the log here has {copy.checkpoint.size}")
+    if copy.tree.root(report.size).hex() != report.root:
+        raise _failed("it is about another tree than the run's log")
 
 
 def _check_budget(case: _Case) -> str:
@@ -304,17 +314,8 @@ def _check_budget(case: _Case) -> str:
 
 
 def _check_withdrawals(case: _Case) -> str:
-    report = case.audited()
-    later = [decode_leaf(entry).leaf for entry in case.copy.entries[report.size :]]
-    if any(isinstance(leaf, Withdrawal) for leaf in later):
-        raise _failed(f"a site withdrew after the {report.size} leaves that the audit covers")
-    touching = list(report.touching(case.note.round))
-    if not touching:
-        return "it holds no update of a site that withdrew"
-    holds = f"it holds updates of {', '.join(touching)}, who withdrew"
-    if not case.bar.despite_withdrawal:
-        raise _failed(f"{holds}; release an adapter from before, or say --despite-withdrawal")
-    return f"{holds}: the publisher goes on in spite of it"
+    despite = case.bar.despite_withdrawal
+    return check_withdrawals(case.line(), case.note.round, despite=despite)
 
 
 def _check_bounds(case: _Case) -> str:
@@ -337,11 +338,6 @@ CHECKS: dict[str, Callable[[_Case], str]] = {
     "budget": _check_budget,
     "withdrawals": _check_withdrawals,
 }
-
-
-def _public(error: FedgeError, run: Path, base: Path) -> str:
-    """The cause without where things lie on this machine: evidence is published."""
-    return error.cause.replace(str(run), run.name).replace(str(base), base.name)
 
 
 def _failed(detail: str) -> ArtefactError:

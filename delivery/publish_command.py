@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delivery.command_options import Json, Keys, RepoOption, key_ring, opened, print_either, utc_now
+from delivery.command_options import (
+    Before,
+    Despite,
+    Json,
+    Keys,
+    RepoOption,
+    key_ring,
+    opened,
+    print_either,
+    utc_now,
+)
 from protocol.delivery import CANARY, release_name
 from protocol.errors import ArtefactError, PlanError
 
@@ -40,15 +50,6 @@ Most = Annotated[
 ]
 Audit = Annotated[
     Path | None, typer.Option("--audit", help="a saved `fedge audit verify RUN --json`")
-]
-Before = Annotated[
-    list[Path] | None,
-    typer.Option("--before", help="the run this one goes on from; again for the one before it"),
-]
-
-Despite = Annotated[
-    bool,
-    typer.Option("--despite-withdrawal", help="also what holds updates of a site that withdrew"),
 ]
 
 
@@ -84,10 +85,6 @@ def publish(
     """
     if channel != CANARY:
         raise PlanError(f"nothing is published to {channel}", "publish to canary, then promote")
-    if audit and before:
-        raise PlanError(
-            "--before is for an audit made now", "save one with it: `fedge audit verify --before`"
-        )
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring = opened(repo), key_ring(keys)
     with repository.locked():
@@ -186,7 +183,9 @@ def _verdict(
     def audited() -> Audited:
         return read_audit(audit) if audit else run_audit(run, policy, before)
 
-    return examine(run, number, about, base=base, policy=policy, bar=bar, audited=audited)
+    return examine(
+        run, number, about, base=base, policy=policy, bar=bar, audited=audited, before=before
+    )
 
 
 def _round(run: Path, number: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +44,10 @@ def continue_run(
         bool,
         typer.Option("--despite-withdrawal", help="also from what a site that withdrew is part of"),
     ] = False,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option("--before", help="the run RUN goes on from; again for the one before it"),
+    ] = None,
     log: Annotated[
         str, typer.Option("--log", help="with witnesses: the verifier key of the new run's log")
     ] = "",
@@ -61,13 +65,13 @@ def continue_run(
 
     folder = round_of(run)
     before = load_run(Folder(folder.parent.parent), Trust())
-    if not despite_withdrawal:
-        _verify_untouched(before, int(folder.name))
+    line = [load_run(Folder(each), Trust()) for each in earlier or []]
+    withdrawals = [*_withdrawals(before, int(folder.name), line, despite=despite_withdrawal)]
     start = _start(before, folder)
     next_seed = before.plan.seed + (start is None) if seed is None else seed
     document = _document(before, start, rounds=rounds, seed=next_seed, name=name, log=log)
     plan = plan_from(document, source="the plan that goes on")
-    findings = [*check(plan, before.manifest), *_said_of_round_0(plan, before)]
+    findings = [*check(plan, before.manifest), *withdrawals, *_said_of_round_0(plan, before)]
     write_new(out, plan_text(plan))
     say_plan(
         out,
@@ -111,20 +115,37 @@ def _start(before: Run, folder: Path) -> Start | None:
     return start
 
 
-def _verify_untouched(before: Run, number: int) -> None:
-    """No withdrawal in the log touches the adapter of round ``number``. Raises PlanError."""
-    from audit.withdrawals import withdrawn
+def _withdrawals(
+    run: Run, number: int, earlier: Sequence[Run], *, despite: bool
+) -> Iterator[Finding]:
+    """Who withdrew and has updates in the adapter of round ``number``, in its run and in those before.
 
-    touching = [
-        leaf for leaf in withdrawn(before) if leaf.first is not None and leaf.first <= number
-    ]
-    if touching:
-        last = min(leaf.before for leaf in touching)
+    Raises PlanError for the run's own, unless ``despite``; ProofError for a run that is not one before.
+    """
+    from audit.ancestry import not_named, touching
+
+    own = [each.withdrawn for each in touching(run, number)]
+    if own and not despite:
         raise PlanError(
-            f"the adapter of round {number} holds updates of {touching[0].client}, who withdrew (leaf "
-            f"{touching[0].leaf})",
-            f"go on from round {last}, the last without it (`fedge audit lineage RUN --site ID` says who "
-            "can), or say --despite-withdrawal",
+            f"the adapter of round {number} holds updates of {own[0].client}, who withdrew "
+            f"(leaf {own[0].leaf})",
+            f"go on from round {min(one.before for one in own)}, the last without it (`fedge audit lineage "
+            "RUN --site ID` says who can), or say --despite-withdrawal",
+        )
+    for each in touching(run, number, earlier):
+        yield Finding(
+            severity="warning",
+            field="start",
+            cause=f"round {each.number} of {each.origin}, which this comes from, holds updates of "
+            f"{each.withdrawn.client}, who withdrew (leaf {each.withdrawn.leaf})",
+            remedy="the gate refuses what comes of it: go on from an adapter without it, or know why not",
+        )
+    if missing := not_named(run, earlier):
+        yield Finding(
+            severity="warning",
+            field="start",
+            cause=f"nobody has looked whether a site withdrew from {missing} of the runs before",
+            remedy="name each, the latest first: --before RUN",
         )
 
 

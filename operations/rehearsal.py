@@ -107,7 +107,10 @@ def _deliver(stage: Consortium, floor: float, say: Say) -> list[dict[str, Any]]:
     )
     release = str(published["release"])
     say("promote")
-    fedge("deploy", "promote", release, "--repo", repo, "--keys", keys, "--json")
+    fedge(
+        *("deploy", "promote", release, "--repo", repo, "--keys", keys, "--json"),
+        *("--run", stage.out),
+    )
     _write_probe(stage, folder / "probe.json")
     serving = []
     with _static(repo) as url, ExitStack() as stack:

@@ -78,11 +78,10 @@ def withdraw(
     While a coordinator is at the run, the request waits in its inbox until the round is over.
     """
     from protocol.transparency.submissions import parse_request
-    from server.inbox import INBOX, request_leaf
+    from server.inbox import leave_request, request_leaf
     from server.store import RunInUseError
     from server.tending import tend as tend_log
     from server.withdrawing import effect
-    from storage.whole import write_whole
 
     data = _request(request)
     client = parse_request(data).client
@@ -93,9 +92,7 @@ def withdraw(
             touched = effect(log, client)
             index = log.append([leaf])
     except RunInUseError:
-        path = run / "log" / INBOX / f"withdrawal-{client}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, data)
+        path = leave_request(data, run)
         waiting = f"{path}: the coordinator logs it after this round, or log/refused says why not"
         typer.echo(json.dumps({"leaf": None, "waiting": str(path)}) if as_json else waiting)
         return

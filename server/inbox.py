@@ -5,20 +5,24 @@ Nothing that lies in the folder can stop a run: what cannot be used is put aside
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
-from protocol.errors import FedgeError, ProofError
+from protocol.errors import ArtefactError, FedgeError, ProofError
 from protocol.secagg.primitives import client_id
 from protocol.secagg.roster import parse_roster
 from protocol.transparency.leaf_codec import MOST_BYTES, decode_leaf, verify_author
-from protocol.transparency.leaves import Audit, Complaint
+from protocol.transparency.leaves import Audit, Complaint, Request
 from protocol.transparency.submissions import parse_request, request_value, verify_complaint
-from server.log import RunLog
+from protocol.transparency.withdrawal import withdrawal_of
+from server.leaves import Draft, Leaves
+from server.log import LOG, RunLog, read_published
 from server.store import ROSTERS, RunStore
-from server.withdrawing import verify_names_clients, withdrawal_leaf
+from server.withdrawing import effect, leaf_of, verify_names_clients, verify_withdraws
 from storage.regular import read_settings_text
 from storage.whole import write_whole
 
@@ -36,23 +40,32 @@ class Taken:
 
 
 def take_in(log: RunLog, store: RunStore) -> Taken:
-    """Log what is usable and remove its file; put the rest into ``log/refused`` with the reason."""
-    good: dict[Path, bytes] = {}
-    refused = []
+    """Log what is usable and remove its file; put the rest into ``log/refused`` with the reason.
+
+    Each is verified against the log as it will be with those before it: two of a batch are judged as if they
+    had come one after the other.
+    """
+    logged: list[Path] = []
+    refused: list[str] = []
+    draft = Draft(log)
     for path in _waiting(log.folder / INBOX):
         try:
-            good[path] = _verified(path, log, store)
+            data = _verified(path, draft, log, store)
         except OSError:
             continue  # it cannot be read now: another time
         except (FedgeError, ValueError) as error:
             cause = error.cause if isinstance(error, FedgeError) else type(error).__name__
             _put_aside(path, log.folder / REFUSED, cause)
             refused.append(path.name)
-    if new := [data for data in dict.fromkeys(good.values()) if not _is_logged(log, data)]:
-        log.append(new)
-    for path in good:
+            continue
+        if not draft.holds(data):
+            draft.accept(data)
+        logged.append(path)
+    if draft.accepted:
+        log.append(draft.accepted)
+    for path in logged:
         _remove(path)
-    return Taken(logged=tuple(path.name for path in good), refused=tuple(refused))
+    return Taken(logged=tuple(path.name for path in logged), refused=tuple(refused))
 
 
 def _waiting(folder: Path) -> list[Path]:
@@ -62,29 +75,68 @@ def _waiting(folder: Path) -> list[Path]:
         return []
 
 
-def _verified(path: Path, log: RunLog, store: RunStore) -> bytes:
-    """A leaf that may go into the log. Raises ProofError, OSError."""
+def _verified(path: Path, draft: Draft, log: RunLog, store: RunStore) -> bytes:
+    """A leaf that may stand behind those of ``draft``, or is one of them. Raises ProofError, OSError."""
     data = _read(path)
     if request_value(data) is not None:
-        return request_leaf(data, log, store)
+        return _withdrawal(data, draft, log, store.folder)
     read = decode_leaf(data)
     leaf = read.leaf
     if isinstance(leaf, Audit):
         verify_author(read, log.verifier.public)
+        # Of what is published: nobody has audited leaves that only wait.
         if leaf.size > log.size or read.subjects != {"log": log.tree.root(leaf.size).hex()}:
             raise ProofError(f"an `audit` of another log's first {leaf.size} leaves", REMEDY)
     elif isinstance(leaf, Complaint):
-        verify_complaint(leaf, _key_of(leaf.client, store, "complaint"))
+        verify_complaint(leaf, _key_of(leaf.client, store.folder, "complaint"))
     else:
         raise ProofError(f"a leaf `{leaf.kind}`, which nobody submits", REMEDY)
     return data
 
 
+def _withdrawal(data: bytes, draft: Draft, log: RunLog, run: Path) -> bytes:
+    """The leaf of a request. One that is there already was found again: its file had not been removed."""
+    if (index := leaf_of(draft, parse_request(data))) is not None:
+        return draft.entry(index)
+    request = verified_request(data, draft, run)
+    return log.write(*withdrawal_of(request, effect(draft, request.client)))
+
+
 def request_leaf(data: bytes, log: RunLog, store: RunStore) -> bytes:
-    """The leaf of a withdrawal's request. (P-8.18) Raises ProofError for one that is not this log's."""
+    """The leaf of a withdrawal's request, with its effect by the log as it is. (P-8.18) Raises ProofError."""
+    request = verified_request(data, log, store.folder)
+    return log.write(*withdrawal_of(request, effect(log, request.client)))
+
+
+def verified_request(data: bytes, log: Leaves, run: Path) -> Request:
+    """A withdrawal's request that may stand behind the leaves of ``log``, that of the folder ``run``.
+
+    Raises ProofError for another form, a log in clear, a client of no roster, and what
+    :func:`server.withdrawing.verify_withdraws` refuses.
+    """
     request = parse_request(data)
     verify_names_clients(log)
-    return withdrawal_leaf(log, request, _key_of(request.client, store, "withdrawal"))
+    verify_withdraws(log, request, _key_of(request.client, run, "withdrawal"))
+    return request
+
+
+def leave_request(data: bytes, run: Path) -> Path:
+    """Leave a request that may be logged for the coordinator that holds ``run``; its file in the inbox.
+
+    The name is the digest of the content, so nothing that waits is replaced by something else. Raises
+    ProofError for what would be refused, ArtefactError where it cannot be left.
+    """
+    verified_request(data, read_published(run), run)
+    path = run / LOG / INBOX / f"{hashlib.sha256(data).hexdigest()}.json"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise ArtefactError(
+            f"{path} cannot be written: {error.strerror}",
+            "make room, or as who runs the coordinator",
+        ) from None
+    return path
 
 
 def _read(path: Path) -> bytes:
@@ -96,25 +148,27 @@ def _read(path: Path) -> bytes:
         return file.read(MOST_BYTES + 2).removesuffix(b"\n")
 
 
-def _key_of(client: str, store: RunStore, what: str) -> bytes:
+def _key_of(client: str, run: Path, what: str) -> bytes:
     """The raw key of a client of any roster that the run has had. Raises ProofError."""
-    for path in sorted((store.folder / ROSTERS).glob("*.json")):
+    for path in sorted((run / ROSTERS).glob("*.json")):
         for key in parse_roster(read_settings_text(path), source=str(path)).values():
             if client_id(key).hex() == client:
                 return key
     raise ProofError(f"a {what} of {client}, who is in no roster of the run", REMEDY)
 
 
-def _is_logged(log: RunLog, data: bytes) -> bool:
-    kind = type(decode_leaf(data).leaf)
-    return any(log.entry(at) == data for at in log.find(kind))
-
-
 def _put_aside(path: Path, folder: Path, why: str) -> None:
     with suppress(OSError):  # else it stays where it is, and is refused again
         folder.mkdir(exist_ok=True)
-        write_whole(folder / f"{path.name}{WHY}", f"{why}\n".encode())
-        path.replace(folder / path.name)
+        place = _free(folder, path)
+        write_whole(place.with_name(f"{place.name}{WHY}"), f"{why}\n".encode())
+        path.replace(place)
+
+
+def _free(folder: Path, path: Path) -> Path:
+    """A place for ``path``: what was put aside under its name before is not replaced."""
+    names = chain([path.name], (f"{path.stem}.{at}{path.suffix}" for at in count(2)))
+    return next(place for name in names if not os.path.lexists(place := folder / name))
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ import storage
 from protocol.errors import ArtefactError, ProofError
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
-from protocol.transparency.leaf_codec import decode_leaf, encode_statement
+from protocol.transparency.leaf_codec import encode_statement
 from protocol.transparency.leaves import Leaf
 from protocol.transparency.note import (
     Checkpoint,
@@ -46,7 +45,8 @@ from protocol.transparency.tiles import (
     tiles_needed,
 )
 from protocol.transparency.tree import Tree
-from storage.regular import sha256_of
+from server.leaves import Leaves
+from storage.regular import read_regular_text, sha256_of
 from storage.whole import PRIVATE, sync, write_whole
 
 if TYPE_CHECKING:
@@ -57,7 +57,49 @@ POLICY = "policy"  # C2SP tlog-policy: what auditors and devices pin
 REMEDY = "restore the run folder from a copy; do not resume it as it is"
 
 
-class RunLog:
+class Published(Leaves):
+    """The log in ``folder`` as its checkpoint covers it."""
+
+    def __init__(self, folder: Path, verifier: VerifierKey) -> None:
+        """Read it; empty where there is no checkpoint yet. Raises ArtefactError for a log that is damaged."""
+        super().__init__(verifier.name)
+        self.folder, self.verifier = folder, verifier
+        self._tree = Tree()
+        self.note = ""
+        self._load()
+
+    @property
+    def tree(self) -> Tree:
+        """The tree over the leaves; not to be changed."""
+        return self._tree
+
+    def _add(self, data: bytes) -> None:
+        super()._add(data)
+        self._tree.append(leaf_hash(data))
+
+    def _load(self) -> None:
+        if not (self.folder / CHECKPOINT).exists():
+            return
+        try:
+            self.note = (self.folder / CHECKPOINT).read_text("utf-8")
+            checkpoint = self._verified(self.note)
+            for name, count in tiles_needed(checkpoint.size):
+                entries = parse_entries((self.folder / name).read_bytes())
+                if len(entries) != count:
+                    raise ProofError(f"{name} has {len(entries)} entries", REMEDY)
+                for data in entries:
+                    self._add(data)
+        except (OSError, UnicodeDecodeError, ProofError) as error:
+            cause = error.cause if isinstance(error, ProofError) else type(error).__name__
+            raise ArtefactError(f"{self.folder}: {cause}", REMEDY) from None
+        if (self.size, self._tree.root()) != (checkpoint.size, checkpoint.root):
+            raise ArtefactError(f"{self.folder}: the tiles are not those it signed", REMEDY)
+
+    def _verified(self, note: str) -> Checkpoint:
+        return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
+
+
+class RunLog(Published):
     """The log in ``folder/log``; whoever opens it holds the run folder's lock."""
 
     def __init__(
@@ -67,48 +109,18 @@ class RunLog:
 
         Raises ArtefactError for a log that is damaged or that another key has signed.
         """
-        self.folder, self.origin, self._key = folder / LOG, origin, key
+        self._key = key
         public = key.public_key().public_bytes_raw()
-        self.verifier = VerifierKey(name=origin, type=KeyType.ED25519, public=public)
-        self.folder.mkdir(exist_ok=True)
-        self._entries: list[bytes] = []
-        self._kinds: dict[type[Leaf], list[int]] = {}
-        self._tree = Tree()
+        verifier = VerifierKey(name=origin, type=KeyType.ED25519, public=public)
+        (folder / LOG).mkdir(exist_ok=True)
+        super().__init__(folder / LOG, verifier)
         self._dirty = False
-        self.note = ""
         self.cosigned_size = 0  # of the last checkpoint that came back from witnesses
-        self._load()
         if not (self.folder / KEY).exists():
             write_whole(self.folder / KEY, f"{self.verifier.encode()}\n".encode())
         for path in (*batches, self.folder / BATCH):
             if path.exists():
                 self._take(path)
-
-    # -- reading ----------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """Leaves in the log."""
-        return len(self._entries)
-
-    @property
-    def tree(self) -> Tree:
-        """The tree over them; not to be changed."""
-        return self._tree
-
-    def entry(self, index: int) -> bytes:
-        """A leaf's bytes."""
-        return self._entries[index]
-
-    def find(self, kind: type[Leaf], *, since: int = 0, **fields: object) -> list[int]:
-        """Indices, from ``since`` on, of the leaves of ``kind`` whose fields have these values."""
-        indices = []
-        of_kind = self._kinds.get(kind, [])
-        for index in of_kind[bisect_left(of_kind, since) :]:
-            leaf = decode_leaf(self._entries[index]).leaf if fields else None
-            if all(getattr(leaf, name) == value for name, value in fields.items()):
-                indices.append(index)
-        return indices
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -161,12 +173,6 @@ class RunLog:
         self.note, self.cosigned_size = note, self.size
         write_whole(self.folder / CHECKPOINT, note.encode())
 
-    def _add(self, data: bytes) -> None:
-        kind = type(decode_leaf(data).leaf)  # what nobody could read never enters
-        self._kinds.setdefault(kind, []).append(self.size)
-        self._entries.append(data)
-        self._tree.append(leaf_hash(data))
-
     def _write_tiles(self, start: int) -> None:
         for name, first, stop in entry_tiles(start, self.size):
             self._put(name, pack_entries(self._entries[first:stop]))
@@ -179,25 +185,6 @@ class RunLog:
         write_whole(path, data)
 
     # -- recovery ---------------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        path = self.folder / CHECKPOINT
-        if not path.exists():
-            return
-        try:
-            self.note = path.read_text("utf-8")
-            checkpoint = self._verified(self.note)
-            for name, count in tiles_needed(checkpoint.size):
-                entries = parse_entries((self.folder / name).read_bytes())
-                if len(entries) != count:
-                    raise ProofError(f"{name} has {len(entries)} entries", REMEDY)
-                for data in entries:
-                    self._add(data)
-        except (OSError, UnicodeDecodeError, ProofError) as error:
-            cause = error.cause if isinstance(error, ProofError) else type(error).__name__
-            raise ArtefactError(f"{self.folder}: {cause}", REMEDY) from None
-        if (len(self._entries), self._tree.root()) != (checkpoint.size, checkpoint.root):
-            raise ArtefactError(f"{self.folder}: the tiles are not those it signed", REMEDY)
 
     def _take(self, path: Path) -> None:
         """Take in a batch that a killed writer left, whole or partly in the tiles."""
@@ -219,8 +206,21 @@ class RunLog:
         self.note = note
         self.take(path)
 
-    def _verified(self, note: str) -> Checkpoint:
-        return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
+
+def read_published(run: Path) -> Published:
+    """A run's log as its checkpoint covers it now, also while a coordinator writes it.
+
+    Tiles come before their checkpoint and stay. Raises ArtefactError for a log that is damaged or empty.
+    """
+    folder = run / LOG
+    try:
+        verifier = parse_key(read_regular_text(folder / KEY).removesuffix("\n"))
+    except (OSError, UnicodeDecodeError, ProofError):
+        raise ArtefactError(f"{folder / KEY} cannot be read", "name a run folder") from None
+    log = Published(folder, verifier)
+    if not log.size:
+        raise ArtefactError(f"{folder} has no leaf yet", "wait until round 0 is published")
+    return log
 
 
 def open_log(store: RunStore, plan: Plan, key: Ed25519PrivateKey | None = None) -> RunLog:

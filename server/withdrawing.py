@@ -12,8 +12,8 @@ from protocol.secagg.primitives import client_id
 from protocol.transparency.leaf_codec import decode_leaf
 from protocol.transparency.leaves import PlanLeaf, Request, Roster, Withdrawal
 from protocol.transparency.submissions import verify_request
-from protocol.transparency.withdrawal import TELLING, Effect, effect_of, withdrawal_of
-from server.log import RunLog
+from protocol.transparency.withdrawal import TELLING, Effect, effect_of
+from server.leaves import Leaves
 
 if TYPE_CHECKING:
     from server.roster import Roster as Present
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 OTHER = "the request is of another run; give each coordinator the request that is of its run"
 
 
-def withdrawal_leaf(log: RunLog, request: Request, public: bytes) -> bytes:
-    """The leaf of a request that the client's raw key ``public`` signed, with its effect by the log as it is.
+def verify_withdraws(log: Leaves, request: Request, public: bytes) -> None:
+    """A request that the client's raw key ``public`` signed may stand behind the leaves of ``log``.
 
-    Raises ProofError for a false signature, a request of another run, and one that is in the log already.
+    Raises ProofError for a false signature, a request of another run, a client that has withdrawn already.
     """
     verify_request(request, public)
     first = decode_leaf(log.entry(0)).leaf
@@ -41,21 +41,20 @@ def withdrawal_leaf(log: RunLog, request: Request, public: bytes) -> bytes:
         raise ProofError(
             f"{request.client} has withdrawn already: leaf {index}", "nothing is left to do"
         )
-    return log.write(*withdrawal_of(request, effect(log, request.client)))
 
 
-def effect(log: RunLog, client: str) -> Effect:
+def effect(log: Leaves, client: str) -> Effect:
     """What ``client`` (its id in hex) is in, by the whole log."""
     indices = sorted(index for kind in TELLING for index in log.find(kind))
     return effect_of(((index, decode_leaf(log.entry(index))) for index in indices), {client})
 
 
-def withdrawn(log: RunLog) -> dict[str, int]:
+def withdrawn(log: Leaves) -> dict[str, int]:
     """Who has withdrawn (ids in hex), with the leaf that says so."""
     return {leaf.request.client: index for index, leaf in _withdrawals(log)}
 
 
-def without_withdrawn(present: Present, log: RunLog, keys: Mapping[str, bytes]) -> Present:
+def without_withdrawn(present: Present, log: Leaves, keys: Mapping[str, bytes]) -> Present:
     """``present`` without those of ``keys`` (raw, by name) that have withdrawn: they are kept out."""
     leaves = withdrawn(log)
     gone = {
@@ -67,7 +66,7 @@ def without_withdrawn(present: Present, log: RunLog, keys: Mapping[str, bytes]) 
     return replace(present, nodes=nodes, kept_out=present.kept_out | gone)
 
 
-def verify_names_clients(log: RunLog) -> None:
+def verify_names_clients(log: Leaves) -> None:
     """The log says who was in a sum. Raises ProofError."""
     if not log.find(Roster):
         raise ProofError(
@@ -76,7 +75,12 @@ def verify_names_clients(log: RunLog) -> None:
         )
 
 
-def _withdrawals(log: RunLog) -> Iterator[tuple[int, Withdrawal]]:
+def leaf_of(log: Leaves, request: Request) -> int | None:
+    """Where this very request stands in the log."""
+    return next((index for index, leaf in _withdrawals(log) if leaf.request == request), None)
+
+
+def _withdrawals(log: Leaves) -> Iterator[tuple[int, Withdrawal]]:
     for index in log.find(Withdrawal):
         leaf = decode_leaf(log.entry(index)).leaf
         assert isinstance(leaf, Withdrawal)

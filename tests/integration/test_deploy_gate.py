@@ -16,7 +16,6 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import verify_evidence
-from delivery.gate import Audited
 from delivery.repository import Repository
 from fedge.main import cli
 from protocol.errors import ArtefactError, DeliveryError, PlanError
@@ -24,6 +23,7 @@ from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
+from tests.adversaries.forger import Forger
 from tests.delivery_world import refused
 from tests.gate_world import ROUND, SETTINGS, Publisher, fedge
 from tests.unit.audit.withdrawing import withdraw
@@ -58,7 +58,7 @@ def test_a_run_becomes_a_release_with_evidence_and_is_promoted(
         verify_evidence(evidence.read_bytes(), set(), repository.public_keys("canary"))
     with pytest.raises(ArtefactError, match="not signed"):
         verify_evidence(evidence.read_bytes(), files, [b"\x01" * 32])
-    fedge("promote", "tiny-r0001", "--repo", publisher.repo, *keys)
+    fedge("promote", "tiny-r0001", "--repo", publisher.repo, *keys, "--run", publisher.run)
     capsys.readouterr()
     fedge("status", publisher.repo, "--json")
     rows = json.loads(capsys.readouterr().out)["releases"]
@@ -243,9 +243,23 @@ def test_a_run_that_goes_on_is_published_beside_the_runs_before(
             publisher.publish(*saved, run=more)
     with pytest.raises(DeliveryError, match="--before RUN"):
         publisher.publish(run=more)
-    with pytest.raises(PlanError, match="an audit made now"):
-        publisher.publish(*saved, *before, run=more)
-    publisher.publish(*before, run=more)
+    saved[1].write_text(json.dumps(own))
+    with refused("gate.withdrawals"):  # the report does not say what was logged since
+        publisher.publish(*saved, run=more)
+    first = shutil.copytree(publisher.run, tmp_path / "first")
+    used = json.loads((first / "rounds/0002/record.json").read_text())["used"]
+    withdraw(first, key_of(publisher.run, used[0]))
+    for audited in (saved, []):
+        with pytest.raises(DeliveryError, match="holds updates of") as error:
+            publisher.publish(*audited, "--before", first, run=more)
+        assert error.value.code == "gate.withdrawals"
+    publisher.publish(*saved, *before, run=more)
+    promote = ["promote", "more-r0001", "--repo", publisher.repo, "--keys", publisher.keys]
+    with pytest.raises(DeliveryError, match="--before RUN"):
+        fedge(*promote, "--run", more)
+    with pytest.raises(DeliveryError, match="holds updates of"):
+        fedge(*promote, "--run", more, "--before", first)
+    fedge(*promote, "--run", more, *before)
 
 
 def test_what_holds_an_update_of_a_site_that_withdrew_is_published_only_in_spite_of_it(
@@ -255,30 +269,61 @@ def test_what_holds_an_update_of_a_site_that_withdrew_is_published_only_in_spite
     used = json.loads((copied / "rounds/0002/record.json").read_text())["used"]
     report = tmp_path / "audit.json"
     report.write_text(json.dumps(audit(Folder(copied), Trust()).to_dict()))
-    secret = (run / f"clients/{used[0]}.key").read_text().strip()
-    withdraw(copied, Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret)))
+    withdraw(copied, key_of(run, used[0]))
     with pytest.raises(DeliveryError, match="holds updates of") as error:
         publisher.publish(run=copied)
     assert error.value.code == "gate.withdrawals"
     (evidence,) = publisher.refused_evidence()
     assert {check["name"]: check["passed"] for check in evidence["checks"]}["withdrawals"] is False
-    with pytest.raises(DeliveryError, match="withdrew after the"):
+    with pytest.raises(DeliveryError, match="holds updates of"):  # also of an audit from before
         publisher.publish("--audit", report, run=copied)
     publisher.publish("--despite-withdrawal", run=copied)
     statement = (publisher.repo / "evidence/tiny-r0001.canary.json").read_text()
     assert "in spite of it" in base64.b64decode(json.loads(statement)["payload"]).decode()
 
 
-def test_a_withdrawal_of_a_run_before_counts_from_the_adapter_that_was_taken() -> None:
-    def audited(**fields: object) -> Audited:
-        same = {"verdict": "ok", "size": 9, "root": "", "rounds": [], "privacy": None, "faults": []}
-        return Audited.model_validate({"origin": "second", "from_round": 3} | same | fields)
+def test_what_a_site_has_withdrawn_from_since_is_promoted_only_in_spite_of_it(
+    publisher: Publisher, run: Path, copied: Path, tmp_path: Path
+) -> None:
+    """By the log of the very run that the release is of, whoever names another."""
+    publisher.publish(run=copied)
+    promote = ["promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys]
+    for where, why in (
+        ([], "--run"),
+        (["--run", tmp_path / "nowhere"], "is no folder"),
+        (
+            ["--run", other_log(copied, tmp_path / "other")],
+            "not the one that the release's passport",
+        ),
+    ):
+        with pytest.raises(DeliveryError, match=why) as error:
+            fedge(*promote, *where)
+        assert error.value.code == "gate.withdrawals"
+        assert str(tmp_path) not in str(error.value)
+    fedge(*promote, "--rollout", 1, "--run", copied)  # nobody has withdrawn yet
+    used = json.loads((copied / "rounds/0002/record.json").read_text())["used"]
+    withdraw(copied, key_of(run, used[0]))
+    with pytest.raises(DeliveryError, match="holds updates of"):
+        fedge(*promote, "--run", copied)
+    fedge(*promote, "--rollout", 10, "--run", copied, "--despite-withdrawal")
+    assert "holds updates of" in stable_evidence(publisher)
+    fedge(*promote, "--despite-withdrawal")
+    assert "nobody has looked" in stable_evidence(publisher)
 
-    gone = [{"leaf": 7, "client": "ward", "first": 2}]
-    for first, touched in ((2, ["ward (leaf 7 of first)"]), (4, []), (None, [])):
-        withdrawals = [gone[0] | {"first": first}]
-        before = audited(origin="first", from_round=0, withdrawals=withdrawals)
-        report = audited(withdrawals=[], before=before.model_dump())
-        assert list(report.touching(0)) == touched
-        assert list(before.touching(3)) == touched
-    assert list(audited(withdrawals=gone).touching(1)) == []
+
+def stable_evidence(publisher: Publisher) -> str:
+    statement = (publisher.repo / "evidence/tiny-r0001.stable.json").read_text()
+    return base64.b64decode(json.loads(statement)["payload"]).decode()
+
+
+def other_log(run: Path, folder: Path) -> Path:
+    """The same run with another history of its log, signed by the same key."""
+    shutil.copytree(run, folder)
+    forger = Forger(folder)
+    forger.edit(forger.at("eval"), lambda leaf: leaf.update(rows=leaf["rows"] + 1))
+    return forger.sign()
+
+
+def key_of(run: Path, name: str) -> Ed25519PrivateKey:
+    secret = (run / f"clients/{name}.key").read_text().strip()
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret))

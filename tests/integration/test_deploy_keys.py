@@ -45,15 +45,16 @@ def test_what_failed_on_a_device_is_not_promoted(publisher: Publisher, tmp_path:
     reports = ["--reports", tmp_path / "reports"]
     (tmp_path / "reports/cut.json").write_text("{")  # it might have been the one that says so
     promote = ["promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys]
+    promote += ["--run", publisher.run]
     with pytest.raises(DeliveryError, match=r"gate\.devices: .*cut\.json"):
         fedge(*promote, *reports)
     with refused("reports.missing"):
         fedge(*promote, "--reports", tmp_path / "reprots")
     with refused("gate.devices"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys, *reports)
+        fedge(*promote, *reports)
     shutil.rmtree(publisher.repo / "evidence")
     with refused("gate.canary"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", publisher.keys)
+        fedge(*promote)
 
 
 def test_a_gate_with_a_new_key_checks_again_what_it_has_published(
@@ -69,9 +70,9 @@ def test_a_gate_with_a_new_key_checks_again_what_it_has_published(
         (publisher.keys / f"{name}.key").unlink()
     both = [*keys, "--keys", new]
     with refused("gate.canary"):
-        fedge("promote", "tiny-r0001", *repo, *both)
+        fedge("promote", "tiny-r0001", *repo, *both, "--run", publisher.run)
     publisher.publish("--keys", new)
-    fedge("promote", "tiny-r0001", *repo, *both)
+    fedge("promote", "tiny-r0001", *repo, *both, "--run", publisher.run)
     offers = read_current(Repository(publisher.repo), "stable", "tiny").releases
     assert [offer.seq for offer in offers] == [1]
 
@@ -87,8 +88,9 @@ def test_keys_are_kept_apart(publisher: Publisher, tmp_path: Path) -> None:
     few.mkdir()
     for name in ("gate", "snapshot", "timestamp"):
         shutil.copy(publisher.keys / f"{name}.key", few)
+    promote = ["promote", "tiny-r0001", "--repo", publisher.repo, "--run", publisher.run]
     with refused("keys.missing"):
-        fedge("promote", "tiny-r0001", "--repo", publisher.repo, "--keys", few)
+        fedge(*promote, "--keys", few)
     os.chmod(few / "gate.key", 0o640)
     with refused("keys.open"):
         fedge("refresh", publisher.repo, "--keys", few)

@@ -42,4 +42,5 @@ ELSEWHERE = {
     "fedge.metrics:read_run": "plan_from_text, server.history:read_history",
     "server.starting:read_beginning": "plan_from_text, decode_checkpoint, parse_json",
     "server.log:read_log_key": "a key of this machine's own",
+    "server.log:read_published": "the log of a folder of one's own: parse_key, verify_note, parse_entries",
 }

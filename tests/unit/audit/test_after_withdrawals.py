@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from audit.commands import app as auditing
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import load_run
 from fedge.plans import app as plans
-from protocol.errors import ArtefactError, PlanError, RoundError
+from protocol.errors import ArtefactError, PlanError, ProofError, RoundError
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.submissions import encode_request, parse_request
 from server.commands import app as log_app
@@ -127,6 +130,39 @@ def test_runs_that_descend_from_the_site_are_named(world: World, tmp_path: Path)
     assert "name that run too" in alone
     verified = invoked(auditing, "verify", second, "--before", world.run).output
     assert f"which holds updates of {world.id_of(site)}, who withdrew there" in verified
+    third = run_of(continued(tmp_path, second), world, tmp_path / "third", second)
+    both = ["--before", second, "--before", world.run]
+    verified = invoked(auditing, "verify", third, *both).output  # from a run before the run before
+    assert f"which holds updates of {world.id_of(site)}, who withdrew there" in verified
+
+
+def test_a_plan_that_goes_on_says_who_withdrew_from_a_run_before(
+    world: World, tmp_path: Path
+) -> None:
+    """The run that it goes on from was agreed on before the site withdrew."""
+    plan = continued(tmp_path, world.run)
+    second = run_of(plan, world, tmp_path / "second", world.run)
+    out = tmp_path / "more.toml"
+
+    def warnings(*more: object, run: Path = second) -> list[str]:
+        out.unlink(missing_ok=True)
+        asked = [run, "--rounds", 2, "--out", out, "--json", *more]
+        findings = json.loads(invoked(plans, "continue", *asked).output)["findings"]
+        return [each["cause"] for each in findings if each["field"] == "start"]
+
+    assert warnings("--before", world.run) == []
+    assert ["1 of the runs before" in each for each in warnings()] == [True]
+    site = world.site_first_in(2)
+    leaf = withdraw(world.run, world.sites.keys[site])
+    (said,) = warnings("--before", world.run)
+    origin = load_run(Folder(world.run), Trust()).copy.checkpoint.origin
+    gone = f"holds updates of {world.id_of(site)}, who withdrew (leaf {leaf})"
+    assert said == f"round 3 of {origin}, which this comes from, {gone}"
+    with pytest.raises(ProofError, match="is not the run that"):
+        warnings("--before", second)
+    with pytest.raises(PlanError, match="who withdrew"):
+        warnings(run=world.run)
+    assert warnings("--despite-withdrawal", run=world.run) == [said]
 
 
 def test_from_round_0_everybody_begins_anew(world: World, tmp_path: Path) -> None:

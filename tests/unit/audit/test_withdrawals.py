@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from protocol.transparency.note import KeyType, VerifierKey
 from protocol.transparency.submissions import encode_request, sign_request
 from protocol.transparency.withdrawal import takes_part
 from server.commands import app as log_app
+from server.inbox import leave_request
 from server.store import RunStore
 from tests.adversaries.forger import Forger, linked
 from tests.interop.verifier.run import verify_run
@@ -38,6 +40,7 @@ from tests.unit.audit.withdrawing import (
     record,
     request_of,
     requested,
+    signed_anew,
     stopped_after,
     withdraw,
 )
@@ -183,6 +186,46 @@ def test_a_request_waits_for_a_coordinator_that_is_at_the_run(world: World, tmp_
     assert [one.leaf.request.client for one in run.log.withdrawals] == [world.id_of(site)]
     assert f"site-{site}" not in record(world.run, 4)["expected"]
     assert list((world.run / "log/inbox").iterdir()) == []
+    assert audited(world.run) == []
+
+
+def test_what_waits_for_a_coordinator_was_verified_and_replaces_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    key = world.sites.keys[site := world.site_first_in(3)]
+    gone = world.sites.keys[world.site_first_in(1)]
+    good, over = request_of(world.run, key), request_of(world.run, gone)
+    withdraw(world.run, gone)
+    stranger = Sites(world.plan, small_manifest(), tmp_path / "others", 1)
+    unknown = request_of(world.run, stranger.keys[0])
+    request, inbox = tmp_path / "request", world.run / "log/inbox"
+    store = RunStore(world.run)
+    for bad, why in (
+        (good.model_copy(update={"signature": unknown.signature}), "did not sign"),
+        (sign_request(origin=good.origin, sid="0" * 64, key=key), "another run of this log's name"),
+        (unknown, "in no roster"),
+        (over, "has withdrawn already"),
+        (signed_anew(over, gone), "has withdrawn already"),
+    ):
+        with pytest.raises(ProofError, match=why):
+            leave_request(encode_request(bad), world.run)
+    request.write_bytes(encode_request(over))
+    with pytest.raises(ProofError, match="has withdrawn already"):  # as the command says it
+        invoked(log_app, "withdraw", world.run, request)
+    assert not inbox.exists()
+    valid = [encode_request(good), encode_request(signed_anew(good, key))]
+    for data in (*valid, valid[0]):
+        assert leave_request(data, world.run).read_bytes() == data
+    names = {f"{hashlib.sha256(data).hexdigest()}.json" for data in valid}
+    assert {path.name for path in inbox.iterdir()} == names
+    store.close()
+    tended = json.loads(invoked(log_app, "tend", world.run, "--json").output)
+    assert {*tended["logged"], *tended["refused"]} == names
+    assert len(tended["logged"]) == 1
+    clients = [
+        one.leaf.request.client for one in load_run(Folder(world.run), Trust()).log.withdrawals
+    ]
+    assert clients[1:] == [world.id_of(site)]
     assert audited(world.run) == []
 
 

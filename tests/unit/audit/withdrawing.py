@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,18 @@ from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
 from client.commands import app as client_app
+from protocol.encoding import canonical_json
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.contexts import session_id
-from protocol.secagg.primitives import client_id
+from protocol.secagg.primitives import client_id, tagged
 from protocol.transparency.leaves import Request
 from protocol.transparency.submissions import encode_request, sign_request
 from server.inbox import request_leaf
 from server.log import open_log
 from server.store import RunStore
 from tests.unit.audit.runs import Sites, make_run
+
+ORDER = 2**252 + 27742317777372353535851937790883648493  # of Ed25519's base point
 
 
 class Stopped(Exception):
@@ -57,6 +61,25 @@ def request_of(run: Path, key: Ed25519PrivateKey) -> Request:
         return sign_request(origin=log.origin, sid=sid, key=key)
     finally:
         store.close()
+
+
+def signed_anew(request: Request, key: Ed25519PrivateKey) -> Request:
+    """The same by another signature of the same key: RFC 8032 derives the nonce, nothing checks that it was.
+
+    The nonce is another key's secret scalar, so its point is that key's public one.
+    """
+    nonce = Ed25519PrivateKey.generate()
+    body = request.model_dump(mode="json", exclude={"signature"})
+    message = tagged("withdrawal", canonical_json(body))
+    point, public = nonce.public_key().public_bytes_raw(), key.public_key().public_bytes_raw()
+    challenge = int.from_bytes(hashlib.sha512(point + public + message).digest(), "little")
+    response = (_scalar(nonce) + challenge * _scalar(key)) % ORDER
+    return request.model_copy(update={"signature": (point + response.to_bytes(32, "little")).hex()})
+
+
+def _scalar(key: Ed25519PrivateKey) -> int:
+    head = int.from_bytes(hashlib.sha512(key.private_bytes_raw()).digest()[:32], "little")
+    return head & ~7 & (1 << 254) - 1 | 1 << 254
 
 
 def withdraw(run: Path, key: Ed25519PrivateKey) -> int:

@@ -69,7 +69,7 @@ def test_a_complaint_carries_the_receipt(site: Site, tmp_path: Path) -> None:
 
 def test_what_is_no_complaint_is_refused(site: Site, tmp_path: Path) -> None:
     assert "no receipt of attempt 9" in site.complain("--seq", 9)[2]
-    assert "no receipt" in site.complain("--seq", 1, "--run", "another")[2]
+    assert "no run fits" in site.complain("--seq", 1, "--run", "another")[2]
     assert "one line" in site.complain("--seq", 1, "--about", "x" * 501)[2]
     assert "cannot be written" in site.complain("--seq", 1, "--out", tmp_path / "a" / "b")[2]
     site.key.write_text("11" * 32)

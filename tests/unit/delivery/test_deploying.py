@@ -13,10 +13,7 @@ from delivery.publish_command import _bounds, _round
 from protocol.errors import ArtefactError, PlanError
 from protocol.peft_format import PASSPORT_FILE
 
-REPORT = {"verdict": "ok", "origin": "o", "size": 1, "root": "r", "rounds": [], "faults": []} | {
-    "withdrawals": [],
-    "from_round": 0,
-}
+REPORT = {"verdict": "ok", "origin": "o", "size": 1, "root": "r", "rounds": [], "faults": []}
 
 
 def test_folders_beside_the_rounds_are_no_rounds(tmp_path: Path) -> None:
@@ -49,10 +46,12 @@ def test_every_run_that_a_plan_goes_on_from_is_audited(known: int, passes: bool)
         found = found | {"before": found}
     start = SimpleNamespace(plans=["1" * 64, "2" * 64], origin="fedge/first/1")
     tree = SimpleNamespace(root=lambda size: SimpleNamespace(hex=lambda: "r"))
+    copy = SimpleNamespace(checkpoint=SimpleNamespace(origin="o", size=1), tree=tree)
     case: Any = SimpleNamespace(
         plan=SimpleNamespace(start=start),
         audited=lambda: Audited.model_validate(found),
-        copy=SimpleNamespace(checkpoint=SimpleNamespace(origin="o"), tree=tree, entries=[b""]),
+        line=lambda: [SimpleNamespace(copy=copy)],
+        copy=copy,
         leaf=SimpleNamespace(adapter=0),
         note=SimpleNamespace(round=0),
     )

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
 from protocol.transparency.leaf_codec import encode_message, encode_statement
-from protocol.transparency.leaves import Abort, Audit, Complaint, Pad
-from protocol.transparency.submissions import sign_complaint
-from server.inbox import INBOX, REFUSED, take_in
+from protocol.transparency.leaves import Abort, Audit, Complaint, Pad, Request, Withdrawal
+from protocol.transparency.submissions import (
+    encode_request,
+    sign_complaint,
+    sign_request,
+    verify_request,
+)
+from server.inbox import INBOX, REFUSED, Taken, take_in
 from server.log import KEY, RunLog, open_log
 from server.store import RunStore
 from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.withdrawing import audited, signed_anew
 from tests.unit.fedge.test_command_line import fedge
 
 AUDITOR, STRANGER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -55,6 +66,10 @@ class Desk:
     def complaint(self, key: Ed25519PrivateKey, about: str = "left out") -> Complaint:
         one = client_id(key.public_key().public_bytes_raw())
         return sign_complaint(client=one, about=about, receipt="", key=key)
+
+    def request(self, key: Ed25519PrivateKey) -> Request:
+        sid = session_id(self.sites.plan.digest, self.store.run_id).hex()
+        return sign_request(origin=self.log.origin, sid=sid, key=key)
 
 
 @pytest.fixture
@@ -115,6 +130,91 @@ def test_what_cannot_be_used_is_put_aside_with_the_reason(desk: Desk, tmp_path: 
     assert secret.read_text() == "secret"
     assert desk.log.size == size + 1
     assert list(desk.inbox.iterdir()) == []
+
+
+def test_what_was_put_aside_is_not_replaced(desk: Desk) -> None:
+    for data in (b"", b"{}", b"[]"):
+        desk.put("a.json", data)
+        take_in(desk.log, desk.store)
+    kept = {path.name: path.read_bytes() for path in desk.refused.glob("*.json")}
+    assert kept == {"a.json": b"", "a.2.json": b"{}", "a.3.json": b"[]"}
+    whys = [desk.why(name) for name in ("a.json", "a.2.json", "a.3.json")]
+    assert all(whys)
+    assert whys[0] != whys[1]
+
+
+# -- several at once ----------------------------------------------------------------------------------
+
+
+def test_a_client_that_signs_two_requests_withdraws_once(desk: Desk) -> None:
+    request = desk.request(key := desk.sites.keys[0])
+    again = signed_anew(request, key)
+    verify_request(again, key.public_key().public_bytes_raw())
+    desk.put("a.json", encode_request(request))
+    desk.put("b.json", encode_request(again))
+    desk.put("c.json", encode_request(request))  # the very same: it is logged already
+    taken = take_in(desk.log, desk.store)
+    assert (taken.logged, taken.refused) == (("a.json", "c.json"), ("b.json",))
+    (index,) = desk.log.find(Withdrawal)
+    assert desk.why("b.json") == f"{request.client} has withdrawn already: leaf {index}\n"
+    assert audited(desk.run) == []
+    desk.put("d.json", encode_request(request))  # not removed when the coordinator was killed
+    assert take_in(desk.log, desk.store) == Taken(logged=("d.json",))
+    assert desk.log.find(Withdrawal) == [index]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sites, dict[str, bytes]]:
+    """A run, not to be changed, and submissions to it: of one kind and client, the same and other bytes."""
+    desk = Desk(tmp_path_factory.mktemp("finished"))
+    one, two = desk.sites.keys[0], desk.sites.keys[1]
+    request = desk.request(one)
+    forged = request.model_copy(update={"signature": desk.request(STRANGER).signature})
+    made = {
+        "verdict": desk.verdict(),
+        "verdict of more": desk.verdict(size=desk.log.size + 1),
+        "complaint": encode_message(desk.complaint(one)),
+        "complaint and newline": encode_message(desk.complaint(one)) + b"\n",
+        "another complaint": encode_message(desk.complaint(one, "again")),
+        "a stranger's complaint": encode_message(desk.complaint(STRANGER)),
+        "request": encode_request(request),
+        "request without newline": encode_request(request).removesuffix(b"\n"),
+        "request signed anew": encode_request(signed_anew(request, one)),
+        "request signed anew again": encode_request(signed_anew(request, one)),
+        "forged request": encode_request(forged),
+        "request of another": encode_request(desk.request(two)),
+        "pad": desk.log.write(Pad(), {"plan": "0" * 64}),
+        "nothing": b"",
+    }
+    desk.store.close()
+    return desk.run, desk.sites, made
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_a_batch_is_judged_as_if_one_came_after_the_other(
+    data: st.DataObject, finished: tuple[Path, Sites, dict[str, bytes]]
+) -> None:
+    run, sites, made = finished
+    drawn = data.draw(st.lists(st.sampled_from(sorted(made)), max_size=9))
+    files = [(f"{at}.json", made[name]) for at, name in enumerate(drawn)]
+    ends = []
+    for batches in ([files], [[each] for each in files]):
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / "run"
+            shutil.copytree(run, copy)
+            store = RunStore(copy)
+            log = open_log(store, sites.plan)
+            logged: list[str] = []
+            for batch in batches:
+                for name, content in batch:
+                    (copy / "log" / INBOX / name).write_bytes(content)
+                logged += take_in(log, store).logged
+            store.close()
+            whys = {path.name: path.read_text() for path in copy.glob("log/refused/*.why")}
+            ends.append((logged, whys, [log.entry(at) for at in range(log.size)]))
+            assert audited(copy) == []
+    assert ends[0] == ends[1]
 
 
 def test_a_folder_that_cannot_be_used_stops_nothing(desk: Desk) -> None:
