@@ -1,0 +1,189 @@
+"""Every method beside full fine-tuning: quality, bytes, processor time and memory, three seeds, one table a data set.
+
+    python benchmarks/methods.py [--data trec sst2] [--methods lora bias full] [--seeds 0 1 2] [--out runs/methods] [--json]
+
+A cell is a run of `fedge simulate DATA` in a process of its own, federated in secret and pooled, or of
+`benchmarks/full_tuning.py` on the rows of that data's first run. A finished cell is not run again, so the command can be
+stopped and repeated. Processor time and peak memory are the whole process's: federated, pooled and measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cells import ONE_THREAD, ROOT
+
+FULL = "full"
+# Settings of the plan; rates were not searched: few numbers, or such as scale others, take larger steps.
+METHODS: dict[str, dict[str, str]] = {
+    "lora": {},
+    "lora-sb": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
+    "vera": {"adapter.rank": "64", "local.learning_rate": "1e-2"},
+    "adalora": {"adapter.target_rank": "4"},
+    "loha": {"adapter.rank": "4", "adapter.alpha": "8.0"},
+    "ia3": {"local.learning_rate": "1e-2"},
+    "bias": {"local.learning_rate": "1e-2"},
+    "norm": {"local.learning_rate": "1e-2"},
+    "bottleneck": {"adapter.width": "16"},
+    "prompt": {"adapter.tokens": "10", "local.learning_rate": "1e-2"},
+    "head": {},
+}
+Cell = dict[str, Any]
+
+
+def measured(command: Sequence[str]) -> tuple[str, float, int]:
+    """Output, processor seconds and peak bytes of a process."""
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    said = child.stdout.read()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {child.returncode}: {said[-600:]}")
+    return said, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+def trained_numbers(run: Path, base: Path) -> int:
+    """Numbers that some round of the run trains."""
+    from base_model.verify import read_manifest
+    from protocol.plan import plan_from_text
+    from protocol.recipe import Recipe
+
+    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
+    recipe = Recipe(plan=plan, manifest=read_manifest(base))
+    return recipe.layout.only(recipe.rule.trained(recipe.method)).size
+
+
+def method_cell(data: str, method: str, seed: int, out: Path) -> Cell:
+    """Federated and pooled under a method."""
+    folder = out / f"{data}-{method}-{seed}"
+    command = [sys.executable, "-m", "fedge", "simulate", data, "--out", str(folder), "--json"]
+    settings = {"adapter.method": method, "seed": str(seed), **METHODS[method]}
+    for key, value in settings.items():
+        command += ["--set", f"plan.{key}={value}"]
+    if folder.exists():
+        command.append("--resume")
+    said, seconds, peak = measured(command)
+    summary = json.loads(said)
+    return {
+        "federated": summary["accuracy_federated"],
+        "pooled": summary["accuracy_pooled"],
+        "numbers": trained_numbers(folder, Path(summary["base"])),
+        "bytes": summary["upload_bytes_per_client_round"],
+        "cpu_seconds": seconds,
+        "peak_bytes": peak,
+        "audit": summary["audit"],
+    }
+
+
+def full_cell(data: str, seed: int, out: Path) -> Cell:
+    """All weights, on the same devices' rows."""
+    run = out / f"{data}-lora-{seed}"
+    command = [sys.executable, str(ROOT / "benchmarks" / "full_tuning.py"), str(run)]
+    pooled, seconds, peak = measured(command)
+    federated, more, _ = measured([*command, "--federated"])
+    cell = json.loads(pooled)
+    return {
+        "federated": json.loads(federated)["accuracy"],
+        "pooled": cell["accuracy"],
+        "numbers": cell["numbers"],
+        "bytes": 4 * cell["numbers"],
+        "cpu_seconds": seconds + more,
+        "peak_bytes": peak,
+        "audit": None,
+    }
+
+
+def kept(path: Path, make: Callable[[], Cell]) -> Cell:
+    """A cell from its file, or made and written there."""
+    if not path.exists():
+        cell = make()
+        path.write_text(json.dumps(cell, indent=1) + "\n")
+        print(f"done: {path.stem}", file=sys.stderr, flush=True)
+    return dict(json.loads(path.read_text()))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def row(method: str, cells: Sequence[Cell], lora: Sequence[Cell]) -> str:
+    """A line of the table; time and memory are over LoRA's, both in this run."""
+
+    def mean(key: str, of: Sequence[Cell] = cells) -> float:
+        return statistics.mean(cell[key] for cell in of)
+
+    ratios = [mean(key) / mean(key, lora) for key in ("cpu_seconds", "peak_bytes")]
+    return (
+        f"| `{method}` | {spread([c['federated'] for c in cells])} | {spread([c['pooled'] for c in cells])} "
+        f"| {mean('numbers'):,.0f} | {mean('bytes'):,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"
+    )
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", nargs="+", default=["trec", "sst2"])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, FULL])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "methods")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    out: Path = arguments.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    methods = ["lora", *(name for name in arguments.methods if name != "lora")]
+    everything: dict[str, dict[str, list[Cell]]] = {}
+    for data in arguments.data:
+        with ThreadPoolExecutor(2) as pool:
+            jobs = {}
+            for method in methods:
+                for seed in arguments.seeds:
+                    make = (
+                        partial(full_cell, data, seed, out)
+                        if method == FULL
+                        else partial(method_cell, data, method, seed, out)
+                    )
+                    path = out / f"{data}-{method}-{seed}.json"
+                    jobs[method, seed] = pool.submit(kept, path, make)
+                if method == "lora":  # whose runs have the base, and the rows of the full one
+                    for seed in arguments.seeds:
+                        jobs[method, seed].result()
+            everything[data] = {
+                method: [jobs[method, seed].result() for seed in arguments.seeds]
+                for method in methods
+            }
+    (out / "table.json").write_text(json.dumps(everything, indent=1) + "\n")
+    if arguments.json:
+        print(json.dumps(everything))
+        return
+    for data, table in everything.items():
+        print(f"\n{data}, seeds {arguments.seeds}")
+        print(
+            "| method | federated | pooled | trained numbers | bytes up a round | CPU / LoRA's | peak / LoRA's |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        for method in methods:
+            print(row(method, table[method], table["lora"]))
+
+
+if __name__ == "__main__":
+    main()
