@@ -84,9 +84,3 @@ def clip(gradient: Vector, *, most: float) -> None:
     factor = most / (norm + TINY)
     if not factor >= 1:  # also NaN, which then is everywhere
         gradient *= np.float32(factor)
-
-
-def add_proximal(gradient: Vector, weights: Vector, start: Vector, *, mu: float) -> None:
-    """Add the gradient of FedProx's ``mu / 2 * |w - w0|^2`` (arXiv 1812.06127), in place."""
-    if mu > 0:
-        gradient += np.float32(mu) * (weights - start)

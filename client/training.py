@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from client.batches import Encoded, by_length, collate, micro_batches, training_batches
 from client.engine.interface import Engine, Values
-from client.optimizers import add_proximal, clip, optimizer_for
+from client.optimizers import clip, optimizer_for
+from client.terms import Terms
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
 from protocol.plan_sections import Local
+from protocol.recipe import Recipe
 from protocol.rules import Parts
 
 EVALUATION_BATCH = 64
@@ -32,8 +34,8 @@ class Trained:
     """What a training run reports.
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
-    epoch's mean loss (without FedProx's term) of a row, or of a token where tokens count, so that
-    ``loss_sum / examples`` is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
+    epoch's mean loss (without the terms of ``client.terms``) of a row, or of a token where tokens
+    count, so that ``loss_sum / examples`` is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
     ``tensors``: the adapter after them.
     """
 
@@ -53,18 +55,20 @@ def train(
     parts: Parts,
     seed: int,
     epochs: float | None = None,
+    recipe: Recipe | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train the tensors of ``parts`` from ``start``, which is left as it is.
 
-    ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both.
+    ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both. ``recipe``
+    says what steps hang on beside ``local``; without one the tensors are a device's slots, of no plan.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
     longer finite.
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _Step(engine, start, local, parts)
+        step = _Step(engine, start, local, parts, recipe)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -107,13 +111,15 @@ def _mean(total: float, counted: int) -> float:
 class _Step:
     """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(self, engine: Engine, start: Values, local: Local, parts: Parts) -> None:
+    def __init__(
+        self, engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None
+    ) -> None:
         self._engine, self._local, self._parts = engine, local, parts
         self._layout = engine.layout.only(parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
-        self._start = self._weights.copy()
+        self._terms = Terms(self._layout, local, self._weights.copy(), recipe)
         self._optimizer = optimizer_for(self._layout, local)
         self.tensors = {
             name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
@@ -128,8 +134,7 @@ class _Step:
             gradient += self._layout.flatten(parts)
             total += loss
         gradient /= np.float32(rows.counted[index].sum())
-        mu = self._local.proximal_mu
-        add_proximal(gradient, self._weights, self._start, mu=mu)
+        self._terms.add(gradient, self._weights)
         clip(gradient, most=self._local.clip_norm)
         self._optimizer.step(self._weights, gradient)
         return total

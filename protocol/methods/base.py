@@ -26,15 +26,16 @@ Dimensions = tuple[str | None, ...]
 Free = Mapping[str, Dimensions]  # by part
 
 
+def rank_axis(dimensions: Dimensions) -> int | None:
+    """Along which dimension a matrix of a part has the rank, where it is one alone."""
+    matrix = len(dimensions) == 2 and dimensions.count("rank") == 1
+    return dimensions.index("rank") if matrix else None
+
+
 class Settings(Section):
     """The keys of ``[adapter]``."""
 
     method: str
-
-    @property
-    def unsaid(self) -> set[str]:
-        """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
-        return set()
 
 
 S = TypeVar("S", bound=Settings)
