@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from client.batches import Encoded, by_length, collate, micro_batches, training_batches
 from client.engine.interface import Engine, Values
-from client.optimizers import clip, optimizer_for
+from client.optimizers import ByRank, clip, optimizer_for
+from client.ranks import Ranks
 from client.terms import Terms
+from protocol.encoding import seed_from
 from protocol.errors import UpdateError
-from protocol.layout import Tensors
+from protocol.layout import Tensors, Vector
 from protocol.plan_sections import Local
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -68,7 +70,7 @@ def train(
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _Step(engine, start, local, parts, recipe)
+        step = _step(engine, start, local, parts, recipe, seed)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -126,18 +128,64 @@ class _Step:
         } | self._layout.views(self._weights)
 
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
-        gradient, total = np.zeros_like(self._weights), 0.0
-        most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
-        most = min(most, self._engine.most or most)
-        for piece in micro_batches(rows.lengths[index], index, most=most):
-            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
-            gradient += self._layout.flatten(parts)
-            total += loss
-        gradient /= np.float32(rows.counted[index].sum())
+        gradient, total = self._gradient(self.tensors, rows, index)
         self._terms.add(gradient, self._weights)
         clip(gradient, most=self._local.clip_norm)
         self._optimizer.step(self._weights, gradient)
         return total
+
+    def _gradient(
+        self, tensors: Values, rows: Encoded, index: npt.NDArray[np.int64]
+    ) -> tuple[Vector, float]:
+        """The mean gradient at ``tensors``, and the summed loss."""
+        gradient, total = np.zeros_like(self._weights), 0.0
+        most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
+        most = min(most, self._engine.most or most)
+        for piece in micro_batches(rows.lengths[index], index, most=most):
+            loss, parts = self._engine.gradients(tensors, collate(rows, piece), self._parts)
+            gradient += self._layout.flatten(parts)
+            total += loss
+        gradient /= np.float32(rows.counted[index].sum())
+        return gradient, total
+
+
+class _FirstRanks(_Step):
+    """The same of an adapter's first ranks, as many as are drawn for a step: as if there were no others."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        start: Values,
+        local: Local,
+        parts: Parts,
+        recipe: Recipe,
+        drawn: Iterator[int],
+    ) -> None:
+        super().__init__(engine, start, local, parts, recipe)
+        self._drawn, self._ranks = drawn, Ranks(engine.layout, recipe)
+        self._by_rank = ByRank(self._ranks.of(self._layout), self._layout, local)
+
+    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+        used = next(self._drawn)
+        tensors = self._ranks.first(self.tensors, used)
+        gradient, total = self._gradient(tensors, rows, index)
+        cut = self._layout.flatten({spec.name: tensors[spec.name] for spec in self._layout.specs})
+        self._terms.add(gradient, cut)
+        gradient[self._by_rank.left_out(used)] = 0  # of a pull: the centre is elsewhere
+        clip(gradient, most=self._local.clip_norm)
+        self._by_rank.step(self._weights, gradient, used)
+        return total
+
+
+def _step(
+    engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None, seed: int
+) -> _Step:
+    if recipe is not None:
+        generator = np.random.default_rng(seed_from("ranks", seed))
+        drawn = recipe.method.ranks_used(recipe.plan.adapter, generator)
+        if drawn is not None:
+            return _FirstRanks(engine, start, local, parts, recipe, drawn)
+    return _Step(engine, start, local, parts, recipe)
 
 
 def predict(

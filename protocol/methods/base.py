@@ -120,6 +120,13 @@ class Method(ABC, Generic[S]):
         """Tensors of ``specs`` that are published as ``published``."""
         return published | {s.name: _identity(s.shape) for s in specs if s.part in self.folded}
 
+    def ranks_used(self, settings: S, generator: np.random.Generator) -> Iterator[int] | None:
+        """Of every step how many first places of dimensions of the rank it uses; None: all. (P-4.3)
+
+        It is asked for once a round and client; what a step leaves out stays as it is.
+        """
+        return None
+
     def settled(self, tensors: Tensors, settings: S, number: int, rounds: int) -> Tensors:
         """What the coordinator makes of the adapter after round ``number``'s step, as auditors do. (P-4.7)"""
         return tensors
