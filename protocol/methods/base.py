@@ -62,6 +62,7 @@ class Method(ABC, Generic[S]):
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     of_peft: ClassVar[bool] = True  # whether peft has its type
+    nested: ClassVar[bool] = False  # whether its first ranks are trained to answer alone
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
     # Parts that `published` multiplies into others: a PEFT folder has none, and the identity in their place.
