@@ -15,6 +15,7 @@ from audit.report import Findings
 from audit.sources import MissingError
 from protocol.errors import MachineError, ProofError
 from protocol.layout import Tensors
+from protocol.methods import method_of
 from protocol.peft_format import (
     EDGE_FILE,
     PASSPORT_FILE,
@@ -108,6 +109,7 @@ def _check_note(
         "adapter_digest": leaf.published,
         **plan.task.note(),
         "exchange": leaf.exchange,
+        "nested": method_of(plan.adapter).nested,
         **({} if metrics is None else {"metrics": dict(metrics)}),
     }.items():
         if getattr(note, field) != meant:

@@ -10,6 +10,7 @@ import math
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.layout import HEAD_PART, Layout, Vector
 from protocol.plan_sections import Local
@@ -69,13 +70,45 @@ class Sgd:
         weights -= self._rates * gradient
 
 
+class ByRank:
+    """An optimiser for each rank, so that a step that leaves ranks out is none for them.
+
+    Their numbers stay, and so do their moments, their decay and the count of their steps.
+    """
+
+    def __init__(self, places: npt.NDArray[np.int64], layout: Layout, local: Local) -> None:
+        """``places`` (d,): of which rank each coordinate is, from 0."""
+        rates, self._places = _rates(layout, local), places
+        indices = [np.flatnonzero(places == rank) for rank in range(int(places.max()) + 1)]
+        self._ranks = [(index, _optimizer(rates[index], local)) for index in indices]
+
+    def left_out(self, used: int) -> npt.NDArray[np.bool_]:
+        """(d,): beyond the first ``used`` ranks."""
+        return self._places >= used
+
+    def step(self, weights: Vector, gradient: Vector, used: int) -> None:
+        """Change the first ``used`` ranks of ``weights`` (d,) in place."""
+        for index, optimizer in self._ranks[:used]:
+            part = weights[index]
+            optimizer.step(part, gradient[index])
+            weights[index] = part
+
+
 def optimizer_for(layout: Layout, local: Local) -> Optimizer:
     """The plan's optimiser on vectors of ``layout``; the head has a learning rate of its own."""
+    return _optimizer(_rates(layout, local), local)
+
+
+def _optimizer(rates: Vector, local: Local) -> Optimizer:
+    kind = Sgd if local.optimizer == "sgd" else AdamW
+    return kind(rates, weight_decay=local.weight_decay)
+
+
+def _rates(layout: Layout, local: Local) -> Vector:
     rates = np.full(layout.size, local.learning_rate, np.float32)
     for spec in layout.only({HEAD_PART}).specs:
         rates[layout.slices[spec.name]] = local.head_learning_rate
-    kind = Sgd if local.optimizer == "sgd" else AdamW
-    return kind(rates, weight_decay=local.weight_decay)
+    return rates
 
 
 def clip(gradient: Vector, *, most: float) -> None:
@@ -84,9 +117,3 @@ def clip(gradient: Vector, *, most: float) -> None:
     factor = most / (norm + TINY)
     if not factor >= 1:  # also NaN, which then is everywhere
         gradient *= np.float32(factor)
-
-
-def add_proximal(gradient: Vector, weights: Vector, start: Vector, *, mu: float) -> None:
-    """Add the gradient of FedProx's ``mu / 2 * |w - w0|^2`` (arXiv 1812.06127), in place."""
-    if mu > 0:
-        gradient += np.float32(mu) * (weights - start)

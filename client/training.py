@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,14 @@ import numpy.typing as npt
 
 from client.batches import Encoded, by_length, collate, micro_batches, training_batches
 from client.engine.interface import Engine, Values
-from client.optimizers import add_proximal, clip, optimizer_for
+from client.optimizers import ByRank, clip, optimizer_for
+from client.ranks import Ranks
+from client.terms import Terms
+from protocol.encoding import seed_from
 from protocol.errors import UpdateError
-from protocol.layout import Tensors
+from protocol.layout import Tensors, Vector
 from protocol.plan_sections import Local
+from protocol.recipe import Recipe
 from protocol.rules import Parts
 
 EVALUATION_BATCH = 64
@@ -32,8 +36,8 @@ class Trained:
     """What a training run reports.
 
     ``examples``: rows trained on, every epoch counted. ``loss_sum``: those rows times the last
-    epoch's mean loss (without FedProx's term) of a row, or of a token where tokens count, so that
-    ``loss_sum / examples`` is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
+    epoch's mean loss (without the terms of ``client.terms``) of a row, or of a token where tokens
+    count, so that ``loss_sum / examples`` is a mean loss. ``seconds``: wall time. ``steps``: optimiser steps.
     ``tensors``: the adapter after them.
     """
 
@@ -53,18 +57,20 @@ def train(
     parts: Parts,
     seed: int,
     epochs: float | None = None,
+    recipe: Recipe | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train the tensors of ``parts`` from ``start``, which is left as it is.
 
-    ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both.
+    ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both. ``recipe``
+    says what steps hang on beside ``local``; without one the tensors are a device's slots, of no plan.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
     longer finite.
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _Step(engine, start, local, parts)
+        step = _step(engine, start, local, parts, recipe, seed)
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -107,32 +113,79 @@ def _mean(total: float, counted: int) -> float:
 class _Step:
     """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(self, engine: Engine, start: Values, local: Local, parts: Parts) -> None:
+    def __init__(
+        self, engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None
+    ) -> None:
         self._engine, self._local, self._parts = engine, local, parts
         self._layout = engine.layout.only(parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
-        self._start = self._weights.copy()
+        self._terms = Terms(self._layout, local, self._weights.copy(), recipe)
         self._optimizer = optimizer_for(self._layout, local)
         self.tensors = {
             name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
         } | self._layout.views(self._weights)
 
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+        gradient, total = self._gradient(self.tensors, rows, index)
+        self._terms.add(gradient, self._weights)
+        clip(gradient, most=self._local.clip_norm)
+        self._optimizer.step(self._weights, gradient)
+        return total
+
+    def _gradient(
+        self, tensors: Values, rows: Encoded, index: npt.NDArray[np.int64]
+    ) -> tuple[Vector, float]:
+        """The mean gradient at ``tensors``, and the summed loss."""
         gradient, total = np.zeros_like(self._weights), 0.0
         most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
         most = min(most, self._engine.most or most)
         for piece in micro_batches(rows.lengths[index], index, most=most):
-            loss, parts = self._engine.gradients(self.tensors, collate(rows, piece), self._parts)
+            loss, parts = self._engine.gradients(tensors, collate(rows, piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
         gradient /= np.float32(rows.counted[index].sum())
-        mu = self._local.proximal_mu
-        add_proximal(gradient, self._weights, self._start, mu=mu)
+        return gradient, total
+
+
+class _FirstRanks(_Step):
+    """The same of an adapter's first ranks, as many as are drawn for a step: as if there were no others."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        start: Values,
+        local: Local,
+        parts: Parts,
+        recipe: Recipe,
+        drawn: Iterator[int],
+    ) -> None:
+        super().__init__(engine, start, local, parts, recipe)
+        self._drawn, self._ranks = drawn, Ranks(engine.layout, recipe)
+        self._by_rank = ByRank(self._ranks.of(self._layout), self._layout, local)
+
+    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+        used = next(self._drawn)
+        tensors = self._ranks.first(self.tensors, used)
+        gradient, total = self._gradient(tensors, rows, index)
+        cut = self._layout.flatten({spec.name: tensors[spec.name] for spec in self._layout.specs})
+        self._terms.add(gradient, cut)
+        gradient[self._by_rank.left_out(used)] = 0  # of a pull: the centre is elsewhere
         clip(gradient, most=self._local.clip_norm)
-        self._optimizer.step(self._weights, gradient)
+        self._by_rank.step(self._weights, gradient, used)
         return total
+
+
+def _step(
+    engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None, seed: int
+) -> _Step:
+    if recipe is not None:
+        generator = np.random.default_rng(seed_from("ranks", seed))
+        drawn = recipe.method.ranks_used(recipe.plan.adapter, generator)
+        if drawn is not None:
+            return _FirstRanks(engine, start, local, parts, recipe, drawn)
+    return _Step(engine, start, local, parts, recipe)
 
 
 def predict(

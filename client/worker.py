@@ -91,6 +91,7 @@ class Worker:
             local=self.plan.local,
             parts=parts,
             seed=seed_from("train", self.plan.seed, turn, client),
+            recipe=self.recipe,
             on_step=on_step,
         )
         return Contribution(

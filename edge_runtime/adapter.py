@@ -40,20 +40,24 @@ class ActiveAdapter:
     """A checked adapter with the run options that apply it.
 
     ONNX Runtime's options do not keep their adapter alive; this object holds both, and is what a
-    running inference must hold.
+    running inference must hold. ``caution``: what whoever runs it is told, if anything.
     """
 
     note: AnyNote
     folder: Path
     run_options: Any
     keep: Any
+    caution: str = ""
 
 
-def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> ActiveAdapter:
+def load_adapter(
+    folder: Path, base: EdgeBase, policy: Policy | None = None, *, rank: int | None = None
+) -> ActiveAdapter:
     """Check ``folder`` against ``base`` and load it. (P-5.4)
 
-    With a ``policy`` it has to be a release in a log that this trusts, and no blend. Raises ArtefactError or
-    ProofError at the first fault.
+    With a ``policy`` it has to be a release in a log that this trusts, and no blend. With a ``rank`` it
+    answers by the first ranks of its factors. Raises ArtefactError or ProofError at the first fault,
+    DataError for a rank that it has not.
     """
     note = read_any_note(folder)
     task_named(note.task)
@@ -64,6 +68,12 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
         loaded = ort.LoraAdapter()
         loaded.Load(str(own))
     check_tensors(tensors, base, labels=note.outputs, source=str(path))
+    caution = ""
+    if rank is not None:
+        from edge_runtime.lower_rank import cut_release  # a service starts without it
+
+        tensors, note, caution = cut_release(tensors, note, rank, source=str(folder))
+        loaded = _loaded(tensors)
     prompt = len(tensors[SOFT_PROMPT]) if SOFT_PROMPT in tensors else 0
     if note.max_length + prompt > base.manifest.max_positions:
         raise ArtefactError(
@@ -73,7 +83,20 @@ def load_adapter(folder: Path, base: EdgeBase, policy: Policy | None = None) -> 
         )
     options = ort.RunOptions()
     options.add_active_adapter(loaded)
-    return ActiveAdapter(note=note, folder=folder, run_options=options, keep=loaded)
+    return ActiveAdapter(
+        note=note, folder=folder, run_options=options, keep=loaded, caution=caution
+    )
+
+
+def _loaded(tensors: Tensors) -> Any:
+    """ONNX Runtime's adapter of tensors."""
+    from edge_runtime.edge_adapter import write_edge_adapter
+
+    loaded = ort.LoraAdapter()
+    with private_copy(b"") as own:
+        write_edge_adapter(tensors, own)
+        loaded.Load(str(own))
+    return loaded
 
 
 def adapter_file(folder: Path, note: AnyNote, *, fingerprint: str, policy: Policy | None) -> bytes:

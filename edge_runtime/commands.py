@@ -64,6 +64,7 @@ def infer(
     column: Annotated[str, typer.Option("--column", help="of a file with columns")] = "text",
     pair_column: Annotated[str, typer.Option("--pair-column", help="of second texts")] = "",
     threads: Threads = 0,
+    rank: device_commands.Rank = None,
     top: device_commands.Top = 1,
     reject_below: device_commands.RejectBelow = 0.0,
     as_json: Json = False,
@@ -78,9 +79,11 @@ def infer(
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
     if base is not None:
-        service = _by_base(base, adapter, trust, threads)
+        service = _by_base(base, adapter, trust, threads, rank)
     else:
         assert device is not None
+        if rank:
+            raise typer.BadParameter("--rank goes with --base and --adapter")
         service = _by_device(device)
     from edge_runtime.answer_options import AnswerOptions
 
@@ -115,11 +118,14 @@ def _print(rows: Sequence[Text], predictions: Sequence[Prediction], options: Ans
     Console(markup=False, emoji=False).print(table)
 
 
-def _by_base(base: Path, adapter: Path | None, trust: Path | None, threads: int) -> Answering:
+def _by_base(
+    base: Path, adapter: Path | None, trust: Path | None, threads: int, rank: int | None
+) -> Answering:
     from edge_runtime.passport import read_policy
     from edge_runtime.single import SingleService
 
-    service = SingleService(base, adapter, read_policy(trust) if trust else None, threads=threads)
+    policy = read_policy(trust) if trust else None
+    service = SingleService(base, adapter, policy, threads=threads, rank=rank)
     if service.warning:
         typer.echo(f"warning: {service.warning}", err=True)
     return service

@@ -30,6 +30,12 @@ Top = Annotated[int, typer.Option("--top", min=1, help="so many of the likeliest
 RejectBelow = Annotated[
     float, typer.Option("--reject-below", min=0, max=1, help="no label less likely than this")
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank", min=1, help="with --adapter: its first ranks alone, of low-rank factors"
+    ),
+]
 
 
 def update(
@@ -100,6 +106,7 @@ def serve(
     threads: Annotated[
         int, typer.Option("--threads", min=0, max=MOST_THREADS, help="with --base; 0: ORT's")
     ] = 0,
+    rank: Rank = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
     top: Top = 1,
     reject_below: RejectBelow = 0.0,
@@ -112,8 +119,8 @@ def serve(
     """
     if (file is None) == (base is None):
         raise typer.BadParameter("give either DEVICE.toml or --base")
-    if base is None and (adapter or trust or threads):
-        raise typer.BadParameter("--adapter, --trust and --threads go with --base")
+    if base is None and (adapter or trust or threads or rank):
+        raise typer.BadParameter("--adapter, --trust, --threads and --rank go with --base")
     from edge_runtime.start import end_start, start_lean
 
     start_lean()
@@ -131,7 +138,7 @@ def serve(
         typer.echo(json.dumps({"url": url}) if as_json else f"listening on {url}")
         sys.stdout.flush()
 
-    with _answering(device, base, adapter, trust, threads) as service:
+    with _answering(device, base, adapter, trust, threads, rank) as service:
         run(
             service,
             port,
@@ -158,13 +165,14 @@ def _answering(
     adapter: Path | None,
     trust: Path | None,
     threads: int,
+    rank: int | None,
 ) -> Iterator[Answering]:
     if base is not None:
         from edge_runtime.passport import read_policy
         from edge_runtime.single import SingleService
 
         single = SingleService(
-            base, adapter, read_policy(trust) if trust else None, threads=threads
+            base, adapter, read_policy(trust) if trust else None, threads=threads, rank=rank
         )
         if single.warning:
             typer.echo(f"warning: {single.warning}", err=True)

@@ -45,21 +45,29 @@ class EdgeRuntime:
         """The adapter in use; None means the base alone."""
         return self._active
 
-    def activate(self, folder: Path, probe: Sequence[Text] | None = None) -> ActiveAdapter:
-        """Check, load, probe, switch. Raises ArtefactError or ProofError; then the adapter in use stays.
+    def activate(
+        self, folder: Path, probe: Sequence[Text] | None = None, *, rank: int | None = None
+    ) -> ActiveAdapter:
+        """Check, load, probe, switch. Raises as :func:`load_adapter`; then the adapter in use stays.
 
-        ``probe``: texts the new adapter must answer with finite logits, one per label.
+        ``probe``: texts the new adapter must answer with finite logits, one per label. ``rank``: lower than
+        its own.
         """
-        candidate = self.admitted(folder, probe, self._policy)
+        candidate = self.admitted(folder, probe, self._policy, rank=rank)
         with self._swap:
             self._previous, self._active = self._active, candidate
         return candidate
 
     def admitted(
-        self, folder: Path, probe: Sequence[Text] | None = None, policy: Policy | None = None
+        self,
+        folder: Path,
+        probe: Sequence[Text] | None = None,
+        policy: Policy | None = None,
+        *,
+        rank: int | None = None,
     ) -> ActiveAdapter:
         """The same adapter without the switch; ``policy`` instead of the runtime's."""
-        candidate = load_adapter(folder, self.base, policy)
+        candidate = load_adapter(folder, self.base, policy, rank=rank)
         self.verify_finite(candidate, probe)
         return candidate
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
 from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.blends.note import BlendNote
+from edge_runtime.lower_rank import verify_ranked
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Answer
 from edge_runtime.tasks import task_named
@@ -26,13 +27,21 @@ class SingleService:
     """Safe to ask from many threads, as :class:`edge_runtime.service.Service` is."""
 
     def __init__(
-        self, base: Path, adapter: Path | None, policy: Policy | None = None, *, threads: int = 0
+        self,
+        base: Path,
+        adapter: Path | None,
+        policy: Policy | None = None,
+        *,
+        threads: int = 0,
+        rank: int | None = None,
     ) -> None:
-        """Open and check both. Raises ArtefactError or ProofError."""
+        """Open and check both; ``rank``: the adapter's first ranks alone. Raises as ``load_adapter``."""
+        self._rank = rank
         self.runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
         self._release: str | None = None
         self.warning = ""
         if adapter is None:
+            verify_ranked(adapter, rank)
             names = self.runtime.base.own_labels()  # raises here rather than at every answer
             if names == numbered_labels(len(names)):
                 self.warning = (
@@ -40,7 +49,8 @@ class SingleService:
                     "name a released adapter with --adapter"
                 )
         else:
-            note = self.runtime.activate(adapter).note
+            active = self.runtime.activate(adapter, rank=rank)
+            note, self.warning = active.note, active.caution
             if isinstance(note, BlendNote):
                 self.warning = note.caution
                 return
@@ -69,4 +79,5 @@ class SingleService:
     def health(self) -> dict[str, Any]:
         """Plain values: what is served."""
         base = self.runtime.base.manifest.fingerprint
-        return {"status": "ok", "release": self._release, "seq": None, "base": base}
+        cut = {} if self._rank is None else {"rank": self._rank}
+        return {"status": "ok", "release": self._release, "seq": None, "base": base} | cut

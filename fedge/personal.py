@@ -274,6 +274,7 @@ def _write(
             "metrics": {},
             "program": "",
             "parity": None,
+            "nested": False,  # all ranks are trained at once
         }
     )
     with writing(staged):

@@ -18,6 +18,7 @@ from protocol.legality_of_start import said_of_start
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
+from protocol.methods.base import rank_axis
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
@@ -67,7 +68,7 @@ def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
         *_exposure(plan, rule),
         *_witnesses(plan),
     ]
-    findings += [*_release(plan), *_engine(plan)]
+    findings += [*_terms(plan, rule), *_release(plan), *_engine(plan)]
     findings += [_finding(*row) for row in said_of_start(plan)]
     if manifest is None:
         findings.append(
@@ -123,17 +124,25 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
 def _cohort(plan: Plan) -> Iterator[Finding]:
     if plan.cohort.quorum == 1:
         yield _warning("cohort.quorum", "one update alone may become the model", "raise the quorum")
-    if (
-        plan.local.proximal_mu > 0
-        and plan.local.optimizer == "sgd"
-        and plan.local.learning_rate * plan.local.proximal_mu > 1
-    ):
-        yield _warning(
-            "local.proximal_mu",
-            "mu times the learning rate is above 1: steps will overshoot",
-            "lower mu",
-        )
     yield from (_warning(*row) for row in said_of_steps(plan))
+
+
+def _terms(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
+    """Terms of the loss that hang on the weights alone."""
+    local, method = plan.local, method_of(plan.adapter)
+    if local.l2_sp and plan.start is not None:
+        yield _error(
+            "local.l2_sp",
+            "what the run goes on from is sent in round 1 alone: later clients cannot be pulled to it",
+            "leave it out, or use proximal_mu, which pulls to what a round began with",
+        )
+    trained = rule.trained(method) & method.free.keys()
+    if local.orthogonality and all(rank_axis(method.free[part]) is None for part in trained):
+        yield _error(
+            "local.orthogonality",
+            f"method `{method.name}` under rule `{rule.name}` trains no matrix with rows of a rank",
+            "leave it out, or use a method with low-rank factors, such as `lora`",
+        )
 
 
 def _engine(plan: Plan) -> Iterator[Finding]:

@@ -254,6 +254,10 @@ class ReleaseNote(BaseModel):
     exchange: Word
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
     metrics: dict[Word, Annotated[float, Field(allow_inf_nan=False)]]
+    nested: bool = Field(
+        default=False,
+        description="whether the first ranks of its factors were trained to answer alone",
+    )
     parity: Parity | None = None
     calibration: Calibration | None = Field(
         default=None, description="of its probabilities, from the release on"
@@ -276,8 +280,9 @@ def render_config(config: dict[str, Any]) -> bytes:
 
 
 def render_release(note: ReleaseNote) -> bytes:
-    """The file ``release.json``."""
-    return (json.dumps(note.model_dump(mode="json"), indent=1) + "\n").encode()
+    """The file ``release.json``: ``nested`` is there only where it is so."""
+    unsaid = set() if note.nested else {"nested"}
+    return (json.dumps(note.model_dump(mode="json", exclude=unsaid), indent=1) + "\n").encode()
 
 
 def parse_release(text: str, *, source: str) -> ReleaseNote:

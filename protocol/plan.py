@@ -143,11 +143,9 @@ class Plan(Section):
         unsaid: dict[str, Any] = {
             name: True for name in ("head", "start") if getattr(self, name) is None
         }
-        if not self.local.memory:
-            unsaid["local"] = {"memory"}
         if self.head is not None:
             unsaid["head"] = self.head.unsaid
-        unsaid["adapter"] = self.adapter.unsaid
+        unsaid |= {"local": self.local.unsaid, "adapter": self.adapter.unsaid}
         return self.model_dump(mode="json", exclude=unsaid)
 
 

@@ -99,7 +99,18 @@ class Local(Section):
     )
     weight_decay: NonNegativeReal = Field(default=0.0, description="of the local optimiser")
     clip_norm: PositiveReal = Field(default=1.0, description="L2 norm of one step's gradient")
-    proximal_mu: NonNegativeReal = Field(default=0.0, description="FedProx; 0 = off")
+    proximal_mu: NonNegativeReal = Field(
+        default=0.0, description="FedProx: pull to what the round began with; 0 = off"
+    )
+    l2_sp: NonNegativeReal = Field(
+        default=0.0,
+        description="L2-SP: pull to round 0, which the seed gives, over all rounds; 0 = off",
+    )
+    orthogonality: NonNegativeReal = Field(
+        default=0.0,
+        description="of factors with a rank: times half the sum, over pairs of a factor's rows along it, of "
+        "their inner product squared; 0 = off",
+    )
     engine: Literal["auto", "onnx", "torch"] = Field(
         default="auto",
         description="what computes gradients; auto: torch where there are CUDA and torch, else ONNX Runtime",
@@ -113,6 +124,11 @@ class Local(Section):
         description="MiB that a client's process may take to train a base that writes text with ONNX "
         "Runtime, at the cost of time; 0 = no limit",
     )
+
+    @property
+    def unsaid(self) -> set[str]:
+        """See :class:`protocol.section.Section`."""
+        return {key for key in ("l2_sp", "orthogonality", "memory") if not getattr(self, key)}
 
 
 class Server(Section):

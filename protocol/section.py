@@ -39,3 +39,8 @@ class Section(BaseModel):
     """A table of the plan: frozen, and nothing in it is guessed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+    @property
+    def unsaid(self) -> set[str]:
+        """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
+        return set()

@@ -24,6 +24,10 @@ def said_of_steps(plan: Plan) -> Iterator[Said]:
     for field in ("learning_rate", "head_learning_rate"):
         yield from _local(plan, f"local.{field}", getattr(local, field))
     largest = max(local.learning_rate, local.head_learning_rate)
+    for field in ("proximal_mu", "l2_sp") if local.optimizer == "sgd" else ():
+        if getattr(local, field) * largest > 1:
+            cause = f"{field} times the learning rate is above 1: steps will overshoot"
+            yield f"local.{field}", cause, "lower it"
     if local.weight_decay * largest >= 1:
         yield (
             "local.weight_decay",

@@ -64,6 +64,7 @@ def write_peft_folder(
         exchange=exchange,
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         metrics=metrics,
+        nested=recipe.method.nested,
         **plan.task.note(),
     )
     contents[RELEASE_FILE] = render_release(note)

@@ -72,6 +72,7 @@ def measure_pace(
             local=local,
             parts=parts,
             seed=0,
+            recipe=worker.recipe,
             on_step=lambda step: ends.append(clock()),
         )
     sample = rows.take(np.arange(min(MOST_ROWS, len(rows))))

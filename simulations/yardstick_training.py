@@ -58,7 +58,14 @@ def trained(
     local = plan.local.model_copy(update={"max_steps": 0, **rates})
     encoded = worker.encode(rows)
     return train(
-        worker.engine, start, encoded, local=local, parts=parts, seed=seed, epochs=epochs
+        worker.engine,
+        start,
+        encoded,
+        local=local,
+        parts=parts,
+        seed=seed,
+        epochs=epochs,
+        recipe=recipe,
     ).tensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +39,14 @@ class DecoderAdapter:
 
     ``values``: OrtValues by the graph's inputs, which keep their arrays. ``fingerprint``: of the base that it
     fits. ``prefix``: what every cache holds at first, OrtValues (1, kv_heads, tokens, head_size) in the order
-    of the manifest's cache, none for an adapter without one.
+    of the manifest's cache, none for an adapter without one. ``caution``: what whoever runs it is told.
     """
 
     source: str
     fingerprint: str
     values: Mapping[str, Any]
     prefix: tuple[Any, ...] = ()
+    caution: str = ""
 
     @property
     def prompt_length(self) -> int:
@@ -64,12 +65,18 @@ class DecoderAdapter:
 
 
 def load_decoder_adapter(
-    path: Path, base: WritingBase, *, sha256: str | None = None, policy: Policy | None = None
+    path: Path,
+    base: WritingBase,
+    *,
+    sha256: str | None = None,
+    policy: Policy | None = None,
+    rank: int | None = None,
 ) -> DecoderAdapter:
     """Load the folder of a release or a blend, or an ``.onnx_adapter``.
 
     Where a ``sha256`` is given only the file with that one.
-    With a ``policy`` it has to be a release in a log that this trusts. Raises ArtefactError or ProofError.
+    With a ``policy`` it has to be a release in a log that this trusts. With a ``rank`` it writes by the first
+    ranks of its factors. Raises ArtefactError or ProofError, DataError for a rank that it has not.
     """
     if path.is_dir():
         data = _of_folder(path, base, policy)
@@ -83,7 +90,14 @@ def load_decoder_adapter(
         raise ArtefactError(f"{path} is damaged: its sha256 is not the one named", REFETCH)
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
-    return adapter_of(tensors, base, source=str(path))
+    if rank is None:
+        return adapter_of(tensors, base, source=str(path))
+    from edge_runtime.lower_rank import cut_release
+
+    adapter_of(tensors, base, source=str(path))  # as it is, before anything is cut
+    note = read_any_note(path) if path.is_dir() else None
+    cut, _, caution = cut_release(tensors, note, rank, source=str(path))
+    return replace(adapter_of(cut, base, source=str(path)), caution=caution)
 
 
 def _of_folder(folder: Path, base: WritingBase, policy: Policy | None) -> bytes:
@@ -155,12 +169,15 @@ class Adapters:
         self._base = base
         self._loaded: dict[str, DecoderAdapter] = {}
 
-    def load(self, name: str, path: Path, *, policy: Policy | None = None) -> DecoderAdapter:
+    def load(
+        self, name: str, path: Path, *, policy: Policy | None = None, rank: int | None = None
+    ) -> DecoderAdapter:
         """Load a release or a file; whatever had the name is replaced once it is whole.
 
         Raises as :func:`load_decoder_adapter`.
         """
-        self._loaded[name] = adapter = load_decoder_adapter(path, self._base, policy=policy)
+        adapter = load_decoder_adapter(path, self._base, policy=policy, rank=rank)
+        self._loaded[name] = adapter
         return adapter
 
     def put(self, name: str, tensors: Tensors) -> DecoderAdapter:

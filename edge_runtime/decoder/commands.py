@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_runtime.device_commands import Rank
 from protocol.errors import DataError
 from protocol.section import MOST_THREADS
 
@@ -63,13 +64,14 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     threads: Threads = 0,
+    rank: Rank = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text; with a base that turns a text into another, write what it makes of it."""
     request = _request(
         bool(adapter or device), max_tokens, (temperature, top_k, top_p), seed, stop, as_json
     )
-    opened = _open(base, adapter, trust, device, threads)
+    opened = _open(base, adapter, trust, device, threads, rank)
     tokens = opened.writer.base.prompt(prompt)
     _answer(opened.steps(lambda: opened.writer.generate(tokens, request)), as_json)
 
@@ -87,6 +89,7 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
     threads: Threads = 0,
+    rank: Rank = None,
     as_json: Json = False,
 ) -> None:
     """Answer line after line of standard input, up to its end or `/quit`.
@@ -100,7 +103,7 @@ def chat(
     request = _request(
         bool(adapter or device), max_tokens, (temperature, top_k, top_p), seed, stop, as_json
     )
-    opened = _open(base, adapter, trust, device, threads)
+    opened = _open(base, adapter, trust, device, threads, rank)
     chatting = chatting_base(opened.writer.base)
     conversation = Conversation(chatting, opened.writer.adapters)
     messages = [{"role": "system", "content": system}] if system else []
@@ -159,18 +162,19 @@ def _open(
     trust: Path | None,
     device: Path | None,
     threads: int,
+    rank: int | None,
 ) -> Opened:
-    """Open what the options name. Raises ArtefactError, ProofError."""
+    """Open what the options name. Raises ArtefactError, ProofError, DataError."""
     from edge_runtime.backends.writing import open_writing
 
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
     if base is not None:
         backend = open_writing(base, threads=threads)
-        _load(backend.writer.adapters, adapter, trust)
+        _load(backend.writer.adapters, adapter, trust, rank)
         return Opened(backend.writer)
-    if adapter or trust or threads:
-        raise typer.BadParameter("--adapter, --trust and --threads go with --base")
+    if adapter or trust or threads or rank:
+        raise typer.BadParameter("--adapter, --trust, --threads and --rank go with --base")
     assert device is not None
     from edge_runtime.following import Follower
     from edge_runtime.settings import read_device
@@ -180,12 +184,19 @@ def _open(
     return Opened(backend.writer, Follower(settings, backend.load, clock=time.monotonic))
 
 
-def _load(adapters: Adapters, adapter: Path | None, trust: Path | None) -> None:
-    if adapter is not None:
-        from edge_runtime.passport import read_policy
+def _load(adapters: Adapters, adapter: Path | None, trust: Path | None, rank: int | None) -> None:
+    if adapter is None:
+        from edge_runtime.lower_rank import verify_ranked
 
-        adapters.load(ADAPTER, adapter, policy=read_policy(trust) if trust else None)
-        say_blends([adapter])
+        verify_ranked(adapter, rank)
+        return
+    from edge_runtime.passport import read_policy
+
+    policy = read_policy(trust) if trust else None
+    loaded = adapters.load(ADAPTER, adapter, policy=policy, rank=rank)
+    if loaded.caution:
+        typer.echo(f"warning: {loaded.caution}", err=True)
+    say_blends([adapter])
 
 
 def say_blends(files: Iterable[Path]) -> None:

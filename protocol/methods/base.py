@@ -26,15 +26,16 @@ Dimensions = tuple[str | None, ...]
 Free = Mapping[str, Dimensions]  # by part
 
 
+def rank_axis(dimensions: Dimensions) -> int | None:
+    """Along which dimension a matrix of a part has the rank, where it is one alone."""
+    matrix = len(dimensions) == 2 and dimensions.count("rank") == 1
+    return dimensions.index("rank") if matrix else None
+
+
 class Settings(Section):
     """The keys of ``[adapter]``."""
 
     method: str
-
-    @property
-    def unsaid(self) -> set[str]:
-        """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
-        return set()
 
 
 S = TypeVar("S", bound=Settings)
@@ -61,6 +62,7 @@ class Method(ABC, Generic[S]):
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     of_peft: ClassVar[bool] = True  # whether peft has its type
+    nested: ClassVar[bool] = False  # whether its first ranks are trained to answer alone
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
     # Parts that `published` multiplies into others: a PEFT folder has none, and the identity in their place.
@@ -118,6 +120,13 @@ class Method(ABC, Generic[S]):
     def resumed(self, published: Tensors, specs: Iterable[TensorSpec]) -> Tensors:
         """Tensors of ``specs`` that are published as ``published``."""
         return published | {s.name: _identity(s.shape) for s in specs if s.part in self.folded}
+
+    def ranks_used(self, settings: S, generator: np.random.Generator) -> Iterator[int] | None:
+        """Of every step how many first places of dimensions of the rank it uses; None: all. (P-4.3)
+
+        It is asked for once a round and client; what a step leaves out stays as it is.
+        """
+        return None
 
     def settled(self, tensors: Tensors, settings: S, number: int, rounds: int) -> Tensors:
         """What the coordinator makes of the adapter after round ``number``'s step, as auditors do. (P-4.7)"""

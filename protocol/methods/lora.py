@@ -87,23 +87,38 @@ class Factors(Method[S], Generic[S]):
         return f"{self.saved_prefix}{path}.{B}.{self.sequence.index(part)}.weight"
 
 
-class Lora(Factors[LoraSettings]):
-    """Low-rank factors beside linears."""
+class PlainFactors(Factors[S], Generic[S]):
+    """LoRA's own tensors and forms."""
 
-    name = "lora"
-    summary = "low-rank factors beside linears"
-    source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
-    settings = LoraSettings
     turns = (frozenset({B}), frozenset({A}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank")}
 
-    def specs(self, settings: LoraSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
+    def specs(self, settings: S, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """A is uniform in ±1/sqrt(in), PEFT's Kaiming start; B is zero."""
         for linear in target_linears(settings, manifest):
             width, out, r = linear.in_features, linear.out_features, settings.rank
             law = Law("uniform", 1.0 / math.sqrt(width))
             yield TensorSpec(name=linear.path + LORA_A, shape=(r, width), part=A, law=law)
             yield TensorSpec(name=linear.path + LORA_B, shape=(out, r), part=B, law=ZEROS)
+
+    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
+        """``A.T`` (in, r) and ``s * B.T`` (r, out)."""
+        slots = {}
+        for name, value in tensors.items():
+            if name.endswith(LORA_A):
+                slots[name.removesuffix(LORA_A) + DOWN] = value.T
+            else:
+                slots[name.removesuffix(LORA_B) + UP] = value.T * constants["scaling"]
+        return slots
+
+
+class Lora(PlainFactors[LoraSettings]):
+    """Low-rank factors beside linears."""
+
+    name = "lora"
+    summary = "low-rank factors beside linears"
+    source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
+    settings = LoraSettings
 
     def constants(self, settings: LoraSettings) -> Constants:
         """``scaling``, s."""
@@ -122,16 +137,6 @@ class Lora(Factors[LoraSettings]):
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See :class:`Method`."""
         return super().reads(config) and config.get("lora_bias", False) is False
-
-    def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
-        """``A.T`` (in, r) and ``s * B.T`` (r, out)."""
-        slots = {}
-        for name, value in tensors.items():
-            if name.endswith(LORA_A):
-                slots[name.removesuffix(LORA_A) + DOWN] = value.T
-            else:
-                slots[name.removesuffix(LORA_B) + UP] = value.T * constants["scaling"]
-        return slots
 
     def peft_config(self, settings: LoraSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""

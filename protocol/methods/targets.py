@@ -40,7 +40,7 @@ class TargetSettings(Settings):
 
     @property
     def unsaid(self) -> set[str]:
-        """See :class:`Settings`."""
+        """See :class:`protocol.section.Section`."""
         return set() if self.layers else {"layers"}
 
     @field_validator("layers")

@@ -42,7 +42,7 @@ from tests.unit.base_model.decoder.models import (
 )
 
 IDS = [1, 5, 9, 13, 22, 40, 7]
-WRITING = ["lora", "lora-sb", "vera", "adalora", "loha", "lokr", "prompt", "prefix"]
+WRITING = ["lora", "dylora", "lora-sb", "vera", "adalora", "loha", "lokr", "prompt", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)

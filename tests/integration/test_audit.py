@@ -133,17 +133,27 @@ def other_evaluation(forger: Forger) -> None:
     forger.edit(forger.at("release", 1), lambda leaf: leaf.update(eval=wrong))
 
 
-def some_program(forger: Forger) -> None:
-    """Of a plan that names none."""
+def other_note(forger: Forger, **fields: object) -> None:
     name = f"rounds/0002/adapter/{RELEASE_FILE}"
     note = json.loads((forger.run / name).read_text())
-    forger.republish(name, json.dumps(note | {"program": "6" * 64}).encode())
+    forger.republish(name, json.dumps(note | fields).encode())
+
+
+def some_program(forger: Forger) -> None:
+    """Of a plan that names none."""
+    other_note(forger, program="6" * 64)
+
+
+def ranks_that_answer(forger: Forger) -> None:
+    """Of a method that does not train them to."""
+    other_note(forger, nested=True)
 
 
 @pytest.mark.parametrize(
     ("lie", "fault"),
     [
         (some_program, "`program` of release.json is not that of the round"),
+        (ranks_that_answer, "`nested` of release.json is not that of the round"),
         (other_tensors, "holds another adapter than the one published"),
         (other_round, "points to leaf"),
         (other_evaluation, "points to no evaluation"),

@@ -109,6 +109,8 @@ KINDS: dict[str, dict[str, Any]] = {
     | {"rounds": 4, "adapter": {"method": "lokr", "rank": 1, "alpha": 2.0, "targets": ["query"]}},
     "vectors on fixed factors": LOSSY
     | {"rounds": 2, "adapter": {"method": "vera", "rank": 3, "alpha": 6.0, "targets": ["query"]}},
+    "ranks that answer alone": LOSSY
+    | {"rounds": 2, "adapter": {"method": "dylora", "rank": 3, "targets": ["query"]}},
     "ranks that are found": LOSSY
     | {
         "rounds": 4,

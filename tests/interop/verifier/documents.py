@@ -15,6 +15,7 @@ TURNS: dict[
     str, tuple[tuple[str, ...], ...]
 ] = {  # parts of a method, in the order that rules train them
     "lora": (("lora_B",), ("lora_A",)),
+    "dylora": (("lora_B",), ("lora_A",)),
     "lora-sb": (("lora_R",),),
     "vera": (("vera_b",), ("vera_d",)),
     "adalora": (("lora_E",), ("lora_B",), ("lora_A",)),

@@ -192,6 +192,7 @@ def check_release_note(
         "exchange": leaf["exchange"],
         "files": beside,
         "metrics": dict(metrics),
+        **({"nested": True} if documents.plan["adapter"]["method"] == "dylora" else {}),
     }
     assert (parity is None) == (EDGE not in beside)
     if parity is not None:

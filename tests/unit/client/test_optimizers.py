@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.optimizers import add_proximal, clip, optimizer_for
+from client.optimizers import clip, optimizer_for
+from client.terms import add_pull
 from protocol.layout import Layout, TensorSpec
 from protocol.plan_sections import Local
 
@@ -79,7 +80,7 @@ def test_the_optimisers_are_torchs(
     weights, optimiser = start.copy(), optimizer_for(LAYOUT, local)
     for gradient in gradients:
         own = gradient.copy()
-        add_proximal(own, weights, start, mu=mu)
+        add_pull(own, weights, start, strength=mu)
         clip(own, most=most)
         optimiser.step(weights, own)
     expected = by_torch(local, start, gradients)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None
         ({"secrecy": {"exchange": "plain", "groups": 3}}, "secrecy.groups"),
         ({"secrecy": {"groups": 3}}, "cohort.quorum"),
         ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
+        *(
+            ({"local": {"orthogonality": 1.0}, "adapter": adapter}, "local.orthogonality")
+            for adapter in (
+                {"method": "lora-sb"},
+                {"method": "vera", "rank": 4},
+                {"method": "bias"},
+                {"method": "prompt"},
+                {"method": "head"},
+            )
+        ),
     ],
 )
 def test_an_illegal_plan_names_the_field(
@@ -233,3 +244,41 @@ def test_a_precision_that_nothing_computes_in_is_noted(
     manifest = read_manifest(tiny_base)
     plan = plan_of(manifest, local={"engine": engine, "precision": "bf16"})
     assert [f.field for f in check(plan, manifest)].count("local.precision") == notes
+
+
+START: dict[str, Any] = {"adapter": "a" * 64, "round": 2, "rounds": 2, "plans": ["b" * 64]}
+START |= {"origin": "fedge/p/1", "size": 9, "root": "c" * 64}
+
+
+def test_nobody_is_pulled_to_a_start_that_later_clients_never_see(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    start = START | {"settings": plan_of(manifest).adapter_settings}
+    fields = []
+    for key in ("l2_sp", "proximal_mu"):
+        plan = plan_of(manifest, local={key: 1.0}, start=start)
+        fields += [f.field for f in check(plan, manifest) if f.severity == "error"]
+    assert fields == ["local.l2_sp"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["lora", "adalora", "loha", "lokr"])
+def test_factors_with_a_rank_may_be_orthogonal(tiny_base: Path, name: str, rule: str) -> None:
+    """Of `adalora` the first turn has none, the vector E alone."""
+    manifest = read_manifest(tiny_base)
+    adapter = {"method": name, "rank": 4}
+    plan = plan_of(manifest, local={"orthogonality": 1.0}, adapter=adapter, rule={"name": rule})
+    fields = [f.field for f in check(plan, manifest) if f.severity == "error"]
+    assert ("local.orthogonality" in fields) == (name == "adalora" and rule == "first")
+
+
+@pytest.mark.parametrize("key", ["l2_sp", "orthogonality", "memory"])
+def test_keys_of_local_that_came_later_are_said_where_they_say_something(
+    tiny_base: Path, key: str
+) -> None:
+    manifest = read_manifest(tiny_base)
+    before, zero = plan_of(manifest), plan_of(manifest, local={key: 0})
+    assert key not in before.render()
+    assert zero.digest == before.digest
+    said = plan_of(manifest, local={key: 3})
+    assert said.digest != before.digest
+    assert plan_from(json.loads(said.render()), source="again").digest == said.digest

@@ -31,6 +31,7 @@ def plan_of(**sections: Any) -> Plan:
         ("local", {"optimizer": "sgd", "clip_norm": 1e-9}, "local.learning_rate"),
         ("local", {"weight_decay": 1e4}, "local.weight_decay"),
         ("local", {"optimizer": "sgd", "proximal_mu": 1e4}, "local.proximal_mu"),
+        ("local", {"optimizer": "sgd", "l2_sp": 1e4}, "local.l2_sp"),
         ("server", {"learning_rate": 2000.0}, "server.learning_rate"),
         ("server", {"learning_rate": 1e-9}, "server.learning_rate"),
         ("server", {"optimizer": "fedavgm", "learning_rate": 2000.0}, "server.learning_rate"),
