@@ -68,7 +68,7 @@ def trained_numbers(run: Path, base: Path) -> int:
 
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     recipe = Recipe(plan=plan, manifest=read_manifest(base))
-    return recipe.layout.only(recipe.rule.trained(recipe.method)).size
+    return recipe.layout.only(recipe.trained).size
 
 
 def method_cell(data: str, method: str, seed: int, out: Path) -> Cell:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.layout import HEAD_PART, Layout, Vector
+from protocol.layout import TRAINED_HEAD_PARTS, Layout, Vector
 from protocol.plan_sections import Local
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
@@ -106,7 +106,7 @@ def _optimizer(rates: Vector, local: Local) -> Optimizer:
 
 def _rates(layout: Layout, local: Local) -> Vector:
     rates = np.full(layout.size, local.learning_rate, np.float32)
-    for spec in layout.only({HEAD_PART}).specs:
+    for spec in layout.only(TRAINED_HEAD_PARTS).specs:
         rates[layout.slices[spec.name]] = local.head_learning_rate
     return rates
 

@@ -36,12 +36,18 @@ def label_vectors(base: EdgeBase, labels: Sequence[str]) -> npt.NDArray[np.float
 
 
 def named_head(
-    base: Path, labels: Sequence[str], *, length: float, trained: bool = True, rank: int = 0
+    base: Path,
+    labels: Sequence[str],
+    *,
+    length: float,
+    trained: bool = True,
+    rank: int = 0,
+    turns: int = 1,
 ) -> HeadStart:
     """A head of the labels' names on the base in a folder. Raises ArtefactError, PlanError."""
     vectors = label_vectors(EdgeBase.open(base, threads=1), labels)
     try:
-        return head_of(vectors, length=length, trained=trained, rank=rank)
+        return head_of(vectors, length=length, trained=trained, rank=rank, turns=turns)
     except ValueError as error:
         raise PlanError(
             f"the labels' names make no head: {error}",

@@ -28,6 +28,10 @@ def name_head(
         int,
         typer.Option("--rank", min=0, help="directions in which it moves, and is sent; 0: all"),
     ] = 0,
+    turns: Annotated[
+        int,
+        typer.Option("--turns", min=1, max=8, help="rounds that share the directions of --rank"),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """Write the plan with a head that begins with the labels' names, as the base reads them.
@@ -42,7 +46,9 @@ def name_head(
         raise PlanError(f"{plan}: only a classification has labels", "leave the head out")
     if before.base.fingerprint != manifest.fingerprint:
         raise PlanError(f"{plan}: it names another base", "name the plan's own with --base")
-    head = named_head(base, before.task.labels, length=length, trained=not fixed, rank=rank)
+    head = named_head(
+        base, before.task.labels, length=length, trained=not fixed, rank=rank, turns=turns
+    )
     document = before.model_dump(mode="json") | {"head": head.model_dump(mode="json")}
     after = plan_from(document, source="the plan with a head")
     write_new(out, plan_text(after))

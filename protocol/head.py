@@ -10,23 +10,19 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from protocol.errors import ArtefactError
-from protocol.forms import HEAD, ordered_product
+from protocol.layout import HEAD_TURNS
 from protocol.section import MOST_LABELS, PositiveReal, Section
 
 MOST_WIDTH = 65_536  # bytes of a row
 LARGEST_CODE = 127
 MOST_TEXT = 4 * -(-MOST_WIDTH // 3)
 Row = Annotated[str, Field(min_length=4, max_length=MOST_TEXT, pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
-ROUNDING = 1e-5  # of a weight that was written in 32 bits
-WEIGHT, MIX, DIRECTIONS = f"{HEAD}.weight", f"{HEAD}.mix", f"{HEAD}.directions"
 
 
 class CodedRows(Section):
@@ -62,6 +58,10 @@ class Directions(CodedRows):
         description="of each direction the codes of a vector, int8 in base64"
     )
     scale: PositiveReal = Field(description="a code times this is a number of a direction")
+    turns: Annotated[int, Field(ge=1, le=len(HEAD_TURNS))] = Field(
+        default=1,
+        description="rounds that share the directions: each trains every so many-th of them",
+    )
 
 
 class HeadStart(CodedRows):
@@ -93,6 +93,8 @@ class HeadStart(CodedRows):
             return self
         if (rank := len(self.directions.rows)) != (width := self.codes.shape[1]):
             raise ValueError(f"rows have {width} codes for {rank} directions")
+        if self.directions.turns > rank:
+            raise ValueError(f"{self.directions.turns} turns share {rank} directions")
         if not self.trained:
             raise ValueError("with directions it is trained: leave them out, or `trained`")
         return self
@@ -105,18 +107,25 @@ class HeadStart(CodedRows):
 
 
 def head_of(
-    vectors: npt.NDArray[np.floating], *, length: float, trained: bool = True, rank: int = 0
+    vectors: npt.NDArray[np.floating],
+    *,
+    length: float,
+    trained: bool = True,
+    rank: int = 0,
+    turns: int = 1,
 ) -> HeadStart:
     """The head of ``vectors`` (labels, in): each less their mean, which no answer hangs on, of ``length``.
 
-    ``rank``: it moves in so many directions alone, the first singular vectors; 0 for all. Raises ValueError
-    for two labels of one vector, which nothing could tell apart.
+    ``rank``: it moves in so many directions alone, the first singular vectors; 0 for all. ``turns``: rounds
+    that share them. Raises ValueError for two labels of one vector, which nothing could tell apart.
     """
     centred = vectors.astype(np.float64) - vectors.mean(0)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
         raise ValueError("a label's vector is the mean of all, or not finite")
     whole = centred / lengths * length
+    if not rank and turns > 1:
+        raise ValueError("turns share directions: name their number, the rank")
     if not rank:
         rows, scale = _coded(whole)
         return HeadStart(rows=_distinct(rows), scale=scale, trained=trained)
@@ -133,29 +142,8 @@ def head_of(
         rows=_distinct(mix),
         scale=scale,
         trained=trained,
-        directions=Directions(rows=_texts(codes), scale=of_codes),
+        directions=Directions(rows=_texts(codes), scale=of_codes, turns=turns),
     )
-
-
-def whole_head(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors with a head's weight in the place of rows and directions, arrays or symbols. (P-2.7)"""
-    if MIX not in tensors:
-        return dict(tensors)
-    kept = {name: value for name, value in tensors.items() if name not in (MIX, DIRECTIONS)}
-    return kept | {WEIGHT: ordered_product(tensors[MIX], tensors[DIRECTIONS])}
-
-
-def mixed_head(tensors: Mapping[str, Any], directions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """The reverse of :func:`whole_head`, up to rounding. Raises ArtefactError for another head."""
-    kept = {name: value for name, value in tensors.items() if name != WEIGHT}
-    weight, basis = tensors[WEIGHT].astype(np.float64), directions.astype(np.float64)
-    mix = np.linalg.lstsq(basis.T, weight.T)[0].T
-    if not np.allclose(mix @ basis, weight, rtol=0, atol=ROUNDING * max(np.abs(weight).max(), 1)):
-        raise ArtefactError(
-            "the adapter's head is none of the plan's directions",
-            "measure it under the plan that trained it",
-        )
-    return kept | {MIX: mix.astype(np.float32), DIRECTIONS: directions}
 
 
 def _coded(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int8], float]:

@@ -20,14 +20,17 @@ from protocol.initial import ZEROS, Law
 Vector = npt.NDArray[np.float32]  # (d,)
 Tensors = dict[str, npt.NDArray[np.float32]]
 HEAD_PART = "head"  # of every method's adapter
-FIXED_HEAD_PART = "fixed_head"  # a head's weight that stays as the plan has it
+FIXED_HEAD_PART = "fixed_head"  # what of a head stays as the plan has it
+HEAD_TURNS = tuple(f"head_{turn}" for turn in range(8))  # what of a head rounds train by turns
+TRAINED_HEAD_PARTS = frozenset({HEAD_PART, *HEAD_TURNS})
+HEAD_PARTS = TRAINED_HEAD_PARTS | {FIXED_HEAD_PART}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One tensor: canonical name (Hugging Face module path), shape, part, and the law of round 0.
 
-    ``part`` is the method's word for what it is, or ``head``, or ``fixed_head``.
+    ``part`` is the method's word for what it is, or one of :data:`HEAD_PARTS`.
     """
 
     name: str

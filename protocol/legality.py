@@ -13,7 +13,6 @@ from typing import Literal
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
 from protocol.initial import ONES
-from protocol.layout import HEAD_PART
 from protocol.legality_of_start import said_of_start
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
@@ -285,7 +284,7 @@ def _head(recipe: Recipe) -> Iterator[Finding]:
             f"they have {width} numbers, the base gives {manifest.head.in_features} for a text",
             "write them anew: `fedge plan head`",
         )
-    if not head.trained and recipe.trainable == {HEAD_PART}:
+    if not head.trained and recipe.trainable == recipe.head_parts:
         yield _warning(
             "head.trained",
             f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",

@@ -2,12 +2,13 @@
 
 Names of tensors are the module paths of the unwrapped Hugging Face model, without PEFT's prefixes; what
 stands behind the path is the method's. The head has ``<path>.weight`` (outputs, in) and ``<path>.bias``;
-one of low rank ``<path>.mix`` (outputs, rank) and ``<path>.directions`` (rank, in) in the weight's place.
+one of low rank ``<path>.mix_T`` and ``<path>.directions_T`` of every turn T in the weight's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,9 +17,15 @@ import numpy as np
 
 from protocol.encoding import seed_from
 from protocol.errors import ArtefactError, PlanError
-from protocol.head import DIRECTIONS, MIX, WEIGHT, mixed_head, whole_head
-from protocol.initial import ZEROS, Law
-from protocol.layout import FIXED_HEAD_PART, HEAD_PART, Layout, Tensors, TensorSpec, Vector
+from protocol.head_tensors import (
+    DIRECTIONS,
+    head_specs,
+    head_turns,
+    mixed_head,
+    whole_head,
+    with_whole_head,
+)
+from protocol.layout import HEAD_PARTS, Layout, Tensors, TensorSpec, Vector
 from protocol.manifest import TYPE_IDS, Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
@@ -27,8 +34,6 @@ from protocol.plan import Plan
 from protocol.rules import AggregationRule, Parts, rule_named
 
 LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
-HEAD_PARTS = frozenset({HEAD_PART, FIXED_HEAD_PART})
-HEAD_LAW = Law("normal", 0.02)  # a head of zeros would pass no gradient to the adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,27 +67,8 @@ class Recipe:
         outputs = self.plan.task.outputs
         if not outputs or not isinstance(self.manifest, Manifest):
             return  # the base's own output layer answers
-        yield from self._head_weight(outputs, self.manifest.head.in_features)
-        yield TensorSpec(
-            name=f"{self.manifest.head.path}.bias", shape=(outputs,), part=HEAD_PART, law=ZEROS
-        )
-
-    def _head_weight(self, outputs: int, width: int) -> Iterable[TensorSpec]:
-        head = self.plan.head
-        if head is None:
-            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=HEAD_PART, law=HEAD_LAW)
-            return
-        law = Law("codes", head.scale, head.codes.tobytes())
-        if head.directions is None:
-            part = HEAD_PART if head.trained else FIXED_HEAD_PART
-            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=law)
-            return
-        of_directions = Law("codes", head.directions.scale, head.directions.codes.tobytes())
-        shape = head.directions.codes.shape
-        yield TensorSpec(name=MIX, shape=(outputs, shape[0]), part=HEAD_PART, law=law)
-        yield TensorSpec(
-            name=DIRECTIONS, shape=(shape[0], width), part=FIXED_HEAD_PART, law=of_directions
-        )
+        width = self.manifest.head.in_features
+        yield from head_specs(self.plan.head, outputs=outputs, width=width)
 
     @property
     def typed(self) -> bool:
@@ -97,11 +83,15 @@ class Recipe:
     @cached_property
     def phases(self) -> tuple[Parts, ...]:
         """Parts that the plan's rounds train, by turns; its first round may come later in them."""
-        return self.rule.phases(self.method)
+        adapter, head = self.rule.phases(self.method), head_turns(self.plan.head)
+        return tuple(
+            adapter[turn % len(adapter)] | head[turn % len(head)]
+            for turn in range(math.lcm(len(adapter), len(head)))
+        )
 
     def parts(self, number: int) -> Parts:
         """Parts that round ``number`` of the plan trains and sends."""
-        return self.rule.parts(self.method, self.plan.turn(number))
+        return self.phases[(self.plan.turn(number) - 1) % len(self.phases)]
 
     def round_layout(self, number: int) -> Layout:
         """An update's in round ``number``."""
@@ -110,7 +100,12 @@ class Recipe:
     @cached_property
     def trainable(self) -> Parts:
         """Parts that some rule would train, the head included."""
-        return frozenset({HEAD_PART}).union(*self.method.turns)
+        return self.head_parts.union(*self.method.turns)
+
+    @cached_property
+    def head_parts(self) -> Parts:
+        """Parts of the head that rounds train."""
+        return frozenset[str]().union(*head_turns(self.plan.head))
 
     @cached_property
     def sent_layout(self) -> Layout:
@@ -118,7 +113,12 @@ class Recipe:
 
         All of it where the plan has a start: the others then do not follow from its seed.
         """
-        return self.layout if self.plan.start else self.layout.only(self.rule.trained(self.method))
+        return self.layout if self.plan.start else self.layout.only(self.trained)
+
+    @cached_property
+    def trained(self) -> Parts:
+        """Parts that some round trains."""
+        return frozenset[str]().union(*self.phases)
 
     def completed(self, vector: Vector) -> Tensors:
         """The full adapter of the vector that was sent; what no round trains is derived. (P-2.6)
@@ -162,33 +162,27 @@ class Recipe:
     @cached_property
     def published_layout(self) -> Layout:
         """What :meth:`published` gives."""
-        specs = self.method.published_specs(self._with_whole_head(), self.manifest)
+        outputs, head = self.plan.task.outputs, self.plan.head
+        whole = with_whole_head(self.layout.specs, outputs, 0 if head is None else head.width)
+        specs = self.method.published_specs(list(whole), self.manifest)
         return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
-
-    def _with_whole_head(self) -> Iterator[TensorSpec]:
-        head = self.plan.head
-        for spec in self.layout.specs:
-            if spec.name == MIX and head is not None:
-                yield TensorSpec(name=WEIGHT, shape=(len(head.rows), head.width), part=HEAD_PART)
-            elif spec.name != DIRECTIONS:
-                yield spec
 
     def resumed(self, published: Tensors) -> Tensors:
         """A full adapter that is published as ``published``; a head of low rank up to rounding.
 
         Raises ArtefactError for a head that is none of the plan's directions.
         """
-        if self.plan.head is not None and self.plan.head.directions is not None:
-            directions = self.start()[DIRECTIONS]
-            published = mixed_head(published, directions)
+        if self.plan.head is not None:
+            published = mixed_head(published, self.start())
         return self.method.resumed(published, self.layout.specs)
 
     def dimensions(self, spec: TensorSpec) -> Dimensions:
         """Which dimensions of a tensor an adapter chooses."""
         if spec.part not in HEAD_PARTS:
             return self.method.free[spec.part]
-        ranks = {MIX: ("labels", "head_rank"), DIRECTIONS: ("head_rank", None)}
-        return ranks.get(spec.name, ("labels", None))
+        if spec.name.startswith(DIRECTIONS):
+            return (None, None)
+        return ("labels", None)
 
 
 @lru_cache(maxsize=2)

@@ -54,7 +54,7 @@ class Attempt:
         self._state, self._digest, self._roster = state, digest, roster
         self._plan, self._store = setting.plan, setting.store
         self._turn = setting.plan.turn(number)
-        self._parts = setting.recipe.rule.parts(setting.recipe.method, self._turn)
+        self._parts = setting.recipe.parts(number)
         # Drawing again after an empty sample would be no Poisson sampling: that round is noise.
         self._central = self._plan.privacy.mechanism == "central"
         opened = self._store.opened(number)

@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.head import HeadStart
+from protocol.layout import HEAD_TURNS
 from protocol.legality import verify_legal
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
@@ -144,6 +145,9 @@ class LabelHead(Section):
     rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = Field(
         default=0,
         description="labels: directions in which the head moves, those in which names differ most; 0: all",
+    )
+    turns: Annotated[int, Field(ge=1, le=len(HEAD_TURNS))] = Field(
+        default=1, description="labels: rounds that share the directions"
     )
 
     @model_validator(mode="after")

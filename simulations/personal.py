@@ -14,7 +14,8 @@ import numpy as np
 
 from protocol.encoding import seed_from
 from protocol.errors import UpdateError
-from protocol.layout import HEAD_PART, Tensors
+from protocol.layout import Tensors
+from protocol.recipe import Recipe
 from protocol.rules import Parts
 from simulations.clients import client_name
 from simulations.evaluation import Evaluator, finished_tensors
@@ -89,7 +90,8 @@ class Personal:
     @property
     def _parts(self) -> Parts:
         if self._prepared.experiment.yardsticks.personal_parts == "head":
-            return frozenset({HEAD_PART})
+            prepared = self._prepared
+            return Recipe(plan=prepared.plan, manifest=prepared.manifest).head_parts
         return all_parts(self._prepared)
 
 

@@ -249,7 +249,14 @@ def _head(experiment: Experiment, base: Path, labels: list[str]) -> HeadStart | 
     from edge_runtime.label_vectors import named_head
 
     listed = experiment.plan.get("task", {}).get("labels", labels)
-    return named_head(base, listed, length=wanted.length, trained=wanted.trained, rank=wanted.rank)
+    return named_head(
+        base,
+        listed,
+        length=wanted.length,
+        trained=wanted.trained,
+        rank=wanted.rank,
+        turns=wanted.turns,
+    )
 
 
 def _listed(experiment: Experiment, train: Table, parts: Partition) -> dict[str, Any]:

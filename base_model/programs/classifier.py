@@ -13,7 +13,7 @@ from base_model.programs.frozen import refer_to_weights
 from base_model.programs.tape import Symbol
 from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
-from protocol.head import whole_head
+from protocol.head_tensors import whole_head
 from protocol.peft_format import slots_of
 from protocol.recipe import Recipe
 

@@ -16,11 +16,10 @@ from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
 from client.engine.beyond_peft import MixedHead, freeze_factors, insert_sequence
 from client.engine.interface import Values
-from protocol.head import DIRECTIONS, MIX
-from protocol.layout import Layout, Tensors
+from protocol.layout import HEAD_PARTS, Layout, Tensors
 from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import peft_config
-from protocol.recipe import HEAD_PARTS, Recipe
+from protocol.recipe import Recipe
 
 if TYPE_CHECKING:
     from base_model.store import OpenBase
@@ -38,9 +37,8 @@ class AdapterModel:
         self.base, self.recipe = base, recipe
         self.layout: Layout = recipe.layout
         shapes = {spec.name: spec.shape for spec in self.layout.specs}
-        if MIX in shapes:
-            mixed = MixedHead(shapes[MIX][0], *shapes[DIRECTIONS])
-            setattr(base.model, base.manifest.head.path, mixed)
+        if recipe.plan.head is not None and recipe.plan.head.directions is not None:
+            setattr(base.model, base.manifest.head.path, MixedHead(shapes))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
             self._peft = get_peft_model(base.model, self._config(), adapter_name=NAME)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from protocol.forms import HEAD
 from protocol.methods.lora import B, Factors
+from protocol.peft_format import is_head
 
 
 def freeze_factors(model: nn.Module, adapter: str) -> None:
@@ -45,15 +48,27 @@ def _module(dimensions: int, size: int, beside: nn.Linear) -> nn.Module:
 class MixedHead(nn.Module):
     """A head of low rank: every label's row is mixed of directions. (P-2.7)"""
 
-    def __init__(self, labels: int, rank: int, width: int) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """``shapes`` of an adapter's tensors, the head's among them."""
         super().__init__()
-        self.mix = nn.Parameter(torch.zeros(labels, rank))
-        self.directions = nn.Parameter(torch.zeros(rank, width))
-        self.bias = nn.Parameter(torch.zeros(labels))
+        for name, shape in shapes.items():
+            if is_head(name):
+                self.register_parameter(
+                    name.removeprefix(f"{HEAD}."), nn.Parameter(torch.zeros(shape))
+                )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, in) to (rows, labels)."""
-        return nn.functional.linear(x, self.mix @ self.directions, self.bias)
+        own = dict(self.named_parameters())
+        weight = sum(
+            (
+                value @ own[name.replace("mix", "directions")]
+                for name, value in own.items()
+                if name.startswith("mix")
+            ),
+            start=torch.zeros(()),
+        )
+        return nn.functional.linear(x, weight, own["bias"])
 
 
 class _Scale(nn.Module):

@@ -32,7 +32,7 @@ PROMPT: dict[str, Any] = {
     "adapter": {"method": "prompt", "tokens": 3},
 }
 NAMES: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps=", "gIB/f38="], "scale": 0.3}
-DIRECTIONS: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps="], "scale": 0.1}
+DIRECTIONS: dict[str, Any] = {"rows": ["AQIDBAU=", "//79/Ps="], "scale": 0.1, "turns": 1}
 GROUPS: dict[str, Any] = {
     "count": 15,
     "cohort": EIGHT | {"size": 15, "quorum": 9},
@@ -125,6 +125,19 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "head": {"rows": ["AQI=", "//4=", "gH8="], "scale": 0.3, "directions": DIRECTIONS},
         "adapter": CORES,
+    },
+    "a head of three directions by turns": LOSSY
+    | {
+        "rounds": 3,
+        "head": {
+            "rows": ["AQIC", "//4D", "gH8D"],
+            "scale": 0.3,
+            "directions": {
+                "rows": [*DIRECTIONS["rows"], "AgIDBAU="],
+                "scale": 0.1,
+                "turns": 2,
+            },
+        },
     },
     "some layers": LOSSY
     | {"rounds": 1, "adapter": {"rank": 2, "alpha": 4.0, "targets": "all-linear", "layers": [1]}},

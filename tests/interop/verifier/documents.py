@@ -87,9 +87,13 @@ class Documents:
             assert self.plan["rule"]["name"] == "alternating"
         turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
         wanted = (*turns[(turn - 1) % len(turns)], "head")
-        fixed = {"classifier.directions"}
-        if not self.plan.get("head", {"trained": True})["trained"]:
-            fixed.add(self.head_weight)
+        head = self.plan.get("head", {"trained": True})
+        shared = head.get("directions", {"turns": 1})["turns"]  # P-2.7
+        fixed = set() if head["trained"] else {self.head_weight}
+        for other in range(8):
+            fixed.add(f"classifier.directions_{other}")
+            if other != (turn - 1) % shared:
+                fixed.add(f"classifier.mix_{other}")
         return [n for n in self.shapes if role_of(n) in wanted and n not in fixed]
 
     @property
@@ -211,9 +215,11 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
         assert len(begun["rows"]) == labels
         if "directions" in begun:  # P-2.7
             assert begun["trained"]
-            rank = len(begun["directions"]["rows"])
-            shapes["classifier.mix"] = (labels, rank)
-            shapes["classifier.directions"] = (rank, head["in_features"])
+            rank, shared = len(begun["directions"]["rows"]), begun["directions"]["turns"]
+            for turn in range(shared):
+                own = len(range(turn, rank, shared))
+                shapes[f"classifier.mix_{turn}"] = (labels, own)
+                shapes[f"classifier.directions_{turn}"] = (own, head["in_features"])
         else:
             shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
         shapes[f"{head['path']}.bias"] = (labels,)

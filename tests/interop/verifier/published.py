@@ -71,12 +71,14 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
                 f"{path}.{end}": np.zeros(size, np.float32) for end, size in sizes.items()
             }
         return adapter
-    if "classifier.mix" in adapter:  # P-2.7
-        adapter = dict(adapter)
-        mix = adapter.pop("classifier.mix").reshape(documents.shapes["classifier.mix"])
-        shape = documents.shapes["classifier.directions"]
-        directions = adapter.pop("classifier.directions").reshape(shape)
-        adapter["classifier.weight"] = in_order(mix, directions).reshape(-1)
+    if "classifier.mix_0" in adapter:  # P-2.7
+        adapter, both = dict(adapter), ([], [])
+        for turn in range(documents.plan["head"]["directions"]["turns"]):
+            for name, of_turns in zip(("mix", "directions"), both, strict=True):
+                key = f"classifier.{name}_{turn}"
+                of_turns.append(adapter.pop(key).reshape(documents.shapes[key]))
+        whole = in_order(np.concatenate(both[0], axis=1), np.concatenate(both[1]))
+        adapter["classifier.weight"] = whole.reshape(-1)
     inner = ("lora_R", "lora_E", "vera_d", "vera_b", "bottleneck_gate")
     plain = {name: value for name, value in adapter.items() if role_of(name) not in inner}
     for name in adapter.keys() - plain.keys():
@@ -109,7 +111,8 @@ def shape_of(documents: Documents, name: str, size: int) -> tuple[int, ...]:
     """Of a published tensor; beside biases there are factors of rank 1."""
     beside = {"lora_A": (1, size), "lora_B": (size, 1)}
     if name == "classifier.weight" and name not in documents.shapes:
-        return documents.shapes["classifier.mix"][0], documents.shapes["classifier.directions"][1]
+        of_directions = documents.shapes["classifier.directions_0"]
+        return documents.shapes["classifier.mix_0"][0], of_directions[1]
     return documents.shapes.get(name) or beside[role_of(name)]
 
 

@@ -89,10 +89,15 @@ def round_0(documents: Documents) -> Tensors:
         elif role == "hada_w1_a":
             values = deviates(named, math.prod(shape)) * 0.1
         elif (head := documents.plan.get("head")) and len(shape) == 2 and role == "head":  # P-2.7
-            coded = head["directions"] if name.endswith(".directions") else head
-            rows = [base64.b64decode(row, validate=True) for row in coded["rows"]]
-            assert (len(rows), {len(row) for row in rows}) == (shape[0], {shape[1]})
-            values = np.frombuffer(b"".join(rows), "i1") * np.float64(coded["scale"])
+            of_directions = ".directions_" in name
+            coded = head["directions"] if of_directions else head
+            lines = [base64.b64decode(row, validate=True) for row in coded["rows"]]
+            codes = np.array([np.frombuffer(line, "i1") for line in lines])
+            if "directions" in head:
+                turn, shared = int(name[-1]), head["directions"]["turns"]
+                codes = codes[turn::shared] if of_directions else codes[:, turn::shared]
+            assert codes.shape == shape
+            values = codes.reshape(-1) * np.float64(coded["scale"])
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")

@@ -102,11 +102,16 @@ def test_engines_agree_on_a_head_of_names(tiny_base: Path, make_plan: Make, trai
     agree(tiny_base, plan, frozenset({"lora_R", "head"}))
 
 
-def test_engines_agree_on_a_head_of_low_rank(tiny_base: Path, make_plan: Make) -> None:
-    """What it is mixed of has no gradient."""
+@pytest.mark.parametrize(
+    ("turns", "parts"), [(1, {"head"}), (2, {"head", "head_1"}), (2, {"head", "head_0"})]
+)
+def test_engines_agree_on_a_head_of_low_rank(
+    tiny_base: Path, make_plan: Make, turns: int, parts: set[str]
+) -> None:
+    """What it is mixed of has no gradient, nor what is another turn's."""
     vectors = np.random.default_rng(2).normal(size=(3, read_manifest(tiny_base).head.in_features))
-    plan = make_plan("lora-sb", head=head_of(vectors, length=1.0, rank=2).model_dump())
-    agree(tiny_base, plan, frozenset({"lora_R", "head"}))
+    plan = make_plan("lora-sb", head=head_of(vectors, length=1.0, rank=2, turns=turns).model_dump())
+    agree(tiny_base, plan, frozenset({"lora_R", *parts}))
 
 
 @pytest.mark.parametrize("turn", [1, 2])

@@ -14,13 +14,14 @@ from hypothesis.extra.numpy import arrays
 
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, PlanError
-from protocol.head import DIRECTIONS, MIX, HeadStart, head_of
+from protocol.head import HeadStart, head_of
 from protocol.legality import check
 from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.recipe import Recipe
 
 LABELS = ["light", "music", "timer"]
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
+MIX, DIRECTIONS = "classifier.mix_0", "classifier.directions_0"
 
 
 def row(*codes: int) -> str:
@@ -103,6 +104,7 @@ def test_of_a_head_of_low_rank_the_mix_is_sent_and_the_whole_is_published(tiny_b
     sent = {spec.name: spec.shape for spec in recipe.round_layout(1).specs}
     assert sent[MIX] == (3, 2)
     assert not {WEIGHT, DIRECTIONS} & sent.keys()
+    assert recipe.layout.only(recipe.trained).size < recipe.layout.size
     start = recipe.completed(recipe.sent_layout.flatten(_only(recipe)))
     directions = start[DIRECTIONS].astype(np.float64)
     whole = start[MIX][:, :1].astype(np.float64) * directions[0]
@@ -123,6 +125,40 @@ def test_a_head_of_low_rank_of_another_width_or_behind_a_start_is_refused(tiny_b
     other = {"rows": GOOD, "scale": 1.0, "directions": {"rows": [row(1), row(2)], "scale": 1.0}}
     errors = [f.field for f in check(plan_with(manifest.fingerprint, other), manifest)]
     assert "head.directions.rows" in errors
+
+
+def test_turns_share_directions_and_with_them_what_a_round_sends(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    rng = np.random.default_rng(4)
+    codes = rng.integers(-127, 128, (3, 5)), rng.integers(-127, 128, (5, manifest.head.in_features))
+    directions = {"rows": [row(*line) for line in codes[1]], "scale": 0.02, "turns": 2}
+    head = {"rows": [row(*line) for line in codes[0]], "scale": 0.01, "directions": directions}
+    recipes = [
+        Recipe(
+            plan=plan_with(
+                manifest.fingerprint, head | {"directions": directions | {"turns": turns}}
+            ),
+            manifest=manifest,
+        )
+        for turns in (1, 2)
+    ]
+    recipe = recipes[1]
+    assert len(recipe.phases) == 2  # of alternating, each with one of the head's
+    of_mix = [
+        {n.name for n in recipe.round_layout(t).specs if ".mix_" in n.name} for t in (1, 2, 3)
+    ]
+    assert of_mix == [{"classifier.mix_0"}, {"classifier.mix_1"}, {"classifier.mix_0"}]
+    assert all(BIAS in {s.name for s in recipe.round_layout(t).specs} for t in (1, 2))
+    once, shared = (r.published(r.start())[WEIGHT] for r in recipes)
+    np.testing.assert_allclose(shared, once, rtol=1e-5, atol=1e-7)  # the sum's order is another
+    start = recipe.start()
+    np.testing.assert_array_equal(
+        start["classifier.mix_1"], (codes[0][:, 1::2] * 0.01).astype(np.float32)
+    )
+    again = recipe.resumed(recipe.published(start))
+    for name in ("classifier.mix_0", "classifier.mix_1"):
+        np.testing.assert_allclose(again[name], start[name], atol=1e-5)
+    assert recipe.rule.exact(recipe.method)
 
 
 def _only(recipe: Recipe) -> Any:
@@ -169,6 +205,15 @@ GOOD = [row(1, 2), row(3, 4), row(5, 6)]
             },
             {},
             "with directions it is trained",
+        ),
+        (
+            {
+                "rows": GOOD,
+                "scale": 1.0,
+                "directions": {"rows": GOOD[:2], "scale": 1.0, "turns": 3},
+            },
+            {},
+            "3 turns share 2 directions",
         ),
         (
             {"rows": GOOD, "scale": 1.0, "directions": {"rows": GOOD[:2]}},
