@@ -353,6 +353,14 @@ def resolve_source(text: str, *, folder: Path) -> Path:
     return path
 
 
+def value_of(text: str) -> Any:
+    """What ``--set`` makes of a value: TOML, and what is none a string, so that names need no quotes."""
+    try:
+        return parse_toml(f"value = {text}")["value"]
+    except OddError:
+        return text
+
+
 def _override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -363,7 +371,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
-    table[parts[-1]] = _value(text.strip())
+    table[parts[-1]] = value_of(text.strip())
 
 
 def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> None:
@@ -372,7 +380,7 @@ def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> No
     plan, _, place = key.strip().partition(".")
     name, _, tag = place.partition(".")
     field = Plan.model_fields.get(name)
-    kind = variants_of(field).get(str(_value(text.strip())))
+    kind = variants_of(field).get(str(value_of(text.strip())))
     if plan != "plan" or field is None or kind is None or tag != key_of(field):
         return
     tables = document.get("plan")
@@ -381,14 +389,6 @@ def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> No
         others = {key for model in variants_of(field).values() for key in model.model_fields}
         for key in table.keys() & (others - kind.model_fields.keys()):
             del table[key]
-
-
-def _value(text: str) -> Any:
-    """A TOML value; what is none is a string, so that names need no quotes."""
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except OddError:
-        return text
 
 
 def _reason(error: Exception) -> str:

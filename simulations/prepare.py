@@ -37,6 +37,7 @@ from simulations.experiment import Experiment, LabelHead, expanded
 from simulations.experiment_measures import Yardsticks
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
+from simulations.identity import Identities
 from simulations.own_rows import OWN_ROWS, OwnRows, own_rows, save_own_rows
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
@@ -45,6 +46,7 @@ from simulations.tasks import task_named
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
 START_RUN = "start_run"  # in the marker: where the run lies that this one goes on from
+IDENTITY = "identity"  # in the marker: what the run hangs on, by content
 LISTED = "clients.json"  # which client holds what
 ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
@@ -222,6 +224,7 @@ def _fresh(
         **experiment.model_dump(mode="json"),
         "base_folder": _relative(base, out),
         START_RUN: _start_run(experiment, out),
+        IDENTITY: Identities().of(experiment),
         "fingerprint": manifest.fingerprint,
         "plan_digest": plan.digest,
         "tokens_per_row": tokens,

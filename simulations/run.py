@@ -38,7 +38,7 @@ from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import path_text, write_json
+from simulations.files import SUMMARY, path_text, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.forgetting import measure_forgetting
 from simulations.grid import Config, InProcessGrid, server_context
@@ -55,8 +55,6 @@ from simulations.summary import Summary, summarise
 from simulations.timings import Timings
 from simulations.yardstick_training import passes
 from simulations.yardsticks import measure_before, run_yardsticks
-
-SUMMARY = "summary.json"
 
 
 def simulate(
