@@ -72,16 +72,14 @@ class Recipe:
         if head is None:
             yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=HEAD_PART, law=HEAD_LAW)
             return
-        law = Law("codes", head.scale, head.codes.tobytes())
         if head.directions is None:
             part = HEAD_PART if head.trained else FIXED_HEAD_PART
-            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=law)
+            yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=head.law)
             return
-        of_directions = Law("codes", head.directions.scale, head.directions.codes.tobytes())
         shape = head.directions.codes.shape
-        yield TensorSpec(name=MIX, shape=(outputs, shape[0]), part=HEAD_PART, law=law)
+        yield TensorSpec(name=MIX, shape=(outputs, shape[0]), part=HEAD_PART, law=head.law)
         yield TensorSpec(
-            name=DIRECTIONS, shape=(shape[0], width), part=FIXED_HEAD_PART, law=of_directions
+            name=DIRECTIONS, shape=(shape[0], width), part=FIXED_HEAD_PART, law=head.directions.law
         )
 
     @property
@@ -134,6 +132,19 @@ class Recipe:
     def start(self) -> Tensors:
         """Round 0, the same bytes for whoever derives it; not to be changed. (P-2.3)"""
         return _start(self.layout, self.plan.seed)
+
+    def beyond(self) -> tuple[str, float] | None:
+        """A tensor that is drawn for round 0 and that clients would refuse, and its magnitude. (P-4.2)
+
+        Nothing is drawn whose law stays within the bound, so this costs nothing for nearly every plan.
+        """
+        for spec in self.layout.specs:
+            if spec.law.kind != "codes" and not spec.law.bound <= LARGEST:
+                seed = seed_from("initial", self.plan.seed, spec.name)
+                largest = float(np.abs(spec.law.draw(seed, spec.shape)).max())
+                if not largest <= LARGEST:
+                    return spec.name, largest
+        return None
 
     @cached_property
     def constants(self) -> Constants:

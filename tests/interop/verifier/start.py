@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Reals, Tensors, canonical, halved, named_hash, seed
+from .basics import Reals, Tensors, canonical, halved, named_hash, octets, seed
 from .documents import Documents, adapter_digest, role_of
 
 
@@ -90,10 +89,12 @@ def round_0(documents: Documents) -> Tensors:
             values = deviates(named, math.prod(shape)) * 0.1
         elif (head := documents.plan.get("head")) and len(shape) == 2 and role == "head":  # P-2.7
             coded = head["directions"] if name.endswith(".directions") else head
-            rows = [base64.b64decode(row, validate=True) for row in coded["rows"]]
+            rows = [octets(row) for row in coded["rows"]]
             assert (len(rows), {len(row) for row in rows}) == (shape[0], {shape[1]})
+            assert shape[1] <= 65_536
             values = np.frombuffer(b"".join(rows), "i1") * np.float64(coded["scale"])
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")
+        assert np.all(np.abs(tensors[name]) <= 64)  # P-4.2
     return tensors
