@@ -249,14 +249,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         )
         return  # nothing else of it would mean anything
     yield from _writing(recipe)
-    if plan.task.max_length + recipe.tokens > manifest.max_positions:
-        prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
-        most = manifest.max_positions - recipe.tokens
-        yield _error(
-            "task.max_length",
-            f"{plan.task.max_length} tokens{prompt} exceed the base's {manifest.max_positions} positions",
-            f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
-        )
+    yield from _positions(recipe)
     yield from (_finding(*row) for row in recipe.remarks())
     yield from _head_on_base(recipe)
     try:
@@ -278,7 +271,21 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
     if plan.private and (
         plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt
     ):
-        yield from (_finding(*row) for row in said_with_sizes(plan, round_sizes(plan, manifest)))
+        sizes = round_sizes(plan, manifest)
+        yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
+
+
+def _positions(recipe: Recipe) -> Iterator[Finding]:
+    """Texts, and the prompt before them, fit the base."""
+    plan, positions = recipe.plan, recipe.manifest.max_positions
+    most = positions - recipe.tokens
+    if plan.task.max_length > most:
+        prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
+        yield _error(
+            "task.max_length",
+            f"{plan.task.max_length} tokens{prompt} exceed the base's {positions} positions",
+            f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
+        )
 
 
 def _head(plan: Plan) -> Iterator[Finding]:

@@ -254,17 +254,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         PlanError: not TOML, an unknown key (with the nearest known one), or a wrong value.
         MachineError: there is no such file.
     """
-    try:
-        text = read_settings_text(path, most=MOST_TOML)
-    except (OSError, UnicodeDecodeError) as error:
-        raise MachineError(
-            f"experiment {path} cannot be read: {_reason(error)}",
-            f"name a file, or one that ships with fedge: {', '.join(shipped())}",
-        ) from None
-    try:
-        document = parse_toml(text)
-    except OddError as odd:
-        raise PlanError(f"{path}: {odd}", "correct the line named") from None
+    document = _document(path)
     for override in overrides or []:
         _drop_keys_of_another_variant(document, override)
     for override in overrides or []:
@@ -279,6 +269,31 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     # Validated now with stand-ins, so that a wrong plan costs no preparation.
     plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])
     verify_legal(plan)
+    _verify_scales(experiment, plan, path)
+    _verify_of_task(experiment, plan, path)
+    if plan.cohort.size > experiment.population.clients:
+        raise PlanError(
+            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
+            f"{experiment.population.clients} clients",
+            "lower plan.cohort.size or raise population.clients",
+        )
+    return experiment
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return parse_toml(read_settings_text(path, most=MOST_TOML))
+    except OddError as odd:
+        raise PlanError(f"{path}: {odd}", "correct the line named") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MachineError(
+            f"experiment {path} cannot be read: {_reason(error)}",
+            f"name a file, or one that ships with fedge: {', '.join(shipped())}",
+        ) from None
+
+
+def _verify_scales(experiment: Experiment, plan: Plan, path: Path) -> None:
+    """Slots of scales where a method fills them, and nowhere that has none. Raises PlanError."""
     if method_of(plan.adapter).scales and experiment.base.source and not experiment.base.scales:
         raise PlanError(
             f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
@@ -288,14 +303,6 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
         )
-    _verify_of_task(experiment, plan, path)
-    if plan.cohort.size > experiment.population.clients:
-        raise PlanError(
-            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
-            f"{experiment.population.clients} clients",
-            "lower plan.cohort.size or raise population.clients",
-        )
-    return experiment
 
 
 def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
