@@ -23,8 +23,8 @@ from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, 
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
-from protocol.variants import key_of, variants_of
 from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
+from simulations.overrides import override_all
 from storage.regular import read_settings_text
 
 SHARED = "shared:"
@@ -255,10 +255,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         MachineError: there is no such file.
     """
     document = _document(path)
-    for override in overrides or []:
-        _drop_keys_of_another_variant(document, override)
-    for override in overrides or []:
-        _override(document, override)
+    override_all(document, overrides or [])
     if "task" in document and "plan" not in document:
         raise PlanError(
             f"{path}: this is a plan, not an experiment",
@@ -358,44 +355,6 @@ def resolve_source(text: str, *, folder: Path) -> Path:
     if not path.is_file():
         raise MachineError(f"data file {text} is not there (looked at {path})", remedy)
     return path
-
-
-def value_of(text: str) -> Any:
-    """What ``--set`` makes of a value: TOML, and what is none a string, so that names need no quotes."""
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except OddError:
-        return text
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise PlanError(f"--set {override}: not of the form a.b=value", "write --set plan.rounds=5")
-    table = document
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
-    table[parts[-1]] = value_of(text.strip())
-
-
-def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> None:
-    """With ``plan.adapter.method`` go those keys of the file that the named method has not."""
-    key, _, text = override.partition("=")
-    plan, _, place = key.strip().partition(".")
-    name, _, tag = place.partition(".")
-    field = Plan.model_fields.get(name)
-    kind = variants_of(field).get(str(value_of(text.strip())))
-    if plan != "plan" or field is None or kind is None or tag != key_of(field):
-        return
-    tables = document.get("plan")
-    table = tables.get(name) if isinstance(tables, dict) else None
-    if isinstance(table, dict):
-        others = {key for model in variants_of(field).values() for key in model.model_fields}
-        for key in table.keys() & (others - kind.model_fields.keys()):
-            del table[key]
 
 
 def _reason(error: Exception) -> str:

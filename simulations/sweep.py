@@ -21,10 +21,11 @@ from protocol.encoding import seed_from
 from protocol.errors import PlanError
 from protocol.tasks import TASKS
 from simulations.compare import spread
-from simulations.experiment import Experiment, load_experiment, value_of
+from simulations.experiment import Experiment, load_experiment
 from simulations.experiment_text import toml
 from simulations.files import SUMMARY, read_json
 from simulations.identity import Identities
+from simulations.overrides import value_of
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 MOST_CELLS = 10_000
