@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
-from protocol.documents import MOST_BYTES
 from protocol.errors import PlanError, ProofError
 from protocol.initial import ONES
-from protocol.layout import HEAD_PART
+from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_start import said_of_start
-from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import rank_axis
 from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
-from protocol.recipe import LARGEST, Recipe
+from protocol.recipe import Recipe
 from protocol.rules import AggregationRule, rule_named
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
@@ -70,7 +68,7 @@ def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
         *_witnesses(plan),
     ]
     findings += [*_terms(plan, rule), *_release(plan), *_engine(plan)]
-    findings += [*_head(plan), *(_finding(*row) for row in said_of_start(plan))]
+    findings += [_finding(*row) for row in (*said_of_head(plan), *said_of_start(plan))]
     if manifest is None:
         findings.append(
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
@@ -251,17 +249,12 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
     yield from _writing(recipe)
     yield from _positions(recipe)
     yield from (_finding(*row) for row in recipe.remarks())
-    yield from _head_on_base(recipe)
+    yield from (_finding(*row) for row in said_of_head_on(recipe))
     try:
         specs = recipe.layout.specs
     except PlanError:
         return  # a target that is not there: said already
-    if plan.start is None and (beyond := recipe.beyond()):
-        yield _error(
-            "adapter.method",
-            f"round 0 of `{beyond[0]}` is {beyond[1]:.3g} in magnitude on this base, the most is {LARGEST:g}",
-            "take a method without it",
-        )
+    yield from (_finding(*row) for row in said_of_round_0(recipe))
     if plan.local.weight_decay and any(spec.law == ONES for spec in specs):
         yield _warning(
             "local.weight_decay",
@@ -286,57 +279,6 @@ def _positions(recipe: Recipe) -> Iterator[Finding]:
             f"{plan.task.max_length} tokens{prompt} exceed the base's {positions} positions",
             f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
         )
-
-
-def _head(plan: Plan) -> Iterator[Finding]:
-    """What of a head that the plan begins with no client would read or train on. (P-1.7, P-4.2)"""
-    if plan.head is None:
-        return
-    if (size := len(plan.render())) > MOST_BYTES:
-        yield _error(
-            "head.rows",
-            f"with them the plan is a document of {size:,} bytes, and nobody reads more than {MOST_BYTES:,}",
-            "leave the head out, name fewer labels, or take a base that gives fewer numbers for a text",
-        )
-    if plan.start is not None:
-        return  # the head is that adapter's
-    for field, coded in (("head", plan.head), ("head.directions", plan.head.directions)):
-        if coded is None or (largest := coded.law.bound) <= LARGEST:
-            continue
-        yield _error(
-            f"{field}.scale",
-            f"a code times it is {largest:.3g} in magnitude, the most of a number is {LARGEST:g}",
-            "write the head anew: `fedge plan head` with a shorter --length",
-        )
-
-
-def _head_on_base(recipe: Recipe) -> Iterator[Finding]:
-    """A head that the plan begins with, on this base."""
-    head, manifest = recipe.plan.head, recipe.manifest
-    if head is None or not isinstance(manifest, Manifest):
-        return
-    if (width := head.width) != manifest.head.in_features:
-        yield _error(
-            "head.directions.rows" if head.directions else "head.rows",
-            f"they have {width} numbers, the base gives {manifest.head.in_features} for a text",
-            "write them anew: `fedge plan head`",
-        )
-    if not head.trained and recipe.trainable == {HEAD_PART}:
-        yield _warning(
-            "head.trained",
-            f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",
-            "train it, or take another method",
-        )
-    if recipe.plan.start is None:
-        return
-    if head.directions:
-        yield _error(
-            "head.directions",
-            "an adapter has its head whole, so a run that goes on from it trains it whole",
-            "leave `head` out",
-        )
-    else:
-        yield _note("head.rows", "the head is the one of the adapter that the run goes on from", "")
 
 
 def _writing(recipe: Recipe) -> Iterator[Finding]:
