@@ -6,7 +6,6 @@ a file or leaf that was read rests on somebody's word is noted where it is read.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 
 from audit.report import Uncovered
 from audit.sources import PUBLISHED, Source
+from protocol.encoding import base64_text
 from protocol.errors import printable
 from protocol.transparency.note import VerifierKey, lines_naming
 
@@ -103,7 +103,7 @@ def batch_bytes(start: int, entries: Iterable[bytes], note: str) -> bytes:
     """A batch as a coordinator writes it. (P-8.4)"""
     body = {
         "start": start,
-        "entries": [base64.b64encode(entry).decode() for entry in entries],
+        "entries": [base64_text(entry) for entry in entries],
         "checkpoint": note,
     }
     return (json.dumps(body, indent=1) + "\n").encode()

@@ -6,7 +6,6 @@ those of the same tree. A fault here is a fault of the whole log: there is nothi
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from audit.sources import MissingError, Source
 from protocol.documents import parse_json
+from protocol.encoding import base64_bytes
 from protocol.errors import ProofError
 from protocol.merkle import leaf_hash
 from protocol.transparency.note import (
@@ -223,7 +223,7 @@ class _Reading:
 
 def _is_adapter(entry: bytes) -> bool:
     try:
-        payload = base64.b64decode(json.loads(entry)["payload"])
+        payload = base64_bytes(json.loads(entry)["payload"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return b'"predicateType":"urn:fedge:leaf:adapter:1"' in payload
@@ -235,7 +235,7 @@ def parse_batch(data: bytes, name: str) -> tuple[int, list[bytes], str]:
         body: Any = parse_json(data, most=MOST_BATCH_BYTES, values=2 * MOST_LEAVES)
         if set(body) != {"start", "entries", "checkpoint"} or type(body["start"]) is not int:
             raise ValueError
-        entries = [base64.b64decode(entry, validate=True) for entry in body["entries"]]
+        entries = [base64_bytes(entry) for entry in body["entries"]]
         return body["start"], entries, str(body["checkpoint"])
     except (ValueError, TypeError):
         raise ProofError(f"{name} is no batch of leaves", REMEDY) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedge.plan_files import plan_text, say_plan, write_new
+from fedge.plan_files import say_plan, write_plan
 from protocol.encoding import vector_digest
 from protocol.errors import PlanError
 from protocol.legality import Finding, check
@@ -72,7 +72,7 @@ def continue_run(
     document = _document(before, start, rounds=rounds, seed=next_seed, name=name, log=log)
     plan = plan_from(document, source="the plan that goes on")
     findings = [*check(plan, before.manifest), *withdrawals, *_said_of_round_0(plan, before)]
-    write_new(out, plan_text(plan))
+    write_plan(out, plan)
     say_plan(
         out,
         plan,

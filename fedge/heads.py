@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedge.plan_files import plan_text, say_plan, write_new
+from fedge.plan_files import say_plan, write_plan
 from protocol.errors import PlanError
 from protocol.legality import check
 from protocol.plan import plan_from
@@ -51,5 +51,9 @@ def name_head(
     )
     document = before.model_dump(mode="json") | {"head": head.model_dump(mode="json")}
     after = plan_from(document, source="the plan with a head")
-    write_new(out, plan_text(after))
-    say_plan(out, after, check(after, manifest), as_json=as_json, labels=len(head.rows))
+    findings = check(after, manifest)
+    for finding in findings:
+        if finding.severity == "error" and finding.field.startswith("head."):
+            raise PlanError(f"`{finding.field}`: {finding.cause}", finding.remedy)
+    write_plan(out, after)
+    say_plan(out, after, findings, as_json=as_json, labels=len(head.rows))

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedge.forecast import Forecast
+from protocol.documents import MOST_BYTES, MOST_TOML
 from protocol.errors import ArtefactError, PlanError
 from protocol.legality import Finding
 from protocol.plan import Plan
@@ -58,6 +59,24 @@ def _toml(value: Any) -> str:
     if isinstance(value, list) and len(text) > LONGEST_LINE:
         return "[\n" + "".join(f" {toml(each)},\n" for each in value) + "]"
     return text
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan to a file that is not there yet: JSON to a name that ends so, commented TOML else.
+
+    Raises ArtefactError, and PlanError for a plan that no reader would take (P-1.7); then nothing is written.
+    """
+    if path.suffix == ".json":
+        text, most, remedy = plan.render(), MOST_BYTES, "name fewer labels, or leave the head out"
+    else:
+        text, most = plan_text(plan), MOST_TOML
+        remedy = f"write it as JSON, which may be longer: --out {path.with_suffix('.json')}"
+    if (size := len(text.encode())) > most:
+        raise PlanError(
+            f"{path} would have {size:,} bytes, and no more than {most:,} of such a file are read",
+            remedy,
+        )
+    write_new(path, text)
 
 
 def write_new(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedge.continuing import continue_run
 from fedge.heads import name_head
-from fedge.plan_files import plan_text, show_cost, show_findings
+from fedge.plan_files import show_cost, show_findings
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
@@ -35,14 +35,14 @@ Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
 
 
-def commented_plan(fingerprint: str) -> str:
-    """A plan's text to start from, with a stand-in for what has no default."""
+def plan_to_start_from(fingerprint: str) -> Plan:
+    """A plan of defaults, with a stand-in for what has none."""
     document = {
         "name": "my-plan",
         "base": {"fingerprint": fingerprint},
         "task": {"labels": ["no", "yes"]},
     }
-    return plan_text(plan_from(document, source="the plan to start from"))
+    return plan_from(document, source="the plan to start from")
 
 
 @app.command("check")

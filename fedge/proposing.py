@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedge.plan_files import plan_text, write_new
-from fedge.plans import Base, Json, commented_plan, read_manifest
+from fedge.plan_files import write_new, write_plan
+from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
 from protocol.plan import plan_from
 
@@ -51,12 +51,12 @@ def init(
     fingerprint = read_manifest(base).fingerprint if base else "0" * 64
     out = out or Path("plan.toml")
     if base is None or data is None:
-        write_new(out, commented_plan(fingerprint))
+        write_plan(out, plan_to_start_from(fingerprint))
         body: dict[str, Any] = {}
         left = "labels, text and label of [task], size and quorum of [cohort]"
     else:
         document, body = _planned(data, base)
-        write_new(out, plan_text(plan_from(document, source="the proposed plan")))
+        write_plan(out, plan_from(document, source="the proposed plan"))
         left = "size and quorum of [cohort]"
     if as_json:
         typer.echo(json.dumps(body | {"plan": str(out), "base_fingerprint": fingerprint}))

@@ -124,6 +124,8 @@ def _text(data: bytes | str, most: int) -> str:
             raise OddError("not UTF-8") from None
     if HALF.search(data):
         raise OddError("not UTF-8")
+    if not data.isascii() and len(data.encode()) > most:
+        raise OddError(f"longer than {most} bytes")
     return data
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from protocol.halving import sum_by_halves
 
 PARTS = 12  # of a normal deviate: a sum of so many has four times the variance wanted
+DEVIATE = PARTS / 2  # above every magnitude of one
 Wide = npt.NDArray[np.float64]
 
 

@@ -7,6 +7,8 @@ implementations can disagree about its digits.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import math
@@ -64,6 +66,26 @@ def _check_exact(value: Any) -> None:
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     ):
         _check_exact(inner)
+
+
+def base64_text(data: bytes) -> str:
+    """RFC 4648, with padding: the spelling that :func:`base64_bytes` takes."""
+    return base64.b64encode(data).decode()
+
+
+def base64_bytes(text: str) -> bytes:
+    """The reverse, of that spelling alone: bits that are left over are 0, padding is what is needed.
+
+    A decoder that lets them pass gives several texts, and so several digests, to what is one thing. Raises
+    ValueError.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):  # the latter of characters outside ASCII
+        raise ValueError("is not base64") from None
+    if base64_text(data) != text:
+        raise ValueError("is not the one spelling of its base64")
+    return data
 
 
 def hasher_of(tag: str) -> hashlib._Hash:

@@ -7,8 +7,6 @@ even stay as it is, or move in a few directions alone: those in which the names 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from typing import Annotated
 
@@ -16,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from protocol.encoding import base64_bytes, base64_text
+from protocol.initial import Law
 from protocol.layout import HEAD_TURNS
 from protocol.section import MOST_LABELS, PositiveReal, Section
 
@@ -36,9 +36,9 @@ class CodedRows(Section):
         widths = set()
         for number, row in enumerate(self.rows):
             try:
-                widths.add(len(base64.b64decode(row, validate=True)))
-            except binascii.Error:
-                raise ValueError(f"row {number} is not base64") from None
+                widths.add(len(base64_bytes(row)))
+            except ValueError as error:
+                raise ValueError(f"row {number} {error}") from None
         if len(widths) > 1:
             raise ValueError(
                 f"rows have {min(widths)} to {max(widths)} codes, all must have as many"
@@ -46,9 +46,14 @@ class CodedRows(Section):
         return self
 
     @property
+    def law(self) -> Law:
+        """What the matrix begins with."""
+        return Law("codes", self.scale, self.codes.tobytes())
+
+    @property
     def codes(self) -> npt.NDArray[np.int8]:
         """(rows, width)."""
-        return np.stack([np.frombuffer(base64.b64decode(row), np.int8) for row in self.rows])
+        return np.stack([np.frombuffer(base64_bytes(row), np.int8) for row in self.rows])
 
 
 class Directions(CodedRows):
@@ -158,4 +163,4 @@ def _distinct(codes: npt.NDArray[np.int8]) -> list[str]:
 
 
 def _texts(codes: npt.NDArray[np.int8]) -> list[str]:
-    return [base64.b64encode(row.tobytes()).decode() for row in codes]
+    return [base64_text(row.tobytes()) for row in codes]

@@ -28,8 +28,8 @@ def head_specs(head: HeadStart | None, *, outputs: int, width: int) -> Iterator[
         return
     codes, directions = head.codes, head.directions
     if directions is None:
-        part, law = HEAD_PART if head.trained else FIXED_HEAD_PART, _law(codes, head.scale)
-        yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=law)
+        part = HEAD_PART if head.trained else FIXED_HEAD_PART
+        yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=part, law=head.law)
         return
     of_directions = directions.codes
     for turn in range(directions.turns):

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from protocol.draws import normal, orthonormal_columns, uniform
+from protocol.draws import DEVIATE, normal, orthonormal_columns, uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,23 @@ class Law:
     ]
     scale: float = 1.0
     codes: bytes = b""
+
+    @property
+    def bound(self) -> float:
+        """What no number that is drawn exceeds in magnitude."""
+        match self.kind:
+            case "zeros":
+                return 0.0
+            case "normal":
+                return DEVIATE * self.scale
+            case "uniform":
+                return self.scale
+            case "codes":
+                codes = np.frombuffer(self.codes, np.int8).astype(np.int64)
+                # In float32, as a tensor has it.
+                return float(np.float32(int(np.abs(codes).max(initial=0)) * self.scale))
+            case _:
+                return 1.0
 
     def draw(self, seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """A tensor of ``shape``, row-major."""

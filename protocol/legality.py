@@ -13,8 +13,8 @@ from typing import Literal
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
 from protocol.initial import ONES
+from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_start import said_of_start
-from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import rank_axis
@@ -68,7 +68,7 @@ def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
         *_witnesses(plan),
     ]
     findings += [*_terms(plan, rule), *_release(plan), *_engine(plan)]
-    findings += [_finding(*row) for row in said_of_start(plan)]
+    findings += [_finding(*row) for row in (*said_of_head(plan), *said_of_start(plan))]
     if manifest is None:
         findings.append(
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
@@ -247,17 +247,15 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         )
         return  # nothing else of it would mean anything
     yield from _writing(recipe)
-    if plan.task.max_length + recipe.tokens > manifest.max_positions:
-        prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
-        most = manifest.max_positions - recipe.tokens
-        yield _error(
-            "task.max_length",
-            f"{plan.task.max_length} tokens{prompt} exceed the base's {manifest.max_positions} positions",
-            f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
-        )
+    yield from _positions(recipe)
     yield from (_finding(*row) for row in recipe.remarks())
-    yield from _head(recipe)
-    if plan.local.weight_decay and any(spec.law == ONES for spec in recipe.layout.specs):
+    yield from (_finding(*row) for row in said_of_head_on(recipe))
+    try:
+        specs = recipe.layout.specs
+    except PlanError:
+        return  # a target that is not there: said already
+    yield from (_finding(*row) for row in said_of_round_0(recipe))
+    if plan.local.weight_decay and any(spec.law == ONES for spec in specs):
         yield _warning(
             "local.weight_decay",
             f"it pulls the factors of method `{plan.adapter.method}` to 0, where 1 leaves the base as it is",
@@ -266,40 +264,21 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
     if plan.private and (
         plan.privacy.mechanism == "central" or plan.least_sum > plan.privacy.corrupt
     ):
-        try:
-            sizes = round_sizes(plan, manifest)
-        except PlanError:
-            return  # a target that is not there: said already
+        sizes = round_sizes(plan, manifest)
         yield from (_finding(*row) for row in said_with_sizes(plan, sizes))
 
 
-def _head(recipe: Recipe) -> Iterator[Finding]:
-    """A head that the plan begins with."""
-    head, manifest = recipe.plan.head, recipe.manifest
-    if head is None or not isinstance(manifest, Manifest):
-        return
-    if (width := head.width) != manifest.head.in_features:
+def _positions(recipe: Recipe) -> Iterator[Finding]:
+    """Texts, and the prompt before them, fit the base."""
+    plan, positions = recipe.plan, recipe.manifest.max_positions
+    most = positions - recipe.tokens
+    if plan.task.max_length > most:
+        prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
         yield _error(
-            "head.directions.rows" if head.directions else "head.rows",
-            f"they have {width} numbers, the base gives {manifest.head.in_features} for a text",
-            "write them anew: `fedge plan head`",
+            "task.max_length",
+            f"{plan.task.max_length} tokens{prompt} exceed the base's {positions} positions",
+            f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
         )
-    if not head.trained and recipe.trainable == recipe.head_parts:
-        yield _warning(
-            "head.trained",
-            f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",
-            "train it, or take another method",
-        )
-    if recipe.plan.start is None:
-        return
-    if head.directions:
-        yield _error(
-            "head.directions",
-            "an adapter has its head whole, so a run that goes on from it trains it whole",
-            "leave `head` out",
-        )
-    else:
-        yield _note("head.rows", "the head is the one of the adapter that the run goes on from", "")
 
 
 def _writing(recipe: Recipe) -> Iterator[Finding]:

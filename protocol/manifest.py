@@ -19,6 +19,7 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 from protocol.forms import SCALE, SHIFT
+from protocol.section import PositiveReal
 
 FORMAT: Literal[3] = (
     3  # 1: no scales and shifts in the graph (docs/adr/0044), 2: no token types (0047)
@@ -130,7 +131,7 @@ class BaseManifest(Record):
     layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
     vocab_size: Count
     max_positions: Count
-    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    embedding_std: PositiveReal
     parameters: Count
     linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
     graph: Graph

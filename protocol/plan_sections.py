@@ -13,7 +13,6 @@ from protocol.section import (
     MOST_EPOCHS,
     MOST_MEMORY,
     MOST_ROUNDS,
-    MOST_SECONDS,
     MOST_STEPS,
     MOST_WITNESSES,
     Fraction,
@@ -22,6 +21,7 @@ from protocol.section import (
     NonNegativeReal,
     Positive,
     PositiveReal,
+    Seconds,
     Section,
     VerifierText,
 )
@@ -55,9 +55,8 @@ class Cohort(Section):
         default=10, description="clients asked per round"
     )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
-    deadline_s: PositiveReal = Field(
+    deadline_s: Seconds = Field(
         default=600.0,
-        le=MOST_SECONDS,
         description="seconds a round waits, for clients to be there and for their updates",
     )
     attempts: Annotated[int, Field(gt=0, le=MOST_ATTEMPTS)] = Field(

@@ -135,6 +135,19 @@ class Recipe:
         """Round 0, the same bytes for whoever derives it; not to be changed. (P-2.3)"""
         return _start(self.layout, self.plan.seed)
 
+    def beyond(self) -> tuple[str, float] | None:
+        """A tensor that is drawn for round 0 and that clients would refuse, and its magnitude. (P-4.2)
+
+        Nothing is drawn whose law stays within the bound, so this costs nothing for nearly every plan.
+        """
+        for spec in self.layout.specs:
+            if spec.law.kind != "codes" and not spec.law.bound <= LARGEST:
+                seed = seed_from("initial", self.plan.seed, spec.name)
+                largest = float(np.abs(spec.law.draw(seed, spec.shape)).max())
+                if not largest <= LARGEST:
+                    return spec.name, largest
+        return None
+
     @cached_property
     def constants(self) -> Constants:
         """What the method's forms hang on beside its tensors."""

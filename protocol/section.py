@@ -24,6 +24,8 @@ Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1
 Positive = Annotated[int, Field(gt=0, le=MOST_ROUNDS)]
 Rank = Annotated[int, Field(gt=0, le=MOST_RANK)]
 PositiveReal = Annotated[float, Field(ge=1e-12, le=MOST_REAL, allow_inf_nan=False)]
+# A bound of its own: what a Field adds to an annotation that has one is not in force.
+Seconds = Annotated[float, Field(ge=1e-12, le=MOST_SECONDS, allow_inf_nan=False)]
 NonNegativeReal = Annotated[float, Field(ge=0, le=MOST_REAL, allow_inf_nan=False)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Layers = Annotated[list[Annotated[int, Field(ge=0, le=MOST_LAYER)]], Field(max_length=MOST_TARGETS)]

@@ -8,7 +8,6 @@ coordinator that was killed in between does that when it comes back.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import protocol
 import server
 import storage
+from protocol.encoding import base64_bytes, base64_text
 from protocol.errors import ArtefactError, ProofError
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
@@ -147,7 +147,7 @@ class RunLog(Published):
         self.note = f"{text}\n{sign_note(text, self.origin, self._key)}"
         body = {
             "start": start,
-            "entries": [base64.b64encode(data).decode() for data in leaves],
+            "entries": [base64_text(data) for data in leaves],
             "checkpoint": self.note,
         }
         return (json.dumps(body, indent=1) + "\n").encode()
@@ -190,7 +190,7 @@ class RunLog(Published):
         """Take in a batch that a killed writer left, whole or partly in the tiles."""
         try:
             body = json.loads(path.read_bytes())
-            entries = [base64.b64decode(data, validate=True) for data in body["entries"]]
+            entries = [base64_bytes(data) for data in body["entries"]]
             start, note = int(body["start"]), str(body["checkpoint"])
             checkpoint = self._verified(note)
             kept = self.size - start

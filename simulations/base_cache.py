@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -19,8 +18,7 @@ import protocol
 from base_model.build import build_base
 from base_model.decoder.build import build_decoder
 from base_model.decoder.calibration import default_text
-from base_model.decoder.sources import decoder_source, is_file
-from base_model.places import PACKAGE, Place, locate, locate_file
+from base_model.decoder.sources import decoder_source
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest, verify_base
@@ -28,10 +26,10 @@ from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from protocol.seq2seq_manifest import SEQ2SEQ
+from simulations.base_origin import Origin, origin_of
 from simulations.experiment import BaseSource, expanded
 from simulations.progress import Progress
 from storage.locks import locked
-from storage.regular import sha256_of
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
@@ -107,32 +105,6 @@ def _build(
         scales=source.scales,
         progress=tell,
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """Where a base comes from: what it is called, digests of all that matters and of the weights."""
-
-    shown: str
-    digest: str
-    weights: str
-
-
-def origin_of(source: BaseSource, task: str, folder: Path) -> Origin:
-    """Raises MachineError or ArtefactError for what is not on this machine."""
-    text = expanded(source.source)
-    if task == DECODER and is_file(text):
-        path = locate_file(text, beside=folder)
-        digest = sha256_of(path)
-        return Origin(shown=path.stem, digest=digest, weights=digest)
-    place = locate(text, beside=folder)
-    return Origin(shown=_shown(text, place), digest=place.digest(), weights=place.weights_digest())
-
-
-def _shown(source: str, place: Place) -> str:
-    if source.startswith(PACKAGE):
-        return source.removeprefix(PACKAGE)
-    return source if "snapshots" in place.root.parts else place.root.name
 
 
 def _check_pin(source: BaseSource, origin: Origin) -> None:

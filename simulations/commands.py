@@ -75,14 +75,12 @@ def simulate(
 def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: bool) -> None:
     from simulations.bars import watched
     from simulations.compare import comparison, grouped, run_files
-    from simulations.files import write_json
-    from simulations.prepare import BASES, admit
+    from simulations.files import SUMMARY, write_json
+    from simulations.prepare import BASES
+    from simulations.seeds import SEEDS, verify_alike
 
-    for each in runs:
-        admit(each.experiment, each.folder.resolve(), resume=each.folder.exists())
-    from simulations.run import SUMMARY
+    verify_alike(runs)
     from simulations.run import simulate as run
-    from simulations.seeds import SEEDS
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

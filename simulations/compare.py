@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ArtefactError
-from simulations.files import read_json
+from simulations.files import SUMMARY, read_json
 from simulations.seeds import SEEDS
 
 Json = dict[str, Any]
@@ -112,7 +112,7 @@ def run_files(folder: Path) -> list[RunFiles]:
             name=str(plan.get("name", folder.name)),
             seed=int(plan.get("seed", 0)),
             settings={key: value for key, value in settings.items() if key not in NAMES},
-            summary=read_json(folder / "summary.json", {}),
+            summary=read_json(folder / SUMMARY, {}),
             evaluations=read_json(folder / "evaluations.json", {"test": []})["test"],
             pooled=read_json(folder / "yardsticks.json", {}).get("pooled", {}),
         )

@@ -24,8 +24,8 @@ from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, 
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
-from protocol.variants import key_of, variants_of
 from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
+from simulations.overrides import override_all
 from storage.regular import read_settings_text
 
 SHARED = "shared:"
@@ -258,21 +258,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         PlanError: not TOML, an unknown key (with the nearest known one), or a wrong value.
         MachineError: there is no such file.
     """
-    try:
-        text = read_settings_text(path, most=MOST_TOML)
-    except (OSError, UnicodeDecodeError) as error:
-        raise MachineError(
-            f"experiment {path} cannot be read: {_reason(error)}",
-            f"name a file, or one that ships with fedge: {', '.join(shipped())}",
-        ) from None
-    try:
-        document = parse_toml(text)
-    except OddError as odd:
-        raise PlanError(f"{path}: {odd}", "correct the line named") from None
-    for override in overrides or []:
-        _drop_keys_of_another_variant(document, override)
-    for override in overrides or []:
-        _override(document, override)
+    document = _document(path)
+    override_all(document, overrides or [])
     if "task" in document and "plan" not in document:
         raise PlanError(
             f"{path}: this is a plan, not an experiment",
@@ -283,6 +270,31 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     # Validated now with stand-ins, so that a wrong plan costs no preparation.
     plan = experiment.plan_for(fingerprint="0" * 64, labels=["a", "b"])
     verify_legal(plan)
+    _verify_scales(experiment, plan, path)
+    _verify_of_task(experiment, plan, path)
+    if plan.cohort.size > experiment.population.clients:
+        raise PlanError(
+            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
+            f"{experiment.population.clients} clients",
+            "lower plan.cohort.size or raise population.clients",
+        )
+    return experiment
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return parse_toml(read_settings_text(path, most=MOST_TOML))
+    except OddError as odd:
+        raise PlanError(f"{path}: {odd}", "correct the line named") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MachineError(
+            f"experiment {path} cannot be read: {_reason(error)}",
+            f"name a file, or one that ships with fedge: {', '.join(shipped())}",
+        ) from None
+
+
+def _verify_scales(experiment: Experiment, plan: Plan, path: Path) -> None:
+    """Slots of scales where a method fills them, and nowhere that has none. Raises PlanError."""
     if method_of(plan.adapter).scales and experiment.base.source and not experiment.base.scales:
         raise PlanError(
             f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
@@ -292,14 +304,6 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
         )
-    _verify_of_task(experiment, plan, path)
-    if plan.cohort.size > experiment.population.clients:
-        raise PlanError(
-            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
-            f"{experiment.population.clients} clients",
-            "lower plan.cohort.size or raise population.clients",
-        )
-    return experiment
 
 
 def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
@@ -355,44 +359,6 @@ def resolve_source(text: str, *, folder: Path) -> Path:
     if not path.is_file():
         raise MachineError(f"data file {text} is not there (looked at {path})", remedy)
     return path
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise PlanError(f"--set {override}: not of the form a.b=value", "write --set plan.rounds=5")
-    table = document
-    for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
-    table[parts[-1]] = _value(text.strip())
-
-
-def _drop_keys_of_another_variant(document: dict[str, Any], override: str) -> None:
-    """With ``plan.adapter.method`` go those keys of the file that the named method has not."""
-    key, _, text = override.partition("=")
-    plan, _, place = key.strip().partition(".")
-    name, _, tag = place.partition(".")
-    field = Plan.model_fields.get(name)
-    kind = variants_of(field).get(str(_value(text.strip())))
-    if plan != "plan" or field is None or kind is None or tag != key_of(field):
-        return
-    tables = document.get("plan")
-    table = tables.get(name) if isinstance(tables, dict) else None
-    if isinstance(table, dict):
-        others = {key for model in variants_of(field).values() for key in model.model_fields}
-        for key in table.keys() & (others - kind.model_fields.keys()):
-            del table[key]
-
-
-def _value(text: str) -> Any:
-    """A TOML value; what is none is a string, so that names need no quotes."""
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except OddError:
-        return text
 
 
 def _reason(error: Exception) -> str:

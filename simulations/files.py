@@ -11,6 +11,8 @@ from typing import Any
 from protocol.errors import ArtefactError
 from storage.whole import write_whole
 
+SUMMARY = "summary.json"  # of a run that is through
+
 
 def write_text(path: Path, text: str) -> None:
     """:func:`storage.whole.write_whole` in UTF-8."""

@@ -37,6 +37,7 @@ from simulations.experiment import Experiment, LabelHead, expanded
 from simulations.experiment_measures import Yardsticks
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
+from simulations.identity import Identities
 from simulations.own_rows import OWN_ROWS, OwnRows, own_rows, save_own_rows
 from simulations.partitions import Partition, by_column, dirichlet, iid, shards
 from simulations.progress import Progress
@@ -45,6 +46,7 @@ from simulations.tasks import task_named
 
 MARKER, PLAN, TEST, CLIENTS = "experiment.json", "plan.json", "test.jsonl", "clients"
 START_RUN = "start_run"  # in the marker: where the run lies that this one goes on from
+IDENTITY = "identity"  # in the marker: what the run hangs on, by content
 LISTED = "clients.json"  # which client holds what
 ROSTER = "roster.json"  # under secure aggregation
 BASES = ".bases"
@@ -181,14 +183,37 @@ def _check_leftovers(out: Path) -> None:
         )
 
 
-def _fresh(
-    experiment: Experiment,
-    out: Path,
-    base: Path,
-    admitted: Admitted,
-) -> Prepared:
-    manifest, rows, parts = read_manifest(base), admitted.rows, admitted.parts
-    train, test = rows
+def _fresh(experiment: Experiment, out: Path, base: Path, admitted: Admitted) -> Prepared:
+    manifest, rows = read_manifest(base), admitted.rows
+    plan = _legal_plan(experiment, base, manifest, admitted)
+    findings = findings_of(experiment, plan, manifest, rows)
+    secrets = experiment.memorisation
+    train, parts = planted(
+        plan, rows[0], admitted.parts, count=secrets.canaries, repeats=secrets.repeats
+    )
+    _write_devices(experiment, out, plan, train, parts)
+    if admitted.own is not None:
+        save_own_rows(out, admitted.own)
+    write_jsonl(out / TEST, _lines(rows[1], plan))
+    write_text(out / PLAN, plan.render())
+    prepared = Prepared(
+        out=out,
+        experiment=experiment,
+        plan=plan,
+        base=base,
+        manifest=manifest,
+        tokens_per_row=_tokens_per_row(base, plan, train),
+        warnings=tuple(each for each in findings if each.severity == "warning"),
+        rows=(len(train), len(rows[1])),
+    )
+    write_json(out / MARKER, _marker(prepared))
+    return prepared
+
+
+def _legal_plan(
+    experiment: Experiment, base: Path, manifest: AnyManifest, admitted: Admitted
+) -> Plan:
+    """The whole plan. Raises PlanError where it may not be run on the base."""
     plan = experiment.plan_for(
         fingerprint=manifest.fingerprint,
         labels=admitted.labels,
@@ -198,47 +223,38 @@ def _fresh(
     if experiment.start_folder is not None:
         read_beginning(experiment.start_folder, plan, manifest)
     verify_legal(plan, manifest)
-    warnings = tuple(
-        finding
-        for finding in findings_of(experiment, plan, manifest, rows)
-        if finding.severity == "warning"
-    )
-    secrets = experiment.memorisation
-    train, parts = planted(plan, train, parts, count=secrets.canaries, repeats=secrets.repeats)
+    return plan
+
+
+def _write_devices(
+    experiment: Experiment, out: Path, plan: Plan, train: Table, parts: Partition
+) -> None:
+    """Every device's rows, the list of them and, for secret sums, identities and a roster."""
     shutil.rmtree(out / CLIENTS, ignore_errors=True)  # of a preparation that was killed
     (out / CLIENTS).mkdir()
+    column = experiment.population.column
     for number, part in enumerate(parts):
         path = out / CLIENTS / f"{client_name(number)}.jsonl"
-        write_jsonl(path, _lines(train.take(part), plan, experiment.population.column))
-    write_json(out / LISTED, _listed(experiment, train, parts))
-    if admitted.own is not None:
-        save_own_rows(out, admitted.own)
+        write_jsonl(path, _lines(train.take(part), plan, column))
+    write_json(out / LISTED, list_clients(train, parts, column, labels=experiment.has_labels))
     if plan.secrecy.exchange == "secagg":
         _enrol(out, len(parts))
-    write_jsonl(out / TEST, _lines(test, plan))
-    write_text(out / PLAN, plan.render())
-    tokens = _tokens_per_row(base, plan, train)
-    marker = {
+
+
+def _marker(prepared: Prepared) -> dict[str, Any]:
+    """What a run that is resumed has to be the same in, and what it reads again."""
+    experiment, out = prepared.experiment, prepared.out
+    return {
         **experiment.model_dump(mode="json"),
-        "base_folder": _relative(base, out),
+        "base_folder": _relative(prepared.base, out),
         START_RUN: _start_run(experiment, out),
-        "fingerprint": manifest.fingerprint,
-        "plan_digest": plan.digest,
-        "tokens_per_row": tokens,
-        "rows": {"train": len(train), "test": len(test)},
-        "warnings": [asdict(warning) for warning in warnings],
+        IDENTITY: Identities().of(experiment),
+        "fingerprint": prepared.manifest.fingerprint,
+        "plan_digest": prepared.plan.digest,
+        "tokens_per_row": prepared.tokens_per_row,
+        "rows": dict(zip(("train", "test"), prepared.rows, strict=True)),
+        "warnings": [asdict(warning) for warning in prepared.warnings],
     }
-    write_json(out / MARKER, marker)
-    return Prepared(
-        out=out,
-        experiment=experiment,
-        plan=plan,
-        base=base,
-        manifest=manifest,
-        tokens_per_row=tokens,
-        warnings=warnings,
-        rows=(len(train), len(test)),
-    )
 
 
 def _head(experiment: Experiment, base: Path, labels: list[str]) -> HeadStart | None:
@@ -257,11 +273,6 @@ def _head(experiment: Experiment, base: Path, labels: list[str]) -> HeadStart | 
         rank=wanted.rank,
         turns=wanted.turns,
     )
-
-
-def _listed(experiment: Experiment, train: Table, parts: Partition) -> dict[str, Any]:
-    column = experiment.population.column
-    return list_clients(train, parts, column, labels=experiment.has_labels)
 
 
 def _start_run(experiment: Experiment, out: Path) -> str:

@@ -20,7 +20,7 @@ from protocol.peft_format import RELEASE_FILE
 from protocol.tasks import TASKS
 from protocol.tasks.base import Quality
 from simulations.clients import named
-from simulations.files import read_json, write_text
+from simulations.files import SUMMARY, read_json, write_text
 from simulations.page import render
 from simulations.plots import Line, bar_chart, line_chart, number
 from simulations.report_about import about, known, time_spent
@@ -58,7 +58,7 @@ def _page(run: Path, plan: Json) -> str:
     records = by_the_log(log, records)
     clients = read_json(run / "clients.json")
     failed = [read_json(path) for path in sorted(run.glob("rounds/*.attempt*.json"))]
-    summary = read_json(run / "summary.json") or {}
+    summary = read_json(run / SUMMARY) or {}
     timings, yardsticks = read_json(run / "timings.json") or {}, read_json(run / "yardsticks.json")
     evaluations = (read_json(run / "evaluations.json") or {}).get("test", [])
     note = _last_release(run, records)

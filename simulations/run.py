@@ -38,7 +38,7 @@ from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
 from simulations.faults import Faults
-from simulations.files import path_text, write_json
+from simulations.files import SUMMARY, path_text, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.forgetting import measure_forgetting
 from simulations.grid import Config, InProcessGrid, server_context
@@ -55,8 +55,6 @@ from simulations.summary import Summary, summarise
 from simulations.timings import Timings
 from simulations.yardstick_training import passes
 from simulations.yardsticks import measure_before, run_yardsticks
-
-SUMMARY = "summary.json"
 
 
 def simulate(
@@ -91,21 +89,12 @@ def simulate(
         with suppress(FedgeError, OSError):
             write_report(out)
         raise
-    if prepared.plan.task.ANSWERS == "text":
-        with timings.part("evaluation"):
-            measure_before(prepared, evaluator, progress)
-    yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
-    with timings.part("evaluation"):
-        measure_clients(prepared, evaluator, progress)
-        measure_forgetting(prepared, evaluator, progress)
-    with timings.part("memorisation"):
-        memorised = measure_memorisation(prepared, evaluator, progress)
+    yardsticks, beside = _measured(prepared, evaluator, timings, progress)
     with timings.part("release"):
-        note, refused = _release(prepared, evaluator.held_out, metrics_of(memorised), progress)
-    if prepared.plan.task.ANSWERS == "text":
-        with timings.part("samples"):
-            write_samples(prepared, evaluator.held_out, progress)
+        note, refused = _release(prepared, evaluator.held_out, beside, progress)
     with timings.part("samples"):
+        if prepared.plan.task.ANSWERS == "text":
+            write_samples(prepared, evaluator.held_out, progress)
         explain_prompt(prepared)
     with timings.part("audit"):
         audited = _audit(out, prepared.plan, progress)
@@ -116,6 +105,22 @@ def simulate(
     if refused is not None:
         raise refused
     return summary
+
+
+def _measured(
+    prepared: Prepared, evaluator: Evaluator, timings: Timings, progress: Progress
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What the adapter is measured beside (the yardsticks), and metrics of its memory for the log."""
+    if prepared.plan.task.ANSWERS == "text":
+        with timings.part("evaluation"):
+            measure_before(prepared, evaluator, progress)
+    yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
+    with timings.part("evaluation"):
+        measure_clients(prepared, evaluator, progress)
+        measure_forgetting(prepared, evaluator, progress)
+    with timings.part("memorisation"):
+        memorised = measure_memorisation(prepared, evaluator, progress)
+    return yardsticks, metrics_of(memorised)
 
 
 def _audit(out: Path, plan: Plan, progress: Progress) -> Report:

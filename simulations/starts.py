@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from audit.continued import start_of
 from audit.log_copy import Trust
 from audit.sources import Folder
@@ -13,8 +15,10 @@ from simulations.experiment import Experiment
 
 def start_for(experiment: Experiment) -> Start | None:
     """What the log of the run says that the experiment goes on from. Raises ArtefactError, ProofError."""
-    if experiment.start_folder is None:
-        return None
-    folder = round_of(experiment.start_folder)
-    run = load_run(Folder(folder.parent.parent), Trust())
-    return start_of(run, int(folder.name))
+    return None if experiment.start_folder is None else start_at(experiment.start_folder)
+
+
+def start_at(folder: Path) -> Start:
+    """The same of a run's folder, or that of a round's adapter."""
+    folder = round_of(folder)
+    return start_of(load_run(Folder(folder.parent.parent), Trust()), int(folder.name))

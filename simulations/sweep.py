@@ -6,10 +6,9 @@ run is seen before any is: what is illegal stays in the table, with the reason.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,16 @@ from protocol.errors import PlanError
 from protocol.tasks import TASKS
 from simulations.compare import spread
 from simulations.experiment import Experiment, load_experiment
-from simulations.files import read_json
+from simulations.experiment_text import toml
+from simulations.files import SUMMARY, read_json
+from simulations.identity import Identities
+from simulations.overrides import value_of
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 MOST_CELLS = 10_000
 Json = dict[str, Any]
+NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf|nan)"
+SPAN = re.compile(rf"{NUMBER}\s*\.\.\s*{NUMBER}")
 QUALITIES = {task.QUALITY.name: task.QUALITY for task in TASKS.values()}
 
 
@@ -54,27 +58,65 @@ def axis_of(text: str) -> Axis:
     key, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not key or not values:
         raise PlanError(f"--over {text}: not of the form key=a,b", "--over plan.adapter.rank=2,4,8")
-    low, dots, high = values.partition("..")
-    if dots:
-        return Axis(key=key, span=_span(text, low, high))
     if values.startswith("["):
-        try:
-            listed = parse_toml(f"value = {values}")["value"]
-        except OddError as odd:
-            raise PlanError(f"--over {text}: {odd}", 'a list as in TOML: [["a"], ["b"]]') from None
-        parts = [json.dumps(value, ensure_ascii=False) for value in listed]
-    else:
-        parts = [part.strip() for part in values.split(",")]
-    if not all(parts) or len(set(parts)) < len(parts):
-        raise PlanError(f"--over {text}: a value is empty or stands there twice", "name each once")
+        return _listed(text, key, values)
+    if ends := SPAN.fullmatch(values):
+        return Axis(key=key, span=_span(text, *ends.groups()))
+    return _distinct(text, key, [part.strip() for part in values.split(",")])
+
+
+def _listed(text: str, key: str, values: str) -> Axis:
+    try:
+        listed = parse_toml(f"value = {values}")["value"]
+    except OddError as odd:
+        raise PlanError(f"--over {text}: {odd}", 'a list as in TOML: [["a"], ["b"]]') from None
+    for value in listed:
+        _verify_plain(text, value)
+    return _distinct(text, key, [toml(value) for value in listed])
+
+
+def _verify_plain(text: str, value: Any) -> None:
+    """A value that an experiment may have. Raises PlanError."""
+    if isinstance(value, list):
+        for inner in value:
+            _verify_plain(text, inner)
+    elif isinstance(value, dict):
+        raise PlanError(
+            f"--over {text}: `{toml(value)}` is a table", "vary its keys one by one: --over a.b=1,2"
+        )
+    elif not isinstance(value, str | int | float):
+        raise PlanError(
+            f"--over {text}: `{value}` is a date or a time, which no key takes",
+            f'as a text it has quotes: "{value}"',
+        )
+
+
+def _distinct(text: str, key: str, parts: list[str]) -> Axis:
+    """An axis of values of which no two mean the same. Raises PlanError."""
+    spelled: dict[Any, str] = {}
+    for part in parts:
+        if not part:
+            raise PlanError(f"--over {text}: a value is empty", "write one between two commas")
+        value = value_of(part)
+        _verify_plain(text, value)
+        if (before := spelled.get(_compared(value))) is not None:
+            pair = f"`{part}` stands there twice" if before == part else f"`{before}` is `{part}`"
+            raise PlanError(f"--over {text}: {pair}", "name each value once")
+        spelled[_compared(value)] = part
+    if not spelled:
+        raise PlanError(f"--over {text}: an empty list", "name one value at least")
     return Axis(key=key, values=tuple(parts))
 
 
+def _compared(value: Any) -> Any:
+    """Equal for what a plan takes as equal: 1 and 1.0, but not 1 and true."""
+    if isinstance(value, list):
+        return tuple(map(_compared, value))
+    return (isinstance(value, bool), value)
+
+
 def _span(text: str, low: str, high: str) -> tuple[float, float]:
-    try:
-        span = float(low), float(high)
-    except ValueError:
-        span = (0.0, 0.0)
+    span = float(low), float(high)
     if not 0 < span[0] < span[1] < math.inf:
         raise PlanError(
             f"--over {text}: not two numbers above 0, the smaller first",
@@ -125,31 +167,39 @@ def cells(
 ) -> list[Cell]:
     """Each with its experiments, or the reason why it may not be run. Nothing is written.
 
-    A run's folder is named by the cell's settings and the seed, so that a wider sweep finds it again.
+    A run's folder is named by what it hangs on (:mod:`simulations.identity`) and the seed: a wider sweep
+    finds it again, one of a changed experiment does not.
     """
-    swept = []
+    swept, identities = [], Identities()
     for each in settings:
         own = [f"{key}={value}" for key, value in each.items()]
-        name = hashlib.sha256(json.dumps([*overrides, *sorted(own)]).encode()).hexdigest()[:10]
         try:
-            runs = {
-                seed: (
-                    load_experiment(path, [*overrides, *own, f"plan.seed={seed}"]),
-                    out / f"{name}-seed-{seed}",
-                )
+            experiments = {
+                seed: load_experiment(path, [*overrides, *own, f"plan.seed={seed}"])
                 for seed in seeds
             }
         except PlanError as error:
             swept.append(Cell(settings=each, reason=error.cause))
             continue
+        runs = {
+            seed: (experiment, out / f"{identities.of(experiment)[:16]}-seed-{seed}")
+            for seed, experiment in experiments.items()
+        }
         swept.append(Cell(settings=each, runs=runs))
     return swept
+
+
+def outcome_of(run: Path) -> Json | None:
+    """The summary of a run that is through; None while there is none, or not yet the report that it names."""
+    summary = read_json(run / SUMMARY)
+    return summary if summary and summary.get("report") else None
 
 
 def table(swept: Sequence[Cell]) -> list[Json]:
     """A row per cell, the best first: ``settings``, ``reason`` of what was not run, ``figures`` of what was.
 
-    Of a figure ``mean``, ``spread`` (sd, or None) and ``values``.
+    Of a figure ``mean``, ``spread`` (sd, or None) and ``values``. A run whose adapter may not be released
+    has figures, and a reason.
     """
     rows = [_row(cell) for cell in swept]
     name, higher = quality_name(rows), higher_is_better(rows)
@@ -178,8 +228,9 @@ def _row(cell: Cell) -> Json:
     summaries = {
         seed: summary
         for seed, (_, folder) in cell.runs.items()
-        if (summary := read_json(folder / "summary.json")) is not None
+        if (summary := outcome_of(folder)) is not None
     }
+    refusals = [refusal for each in summaries.values() if (refusal := each.get("refused"))]
     figures: Json = {}
     for name in (*QUALITIES, "loss"):
         figures |= _figure(name, [s.get(f"{name}_federated") for s in summaries.values()])
@@ -187,7 +238,7 @@ def _row(cell: Cell) -> Json:
         figures |= _figure(name, [s.get(name) for s in summaries.values()])
     return {
         "settings": dict(cell.settings),
-        "reason": cell.reason,
+        "reason": cell.reason or next(iter(refusals), ""),
         "seeds": sorted(summaries),
         "runs": [str(cell.runs[seed][1]) for seed in sorted(summaries)],
         "figures": figures,

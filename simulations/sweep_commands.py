@@ -13,10 +13,21 @@ from rich.console import Console
 
 from protocol.errors import ArtefactError, FedgeError, PlanError
 from simulations.bars import watched
-from simulations.experiment import experiment_path, load_experiment
+from simulations.experiment import Experiment, experiment_path, load_experiment
 from simulations.files import write_json, write_text
+from simulations.progress import Progress
 from simulations.seeds import seeds_of
-from simulations.sweep import PAGE, SWEEP, Axis, Cell, axis_of, cells, combinations, table
+from simulations.sweep import (
+    PAGE,
+    SWEEP,
+    Axis,
+    Cell,
+    axis_of,
+    cells,
+    combinations,
+    outcome_of,
+    table,
+)
 from simulations.sweep_page import settings_text, sweep_page, sweep_table
 
 
@@ -93,36 +104,42 @@ def _folder(out: Path) -> Path:
 
 
 def _run_all(swept: Sequence[Cell], folder: Path, *, quiet: bool) -> tuple[list[Cell], int]:
-    """The cells, with the reason of those of which a run failed, and how many did."""
-    from simulations.prepare import BASES
-    from simulations.run import SUMMARY
-    from simulations.run import simulate as run
+    """The cells, with the reason of those of which a run came to no end, and how many runs failed.
 
+    A run that was refused its release is through, and its summary says so: it counts every time.
+    """
     after, failed = [], 0
     total, number = sum(len(cell.runs) for cell in swept), 0
     for cell in swept:
         for seed, (experiment, place) in cell.runs.items():
             number += 1
-            if (place / SUMMARY).is_file():
-                continue
-            with watched(quiet=quiet) as progress:
-                progress.line(
-                    f"run {number} of {total}: {settings_text(cell.settings)}, seed {seed}"
-                )
-                try:
-                    run(
-                        experiment,
-                        place,
-                        resume=place.exists(),
-                        progress=progress,
-                        cache=folder.parent / BASES,
-                    )
-                except FedgeError as error:  # of this run; the others are runs of their own
-                    progress.warn(f"{settings_text(cell.settings)}, seed {seed}: {error.cause}")
-                    cell = replace(cell, reason=error.cause)
+            if outcome_of(place) is None:
+                which = f"{settings_text(cell.settings)}, seed {seed}"
+                with watched(quiet=quiet) as progress:
+                    progress.line(f"run {number} of {total}: {which}")
+                    error = _run(experiment, place, folder.parent, progress)
+                    if error is not None:
+                        progress.warn(f"{which}: {error.cause}")
+                if error is not None and outcome_of(place) is None:
+                    cell = replace(cell, reason=cell.reason or error.cause)
                     failed += not isinstance(error, PlanError)  # which is illegal on this base
+            failed += bool((outcome_of(place) or {}).get("refused"))
         after.append(cell)
     return after, failed
+
+
+def _run(
+    experiment: Experiment, place: Path, beside: Path, progress: Progress
+) -> FedgeError | None:
+    """Run one, or go on with it, and say what ended it early; ``beside`` has the folder of built bases."""
+    from simulations.prepare import BASES
+    from simulations.run import simulate
+
+    try:
+        simulate(experiment, place, resume=place.exists(), progress=progress, cache=beside / BASES)
+    except FedgeError as error:  # of this run; the others are runs of their own
+        return error
+    return None
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, *, as_json: bool, dry: bool) -> None:

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-SMALL = 2**24  # bytes of a document
+from protocol.documents import MOST_BYTES
+
+SMALL = MOST_BYTES  # of a document
 PIECE = 2**20
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass
 
+from protocol.encoding import base64_bytes, base64_text
 from protocol.errors import ProofError
 from protocol.merkle import leaf_hash
 from protocol.transparency.policy import Policy
@@ -28,8 +27,8 @@ class OfflineProof:
 
     def encode(self) -> str:
         """The text."""
-        extra = [] if self.extra is None else [f"extra {_text(self.extra)}"]
-        lines = [HEADER, *extra, f"index {self.index}", *map(_text, self.path), ""]
+        extra = [] if self.extra is None else [f"extra {base64_text(self.extra)}"]
+        lines = [HEADER, *extra, f"index {self.index}", *map(base64_text, self.path), ""]
         return "\n".join(lines) + "\n" + self.checkpoint
 
     def verify(self, leaf: bytes, policy: Policy) -> None:
@@ -56,18 +55,11 @@ def parse_offline_proof(text: str) -> OfflineProof:
     return OfflineProof(index=index, path=path, checkpoint=checkpoint, extra=extra)
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 def _bytes(text: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise _bad("a line is not base64") from None
-    if _text(data) != text:
-        raise _bad("a line is not canonical base64")
-    return data
+        return base64_bytes(text)
+    except ValueError as error:
+        raise _bad(f"a line {error}") from None
 
 
 def _bad(fault: str) -> ProofError:

@@ -7,14 +7,19 @@ a receipt for each. A client that is not shown this refuses, and has revealed no
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.encoding import MOST_CANONICAL, canonical_json, parse_canonical
+from protocol.encoding import (
+    MOST_CANONICAL,
+    base64_bytes,
+    base64_text,
+    canonical_json,
+    parse_canonical,
+)
 from protocol.errors import ProofError, SecrecyError
 from protocol.merkle import EMPTY, leaf_hash
 from protocol.plan import Plan
@@ -56,12 +61,12 @@ def _nodes(text: str) -> str:
 
 def nodes_text(nodes: Sequence[bytes]) -> str:
     """Hashes (32 bytes each), one behind the other, in base64."""
-    return base64.b64encode(b"".join(nodes)).decode()
+    return base64_text(b"".join(nodes))
 
 
 def nodes_of(text: str) -> list[bytes]:
     """The reverse. Raises ValueError."""
-    data = base64.b64decode(text, validate=True)
+    data = base64_bytes(text)
     if len(data) % 32:
         raise ValueError("not whole hashes")
     return [data[at : at + 32] for at in range(0, len(data), 32)]

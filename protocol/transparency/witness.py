@@ -6,14 +6,13 @@ origin at a time, and has the new one on disk before the cosignature leaves the 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.encoding import base64_bytes, base64_text
 from protocol.errors import ProofError
 from protocol.merkle import EMPTY
 from protocol.transparency.note import (
@@ -48,7 +47,7 @@ class AddCheckpoint:
 
     def encode(self) -> bytes:
         """The body of ``POST add-checkpoint``."""
-        lines = [f"old {self.old}", *(base64.b64encode(node).decode() for node in self.path), ""]
+        lines = [f"old {self.old}", *(base64_text(node) for node in self.path), ""]
         return ("\n".join(lines) + "\n" + self.note).encode()
 
 
@@ -86,8 +85,8 @@ def parse_add_checkpoint(data: bytes) -> AddCheckpoint:
     try:
         head, empty, note = data.decode().partition("\n\n")
         first, *rest = head.split("\n")
-        path = tuple(base64.b64decode(line, validate=True) for line in rest)
-    except (UnicodeDecodeError, binascii.Error, ValueError):
+        path = tuple(base64_bytes(line) for line in rest)
+    except ValueError:
         raise _bad("it is not text with hashes in base64") from None
     old = OLD.fullmatch(first)
     if len(data) > MOST_BYTES or not old or not empty:

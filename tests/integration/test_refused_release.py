@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from delivery.release_commands import release
 from protocol.errors import RoundError
 from protocol.peft_format import ParityError
-from simulations import commands
+from simulations import commands, sweep_commands
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.report import write_report
@@ -95,6 +95,29 @@ def test_a_run_that_ends_early_has_a_report_with_the_reason(experiment_file: Pat
     page = (out / "report.html").read_text()
     assert "The run ended before its plan" in page
     assert read(out / "outcome.json")["cause"].split(":")[0] in page
+
+
+def test_a_sweep_that_is_repeated_says_the_same_and_ends_alike(experiment_file: Path) -> None:
+    out = experiment_file.parent / "swept-refused"
+    changes = [*SHORT, STRICT[1], "plan.rounds=1"]
+    sets = [part for change in changes for part in ("--set", change)]
+    app = typer.Typer()
+    app.command()(sweep_commands.sweep)
+    over = ["--over", STRICT[0], "--seeds", "0", "--out", str(out), "--json", "--quiet"]
+
+    def sweep() -> Any:
+        command = [str(experiment_file), *sets, *over]
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 1
+        return json.loads(done.stdout)
+
+    first = sweep()
+    assert "differ by" in first[0]["reason"]
+    assert first[0]["seeds"] == [0]
+    records = {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+    assert len(records) == 1
+    assert sweep() == first
+    assert {path: path.stat().st_mtime_ns for path in records} == records
 
 
 @pytest.mark.slow

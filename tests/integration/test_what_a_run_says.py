@@ -139,6 +139,8 @@ def test_several_seeds_are_one_command_and_resumable(experiment_file: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in watched} == watched
     kept = [json.loads((out / f"seed-{n}" / "summary.json").read_text("utf-8")) for n in (1, 2)]
     assert [each["seed"] for each in kept] == [1, 2]
+    markers = [json.loads((out / f"seed-{n}/experiment.json").read_text("utf-8")) for n in (1, 2)]
+    assert len({each["identity"] for each in markers}) == 1
     assert [each["accuracy_federated"] for each in kept] == both["values"]
     assert json.loads((out / "seeds.json").read_text("utf-8"))["seeds"] == [1, 2]
     with pytest.raises(PlanError, match="differs"):

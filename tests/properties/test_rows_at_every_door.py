@@ -11,7 +11,6 @@ import pytest
 from client.data import load_rows
 from delivery.release_commands import held_out_rows
 from edge_runtime.probe import read_probe
-from fedge.plans import commented_plan
 from operations.folders import Invitation
 from operations.site import Site, SiteSettings
 from protocol.errors import DataError, FedgeError
@@ -19,6 +18,7 @@ from protocol.plan import Plan, parse_plan
 from protocol.rows.read import read_texts
 from simulations.data import experiment_rows
 from simulations.experiment import load_experiment
+from tests.plan_texts import commented_plan
 from tests.properties.odd_rows import LABELS, OddFile, Pair, odd_files
 
 FILES = odd_files()

@@ -11,9 +11,9 @@ import client.settings
 from audit.commands import read_policy_file
 from delivery import gate
 from fedge import plans, rosters
-from fedge.plans import commented_plan
 from protocol.errors import FedgeError, PlanError
 from server import app
+from tests.plan_texts import commented_plan
 from tests.properties.decoders.registry import registry as registry_of
 from tests.properties.decoders.world import World
 

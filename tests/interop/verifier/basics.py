@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from typing import Any
@@ -64,6 +65,13 @@ def canonical(value: Any) -> bytes:
 
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
+
+
+def octets(text: str) -> bytes:
+    """P-1.1: base64 in its one spelling."""
+    data = base64.b64decode(text, validate=True)
+    assert base64.b64encode(data).decode() == text
+    return data
 
 
 def seed(*parts: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import struct
@@ -12,7 +11,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from .basics import canonical, sha256
+from .basics import canonical, octets, sha256
 
 MESSAGES = {
     "advert": "group advert",
@@ -110,7 +109,7 @@ def read_key(run: Path) -> Key:
     """log/key."""
     text = (run / "log/key").read_text().removesuffix("\n")
     name, identity, encoded = text.split("+", 2)
-    key = base64.b64decode(encoded, validate=True)
+    key = octets(encoded)
     assert (key[0], len(key)) == (1, 33)
     assert sha256(name.encode() + b"\n" + key)[:8] == identity
     return Key(text, name, bytes.fromhex(identity), key[1:])
@@ -121,12 +120,12 @@ def read_note(note: str, key: Key) -> tuple[int, bytes]:
     text, _, signatures = note.partition("\n\n")
     dash, signer, line = signatures.removesuffix("\n").split(" ")
     assert (dash, signer) == ("\u2014", key.name)
-    signature = base64.b64decode(line, validate=True)
+    signature = octets(line)
     assert signature[:4] == key.identity
     Ed25519PublicKey.from_public_bytes(key.raw).verify(signature[4:], f"{text}\n".encode())
     origin, size, root = text.split("\n")
     assert origin == key.name
-    return int(size), base64.b64decode(root, validate=True)
+    return int(size), octets(root)
 
 
 def tile_name(index: int, width: int) -> str:
@@ -170,7 +169,7 @@ def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
         assert sorted(value) == sorted(MESSAGES[kind].split())
         return Leaf(kind, index, value, {}, entry)
     assert sorted(value) == ["payload", "payloadType", "signatures"]
-    payload = base64.b64decode(value["payload"], validate=True)
+    payload = octets(value["payload"])
     form, (signature,) = value["payloadType"], value["signatures"]
     assert form == "application/vnd.in-toto+json"
     statement = json.loads(payload)
@@ -185,7 +184,7 @@ def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
     key = bytes.fromhex(fields["auditor"]) if kind == "audit" else log_key
     assert signature["keyid"] == sha256(key)[:16]
     signed = b"DSSEv1 %d %s %d %s" % (len(form), form.encode(), len(payload), payload)
-    Ed25519PublicKey.from_public_bytes(key).verify(base64.b64decode(signature["sig"]), signed)
+    Ed25519PublicKey.from_public_bytes(key).verify(octets(signature["sig"]), signed)
     about = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
     assert len(about) == len(statement["subject"]) > 0
     return Leaf(kind, index, fields, about, entry)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Tensors, sha256
+from .basics import Tensors, octets, sha256
 from .documents import Documents, adapter_digest, role_of
 from .log import Key, Leaf, path_root, read_note, tree_root
 from .settings import config, folder_head
@@ -220,7 +220,7 @@ def check_passport(run: Path, leaf: Leaf, key: Key, hashes: list[bytes]) -> None
     size, root = read_note(note, key)
     assert leaf.index < size <= len(hashes)
     assert tree_root(hashes[:size]) == root
-    proof = [base64.b64decode(node, validate=True) for node in nodes]
+    proof = [octets(node) for node in nodes]
     assert path_root(hashes[leaf.index], leaf.index, size, proof) == root
 
 

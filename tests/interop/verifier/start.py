@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Reals, Tensors, canonical, halved, named_hash, seed
+from .basics import Reals, Tensors, canonical, halved, named_hash, octets, seed
 from .documents import Documents, adapter_digest, role_of
 
 
@@ -91,14 +90,16 @@ def round_0(documents: Documents) -> Tensors:
         elif (head := documents.plan.get("head")) and len(shape) == 2 and role == "head":  # P-2.7
             of_directions = ".directions_" in name
             coded = head["directions"] if of_directions else head
-            lines = [base64.b64decode(row, validate=True) for row in coded["rows"]]
+            lines = [octets(row) for row in coded["rows"]]
             codes = np.array([np.frombuffer(line, "i1") for line in lines])
             if "directions" in head:
                 turn, shared = int(name[-1]), head["directions"]["turns"]
                 codes = codes[turn::shared] if of_directions else codes[:, turn::shared]
             assert codes.shape == shape
+            assert shape[1] <= 65_536
             values = codes.reshape(-1) * np.float64(coded["scale"])
         elif name.endswith(".weight"):
             values = deviates(named, math.prod(shape)) * 0.02
         tensors[name] = values.reshape(-1).astype("<f4")
+        assert np.all(np.abs(tensors[name]) <= 64)  # P-4.2
     return tensors

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedge.main import main
-from fedge.plans import commented_plan
 from protocol.plan import Plan, parse_plan
 from simulations.experiment import load_experiment
+from tests.plan_texts import commented_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 

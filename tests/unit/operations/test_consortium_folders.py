@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from fedge.plans import commented_plan, read_manifest
+from fedge.plans import read_manifest
 from fedge.sites import app as sites
 from operations.contact import known_roster, take_roster
 from operations.coordinator import Coordinator, make_coordinator
@@ -27,6 +27,7 @@ from protocol.errors import (
     ProofError,
 )
 from protocol.secagg.roster import parse_roster
+from tests.plan_texts import commented_plan
 from tests.unit.operations.consortium import NOW, enrolled, request_of
 
 

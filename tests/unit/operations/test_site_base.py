@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from base_model.verify import read_manifest, verify_base
-from fedge.plans import commented_plan
 from fedge.sites import _fetch_base
 from operations.coordinator import make_coordinator
 from operations.site import Site
 from operations.supervisor import LOCK
 from protocol.errors import DataError, MachineError, PlanError
 from storage.locks import locked
+from tests.plan_texts import commented_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -15,9 +15,10 @@ from hypothesis.extra.numpy import arrays
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.head import HeadStart, head_of
+from protocol.initial import Law
 from protocol.legality import check
 from protocol.plan import Plan, plan_from, plan_from_text
-from protocol.recipe import Recipe
+from protocol.recipe import Recipe, verify_magnitude
 
 LABELS = ["light", "music", "timer"]
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
@@ -186,6 +187,8 @@ GOOD = [row(1, 2), row(3, 4), row(5, 6)]
         ({"rows": GOOD[:2], "scale": 1.0}, {}, "it has 2 rows, the task 3 labels"),
         ({"rows": [*GOOD[:2], row(5)], "scale": 1.0}, {}, "rows have 1 to 2 codes"),
         ({"rows": [*GOOD[:2], "AAAAA"], "scale": 1.0}, {}, "row 2 is not base64"),
+        ({"rows": [*GOOD[:2], "AAB="], "scale": 1.0}, {}, "row 2 is not the one spelling"),
+        ({"rows": [*GOOD[:2], "AA=="], "scale": 1.0}, {}, "rows have 1 to 2 codes"),
         ({"rows": [*GOOD[:2], "A A="], "scale": 1.0}, {}, "head.rows.2"),
         ({"rows": [*GOOD[:2], "A=="], "scale": 1.0}, {}, "head.rows.2"),
         ({"rows": GOOD, "scale": 0.0}, {}, "head.scale"),
@@ -252,6 +255,89 @@ def test_a_head_of_another_base_and_one_that_leaves_nothing_to_train_are_said(
     )
     warned = [f.field for f in check(alone, manifest) if f.severity == "warning"]
     assert "head.trained" in warned
+
+
+LIMIT = 64 / 127
+
+
+@pytest.mark.parametrize(
+    ("code", "scale", "refused"),
+    [
+        (127, LIMIT, False),
+        (127, LIMIT * (1 + 1e-9), False),  # in float32, as clients have it, that is 64
+        (127, LIMIT * (1 + 1e-6), True),
+        (-127, LIMIT * (1 + 1e-6), True),
+        (-128, LIMIT, True),
+        (-128, 0.5, False),
+        (1, 1e30, True),
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_plan_is_illegal_where_clients_would_refuse_its_head(
+    tiny_base: Path, code: int, scale: float, refused: bool, trained: bool
+) -> None:
+    """Coordinator, auditor and client say the same, with the base at hand or without it."""
+    manifest = read_manifest(tiny_base)
+    rows = [
+        row(*[0] * (manifest.head.in_features - 1), code - number * (code // abs(code)))
+        for number in range(2)
+    ]
+    rows.append(row(*[0] * manifest.head.in_features))
+    plan = plan_with(manifest.fingerprint, {"rows": rows, "scale": scale, "trained": trained})
+    start = Recipe(plan=plan, manifest=manifest).start()[WEIGHT].reshape(-1)
+    if refused:
+        with pytest.raises(ArtefactError, match="the most is 64"):
+            verify_magnitude(start)
+    else:
+        verify_magnitude(start)
+    for findings in (check(plan), check(plan, manifest)):
+        errors = [f.field for f in findings if f.severity == "error"]
+        assert errors == (["head.scale"] if refused else [])
+
+
+@pytest.mark.parametrize("refused", ["head.scale", "head.directions.scale"])
+def test_so_it_is_for_both_matrices_of_a_head_of_low_rank(tiny_base: Path, refused: str) -> None:
+    manifest = read_manifest(tiny_base)
+    scales = {
+        name: 0.51 if name == refused else 0.5 for name in ("head.scale", "head.directions.scale")
+    }
+    directions = [row(*[number + 1] * (manifest.head.in_features - 1), -128) for number in range(2)]
+    head = {
+        "rows": [row(-128, 0), row(0, 1), row(2, 3)],
+        "scale": scales["head.scale"],
+        "directions": {"rows": directions, "scale": scales["head.directions.scale"]},
+    }
+    plan = plan_with(manifest.fingerprint, head)
+    for findings in (check(plan), check(plan, manifest)):
+        assert [f.field for f in findings if f.severity == "error"] == [refused]
+
+
+@pytest.mark.parametrize("deviation", [10.0, 12.0, 40.0, 1e30])
+def test_so_it_is_where_the_base_makes_what_is_drawn_too_large(
+    tiny_base: Path, deviation: float
+) -> None:
+    manifest = read_manifest(tiny_base).model_copy(update={"embedding_std": deviation})
+    short = {"labels": LABELS, "max_length": 8}
+    adapter = {"method": "prompt", "tokens": 20}
+    plan = plan_with(manifest.fingerprint, None, adapter=adapter, task=short)
+    drawn = Recipe(plan=plan, manifest=manifest).start()["soft_prompt"].reshape(-1)
+    errors = [f for f in check(plan, manifest) if f.severity == "error"]
+    assert [f.field for f in errors] == ["adapter.method"] * bool(np.abs(drawn).max() > 64)
+    assert bool(errors) == (deviation > 12)
+    assert all("round 0 of `soft_prompt`" in f.cause for f in errors)
+
+
+@given(
+    st.sampled_from(["zeros", "ones", "uniform", "normal", "orthonormal rows", "codes"]),
+    st.floats(1e-6, 1e6),
+    st.integers(0, 2**32),
+)
+def test_no_law_draws_beyond_its_bound(kind: Any, scale: float, seed: int) -> None:
+    law = Law(kind, scale, bytes(np.random.default_rng(seed).integers(0, 256, 12, np.uint8)))
+    largest = float(np.abs(law.draw(seed, (3, 4))).max())
+    assert largest <= law.bound * (1 + 1e-6)
+    if kind in ("ones", "codes"):
+        assert largest == law.bound
 
 
 def test_codes_are_signed() -> None:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from base_model.places import locate
 from base_model.verify import read_manifest
 from protocol.errors import ArtefactError, FedgeError, MachineError
-from simulations.base_cache import _check_pin, origin_of, ready_base
+from simulations.base_cache import _check_pin, ready_base
+from simulations.base_origin import origin_of
 from simulations.experiment import BaseSource, load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from fedge.plans import commented_plan
 from protocol.errors import MachineError, PlanError
 from simulations.experiment import (
     experiment_path,
@@ -12,6 +11,7 @@ from simulations.experiment import (
     resolve_source,
     shipped,
 )
+from tests.plan_texts import commented_plan
 
 TEXT = """
 format = 1

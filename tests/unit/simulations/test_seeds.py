@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import ArtefactError, PlanError
-from simulations.seeds import seed_runs, seeds_of
+from simulations.identity import Identities
+from simulations.prepare import IDENTITY, MARKER
+from simulations.seeds import seed_runs, seeds_of, verify_alike
 
 EXPERIMENT = """
 name = "x"
@@ -53,3 +57,22 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (out / "thesis.tex").write_text("precious")
     with pytest.raises(ArtefactError, match=r"thesis\.tex"):
         seed_runs(file, [], [1], out, resume=True)
+
+
+def test_seeds_that_begin_later_read_what_the_others_have_read(
+    tmp_path: Path, tiny_source: Path
+) -> None:
+    file, out = tmp_path / "x.toml", tmp_path / "out"
+    shutil.copytree(tiny_source, tmp_path / "s")
+    file.write_text(EXPERIMENT)
+    _, runs = seed_runs(file, [], [1, 2], out, resume=False)
+    verify_alike(runs)
+    marker = {IDENTITY: Identities().of(runs[0].experiment)}
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / MARKER).write_text(json.dumps(marker))
+    verify_alike(runs)
+    weights = next((tmp_path / "s").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    verify_alike(runs[:1])  # what has begun has what it needs
+    with pytest.raises(ArtefactError, match="seed-1 was run on other rows, or on another base"):
+        verify_alike(runs)

@@ -117,7 +117,11 @@ def test_a_checkpoint_is_of_its_log_and_nothing_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a+b", PUBLISHED_KEY.replace("c74f", "c74e"), PUBLISHED_KEY[:-4]]
+    "text",
+    [
+        *("", "a", "a+b", PUBLISHED_KEY.replace("c74f", "c74e"), PUBLISHED_KEY[:-4]),
+        *(PUBLISHED_KEY + "=", PUBLISHED_KEY + "=="),
+    ],
 )
 def test_a_key_whose_parts_do_not_agree_is_refused(text: str) -> None:
     with pytest.raises(ProofError, match="not a verifier key"):
