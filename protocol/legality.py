@@ -6,12 +6,14 @@ Findings are data, so that a command can print them in words and in JSON.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
+from protocol.head_tensors import head_turns
 from protocol.initial import ONES
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_start import said_of_start
@@ -94,11 +96,13 @@ def verify_legal(plan: Plan, manifest: AnyManifest | None = None) -> None:
 def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     method = method_of(plan.adapter)
     phases, exact = rule.phases(method), rule.exact(method)
-    if len(phases) > plan.rounds:
+    turns = len(head_turns(plan.head))
+    if (count := math.lcm(len(phases), turns)) > plan.rounds:
         yield _warning(
             "rounds",
-            f"{plan.rounds} round(s) do not reach every phase of rule `{rule.name}`",
-            f"plan at least {len(phases)} rounds",
+            f"{plan.rounds} round(s) do not reach every phase of rule `{rule.name}`"
+            + (f" and every turn of the head, {turns}" if turns > 1 else ""),
+            f"plan at least {count} rounds",
         )
     if len(phases) > 1 and exact:
         yield _note(

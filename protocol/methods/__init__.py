@@ -44,12 +44,20 @@ METHODS: dict[str, Method[Any]] = {
     )
 }
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
+TAKEN_OUT = (
+    "it begins with a part of the base's weights taken out, which codes cannot give up: use `lora`"
+)
 NEARBY = "it is not there yet; the nearest is `{}`"
 REFUSED = {
     "oft": FULL_RANK,
     "boft": FULL_RANK,
     "fourierft": FULL_RANK,
     "c3a": FULL_RANK,
+    "mora": FULL_RANK,
+    "randlora": FULL_RANK,
+    "road": "it turns pairs of a linear's outputs, and a slot scales each alone; the nearest is `ia3`",
+    **dict.fromkeys(("pissa", "olora", "loftq"), TAKEN_OUT),
+    "pet": NEARBY.format("bottleneck"),
     **dict.fromkeys(("dora", "hra"), NEARBY.format("lora")),
     **dict.fromkeys(("p-tuning", "p_tuning"), NEARBY.format("prompt")),
     **dict.fromkeys(("prefix-tuning", "prefix_tuning"), "it is called `prefix`"),

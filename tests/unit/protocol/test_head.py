@@ -160,6 +160,9 @@ def test_turns_share_directions_and_with_them_what_a_round_sends(tiny_base: Path
     for name in ("classifier.mix_0", "classifier.mix_1"):
         np.testing.assert_allclose(again[name], start[name], atol=1e-5)
     assert recipe.rule.exact(recipe.method)
+    short = recipe.plan.model_copy(update={"rounds": 1})
+    (warned,) = [f for f in check(short, manifest) if f.field == "rounds"]
+    assert (warned.severity, "every turn of the head, 2" in warned.cause) == ("warning", True)
 
 
 def _only(recipe: Recipe) -> Any:
