@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Generic, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
@@ -27,19 +27,18 @@ class EncoderSettings(Settings):
 
     encoder: Literal["none", "mlp"] = Field(
         default="none",
-        description="mlp: each client trains two linears with a tanh between, and sends the rows that they give",
+        description="mlp: a client trains two linears with a tanh between, and sends the rows that they give",
     )
     encoder_width: Rank = Field(
         default=WIDTH, description="features between the two linears of the encoder"
     )
 
-    @model_validator(mode="after")
-    def _width_of_an_encoder(self) -> EncoderSettings:
-        if self.encoder == "none" and self.encoder_width != WIDTH:
-            raise ValueError(
-                f'`encoder_width` is of an encoder, and `encoder` is "none"; got {self.encoder_width}'
-            )
-        return self
+    @field_validator("encoder_width")
+    @classmethod
+    def _is_of_an_encoder(cls, width: int, info: ValidationInfo) -> int:
+        if info.data.get("encoder") == "none" and width != WIDTH:
+            raise ValueError('it is the width of an encoder, and `encoder` is "none"')
+        return width
 
     @property
     def unsaid(self) -> set[str]:
