@@ -145,8 +145,8 @@ def test_the_first_step_begins_at_what_was_received(
 
 
 def test_steps_are_those_of_autograd(engine: Engine, recipe: Recipe, encoded: Encoded) -> None:
-    """Pull and clipping act on what is sent, decay and rate on the network; the head has its own rate."""
-    local = {"proximal_mu": 0.3, "clip_norm": 0.1, "weight_decay": 0.01}
+    """Pulls and clipping act on what is sent, decay and rate on the network; the head has its own rate."""
+    local = {"proximal_mu": 0.3, "l2_sp": 0.2, "clip_norm": 0.1, "weight_decay": 0.01}
     trained = run(engine, recipe, encoded, seed=9, **local)
     start, leaves = recipe.start(), drawn(recipe, 9)
     layout, first = engine.layout, of_torch(leaves).detach()
@@ -157,7 +157,7 @@ def test_steps_are_those_of_autograd(engine: Engine, recipe: Recipe, encoded: En
         now = {name: value.astype(np.float32) for name, value in tensors.items()}
         _, gradients = engine.gradients(now, batch, PARTS)
         gradient = layout.flatten(gradients) / np.float32(len(encoded))
-        gradient += np.float32(0.3) * (layout.flatten(now) - begun)
+        gradient += np.float32(0.3 + 0.2) * (layout.flatten(now) - begun)
         lengths.append(float(np.linalg.norm(gradient)))
         clip(gradient, most=0.1)
         for name, value in layout.views(gradient).items():
