@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.batches import Encoded, by_length, collate, micro_batches, training_batches
+from client.encoders import Encoders
 from client.engine.interface import Engine, Values
 from client.optimizers import ByRank, clip, optimizer_for
 from client.ranks import Ranks
@@ -131,8 +132,11 @@ class _Step:
         gradient, total = self._gradient(self.tensors, rows, index)
         self._terms.add(gradient, self._weights)
         clip(gradient, most=self._local.clip_norm)
-        self._optimizer.step(self._weights, gradient)
+        self._move(gradient)
         return total
+
+    def _move(self, gradient: Vector) -> None:
+        self._optimizer.step(self._weights, gradient)
 
     def _gradient(
         self, tensors: Values, rows: Encoded, index: npt.NDArray[np.int64]
@@ -177,6 +181,22 @@ class _FirstRanks(_Step):
         return total
 
 
+class _Reparametrised(_Step):
+    """The same, by the weights of networks that give tensors; terms and clipping are of what is sent."""
+
+    def __init__(
+        self, engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe, seed: int
+    ) -> None:
+        super().__init__(engine, start, local, parts, recipe)
+        self._encoders = Encoders(self._layout, recipe, self._weights.copy(), seed)
+        self._optimizer = optimizer_for(self._encoders.layout, local)
+
+    def _move(self, gradient: Vector) -> None:
+        encoders = self._encoders
+        self._optimizer.step(encoders.values, encoders.pulled_back(gradient))
+        encoders.put(self._weights)
+
+
 def _step(
     engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None, seed: int
 ) -> _Step:
@@ -185,6 +205,8 @@ def _step(
         drawn = recipe.method.ranks_used(recipe.plan.adapter, generator)
         if drawn is not None:
             return _FirstRanks(engine, start, local, parts, recipe, drawn)
+        if any(map(recipe.encoder, engine.layout.only(parts).specs)):
+            return _Reparametrised(engine, start, local, parts, recipe, seed)
     return _Step(engine, start, local, parts, recipe)
 
 

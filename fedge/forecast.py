@@ -90,8 +90,9 @@ def _box_bytes(plan: Plan, near: int) -> int:
 def _client_bytes(recipe: Recipe, tokens_per_row: int) -> int:
     """Of a base that writes text, of the process and for the longest texts: see ``footprint``.
 
-    Of another base its tensors, one expanded weight, the adapter four times (values, gradients, two moments)
-    and the activations of one batch. Raises PlanError when ``local.memory`` cannot be met.
+    Of another base its tensors, one expanded weight, the adapter four times (values, gradients, two moments),
+    so too what is trained in its place, and the activations of one batch. Raises PlanError when
+    ``local.memory`` cannot be met.
     """
     plan, manifest = recipe.plan, recipe.manifest
     if isinstance(manifest, DecoderManifest) and (way := way_of(recipe)):
@@ -101,7 +102,8 @@ def _client_bytes(recipe: Recipe, tokens_per_row: int) -> int:
     weights = manifest.files.get("weights.safetensors")
     tensors = weights.bytes if weights else sum(entry.bytes for entry in manifest.files.values())
     activations = tokens * manifest.hidden_size * manifest.layers * ACTIVATIONS_PER_LAYER * FLOAT
-    return tensors + FLOAT * widest + 4 * FLOAT * recipe.layout.size + activations
+    trained = recipe.layout.size + recipe.encoder_size
+    return tensors + FLOAT * widest + 4 * FLOAT * trained + activations
 
 
 def forecast(

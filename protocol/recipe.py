@@ -153,6 +153,17 @@ class Recipe:
         """What the method's forms hang on beside its tensors."""
         return self.method.constants(self.plan.adapter)
 
+    def encoder(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """What clients train in a tensor's place, which it gives; where nothing, itself. (P-4.12)"""
+        if spec.part in HEAD_PARTS:
+            return ()
+        return self.method.encoder(self.plan.adapter, spec, self.manifest)
+
+    @property
+    def encoder_size(self) -> int:
+        """Numbers of all such networks, of which nobody but the client in training has any."""
+        return sum(each.size for spec in self.layout.specs for each in self.encoder(spec))
+
     @property
     def tokens(self) -> int:
         """Positions that the adapter takes from a text."""

@@ -22,6 +22,7 @@ NODES = 5 * MIB // 2
 READINGS = 3
 COPIES = 3  # of an adapter in a step: turned for its products, gradients
 STATES = 9  # of an adapter in training: start, values, gradients, their sum, moments, flat vectors
+ENCODED = 7  # of what is trained in an adapter's place: values, gradients twice, moments, a step
 AT_WORK = 2  # layers' worth of tensors that are there beside what is kept
 
 
@@ -116,4 +117,5 @@ def way_of(recipe: Recipe) -> Way | None:
 def training_bytes(recipe: Recipe, manifest: DecoderManifest, way: Way) -> int:
     """:func:`step_bytes` of a plan on its base."""
     longest = min(recipe.plan.task.max_length, manifest.max_positions)
-    return step_bytes(manifest, way, longest=longest, adapter=recipe.layout.size)
+    size = step_bytes(manifest, way, longest=longest, adapter=recipe.layout.size)
+    return size + FLOAT * ENCODED * recipe.encoder_size

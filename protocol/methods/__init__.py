@@ -59,8 +59,11 @@ REFUSED = {
     **dict.fromkeys(("pissa", "olora", "loftq"), TAKEN_OUT),
     "pet": NEARBY.format("bottleneck"),
     **dict.fromkeys(("dora", "hra"), NEARBY.format("lora")),
-    **dict.fromkeys(("p-tuning", "p_tuning"), NEARBY.format("prompt")),
-    **dict.fromkeys(("prefix-tuning", "prefix_tuning"), "it is called `prefix`"),
+    **dict.fromkeys(("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'),
+    **dict.fromkeys(
+        ("prefix-tuning", "prefix_tuning"),
+        'it is called `prefix`, with `encoder = "mlp"` as the paper trained it',
+    ),
     "fed-sb": "it is called `lora-sb`",
     "bitfit": "it is called `bias`",
     **{

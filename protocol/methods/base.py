@@ -92,6 +92,12 @@ class Method(ABC, Generic[S]):
         """Positions that are not left to a text."""
         return 0
 
+    def encoder(
+        self, settings: S, spec: TensorSpec, manifest: BaseManifest
+    ) -> tuple[TensorSpec, ...]:
+        """What clients train in a tensor's place, which it gives; where nothing, itself. (P-4.12)"""
+        return ()
+
     def constants(self, settings: S) -> Constants:
         """What ``forms`` is given by a plan."""
         return {}

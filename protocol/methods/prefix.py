@@ -16,7 +16,8 @@ from protocol.forms import PREFIX
 from protocol.initial import Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Method, Remark, Settings
+from protocol.methods.base import Constants, Free, Remark
+from protocol.methods.encoder import EncoderSettings, Rows
 from protocol.methods.prompt import KEY
 from protocol.section import Rank
 from protocol.seq2seq_manifest import Seq2SeqManifest
@@ -24,7 +25,7 @@ from protocol.seq2seq_manifest import Seq2SeqManifest
 DEVIATION = 0.02  # at first: keys of next to nothing, which every token sees alike
 
 
-class PrefixSettings(Settings):
+class PrefixSettings(EncoderSettings):
     """The parameters that are trained: a prefix."""
 
     method: Literal["prefix"] = Field(
@@ -33,12 +34,12 @@ class PrefixSettings(Settings):
     tokens: Rank = Field(default=16, description="length of the prefix")
 
 
-class Prefix(Method[PrefixSettings]):
+class Prefix(Rows[PrefixSettings]):
     """Keys and values before the text."""
 
     name, peft_type = "prefix", "PREFIX_TUNING"
     summary = "keys and values before the text, of every layer; takes positions from it"
-    source = "prefix tuning, arXiv 2101.00190"
+    source = "prefix tuning, arXiv 2101.00190, with an encoder as in its section 4.3"
     settings = PrefixSettings
     turns = (frozenset({PREFIX}),)
     free: ClassVar[Free] = {PREFIX: ("tokens", None)}
@@ -60,6 +61,8 @@ class Prefix(Method[PrefixSettings]):
         elif not isinstance(manifest, DecoderManifest):
             cause = "only a base that writes text has keys and values to put a prefix before"
             yield "error", "adapter.method", cause, "train another; the nearest is `prompt`"
+        else:
+            yield from super().remarks(settings, manifest)
 
     def tokens(self, settings: PrefixSettings) -> int:
         """The prefix's length."""

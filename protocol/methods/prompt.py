@@ -1,6 +1,7 @@
 """A soft prompt: rows before the embeddings of a text (Lester et al., arXiv 2104.08691).
 
-``soft_prompt`` is (tokens, width of an embedding).
+``soft_prompt`` is (tokens, width of an embedding). With an encoder it is P-tuning
+(``protocol.methods.encoder``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from protocol.forms import SOFT_PROMPT
 from protocol.initial import Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Method, Remark, Settings
+from protocol.methods.base import Constants, Free, Remark
+from protocol.methods.encoder import EncoderSettings, Rows
 from protocol.section import Rank
 from protocol.seq2seq_manifest import Seq2SeqManifest
 
@@ -22,7 +24,7 @@ PROMPT = "prompt"
 KEY = "prompt_embeddings"  # in a PEFT folder
 
 
-class PromptSettings(Settings):
+class PromptSettings(EncoderSettings):
     """The parameters that are trained: a soft prompt."""
 
     method: Literal["prompt"] = Field(
@@ -31,12 +33,15 @@ class PromptSettings(Settings):
     tokens: Rank = Field(default=16, description="length of the soft prompt")
 
 
-class Prompt(Method[PromptSettings]):
+class Prompt(Rows[PromptSettings]):
     """A soft prompt before the text."""
 
     name, peft_type = "prompt", "PROMPT_TUNING"
     summary = "a soft prompt before the text; takes positions from it"
-    source = "prompt tuning, arXiv 2104.08691; federated: FedPrompt, arXiv 2208.12268"
+    source = (
+        "prompt tuning, arXiv 2104.08691; federated: FedPrompt, arXiv 2208.12268; with an encoder: P-tuning, "
+        "arXiv 2103.10385"
+    )
     settings = PromptSettings
     turns = (frozenset({PROMPT}),)
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}
@@ -56,6 +61,8 @@ class Prompt(Method[PromptSettings]):
         elif SOFT_PROMPT not in manifest.graph.slot_names:
             cause = f"this base takes no {self.name}"
             yield "error", "adapter.method", cause, "build the base again"
+        else:
+            yield from super().remarks(settings, manifest)
 
     def tokens(self, settings: PromptSettings) -> int:
         """The prompt's length."""

@@ -119,6 +119,15 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
             refused = "task.max_length" if key == "tokens" else f"adapter.{key}"
             words = f"method `{method}`, {words}"
             yield Mix(words=words, refused=refused, task=task, sections={"adapter": adapter})
+        if "encoder_width" in keys:
+            adapter = adapter_of(method) | {"encoder_width": 4}
+            words = f"method `{method}`, a width of no encoder"
+            yield Mix(
+                words=words,
+                refused="adapter.encoder_width",
+                task=task,
+                sections={"adapter": adapter},
+            )
         foreign = next(key for key in ("rank", "tokens", "width") if key not in keys)
         adapter = adapter_of(method) | {foreign: 4}
         words = f"method `{method}`, another's key `{foreign}`"

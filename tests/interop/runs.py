@@ -181,7 +181,7 @@ KINDS: dict[str, dict[str, Any]] = {
     | {
         "rounds": 1,
         "task": {"kind": "causal-lm", "max_length": 100},
-        "adapter": {"method": "prefix", "tokens": 3},
+        "adapter": {"method": "prefix", "tokens": 3, "encoder": "mlp", "encoder_width": 4},
     },
     "what texts become": LOSSY
     | {

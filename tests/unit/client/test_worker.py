@@ -56,6 +56,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
         local=plan.local,
         parts=work.recipe.parts(round_number),
         seed=seed_from("train", plan.seed, round_number, "a"),
+        recipe=work.recipe,
     ).tensors
     expected = sent.flatten({s.name: after[s.name] - start[s.name] for s in sent.specs})
     assert np.array_equal(given.update, expected)
