@@ -27,6 +27,7 @@ from tests.unit.base_model.sources import (
     WORDS_64,
     add_pooling,
     as_cache,
+    each_once,
     one_by_default,
     write_source,
 )
@@ -166,8 +167,7 @@ def test_an_encoder_with_a_pooling_gives_transformers_features(tmp_path: Path, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "container"), each_once(FAMILIES, list(CONTAINERS)))
 def test_every_container_of_every_family_built_and_asked(
     tmp_path: Path, family: str, container: str
 ) -> None:
