@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from protocol.layout import FIXED_HEAD_PART, HEAD_PART, HEAD_TURNS, TensorSpec
 WEIGHT, BIAS = f"{HEAD}.weight", f"{HEAD}.bias"
 MIX, DIRECTIONS = f"{HEAD}.mix_", f"{HEAD}.directions_"  # and the number of a turn, from 0
 HEAD_LAW = Law("normal", 0.02)  # a head of zeros would pass no gradient to the adapter
+MOST_PHASES = (
+    15  # different sets of parts: a program has a graph for each, and one that answers (P-11.3)
+)
 ROUNDING = 1e-5  # of a weight that was written in 32 bits
 
 
@@ -49,6 +53,11 @@ def head_turns(head: HeadStart | None) -> tuple[frozenset[str], ...]:
     if turns == 1:
         return (frozenset({HEAD_PART}),)
     return tuple(frozenset({HEAD_PART, part}) for part in HEAD_TURNS[:turns])
+
+
+def turns_together(adapter: int, head: HeadStart | None) -> int:
+    """Rounds after which the parts of ``adapter`` phases and of the head's turns come together again."""
+    return math.lcm(adapter, len(head_turns(head)))
 
 
 def with_whole_head(specs: Sequence[TensorSpec], outputs: int, width: int) -> Iterator[TensorSpec]:

@@ -6,14 +6,13 @@ Findings are data, so that a command can print them in words and in JSON.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
 from protocol.errors import PlanError, ProofError
-from protocol.head_tensors import head_turns
+from protocol.head_tensors import MOST_PHASES, head_turns, turns_together
 from protocol.initial import ONES
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_start import said_of_start
@@ -96,8 +95,15 @@ def verify_legal(plan: Plan, manifest: AnyManifest | None = None) -> None:
 def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     method = method_of(plan.adapter)
     phases, exact = rule.phases(method), rule.exact(method)
-    turns = len(head_turns(plan.head))
-    if (count := math.lcm(len(phases), turns)) > plan.rounds:
+    turns, count = len(head_turns(plan.head)), turns_together(len(phases), plan.head)
+    if count > MOST_PHASES:
+        yield _error(
+            "head.directions.turns",
+            f"{turns} turns of the head beside {len(phases)} of rule `{rule.name}` are {count} different "
+            f"rounds, and a program has graphs for {MOST_PHASES}",
+            "take a number that has a divisor in common with the other, or fewer turns",
+        )
+    if count > plan.rounds:
         yield _warning(
             "rounds",
             f"{plan.rounds} round(s) do not reach every phase of rule `{rule.name}`"

@@ -7,7 +7,6 @@ one of low rank ``<path>.mix_T`` and ``<path>.directions_T`` of every turn T in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +21,7 @@ from protocol.head_tensors import (
     head_specs,
     head_turns,
     mixed_head,
+    turns_together,
     whole_head,
     with_whole_head,
 )
@@ -86,7 +86,7 @@ class Recipe:
         adapter, head = self.rule.phases(self.method), head_turns(self.plan.head)
         return tuple(
             adapter[turn % len(adapter)] | head[turn % len(head)]
-            for turn in range(math.lcm(len(adapter), len(head)))
+            for turn in range(turns_together(len(adapter), self.plan.head))
         )
 
     def parts(self, number: int) -> Parts:

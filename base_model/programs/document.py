@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from base_model.programs.build import GRADIENT, LOSS
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
+from protocol.head_tensors import MOST_PHASES
 from protocol.layout import Layout
 from protocol.manifest import SAFE_NAME, Count, FileEntry, Sha256, Size, TensorName, Word
 from protocol.recipe import Recipe
 
 PROGRAM = "program.json"
 ANSWER = "answer.onnx"
-MOST_GRAPHS, MOST_TENSORS = 16, 4 * 8192
+MOST_GRAPHS, MOST_TENSORS = MOST_PHASES + 1, 4 * 8192
 REMEDY = "remove the program's folder: it is made again from the base"
 
 

@@ -18,6 +18,7 @@ from protocol.plan import Plan, plan_from
 from tests.contracts.matrix import SORTS, TASKS, Reasons
 from tests.methods import adapter_of
 
+CODES_OF_TINY = f"{'AQID' * 10}AQI="  # as many as the tiny encoder's vectors have numbers, 32
 WIDE, FAR, LONG = 4000, 900, 5000  # a rank, a layer and a length that no tiny base has
 PLAIN: dict[str, Any] = {"secrecy": {"exchange": "plain"}}
 NOISE: dict[str, Any] = {"mechanism": "distributed"}
@@ -242,5 +243,10 @@ def _heads() -> Iterator[Mix]:
     low = {"head": {"rows": rows, "scale": 0.1, "directions": directions}}
     words = "a head of low rank of another base"
     yield Mix(words=words, refused="head.directions.rows", sections=low)
+    vectors = {"rows": [CODES_OF_TINY] * 7, "scale": 0.1, "turns": 7}
+    many = {"rows": [f"{start}IDBAUGBw==" for start in ("AQ", "Ag", "Aw")], "scale": 0.1}
+    words = "seven turns of a head, four of method `loha`"
+    mixed = {"head": many | {"directions": vectors}, "adapter": adapter_of("loha")}
+    yield Mix(words=words, refused="head.directions.turns", sections=mixed)
     fixed = {"head": low["head"] | {"trained": False}}
     yield Mix(words="a head of low rank that stays", refused="head", sections=fixed)
