@@ -130,7 +130,8 @@ def main() -> None:
     base = Path(json.loads((run / "summary.json").read_text())["base"])
     worker = Worker(plan, base, threads=1)
     devices = [
-        worker.encode(load_rows(path, plan.task)) for path in sorted((run / "clients").iterdir())
+        worker.encode(load_rows(path, plan.task))
+        for path in sorted((run / "clients").glob("client-????.jsonl"))
     ]
     test = worker.encode(load_rows(run / "test.jsonl", plan.task))
     full = FullModel(base, plan.task.outputs)
@@ -177,7 +178,9 @@ def main() -> None:
 def _joined(run: Path, plan: Any) -> Any:
     """All devices' rows."""
     whole = run / "pooled.jsonl"
-    whole.write_text("".join(path.read_text() for path in sorted((run / "clients").iterdir())))
+    whole.write_text(
+        "".join(path.read_text() for path in sorted((run / "clients").glob("client-????.jsonl")))
+    )
     rows = load_rows(whole, plan.task)
     whole.unlink()
     return rows

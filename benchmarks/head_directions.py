@@ -134,7 +134,10 @@ def main() -> None:
         y = np.array([labels.index(line["label"]) for line in lines])
         return Rows(vectors(base, [line["text"] for line in lines]), y)
 
-    devices, test = [read(p) for p in sorted((run / "clients").iterdir())], read(run / "test.jsonl")
+    devices, test = (
+        [read(p) for p in sorted((run / "clients").glob("client-????.jsonl"))],
+        read(run / "test.jsonl"),
+    )
     rows = Rows(np.concatenate([d.x for d in devices]), np.concatenate([d.y for d in devices]))
     centred = label_vectors(base, labels)
     centred = centred - centred.mean(0)
