@@ -184,8 +184,8 @@ def read_edge_adapter(data: bytes, name: str) -> Tensors:
         path = Path(folder) / EDGE_FILE
         path.write_bytes(data)
         try:
-            read = runtime.AdapterFormat.read_adapter(str(path)).get_parameters()
-            return {key: np.array(value.numpy()) for key, value in read.items()}
+            form = runtime.AdapterFormat.read_adapter(str(path))  # lives while its values are read
+            return {key: np.array(value.numpy()) for key, value in form.get_parameters().items()}
         except Exception as error:  # it raises types of its own, without a common public base
             raise _bad(f"{name} cannot be read ({type(error).__name__})") from None
 

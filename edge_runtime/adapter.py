@@ -181,8 +181,8 @@ def read_tensors(path: Path, *, source: str = "") -> Tensors:
     try:
         with open_regular(path, most=MOST_BYTES):
             pass
-        values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-        return {name: value.numpy().copy() for name, value in values.items()}
+        form = ort.AdapterFormat.read_adapter(str(path))  # lives as long as its values are read
+        return {name: value.numpy().copy() for name, value in form.get_parameters().items()}
     except Exception as error:  # ORT raises types of its own, without a common public base
         raise ArtefactError(
             f"{source or path}: not a readable .onnx_adapter: {str(error).splitlines()[0][:160]}",

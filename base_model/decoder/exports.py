@@ -94,8 +94,8 @@ def _write_inputs(adapter: Path, manifest: DecoderManifest, out: Path) -> None:
     if not manifest.joined:
         shutil.copyfile(adapter, out)
         return
-    values = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
-    tensors = {name: np.array(value.numpy()) for name, value in values.items()}
+    form = ort.AdapterFormat.read_adapter(str(adapter))  # lives as long as its values are read
+    tensors = {name: np.array(value.numpy()) for name, value in form.get_parameters().items()}
     write_edge_adapter(manifest.inputs_of(tensors), out)
 
 

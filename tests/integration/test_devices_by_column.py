@@ -69,7 +69,7 @@ def test_every_value_is_a_device_with_its_name(
 
 
 def test_another_number_of_clients_is_refused_before_a_base_is_built(by_room: Path) -> None:
-    out = by_room.parent / "refused"
+    out = by_room.parent / "refused-by-count"
     with pytest.raises(PlanError, match="the column has 5 different values"):
         prepare(loaded(by_room, "user", 4), out, resume=False, progress=NoProgress())
     assert not out.exists()

@@ -17,8 +17,8 @@ MANY = 64  # enough that freed memory is used again before it is read
 
 
 def read(path: Path) -> dict[str, Any]:
-    values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-    return {name: value.numpy() for name, value in values.items()}
+    form = ort.AdapterFormat.read_adapter(str(path))  # lives as long as its values are read
+    return {name: value.numpy().copy() for name, value in form.get_parameters().items()}
 
 
 @pytest.mark.parametrize("form", ["float32", "float64", "transposed", "sliced", "big-endian"])
