@@ -157,16 +157,16 @@ class _Reading:
             )
         for path, count in tiles_needed(self.checkpoint.size):
             data, grown = self._tile(path)
-            found = parse_entries(data)
-            found = found[:count] if grown else found
-            if len(found) != count:
-                raise ProofError(f"{LOG + path} has {len(found)} entries, not {count}", REMEDY)
-            self._add(found)
+            entries = parse_entries(data)
+            entries = entries[:count] if grown else entries
+            if len(entries) != count:
+                raise ProofError(f"{LOG + path} has {len(entries)} entries, not {count}", REMEDY)
+            self._add(entries)
         self._check_root("the tiles")
         self.tiled = len(self.entries)
-        for path, data in tiles_grown(self.tree, 0):
-            given, grown = self._tile(path)
-            if (given[: len(data)] if grown else given) != data:
+        for path, derived in tiles_grown(self.tree, 0):
+            data, grown = self._tile(path)
+            if (data[: len(derived)] if grown else data) != derived:
                 raise ProofError(f"{LOG + path} is not of the tree of the entries", REMEDY)
 
     def _tile(self, path: str) -> tuple[bytes, bool]:
@@ -192,15 +192,15 @@ class _Reading:
     def _take(self, name: str) -> None:
         start, entries, note = parse_batch(self._source.read(name), name)
         checkpoint = parse_kept(note, self._key)
-        known = len(self.entries) - start
-        if known < 0 or self.entries[start : start + len(entries)] != entries[: max(known, 0)]:
+        shared = len(self.entries) - start
+        if shared < 0 or self.entries[start : start + len(entries)] != entries[: max(shared, 0)]:
             raise ProofError(f"{name} does not follow the log", REMEDY)
         if checkpoint.size != start + len(entries):
             raise ProofError(f"{name}: its checkpoint is of other leaves", REMEDY)
         self.batches.append(name)
-        if known >= len(entries):
+        if shared >= len(entries):
             return  # all of it is in the tiles already
-        self._add(entries[known:])
+        self._add(entries[shared:])
         self.note, self.checkpoint = note, checkpoint
         self._check_root(name)
 

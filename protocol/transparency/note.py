@@ -83,18 +83,18 @@ class Checkpoint:
 def parse_key(text: str) -> VerifierKey:
     """The reverse of :meth:`VerifierKey.encode`. Raises ProofError."""
     name, _, rest = text.partition("+")
-    given, _, key = rest.partition("+")
+    key_id, _, encoded = rest.partition("+")
     try:
-        raw = base64_bytes(key)
-        found = VerifierKey(name=name, type=KeyType(raw[0]), public=raw[1:])
-        agrees = found.id.hex() == given
+        raw = base64_bytes(encoded)
+        key = VerifierKey(name=name, type=KeyType(raw[0]), public=raw[1:])
+        agrees = key.id.hex() == key_id
     except (ValueError, IndexError):
         raise ProofError(f"not a verifier key: {text[:80]!r}", "name+id+base64") from None
     # It is shown wherever its log is spoken of.
     named = NAME.fullmatch(name) and name.isprintable()
-    if not named or len(found.public) != 32 or not agrees:
+    if not named or len(key.public) != 32 or not agrees:
         raise ProofError(f"not a verifier key: {text[:80]!r}", "its name, id and key do not agree")
-    return found
+    return key
 
 
 def sign_note(text: str, name: str, key: Ed25519PrivateKey) -> str:
@@ -111,37 +111,37 @@ def cosign(text: str, name: str, key: Ed25519PrivateKey, *, time: int) -> str:
     return _line(name, verifier.id + STAMP.pack(time) + key.sign(_cosigned(text, time)))
 
 
-def verify_note(note: str, known: Sequence[VerifierKey]) -> Signed:
-    """The note's text and signers among ``known``. Raises ProofError for none, a false one, a bad form."""
+def verify_note(note: str, keys: Sequence[VerifierKey]) -> Signed:
+    """The note's text and signers among ``keys``. Raises ProofError for none, a false one, a bad form."""
     if CONTROL.search(note) or len(note.encode()) > MOST_BYTES:
         raise _bad("it is too long or holds control characters")
     text, separator, lines = note.rpartition("\n\n")
     if not separator or not lines.endswith("\n"):
         raise _bad("there is no empty line before its signatures")
     text += "\n"
-    found: dict[str, int | None] = {}
+    signers: dict[str, int | None] = {}
     split = lines[:-1].split("\n")
     if len(split) > MOST_SIGNATURES:
         raise _bad(f"{len(split)} signatures")
     for line in split:
         name, data = _parsed(line)
-        for key in known:
+        for key in keys:
             if (key.name, key.id) == (name, data[:4]):
                 time = _verified(text, key, data[4:])
-                found.setdefault(key.encode(), time)
-    if not found:
+                signers.setdefault(key.encode(), time)
+    if not signers:
         raise _bad("nobody known has signed it")
-    return Signed(text=text, by=found)
+    return Signed(text=text, by=signers)
 
 
 def lines_naming(note: str, key: VerifierKey) -> list[str]:
     """The signature lines, with their newlines, that name ``key``; whether they are valid is not said."""
-    found = []
+    naming = []
     for line in note.rpartition("\n\n")[2].removesuffix("\n").split("\n"):
         name, data = _parsed(line)
         if (name, data[:4]) == (key.name, key.id):
-            found.append(line + "\n")
-    return found
+            naming.append(line + "\n")
+    return naming
 
 
 def parse_checkpoint(text: str, *, origin: str) -> Checkpoint:

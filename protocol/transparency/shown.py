@@ -203,12 +203,12 @@ def verify_given(given: Given, known: Known, place: Place, expected: Receipt) ->
     """
     key = _trusted(given.key, known, place, "receipt")
     try:
-        found = verify_receipt(given.receipt, key.public)
+        receipt = verify_receipt(given.receipt, key.public)
     except ProofError as error:
         raise SecrecyError("receipt.signature", error.cause, STOP) from None
-    if found != expected:
-        odd = next(n for n in Receipt.model_fields if getattr(found, n) != getattr(expected, n))
-        raise SecrecyError("receipt.other", f"its `{odd}` is not that of what was sent", STOP)
+    if receipt != expected:
+        field = next(n for n in Receipt.model_fields if getattr(receipt, n) != getattr(expected, n))
+        raise SecrecyError("receipt.other", f"its `{field}` is not that of what was sent", STOP)
 
 
 def verify_shown(shown: Shown, known: Known, place: Place, incoming: Incoming) -> Seen:
@@ -283,7 +283,7 @@ def _verify_revealed(receipt: Receipt, alive: bytes | None, leaves: Sequence[Lea
     if alive is None:
         return
     for leaf in leaves:
-        if isinstance(leaf, Adapter) and receipt.rid in {one.rid for one in leaf.sums}:
+        if isinstance(leaf, Adapter) and receipt.rid in {summed.rid for summed in leaf.sums}:
             return
         if _in_vain(leaf, receipt, alive):
             return
@@ -298,12 +298,12 @@ def _verify_revealed(receipt: Receipt, alive: bytes | None, leaves: Sequence[Lea
 def _in_vain(leaf: Leaf, receipt: Receipt, alive: bytes) -> bool:
     """Whether ``leaf`` says that the sum over ``alive`` was asked for and is not there."""
     return isinstance(leaf, Abort) and any(
-        (one.rid, _alive_of(one)) == (receipt.rid, alive) for one in leaf.revealed
+        (asked.rid, _alive_of(asked)) == (receipt.rid, alive) for asked in leaf.revealed
     )
 
 
 def _alive_of(asked: AskedSum) -> bytes:
-    return alive_digest([bytes.fromhex(one) for one in asked.clients])
+    return alive_digest([bytes.fromhex(client) for client in asked.clients])
 
 
 def _trusted(brought: str, known: Known, place: Place, what: str) -> VerifierKey:
@@ -325,11 +325,11 @@ def _proven(
 ) -> Sequence[tuple[Leaf, OfflineProof]]:
     proofs = []
     try:
-        for one in shown.proven:
-            data, path = one.leaf.encode(), nodes_of(one.path)
-            verify_inclusion(leaf_hash(data), one.index, checkpoint.size, path, checkpoint.root)
+        for entry in shown.proven:
+            data, path = entry.leaf.encode(), nodes_of(entry.path)
+            verify_inclusion(leaf_hash(data), entry.index, checkpoint.size, path, checkpoint.root)
             proof = OfflineProof(
-                index=one.index, path=tuple(path), checkpoint=shown.checkpoint, extra=data
+                index=entry.index, path=tuple(path), checkpoint=shown.checkpoint, extra=data
             )
             proofs.append((_read(data, key), proof))
     except ProofError as error:

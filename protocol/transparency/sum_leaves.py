@@ -70,7 +70,7 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[b
     context = attempt_context(bytes.fromhex(transcript.sid), transcript.seq)
     xid = share_context(context, message)
     parties = dict(zip(ids, transcript.parties, strict=True))
-    members = [one for one in ids if parties[one].shares_root]
+    members = [client for client in ids if parties[client].shares_root]
     rid = round_id(xid, bytes.fromhex("".join(members)), transcript.terms).hex()
     cohort = Cohort(
         seq=transcript.seq,
@@ -96,32 +96,35 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[b
     )
     length = packed_size(transcript.count, transcript.bits)
     return [
-        *(encode_message(Advert(group=place.group, advert=parties[one].advert)) for one in ids),
+        *(
+            encode_message(Advert(group=place.group, advert=parties[client].advert))
+            for client in ids
+        ),
         write(cohort, {"attempt": xid.hex()}),
         *(
             encode_message(
                 Shares(
-                    client=one,
+                    client=client,
                     xid=xid.hex(),
-                    root=parties[one].shares_root,
-                    signature=parties[one].shares_signature,
+                    root=parties[client].shares_root,
+                    signature=parties[client].shares_signature,
                 )
             )
-            for one in members
+            for client in members
         ),
         write(opened, {"round": rid}),
         *(
             encode_message(
                 Vector(
-                    client=one,
+                    client=client,
                     rid=rid,
-                    root=parties[one].vector_root,
+                    root=parties[client].vector_root,
                     length=length,
-                    signature=parties[one].vector_signature,
+                    signature=parties[client].vector_signature,
                 )
             )
-            for one in members
-            if parties[one].vector_root
+            for client in members
+            if parties[client].vector_root
         ),
     ]
 
@@ -134,8 +137,8 @@ def alive_leaf(
         seq=seq,
         group=group,
         rid=rid.hex(),
-        clients=[one.hex() for one in alive],
-        signatures={one.hex(): signature.hex() for one, signature in signatures.items()},
+        clients=[client.hex() for client in alive],
+        signatures={client.hex(): signature.hex() for client, signature in signatures.items()},
     )
 
 
@@ -147,7 +150,7 @@ def after_alive(transcript: Transcript, place: SumPlace, rid: str, write: Sign) 
         seq=transcript.seq,
         group=place.group,
         rid=rid,
-        seeds={one: party.seed for one, party in parties.items() if party.seed},
+        seeds={client: party.seed for client, party in parties.items() if party.seed},
         boxes=place.boxes,
     )
     aggregate = Aggregate(
@@ -191,18 +194,18 @@ def transcript_of(
     parties = [
         Party(
             advert=leaf.advert,
-            shares_root=shares[one].root if one in shares else "",
-            shares_signature=shares[one].signature if one in shares else "",
-            vector_root=vectors[one].root if one in vectors else "",
-            vector_signature=vectors[one].signature if one in vectors else "",
-            alive_signature=leaves.alive.signatures.get(one, ""),
-            seed=leaves.reveal.seeds.get(one, ""),
+            shares_root=shares[client].root if client in shares else "",
+            shares_signature=shares[client].signature if client in shares else "",
+            vector_root=vectors[client].root if client in vectors else "",
+            vector_signature=vectors[client].signature if client in vectors else "",
+            alive_signature=leaves.alive.signatures.get(client, ""),
+            seed=leaves.reveal.seeds.get(client, ""),
         )
-        for one, leaf in zip(ids, leaves.adverts, strict=True)
+        for client, leaf in zip(ids, leaves.adverts, strict=True)
     ]
     index = leaves.cohort.alive_index
     try:
-        made = Transcript(
+        transcript = Transcript(
             sid=sid,
             seq=leaves.cohort.seq,
             keys=keys.value,
@@ -220,29 +223,31 @@ def transcript_of(
         )
     except ValidationError as error:
         raise _bad(f"`{error.errors()[0]['loc'][0]}`: {error.errors()[0]['msg']}") from None
-    message = _cohort_of(made)
-    context = attempt_context(bytes.fromhex(sid), made.seq)
+    message = _cohort_of(transcript)
+    context = attempt_context(bytes.fromhex(sid), transcript.seq)
     xid = share_context(context, message)
     if (message.root.hex(), xid.hex()) != (leaves.cohort.u1_root, leaves.cohort.xid):
         raise _bad("`cohort` does not name its adverts")
     members = bytes.fromhex("".join(leaves.opened.members))
-    if round_id(xid, members, made.terms).hex() != leaves.opened.rid:
+    if round_id(xid, members, transcript.terms).hex() != leaves.opened.rid:
         raise _bad("`round-open` does not name its members and terms")
-    if any(leaf.length != packed_size(made.count, made.bits) for leaf in leaves.vectors):
+    if any(
+        leaf.length != packed_size(transcript.count, transcript.bits) for leaf in leaves.vectors
+    ):
         raise _bad("a `vector` of another length than `round-open` and the ring give")
     if leaves.aggregate.summands != len(vectors):
         raise _bad("`aggregate` is of other summands")
-    return made
+    return transcript
 
 
 def _check_clients(leaves: SumLeaves, ids: Sequence[str]) -> None:
     """All leaves are of one cohort and one round, and of the very clients these list."""
-    for name, found, wanted in (
+    for name, clients, listed in (
         ("shares", [leaf.client for leaf in leaves.shares], leaves.opened.members),
         ("vector", [leaf.client for leaf in leaves.vectors], leaves.alive.clients),
         ("reveal", leaves.reveal.seeds, leaves.opened.members),
     ):
-        if sorted(found) != wanted:
+        if sorted(clients) != listed:
             raise _bad(f"`{name}` is not of the very clients that the sum lists")
     if not set(ids) >= {*leaves.opened.members, *leaves.alive.signatures}:
         raise _bad("a member, or a signer of the alive set, without an advert")
@@ -267,9 +272,9 @@ def _cohort_of(transcript: Transcript) -> CohortMessage:
     )
 
 
-def _once(found: Sequence[T], what: str) -> dict[str, T]:
-    by = {leaf.client: leaf for leaf in found}
-    if len(by) != len(found):
+def _once(leaves: Sequence[T], what: str) -> dict[str, T]:
+    by = {leaf.client: leaf for leaf in leaves}
+    if len(by) != len(leaves):
         raise _bad(f"two `{what}` leaves of one client")
     return by
 

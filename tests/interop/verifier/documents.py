@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -54,6 +55,9 @@ FACTORS = (
     "bottleneck_gate",
     *(f"{kind}_w{n}_{end}" for kind in ("hada", "lokr") for n in (1, 2) for end in "ab"),
 )
+
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]  # of tensors, by name
 
 
 def role_of(name: str) -> str:
@@ -160,70 +164,83 @@ def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[i
 
 def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """P-2.1, P-2.2."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = dict(of_adapter(plan, manifest))
+    if "head" in manifest:
+        shapes |= of_head(plan, manifest["head"])
+    return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
+
+
+def of_adapter(plan: dict[str, Any], manifest: dict[str, Any]) -> Shapes:
+    """P-2.1: the method's own tensors."""
     method = plan["adapter"]["method"]
     if method == "prompt":
-        shapes["soft_prompt"] = (plan["adapter"]["tokens"], manifest["embedding_size"])
+        yield "soft_prompt", (plan["adapter"]["tokens"], manifest["embedding_size"])
     elif method == "prefix":
         width = 2 * manifest["layers"] * manifest["kv_heads"] * manifest["head_size"]
-        shapes["prefix"] = (plan["adapter"]["tokens"], width)
+        yield "prefix", (plan["adapter"]["tokens"], width)
     elif method == "norm":
-        shapes |= {
-            slot["name"]: tuple(slot["shape"])
-            for slot in manifest["graph"]["slots"]
-            if slot["name"].endswith((".scale", ".shift"))
-            and slot["name"].rpartition(".")[0] not in {x["path"] for x in manifest["linears"]}
-        }
+        linears = {x["path"] for x in manifest["linears"]}
+        for slot in manifest["graph"]["slots"]:
+            path, _, end = slot["name"].rpartition(".")
+            if end in ("scale", "shift") and path not in linears:
+                yield slot["name"], tuple(slot["shape"])
     elif method == "bottleneck":
         size, w = manifest["hidden_size"], plan["adapter"]["width"]
         for path in standing(plan, manifest):
-            shapes[f"{path}.bottleneck_down"] = (size, w)
-            shapes[f"{path}.bottleneck_bias"] = (w,)
-            shapes[f"{path}.bottleneck_up"] = (w, size)
+            yield f"{path}.bottleneck_down", (size, w)
+            yield f"{path}.bottleneck_bias", (w,)
+            yield f"{path}.bottleneck_up", (w, size)
             if plan["adapter"]["gated"]:
-                shapes[f"{path}.bottleneck_gate"] = (1,)
-    elif method == "ia3":
-        for path, (width, out) in adapted(plan, manifest).items():
-            shapes[f"{path}.ia3_l"] = (1, width) if out < width else (out, 1)
-    elif method == "bias":
-        for path, (_, out) in adapted(plan, manifest).items():
-            if any(slot["name"] == f"{path}.shift" for slot in manifest["graph"]["slots"]):
-                shapes[f"{path}.shift"] = (out,)
+                yield f"{path}.bottleneck_gate", (1,)
     elif method != "head":
-        r = plan["adapter"]["rank"]
+        shifted = {slot["name"] for slot in manifest["graph"]["slots"]}
         for path, (width, out) in adapted(plan, manifest).items():
-            if method == "loha":
-                for number in (1, 2):
-                    shapes[f"{path}.hada_w{number}_a"] = (out, r)
-                    shapes[f"{path}.hada_w{number}_b"] = (r, width)
-                continue
-            if method == "lokr":
-                for number, wide, high in zip((1, 2), divided(width), divided(out), strict=True):
-                    shapes[f"{path}.lokr_w{number}_a"] = (high, r)
-                    shapes[f"{path}.lokr_w{number}_b"] = (r, wide)
-                continue
-            shapes |= {f"{path}.lora_A": (r, width), f"{path}.lora_B": (out, r)}
-            if method == "lora-sb":
-                shapes[f"{path}.lora_R"] = (r, r)
-            if method == "adalora":
-                shapes[f"{path}.lora_E"] = (r,)
-            if method == "vera":
-                shapes |= {f"{path}.vera_d": (r,), f"{path}.vera_b": (out,)}
-    if "head" in manifest:  # P-2.1
-        head, labels = manifest["head"], len(plan["task"].get("labels", "1"))
-        begun = plan.get("head", {"rows": "1" * labels})
-        assert len(begun["rows"]) == labels
-        if "directions" in begun:  # P-2.7
-            assert begun["trained"]
-            rank, shared = len(begun["directions"]["rows"]), begun["directions"]["turns"]
-            for turn in range(shared):
-                own = len(range(turn, rank, shared))
-                shapes[f"classifier.mix_{turn}"] = (labels, own)
-                shapes[f"classifier.directions_{turn}"] = (own, head["in_features"])
-        else:
-            shapes[f"{head['path']}.weight"] = (labels, head["in_features"])
-        shapes[f"{head['path']}.bias"] = (labels,)
-    return {name: shapes[name] for name in sorted(shapes, key=str.encode)}
+            if method != "bias" or f"{path}.shift" in shifted:
+                yield from of_linear(plan["adapter"], path, width, out)
+
+
+def of_linear(adapter: dict[str, Any], path: str, width: int, out: int) -> Shapes:
+    """P-2.1: what a method has beside each of its linears."""
+    method, r = adapter["method"], adapter.get("rank")
+    if method == "ia3":
+        yield f"{path}.ia3_l", (1, width) if out < width else (out, 1)
+    elif method == "bias":
+        yield f"{path}.shift", (out,)
+    elif method == "loha":
+        for number in (1, 2):
+            yield f"{path}.hada_w{number}_a", (out, r)
+            yield f"{path}.hada_w{number}_b", (r, width)
+    elif method == "lokr":
+        for number, wide, high in zip((1, 2), divided(width), divided(out), strict=True):
+            yield f"{path}.lokr_w{number}_a", (high, r)
+            yield f"{path}.lokr_w{number}_b", (r, wide)
+    else:
+        yield f"{path}.lora_A", (r, width)
+        yield f"{path}.lora_B", (out, r)
+        inner = {
+            "lora-sb": {"lora_R": (r, r)},
+            "adalora": {"lora_E": (r,)},
+            "vera": {"vera_d": (r,), "vera_b": (out,)},
+        }
+        for part, shape in inner.get(method, {}).items():
+            yield f"{path}.{part}", shape
+
+
+def of_head(plan: dict[str, Any], head: dict[str, Any]) -> Shapes:
+    """P-2.1, P-2.7."""
+    labels = len(plan["task"].get("labels", "1"))
+    begun = plan.get("head", {"rows": "1" * labels})
+    assert len(begun["rows"]) == labels
+    yield f"{head['path']}.bias", (labels,)
+    if "directions" not in begun:
+        yield f"{head['path']}.weight", (labels, head["in_features"])
+        return
+    assert begun["trained"]
+    rank, shared = len(begun["directions"]["rows"]), begun["directions"]["turns"]
+    for turn in range(shared):
+        own = len(range(turn, rank, shared))
+        yield f"{head['path']}.mix_{turn}", (labels, own)
+        yield f"{head['path']}.directions_{turn}", (own, head["in_features"])
 
 
 def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:

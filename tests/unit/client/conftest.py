@@ -19,12 +19,14 @@ from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Engine
 from client.opened_base import opened_base
+from client.worker import Worker
 from protocol.encoding import vector_digest
 from protocol.layout import Tensors, Vector
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe, initial_adapter
 from protocol.wire import Instruction
 from tests.methods import sections_of
+from tests.unit.client.chats import build_chat_bases, plan_for
 
 LABELS = ["light", "music", "timer"]
 PlanMaker = Callable[..., Plan]
@@ -156,5 +158,21 @@ def frozen_hash() -> Callable[[torch.nn.Module], dict[str, str]]:
             for name, tensor in model.state_dict().items()
             if not any(part in name for part in mine)
         }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chat_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By name: ``chat`` has a template, ``plain`` has none."""
+    return build_chat_bases(tmp_path_factory.mktemp("decoders"))
+
+
+@pytest.fixture(scope="session")
+def chat_site(chat_bases: dict[str, Path]) -> Callable[..., Worker]:
+    """A site on one of the bases, with settings of its task."""
+
+    def make(base: str = "chat", **task: Any) -> Worker:
+        return Worker(plan_for(chat_bases[base], **task), chat_bases[base])
 
     return make

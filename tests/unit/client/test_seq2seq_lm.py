@@ -26,7 +26,7 @@ from protocol.legality import check
 from protocol.plan import Plan, plan_from
 from tests.unit.base_model.seq2seq.models import KINDS, write_model
 from tests.unit.base_model.sources import WORDS_64
-from tests.unit.client.test_causal_lm import adapt
+from tests.unit.client.chats import adapt
 
 WORDS = WORDS_64[:12]
 
