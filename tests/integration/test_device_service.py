@@ -9,21 +9,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from edge_runtime import agent
 from edge_runtime.adapter import read_tensors
 from edge_runtime.edge_adapter import write_edge_adapter
-from edge_runtime.http_server import App
 from edge_runtime.mapped_graph import MADE, open_mapped
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Service
@@ -32,24 +27,10 @@ from edge_runtime.store import Store, read_state
 from protocol.errors import DeliveryError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE
 from tests.delivery_world import World, now, passport, update
+from tests.integration.device_load import asked, listening
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXTS = ["turn on the light", "play some music"]
-
-
-@contextmanager
-def listening(service: Service) -> Iterator[int]:
-    config = uvicorn.Config(App(service), port=0, log_level="error", ws="none", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def post(port: int, body: Any, **headers: str) -> tuple[int, Any]:
@@ -75,37 +56,16 @@ def with_two_releases(world: World) -> tuple[Device, list[str]]:
 def test_a_hundred_swaps_under_load_fail_no_request(world: World) -> None:
     device, offers = with_two_releases(world)
     service = Service(device, clock=time.monotonic)
-    stop, answers, faults = threading.Event(), [], []
-    with listening(service) as port:
-
-        def ask() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            body = json.dumps({"texts": TEXTS})
-            while not stop.is_set():
-                connection.request(
-                    "POST", "/v1/classify", body, {"Content-Type": "application/json"}
-                )
-                answer = connection.getresponse()
-                told = json.loads(answer.read())
-                (answers if answer.status == 200 else faults).append(told)
-            connection.close()
-
-        askers = [threading.Thread(target=ask) for _ in range(3)]
-        for asker in askers:
-            asker.start()
+    with listening(service) as port, asked(port, TEXTS) as load:
         for number in range(100):
             with Store(device.store) as store:
                 store.activate(offers[number % 2])
             service.follow()
-            seen = len(answers)
-            while len(answers) == seen and not faults:
-                time.sleep(0.001)
-        stop.set()
-        for asker in askers:
-            asker.join()
-    assert (faults, service.swaps, service.failures) == ([], 101, 0)
-    assert {told["release"] for told in answers} == set(offers)
-    assert len({json.dumps(told["answers"]) for told in answers}) == 1  # the same adapter twice
+            load.wait_for(1)
+    assert (load.faults, service.swaps, service.failures) == ([], 101, 0)
+    assert {said["release"] for said in load.answers} == set(offers)
+    # the same adapter twice
+    assert len({json.dumps(said["answers"]) for said in load.answers}) == 1
 
 
 def test_what_a_request_must_be(world: World) -> None:

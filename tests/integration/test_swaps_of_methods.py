@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Service
 from tests.conftest import TEXTS
 from tests.delivery_world import World, update
-from tests.integration.test_device_service import listening
+from tests.integration.device_load import asked, listening
 from tests.methods import SORTING
 
 SWAPS = 100
@@ -57,22 +55,7 @@ def test_a_hundred_swaps_through_all_methods_under_load_fail_no_request(
     update(device)
     service = Service(device, clock=time.monotonic)
     session = service.runtime.base.session
-    stop, answers, faults = threading.Event(), [], list[Any]()
-    with listening(service) as port:
-
-        def ask() -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            body, told = json.dumps({"texts": TEXTS}), {"Content-Type": "application/json"}
-            while not stop.is_set():
-                connection.request("POST", "/v1/classify", body, told)
-                answer = connection.getresponse()
-                said = json.loads(answer.read())
-                (answers if answer.status == 200 else faults).append(said)
-            connection.close()
-
-        askers = [threading.Thread(target=ask) for _ in range(3)]
-        for asker in askers:
-            asker.start()
+    with listening(service) as port, asked(port, TEXTS) as load:
         by_release = {service.serving.release: SORTING[0]}
         for number in range(1, SWAPS + 1):
             method = SORTING[number % len(SORTING)]
@@ -80,15 +63,10 @@ def test_a_hundred_swaps_through_all_methods_under_load_fail_no_request(
             update(device)
             service.follow()
             by_release[service.serving.release] = method
-            seen = len(answers)
-            while len(answers) < seen + 3 and not faults:  # one at least began after the swap
-                time.sleep(0.001)
-        stop.set()
-        for asker in askers:
-            asker.join()
-    assert (faults, service.swaps, service.failures) == ([], SWAPS + 1, 0)
+            load.wait_for(3)  # one at least began after the swap
+    assert (load.faults, service.swaps, service.failures) == ([], SWAPS + 1, 0)
     assert service.runtime.base.session is session
-    assert {by_release[said["release"]] for said in answers} == set(SORTING)
-    for said in answers:
+    assert {by_release[said["release"]] for said in load.answers} == set(SORTING)
+    for said in load.answers:
         scores = [answer["score"] for answer in said["answers"]]
         np.testing.assert_allclose(scores, alone[by_release[said["release"]]], atol=2e-6)
