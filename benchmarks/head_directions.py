@@ -20,27 +20,17 @@ import numpy.typing as npt
 
 from client.optimizers import AdamW
 from edge_runtime.base import EdgeBase
-from edge_runtime.label_vectors import label_vectors
-from protocol.forms import HEAD
+from edge_runtime.label_vectors import label_vectors, text_vectors
 
 Matrix = npt.NDArray[np.float32]
 BATCH, ROUNDS, COHORT, PASSES, LENGTH, RATE = 16, 18, 10, 3, 4.0, 1e-2
 
 
 def vectors(base: EdgeBase, texts: Sequence[str]) -> Matrix:
-    """What the head reads of texts (texts, in)."""
-    width = base.manifest.head.in_features
-    plain = {
-        f"{HEAD}.weight": np.eye(width, dtype=np.float32),
-        f"{HEAD}.bias": np.zeros(width, np.float32),
-    }
-    found = np.zeros((len(texts), width), np.float32)
-    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-    for first in range(0, len(order), 32):
-        at = order[first : first + 32]
-        rows = base.batch([texts[i] for i in at], max_length=64)
-        found[at] = base.session.run(None, rows | plain)[0]
-    return found
+    """What the head reads of texts (texts, in): texts of one length together."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    read = text_vectors(base, [texts[at] for at in order])
+    return read[np.argsort(order)]
 
 
 class Rows:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from client.batches import Encoded, by_length, collate, micro_batches, training_batches
 from client.encoders import Encoders
 from client.engine.interface import Engine, Values
-from client.optimizers import ByRank, clip, optimizer_for
+from client.optimizers import ByRank, Optimizer, clip, optimizer_for
 from client.ranks import Ranks
 from client.terms import Terms
 from protocol.encoding import seed_from
@@ -123,10 +124,13 @@ class _Step:
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
         self._terms = Terms(self._layout, local, self._weights.copy(), recipe)
-        self._optimizer = optimizer_for(self._layout, local)
         self.tensors = {
             name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
         } | self._layout.views(self._weights)
+
+    @cached_property
+    def _optimizer(self) -> Optimizer:
+        return optimizer_for(self._layout, self._local)
 
     def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
         gradient, total = self._gradient(self.tensors, rows, index)
@@ -189,7 +193,10 @@ class _Reparametrised(_Step):
     ) -> None:
         super().__init__(engine, start, local, parts, recipe)
         self._encoders = Encoders(self._layout, recipe, self._weights.copy(), seed)
-        self._optimizer = optimizer_for(self._encoders.layout, local)
+
+    @cached_property
+    def _optimizer(self) -> Optimizer:
+        return optimizer_for(self._encoders.layout, self._local)
 
     def _move(self, gradient: Vector) -> None:
         encoders = self._encoders

@@ -62,17 +62,9 @@ def promoted(
     despite: bool,
 ) -> Check:
     """The same of what canaries have, by the logs as they are now: a site may have withdrawn since."""
+    if run is None:
+        return _unseen(before, despite=despite)
     try:
-        if run is None:
-            if not despite:
-                raise _failed(
-                    "nobody has looked whether a site withdrew since the release was published: name its "
-                    "run with --run, or say --despite-withdrawal"
-                )
-            detail = (
-                "nobody has looked whether a site withdrew: the publisher goes on in spite of it"
-            )
-            return Check(name="withdrawals", passed=True, detail=detail)
         facts = read_facts(repository, CANARY, offer)
         line = load_line(run, before, Trust())
         _verify_released(
@@ -81,8 +73,23 @@ def promoted(
         detail = check_withdrawals(line, facts.round, despite=despite)
         return Check(name="withdrawals", passed=True, detail=detail)
     except FedgeError as error:
-        detail = without_folders(error.cause, [run, *before] if run else before)
+        detail = without_folders(error.cause, [run, *before])
         return Check(name="withdrawals", passed=False, detail=detail)
+
+
+def _unseen(before: Sequence[Path], *, despite: bool) -> Check:
+    """Of a release whose run is not named."""
+    if before:
+        raise ArtefactError(
+            "--before without --run: runs before which one?", "name the release's own run: --run"
+        )
+    detail = "nobody has looked whether a site withdrew"
+    detail += (
+        ": the publisher goes on in spite of it"
+        if despite
+        else " since the release was published: name its run with --run, or say --despite-withdrawal"
+    )
+    return Check(name="withdrawals", passed=despite, detail=detail)
 
 
 def without_folders(text: str, folders: Sequence[Path]) -> str:

@@ -24,10 +24,14 @@ def name_of(label: str) -> str:
 
 def label_vectors(base: EdgeBase, labels: Sequence[str]) -> npt.NDArray[np.float32]:
     """What the head reads (labels, in) where the name of each label is the text."""
+    return text_vectors(base, [name_of(label) for label in labels])
+
+
+def text_vectors(base: EdgeBase, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """What the head reads (texts, in), cut to the base's positions: a head that hands on what it reads."""
     width = base.manifest.head.in_features
     plain: dict[str, npt.NDArray[Any]] = {f"{HEAD}.weight": np.eye(width, dtype=np.float32)}
     plain[f"{HEAD}.bias"] = np.zeros(width, np.float32)
-    texts = [name_of(label) for label in labels]
     parts = []
     for first in range(0, len(texts), ROWS):
         rows = base.batch(texts[first : first + ROWS], max_length=base.manifest.max_positions)

@@ -40,8 +40,8 @@ class SingleService:
         self.runtime = EdgeRuntime(EdgeBase.open(base, threads=threads), policy)
         self._release: str | None = None
         self.warning = ""
+        verify_ranked(adapter, rank)
         if adapter is None:
-            verify_ranked(adapter, rank)
             names = self.runtime.base.own_labels()  # raises here rather than at every answer
             if names == numbered_labels(len(names)):
                 self.warning = (

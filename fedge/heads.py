@@ -22,7 +22,7 @@ def name_head(
         bool, typer.Option("--fixed", help="leave the vectors as they are, and send biases alone")
     ] = False,
     length: Annotated[
-        float, typer.Option("--length", min=0.01, max=1000.0, help="of a label's vector")
+        float, typer.Option("--length", min=0.01, max=64.0, help="of a label's vector")
     ] = 4.0,
     rank: Annotated[
         int,

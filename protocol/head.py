@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from protocol.encoding import base64_bytes, base64_text
+from protocol.errors import PlanError
 from protocol.initial import Law
 from protocol.layout import HEAD_TURNS
 from protocol.section import MOST_LABELS, PositiveReal, Section
@@ -48,7 +49,11 @@ class CodedRows(Section):
     @property
     def law(self) -> Law:
         """What the matrix begins with."""
-        return Law("codes", self.scale, self.codes.tobytes())
+        return self.law_of(self.codes)
+
+    def law_of(self, part: npt.NDArray[np.int8]) -> Law:
+        """The same of some of the codes."""
+        return Law("codes", self.scale, np.ascontiguousarray(part).tobytes())
 
     @property
     def codes(self) -> npt.NDArray[np.int8]:
@@ -76,10 +81,10 @@ class HeadStart(CodedRows):
     """
 
     rows: Annotated[list[Row], Field(min_length=2, max_length=MOST_LABELS)] = Field(
-        description="of each label in its order the codes of a vector, int8 in base64; "
-        "`fedge plan head` writes them"
+        description="of each label in its order the codes of a vector, or of what directions are mixed "
+        "with, int8 in base64; `fedge plan head` writes them"
     )
-    scale: PositiveReal = Field(description="a code times this is a number of the head")
+    scale: PositiveReal = Field(description="a code times this is a number of a row")
     trained: bool = Field(
         default=True, description="false: the vectors stay, only the bias is sent"
     )
@@ -122,22 +127,18 @@ def head_of(
     """The head of ``vectors`` (labels, in): each less their mean, which no answer hangs on, of ``length``.
 
     ``rank``: it moves in so many directions alone, the first singular vectors; 0 for all. ``turns``: rounds
-    that share them. Raises ValueError for two labels of one vector, which nothing could tell apart.
+    that share them. Raises PlanError for settings that exclude each other, ValueError for two labels of one
+    vector, which nothing could tell apart.
     """
+    _verify_settings(len(vectors), vectors.shape[1], trained=trained, rank=rank, turns=turns)
     centred = vectors.astype(np.float64) - vectors.mean(0)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
         raise ValueError("a label's vector is the mean of all, or not finite")
     whole = centred / lengths * length
-    if not rank and turns > 1:
-        raise ValueError("turns share directions: name their number, the rank")
     if not rank:
         rows, scale = _coded(whole)
         return HeadStart(rows=_distinct(rows), scale=scale, trained=trained)
-    if not trained:
-        raise ValueError("one that moves in some directions is trained")
-    if rank > min(whole.shape) - 1:
-        raise ValueError(f"they have {min(whole.shape) - 1} directions, not {rank}")
     # As long as a step of all rows together: a learning rate then means what it means to a whole head.
     size = math.sqrt(whole.shape[1] / rank)
     directions = np.linalg.svd(whole, full_matrices=False)[2][:rank] * size
@@ -149,6 +150,28 @@ def head_of(
         trained=trained,
         directions=Directions(rows=_texts(codes), scale=of_codes, turns=turns),
     )
+
+
+def _verify_settings(labels: int, width: int, *, trained: bool, rank: int, turns: int) -> None:
+    most = min(labels, width) - 1
+    if not rank:
+        if turns > 1:
+            raise PlanError(
+                f"{turns} turns share a head's directions, and none are asked for",
+                "name their number too, the rank",
+            )
+    elif not trained:
+        raise PlanError(
+            f"a head of rank {rank} is trained, and one that is fixed is not",
+            "leave the rank out, or let the head be trained",
+        )
+    elif rank > most:
+        raise PlanError(
+            f"{labels} labels of {width} numbers have {most} directions, not {rank}",
+            f"take a rank of at most {most}, or leave it out",
+        )
+    elif turns > rank:
+        raise PlanError(f"{turns} turns share {rank} directions", f"take at most {rank} turns")
 
 
 def _coded(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int8], float]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.errors import ArtefactError
 from protocol.forms import HEAD, ordered_product
@@ -18,9 +17,7 @@ from protocol.layout import FIXED_HEAD_PART, HEAD_PART, HEAD_TURNS, TensorSpec
 WEIGHT, BIAS = f"{HEAD}.weight", f"{HEAD}.bias"
 MIX, DIRECTIONS = f"{HEAD}.mix_", f"{HEAD}.directions_"  # and the number of a turn, from 0
 HEAD_LAW = Law("normal", 0.02)  # a head of zeros would pass no gradient to the adapter
-MOST_PHASES = (
-    15  # different sets of parts: a program has a graph for each, and one that answers (P-11.3)
-)
+MOST_PHASES = 15  # sets of parts: a program has a graph for each, and one that answers (P-11.3)
 ROUNDING = 1e-5  # of a weight that was written in 32 bits
 
 
@@ -40,10 +37,9 @@ def head_specs(head: HeadStart | None, *, outputs: int, width: int) -> Iterator[
         chosen = slice(turn, None, directions.turns)
         mixed, fixed = codes[:, chosen], of_directions[chosen]
         part = HEAD_PART if directions.turns == 1 else HEAD_TURNS[turn]
-        law = _law(mixed, head.scale)
-        yield TensorSpec(name=f"{MIX}{turn}", shape=(outputs, len(fixed)), part=part, law=law)
-        law = _law(fixed, directions.scale)
-        shape = (len(fixed), width)
+        shape, law = (outputs, len(fixed)), head.law_of(mixed)
+        yield TensorSpec(name=f"{MIX}{turn}", shape=shape, part=part, law=law)
+        shape, law = (len(fixed), width), directions.law_of(fixed)
         yield TensorSpec(name=f"{DIRECTIONS}{turn}", shape=shape, part=FIXED_HEAD_PART, law=law)
 
 
@@ -60,12 +56,13 @@ def turns_together(adapter: int, head: HeadStart | None) -> int:
     return math.lcm(adapter, len(head_turns(head)))
 
 
-def with_whole_head(specs: Sequence[TensorSpec], outputs: int, width: int) -> Iterator[TensorSpec]:
+def with_whole_head(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
     """The same with a weight in the place of what is mixed."""
-    mixed = [spec for spec in specs if spec.name.startswith((MIX, DIRECTIONS))]
-    yield from (spec for spec in specs if spec not in mixed)
-    if mixed:
-        yield TensorSpec(name=WEIGHT, shape=(outputs, width), part=HEAD_PART)
+    shapes = {spec.name: spec.shape for spec in specs}
+    yield from (spec for spec in specs if not spec.name.startswith((MIX, DIRECTIONS)))
+    if f"{MIX}0" in shapes:
+        shape = (shapes[f"{MIX}0"][0], shapes[f"{DIRECTIONS}0"][1])
+        yield TensorSpec(name=WEIGHT, shape=shape, part=HEAD_PART)
 
 
 def whole_head(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +107,3 @@ def mixed_head(tensors: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str
         kept[MIX + name.removeprefix(DIRECTIONS)] = mix[:, at:stop].astype(np.float32)
         at = stop
     return kept
-
-
-def _law(codes: npt.NDArray[np.int8], scale: float) -> Law:
-    return Law("codes", scale, np.ascontiguousarray(codes).tobytes())

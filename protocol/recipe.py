@@ -186,8 +186,7 @@ class Recipe:
     @cached_property
     def published_layout(self) -> Layout:
         """What :meth:`published` gives."""
-        outputs, head = self.plan.task.outputs, self.plan.head
-        whole = with_whole_head(self.layout.specs, outputs, 0 if head is None else head.width)
+        whole = with_whole_head(self.layout.specs)
         specs = self.method.published_specs(list(whole), self.manifest)
         return Layout(tuple(sorted(specs, key=lambda spec: spec.name)))
 

@@ -73,11 +73,11 @@ def simulate(
 
 
 def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: bool) -> None:
+    from simulations.alike import verify_alike
     from simulations.bars import watched
     from simulations.compare import comparison, grouped, run_files
-    from simulations.files import SUMMARY, write_json
+    from simulations.files import SEEDS, SUMMARY, write_json
     from simulations.prepare import BASES
-    from simulations.seeds import SEEDS, verify_alike
 
     verify_alike(runs)
     from simulations.run import simulate as run

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ArtefactError
-from simulations.files import SUMMARY, read_json
-from simulations.seeds import SEEDS
+from simulations.files import SEEDS, SUMMARY, read_json
 
 Json = dict[str, Any]
 NAMES = {"name", "plan.name", "plan.seed", "format", "plan.format"}  # make no other run

@@ -12,6 +12,7 @@ from protocol.errors import ArtefactError
 from storage.whole import write_whole
 
 SUMMARY = "summary.json"  # of a run that is through
+SEEDS = "seeds.json"  # the summary over several seeds
 
 
 def write_text(path: Path, text: str) -> None:

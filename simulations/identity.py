@@ -5,13 +5,12 @@ A sweep finds an earlier run by it, so a changed file is another run and never m
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from base_model.verify import read_manifest
+from protocol.encoding import canonical_json, digest
 from protocol.errors import FedgeError
 from simulations.base_origin import origin_of
 from simulations.experiment import BaseSource, Experiment, resolve_source
@@ -37,15 +36,14 @@ class Identities:
             "base": partial(_base, experiment.base, experiment.base_task, experiment.folder),
             "start": partial(_start, experiment.start_folder),
         }
-        read = {name: self._once(digest) for name, digest in sources.items()}
-        text = json.dumps([content, read], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        read = {name: self._once(source) for name, source in sources.items()}
+        return digest("experiment", canonical_json({"experiment": content, "read": read}))
 
-    def _once(self, digest: partial[str]) -> str:
-        key = (digest.func, *map(str, digest.args))
+    def _once(self, source: partial[str]) -> str:
+        key = (source.func, *map(str, source.args))
         if key not in self._known:
             try:
-                self._known[key] = digest()
+                self._known[key] = source()
             except (FedgeError, OSError):
                 self._known[key] = ""
         return self._known[key]

@@ -35,7 +35,10 @@ def sweep(
     experiment: Annotated[str, typer.Argument(help="a TOML file, or the name of one that ships")],
     over: Annotated[
         list[str],
-        typer.Option("--over", help="key=a,b or key=low..high with --random; may be given again"),
+        typer.Option(
+            "--over",
+            help="key=a,b, key=[...] as in TOML, or key=low..high with --random; may be given again",
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="a.b=value for all; may be given again")

@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from protocol.documents import MOST_BYTES
-
-SMALL = MOST_BYTES  # of a document
+SMALL = 2**24  # of a document (protocol.documents.MOST_BYTES, which takes pydantic to import)
 PIECE = 2**20
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from protocol import documents, head, joined, recipe, section
 from protocol.decoder_manifest import DecoderManifest
+from protocol.documents import MOST_BYTES
 from protocol.encoding import canonical_json, digest
 from protocol.errors import PlanError
 from protocol.manifest import Linear
 from protocol.plan import Plan, plan_from
+from storage.regular import SMALL
 from tests.plan_bounds import model_bounds, table_bounds
 
 PROTOCOL = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
@@ -118,3 +120,7 @@ def test_products_are_of_linears_that_read_the_same(
     assert "2 to 8 linears of the base" in step("P-1.13")
     products_of = DecoderManifest.model_json_schema()["properties"]["joined"]["patternProperties"]
     assert [each["maxItems"] for each in products_of.values()] == [8]
+
+
+def test_a_document_is_bounded_alike_where_it_is_read_and_where_it_is_parsed() -> None:
+    assert SMALL == MOST_BYTES

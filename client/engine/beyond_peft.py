@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from protocol.forms import HEAD
+from protocol.head_tensors import BIAS, WEIGHT, whole_head
 from protocol.methods.lora import B, Factors
 from protocol.peft_format import is_head
 
@@ -59,16 +60,8 @@ class MixedHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, in) to (rows, labels)."""
-        own = dict(self.named_parameters())
-        weight = sum(
-            (
-                value @ own[name.replace("mix", "directions")]
-                for name, value in own.items()
-                if name.startswith("mix")
-            ),
-            start=torch.zeros(()),
-        )
-        return nn.functional.linear(x, weight, own["bias"])
+        tensors = whole_head({f"{HEAD}.{name}": own for name, own in self.named_parameters()})
+        return nn.functional.linear(x, tensors[WEIGHT], tensors[BIAS])
 
 
 class _Scale(nn.Module):

@@ -185,10 +185,10 @@ def _open(
 
 
 def _load(adapters: Adapters, adapter: Path | None, trust: Path | None, rank: int | None) -> None:
-    if adapter is None:
-        from edge_runtime.lower_rank import verify_ranked
+    from edge_runtime.lower_rank import verify_ranked
 
-        verify_ranked(adapter, rank)
+    verify_ranked(adapter, rank)
+    if adapter is None:
         return
     from edge_runtime.passport import read_policy
 

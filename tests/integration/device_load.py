@@ -16,7 +16,7 @@ import uvicorn
 from edge_runtime.http_server import App
 from edge_runtime.service import Service
 
-ASKERS = 3
+ASKERS, PATIENCE = 3, 60.0  # seconds for an answer
 
 
 @contextmanager
@@ -37,15 +37,16 @@ def listening(service: Service) -> Iterator[int]:
 
 @dataclass
 class Load:
-    """What clients were answered: bodies of 200, and of anything else."""
+    """What clients were answered: bodies of 200; and of anything else, or why one had no answer."""
 
     answers: list[Any] = field(default_factory=list)
     faults: list[Any] = field(default_factory=list)
 
     def wait_for(self, more: int) -> None:
         """Until so many more answers are there, or a fault."""
-        seen = len(self.answers)
+        seen, end = len(self.answers), time.monotonic() + PATIENCE
         while len(self.answers) < seen + more and not self.faults:
+            assert time.monotonic() < end, "no client is answered any more"
             time.sleep(0.001)
 
 
@@ -57,14 +58,18 @@ def asked(port: int, texts: Sequence[str]) -> Iterator[Load]:
 
     def ask() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        while not stop.is_set():
-            connection.request("POST", "/v1/classify", body, headers)
-            answer = connection.getresponse()
-            said = json.loads(answer.read())
-            (load.answers if answer.status == 200 else load.faults).append(said)
-        connection.close()
+        try:
+            while not stop.is_set():
+                connection.request("POST", "/v1/classify", body, headers)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+                (load.answers if answer.status == 200 else load.faults).append(said)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            load.faults.append(repr(error))
+        finally:
+            connection.close()
 
-    askers = [threading.Thread(target=ask) for _ in range(ASKERS)]
+    askers = [threading.Thread(target=ask, daemon=True) for _ in range(ASKERS)]
     for asker in askers:
         asker.start()
     try:

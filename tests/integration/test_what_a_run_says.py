@@ -174,10 +174,19 @@ def test_a_sweep_runs_what_is_legal_and_goes_on(experiment_file: Path) -> None:
     assert "adapter.rank=2" in (out / "sweep.html").read_text("utf-8")
 
 
+def base_of(run: Path) -> Path:
+    """The base that a run was made on."""
+    marker = json.loads((run / "experiment.json").read_text())
+    return (run / marker["base_folder"]).resolve()
+
+
 def test_plan_check_reads_experiments_and_times_steps(
-    named_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named_file: Path,
+    said: tuple[Path, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cached = next((named_file.parent / ".bases").glob("*/manifest.json")).parent
+    cached = base_of(said[0])
     plain = call("plan", "check", named_file, "--base", cached, "--json", sets=ODD)
     body = json.loads(plain.stdout)
     assert plain.exit_code == 0
@@ -198,10 +207,9 @@ def test_plan_check_reads_experiments_and_times_steps(
 
 
 def test_plan_check_times_steps_of_a_plan(said: tuple[Path, Result], tmp_path: Path) -> None:
-    base = (
-        said[0] / json.loads((said[0] / "experiment.json").read_text())["base_folder"]
-    ).resolve()
-    done = call("plan", "check", said[0] / "plan.json", "--base", base, "--measure", "--json")
+    done = call(
+        "plan", "check", said[0] / "plan.json", "--base", base_of(said[0]), "--measure", "--json"
+    )
     body = json.loads(done.stdout)
     assert body["kind"] == "plan"
     assert body["forecast"]["assumed_tokens_per_second"] == pytest.approx(

@@ -76,6 +76,8 @@ def test_a_plans_head_begins_with_the_labels_names(tiny_base: Path, tmp_path: Pa
     assert (fault.returncode, "1 directions, not 2" in fault.stderr) == (3, True), fault.stderr
     fault = fedge(*command[:6], tmp_path / "x.toml", "--rank", "1", "--fixed")
     assert (fault.returncode, "is trained" in fault.stderr) == (3, True), fault.stderr
+    fault = fedge(*command[:6], tmp_path / "x.toml", "--turns", "2")
+    assert (fault.returncode, "name their number too, the rank" in fault.stderr) == (3, True)
     other = tmp_path / "other.toml"
     other.write_text(plan.read_text("utf-8").replace(before.base.fingerprint, "1" * 64), "utf-8")
     refused = fedge("plan", "head", other, "--base", tiny_base, "--out", tmp_path / "x.toml")

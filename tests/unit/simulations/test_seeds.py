@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ArtefactError, PlanError
+from simulations.alike import verify_alike
 from simulations.identity import Identities
 from simulations.prepare import IDENTITY, MARKER
-from simulations.seeds import seed_runs, seeds_of, verify_alike
+from simulations.seeds import seed_runs, seeds_of
 
 EXPERIMENT = """
 name = "x"
