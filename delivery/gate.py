@@ -183,6 +183,11 @@ def examine(
     return Verdict(subjects=subjects, checks=tuple(checks), bundle=bundle)
 
 
+def least_device(note: ReleaseNote) -> int:
+    """The version of devices that read this ``release.json``. (P-9.4)"""
+    return DEVICE_VERSION if note.nested else DEVICE_VERSION - 1
+
+
 def _facts(case: _Case, seq: int) -> Facts:
     privacy = case.audited().privacy
     spent = privacy.epsilon if privacy is not None else None
@@ -194,7 +199,7 @@ def _facts(case: _Case, seq: int) -> Facts:
         log_index=case.index,
         base=case.note.base_fingerprint,
         graph=graphs_digest(case.manifest),
-        device_min=DEVICE_VERSION,
+        device_min=least_device(case.note),
         epsilon_milli=None if spent is None else math.ceil(1000 * spent),
         metrics=case.evaluation.metrics if case.evaluation else {},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,9 +94,10 @@ def _unseen(before: Sequence[Path], *, despite: bool) -> Check:
 
 
 def without_folders(text: str, folders: Sequence[Path]) -> str:
-    """Without where things lie on this machine: evidence is published."""
+    """Without where things lie on this machine: evidence is published. A name alone says nothing of it."""
     for folder in sorted(folders, key=lambda each: -len(str(each))):
-        text = text.replace(str(folder), folder.name)
+        if os.sep in str(folder):
+            text = text.replace(str(folder), folder.name)
     return text
 
 

@@ -93,8 +93,6 @@ def _document(
         "seed": seed,
         "start": start and start.model_dump(mode="json"),
     }
-    if start is not None and before.plan.head is not None and before.plan.head.directions:
-        document["head"] = None  # an adapter has its head whole
     if before.plan.witnessed:
         document["audit"] |= {"log": _log_key(log, before.plan)}
     return document

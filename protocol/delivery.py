@@ -17,8 +17,8 @@ from protocol.errors import DeliveryError
 CANARY, STABLE = "canary", "stable"
 CHANNELS = (CANARY, STABLE)
 # Of what a device understands; a release names the least it needs. 2: `calibration` in release.json, 3:
-# `program` there.
-DEVICE_VERSION = 3
+# `program` there, 4: `nested` there.
+DEVICE_VERSION = 4
 GATE = "urn:fedge:gate:1"  # predicate type of a gate's evidence
 MOST_CURRENT, MOST_NOTE = 65_536, 1_048_576  # bytes of <name>.current.json and of a release.json
 MOST_METADATA = {  # bytes of TUF's files, as devices take them

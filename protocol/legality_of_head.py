@@ -53,16 +53,7 @@ def said_of_head_on(recipe: Recipe) -> Iterator[Said]:
             f"method `{recipe.plan.adapter.method}` trains the head alone, of which the biases are left",
             "train it, or take another method",
         )
-    if recipe.plan.start is None:
-        return
-    if head.directions:
-        yield (
-            "error",
-            "head.directions",
-            "an adapter has its head whole, so a run that goes on from it trains it whole",
-            "leave `head` out",
-        )
-    else:
+    if recipe.plan.start is not None:
         yield (
             "note",
             "head.rows",

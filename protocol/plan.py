@@ -214,8 +214,9 @@ def _plan_error(
     if fault["type"] == UNKNOWN:
         return _unknown_variant(fault, source, field)
     if path == ["format"]:
+        expected, noun = model.model_fields["format"].default, model.__name__.lower()
         return PlanError(
-            f"{source}: `format` is {fault['input']!r}, this fedge's plans have {FORMAT}",
+            f"{source}: `format` is {fault['input']!r}, this fedge's {noun}s have {expected}",
             "write it anew: `fedge init` shows every key, CHANGELOG.md what has moved",
         )
     message = fault["msg"].removeprefix("Value error, ")

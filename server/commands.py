@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, printable
 from protocol.plan import plan_from_text
 from storage.regular import read_regular, read_settings_text
 
@@ -59,9 +59,11 @@ def tend(
     if done.leaves:
         typer.echo(f"leaves that a killed coordinator left out: {done.leaves}")
     if done.taken.logged:
-        typer.echo(f"submissions logged: {', '.join(done.taken.logged)}")
+        typer.echo(f"submissions logged: {', '.join(map(printable, done.taken.logged))}")
     if done.taken.refused:
-        typer.echo(f"submissions refused, see log/refused: {', '.join(done.taken.refused)}")
+        typer.echo(
+            f"submissions refused, see log/refused: {', '.join(map(printable, done.taken.refused))}"
+        )
     if done.retired:
         typer.echo(f"masked vectors deleted of rounds {', '.join(map(str, done.retired))}")
 

@@ -27,6 +27,7 @@ from storage.regular import read_settings_text
 from storage.whole import write_whole
 
 INBOX, REFUSED, WHY = "inbox", "refused", ".why"
+LONGEST_NAME = 200  # bytes
 MOST_AT_ONCE = 256  # the rest waits for the next time
 REMEDY = "submit an `audit` leaf of this log, or a `complaint` or withdrawal of one of its clients"
 
@@ -167,7 +168,11 @@ def _put_aside(path: Path, folder: Path, why: str) -> None:
 
 def _free(folder: Path, path: Path) -> Path:
     """A place for ``path``: what was put aside under its name before is not replaced."""
-    names = chain([path.name], (f"{path.stem}.{at}{path.suffix}" for at in count(2)))
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:  # with what is put behind it no name any more
+        name = f"{hashlib.sha256(os.fsencode(name)).hexdigest()}.json"
+    stem = name.removesuffix(".json")
+    names = chain([name], (f"{stem}.{at}.json" for at in count(2)))
     return next(place for name in names if not os.path.lexists(place := folder / name))
 
 

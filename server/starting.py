@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
+from protocol.layout import FIXED_HEAD_PART, Tensors
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe, verify_magnitude
@@ -94,12 +95,26 @@ def read_beginning(path: Path, plan: Plan, manifest: AnyManifest) -> Beginning:
             f"{start.adapter[:12]}… of round {start.round}",
             "name the round that the plan was written for, or write it again: `fedge plan continue`",
         )
-    layout = Recipe(plan=plan, manifest=manifest).layout
-    vector = layout.flatten(read.adapter)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    layout, vector = recipe.layout, recipe.layout.flatten(read.adapter)
+    verify_directions(read.adapter, recipe)
     verify_magnitude(vector)
     asked = sums_asked(folder, start.adapter)
     state = State(adapter=layout.unflatten(vector), moments=Moments.zeros(layout.size))
     return Beginning(state=state, asked=asked)
+
+
+def verify_directions(adapter: Tensors, recipe: Recipe) -> None:
+    """A head of low rank moves in the plan's own directions. (P-2.7) Raises PlanError."""
+    if recipe.plan.head is None or recipe.plan.head.directions is None:
+        return
+    drawn = recipe.start()
+    for spec in recipe.layout.only({FIXED_HEAD_PART}).specs:
+        if adapter[spec.name].tobytes() != drawn[spec.name].tobytes():
+            raise PlanError(
+                "`head.directions`: the adapter that the run goes on from moves in others",
+                "write [head] as in the plan before: `fedge plan continue` does",
+            )
 
 
 def verify_same_task(before: Plan, plan: Plan) -> None:

@@ -156,6 +156,10 @@ class LabelHead(Section):
         said = [name for name in fields if getattr(self, name) != fields[name].default]
         if self.start == "random" and said:
             raise ValueError(f'`{said[0]}` is for start = "labels"')
+        if self.turns > max(self.rank, 1):
+            raise ValueError(f"{self.turns} turns share {self.rank} directions, the rank")
+        if self.rank and not self.trained:
+            raise ValueError("with a rank it is trained: leave one of them out")
         return self
 
 

@@ -127,13 +127,6 @@ def test_parts_and_turns_cover_what_is_trained(tiny_base: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_trained_by_first_ranks_is_published_as_nested(tiny_base: Path, name: str) -> None:
-    recipe = recipe_of(tiny_base, name)
-    drawn = recipe.method.ranks_used(recipe.plan.adapter, np.random.default_rng(0))
-    assert recipe.method.nested == (drawn is not None)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_an_update_of_one_turn_is_linear(
     tiny_base: Path, name: str, random_tensors: Callable[[Recipe], dict[str, Any]]
 ) -> None:

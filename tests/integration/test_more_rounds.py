@@ -56,6 +56,23 @@ def test_rounds_and_more_rounds_are_those_of_one_longer_run(
     assert found.before is not None
 
 
+LOW_RANK = ["head.start=labels", "head.rank=2", "head.turns=2"]
+
+
+def test_a_head_of_low_rank_goes_on_in_its_directions(experiment_file: Path) -> None:
+    """Its turns too go on where the run before ended. (P-2.7)"""
+    run(experiment_file, "low-first", 1, *LOW_RANK)
+    whole = run(experiment_file, "low-long", 2, *LOW_RANK)
+    more = run(experiment_file, "low-more", 1, "start=low-first", *LOW_RANK)
+    assert more.adapter_digest == whole.adapter_digest
+    assert more.accuracy_federated == whole.accuracy_federated
+    folder = experiment_file.parent
+    report = audit(Folder(folder / "low-more"), Trust(), before=[Folder(folder / "low-first")])
+    assert not report.failed
+    with pytest.raises(ArtefactError, match="classifier.mix"):
+        run(experiment_file, "low-other", 1, "start=low-first", *LOW_RANK, "head.turns=1")
+
+
 def test_a_finished_run_is_not_lengthened_and_says_how_to_go_on(
     experiment_file: Path, first: Summary
 ) -> None:

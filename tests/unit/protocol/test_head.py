@@ -19,6 +19,7 @@ from protocol.initial import Law
 from protocol.legality import check
 from protocol.plan import Plan, plan_from, plan_from_text
 from protocol.recipe import Recipe, verify_magnitude
+from server.starting import verify_directions
 
 LABELS = ["light", "music", "timer"]
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
@@ -126,6 +127,15 @@ def test_a_head_of_low_rank_of_another_width_or_behind_a_start_is_refused(tiny_b
     other = {"rows": GOOD, "scale": 1.0, "directions": {"rows": [row(1), row(2)], "scale": 1.0}}
     errors = [f.field for f in check(plan_with(manifest.fingerprint, other), manifest)]
     assert "head.directions.rows" in errors
+
+
+def test_who_goes_on_moves_in_the_same_directions(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    recipe = Recipe(plan=low_rank_plan(manifest), manifest=manifest)
+    adapter = dict(recipe.start()) | {MIX: recipe.start()[MIX] + 1}
+    verify_directions(adapter, recipe)
+    with pytest.raises(PlanError, match=r"`head\.directions`: .* moves in others"):
+        verify_directions(adapter | {DIRECTIONS: adapter[DIRECTIONS] * 2}, recipe)
 
 
 def test_turns_share_directions_and_with_them_what_a_round_sends(tiny_base: Path) -> None:

@@ -36,6 +36,11 @@ def test_a_wrong_plan_is_refused_with_cause_and_remedy(text: str, cause: str, re
     assert caught.value.cause.startswith("plan.toml")
 
 
+def test_a_document_of_another_format_is_told_its_own_and_the_right_one() -> None:
+    with pytest.raises(PlanError, match="`format` is 1, this fedge's plans have 2"):
+        parse_plan("format = 1\n" + GOOD, source="p.toml")
+
+
 def test_the_digest_ignores_order_comments_and_spelt_out_defaults() -> None:
     plain = parse_plan(GOOD, source="x").digest
     spelt = GOOD + "# a comment\n[rule]\nname = 'alternating'\n[local]\nepochs = 1\n"

@@ -26,7 +26,7 @@ from protocol.transparency.submissions import (
     sign_request,
     verify_request,
 )
-from server.inbox import INBOX, REFUSED, Taken, take_in
+from server.inbox import INBOX, MOST_AT_ONCE, REFUSED, Taken, take_in
 from server.log import KEY, RunLog, open_log
 from server.store import RunStore
 from tests.unit.audit.runs import Sites, make_run, small_plan
@@ -141,6 +141,14 @@ def test_what_was_put_aside_is_not_replaced(desk: Desk) -> None:
     whys = [desk.why(name) for name in ("a.json", "a.2.json", "a.3.json")]
     assert all(whys)
     assert whys[0] != whys[1]
+
+
+def test_long_names_are_put_aside_and_keep_nobody_waiting(desk: Desk) -> None:
+    for number in range(MOST_AT_ONCE):
+        desk.put(f"{number:0248}.json", b"{}")
+    assert len(take_in(desk.log, desk.store).refused) == MOST_AT_ONCE
+    assert list(desk.inbox.iterdir()) == []
+    assert len(list(desk.refused.glob("*.json"))) == MOST_AT_ONCE
 
 
 # -- several at once ----------------------------------------------------------------------------------
