@@ -30,6 +30,7 @@ from protocol.peft_format import (
     RELEASE_FILE,
     WEIGHTS_FILE,
     folder_head,
+    has_opener,
     peft_config,
     render_config,
     to_peft,
@@ -297,7 +298,7 @@ class RoundCheck:
         config = peft_config(recipe, base_name=run.manifest.source)
         if read_subject(run.source, self._round.adapter, name) != render_config(config):
             raise _bad(f"{name} is not the plan's")
-        if not head:  # an ordinary class opens it
+        if not has_opener(run.manifest, recipe.method):
             return plain
         name = adapter_path(leaf.round, OPENER_FILE)
         if read_subject(run.source, self._round.adapter, name) != OPENER.encode():
@@ -307,7 +308,7 @@ class RoundCheck:
 
 def subjects_of(number: int, recipe: Recipe) -> set[str]:
     """The files that the `adapter` leaf of a round is about. (P-8.7)"""
-    opener = [OPENER_FILE] if folder_head(recipe.manifest, recipe.method) else []
+    opener = [OPENER_FILE] if has_opener(recipe.manifest, recipe.method) else []
     files = (CARD_FILE, CONFIG_FILE, *opener, WEIGHTS_FILE, RELEASE_FILE)
     return {
         checkpoint_path(number),

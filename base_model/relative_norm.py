@@ -27,7 +27,8 @@ class RelativeNorm(nn.Module):
 
 def relate_norms(model: nn.Module, adapter: str) -> None:
     """Take the numbers of peft's copies of norms for scales and shifts."""
-    for layer in [module for module in model.modules() if isinstance(module, LNTuningLayer)]:
+    layers = [module for module in model.modules() if isinstance(module, LNTuningLayer)]
+    for layer in [layer for layer in layers if adapter in layer.ln_tuning_layers]:
         own = layer.ln_tuning_layers[adapter]
         relative = RelativeNorm(layer.base_layer, own.weight, own.bias)
         layer.ln_tuning_layers[adapter] = relative

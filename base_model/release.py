@@ -18,6 +18,7 @@ import onnxruntime as ort
 import torch
 
 from base_model.bottlenecks import open_bottlenecks
+from base_model.hybrid import open_hybrid
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
@@ -29,6 +30,7 @@ from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS
+from protocol.methods.hybrid import Hybrid
 from protocol.peft_format import (
     EDGE_FILE,
     RELEASE_FILE,
@@ -145,6 +147,8 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
 
     published = published_of(adapter)
     method = published.method
+    if isinstance(method, Hybrid):
+        return open_hybrid(opened.model, adapter, published, read_peft(adapter))
     if not method.of_peft:
         return open_bottlenecks(opened.model, read_peft(adapter), published.constants["scaling"])
     opened.model.rename_head(folder_head(opened.manifest, method))

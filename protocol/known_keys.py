@@ -18,6 +18,8 @@ def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
         if name in kinds:
             model, kinds = kinds[name], {}
             continue
+        if kinds:
+            continue  # the number of one of several such tables
         field = model.model_fields.get(name)
         kinds = variants_of(field)
         table = _table(field)
@@ -68,9 +70,12 @@ def key_hint(model: type[BaseModel], place: list[str], inner: dict[str, type[Bas
 
 def _variants_with(model: type[BaseModel], path: list[str]) -> list[str]:
     """The variants of the table at ``path`` that have its last key."""
-    if len(path) < 2:
-        return []
-    kinds = variants_of(model.model_fields.get(path[-2]))
+    kinds: dict[str, type[BaseModel]] = {}
+    for key in path[:-1]:
+        if kinds and key.isdecimal():
+            continue  # the number of one of several such tables
+        inner = [kind.model_fields[key] for kind in kinds.values() if key in kind.model_fields]
+        kinds = variants_of(inner[0] if inner else model.model_fields.get(key))
     return [f"`{name}`" for name, kind in kinds.items() if path[-1] in kind.model_fields]
 
 

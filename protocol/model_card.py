@@ -56,13 +56,24 @@ def _writing(plan: Plan) -> str:
     kind = "AutoModelForCausalLM" if plan.task.kind == "causal-lm" else "AutoModelForSeq2SeqLM"
     if plan.task.kind != "causal-lm" or plan.task.form == "text":
         how = 'tokenizer("a text", return_tensors="pt")'
+    if method_of(plan.adapter).own_opener:
+        opening = f"""import sys
+
+from transformers import AutoTokenizer
+
+sys.path.append("FOLDER")  # this one
+from {OPENER_MODULE} import load
+
+model = load("FOLDER", "MODEL")"""
+    else:
+        opening = f"""from peft import PeftModel
+from transformers import {kind}, AutoTokenizer
+
+model = PeftModel.from_pretrained({kind}.from_pretrained("MODEL"), "FOLDER")  # this one"""
     return f"""It opens on the model that the base was built from, with torch, transformers and peft:
 
 ```python
-from peft import PeftModel
-from transformers import {kind}, AutoTokenizer
-
-model = PeftModel.from_pretrained({kind}.from_pretrained("MODEL"), "FOLDER")  # this one
+{opening}
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 inputs = {how}
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))

@@ -63,6 +63,11 @@ def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
     return f"head_on_{manifest.pooling}"
 
 
+def has_opener(manifest: AnyManifest, method: Method[Any]) -> bool:
+    """Whether a folder brings what opens it: transformers and peft open most of a base that writes."""
+    return isinstance(manifest, Manifest) or method.own_opener
+
+
 # Keys of an adapter_config.json that no folder of ours has.
 CHANGING = ("use_dora", "alpha_pattern", "rank_pattern", "rank_dropout", "module_dropout")
 
@@ -88,7 +93,7 @@ def published_as(text: str | bytes, *, source: str) -> Published:
         raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None
     if not isinstance(config, dict):
         raise ArtefactError(f"{source}: not an adapter's settings", "fetch the adapter again")
-    if changing := [key for key in CHANGING if config.get(key)]:
+    if changing := [key for each in _settings_in(config) for key in CHANGING if each.get(key)]:
         raise ArtefactError(
             f"{source}: `{changing[0]}` changes what is computed, and is not known here",
             "use an adapter that fedge wrote",
@@ -101,6 +106,13 @@ def published_as(text: str | bytes, *, source: str) -> Published:
             f"{source}: not a {method.peft_type} adapter's settings", "fetch the adapter again"
         ) from None
     return Published(method=method, constants=constants)
+
+
+def _settings_in(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """An adapter's settings, and those of a hybrid's members."""
+    members = config.get("members")
+    inner = members if isinstance(members, list) else []
+    return [config, *(each for each in inner if isinstance(each, dict))]
 
 
 def to_peft(tensors: Tensors, *, method: Method[Any], head: str = HEAD) -> Tensors:

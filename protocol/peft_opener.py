@@ -87,15 +87,19 @@ are not rounded to codes: the answers are near, not equal.
 """
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_config, get_peft_model, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -109,13 +113,16 @@ def load(folder, base):
     """The adapter in `folder` on `base`, ready to answer."""
     folder, base = Path(folder), str(base)
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if "auto_mapping" not in config:  # of a model that writes text
+        model = WRITING[config["task_type"]].from_pretrained(base, dtype=torch.float32)
+        return OWN[config["peft_type"]](model, config, load_file(folder / "adapter_model.safetensors"))
     note = json.loads((folder / "release.json").read_text("utf-8"))
     pooling, (head,) = config["auto_mapping"]["pooling"], config["modules_to_save"]
     read = _of_codes if _is_base(base) else _of_source
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
-    if config["peft_type"] == "BOTTLENECK":  # none of peft's
-        return _with_bottlenecks(model, config, load_file(folder / "adapter_model.safetensors"))
+    if config["peft_type"] in OWN:  # none of peft's
+        return OWN[config["peft_type"]](model, config, load_file(folder / "adapter_model.safetensors"))
     adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     for module in adapted.modules():
         if hasattr(module, "ln_tuning_layers"):
@@ -133,10 +140,17 @@ def _multiply_in(norm, own):
 
 
 def _with_bottlenecks(model, config, tensors):
+    """An adapter of bottlenecks alone, and its head."""
+    _add_bottlenecks(model, config, tensors)
+    for name, parameter in model.get_submodule(model.path_of_head).named_parameters():
+        key = f"base_model.model.{{model.path_of_head}}.{{name}}"
+        parameter.data.copy_(tensors[key])
+    return model.eval()
+
+
+def _add_bottlenecks(model, config, tensors):
     """Each adds s * relu(x D + b) U to an output, x being that output or, in parallel, the target's input."""
     tensors = {{k.removeprefix("base_model.model."): v for k, v in tensors.items()}}
-    for name, parameter in model.get_submodule(model.path_of_head).named_parameters():
-        parameter.data.copy_(tensors[f"{{model.path_of_head}}.{{name}}"])
     for target, output in zip(config["target_modules"], config["output_modules"]):
         down, bias, up = (
             nn.Parameter(tensors[f"{{target}}.bottleneck_{{part}}"]) for part in ("down", "bias", "up")
@@ -152,7 +166,73 @@ def _with_bottlenecks(model, config, tensors):
             return y + torch.relu(x @ down + bias) @ up * config["scaling"]
 
         model.get_submodule(output).register_forward_hook(add)
-    return model.eval()
+
+
+def _with_members(model, config, tensors):
+    """Methods side by side: one inside the other as they act on a linear, a prompt around them all."""
+    outer, members = model, config["members"]
+    for number, member in _from_within(members):
+        start, name, kind = f"{{number}}.", f"member_{{number}}", member["peft_type"]
+        own = {{k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}}
+        if kind == "BOTTLENECK":
+            _add_bottlenecks(model, member, own)
+            continue
+        settings = get_peft_config({{**member, "task_type": config["task_type"]}})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of one tuner around another
+            if kind not in ("PROMPT_TUNING", "PREFIX_TUNING"):
+                inject_adapter_in_model(settings, model, name)
+                continue
+            outer = get_peft_model(model, settings, adapter_name=name)
+        outer.prompt_encoder[name].embedding.weight.data.copy_(own["prompt_embeddings"])
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):  # one with two adapters of a kind uses both
+            names = {{n for kind in layer.adapter_layer_names for n in getattr(layer, kind)}}
+            layer.set_adapter(sorted(names))
+    parameters = {{}}
+    for key, parameter in model.named_parameters():
+        plain = key.replace(".base_layer", "")
+        for number in range(len(members)):
+            if plain != (own := plain.replace(f".member_{{number}}", "")):
+                parameters[f"{{number}}.base_model.model.{{own}}"] = parameter
+    for key, value in tensors.items():
+        if key in parameters:
+            parameters[key].data.copy_(value)
+        elif key.startswith("base_model.model."):  # the head, of which peft has a copy beside a prompt
+            path, _, part = key.removeprefix("base_model.model.").rpartition(".")
+            head = model.get_submodule(path)
+            for module in [head, *getattr(head, "modules_to_save", {{}}).values()]:
+                if isinstance(module, nn.Linear):
+                    getattr(module, part).data.copy_(value)
+    for module in model.modules():
+        for own in getattr(module, "ln_tuning_layers", {{}}).values():
+            _multiply_in(module.base_layer, own)
+    if outer is not model:
+        outer.register_forward_pre_hook(_keep_types, with_kwargs=True)
+    return outer.eval()
+
+
+def _from_within(members):
+    """Numbers and settings: what shifts a linear, what scales its outputs, factors, what scales inputs."""
+    order = ["SHIFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "NARROW", "BOTTLENECK"]
+    placed = []
+    for number, member in enumerate(members):
+        kind = "SHIFT" if member.get("lora_bias") else member["peft_type"]
+        if kind == "IA3":
+            narrow = member["feedforward_modules"]
+            wide = [path for path in member["target_modules"] if path not in narrow]
+            for place, paths, inputs in (("IA3", wide, []), ("NARROW", narrow, narrow)):
+                of_it = {{"target_modules": paths, "feedforward_modules": inputs}}
+                if paths:
+                    placed.append((order.index(place), number, {{**member, **of_it}}))
+        else:
+            place = order.index(kind) if kind in order else len(order)
+            placed.append((place, number, member))
+    return [(number, member) for _, number, member in sorted(placed, key=lambda each: each[0])]
+
+
+OWN = {{"BOTTLENECK": _with_bottlenecks, "HYBRID": _with_members}}
+WRITING = {{"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}}
 
 
 def _keep_types(_model, arguments, named):

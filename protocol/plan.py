@@ -229,9 +229,11 @@ def _plan_error(
 
 def _unknown_variant(fault: Any, source: str, field: str) -> PlanError:
     """A table whose kind there is not."""
-    key, table = fault["ctx"]["key"], fault["input"]
-    if not isinstance(table, dict):
-        return PlanError(f"{source}: `{field}` is no table", f"write [{field}] with its keys")
-    kind = table.get(key)
+    key, value = fault["ctx"]["key"], fault["input"]
+    if not isinstance(value, dict):
+        above, _, last = field.rpartition(".")
+        table = f"[[{above}]]" if last.isdecimal() else f"[{field}]"
+        return PlanError(f"{source}: `{field}` is no table", f"write {table} with its keys")
+    kind = value.get(key)
     cause = f"{source}: `{field}.{key}`: there is no {key} {shortened(repr(kind), 60)}"
     return PlanError(cause, REFUSALS[key](kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +36,8 @@ Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
+Unsaid = set[str] | dict[str, Any]  # of a table in a table, by its key
+
 
 class Section(BaseModel):
     """A table of the plan: frozen, and nothing in it is guessed."""
@@ -43,6 +45,6 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     @property
-    def unsaid(self) -> set[str]:
+    def unsaid(self) -> Unsaid:
         """Keys that say nothing and came later: digests and texts of plans leave them out. (P-1.2)"""
         return set()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from itertools import islice
 from operator import or_
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Tag
 from pydantic.fields import FieldInfo
@@ -35,14 +36,22 @@ def variants(key: str, models: Mapping[str, type[BaseModel]], *, default: str) -
 
 
 def variants_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
-    """The models of a field by their names; of a field that is none of :func:`variants`, nothing."""
+    """The models of a field by their names, of a list those of its items; of any other field nothing."""
     annotation = field.annotation if field else None
+    if in_list(field):
+        (items,) = get_args(annotation)
+        annotation = getattr(items, "__origin__", None)  # what is annotated there
     tagged = {}
     for kind in get_args(annotation):
         for mark in getattr(kind, "__metadata__", ()):
             if isinstance(mark, Tag):
                 tagged[mark.tag] = get_args(kind)[0]
     return tagged
+
+
+def in_list(field: FieldInfo | None) -> bool:
+    """Whether a field is a list, whose items may be variants."""
+    return get_origin(field.annotation if field else None) is list
 
 
 def key_of(field: FieldInfo) -> str:
@@ -60,6 +69,8 @@ def untagged(model: type[BaseModel], path: list[str]) -> list[str]:
         plain.append(key)
         field = known.model_fields.get(key) if known else None
         if kinds := variants_of(field):
+            if in_list(field):
+                plain += islice(rest, 1)
             known = kinds.get(next(rest, ""))
         else:
             inner = field.annotation if field else None

@@ -15,6 +15,7 @@ from protocol.peft_format import (
     WEIGHTS_FILE,
     ReleaseNote,
     folder_head,
+    has_opener,
     peft_config,
     render_config,
     render_release,
@@ -52,7 +53,7 @@ def write_peft_folder(
         ),
         CARD_FILE: model_card(plan, manifest, round_number, secure, privacy).encode(),
     }
-    if head:  # a model of the ordinary class needs no opener
+    if has_opener(manifest, recipe.method):
         contents[OPENER_FILE] = OPENER.encode()
     note = ReleaseNote(
         plan_name=plan.name,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from protocol.plan import Plan
-from protocol.variants import key_of, variants_of
+from protocol.variants import in_list, key_of, variants_of
 from simulations.experiment import Experiment
 
 Json = dict[str, Any]
@@ -54,7 +55,7 @@ def _keys(model: type[BaseModel], table: str, choice: str = "") -> Iterator[Key]
         field = model.model_fields[name]
         inner = field.annotation
         path = f"{table}.{name}".lstrip(".")
-        kinds = variants_of(field)
+        kinds = {} if in_list(field) else variants_of(field)
         if kinds:
             key = key_of(field)
             tables += [(each, path, f'{key} = "{tag}"') for tag, each in kinds.items()]
@@ -66,7 +67,7 @@ def _keys(model: type[BaseModel], table: str, choice: str = "") -> Iterator[Key]
                 choice=choice,
                 about=about,
                 name=name,
-                values=_values(entry, definitions),
+                values=_tables(field) or _values(entry, definitions),
                 default=json.dumps(entry["default"], ensure_ascii=False)
                 if "default" in entry
                 else "",
@@ -75,6 +76,12 @@ def _keys(model: type[BaseModel], table: str, choice: str = "") -> Iterator[Key]
     for below, path, chosen in tables:
         if path not in FILLED_IN:
             yield from _keys(below, path, chosen)
+
+
+def _tables(field: FieldInfo) -> str:
+    """Of a field that is several tables: which there may be; of any other nothing."""
+    kinds = variants_of(field) if in_list(field) else {}
+    return f"tables, each of {', '.join(kinds)}" if kinds else ""
 
 
 def _values(entry: Json, definitions: Json) -> str:

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# No test is timed: how long an example takes is the machine's, and of what else it does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # Threads that wait for one another spin: on a busy machine tiny matrices take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -247,10 +251,11 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         labels: Sequence[str] = ("light", "music", "timer"),
         task: dict[str, object] | None = None,
         deviation: float = 0.3,
+        adapter: dict[str, object] | None = None,
     ) -> Path:
         manifest = read_manifest(base)
         sizes = {} if rank is None else {"rank": rank}
-        adapter = adapter_of(method, targets=targets, alpha=16.0, **sizes)
+        adapter = adapter or adapter_of(method, targets=targets, alpha=16.0, **sizes)
         plan = plan_from(
             {
                 "name": "t",

@@ -22,6 +22,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"tokens": 5},
     "prefix": {"tokens": 5},
     "head": {},
+    "hybrid": {
+        "members": [
+            {"method": "lora", "rank": 4, "alpha": 8.0},
+            {"method": "prompt", "tokens": 5},
+        ]
+    },
 }
 CORES = {"method": "lora-sb", "rank": 2, "alpha": 4.0, "targets": ["query"]}  # on a small manifest
 assert SETTINGS.keys() == METHODS.keys()

@@ -11,9 +11,12 @@ import torch
 from base_model.decoder.checkpoint_names import turned_weights
 from base_model.decoder.opened import opened_decoder
 from base_model.decoder.stored import floats_of
+from base_model.hybrid import open_hybrid
+from base_model.peft_folder import published_of, read_peft
 from base_model.source_files import read_object
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG
+from protocol.methods.hybrid import Hybrid
 
 
 def torch_decoder(folder: Path) -> Any:
@@ -48,9 +51,16 @@ def torch_decoder(folder: Path) -> Any:
 
 def torch_adapted(folder: Path, adapter: Path) -> Any:
     """The same under the adapter of a PEFT folder, as ``PeftModel.from_pretrained`` opens it."""
+    return opened_adapter(torch_decoder(folder), adapter)
+
+
+def opened_adapter(model: Any, adapter: Path) -> Any:
+    """A model of transformers that writes, under an adapter: by peft, or member by member."""
     from peft import PeftModel
 
+    published = published_of(adapter)
+    if isinstance(published.method, Hybrid):
+        return open_hybrid(model, adapter, published, read_peft(adapter))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(torch_decoder(folder), str(adapter))
-    return model.eval()
+        return PeftModel.from_pretrained(model, str(adapter)).eval()

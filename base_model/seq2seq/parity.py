@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from base_model.decoder.parity import (
     tokens_alike,
     written_by_device,
 )
+from base_model.decoder.torch_model import opened_adapter
 from base_model.parity import Bounds, compare
 from base_model.seq2seq.torch_model import torch_seq2seq
 from edge_runtime.decoder.adapters import load_decoder_adapter
@@ -34,8 +34,6 @@ def seq2seq_parity(
 
     Raises ArtefactError without a source that fits the base.
     """
-    from peft import PeftModel
-
     device = Seq2SeqBase.open(base, verify=False)
     loaded = load_decoder_adapter(edge_adapter, device)
     most = device.manifest.max_positions
@@ -44,9 +42,7 @@ def seq2seq_parity(
     ]
     if not prompts:
         raise ArtefactError("no row fits the base's context", "pass rows with shorter sources")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(torch_seq2seq(base), str(adapter)).eval()
+    model = opened_adapter(torch_seq2seq(base), adapter)
     start, expected, answers, compared = device.manifest.start, [], [], []
     for number, source in enumerate(prompts):
         memory = memory_of(device.reader, device.manifest, source, loaded.values)

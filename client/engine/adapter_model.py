@@ -11,12 +11,14 @@ import torch
 from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
+from base_model.beyond_peft import MixedHead, freeze_factors, insert_sequence
 from base_model.bottlenecks import insert_bottlenecks
+from base_model.hybrid import HybridModel
 from base_model.quant_linear import refuse_merge
 from base_model.relative_norm import relate_norms
-from client.engine.beyond_peft import MixedHead, freeze_factors, insert_sequence
 from client.engine.interface import Values
 from protocol.layout import HEAD_PARTS, Layout, Tensors
+from protocol.methods.hybrid import Hybrid
 from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import peft_config
 from protocol.recipe import Recipe
@@ -39,11 +41,24 @@ class AdapterModel:
         shapes = {spec.name: spec.shape for spec in self.layout.specs}
         if recipe.plan.head is not None and recipe.plan.head.directions is not None:
             setattr(base.model, base.manifest.head.path, MixedHead(shapes))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
-            self._peft = get_peft_model(base.model, self._config(), adapter_name=NAME)
+        if isinstance(recipe.method, Hybrid):
+            config, constants = peft_config(recipe, base_name=""), recipe.constants
+            hybrid = HybridModel(base.model, recipe.method, config, constants, shapes)
+            self._peft, self._parameters = hybrid.outer, hybrid.parameters
+        else:
+            self._peft = self._adapted()
+            self._parameters = self._parameters_by_name()
         refuse_merge(self._peft)
         self._peft.eval()  # a frozen base is not regularised: its activations are the device's
+        self._check_trainable()
+        self._parts = frozenset(spec.part for spec in self.layout.specs)
+
+    def _adapted(self) -> nn.Module:
+        """What peft makes of the method, and what it lacks."""
+        base, recipe = self.base, self.recipe
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
+            adapted = get_peft_model(base.model, self._config(), adapter_name=NAME)
         if recipe.method.name in BEYOND_PEFT:
             BEYOND_PEFT[recipe.method.name](base.model, NAME)
         if isinstance(recipe.method, Factors) and len(recipe.method.sequence) > 1:
@@ -51,9 +66,7 @@ class AdapterModel:
         if not recipe.method.of_peft:
             own = ((s.name, s.shape) for s in self.layout.specs if s.part not in HEAD_PARTS)
             insert_bottlenecks(base.model, own, recipe.constants["scaling"], NAME)
-        self._parameters = self._parameters_by_name()
-        self._check_trainable()
-        self._parts = frozenset(spec.part for spec in self.layout.specs)
+        return adapted
 
     def load(self, tensors: Values) -> None:
         """Copy the values of a full adapter in place. Raises ArtefactError if they do not fit."""

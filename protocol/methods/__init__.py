@@ -5,44 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import ArtefactError
-from protocol.methods.adalora import Adalora
 from protocol.methods.base import Method, Settings
-from protocol.methods.bias import Bias
-from protocol.methods.bottleneck import Bottleneck
-from protocol.methods.dylora import Dylora
-from protocol.methods.head import Head
-from protocol.methods.ia3 import Ia3
-from protocol.methods.loha import Loha
-from protocol.methods.lokr import Lokr
-from protocol.methods.lora import Lora
-from protocol.methods.lora_sb import LoraSb
-from protocol.methods.norm import Norm
-from protocol.methods.prefix import Prefix
-from protocol.methods.prompt import Prompt
-from protocol.methods.vera import Vera
+from protocol.methods.hybrid import Hybrid, HybridSettings
+from protocol.methods.single import MEMBERS, SINGLE, reader_among
 from protocol.misspelling import nearest
 from protocol.variants import variants
 
-METHODS: dict[str, Method[Any]] = {
-    method.name: method
-    for method in (
-        Lora(),
-        Dylora(),
-        LoraSb(),
-        Vera(),
-        Adalora(),
-        Loha(),
-        Lokr(),
-        Ia3(),
-        Bias(),
-        Norm(),
-        Bottleneck(),
-        Prompt(),
-        Prefix(),
-        Head(),
-    )
-}
+METHODS: dict[str, Method[Any]] = SINGLE | {Hybrid.name: Hybrid.of(HybridSettings())}
 FULL_RANK = "its change of a weight has full rank, which no slot of the answering graph holds"
 TAKEN_OUT = (
     "it begins with a part of the base's weights taken out, which codes cannot give up: use `lora`"
@@ -90,23 +59,18 @@ def method_of(settings: Settings) -> Method[Any]:
 
 def reader_of(settings: Settings) -> Method[Any]:
     """The method that reads what is published with these settings."""
-    method = method_of(settings)
-    return METHODS[method.reader or method.name]
+    return method_of(settings).reading(METHODS)
 
 
 def reader_for(config: Mapping[str, Any], *, source: str) -> Method[Any]:
     """The method that reads a PEFT folder with this ``adapter_config.json``. Raises ArtefactError."""
-    for method in METHODS.values():
-        if method.reads(config) and not method.reader:
-            return method
-    raise ArtefactError(
-        f"{source}: an adapter of PEFT's type {str(config.get('peft_type'))[:60]!r} is not known here",
-        f"known types: {', '.join(sorted({method.peft_type for method in METHODS.values()}))}",
-    )
+    return reader_among(METHODS, config, source=source).reading_of(config, source=source)
 
 
 def refusal(name: object) -> str:
-    """What to do instead of a method that there is not."""
+    """What to do instead of a method that there is not, or that is no member of a hybrid."""
+    if name in METHODS:
+        return f"a hybrid's members are of {', '.join(MEMBERS)}"
     if isinstance(name, str) and (reason := REFUSED.get(name.lower())):
         return reason
     near = nearest(name.lower(), METHODS, cutoff=0.4) if isinstance(name, str) else None

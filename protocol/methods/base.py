@@ -26,10 +26,13 @@ Dimensions = tuple[str | None, ...]
 Free = Mapping[str, Dimensions]  # by part
 
 
+RANK = "rank"
+
+
 def rank_axis(dimensions: Dimensions) -> int | None:
-    """Along which dimension a matrix of a part has the rank, where it is one alone."""
-    matrix = len(dimensions) == 2 and dimensions.count("rank") == 1
-    return dimensions.index("rank") if matrix else None
+    """Along which dimension a matrix of a part has the rank, or a hybrid's member its own; one alone."""
+    axes = [axis for axis, free in enumerate(dimensions) if free and free.split(".")[-1] == RANK]
+    return axes[0] if len(dimensions) == 2 and len(axes) == 1 else None
 
 
 class Settings(Section):
@@ -101,6 +104,14 @@ class Method(ABC, Generic[S]):
     def constants(self, settings: S) -> Constants:
         """What ``forms`` is given by a plan."""
         return {}
+
+    def reading(self, known: Mapping[str, Method[Any]]) -> Method[Any]:
+        """The method, of ``known`` ones, that reads what this one publishes."""
+        return known[self.reader or self.name]
+
+    def reading_of(self, config: Mapping[str, Any], *, source: str) -> Method[Any]:
+        """The same for an ``adapter_config.json`` that it reads. Raises ArtefactError."""
+        return self
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
         """The same by an ``adapter_config.json``. Raises KeyError, TypeError, ValueError, ArithmeticError."""

@@ -181,7 +181,6 @@ def run_machine(mode: str, examples: int, *, derandomize: bool) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
-            deadline=None,
             derandomize=derandomize,
             suppress_health_check=list(HealthCheck),
         ),

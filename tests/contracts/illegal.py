@@ -40,6 +40,7 @@ def mixes(reasons: Reasons) -> list[Mix]:
     return [
         *_methods_on_tasks(reasons),
         *_settings_of_methods(reasons),
+        *_members_of_hybrids(),
         *_tasks_on_bases(),
         *_secrecy(),
         *_privacy(),
@@ -97,7 +98,8 @@ def _methods_on_tasks(reasons: Reasons) -> Iterator[Mix]:
         if reason:
             sections = {"adapter": adapter_of(method, targets="all-linear")}
             words = f"method `{method}`, task `{task}`"
-            yield Mix(words=words, refused="adapter.method", task=task, sections=sections)
+            place = "adapter.members" if method == "hybrid" else "adapter.method"
+            yield Mix(words=words, refused=place, task=task, sections=sections)
 
 
 def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
@@ -133,6 +135,31 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
         adapter = adapter_of(method) | {foreign: 4}
         words = f"method `{method}`, another's key `{foreign}`"
         yield Mix(words=words, refused=f"adapter.{foreign}", sections={"adapter": adapter})
+
+
+def _members_of_hybrids() -> Iterator[Mix]:
+    lora, prompt = adapter_of("lora"), adapter_of("prompt")
+    rows: list[tuple[str, str, str, list[dict[str, Any]]]] = [
+        ("of one member", "adapter.members", SORTS[0], [lora]),
+        ("within a hybrid", "adapter.members.1.method", SORTS[0], [lora, {"method": "hybrid"}]),
+        ("two on one linear", "adapter.members", SORTS[0], [lora, adapter_of("loha")]),
+        (
+            "a linear scaled and shifted",
+            "adapter.members",
+            SORTS[0],
+            [adapter_of("ia3"), adapter_of("bias")],
+        ),
+        ("a prompt and a prefix", "adapter.members", "causal-lm", [prompt, adapter_of("prefix")]),
+        (
+            "a rank above a layer's width",
+            "adapter.members.1.rank",
+            SORTS[0],
+            [prompt, lora | {"rank": WIDE}],
+        ),
+    ]
+    for words, refused, task, members in rows:
+        sections = {"adapter": {"method": "hybrid", "members": members}}
+        yield Mix(words=f"method `hybrid`, {words}", refused=refused, task=task, sections=sections)
 
 
 def _tasks_on_bases() -> Iterator[Mix]:

@@ -34,7 +34,7 @@ from client.worker import Worker
 from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, PlanError
-from protocol.forms import BOTTLENECK
+from protocol.forms import BOTTLENECK, SOFT_PROMPT
 from protocol.layout import HEAD_PART
 from protocol.legality import check
 from protocol.manifest import MANIFEST_NAME, FileEntry
@@ -57,6 +57,7 @@ from tests.conftest import TEXTS
 from tests.methods import SORTING, adapter_of
 
 NAMES = SORTING
+OWN = ("norm", "bottleneck", "hybrid")  # read otherwise than peft alone would
 
 
 def plan_of(base: Path, method: str, **sections: Any) -> Plan:
@@ -108,12 +109,13 @@ def test_round_0_is_the_base_but_for_the_head(tiny_base: Path, name: str) -> Non
     slots = to_edge(recipe.published(recipe.start()), published=published)
     head = {key: value for key, value in slots.items() if key.startswith("classifier.")}
     same = np.allclose(answers(tiny_base, slots), answers(tiny_base, head), atol=1e-6)
-    assert same == (name != "prompt")
+    assert same == (SOFT_PROMPT not in slots)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_and_turns_cover_what_is_trained(tiny_base: Path, name: str) -> None:
-    recipe, method = recipe_of(tiny_base, name), METHODS[name]
+    recipe = recipe_of(tiny_base, name)
+    method = recipe.method
     parts = {spec.part for spec in recipe.layout.specs}
     assert parts - {HEAD_PART} == set(method.free)
     assert frozenset().union(*method.turns) <= set(method.free)
@@ -134,7 +136,8 @@ def test_an_update_of_one_turn_is_linear(
 
     Of what goes into an activation they are too, and say nothing (``test_bottlenecks.py``).
     """
-    recipe, method = recipe_of(tiny_base, name), METHODS[name]
+    recipe = recipe_of(tiny_base, name)
+    method = recipe.method
     start, published = random_tensors(recipe), Published.by(recipe.plan.adapter)
     linears = [linear.path for linear in recipe.manifest.linears]
 
@@ -217,7 +220,8 @@ def test_peft_knows_every_key_of_its_folder(
     from peft import PeftModel, get_peft_model_state_dict
 
     folder = write_adapter(tmp_path / "adapter", method=name)
-    assert published_of(folder).method is Published.by(plan_of(tiny_base, name).adapter).method
+    reader = Published.by(plan_of(tiny_base, name).adapter)
+    assert published_of(folder).method == reader.method
     everywhere = plan_of(tiny_base, name, adapter=adapter_of(name, targets="all-linear"))
     recipe = Recipe(plan=everywhere, manifest=read_manifest(tiny_base))
     assert read_peft(folder).keys() == {spec.name for spec in recipe.published_layout.specs}
@@ -246,9 +250,7 @@ def test_what_is_odd_about_it_is_said(tiny_base: Path, name: str) -> None:
     pooled = manifest.model_copy(update={"pooling": "pooler"})
     card = model_card(plan_of(tiny_base, name), pooled, 1, True, None)
     assert f"method `{name}`" in card
-    assert (
-        ("with a KeyError" in card) == METHODS[name].own_opener == (name in ("norm", "bottleneck"))
-    )
+    assert ("with a KeyError" in card) == METHODS[name].own_opener == (name in OWN)
     own = METHODS[name].own_opener
     assert folder_head(pooled, METHODS[name]) == ("head_on_pooler" if own else "classifier")
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from base_model.decoder.families import shape_of
 from base_model.decoder.products import Stores
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.sources import decoder_source
+from base_model.decoder.torch_model import opened_adapter
 from base_model.programs.build import GRADIENT
 from base_model.programs.language import language_graph
 from base_model.programs.session import open_session
@@ -30,7 +30,9 @@ from edge_runtime.decoder.cache import Cache
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors
-from protocol.methods import METHODS
+from protocol.methods import METHODS, method_of
+from protocol.methods.base import Method
+from protocol.methods.hybrid import HybridSettings
 from protocol.peft_format import Published, from_peft, to_edge, to_peft
 from tests.methods import SETTINGS
 from tests.unit.base_model.decoder.models import (
@@ -42,7 +44,18 @@ from tests.unit.base_model.decoder.models import (
 )
 
 IDS = [1, 5, 9, 13, 22, 40, 7]
-WRITING = ["lora", "dylora", "lora-sb", "vera", "adalora", "loha", "lokr", "prompt", "prefix"]
+WRITING = [
+    "lora",
+    "dylora",
+    "lora-sb",
+    "vera",
+    "adalora",
+    "loha",
+    "lokr",
+    "prompt",
+    "prefix",
+    "hybrid",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +83,20 @@ def writer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def settings_of(name: str) -> Any:
+    if name == "hybrid":  # of factors and a prefix: with a prompt it is compared on bases that sort
+        members = [{"method": "lora", "rank": 4}, {"method": "prefix", "tokens": 5}]
+        return HybridSettings.model_validate({"members": members})
     settings = METHODS[name].settings
     own = {"targets": "all-linear"} if "targets" in settings.model_fields else {}
     return settings(**{"method": name} | SETTINGS[name] | own)
 
 
+def method_named(name: str) -> Method[Any]:
+    return method_of(settings_of(name))
+
+
 def random_tensors(writer: Writer, name: str) -> Tensors:
-    specs = METHODS[name].specs(settings_of(name), writer.base.manifest)
+    specs = method_named(name).specs(settings_of(name), writer.base.manifest)
     rng = np.random.default_rng(5)
     return {s.name: rng.normal(0, 0.2, s.shape).astype(np.float32) for s in specs}
 
@@ -84,13 +104,13 @@ def random_tensors(writer: Writer, name: str) -> Tensors:
 def peft_logits(writer: Writer, name: str, tensors: Tensors, folder: Path) -> Any:
     """By peft, of the folder that holds the adapter."""
     published = Published.by(settings_of(name))
-    config = METHODS[name].peft_config(settings_of(name), writer.base.manifest)
+    config = method_named(name).peft_config(settings_of(name), writer.base.manifest)
     folder.mkdir()
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"task_type": "CAUSAL_LM", "inference_mode": True})
     )
     save_file(to_peft(tensors, method=published.method), folder / "adapter_model.safetensors")
-    model = PeftModel.from_pretrained(copy.deepcopy(writer.model), folder).eval()
+    model = opened_adapter(copy.deepcopy(writer.model), folder)
     ids = torch.tensor([IDS])
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
 
@@ -99,7 +119,7 @@ def peft_logits(writer: Writer, name: str, tensors: Tensors, folder: Path) -> An
 def test_what_is_published_answers_in_peft_and_on_a_device(
     writer: Writer, name: str, tmp_path: Path
 ) -> None:
-    method, tensors = METHODS[name], random_tensors(writer, name)
+    method, tensors = method_named(name), random_tensors(writer, name)
     specs = list(method.specs(settings_of(name), writer.base.manifest))
     published_specs = method.published_specs(specs, writer.base.manifest)
     plain = method.published(tensors, list(published_specs))
@@ -115,7 +135,7 @@ def test_what_is_published_answers_in_peft_and_on_a_device(
 
 @pytest.mark.parametrize("name", WRITING)
 def test_every_tensor_that_is_trained_has_a_gradient(writer: Writer, name: str) -> None:
-    method, tensors = METHODS[name], random_tensors(writer, name)
+    method, tensors = method_named(name), random_tensors(writer, name)
     constants = method.constants(settings_of(name))
     trained = [
         spec.name
@@ -141,7 +161,7 @@ def test_every_tensor_that_is_trained_has_a_gradient(writer: Writer, name: str) 
 
 @pytest.mark.parametrize("name", WRITING)
 def test_names_are_one_to_one_and_parts_are_those_of_turns(writer: Writer, name: str) -> None:
-    method = METHODS[name]
+    method = method_named(name)
     specs = list(method.specs(settings_of(name), writer.base.manifest))
     assert {spec.part for spec in specs} == set(method.free)
     assert frozenset().union(*method.turns) <= set(method.free)

@@ -161,6 +161,23 @@ KINDS: dict[str, dict[str, Any]] = {
         "rule": {"name": "first"},
         "adapter": {"method": "bottleneck", "width": 2},
     },
+    "a hybrid of cores and a prompt": LOSSY
+    | {
+        "rounds": 2,
+        "adapter": {"method": "hybrid", "members": [CORES, {"method": "prompt", "tokens": 3}]},
+    },
+    "a hybrid of three, by turns": LOSSY
+    | {
+        "rounds": 3,
+        "adapter": {
+            "method": "hybrid",
+            "members": [
+                {"method": "adalora", "rank": 3, "target_rank": 1, "targets": ["query"]},
+                {"method": "norm"},
+                {"method": "bias"},
+            ],
+        },
+    },
     "the head alone": LOSSY | {"rounds": 1, "adapter": {"method": "head"}},
     "rank stabilised": LOSSY
     | {

@@ -65,7 +65,7 @@ def test_decoding_of_several_blocks() -> None:
     assert mine.mean(words, 1, bytes(32)).tobytes() == ring.decode(words, 1)[0].tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([1, 5, 42, 8192, 65_536, 150_000]),
     st.floats(1e-6, 1e6),
@@ -108,7 +108,7 @@ def test_decoding_under_noise(bits: int) -> None:
     assert mean.tobytes() == given.decode(words, 5).tobytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 70), st.floats(0, 100))
 def test_the_update_of_groups(seed: int, groups: int, size: int, boost: float) -> None:
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from protocol.codes import dequantise, pack, quantise, unpack
 BLOCK = 32
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.integers(0, 2**31))
 def test_unpack_inverts_pack(rows: int, width: int, bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def test_unpack_inverts_pack(rows: int, width: int, bits: int, seed: int) -> Non
     assert (unpack(packed, bits=bits).reshape(rows, -1) == codes).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 90), st.sampled_from([4, 8]), st.integers(0, 2**31))
 def test_the_error_is_within_one_step(rows: int, width: int, bits: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
@@ -39,7 +39,7 @@ def test_the_error_is_within_one_step(rows: int, width: int, bits: int, seed: in
     assert np.linalg.norm(back - weight) <= 0.2 * max(np.linalg.norm(weight), naive)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 90), st.integers(0, 2**31))
 def test_importance_lowers_the_error_of_the_product(rows: int, width: int, seed: int) -> None:
     """Against the plain search, on inputs whose mean squares are the importance."""
@@ -57,7 +57,7 @@ def test_importance_lowers_the_error_of_the_product(rows: int, width: int, seed:
     assert weighed <= 1.01 * plain + 2e-3 * importance.mean() * float((weight**2).sum())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 2**31))
 def test_rows_are_quantised_for_themselves(rows: int, bits: int, weighed: bool, seed: int) -> None:
     """So a matrix may be taken in pieces, and the pieces' size does not show."""

@@ -294,7 +294,6 @@ def tried(registry: dict[str, Decoder], rng: random.Random) -> None:
 
 @settings(
     max_examples=2500,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.randoms(use_true_random=False))

@@ -108,7 +108,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STEPS)
 def test_whatever_happens_to_a_store_it_names_only_what_it_has(
     steps: list[tuple[str, int]],
@@ -158,7 +158,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(events=EVENTS)
 def test_no_order_of_events_makes_a_device_serve_what_it_must_not(
     tiny_base: Path, released: dict[str, Path], delivery_rows: Any, events: list[str]

@@ -26,7 +26,7 @@ def contribution(seed: int, weight: int = 3) -> Contribution:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True), st.randoms())
 def test_no_order_of_arrival_changes_a_bit(seeds: list[int], random: object) -> None:
     messages = {str(s): PlainClient().mask(contribution(s, weight=1 + s % 40000)) for s in seeds}
@@ -40,7 +40,7 @@ def test_no_order_of_arrival_changes_a_bit(seeds: list[int], random: object) -> 
     assert len(results) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=6, unique=True))
 def test_the_mean_is_the_weighted_mean(seeds: list[int]) -> None:
     coordinator = PlainCoordinator(SIZE, max_weight=LIMIT, metrics=METRICS)
@@ -55,7 +55,7 @@ def test_the_mean_is_the_weighted_mean(seeds: list[int]) -> None:
     assert aggregate.metrics["examples"] == sum(part.metrics["examples"] for part in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 2**24))
 def test_decode_inverts_mask(seed: int, weight: int) -> None:
     sent = contribution(seed, weight)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import lcm, prod
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,24 @@ def role_of(name: str) -> str:
     return {"soft_prompt": "prompt", "prefix": "prefix"}.get(name, "head")
 
 
+def part_of(name: str) -> str:
+    """A role, of a hybrid's tensor behind the number of its member."""
+    number, dot, own = name.partition(".")
+    return f"{number}.{role_of(own)}" if dot and number.isdigit() else role_of(name)
+
+
+def turns_of(adapter: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Parts by turns; a hybrid takes one turn of each of its members."""
+    if adapter["method"] == "hybrid":
+        own = [turns_of(member) for member in adapter["members"]]
+        return tuple(
+            tuple(f"{n}.{part}" for n, each in enumerate(own) for part in each[turn % len(each)])
+            for turn in range(lcm(*map(len, own)))
+        )
+    turns = TURNS[adapter["method"]]
+    return turns[1:] if adapter.get("gated") is False else turns
+
+
 @dataclass
 class Documents:
     """What all the rest follows from."""
@@ -78,11 +96,28 @@ class Documents:
     sid: bytes
     shapes: dict[str, tuple[int, ...]]  # P-2.2: by name, in the vector's order
 
+    def of_members(self) -> dict[str, Documents]:
+        """P-2.1: of a hybrid what each member would be alone, by what its names begin with; else itself."""
+        if self.plan["adapter"]["method"] != "hybrid":
+            return {"": self}
+        alone = {}
+        for number, adapter in enumerate(self.plan["adapter"]["members"]):
+            start = f"{number}."
+            own = {n.removeprefix(start): s for n, s in self.shapes.items() if n.startswith(start)}
+            plan = self.plan | {"adapter": adapter}
+            alone[start] = replace(self, plan=plan, shapes=own)
+        return alone
+
+    def owner(self, name: str) -> tuple[Documents, str]:
+        """Whose a tensor is, and what it is called there."""
+        for start, member in self.of_members().items():
+            if name.startswith(start):
+                return member, name.removeprefix(start)
+        return self, name
+
     def trained(self, number: int) -> list[str]:
         """The tensors of a round, in the vector's order."""
-        turns = TURNS[self.plan["adapter"]["method"]]
-        if self.plan["adapter"].get("gated") is False:
-            turns = turns[1:]
+        turns = turns_of(self.plan["adapter"])
         if self.plan["rule"]["name"] == "mean":
             turns = (tuple(part for turn in turns for part in turn),)
         elif self.plan["rule"]["name"] == "first":
@@ -98,7 +133,7 @@ class Documents:
             fixed.add(f"classifier.directions_{other}")
             if other != (turn - 1) % shared:
                 fixed.add(f"classifier.mix_{other}")
-        return [n for n in self.shapes if role_of(n) in wanted and n not in fixed]
+        return [n for n in self.shapes if part_of(n) in wanted and n not in fixed]
 
     @property
     def head_weight(self) -> str:
@@ -173,7 +208,11 @@ def layout(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[in
 def of_adapter(plan: dict[str, Any], manifest: dict[str, Any]) -> Shapes:
     """P-2.1: the method's own tensors."""
     method = plan["adapter"]["method"]
-    if method == "prompt":
+    if method == "hybrid":
+        for number, member in enumerate(plan["adapter"]["members"]):
+            for name, shape in of_adapter(plan | {"adapter": member}, manifest):
+                yield f"{number}.{name}", shape
+    elif method == "prompt":
         yield "soft_prompt", (plan["adapter"]["tokens"], manifest["embedding_size"])
     elif method == "prefix":
         width = 2 * manifest["layers"] * manifest["kv_heads"] * manifest["head_size"]

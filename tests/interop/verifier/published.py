@@ -7,6 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ def checkpoint(documents: Documents, number: int, state: State) -> bytes:
 
 def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
     """P-5.1: without cores; beside biases the factors that peft expects."""
+    if documents.plan["adapter"]["method"] == "hybrid":
+        head = documents.plan | {"adapter": {"method": "head"}}
+        rest = {n: x for n, x in adapter.items() if documents.owner(n)[0] is documents}
+        plain = plain_form(replace(documents, plan=head), rest)
+        for start, member in documents.of_members().items():
+            own = {n.removeprefix(start): x for n, x in adapter.items() if n.startswith(start)}
+            plain |= {start + name: x for name, x in plain_form(member, own).items()}
+        return plain
     if documents.plan["adapter"]["method"] == "bias":
         widths = {x["path"]: x["in_features"] for x in documents.manifest["linears"]}
         shifts = [name for name in adapter if role_of(name) == "shift"]
@@ -121,20 +130,26 @@ def weights_file(documents: Documents, plain: Tensors) -> bytes:
     prompt = "soft_prompt" in plain or "prefix" in plain
     prefix, tensors = "base_model." if prompt else "base_model.model.", {}
     for name, value in plain.items():
-        own = role_of(name) != "head"
-        key = (
-            prefix
-            + (name if own else folder_head(documents) + "." + name.rpartition(".")[2])
-            + (".weight" if role_of(name).startswith("lora_") else "")
-        )
-        key = "prompt_embeddings" if name in ("soft_prompt", "prefix") else key
-        if role_of(name) in ("shift", "scale"):
-            path, _, end = name.rpartition(".")
-            own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
-            method = documents.plan["adapter"]["method"]
-            key = f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
-        tensors[key] = shape_of(documents, name, value.size), value.tobytes()
+        owner, own_name = documents.owner(name)
+        start = name.removesuffix(own_name)
+        if role_of(own_name) == "head":
+            key = f"{prefix}{folder_head(documents)}.{name.rpartition('.')[2]}"
+        else:
+            key = start + saved_name(owner, own_name, prefix)
+        tensors[key] = shape_of(owner, own_name, value.size), value.tobytes()
     return tensor_file(tensors, {"format": "pt"})
+
+
+def saved_name(documents: Documents, name: str, prefix: str) -> str:
+    """A tensor's key there."""
+    if name in ("soft_prompt", "prefix"):
+        return "prompt_embeddings"
+    if role_of(name) in ("shift", "scale"):
+        path, _, end = name.rpartition(".")
+        own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
+        method = documents.plan["adapter"]["method"]
+        return f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
+    return prefix + name + (".weight" if role_of(name).startswith("lora_") else "")
 
 
 def check_round(
@@ -277,11 +292,22 @@ def check_edge(
     documents: Documents, plain: Tensors, found: Mapping[str, tuple[tuple[int, ...], bytes]]
 ) -> None:
     """They are the published adapter's."""
+    expected: dict[str, tuple[tuple[int, ...], bytes]] = {}
+    head = {n: x for n, x in plain.items() if role_of(documents.owner(n)[1]) == "head"}
+    expected |= slots_of(documents, head)
+    for start, member in documents.of_members().items():
+        own = {n.removeprefix(start): x for n, x in plain.items() if n.startswith(start)}
+        expected |= slots_of(member, {n: x for n, x in own.items() if n not in head})
+    assert dict(found) == expected
+
+
+def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """P-5.2: what is put into slots."""
     adapter = documents.plan["adapter"]
     rank = adapter.get("rank", 1)
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
     s = np.float32(adapter.get("scaling", adapter.get("alpha", 1.0) / root))
-    expected = {}
+    expected: dict[str, tuple[tuple[int, ...], bytes]] = {}
     shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():
         if adapter["method"] == "bias" and role_of(name).startswith("lora_"):
@@ -319,4 +345,4 @@ def check_edge(
         elif role_of(name) == "bottleneck_up":
             tensor = tensor * s
         expected[name] = tensor.shape, np.ascontiguousarray(tensor, "<f4").tobytes()
-    assert dict(found) == expected
+    return expected

@@ -11,7 +11,7 @@ def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
     ordinary = (manifest["family"], manifest["pooling"]) == ("bert", "pooler")
-    if ordinary and method not in ("norm", "bottleneck"):
+    if ordinary and method not in ("norm", "bottleneck", "hybrid"):
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
 
@@ -40,6 +40,9 @@ def config(documents: Documents) -> dict[str, Any]:
 
 def of_method(documents: Documents) -> dict[str, Any]:
     """The keys of it that a method has."""
+    if documents.plan["adapter"]["method"] == "hybrid":
+        members = documents.of_members().values()
+        return {"peft_type": "HYBRID", "members": [of_method(member) for member in members]}
     return OF_METHOD.get(documents.plan["adapter"]["method"], low_rank)(documents)
 
 

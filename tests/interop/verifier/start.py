@@ -60,12 +60,13 @@ def round_0(documents: Documents) -> Tensors:
     if start := documents.plan.get("start"):
         return taken_over(documents, start)
     deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
-    method = documents.plan["adapter"]["method"]
-    gated = documents.plan["adapter"].get("gated", False)
-    cores = method in ("lora-sb", "adalora")
     tensors: Tensors = {}
     for name, shape in documents.shapes.items():
-        named, role = seed("initial", documents.plan["seed"], name), role_of(name)
+        owner, own_name = documents.owner(name)
+        adapter = owner.plan["adapter"]
+        method, gated = adapter["method"], adapter.get("gated", False)
+        cores = method in ("lora-sb", "adalora")
+        named, role = seed("initial", documents.plan["seed"], name), role_of(own_name)
         values = np.zeros(math.prod(shape))
         if role == "lora_A" and cores:
             values = orthonormal(named, shape[1], shape[0])

@@ -68,8 +68,13 @@ def stepped(documents: Documents, before: State, number: int, mean: Vector) -> S
         after.first[name], after.second[name] = u, v
         at += size
     assert at == len(mean)
-    if documents.plan["adapter"]["method"] == "adalora":
-        after.adapter |= fewer_terms(documents, after.adapter, number)
+    for start, member in documents.of_members().items():
+        if member.plan["adapter"]["method"] == "adalora":
+            own = {
+                n.removeprefix(start): x for n, x in after.adapter.items() if n.startswith(start)
+            }
+            terms = fewer_terms(member, own, number)
+            after.adapter |= {start + name: x for name, x in terms.items()}
     return after
 
 

@@ -31,7 +31,7 @@ def test_an_undecided_row_of_a_binary_run_passes() -> None:
     assert parity.absolute == pytest.approx(BOUND * np.median(np.abs(logits).max(-1)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(20, 60),
@@ -51,7 +51,7 @@ def test_rounding_passes_however_undecided_rows_are(
     assert compare(logits, answers, DERIVED).max_relative <= BOUND
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), row=st.integers(0, 19), scale=st.floats(1e-3, 1e3))
 def test_one_wrong_row_fails_decided_or_not(seed: int, row: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -312,7 +312,7 @@ def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 words = st.sampled_from(["<s>", "</s>", "<unk>", "<mask>", "<pad>", "<pad> <pad>", "?", *WORDS_64])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(texts=st.lists(st.lists(words, max_size=12).map(" ".join), min_size=1, max_size=4))
 def test_texts_with_special_tokens_have_the_same_logits_everywhere(counted, texts) -> None:  # type: ignore[no-untyped-def]
     _, model, tokenizer, base, opened = counted

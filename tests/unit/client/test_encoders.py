@@ -75,7 +75,7 @@ def drawn(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.tuples(*(st.integers(1, 9) for _ in range(4))),
     seed=st.integers(0, 2**31),

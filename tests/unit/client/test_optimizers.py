@@ -43,7 +43,7 @@ def by_torch(local: Local, start: np.ndarray, gradients: list[np.ndarray]) -> np
     return LAYOUT.flatten({name: p.detach().numpy() for name, p in parameters.items()})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     optimizer=st.sampled_from(["adamw", "sgd"]),
     rate=RATES,

@@ -44,7 +44,7 @@ def pairs(rows: torch.Tensor) -> torch.Tensor:
     return sum(products, start=0 * rows.sum()) / 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 9),

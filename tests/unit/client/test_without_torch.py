@@ -32,7 +32,7 @@ _load_app()
 assert "onnxruntime" not in sys.modules  # its threads would not be in a fork
 if child := os.fork():  # as a site answers a message
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-TORCH = {f"client.engine.{name}" for name in ("torch_engine", "adapter_model", "beyond_peft", "device")}
+TORCH = {f"client.engine.{name}" for name in ("torch_engine", "adapter_model", "device")}
 for module in pkgutil.walk_packages(client.__path__, "client."):
     if module.name not in TORCH:
         importlib.import_module(module.name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ArtefactError
@@ -31,7 +31,6 @@ SMALL = filled({"a": [2, 3], "b": [0, 5], "c": [], "d": [4]})
 WHOLE = encode_tensors(SMALL, {"format": "pt"})
 
 
-@settings(deadline=None)
 @given(files, st.dictionaries(names, st.text(st.characters(codec="utf-8")), max_size=1))
 def test_the_bytes_are_those_of_the_library_and_come_back(
     shapes_of: dict[str, list[int]], metadata: dict[str, str]

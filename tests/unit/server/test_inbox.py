@@ -198,7 +198,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sites, dic
     return desk.run, desk.sites, made
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_batch_is_judged_as_if_one_came_after_the_other(
     data: st.DataObject, finished: tuple[Path, Sites, dict[str, bytes]]

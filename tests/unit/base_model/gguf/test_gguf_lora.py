@@ -105,7 +105,7 @@ def test_rows_of_queries_are_interleaved_within_a_head() -> None:
     assert np.frombuffer(data[-32:], np.float32).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999), rank=st.integers(1, 9), layers=st.integers(1, 12))
 def test_what_is_written_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, seed: int, rank: int, layers: int

@@ -38,7 +38,7 @@ LLAMA3 = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXTS, pre=st.sampled_from(["smollm", "qwen2", "llama-bpe", "gpt-2"]))
 def test_ids_are_those_of_the_same_vocabulary(text: str, pre: str) -> None:
     ours, theirs = _ours(pre), _theirs(pre)
@@ -48,7 +48,7 @@ def test_ids_are_those_of_the_same_vocabulary(text: str, pre: str) -> None:
         assert ours.decode(ids, special) == theirs.decode(ids, special)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=TEXTS)
 def test_a_text_comes_back(text: str) -> None:
     ours = _ours("smollm")

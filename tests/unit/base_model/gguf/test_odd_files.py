@@ -41,9 +41,7 @@ def test_every_truncation_is_refused(whole: Path, tmp_path: Path) -> None:
         _refused(path)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(4, 2000), byte=st.integers(0, 255))
 def test_a_changed_byte_of_the_header_is_refused_or_read(
     whole: Path, tmp_path: Path, place: int, byte: int

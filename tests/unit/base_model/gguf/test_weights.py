@@ -50,7 +50,7 @@ def test_a_tensor_is_what_the_library_computes(kind: Kind) -> None:
     assert expanded(weight).tobytes() == oracle.tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kind=st.sampled_from(CODED), seed=st.integers(0, 2**32 - 1), exponent=st.integers(-8, 8))
 def test_blocks_of_any_scale(kind: Kind, seed: int, exponent: int) -> None:
     raw = _blocks(kind, rows=3, seed=seed, scale=2.0**exponent)

@@ -228,7 +228,7 @@ TEMPLATES = st.lists(PARTS, max_size=3).map(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(TEMPLATES, st.sampled_from(CHATS))
 def test_templates_at_random_give_what_transformers_gives(template: str, chat: Any) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template

@@ -187,7 +187,7 @@ TURN = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TURN, max_size=6))
 def test_whatever_a_conversation_goes_through_its_answers_are_plain_ones(decoder, turns) -> None:
     generator = Generator(decoder)

@@ -88,7 +88,7 @@ def test_two_keys_give_independent_noise() -> None:
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.02
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 3000), st.sampled_from(["spike", "flat", "half", "normal"]), st.floats(0.01, 9)
 )

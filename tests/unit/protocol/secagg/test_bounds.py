@@ -46,7 +46,7 @@ def added(words: list[Any]) -> Any:
     return total
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.sampled_from([1, 3, 64, 1000]),
     bits=st.sampled_from([16, 20, 24, 32]),
@@ -110,7 +110,7 @@ def test_a_word_above_n_times_the_levels_is_refused() -> None:
             ring.verify_sum(odd, 10)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(-(2**33) + 1, 2**33), min_size=1, max_size=50))
 def test_squares_are_added_exactly(values: list[int]) -> None:
     assert sum_of_squares(np.array(values, np.int64)) == sum(v * v for v in values)
@@ -137,7 +137,7 @@ def test_noisy_honest_sums_pass_and_words_anywhere_do_not(multiplier: float, siz
 metric = st.floats(0, 1e30) | st.integers(0, 2**50).map(float)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     clients=st.lists(
         st.one_of(

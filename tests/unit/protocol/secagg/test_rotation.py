@@ -65,7 +65,7 @@ def test_what_could_not_be_turned_back_exactly_is_refused() -> None:
         rotation(LONGEST + 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000) | st.sampled_from(SIZES), st.integers(0, 2**32))
 def test_it_is_orthogonal_and_its_inverse_is_exact(size: int, seed: int) -> None:
     """Integers there and back are h^2 times themselves, on the way as float64 and as int64."""

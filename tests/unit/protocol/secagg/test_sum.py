@@ -145,7 +145,7 @@ def test_the_mean_comes_back_close_and_counters_exactly(size: int, bits: int) ->
     assert sums == [45, 10 * (2**40 - 1)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_losses_that_the_thresholds_allow_leave_the_exact_sum(
     cohort: Make, data: st.DataObject

@@ -94,7 +94,7 @@ def test_all_parts_agree_with_the_whole(
         assert total.tobytes() == made.words.tobytes()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(8, 32), st.integers(1, 3 * BLOCK), st.integers(0, 99))
 def test_a_block_of_packed_words_is_that_block_of_words(bits: int, count: int, seed: int) -> None:
     words = np.random.default_rng(seed).integers(0, 2**bits, count).astype(np.uint32)

@@ -49,7 +49,7 @@ def test_equal_means_are_that_mean() -> None:
     assert np.allclose(robust.mean, same)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.1, 10.0), st.integers(3, 9))
 def test_moving_and_scaling_all_moves_and_scales_the_result(
     seed: int, scale: float, groups: int
@@ -98,7 +98,7 @@ def by_the_book(means: list[Vector], counts: list[int]) -> tuple[list[float], li
     return centre, kept
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 7), st.integers(1, 33), st.integers(0, 1))
 def test_every_bit_is_that_of_the_protocols_order(
     seed: int, groups: int, size: int, bad: int

@@ -17,7 +17,7 @@ from protocol.peft_format import is_head
 
 def freeze_factors(model: nn.Module, adapter: str) -> None:
     """Leave the bias of B alone to be trained; the product of the factors stays zero."""
-    for layer in _layers(model):
+    for layer in _layers(model, adapter):
         layer.lora_A[adapter].weight.requires_grad_(False)
         layer.lora_B[adapter].weight.requires_grad_(False)
 
@@ -30,7 +30,7 @@ def insert_sequence(model: nn.Module, adapter: str, method: Factors[Any]) -> Non
     fails instead of leaving something out.
     """
     at = method.sequence.index(B)
-    for layer in _layers(model):
+    for layer in _layers(model, adapter):
         outer = layer.lora_B[adapter]
         modules: list[nn.Module] = []
         for place, part in enumerate(method.sequence):
@@ -75,5 +75,6 @@ class _Scale(nn.Module):
         return x * self.weight
 
 
-def _layers(model: nn.Module) -> list[LoraLayer]:
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+def _layers(model: nn.Module, adapter: str) -> list[LoraLayer]:
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return [layer for layer in layers if adapter in layer.lora_B]
