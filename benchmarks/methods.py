@@ -1,6 +1,6 @@
 """Every method beside full fine-tuning: quality, bytes, processor time and memory, three seeds, one table a data set.
 
-    python benchmarks/methods.py [--data trec sst2] [--methods lora bias full] [--seeds 0 1 2] [--out runs/methods] [--json]
+    python benchmarks/methods.py [--data trec sst2] [--methods lora bias full] [--seeds 0 1 2] [--out runs/methods] [--jobs 2] [--json]
 
 A cell is a run of `fedge simulate DATA` in a process of its own, federated in secret and pooled, or of
 `benchmarks/full_tuning.py` on the rows of that data's first run. A finished cell is not run again, so the command can be
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS, FULL])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "methods")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     out: Path = arguments.out.absolute()
@@ -155,7 +156,7 @@ def main() -> None:
     methods = ["lora", *(name for name in arguments.methods if name != "lora")]
     everything: dict[str, dict[str, list[Cell]]] = {}
     for data in arguments.data:
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = {}
             for method in methods:
                 for seed in arguments.seeds:
