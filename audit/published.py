@@ -18,6 +18,7 @@ from audit.log_copy import LogCopy
 from audit.sources import Source
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
+from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Layout
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
@@ -56,6 +57,7 @@ class Run:
     recipe: Recipe
     plan_digest: str
     coverage: Coverage = field(default_factory=Coverage)
+    linears: FrozenLinears | None = None  # of an own base, which some methods' forms hang on
     _rosters: dict[str, Members] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
 

@@ -29,6 +29,7 @@ from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
 from audit.sources import Source
 from audit.sums import Effort
+from audit.weights import linears_at
 from audit.withdrawals import check_withdrawals, withdrawn
 from protocol.errors import FedgeError, MachineError, ProofError
 from protocol.legality import verify_legal
@@ -61,10 +62,14 @@ def audit(
     only: int | None = None,
     effort: Effort = ALL,
     base: Path | None = None,
+    weights: Path | None = None,
     before: Sequence[Source] = (),
     progress: Progress = lambda task, completed, total: None,
 ) -> Report:
     """Verify a run. ``only`` names the one round whose sums and files are checked, ``base`` an own base.
+
+    ``weights``: a base, of a graph of its own maybe, that is looked at only where what devices run hangs on
+    weights; without it ``base`` is.
 
     ``before`` are the runs that it goes on from, the latest first; all of them are verified. Without them
     the verdict of such a run is no ``ok``.
@@ -72,6 +77,8 @@ def audit(
     Raises ProofError, ArtefactError, PlanError when there is nothing to go on with.
     """
     run = load_run(source, trust)
+    if (folder := weights or base) is not None:
+        run.linears = linears_at(folder, run.manifest)
     rounds = run.log.rounds
     numbers = [round_.number for round_ in rounds]
     if only is not None and only not in numbers:
@@ -82,7 +89,14 @@ def audit(
     earlier = None
     if before:
         check_before(run, [load_run(other, Trust()) for other in before], findings)
-        earlier = audit(before[0], Trust(), effort=effort, before=before[1:], progress=progress)
+        earlier = audit(
+            before[0],
+            Trust(),
+            effort=effort,
+            weights=weights or base,
+            before=before[1:],
+            progress=progress,
+        )
     else:
         findings.unverified += unchecked_start(run)
     places = [place for place, round_ in enumerate(rounds) if only in (None, round_.number)]

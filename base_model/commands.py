@@ -77,7 +77,8 @@ Calibration = Annotated[
     ),
 ]
 Scales = Annotated[
-    bool, typer.Option("--scales", help="for the method ia3; every answer takes 2 to 3 % longer")
+    bool,
+    typer.Option("--scales", help="for methods that scale linears; answers take 2 to 3 % longer"),
 ]
 
 

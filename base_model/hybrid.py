@@ -19,7 +19,7 @@ from torch import nn
 
 from base_model.beyond_peft import insert_sequence
 from base_model.bottlenecks import insert_bottlenecks
-from base_model.relative_norm import relate_norms
+from base_model.relative import relate
 from protocol.documents import parse_json
 from protocol.forms import HEAD
 from protocol.layout import Tensors
@@ -69,7 +69,7 @@ class HybridModel:
             )
         _use_all(model)
         for number, method in enumerate(hybrid.members):
-            relate_norms(model, _name(number))
+            relate(model, _name(number))
             if isinstance(method, Factors) and len(method.sequence) > 1:
                 insert_sequence(model, _name(number), method)
         self.outer.requires_grad_(False)

@@ -32,6 +32,7 @@ from base_model.encoder import EncoderClassifier
 from base_model.export import export_graph
 from base_model.families import FAMILIES
 from base_model.files import folder_that_appears, writing
+from base_model.frozen_linears import stored_linears
 from base_model.merged_texts import OPENER, OPENER_FILE, card
 from base_model.parity import Array, Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
@@ -106,7 +107,8 @@ def write_merged(
 def _merge(adapter: Path, base: Path, bits: int) -> Merged:
     note = read_note(adapter)
     opened = open_base(base, labels=len(note.labels))
-    slots = to_edge(read_peft(adapter), published=published_of(adapter))
+    linears = stored_linears(base, opened.manifest)
+    slots = to_edge(read_peft(adapter), published=published_of(adapter), linears=linears)
     if any(name.endswith(BOTTLENECK) for name in slots):
         raise ArtefactError(
             f"{adapter}: a bottleneck is no weight of its base", "use the adapter unmerged"
@@ -162,9 +164,6 @@ def _values(opened: OpenBase, slots: Tensors, temperature: float) -> dict[str, T
         weight = opened.model.get_submodule(linear.path).weight
         assert isinstance(weight, Tensor)
         values[name] = weight.detach().as_subclass(Tensor)
-        if linear.path + DOWN in slots:
-            down, up = (slots[linear.path + end].astype(np.float64) for end in (DOWN, UP))
-            values[name] = (values[name].double() + torch.from_numpy((down @ up).T)).float()
     for slot, value in slots.items():
         path, exact = slot.rpartition(".")[0], torch.from_numpy(value).double()
         if slot.endswith(SHIFT):
@@ -177,6 +176,13 @@ def _values(opened: OpenBase, slots: Tensors, temperature: float) -> dict[str, T
                 continue  # its inputs are scaled
             rows = values[name].dim() > 1 and path not in narrow
             values[name] = (values[name].double() * (exact[:, None] if rows else exact)).float()
+    for linear in opened.manifest.linears:  # beside what is scaled, but for what scales the inputs
+        if linear.path + DOWN in slots:
+            down, up = (slots[linear.path + end].astype(np.float64) for end in (DOWN, UP))
+            if linear.narrows and linear.path + SCALE in slots:
+                down = down * slots[linear.path + SCALE][:, None]
+            name = f"{linear.path}.weight"
+            values[name] = (values[name].double() + torch.from_numpy((down @ up).T)).float()
     head = opened.manifest.head.path
     return values | {
         f"{head}.{end}": torch.from_numpy(slots[f"{head}.{end}"] / np.float32(temperature))

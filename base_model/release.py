@@ -18,11 +18,12 @@ import onnxruntime as ort
 import torch
 
 from base_model.bottlenecks import open_bottlenecks
+from base_model.frozen_linears import stored_linears
 from base_model.hybrid import open_hybrid
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
-from base_model.relative_norm import relate_norms
+from base_model.relative import relate
 from base_model.store import GRAPH, OpenBase, open_base
 from base_model.verify import read_manifest, verify_base
 from edge_runtime.edge_adapter import write_edge_adapter
@@ -78,7 +79,9 @@ def release_adapter(
         raise ArtefactError("there are no rows to measure parity on", "pass some texts")
     tensors = read_peft(adapter)
     with file_that_appears(adapter / EDGE_FILE) as temporary:
-        write_edge_adapter(to_edge(tensors, published=published_of(adapter)), temporary)
+        linears = stored_linears(base, manifest)
+        slots = to_edge(tensors, published=published_of(adapter), linears=linears)
+        write_edge_adapter(slots, temporary)
         bounds = Bounds(relative=bound, absolute=absolute)
         parity = _parity(base, adapter, temporary, note, texts, bounds)
         if not parity.max_relative <= bound:
@@ -155,7 +158,7 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(opened.model, str(adapter))
-    relate_norms(model, "default")
+    relate(model, "default")
     refuse_merge(model)
     return model.eval()
 

@@ -106,10 +106,15 @@ def read_audit(path: Path) -> Audited:
         ) from None
 
 
-def run_audit(run: Path, policy: Policy, before: Sequence[Path] = ()) -> Audited:
-    """Audit the run, and those ``before`` it, now, as anybody would. Raises what the audit raises."""
+def run_audit(
+    run: Path, policy: Policy, before: Sequence[Path] = (), *, base: Path | None = None
+) -> Audited:
+    """Audit the run, and those ``before`` it, now, as anybody would. Raises what the audit raises.
+
+    ``base``: that of the devices, for methods that hang on weights of it.
+    """
     runs = [Folder(earlier) for earlier in before]
-    report = audit(Folder(run), Trust(policy=policy), before=runs)
+    report = audit(Folder(run), Trust(policy=policy), weights=base, before=runs)
     return Audited.model_validate(json.loads(json.dumps(report.to_dict())))
 
 

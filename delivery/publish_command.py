@@ -181,7 +181,7 @@ def _verdict(
 
     @cache  # several checks ask
     def audited() -> Audited:
-        return read_audit(audit) if audit else run_audit(run, policy, before)
+        return read_audit(audit) if audit else run_audit(run, policy, before, base=base)
 
     return examine(
         run, number, about, base=base, policy=policy, bar=bar, audited=audited, before=before

@@ -23,7 +23,7 @@ from protocol.plan import Plan
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
 from protocol.recipe import Recipe
-from protocol.rules import AggregationRule, rule_named
+from protocol.rules import AggregationRule, exact_instead, rule_named
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
     DEFAULT_DEGREE,
@@ -120,7 +120,7 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
         yield _note(
             "rule.name",
             f"rule `{rule.name}` averages {', '.join(sorted(bent))}, in which the adapter is not linear",
-            "`first` is exact in every round, and leaves them as they are drawn",
+            f"{exact_instead(method)}: that is exact in every round",
         )
     elif not exact:
         yield _note(

@@ -20,6 +20,7 @@ from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, json_as, parse_json
 from protocol.errors import ArtefactError
 from protocol.forms import HEAD
+from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Tensors
 from protocol.manifest import Manifest, Word
 from protocol.manifests import AnyManifest
@@ -68,7 +69,7 @@ def has_opener(manifest: AnyManifest, method: Method[Any]) -> bool:
     return isinstance(manifest, Manifest) or method.own_opener
 
 
-# Keys of an adapter_config.json that no folder of ours has.
+# Keys of an adapter_config.json that no folder of ours has, but for those that a method is known by.
 CHANGING = ("use_dora", "alpha_pattern", "rank_pattern", "rank_dropout", "module_dropout")
 
 
@@ -93,12 +94,13 @@ def published_as(text: str | bytes, *, source: str) -> Published:
         raise ArtefactError(f"{source}: {odd}", "fetch the adapter again") from None
     if not isinstance(config, dict):
         raise ArtefactError(f"{source}: not an adapter's settings", "fetch the adapter again")
-    if changing := [key for each in _settings_in(config) for key in CHANGING if each.get(key)]:
+    method = reader_for(config, source=source)
+    changing = [key for each in _settings_in(config) for key in CHANGING if each.get(key)]
+    if changing := [key for key in changing if key not in method.switches]:
         raise ArtefactError(
             f"{source}: `{changing[0]}` changes what is computed, and is not known here",
             "use an adapter that fedge wrote",
         )
-    method = reader_for(config, source=source)
     try:
         constants = method.constants_of(config)
     except (KeyError, TypeError, ValueError, ArithmeticError):
@@ -175,17 +177,33 @@ def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
 
 
 def slots_of(
-    tensors: Mapping[str, Any], *, method: Method[Any], constants: Constants
+    tensors: Mapping[str, Any],
+    *,
+    method: Method[Any],
+    constants: Constants,
+    linears: FrozenLinears | None = None,
 ) -> dict[str, Any]:
-    """What trained or published tensors, arrays or symbols, put into the answering graph's slots."""
+    """What trained or published tensors, arrays or symbols, put into the answering graph's slots.
+
+    ``linears`` of the base, for methods that read them; without them these raise ArtefactError.
+    """
     head = {name: value for name, value in tensors.items() if is_head(name)}
-    own = {name: value for name, value in tensors.items() if name not in head}
+    own: Mapping[str, Any] = {name: value for name, value in tensors.items() if name not in head}
+    if method.reads_base:
+        if linears is None:
+            raise ArtefactError(
+                f"what `{method.name}` does hangs on weights of the base", "name the base's folder"
+            )
+        own = method.on_base(own, constants, linears)
     return method.forms(own, constants) | head
 
 
-def to_edge(tensors: Tensors, *, published: Published) -> Tensors:
-    """Published tensors to the edge graph's slots, float32, row-major."""
-    slots = slots_of(tensors, method=published.method, constants=published.constants)
+def to_edge(
+    tensors: Tensors, *, published: Published, linears: FrozenLinears | None = None
+) -> Tensors:
+    """Published tensors to the edge graph's slots, float32, row-major. See :func:`slots_of`."""
+    method, constants = published.method, published.constants
+    slots = slots_of(tensors, method=method, constants=constants, linears=linears)
     return {name: np.ascontiguousarray(value, np.float32) for name, value in slots.items()}
 
 

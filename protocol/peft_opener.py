@@ -127,6 +127,8 @@ def load(folder, base):
     for module in adapted.modules():
         if hasattr(module, "ln_tuning_layers"):
             _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
+        for own in getattr(module, "lora_magnitude_vector", {{}}).values():  # above the base's lengths
+            own.weight.data.add_(module.get_base_layer().weight.norm(dim=1))
     adapted.register_forward_pre_hook(_keep_types, with_kwargs=True)
     return adapted
 

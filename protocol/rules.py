@@ -92,6 +92,14 @@ RULES: dict[str, AggregationRule] = {
 }
 
 
+def exact_instead(method: Method[Any]) -> str:
+    """What to do where every round has to be exact: the rule that trains most of what is linear."""
+    for name in ("alternating", "first"):
+        if RULES[name].exact(method):
+            return f"use {name}"
+    return "train `lora` with rule `alternating`"
+
+
 def rule_named(name: str) -> AggregationRule:
     """The rule of ``name``. Raises PlanError with the nearest known name."""
     try:

@@ -45,7 +45,9 @@ class BaseSource(Section):
     pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
         default="auto", description="one vector of a text's many; auto: what the source names"
     )
-    scales: bool = Field(default=False, description="slots that the method ia3 fills")
+    scales: bool = Field(
+        default=False, description="slots of methods that scale linears, such as ia3"
+    )
     context: Natural = Field(
         default=0, description="positions of a base that writes text; 0: 32768, or what it has"
     )

@@ -27,7 +27,6 @@ from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
-from protocol.plan import Plan
 from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
@@ -97,7 +96,7 @@ def simulate(
             write_samples(prepared, evaluator.held_out, progress)
         explain_prompt(prepared)
     with timings.part("audit"):
-        audited = _audit(out, prepared.plan, progress)
+        audited = _audit(prepared, progress)
     # The report reads the summary, and the summary names the report.
     _write_summary(prepared, yardsticks, note, refused, timings, audited, report=None)
     report = path_text(write_report(out))
@@ -123,10 +122,11 @@ def _measured(
     return yardsticks, metrics_of(memorised)
 
 
-def _audit(out: Path, plan: Plan, progress: Progress) -> Report:
-    """Verify the run as any auditor would: from what is published of it, and of those before it."""
-    before = [Folder(each) for each, _ in runs_before(out, plan)]
-    found = audit(Folder(out), Trust(), before=before, progress=progress.update)
+def _audit(prepared: Prepared, progress: Progress) -> Report:
+    """Verify the run as any auditor would: from what is published of it, those before it, and the base."""
+    out, base = prepared.out, prepared.base
+    before = [Folder(each) for each, _ in runs_before(out, prepared.plan)]
+    found = audit(Folder(out), Trust(), weights=base, before=before, progress=progress.update)
     write_json(out / AUDIT, found.to_dict())
     return found
 

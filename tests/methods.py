@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from base_model.frozen_linears import stored_linears
+from protocol.layout import Tensors
 from protocol.methods import METHODS
+from protocol.peft_format import Published, to_edge
+from protocol.recipe import Recipe
 from protocol.rules import RULES
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,6 +43,13 @@ def adapter_of(method: str, **others: Any) -> dict[str, Any]:
     """``[adapter]`` of a plan; of ``others`` the keys that the method has."""
     known = METHODS[method].settings.model_fields.keys()
     return {"method": method} | SETTINGS[method] | {k: v for k, v in others.items() if k in known}
+
+
+def slots_on(base: Path, recipe: Recipe, tensors: Tensors) -> Tensors:
+    """What an adapter that was trained on ``base`` puts into the answering graph's slots."""
+    linears = stored_linears(base, recipe.manifest)
+    published = Published.by(recipe.plan.adapter)
+    return to_edge(recipe.published(tensors), published=published, linears=linears)
 
 
 def sections_of(name: str) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import onnx
 
+from base_model.frozen_linears import stored_linears
 from base_model.programs.answering import ask_for_types
 from base_model.programs.build import Objective, adapted_graph, training_graph
 from base_model.programs.frozen import refer_to_weights
+from base_model.programs.linears import LinearsOfProgram
 from base_model.programs.tape import Symbol
 from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
@@ -33,9 +35,12 @@ def classifier_graphs(
     if recipe.typed:
         ask_for_types(answering.graph)
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}
+    stored = stored_linears(base, manifest)
 
     def forms(symbols: Mapping[str, Symbol]) -> dict[str, Symbol]:
-        return slots_of(whole_head(symbols), method=recipe.method, constants=recipe.constants)
+        method, constants = recipe.method, recipe.constants
+        linears = LinearsOfProgram(stored, manifest, next(iter(symbols.values())).tape)
+        return slots_of(whole_head(symbols), method=method, constants=constants, linears=linears)
 
     def graph(names: frozenset[str]) -> onnx.ModelProto:
         if not names:

@@ -21,7 +21,7 @@ from base_model.programs.step import (
     Step,
     UndifferentiableError,
 )
-from base_model.programs.tape import Tape
+from base_model.programs.tape import DETACHED, Tape
 
 # What these say of a tensor does not change with its values.
 CONSTANT = frozenset({"Shape", "Size", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
@@ -54,7 +54,8 @@ def append_gradients(
     forward = list(graph.node)
     active = set(wanted)
     for node in forward:
-        if node.op_type not in CONSTANT and any(name in active for name in node.input):
+        constant = node.op_type in CONSTANT or node.output[0].startswith(DETACHED)
+        if not constant and any(name in active for name in node.input):
             active.update(node.output)
     sums: dict[str, str | Spread] = {scalar: seed or tape.constant(1.0)}
     for node in reversed(forward):

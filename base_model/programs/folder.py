@@ -40,7 +40,7 @@ from base_model.programs.seq2seq import seq2seq_graphs
 from base_model.programs.step import UndifferentiableError
 from base_model.tasks import TASKS
 from base_model.weights_file import REBUILD, WEIGHTS
-from protocol import forms, methods
+from protocol import forms, frozen_linears, methods
 from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
@@ -306,6 +306,8 @@ def _maker() -> str:
     rooms = (tasks, methods, decoder, seq2seq)
     folders = (Path(__file__).parent, *(Path(str(room.__file__)).parent for room in rooms))
     own = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-    for file in (*own, Path(forms.__file__), Path(graph_linears.__file__)):
+    for room in (forms, frozen_linears, graph_linears):
+        own.append(Path(str(room.__file__)))
+    for file in own:
         hasher.update(file.read_bytes())
     return hasher.hexdigest()

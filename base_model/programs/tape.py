@@ -2,7 +2,7 @@
 
 Names are counted and constants are named by their content, so the same calls give the same bytes on
 every machine. :class:`Symbol` has the operators that numpy's arrays have too: a function written with
-``@ * + - .T`` computes with arrays and writes a graph with symbols.
+``@ * / + - .T`` computes with arrays and writes a graph with symbols.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
+DETACHED = "detached."  # prefix of tensors that gradients take for constants
 
 
 class Tape:
@@ -76,6 +77,9 @@ class Symbol:
 
     def __sub__(self, other: Symbol | float) -> Symbol:
         return self._new("Sub", self.name, self._name_of(other))
+
+    def __truediv__(self, other: Symbol | float) -> Symbol:
+        return self._new("Div", self.name, self._name_of(other))
 
     def reshape(self, *sizes: int) -> Symbol:
         """As numpy's, also with one -1."""

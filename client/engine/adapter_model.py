@@ -15,7 +15,7 @@ from base_model.beyond_peft import MixedHead, freeze_factors, insert_sequence
 from base_model.bottlenecks import insert_bottlenecks
 from base_model.hybrid import HybridModel
 from base_model.quant_linear import refuse_merge
-from base_model.relative_norm import relate_norms
+from base_model.relative import relate
 from client.engine.interface import Values
 from protocol.layout import HEAD_PARTS, Layout, Tensors
 from protocol.methods.hybrid import Hybrid
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
-BEYOND_PEFT = {"bias": freeze_factors, "norm": relate_norms}
+BEYOND_PEFT = {"bias": freeze_factors}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 
@@ -59,6 +59,7 @@ class AdapterModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
             adapted = get_peft_model(base.model, self._config(), adapter_name=NAME)
+        relate(base.model, NAME)
         if recipe.method.name in BEYOND_PEFT:
             BEYOND_PEFT[recipe.method.name](base.model, NAME)
         if isinstance(recipe.method, Factors) and len(recipe.method.sequence) > 1:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import PlanError
+from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest
 from protocol.section import Section
@@ -65,6 +66,9 @@ class Method(ABC, Generic[S]):
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     of_peft: ClassVar[bool] = True  # whether peft has its type
+    reads_base: ClassVar[bool] = False  # whether its forms hang on weights of the base (`on_base`)
+    # Keys of an adapter_config.json that are true of its folders, and of no other method's.
+    switches: ClassVar[frozenset[str]] = frozenset()
     nested: ClassVar[bool] = False  # whether its first ranks are trained to answer alone
     reader: ClassVar[str] = ""  # the method that reads its PEFT folders, where that is another
     saved_prefix: ClassVar[str] = "base_model.model."  # of every name in a PEFT folder
@@ -82,6 +86,12 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """What trained or published tensors put into slots of the answering graph, by name. (P-1.11)"""
+
+    def on_base(
+        self, tensors: Mapping[str, Any], constants: Constants, linears: FrozenLinears
+    ) -> Mapping[str, Any]:
+        """``tensors`` with whatever else ``forms`` take, which the base gives. (``reads_base``)"""
+        return tensors
 
     @abstractmethod
     def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
@@ -119,7 +129,8 @@ class Method(ABC, Generic[S]):
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether an ``adapter_config.json`` is of this method."""
-        return config.get("peft_type") == self.peft_type
+        switched = all(config.get(key) is True for key in self.switches)
+        return switched and config.get("peft_type") == self.peft_type
 
     def published_specs(
         self, specs: Iterable[TensorSpec], manifest: BaseManifest

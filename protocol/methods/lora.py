@@ -136,7 +136,8 @@ class Lora(PlainFactors[LoraSettings]):
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """See :class:`Method`."""
-        return super().reads(config) and config.get("lora_bias", False) is False
+        plain = all(config.get(key, False) is False for key in ("lora_bias", "use_dora"))
+        return plain and super().reads(config)
 
     def peft_config(self, settings: LoraSettings, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""

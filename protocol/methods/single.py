@@ -42,8 +42,13 @@ SINGLE: dict[str, Method[Any]] = {
         Head(),
     )
 }
-# What a hybrid may have of them: a head is in every adapter, and steps that cut ranks would cut everybody's.
-MEMBERS = {name: method for name, method in SINGLE.items() if method.free and not method.nested}
+# What a hybrid may have of them: a head is in every adapter, steps that cut ranks would cut everybody's, and
+# forms that hang on the base's weights would be blind to what others do to the same linears.
+MEMBERS = {
+    name: method
+    for name, method in SINGLE.items()
+    if method.free and not method.nested and not method.reads_base
+}
 
 if TYPE_CHECKING:
     Member = Settings

@@ -13,7 +13,7 @@ from protocol.privacy.planned import (
     planned_epsilon,
     rounds_counted,
 )
-from protocol.rules import AggregationRule
+from protocol.rules import AggregationRule, exact_instead
 
 Said = tuple[Literal["error", "warning", "note"], str, str, str]
 LEAST_SIGMA, MOST_SIGMA = 0.5, 20_000.0  # in steps of the grid; the table grows with it
@@ -111,7 +111,7 @@ def _leaks(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
             "error",
             "rule.name",
             f"rule `{rule.name}` is not linear in what clients send: noise would multiply",
-            "use first" if method.nonlinear else "use alternating",
+            exact_instead(method),
         )
 
 

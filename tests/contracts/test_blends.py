@@ -12,6 +12,7 @@ import pytest
 
 from base_model.decoder.build import build_decoder
 from base_model.decoder.sources import decoder_source
+from base_model.frozen_linears import stored_linears
 from base_model.release import published_of, read_peft
 from base_model.verify import read_manifest
 from edge_runtime.adapter import load_adapter, read_tensors
@@ -84,7 +85,9 @@ def sorting(
         path = folder / f"{method}-{seed}"
         if not path.exists():
             write_adapter(path, method=method, seed=seed)
-            overwritten(path, to_edge(read_peft(path), published=published_of(path)))
+            linears = stored_linears(tiny_base, read_manifest(tiny_base))
+            slots = to_edge(read_peft(path), published=published_of(path), linears=linears)
+            overwritten(path, slots)
         return path
 
     return make

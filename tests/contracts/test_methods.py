@@ -35,6 +35,7 @@ from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, PlanError
 from protocol.forms import BOTTLENECK, SOFT_PROMPT
+from protocol.initial import ONES
 from protocol.layout import HEAD_PART
 from protocol.legality import check
 from protocol.manifest import MANIFEST_NAME, FileEntry
@@ -46,7 +47,6 @@ from protocol.peft_format import (
     Published,
     folder_head,
     from_peft,
-    to_edge,
     to_peft,
 )
 from protocol.plan import Plan, plan_from
@@ -54,10 +54,9 @@ from protocol.recipe import Recipe
 from protocol.rules import RULES
 from storage.regular import sha256_of
 from tests.conftest import TEXTS
-from tests.methods import SORTING, adapter_of
+from tests.methods import SORTING, adapter_of, slots_on
 
 NAMES = SORTING
-OWN = ("norm", "bottleneck", "hybrid")  # read otherwise than peft alone would
 
 
 def plan_of(base: Path, method: str, **sections: Any) -> Plan:
@@ -105,8 +104,7 @@ def test_its_settings_are_a_plan_of_their_own(tiny_base: Path, name: str) -> Non
 def test_round_0_is_the_base_but_for_the_head(tiny_base: Path, name: str) -> None:
     """A prompt apart, which is there from the first round on."""
     recipe = recipe_of(tiny_base, name)
-    published = Published.by(recipe.plan.adapter)
-    slots = to_edge(recipe.published(recipe.start()), published=published)
+    slots = slots_on(tiny_base, recipe, recipe.start())
     head = {key: value for key, value in slots.items() if key.startswith("classifier.")}
     same = np.allclose(answers(tiny_base, slots), answers(tiny_base, head), atol=1e-6)
     assert same == (SOFT_PROMPT not in slots)
@@ -138,12 +136,12 @@ def test_an_update_of_one_turn_is_linear(
     """
     recipe = recipe_of(tiny_base, name)
     method = recipe.method
-    start, published = random_tensors(recipe), Published.by(recipe.plan.adapter)
+    start = random_tensors(recipe)
     linears = [linear.path for linear in recipe.manifest.linears]
 
     def effect(tensors: dict[str, Any]) -> dict[str, Any]:
         """Products of low-rank slots, and the other slots as they are."""
-        slots = to_edge(recipe.published(tensors), published=published)
+        slots = slots_on(tiny_base, recipe, tensors)
         done = {}
         for key, value in slots.items():
             path, _, end = key.rpartition(".")
@@ -246,12 +244,13 @@ def test_what_is_odd_about_it_is_said(tiny_base: Path, name: str) -> None:
     manifest = read_manifest(tiny_base)
     decaying = plan_of(tiny_base, name, local={"weight_decay": 0.1})
     fields = {f.field for f in check(decaying, manifest) if f.severity == "warning"}
-    assert ("local.weight_decay" in fields) == (name in ("ia3", "norm", "vera"))
+    around_one = any(spec.law == ONES for spec in recipe_of(tiny_base, name).layout.specs)
+    assert ("local.weight_decay" in fields) == around_one
     pooled = manifest.model_copy(update={"pooling": "pooler"})
     card = model_card(plan_of(tiny_base, name), pooled, 1, True, None)
     assert f"method `{name}`" in card
-    assert ("with a KeyError" in card) == METHODS[name].own_opener == (name in OWN)
     own = METHODS[name].own_opener
+    assert ("with a KeyError" in card) == own
     assert folder_head(pooled, METHODS[name]) == ("head_on_pooler" if own else "classifier")
 
 
@@ -280,7 +279,7 @@ def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_pa
         tensors = {
             s.name: rng.normal(0, 0.3, s.shape).astype(np.float32) for s in recipe.layout.specs
         }
-        together |= to_edge(recipe.published(tensors), published=Published.by(recipe.plan.adapter))
+        together |= slots_on(tiny_base, recipe, tensors)
     write_edge_adapter(together, tmp_path / EDGE_FILE)
     check_tensors(
         read_tensors(tmp_path / EDGE_FILE), EdgeBase.open(tiny_base), labels=3, source="t"
@@ -294,7 +293,7 @@ def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_pa
         ("lorra", "did you mean `lora`?"),
         ("zzzz", "known methods: lora"),
         ("OFT", "full rank"),
-        ("DoRA", "not there yet"),
+        ("HRA", "not there yet"),
         ("LoRA", "did you mean `lora`?"),
     ],
 )
@@ -318,7 +317,7 @@ def test_a_method_of_bases_that_write_is_refused_for_one_that_sorts(
         Worker(plan, tiny_base)
 
 
-def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
+def test_a_base_without_scales_is_refused_for_what_fills_them_and_serves_the_others(
     tiny_source: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     from base_model.build import build_base
@@ -328,11 +327,14 @@ def test_a_base_without_scales_is_refused_for_ia3_and_serves_the_others(
     manifest = read_manifest(base)
     for name in NAMES:
         errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
-        assert [f.field for f in errors] == (["adapter.method"] if name == "ia3" else [])
-        assert not errors or "--scales" in errors[0].remedy
-    with pytest.raises(PlanError, match="no scale") as refused:  # the fingerprint is the same
-        Worker(plan_of(base, "ia3"), base)
-    assert "--scales" in refused.value.remedy
+        assert [f.field for f in errors] == (["adapter.method"] if METHODS[name].scales else [])
+        if METHODS[name].scales:
+            assert "--scales" in errors[0].remedy
+            with pytest.raises(
+                PlanError, match="no scale"
+            ) as refused:  # the fingerprint is the same
+                Worker(plan_of(base, name), base)
+            assert "--scales" in refused.value.remedy
     filled = {
         slot.name: np.ones(slot.shape, np.float32)
         for slot in read_manifest(tiny_base).graph.slots

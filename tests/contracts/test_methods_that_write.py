@@ -29,12 +29,15 @@ from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.decoder.cache import Cache
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.errors import ArtefactError
+from protocol.forms import SOFT_PROMPT
 from protocol.layout import Tensors
+from protocol.manifest import Linear
 from protocol.methods import METHODS, method_of
 from protocol.methods.base import Method
 from protocol.methods.hybrid import HybridSettings
 from protocol.peft_format import Published, from_peft, to_edge, to_peft
 from tests.methods import SETTINGS
+from tests.unit.audit.runs import small_writing
 from tests.unit.base_model.decoder.models import (
     apart,
     float_weights,
@@ -44,18 +47,6 @@ from tests.unit.base_model.decoder.models import (
 )
 
 IDS = [1, 5, 9, 13, 22, 40, 7]
-WRITING = [
-    "lora",
-    "dylora",
-    "lora-sb",
-    "vera",
-    "adalora",
-    "loha",
-    "lokr",
-    "prompt",
-    "prefix",
-    "hybrid",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +84,20 @@ def settings_of(name: str) -> Any:
 
 def method_named(name: str) -> Method[Any]:
     return method_of(settings_of(name))
+
+
+def _writing() -> list[str]:
+    """Methods that a base which writes text takes: its graph has low-rank slots and a soft prompt's."""
+    small = small_writing()
+    linears = [Linear(path="m.0.q_proj", in_features=32, out_features=32)]
+    slots = [slot for slot in small.graph.slots if slot.name == SOFT_PROMPT]
+    graph = small.graph.model_copy(update={"slots": slots})
+    manifest = small.model_copy(update={"linears": linears, "graph": graph})
+    remarks = {n: method_named(n).remarks(settings_of(n), manifest) for n in METHODS}
+    return [name for name, said in remarks.items() if "error" not in {kind for kind, *_ in said}]
+
+
+WRITING = _writing()
 
 
 def random_tensors(writer: Writer, name: str) -> Tensors:
