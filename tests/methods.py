@@ -14,6 +14,7 @@ from protocol.rules import RULES
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0},
+    "dora": {"rank": 4, "alpha": 8.0},
     "dylora": {"rank": 4, "alpha": 8.0},
     "lora-sb": {"rank": 4, "alpha": 8.0},
     "vera": {"rank": 4, "alpha": 8.0},

@@ -27,7 +27,7 @@ REFUSED = {
     "road": "it turns pairs of a linear's outputs, and a slot scales each alone; the nearest is `ia3`",
     **dict.fromkeys(("pissa", "olora", "loftq"), TAKEN_OUT),
     "pet": NEARBY.format("bottleneck"),
-    **dict.fromkeys(("dora", "hra"), NEARBY.format("lora")),
+    "hra": NEARBY.format("lora"),
     **dict.fromkeys(("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'),
     **dict.fromkeys(
         ("prefix-tuning", "prefix_tuning"),

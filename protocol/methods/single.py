@@ -10,6 +10,7 @@ from protocol.methods.adalora import Adalora
 from protocol.methods.base import Method, Settings
 from protocol.methods.bias import Bias
 from protocol.methods.bottleneck import Bottleneck
+from protocol.methods.dora import Dora
 from protocol.methods.dylora import Dylora
 from protocol.methods.head import Head
 from protocol.methods.ia3 import Ia3
@@ -27,6 +28,7 @@ SINGLE: dict[str, Method[Any]] = {
     method.name: method
     for method in (
         Lora(),
+        Dora(),
         Dylora(),
         LoraSb(),
         Vera(),

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
+from protocol.frozen_linears import StoredLinears
+from protocol.manifests import parse_any_manifest
 from protocol.peft_format import (
     EDGE_FILE,
     RELEASE_FILE,
@@ -109,6 +113,8 @@ KINDS: dict[str, dict[str, Any]] = {
     | {"rounds": 4, "adapter": {"method": "lokr", "rank": 1, "alpha": 2.0, "targets": ["query"]}},
     "vectors on fixed factors": LOSSY
     | {"rounds": 2, "adapter": {"method": "vera", "rank": 3, "alpha": 6.0, "targets": ["query"]}},
+    "lengths of rows": LOSSY
+    | {"rounds": 2, "adapter": {"method": "dora", "rank": 3, "targets": ["query"]}},
     "ranks that answer alone": LOSSY
     | {"rounds": 2, "adapter": {"method": "dylora", "rank": 3, "targets": ["query"]}},
     "ranks that are found": LOSSY
@@ -254,6 +260,14 @@ def withdrawn(folder: Path) -> Path:
     return make_run(folder, sites=sites, count=8, **small)
 
 
+def drawn(name: str) -> Any:
+    """A tensor of the weights that `small_manifest` has not: linears of 6 by 5, in 4 bits."""
+    rng = np.random.default_rng(len(name))
+    if name.endswith(".qweight"):
+        return rng.integers(0, 256, (6, 16)).astype(np.uint8)
+    return rng.normal(size=(6, 1) if name.endswith(".scales") else 6).astype(np.float32)
+
+
 def release(run: Path) -> None:
     """As ``fedge release`` does, without a base to measure on."""
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
@@ -261,7 +275,11 @@ def release(run: Path) -> None:
     tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
     published = Published.by(plan.adapter)
     named = from_peft(tensors, method=published.method)
-    write_edge_adapter(to_edge(named, published=published), folder / EDGE_FILE)
+    linears = StoredLinears(
+        parse_any_manifest((run / "manifest.json").read_text(), source="x"), drawn
+    )
+    slots = to_edge(named, published=published, linears=linears)
+    write_edge_adapter(slots, folder / EDGE_FILE)
     note = json.loads((folder / RELEASE_FILE).read_text())
     note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
     note["parity"] = {

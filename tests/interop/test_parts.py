@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.encoding import canonical_json
+from protocol.frozen_linears import StoredLinears
+from protocol.methods import METHODS
+from protocol.peft_format import Published, to_edge
 from protocol.privacy.distributed import Mechanism
 from protocol.secagg.packing import pack
 from protocol.secagg.ring import Ring
@@ -18,9 +21,10 @@ from protocol.step.robust import robust_mean
 from tests.interop.verifier.basics import canonical
 from tests.interop.verifier.masks import unpack
 from tests.interop.verifier.noise import Noise
-from tests.interop.verifier.published import edge_tensors
+from tests.interop.verifier.published import edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
 from tests.interop.verifier.step import combined
+from tests.unit.audit.runs import small_manifest
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**60), 2**60), st.text())
@@ -136,3 +140,20 @@ def test_files_of_onnx_runtime_are_read_without_it(tmp_path: Path) -> None:
         write_edge_adapter(tensors, tmp_path / "file")
         found = edge_tensors((tmp_path / "file").read_bytes())
         assert found == {name: (value.shape, value.tobytes()) for name, value in tensors.items()}
+
+
+@given(st.integers(1, 9), st.integers(0, 10_000))
+def test_lengths_of_rows_are_the_same_bits(rank: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = {"weight": (6, 5), "bias": (6,), "lora_A": (rank, 5), "lora_B": (6, rank)}
+    path, sizes = "m.0.query", sizes | {"lora_magnitude_vector": (6,)}
+    drawn = {f"{path}.{n}": rng.normal(size=x).astype(np.float32) for n, x in sizes.items()}
+    manifest = small_manifest().model_copy(update={"bits": 32})
+    published = Published(method=METHODS["dora"], constants={"scaling": 0.7})
+    tensors = {name: value for name, value in drawn.items() if ".lora_" in name}
+    linears = StoredLinears(manifest, drawn.__getitem__)
+    slots = to_edge(tensors, published=published, linears=linears)
+    values = [drawn[f"{path}.{name}"] for name in sizes]
+    mine = scales_of(*values, 0.7)
+    for end, value in zip(("scale", "shift"), mine, strict=True):
+        assert value.tobytes() == slots[f"{path}.{end}"].tobytes()

@@ -16,6 +16,7 @@ TURNS: dict[
     str, tuple[tuple[str, ...], ...]
 ] = {  # parts of a method, in the order that rules train them
     "lora": (("lora_B",), ("lora_A",)),
+    "dora": (("lora_B", "lora_magnitude_vector"), ("lora_A",)),
     "dylora": (("lora_B",), ("lora_A",)),
     "lora-sb": (("lora_R",),),
     "vera": (("vera_b",), ("vera_d",)),
@@ -44,6 +45,7 @@ FACTORS = (
     "lora_B",
     "lora_R",
     "lora_E",
+    "lora_magnitude_vector",
     "vera_d",
     "vera_b",
     "ia3_l",
@@ -189,10 +191,12 @@ def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[i
     if targets == "query-value":
         targets = ["query", "value", "q_lin", "v_lin", "q", "v", "q_proj", "v_proj"]
         targets += ["c_attn", "query_key_value", "qkv_proj"]
+    narrow = plan["adapter"]["method"] != "dora"
     return {
         one["path"]: (one["in_features"], one["out_features"])
         for one in sorted(manifest["linears"], key=lambda one: str(one["path"]))
-        if (targets == "all-linear" or any(f".{one['path']}".endswith(f".{t}") for t in targets))
+        if (narrow or one["out_features"] >= one["in_features"])
+        and (targets == "all-linear" or any(f".{one['path']}".endswith(f".{t}") for t in targets))
         and (not layers or next(int(p) for p in one["path"].split(".") if p.isdigit()) in layers)
     }
 
@@ -259,6 +263,7 @@ def of_linear(adapter: dict[str, Any], path: str, width: int, out: int) -> Shape
         inner = {
             "lora-sb": {"lora_R": (r, r)},
             "adalora": {"lora_E": (r,)},
+            "dora": {"lora_magnitude_vector": (out,)},
             "vera": {"vera_d": (r,), "vera_b": (out,)},
         }
         for part, shape in inner.get(method, {}).items():

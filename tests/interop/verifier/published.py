@@ -149,7 +149,7 @@ def saved_name(documents: Documents, name: str, prefix: str) -> str:
         own = f"ln_tuning_layers.{'weight' if end == 'scale' else 'bias'}"
         method = documents.plan["adapter"]["method"]
         return f"{prefix}{path}.{own if method == 'norm' else 'lora_B.bias'}"
-    return prefix + name + (".weight" if role_of(name).startswith("lora_") else "")
+    return prefix + name + (".weight" if role_of(name) in ("lora_A", "lora_B") else "")
 
 
 def check_round(
@@ -298,7 +298,29 @@ def check_edge(
     for start, member in documents.of_members().items():
         own = {n.removeprefix(start): x for n, x in plain.items() if n.startswith(start)}
         expected |= slots_of(member, {n: x for n, x in own.items() if n not in head})
+    if documents.plan["adapter"]["method"] == "dora":
+        expected |= under_scales(documents, expected, found)
     assert dict(found) == expected
+
+
+def under_scales(
+    documents: Documents,
+    expected: Mapping[str, tuple[tuple[int, ...], bytes]],
+    found: Mapping[str, tuple[tuple[int, ...], bytes]],
+) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """P-2.5 of `dora` without the base: factors follow from the scales, which are as they are (`scales_of`)."""
+    there = {one["name"] for one in documents.manifest["graph"]["slots"]}
+    slots = {}
+    for name, (shape, data) in expected.items():
+        path, _, end = name.rpartition(".")
+        if end == "lora_B":
+            scale = np.frombuffer(found[f"{path}.scale"][1], "<f4")
+            up = np.frombuffer(data, "<f4").reshape(shape) * scale
+            slots[name] = shape, up.astype("<f4").tobytes()
+            for slot in there & {f"{path}.scale", f"{path}.shift"}:
+                assert found[slot][0] == shape[1:]
+                slots[slot] = found[slot]
+    return slots
 
 
 def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int, ...], bytes]]:
@@ -338,6 +360,8 @@ def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int,
                     data = np.ascontiguousarray(matrix, "<f4").tobytes()
                     expected[f"{path}.{end}"] = matrix.shape, data
             continue
+        if role_of(name) == "lora_magnitude_vector":
+            continue  # it hangs on weights of the base: `under_scales`
         if role_of(name) == "lora_A":
             tensor = tensor.T
         elif role_of(name) == "lora_B":
@@ -346,3 +370,20 @@ def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int,
             tensor = tensor * s
         expected[name] = tensor.shape, np.ascontiguousarray(tensor, "<f4").tobytes()
     return expected
+
+
+def scales_of(weight: Any, bias: Any, a: Any, b: Any, offset: Any, s: float) -> tuple[Any, Any]:
+    """P-2.5: scale and shift of a linear under `dora`; float64 sums column by column, row by row."""
+    rows = weight.astype(np.float64)
+    turned = rows.copy()
+    for k in range(len(a)):
+        scaled = b[:, k] * np.float32(s)
+        turned = turned + np.multiply.outer(scaled.astype(np.float64), a[k].astype(np.float64))
+    before, after = np.zeros(len(rows)), np.zeros(len(rows))
+    for column in range(rows.shape[1]):
+        before = before + rows[:, column] * rows[:, column]
+        after = after + turned[:, column] * turned[:, column]
+    before, after = np.sqrt(before), np.sqrt(after)
+    one = np.float32(1)
+    scale = (offset / before.astype(np.float32) + one) / (after / before).astype(np.float32)
+    return scale, bias / scale - bias

@@ -11,7 +11,7 @@ def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
     ordinary = (manifest["family"], manifest["pooling"]) == ("bert", "pooler")
-    if ordinary and method not in ("norm", "bottleneck", "hybrid"):
+    if ordinary and method not in ("norm", "bottleneck", "dora", "hybrid"):
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
 
@@ -138,6 +138,8 @@ def low_rank(documents: Documents) -> dict[str, Any]:
         keys["use_rslora"] = True
     if adapter["method"] == "bias":
         keys["lora_bias"] = True
+    if adapter["method"] == "dora":
+        keys["use_dora"] = True
     return keys
 
 

@@ -31,7 +31,7 @@ def test_what_we_write_is_read() -> None:
         *({"use_rslora": value} for value in ("false", 1, None)),
         *({"lora_bias": value} for value in ("false", 1)),
         *({"peft_type": kind} for kind in ("OFT", "lora", None, 3, [])),
-        {"use_dora": True},
+        *({"use_dora": value} for value in ("true", 1, None)),
         {"alpha_pattern": {"query": 3}},
         {"rank_pattern": {"query": 3}},
     ],
