@@ -32,6 +32,7 @@ from base_model.graph_linears import (
     Codes,
     flatten_rows,
     linear_nodes,
+    module_of,
     quantise,
     sort_topologically,
 )
@@ -123,6 +124,7 @@ def export_graph(
             output = add_linear_slots(graph, node, linear, shifted=shifted, scaled=scales)
             outputs[linear.path].append((source, output))
         _add_bottlenecks(graph, model.config.hidden_size, outputs)
+        _bottleneck_of_words(graph, model, width)
         add_norm_slots(graph)
     _attach_head(graph, model, slots)
     _prompt_slot(graph, width, slots, prompt)
@@ -155,6 +157,30 @@ def _add_bottlenecks(
                 add_bottleneck(graph, path, source, outputs[seconds[path]][call][1], size)
             else:
                 add_bottleneck(graph, path, output, output, size)
+
+
+def _bottleneck_of_words(graph: onnx.GraphProto, model: EncoderClassifier, width: int) -> None:
+    """Behind the word embeddings (texts, tokens, ``width``), before what is added to them or joins them."""
+    table = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is table)
+    gather = next(n for n in graph.node if n.op_type == "Gather" and module_of(n) == path)
+    words, rows, behind = (gather.output[0] + end for end in ("", "/rows", "/behind"))
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = behind if name == words else name
+    sizes = (np.array([-1, width], np.int64), np.array([width], np.int64))
+    flat, last = f"{rows}/shape", f"{rows}/width"
+    for name, value in zip((flat, last), sizes, strict=True):
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.node.append(helper.make_node("Reshape", [words, flat], [rows]))
+    add_bottleneck(graph, path, rows, rows, width)
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [INPUTS[0]], [f"{rows}/texts"]),
+            helper.make_node("Concat", [f"{rows}/texts", last], [f"{behind}/shape"], axis=0),
+            helper.make_node("Reshape", [rows, f"{behind}/shape"], [behind]),
+        ]
+    )
 
 
 def _move_out(graph: onnx.GraphProto, path: Path, slots: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where a bottleneck adapter may stand in an encoder: at attention outputs and feed-forwards. (P-1.11)
+"""Where a bottleneck may stand in an encoder: at attention outputs, feed-forwards, word embeddings. (P-1.11)
 
 Hugging Face's families call them differently; what is listed here is what P-1.11 lists.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 Place = Literal["attention", "output", "beside"]
+WORDS = ".word_embeddings"  # end of the path of what gives a word its vector, in every family
 # Trailing components of module paths; of a feed-forward its first and its second linear.
 ATTENTION_OUTPUTS = (
     "attention.output.dense",

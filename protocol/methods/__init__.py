@@ -26,7 +26,7 @@ REFUSED = {
     "randlora": FULL_RANK,
     "road": "it turns pairs of a linear's outputs, and a slot scales each alone; the nearest is `ia3`",
     **dict.fromkeys(("pissa", "olora", "loftq"), TAKEN_OUT),
-    "pet": NEARBY.format("bottleneck"),
+    "pet": 'it is `method = "bottleneck"` with `places = "embeddings"`',
     "hra": NEARBY.format("lora"),
     **dict.fromkeys(("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'),
     **dict.fromkeys(

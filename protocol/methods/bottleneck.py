@@ -2,7 +2,8 @@
 
 Behind the attention's output and the feed-forward's, x = y (Houlsby et al., arXiv 1902.00751), behind the
 latter alone (Pfeiffer et al., arXiv 2005.00247), or beside the feed-forward, from its input to its output (He
-et al., arXiv 2110.04366). ``PATH.bottleneck_down`` is D, (hidden, w), ``.bottleneck_bias`` b, (w,),
+et al., arXiv 2110.04366). Or one alone stands behind the word embeddings, before types, positions and a soft
+prompt. ``PATH.bottleneck_down`` is D, (hidden, w), ``.bottleneck_bias`` b, (w,),
 ``.bottleneck_up`` U, (w, hidden), and where it is gated ``.bottleneck_gate`` g, (1,), which begins at zero
 (ReZero, arXiv 2003.04887); without gates U does. PATH is the linear's whose output y is, or, beside a
 feed-forward, that of its first linear (``protocol.bottlenecks``).
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.bottlenecks import Place, bottleneck_places, feed_forwards
+from protocol.bottlenecks import WORDS, Place, bottleneck_places, feed_forwards
 from protocol.errors import PlanError
 from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLENECK_UP
 from protocol.initial import ZEROS, Law
@@ -36,6 +37,7 @@ PLACES: dict[str, frozenset[Place]] = {
     "pfeiffer": frozenset({"output"}),
     "parallel": frozenset({"beside"}),
 }
+EMBEDDINGS = "embeddings"
 
 
 class BottleneckSettings(Settings):
@@ -44,9 +46,10 @@ class BottleneckSettings(Settings):
     method: Literal["bottleneck"] = Field(
         default="bottleneck", description="what is trained; `fedge methods` lists all"
     )
-    places: Literal["houlsby", "pfeiffer", "parallel"] = Field(
+    places: Literal["houlsby", "pfeiffer", "parallel", "embeddings"] = Field(
         default="pfeiffer",
-        description="behind attention and feed-forward, behind the feed-forward, or beside it",
+        description="behind attention and feed-forward, behind the feed-forward, beside it, or one alone "
+        "behind the word embeddings",
     )
     width: Rank = Field(default=16, description="features of the bottleneck, w")
     scaling: PositiveReal = Field(
@@ -90,7 +93,7 @@ class Bottleneck(Method[BottleneckSettings]):
 
     def specs(self, settings: BottleneckSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """D is uniform in ±1/sqrt(hidden), as LoRA's A; U is zero, or with a gate in ±1/sqrt(w)."""
-        hidden, w, gated = manifest.hidden_size, settings.width, settings.gated
+        hidden, w, gated = _features(settings, manifest), settings.width, settings.gated
         down = Law("uniform", 1.0 / math.sqrt(hidden))
         up = Law("uniform", 1.0 / math.sqrt(w)) if gated else ZEROS
         for path in self._paths(settings, manifest):
@@ -107,7 +110,16 @@ class Bottleneck(Method[BottleneckSettings]):
                 "`adapter.method`: bases that write text have no bottlenecks",
                 "train an adapter of linears, such as `lora`",
             )
-        wanted, slots = PLACES[settings.places], manifest.graph.slot_names
+        slots = manifest.graph.slot_names
+        if settings.places == EMBEDDINGS:
+            ends = WORDS + BOTTLENECK_DOWN
+            if words := [x.removesuffix(BOTTLENECK_DOWN) for x in slots if x.endswith(ends)]:
+                return words
+            raise PlanError(
+                f"`adapter.places`: the base's graph has no {BOTTLENECK_DOWN[1:]} behind its word embeddings",
+                "build the base again with this fedge: older ones have none there",
+            )
+        wanted = PLACES[settings.places]
         places = bottleneck_places(linear.path for linear in manifest.linears)
         paths = [path for path, place in places.items() if place in wanted]
         lacking = [path for path in paths if not {path + end for end in BOTTLENECK} <= slots]
@@ -129,8 +141,8 @@ class Bottleneck(Method[BottleneckSettings]):
             self._paths(settings, manifest)
         except PlanError as error:
             yield remark_of(error)
-        if settings.width > manifest.hidden_size:
-            cause = f"{settings.width} features are more than a layer's {manifest.hidden_size}"
+        if settings.width > (features := _features(settings, manifest)):
+            cause = f"{settings.width} features are more than a layer's {features}"
             yield "error", "adapter.width", cause, "lower it"
 
     def constants(self, settings: BottleneckSettings) -> Constants:
@@ -180,6 +192,12 @@ class Bottleneck(Method[BottleneckSettings]):
             up = f"{name.removesuffix(GATE)}{UP}"
             plain[up] = tensors[up] * tensors[name]
         return plain
+
+
+def _features(settings: BottleneckSettings, manifest: BaseManifest) -> int:
+    """Of what goes into a bottleneck."""
+    words = settings.places == EMBEDDINGS
+    return manifest.embedding_size if words else manifest.hidden_size
 
 
 class _Ungated(Bottleneck):

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from protocol.bottlenecks import WORDS
 from protocol.errors import ArtefactError, PlanError
 from protocol.forms import PREFIX, SCALE, SHIFT, SOFT_PROMPT
 from protocol.layout import HEAD_PARTS, Tensors, TensorSpec
@@ -133,13 +134,17 @@ class Hybrid(Method[HybridSettings]):
             yield from self._clashes(settings, manifest)
 
     def _clashes(self, settings: HybridSettings, manifest: BaseManifest) -> Iterator[Remark]:
-        """By the slots' names, for which a number per tensor is enough; prompt and prefix are one place."""
+        """By the slots' names, for which a number per tensor is enough.
+
+        Prompt and prefix are one place, and a prompt's pads are known by the words' vectors as they are.
+        """
         filled: dict[str, int] = {}
         for n, (member, own) in enumerate(self._with(settings)):
             specs = member.specs(own, manifest)
             least = {spec.name: np.ones((1,) * len(spec.shape), np.float32) for spec in specs}
             for slot in sorted(member.forms(least, member.constants(own))):
-                place = SOFT_PROMPT if slot == PREFIX else slot.replace(SHIFT, SCALE)
+                of_words = slot == PREFIX or WORDS in slot
+                place = SOFT_PROMPT if of_words else slot.replace(SHIFT, SCALE)
                 if filled.setdefault(place, n) != n:
                     other = self.members[filled[place]].name
                     cause = f"`{other}` and `{member.name}` both act at {slot}"

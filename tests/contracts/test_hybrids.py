@@ -143,6 +143,10 @@ def test_a_turn_is_one_of_every_member(tiny_base: Path) -> None:
         ([adapter_of("bias"), adapter_of("ia3")], "dense.scale"),
         ([adapter_of("prompt"), adapter_of("lora"), adapter_of("prompt")], "soft_prompt"),
         ([adapter_of("bottleneck"), adapter_of("bottleneck")], "bottleneck_bias"),
+        (
+            [adapter_of("bottleneck") | {"places": "embeddings"}, adapter_of("prompt")],
+            "soft_prompt",
+        ),
     ],
 )
 def test_two_that_act_at_one_place_are_refused(

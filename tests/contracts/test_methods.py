@@ -293,6 +293,7 @@ def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_pa
         ("lorra", "did you mean `lora`?"),
         ("zzzz", "known methods: lora"),
         ("OFT", "full rank"),
+        ("PET", '`places = "embeddings"`'),
         ("HRA", "not there yet"),
         ("LoRA", "did you mean `lora`?"),
     ],

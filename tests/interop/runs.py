@@ -161,6 +161,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 3,
         "adapter": {"method": "bottleneck", "places": "parallel", "width": 2, "gated": True},
     },
+    "a bottleneck of words": LOSSY
+    | {"rounds": 2, "adapter": {"method": "bottleneck", "places": "embeddings", "width": 2}},
     "bottlenecks of one turn": LOSSY
     | {
         "rounds": 1,

@@ -228,7 +228,8 @@ def of_adapter(plan: dict[str, Any], manifest: dict[str, Any]) -> Shapes:
             if end in ("scale", "shift") and path not in linears:
                 yield slot["name"], tuple(slot["shape"])
     elif method == "bottleneck":
-        size, w = manifest["hidden_size"], plan["adapter"]["width"]
+        words = plan["adapter"]["places"] == "embeddings"
+        size, w = manifest["embedding_size" if words else "hidden_size"], plan["adapter"]["width"]
         for path in standing(plan, manifest):
             yield f"{path}.bottleneck_down", (size, w)
             yield f"{path}.bottleneck_bias", (w,)
@@ -307,6 +308,11 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
             if path.endswith("." + first) and other in paths:
                 pairs[path] = other
     places = plan["adapter"]["places"]
+    if places == "embeddings":
+        end = ".word_embeddings.bottleneck_down"
+        slots = [str(one["name"]) for one in manifest["graph"]["slots"]]
+        (path,) = [name[: -len(".bottleneck_down")] for name in slots if name.endswith(end)]
+        return {path: path}
     if places == "parallel":
         return {path: pairs[path] for path in sorted(pairs)}
     ends = [p for p in paths if any(p.endswith("." + a) for a in attention)]

@@ -134,11 +134,11 @@ def small_layered() -> Manifest:
         for i, paths in enumerate(named)
         for path, (width, out) in zip(paths, sizes, strict=True)
     ]
-    for linear in linears[1:]:
-        width = f"w_{linear.path}"
+    for path in ("m.embeddings.word_embeddings", *(linear.path for linear in linears[1:])):
+        width = f"w_{path}"
         shapes: tuple[list[int | str], ...] = ([5, width], [width], [width, 5])
         slots = slots + [
-            Slot(name=linear.path + end, dtype="float32", shape=shape)
+            Slot(name=path + end, dtype="float32", shape=shape)
             for end, shape in zip(BOTTLENECK, shapes, strict=True)
         ]
     graph = manifest.graph.model_copy(update={"slots": slots})

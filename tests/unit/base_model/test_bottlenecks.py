@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from base_model.merged import write_merged
 from base_model.parity import Bounds
 from base_model.programs.session import open_session
 from base_model.programs.slots import slot_layout, slot_program
-from base_model.release import release_adapter
+from base_model.release import edge_session, release_adapter
 from base_model.store import GRAPH, open_base
 from base_model.tasks.classification import TARGET
 from base_model.verify import read_manifest
@@ -30,15 +31,17 @@ from protocol.errors import ArtefactError
 from protocol.forms import BOTTLENECK
 from protocol.layout import Tensors
 from protocol.legality import check
+from protocol.manifest import Graph
 from protocol.methods import METHODS, method_of
-from protocol.peft_format import slots_of
+from protocol.peft_format import EDGE_FILE, slots_of
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
 from tests.conftest import TEXTS
 from tests.unit.base_model.sources import FAMILIES, one_by_default, write_source
 
-VARIANTS = [(p, g) for p in ("houlsby", "pfeiffer", "parallel") for g in (False, True)]
+PLACES = ("houlsby", "pfeiffer", "parallel", "embeddings")
+VARIANTS = [(p, g) for p in PLACES for g in (False, True)]
 # Of a layer, what the families call the three: attention's output, the feed-forward's two.
 CALLED = {
     "bert": ("attention.output.dense", "intermediate.dense", "output.dense"),
@@ -77,6 +80,10 @@ def random_tensors(recipe: Recipe) -> Tensors:
     return {s.name: rng.normal(0, 0.5, s.shape).astype(np.float32) for s in recipe.layout.specs}
 
 
+def errors_of(plan: Plan, manifest: Any) -> list[Any]:
+    return [finding for finding in check(plan, manifest) if finding.severity == "error"]
+
+
 def batch(base: Path) -> Batch:
     rng = np.random.default_rng(5)
     ids = rng.integers(5, read_manifest(base).vocab_size, (3, 7))
@@ -102,7 +109,10 @@ def by_torch(base: Path, places: str, values: Tensors, rows: Batch) -> tuple[Any
     attention, first, second = CALLED.get(read_manifest(base).family, CALLED["bert"])
     for path, module in model.named_modules():
         layer = path.removesuffix(second)
-        if path.endswith(f".{attention}") and places == "houlsby":
+        if places == "embeddings":
+            if path.endswith(".word_embeddings"):
+                module.register_forward_hook(lambda _, __, y, path=path: y + added(path, y))
+        elif path.endswith(f".{attention}") and places == "houlsby":
             module.register_forward_hook(lambda _, __, y, path=path: y + added(path, y))
         elif path.endswith(f".{second}") and not path.endswith(f".{attention}"):
             if places == "parallel":
@@ -162,6 +172,23 @@ def test_a_bottleneck_stands_where_the_paper_has_it(base: Path, places: str) -> 
     assert paths <= bottleneck_places(linear.path for linear in manifest.linears).keys()
 
 
+def test_of_words_there_is_one_in_every_family_and_none_in_bases_of_before(base: Path) -> None:
+    """In ALBERT and ELECTRA a word's vector is narrower than a layer's; a width is held to it."""
+    manifest, recipe = read_manifest(base), recipe_of(base, "embeddings", False)
+    (path,) = {n.rpartition(".")[0] for n in recipe.start() if not n.startswith("classifier.")}
+    assert f"{path}.weight" in manifest.tensors
+    assert recipe.start()[path + BOTTLENECK[0]].shape == (manifest.embedding_size, 3)
+    kept = [slot for slot in manifest.graph.slots if not slot.name.startswith(path)]
+    slots = {"slots": [slot.model_dump() for slot in kept]}
+    graph = Graph.model_validate(manifest.graph.model_dump() | slots)
+    (error,) = errors_of(recipe.plan, manifest.model_copy(update={"graph": graph}))
+    assert error.field == "adapter.places"
+    assert "build the base again" in error.remedy
+    wide = {"method": "bottleneck", "places": "embeddings", "width": manifest.embedding_size + 1}
+    (error,) = errors_of(plan_of(base, "", False, adapter=wide), manifest)
+    assert error.field == "adapter.width"
+
+
 def test_the_adapter_is_linear_in_gates_and_in_what_leads_up_and_in_nothing_else(
     tiny_base: Path,
 ) -> None:
@@ -207,6 +234,24 @@ def test_a_device_may_train_what_it_runs(tiny_base: Path) -> None:
     _, theirs = engine.gradients(tensors, rows, frozenset(parts))
     for spec, gradient in zip(layout.specs, ours, strict=True):
         np.testing.assert_allclose(gradient, theirs[spec.name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("places", ["pfeiffer", "embeddings"])
+def test_a_release_answers_alike_on_torch_and_on_a_device(
+    tiny_base: Path, write_adapter: Any, tmp_path: Path, places: str
+) -> None:
+    settings = {"method": "bottleneck", "places": places, "width": 3}
+    folder = write_adapter(tmp_path / "adapter", adapter=settings)
+    note = release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
+    assert note.parity is not None
+    rows = batch(tiny_base)
+    session, options, _keep = edge_session(tiny_base, folder / EDGE_FILE)
+    feeds = {"input_ids": rows.ids, "attention_mask": rows.mask}
+    (logits,) = session.run(None, feeds, options)
+    model = runpy.run_path(str(folder / "open_adapter.py"))["load"](folder, tiny_base)
+    with torch.no_grad():
+        opened = model(**{name: torch.from_numpy(value) for name, value in feeds.items()}).logits
+    assert np.abs(opened.numpy() - logits).max() < 1e-4 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("gated", [False, True])
