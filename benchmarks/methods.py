@@ -1,6 +1,6 @@
 """Every method beside full fine-tuning: quality, bytes, processor time and memory, three seeds, one table a data set.
 
-    python benchmarks/methods.py [--data trec sst2] [--methods lora bias full] [--seeds 0 1 2] [--out runs/methods] [--jobs 2] [--json]
+    python benchmarks/methods.py [--data trec sst2] [--methods lora bias full] [--seeds 0 1 2] [--out runs/methods] [--no-pooled] [--jobs 2] [--json]
 
 A cell is a run of `fedge simulate DATA` in a process of its own, federated in secret and pooled, or of
 `benchmarks/full_tuning.py` on the rows of that data's first run. A finished cell is not run again, so the command can be
@@ -39,6 +39,9 @@ METHODS: dict[str, dict[str, str]] = {
     "norm": {"local.learning_rate": "1e-2"},
     "bottleneck": {"adapter.width": "16"},
     "prompt": {"adapter.tokens": "10", "local.learning_rate": "1e-2"},
+    "hybrid": {
+        "adapter.members": '[{method = "lora", rank = 8}, {method = "bias"}, {method = "norm"}]'
+    },
     "head": {},
 }
 Cell = dict[str, Any]
@@ -74,20 +77,22 @@ def trained_numbers(run: Path, base: Path) -> int:
     return recipe.layout.only(recipe.trained).size
 
 
-def method_cell(data: str, method: str, seed: int, out: Path) -> Cell:
-    """Federated and pooled under a method."""
+def method_cell(data: str, method: str, seed: int, out: Path, *, pooled: bool) -> Cell:
+    """Federated, and where it is asked for pooled, under a method."""
     folder = out / f"{data}-{method}-{seed}"
     command = [sys.executable, "-m", "fedge", "simulate", data, "--out", str(folder), "--json"]
     settings = {"adapter.method": method, "seed": str(seed), **METHODS[method]}
     for key, value in settings.items():
         command += ["--set", f"plan.{key}={value}"]
+    if not pooled:
+        command += ["--set", "yardsticks.pooled=false"]
     if folder.exists():
         command.append("--resume")
     said, seconds, peak = measured(command)
     summary = json.loads(said)
     return {
         "federated": summary["accuracy_federated"],
-        "pooled": summary["accuracy_pooled"],
+        "pooled": summary.get("accuracy_pooled"),
         "numbers": trained_numbers(folder, Path(summary["base"])),
         "bytes": summary["upload_bytes_per_client_round"],
         "cpu_seconds": seconds,
@@ -96,19 +101,21 @@ def method_cell(data: str, method: str, seed: int, out: Path) -> Cell:
     }
 
 
-def full_cell(data: str, seed: int, out: Path) -> Cell:
+def full_cell(data: str, seed: int, out: Path, *, pooled: bool) -> Cell:
     """All weights, on the same devices' rows."""
     run = out / f"{data}-lora-{seed}"
     command = [sys.executable, str(ROOT / "benchmarks" / "full_tuning.py"), str(run)]
-    pooled, seconds, peak = measured(command)
-    federated, more, _ = measured([*command, "--federated"])
-    cell = json.loads(pooled)
+    federated, seconds, peak = measured([*command, "--federated"])
+    cell, together = json.loads(federated), None
+    if pooled:
+        said, more, _ = measured(command)
+        together, seconds = json.loads(said)["accuracy"], seconds + more
     return {
-        "federated": json.loads(federated)["accuracy"],
-        "pooled": cell["accuracy"],
+        "federated": cell["accuracy"],
+        "pooled": together,
         "numbers": cell["numbers"],
         "bytes": 4 * cell["numbers"],
-        "cpu_seconds": seconds + more,
+        "cpu_seconds": seconds,
         "peak_bytes": peak,
         "audit": None,
     }
@@ -123,8 +130,15 @@ def kept(path: Path, make: Callable[[], Cell]) -> Cell:
     return dict(json.loads(path.read_text()))
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation, nothing of what was not measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    return _spread(known)
+
+
+def _spread(values: Sequence[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
@@ -149,6 +163,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS, FULL])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "methods")
+    parser.add_argument("--pooled", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -162,9 +177,9 @@ def main() -> None:
             for method in methods:
                 for seed in arguments.seeds:
                     make = (
-                        partial(full_cell, data, seed, out)
+                        partial(full_cell, data, seed, out, pooled=arguments.pooled)
                         if method == FULL
-                        else partial(method_cell, data, method, seed, out)
+                        else partial(method_cell, data, method, seed, out, pooled=arguments.pooled)
                     )
                     path = out / f"{data}-{method}-{seed}.json"
                     jobs[method, seed] = pool.submit(kept, path, make)
