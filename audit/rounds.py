@@ -23,6 +23,7 @@ from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
+from protocol.image_opener import opener_of
 from protocol.layout import Tensors
 from protocol.peft_format import (
     CARD_FILE,
@@ -35,7 +36,7 @@ from protocol.peft_format import (
     render_config,
     to_peft,
 )
-from protocol.peft_opener import OPENER, OPENER_FILE
+from protocol.peft_opener import OPENER_FILE
 from protocol.recipe import Recipe, verify_magnitude
 from protocol.step.robust import Robust, robust_mean
 from protocol.step.state import State, apply_mean, initial_state
@@ -301,7 +302,7 @@ class RoundCheck:
         if not has_opener(run.manifest, recipe.method):
             return plain
         name = adapter_path(leaf.round, OPENER_FILE)
-        if read_subject(run.source, self._round.adapter, name) != OPENER.encode():
+        if read_subject(run.source, self._round.adapter, name) != opener_of(run.manifest).encode():
             raise _bad(f"{name} is a program of somebody else's")
         return plain
 

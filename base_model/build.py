@@ -6,27 +6,24 @@ Everyone else checks hashes; nobody quantises again.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from base_model.encoder import EncoderClassifier, encoder_linears, word_embedding_std
+from base_model.encoder import EncoderClassifier, word_embedding_std
 from base_model.export import INPUTS, ONE_FILE, OPSET, OUTPUT, export_graph
 from base_model.families import check_task
 from base_model.files import chunks_text, file_entries, folder_that_appears, writing
 from base_model.graph_check import check_graph
-from base_model.graph_linears import Codes
+from base_model.quantised import BLOCK, Progress, config_text, linears_of, quantised
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
 from base_model.weights_file import WEIGHTS, tensor_entry
 from protocol.chunks import CHUNKS
-from protocol.codes import dequantise, quantise
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import (
     CONFIG,
@@ -40,9 +37,8 @@ from protocol.manifest import (
     fingerprint,
 )
 
-BLOCK = 32
 ACCURACY_LEVEL = 0  # activations stay float32: what training computes with
-Progress = Callable[[str, float], None]
+MADE_WITH = ("torch", "transformers", "onnx", "onnxscript")
 
 
 def build_base(
@@ -77,9 +73,7 @@ def build_base(
     """
     check_task(task)
     if task != "sequence-classification":
-        raise PlanError(
-            f"task `{task}` is not built here", "use base_model.decoder.build.build_decoder"
-        )
+        raise PlanError(f"task `{task}` is not built here", "use the builder of that task")
     if bits not in (4, 8, 16, 32):
         raise PlanError(f"--bits {bits} is not offered", "use 4, 8, 16 or 32")
     tell = progress or (lambda _step, _share: None)
@@ -109,13 +103,13 @@ def _fill(
 ) -> Manifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     model = _model_of(source)
-    linears = _linears(model)
-    tensors, codes = _quantised(model, linears, bits, tell)
+    linears = linears_of(model)
+    tensors, codes = quantised(model, linears, bits, tell)
     tell("writing weights", 0.5)
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     (folder / TOKENIZER).write_text(source.tokenizer, "utf-8")
-    (folder / CONFIG).write_text(_config_text(source), "utf-8")
+    (folder / CONFIG).write_text(config_text(source.config, source.labels), "utf-8")
     tell("exporting the edge graph", 0.6)
     declared = export_graph(
         model,
@@ -152,56 +146,6 @@ def _model_of(source: Source) -> EncoderClassifier:
         for name in drawn:  # the head, which lies in the base and in every adapter
             model.get_parameter(name).zero_()
     return model.float().eval().requires_grad_(False)
-
-
-def _linears(model: EncoderClassifier) -> list[Linear]:
-    return [
-        Linear(path=path, in_features=module.in_features, out_features=module.out_features)
-        for path, module in sorted(encoder_linears(model, model.family).items())
-    ]
-
-
-def _quantised(
-    model: EncoderClassifier, linears: list[Linear], bits: int, tell: Progress
-) -> tuple[dict[str, Tensor], Codes]:
-    """Tensors for the file, codes for the graph; ``model`` ends up with the values they stand for."""
-    tensors = {name: value.detach().clone() for name, value in model.named_parameters()}
-    codes: Codes = {}
-    for number, linear in enumerate(linears):
-        name = f"{linear.path}.weight"
-        weight = tensors.pop(name)
-        if bits == 32:
-            tensors[name] = weight
-        elif bits == 16:
-            tensors[name] = weight.half()
-            value = tensors[name].float()
-        else:
-            packed, scales = quantise(weight.numpy(), bits=bits, block=BLOCK)
-            codes[linear.path] = packed, scales
-            tensors[f"{linear.path}.qweight"] = torch.from_numpy(packed.reshape(len(packed), -1))
-            tensors[f"{linear.path}.scales"] = torch.from_numpy(scales)
-            value = torch.from_numpy(
-                np.ascontiguousarray(
-                    dequantise(packed, scales, bits=bits, in_features=linear.in_features)
-                )
-            )
-        if bits != 32:
-            model.get_submodule(linear.path).weight.data.copy_(value)
-        tell(f"quantising to {bits} bits", 0.1 + 0.4 * number / len(linears))
-    return {name: tensors[name].contiguous() for name in sorted(tensors)}, codes
-
-
-def _config_text(source: Source) -> str:
-    """The config without what does not change the function; names of labels with a head. (P-1.10)"""
-    document: dict[str, Any] = source.config.to_dict()
-    # what differs between versions and machines, and does not change the function
-    names = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-    for key in (*names, "id2label", "label2id"):
-        document.pop(key, None)
-    if source.labels:
-        document["id2label"] = {str(index): name for index, name in enumerate(source.labels)}
-        document["label2id"] = {name: index for index, name in enumerate(source.labels)}
-    return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def _manifest(
@@ -254,8 +198,5 @@ def _manifest(
         ),
         tensors=entries,
         files=files,
-        made_with={
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "onnx", "onnxscript")
-        },
+        made_with={name: importlib.metadata.version(name) for name in MADE_WITH},
     )

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from protocol.decoder_manifest import WritingManifest
 from protocol.errors import ArtefactError, PlanError, printable
+from protocol.manifest import IMAGES
 from storage.regular import read_settings_text
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
-        "for one that turns a text into another",
+        "for one that turns a text into another; image-classification, as a folder of a vision transformer is",
     ),
 ]
 EmbeddingBits = Annotated[
@@ -100,7 +101,7 @@ def build(
 ) -> None:
     """Quantise a model once and export its edge graph."""
     reasons: list[str] = []
-    task = task or ("causal-lm" if _is_gguf(source) else "sequence-classification")
+    task = task or _usual_task(source)
     decoders = Decoders(
         embedding_bits=embedding_bits,
         activation_bits=activation_bits,
@@ -114,6 +115,15 @@ def build(
                     "--pooling and --scales are for bases that sort texts", "leave them out"
                 )
             manifest: Any = _built_writer(task, source, out, bits, decoders, tell, reasons.append)
+        elif task == IMAGES:
+            decoders.verify_unused(source)
+            if pooling != "auto":
+                raise PlanError("--pooling is for bases that sort texts", "leave it out")
+            from base_model.images.build import build_images
+
+            manifest = build_images(
+                source, bits=bits, out=out, scales=scales, progress=tell, explain=reasons.append
+            )
         else:
             decoders.verify_unused(source)
             from base_model.build import build_base
@@ -158,6 +168,15 @@ class Decoders:
                 "was asked for",
                 "leave --task out, or name the folder of an encoder",
             )
+
+
+def _usual_task(source: str) -> str:
+    """What a source is built for where nobody says."""
+    if _is_gguf(source):
+        return "causal-lm"
+    from base_model.images.source import sorts_images
+
+    return IMAGES if sorts_images(source) else "sequence-classification"
 
 
 def _is_gguf(source: str) -> bool:

@@ -14,10 +14,32 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from base_model.families import FAMILIES, Family
+from base_model.families import FAMILIES
 
 
-class EncoderClassifier(PreTrainedModel):
+class HeadedModel(PreTrainedModel):
+    """An encoder of Hugging Face under its ``prefix``, and a linear head ``classifier`` on what it gives."""
+
+    config_class = PretrainedConfig
+    _supports_sdpa = True
+    prefix: str
+    classifier: nn.Linear
+    _head = "classifier"
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linears of the encoder's layers by module path: what is quantised and adapted."""
+        raise NotImplementedError
+
+    def rename_head(self, name: str) -> None:
+        """Call the head what a PEFT folder calls it. (P-5.1)"""
+        head = self.get_submodule(self._head)
+        delattr(self, self._head)
+        self.add_module(name, head)
+        self._head = name
+
+
+class EncoderClassifier(HeadedModel):
     """Encoder and head. ``pooling``: mean over the mask, first token, or a dense layer on the first token.
 
     That layer is the encoder's own pooler; DistilBERT and ELECTRA have none, and Hugging Face's classes for
@@ -25,9 +47,7 @@ class EncoderClassifier(PreTrainedModel):
     "classifier". In RoBERTa the pooler does what the inner layer of that class's head does.
     """
 
-    config_class = PretrainedConfig
     main_input_name = "input_ids"
-    _supports_sdpa = True
 
     def __init__(
         self, config: PretrainedConfig, *, pooling: str, labels: int, attention: str | None = None
@@ -46,14 +66,11 @@ class EncoderClassifier(PreTrainedModel):
         if self.family.activation and pooling == "pooler":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
-        self._head = "classifier"
 
-    def rename_head(self, name: str) -> None:
-        """Call the head what a PEFT folder calls it. (P-5.1)"""
-        head = self.get_submodule(self._head)
-        delattr(self, self._head)
-        self.add_module(name, head)
-        self._head = name
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """See :class:`HeadedModel`."""
+        return linears_within(self, self.prefix, self.family.layers)
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -152,14 +169,12 @@ class EncoderClassifier(PreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def encoder_linears(model: nn.Module, family: Family) -> dict[str, nn.Linear]:
-    """The linears of the encoder's layers by module path: what is quantised and adapted."""
+def linears_within(model: nn.Module, prefix: str, layers: str) -> dict[str, nn.Linear]:
+    """The linears under ``prefix`` whose path has ``layers`` in it, by path."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.startswith(f"{family.prefix}.")
-        and family.layers in name
+        if isinstance(module, nn.Linear) and name.startswith(f"{prefix}.") and layers in name
     }
 
 

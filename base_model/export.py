@@ -1,4 +1,4 @@
-"""The edge graph: the base's encoder in ONNX, with slots for whatever an adapter brings.
+"""The edge graph of texts: the base's encoder in ONNX, with slots for whatever an adapter brings.
 
 The plain encoder is exported (never a PEFT-wrapped one: its names would be folded away) and then
 operated on by module path (``base_model.graph_linears``). A slot is a graph input that is also an
@@ -109,39 +109,79 @@ def export_graph(
     """
     graph_model, width = _exported(model), getattr(model.config, model.family.embedding)
     graph = graph_model.graph
+    adapt_linears(
+        graph,
+        linears,
+        codes,
+        bits=bits,
+        block=block,
+        accuracy_level=accuracy_level,
+        # softmax does not see a key's shift: all scores of a query move alike
+        unshifted=model.family.key,
+        slots=slots,
+        scales=scales,
+        hidden=model.config.hidden_size,
+    )
+    if slots:
+        _bottleneck_of_words(graph, model, width)
+    attach_head(graph, model.classifier, slots)
+    _prompt_slot(graph, width, slots, prompt)
+    if model.type_table is not None:
+        _types_input(graph, slots)
+    return finished_graph(graph_model, path, quantised=bool(codes), half=half, most=most)
+
+
+def adapt_linears(
+    graph: onnx.GraphProto,
+    linears: Iterable[Linear],
+    codes: Codes,
+    *,
+    bits: int,
+    block: int,
+    accuracy_level: int,
+    unshifted: str,
+    slots: bool,
+    scales: bool,
+    hidden: int,
+) -> None:
+    """Put codes into the linears of an exported graph, have it run by rows and, with ``slots``, add these.
+
+    ``unshifted``: last path component of linears that get no shift.
+    """
     nodes = linear_nodes(graph)
     adapted = [(linear, node) for linear in linears for node in nodes[linear.path]]
     for linear, node in adapted:
         if linear.path in codes:
             quantise(graph, node, linear, codes[linear.path], bits, block, accuracy_level)
     flatten_rows(graph, [node for _, node in adapted])
-    if slots:
-        outputs = defaultdict[str, list[tuple[str, str]]](list)
-        for linear, node in adapted:
-            source, name = node.input[0], linear.path.rpartition(".")[2]
-            # softmax does not see a key's shift: all scores of a query move alike
-            shifted = name != model.family.key
-            output = add_linear_slots(graph, node, linear, shifted=shifted, scaled=scales)
-            outputs[linear.path].append((source, output))
-        _add_bottlenecks(graph, model.config.hidden_size, outputs)
-        _bottleneck_of_words(graph, model, width)
-        add_norm_slots(graph)
-    _attach_head(graph, model, slots)
-    _prompt_slot(graph, width, slots, prompt)
-    if model.type_table is not None:
-        _types_input(graph, slots)
+    if not slots:
+        return
+    outputs = defaultdict[str, list[tuple[str, str]]](list)
+    for linear, node in adapted:
+        source, name = node.input[0], linear.path.rpartition(".")[2]
+        output = add_linear_slots(graph, node, linear, shifted=name != unshifted, scaled=scales)
+        outputs[linear.path].append((source, output))
+    _add_bottlenecks(graph, hidden, outputs)
+    add_norm_slots(graph)
+
+
+def finished_graph(
+    model: onnx.ModelProto, path: Path, *, quantised: bool, half: bool = False, most: int = ONE_FILE
+) -> list[Slot]:
+    """Clean the graph, order it and write it to ``path``; returns its slots."""
+    graph = model.graph
     _drop_unused(graph)
     if half:
         _halve(graph)
-    if codes:
-        graph_model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    graph_model.ir_version = IR_VERSION
-    _strip_metadata(graph_model)
+    if quantised:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.ir_version = IR_VERSION
+    _strip_metadata(model)
     sort_topologically(graph)
     defaults = _slots_of(graph)
     if sum(len(initializer.raw_data) for initializer in graph.initializer) > most:
         _move_out(graph, path.parent / GRAPH_DATA, {slot.name for slot in defaults})
-    onnx.save(graph_model, str(path))
+    onnx.save(model, str(path))
     return defaults
 
 
@@ -211,6 +251,16 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     if model.type_table is not None:
         example, shapes = (*example, torch.zeros_like(ids)), (*shapes, {0: rows, 1: tokens})
         names.append(TYPE_IDS)
+    return exported(_Features(model), example, names, shapes)
+
+
+def exported(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    names: list[str],
+    shapes: tuple[dict[int, Any], ...],
+) -> onnx.ModelProto:
+    """``module`` in ONNX, with :data:`FEATURES` as its output; torch's remarks are kept to itself."""
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     ]
@@ -221,7 +271,7 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _Features(model).eval(),
+                module.eval(),
                 example,
                 dynamo=True,
                 dynamic_shapes=shapes,
@@ -238,10 +288,10 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     return proto
 
 
-def _attach_head(graph: onnx.GraphProto, model: EncoderClassifier, slots: bool) -> None:
+def attach_head(graph: onnx.GraphProto, head: nn.Linear, slots: bool) -> None:
     """``logits = features @ weight.T + bias``, always with a bias to fill."""
-    weight = model.classifier.weight.detach().numpy().astype(np.float32)
-    bias = model.classifier.bias.detach().numpy().astype(np.float32)
+    weight = head.weight.detach().numpy().astype(np.float32)
+    bias = head.bias.detach().numpy().astype(np.float32)
     for name, value, shape in (
         ("classifier.weight", weight, ["labels", weight.shape[1]]),
         ("classifier.bias", bias, ["labels"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from base_model.decoder.families import FAMILIES as DECODERS
+from base_model.images.families import FAMILIES as IMAGES
 from base_model.seq2seq.families import FAMILIES as SEQ2SEQ
 from protocol.errors import ArtefactError, PlanError
 
@@ -103,7 +104,7 @@ TASKS = {
     "sequence-classification": True,
     "causal-lm": True,
     "seq2seq": False,
-    "image-classification": False,
+    "image-classification": True,
     "audio-classification": False,
 }
 
@@ -121,11 +122,15 @@ def family_of(model_type: str, *, source: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        for task, families in (("causal-lm", DECODERS), ("seq2seq-lm", SEQ2SEQ)):
+        others = (
+            ("causal-lm", DECODERS),
+            ("seq2seq-lm", SEQ2SEQ),
+            ("image-classification", IMAGES),
+        )
+        for task, families in others:
             if model_type in families:
                 raise ArtefactError(
-                    f"{source}: model type `{model_type}` writes texts, and a base that sorts them was "
-                    "asked for",
+                    f"{source}: model type `{model_type}` is not one that sorts texts, which was asked for",
                     f"add --task {task}, or name an encoder",
                 ) from None
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""

@@ -6,9 +6,12 @@ device, after a whole run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import torch
 
@@ -17,6 +20,7 @@ from base_model.source_files import first_line
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS
 
+Feeds = Mapping[str, npt.NDArray[Any]]
 BOUND = 1e-3  # of the largest feature; rounding makes some 1e-6
 TOKENS = 8
 VERSIONS = "install the versions in constraints.txt, and build again"
@@ -39,17 +43,28 @@ def check_graph(path: Path, model: EncoderClassifier, *, slots: bool) -> None:
     with torch.no_grad():
         features = model.features(torch.from_numpy(ids), torch.from_numpy(mask), types=types)
         expected = (features if slots else model.classifier(features)).numpy()
-    if slots:  # a head that shows the features themselves: the base's own may be zero
-        width = config.hidden_size
-        inputs |= {
-            "classifier.weight": np.eye(width, dtype=np.float32),
-            "classifier.bias": np.zeros(width, np.float32),
-        }
+    if slots:
+        verify_features(path, inputs, expected)
+    else:
+        _verify_answers(path, inputs, expected)
+
+
+def verify_features(path: Path, inputs: Feeds, features: npt.NDArray[np.float32]) -> None:
+    """The graph with slots gives ``features`` (rows, hidden) of ``inputs``. Raises ArtefactError."""
+    width = features.shape[1]
+    head = {  # one that shows the features themselves: the base's own may be zero
+        "classifier.weight": np.eye(width, dtype=np.float32),
+        "classifier.bias": np.zeros(width, np.float32),
+    }
+    _verify_answers(path, {**inputs, **head}, features)
+
+
+def _verify_answers(path: Path, inputs: Feeds, expected: npt.NDArray[np.float32]) -> None:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        (answers,) = session.run(["logits"], inputs)
+        (answers,) = session.run(["logits"], dict(inputs))
     except Exception as error:  # ORT raises types of its own, without a common public base
         raise ArtefactError(
             f"the new graph cannot be opened: {first_line(error)}", VERSIONS

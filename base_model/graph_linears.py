@@ -95,6 +95,7 @@ def _absorb_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 def flatten_rows(graph: onnx.GraphProto, linears: Iterable[onnx.NodeProto]) -> None:
     """From the first linear to the pooling, (texts, tokens, width) becomes (texts*tokens, width).
 
+    Where a norm stands before the linears, and what it reads is added again behind them, rows begin there.
     Attention's own reshapes read absolute shapes and stay as they are; the one after attention is
     pointed at rows. Raises ValueError when a linear would be left in three dimensions.
     """
@@ -103,7 +104,8 @@ def flatten_rows(graph: onnx.GraphProto, linears: Iterable[onnx.NodeProto]) -> N
     if not linears:
         return
     makers = {name: node for node in graph.node for name in node.output}
-    entry, rows = linears[0].input[0], linears[0].input[0] + "/rows"
+    entry = _entry(graph, linears[0].input[0], makers)
+    rows = f"{entry}/rows"
     flat, tokens = {rows}, ""
     for node in linears:
         maker = makers.get(node.input[0])
@@ -119,6 +121,15 @@ def flatten_rows(graph: onnx.GraphProto, linears: Iterable[onnx.NodeProto]) -> N
     graph.node.append(helper.make_node("Reshape", [entry, shape], [rows]))
     if stray := [node.output[0] for node in linears if node.input[0] not in flat]:
         raise ValueError(f"not reached row by row: {stray[0]}")
+
+
+def _entry(graph: onnx.GraphProto, name: str, makers: dict[str, onnx.NodeProto]) -> str:
+    """What the first linear reads, or what the norm before it reads if a residual goes round both."""
+    norm = makers.get(name)
+    if norm is None or norm.op_type != "LayerNormalization":
+        return name
+    around = any(node.op_type == "Add" and norm.input[0] in node.input for node in graph.node)
+    return norm.input[0] if around else name
 
 
 def _return_to_tokens(graph: onnx.GraphProto, flat: set[str], tokens: str) -> None:

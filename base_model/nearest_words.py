@@ -22,7 +22,8 @@ from base_model.weights_file import DTYPES, WEIGHTS, places_of
 from edge_runtime.base import read_any_manifest
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
-from protocol.manifest import Manifest
+from protocol.image_manifest import ImageManifest
+from protocol.seq2seq_manifest import Seq2SeqManifest
 
 PIECE = 2**20  # numbers of the table that are looked at together
 Floats = npt.NDArray[np.float32]
@@ -89,6 +90,8 @@ def _directions(rows: Floats) -> tuple[Similarities, Similarities]:
 def _pieces(base: Path) -> Iterator[tuple[int, Floats]]:
     """The table of words: (id of the first row, rows)."""
     manifest = read_any_manifest(base)
+    if isinstance(manifest, Seq2SeqManifest | ImageManifest):
+        raise ArtefactError(f"{base}: its graph takes no soft prompt", "name another base")
     step = max(1, PIECE // manifest.embedding_size)
     if isinstance(manifest, DecoderManifest):
         shape, stored = mapped_decoder(base)
@@ -96,8 +99,6 @@ def _pieces(base: Path) -> Iterator[tuple[int, Floats]]:
         for start in range(0, shape.vocabulary, step):
             yield start, floats_of(rows_of(table, slice(start, start + step)), shape.hidden)
         return
-    if not isinstance(manifest, Manifest):
-        raise ArtefactError(f"{base}: its graph takes no soft prompt", "name another base")
     family = FAMILIES[manifest.family]
     place = places_of(base / WEIGHTS)[f"{family.prefix}.embeddings.word_embeddings.weight"]
     words = np.memmap(

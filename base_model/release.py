@@ -20,16 +20,18 @@ import torch
 from base_model.bottlenecks import open_bottlenecks
 from base_model.frozen_linears import stored_linears
 from base_model.hybrid import open_hybrid
+from base_model.images.store import OpenImages, open_headed
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
 from base_model.relative import relate
-from base_model.store import GRAPH, OpenBase, open_base
+from base_model.store import GRAPH, OpenBase
 from base_model.verify import read_manifest, verify_base
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
+from protocol.image_manifest import PIXELS
 from protocol.manifest import TYPE_IDS
 from protocol.methods.hybrid import Hybrid
 from protocol.peft_format import (
@@ -42,6 +44,7 @@ from protocol.peft_format import (
     render_release,
     to_edge,
 )
+from protocol.rows.images import read_input
 from protocol.rows.read import Text
 from protocol.seq2seq_manifest import Seq2SeqManifest
 from storage.regular import sha256_of
@@ -116,7 +119,7 @@ def _parity(
             from base_model.seq2seq.parity import seq2seq_parity
 
             return seq2seq_parity(base, adapter, edge_adapter, texts, bounds)
-    opened = open_base(base, labels=note.outputs, verify=False)
+    opened = open_headed(base, labels=note.outputs, verify=False)
     return measure_parity(opened, adapter, edge_adapter, note, texts, bounds)
 
 
@@ -141,7 +144,7 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
         raise ArtefactError(f"{adapter}: NaN or infinity", "release an earlier round")
 
 
-def open_peft(opened: OpenBase, adapter: Path) -> Any:
+def open_peft(opened: OpenBase | OpenImages, adapter: Path) -> Any:
     """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused.
 
     Of a type that peft has not, ours in its place.
@@ -164,11 +167,11 @@ def open_peft(opened: OpenBase, adapter: Path) -> Any:
 
 
 def measure_parity(
-    opened: OpenBase,
+    opened: OpenBase | OpenImages,
     adapter: Path,
     edge_adapter: Path,
     note: ReleaseNote,
-    texts: Sequence[Text],
+    texts: Sequence[Any],
     bounds: Bounds,
 ) -> Parity:
     """Both sides on the same batches. Rounding alone makes 1e-6 as a rule, and some 1e-5."""
@@ -177,10 +180,10 @@ def measure_parity(
     expected, answers = [], []
     for feeds in _batches(opened, texts, note.max_length):
         inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
-        # by this name peft hands them on behind a prompt
-        segments = inputs.pop(TYPE_IDS, None)
+        if TYPE_IDS in inputs:  # by this name peft hands them on behind a prompt
+            inputs["segments"] = inputs.pop(TYPE_IDS)
         with torch.no_grad():
-            logits = torch_model(**inputs, segments=segments).logits
+            logits = torch_model(**inputs).logits
         expected.append(logits.numpy())
         answers.append(session.run(["logits"], feeds, options)[0])
     return compare(np.concatenate(expected), np.concatenate(answers), bounds)
@@ -198,8 +201,21 @@ def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:
     return session, options, loaded
 
 
-def _batches(opened: OpenBase, texts: Sequence[Text], max_length: int) -> list[dict[str, Array]]:
-    """Padded inputs, int64, longest rows together; as ``client.batches`` and the device do."""
+def _batches(
+    opened: OpenBase | OpenImages, texts: Sequence[Any], max_length: int
+) -> list[dict[str, Array]]:
+    """What the graph reads of rows, as ``client.batches`` and the device read it."""
+    if isinstance(opened, OpenImages):
+        starts = range(0, len(texts), ROWS)
+        pixels = opened.manifest.pixels
+        return [{PIXELS: read_input(texts[at : at + ROWS], pixels)} for at in starts]
+    return _batches_of_texts(opened, texts, max_length)
+
+
+def _batches_of_texts(
+    opened: OpenBase, texts: Sequence[Text], max_length: int
+) -> list[dict[str, Array]]:
+    """Padded inputs, int64, longest rows together."""
     tokenizer = opened.tokenizer
     tokenizer.enable_truncation(max_length)
     encoded = sorted(tokenizer.encode_batch(list(texts)), key=lambda e: sum(e.attention_mask))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,19 +17,20 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from base_model.encoder import EncoderClassifier
+from base_model.encoder import EncoderClassifier, HeadedModel
 from base_model.quant_linear import QuantLinear
 from base_model.source_files import first_line
 from base_model.verify import open_tokenizer, read_encoder_manifest, verify_encoder
 from base_model.weights_file import REBUILD, WEIGHTS
 from protocol.documents import parse_json
 from protocol.errors import ArtefactError, FedgeError, MachineError
-from protocol.manifest import CONFIG, Manifest
+from protocol.manifest import CONFIG, HeadManifest, Manifest
 from storage.regular import read_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+Headed = TypeVar("Headed", bound=HeadedModel)
 GRAPH = "graph.onnx"
 
 # Up to this many bytes of expanded weights are kept: a small base trains faster, bit for bit alike.
@@ -64,14 +65,39 @@ def open_base(
     Raises ArtefactError for a folder that is damaged or incomplete.
     """
     manifest = verify_encoder(folder) if verify else read_encoder_manifest(folder)
+    sizes = {"vocab_size": manifest.vocab_size}
+    model = filled_model(
+        folder,
+        manifest,
+        lambda config, count: empty_model(config, manifest, labels=count),
+        labels=labels,
+        sizes=sizes,
+        matmul_dtype=matmul_dtype,
+    )
+    return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=open_tokenizer(folder))
+
+
+def filled_model(
+    folder: Path,
+    manifest: HeadManifest,
+    empty: Callable[[Any, int], Headed],
+    *,
+    labels: int | None,
+    sizes: Mapping[str, object],
+    matmul_dtype: torch.dtype | None,
+) -> Headed:
+    """The frozen model of a base's folder, in eval mode.
+
+    ``empty`` (config, labels) lays it out without memory; ``sizes``: what its config has to say, beside what
+    every manifest does. Raises ArtefactError, MachineError.
+    """
     tensors = read_tensors(folder / WEIGHTS)
     try:
         config = AutoConfig.for_model(**parse_json(read_regular(folder / CONFIG)))
-        _check_sizes(config, manifest)
-        model = empty_model(config, manifest, labels=labels or manifest.head.labels)
+        _check_sizes(config, manifest, sizes)
+        model = empty(config, labels or manifest.head.labels)
         _install(model, manifest, tensors, matmul_dtype)
         _fresh_head(model, manifest, tensors, labels)
-        tokenizer = open_tokenizer(folder)
     except MemoryError:
         raise MachineError(f"{folder}: not enough memory", "use a larger machine") from None
     except Exception as error:  # what config and tensors can make torch and transformers raise
@@ -82,7 +108,7 @@ def open_base(
         ) from error
     model.requires_grad_(False)
     model.eval()
-    return OpenBase(folder=folder, manifest=manifest, model=model, tokenizer=tokenizer)
+    return model
 
 
 def _cause(error: Exception) -> str:
@@ -91,7 +117,7 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _remedy(manifest: Manifest) -> str:
+def _remedy(manifest: HeadManifest) -> str:
     """Files that are whole and do not open were made by other versions, or by another program."""
     odd = [
         f"{name} {version}"
@@ -101,12 +127,12 @@ def _remedy(manifest: Manifest) -> str:
     return f"install {' and '.join(odd)}, with which it was built" if odd else REBUILD
 
 
-def _check_sizes(config: object, manifest: Manifest) -> None:
+def _check_sizes(config: object, manifest: HeadManifest, sizes: Mapping[str, object]) -> None:
     """A config that claims more than the manifest would lay out more. Raises ValueError."""
     claimed = {
         "num_hidden_layers": manifest.layers,
         "hidden_size": manifest.hidden_size,
-        "vocab_size": manifest.vocab_size,
+        **sizes,
     }
     for name, meant in claimed.items():
         if getattr(config, name, None) != meant:
@@ -138,8 +164,8 @@ def empty_model(config: object, manifest: Manifest, *, labels: int) -> EncoderCl
 
 
 def _install(
-    model: EncoderClassifier,
-    manifest: Manifest,
+    model: HeadedModel,
+    manifest: HeadManifest,
     tensors: dict[str, Tensor],
     matmul_dtype: torch.dtype | None,
 ) -> None:
@@ -175,7 +201,7 @@ def _install(
 
 
 def _fresh_head(
-    model: EncoderClassifier, manifest: Manifest, tensors: dict[str, Tensor], labels: int | None
+    model: HeadedModel, manifest: HeadManifest, tensors: dict[str, Tensor], labels: int | None
 ) -> None:
     """The base's own head, or a zero one of another size (a run sends its own)."""
     path = manifest.head.path

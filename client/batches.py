@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
+from protocol.manifest import TYPE_IDS
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
@@ -69,6 +70,15 @@ class Encoded:
     def _of_targets(self) -> Index:
         return self.offsets if self.target_offsets is None else self.target_offsets
 
+    @property
+    def held(self) -> int:
+        """Numbers of four bytes: its tokens."""
+        return len(self.ids)
+
+    def batch(self, index: Index) -> Batch:
+        """The rows at ``index`` for an engine."""
+        return collate(self, index)
+
     def take(self, index: Index) -> Encoded:
         """The rows at ``index``, in that order."""
         tokens, wanted = (_places(offsets, index) for offsets in (self.offsets, self._of_targets))
@@ -104,6 +114,12 @@ class Batch:
     types: npt.NDArray[np.int64] | None = None
     mask: npt.NDArray[np.int64]
     targets: Targets
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """By the names of the answering graph's inputs."""
+        types = {} if self.types is None else {TYPE_IDS: self.types}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **types}
 
 
 def encode(

@@ -16,6 +16,7 @@ from client.settings import manifest_at
 from protocol.chat.template import MOST_TEMPLATE
 from protocol.decoder_manifest import CHAT_TEMPLATE
 from protocol.errors import ArtefactError
+from protocol.manifest import TOKENIZER
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan
 from storage.regular import read_regular_text
@@ -26,12 +27,18 @@ HOME = Path("~/.cache/fedge/programs")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedBase:
-    """A verified base; ``template`` is that of chats, of a base that writes text."""
+    """A verified base; ``tokenizer`` of one that reads texts, ``template`` of one that knows chats."""
 
     folder: Path
     manifest: AnyManifest
-    tokenizer: Tokenizer
+    texts: Tokenizer | None
     template: str | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of a base that reads texts."""
+        assert self.texts is not None  # tasks of texts are illegal on other bases
+        return self.texts
 
     def program_cache(self, state: Path | None) -> Path | None:
         """Where programs of this base are kept: beside it, in ``state``, or in this user's cache.
@@ -75,7 +82,7 @@ def opened_base(plan: Plan, folder: Path) -> OpenedBase:
             _bases[key] = OpenedBase(
                 folder=folder,
                 manifest=manifest,
-                tokenizer=open_tokenizer(folder),
+                texts=open_tokenizer(folder) if TOKENIZER in manifest.files else None,
                 template=_template(folder, manifest),
             )
         _bases.move_to_end(key)

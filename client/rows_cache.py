@@ -11,22 +11,22 @@ from protocol.encoding import canonical_json
 from protocol.errors import DataError
 
 if TYPE_CHECKING:
-    from client.batches import Encoded
+    from client.examples import Examples
     from client.worker import Worker
 
 
 class RowsCache:
     """Encoded rows of files that have not changed; those not used for longest go first.
 
-    ``budget`` bounds the tokens kept (4 bytes each), whatever the number of clients.
+    ``budget`` bounds the tokens kept (4 bytes each, also of images), whatever the number of clients.
     """
 
     def __init__(self, budget: int = 2**24) -> None:
         self._budget = budget
-        self._held: OrderedDict[tuple[object, ...], Encoded] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], Examples] = OrderedDict()
         self._tokens = 0
 
-    def get(self, path: Path, worker: Worker) -> Encoded:
+    def get(self, path: Path, worker: Worker) -> Examples:
         """The rows of ``path`` for the worker's task and base. Raises DataError."""
         from client.data import load_rows
 
@@ -38,10 +38,10 @@ class RowsCache:
             return found
         rows = worker.encode(load_rows(path, task))
         self._held[key] = rows
-        self._tokens += len(rows.ids)
+        self._tokens += rows.held
         while self._tokens > self._budget and len(self._held) > 1:
             _, gone = self._held.popitem(last=False)
-            self._tokens -= len(gone.ids)
+            self._tokens -= gone.held
         return rows
 
     def __len__(self) -> int:

@@ -15,9 +15,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from client.batches import Encoded, by_length, collate, micro_batches, training_batches
+from client.batches import by_length, micro_batches, training_batches
 from client.encoders import Encoders
 from client.engine.interface import Engine, Values
+from client.examples import Examples
 from client.optimizers import ByRank, Optimizer, clip, optimizer_for
 from client.ranks import Ranks
 from client.terms import Terms
@@ -53,7 +54,7 @@ class Trained:
 def train(
     engine: Engine,
     start: Values,
-    rows: Encoded,
+    rows: Examples,
     *,
     local: Local,
     parts: Parts,
@@ -132,7 +133,7 @@ class _Step:
     def _optimizer(self) -> Optimizer:
         return optimizer_for(self._layout, self._local)
 
-    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+    def __call__(self, rows: Examples, index: npt.NDArray[np.int64]) -> float:
         gradient, total = self._gradient(self.tensors, rows, index)
         self._terms.add(gradient, self._weights)
         clip(gradient, most=self._local.clip_norm)
@@ -143,14 +144,14 @@ class _Step:
         self._optimizer.step(self._weights, gradient)
 
     def _gradient(
-        self, tensors: Values, rows: Encoded, index: npt.NDArray[np.int64]
+        self, tensors: Values, rows: Examples, index: npt.NDArray[np.int64]
     ) -> tuple[Vector, float]:
         """The mean gradient at ``tensors``, and the summed loss."""
         gradient, total = np.zeros_like(self._weights), 0.0
         most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
         most = min(most, self._engine.most or most)
         for piece in micro_batches(rows.lengths[index], index, most=most):
-            loss, parts = self._engine.gradients(tensors, collate(rows, piece), self._parts)
+            loss, parts = self._engine.gradients(tensors, rows.batch(piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
         gradient /= np.float32(rows.counted[index].sum())
@@ -173,7 +174,7 @@ class _FirstRanks(_Step):
         self._drawn, self._ranks = drawn, Ranks(engine.layout, recipe)
         self._by_rank = ByRank(self._ranks.of(self._layout), self._layout, local)
 
-    def __call__(self, rows: Encoded, index: npt.NDArray[np.int64]) -> float:
+    def __call__(self, rows: Examples, index: npt.NDArray[np.int64]) -> float:
         used = next(self._drawn)
         tensors = self._ranks.first(self.tensors, used)
         gradient, total = self._gradient(tensors, rows, index)
@@ -218,7 +219,7 @@ def _step(
 
 
 def predict(
-    engine: Engine, tensors: Values, rows: Encoded, *, batch_size: int = EVALUATION_BATCH
+    engine: Engine, tensors: Values, rows: Examples, *, batch_size: int = EVALUATION_BATCH
 ) -> npt.NDArray[np.float32]:
     """The engine's outputs (rows, outputs) float32, in the order of ``rows``."""
     most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS * batch_size
@@ -228,7 +229,7 @@ def predict(
         for index in by_length(rows.lengths, batch_size=batch_size)
         for piece in micro_batches(rows.lengths[index], index, most=most)
     ]
-    answers = [engine.outputs(tensors, collate(rows, index)) for index in pieces]
+    answers = [engine.outputs(tensors, rows.batch(index)) for index in pieces]
     outputs = np.zeros((len(rows), answers[0].shape[1] if answers else 0), np.float32)
     for index, answer in zip(pieces, answers, strict=True):
         outputs[index] = answer

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from client.batches import Encoded, held_out
+from client.batches import held_out
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
+from client.examples import Examples
 from client.instructed import check_instruction, verify_fits
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
@@ -56,8 +57,8 @@ class Worker:
             self.recipe, self._base, threads=threads, programs=programs, parts=parts
         )
 
-    def encode(self, rows: Rows) -> Encoded:
-        """Token ids of ``rows`` by the base's tokenizer. Raises DataError for a row that cannot be learnt."""
+    def encode(self, rows: Rows) -> Examples:
+        """What the graph reads of ``rows``. Raises DataError for a row that cannot be learnt."""
         return self.task.encode(rows, self.recipe, self._base)
 
     def contribute(
@@ -66,7 +67,7 @@ class Worker:
         client: str,
         instruction: Instruction,
         adapter: Vector,
-        rows: Rows | Encoded,
+        rows: Rows | Examples,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's parts, return the difference.
@@ -78,7 +79,7 @@ class Worker:
         for a client without rows, UpdateError when training diverges.
         """
         start = self.check(instruction, adapter)
-        encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
+        encoded = self.encode(rows) if isinstance(rows, Rows) else rows
         kept, unseen = self.split(client, encoded)
         tested = unseen if instruction.evaluate else unseen.take(np.empty(0, np.int64))
         score = self.score(start, tested)
@@ -105,7 +106,7 @@ class Worker:
             },
         )
 
-    def score(self, tensors: Values, rows: Encoded) -> Score:
+    def score(self, tensors: Values, rows: Examples) -> Score:
         """How an adapter does on rows."""
         return self.task.score(predict(self.engine, tensors, rows), rows.targets)
 
@@ -113,7 +114,7 @@ class Worker:
         """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
         return check_instruction(self.recipe, instruction, adapter)
 
-    def split(self, client: str, rows: Encoded) -> tuple[Encoded, Encoded]:
+    def split(self, client: str, rows: Examples) -> tuple[Examples, Examples]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""
         out = int(len(rows) * self.plan.evaluation.holdout)
         if len(rows) - out < 1:

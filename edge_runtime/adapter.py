@@ -21,7 +21,7 @@ from edge_runtime.blends.note import AnyNote, BlendNote, is_blend, read_blend, u
 from edge_runtime.tasks import task_named
 from protocol.errors import ArtefactError
 from protocol.forms import BOTTLENECK, DOWN, SCALE, SOFT_PROMPT, UP
-from protocol.manifest import BaseManifest, Linear, Manifest, Slot
+from protocol.manifest import BaseManifest, HeadManifest, Linear, Slot
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, parse_release
 from storage.regular import open_regular, read_regular, read_regular_text
 
@@ -195,7 +195,7 @@ def check_tensors(tensors: Tensors, base: EdgeBase, *, labels: int, source: str)
     check_answering(tensors, base.manifest, labels=labels, source=source)
 
 
-def check_answering(tensors: Tensors, manifest: Manifest, *, labels: int, source: str) -> None:
+def check_answering(tensors: Tensors, manifest: HeadManifest, *, labels: int, source: str) -> None:
     """The same by the base's manifest."""
     head = manifest.head.path
     pairs = [(f"{head}.weight", f"{head}.bias")]

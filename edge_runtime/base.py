@@ -1,8 +1,8 @@
-"""The installed base on a device: verified files, one ONNX Runtime session, a tokenizer.
+"""The installed base on a device: verified files, one ONNX Runtime session, what reads questions.
 
 A text becomes ids the way training did it: the base's tokenizer with its special tokens, cut to the
 adapter's ``max_length``, of a pair the longer text first, padded on the right with the tokenizer's own
-padding id.
+padding id. An image becomes pixels the same way, as the manifest says. (P-1.15)
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
-from protocol.decoder_manifest import is_decoder
+from edge_runtime.reading import Feeds, ImageReader, Reader, TextReader
+from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
+from protocol.image_manifest import ImageManifest
 from protocol.manifest import (
     CONFIG,
     GRAPH_DATA,
@@ -28,19 +28,16 @@ from protocol.manifest import (
     TYPE_IDS,
     TYPES_SHAPE,
     BaseManifest,
+    HeadManifest,
     Manifest,
     Slot,
-    parse_manifest,
 )
 from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.panics import tokenizing
-from protocol.rows.read import Text
-from protocol.seq2seq_manifest import is_seq2seq
 from storage.regular import open_regular, read_regular_text, sha256_of
 
 TOKENIZER = "tokenizer.json"
 REFETCH = "fetch the base again"
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +45,9 @@ class EdgeBase:
     """A base that was checked and opened. One session serves many threads."""
 
     folder: Path
-    manifest: Manifest
+    manifest: Manifest | ImageManifest
     session: Any
-    tokenizer: Tokenizer
+    reader: Reader
 
     @classmethod
     def open(
@@ -68,19 +65,14 @@ class EdgeBase:
         Raises ArtefactError when a file is missing, damaged or does not fit the manifest.
         """
         manifest = read_manifest(folder)
-        for name in (manifest.graph.file, TOKENIZER):
-            if name not in manifest.files:
-                raise ArtefactError(f"{folder / MANIFEST_NAME} does not name {name}", REFETCH)
-        entry = manifest.files[TOKENIZER]
-        check_file(folder / TOKENIZER, entry.sha256, size=entry.bytes, verify=verify)
+        reader = _reader(folder, manifest, verify=verify)
         if ready is None:
             check_graph(folder, manifest, verify=verify)
             session = open_session(folder / manifest.graph.file, threads=threads)
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
-        tokenizer = open_tokenizer(folder / TOKENIZER)
-        return cls(folder=folder, manifest=manifest, session=session, tokenizer=tokenizer)
+        return cls(folder=folder, manifest=manifest, session=session, reader=reader)
 
     def own_labels(self) -> list[str]:
         """Names of the base's own head, in the order of its logits; numbered where it has none.
@@ -100,18 +92,19 @@ class EdgeBase:
         except (OSError, OddError, ValueError, AttributeError, KeyError, TypeError):
             raise ArtefactError(f"{path}: its labels cannot be read", REFETCH) from None
 
-    def batch(self, texts: Sequence[Text], *, max_length: int) -> dict[str, Ids]:
-        """Inputs, int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
-        self.tokenizer.enable_truncation(max_length)
-        with tokenizing(f"{self.folder / TOKENIZER} fails", REFETCH):
-            encoded = self.tokenizer.encode_batch(list(texts))
-        width = max(sum(e.attention_mask) for e in encoded)
-        ids = np.array([e.ids[:width] for e in encoded], np.int64)
-        mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
-        feeds = {"input_ids": ids, "attention_mask": mask}
-        if TYPE_IDS in self.manifest.graph.inputs and not isinstance(texts[0], str):
-            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in encoded], np.int64)
-        return feeds
+    def batch(self, items: Sequence[Any], *, max_length: int) -> Feeds:
+        """What the graph reads of questions, in rows."""
+        return self.reader.feeds(items, max_length=max_length)
+
+
+def _reader(folder: Path, manifest: Manifest | ImageManifest, *, verify: bool) -> Reader:
+    """What reads this base's questions. Raises ArtefactError."""
+    if isinstance(manifest, ImageManifest):
+        return ImageReader(manifest.pixels)
+    path, entry = folder / TOKENIZER, manifest.files[TOKENIZER]
+    check_file(path, entry.sha256, size=entry.bytes, verify=verify)
+    typed = TYPE_IDS in manifest.graph.inputs
+    return TextReader(open_tokenizer(path), typed=typed, source=str(path), remedy=REFETCH)
 
 
 def numbered_labels(count: int) -> list[str]:
@@ -135,15 +128,15 @@ def read_any_manifest(folder: Path) -> AnyManifest:
     return parse_any_manifest(manifest_text(folder), source=str(folder / MANIFEST_NAME))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an encoder's folder. Raises ArtefactError."""
-    text = manifest_text(folder)
-    if is_decoder(text) or is_seq2seq(text):
+def read_manifest(folder: Path) -> Manifest | ImageManifest:
+    """The manifest of a folder whose base answers with labels or numbers. Raises ArtefactError."""
+    manifest = read_any_manifest(folder)
+    if isinstance(manifest, WritingManifest):
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
             "use `fedge edge generate` or `serve-text`, or `fedge edge chat` where it knows chats",
         )
-    return parse_manifest(text, source=str(folder / MANIFEST_NAME))
+    return manifest
 
 
 def check_graph(folder: Path, manifest: BaseManifest, *, verify: bool = True) -> None:
@@ -199,7 +192,7 @@ def open_session(
         raise ArtefactError(f"{graph}: ONNX Runtime cannot open it: {first}", REFETCH) from None
 
 
-def _check_slots(session: Any, manifest: Manifest, folder: Path) -> None:
+def _check_slots(session: Any, manifest: HeadManifest, folder: Path) -> None:
     others = {TYPE_IDS: ("tensor(int64)", TYPES_SHAPE)} if TYPE_IDS in manifest.graph.inputs else {}
     verify_slots(session, manifest.input_slots(manifest.graph), folder, others)
 

@@ -19,7 +19,9 @@ import onnxruntime as ort
 from edge_runtime.adapter import load_adapter
 from edge_runtime.base import EdgeBase, open_session
 from edge_runtime.edge_adapter import write_edge_adapter
+from edge_runtime.reading import Feeds
 from protocol.forms import DOWN, UP
+from protocol.image_manifest import PIXELS, ImageManifest
 
 WARM_UP = 3
 
@@ -73,11 +75,7 @@ def bench(
     """
     base = EdgeBase.open(base_folder, threads=threads, verify=False)
     rng = np.random.default_rng(0)
-    high = base.manifest.vocab_size
-    feeds = {
-        "input_ids": rng.integers(0, high, (batch, length)).astype(np.int64),
-        "attention_mask": np.ones((batch, length), np.int64),
-    }
+    feeds = _feeds(base, batch, length, rng)
     with tempfile.TemporaryDirectory() as name:
         options, keep = _adapter(base, adapter_folder, Path(name) / "random.onnx_adapter", rank)
         variants: dict[str, Callable[[], Any]] = {}
@@ -118,6 +116,17 @@ def _timing(name: str, values: Any, reference: Any) -> Timing:
         ratio_low=float(low),
         ratio_high=float(high),
     )
+
+
+def _feeds(base: EdgeBase, batch: int, length: int, rng: np.random.Generator) -> Feeds:
+    """Rows of chance: of an image ``length`` says nothing."""
+    manifest = base.manifest
+    if isinstance(manifest, ImageManifest):
+        return {PIXELS: rng.normal(size=(batch, *manifest.pixels.shape)).astype(np.float32)}
+    return {
+        "input_ids": rng.integers(0, manifest.vocab_size, (batch, length)).astype(np.int64),
+        "attention_mask": np.ones((batch, length), np.int64),
+    }
 
 
 def _adapter(base: EdgeBase, folder: Path | None, path: Path, rank: int) -> tuple[Any, Any]:

@@ -15,12 +15,13 @@ from edge_runtime.blends.commands import blend
 from edge_runtime.decoder import commands as decoder_commands
 from edge_runtime.decoder.http.commands import serve_text
 from protocol.errors import DataError, printable
-from protocol.rows.read import Text, read_texts
+from protocol.rows.read import read_texts
 from protocol.section import MOST_THREADS
 
 if TYPE_CHECKING:
     from edge_runtime.answer_options import AnswerOptions
-    from edge_runtime.http_server import Answering
+    from edge_runtime.service import Service
+    from edge_runtime.single import SingleService
     from edge_runtime.tasks import Prediction
 
 app = typer.Typer(
@@ -44,7 +45,10 @@ Threads = Annotated[
 
 @app.command()
 def infer(
-    texts: Annotated[list[str] | None, typer.Argument(help="texts to answer")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="texts to answer; of a base of images: files"),
+    ] = None,
     pairs: Annotated[
         list[str] | None,
         typer.Option("--pair", help="second text, of each text in turn; may be given again"),
@@ -61,7 +65,9 @@ def infer(
         Path | None,
         typer.Option("--file", help="one text per line; or JSONL, CSV, Parquet with --column"),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="of a file with columns")] = "text",
+    column: Annotated[
+        str, typer.Option("--column", help="of a file with columns; text, or image")
+    ] = "",
     pair_column: Annotated[str, typer.Option("--pair-column", help="of second texts")] = "",
     threads: Threads = 0,
     rank: device_commands.Rank = None,
@@ -72,9 +78,7 @@ def infer(
     """Answer texts, by a label or a number; without --adapter the base answers with its own head."""
     if pairs and len(pairs) != len(texts or []):
         raise DataError(f"{len(texts or [])} texts and {len(pairs)} --pair", "give each text one")
-    rows: list[Text] = list(zip(texts or [], pairs, strict=True)) if pairs else list(texts or [])
-    rows += read_texts(file, column, pair_column) if file else []
-    if not rows:
+    if not (texts or file):
         raise DataError("there is nothing to answer", "give texts, or --file")
     if (base is None) == (device is None):
         raise typer.BadParameter("give either --base or --device")
@@ -87,6 +91,8 @@ def infer(
         service = _by_device(device)
     from edge_runtime.answer_options import AnswerOptions
 
+    images = service.runtime.base.reader.ITEM == "image"
+    rows = _rows(texts or [], pairs, file, column, pair_column, images=images)
     options = AnswerOptions(top=top, reject_below=reject_below)
     predictions = service.classify(rows, options).predictions
     if as_json:
@@ -98,8 +104,31 @@ def infer(
     _print(rows, predictions, options)
 
 
-def _named(text: Text) -> dict[str, str]:
-    """A text or a pair by the keys of a row."""
+def _rows(
+    texts: list[str],
+    pairs: list[str] | None,
+    file: Path | None,
+    column: str,
+    pair_column: str,
+    *,
+    images: bool,
+) -> list[Any]:
+    """Texts, pairs or paths of images, those of a file behind the others. Raises DataError."""
+    if not images:
+        rows: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
+        return rows + (read_texts(file, column or "text", pair_column) if file else [])
+    if pairs or pair_column:
+        raise DataError("the base answers images, and an image has no second text", "leave it out")
+    from protocol.rows.images import read_image_paths
+
+    column = column or "image"
+    return [Path(text) for text in texts] + (read_image_paths(file, column) if file else [])
+
+
+def _named(text: Any) -> dict[str, str]:
+    """A text, a pair or an image by the keys of a row."""
+    if isinstance(text, Path):
+        return {"image": str(text)}
     return (
         {"text": text}
         if isinstance(text, str)
@@ -107,7 +136,7 @@ def _named(text: Text) -> dict[str, str]:
     )
 
 
-def _print(rows: Sequence[Text], predictions: Sequence[Prediction], options: AnswerOptions) -> None:
+def _print(rows: Sequence[Any], predictions: Sequence[Prediction], options: AnswerOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -120,7 +149,7 @@ def _print(rows: Sequence[Text], predictions: Sequence[Prediction], options: Ans
 
 def _by_base(
     base: Path, adapter: Path | None, trust: Path | None, threads: int, rank: int | None
-) -> Answering:
+) -> SingleService | Service:
     from edge_runtime.passport import read_policy
     from edge_runtime.single import SingleService
 
@@ -131,7 +160,7 @@ def _by_base(
     return service
 
 
-def _by_device(device: Path) -> Answering:
+def _by_device(device: Path) -> SingleService | Service:
     from edge_runtime.start import end_start, start_lean
 
     start_lean()

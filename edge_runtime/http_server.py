@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Annotated, Any, Protocol
 
 import h11
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
@@ -25,8 +25,8 @@ from uvicorn.server import Server
 from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.service import Answer
 from protocol.documents import OddError, json_as
+from protocol.encoding import base64_bytes
 from protocol.errors import DataError, DeliveryError, MachineError
-from protocol.rows.read import Text
 from protocol.section import MOST_LABELS
 
 HOST = "127.0.0.1"
@@ -49,16 +49,39 @@ class Question(BaseModel):
     """The body of ``POST /v1/classify`` and ``/v1/predict``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-    texts: Annotated[list[Words], Field(min_length=1, max_length=256)]
+    texts: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=256)] | None = None
     text_pairs: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> Question:
+        if (self.texts is None) == (self.images is None):
+            raise ValueError("a question has either texts or images")
+        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
+            raise ValueError("text_pairs: as many as there are texts")
+        for number, image in enumerate(self.images or (), 1):
+            try:
+                base64_bytes(image)
+            except ValueError:
+                raise ValueError(f"images: {number} is no base64") from None
+        return self
+
+    @property
+    def items(self) -> list[Any]:
+        """The texts, the pairs, or what would be in files of images."""
+        if self.texts is None:
+            return [base64_bytes(image) for image in self.images or ()]
+        return list(
+            zip(self.texts, self.text_pairs, strict=True) if self.text_pairs else self.texts
+        )
 
 
 class Answering(Protocol):
     """What answers behind the server, from many threads."""
 
-    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
+    def classify(self, texts: Sequence[Any], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError, DataError."""
         ...
 
@@ -114,7 +137,7 @@ class QuietServer(Server):
 class App:
     """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
-    A question may have ``top`` and ``reject_below``; else ``options`` has them.
+    A base of images is asked ``{"images": [...]}``, each a file's bytes in base64. A question may have ``top`` and ``reject_below``; else ``options`` has them.
     """
 
     def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:
@@ -161,18 +184,13 @@ class App:
             question = json_as(Question, body)
         except OddError as odd:
             return _error(422, "request.form", str(odd))
-        texts: list[Text] = list(question.texts)
-        if question.text_pairs is not None:
-            if len(question.text_pairs) != len(texts):
-                return _error(422, "request.form", "text_pairs: as many as there are texts")
-            texts = list(zip(question.texts, question.text_pairs, strict=True))
         top, least = question.top, question.reject_below
         options = AnswerOptions(
             top=self._options.top if top is None else top,
             reject_below=self._options.reject_below if least is None else least,
         )
         try:
-            answer = await asyncio.to_thread(self._service.classify, texts, options)
+            answer = await asyncio.to_thread(self._service.classify, question.items, options)
         except DeliveryError as error:
             return _error(503, error.code, error.cause)
         except DataError as error:

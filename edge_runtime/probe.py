@@ -48,11 +48,12 @@ class Turn(_Form):
 
 
 class Golden(_Form):
-    """A text (a pair, a chat) and what it must get: a label, a number, an answer that ``contains`` this."""
+    """A text (a pair, a chat) or an image, and what it must get: a label, a number, what an answer ``contains``."""
 
     text: str | None = None
     text_pair: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=100)] | None = None
+    image: str | None = Field(default=None, description="of a file, from the probe's folder on")
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     contains: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
@@ -61,12 +62,14 @@ class Golden(_Form):
     def _has_one(self) -> Golden:
         if [self.label, self.value, self.contains].count(None) != 2:
             raise ValueError("a row has either a label or a value, or what an answer contains")
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("a row has either a text or messages")
-        if self.contains is None and self.text is None:
+        if [self.text, self.messages, self.image].count(None) != 2:
+            raise ValueError("a row has either a text or messages, or an image")
+        if self.contains is None and self.messages is not None:
             raise ValueError("only a row with `contains` has messages")
-        if self.text_pair is not None and self.kind == "texts":
-            raise ValueError("a row with `contains` has no second text")
+        if self.text_pair is not None and (self.kind == "texts" or self.text is None):
+            raise ValueError("a row with `contains`, or an image, has no second text")
+        if self.image is not None and self.kind != "labels":
+            raise ValueError("a row with an image has a label")
         return self
 
     @property
@@ -77,8 +80,10 @@ class Golden(_Form):
         return "values" if self.label is None else "labels"
 
     @property
-    def question(self) -> Text:
-        """The text, or the pair, of a row that gets a label or a number."""
+    def question(self) -> Text | Path:
+        """The text, the pair or the image of a row that gets a label or a number."""
+        if self.image is not None:
+            return Path(self.image)
         assert self.text is not None
         return self.text if self.text_pair is None else (self.text, self.text_pair)
 
@@ -92,6 +97,7 @@ class File(_Form):
     """Rows in a file beside ``probe.json``, read as a site reads its own."""
 
     file: str
+    image: str = Field(default="", description="column with paths of images, in the place of texts")
     text: str = "text"
     text_pair: str = Field(default="", description="column with second texts")
     label: str = "label"
@@ -180,7 +186,7 @@ def read_probe(path: Path) -> Probe:
 
 def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, File):
-        return [row.model_dump() for row in rows]
+        return [_beside(row.model_dump(), folder) for row in rows]
     path = folder / rows.file
     if rows.value and rows.contains:
         raise OddError("`value` and `contains` of a file are not for the same probe")
@@ -190,7 +196,12 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
         check, column, key = checked_text, rows.contains, "contains"
     else:
         check, column, key = any_label, rows.label, "label"
-    table = read_rows(path, text=rows.text, pair=rows.text_pair, target=column, check=check)
+    if rows.image:
+        from protocol.rows.images import read_image_rows
+
+        table = read_image_rows(path, image=rows.image, target=column, check=check)
+    else:
+        table = read_rows(path, text=rows.text, pair=rows.text_pair, target=column, check=check)
     if key == "label":
         verify_unlike(table.targets, str(path))
     return [
@@ -199,7 +210,14 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _texts_of(text: Text) -> dict[str, Any]:
+def _beside(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row whose image lies where its path says from ``folder`` on."""
+    return row if row["image"] is None else row | {"image": str(folder / row["image"])}
+
+
+def _texts_of(text: Text | Path) -> dict[str, Any]:
+    if isinstance(text, Path):
+        return {"image": str(text)}
     return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
 
 

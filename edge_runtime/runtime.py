@@ -19,7 +19,6 @@ from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.base import EdgeBase
 from edge_runtime.tasks import classification, task_named
 from protocol.errors import ArtefactError
-from protocol.rows.read import Text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -30,7 +29,7 @@ ROWS = 32  # per run: texts of like length together
 
 
 class EdgeRuntime:
-    """Answers texts with a base and, once activated, an adapter. Safe to use from many threads."""
+    """Answers texts or images with a base and, once activated, an adapter. Many threads may use it."""
 
     def __init__(self, base: EdgeBase, policy: Policy | None = None) -> None:
         """``policy``: what it trusts; then only adapters with a passport become active. (P-8.15)"""
@@ -38,7 +37,6 @@ class EdgeRuntime:
         self._active: ActiveAdapter | None = None
         self._previous: ActiveAdapter | None = None
         self._swap = threading.Lock()
-        self._tokenize = threading.Lock()
 
     @property
     def active(self) -> ActiveAdapter | None:
@@ -46,7 +44,7 @@ class EdgeRuntime:
         return self._active
 
     def activate(
-        self, folder: Path, probe: Sequence[Text] | None = None, *, rank: int | None = None
+        self, folder: Path, probe: Sequence[Any] | None = None, *, rank: int | None = None
     ) -> ActiveAdapter:
         """Check, load, probe, switch. Raises as :func:`load_adapter`; then the adapter in use stays.
 
@@ -61,7 +59,7 @@ class EdgeRuntime:
     def admitted(
         self,
         folder: Path,
-        probe: Sequence[Text] | None = None,
+        probe: Sequence[Any] | None = None,
         policy: Policy | None = None,
         *,
         rank: int | None = None,
@@ -71,10 +69,10 @@ class EdgeRuntime:
         self.verify_finite(candidate, probe)
         return candidate
 
-    def verify_finite(self, candidate: ActiveAdapter, probe: Sequence[Text] | None = None) -> None:
+    def verify_finite(self, candidate: ActiveAdapter, probe: Sequence[Any] | None = None) -> None:
         """It answers texts with finite logits, one per label. Raises ArtefactError."""
         try:
-            own: list[Text] = [("probe", "probe") if candidate.note.pairs else "probe"]
+            own = [self.base.reader.example(pairs=candidate.note.pairs)]
             logits = self._logits(list(probe or own), candidate)
         except Exception as error:  # whatever ORT raises: the candidate must not become active
             raise ArtefactError(
@@ -94,13 +92,13 @@ class EdgeRuntime:
             self._active, self._previous = self._previous, None
             return self._active
 
-    def logits(self, texts: Sequence[Text]) -> Logits:
+    def logits(self, texts: Sequence[Any]) -> Logits:
         """Logits (rows, labels) in the order of ``texts``."""
         return self._logits(list(texts), self._active)
 
     def infer(
         self,
-        texts: Sequence[Text],
+        texts: Sequence[Any],
         adapter: ActiveAdapter | None = None,
         options: AnswerOptions = LIKELIEST,
     ) -> Sequence[Any]:
@@ -111,7 +109,7 @@ class EdgeRuntime:
             return classification.answers(logits, labels=self.base.own_labels(), options=options)
         return task_named(active.note.task).of_release(logits, active.note, options)
 
-    def _logits(self, texts: list[Text], adapter: ActiveAdapter | None) -> Logits:
+    def _logits(self, texts: list[Any], adapter: ActiveAdapter | None) -> Logits:
         if not texts:
             return np.zeros((0, adapter.note.outputs if adapter else 1), np.float32)
         longest = (
@@ -120,16 +118,11 @@ class EdgeRuntime:
             else min(BASE_MAX_LENGTH, self.base.manifest.max_positions)
         )
         options = adapter.run_options if adapter else None
-        order = sorted(range(len(texts)), key=lambda i: _size(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: self.base.reader.size(texts[i]))
         parts: dict[int, Logits] = {}
         for start in range(0, len(order), ROWS):
             chosen = order[start : start + ROWS]
-            with self._tokenize:  # truncation is a setting of the shared tokenizer
-                feeds = self.base.batch([texts[i] for i in chosen], max_length=longest)
+            feeds = self.base.batch([texts[i] for i in chosen], max_length=longest)
             (logits,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
             parts.update(zip(chosen, logits, strict=True))
         return np.stack([parts[i] for i in range(len(texts))])
-
-
-def _size(text: Text) -> int:
-    return len(text) if isinstance(text, str) else sum(map(len, text))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edge_runtime.adapter import ActiveAdapter
-from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.backends.encoder import open_encoder
 from edge_runtime.following import Follower
 from edge_runtime.settings import Device
 from edge_runtime.store import GRAPH
 from edge_runtime.tasks import Prediction, task_named
 from protocol.errors import DeliveryError
-from protocol.rows.read import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Service(Follower[ActiveAdapter]):
         self.runtime = backend.runtime
         super().__init__(device, backend.load, clock=clock)
 
-    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
+    def classify(self, texts: Sequence[Any], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError `serve.empty` with no release, `serve.failed` when the release fails.
 
         DataError for texts and wishes that it was not trained for.
@@ -47,9 +47,10 @@ class Service(Follower[ActiveAdapter]):
         serving = self.serving
         task = task_named(serving.adapter.note.task)
         task.verify_options(options)
-        verify_texts(texts, pairs=serving.adapter.note.pairs)
+        reader = self.runtime.base.reader
+        questions = reader.prepared(texts, pairs=serving.adapter.note.pairs)
         try:
-            predictions = self.runtime.infer(texts, serving.adapter, options)
+            predictions = self.runtime.infer(questions, serving.adapter, options)
             if not all(answer.is_finite for answer in predictions):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # whatever ORT raises counts against the release

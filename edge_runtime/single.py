@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.answer_options import LIKELIEST, AnswerOptions, verify_texts
+from edge_runtime.answer_options import LIKELIEST, AnswerOptions
 from edge_runtime.base import EdgeBase, numbered_labels
 from edge_runtime.blends.note import BlendNote
 from edge_runtime.lower_rank import verify_ranked
@@ -16,7 +16,6 @@ from edge_runtime.service import Answer
 from edge_runtime.tasks import task_named
 from protocol.errors import DeliveryError
 from protocol.peft_format import RELEASE_FILE
-from protocol.rows.read import Text
 from storage.regular import read_regular
 
 if TYPE_CHECKING:
@@ -56,16 +55,16 @@ class SingleService:
                 return
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
-    def classify(self, texts: Sequence[Text], options: AnswerOptions = LIKELIEST) -> Answer:
+    def classify(self, texts: Sequence[Any], options: AnswerOptions = LIKELIEST) -> Answer:
         """Raises DeliveryError `serve.failed`, DataError for texts and wishes that the
         adapter was not trained for."""
         active = self.runtime.active
         task = task_named(active.note.task if active else "classification")
         task.verify_options(options)
-        if active:
-            verify_texts(texts, pairs=active.note.pairs)
+        pairs = active.note.pairs if active else any(isinstance(text, tuple) for text in texts)
+        questions = self.runtime.base.reader.prepared(texts, pairs=pairs)
         try:
-            predictions = self.runtime.infer(texts, options=options)
+            predictions = self.runtime.infer(questions, options=options)
             if not all(answer.is_finite for answer in predictions):
                 raise ArithmeticError("the answer is not finite")
         except Exception as error:  # ONNX Runtime raises types of its own

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
 from protocol.documents import OddError, parse_toml
+from protocol.image_manifest import ImageManifest
 from protocol.legality import Finding, check
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan
@@ -17,6 +18,8 @@ from simulations.experiment import Experiment, experiment_path, load_experiment
 from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
+    from client.examples import Examples
+    from client.worker import Worker
     from simulations.pace import Pace
 
 RUNS = Path("runs")  # where `fedge simulate` keeps runs and bases
@@ -171,25 +174,39 @@ def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
 
 def _pace_of(plan: Plan, base: Path, tokens: int) -> Pace:
     """Of rows of ``tokens`` tokens each: a plan has no rows."""
-    import numpy as np
-
-    from client.batches import Encoded
     from client.worker import Worker
     from simulations.pace import measure_pace
 
-    worker, batch = Worker(plan, base), plan.local.batch_size
-    length = min(tokens, plan.task.max_length)
+    worker = Worker(plan, base)
+    return measure_pace(worker, _invented(worker, plan, tokens))
+
+
+def _invented(worker: Worker, plan: Plan, tokens: int) -> Examples:
+    """Rows of a batch that nobody has."""
+    import numpy as np
+
+    from client.batches import Encoded
+    from client.examples import Images
+
+    manifest, batch = worker.manifest, plan.local.batch_size
+    if isinstance(manifest, ImageManifest):
+        return Images(
+            pixels=np.full((batch, *manifest.pixels.shape), 127, np.uint8),
+            targets=np.zeros(batch, np.int64),
+            settings=manifest.pixels,
+            positions=manifest.max_positions,
+        )
+    length = min(tokens, plan.task.longest)
     by_token = plan.task.ANSWERS == "text"
     kind = np.float32 if plan.task.ANSWERS == "range" else np.int64
-    rows = Encoded(
-        ids=(np.arange(batch * length) % worker.manifest.vocab_size).astype(np.int32),
+    return Encoded(
+        ids=(np.arange(batch * length) % manifest.vocab_size).astype(np.int32),
         offsets=np.arange(0, batch * length + 1, length, dtype=np.int64),
         targets=np.zeros(batch * length if by_token else batch, kind),
         by_token=by_token,
         types=np.zeros(batch * length, np.int8) if worker.recipe.typed else None,
         pad_id=0,
     )
-    return measure_pace(worker, rows)
 
 
 def _cost(plan: Plan, manifest: AnyManifest, assumed: Assumed) -> Forecast:

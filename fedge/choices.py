@@ -13,12 +13,14 @@ from rich.table import Table
 
 from fedge.plans import Base, Json, read_manifest, read_plan
 from protocol.decoder_manifest import DECODER
+from protocol.image_manifest import ImageManifest
 from protocol.legality import check
-from protocol.manifest import Manifest
+from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
+from protocol.tasks.image_classification import ImageClassification
 
 KIB = 1024
 PlanFile = Annotated[
@@ -91,10 +93,13 @@ def _assumed(base: Path | None, plan: Path | None) -> tuple[Plan, AnyManifest] |
 
 def _plain_plan(manifest: AnyManifest) -> Plan:
     """Defaults, for what the base was built for."""
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, HeadManifest):
         count = max(2, manifest.head.labels)
         task: dict[str, Any] = {"labels": [f"label-{number}" for number in range(count)]}
-        task["max_length"] = min(128, manifest.max_positions // 2)
+        if isinstance(manifest, ImageManifest):
+            task["kind"] = ImageClassification.KIND
+        else:
+            task["max_length"] = min(128, manifest.max_positions // 2)
     else:
         task = {"kind": "causal-lm" if manifest.task == DECODER else "seq2seq-lm"}
         task["max_length"] = min(128, manifest.max_positions // 2)

@@ -17,12 +17,14 @@ import numpy as np
 
 from base_model.files import writing
 from base_model.programs.slots import slot_layout, slot_program
-from base_model.verify import open_tokenizer, verify_encoder
+from base_model.verify import open_tokenizer, verify_base
 from base_model.weights_file import WEIGHTS
 from client.batches import encode, held_out
 from client.data import Rows, load_rows
 from client.engine.onnx_engine import OnnxEngine
+from client.examples import Examples
 from client.tasks import OUTPUT_TASKS
+from client.tasks.image_classification import images_of
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_note, read_tensors
@@ -36,8 +38,10 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import Installed, Personal, Store, read_state, release_folder
 from edge_runtime.tasks import task_named as edge_task
+from protocol.decoder_manifest import WritingManifest
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
+from protocol.image_manifest import ImageManifest
 from protocol.layout import Layout, Tensors
 from protocol.manifest import TYPE_IDS, Manifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
@@ -46,6 +50,7 @@ from protocol.plan_sections import Local
 from protocol.tasks import TASKS, Task
 from protocol.tasks.base import Quality
 from protocol.tasks.classification import Classification
+from protocol.tasks.image_classification import ImageClassification
 from protocol.tasks.regression import Regression
 from storage.regular import sha256_of
 from storage.whole import PRIVATE, write_whole
@@ -136,7 +141,8 @@ def adapt(device: Device, request: Request, now: datetime, on_step: OnStep) -> O
     layout = slot_layout(origin.tensors)
     program = slot_program(device.base, manifest, layout, kind=note.task, pairs=note.pairs)
     engine = OnnxEngine(program, device.base, layout, threads=device.threads)
-    trained = _train(engine, origin, data.kept, device.base, request.local, on_step)
+    encoded = _encoded(data.kept, note, manifest, device.base)
+    trained = _train(engine, origin, encoded, request.local, on_step)
     with Store(device.store, wait_s=2 * device.deadline_s) as store:
         staged = store.new_personal()
         after = _write(staged, origin, layout, trained.tensors, runtime, data.held)
@@ -178,14 +184,16 @@ def _current(device: Device) -> tuple[str, Path, Installed]:
     return state.current, folder, installed
 
 
-def _trainable(base: Path) -> Manifest:
+def _trainable(base: Path) -> Manifest | ImageManifest:
     """The manifest of a whole base: a device that only answers may lack the weights."""
     if not (base / WEIGHTS).is_file() and WEIGHTS in read_manifest(base).files:
         raise ArtefactError(
             f"{base / WEIGHTS} is missing: this device's base can answer, not train",
             f"copy this file of the base to the device; {STAYS}",
         )
-    return verify_encoder(base)
+    manifest = verify_base(base)
+    assert not isinstance(manifest, WritingManifest)  # which was looked at before
+    return manifest
 
 
 def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
@@ -211,8 +219,13 @@ def _task(note: ReleaseNote, request: Request) -> Task:
     column, pair = request.column, request.pair or ("text_pair" if note.pairs else "")
     if bool(pair) != note.pairs:
         raise DataError("the release in use answers single texts", "leave --pair-column out")
-    rows: dict[str, Any] = {"text": request.text, "text_pair": pair, "max_length": note.max_length}
     options = "the options of `edge train`, for the release in use"
+    if note.task == ImageClassification.KIND:
+        images: dict[str, Any] = {"kind": note.task, "labels": note.labels}
+        images |= {"image": request.text or "image", "label": column or "label"}
+        return validated(ImageClassification, images, source=options)
+    rows: dict[str, Any] = {"text": request.text or "text", "text_pair": pair}
+    rows["max_length"] = note.max_length
     if note.range is None:
         rows |= {"labels": note.labels, "label": column or "label"}
         return validated(Classification, rows, source=options)
@@ -222,15 +235,9 @@ def _task(note: ReleaseNote, request: Request) -> Task:
 
 
 def _train(
-    engine: OnnxEngine, origin: _Origin, rows: Rows, base: Path, local: Local, on_step: OnStep
+    engine: OnnxEngine, origin: _Origin, rows: Examples, local: Local, on_step: OnStep
 ) -> Trained:
     """As a client trains, all slots at once. Raises DeliveryError `personal.diverged`."""
-    note = origin.note
-    targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
-    typed = note.pairs and TYPE_IDS in read_manifest(base).graph.inputs
-    encoded = encode(
-        open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed, place=rows.place
-    )
     steps = math.ceil(len(rows) / local.batch_size) * local.epochs
     steps = min(steps, local.max_steps) if local.max_steps else steps
     on_step(0, steps)
@@ -238,7 +245,7 @@ def _train(
         return train(
             engine,
             origin.tensors,
-            encoded,
+            rows,
             local=local,
             parts=frozenset(spec.part for spec in engine.layout.specs),
             seed=seed_from("personal", len(rows)),
@@ -246,6 +253,19 @@ def _train(
         )
     except UpdateError:
         raise _diverged("the loss is not finite") from None
+
+
+def _encoded(
+    rows: Rows, note: ReleaseNote, manifest: Manifest | ImageManifest, base: Path
+) -> Examples:
+    """What the base reads of the device's rows. Raises DataError."""
+    if isinstance(manifest, ImageManifest):
+        return images_of(rows, manifest)
+    targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
+    typed = note.pairs and TYPE_IDS in manifest.graph.inputs
+    return encode(
+        open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed, place=rows.place
+    )
 
 
 def _diverged(cause: str) -> DeliveryError:

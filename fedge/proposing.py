@@ -13,6 +13,8 @@ from rich.console import Console
 from fedge.plan_files import write_new, write_plan
 from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
+from protocol.errors import PlanError
+from protocol.image_manifest import ImageManifest
 from protocol.plan import plan_from
 
 
@@ -76,6 +78,11 @@ def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
         texts = propose_texts(data, base, site=True)
         return texts.plan(name, manifest.fingerprint), asdict(texts)
+    if isinstance(manifest, ImageManifest):
+        raise PlanError(
+            "a plan is not proposed for images",
+            "write one: `fedge init`, then kind, image, label and labels of [task]",
+        )
     from simulations.proposal import propose
 
     seen = propose(data)

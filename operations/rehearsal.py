@@ -49,7 +49,7 @@ def devices(experiment: Experiment, out: Path, *, floor: float, say: Say) -> dic
 
     ``floor`` is the accuracy that a release must have. Raises the error of the first step that fails.
     """
-    if not experiment.has_labels or experiment.has_pairs:
+    if not experiment.has_labels or experiment.has_pairs or not experiment.has_texts:
         raise PlanError(
             "the devices here are asked for labels of single texts, the experiment has others",
             "name an experiment with labels and without task.text_pair",

@@ -16,11 +16,13 @@ ATTENTION_OUTPUTS = (
     "attention.out_lin",
     "attention.attn.o",
     "attention.dense",
+    "attention.o_proj",
 )
 FEED_FORWARDS = (
     ("intermediate.dense", "output.dense"),
     ("ffn.lin1", "ffn.lin2"),
     ("ffn", "ffn_output"),
+    ("mlp.fc1", "mlp.fc2"),
 )
 
 

@@ -23,13 +23,13 @@ from protocol.manifest import (
     CONFIG,
     MOST_LINEARS,
     TOKENIZER,
-    BaseManifest,
     Bits,
     Count,
     Graph,
     Slot,
     TensorEntry,
     TensorName,
+    TextManifest,
     task_of,
     verify_named,
 )
@@ -41,7 +41,7 @@ FORMAT: Literal[1] = 1
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class WritingManifest(BaseManifest):
+class WritingManifest(TextManifest):
     """What manifests have of a base that writes a text token by token.
 
     ``bits``: of linears; ``embedding_bits``: of the word embeddings and the output layer, which are one

@@ -282,11 +282,11 @@ def _positions(recipe: Recipe) -> Iterator[Finding]:
     """Texts, and the prompt before them, fit the base."""
     plan, positions = recipe.plan, recipe.manifest.max_positions
     most = positions - recipe.tokens
-    if plan.task.max_length > most:
+    if plan.task.longest > most:
         prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
         yield _error(
             "task.max_length",
-            f"{plan.task.max_length} tokens{prompt} exceed the base's {positions} positions",
+            f"{plan.task.longest} tokens{prompt} exceed the base's {positions} positions",
             f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
         )
 

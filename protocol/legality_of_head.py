@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from protocol.documents import MOST_BYTES
-from protocol.manifest import Manifest
+from protocol.manifest import HeadManifest
 from protocol.plan import Plan
 from protocol.privacy.legality import Said
 from protocol.recipe import LARGEST, Recipe
@@ -37,7 +37,7 @@ def said_of_head(plan: Plan) -> Iterator[Said]:
 def said_of_head_on(recipe: Recipe) -> Iterator[Said]:
     """A head that the plan begins with, on this base."""
     head, manifest = recipe.plan.head, recipe.manifest
-    if head is None or not isinstance(manifest, Manifest):
+    if head is None or not isinstance(manifest, HeadManifest):
         return
     if (width := head.width) != manifest.head.in_features:
         yield (

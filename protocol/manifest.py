@@ -26,6 +26,7 @@ FORMAT: Literal[3] = (
 )
 GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
 
+IMAGES: Literal["image-classification"] = "image-classification"  # the task of a base of images
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -115,9 +116,9 @@ Bits = Literal[4, 8, 16, 32]
 
 
 class BaseManifest(Record):
-    """What ``manifest.json`` says of every base, whatever it answers with.
+    """What ``manifest.json`` says of every base, whatever it reads and answers with.
 
-    ``embedding_size``: width of word embeddings. ``max_positions``: tokens that a text may have.
+    ``max_positions``: tokens that a text may have, or positions of an image.
     """
 
     fingerprint: Sha256
@@ -127,11 +128,8 @@ class BaseManifest(Record):
     bits: Bits
     block: Count
     hidden_size: Count
-    embedding_size: Count
     layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
-    vocab_size: Count
     max_positions: Count
-    embedding_std: PositiveReal
     parameters: Count
     linears: list[Linear] = Field(min_length=1, max_length=MOST_LINEARS)
     graph: Graph
@@ -160,13 +158,26 @@ class BaseManifest(Record):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-class Manifest(BaseManifest):
+class TextManifest(BaseManifest):
+    """What manifests have of a base that reads texts; ``embedding_size``: width of word embeddings."""
+
+    vocab_size: Count
+    embedding_size: Count
+    embedding_std: PositiveReal
+
+
+class HeadManifest(BaseManifest):
+    """What manifests have of a base with a head, which answers with labels or numbers."""
+
+    pooling: Literal["mean", "cls", "pooler"]
+    head: Head
+
+
+class Manifest(HeadManifest, TextManifest):
     """``manifest.json`` of an encoder's folder."""
 
     format: Literal[3] = FORMAT
     task: Literal["sequence-classification"]
-    pooling: Literal["mean", "cls", "pooler"]
-    head: Head
 
 
 def fingerprint(
@@ -253,6 +264,11 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
         if task_of(text) in ("causal-lm", "seq2seq-lm"):
             raise ArtefactError(
                 f"{source}: this base writes texts, and one that sorts them is needed",
+                "name a base that was built with --task sequence-classification",
+            ) from None
+        if task_of(text) == IMAGES:
+            raise ArtefactError(
+                f"{source}: this base sorts images, and one that sorts texts is needed",
                 "name a base that was built with --task sequence-classification",
             ) from None
         if str(odd).startswith("format:"):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
+from protocol.image_manifest import ImageManifest, is_image, parse_image_manifest
 from protocol.manifest import Manifest, parse_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 
-# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13)
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15)
 COVERED = {
     *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
-    *("embedding_bits", "affine", "tied"),
+    *("embedding_bits", "affine", "tied", "pixels"),
 }
 
-AnyManifest = Manifest | DecoderManifest | Seq2SeqManifest
+AnyManifest = Manifest | ImageManifest | DecoderManifest | Seq2SeqManifest
 
 
 def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
@@ -23,6 +24,8 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
         return parse_decoder_manifest(text, source=source)
     if is_seq2seq(text):
         return parse_seq2seq_manifest(text, source=source)
+    if is_image(text):
+        return parse_image_manifest(text, source=source)
     return parse_manifest(text, source=source)
 
 

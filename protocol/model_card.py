@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.decoder_manifest import WritingManifest
-from protocol.manifest import Manifest
+from protocol.image_manifest import ImageManifest
+from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Method
@@ -30,7 +31,13 @@ def model_card(
         if secure
         else "INSECURE exchange: the coordinator saw every client's update."
     )
-    use = _writing(plan) if isinstance(manifest, WritingManifest) else _sorting(plan, manifest)
+    match manifest:
+        case WritingManifest():
+            use = _writing(plan)
+        case ImageManifest():
+            use = _of_images(plan, manifest)
+        case _:
+            use = _sorting(plan, manifest)
     return f"""---
 library_name: peft
 base_model: {json.dumps(manifest.source)}
@@ -82,7 +89,27 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 MODEL is that model; there the weights are not rounded, and the answers are near, not equal."""
 
 
-def _sorting(plan: Plan, manifest: Manifest) -> str:
+def _of_images(plan: Plan, manifest: ImageManifest) -> str:
+    """How an adapter of a base of images is opened; the sentences are those of texts."""
+    return f"""{_ordinary(manifest, method_of(plan.adapter))} `{OPENER_FILE}` in this folder opens it, \
+with torch, transformers, peft and Pillow alone:
+
+```python
+import sys
+
+sys.path.append("FOLDER")  # this one
+from {OPENER_MODULE} import load, pixels
+
+model = load("FOLDER", "BASE")
+inputs = pixels("BASE")(["an image.png"])
+print(model.config.id2label[int(model(**inputs).logits.argmax())])
+```
+
+BASE is the folder of that base, or the model that it was built from; there the weights are not rounded,
+and the answers are near, not equal."""
+
+
+def _sorting(plan: Plan, manifest: HeadManifest) -> str:
     """How an adapter of an encoder is opened: by the module in its folder."""
     assert isinstance(plan.task, OutputTask)
     return f"""{_ordinary(manifest, method_of(plan.adapter))} `{OPENER_FILE}` in this folder opens it, \
@@ -105,18 +132,21 @@ BASE is the folder of that base, or the model that it was built from; there the 
 and the answers are near, not equal."""
 
 
-def _ordinary(manifest: Manifest, method: Method[Any]) -> str:
+def _ordinary(manifest: HeadManifest, method: Method[Any]) -> str:
+    ordinary = "AutoModelForSequenceClassification"
+    if isinstance(manifest, ImageManifest):
+        ordinary = "AutoModelForImageClassification"
     if not method.of_peft:
         return f"peft has no adapters of type {method.peft_type}, and refuses this folder with a KeyError."
     if method.own_opener:
         return (
             f"What is in here is relative to the base, which peft's {method.peft_type} is not: so there "
-            "is no head of `AutoModelForSequenceClassification`'s name, and peft refuses it with a KeyError."
+            f"is no head of `{ordinary}`'s name, and peft refuses it with a KeyError."
         )
     if fits_ordinary_class(manifest.family, manifest.pooling):
         return (
             "On the model that the base was built from, `PeftModel.from_pretrained` over "
-            "`AutoModelForSequenceClassification` works."
+            f"`{ordinary}` works."
         )
     return (
         "`AutoModelForSequenceClassification` has another layer before the head or pools otherwise than "

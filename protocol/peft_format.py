@@ -16,19 +16,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.calibration import Calibration
-from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, json_as, parse_json
 from protocol.errors import ArtefactError
 from protocol.forms import HEAD
 from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Tensors
-from protocol.manifest import Manifest, Word
+from protocol.manifest import HeadManifest, Word
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
 from protocol.section import MOST_LABELS, MOST_TOKENS, MOST_VALUE, Label
 from protocol.tasks import TASKS
+from protocol.tasks.base import TextSection
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
@@ -45,11 +45,11 @@ PASSPORT_FILE = "passport.tlog-proof"  # that the release is in the run's log (P
 
 
 def fits_ordinary_class(family: str, pooling: str) -> bool:
-    """Whether ``AutoModelForSequenceClassification`` of this family computes what the base does.
+    """Whether Hugging Face's class with a head of this family computes what the base does.
 
     DistilBERT's and RoBERTa's classes have a layer before the head whose name peft takes for the head.
     """
-    return (family, pooling) == ("bert", "pooler")
+    return (family, pooling) in (("bert", "pooler"), ("vit", "cls"), ("deit", "cls"))
 
 
 def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
@@ -57,7 +57,7 @@ def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
 
     "" of a base whose own output layer answers.
     """
-    if isinstance(manifest, WritingManifest):
+    if not isinstance(manifest, HeadManifest):
         return ""
     if fits_ordinary_class(manifest.family, manifest.pooling) and not method.own_opener:
         return manifest.head.path
@@ -160,12 +160,12 @@ def is_head(name: str) -> bool:
 def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
     """``adapter_config.json``."""
     manifest = recipe.manifest
-    config = {
+    config: dict[str, Any] = {
         "task_type": recipe.plan.task.PEFT_TASK,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
     }
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, HeadManifest):
         config["modules_to_save"] = [folder_head(manifest, recipe.method)]
         config["auto_mapping"] = {
             "base_model_class": "Classifier",
@@ -260,6 +260,13 @@ def verify_answers(kind: str, labels: Sequence[str], limits: tuple[float, float]
         raise ValueError(f"task {kind} has {task.ANSWERS}, and here are {answers}")
 
 
+def verify_length(kind: str, max_length: int) -> None:
+    """Texts have a length, and nothing else has. Raises ValueError."""
+    task = TASKS.get(kind)
+    if task is not None and issubclass(task, TextSection) != (max_length > 0):
+        raise ValueError(f"task {kind} and a max_length of {max_length} do not go together")
+
+
 class ReleaseNote(BaseModel):
     """``release.json``: what an adapter belongs to and what was measured of it."""
 
@@ -280,7 +287,9 @@ class ReleaseNote(BaseModel):
         default=None,
         description="of a regression: its one output is the share of this, from low to high",
     )
-    max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
+    max_length: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = Field(
+        description="tokens of a text, longer ones are cut; 0 where rows are no texts"
+    )
     exchange: Word
     files: dict[Word, Word] = Field(description="sha256 of every file beside this one")
     metrics: dict[Word, Annotated[float, Field(allow_inf_nan=False)]]
@@ -296,6 +305,7 @@ class ReleaseNote(BaseModel):
     @model_validator(mode="after")
     def _answers_mean_something(self) -> ReleaseNote:
         verify_answers(self.task, self.labels, self.range)
+        verify_length(self.task, self.max_length)
         return self
 
     @property

@@ -9,6 +9,150 @@ from __future__ import annotations
 
 OPENER_FILE, OPENER_MODULE = "open_adapter.py", "open_adapter"
 
+# What openers share: the adapter put on a model, and the tensors that a base's codes stand for.
+SHARED = '''
+def _adapted(model, folder, config):
+    """The adapter in `folder` on `model`, whose head has the name that the folder calls it by."""
+    if config["peft_type"] in OWN:  # none of peft's
+        return OWN[config["peft_type"]](model, config, load_file(folder / "adapter_model.safetensors"))
+    adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    for module in adapted.modules():
+        if hasattr(module, "ln_tuning_layers"):
+            _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
+        for own in getattr(module, "lora_magnitude_vector", {}).values():  # above the base's lengths
+            own.weight.data.add_(module.get_base_layer().weight.norm(dim=1))
+    return adapted
+
+
+@torch.no_grad()
+def _multiply_in(norm, own):
+    """A norm of the folder is relative to the base's: scale * (norm(x) + shift)."""
+    if own.bias is not None:
+        own.bias.add_(norm.bias).mul_(own.weight)
+    own.weight.mul_(norm.weight)
+
+
+def _with_bottlenecks(model, config, tensors):
+    """An adapter of bottlenecks alone, and its head."""
+    _add_bottlenecks(model, config, tensors)
+    for name, parameter in model.get_submodule(model.path_of_head).named_parameters():
+        key = f"base_model.model.{model.path_of_head}.{name}"
+        parameter.data.copy_(tensors[key])
+    return model.eval()
+
+
+def _add_bottlenecks(model, config, tensors):
+    """Each adds s * relu(x D + b) U to an output, x being that output or, in parallel, the target's input."""
+    tensors = {k.removeprefix("base_model.model."): v for k, v in tensors.items()}
+    for target, output in zip(config["target_modules"], config["output_modules"]):
+        down, bias, up = (
+            nn.Parameter(tensors[f"{target}.bottleneck_{part}"]) for part in ("down", "bias", "up")
+        )
+        entered = []
+        if target != output:
+            read = model.get_submodule(target)
+            read.register_forward_pre_hook(lambda _, inputs, to=entered: to.append(inputs[0]))
+
+        def add(_module, _inputs, y, entered=entered, weights=(down, bias, up)):
+            x = entered.pop() if entered else y
+            down, bias, up = (weight.to(y) for weight in weights)
+            return y + torch.relu(x @ down + bias) @ up * config["scaling"]
+
+        model.get_submodule(output).register_forward_hook(add)
+
+
+def _with_members(model, config, tensors):
+    """Methods side by side: one inside the other as they act on a linear, a prompt around them all."""
+    outer, members = model, config["members"]
+    for number, member in _from_within(members):
+        start, name, kind = f"{number}.", f"member_{number}", member["peft_type"]
+        own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        if kind == "BOTTLENECK":
+            _add_bottlenecks(model, member, own)
+            continue
+        settings = get_peft_config({**member, "task_type": config["task_type"]})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of one tuner around another
+            if kind not in ("PROMPT_TUNING", "PREFIX_TUNING"):
+                inject_adapter_in_model(settings, model, name)
+                continue
+            outer = get_peft_model(model, settings, adapter_name=name)
+        outer.prompt_encoder[name].embedding.weight.data.copy_(own["prompt_embeddings"])
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):  # one with two adapters of a kind uses both
+            names = {n for kind in layer.adapter_layer_names for n in getattr(layer, kind)}
+            layer.set_adapter(sorted(names))
+    parameters = {}
+    for key, parameter in model.named_parameters():
+        plain = key.replace(".base_layer", "")
+        for number in range(len(members)):
+            if plain != (own := plain.replace(f".member_{number}", "")):
+                parameters[f"{number}.base_model.model.{own}"] = parameter
+    for key, value in tensors.items():
+        if key in parameters:
+            parameters[key].data.copy_(value)
+        elif key.startswith("base_model.model."):  # the head, of which peft has a copy beside a prompt
+            path, _, part = key.removeprefix("base_model.model.").rpartition(".")
+            head = model.get_submodule(path)
+            for module in [head, *getattr(head, "modules_to_save", {}).values()]:
+                if isinstance(module, nn.Linear):
+                    getattr(module, part).data.copy_(value)
+    for module in model.modules():
+        for own in getattr(module, "ln_tuning_layers", {}).values():
+            _multiply_in(module.base_layer, own)
+    if outer is not model:
+        outer.register_forward_pre_hook(_keep_types, with_kwargs=True)
+    return outer.eval()
+
+
+def _from_within(members):
+    """Numbers and settings: what shifts a linear, what scales its outputs, factors, what scales inputs."""
+    order = ["SHIFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "NARROW", "BOTTLENECK"]
+    placed = []
+    for number, member in enumerate(members):
+        kind = "SHIFT" if member.get("lora_bias") else member["peft_type"]
+        if kind == "IA3":
+            narrow = member["feedforward_modules"]
+            wide = [path for path in member["target_modules"] if path not in narrow]
+            for place, paths, inputs in (("IA3", wide, []), ("NARROW", narrow, narrow)):
+                of_it = {"target_modules": paths, "feedforward_modules": inputs}
+                if paths:
+                    placed.append((order.index(place), number, {**member, **of_it}))
+        else:
+            place = order.index(kind) if kind in order else len(order)
+            placed.append((place, number, member))
+    return [(number, member) for _, number, member in sorted(placed, key=lambda each: each[0])]
+
+
+OWN = {"BOTTLENECK": _with_bottlenecks, "HYBRID": _with_members}
+
+
+def _keep_types(_model, arguments, named):
+    """Behind a soft prompt peft drops what is called token_type_ids: which text of a pair a token is of."""
+    types = named.pop("token_type_ids", None)
+    return arguments, named if types is None else {**named, "segments": types}
+
+
+def _is_base(base):
+    return (Path(base) / "manifest.json").is_file()
+
+
+def _values(base, fingerprint):
+    """The tensors of a base's folder; codes become the values they stand for."""
+    manifest = json.loads((Path(base) / "manifest.json").read_text("utf-8"))
+    if manifest["fingerprint"] != fingerprint:
+        raise ValueError(f"{base} is another base than the adapter's, {fingerprint}")
+    tensors = load_file(Path(base) / "weights.safetensors")
+    for linear in manifest["linears"] if manifest["bits"] in (4, 8) else ():
+        codes, scales = (tensors.pop(f"{linear['path']}.{kind}") for kind in ("qweight", "scales"))
+        if manifest["bits"] == 4:  # two to a byte, the lower half first
+            codes = torch.stack([codes & 15, codes >> 4], -1)
+        values = codes.reshape(*scales.shape, -1).float() - 2 ** (manifest["bits"] - 1)
+        weight = (values * scales.unsqueeze(-1)).reshape(len(scales), -1)
+        tensors[f"{linear['path']}.weight"] = weight[:, : linear["in_features"]].contiguous()
+    return tensors
+'''
+
 CLASSIFIER = '''
 COUNT_PADS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 NO_POOLER = {"distilbert": torch.relu, "electra": nn.functional.gelu}  # and what follows the head's layer
@@ -121,126 +265,13 @@ def load(folder, base):
     read = _of_codes if _is_base(base) else _of_source
     encoder, dense = read(base, pooling, note["base_fingerprint"])
     model = Classifier(encoder, dense, pooling, head, note["labels"])
-    if config["peft_type"] in OWN:  # none of peft's
-        return OWN[config["peft_type"]](model, config, load_file(folder / "adapter_model.safetensors"))
-    adapted = PeftModel.from_pretrained(model, str(folder)).eval()
-    for module in adapted.modules():
-        if hasattr(module, "ln_tuning_layers"):
-            _multiply_in(module.base_layer, module.ln_tuning_layers["default"])
-        for own in getattr(module, "lora_magnitude_vector", {{}}).values():  # above the base's lengths
-            own.weight.data.add_(module.get_base_layer().weight.norm(dim=1))
-    adapted.register_forward_pre_hook(_keep_types, with_kwargs=True)
+    adapted = _adapted(model, folder, config)
+    if config["peft_type"] not in OWN:
+        adapted.register_forward_pre_hook(_keep_types, with_kwargs=True)
     return adapted
 
 
-@torch.no_grad()
-def _multiply_in(norm, own):
-    """A norm of the folder is relative to the base's: scale * (norm(x) + shift)."""
-    if own.bias is not None:
-        own.bias.add_(norm.bias).mul_(own.weight)
-    own.weight.mul_(norm.weight)
-
-
-def _with_bottlenecks(model, config, tensors):
-    """An adapter of bottlenecks alone, and its head."""
-    _add_bottlenecks(model, config, tensors)
-    for name, parameter in model.get_submodule(model.path_of_head).named_parameters():
-        key = f"base_model.model.{{model.path_of_head}}.{{name}}"
-        parameter.data.copy_(tensors[key])
-    return model.eval()
-
-
-def _add_bottlenecks(model, config, tensors):
-    """Each adds s * relu(x D + b) U to an output, x being that output or, in parallel, the target's input."""
-    tensors = {{k.removeprefix("base_model.model."): v for k, v in tensors.items()}}
-    for target, output in zip(config["target_modules"], config["output_modules"]):
-        down, bias, up = (
-            nn.Parameter(tensors[f"{{target}}.bottleneck_{{part}}"]) for part in ("down", "bias", "up")
-        )
-        entered = []
-        if target != output:
-            read = model.get_submodule(target)
-            read.register_forward_pre_hook(lambda _, inputs, to=entered: to.append(inputs[0]))
-
-        def add(_module, _inputs, y, entered=entered, weights=(down, bias, up)):
-            x = entered.pop() if entered else y
-            down, bias, up = (weight.to(y) for weight in weights)
-            return y + torch.relu(x @ down + bias) @ up * config["scaling"]
-
-        model.get_submodule(output).register_forward_hook(add)
-
-
-def _with_members(model, config, tensors):
-    """Methods side by side: one inside the other as they act on a linear, a prompt around them all."""
-    outer, members = model, config["members"]
-    for number, member in _from_within(members):
-        start, name, kind = f"{{number}}.", f"member_{{number}}", member["peft_type"]
-        own = {{k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}}
-        if kind == "BOTTLENECK":
-            _add_bottlenecks(model, member, own)
-            continue
-        settings = get_peft_config({{**member, "task_type": config["task_type"]}})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of one tuner around another
-            if kind not in ("PROMPT_TUNING", "PREFIX_TUNING"):
-                inject_adapter_in_model(settings, model, name)
-                continue
-            outer = get_peft_model(model, settings, adapter_name=name)
-        outer.prompt_encoder[name].embedding.weight.data.copy_(own["prompt_embeddings"])
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):  # one with two adapters of a kind uses both
-            names = {{n for kind in layer.adapter_layer_names for n in getattr(layer, kind)}}
-            layer.set_adapter(sorted(names))
-    parameters = {{}}
-    for key, parameter in model.named_parameters():
-        plain = key.replace(".base_layer", "")
-        for number in range(len(members)):
-            if plain != (own := plain.replace(f".member_{{number}}", "")):
-                parameters[f"{{number}}.base_model.model.{{own}}"] = parameter
-    for key, value in tensors.items():
-        if key in parameters:
-            parameters[key].data.copy_(value)
-        elif key.startswith("base_model.model."):  # the head, of which peft has a copy beside a prompt
-            path, _, part = key.removeprefix("base_model.model.").rpartition(".")
-            head = model.get_submodule(path)
-            for module in [head, *getattr(head, "modules_to_save", {{}}).values()]:
-                if isinstance(module, nn.Linear):
-                    getattr(module, part).data.copy_(value)
-    for module in model.modules():
-        for own in getattr(module, "ln_tuning_layers", {{}}).values():
-            _multiply_in(module.base_layer, own)
-    if outer is not model:
-        outer.register_forward_pre_hook(_keep_types, with_kwargs=True)
-    return outer.eval()
-
-
-def _from_within(members):
-    """Numbers and settings: what shifts a linear, what scales its outputs, factors, what scales inputs."""
-    order = ["SHIFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "NARROW", "BOTTLENECK"]
-    placed = []
-    for number, member in enumerate(members):
-        kind = "SHIFT" if member.get("lora_bias") else member["peft_type"]
-        if kind == "IA3":
-            narrow = member["feedforward_modules"]
-            wide = [path for path in member["target_modules"] if path not in narrow]
-            for place, paths, inputs in (("IA3", wide, []), ("NARROW", narrow, narrow)):
-                of_it = {{"target_modules": paths, "feedforward_modules": inputs}}
-                if paths:
-                    placed.append((order.index(place), number, {{**member, **of_it}}))
-        else:
-            place = order.index(kind) if kind in order else len(order)
-            placed.append((place, number, member))
-    return [(number, member) for _, number, member in sorted(placed, key=lambda each: each[0])]
-
-
-OWN = {{"BOTTLENECK": _with_bottlenecks, "HYBRID": _with_members}}
 WRITING = {{"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}}
-
-
-def _keep_types(_model, arguments, named):
-    """Behind a soft prompt peft drops what is called token_type_ids: which text of a pair a token is of."""
-    types = named.pop("token_type_ids", None)
-    return arguments, named if types is None else {{**named, "segments": types}}
 
 
 def tokenizer(base):
@@ -255,23 +286,9 @@ def tokenizer(base):
     )
 
 
-def _is_base(base):
-    return (Path(base) / "manifest.json").is_file()
-
-
 def _of_codes(base, pooling, fingerprint):
     """Encoder and inner layer of the head from a base's folder; codes become the values they stand for."""
-    manifest = json.loads((Path(base) / "manifest.json").read_text("utf-8"))
-    if manifest["fingerprint"] != fingerprint:
-        raise ValueError(f"{{base}} is another base than the adapter's, {{fingerprint}}")
-    tensors = load_file(Path(base) / "weights.safetensors")
-    for linear in manifest["linears"] if manifest["bits"] in (4, 8) else ():
-        codes, scales = (tensors.pop(f"{{linear['path']}}.{{kind}}") for kind in ("qweight", "scales"))
-        if manifest["bits"] == 4:  # two to a byte, the lower half first
-            codes = torch.stack([codes & 15, codes >> 4], -1)
-        values = codes.reshape(*scales.shape, -1).float() - 2 ** (manifest["bits"] - 1)
-        weight = (values * scales.unsqueeze(-1)).reshape(len(scales), -1)
-        tensors[f"{{linear['path']}}.weight"] = weight[:, : linear["in_features"]].contiguous()
+    tensors = _values(base, fingerprint)
     config = AutoConfig.from_pretrained(base)
     encoder = AutoModel.from_config(config, **_without_pooler(config)).float()
     own, layer = encoder.base_model_prefix + ".", None
@@ -302,5 +319,5 @@ def _of_source(base, pooling, _fingerprint):
     encoder = getattr(whole, whole.base_model_prefix)
     return encoder, whole.pre_classifier if config.model_type == "distilbert" else whole.classifier.dense
 
-
+{SHARED}
 {CLASSIFIER}'''

@@ -35,7 +35,7 @@ from protocol.plan_sections import (
 from protocol.section import Name, Positive, Section
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 from protocol.tasks import Task
-from protocol.tasks.classification import Classification
+from protocol.tasks.classification import Labelled
 from protocol.variants import UNKNOWN, untagged
 
 M = TypeVar("M", bound=BaseModel)
@@ -75,7 +75,7 @@ class Plan(Section):
     @model_validator(mode="after")
     def _head_fits_task(self) -> Plan:
         if self.head is not None:
-            labels = self.task.labels if isinstance(self.task, Classification) else []
+            labels = self.task.labels if isinstance(self.task, Labelled) else []
             if len(labels) != len(self.head.rows):
                 raise ValueError(
                     f"head: it has {len(self.head.rows)} rows, the task {len(labels)} labels"

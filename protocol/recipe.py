@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from protocol.decoder_manifest import WritingManifest
 from protocol.encoding import seed_from
 from protocol.errors import ArtefactError, PlanError
 from protocol.head_tensors import (
@@ -26,7 +27,7 @@ from protocol.head_tensors import (
     with_whole_head,
 )
 from protocol.layout import HEAD_PARTS, Layout, Tensors, TensorSpec, Vector
-from protocol.manifest import TYPE_IDS, Manifest
+from protocol.manifest import TYPE_IDS, HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Constants, Dimensions, Method, Remark
@@ -65,7 +66,7 @@ class Recipe:
 
     def _head(self) -> Iterable[TensorSpec]:
         outputs = self.plan.task.outputs
-        if not outputs or not isinstance(self.manifest, Manifest):
+        if not outputs or not isinstance(self.manifest, HeadManifest):
             return  # the base's own output layer answers
         width = self.manifest.head.in_features
         yield from head_specs(self.plan.head, outputs=outputs, width=width)
@@ -78,7 +79,7 @@ class Recipe:
     @property
     def ends(self) -> list[int]:
         """Tokens that end what the base writes; none of one that writes nothing."""
-        return [] if isinstance(self.manifest, Manifest) else self.manifest.ends
+        return self.manifest.ends if isinstance(self.manifest, WritingManifest) else []
 
     @cached_property
     def phases(self) -> tuple[Parts, ...]:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from protocol.image_opener import opener_of
 from protocol.layout import Tensors
 from protocol.model_card import model_card
 from protocol.peft_format import (
@@ -21,7 +22,7 @@ from protocol.peft_format import (
     render_release,
     to_peft,
 )
-from protocol.peft_opener import OPENER, OPENER_FILE
+from protocol.peft_opener import OPENER_FILE
 from protocol.recipe import Recipe
 from protocol.tensor_file import encode_tensors
 
@@ -54,7 +55,7 @@ def write_peft_folder(
         CARD_FILE: model_card(plan, manifest, round_number, secure, privacy).encode(),
     }
     if has_opener(manifest, recipe.method):
-        contents[OPENER_FILE] = OPENER.encode()
+        contents[OPENER_FILE] = opener_of(manifest).encode()
     note = ReleaseNote(
         plan_name=plan.name,
         plan_digest=plan.digest,

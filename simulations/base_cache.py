@@ -19,12 +19,13 @@ from base_model.build import build_base
 from base_model.decoder.build import build_decoder
 from base_model.decoder.calibration import default_text
 from base_model.decoder.sources import decoder_source
+from base_model.images.build import build_images
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest, verify_base
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME
+from protocol.manifest import IMAGES, MANIFEST_NAME
 from protocol.seq2seq_manifest import SEQ2SEQ
 from simulations.base_origin import Origin, origin_of
 from simulations.experiment import BaseSource, expanded
@@ -96,6 +97,15 @@ def _build(
         )
         return
     text = expanded(source.source)
+    if task == IMAGES:
+        build_images(
+            str(folder / text) if (folder / text).is_dir() else text,
+            bits=source.bits,
+            out=target,
+            scales=source.scales,
+            progress=tell,
+        )
+        return
     build_base(
         str(folder / text) if (folder / text).is_dir() else text,
         task=task,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from client.batches import Encoded
 from client.data import load_rows
+from client.examples import Examples
 from client.training import predict
 from client.worker import Worker
 from protocol.layout import Tensors
@@ -37,7 +37,7 @@ class Evaluator:
         chosen = self.rows if rows is None else self.rows.take(np.asarray(rows, np.int64))
         return self.measure_on(tensors, chosen)
 
-    def measure_on(self, tensors: Tensors, rows: Encoded) -> Scores:
+    def measure_on(self, tensors: Tensors, rows: Examples) -> Scores:
         """Run ``tensors`` on other rows."""
         finished = finished_tensors(self.worker, tensors)
         outputs = predict(self.worker.engine, finished, rows)

@@ -24,6 +24,7 @@ from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, 
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
+from protocol.tasks.image_classification import ImageClassification
 from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
 from simulations.overrides import override_all
 from storage.regular import read_settings_text
@@ -196,7 +197,13 @@ class Experiment(Section):
     @property
     def has_labels(self) -> bool:
         """Whether rows have labels."""
-        return self._kind == Classification.KIND
+        task = TASKS.get(self._kind)
+        return task is not None and task.ANSWERS == "labels"
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether rows are texts."""
+        return self.base_task != ImageClassification.BASE
 
     @property
     def base_task(self) -> str:
@@ -314,14 +321,12 @@ def _verify_scales(experiment: Experiment, plan: Plan, path: Path) -> None:
 
 def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
     """Sections that are for some tasks alone. Raises PlanError."""
-    if experiment.head != LabelHead() and not experiment.has_labels:
+    if experiment.head != LabelHead() and not (experiment.has_labels and experiment.has_texts):
         raise PlanError(
-            f"{path}: `head` is for a classification, no other task has labels", "leave it out"
+            f"{path}: `head` is for a classification of texts, no other task has labels that a base reads",
+            "leave it out",
         )
-    if (
-        experiment.yardsticks.personal_parts == "head"
-        and experiment.base_task != Classification.BASE
-    ):
+    if experiment.yardsticks.personal_parts == "head" and not plan.task.outputs:
         raise PlanError(
             f"{path}: `yardsticks.personal_parts`: bases that write text have no head to train",
             'leave it out, or use personal_parts = "all"',

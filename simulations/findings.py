@@ -11,6 +11,7 @@ from protocol.plan import Plan
 from protocol.rows.formats import shown
 from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
+from protocol.tasks.classification import Labelled
 from simulations.experiment import Experiment
 
 NAMED = 5  # labels that a line names
@@ -26,7 +27,7 @@ def findings_of(
 
 
 def _rows(experiment: Experiment, plan: Plan, train: Table, test: Table) -> Iterator[Finding]:
-    if plan.task.kind == "classification":
+    if isinstance(plan.task, Labelled):
         yield from _labels(plan.task.labels, train, test)
     asked, clients = plan.rounds * plan.cohort.size, experiment.population.clients
     if asked < clients:

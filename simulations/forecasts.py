@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from client.batches import Encoded
 from client.data import Rows, load_rows
+from client.examples import Examples
 from client.worker import Worker
-from protocol.rows.read import Text
 from simulations.clients import client_name
 from simulations.evaluation import Evaluator
 from simulations.files import read_json, write_json
@@ -69,10 +68,10 @@ def _load(out: Path) -> tuple[Pace, dict[str, float]]:
     return Pace(**stored["pace"]), dict(stored["parts"])
 
 
-def _sample(prepared: Prepared, worker: Worker) -> Encoded:
+def _sample(prepared: Prepared, worker: Worker) -> Examples:
     """Rows of as many clients as are needed to fill the steps that are timed."""
     task, need = prepared.plan.task, (WARM + STEPS) * prepared.plan.local.batch_size
-    texts: list[Text] = []
+    texts: list[Any] = []
     targets: list[Any] = []
     for partition in range(prepared.experiment.population.clients):
         rows = load_rows(prepared.client_file(partition), task)

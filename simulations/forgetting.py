@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from client.batches import Encoded
 from client.data import load_rows
+from client.examples import Examples
 from protocol.errors import ArtefactError, DataError
 from protocol.plan import Plan
 from simulations.chain import runs_before
@@ -66,7 +66,7 @@ def _measured(
     }
 
 
-def _rows(evaluator: Evaluator, folder: Path, plan: Plan) -> Encoded:
+def _rows(evaluator: Evaluator, folder: Path, plan: Plan) -> Examples:
     """The test rows of the run in ``folder``. Raises ArtefactError, DataError."""
     path = folder / TEST
     if not path.is_file():

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from client.batches import Encoded
+from client.examples import Examples
 from client.training import predict, train
 from client.worker import Worker
 from protocol.errors import UpdateError
@@ -54,7 +54,7 @@ class Work:
 
 
 def measure_pace(
-    worker: Worker, rows: Encoded, *, clock: Callable[[], float] = time.perf_counter
+    worker: Worker, rows: Examples, *, clock: Callable[[], float] = time.perf_counter
 ) -> Pace:
     """Time ``STEPS`` steps of the plan's batch size on ``rows``, behind one that warms up."""
     plan = worker.plan

@@ -1,4 +1,4 @@
-"""Programs of encoders: which slots an adapter fills, and the task's loss. (P-2, P-11)"""
+"""Programs of encoders, of texts or images: which slots an adapter fills, and the task's loss. (P-2, P-11)"""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def classifier_graphs(
 ) -> list[onnx.ModelProto]:
     """For each set of tensor names: loss and gradients of the recipe's adapter; of no name, logits.
 
-    Frozen tensors are read from ``base``. Inputs: ``input_ids``, ``attention_mask`` and, of pairs,
-    token types (rows, tokens), every tensor of the layout and, to train, the task's targets (rows,).
+    Frozen tensors are read from ``base``. Inputs: what the answering graph reads of rows, of pairs with
+    token types, every tensor of the layout and, to train, the task's targets (rows,).
     Outputs: ``loss``, the sum over rows of the task's, and ``gradient.NAME`` of it for the names;
     or the graph's own ``logits``.
     """

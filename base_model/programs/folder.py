@@ -44,8 +44,7 @@ from protocol import forms, frozen_linears, methods
 from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import TYPE_IDS
-from protocol.manifests import AnyManifest
+from protocol.manifest import IMAGES, TYPE_IDS, BaseManifest
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -58,6 +57,7 @@ log = logging.getLogger("fedge.program")
 Derive = Callable[[Path, Recipe, Iterable[frozenset[str]]], list[onnx.ModelProto]]
 DERIVE: dict[str, Derive] = {  # by what a base was built for
     "sequence-classification": classifier_graphs,
+    IMAGES: classifier_graphs,
     DECODER: language_graphs,
     SEQ2SEQ: seq2seq_graphs,
 }
@@ -170,7 +170,7 @@ def _verify(program: Program, recipe: Recipe, sets: Iterable[Parts], *, source: 
     verify_graphs(program, manifest, source=source)
 
 
-def verify_graphs(program: Program, manifest: AnyManifest, *, source: str) -> None:
+def verify_graphs(program: Program, manifest: BaseManifest, *, source: str) -> None:
     """Each takes and gives what the document says, and may be run. Raises ArtefactError."""
     document = program.document
     for name, entry in document.graphs.items():
@@ -186,7 +186,7 @@ def verify_graphs(program: Program, manifest: AnyManifest, *, source: str) -> No
 
 
 def _verify_signature(
-    document: ProgramDocument, entry: GraphEntry, manifest: AnyManifest, *, source: str
+    document: ProgramDocument, entry: GraphEntry, manifest: BaseManifest, *, source: str
 ) -> None:
     """Inputs are rows and the adapter, outputs loss and gradients of its parts, or logits."""
     tensors = sorted(rule.name for rule in document.tensors)
@@ -200,7 +200,7 @@ def _verify_signature(
         raise ArtefactError(f"{source}: inputs and outputs are not a program's", REMEDY)
 
 
-def _rows_and_answer(manifest: AnyManifest, *, pairs: bool) -> tuple[list[str], str]:
+def _rows_and_answer(manifest: BaseManifest, *, pairs: bool) -> tuple[list[str], str]:
     """(inputs that are rows, the output of the program that answers)."""
     if isinstance(manifest, WritingManifest):
         return [IDS, MASK], SCORES  # whole texts: no cache goes in or out

@@ -109,13 +109,13 @@ def way_of(recipe: Recipe) -> Way | None:
             return way
     raise PlanError(
         f"local.memory = {local.memory} MiB: training on this base takes {-(-size // MIB)} MiB at least, "
-        f"for texts of up to {recipe.plan.task.max_length} tokens",
+        f"for texts of up to {recipe.plan.task.longest} tokens",
         "raise local.memory, or lower task.max_length or the adapter's rank",
     )
 
 
 def training_bytes(recipe: Recipe, manifest: DecoderManifest, way: Way) -> int:
     """:func:`step_bytes` of a plan on its base."""
-    longest = min(recipe.plan.task.max_length, manifest.max_positions)
+    longest = min(recipe.plan.task.longest, manifest.max_positions)
     size = step_bytes(manifest, way, longest=longest, adapter=recipe.layout.size)
     return size + FLOAT * ENCODED * recipe.encoder_size

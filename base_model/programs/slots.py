@@ -20,7 +20,7 @@ from base_model.tasks import OUTPUT_TASKS
 from base_model.weights_file import WEIGHTS
 from protocol.forms import BOTTLENECK, DOWN, SCALE, SHIFT, SOFT_PROMPT, UP
 from protocol.layout import HEAD_PART, Layout, Tensors, TensorSpec
-from protocol.manifest import TYPE_IDS, Manifest
+from protocol.manifest import TYPE_IDS, HeadManifest
 
 METHOD = "slots"
 
@@ -44,7 +44,7 @@ def _part(slot: str) -> str:
 
 
 def slot_program(
-    base: Path, manifest: Manifest, layout: Layout, *, kind: str, pairs: bool
+    base: Path, manifest: HeadManifest, layout: Layout, *, kind: str, pairs: bool
 ) -> Program:
     """A task's loss and the gradient of every slot of ``layout``, on the verified ``base``.
 

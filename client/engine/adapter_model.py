@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +18,14 @@ from base_model.quant_linear import refuse_merge
 from base_model.relative import relate
 from client.engine.interface import Values
 from protocol.layout import HEAD_PARTS, Layout, Tensors
+from protocol.manifest import TYPE_IDS
 from protocol.methods.hybrid import Hybrid
 from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import peft_config
 from protocol.recipe import Recipe
 
 if TYPE_CHECKING:
+    from base_model.images.store import OpenImages
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
@@ -34,7 +36,7 @@ NAME = "trained"  # not "lora…": peft looks for that in names
 class AdapterModel:
     """The adapter of ``recipe`` on ``base``, which it wraps: one adapter per opened base."""
 
-    def __init__(self, base: OpenBase, recipe: Recipe) -> None:
+    def __init__(self, base: OpenBase | OpenImages, recipe: Recipe) -> None:
         """Wrap ``base``, opened with the plan's number of labels. Raises TypeError for another."""
         self.base, self.recipe = base, recipe
         self.layout: Layout = recipe.layout
@@ -100,8 +102,15 @@ class AdapterModel:
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Outputs (rows, outputs) of token ids, mask and, of pairs, types, all (rows, tokens) int64."""
-        # as `segments`: behind a prompt peft drops what is called token_type_ids
-        logits: torch.Tensor = self._peft(input_ids=ids, attention_mask=mask, segments=types).logits
+        typed = {} if types is None else {TYPE_IDS: types}
+        return self.answer({"input_ids": ids, "attention_mask": mask, **typed})
+
+    def answer(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Outputs (rows, outputs) of what the answering graph reads, by the names of its inputs."""
+        named = dict(inputs)
+        if TYPE_IDS in named:  # behind a prompt peft drops what is called so
+            named["segments"] = named.pop(TYPE_IDS)
+        logits: torch.Tensor = self._peft(**named).logits
         return logits
 
     @property

@@ -50,7 +50,7 @@ def engine_for(
     key: Key = (
         *(kind, str(base.folder), base.manifest.fingerprint, plan.adapter_settings, recipe.layout),
         *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
-        *(plan.local.precision, plan.local.memory, plan.task.max_length, sets, threads),
+        *(plan.local.precision, plan.local.memory, plan.task.longest, sets, threads),
     )
     with _lock:
         if key not in _engines:

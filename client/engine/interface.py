@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.batches import Batch
+from client.examples import RowBatch
 from protocol.layout import Layout, Tensors
 from protocol.rules import Parts
 
@@ -25,8 +25,8 @@ class Engine(Protocol):
     layout: Layout
     most: int | None  # padded tokens of one call, where the engine's memory is bounded
 
-    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """The sum over rows of the task's loss, and its gradients by name for ``parts``."""
 
-    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+    def outputs(self, tensors: Values, batch: RowBatch) -> npt.NDArray[np.float32]:
         """(rows, outputs): a head's logits, or of text that follows text what ``score`` adds up."""

@@ -22,10 +22,9 @@ from base_model.programs.footprint import Keep, Way
 from base_model.programs.recompute import recomputing
 from base_model.programs.session import open_session
 from base_model.tasks import TASKS
-from client.batches import Batch
 from client.engine.interface import Values
+from client.examples import RowBatch
 from protocol.layout import Layout, Tensors
-from protocol.manifest import TYPE_IDS
 from protocol.rules import Parts
 
 SESSIONS = 6  # kept open; the one not used for longest is let go
@@ -53,25 +52,21 @@ class OnnxEngine:
         self._task = TASKS[program.document.task]
         self._threads = threads or _threads_of_openmp()
 
-    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
         session = self._session(parts)
         wanted = [f"{GRADIENT}{spec.name}" for spec in self.layout.specs if spec.part in parts]
-        feeds = self._rows(batch) | {self._task.TARGET: batch.targets} | dict(tensors)
+        feeds = {**batch.inputs, self._task.TARGET: batch.targets, **tensors}
         loss, *gradients = session.run([LOSS, *wanted], feeds)
         names = (name.removeprefix(GRADIENT) for name in wanted)
         return float(loss), dict(zip(names, gradients, strict=True))
 
-    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+    def outputs(self, tensors: Values, batch: RowBatch) -> npt.NDArray[np.float32]:
         """See :class:`client.engine.interface.Engine`."""
         judged = {self._task.TARGET: batch.targets} if self._task.JUDGES else {}
-        feeds = self._rows(batch) | judged | dict(tensors)
+        feeds = {**batch.inputs, **judged, **tensors}
         (outputs,) = self._session(frozenset()).run(None, feeds)
         return np.asarray(outputs, np.float32)
-
-    def _rows(self, batch: Batch) -> dict[str, Any]:
-        types = {} if batch.types is None else {TYPE_IDS: batch.types}
-        return {"input_ids": batch.ids, "attention_mask": batch.mask, **types}
 
     def _session(self, parts: Parts) -> Any:
         keep = self._keep if parts else Keep.ALL

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from base_model.store import open_base
+from base_model.images.store import open_headed
 from base_model.tasks import OUTPUT_TASKS
-from client.batches import Batch
 from client.engine.adapter_model import AdapterModel
 from client.engine.device import choose_device, matmul_dtype
 from client.engine.interface import Values
+from client.examples import RowBatch
 from protocol.layout import Tensors
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -30,7 +30,7 @@ class TorchEngine:
         if threads > 0 and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
         device = choose_device()
-        opened = open_base(
+        opened = open_headed(
             base,
             labels=recipe.plan.task.outputs,
             verify=False,
@@ -41,7 +41,7 @@ class TorchEngine:
         self.layout = self._model.layout
         self.most: int | None = None
 
-    def gradients(self, tensors: Values, batch: Batch, parts: Parts) -> tuple[float, Tensors]:
+    def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
         self._model.load(tensors)
         parameters = self._model.train_only(parts)
@@ -58,7 +58,7 @@ class TorchEngine:
         }
         return float(loss.detach()), gradients
 
-    def outputs(self, tensors: Values, batch: Batch) -> npt.NDArray[np.float32]:
+    def outputs(self, tensors: Values, batch: RowBatch) -> npt.NDArray[np.float32]:
         """See :class:`client.engine.interface.Engine`."""
         self._model.load(tensors)
         # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.
@@ -66,12 +66,7 @@ class TorchEngine:
             logits: npt.NDArray[np.float32] = self._forward(batch).cpu().numpy()
         return logits
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _forward(self, batch: RowBatch) -> torch.Tensor:
         device = self._model.device
-        ids, mask, types = (
-            None if array is None else torch.from_numpy(array).to(device)
-            for array in (batch.ids, batch.mask, batch.types)
-        )
-        assert ids is not None
-        assert mask is not None
-        return self._model.forward(ids, mask, types).float()
+        inputs = {name: torch.from_numpy(rows).to(device) for name, rows in batch.inputs.items()}
+        return self._model.answer(inputs).float()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import causal_lm, classification, regression, seq2seq_lm
+from client.tasks import causal_lm, classification, image_classification, regression, seq2seq_lm
 from protocol.rows.read import Table
 
 if TYPE_CHECKING:
-    from client.batches import Encoded
     from client.data import Rows
+    from client.examples import Examples
     from client.opened_base import OpenedBase
     from protocol.recipe import Recipe
 
@@ -38,8 +38,8 @@ class ClientTask(Protocol):
         """What the loss compares with, row by row."""
         ...
 
-    def encode(self, rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
-        """Token ids, and what the loss compares with. Raises DataError for a row that cannot be learnt."""
+    def encode(self, rows: Rows, recipe: Recipe, base: OpenedBase) -> Examples:
+        """What the graph reads, and what the loss compares with. Raises DataError for a row that is odd."""
         ...
 
     def score(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> Score:
@@ -59,6 +59,7 @@ class OutputTask(ClientTask, Protocol):
 OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
+    "image-classification": image_classification,
 }
 TASKS: dict[str, ClientTask] = {
     **OUTPUT_TASKS,

@@ -16,7 +16,7 @@ def encode_outputs(rows: Rows, recipe: Recipe, base: OpenedBase, kind: type[np.g
         base.tokenizer,
         rows.texts,
         np.array(rows.targets, kind),
-        recipe.plan.task.max_length,
+        recipe.plan.task.longest,
         typed=recipe.typed,
         place=rows.place,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from edge_runtime.base import read_any_manifest
 from edge_runtime.store import GRAPH
 from protocol.decoder_manifest import DecoderManifest, WritingManifest
+from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.seq2seq_manifest import Seq2SeqManifest
@@ -49,6 +50,7 @@ class Backend(Protocol[Adapter]):
 # The module and the function that opens: a device that answers with labels loads nothing that writes text.
 OPENERS: dict[type[AnyManifest], tuple[str, str]] = {
     Manifest: ("encoder", "open_encoder"),
+    ImageManifest: ("encoder", "open_encoder"),
     DecoderManifest: ("writing", "open_writing"),
     Seq2SeqManifest: ("writing", "open_writing"),
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.adapter import ActiveAdapter
-from edge_runtime.answer_options import LIKELIEST, verify_texts
+from edge_runtime.answer_options import LIKELIEST
 from edge_runtime.base import EdgeBase
 from edge_runtime.mapped_graph import open_mapped
 from edge_runtime.probe import (
@@ -22,7 +22,6 @@ from edge_runtime.probe import (
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import Prediction, task_named
 from protocol.errors import DataError, DeliveryError, shortened
-from protocol.rows.read import Text
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -31,10 +30,9 @@ if TYPE_CHECKING:
 class EncoderBackend:
     """Answers through ``runtime``, with the adapter that each question names."""
 
-    ITEM = "text"
-
     def __init__(self, runtime: EdgeRuntime) -> None:
         self.runtime = runtime
+        self.ITEM = runtime.base.reader.ITEM
 
     def load(self, folder: Path, policy: Policy | None = None) -> ActiveAdapter:
         """As `Backend.load`."""
@@ -44,9 +42,10 @@ class EncoderBackend:
         """As `Backend.examine`."""
         task = task_named(adapter.note.task)
         refuse_kind("labels" if task.HAS_LABELS else "values", probe)
-        questions = [row.question for row in probe.rows]
         try:
-            verify_texts(questions, pairs=adapter.note.pairs)
+            questions = self.runtime.base.reader.prepared(
+                [row.question for row in probe.rows], pairs=adapter.note.pairs
+            )
         except DataError as error:
             raise DeliveryError("probe.labels", error.cause, REMEDY) from None
         self.runtime.verify_finite(adapter, questions)
@@ -60,7 +59,7 @@ class EncoderBackend:
         return Examined(wrong=wrong, latency_ms=least_median_ms(passes, probe.most_latency_ms))
 
     def _timed(
-        self, adapter: ActiveAdapter, questions: Sequence[Text], clock: Clock
+        self, adapter: ActiveAdapter, questions: Sequence[Any], clock: Clock
     ) -> Iterator[list[float]]:
         """Seconds of each question alone, again at each try."""
         while True:

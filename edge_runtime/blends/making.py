@@ -24,8 +24,9 @@ from edge_runtime.blends.note import BLEND_FILE, MOST_PARTS, BlendNote, BlendPar
 from edge_runtime.blends.weighted import Weighted, blended
 from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.tasks import task_named
+from protocol.decoder_manifest import WritingManifest
 from protocol.errors import ArtefactError, DataError, MachineError
-from protocol.manifest import Manifest
+from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote
 from storage.regular import read_regular, sha256_of
@@ -124,10 +125,11 @@ def _read(share: Share, manifest: AnyManifest, policy: Policy | None) -> _Part:
     path = folder / EDGE_FILE
     with private_copy(data) as own:
         tensors = read_tensors(own, source=str(path))
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, HeadManifest):
         task_named(note.task)
         check_answering(tensors, manifest, labels=note.outputs, source=str(path))
     else:
+        assert isinstance(manifest, WritingManifest)
         if note.outputs:
             raise ArtefactError(
                 f"{folder} answers task `{note.task}`, and the base writes text",

@@ -60,7 +60,7 @@ class BlendNote(Record):
     pairs: bool
     labels: Annotated[list[Label], Field(max_length=MOST_LABELS)]
     range: tuple[Real, Real] | None
-    max_length: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
+    max_length: Annotated[int, Field(ge=0, le=MOST_TOKENS)]
     calibration: Calibration | None
     files: dict[Word, Word]
 

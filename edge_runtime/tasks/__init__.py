@@ -67,6 +67,7 @@ class EdgeTask(Protocol):
 TASKS: dict[str, EdgeTask] = {
     "classification": classification,
     "regression": regression,
+    "image-classification": classification,  # answered alike
 }
 
 

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from protocol.errors import PlanError
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import Law
 from protocol.layout import TensorSpec
-from protocol.manifest import BaseManifest
-from protocol.methods.base import Constants, Free, Remark
+from protocol.manifest import BaseManifest, TextManifest
+from protocol.methods.base import Constants, Free, Remark, remark_of
 from protocol.methods.encoder import EncoderSettings, Rows
 from protocol.section import Rank
 from protocol.seq2seq_manifest import Seq2SeqManifest
@@ -49,13 +50,19 @@ class Prompt(Rows[PromptSettings]):
 
     def specs(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn like embeddings."""
-        law = Law("normal", _coarse(manifest.embedding_std))
-        shape = (settings.tokens, manifest.embedding_size)
+        words = _of_words(manifest)
+        law = Law("normal", _coarse(words.embedding_std))
+        shape = (settings.tokens, words.embedding_size)
         yield TensorSpec(name=SOFT_PROMPT, shape=shape, part=PROMPT, law=law)
 
     def remarks(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base that reads no prompt, or was built before it did."""
-        if isinstance(manifest, Seq2SeqManifest):
+        if not isinstance(manifest, TextManifest):
+            try:
+                _of_words(manifest)
+            except PlanError as error:
+                yield remark_of(error)
+        elif isinstance(manifest, Seq2SeqManifest):
             cause = f"a base that turns a text into another takes no {self.name}"
             yield "error", "adapter.method", cause, "train an adapter of linears, such as `lora`"
         elif SOFT_PROMPT not in manifest.graph.slot_names:
@@ -77,7 +84,7 @@ class Prompt(Rows[PromptSettings]):
         return {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": settings.tokens,
-            "token_dim": manifest.embedding_size,
+            "token_dim": _of_words(manifest).embedding_size,
             "num_transformer_submodules": 1,
             "num_attention_heads": 1,  # a prompt has none, but peft insists on a number
             "num_layers": manifest.layers,
@@ -95,6 +102,16 @@ class Prompt(Rows[PromptSettings]):
     def trained_name(self, name: str) -> str:
         """See :class:`Method`."""
         return "prompt_encoder.embedding.weight"
+
+
+def _of_words(manifest: BaseManifest) -> TextManifest:
+    """The manifest of a base with words to put a prompt before. Raises PlanError for another."""
+    if isinstance(manifest, TextManifest):
+        return manifest
+    raise PlanError(
+        "`adapter.method`: a base of images has no words to put a prompt before, and peft no way to",
+        "train an adapter of linears, such as `lora`",
+    )
 
 
 def _coarse(embedding_std: float) -> float:

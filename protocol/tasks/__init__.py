@@ -13,23 +13,33 @@ from typing import TYPE_CHECKING
 from protocol.misspelling import nearest
 from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
+from protocol.tasks.image_classification import ImageClassification
 from protocol.tasks.regression import Regression
 from protocol.tasks.seq2seq_lm import Seq2SeqLm
 from protocol.variants import variants
 
-TASKS: dict[str, type[Classification] | type[Regression] | type[CausalLm] | type[Seq2SeqLm]] = {
-    task.KIND: task for task in (Classification, Regression, CausalLm, Seq2SeqLm)
+TASKS: dict[
+    str,
+    type[Classification]
+    | type[ImageClassification]
+    | type[Regression]
+    | type[CausalLm]
+    | type[Seq2SeqLm],
+] = {
+    task.KIND: task
+    for task in (Classification, Regression, ImageClassification, CausalLm, Seq2SeqLm)
 }
 # What people may call them.
 OTHER_NAMES = {
     "sequence-classification": "classification",
+    "vision": "image-classification",
     **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
     **dict.fromkeys(("translation", "summarization", "seq2seq", "text2text"), "seq2seq-lm"),
 }
 
 
 if TYPE_CHECKING:
-    Task = Classification | Regression | CausalLm | Seq2SeqLm
+    Task = Classification | Regression | ImageClassification | CausalLm | Seq2SeqLm
 else:
     Task = variants("kind", TASKS, default=Classification.KIND)
 

@@ -84,15 +84,12 @@ def metrics_with(**measured: Metric) -> dict[str, Metric]:
 class TaskSection(Section, ABC):
     """What every kind of task says of itself."""
 
-    kind: str = Field(description="what is learnt of a text")
-    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
-        default=64, description="tokens with the special ones; longer texts are cut"
-    )
+    kind: str = Field(description="what is learnt of a row")
 
     KIND: ClassVar[str]
     ANSWERS: ClassVar[Literal["labels", "range", "text"]]  # what a release has of it
     BASE: ClassVar[str]  # what a base has to be built for
-    PEFT_TASK: ClassVar[str]
+    PEFT_TASK: ClassVar[str | None]
     METRICS: ClassVar[Mapping[str, Metric]]
     QUALITY: ClassVar[Quality]
 
@@ -124,6 +121,11 @@ class TaskSection(Section, ABC):
         """Whether a row has two texts."""
         return False
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a text may have; 0 where rows are no texts."""
+        return 0
+
     @abstractmethod
     def note(self) -> dict[str, Any]:
         """What a device has to know of it, as fields of ``release.json``."""
@@ -134,7 +136,20 @@ class TaskSection(Section, ABC):
         """The quality that clients' summed metrics come to; None without rows kept out."""
 
 
-class OutputTask(TaskSection, ABC):
+class TextSection(TaskSection, ABC):
+    """A task whose rows are texts."""
+
+    max_length: Annotated[int, Field(ge=3, le=MOST_TOKENS)] = Field(
+        default=64, description="tokens with the special ones; longer texts are cut"
+    )
+
+    @property
+    def longest(self) -> int:
+        """See :class:`TaskSection`."""
+        return self.max_length
+
+
+class OutputTask(TextSection, ABC):
     """A task of texts, or pairs of them, that a head answers."""
 
     text: Column = Field(default="text", description="column with the text")

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from protocol.rows.read import Check, one_of
 from protocol.section import MOST_LABELS, Column, Label
-from protocol.tasks.base import Metric, OutputTask, Quality, metrics_with
+from protocol.tasks.base import Metric, OutputTask, Quality, TaskSection, metrics_with
 
 # `eval_correct`: rows classified rightly
 METRICS = metrics_with(eval_correct=Metric(of="eval_examples"))
 
 
-class Classification(OutputTask):
-    """What is learnt, and which columns of the local data it is learnt from: one label of several."""
+class Labelled(TaskSection, ABC):
+    """What is learnt is one label of several, whatever it is of."""
 
-    KIND: ClassVar[str] = "classification"
     ANSWERS: ClassVar[Literal["labels"]] = "labels"
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="accuracy", title="accuracy", higher_is_better=True)
 
-    kind: Literal["classification"] = Field(
-        default="classification", description="one label of several for each text"
-    )
     labels: list[Label] = Field(
         min_length=2, max_length=MOST_LABELS, description="all labels, in the order of the logits"
     )
     label: Column = Field(default="label", description="column with the label")
 
     @model_validator(mode="after")
-    def _labels_are_distinct(self) -> Classification:
+    def _labels_are_distinct(self) -> Self:
         repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
         if repeated:
             raise ValueError(f"labels must be distinct; repeated: {', '.join(repeated[:10])}")
@@ -50,18 +47,34 @@ class Classification(OutputTask):
         return self.label
 
     def check(self) -> Check:
-        """A label of the list."""
+        """One of the labels."""
         return one_of(self.labels)
-
-    @property
-    def meaning(self) -> dict[str, Any]:
-        """The labels in their order."""
-        return super().meaning | {"labels": self.labels}
 
     @property
     def said(self) -> str:
         """How many labels."""
         return f"{len(self.labels)} labels"
+
+    @classmethod
+    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
+        """Share of rows classified rightly."""
+        rows = sums.get("eval_examples")
+        return sums["eval_correct"] / rows if rows else None
+
+
+class Classification(Labelled, OutputTask):
+    """What is learnt, and which columns of the local data it is learnt from: one label of several."""
+
+    KIND: ClassVar[str] = "classification"
+
+    kind: Literal["classification"] = Field(
+        default="classification", description="one label of several for each text"
+    )
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """The labels in their order."""
+        return super().meaning | {"labels": self.labels}
 
     @property
     def shown(self) -> str:
@@ -71,9 +84,3 @@ class Classification(OutputTask):
     def note(self) -> dict[str, Any]:
         """The labels in their order."""
         return super().note() | {"labels": self.labels}
-
-    @classmethod
-    def quality_of(cls, sums: Mapping[str, float]) -> float | None:
-        """Share of rows classified rightly."""
-        rows = sums.get("eval_examples")
-        return sums["eval_correct"] / rows if rows else None

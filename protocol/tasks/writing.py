@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from protocol.section import MOST_TOKENS
-from protocol.tasks.base import MOST_LOSS, Metric, Quality, TaskSection, metrics_with
+from protocol.tasks.base import MOST_LOSS, Metric, Quality, TextSection, metrics_with
 
 # `eval_tokens`: tokens that count in the rows kept out; `eval_right`: those that were the likeliest;
 # `eval_loss`: the sum of their losses in nats
@@ -46,7 +46,7 @@ class Perplexity(Quality):
         return 10**6 // floor if floor else 2**53
 
 
-class WritingTask(TaskSection, ABC):
+class WritingTask(TextSection, ABC):
     """A task of a base that writes text."""
 
     unanswered: Literal["refuse", "skip"] = Field(

@@ -70,6 +70,7 @@ class SimulatedTask(Protocol):
 TASKS: dict[str, SimulatedTask] = {
     "classification": classification,
     "regression": regression,
+    "image-classification": classification,  # judged alike
     "causal-lm": causal_lm,
     "seq2seq-lm": causal_lm,  # judged alike
 }

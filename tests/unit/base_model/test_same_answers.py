@@ -37,7 +37,8 @@ TASK = "sequence-classification"
 
 def identity(source: str, *, pooling: str = "auto") -> dict[str, object]:
     """Everything that a fingerprint is made of, without exporting a graph."""
-    from base_model.build import _config_text, _model_of
+    from base_model.build import _model_of
+    from base_model.quantised import config_text
     from base_model.source import load_source
 
     loaded = load_source(source, pooling=pooling)
@@ -45,7 +46,7 @@ def identity(source: str, *, pooling: str = "auto") -> dict[str, object]:
         name: value.numpy().tobytes() for name, value in _model_of(loaded).named_parameters()
     }
     return parts | {
-        "config": _config_text(loaded),
+        "config": config_text(loaded.config, loaded.labels),
         "tokenizer": loaded.tokenizer,
         "pooling": loaded.pooling,
     }

@@ -1,0 +1,130 @@
+"""Rows as an engine reads them, whatever they are of: what training asks of texts and of images alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.image_manifest import PIXELS, Pixels
+from protocol.rows.images import Bytes, as_input
+
+Index = npt.NDArray[np.int64]
+Targets = npt.NDArray[Any]
+
+
+class RowBatch(Protocol):
+    """Rows that an engine computes together."""
+
+    @property
+    def targets(self) -> Targets:
+        """What the loss compares with, (rows,) or, of tokens, (rows, longest)."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, npt.NDArray[Any]]:
+        """By the names of the answering graph's inputs."""
+        ...
+
+
+class Examples(Protocol):
+    """Encoded rows of a client."""
+
+    @property
+    def targets(self) -> Targets:
+        """What the loss compares with."""
+        ...
+
+    @property
+    def by_token(self) -> bool:
+        """Whether targets are of tokens."""
+        ...
+
+    @property
+    def lengths(self) -> Index:
+        """Positions that each row takes in the model, (rows,) int64."""
+        ...
+
+    @property
+    def counted(self) -> Index:
+        """What the loss of each row is a sum over, (rows,) int64."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """What the rows take of memory, in numbers of four bytes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Index) -> Examples:
+        """The rows at ``index``, in that order."""
+        ...
+
+    def batch(self, index: Index) -> RowBatch:
+        """The same for an engine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageBatch:
+    """``pixels`` (rows, channels, height, width) float32; ``targets`` (rows,)."""
+
+    pixels: npt.NDArray[np.float32]
+    targets: Targets
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """See :class:`RowBatch`."""
+        return {PIXELS: self.pixels}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Images:
+    """Images in memory, a byte a channel and pixel: four times less than what the graph reads of them.
+
+    ``pixels`` (rows, channels, height, width) uint8; ``targets`` (rows,); ``settings``: how they are scaled;
+    ``positions``: tokens that the model makes of an image.
+    """
+
+    pixels: Bytes
+    targets: Targets
+    settings: Pixels
+    positions: int
+    by_token: bool = False
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def lengths(self) -> Index:
+        """See :class:`Examples`."""
+        return np.full(len(self), self.positions, np.int64)
+
+    @property
+    def counted(self) -> Index:
+        """See :class:`Examples`."""
+        return np.ones(len(self), np.int64)
+
+    @property
+    def held(self) -> int:
+        """See :class:`Examples`."""
+        return -(-self.pixels.nbytes // 4)
+
+    def take(self, index: Index) -> Images:
+        """See :class:`Examples`."""
+        return Images(
+            pixels=self.pixels[index],
+            targets=self.targets[index],
+            settings=self.settings,
+            positions=self.positions,
+        )
+
+    def batch(self, index: Index) -> ImageBatch:
+        """See :class:`Examples`."""
+        return ImageBatch(
+            pixels=as_input(self.pixels[index], self.settings), targets=self.targets[index]
+        )

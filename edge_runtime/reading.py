@@ -1,0 +1,126 @@
+"""What a device makes of a question before the graph: ids of texts, pixels of images."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from edge_runtime.answer_options import verify_texts
+from protocol.errors import DataError
+from protocol.image_manifest import PIXELS, Pixels
+from protocol.manifest import TYPE_IDS
+from protocol.panics import tokenizing
+from protocol.rows.read import Text
+
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+class Reader(Protocol):
+    """Of an opened base; safe to use from many threads."""
+
+    ITEM: str  # what it reads
+
+    def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
+        """The same, read as far as a question can be at fault. Raises DataError, which is the asker's."""
+        ...
+
+    def feeds(self, items: Sequence[Any], *, max_length: int) -> Feeds:
+        """What the graph reads, of questions that may be prepared."""
+        ...
+
+    def size(self, item: Any) -> int:
+        """By which questions of like length are answered together."""
+        ...
+
+    def example(self, *, pairs: bool) -> Any:
+        """A question that any adapter can answer."""
+        ...
+
+
+class TextReader:
+    """Texts, or pairs of them, by the base's tokenizer."""
+
+    ITEM = "text"
+
+    def __init__(self, tokenizer: Tokenizer, *, typed: bool, source: str, remedy: str) -> None:
+        """``typed``: whether the graph is told which of a pair's texts a token is of."""
+        self._tokenizer, self._typed = tokenizer, typed
+        self._source, self._remedy = source, remedy
+        self._truncation = threading.Lock()  # it is a setting of the shared tokenizer
+
+    def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
+        """See :class:`Reader`."""
+        if not all(isinstance(item, str | tuple) for item in items):
+            raise DataError(
+                "the base in use answers texts, and images were given",
+                "give texts, or take a base that was built from images",
+            )
+        verify_texts(items, pairs=pairs)
+        return list(items)
+
+    def feeds(self, items: Sequence[Text], *, max_length: int) -> Feeds:
+        """int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
+        with self._truncation, tokenizing(f"{self._source} fails", self._remedy):
+            self._tokenizer.enable_truncation(max_length)
+            encoded = self._tokenizer.encode_batch(list(items))
+        width = max(sum(e.attention_mask) for e in encoded)
+        ids = np.array([e.ids[:width] for e in encoded], np.int64)
+        mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
+        feeds: Feeds = {"input_ids": ids, "attention_mask": mask}
+        if self._typed and not isinstance(items[0], str):
+            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in encoded], np.int64)
+        return feeds
+
+    def size(self, item: Text) -> int:
+        """Its letters."""
+        return len(item) if isinstance(item, str) else sum(map(len, item))
+
+    def example(self, *, pairs: bool) -> Text:
+        """See :class:`Reader`."""
+        return ("probe", "probe") if pairs else "probe"
+
+
+class ImageReader:
+    """Images, as files or as what would be in one, in the pixels that the base asks for."""
+
+    ITEM = "image"
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+
+    def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
+        """See :class:`Reader`; prepared images are (channels, height, width) uint8."""
+        from protocol.rows.images import read_pixels, verify_pictures  # decoders load where needed
+
+        verify_pictures(items)
+        return [
+            read_pixels(item, self._pixels, place=f"image {number}")
+            for number, item in enumerate(items, 1)
+        ]
+
+    def feeds(self, items: Sequence[Any], *, max_length: int) -> Feeds:
+        """float32 (rows, channels, height, width)."""
+        from protocol.rows.images import as_input
+
+        read = all(isinstance(item, np.ndarray) for item in items)
+        values = items if read else self.prepared(items, pairs=False)
+        return {PIXELS: as_input(np.stack(values), self._pixels)}
+
+    def size(self, item: Any) -> int:
+        """All are of one."""
+        return 0
+
+    def example(self, *, pairs: bool) -> npt.NDArray[np.uint8]:
+        """An image of grey."""
+        return np.full(self._pixels.shape, 127, np.uint8)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is one of an image."""
+    return path.suffix.lower() in (".png", ".jpg", ".jpeg")
