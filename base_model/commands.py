@@ -47,7 +47,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
-        "for one that turns a text into another; image-classification, as a folder of a vision transformer is",
+        "for one that turns a text into another; image-classification, as a vision transformer's folder is",
     ),
 ]
 EmbeddingBits = Annotated[

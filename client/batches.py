@@ -75,6 +75,11 @@ class Encoded:
         """Numbers of four bytes: its tokens."""
         return len(self.ids)
 
+    @property
+    def is_current(self) -> bool:
+        """All of a text lies in the file of the rows."""
+        return True
+
     def batch(self, index: Index) -> Batch:
         """The rows at ``index`` for an engine."""
         return collate(self, index)

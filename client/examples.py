@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from protocol.rows.images import Bytes, as_input
 
 Index = npt.NDArray[np.int64]
 Targets = npt.NDArray[Any]
+Stamp = tuple[str, int, int]  # path, mtime in ns, bytes
 
 
 class RowBatch(Protocol):
@@ -58,6 +60,11 @@ class Examples(Protocol):
         """What the rows take of memory, in numbers of four bytes."""
         ...
 
+    @property
+    def is_current(self) -> bool:
+        """Whether what their file names is still what was read of it."""
+        ...
+
     def __len__(self) -> int: ...
 
     def take(self, index: Index) -> Examples:
@@ -67,6 +74,15 @@ class Examples(Protocol):
     def batch(self, index: Index) -> RowBatch:
         """The same for an engine."""
         ...
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What a file is recognised by; of one that is gone, that it is."""
+    try:
+        state = path.stat()
+    except OSError:
+        return str(path), 0, -1
+    return str(path), state.st_mtime_ns, state.st_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +103,14 @@ class Images:
     """Images in memory, a byte a channel and pixel: four times less than what the graph reads of them.
 
     ``pixels`` (rows, channels, height, width) uint8; ``targets`` (rows,); ``settings``: how they are scaled;
-    ``positions``: tokens that the model makes of an image.
+    ``positions``: tokens that the model makes of an image; ``files``: their files, when they were read.
     """
 
     pixels: Bytes
     targets: Targets
     settings: Pixels
     positions: int
+    files: tuple[Stamp, ...] = ()
     by_token: bool = False
 
     def __len__(self) -> int:
@@ -113,6 +130,11 @@ class Images:
     def held(self) -> int:
         """See :class:`Examples`."""
         return -(-self.pixels.nbytes // 4)
+
+    @property
+    def is_current(self) -> bool:
+        """See :class:`Examples`."""
+        return all(stamp_of(Path(path)) == (path, *stamp) for path, *stamp in self.files)
 
     def take(self, index: Index) -> Images:
         """See :class:`Examples`."""

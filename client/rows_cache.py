@@ -34,8 +34,10 @@ class RowsCache:
         settings = canonical_json(task.model_dump(mode="json"))
         key = (*file_key(path, DataError), settings, worker.manifest.fingerprint)
         if (found := self._held.get(key)) is not None:
-            self._held.move_to_end(key)
-            return found
+            if found.is_current:
+                self._held.move_to_end(key)
+                return found
+            self._tokens -= self._held.pop(key).held
         rows = worker.encode(load_rows(path, task))
         self._held[key] = rows
         self._tokens += rows.held

@@ -137,7 +137,8 @@ class QuietServer(Server):
 class App:
     """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
-    A base of images is asked ``{"images": [...]}``, each a file's bytes in base64. A question may have ``top`` and ``reject_below``; else ``options`` has them.
+    A base of images is asked ``{"images": [...]}``, each a file's bytes in base64. A question may have
+    ``top`` and ``reject_below``; else ``options`` has them.
     """
 
     def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:

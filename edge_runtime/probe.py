@@ -48,7 +48,7 @@ class Turn(_Form):
 
 
 class Golden(_Form):
-    """A text (a pair, a chat) or an image, and what it must get: a label, a number, what an answer ``contains``."""
+    """A text (a pair, a chat) or an image, and what it must get: a label, a number, what it ``contains``."""
 
     text: str | None = None
     text_pair: str | None = None

@@ -136,7 +136,9 @@ class _Reader:
         opened = opened_base(plan, self.base)
         rows = Rows(texts=table.texts, targets=table.targets, places=table.places)
         recipe = Recipe(plan=plan, manifest=opened.manifest)
-        return task_named(plan.task.kind).encode(rows, recipe, opened)
+        encoded = task_named(plan.task.kind).encode(rows, recipe, opened)
+        assert isinstance(encoded, Encoded)  # of texts
+        return encoded
 
     def all_answered(self, *paths: Path | None) -> bool:
         """Whether every row of the files is read by a plan that refuses one without an answer."""

@@ -229,6 +229,18 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 base of a random two-layer ViT, with every slot that a method may fill."""
+    from base_model.images.build import build_images
+    from tests.image_models import write_images_source
+
+    folder = tmp_path_factory.mktemp("images")
+    source = write_images_source(folder / "source", head="own")
+    build_images(str(source), bits=4, out=folder / "base", scales=True)
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     """Writes a PEFT folder with random values, as the coordinator does; returns the folder."""
     import numpy as np

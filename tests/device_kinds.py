@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge_runtime.backends.encoder import open_encoder
 from edge_runtime.backends.writing import WritingBackend, open_writing
 from edge_runtime.base import read_any_manifest
 from edge_runtime.decoder.chat import chat_prompt
@@ -23,7 +24,7 @@ from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_re
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
-KINDS = ("encoder", "decoder", "seq2seq")
+KINDS = ("encoder", "images", "decoder", "seq2seq")
 TOKENS = 12
 
 
@@ -104,6 +105,28 @@ def told_apart(base: Path, good: Path, bad: Path, words: Sequence[str]) -> list[
             rows.append({**row, "contains": meant})
     assert len(rows) >= 3
     return rows[:3]
+
+
+def images_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
+    """On a base of images; rows are files that two releases sort otherwise."""
+    from base_model.release import release_adapter
+    from tests.image_models import LABELS, write_images
+
+    task = {"kind": "image-classification", "labels": LABELS}
+    images = write_images(folder / "images", 24, seed=1)
+    backend, said, adapters = open_encoder(base, threads=1), [], {}
+    for seed, name in enumerate(("good", "bad"), 1):
+        adapters[name] = write_adapter(folder / name, base=base, task=task, seed=seed)
+        release_adapter(adapters[name], base, texts=images[:4], bound=1e-4)
+        loaded = backend.load(adapters[name])
+        said.append([answer.answer for answer in backend.runtime.infer(images, loaded)])
+    rows = [
+        {"image": str(image), "label": meant}
+        for image, meant, other in zip(images, *said, strict=True)
+        if meant != other
+    ]
+    assert len(rows) >= 4
+    return DeviceKind(name="images", base=base, adapters=adapters, rows=rows[:4])
 
 
 def decoder_kind(folder: Path) -> DeviceKind:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from client.data import Rows
-from client.examples import Images
+from client.examples import Images, stamp_of
 from client.opened_base import OpenedBase
 from client.tasks.classification import TARGETS as TARGETS
 from client.tasks.classification import score as score
@@ -40,6 +42,7 @@ def images_of(rows: Rows, manifest: ImageManifest) -> Images:
             "divide the rows between clients, or take a base that reads smaller images",
             public="more images than are held",
         )
+    files = tuple(stamp_of(picture) for picture in rows.texts if isinstance(picture, Path))
     pixels = np.empty(shape, np.uint8)
     for row, picture in enumerate(rows.texts):
         pixels[row] = read_pixels(picture, manifest.pixels, place=rows.place(row))
@@ -48,4 +51,5 @@ def images_of(rows: Rows, manifest: ImageManifest) -> Images:
         targets=np.array(rows.targets, TARGETS),
         settings=manifest.pixels,
         positions=manifest.max_positions,
+        files=files,
     )

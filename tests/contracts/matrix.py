@@ -16,6 +16,7 @@ from typing import Any
 from base_model.build import build_base
 from base_model.decoder.build import build_decoder
 from base_model.decoder.sources import decoder_source
+from base_model.images.build import build_images
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest
@@ -23,15 +24,18 @@ from protocol.legality import check
 from protocol.methods import METHODS, REFUSED
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
+from tests.image_models import write_images_source
 from tests.methods import adapter_of
 
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"labels": ["a", "b", "c"], "max_length": 16},
     "regression": {"kind": "regression", "low": 0.0, "high": 1.0, "max_length": 16},
+    "image-classification": {"kind": "image-classification", "labels": ["a", "b", "c"]},
     "causal-lm": {"kind": "causal-lm", "form": "text", "max_length": 16},
     "seq2seq-lm": {"kind": "seq2seq-lm", "max_length": 16},
 }
 SORTS = ("classification", "regression")  # on one base
+IMAGES = "image-classification"
 BITS = (4, 8, 16, 32)
 Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is legal
 
@@ -42,7 +46,7 @@ every cell (`tests/contracts/test_matrix.py`): one round of steps moves each ten
 peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
 behind every other on one opened base, which answers as
 before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,
-`test_text_runs.py` and `test_seq2seq_runs.py`.
+`test_text_runs.py`, `test_seq2seq_runs.py` and `test_image_runs.py`.
 
 """
 
@@ -56,6 +60,9 @@ def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
     if task in SORTS:
         about = {"task": "sequence-classification", "scales": True}
         build_base(str(encoder_source), bits=bits, out=out, **about)
+    elif task == IMAGES:
+        images = write_images_source(folder / f"images-{bits}")
+        build_images(str(images), bits=bits, out=out, scales=True)
     elif task == "causal-lm":
         source = write_decoder(folder / f"decoder-{bits}", "llama")
         build_decoder(decoder_source(str(source)), bits=bits, out=out)
@@ -87,7 +94,10 @@ def reason_of(base: Path, task: str, method: str) -> str:
 def document(reasons: Reasons, refused: str) -> str:
     """The page; ``refused`` is its last section."""
     widths, notes = " ".join(map(str, BITS)), list[str]()
-    lines = [f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |", "|---" * 5 + "|"]
+    lines = [
+        f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |",
+        "|---" * (len(TASKS) + 1) + "|",
+    ]
     for method in METHODS:
         cells = []
         for task in TASKS:

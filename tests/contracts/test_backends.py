@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tests.device_kinds import (
     DeviceKind,
     changed_note,
     decoder_kind,
+    images_kind,
     overwritten,
     seq2seq_kind,
 )
@@ -51,12 +53,15 @@ def kinds(
     tiny_base: Path,
     released: dict[str, Path],
     delivery_rows: list[dict[str, str]],
+    tiny_images: Path,
+    write_adapter: Callable[..., Path],
 ) -> Kinds:
     adapters = {"good": released["a"], "bad": released["b"]}
     encoder = DeviceKind(name="encoder", base=tiny_base, adapters=adapters, rows=delivery_rows)
     decoder = decoder_kind(tmp_path_factory.mktemp("decoder"))
     return {
         "encoder": encoder,
+        "images": images_kind(tmp_path_factory.mktemp("images"), tiny_images, write_adapter),
         "decoder": decoder,
         "seq2seq": seq2seq_kind(tmp_path_factory.mktemp("seq2seq")),
     }
@@ -87,8 +92,9 @@ def test_every_kind_of_base_has_a_backend(kinds: Kinds) -> None:
 
 
 def test_a_base_opens_as_what_its_manifest_says(kind: DeviceKind, backend: Backend[Any]) -> None:
-    assert writes_text(kind.base) == (kind.name != "encoder")
-    assert ("text" if kind.name == "encoder" else "token") == backend.ITEM
+    assert writes_text(kind.base) == (kind.name not in ("encoder", "images"))
+    items = {"encoder": "text", "images": "image"}
+    assert items.get(kind.name, "token") == backend.ITEM
 
 
 def test_facts_name_every_graph(kind: DeviceKind) -> None:
@@ -139,7 +145,8 @@ def test_a_busy_moment_fails_no_release(kind: DeviceKind, backend: Backend[Any])
 
 
 def test_rows_of_another_kind_are_refused(kind: DeviceKind, backend: Backend[Any]) -> None:
-    other = {"label": "x"} if kind.name != "encoder" else {"contains": "x"}
+    sorts = kind.name in ("encoder", "images")
+    other = {"contains": "x"} if sorts else {"label": "x"}
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     probe = Probe.model_validate({"rows": [{"text": "rain", **other}], **limits})
     with pytest.raises(DeliveryError, match=r"probe\.labels: the release answers with"):
@@ -149,7 +156,7 @@ def test_rows_of_another_kind_are_refused(kind: DeviceKind, backend: Backend[Any
 def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
     kind: DeviceKind, backend: Backend[Any]
 ) -> None:
-    if kind.name == "encoder":
+    if kind.name in ("encoder", "images"):
         pytest.skip("what is too long is cut")
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     rows = [kind.rows[0], {"text": "secret " * 60, "contains": "x"}]
@@ -159,6 +166,25 @@ def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
     ) as caught:
         check_health(kind.adapters["good"], backend, probe)
     assert "secret" not in caught.value.cause
+
+
+def test_an_image_that_cannot_be_read_is_named_by_its_number(kinds: Kinds, tmp_path: Path) -> None:
+    """Neither its path nor anything of it goes into a report; nor does a text become a path."""
+    kind = kinds["images"]
+    broken = tmp_path / "secret.png"
+    broken.write_bytes(b"secret")
+    backend = open_backend(kind.base, threads=1)
+    limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
+    for row, reason in (
+        ({"image": str(broken)}, "image 2: its image is no PNG or JPEG"),
+        ({"image": str(tmp_path / "secret-gone.png")}, "image 2: its image cannot be read"),
+        ({"text": str(kind.rows[0]["image"])}, "answers images, and texts were given"),
+    ):
+        rows = [kind.rows[0], {**row, "label": "light"}]
+        probe = Probe.model_validate({"rows": rows, **limits})
+        with pytest.raises(DeliveryError, match=reason) as caught:
+            check_health(kind.adapters["good"], backend, probe)
+        assert "secret" not in str(caught.value)
 
 
 def test_what_does_not_fit_is_not_loaded(

@@ -197,6 +197,17 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "regression", "low": 0.0, "high": 5.0, "text_pair": "other"},
         "evaluation": {"holdout": 0.2},
     },
+    "images": LOSSY
+    | {
+        "task": {"kind": "image-classification", "labels": ["a", "b", "c"]},
+        "evaluation": {"holdout": 0.2},
+    },
+    "images, norms": LOSSY
+    | {
+        "rounds": 1,
+        "task": {"kind": "image-classification", "labels": ["a", "b", "c"]},
+        "adapter": {"method": "norm"},
+    },
     "texts": LOSSY
     | {
         "task": {"kind": "causal-lm", "max_length": 100},

@@ -35,10 +35,11 @@ TURNS: dict[
     "prefix": (("prefix",),),
     "head": ((),),
 }
-TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13, P-1.14)
+TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.15)
     "sequence-classification": "base",
     "causal-lm": "decoder",
     "seq2seq-lm": "seq2seq",
+    "image-classification": "image",
 }
 FACTORS = (
     "lora_A",
@@ -173,15 +174,19 @@ def read_documents(run: Path, first: Leaf) -> Documents:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """P-1.3, P-1.13, P-1.14."""
+    """P-1.3, P-1.13 to P-1.15."""
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
     tag = TAGS[manifest["task"]]
-    own = ("pooling",) if tag == "base" else ("embedding_bits", "affine", "tied")
+    sorts = tag in ("base", "image")
+    own = ("pooling",) if sorts else ("embedding_bits", "affine", "tied")
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
-    tokenizer = manifest["files"]["tokenizer.json"]["sha256"]
-    body = {"tensors": tensors, "architecture": architecture, "tokenizer": tokenizer}
+    body = {"tensors": tensors, "architecture": architecture}
+    if tag == "image":
+        body["pixels"] = manifest["pixels"]
+    else:
+        body["tokenizer"] = manifest["files"]["tokenizer.json"]["sha256"]
     return named_hash(tag, canonical(body)).hex()
 
 
@@ -296,12 +301,14 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "attention.out_lin",
         "attention.attn.o",
         "attention.dense",
+        "attention.o_proj",
     )
     pairs = {}
     for first, second in (
         ("intermediate.dense", "output.dense"),
         ("ffn.lin1", "ffn.lin2"),
         ("ffn", "ffn_output"),
+        ("mlp.fc1", "mlp.fc2"),
     ):
         for path in paths:
             other = path[: len(path) - len(first)] + second

@@ -206,7 +206,7 @@ def check_release_note(
         "pairs": bool(task.get("text_pair")),
         "labels": task.get("labels", []),
         "range": [task["low"], task["high"]] if task["kind"] == "regression" else None,
-        "max_length": task["max_length"],
+        "max_length": task.get("max_length", 0),
         "exchange": leaf["exchange"],
         "files": beside,
         "metrics": dict(metrics),

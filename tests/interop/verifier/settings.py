@@ -11,6 +11,7 @@ def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
     ordinary = (manifest["family"], manifest["pooling"]) == ("bert", "pooler")
+    ordinary = ordinary or manifest["task"] == "image-classification"
     if ordinary and method not in ("norm", "bottleneck", "dora", "hybrid"):
         return str(manifest["head"]["path"])
     return f"head_on_{manifest['pooling']}"
@@ -21,7 +22,7 @@ def config(documents: Documents) -> dict[str, Any]:
     manifest = documents.manifest
     writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
     both = {
-        "task_type": writes or "SEQ_CLS",
+        "task_type": None if "pixels" in manifest else writes or "SEQ_CLS",
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
     }

@@ -21,6 +21,7 @@ OF_TOKENS = ["eval_tokens", "eval_right", "eval_loss"]
 MEASURED = {  # P-3.2
     "classification": ["eval_correct"],
     "regression": ["eval_error"],
+    "image-classification": ["eval_correct"],
     "causal-lm": OF_TOKENS,
     "seq2seq-lm": OF_TOKENS,
 }

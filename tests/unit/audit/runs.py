@@ -34,15 +34,18 @@ from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.forms import BOTTLENECK, SOFT_PROMPT
+from protocol.image_manifest import PIXELS, ImageManifest, image_fingerprint_of
 from protocol.manifest import (
-    BaseManifest,
+    IMAGES,
     FileEntry,
     Graph,
     Head,
+    HeadManifest,
     Linear,
     Manifest,
     Slot,
     TensorEntry,
+    TextManifest,
     fingerprint_of,
 )
 from protocol.manifests import AnyManifest
@@ -145,10 +148,29 @@ def small_layered() -> Manifest:
     return manifest.model_copy(update={"linears": linears, "graph": graph})
 
 
+def small_images(linears: int = 2) -> ImageManifest:
+    """The same of a base of images."""
+    shared = small_manifest(linears)
+    pixels = {
+        **{"channels": 1, "resized": (9, 8), "resampling": "bicubic", "height": 8, "width": 8},
+        **{"scale": 1 / 255, "mean": (0.25,), "std": (0.3,)},
+    }
+    graph = shared.graph.model_copy(
+        update={
+            "inputs": [PIXELS],
+            "slots": [slot for slot in shared.graph.slots if slot.name != SOFT_PROMPT],
+        }
+    )
+    fields = {name: getattr(shared, name) for name in HeadManifest.model_fields}
+    other = {"task": IMAGES, "family": "vit", "pooling": "cls", "graph": graph, "pixels": pixels}
+    manifest = ImageManifest(**(fields | other))
+    return manifest.model_copy(update={"fingerprint": image_fingerprint_of(manifest)})
+
+
 def small_writing(linears: int = 2, *, task: str = DECODER) -> DecoderManifest | Seq2SeqManifest:
     """The same of a base that writes text, or turns one into another."""
     shared = small_manifest(linears)
-    fields = {name: getattr(shared, name) for name in BaseManifest.model_fields} | {
+    fields = {name: getattr(shared, name) for name in TextManifest.model_fields} | {
         "task": task,
         "embedding_bits": 8,
         "affine": True,
@@ -275,7 +297,9 @@ def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     """A plan and its base; ``sections`` beside :data:`PLAN`."""
     task = sections.get("task", {}).get("kind", "")
     writes = task in (DECODER, SEQ2SEQ)
-    manifest = small_writing(linears, task=task) if writes else small_manifest(linears)
+    manifest: AnyManifest = small_writing(linears, task=task) if writes else small_manifest(linears)
+    if task == IMAGES:
+        manifest = small_images(linears)
     if sections.get("adapter", {}).get("method") == "bottleneck":
         manifest = small_layered()
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
