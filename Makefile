@@ -69,7 +69,7 @@ test-slow: $(VENV)/dev.stamp
 
 # Every family, container, pooling and method: each case builds a base or runs rounds.
 test-bases: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/client/test_images.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py tests/integration/test_image_runs.py
 
 # Whole consortiums as processes, with kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp

@@ -1,1 +1,1 @@
-"""Bases that sort images: vision transformers. (docs/adr/0074)"""
+"""Bases that sort images: vision transformers. (docs/adr/0073)"""

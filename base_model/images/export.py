@@ -1,4 +1,4 @@
-"""The edge graph of images: patches are cut in it, the rest is every encoder's. (docs/adr/0074)"""
+"""The edge graph of images: patches are cut in it, the rest is every encoder's. (docs/adr/0073)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of models that read images: a family is a row. (docs/adr/0045, 0074)"""
+"""Families of models that read images: a family is a row. (docs/adr/0045, 0073)"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,6 @@ from protocol.image_manifest import Pixels
 from protocol.rows.formats import Place, read_values
 from protocol.rows.read import Check, Table, checked_text, group_name
 from storage.regular import read_regular
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOST_FILE = 2**25  # bytes of an image's file
 MOST_PIXELS = 2**25  # of an image, before it is stretched
@@ -118,7 +115,7 @@ def _file(path: Path, place: str) -> bytes:
         ) from None
 
 
-def _refused(image: Image) -> str:
+def _refused(image: Any) -> str:
     """Why an image that was opened, and not decoded, is not read."""
     width, height = image.size
     if width * height > MOST_PIXELS:
@@ -130,7 +127,7 @@ def _refused(image: Image) -> str:
     return ""
 
 
-def _stretched(image: Image, pixels: Pixels) -> Bytes:
+def _stretched(image: Any, pixels: Pixels) -> Bytes:
     """(height, width, channels) of an image that is there."""
     from PIL import ImageOps
     from PIL.Image import Resampling

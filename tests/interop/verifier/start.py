@@ -59,7 +59,7 @@ def round_0(documents: Documents) -> Tensors:
     """Every tensor, flat."""
     if start := documents.plan.get("start"):
         return taken_over(documents, start)
-    deviation = round(documents.manifest["embedding_std"] * 4096) / 4096 or 1 / 4096
+    deviation = round(documents.manifest.get("embedding_std", 0.0) * 4096) / 4096 or 1 / 4096
     tensors: Tensors = {}
     for name, shape in documents.shapes.items():
         owner, own_name = documents.owner(name)

@@ -236,7 +236,7 @@ def test_the_command_sees_what_a_folder_holds(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="--pooling"):
         CliRunner().invoke(app, [*arguments, "--pooling", "cls"], catch_exceptions=False)
     other = ["--task", "sequence-classification"]
+    again = [*arguments, *other, "--out", str(tmp_path / "other")]
     with pytest.raises(ArtefactError, match="not one that sorts texts") as caught:
-        again = [*arguments, *other, "--out", str(tmp_path / "other")]
         CliRunner().invoke(app, again, catch_exceptions=False)
     assert "--task image-classification" in caught.value.remedy
