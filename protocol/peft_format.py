@@ -66,7 +66,7 @@ def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
 
 def has_opener(manifest: AnyManifest, method: Method[Any]) -> bool:
     """Whether a folder brings what opens it: transformers and peft open most of a base that writes."""
-    return isinstance(manifest, Manifest) or method.own_opener
+    return isinstance(manifest, HeadManifest) or method.own_opener
 
 
 # Keys of an adapter_config.json that no folder of ours has, but for those that a method is known by.
