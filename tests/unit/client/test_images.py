@@ -22,6 +22,10 @@ from tests.image_models import LABELS, write_images
 from tests.methods import SORTING, adapter_of
 from tests.unit.base_model.sources import one_by_default
 
+SIDE_BY_SIDE = {
+    "method": "hybrid",
+    "members": [{"method": "lora", "rank": 2, "alpha": 4.0}, adapter_of("norm")],
+}
 TASK = {"kind": "image-classification", "labels": LABELS}
 
 
@@ -31,7 +35,7 @@ def plan_of(base: Path, method: str = "lora", **sections: Any) -> Plan:
         "seed": 3,
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": TASK,
-        "adapter": adapter_of(method, targets="all-linear"),
+        "adapter": SIDE_BY_SIDE if method == "hybrid" else adapter_of(method, targets="all-linear"),
         "rule": {"name": "mean"},
     }
     return plan_from(document | sections, source="test")
