@@ -21,7 +21,8 @@ from protocol.decoder_manifest import (
 )
 from protocol.documents import parse_json, parse_toml
 from protocol.encoding import parse_canonical
-from protocol.manifest import FileEntry, parse_manifest
+from protocol.image_manifest import ImageManifest, image_fingerprint_of, parse_image_manifest
+from protocol.manifest import IMAGES, FileEntry, parse_manifest
 from protocol.plan import parse_plan, plan_from_text
 from protocol.privacy.ledger import parse_entries
 from protocol.recipe import Recipe
@@ -120,6 +121,10 @@ def _bases(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: parse_seq2seq_manifest(text, source="m")),
             seeds=(seq2seq_manifest(json.loads(manifest)).encode(),),
         ),
+        "protocol.image_manifest:parse_image_manifest": Decoder(
+            read=of_text(lambda text: parse_image_manifest(text, source="m")),
+            seeds=(image_manifest(json.loads(manifest)).encode(),),
+        ),
         "edge_runtime.base:read_manifest": Decoder(
             read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
             seeds=(manifest,),
@@ -182,6 +187,19 @@ def seq2seq_manifest(encoder: dict[str, Any]) -> str:
     manifest = Seq2SeqManifest.model_validate(shared | own)
     fingerprint = decoder_fingerprint_of(manifest, tag=TAG)
     return manifest.model_copy(update={"fingerprint": fingerprint}).to_json()
+
+
+def image_manifest(encoder: dict[str, Any]) -> str:
+    """One of images, with files and tensors as an encoder's lists them."""
+    shared = {key: value for key, value in encoder.items() if key in ImageManifest.model_fields}
+    pixels = {
+        **{"channels": 1, "resized": (8, 8), "resampling": "bilinear", "height": 8, "width": 8},
+        **{"scale": 1 / 255, "mean": (0.5,), "std": (0.5,)},
+    }
+    graph = encoder["graph"] | {"inputs": ["pixel_values"]}
+    own = {"format": 1, "task": IMAGES, "pooling": "cls", "pixels": pixels, "graph": graph}
+    manifest = ImageManifest.model_validate(shared | own)
+    return manifest.model_copy(update={"fingerprint": image_fingerprint_of(manifest)}).to_json()
 
 
 def decoder_manifest(encoder: dict[str, Any]) -> str:
