@@ -25,7 +25,7 @@ from protocol.errors import PlanError
 from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLENECK_UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import BaseManifest, HeadManifest
+from protocol.manifest import BaseManifest, HeadManifest, TextManifest
 from protocol.methods.base import Constants, Free, Method, Remark, Settings, remark_of
 from protocol.methods.lora import positive
 from protocol.section import PositiveReal, Rank
@@ -112,6 +112,11 @@ class Bottleneck(Method[BottleneckSettings]):
             )
         slots = manifest.graph.slot_names
         if settings.places == EMBEDDINGS:
+            if not isinstance(manifest, TextManifest):
+                raise PlanError(
+                    "`adapter.places`: a base of images has no word embeddings",
+                    "choose another place, such as `houlsby`",
+                )
             ends = WORDS + BOTTLENECK_DOWN
             if words := [x.removesuffix(BOTTLENECK_DOWN) for x in slots if x.endswith(ends)]:
                 return words
@@ -196,8 +201,9 @@ class Bottleneck(Method[BottleneckSettings]):
 
 def _features(settings: BottleneckSettings, manifest: BaseManifest) -> int:
     """Of what goes into a bottleneck."""
-    words = settings.places == EMBEDDINGS
-    return manifest.embedding_size if words else manifest.hidden_size
+    if settings.places == EMBEDDINGS and isinstance(manifest, TextManifest):
+        return manifest.embedding_size
+    return manifest.hidden_size
 
 
 class _Ungated(Bottleneck):

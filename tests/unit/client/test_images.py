@@ -169,6 +169,15 @@ def test_methods_of_words_are_refused_with_the_reason(tiny_images: Path) -> None
             Worker(plan, tiny_images)
 
 
+def test_a_place_behind_words_is_refused(tiny_images: Path) -> None:
+    settings = {"method": "bottleneck", "places": "embeddings", "width": 4}
+    plan = plan_of(tiny_images, adapter=settings)
+    errors = [f for f in check(plan, read_manifest(tiny_images)) if f.severity == "error"]
+    assert [(finding.field, finding.cause) for finding in errors] == [
+        ("adapter.places", "a base of images has no word embeddings")
+    ]
+
+
 def test_a_task_of_texts_is_refused_on_it(tiny_images: Path, tiny_base: Path) -> None:
     texts = plan_of(tiny_images, task={"labels": LABELS})
     with pytest.raises(PlanError, match="built for image-classification"):
