@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from audit.log_copy import LogCopy, Trust, read_log
 from audit.published import Run
+from audit.releases import UNREAD
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import REMEDY, About, Check
@@ -63,10 +64,17 @@ class Verdict:
     bundle: Bundle | None
 
 
+class _Unproven(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    what: str
+    leaves: str
+
+
 class _AuditedRound(BaseModel):
     model_config = ConfigDict(frozen=True)
     round: int
     verdict: str
+    unverified: list[_Unproven] = []
 
 
 class _Spending(BaseModel):
@@ -301,6 +309,10 @@ def _check_audit(case: _Case) -> str:
     missing = sorted(set(range(case.note.round + 1)) - verified)
     if missing:
         raise _failed(f"it does not vouch for round {missing[0]}")
+    released = (outcome for outcome in report.rounds if outcome.round == case.note.round)
+    for left in (left for outcome in released for left in outcome.unverified):
+        if left.leaves == UNREAD:
+            raise _failed(f"it leaves open {UNREAD}: {left.what[:200]}")
     return f"verdict ok over {report.size} leaves, root {report.root[:16]}"
 
 

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.log_copy import Trust
+from audit.releases import UNREAD
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import verify_evidence
@@ -215,6 +216,23 @@ def test_a_saved_audit_has_to_be_of_this_log(
     publisher: Publisher, tmp_path: Path, change: dict[str, Any], passes: bool
 ) -> None:
     report = audit(Folder(publisher.run), Trust()).to_dict() | change
+    (tmp_path / "audit.json").write_text(json.dumps(report))
+    if passes:
+        publisher.publish("--audit", tmp_path / "audit.json")
+    else:
+        with refused("gate.audit"):
+            publisher.publish("--audit", tmp_path / "audit.json")
+
+
+@pytest.mark.parametrize(("leaves", "passes"), [(UNREAD, False), ("something else", True)])
+def test_an_audit_that_did_not_see_what_devices_run_is_not_enough(
+    publisher: Publisher, tmp_path: Path, leaves: str, passes: bool
+) -> None:
+    """As one without a base, of a method that hangs on weights of it, or without ONNX Runtime."""
+    report = audit(Folder(publisher.run), Trust()).to_dict()
+    report["rounds"][-1]["unverified"] = [
+        {"what": "adapter.onnx_adapter: no base", "leaves": leaves}
+    ]
     (tmp_path / "audit.json").write_text(json.dumps(report))
     if passes:
         publisher.publish("--audit", tmp_path / "audit.json")
