@@ -122,15 +122,15 @@ def family_of(model_type: str, *, source: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        others = (
-            ("causal-lm", DECODERS),
-            ("seq2seq-lm", SEQ2SEQ),
-            ("image-classification", IMAGES),
-        )
-        for task, families in others:
+        for task, families, does in (
+            ("causal-lm", DECODERS, "writes texts"),
+            ("seq2seq-lm", SEQ2SEQ, "writes texts"),
+            ("image-classification", IMAGES, "reads images"),
+        ):
             if model_type in families:
                 raise ArtefactError(
-                    f"{source}: model type `{model_type}` is not one that sorts texts, which was asked for",
+                    f"{source}: model type `{model_type}` {does}, and a base that sorts texts was "
+                    "asked for",
                     f"add --task {task}, or name an encoder",
                 ) from None
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""

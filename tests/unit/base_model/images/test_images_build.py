@@ -237,6 +237,6 @@ def test_the_command_sees_what_a_folder_holds(tmp_path: Path) -> None:
         CliRunner().invoke(app, [*arguments, "--pooling", "cls"], catch_exceptions=False)
     other = ["--task", "sequence-classification"]
     again = [*arguments, *other, "--out", str(tmp_path / "other")]
-    with pytest.raises(ArtefactError, match="not one that sorts texts") as caught:
+    with pytest.raises(ArtefactError, match="reads images, and a base that sorts texts") as caught:
         CliRunner().invoke(app, again, catch_exceptions=False)
     assert "--task image-classification" in caught.value.remedy
