@@ -15,7 +15,10 @@ SIZES["entries"] = ("minItems", "maxItems")
 
 
 def model_bounds() -> dict[str, set[Bound]]:
-    """By key: of its value, its characters, its entries; several where a table has several kinds."""
+    """By key: of its value, its characters, its entries; several where a table has several kinds.
+
+    A hybrid's members have the keys of other methods, and their bounds.
+    """
     schema = Plan.model_json_schema()
     bounds: dict[str, set[Bound]] = {}
     for key, node in _nodes(schema, schema["$defs"], ""):
@@ -26,7 +29,8 @@ def model_bounds() -> dict[str, set[Bound]]:
             if (above := node.get("exclusiveMaximum")) is not None and what == "value":
                 high = f"below {written(above)}"
             if (low, high) != (None, None):
-                bounds.setdefault(key, set()).add((what, written(low), written(high)))
+                of_method = key.replace("adapter.members[].", "adapter.")
+                bounds.setdefault(of_method, set()).add((what, written(low), written(high)))
     return bounds
 
 

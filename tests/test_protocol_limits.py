@@ -71,6 +71,17 @@ def test_a_bottleneck_has_up_to_4096_features(width: int, legal: bool) -> None:
             plan_of(adapter=adapter)
 
 
+@pytest.mark.parametrize(("rank", "legal"), [(4096, True), (4097, False)])
+def test_bounds_hold_of_a_hybrids_members(rank: int, legal: bool) -> None:
+    members = [{"method": "lora", "rank": rank}, {"method": "prompt"}]
+    adapter = {"method": "hybrid", "members": members}
+    if legal:
+        plan_of(adapter=adapter)
+    else:
+        with pytest.raises(PlanError, match=r"adapter.members.0.rank"):
+            plan_of(adapter=adapter)
+
+
 def test_numbers_in_the_text_are_the_constants() -> None:
     assert f"{head.MOST_WIDTH:,}" in step("P-2.7")
     assert f"beyond {recipe.LARGEST:g} in magnitude" in step("P-2.3")
