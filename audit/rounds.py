@@ -232,6 +232,7 @@ class RoundCheck:
         combined = robust_mean(
             [opened.mean for opened in self._opened],
             [len(opened.clients) for opened in self._opened],
+            run.plan.secrecy,
         )
         if list(combined.kept) != [listed.kept for listed in leaf.sums]:
             raise _bad("the groups that were left out are not those that are far")

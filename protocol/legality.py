@@ -20,6 +20,7 @@ from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import rank_axis
 from protocol.plan import Plan
+from protocol.plan_sections import Secrecy
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
 from protocol.recipe import Recipe
@@ -194,6 +195,7 @@ def _exposure(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
             yield _error("secrecy.groups", "groups are for secret sums", "use groups = 1")
     else:
         yield from _secret(plan)
+    yield from _combination(plan.secrecy)
     yield from (_finding(*row) for row in said_of(plan, rule))
 
 
@@ -238,6 +240,22 @@ def _secret(plan: Plan) -> Iterator[Finding]:
             "cohort.quorum",
             f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost",
             f"below {size - spare} of them it is never enough",
+        )
+
+
+def _combination(secrecy: Secrecy) -> Iterator[Finding]:
+    """How groups become one update."""
+    if secrecy.combination == "geometric-median" and secrecy.trim != 1:
+        yield _error(
+            "secrecy.trim",
+            "the geometric median trims nothing: it leaves out groups that are far",
+            'leave it out, or use combination = "trimmed-mean"',
+        )
+    if secrecy.combination == "trimmed-mean" and secrecy.groups <= 2 * secrecy.trim:
+        yield _error(
+            "secrecy.trim",
+            f"of {secrecy.groups} group(s) nothing is left without {secrecy.trim} at either end",
+            f"groups = {2 * secrecy.trim + 1} at least, or trim less",
         )
 
 

@@ -145,7 +145,11 @@ class Plan(Section):
         }
         if self.head is not None:
             unsaid["head"] = self.head.unsaid
-        unsaid |= {"local": self.local.unsaid, "adapter": self.adapter.unsaid}
+        unsaid |= {
+            "local": self.local.unsaid,
+            "adapter": self.adapter.unsaid,
+            "secrecy": self.secrecy.unsaid,
+        }
         return self.model_dump(mode="json", exclude=unsaid)
 
 

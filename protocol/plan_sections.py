@@ -14,6 +14,7 @@ from protocol.section import (
     MOST_MEMORY,
     MOST_ROUNDS,
     MOST_STEPS,
+    MOST_TRIM,
     MOST_WITNESSES,
     Fraction,
     Hex64,
@@ -184,6 +185,14 @@ class Secrecy(Section):
     groups: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="secagg: disjoint sums per round; far ones are left out"
     )
+    combination: Literal["geometric-median", "trimmed-mean"] = Field(
+        default="geometric-median",
+        description="with groups: of those that are not far, or of each coordinate's middle values",
+    )
+    trim: Annotated[int, Field(ge=1, le=MOST_TRIM)] = Field(
+        default=1,
+        description="trimmed-mean: groups left out at either end of every coordinate; as many may lie",
+    )
     voids: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3, description="secagg: rounds whose sum was asked for in vain before clients stop"
     )
@@ -191,6 +200,12 @@ class Secrecy(Section):
         default="x25519",
         description="secagg: of masks and shares; the hybrid withstands a later break of X25519",
     )
+
+    @property
+    def unsaid(self) -> set[str]:
+        """See :class:`protocol.section.Section`."""
+        usual = (self.combination, self.trim) == ("geometric-median", 1)
+        return {"combination", "trim"} if usual else set()
 
 
 class Privacy(Section):

@@ -12,6 +12,7 @@ MOST_RANK, MOST_EPOCHS, MOST_STEPS, MOST_BATCH = 4096, 10_000, 10_000_000, 65_53
 MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far from infinity
 MOST_MEMORY = 2**24  # MiB
 MOST_TARGETS, MOST_WITNESSES, MOST_LAYER = 256, 64, 1023
+MOST_TRIM = 511  # of 1024 groups
 
 MOST_THREADS = (
     1024  # of a session: ONNX Runtime starts as many as it is told, until the machine has none

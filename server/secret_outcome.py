@@ -47,7 +47,9 @@ class SecretOutcome(Attempt):
         opened = [
             (secret.mean, len(secret.alive)) for secret in self._sums if secret.mean is not None
         ]
-        return robust_mean([mean for mean, _ in opened], [count for _, count in opened])
+        return robust_mean(
+            [mean for mean, _ in opened], [count for _, count in opened], self._plan.secrecy
+        )
 
     def record(
         self, closed: Complete | Failed, aggregate: Aggregate | None = None, norm: float = 0.0

@@ -204,6 +204,24 @@ def _secrecy() -> Iterator[Mix]:
             {"secrecy": {"exchange": "plain", "groups": 3}},
         ),
         (
+            "four groups, two trimmed at either end",
+            "secrecy.trim",
+            {
+                "secrecy": {"groups": 4, "combination": "trimmed-mean", "trim": 2},
+                "cohort": {"size": 20, "quorum": 16},
+            },
+        ),
+        (
+            "a plain exchange, a trimmed mean of groups",
+            "secrecy.trim",
+            {"secrecy": {"exchange": "plain", "combination": "trimmed-mean"}},
+        ),
+        (
+            "a geometric median, two trimmed",
+            "secrecy.trim",
+            {"secrecy": {"groups": 5, "trim": 2}, "cohort": {"size": 20, "quorum": 16}},
+        ),
+        (
             "a quorum of witnesses, no witnesses",
             "audit.witnesses",
             {"audit": {"witness_quorum": 1}},

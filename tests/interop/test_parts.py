@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from protocol.encoding import canonical_json
 from protocol.frozen_linears import StoredLinears
 from protocol.methods import METHODS
 from protocol.peft_format import Published, to_edge
+from protocol.plan_sections import Secrecy
 from protocol.privacy.distributed import Mechanism
 from protocol.secagg.packing import pack
 from protocol.secagg.ring import Ring
@@ -25,6 +27,16 @@ from tests.interop.verifier.published import edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
 from tests.interop.verifier.step import combined
 from tests.unit.audit.runs import small_manifest
+
+COMBINATIONS = [
+    Secrecy(),
+    *(Secrecy(combination="trimmed-mean", trim=trim) for trim in (1, 2, 4)),
+]
+
+
+def as_written(secrecy: Secrecy) -> dict[str, Any]:
+    """As `plan.json` has it."""
+    return secrecy.model_dump(mode="json", exclude=secrecy.unsaid)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**60), 2**60), st.text())
@@ -113,20 +125,30 @@ def test_decoding_under_noise(bits: int) -> None:
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 70), st.floats(0, 100))
-def test_the_update_of_groups(seed: int, groups: int, size: int, boost: float) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.floats(0, 100),
+    st.sampled_from(COMBINATIONS),
+)
+def test_the_update_of_groups(
+    seed: int, groups: int, size: int, boost: float, secrecy: Secrecy
+) -> None:
     rng = np.random.default_rng(seed)
     means = list(rng.normal(size=(groups, size)).astype(np.float32))
     means[0] *= np.float32(boost)
     counts = [int(n) for n in rng.integers(3, 9, groups)]
-    robust = robust_mean(means, counts)
-    mean, kept = combined(means, counts)
+    robust = robust_mean(means, counts, secrecy)
+    mean, kept = combined(means, counts, as_written(secrecy))
     assert (mean.tobytes(), kept) == (robust.mean.tobytes(), list(robust.kept))
 
 
-def test_equal_groups_of_nothing() -> None:
-    means = [np.zeros(5, np.float32)] * 3
-    assert combined(means, [3, 3, 4])[0].tobytes() == robust_mean(means, [3, 3, 4]).mean.tobytes()
+@pytest.mark.parametrize("secrecy", COMBINATIONS)
+def test_equal_groups_of_nothing(secrecy: Secrecy) -> None:
+    means, counts = [np.zeros(5, np.float32), np.full(5, -0.0, np.float32)] * 2, [3, 3, 4, 4]
+    mean, _ = combined(means, counts, as_written(secrecy))
+    assert mean.tobytes() == robust_mean(means, counts, secrecy).mean.tobytes()
 
 
 def test_files_of_onnx_runtime_are_read_without_it(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ class _Run:
         assert all(each["attempt"] == leaf["attempt"] for each in self.in_vain)
         self._check_groups(opened)
         self.asked += [(leaf["adapter_in"], one.ids) for one in opened]
-        mean, kept = combined([one.mean for one in opened], [len(one.clients) for one in opened])
+        counts, secrecy = [len(one.clients) for one in opened], self.documents.plan["secrecy"]
+        mean, kept = combined([one.mean for one in opened], counts, secrecy)
         assert leaf["sums"] == [
             {"group": one.group, "rid": one.rid, "summands": len(one.clients), "kept": good}
             for one, good in zip(opened, kept, strict=True)

@@ -21,11 +21,17 @@ class State:
     second: Tensors
 
 
-def combined(means: list[Vector], counts: list[int]) -> tuple[Vector, list[bool]]:
+def combined(
+    means: list[Vector], counts: list[int], secrecy: dict[str, Any]
+) -> tuple[Vector, list[bool]]:
     """(the update, which groups are kept)."""
     if len(means) == 1:
         return means[0], [True]
     points = [mean.astype(np.float64) for mean in means]
+    if "combination" in secrecy:
+        assert secrecy["combination"] == "trimmed-mean"
+        return trimmed(points, secrecy["trim"]).astype(np.float32), [True] * len(points)
+    assert "trim" not in secrecy
     middle = median(points)
     far = [distance(point, middle) for point in points]
     kept = [one <= 3 * float(median([np.float64(each) for each in far])) for one in far]
@@ -38,6 +44,12 @@ def combined(means: list[Vector], counts: list[int]) -> tuple[Vector, list[bool]
         near = [math.sqrt(halved((p - c) * (p - c)) + e * e) for p in rest]
         c = average(rest, [n / d for n, d in zip(weights, near, strict=True)])
     return c.astype(np.float32), kept
+
+
+def trimmed(points: list[Reals], trim: int) -> Reals:
+    ends = min(trim, (len(points) - 1) // 2)
+    middle = np.sort(np.stack(points), axis=0)[ends : len(points) - ends]
+    return average(list(middle), [1.0] * len(middle))
 
 
 def average(points: list[Reals], weights: list[float]) -> Reals:

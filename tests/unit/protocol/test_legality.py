@@ -63,6 +63,18 @@ def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None
         ({"secrecy": {"groups": 2}}, "secrecy.groups"),
         ({"secrecy": {"exchange": "plain", "groups": 3}}, "secrecy.groups"),
         ({"secrecy": {"groups": 3}}, "cohort.quorum"),
+        ({"secrecy": {"combination": "trimmed-mean"}}, "secrecy.trim"),
+        (
+            {"secrecy": {"groups": 5, "trim": 2}, "cohort": {"size": 20, "quorum": 15}},
+            "secrecy.trim",
+        ),
+        (
+            {
+                "secrecy": {"groups": 4, "combination": "trimmed-mean", "trim": 2},
+                "cohort": {"size": 12, "quorum": 12},
+            },
+            "secrecy.trim",
+        ),
         ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
         *(
             ({"local": {"orthogonality": 1.0}, "adapter": adapter}, "local.orthogonality")
@@ -269,6 +281,27 @@ def test_factors_with_a_rank_may_be_orthogonal(tiny_base: Path, name: str, rule:
     plan = plan_of(manifest, local={"orthogonality": 1.0}, adapter=adapter, rule={"name": rule})
     fields = [f.field for f in check(plan, manifest) if f.severity == "error"]
     assert ("local.orthogonality" in fields) == (name == "adalora" and rule == "first")
+
+
+def test_a_combination_of_groups_is_said_where_it_is_another(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    groups: dict[str, Any] = {"groups": 5}
+    plans = [
+        plan_of(manifest, cohort={"size": 20, "quorum": 15}, secrecy=groups | secrecy)
+        for secrecy in (
+            {},
+            {"combination": "geometric-median", "trim": 1},
+            {"combination": "trimmed-mean"},
+            {"combination": "trimmed-mean", "trim": 2},
+        )
+    ]
+    assert plans[0].digest == plans[1].digest
+    assert len({plan.digest for plan in plans}) == 3
+    for plan in plans:
+        verify_legal(plan, manifest)
+        said = json.loads(plan.render())["secrecy"]
+        assert ("combination" in said) == ("trim" in said) == (plan not in plans[:2])
+        assert plan_from(json.loads(plan.render()), source="again").digest == plan.digest
 
 
 @pytest.mark.parametrize("key", ["l2_sp", "orthogonality", "memory"])
