@@ -151,7 +151,7 @@ class RecordCheck:
         meant |= {
             "parts": sorted(run.recipe.parts(leaf.round)),
             "quorum": 0 if central else run.plan.cohort.quorum,
-            "bytes_down_per_client": 4 * run.recipe.sent_layout.size,
+            "bytes_down_per_client": 4 * run.recipe.sent_in(leaf.round),
         }
         if leaf.void:
             number = self._round.aborts[-1].leaf.seq if self._round.aborts else 0

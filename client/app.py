@@ -206,8 +206,7 @@ def _mask(message: Message, context: Context) -> RecordDict:
 
 
 def _contribution(message: Message, context: Context) -> Contribution:
-    instruction, adapter = _received(message.content)
-    return contribution(job_of(context), instruction, adapter)
+    return contribution(job_of(context), *_received(message.content))
 
 
 def _instruction(content: RecordDict) -> wire.Instruction:
@@ -239,8 +238,13 @@ def _log_text(content: RecordDict) -> str | None:
     return wire.from_record(wire.LogText, record).text
 
 
-def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
-    instruction, record = _instruction(content), content.get(wire.ADAPTER)
+def _received(content: RecordDict) -> tuple[wire.Instruction, Vector, Vector | None]:
+    """The instruction, the adapter, and what the run goes on from where that is sent. (P-4.2)"""
+    round_0 = _adapter(content[wire.ROUND_0]) if wire.ROUND_0 in content else None
+    return _instruction(content), _adapter(content.get(wire.ADAPTER)), round_0
+
+
+def _adapter(record: object) -> Vector:
     if not isinstance(record, ArrayRecord):
         raise _unfit("a record is missing")
     if list(record) != ["adapter"]:
@@ -251,7 +255,7 @@ def _received(content: RecordDict) -> tuple[wire.Instruction, Vector]:
         raise _unfit("its adapter cannot be decoded") from None
     if adapter.dtype != np.float32 or adapter.ndim != 1:
         raise _unfit(f"its adapter is {adapter.dtype} with {adapter.ndim} dimensions")
-    return instruction, adapter
+    return adapter
 
 
 def _unfit(fault: str) -> ArtefactError:

@@ -5,6 +5,8 @@ What is refused here is refused in clear: it hangs on the coordinator's message,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.layout import Tensors, Vector
@@ -13,8 +15,21 @@ from protocol.recipe import Recipe, verify_magnitude
 from protocol.wire import Instruction
 
 
-def check_instruction(recipe: Recipe, instruction: Instruction, adapter: Vector) -> Tensors:
-    """The full adapter's tensors, ``adapter`` being the part that is sent. Raises ArtefactError."""
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """The adapter to train, and what the plan's terms pull it to over all rounds; tensors by name.
+
+    ``round_0`` is None where the plan has no start: then it follows from the seed.
+    """
+
+    adapter: Tensors
+    round_0: Tensors | None
+
+
+def check_instruction(
+    recipe: Recipe, instruction: Instruction, adapter: Vector, round_0: Vector | None = None
+) -> Received:
+    """Full adapters, the arguments being the parts that are sent of them. Raises ArtefactError."""
     plan, manifest = recipe.plan, recipe.manifest
     if instruction.plan_digest != plan.digest:
         raise ArtefactError(
@@ -46,6 +61,31 @@ def check_instruction(recipe: Recipe, instruction: Instruction, adapter: Vector)
             "check the connection and the coordinator's checkpoint",
         )
     verify_magnitude(adapter)
+    return Received(adapter=tensors, round_0=_round_0(recipe, instruction, tensors, round_0))
+
+
+def _round_0(
+    recipe: Recipe, instruction: Instruction, adapter: Tensors, sent: Vector | None
+) -> Tensors | None:
+    """What the plan goes on from, compared with the plan's digest of it: nobody's word. (P-4.2)"""
+    start = recipe.plan.start
+    if (sent is not None) != recipe.sends_round_0(instruction.round):
+        verb = "lacks" if sent is None else "has"
+        raise ArtefactError(
+            f"the message {verb} what the run goes on from beside the adapter, against the plan",
+            "run the same version of fedge on both sides",
+        )
+    if start is None:
+        return None
+    if sent is None:
+        return adapter if instruction.round == 1 else None
+    tensors = recipe.completed(sent)
+    if vector_digest(recipe.layout.flatten(tensors)) != start.adapter:
+        raise ArtefactError(
+            f"what the message calls round 0 is not adapter {start.adapter[:12]}… that the plan goes on from",
+            "ask the coordinator's operator",
+        )
+    verify_magnitude(sent)
     return tensors
 
 

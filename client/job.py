@@ -55,17 +55,22 @@ def job_of(context: Context) -> Job:
     )
 
 
-def contribution(job: Job, instruction: Instruction, adapter: Vector) -> Contribution:
+def contribution(
+    job: Job, instruction: Instruction, adapter: Vector, round_0: Vector | None = None
+) -> Contribution:
     """Train in this process; base and encoded rows stay in its memory for the next time.
 
     Raises PlanError, ArtefactError, DataError and UpdateError as :class:`client.worker.Worker` does.
     """
     worker = worker_of(job)
-    worker.check(instruction, adapter)  # a request that does not belong reads no private data
+    worker.check(
+        instruction, adapter, round_0
+    )  # a request that does not belong reads no private data
     return worker.contribute(
         client=job.client,
         instruction=instruction,
         adapter=adapter,
+        round_0=round_0,
         rows=rows_cache.get(job.data, worker),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from client.engine.interface import Values
 from protocol.layout import Layout, Vector
 from protocol.methods.base import rank_axis
 from protocol.plan_sections import Local
@@ -20,10 +21,19 @@ Matrix = npt.NDArray[np.float32]
 class Terms:
     """The terms that a plan has, on vectors of one layout."""
 
-    def __init__(self, layout: Layout, local: Local, start: Vector, recipe: Recipe | None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        local: Local,
+        start: Vector,
+        recipe: Recipe | None,
+        round_0: Values | None = None,
+    ) -> None:
         """``start`` (d,): what the round began with, of ``layout``, which is of the recipe's tensors.
 
-        Raises ValueError without a recipe, where a term needs what only a plan on a base says.
+        ``round_0``: what L2-SP pulls to; without one what the plan's seed gives. Raises ValueError without a
+        recipe, where a term needs what only a plan on a base says, and for a plan with a start without
+        ``round_0``.
         """
         self._layout, self._orthogonality = layout, np.float32(local.orthogonality)
         self._pulls = [(start, local.proximal_mu)]
@@ -33,7 +43,9 @@ class Terms:
         if recipe is None:
             raise ValueError("`l2_sp` and `orthogonality` are of a plan on a base")
         if local.l2_sp:
-            initial = recipe.start()
+            if round_0 is None and recipe.plan.start is not None:
+                raise ValueError("round 0 of a run that goes on does not follow from its seed")
+            initial = recipe.start() if round_0 is None else round_0
             centre = layout.flatten({spec.name: initial[spec.name] for spec in layout.specs})
             self._pulls.append((centre, local.l2_sp))
         if local.orthogonality:

@@ -61,6 +61,7 @@ def train(
     seed: int,
     epochs: float | None = None,
     recipe: Recipe | None = None,
+    round_0: Values | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
@@ -68,12 +69,13 @@ def train(
 
     ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both. ``recipe``
     says what steps hang on beside ``local``; without one the tensors are a device's slots, of no plan.
+    ``round_0``: as :class:`client.terms.Terms` has it.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
     longer finite.
     """
     started = clock()
     with np.errstate(over="ignore"):
-        step = _step(engine, start, local, parts, recipe, seed)
+        step = _step(engine, start, _Settings(local, parts, seed, recipe, round_0))
     batches = training_batches(
         rows.lengths,
         batch_size=local.batch_size,
@@ -113,18 +115,29 @@ def _mean(total: float, counted: int) -> float:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What steps hang on, as :func:`train` has them."""
+
+    local: Local
+    parts: Parts
+    seed: int
+    recipe: Recipe | None
+    round_0: Values | None
+
+
 class _Step:
     """One optimiser step; returns the batch's summed loss."""
 
-    def __init__(
-        self, engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None
-    ) -> None:
-        self._engine, self._local, self._parts = engine, local, parts
-        self._layout = engine.layout.only(parts)
+    def __init__(self, engine: Engine, start: Values, settings: _Settings) -> None:
+        self._engine, self._local, self._parts = engine, settings.local, settings.parts
+        self._layout = engine.layout.only(settings.parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
         self._weights = self._layout.flatten(trained)
-        self._terms = Terms(self._layout, local, self._weights.copy(), recipe)
+        self._terms = Terms(
+            self._layout, self._local, self._weights.copy(), settings.recipe, settings.round_0
+        )
         self.tensors = {
             name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
         } | self._layout.views(self._weights)
@@ -165,14 +178,13 @@ class _FirstRanks(_Step):
         self,
         engine: Engine,
         start: Values,
-        local: Local,
-        parts: Parts,
+        settings: _Settings,
         recipe: Recipe,
         drawn: Iterator[int],
     ) -> None:
-        super().__init__(engine, start, local, parts, recipe)
+        super().__init__(engine, start, settings)
         self._drawn, self._ranks = drawn, Ranks(engine.layout, recipe)
-        self._by_rank = ByRank(self._ranks.of(self._layout), self._layout, local)
+        self._by_rank = ByRank(self._ranks.of(self._layout), self._layout, self._local)
 
     def __call__(self, rows: Examples, index: npt.NDArray[np.int64]) -> float:
         used = next(self._drawn)
@@ -189,11 +201,9 @@ class _FirstRanks(_Step):
 class _Reparametrised(_Step):
     """The same, by the weights of networks that give tensors; terms and clipping are of what is sent."""
 
-    def __init__(
-        self, engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe, seed: int
-    ) -> None:
-        super().__init__(engine, start, local, parts, recipe)
-        self._encoders = Encoders(self._layout, recipe, self._weights.copy(), seed)
+    def __init__(self, engine: Engine, start: Values, settings: _Settings, recipe: Recipe) -> None:
+        super().__init__(engine, start, settings)
+        self._encoders = Encoders(self._layout, recipe, self._weights.copy(), settings.seed)
 
     @cached_property
     def _optimizer(self) -> Optimizer:
@@ -205,17 +215,16 @@ class _Reparametrised(_Step):
         encoders.put(self._weights)
 
 
-def _step(
-    engine: Engine, start: Values, local: Local, parts: Parts, recipe: Recipe | None, seed: int
-) -> _Step:
+def _step(engine: Engine, start: Values, settings: _Settings) -> _Step:
+    recipe = settings.recipe
     if recipe is not None:
-        generator = np.random.default_rng(seed_from("ranks", seed))
+        generator = np.random.default_rng(seed_from("ranks", settings.seed))
         drawn = recipe.method.ranks_used(recipe.plan.adapter, generator)
         if drawn is not None:
-            return _FirstRanks(engine, start, local, parts, recipe, drawn)
-        if any(map(recipe.encoder, engine.layout.only(parts).specs)):
-            return _Reparametrised(engine, start, local, parts, recipe, seed)
-    return _Step(engine, start, local, parts, recipe)
+            return _FirstRanks(engine, start, settings, recipe, drawn)
+        if any(map(recipe.encoder, engine.layout.only(settings.parts).specs)):
+            return _Reparametrised(engine, start, settings, recipe)
+    return _Step(engine, start, settings)
 
 
 def predict(

@@ -16,7 +16,7 @@ from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
 from client.examples import Examples
-from client.instructed import check_instruction, verify_fits
+from client.instructed import Received, check_instruction, verify_fits
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
 from client.training import predict, train
@@ -67,18 +67,21 @@ class Worker:
         client: str,
         instruction: Instruction,
         adapter: Vector,
+        round_0: Vector | None = None,
         rows: Rows | Examples,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's parts, return the difference.
 
-        ``adapter`` is the vector that is sent (P-2.6); the update is in the layout of the round's parts.
+        ``adapter`` and ``round_0`` are vectors as they are sent (P-2.6, P-4.2); the update is in the layout
+        of the round's parts.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
         for a client without rows, UpdateError when training diverges.
         """
-        start = self.check(instruction, adapter)
+        received = self.check(instruction, adapter, round_0)
+        start = received.adapter
         encoded = self.encode(rows) if isinstance(rows, Rows) else rows
         kept, unseen = self.split(client, encoded)
         tested = unseen if instruction.evaluate else unseen.take(np.empty(0, np.int64))
@@ -93,6 +96,7 @@ class Worker:
             parts=parts,
             seed=seed_from("train", self.plan.seed, turn, client),
             recipe=self.recipe,
+            round_0=received.round_0,
             on_step=on_step,
         )
         return Contribution(
@@ -110,9 +114,11 @@ class Worker:
         """How an adapter does on rows."""
         return self.task.score(predict(self.engine, tensors, rows), rows.targets)
 
-    def check(self, instruction: Instruction, adapter: Vector) -> Tensors:
-        """The checks of P-4.2; returns the received adapter's tensors. Raises ArtefactError."""
-        return check_instruction(self.recipe, instruction, adapter)
+    def check(
+        self, instruction: Instruction, adapter: Vector, round_0: Vector | None = None
+    ) -> Received:
+        """The checks of P-4.2; returns what was sent. Raises ArtefactError."""
+        return check_instruction(self.recipe, instruction, adapter, round_0)
 
     def split(self, client: str, rows: Examples) -> tuple[Examples, Examples]:
         """(to train on, held out): the same for a client in every round. Raises DataError."""

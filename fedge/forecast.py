@@ -133,7 +133,7 @@ def forecast(
         rows = min(rows, plan.local.max_steps * plan.local.batch_size)
     seconds = rows * tokens_per_row / tokens_per_second
     base_bytes = sum(entry.bytes for entry in manifest.files.values())
-    down = download_bytes(plan, recipe.sent_layout.size)
+    down = download_bytes(plan, recipe.sent_in(plan.rounds))
     return Forecast(
         adapter_parameters=layout.size,
         trained_parameters_by_phase=phases,

@@ -140,11 +140,11 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
 def _terms(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     """Terms of the loss that hang on the weights alone."""
     local, method = plan.local, method_of(plan.adapter)
-    if local.l2_sp and plan.start is not None:
-        yield _error(
+    if local.l2_sp and plan.start is not None and plan.rounds > 1:
+        yield _note(
             "local.l2_sp",
-            "what the run goes on from is sent in round 1 alone: later clients cannot be pulled to it",
-            "leave it out, or use proximal_mu, which pulls to what a round began with",
+            "clients are sent what the run goes on from in every round, to be pulled to it",
+            "twice the bytes down",
         )
     trained = rule.trained(method) & method.free.keys()
     if local.orthogonality and all(rank_axis(method.free[part]) is None for part in trained):

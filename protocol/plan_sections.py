@@ -104,7 +104,7 @@ class Local(Section):
     )
     l2_sp: NonNegativeReal = Field(
         default=0.0,
-        description="L2-SP: pull to round 0, which the seed gives, over all rounds; 0 = off",
+        description="L2-SP: pull to round 0, or what the run goes on from, over all rounds; 0 = off",
     )
     orthogonality: NonNegativeReal = Field(
         default=0.0,

@@ -116,6 +116,17 @@ class Recipe:
         """
         return self.layout if self.plan.start else self.layout.only(self.trained)
 
+    def sends_round_0(self, number: int) -> bool:
+        """Whether clients of round ``number`` get what the run goes on from beside the adapter. (P-4.2)
+
+        Where a plan has no start they derive it, in round 1 it is the adapter.
+        """
+        return self.plan.start is not None and self.plan.local.l2_sp > 0 and number > 1
+
+    def sent_in(self, number: int) -> int:
+        """Numbers of adapters that a client is sent in round ``number``."""
+        return self.sent_layout.size * (2 if self.sends_round_0(number) else 1)
+
     @cached_property
     def trained(self) -> Parts:
         """Parts that some round trains."""

@@ -1,7 +1,7 @@
 """What Flower's messages of a run carry: keys and their meaning. (P-4)
 
 Plain dictionaries of scalars; the shells in ``client.app`` and ``server.app`` put them into
-Flower's ConfigRecords. The adapter travels as one float32 array beside them, a contribution as
+Flower's ConfigRecords. An adapter travels as one float32 array beside them, a contribution as
 one uint8 array.
 """
 
@@ -18,6 +18,7 @@ from protocol.errors import ArtefactError
 HELLO = "query.hello"
 TRAIN = "train"  # + "." + Phase
 INSTRUCTION, ADAPTER, MASKED, REPLY = "instruction", "adapter", "masked", "reply"  # record names
+ROUND_0 = "round_0"  # beside the adapter, what the run goes on from, where the plan says so (P-4.2)
 SECAGG = "secagg"  # a phase's message of secure aggregation, either way
 LOG = "log"  # beside it, what one side tells or shows the other of the run's log (P-8.9, P-8.10)
 T = TypeVar("T")

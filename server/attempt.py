@@ -175,13 +175,15 @@ class Attempt:
         return close(self._collecting, late=late)
 
     def _content(self) -> RecordDict:
-        vector = self._setting.sent(self._state)
-        return RecordDict(
-            {
-                wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction())),
-                wire.ADAPTER: ArrayRecord({"adapter": Array(vector)}),
-            }
-        )
+        instruction = ConfigRecord(wire.to_record(self.instruction()))
+        return RecordDict({wire.INSTRUCTION: instruction, **self._adapters()})
+
+    def _adapters(self) -> dict[str, ArrayRecord]:
+        """What is trained, and where the plan pulls to it what the run goes on from. (P-4.2)"""
+        sent = {wire.ADAPTER: ArrayRecord({"adapter": Array(self._setting.sent(self._state))})}
+        if (round_0 := self._setting.round_0(self._number)) is not None:
+            sent[wire.ROUND_0] = ArrayRecord({"adapter": Array(round_0)})
+        return sent
 
     def instruction(self) -> wire.Instruction:
         """What every client of the attempt is told. (P-4.2)"""
@@ -193,6 +195,11 @@ class Attempt:
             adapter_digest=self._digest,
             evaluate=self._evaluates(),
         )
+
+    @property
+    def _bytes_down(self) -> int:
+        """Of the adapters that a client is sent."""
+        return 4 * self._setting.recipe.sent_in(self._number)
 
     def _evaluates(self) -> bool:
         return self._number % self._plan.evaluation.every == 0 or self._number == self._plan.rounds
@@ -287,7 +294,7 @@ class Attempt:
             "weight": aggregate.weight if aggregate else 0,
             "metrics": aggregate.metrics if aggregate else {},
             "update_norm": norm,
-            "bytes_down_per_client": self._setting.sent(self._state).nbytes,
+            "bytes_down_per_client": self._bytes_down,
             "bytes_up_per_client": self._bytes_up,
             "seconds": ended - self._begun,
             "started_at": self._started_at,

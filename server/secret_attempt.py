@@ -280,8 +280,7 @@ class SecretAttempt(SecretOutcome):
         """Send each its message, hand what comes back to ``receive``; note why others are missing."""
         common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
         if phase is Phase.MASK:
-            vector = self._setting.sent(self._state)
-            common[wire.ADAPTER] = ArrayRecord({"adapter": Array(vector)})
+            common.update(self._adapters())
         addressees: dict[str, tuple[SecretSum, bytes]] = {}
         contents = {}
         for secret in self._sums:

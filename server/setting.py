@@ -76,6 +76,16 @@ class Setting:
         layout = self.recipe.sent_layout
         return layout.flatten({spec.name: state.adapter[spec.name] for spec in layout.specs})
 
+    def round_0(self, number: int) -> Vector | None:
+        """What clients of round ``number`` get of the adapter that the run goes on from, if anything. (P-4.2)
+
+        Raises ArtefactError for a damaged folder.
+        """
+        if not self.recipe.sends_round_0(number):
+            return None
+        state, _ = self.store.load(0)
+        return self.sent(state)
+
     def exchange(self, size: int) -> CoordinatorExchange:
         """The coordinator's side of one round's exchange of (size,) updates."""
         if self.plan.privacy.mechanism == "central":

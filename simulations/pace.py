@@ -73,6 +73,7 @@ def measure_pace(
             parts=parts,
             seed=0,
             recipe=worker.recipe,
+            round_0=start,
             on_step=lambda step: ends.append(clock()),
         )
     sample = rows.take(np.arange(min(MOST_ROWS, len(rows))))

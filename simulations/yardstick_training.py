@@ -43,7 +43,8 @@ def trained(
 ) -> Tensors:
     """What becomes of ``start``, or of what the plan's seed begins with.
 
-    Without ``parts`` those of :func:`all_parts` are trained; ``rate``: times the plan's learning rates.
+    Without ``parts`` those of :func:`all_parts` are trained; ``rate``: times the plan's learning rates. Where
+    the plan goes on from a run, ``l2_sp`` pulls to what this training begins with.
     Raises UpdateError where it diverges.
     """
     plan = prepared.plan
@@ -66,6 +67,7 @@ def trained(
         seed=seed,
         epochs=epochs,
         recipe=recipe,
+        round_0=start if plan.start else None,
     ).tensors
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from audit.log_copy import Trust
@@ -18,6 +19,7 @@ from audit.verify import audit
 from protocol.errors import ArtefactError, PlanError
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
+from simulations.records import published_adapter, round_records
 from simulations.run import simulate
 from simulations.summary import Summary
 
@@ -54,6 +56,26 @@ def test_rounds_and_more_rounds_are_those_of_one_longer_run(
     found = audit(Folder(folder / "more"), Trust(), before=[Folder(folder / "first")])
     assert not found.failed
     assert found.before is not None
+
+
+@pytest.mark.parametrize("exchange", ["plain", "secagg"])
+def test_every_round_is_pulled_to_what_the_run_goes_on_from(
+    experiment_file: Path, first: Summary, exchange: str
+) -> None:
+    """A strong pull leaves it nearly where it was; what clients are sent for it is in the record."""
+    settings = ["start=first", f"plan.secrecy.exchange={exchange}", "plan.local.optimizer=sgd"]
+    settings += ["plan.cohort.weighting=uniform"]
+    moved = []
+    for name, strength in (("free", 0.0), ("held", 20.0)):
+        run(experiment_file, f"{name}-{exchange}", 2, *settings, f"plan.local.l2_sp={strength}")
+        out = experiment_file.parent / f"{name}-{exchange}"
+        before, after = (published_adapter(out, number) for number in (0, 2))
+        moved.append(sum(float(np.square(after[k] - before[k]).sum()) for k in before))
+        down = [record["bytes_down_per_client"] for record in round_records(out)]
+        assert down == [down[0], down[0] * (1 if name == "free" else 2)]
+        sources = [Folder(experiment_file.parent / "first")]
+        assert not audit(Folder(out), Trust(), before=sources).failed
+    assert 0 < moved[1] < 0.5 * moved[0]
 
 
 LOW_RANK = ["head.start=labels", "head.rank=2", "head.turns=2"]

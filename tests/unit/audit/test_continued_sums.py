@@ -16,11 +16,12 @@ from audit.continued import start_of
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
-from client.instructed import check_instruction
+from client.instructed import Received, check_instruction
 from fedge.plans import app as plans
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, PlanError, RoundError
 from protocol.exchange import Phase
+from protocol.layout import Vector
 from protocol.recipe import Recipe
 from protocol.wire import Instruction
 from server.starting import read_beginning
@@ -196,3 +197,42 @@ def test_a_client_trains_first_on_the_plans_start_alone(runs: tuple[Path, Path])
             continue
         with pytest.raises(ArtefactError, match="the plan goes on from"):
             check_instruction(Recipe(plan=plan, manifest=manifest), told, given)
+
+
+def test_a_client_is_pulled_to_the_plans_start_alone(runs: tuple[Path, Path]) -> None:
+    """Whatever the coordinator sends as what the run goes on from, in every round but the first."""
+    plan = _plan_after(runs[0], secrecy={"exchange": "plain"}, local={"l2_sp": 1.0})
+    recipe = Recipe(plan=plan, manifest=small_manifest())
+    start, now = vector(runs[0], 3), vector(runs[0], 1)
+    other = start.copy()
+    other[0] = np.nextafter(other[0], np.float32(1))
+
+    def received(number: int, round_0: Vector | None, recipe: Recipe = recipe) -> Received:
+        adapter = start if number == 1 else now
+        told = Instruction(
+            round=number,
+            attempt=1,
+            plan_digest=recipe.plan.digest,
+            base=recipe.manifest.fingerprint,
+            adapter_digest=vector_digest(adapter),
+            evaluate=False,
+        )
+        return check_instruction(recipe, told, adapter, round_0)
+
+    for number, round_0 in ((1, None), (2, start)):
+        pulled_to = received(number, round_0).round_0
+        assert pulled_to is not None
+        assert recipe.layout.flatten(pulled_to).tobytes() == start.tobytes()
+    for number, round_0, why in (
+        (1, start, "has what the run goes on from"),
+        (2, None, "lacks what the run goes on from"),
+        (2, other, "is not adapter"),
+        (2, start[1:], "adapter"),
+    ):
+        with pytest.raises(ArtefactError, match=why):
+            received(number, round_0)
+    local = plan.local.model_copy(update={"l2_sp": 0.0})
+    free = Recipe(plan=plan.model_copy(update={"local": local}), manifest=recipe.manifest)
+    assert received(2, None, free).round_0 is None
+    with pytest.raises(ArtefactError, match="has what the run goes on from"):
+        received(2, start, free)

@@ -233,7 +233,7 @@ def test_a_client_sends_what_the_network_gives(
         "classifier.weight",
         "classifier.bias",
     }
-    start = work.check(instruction, vector)
+    start = work.check(instruction, vector).adapter
     after = train(
         work.engine,
         start,

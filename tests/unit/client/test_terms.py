@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from protocol.layout import Layout, Vector
 from protocol.plan import Plan
 from protocol.plan_sections import Local
 from protocol.recipe import Recipe
+from protocol.start import Start
 
 Make = Callable[..., Plan]
+START: dict[str, Any] = {"adapter": "a" * 64, "round": 2, "rounds": 2, "plans": ["b" * 64]}
+START |= {"origin": "fedge/p/1", "size": 9, "root": "c" * 64}
 SGD = {"optimizer": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.1, "clip_norm": 1e6}
 
 
@@ -111,6 +115,21 @@ def test_a_term_of_a_plan_is_never_left_out(recipe: Recipe, key: str) -> None:
     start = np.zeros(recipe.layout.size, np.float32)
     with pytest.raises(ValueError, match="of a plan on a base"):
         Terms(recipe.layout, Local(**{key: 1.0}), start, None)
+
+
+def test_l2_sp_of_a_run_that_goes_on_pulls_to_what_it_goes_on_from(recipe: Recipe) -> None:
+    """Not to what its seed gives, which nobody may take for it."""
+    start = Start(**START, settings=recipe.plan.adapter_settings)
+    on = Recipe(plan=recipe.plan.model_copy(update={"start": start}), manifest=recipe.manifest)
+    layout = on.layout.only({"lora_B", "head"})
+    local, rng = Local(l2_sp=0.5), np.random.default_rng(4)
+    at, from_there, gradient = rng.normal(size=(3, layout.size)).astype(np.float32)
+    round_0 = recipe.start() | layout.unflatten(from_there)
+    expected = gradient + np.float32(0.5) * (at - from_there)
+    Terms(layout, local, at, on, round_0).add(gradient, at)
+    assert gradient.tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="does not follow from its seed"):
+        Terms(layout, local, at, on)
 
 
 def test_l2_sp_pulls_to_round_0_and_fedprox_to_the_rounds_start(

@@ -48,7 +48,7 @@ def test_a_contribution_is_the_difference_in_the_layout_of_the_round(
     sent = work.recipe.round_layout(round_number)
     assert given.update.dtype == np.float32
     assert given.update.shape == (sent.size,)
-    start = work.check(instruction, vector)
+    start = work.check(instruction, vector).adapter
     after = train(
         work.engine,
         start,

@@ -262,14 +262,26 @@ START: dict[str, Any] = {"adapter": "a" * 64, "round": 2, "rounds": 2, "plans": 
 START |= {"origin": "fedge/p/1", "size": 9, "root": "c" * 64}
 
 
-def test_nobody_is_pulled_to_a_start_that_later_clients_never_see(tiny_base: Path) -> None:
+@pytest.mark.parametrize(
+    ("strength", "rounds", "sends"),
+    [(0.0, 3, [False] * 3), (1.0, 1, [False]), (1.0, 3, [False, True, True])],
+)
+def test_clients_are_sent_what_they_are_pulled_to(
+    tiny_base: Path, strength: float, rounds: int, sends: list[bool]
+) -> None:
+    """In round 1 it is what they train; what a seed gives they derive."""
     manifest = read_manifest(tiny_base)
     start = START | {"settings": plan_of(manifest).adapter_settings}
-    fields = []
-    for key in ("l2_sp", "proximal_mu"):
-        plan = plan_of(manifest, local={key: 1.0}, start=start)
-        fields += [f.field for f in check(plan, manifest) if f.severity == "error"]
-    assert fields == ["local.l2_sp"]
+    plan = plan_of(manifest, local={"l2_sp": strength}, start=start, rounds=rounds)
+    anew = plan_of(manifest, local={"l2_sp": strength}, rounds=rounds)
+    recipe = Recipe(plan=plan, manifest=manifest)
+    verify_legal(plan, manifest)
+    numbers = range(1, rounds + 1)
+    assert [recipe.sends_round_0(number) for number in numbers] == sends
+    assert [recipe.sent_in(n) for n in numbers] == [recipe.layout.size * (1 + s) for s in sends]
+    assert not any(map(Recipe(plan=anew, manifest=manifest).sends_round_0, numbers))
+    noted = [f.severity for f in check(plan, manifest) if f.field == "local.l2_sp"]
+    assert noted == ["note"] * any(sends)
 
 
 @pytest.mark.parametrize("rule", RULES)
