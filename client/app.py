@@ -12,8 +12,8 @@ TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a p
 ``{partition}``), ``threads`` (0 = the engine's default). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
-fingerprint is fetched from), ``base-cache`` and ``sessions`` (a folder for attempts of secure aggregation;
-without it Flower's node state has them).
+fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates) and ``sessions``
+(one for attempts of secure aggregation; without it Flower's node state has them).
 """
 
 from __future__ import annotations

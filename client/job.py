@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.kept_controls import Controls, FileControls
 from client.rows_cache import RowsCache
 from client.settings import (
     base_of,
     client_name,
+    controls_path,
     data_path,
     path_of,
     plan_at,
+    plan_of,
     programs_path,
     threads_of,
 )
@@ -32,7 +35,8 @@ rows_cache = RowsCache()
 class Job:
     """Whose part of a round: plan file, base folder, file of rows; ``threads`` 0 is the engine's default.
 
-    ``programs``: where programs are kept when they cannot be beside the base.
+    ``programs``: where programs are kept when they cannot be beside the base. ``controls``: the folder of
+    control variates, where the plan asks for them.
     """
 
     client: str
@@ -41,10 +45,12 @@ class Job:
     data: Path
     threads: int = 0
     programs: Path | None = None
+    controls: Path | None = None
 
 
 def job_of(context: Context) -> Job:
     """What this node trains with. Raises MachineError or PlanError for a setting that is missing."""
+    asked = plan_of(context).local.scaffold > 0
     return Job(
         client=client_name(context),
         plan=path_of(context, "plan"),
@@ -52,6 +58,7 @@ def job_of(context: Context) -> Job:
         data=data_path(context),
         threads=threads_of(context),
         programs=programs_path(context),
+        controls=controls_path(context) if asked else None,
     )
 
 
@@ -71,8 +78,15 @@ def contribution(
         instruction=instruction,
         adapter=adapter,
         round_0=round_0,
+        controls=_controls(job, worker),
         rows=rows_cache.get(job.data, worker),
     )
+
+
+def _controls(job: Job, worker: Worker) -> Controls | None:
+    if job.controls is None:
+        return None
+    return FileControls(job.controls, worker.plan.digest, worker.recipe.layout)
 
 
 def worker_of(job: Job) -> Worker:

@@ -131,6 +131,19 @@ def sessions_path(context: Context) -> Path | None:
     return Path(str(value)) if value else None
 
 
+def controls_path(context: Context) -> Path:
+    """The folder where this client keeps control variates: beside its identity unless it says so."""
+    if own := context.node_config.get("controls"):
+        return Path(str(own))
+    if context.node_config.get("identity") is None:
+        raise MachineError(
+            "the plan corrects training by control variates, and this node has nowhere to keep them",
+            "start it with --node-config 'controls=\"FOLDER\"'",
+        )
+    identity = identity_path(context)
+    return identity.with_name(identity.name + ".controls")
+
+
 def epsilon_limit(context: Context) -> float:
     """``max-epsilon``: what this client's data may spend over all runs. Raises MachineError."""
     value = context.node_config.get("max-epsilon")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,7 @@ def train(
     epochs: float | None = None,
     recipe: Recipe | None = None,
     round_0: Values | None = None,
+    shift: Vector | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
@@ -69,27 +70,35 @@ def train(
 
     ``epochs`` may be fractional and overrides ``local.epochs``; ``local.max_steps`` bounds both. ``recipe``
     says what steps hang on beside ``local``; without one the tensors are a device's slots, of no plan.
-    ``round_0``: as :class:`client.terms.Terms` has it.
+    ``round_0``: as :class:`client.terms.Terms` has it. ``shift`` (d,), of the layout of ``parts``, is
+    added to the weights in equal shares behind every step.
     Raises ArtefactError when ``start`` is no adapter of the engine's, UpdateError when the loss is no
     longer finite.
     """
     started = clock()
     with np.errstate(over="ignore"):
         step = _step(engine, start, _Settings(local, parts, seed, recipe, round_0))
-    batches = training_batches(
+    batches = partial(
+        training_batches,
         rows.lengths,
         batch_size=local.batch_size,
         seed=seed,
         epochs=float(local.epochs if epochs is None else epochs),
     )
+    share = None
+    if shift is not None:
+        count = sum(1 for _ in batches())
+        share = shift / np.float32(min(count, local.max_steps or count))
     counted = rows.counted
     steps = examples = current = seen = 0
     total = 0.0
     with np.errstate(all="ignore"):  # one that diverges is seen by its loss
-        for epoch, index in batches:
+        for epoch, index in batches():
             if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
                 current, seen, total = epoch, 0, 0.0
             total += step(rows, index)
+            if share is not None:
+                step.weights += share
             seen += int(counted[index].sum())
             examples, steps = examples + len(index), steps + 1
             if on_step is not None:
@@ -134,13 +143,13 @@ class _Step:
         self._layout = engine.layout.only(settings.parts)
         engine.layout.flatten(start)  # checks names and shapes
         trained = {spec.name: start[spec.name] for spec in self._layout.specs}
-        self._weights = self._layout.flatten(trained)
+        self.weights = self._layout.flatten(trained)
         self._terms = Terms(
-            self._layout, self._local, self._weights.copy(), settings.recipe, settings.round_0
+            self._layout, self._local, self.weights.copy(), settings.recipe, settings.round_0
         )
         self.tensors = {
             name: np.ascontiguousarray(value, np.float32) for name, value in start.items()
-        } | self._layout.views(self._weights)
+        } | self._layout.views(self.weights)
 
     @cached_property
     def _optimizer(self) -> Optimizer:
@@ -148,19 +157,19 @@ class _Step:
 
     def __call__(self, rows: Examples, index: npt.NDArray[np.int64]) -> float:
         gradient, total = self._gradient(self.tensors, rows, index)
-        self._terms.add(gradient, self._weights)
+        self._terms.add(gradient, self.weights)
         clip(gradient, most=self._local.clip_norm)
         self._move(gradient)
         return total
 
     def _move(self, gradient: Vector) -> None:
-        self._optimizer.step(self._weights, gradient)
+        self._optimizer.step(self.weights, gradient)
 
     def _gradient(
         self, tensors: Values, rows: Examples, index: npt.NDArray[np.int64]
     ) -> tuple[Vector, float]:
         """The mean gradient at ``tensors``, and the summed loss."""
-        gradient, total = np.zeros_like(self._weights), 0.0
+        gradient, total = np.zeros_like(self.weights), 0.0
         most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
         most = min(most, self._engine.most or most)
         for piece in micro_batches(rows.lengths[index], index, most=most):
@@ -194,7 +203,7 @@ class _FirstRanks(_Step):
         self._terms.add(gradient, cut)
         gradient[self._by_rank.left_out(used)] = 0  # of a pull: the centre is elsewhere
         clip(gradient, most=self._local.clip_norm)
-        self._by_rank.step(self._weights, gradient, used)
+        self._by_rank.step(self.weights, gradient, used)
         return total
 
 
@@ -203,7 +212,7 @@ class _Reparametrised(_Step):
 
     def __init__(self, engine: Engine, start: Values, settings: _Settings, recipe: Recipe) -> None:
         super().__init__(engine, start, settings)
-        self._encoders = Encoders(self._layout, recipe, self._weights.copy(), settings.seed)
+        self._encoders = Encoders(self._layout, recipe, self.weights.copy(), settings.seed)
 
     @cached_property
     def _optimizer(self) -> Optimizer:
@@ -212,7 +221,7 @@ class _Reparametrised(_Step):
     def _move(self, gradient: Vector) -> None:
         encoders = self._encoders
         self._optimizer.step(encoders.values, encoders.pulled_back(gradient))
-        encoders.put(self._weights)
+        encoders.put(self.weights)
 
 
 def _step(engine: Engine, start: Values, settings: _Settings) -> _Step:

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from client.batches import held_out
+from client.control_variates import Correction
 from client.data import Rows
 from client.engine.choice import engine_for
 from client.engine.interface import Values
 from client.examples import Examples
 from client.instructed import Received, check_instruction, verify_fits
+from client.kept_controls import Controls
 from client.opened_base import opened_base
 from client.tasks import Score, task_named
 from client.training import predict, train
@@ -69,16 +71,18 @@ class Worker:
         adapter: Vector,
         round_0: Vector | None = None,
         rows: Rows | Examples,
+        controls: Controls | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Contribution:
         """Evaluate the received adapter when asked, train the round's parts, return the difference.
 
         ``adapter`` and ``round_0`` are vectors as they are sent (P-2.6, P-4.2); the update is in the layout
-        of the round's parts.
+        of the round's parts. ``controls``: where those are kept that a plan with `scaffold` asks for.
         ``on_step`` is called after every optimiser step; what it raises ends the training.
 
         Raises ArtefactError when instruction, adapter and plan do not belong together, DataError
-        for a client without rows, UpdateError when training diverges.
+        for a client without rows, UpdateError when training diverges, MachineError when control variates
+        cannot be kept.
         """
         received = self.check(instruction, adapter, round_0)
         start = received.adapter
@@ -88,6 +92,7 @@ class Worker:
         score = self.score(start, tested)
         turn = self.plan.turn(instruction.round)
         parts = self.recipe.parts(instruction.round)
+        correction = self._correction(instruction, start, controls)
         trained = train(
             self.engine,
             start,
@@ -97,10 +102,14 @@ class Worker:
             seed=seed_from("train", self.plan.seed, turn, client),
             recipe=self.recipe,
             round_0=received.round_0,
+            shift=correction.shift if correction else None,
             on_step=on_step,
         )
+        update = _difference(trained.tensors, start, self.engine.layout.only(parts))
+        if correction and controls:
+            controls.keep(correction.remembered(update))
         return Contribution(
-            update=_difference(trained.tensors, start, self.engine.layout.only(parts)),
+            update=update,
             weight=min(len(kept), self.plan.cohort.max_weight),
             metrics={
                 "examples": float(trained.examples),
@@ -109,6 +118,15 @@ class Worker:
                 "train_seconds": trained.seconds,
             },
         )
+
+    def _correction(
+        self, instruction: Instruction, adapter: Tensors, controls: Controls | None
+    ) -> Correction | None:
+        if not self.plan.local.scaffold:
+            return None
+        if controls is None:
+            raise ValueError("a plan with `scaffold` is for clients that keep control variates")
+        return Correction(self.recipe, instruction.round, adapter, controls.load())
 
     def score(self, tensors: Values, rows: Examples) -> Score:
         """How an adapter does on rows."""

@@ -14,6 +14,7 @@ from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingMan
 from protocol.errors import PlanError, ProofError
 from protocol.head_tensors import MOST_PHASES, head_turns, turns_together
 from protocol.initial import ONES
+from protocol.legality_of_controls import said_of_controls, said_of_controls_on
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_start import said_of_start
 from protocol.manifests import AnyManifest
@@ -146,6 +147,7 @@ def _terms(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
             "clients are sent what the run goes on from in every round, to be pulled to it",
             "twice the bytes down",
         )
+    yield from (_finding(*row) for row in said_of_controls(plan))
     trained = rule.trained(method) & method.free.keys()
     if local.orthogonality and all(rank_axis(method.free[part]) is None for part in trained):
         yield _error(
@@ -283,6 +285,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
     except PlanError:
         return  # a target that is not there: said already
     yield from (_finding(*row) for row in said_of_round_0(recipe))
+    yield from (_finding(*row) for row in said_of_controls_on(recipe))
     if plan.local.weight_decay and any(spec.law == ONES for spec in specs):
         yield _warning(
             "local.weight_decay",

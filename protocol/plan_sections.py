@@ -106,6 +106,10 @@ class Local(Section):
         default=0.0,
         description="L2-SP: pull to round 0, or what the run goes on from, over all rounds; 0 = off",
     )
+    scaffold: Fraction = Field(
+        default=0.0,
+        description="SCAFFOLD: share of all clients in a cohort, by which control variates follow; 0 = off",
+    )
     orthogonality: NonNegativeReal = Field(
         default=0.0,
         description="of factors with a rank: times half the sum, over pairs of a factor's rows along it, of "
@@ -128,7 +132,8 @@ class Local(Section):
     @property
     def unsaid(self) -> set[str]:
         """See :class:`protocol.section.Section`."""
-        return {key for key in ("l2_sp", "orthogonality", "memory") if not getattr(self, key)}
+        later = ("l2_sp", "scaffold", "orthogonality", "memory")
+        return {key for key in later if not getattr(self, key)}
 
 
 class Server(Section):

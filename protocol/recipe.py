@@ -92,7 +92,11 @@ class Recipe:
 
     def parts(self, number: int) -> Parts:
         """Parts that round ``number`` of the plan trains and sends."""
-        return self.phases[(self.plan.turn(number) - 1) % len(self.phases)]
+        return self.parts_of_turn(self.plan.turn(number))
+
+    def parts_of_turn(self, turn: int) -> Parts:
+        """The same of a round by its number over the runs before as well."""
+        return self.phases[(turn - 1) % len(self.phases)]
 
     def round_layout(self, number: int) -> Layout:
         """An update's in round ``number``."""

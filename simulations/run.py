@@ -146,7 +146,8 @@ def run_federated(
 
     def own(partition: int) -> Config:
         key = prepared.out / CLIENTS / f"{client_name(partition)}.key"
-        return {**config, "identity": str(key)} if secret else {}
+        controls = str(prepared.out / CLIENTS / f"{client_name(partition)}.controls")
+        return {**config, "identity": str(key)} if secret else {"controls": controls}
 
     grid = InProcessGrid(
         client.app.app,

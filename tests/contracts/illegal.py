@@ -123,6 +123,10 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
             words = f"method `{method}`, {words}"
             yield Mix(words=words, refused=refused, task=task, sections={"adapter": adapter})
         if "encoder_width" in keys:
+            adapter = adapter_of(method) | {"encoder": "mlp"}
+            controlled: dict[str, Any] = {"adapter": adapter, "local": {"scaffold": 1.0}}
+            words = f"method `{method}`, an encoder and control variates"
+            yield Mix(words=words, refused="local.scaffold", task=task, sections=controlled)
             adapter = adapter_of(method) | {"encoder_width": 4}
             words = f"method `{method}`, a width of no encoder"
             yield Mix(
@@ -234,6 +238,11 @@ def _secrecy() -> Iterator[Mix]:
 def _privacy() -> Iterator[Mix]:
     one = {"size": 10, "quorum": 1}
     rows: list[tuple[str, str, dict[str, Any]]] = [
+        (
+            "clients' noise, control variates",
+            "local.scaffold",
+            {"privacy": NOISE, "local": {"scaffold": 0.5}},
+        ),
         ("clients' noise, a plain exchange", "privacy.mechanism", PLAIN | {"privacy": NOISE}),
         ("clients' noise, sampling", "privacy.sampling", {"privacy": NOISE | {"sampling": 0.5}}),
         (

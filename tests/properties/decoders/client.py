@@ -6,15 +6,19 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from base_model import source_files
 from base_model.images.preprocessing import read_preprocessing
+from client.control_variates import Correction
+from client.kept_controls import FileControls
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.sessions import FileSession
 from protocol.image_manifest import Pixels
+from protocol.recipe import Recipe
 from protocol.rows.conversations import (
     read_chats,
     read_completions,
@@ -33,6 +37,7 @@ from tests.properties.decoders.rows import (
 )
 from tests.properties.decoders.world import ENTRY, SID, World
 from tests.properties.odd_rows import parquet
+from tests.unit.audit.runs import small_manifest
 
 
 def client(world: World) -> dict[str, Decoder]:
@@ -68,7 +73,16 @@ def _memories(world: World) -> dict[str, Decoder]:
         memory = Receipts(path)
         return memory.held(), memory.told(bytes.fromhex(sid))
 
+    recipe = Recipe(plan=world.plan, manifest=small_manifest())
+    controls = FileControls(world.folder, world.plan.digest, recipe.layout)
+    adapter = recipe.layout.unflatten(np.ones(recipe.layout.size, np.float32))
+    correction = Correction(recipe, 1, adapter, {})
+    controls.keep(correction.remembered(correction.shift))
+    (kept,) = world.folder.glob(f"{world.plan.digest[:32]}*")
     return {
+        "client.kept_controls:FileControls.load": Decoder(
+            read=of_file(kept, lambda _: controls.load()), seeds=(kept.read_bytes(),)
+        ),
         "client.openings:FileOpenings.of": Decoder(
             read=of_file(world.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),
             seeds=(openings,),

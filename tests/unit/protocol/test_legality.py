@@ -76,6 +76,12 @@ def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None
             "secrecy.trim",
         ),
         ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
+        ({"local": {"scaffold": 1.0}, "server": {"optimizer": "fedavgm"}}, "local.scaffold"),
+        ({"local": {"scaffold": 1.0}, "adapter": {"method": "dylora"}}, "local.scaffold"),
+        (
+            {"local": {"scaffold": 1.0}, "adapter": {"method": "prompt", "encoder": "mlp"}},
+            "local.scaffold",
+        ),
         *(
             ({"local": {"orthogonality": 1.0}, "adapter": adapter}, "local.orthogonality")
             for adapter in (
@@ -316,14 +322,16 @@ def test_a_combination_of_groups_is_said_where_it_is_another(tiny_base: Path) ->
         assert plan_from(json.loads(plan.render()), source="again").digest == plan.digest
 
 
-@pytest.mark.parametrize("key", ["l2_sp", "orthogonality", "memory"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("l2_sp", 3.0), ("orthogonality", 3.0), ("memory", 3), ("scaffold", 0.5)]
+)
 def test_keys_of_local_that_came_later_are_said_where_they_say_something(
-    tiny_base: Path, key: str
+    tiny_base: Path, key: str, value: float
 ) -> None:
     manifest = read_manifest(tiny_base)
     before, zero = plan_of(manifest), plan_of(manifest, local={key: 0})
     assert key not in before.render()
     assert zero.digest == before.digest
-    said = plan_of(manifest, local={key: 3})
+    said = plan_of(manifest, local={key: value})
     assert said.digest != before.digest
     assert plan_from(json.loads(said.render()), source="again").digest == said.digest
