@@ -1,12 +1,14 @@
-"""Three tasks, one after the other, under one adapter: what plain tuning forgets, and what L2-SP keeps.
+"""Three tasks, one after the other, under one adapter: what plain tuning forgets, and what is kept.
 
-    python benchmarks/lifelong.py [--out runs/lifelong] [--only plain,kept] [--json]
+    python benchmarks/lifelong.py [--out runs/lifelong] [--only plain,pulled,kept] [--json]
 
 TREC's questions, SST-2's judgements and twenty of BANKING77's intents, 1,000 rows each, with their labels as
 one list; a run for each, which goes on from the one before (docs/adr/0077). Eight devices, all asked, sums in
-secret, MiniLM in 4 bits, LoRA r 8. No row of a task is there in a later one. `plain` goes on as it began; `kept`
-is pulled to what it goes on from (`local.l2_sp`). A finished run is not run again. A column is an adapter, a row the
-test rows of a task; `lost` is what is gone of a task since its own run. The data lies in ../shared (or $FEDGE_SHARED).
+secret, MiniLM in 4 bits, LoRA r 8. `plain` goes on as it began, without a row of an earlier task; `pulled` is
+pulled to what it goes on from (`local.l2_sp`); `kept` is too, and two hundred rows of every earlier task, which are still on
+the devices, are among the new ones. A finished run is not run again. A row is a task: its accuracy on test rows of
+its own, among all labels, after its run and every later one; `lost` is what is gone of it at the end. The data
+lies in ../shared (or $FEDGE_SHARED).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from cells import ROOT, summary_of
 SHARED = Path(os.environ.get("FEDGE_SHARED") or ROOT.parent / "shared") / "data"
 TRAIN_ROWS, TEST_ROWS, INTENTS = 1000, 400, 20
 TASKS = ("trec", "sst2", "banking77")
-METHODS: dict[str, list[str]] = {"plain": [], "kept": ["plan.local.l2_sp=0.03"]}
+PULL = ["plan.local.l2_sp=0.02"]
+METHODS = {"plain": (0, []), "pulled": (0, PULL), "kept": (200, PULL)}  # rows again, settings
 EXPERIMENT = """format = 1
 name = "lifelong"
 
@@ -96,19 +99,28 @@ def write_experiment(out: Path) -> Path:
     return file
 
 
+def write_rehearsal(out: Path, number: int, again: int) -> str:
+    """The name of a file with the rows of a task, and so many of every task before."""
+    name = f"{TASKS[number]}-and-{again}-train.jsonl"
+    lines = (out / f"{TASKS[number]}-train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    for before in TASKS[:number]:
+        earlier = (out / f"{before}-train.jsonl").read_text("utf-8").splitlines(keepends=True)
+        lines += earlier[:again]
+    (out / name).write_text("".join(lines), "utf-8")
+    return name
+
+
 def run_chain(file: Path, method: str, out: Path) -> list[dict[str, Any]]:
     """A run per task. The first has nothing to keep: it is the same for every method."""
     found: list[dict[str, Any]] = []
+    again, further = METHODS[method]
     before: Path | None = None
-    for number, task in enumerate(TASKS, 1):
-        folder = out / (f"{method}-{number}-{task}" if before else f"1-{task}")
-        settings = [
-            f"plan.name={folder.name}",
-            f"data.train={task}-train.jsonl",
-            f"data.test={task}-test.jsonl",
-        ]
+    for number, task in enumerate(TASKS):
+        folder = out / (f"{method}-{number + 1}-{task}" if before else f"1-{task}")
+        train = write_rehearsal(file.parent, number, again) if again else f"{task}-train.jsonl"
+        settings = [f"plan.name={folder.name}", f"data.test={task}-test.jsonl"]
         if before is not None:
-            settings += [f"start={before}", *METHODS[method]]
+            settings += [f"data.train={train}", f"start={before}", *further]
         summary = summary_of(str(file), folder, settings)
         forgetting = folder / "forgetting.json"
         found.append(
@@ -139,10 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "lifelong")
     parser.add_argument("--only", default=",".join(METHODS))
-    parser.add_argument("--set", action="append", default=[], help="of the kept method's runs")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    METHODS["kept"] += arguments.set
     file = write_experiment(arguments.out.resolve())
     for method in arguments.only.split(","):
         chain = run_chain(file, method, arguments.out)

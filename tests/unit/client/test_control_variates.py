@@ -222,7 +222,7 @@ def test_the_first_round_of_a_client_has_no_correction(
         assert not correction.shift.any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.1, 1.0), st.integers(1, 12), st.integers(0, 1000))
 def test_rounds_that_move_alike_are_followed_whole_whatever_was_missed(
     made_recipe: Recipe, scaffold: float, gap: int, seed: int

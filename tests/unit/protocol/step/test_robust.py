@@ -56,7 +56,7 @@ def test_what_the_filter_lets_through_the_median_bounds() -> None:
     assert np.linalg.norm(middle - honest) < 0.6 * np.linalg.norm(found.mean(axis=0) - honest)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(COMBINATIONS, st.integers(2, 9), st.floats(-60, 60, width=32))
 def test_equal_means_are_that_mean(secrecy: Secrecy, groups: int, value: float) -> None:
     same = np.array([value, 0.25, -value], np.float32)
@@ -65,7 +65,7 @@ def test_equal_means_are_that_mean(secrecy: Secrecy, groups: int, value: float) 
     assert np.allclose(robust.mean, same, rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.floats(0, 60), st.integers(0, 3))
 def test_as_many_liars_as_are_trimmed_stay_within_the_honest(
     seed: int, trim: int, boost: float, extra: int
@@ -80,7 +80,7 @@ def test_as_many_liars_as_are_trimmed_stay_within_the_honest(
     assert (mean <= honest.max(axis=0)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), COMBINATIONS, st.integers(5, 9), st.floats(10, 1e4))
 def test_how_far_one_group_lies_makes_no_difference(
     seed: int, secrecy: Secrecy, groups: int, boost: float
@@ -97,7 +97,7 @@ def test_how_far_one_group_lies_makes_no_difference(
     assert (np.abs(one) <= np.abs(found[1:]).max(axis=0)).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), COMBINATIONS, st.integers(2, 9), st.randoms())
 def test_the_order_of_groups_makes_no_difference(
     seed: int, secrecy: Secrecy, groups: int, random: Random
