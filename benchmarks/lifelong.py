@@ -26,7 +26,8 @@ SHARED = Path(os.environ.get("FEDGE_SHARED") or ROOT.parent / "shared") / "data"
 TRAIN_ROWS, TEST_ROWS, INTENTS = 1000, 400, 20
 TASKS = ("trec", "sst2", "banking77")
 PULL = ["plan.local.l2_sp=0.02"]
-METHODS = {"plain": (0, []), "pulled": (0, PULL), "kept": (200, PULL)}  # rows again, settings
+SLOW = ["plan.local.learning_rate=5e-4", "plan.local.head_learning_rate=5e-3"]
+METHODS = {"plain": (0, []), "again": (200, PULL), "kept": (300, [*PULL, *SLOW])}
 EXPERIMENT = """format = 1
 name = "lifelong"
 
