@@ -1,14 +1,14 @@
 """Three tasks, one after the other, under one adapter: what plain tuning forgets, and what is kept.
 
-    python benchmarks/lifelong.py [--out runs/lifelong] [--only plain,pulled,kept] [--json]
+    python benchmarks/lifelong.py [--out runs/lifelong] [--only plain,again,kept] [--json]
 
 TREC's questions, SST-2's judgements and twenty of BANKING77's intents, 1,000 rows each, with their labels as
 one list; a run for each, which goes on from the one before (docs/adr/0077). Eight devices, all asked, sums in
-secret, MiniLM in 4 bits, LoRA r 8. `plain` goes on as it began, without a row of an earlier task; `pulled` is
-pulled to what it goes on from (`local.l2_sp`); `kept` is too, and two hundred rows of every earlier task, which are still on
-the devices, are among the new ones. A finished run is not run again. A row is a task: its accuracy on test rows of
-its own, among all labels, after its run and every later one; `lost` is what is gone of it at the end. The data
-lies in ../shared (or $FEDGE_SHARED).
+secret, MiniLM in 4 bits, LoRA r 8. `plain` goes on as it began, without a row of an earlier task. `again` has two
+hundred rows of every earlier task, which are still on the devices, among the new ones, and is pulled to what it goes
+on from (`local.l2_sp`); `kept` has three hundred and lower rates besides. A finished run is not run again. A row is a
+task: its accuracy on test rows of its own, among all labels, after its run and every later one; `lost` is what is
+gone of it at the end. The data lies in ../shared (or $FEDGE_SHARED).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRAIN_ROWS, TEST_ROWS, INTENTS = 1000, 400, 20
 TASKS = ("trec", "sst2", "banking77")
 PULL = ["plan.local.l2_sp=0.02"]
 SLOW = ["plan.local.learning_rate=5e-4", "plan.local.head_learning_rate=5e-3"]
-METHODS = {"plain": (0, []), "again": (200, PULL), "kept": (300, [*PULL, *SLOW])}
+METHODS = {"plain": (0, []), "again": (200, PULL), "kept": (300, [*PULL, *SLOW])}  # rows, settings
 EXPERIMENT = """format = 1
 name = "lifelong"
 
