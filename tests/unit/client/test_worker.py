@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_a_text_without_tokens_is_named_by_file_and_line(
         normalizers.Replace("secret", ""),
         processors.Sequence([]),
     )
-    opened = type(site._base)(**vars(site._base) | {"tokenizer": bare})
+    opened = replace(site._base, texts=bare)
     monkeypatch.setattr(site, "_base", opened)
     path, label = tmp_path / "rows.csv", site.plan.task.labels[0]
     path.write_text(f'text,label\n"the\nthe",{label}\nsecret,{label}\n')
