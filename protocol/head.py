@@ -126,11 +126,11 @@ def head_of(
 ) -> HeadStart:
     """The head of ``vectors`` (labels, in): each less their mean, which no answer hangs on, of ``length``.
 
-    ``rank``: it moves in so many directions alone, the first singular vectors; 0 for all. ``turns``: rounds
-    that share them. Raises PlanError for settings that exclude each other, ValueError for two labels of one
+    ``rank``: it moves in so many directions alone, the first singular vectors, and beyond their number what
+    stands at right angles to all; 0 for a whole head. ``turns``: rounds that share them. Raises PlanError for settings that exclude each other, ValueError for two labels of one
     vector, which nothing could tell apart.
     """
-    _verify_settings(len(vectors), vectors.shape[1], trained=trained, rank=rank, turns=turns)
+    _verify_settings(vectors.shape[1], trained=trained, rank=rank, turns=turns)
     centred = vectors.astype(np.float64) - vectors.mean(0)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.min() > 0):
@@ -141,7 +141,7 @@ def head_of(
         return HeadStart(rows=_distinct(rows), scale=scale, trained=trained)
     # As long as a step of all rows together: a learning rate then means what it means to a whole head.
     size = math.sqrt(whole.shape[1] / rank)
-    directions = np.linalg.svd(whole, full_matrices=False)[2][:rank] * size
+    directions = np.linalg.svd(whole)[2][:rank] * size
     mix, scale = _coded(whole @ directions.T / size**2)
     codes, of_codes = _coded(directions)
     return HeadStart(
@@ -152,8 +152,7 @@ def head_of(
     )
 
 
-def _verify_settings(labels: int, width: int, *, trained: bool, rank: int, turns: int) -> None:
-    most = min(labels, width) - 1
+def _verify_settings(width: int, *, trained: bool, rank: int, turns: int) -> None:
     if not rank:
         if turns > 1:
             raise PlanError(
@@ -165,10 +164,10 @@ def _verify_settings(labels: int, width: int, *, trained: bool, rank: int, turns
             f"a head of rank {rank} is trained, and one that is fixed is not",
             "leave the rank out, or let the head be trained",
         )
-    elif rank > most:
+    elif rank > width:
         raise PlanError(
-            f"{labels} labels of {width} numbers have {most} directions, not {rank}",
-            f"take a rank of at most {most}, or leave it out",
+            f"vectors of {width} numbers have {width} directions, not {rank}",
+            f"take a rank of at most {width}, or leave it out",
         )
     elif turns > rank:
         raise PlanError(f"{turns} turns share {rank} directions", f"take at most {rank} turns")
