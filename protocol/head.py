@@ -127,8 +127,8 @@ def head_of(
     """The head of ``vectors`` (labels, in): each less their mean, which no answer hangs on, of ``length``.
 
     ``rank``: it moves in so many directions alone, the first singular vectors, and beyond their number what
-    stands at right angles to all; 0 for a whole head. ``turns``: rounds that share them. Raises PlanError for settings that exclude each other, ValueError for two labels of one
-    vector, which nothing could tell apart.
+    stands at right angles to all; 0 for a whole head. ``turns``: rounds that share them. Raises PlanError for
+    settings that exclude each other, ValueError for two labels of one vector, which nothing could tell apart.
     """
     _verify_settings(vectors.shape[1], trained=trained, rank=rank, turns=turns)
     centred = vectors.astype(np.float64) - vectors.mean(0)
