@@ -147,7 +147,7 @@ class LabelHead(Section):
     )
     rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = Field(
         default=0,
-        description="labels: directions in which the head moves, first those in which names differ; 0: all at once",
+        description="labels: directions in which the head moves, those of names first; 0: all at once",
     )
     turns: Annotated[int, Field(ge=1, le=len(HEAD_TURNS))] = Field(
         default=1, description="labels: rounds that share the directions"
