@@ -293,8 +293,7 @@ def _check_quality(case: _Case) -> str:
 def _check_audit(case: _Case) -> str:
     report = case.audited()
     _verify_about(report, case.copy)
-    if report.size <= case.leaf.adapter:
-        raise _failed(f"it covers {report.size} leaves, not the release's adapter")
+    _verify_compared(case, report)
     before, known = case.plan.start, len(report.line) - 1
     if before is not None and known != len(before.plans):
         raise _failed(
@@ -314,6 +313,20 @@ def _check_audit(case: _Case) -> str:
         if left.leaves == UNREAD:
             raise _failed(f"it leaves open {UNREAD}: {left.what[:200]}")
     return f"verdict ok over {report.size} leaves, root {report.root[:16]}"
+
+
+def _verify_compared(case: _Case, report: Audited) -> None:
+    """An audit compares what the last release of a round runs: that is this one. Raises ArtefactError."""
+    if report.size <= max(case.leaf.adapter, case.index):
+        raise _failed(f"it covers {report.size} leaves, not the release, leaf {case.index}")
+    for index in range(case.index + 1, report.size):
+        own = decode_leaf(case.copy.entries[case.index])
+        later = decode_leaf(case.copy.entries[index])
+        same_round = isinstance(later.leaf, Release) and later.leaf.round == case.leaf.round
+        if same_round and later.subjects != own.subjects:
+            raise _failed(
+                f"it compared leaf {index}, which replaced this release, leaf {case.index}"
+            )
 
 
 def _verify_about(report: Audited, copy: LogCopy) -> None:

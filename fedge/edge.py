@@ -23,7 +23,9 @@ NEEDED = ("onnx", "safetensors", "google")  # packages beside those that a devic
 
 
 Data = Annotated[Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")]
-Text = Annotated[str, typer.Option("--text", help="column with the text, or with an image's path")]
+Text = Annotated[
+    str | None, typer.Option("--text", help="column with the text, or with an image's path")
+]
 Pair = Annotated[
     str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")
 ]
@@ -45,7 +47,7 @@ Holdout = Annotated[
 def train(
     file: DeviceFile,
     data: Data,
-    text: Text = "",
+    text: Text = None,
     pair: Pair = "",
     column: Column = "",
     epochs: Epochs = 5,

@@ -62,14 +62,14 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to train on, and how. ``column`` has the answers, ``pair`` second texts, empty: as the
-    task calls them.
+    """What to train on, and how. ``text`` is the column of texts or images, None: as the task calls it.
+    ``column`` has the answers, ``pair`` second texts, empty: as the task calls them.
 
     ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows.
     """
 
     data: Path
-    text: str
+    text: str | None
     pair: str
     column: str
     local: Local
@@ -214,6 +214,11 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
     return _Data(kept=kept, held=held, before=before)
 
 
+def _named(column: str | None, default: str) -> str:
+    """One that is named, be it odd, is nobody's default."""
+    return default if column is None else column
+
+
 def _task(note: ReleaseNote, request: Request) -> Task:
     """What the release answers, with the columns of the device's own rows. Raises DataError, PlanError."""
     column, pair = request.column, request.pair or ("text_pair" if note.pairs else "")
@@ -222,9 +227,9 @@ def _task(note: ReleaseNote, request: Request) -> Task:
     options = "the options of `edge train`, for the release in use"
     if note.task == ImageClassification.KIND:
         images: dict[str, Any] = {"kind": note.task, "labels": note.labels}
-        images |= {"image": request.text or "image", "label": column or "label"}
+        images |= {"image": _named(request.text, "image"), "label": column or "label"}
         return validated(ImageClassification, images, source=options)
-    rows: dict[str, Any] = {"text": request.text or "text", "text_pair": pair}
+    rows: dict[str, Any] = {"text": _named(request.text, "text"), "text_pair": pair}
     rows["max_length"] = note.max_length
     if note.range is None:
         rows |= {"labels": note.labels, "label": column or "label"}

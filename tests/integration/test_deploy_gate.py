@@ -9,18 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit.log_copy import Trust
+from audit.log_copy import Trust, read_log
 from audit.releases import UNREAD
 from audit.sources import Folder
 from audit.verify import audit
 from delivery.evidence import verify_evidence
 from delivery.repository import Repository
+from edge_runtime.adapter import read_tensors
+from edge_runtime.edge_adapter import write_edge_adapter
 from fedge.main import cli
 from protocol.errors import ArtefactError, DeliveryError, PlanError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.plan import plan_from_text
+from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaves import Evaluation
+from server.releasing import log_release
+from server.store import RunStore
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
@@ -239,6 +247,47 @@ def test_an_audit_that_did_not_see_what_devices_run_is_not_enough(
     else:
         with refused("gate.audit"):
             publisher.publish("--audit", tmp_path / "audit.json")
+
+
+def log_again(run: Path, factor: float) -> None:
+    """The round's release once more, its slots times ``factor``, with a passport of its own."""
+    folder = run / ROUND / "adapter"
+    slots = read_tensors(folder / EDGE_FILE)
+    scaled = {name: value * np.float32(factor) for name, value in slots.items()}
+    write_edge_adapter(scaled, folder / EDGE_FILE)
+    note = json.loads((folder / RELEASE_FILE).read_text())
+    note["files"][EDGE_FILE] = digest(folder / EDGE_FILE)
+    (folder / RELEASE_FILE).write_text(json.dumps(note, indent=1) + "\n")
+    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
+    leaves = [decode_leaf(entry).leaf for entry in read_log(Folder(run), Trust()).entries]
+    measured = [leaf for leaf in leaves if isinstance(leaf, Evaluation)][-1]
+    metrics = {name: value / 1000 for name, value in measured.metrics.items()}
+    store = RunStore(run)
+    try:
+        log_release(store, plan, 2, rows=b"\n", metrics=metrics)
+    finally:
+        store.close()
+
+
+def test_an_audit_of_before_the_release_is_not_enough(
+    publisher: Publisher, copied: Path, tmp_path: Path
+) -> None:
+    """It compared what devices run with another release, whatever came behind."""
+    early, late = tmp_path / "early.json", tmp_path / "late.json"
+    early.write_text(json.dumps(audit(Folder(copied), Trust()).to_dict()))
+    log_again(copied, 4.0)
+    with refused("gate.audit"):
+        publisher.publish("--audit", early, run=copied)
+    other = shutil.copytree(copied / ROUND / "adapter", tmp_path / "other")
+    log_again(copied, 0.25)
+    report = audit(Folder(copied), Trust()).to_dict()
+    assert report["verdict"] == "ok", report["faults"]
+    late.write_text(json.dumps(report))
+    publisher.publish("--audit", late, run=copied)
+    shutil.rmtree(copied / ROUND / "adapter")
+    shutil.copytree(other, copied / ROUND / "adapter")
+    with refused("gate.audit"):
+        publisher.publish("--audit", late, run=copied)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,7 @@ def test_a_row_without_tokens_is_named_by_file_and_line(
         normalizers.Replace("secret", ""),
         processors.Sequence([]),
     )
-    monkeypatch.setattr(
-        site, "_base", site._base.__class__(**vars(site._base) | {"tokenizer": bare})
-    )
+    monkeypatch.setattr(site, "_base", replace(site._base, texts=bare))
     path, good = tmp_path / "rows.jsonl", {"source": WORDS[0], "target": WORDS[1]}
     path.write_text("\n\n".join(json.dumps(row) for row in (good, good | {side: "secret"})))
     with pytest.raises(DataError) as refused:

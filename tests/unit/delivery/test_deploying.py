@@ -52,6 +52,7 @@ def test_every_run_that_a_plan_goes_on_from_is_audited(known: int, passes: bool)
         audited=lambda: Audited.model_validate(found),
         line=lambda: [SimpleNamespace(copy=copy)],
         copy=copy,
+        index=0,
         leaf=SimpleNamespace(adapter=0),
         note=SimpleNamespace(round=0),
     )

@@ -184,7 +184,7 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ([], "writes texts, and a base that sorts them"),
+        ([], "writes texts, and a base that sorts texts"),
         (["--task", "causal-lm"], "it turns a text into another"),
         (["--task", "seq2seq-lm", "--scales"], "for bases that sort texts"),
         (["--task", "seq2seq-lm", "--bits", "5"], "not offered"),
