@@ -24,7 +24,7 @@ from protocol.documents import parse_json
 from protocol.forms import HEAD
 from protocol.layout import Tensors
 from protocol.methods.base import Constants
-from protocol.methods.hybrid import Hybrid
+from protocol.methods.hybrid import Hybrid, of_member
 from protocol.methods.lora import Factors, lora_config
 from protocol.peft_format import CONFIG_FILE, Published
 
@@ -56,8 +56,8 @@ class HybridModel:
             elif hybrid.members[number].of_peft:
                 _inject(model, own, _name(number))
             else:
-                of_it = _without_number(number, shapes).items()
-                insert_bottlenecks(model, of_it, constants[f"{number}.scaling"], _name(number))
+                own_shapes = of_member(number, shapes).items()
+                insert_bottlenecks(model, own_shapes, constants[f"{number}.scaling"], _name(number))
         settings["task_type"] = config["task_type"]
         settings["modules_to_save"] = (
             [HEAD] if any(n.startswith(f"{HEAD}.") for n in shapes) else None
@@ -117,8 +117,8 @@ def _in_order(members: list[Config]) -> list[tuple[int, Config]]:
             wide = [path for path in config["target_modules"] if path not in narrow]
             for depth, paths, inputs in (("IA3", wide, []), ("NARROW_IA3", narrow, narrow)):
                 if paths:
-                    of_it = {"target_modules": paths, "feedforward_modules": inputs}
-                    placed.append((depth, number, {**config, **of_it}))
+                    part = {"target_modules": paths, "feedforward_modules": inputs}
+                    placed.append((depth, number, {**config, **part}))
         else:
             placed.append(("SHIFT" if config.get("lora_bias") else kind, number, config))
     order = [*INNERMOST_FIRST, *AROUND]
@@ -155,8 +155,3 @@ def _named(inner: nn.Module, outer: nn.Module, members: int) -> dict[str, nn.Par
             else:
                 named[f"{number}.{own}"] = parameter
     return named
-
-
-def _without_number(number: int, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    start = f"{number}."
-    return {n.removeprefix(start): s for n, s in shapes.items() if n.startswith(start)}

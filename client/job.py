@@ -86,7 +86,7 @@ def contribution(
 def _controls(job: Job, worker: Worker) -> Controls | None:
     if job.controls is None:
         return None
-    return FileControls(job.controls, worker.plan.digest, worker.recipe.layout)
+    return FileControls(job.controls, worker.plan.digest, job.client, worker.recipe.layout)
 
 
 def worker_of(job: Job) -> Worker:

@@ -6,6 +6,7 @@ A file that is lost or deleted costs the correction of one round.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +14,14 @@ import numpy as np
 
 from client.control_variates import REMEMBERED, Memory, Passage
 from client.private import private_folder, write_private
+from protocol.encoding import digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.layout import Layout, Tensors
 from protocol.tensor_file import decode_tensors, encode_tensors
 from storage.regular import read_regular
 
 FORMAT = "fedge-controls-1"
+TURN = re.compile(r"0|[1-9][0-9]{0,9}")  # a round, counted over all runs
 KINDS = ("received", "own", "shared")
 MOST_FILE = 2**32  # bytes
 REMEDY = "delete it: the next round is then trained without a correction"
@@ -39,9 +42,11 @@ class Controls(Protocol):
 class FileControls:
     """In a folder of this user's own."""
 
-    def __init__(self, folder: Path, plan: str, layout: Layout) -> None:
-        """Of the plan with digest ``plan``, whose adapter is of ``layout``."""
-        self._path, self._plan, self._layout = folder / f"{plan[:32]}.safetensors", plan, layout
+    def __init__(self, folder: Path, plan: str, client: str, layout: Layout) -> None:
+        """Of ``client`` under the plan with digest ``plan``, whose adapter is of ``layout``."""
+        own = digest("controls", client.encode())[:16]  # a folder may be several clients'
+        self._path = folder / f"{plan[:32]}-{own}.safetensors"
+        self._plan, self._client, self._layout = plan, client, layout
 
     def load(self) -> Memory:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
@@ -58,7 +63,7 @@ class FileControls:
         except ArtefactError as error:
             raise MachineError(error.cause, REMEDY) from None
         if about != self._about:
-            raise self._odd("it is of another plan, or another version's")
+            raise self._odd("it is of another client or plan, or another version's")
         return self._memory(tensors)
 
     def keep(self, memory: Memory) -> None:
@@ -75,7 +80,7 @@ class FileControls:
 
     @property
     def _about(self) -> dict[str, str]:
-        return {"format": FORMAT, "plan": self._plan}
+        return {"format": FORMAT, "plan": self._plan, "client": self._client}
 
     def _memory(self, tensors: Tensors) -> Memory:
         shapes = {spec.name: spec.shape for spec in self._layout.specs}
@@ -83,11 +88,10 @@ class FileControls:
         for key, value in tensors.items():
             name, _, place = key.partition(" ")
             turn, _, kind = place.partition(" ")
-            canonical = turn.isascii() and turn.isdigit() and key == f"{name} {int(turn)} {kind}"
-            if not canonical or kind not in KINDS or shapes.get(name) != value.shape:
+            if not TURN.fullmatch(turn) or kind not in KINDS or shapes.get(name) != value.shape:
                 raise self._odd(f"{key[:80]!r} is none of the plan's adapter")
-            if not np.isfinite(value).all():
-                raise self._odd(f"{key[:80]!r} holds NaN or infinity")
+            if value.dtype != np.float32 or not np.isfinite(value).all():
+                raise self._odd(f"{key[:80]!r} holds what is no float32, NaN or infinity")
             passages.setdefault(name, {}).setdefault(int(turn), {})[kind] = value
         return {name: self._ordered(name, turns) for name, turns in passages.items()}
 

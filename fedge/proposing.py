@@ -15,7 +15,9 @@ from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
 from protocol.errors import PlanError
 from protocol.image_manifest import ImageManifest
+from protocol.manifests import AnyManifest
 from protocol.plan import plan_from
+from protocol.tasks.image_classification import ImageClassification
 
 
 def init(
@@ -50,7 +52,10 @@ def init(
         raise typer.BadParameter("--test belongs to --experiment")
     if data is not None and base is None:
         raise typer.BadParameter("--data needs --base: what can be learnt of rows hangs on it")
-    fingerprint = read_manifest(base).fingerprint if base else "0" * 64
+    fingerprint = "0" * 64
+    if base is not None:
+        _verify_texts(manifest := read_manifest(base))
+        fingerprint = manifest.fingerprint
     out = out or Path("plan.toml")
     if base is None or data is None:
         write_plan(out, plan_to_start_from(fingerprint))
@@ -69,6 +74,16 @@ def init(
     )
 
 
+def _verify_texts(manifest: AnyManifest) -> None:
+    """Rows of a base are texts. Raises PlanError for one of images."""
+    if isinstance(manifest, ImageManifest):
+        raise PlanError(
+            "a plan is not proposed for images",
+            'write one: `fedge init` without --base, then its fingerprint, and of [task] nothing but kind = "'
+            f'{ImageClassification.KIND}", image, label and labels',
+        )
+
+
 def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A plan for a site's rows, and what was seen of them, both as documents. Raises DataError."""
     manifest = read_manifest(base)
@@ -78,11 +93,6 @@ def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
         texts = propose_texts(data, base, site=True)
         return texts.plan(name, manifest.fingerprint), asdict(texts)
-    if isinstance(manifest, ImageManifest):
-        raise PlanError(
-            "a plan is not proposed for images",
-            "write one: `fedge init`, then kind, image, label and labels of [task]",
-        )
     from simulations.proposal import propose
 
     seen = propose(data)
@@ -93,6 +103,8 @@ def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _init_experiment(
     rows: Path, test: Path | None, base: Path | None, out: Path, as_json: bool
 ) -> None:
+    if base is not None:
+        _verify_texts(read_manifest(base))
     if base is not None and isinstance(read_manifest(base), WritingManifest):
         from simulations.text_experiment import render_texts
         from simulations.text_proposal import propose_texts

@@ -238,6 +238,9 @@ def _unknown_variant(fault: Any, source: str, field: str) -> PlanError:
         above, _, last = field.rpartition(".")
         table = f"[[{above}]]" if last.isdecimal() else f"[{field}]"
         return PlanError(f"{source}: `{field}` is no table", f"write {table} with its keys")
-    kind = value.get(key)
-    cause = f"{source}: `{field}.{key}`: there is no {key} {shortened(repr(kind), 60)}"
-    return PlanError(cause, REFUSALS[key](kind))
+    kind = shortened(repr(value.get(key)), 60)
+    above, _, last = field.rpartition(".")
+    cause = f"{source}: `{field}.{key}`: there is no {key} {kind}"
+    if last.isdecimal():
+        cause = f"{source}: `{field}.{key}`: {kind} is none of what `{above}` may have"
+    return PlanError(cause, REFUSALS[key](value.get(key)))

@@ -196,7 +196,8 @@ class Secrecy(Section):
     )
     trim: Annotated[int, Field(ge=1, le=MOST_TRIM)] = Field(
         default=1,
-        description="trimmed-mean: groups left out at either end of every coordinate; as many may lie",
+        description="trimmed-mean: groups left out at either end of every coordinate; so many may lie while "
+        "more than twice as many are left",
     )
     voids: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3, description="secagg: rounds whose sum was asked for in vain before clients stop"

@@ -36,7 +36,11 @@ def _override(document: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise PlanError(f"--set {override}: `{part}` is no table", "correct the key")
+            several = (
+                "write the whole list, such as --set 'plan.adapter.members=[{method=\"lora\"}, …]'"
+            )
+            remedy = several if isinstance(table, list) else "correct the key"
+            raise PlanError(f"--set {override}: `{part}` is no table", remedy)
     table[parts[-1]] = value_of(text.strip())
 
 

@@ -4,7 +4,7 @@ He et al. (arXiv 2110.04366) and Mao et al. (UniPELT, arXiv 2110.07577) found su
 parts. A hybrid has no tensors of its own: those of its members, whose names and parts begin with the member's
 number, ``0.``, ``1.``. What they put into the answering graph's slots stands side by side, so no two of them
 may fill one slot. A round's turn is one of every member's; a mean of its updates is exact where it is of
-each, as their slots are other ones, and no linear is scaled by one and shifted by another. (docs/adr/0080)
+each, as their slots are other ones, and no linear is scaled by one and shifted by another. (docs/adr/0079)
 
 peft has no such type: a folder is read by its ``open_adapter.py``, member by member.
 """
@@ -171,7 +171,7 @@ class Hybrid(Method[HybridSettings]):
         """The members', side by side."""
         slots: dict[str, Any] = {}
         for n, member in enumerate(self.members):
-            slots |= member.forms(_of(n, tensors), _of(n, constants))
+            slots |= member.forms(of_member(n, tensors), of_member(n, constants))
         return slots
 
     def constants(self, settings: HybridSettings) -> Constants:
@@ -228,7 +228,7 @@ class Hybrid(Method[HybridSettings]):
         """Every member's tensors changed, those of the head as they are."""
         changed, every = dict(tensors), list(specs)
         for n, member in enumerate(self.members):
-            own = _of(n, tensors)
+            own = of_member(n, tensors)
             for name in own:
                 del changed[f"{n}.{name}"]
             named = [_plain(spec)[1] for spec in every if spec.name.startswith(f"{n}.")]
@@ -262,7 +262,7 @@ def _parts(members: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset(f"{n}.{part}" for n, parts in enumerate(members) for part in parts)
 
 
-def _of(number: int, values: Mapping[str, V]) -> dict[str, V]:
+def of_member(number: int, values: Mapping[str, V]) -> dict[str, V]:
     """A member's, without its number."""
     start = f"{number}."
     return {name.removeprefix(start): x for name, x in values.items() if name.startswith(start)}

@@ -9,8 +9,11 @@ Karimireddy, He and Jaggi (arXiv 2006.09365), in which clients that merely diffe
   whatever fewer than half of the groups send, and names the group that it leaves out.
 - ``trimmed-mean``: of every coordinate the ``trim`` least and ``trim`` largest values are left out, the mean
   is of the others (Yin, Chen, Ramchandran and Bartlett, arXiv 1803.01498). Up to ``trim`` groups, whatever
-  they send, leave every coordinate between two honest groups' values. With ``groups = 2 trim + 1`` it is the
-  coordinate-wise median.
+  they send, leave every coordinate between two honest groups' values, while more than ``2 trim`` groups have
+  not failed. With ``groups = 2 trim + 1`` it is the coordinate-wise median, until one fails.
+
+Both stand as long as fewer than half of the groups that have not failed lie: of two groups nobody can tell
+which one does, and both rules take something of each.
 
 Neither stops attackers who stay within the spread of honest groups and push one way in every round ("a
 little is enough", Baruch, Baruch and Goldberg, arXiv 1902.06156): the spread is what they get. Every sum has
@@ -67,7 +70,8 @@ def trimmed_mean(ordered: Wide, trim: int) -> Wide:
     """(d,): the mean of ``ordered`` (m, d), sorted along the first axis, without ``trim`` at either end.
 
     Where groups have failed and too few are left, as many are trimmed as leave one or two: attackers who make
-    their own group fail gain nothing by it. Groups count alike: who is trimmed differs by coordinate.
+    their own group fail gain nothing by it, and an honest group's failing may give a liar a share. Groups
+    count alike: who is trimmed differs by coordinate.
     """
     ends = min(trim, (len(ordered) - 1) // 2)
     left = ordered[ends : len(ordered) - ends]

@@ -108,7 +108,10 @@ def document(reasons: Reasons, refused: str) -> str:
                 notes.append(reason)
             cells.append(f"no ({notes.index(reason) + 1})")
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    text = HEAD + f"A cell has the widths of the base's linears, in bits.\n\n{_joined(lines)}"
+    text = (
+        HEAD
+        + f"A cell has the widths of the base's linears, in bits. `hybrid` is tried with `lora` and `prompt`, its defaults; what it may be\non a base, and whether that is exact, hangs on its members.\n\n{_joined(lines)}"
+    )
     text += "\n" + "".join(f"\n{number}. {note}" for number, note in enumerate(notes, 1))
     return f"{text}\n\n{_rules()}\n\n{_refused()}\n\n{refused}\n"
 

@@ -174,8 +174,8 @@ def test_what_is_wrong_with_a_member_names_its_place(tiny_base: Path) -> None:
         ([lora] * 5, "at most 4"),
         ([lora, prompt | {"rank": 3}], "unknown key `adapter.members.1.rank`"),
         ([lora, prompt | {"tokenz": 3}], "unknown key `adapter.members.1.tokenz`"),
-        ([lora, {"method": "dylora"}], "`adapter.members.1.method`: there is no method 'dylora'"),
-        ([lora, {"method": "hybrid"}], "`adapter.members.1.method`: there is no method 'hybrid'"),
+        ([lora, {"method": "dylora"}], "`adapter.members.1.method`: 'dylora' is none of what"),
+        ([lora, {"method": "hybrid"}], "`adapter.members.1.method`: 'hybrid' is none of what"),
         ([lora, 3], "`adapter.members.1` is no table"),
     ):
         with pytest.raises(PlanError) as refused:

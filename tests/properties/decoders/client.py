@@ -74,7 +74,7 @@ def _memories(world: World) -> dict[str, Decoder]:
         return memory.held(), memory.told(bytes.fromhex(sid))
 
     recipe = Recipe(plan=world.plan, manifest=small_manifest())
-    controls = FileControls(world.folder, world.plan.digest, recipe.layout)
+    controls = FileControls(world.folder, world.plan.digest, "a", recipe.layout)
     adapter = recipe.layout.unflatten(np.ones(recipe.layout.size, np.float32))
     correction = Correction(recipe, 1, adapter, {})
     controls.keep(correction.remembered(correction.shift))

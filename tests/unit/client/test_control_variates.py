@@ -267,7 +267,7 @@ def test_what_is_kept_is_read_again_and_nobody_elses(
     kept: tuple[Recipe, Memory], tmp_path: Path
 ) -> None:
     recipe, memory = kept
-    controls = FileControls(tmp_path / "c", recipe.plan.digest, recipe.layout)
+    controls = FileControls(tmp_path / "c", recipe.plan.digest, "a", recipe.layout)
     assert controls.load() == {}
     controls.keep(memory)
     again = controls.load()
@@ -283,11 +283,16 @@ def test_what_is_kept_is_read_again_and_nobody_elses(
     (file,) = (tmp_path / "c").glob("*.safetensors")
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
-    other = FileControls(tmp_path / "c", "0" * 64, recipe.layout)
-    assert other.load() == {}
-    file.rename(file.with_name("0" * 32 + ".safetensors"))
-    with pytest.raises(MachineError, match="of another plan"):
-        other.load()
+    for plan, client in (("0" * 64, "a"), (recipe.plan.digest, "b")):  # who share a folder
+        other = FileControls(tmp_path / "c", plan, client, recipe.layout)
+        assert other.load() == {}
+        other.keep(memory)
+        (theirs,) = {*(tmp_path / "c").glob("*.safetensors")} - {file}
+        theirs.write_bytes(file.read_bytes())
+        with pytest.raises(MachineError, match="of another client or plan"):
+            other.load()
+        theirs.unlink()
+    assert controls.load().keys() == memory.keys()
 
 
 BIAS = "classifier.bias"
@@ -301,6 +306,7 @@ BIAS = "classifier.bias"
         (lambda given: given | {f"{BIAS} 3 more": given[f"{BIAS} 3 own"]}, "none of the plan's"),
         (lambda given: given | {f"{BIAS} -3 own": given[f"{BIAS} 3 own"]}, "none of the plan's"),
         (lambda given: given | {f"{BIAS} 3 own": np.zeros(1, np.float32)}, "none of the plan's"),
+        (lambda given: given | {f"{BIAS} {'9' * 5000} own": given[f"{BIAS} 3 own"]}, "none of"),
         (lambda given: given | {BIAS: given[f"{BIAS} 3 own"]}, "none of the plan's"),
         (lambda given: given | {f"{BIAS} 3 own": np.full(3, np.nan, np.float32)}, "NaN"),
         (lambda given: {k: v for k, v in given.items() if k != f"{BIAS} 3 own"}, "not whole"),
@@ -316,7 +322,7 @@ def test_a_file_that_is_none_is_refused_with_what_to_do(
     kept: tuple[Recipe, Memory], tmp_path: Path, change: Callable[[Tensors], Tensors], why: str
 ) -> None:
     recipe, memory = kept
-    controls = FileControls(tmp_path / "c", recipe.plan.digest, recipe.layout)
+    controls = FileControls(tmp_path / "c", recipe.plan.digest, "a", recipe.layout)
     controls.keep(memory)
     (file,) = (tmp_path / "c").glob("*.safetensors")
     tensors = {
@@ -326,7 +332,7 @@ def test_a_file_that_is_none_is_refused_with_what_to_do(
         for kind in ("received", "own", "shared")
         if getattr(each, kind) is not None
     }
-    about = {"format": "fedge-controls-1", "plan": recipe.plan.digest}
+    about = {"format": "fedge-controls-1", "plan": recipe.plan.digest, "client": "a"}
     assert file.read_bytes() == encode_tensors(tensors, about)
     file.write_bytes(encode_tensors(change(tensors), about))
     with pytest.raises(MachineError, match=why) as refused:
@@ -336,7 +342,7 @@ def test_a_file_that_is_none_is_refused_with_what_to_do(
 
 def test_a_torn_file_is_refused(kept: tuple[Recipe, Memory], tmp_path: Path) -> None:
     recipe, memory = kept
-    controls = FileControls(tmp_path / "c", recipe.plan.digest, recipe.layout)
+    controls = FileControls(tmp_path / "c", recipe.plan.digest, "a", recipe.layout)
     controls.keep(memory)
     (file,) = (tmp_path / "c").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
