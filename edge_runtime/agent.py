@@ -12,7 +12,7 @@ from edge_runtime.probe import check_health, read_probe
 from edge_runtime.settings import Device
 from edge_runtime.store import MOST_TRIES, Personal, State, Store, read_state, release_folder
 from protocol.delivery import DEVICE_VERSION, DeviceReport, Fault, Held
-from protocol.errors import DeliveryError, FedgeError
+from protocol.errors import DataError, DeliveryError, FedgeError, MachineError
 from storage.whole import write_whole
 
 BY_HAND = "rolled back by hand"
@@ -21,7 +21,8 @@ BY_HAND = "rolled back by hand"
 def update(device: Device, now: datetime, *, activate: bool = True, retry: bool = False) -> State:
     """Take what the repository offers this device, if anything is new; ``retry`` also what failed here.
 
-    Raises DeliveryError or ArtefactError when something is refused, fails or cannot be reached. Then, too,
+    Raises DeliveryError or ArtefactError when something is refused, fails or cannot be reached, DataError for
+    rows of the probe that its base cannot be asked, MachineError for what this machine lacks. Then, too,
     a release that was accepted earlier is in use, and the report says why.
     """
     from edge_runtime.updates import fetch
@@ -41,7 +42,8 @@ def update(device: Device, now: datetime, *, activate: bool = True, retry: bool 
                 outcome = _probe_and_activate(device, store, release)
             store.conclude(outcome)
         except FedgeError as error:
-            store.conclude(error.cause)
+            # Of the device's own rows a report tells nothing.
+            store.conclude(error.public if isinstance(error, DataError) else error.cause)
             raise
         finally:
             write_report(device, store.state, now)
@@ -146,7 +148,8 @@ def adopt(
 ) -> None:
     """Probe what is ``staged`` (:meth:`Store.new_personal`) as any release, and let it answer.
 
-    Raises DeliveryError `probe...`, and then nothing has changed.
+    Raises DeliveryError `probe...`, or what the device's own probe or machine raises, and then nothing has
+    changed.
     """
     check_health(staged, backend, read_probe(device.probe))
     store.adapt(personal)
@@ -155,13 +158,22 @@ def adopt(
 
 
 def _probe_and_activate(device: Device, store: Store, release: str) -> str:
-    """What was done. Raises DeliveryError `probe...`; then the release is marked, another stays in use."""
+    """What was done. Raises DeliveryError `probe...`; then the release is marked, another stays in use.
+
+    What is wrong with the device itself, its base or its probe marks no release: then it is tried again.
+    """
     seq = store.state.installed[release].seq
     backend, probe = open_device(device), read_probe(device.probe)
+    questions = backend.questions(probe)
+    folder = release_folder(store.folder, release)
+    begun = store.begin(release)
     try:
-        if not store.begin(release):  # a lack of memory, or a crash in what reads the file
+        if not begun:  # a lack of memory, or a crash in what reads the file
             raise DeliveryError("probe.died", f"{MOST_TRIES} probes did not end", PROBE_REMEDY)
-        health = check_health(release_folder(store.folder, release), backend, probe)
+        health = check_health(folder, backend, probe, questions=questions)
+    except MachineError:
+        store.end_undecided()
+        raise
     except DeliveryError as error:
         store.fail(release, error.cause)
         raise

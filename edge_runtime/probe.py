@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from protocol.documents import OddError, json_as, value_as
-from protocol.errors import ArtefactError, DeliveryError, ProofError
+from protocol.errors import ArtefactError, DataError, DeliveryError, MachineError, ProofError
 from protocol.rows.labels import verify_unlike
 from protocol.rows.read import Text, any_label, checked_text, number_within, read_rows
 from storage.regular import read_settings_text
@@ -47,13 +47,22 @@ class Turn(_Form):
     content: str
 
 
+def _path(text: str) -> str:
+    """What can name a file. Raises ValueError."""
+    if not text.strip() or "\0" in text:
+        raise ValueError("it is empty, or holds a NUL character, and names no file")
+    return text
+
+
 class Golden(_Form):
     """A text (a pair, a chat) or an image, and what it must get: a label, a number, what it ``contains``."""
 
     text: str | None = None
     text_pair: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=100)] | None = None
-    image: str | None = Field(default=None, description="of a file, from the probe's folder on")
+    image: Annotated[str, AfterValidator(_path)] | None = Field(
+        default=None, description="of a file, from the probe's folder on"
+    )
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     contains: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
@@ -127,6 +136,8 @@ class Probe(_Form):
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
         kinds = sorted({row.kind for row in self.rows})
+        if len({row.image is None for row in self.rows}) > 1:
+            raise ValueError("some rows have images and some have texts")
         if len({row.text_pair is None for row in self.rows}) > 1:
             raise ValueError("some rows are pairs and some are not")
         if len(kinds) > 1:
@@ -141,6 +152,11 @@ class Probe(_Form):
     def kind(self) -> Kind:
         """What its rows must get."""
         return self.rows[0].kind
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its rows have second texts."""
+        return self.rows[0].text_pair is not None
 
 
 class _Written(_Form):
@@ -190,6 +206,10 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     path = folder / rows.file
     if rows.value and rows.contains:
         raise OddError("`value` and `contains` of a file are not for the same probe")
+    if rows.image and (rows.text_pair or "text" in rows.model_fields_set):
+        raise OddError(
+            "a file has a column of images or of texts: leave `text` and `text_pair` out"
+        )
     if rows.value:
         check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
     elif rows.contains:
@@ -222,17 +242,25 @@ def _texts_of(text: Text | Path) -> dict[str, Any]:
 
 
 def check_health(
-    folder: Path, backend: Backend[Any], probe: Probe, clock: Clock = time.perf_counter
+    folder: Path,
+    backend: Backend[Any],
+    probe: Probe,
+    clock: Clock = time.perf_counter,
+    *,
+    questions: Sequence[Any] | None = None,
 ) -> Health:
     """Load a release beside whatever is in use and try it. ``clock`` gives seconds.
 
-    Raises DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory`.
+    ``questions``: the probe's as the backend has read them, read here where they are not given. Raises
+    DeliveryError `probe.load`, `probe.labels`, `probe.latency`, `probe.memory` for what is the release's
+    fault; of the device's own, MachineError, and DataError or ArtefactError as the backend reads questions.
     """
+    asked = backend.questions(probe) if questions is None else questions
     before = own_bytes()
     try:
         adapter = backend.load(folder)
-        examined = backend.examine(adapter, probe, clock)
-    except DeliveryError:
+        examined = backend.examine(adapter, probe, asked, clock)
+    except (DeliveryError, MachineError):
         raise
     except (ArtefactError, ProofError) as error:
         raise DeliveryError("probe.load", error.cause, REMEDY) from None
@@ -246,6 +274,15 @@ def check_health(
     )
     _judge(health, probe, examined.wrong, backend.ITEM)
     return health
+
+
+def unreadable(cause: str) -> DataError:
+    """Of a probe that the device's base cannot be asked, whatever the release."""
+    return DataError(
+        f"the device's own probe: {cause}",
+        "mend probe.json, or what it names; no release is marked as failed",
+        public="the device's own probe has rows that its base cannot be asked",
+    )
 
 
 def refuse_kind(answers: Kind, probe: Probe) -> None:

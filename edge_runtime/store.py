@@ -207,6 +207,10 @@ class Store:
         self._save(tried=release, tries=tries + 1)
         return True
 
+    def end_undecided(self) -> None:
+        """The probe that began has ended without a word on the release: it counts as none."""
+        self._save(tries=max(0, self.state.tries - 1))
+
     def activate(self, release: str) -> None:
         """Use an installed release; the one in use becomes the previous one."""
         state = self.state

@@ -5,7 +5,7 @@ Updates, the store, the probe and whatever follows the store know adapters only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -38,11 +38,22 @@ class Backend(Protocol[Adapter]):
         """
         ...
 
-    def examine(self, adapter: Adapter, probe: Probe, clock: Clock) -> Examined:
-        """Have an adapter answer the device's own rows, and time it by ``clock``, in seconds.
+    def questions(self, probe: Probe) -> Sequence[Any]:
+        """The device's own rows as this base reads them, before any release is tried.
 
-        Raises DeliveryError `probe.labels` for rows that it cannot answer, ArtefactError for answers that
-        are none.
+        What is wrong with them, or missing for them, is no release's fault. Raises DataError for the first
+        row that the base cannot read, MachineError for what this machine lacks, ArtefactError for chats on a
+        base that knows none.
+        """
+        ...
+
+    def examine(
+        self, adapter: Adapter, probe: Probe, questions: Sequence[Any], clock: Clock
+    ) -> Examined:
+        """Have an adapter answer ``questions``, the probe's, and time it by ``clock``, in seconds.
+
+        Raises DeliveryError `probe.labels` for rows that it does not answer, ArtefactError for answers that
+        are none, MachineError for what this machine lacks.
         """
         ...
 

@@ -18,6 +18,7 @@ from edge_runtime.probe import (
     Probe,
     least_median_ms,
     refuse_kind,
+    unreadable,
 )
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import Prediction, task_named
@@ -25,6 +26,8 @@ from protocol.errors import DataError, DeliveryError, shortened
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
+
+TEXTS = {True: "pairs of texts", False: "single texts"}
 
 
 class EncoderBackend:
@@ -38,16 +41,26 @@ class EncoderBackend:
         """As `Backend.load`."""
         return self.runtime.admitted(folder, policy=policy)
 
-    def examine(self, adapter: ActiveAdapter, probe: Probe, clock: Clock) -> Examined:
+    def questions(self, probe: Probe) -> Sequence[Any]:
+        """As `Backend.questions`: texts or pairs, or pixels of images."""
+        if probe.kind == "texts":
+            raise unreadable("its rows have `contains`, and the base writes no text")
+        try:
+            return self.runtime.base.reader.prepared(
+                [row.question for row in probe.rows], pairs=probe.pairs
+            )
+        except DataError as error:
+            raise unreadable(error.cause) from None
+
+    def examine(
+        self, adapter: ActiveAdapter, probe: Probe, questions: Sequence[Any], clock: Clock
+    ) -> Examined:
         """As `Backend.examine`."""
         task = task_named(adapter.note.task)
         refuse_kind("labels" if task.HAS_LABELS else "values", probe)
-        try:
-            questions = self.runtime.base.reader.prepared(
-                [row.question for row in probe.rows], pairs=adapter.note.pairs
-            )
-        except DataError as error:
-            raise DeliveryError("probe.labels", error.cause, REMEDY) from None
+        if adapter.note.pairs != probe.pairs:
+            cause = f"the release answers {TEXTS[adapter.note.pairs]}, the probe has {TEXTS[probe.pairs]}"
+            raise DeliveryError("probe.labels", cause, REMEDY)
         self.runtime.verify_finite(adapter, questions)
         answers: Sequence[Prediction] = self.runtime.infer(questions, adapter, LIKELIEST)
         wrong = {

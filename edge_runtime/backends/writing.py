@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.base import read_any_manifest
 from edge_runtime.decoder.adapters import DecoderAdapter, load_decoder_adapter
 from edge_runtime.decoder.base import DecoderBase, WritingBase
+from edge_runtime.decoder.cache import verify_tokens
 from edge_runtime.decoder.chat import chat_prompt
 from edge_runtime.decoder.generation import Generator, Request, Step, Writer
 from edge_runtime.probe import (
@@ -24,7 +25,7 @@ from edge_runtime.probe import (
     Golden,
     Probe,
     least_median_ms,
-    refuse_kind,
+    unreadable,
 )
 from edge_runtime.seq2seq.base import Seq2SeqBase
 from edge_runtime.seq2seq.generation import Translator
@@ -53,13 +54,19 @@ class WritingBackend:
             pass
         return adapter
 
-    def examine(self, adapter: DecoderAdapter, probe: Probe, clock: Clock) -> Examined:
+    def questions(self, probe: Probe) -> Sequence[list[int]]:
+        """As `Backend.questions`: tokens of prompts, for which the base alone has room."""
+        if probe.kind != "texts":
+            raise unreadable(f"its rows have {probe.kind}, and the base writes text")
+        return [self._prompt(at, row) for at, row in enumerate(probe.rows, 1)]
+
+    def examine(
+        self, adapter: DecoderAdapter, probe: Probe, questions: Sequence[Any], clock: Clock
+    ) -> Examined:
         """As `Backend.examine`: the likeliest tokens, so that a release shows the same each time."""
-        refuse_kind("texts", probe)
         request = Request(max_tokens=probe.max_tokens or MOST_TOKENS)
-        prompts = [self._prompt(at, row) for at, row in enumerate(probe.rows)]
         wrong, first = {}, []
-        for at, (row, prompt) in enumerate(zip(probe.rows, prompts, strict=True)):
+        for at, (row, prompt) in enumerate(zip(probe.rows, questions, strict=True)):
             start = clock()
             text, tokens = self._written(at, prompt, request, adapter)
             first.append((clock() - start) / tokens)
@@ -70,7 +77,7 @@ class WritingBackend:
             yield first
             while True:
                 seconds = []
-                for at, prompt in enumerate(prompts[:MOST_TIMED]):
+                for at, prompt in enumerate(questions[:MOST_TIMED]):
                     start = clock()
                     _, tokens = self._written(at, prompt, request, adapter)
                     seconds.append((clock() - start) / tokens)
@@ -78,14 +85,23 @@ class WritingBackend:
 
         return Examined(wrong=wrong, latency_ms=least_median_ms(passes(), probe.most_latency_ms))
 
-    def _prompt(self, at: int, row: Golden) -> list[int]:
+    def _prompt(self, number: int, row: Golden) -> list[int]:
+        base = self.writer.base
         try:
-            if row.messages is None:
-                return self.writer.base.prompt(str(row.text))
-            chat = chat_from([message.model_dump() for message in row.messages])
-            return chat_prompt(self.writer.base, chat)
+            tokens = self._tokens(row)
         except DataError:
-            raise _unreadable(at, "no text or chat that the base can read") from None
+            raise unreadable(f"row {number} is no text or chat that the base can read") from None
+        try:
+            verify_tokens(tokens, known=base.manifest.vocab_size, room=self.writer.room(None))
+        except DataError as error:  # of numbers of tokens alone
+            raise unreadable(f"row {number}: {error.cause}") from None
+        return tokens
+
+    def _tokens(self, row: Golden) -> list[int]:
+        if row.messages is None:
+            return self.writer.base.prompt(str(row.text))
+        chat = chat_from([message.model_dump() for message in row.messages])
+        return chat_prompt(self.writer.base, chat)
 
     def _written(
         self, at: int, prompt: Sequence[int], request: Request, adapter: DecoderAdapter
@@ -93,14 +109,11 @@ class WritingBackend:
         """The text, and how many tokens it took."""
         try:
             turns = self.writer.text(prompt, request, adapter).steps
-        except DataError as error:  # of numbers of tokens alone
-            raise _unreadable(at, error.cause) from None
+        except DataError as error:  # the adapter's own positions leave no room
+            cause = f"row {at + 1} of the probe: {error.cause}"
+            raise DeliveryError("probe.labels", cause, REMEDY) from None
         steps: list[Step] = [step for step in turns if step is not None]
         return "".join(step.text for step in steps), len(steps)
-
-
-def _unreadable(at: int, cause: str) -> DeliveryError:
-    return DeliveryError("probe.labels", f"row {at + 1} of the probe: {cause}", REMEDY)
 
 
 def writer_of(base: WritingBase) -> Writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from edge_runtime import agent
 from edge_runtime.adapter import read_note, read_tensors
 from edge_runtime.backends import OPENERS, Backend, open_backend, writes_text
+from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.backends.writing import WritingBackend
 from edge_runtime.base import read_any_manifest
 from edge_runtime.decoder.http.followed import DeviceTexts
@@ -21,7 +23,7 @@ from edge_runtime.decoder.http.forms import ApiError, ChatCompletion, Completion
 from edge_runtime.following import Follower
 from edge_runtime.passport import read_policy
 from edge_runtime.probe import TRIES, Probe, check_health
-from edge_runtime.store import read_state, release_folder
+from edge_runtime.store import MOST_TRIES, Store, read_state, release_folder
 from protocol.errors import (
     ArtefactError,
     DataError,
@@ -149,8 +151,14 @@ def test_rows_of_another_kind_are_refused(kind: DeviceKind, backend: Backend[Any
     other = {"contains": "x"} if sorts else {"label": "x"}
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     probe = Probe.model_validate({"rows": [{"text": "rain", **other}], **limits})
-    with pytest.raises(DeliveryError, match=r"probe\.labels: the release answers with"):
+    reason = "the base writes no text" if sorts else "labels, and the base writes text"
+    with pytest.raises(DataError, match=reason):
         check_health(kind.adapters["good"], backend, probe)
+    if kind.name == "encoder":
+        values = [{"text": "rain", "value": 1.0}]
+        probe = Probe.model_validate({"rows": values, "within": 1.0, **limits})
+        with pytest.raises(DeliveryError, match=r"probe\.labels: the release answers with"):
+            check_health(kind.adapters["good"], backend, probe)
 
 
 def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
@@ -161,15 +169,13 @@ def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     rows = [kind.rows[0], {"text": "secret " * 60, "contains": "x"}]
     probe = Probe.model_validate({"rows": rows, **limits})
-    with pytest.raises(
-        DeliveryError, match=r"row 2 of the probe: the text has \d+ tokens"
-    ) as caught:
+    with pytest.raises(DataError, match=r"probe: row 2: the text has \d+ tokens") as caught:
         check_health(kind.adapters["good"], backend, probe)
     assert "secret" not in caught.value.cause
 
 
 def test_an_image_that_cannot_be_read_is_named_by_its_number(kinds: Kinds, tmp_path: Path) -> None:
-    """Neither its path nor anything of it goes into a report; nor does a text become a path."""
+    """Nothing of it is told; nor does a text become a path."""
     kind = kinds["images"]
     broken = tmp_path / "secret.png"
     broken.write_bytes(b"secret")
@@ -180,11 +186,70 @@ def test_an_image_that_cannot_be_read_is_named_by_its_number(kinds: Kinds, tmp_p
         ({"image": str(tmp_path / "secret-gone.png")}, "image 2: its image cannot be read"),
         ({"text": str(kind.rows[0]["image"])}, "answers images, and texts were given"),
     ):
-        rows = [kind.rows[0], {**row, "label": "light"}]
+        first = kind.rows[:1] if "image" in row else []
+        rows = [*first, {**row, "label": "light"}]
         probe = Probe.model_validate({"rows": rows, **limits})
-        with pytest.raises(DeliveryError, match=reason) as caught:
+        with pytest.raises(DataError, match=reason) as caught:
             check_health(kind.adapters["good"], backend, probe)
         assert "secret" not in str(caught.value)
+
+
+BROKEN = ["unreadable", "missing", "kind", "machine"]
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_fault_of_the_device_marks_no_release(
+    kinds: Kinds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its rows, or a package that it lacks: every release would be failed for good."""
+    world = kinds["images"].world(tmp_path / "world")
+    device, path = world.device(), world.folder / "probe.json"
+    good, broken = path.read_text(), tmp_path / "secret.png"
+    rows = {
+        "unreadable": [{"image": str(broken), "label": "light"}],
+        "missing": [{"image": "secret-gone.png", "label": "light"}],
+        "kind": [{"text": "secret", "label": "light"}],
+    }
+    broken.write_bytes(b"secret")
+    if fault in rows:
+        path.write_text(json.dumps(json.loads(good) | {"rows": rows[fault], "least_correct": 1}))
+    else:
+        monkeypatch.setitem(sys.modules, "PIL", None)
+    offered = world.publish()
+    for _ in range(MOST_TRIES + 1):
+        with pytest.raises(MachineError if fault == "machine" else DataError):
+            update(device)
+    state = read_state(device.store)
+    assert (state.failed, state.tries, state.candidate) == ({}, 0, offered.id)
+    assert device.report is not None
+    assert "secret" not in device.report.read_text()
+    path.write_text(good)
+    monkeypatch.undo()
+    assert update(device).current == offered.id
+
+
+def test_a_lack_of_the_machine_while_a_release_is_tried_marks_none(
+    kinds: Kinds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do as many of them as a release has tries; a probe that ended the agent still counts."""
+    world = kinds["encoder"].world(tmp_path / "world")
+    device, offered = world.device(), world.publish()
+
+    def lacking(*_: Any) -> Any:
+        raise MachineError("no memory for a cache", "tests")
+
+    monkeypatch.setattr(EncoderBackend, "load", lacking)
+    for _ in range(MOST_TRIES + 1):
+        with pytest.raises(MachineError):
+            update(device)
+    with Store(device.store) as store:
+        assert (store.state.failed, store.state.tries) == ({}, 0)
+        store.begin(offered.id)
+    with pytest.raises(MachineError):
+        update(device)
+    assert read_state(device.store).tries == 1
+    monkeypatch.undo()
+    assert update(device).current == offered.id
 
 
 def test_what_does_not_fit_is_not_loaded(

@@ -170,7 +170,9 @@ def test_a_release_that_kills_the_agent_is_not_tried_for_ever(
 ) -> None:
     """Out of memory in the probe, say: every update would end so, and take others with it."""
     bad = world.publish()
-    monkeypatch.setattr(agent, "check_health", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        agent, "check_health", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    )
     for _ in range(store.MOST_TRIES):
         child = os.fork()
         if child == 0:

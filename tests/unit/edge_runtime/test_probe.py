@@ -158,6 +158,33 @@ def test_max_tokens_are_of_texts_and_kinds_are_not_mixed(tmp_path: Path) -> None
         read_probe(path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"image": "", "label": "b"}], "names no file"),
+        ([{"image": " ", "label": "b"}], "names no file"),
+        ([{"image": "a\0.png", "label": "b"}], "names no file"),
+        ([{"image": "a.png", "label": "b"}, {"text": "a", "label": "b"}], "some have texts"),
+        ({"file": "rows.jsonl", "image": "photo", "text_pair": "second"}, "images or of texts"),
+        ({"file": "rows.jsonl", "image": "photo", "text": "text"}, "images or of texts"),
+        ({"file": "rows.jsonl", "image": "photo", "contains": "label"}, "has a label"),
+    ],
+)
+def test_what_is_no_probe_of_images(tmp_path: Path, rows: Any, reason: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"photo": "a.png", "label": "b", "second": "c"}\n')
+    path = tmp_path / "probe.json"
+    limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
+    for good in (
+        [{"image": "a.png", "label": "b"}],
+        {"file": "rows.jsonl", "image": "photo"},
+    ):
+        path.write_text(json.dumps({"rows": good, **limits}))
+        assert read_probe(path).rows[0].image == str(tmp_path / "a.png")
+    path.write_text(json.dumps({"rows": rows, **limits}))
+    with pytest.raises(ArtefactError, match=reason):
+        read_probe(path)
+
+
 def test_rows_of_texts_may_lie_in_a_file(tmp_path: Path) -> None:
     lines = [{"prompt": "one", "answer": " 1"}, {"prompt": "two", "answer": " 2"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
