@@ -2,8 +2,9 @@
 
 A blend's low-rank change of a linear is the weighted sum of its parts' changes, its shifts are weighted sums
 and its scales ``1 + sum of weight * (scale - 1)``; units of bottlenecks stand side by side. What a part
-leaves out changes nothing, and counts so. A head is a whole, no change of one; its weighted sum is on the
-parts' scale only where weights sum to 1.
+leaves out changes nothing, and counts so. A linear gives ``scale * (x W^T + bias + shift)``: two of them have
+no sum of that form, so where a linear has both, they are one part's, as it is. A head is a whole, no change
+of one; its weighted sum is on the parts' scale only where weights sum to 1.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ def blended(parts: Sequence[Weighted], linears: Sequence[Linear]) -> Tensors:
     """One adapter's tensors of several, float32. Sums are made in float64.
 
     Raises ArtefactError for a part that cannot be weighted or a sum beyond float32, DataError for weights
-    that no head allows.
+    that no head, or no linear with scale and shift, allows.
     """
     for part in parts:
         _verify_mixes(part)
+    _verify_outputs(parts, linears)
     _verify_heads(parts)
     names = sorted({name for part in parts for name in part.tensors})
     tensors: Tensors = {}
@@ -134,6 +136,25 @@ def _verify_mixes(part: Weighted) -> None:
         raise ArtefactError(
             f"{part.source}: nothing is known of how {min(odd)} is blended",
             "use this adapter alone, or a newer fedge",
+        )
+
+
+def _verify_outputs(parts: Sequence[Weighted], linears: Sequence[Linear]) -> None:
+    """What scales a linear's outputs scales its shift too: both are one part's of weight 1, or one is absent.
+
+    Where the scale is one of inputs it is apart from the shift. Raises DataError.
+    """
+    for linear in linears:
+        ends = [linear.path + end for end in (SCALE, SHIFT)]
+        own = [part for part in parts if any(name in part.tensors for name in ends)]
+        both = all(any(name in part.tensors for part in own) for name in ends)
+        if linear.narrows or not both or (len(own) == 1 and own[0].weight == 1):
+            continue
+        raise DataError(
+            f"{' and '.join(dict.fromkeys(part.source for part in own))}: the linear {linear.path} would "
+            "have a scale and a shift, and a sum of each is not the sum of what both do",
+            "give an adapter with both (`dora`) weight 1, beside others that leave scale and shift of this "
+            "linear alone, or blend others, such as of `lora`",
         )
 
 

@@ -37,9 +37,10 @@ from tests.unit.base_model.decoder.models import write_decoder
 Tensors = Mapping[str, Any]
 SOFT = {"prompt", "prefix"}
 MIXED = {"hybrid"}  # summed as far as its members are
-SUMMED = [name for name in SORTING if name not in SOFT | MIXED]
+WHOLE = {"dora"}  # a scale and a shift of one linear: summed with weight 1, beside others, alone
+SUMMED = [name for name in SORTING if name not in SOFT | MIXED | WHOLE]
 WRITTEN = [name for name in WRITING if name not in SOFT | MIXED]
-assert set(SUMMED) | set(WRITTEN) | SOFT | MIXED == set(METHODS)
+assert set(SUMMED) | set(WRITTEN) | SOFT | MIXED | WHOLE == set(METHODS)
 
 
 def by_definition(manifest: BaseManifest, parts: list[tuple[float, Tensors]]) -> dict[str, Any]:
@@ -144,6 +145,39 @@ def test_a_blend_of_one_adapter_answers_as_it_does(
     ]
     blend(tmp_path / "away", tiny_base, away)
     assert near(own, blended_logits(runtime, tmp_path / "away"))
+
+
+def test_rows_that_are_turned_are_summed_with_weight_1_alone(
+    tiny_base: Path, tmp_path: Path, sorting: Callable[..., Path], runtime: EdgeRuntime
+) -> None:
+    """DoRA's shift gives back the bias that its scale takes: other weights would change the bias."""
+    dora, lora, ia3, bias = (sorting(name, 1) for name in ("dora", "lora", "ia3", "bias"))
+    blend(tmp_path / "one", tiny_base, [Share(folder=dora, weight=1.0)])
+    own = blended_logits(runtime, dora)
+    assert np.array_equal(blended_logits(runtime, tmp_path / "one"), own)
+
+    weighted = [(dora, 1.0), (lora, 0.75), (sorting("lora", 2), -0.75)]
+    blend(tmp_path / "more", tiny_base, [Share(folder=folder, weight=w) for folder, w in weighted])
+    parts = [(w, read_tensors(folder / EDGE_FILE)) for folder, w in weighted]
+    expected = raw_logits(runtime.base, by_definition(runtime.base.manifest, parts))
+    logits = blended_logits(runtime, tmp_path / "more")
+    assert near(expected, logits)
+    assert not near(own, logits)
+
+    for refused in (
+        [(dora, 0.75), (lora, 0.25)],
+        [(dora, 0.5), (sorting("dora", 2), 0.5)],
+        [(dora, 1.0), (bias, 0.5), (bias, -0.5)],
+        [(ia3, 0.5), (bias, 0.5)],
+    ):
+        shares = [Share(folder=folder, weight=w) for folder, w in refused]
+        with pytest.raises(
+            DataError, match=r"the linear \S+ would have a scale and a shift"
+        ) as said:
+            blend(tmp_path / "no", tiny_base, shares)
+        assert str(refused[0][0]) in said.value.cause
+        assert "weight 1" in said.value.remedy
+        assert not (tmp_path / "no").exists()
 
 
 def test_a_temperature_stays_with_the_one_adapter_that_it_was_fitted_to(

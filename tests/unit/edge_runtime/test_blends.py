@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from edge_runtime.adapter import load_adapter, read_note, read_tensors
+from edge_runtime.adapter import Tensors, load_adapter, read_note, read_tensors
 from edge_runtime.base import EdgeBase
 from edge_runtime.blends.making import Share, blend
 from edge_runtime.blends.note import BLEND_FILE, MOST_PARTS, is_blend, parse_blend, read_blend
@@ -23,6 +24,7 @@ from edge_runtime.decoder.adapters import load_decoder_adapter
 from edge_runtime.decoder.base import DecoderBase
 from edge_runtime.passport import read_policy
 from protocol.errors import ArtefactError, DataError, FedgeError, ProofError
+from protocol.manifest import Linear
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
 from tests.device_kinds import changed_note, overwritten, released_text
 from tests.tiny_decoder import lora, write_tiny_decoder
@@ -120,6 +122,46 @@ def test_one_head_and_none_are_no_blend() -> None:
     large = [Weighted(source="a", weight=1e39, tensors=shift)]
     with pytest.raises(ArtefactError, match="beyond float32"):
         blended(large, [])
+
+
+def outputs(linear: Linear, tensors: Tensors, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a linear without a bias, its weights ones, gives of ``rows`` (n, in). (P-1.11)"""
+    scale, shift = tensors.get("a.scale", 1.0), tensors.get("a.shift", 0.0)
+    ones = np.ones((linear.in_features, linear.out_features))
+    result: npt.NDArray[Any] = (
+        (scale * rows) @ ones + shift if linear.narrows else scale * (rows @ ones + shift)
+    )
+    return result
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_a_linear_with_scale_and_shift_is_summed_only_where_that_is_the_sum(
+    data: st.DataObject, seed: int
+) -> None:
+    """Of what the linear gives, over parts with either, both or none, and scales of inputs."""
+    rng = np.random.default_rng(seed)
+    width, out = (5, 3) if data.draw(st.booleans()) else (3, 5)
+    linear = Linear(path="a", in_features=width, out_features=out)
+    sizes = {"a.scale": max(width, out), "a.shift": out}
+    parts = []
+    for number in range(data.draw(st.integers(1, 3))):
+        weight = data.draw(st.sampled_from([1.0, 0.5, -2.0]))
+        names = data.draw(st.sets(st.sampled_from(sorted(sizes))))
+        tensors = {name: rng.normal(1, 1, sizes[name]).astype(np.float32) for name in names}
+        parts.append(Weighted(source=f"part {number}", weight=weight, tensors=tensors))
+    rows = rng.normal(size=(4, width))
+    plain = outputs(linear, {}, rows)
+    change = sum(part.weight * (outputs(linear, part.tensors, rows) - plain) for part in parts)
+    summed = {
+        name: sum((p.weight * (p.tensors[name] - rest) for p in parts if name in p.tensors), rest)
+        for name, rest in (("a.scale", 1.0), ("a.shift", 0.0))
+    }
+    if not np.allclose(outputs(linear, summed, rows), plain + change, atol=1e-4):
+        with pytest.raises(DataError, match="the linear a would have a scale and a shift"):
+            blended(parts, [linear])
+        return
+    tensors = blended(parts, [linear])
+    np.testing.assert_allclose(outputs(linear, tensors, rows), plain + change, atol=1e-4)
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
