@@ -74,11 +74,11 @@ def _memories(world: World) -> dict[str, Decoder]:
         return memory.held(), memory.told(bytes.fromhex(sid))
 
     recipe = Recipe(plan=world.plan, manifest=small_manifest())
-    controls = FileControls(world.folder, world.plan.digest, "a", recipe.layout)
+    controls = FileControls(world.folder / "controls", world.plan.digest, "a", recipe.layout)
     adapter = recipe.layout.unflatten(np.ones(recipe.layout.size, np.float32))
     correction = Correction(recipe, 1, adapter, {})
     controls.keep(correction.remembered(correction.shift))
-    (kept,) = world.folder.glob(f"{world.plan.digest[:32]}*")
+    (kept,) = (world.folder / "controls").glob("*")
     return {
         "client.kept_controls:FileControls.load": Decoder(
             read=of_file(kept, lambda _: controls.load()), seeds=(kept.read_bytes(),)
