@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from protocol.decoder_manifest import WritingManifest
-from protocol.errors import PlanError
+from protocol.errors import ArtefactError, PlanError
 from protocol.forms import SCALE, SHIFT, UP
 from protocol.frozen_linears import FrozenLinears
 from protocol.initial import ZEROS
@@ -124,6 +124,15 @@ class Dora(PlainFactors[DoraSettings]):
                 if (bias := tensors.get(path + BIAS)) is not None:
                     slots[path + SHIFT] = bias / gain - bias
         return slots
+
+    def reading_of(self, config: Mapping[str, Any], *, source: str) -> Dora:
+        """See :class:`Method`. Raises ArtefactError also for a scaling that ours has not."""
+        if config.get("use_rslora", False) is not False:
+            raise ArtefactError(
+                f"{source}: `use_rslora` beside `use_dora` scales otherwise than fedge does",
+                "train it with one of them",
+            )
+        return self
 
     def constants_of(self, config: Mapping[str, Any]) -> Constants:
         """See :class:`Method`."""

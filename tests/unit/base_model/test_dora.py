@@ -201,6 +201,11 @@ def test_a_folder_is_known_by_its_settings() -> None:
     for odd in ("1", '"true"', "null"):
         with pytest.raises(ArtefactError, match="not known"):
             published_as(text % odd, source="c")
+    both = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "use_dora": true, "use_rslora": %s}'
+    assert published_as(both % "false", source="c").constants == {"scaling": 2.0}
+    for odd in ("true", "1", "null"):
+        with pytest.raises(ArtefactError, match="`use_rslora` beside `use_dora`"):
+            published_as(both % odd, source="c")
     other = (
         '{"peft_type": "IA3", "use_dora": true, "target_modules": [], "feedforward_modules": []}'
     )
