@@ -62,7 +62,8 @@ def release_adapter(
     Args:
         adapter: a PEFT folder with the ``release.json`` the coordinator wrote.
         base: the base folder it was trained on.
-        texts: rows to compare on, at least one: texts or pairs, or for a base that writes text chats too.
+        texts: rows to compare on, at least one: texts or pairs, or for a base that writes text chats too,
+            or images.
         bound: largest ``|torch - onnx| / |torch|`` of a row's logits that is accepted.
         absolute: difference that is accepted in any row; 0 derives it (:class:`Bounds`).
 
@@ -208,7 +209,9 @@ def _batches(
     if isinstance(opened, OpenImages):
         starts = range(0, len(texts), ROWS)
         pixels = opened.manifest.pixels
-        return [{PIXELS: read_input(texts[at : at + ROWS], pixels)} for at in starts]
+        return [
+            {PIXELS: read_input(texts[at : at + ROWS], pixels, first=at + 1)} for at in starts
+        ]
     return _batches_of_texts(opened, texts, max_length)
 
 

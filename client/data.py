@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protocol.rows.images import RowImage
 from protocol.rows.places import Places
 from protocol.tasks import Task
 
@@ -40,6 +41,13 @@ class Rows:
             return f"row {row + 1}"
         place = self.places[row]
         return f"{place.unit} {place.number}"
+
+    def questions(self) -> list[Any]:
+        """What is asked in each row: its text, or its image with where it stands."""
+        return [
+            RowImage(text, self.place(row)) if isinstance(text, Path) else text
+            for row, text in enumerate(self.texts)
+        ]
 
     def take(self, rows: Sequence[int]) -> Rows:
         """The rows of these numbers, in that order."""

@@ -103,14 +103,16 @@ def _measure_and_log(
         release_adapter(
             adapter,
             base,
-            texts=held_out.texts,
+            texts=held_out.questions(),
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
         if plan.task.ANSWERS == "text":
             note, quality = read_note(adapter), _quality_of_texts(plan, adapter, base, held_out)
         else:
-            note, quality = calibrate_release(adapter, base, held_out.texts, held_out.targets)
+            note, quality = calibrate_release(
+                adapter, base, held_out.questions(), held_out.targets
+            )
         log_release(
             store,
             plan,

@@ -127,13 +127,11 @@ def _rows(
 
 def _named(text: Any) -> dict[str, str]:
     """A text, a pair or an image by the keys of a row."""
-    if isinstance(text, Path):
-        return {"image": str(text)}
-    return (
-        {"text": text}
-        if isinstance(text, str)
-        else dict(zip(("text", "text_pair"), text, strict=True))
-    )
+    if isinstance(text, str):
+        return {"text": text}
+    if isinstance(text, tuple):
+        return dict(zip(("text", "text_pair"), text, strict=True))
+    return {"image": str(text if isinstance(text, Path) else text.path)}
 
 
 def _print(rows: Sequence[Any], predictions: Sequence[Prediction], options: AnswerOptions) -> None:

@@ -265,13 +265,13 @@ def _release_round(
         note = release_adapter(
             folder,
             prepared.base,
-            texts=rows.texts,
+            texts=rows.questions(),
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
     if not (folder / PASSPORT_FILE).is_file():
         if note.calibration is None and plan.task.ANSWERS != "text":
-            note, _ = calibrate_release(folder, prepared.base, rows.texts, rows.targets)
+            note, _ = calibrate_release(folder, prepared.base, rows.questions(), rows.targets)
         name = plan.task.QUALITY.name
         measured = {e["round"]: e[name] for e in load_evaluations(prepared.out)}
         log_release(

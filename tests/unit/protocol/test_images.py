@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from protocol.errors import DataError
+from protocol.errors import DataError, MachineError
 from protocol.image_manifest import Pixels
 from protocol.rows import images
-from protocol.rows.images import as_input, read_image_rows, read_input, read_pixels
+from protocol.rows.images import (
+    as_input,
+    read_image_paths,
+    read_image_rows,
+    read_input,
+    read_pixels,
+)
 from protocol.rows.read import any_label
 
 
@@ -94,12 +102,68 @@ def test_what_is_no_such_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert "no PNG or JPEG" in refused(encoded(noise(), "TIFF")).cause
     deep = Image.fromarray(np.full((6, 5), 40_000, np.uint16))
     assert "mode I;16" in refused(encoded(deep)).cause
+    for colour in (2, 4, 6):
+        assert "16 bits a channel" in refused(deep_png(colour)).cause
     frames = encoded(noise(), save_all=True, append_images=[noise().rotate(90)])
     assert "several frames" in refused(frames).cause
     monkeypatch.setattr(images, "MOST_PIXELS", 29)
     assert "5 by 6 pixels, more than 29" in refused(whole).cause
     monkeypatch.setattr(images, "MOST_FILE", len(whole) - 1)
     assert "bytes" in refused(whole).cause
+
+
+def deep_png(colour: int, *, before: bytes = b"") -> bytes:
+    """Two pixels of 16 bits a channel; ``colour``: PNG's number for colours, and grey or these with alpha."""
+    channels = {2: 3, 4: 2, 6: 4}[colour]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes([0, *range(2 * 2 * channels)])))
+    return b"\x89PNG\r\n\x1a\n" + before + header + data + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
+def test_bits_are_those_that_are_decoded() -> None:
+    """Also of a file with a first header of another depth, of which decoders heed the last."""
+    shallow = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0))
+    assert "16 bits a channel" in refused(deep_png(2, before=shallow)).cause
+
+
+def test_a_side_is_bounded_and_not_the_whole_alone() -> None:
+    assert "1 by 16385 pixels, a side longer" in refused(encoded(Image.new("1", (1, 16_385)))).cause
+    assert "16385 by 1 pixels, a side longer" in refused(encoded(Image.new("1", (16_385, 1)))).cause
+    longest = encoded(Image.new("1", (1, 16_384)))
+    assert read_pixels(longest, pixels(), place="x").shape == (3, 6, 5)
+
+
+def test_too_many_pixels_for_pillow_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert "more than 33554432 pixels" in refused(encoded(noise())).cause
+
+
+def test_want_of_memory_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", full)
+    with pytest.raises(MachineError, match="x: not enough memory"):
+        read_pixels(encoded(noise()), pixels(), place="x")
+
+
+def test_an_image_says_where_its_row_stands(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("image\na.png\nb.png\n")
+    rows = read_image_paths(path, "image")
+    assert [row.path for row in rows] == [tmp_path / "a.png", tmp_path / "b.png"]
+    (tmp_path / "a.png").write_bytes(encoded(noise()))
+    (tmp_path / "b.png").write_bytes(b"a text")
+    with pytest.raises(DataError) as caught:
+        read_input(rows, pixels())
+    assert caught.value.cause.startswith(f"{path}: line 3: its image is no PNG")
+    with pytest.raises(DataError, match="image 66: its image"):
+        read_input([row.path for row in rows], pixels(), first=65)
 
 
 @given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 120))
