@@ -6,9 +6,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from base_model.images.families import sides
+from base_model.source_files import read_object
 from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
 from protocol.errors import ArtefactError
-from protocol.manifest import MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
+from protocol.image_manifest import ImageManifest
+from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
 from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.panics import tokenizing
 from storage.regular import read_regular_text, sha256_of
@@ -74,6 +77,26 @@ def _verify(folder: Path, manifest: AnyManifest) -> None:
     if extra:
         raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
     verify_tensors(folder / WEIGHTS, manifest)
+    if isinstance(manifest, ImageManifest):
+        _verify_pixels(folder / CONFIG, manifest)
+
+
+def _verify_pixels(path: Path, manifest: ImageManifest) -> None:
+    """The model of ``config.json`` reads the images that the manifest makes. Raises ArtefactError."""
+    config, made = read_object(path), manifest.pixels.shape
+    try:
+        read = (config["num_channels"], *sides(config["image_size"]))
+    except (KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{path} does not say what images are read", REBUILD) from None
+    if read != made:
+        raise ArtefactError(
+            f"{path}: the model reads images of {_by(read)}, and the manifest makes {_by(made)}",
+            "do not use this base",
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def verify_tensors(path: Path, manifest: AnyManifest) -> None:

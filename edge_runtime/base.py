@@ -20,7 +20,7 @@ from edge_runtime.reading import Feeds, ImageReader, Reader, TextReader
 from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
-from protocol.image_manifest import ImageManifest
+from protocol.image_manifest import PIXELS, ImageManifest
 from protocol.manifest import (
     CONFIG,
     GRAPH_DATA,
@@ -72,6 +72,8 @@ class EdgeBase:
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
+        if isinstance(manifest, ImageManifest):
+            _check_pixels(session, manifest, folder)
         return cls(folder=folder, manifest=manifest, session=session, reader=reader)
 
     def own_labels(self) -> list[str]:
@@ -195,6 +197,20 @@ def open_session(
 def _check_slots(session: Any, manifest: HeadManifest, folder: Path) -> None:
     others = {TYPE_IDS: ("tensor(int64)", TYPES_SHAPE)} if TYPE_IDS in manifest.graph.inputs else {}
     verify_slots(session, manifest.input_slots(manifest.graph), folder, others)
+
+
+def _check_pixels(session: Any, manifest: ImageManifest, folder: Path) -> None:
+    """The graph reads rows of the images that the manifest makes. Raises ArtefactError."""
+    shape = [str(dim) for dim in manifest.pixels.shape]
+    inputs = [
+        (value.name, value.type, [str(dim) for dim in value.shape[1:]])
+        for value in session.get_inputs()
+    ]
+    if inputs != [(PIXELS, "tensor(float)", shape)]:
+        raise ArtefactError(
+            f"{folder}: the graph does not read `{PIXELS}` of {' x '.join(shape)}, as its manifest says",
+            REFETCH,
+        )
 
 
 def verify_slots(

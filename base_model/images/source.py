@@ -121,6 +121,9 @@ def _check_document(path: Path, document: dict[str, Any]) -> None:
                 f"{path}: it does not say `{name}`, which would be guessed",
                 "take the config.json that belongs to the checkpoint",
             )
+    kinds = document.get("architectures") or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ArtefactError(f"{path}: `architectures` is no list of names", "correct it")
     if document.get("quantization_config") or document.get("compression_config"):
         raise ArtefactError(
             f"{path}: the checkpoint is quantised already",
@@ -154,7 +157,7 @@ def _has_head(
     name: str, config: PretrainedConfig, family: ImageFamily, outside: dict[str, Tensor]
 ) -> tuple[bool, str]:
     """Whether the source's head means here what it means there, and a sentence for the publisher."""
-    kinds = list(config.architectures or ())
+    kinds = list(config.architectures or ())  # a list of texts, by _check_document
     if kinds[:1] == [family.own]:
         for tensor in ("classifier.weight", "classifier.bias"):
             if tensor not in outside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,9 @@ def changed_config(source: Path, **fields: Any) -> None:
         ({"model_type": "bert"}, "cannot be a base for image classification"),
         ({"auto_map": {"AutoModel": "x"}}, "code of its own"),
         ({"quantization_config": {"bits": 4}}, "quantised already"),
+        ({"architectures": 5}, "`architectures` is no list of names"),
+        ({"architectures": "ViTForImageClassification"}, "`architectures` is no list of names"),
+        ({"architectures": [5]}, "`architectures` is no list of names"),
         ({"num_hidden_layers": 3}, "the checkpoint lacks vit.layers.2"),
         ({"num_hidden_layers": 1}, "for which its config.json has no place"),
         ({"intermediate_size": 40}, "by config.json"),
@@ -226,6 +230,28 @@ def test_a_manifest_that_is_changed_is_refused(tiny_images: Path) -> None:
     assert "std" in refused(lambda d: d["pixels"].update(std=[0.5, 0.5, 0.0]))
     assert "pixel_values alone" in refused(lambda d: d["graph"].update(inputs=["input_ids"]))
     assert "pooling" in refused(lambda d: d.update(pooling="mean"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"height": 8, "width": 8}, {"channels": 1, "mean": (0.5,), "std": (0.5,)}, {"width": 8}],
+    ids=str,
+)
+def test_a_manifest_of_other_pixels_does_not_fit(
+    tiny_images: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Also one with a fingerprint of its own: neither model nor graph reads them."""
+    folder = shutil.copytree(tiny_images, tmp_path / "base")
+    manifest = read_manifest(folder)
+    assert isinstance(manifest, ImageManifest)
+    pixels = manifest.pixels.model_copy(update=change)
+    other = manifest.model_copy(update={"pixels": pixels})
+    other = other.model_copy(update={"fingerprint": image_fingerprint_of(other)})
+    (folder / "manifest.json").write_text(other.to_json())
+    with pytest.raises(ArtefactError, match="the model reads images of 3 x 12 x 12"):
+        verify_base(folder)
+    with pytest.raises(ArtefactError, match="the graph does not read `pixel_values` of"):
+        EdgeBase.open(folder, threads=1)
 
 
 def test_the_command_sees_what_a_folder_holds(tmp_path: Path) -> None:
