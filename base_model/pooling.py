@@ -120,7 +120,7 @@ def _has_head(
     name: str, config: PretrainedConfig, family: Family, outside: dict[str, Tensor]
 ) -> tuple[bool, str]:
     """Whether the checkpoint classifies texts. Raises ArtefactError for a part of a head."""
-    kinds = [kind for kind in config.architectures or () if isinstance(kind, str)]
+    kinds = list(config.architectures or ())
     needed = [
         f"{layer}.{kind}"
         for layer in filter(None, [family.dense and family.dense[0], family.out])

@@ -209,9 +209,7 @@ def _batches(
     if isinstance(opened, OpenImages):
         starts = range(0, len(texts), ROWS)
         pixels = opened.manifest.pixels
-        return [
-            {PIXELS: read_input(texts[at : at + ROWS], pixels, first=at + 1)} for at in starts
-        ]
+        return [{PIXELS: read_input(texts[at : at + ROWS], pixels, first=at + 1)} for at in starts]
     return _batches_of_texts(opened, texts, max_length)
 
 

@@ -21,7 +21,7 @@ from base_model.encoder import EncoderClassifier
 from base_model.families import Family, family_of
 from base_model.places import CONFIG, Place, check_texts, locate
 from base_model.pooling import Choice, Pooling, choose
-from base_model.source_files import first_line, read_object
+from base_model.source_files import check_classes, first_line, read_object
 from base_model.source_tokenizer import tokenizer_text
 from protocol.errors import ArtefactError
 
@@ -116,6 +116,7 @@ def _check_document(source: str, document: dict[str, Any]) -> None:
                 f"{source}: {CONFIG} does not say `{names[0]}`, which would be guessed",
                 "take the config.json that belongs to the checkpoint",
             )
+    check_classes(source, document)
     if document.get("quantization_config") or document.get("compression_config"):
         raise ArtefactError(
             f"{source}: the checkpoint is quantised already",

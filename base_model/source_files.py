@@ -54,6 +54,13 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}", FETCH) from None
 
 
+def check_classes(source: str, document: dict[str, Any]) -> None:
+    """A ``config.json`` names classes of models by a list, or none. Raises ArtefactError."""
+    kinds = document.get("architectures") or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ArtefactError(f"{source}: `architectures` is no list of names", "correct it")
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, short enough for one line of cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -110,9 +110,7 @@ def _measure_and_log(
         if plan.task.ANSWERS == "text":
             note, quality = read_note(adapter), _quality_of_texts(plan, adapter, base, held_out)
         else:
-            note, quality = calibrate_release(
-                adapter, base, held_out.questions(), held_out.targets
-            )
+            note, quality = calibrate_release(adapter, base, held_out.questions(), held_out.targets)
         log_release(
             store,
             plan,

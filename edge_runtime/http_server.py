@@ -82,7 +82,7 @@ class Answering(Protocol):
     """What answers behind the server, from many threads."""
 
     def classify(self, texts: Sequence[Any], options: AnswerOptions = LIKELIEST) -> Answer:
-        """Raises DeliveryError, DataError."""
+        """Raises DeliveryError, DataError, MachineError."""
         ...
 
     def health(self) -> dict[str, Any]:
@@ -196,6 +196,8 @@ class App:
             return _error(503, error.code, error.cause)
         except DataError as error:
             return _error(422, "request.form", error.cause)
+        except MachineError as error:
+            return _error(503, "serve.machine", error.cause)
         if labels != answer.has_labels:
             right = "/v1/classify" if answer.has_labels else "/v1/predict"
             return _error(409, "request.task", f"what is in use answers POST {right}")

@@ -18,6 +18,7 @@ from protocol.manifest import TYPE_IDS
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
+DECODERS = 2  # images at a time: one of the largest takes some 300 MB until it is stretched
 Feeds = dict[str, npt.NDArray[Any]]
 
 
@@ -92,17 +93,23 @@ class ImageReader:
     ITEM = "image"
 
     def __init__(self, pixels: Pixels) -> None:
+        """Raises MachineError where nothing decodes images: before a question comes, not by one."""
+        from protocol.rows.images import load_pillow  # decoders load where needed
+
+        load_pillow()
         self._pixels = pixels
+        self._decoding = threading.Semaphore(DECODERS)
 
     def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
         """See :class:`Reader`; prepared images are (channels, height, width) uint8."""
-        from protocol.rows.images import read_pixels, verify_pictures  # decoders load where needed
+        from protocol.rows.images import read_pixels, verify_pictures
 
         verify_pictures(items)
-        return [
-            read_pixels(item, self._pixels, place=f"image {number}")
-            for number, item in enumerate(items, 1)
-        ]
+        values = []
+        for number, item in enumerate(items, 1):
+            with self._decoding:
+                values.append(read_pixels(item, self._pixels, place=f"image {number}"))
+        return values
 
     def feeds(self, items: Sequence[Any], *, max_length: int) -> Feeds:
         """float32 (rows, channels, height, width)."""

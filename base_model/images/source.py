@@ -17,7 +17,7 @@ from base_model.images.classifier import ImageClassifier
 from base_model.images.families import ImageFamily, image_family_of, sides
 from base_model.images.preprocessing import read_preprocessing
 from base_model.places import CONFIG, Place, check_texts, locate
-from base_model.source_files import first_line, read_object
+from base_model.source_files import check_classes, first_line, read_object
 from protocol.errors import ArtefactError
 from protocol.image_manifest import Pixels
 
@@ -58,7 +58,10 @@ def load_images(source: str) -> ImageSource:
     config, family = _config(place)
     check_texts(place)
     pixels = read_preprocessing(
-        place.model, channels=config.num_channels, size=sides(config.image_size)
+        place.model,
+        family=family.model_type,
+        channels=config.num_channels,
+        size=sides(config.image_size),
     )
     encoder, outside = _apart(read_checkpoint(place.model), family)
     has_head, reason = _has_head(place.name, config, family, outside)
@@ -121,9 +124,7 @@ def _check_document(path: Path, document: dict[str, Any]) -> None:
                 f"{path}: it does not say `{name}`, which would be guessed",
                 "take the config.json that belongs to the checkpoint",
             )
-    kinds = document.get("architectures") or []
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise ArtefactError(f"{path}: `architectures` is no list of names", "correct it")
+    check_classes(str(path), document)
     if document.get("quantization_config") or document.get("compression_config"):
         raise ArtefactError(
             f"{path}: the checkpoint is quantised already",
@@ -157,7 +158,7 @@ def _has_head(
     name: str, config: PretrainedConfig, family: ImageFamily, outside: dict[str, Tensor]
 ) -> tuple[bool, str]:
     """Whether the source's head means here what it means there, and a sentence for the publisher."""
-    kinds = list(config.architectures or ())  # a list of texts, by _check_document
+    kinds = list(config.architectures or ())
     if kinds[:1] == [family.own]:
         for tensor in ("classifier.weight", "classifier.bias"):
             if tensor not in outside:

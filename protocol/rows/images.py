@@ -27,8 +27,8 @@ MOST_FILE = 2**25  # bytes of an image's file
 MOST_PIXELS = 2**25  # of an image, before it is stretched
 LONGEST_SIDE = 2**14  # pixels: what stretching a row costs in memory grows with its length alone
 FORMATS = ("PNG", "JPEG")
-# Others are of colours that no conversion is agreed on for, or (``I;16``) of more than 8 bits a channel; colours
-# of more have these modes too, and are known by how they lie in the file.
+# Others are of colours that no conversion is agreed on for, or (``I;16``) of more than 8 bits a channel.
+# Colours of more have these modes too, and are known by how they lie in the file.
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 DEEP = ";16"  # in Pillow's name of how 16 bits a channel lie in a file
 REMEDY = "save it as PNG or JPEG with 8 bits a channel, or remove the row"
@@ -77,8 +77,8 @@ def _there(value: object, place: Place, column: str) -> Path:
 def read_pixels(picture: Picture, pixels: Pixels, *, place: str) -> Bytes:
     """(channels, height, width) of one image, before they are scaled; ``place`` is where a row names it.
 
-    An image with a place of its own is said to be there. Raises DataError for a file that is none, MachineError
-    without Pillow or the memory.
+    An image with a place of its own is said to be there. Raises DataError for a file that is none,
+    MachineError without Pillow or the memory.
     """
     if isinstance(picture, RowImage):
         picture, place = picture.path, picture.place

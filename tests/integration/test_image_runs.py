@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +26,7 @@ from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from simulations.summary import Summary
+from tests.asgi import asked
 from tests.delivery_world import World, now, update
 from tests.image_models import SIDE, write_images_source
 
@@ -127,22 +125,6 @@ def test_peft_opens_it_on_the_ordinary_class(finished: tuple[Path, Summary]) -> 
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
     right = np.mean([a.answer == label for a, label in zip(answers, labels, strict=True)])
     assert right > 0.8
-
-
-def asked(app: App, document: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """One request, by ASGI itself."""
-    sent: list[Mapping[str, Any]] = []
-
-    async def receive() -> Mapping[str, Any]:
-        return {"type": "http.request", "body": json.dumps(document).encode()}
-
-    async def send(message: Mapping[str, Any]) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "path": "/v1/classify", "method": "POST", "headers": headers}
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])
 
 
 def test_a_device_answers_files_and_requests(finished: tuple[Path, Summary]) -> None:

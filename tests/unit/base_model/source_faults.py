@@ -184,6 +184,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         "relative_key",
     ),
     "code of its own": (edit("config.json", auto_map={"AutoModel": "a.B"}), "auto_map"),
+    "a class alone": (edit("config.json", architectures=5), "no list of names"),
     "a decoder": (edit("config.json", is_decoder=True), "decoder"),
     # the weights
     "no weights": (remove("model.safetensors"), "there are no weights"),

@@ -1,0 +1,26 @@
+"""Asking a device's application without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edge_runtime.http_server import App
+
+
+def asked(app: App, document: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """One request, by ASGI itself."""
+    sent: list[Mapping[str, Any]] = []
+
+    async def receive() -> Mapping[str, Any]:
+        return {"type": "http.request", "body": json.dumps(document).encode()}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "path": "/v1/classify", "method": "POST", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
