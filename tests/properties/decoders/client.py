@@ -175,7 +175,9 @@ def _rows(world: World) -> dict[str, Decoder]:
         "base_model.images.preprocessing:read_preprocessing": Decoder(
             read=of_file(
                 world.folder / "preprocessor_config.json",
-                lambda path: read_preprocessing(path.parent, channels=3, size=(12, 12)),
+                lambda path: read_preprocessing(
+                    path.parent, family="vit", channels=3, size=(12, 12)
+                ),
             ),
             seeds=(json_line(preprocessing()),),
         ),

@@ -12,7 +12,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
 from typer.testing import CliRunner
 
 from base_model.commands import app
@@ -32,6 +34,7 @@ from tests.image_models import (
     FAMILIES,
     HEADED,
     LABELS,
+    SIDE,
     preprocessing,
     write_images,
     write_images_source,
@@ -124,15 +127,63 @@ def test_a_head_of_another_class_is_left_out(tmp_path: Path, family: str) -> Non
     assert "no head" in load_images(str(encoder)).reasons[0]
 
 
+DEIT = {"image_processor_type": "DeiTImageProcessor"}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"size": SIDE, "resample": 3, "image_mean": 0.5, "image_std": 0.25},
+        {"size": SIDE, "default_to_square": True, "do_center_crop": None, "crop_size": 8},
+        {"default_to_square": False, "do_center_crop": False, "do_convert_rgb": True},
+        DEIT | {"size": 17, "do_center_crop": True, "crop_size": SIDE},
+        DEIT | {"do_center_crop": False, "crop_size": 8},
+        {"image_processor_type": "ViTFeatureExtractor"},
+        {"image_processor_type": None, "feature_extractor_type": "ViTFeatureExtractor"},
+        {"image_processor_type": "ViTImageProcessorFast", "rescale_factor": 0.5},
+    ],
+    ids=str,
+)
+def test_what_is_taken_is_what_transformers_does(tmp_path: Path, others: dict[str, Any]) -> None:
+    """Of images of many shapes, to float32's rounding."""
+    said = {key: value for key, value in preprocessing(**others).items() if value is not None}
+    nulls = {key: None for key in others if key == "do_center_crop" and others[key] is None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said | nulls))
+    pixels = read_preprocessing(tmp_path, family="vit", channels=3, size=(SIDE, SIDE))
+    rng, images = np.random.default_rng(0), list[Path]()
+    for height, width in ((SIDE, SIDE), (9, 31), (40, 7)):
+        images.append(tmp_path / f"{height}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(images[-1])
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    own = AutoImageProcessor.from_pretrained(tmp_path)
+    expected = own([Image.open(image) for image in images], return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(read_input(images, pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_that_are_unsaid_are_done(tmp_path: Path) -> None:
+    """As files of old have them: both classes did them always."""
+    said = preprocessing()
+    full, old = (
+        said,
+        {k: v for k, v in said.items() if not k.startswith("do_") and k != "rescale_factor"},
+    )
+    found = []
+    for document in (full, old):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(document))
+        found.append(read_preprocessing(tmp_path, family="vit", channels=3, size=(SIDE, SIDE)))
+    assert found[0] == found[1]
+
+
 def test_what_becomes_of_an_image_is_part_of_a_fingerprint(
     tmp_path: Path, tiny_images: Path
 ) -> None:
     manifest, prints = read_manifest(tiny_images), set()
     assert isinstance(manifest, ImageManifest)
-    cut = {"size": 16, "do_center_crop": True, "crop_size": {"height": 12, "width": 12}}
+    cut = DEIT | {"size": 16, "do_center_crop": True, "crop_size": {"height": 12, "width": 12}}
     for others in ({}, {"resample": 3}, {"image_mean": [0.25, 0.4, 0.3]}, cut):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing(3, **others)))
-        pixels = read_preprocessing(tmp_path, channels=3, size=(12, 12))
+        pixels = read_preprocessing(tmp_path, family="vit", channels=3, size=(12, 12))
         prints.add(image_fingerprint_of(manifest.model_copy(update={"pixels": pixels})))
     assert len(prints) == 4
     assert manifest.fingerprint in prints
@@ -146,17 +197,50 @@ def without(name: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (without("resample"), "it does not say 'resample'"),
-        (without("size"), "it does not say 'size'"),
-        (without("image_mean"), "it does not say 'image_mean'"),
+        (without("resample"), "it does not say `resample`"),
+        (without("size"), "it does not say `size`"),
+        (without("image_mean"), "it does not say `image_mean`"),
         (lambda d: d.update(do_flip=True), "`do_flip` is not known here"),
-        (lambda d: d.update(do_rescale=False), "`do_rescale` is False"),
+        (lambda d: d.update(do_rescale=False), "`do_rescale` is false"),
         (lambda d: d.update(do_pad=True), "`do_pad` is not done here"),
         (lambda d: d.update(size={"shortest_edge": 12}), "hangs on each image: shortest_edge"),
         (lambda d: d.update(size=16), "images become 16 by 16, and the model reads 12 by 12"),
+        *(
+            (lambda d, kind=kind: d.update(image_processor_type=kind), "is not known here")
+            for kind in (
+                *("CLIPImageProcessor", "ConvNextImageProcessor", "LevitImageProcessor"),
+                *("PerceiverImageProcessor", "ViTHybridImageProcessor", "BitImageProcessor", 5, []),
+            )
+        ),
+        (
+            lambda d: d.update(feature_extractor_type="CLIPFeatureExtractor"),
+            'a processor "CLIPFeatureExtractor" is not known here',
+        ),
+        (lambda d: d.update(size=12, default_to_square=False), "`default_to_square`"),
+        (lambda d: d.update(size=12, default_to_square=None), "`default_to_square`"),
+        (lambda d: d.update(size=[12, 12]), "`size` is no size in pixels"),
+        (lambda d: d.update(size=None), "`size` is no size in pixels"),
+        (lambda d: d.update(size=True), "`size` is no size in pixels"),
+        (lambda d: d.update(size={"height": 12, "width": "12"}), "`size` is no size in pixels"),
+        (lambda d: d.update(do_center_crop=True, crop_size=12), "some versions"),
+        (lambda d: d.update(DEIT), "it does not say `do_center_crop`"),
+        (lambda d: d.update(DEIT, do_center_crop=None), "`do_center_crop` is null"),
+        (lambda d: d.update(DEIT, do_center_crop=True), "it does not say `crop_size`"),
+        (lambda d: d.update(DEIT, size=8, do_center_crop=True, crop_size=12), "padded"),
+        (lambda d: d.update(do_resize=None), "`do_resize` is null"),
+        (lambda d: d.update(rescale_factor="0.1"), '`rescale_factor` is "0.1", no number'),
+        (lambda d: d.update(rescale_factor=True), "`rescale_factor` is true, no number"),
+        (lambda d: d.update(rescale_factor=None), "`rescale_factor` is null, no number"),
+        (lambda d: d.update(rescale_factor=10**400), "`rescale_factor` is beyond all numbers"),
+        (lambda d: d.update(image_mean=True), "`image_mean` is true, no number"),
+        (lambda d: d.update(image_mean=None), "`image_mean` is null, no number"),
+        (lambda d: d.update(image_mean=[0.5, True, 0.5]), "`image_mean` is true, no number"),
+        (lambda d: d.update(image_std=[0.5, [], 0.5]), "`image_std` is [], no number"),
+        (lambda d: d.update(resample=None), "`resample` is null"),
+        (lambda d: d.update(resample=[2]), "`resample` is [2]"),
         (lambda d: d.update(size="large"), "`size` is no size in pixels"),
         (lambda d: d.update(resample=7), "`resample` is 7"),
-        (lambda d: d.update(resample=True), "`resample` is True"),
+        (lambda d: d.update(resample=True), "`resample` is true"),
         (lambda d: d.update(image_mean=[0.5]), "`image_mean` has 1 numbers"),
         (lambda d: d.update(image_std=[0.5, 0.5, 0]), "std"),
         (lambda d: d.update(rescale_factor=0), "scale"),
@@ -167,10 +251,26 @@ def test_preprocessing_that_is_unsaid_or_unknown_is_refused(
 ) -> None:
     settings = preprocessing()
     change(settings)
-    source = write_images_source(tmp_path / "source", settings=settings)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(ArtefactError, match="preprocessor_config") as caught:
-        build_images(str(source), bits=4, out=tmp_path / "base")
+        read_preprocessing(tmp_path, family="vit", channels=3, size=(SIDE, SIDE))
     assert cause in caught.value.cause
+
+
+@pytest.mark.parametrize("kind", [None, "ViTFeatureExtractor"])
+def test_a_model_has_its_own_class_where_none_is_named(tmp_path: Path, kind: str | None) -> None:
+    settings = preprocessing(image_processor_type=kind)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    read_preprocessing(tmp_path, family="vit", channels=3, size=(SIDE, SIDE))
+    with pytest.raises(ArtefactError, match="it does not say `do_center_crop`"):
+        read_preprocessing(tmp_path, family="deit", channels=3, size=(SIDE, SIDE))
+
+
+def test_a_source_of_odd_preprocessing_is_no_base(tmp_path: Path) -> None:
+    settings = preprocessing(image_processor_type="CLIPImageProcessor")
+    source = write_images_source(tmp_path / "source", settings=settings)
+    with pytest.raises(ArtefactError, match="preprocessor_config"):
+        build_images(str(source), bits=4, out=tmp_path / "base")
     assert not (tmp_path / "base").exists()
 
 
