@@ -81,7 +81,7 @@ def read_pixels(picture: Picture, pixels: Pixels, *, place: str) -> Bytes:
     MachineError without Pillow or the memory.
     """
     if isinstance(picture, RowImage):
-        picture, place = picture.path, picture.place
+        return read_pixels(picture.path, pixels, place=picture.place)
     data = picture if isinstance(picture, bytes) else _file(picture, place)
     if len(data) > MOST_FILE:
         raise _odd(place, f"its image has more than {MOST_FILE} bytes")
