@@ -209,7 +209,7 @@ def _data(request: Request, note: ReleaseNote, runtime: EdgeRuntime) -> _Data:
     kept, held = (rows.take(part.tolist()) for part in parts)
     before = None
     if len(held):
-        outputs = runtime.logits(held.texts)
+        outputs = runtime.logits(held.questions())
         before, _ = edge_task(note.task).measured(outputs, np.asarray(held.targets))
     return _Data(kept=kept, held=held, before=before)
 
@@ -307,7 +307,7 @@ def _write(
     after = None
     if len(held):
         try:
-            _, after = calibrate_adapter(staged, runtime, held.texts, held.targets)
+            _, after = calibrate_adapter(staged, runtime, held.questions(), held.targets)
         except ArtefactError as error:  # it was checked when the release was: the last step did it
             raise _diverged(error.cause) from None
     for name in (EDGE_FILE, RELEASE_FILE):

@@ -172,7 +172,7 @@ def test_a_device_adapts_to_images_of_its_own(
     update(device)
     rows = write_rows(tmp_path / "own", "rows", 30, 7)
     local = Local(batch_size=8, epochs=2, learning_rate=1e-2, head_learning_rate=1e-2)
-    request = Request(data=rows, text="", pair="", column="", local=local, holdout=0.2)
+    request = Request(data=rows, text=None, pair="", column="", local=local, holdout=0.2)
     outcome = adapt(device, request, now(), lambda done, total: None)
     assert (outcome.personal.rows, outcome.personal.held_out) == (24, 6)
     assert outcome.loss < 1.0
