@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -38,8 +39,9 @@ def put(path: Path, kind: str) -> None:
         case "pipe":
             os.mkfifo(path)
         case "socket":
-            with socket.socket(socket.AF_UNIX) as one:
-                one.bind(str(path))
+            with socket.socket(socket.AF_UNIX) as one, TemporaryDirectory() as near:
+                one.bind(f"{near}/s")  # a socket's address has some hundred bytes
+                Path(near, "s").rename(path)
         case "folder":
             path.mkdir()
         case "device":
