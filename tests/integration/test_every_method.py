@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,19 @@ SECRET = ["plan.secrecy.exchange=secagg", "plan.cohort.weighting=uniform", "plan
 SHORT = ["plan.rounds=2", "yardsticks.pooled=true", "yardsticks.alone=0", "base.scales=true"]
 
 
+def toml(value: object) -> str:
+    """A value as TOML has it, tables in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(own)}" for key, own in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SORTING)
 def test_from_rows_to_a_device(experiment_file: Path, name: str) -> None:
-    shown = {True: "true", False: "false"}  # as TOML has them
-    settings = [
-        f"plan.adapter.{key}={shown[value] if isinstance(value, bool) else value}"
-        for key, value in adapter_of(name).items()
-    ]
+    settings = [f"plan.adapter.{key}={toml(value)}" for key, value in adapter_of(name).items()]
     experiment = load_experiment(experiment_file, [*SHORT, *SECRET, *settings])
     out = experiment_file.parent / f"method-{name}"
     summary = simulate(experiment, out, resume=False, progress=NoProgress())
