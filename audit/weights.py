@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from protocol.documents import OddError, parse_json
 from protocol.encoding import hasher_of
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, MachineError
 from protocol.frozen_linears import StoredLinears
 from protocol.manifests import AnyManifest
 from storage.regular import open_regular
@@ -24,7 +24,8 @@ REMEDY = "name a base's folder: --base"
 def linears_at(base: Path, manifest: AnyManifest) -> StoredLinears:
     """The linears of the base at ``base``: each tensor is, by its digest, the one that ``manifest`` lists.
 
-    What is read raises ArtefactError; other files of the folder are not looked at.
+    What is read raises ArtefactError, MachineError where the file cannot be; other files of the folder are
+    not looked at.
     """
     path = base / WEIGHTS
 
@@ -56,6 +57,6 @@ def _bytes(path: Path, name: str, size: int) -> bytes:
             file.seek(8 + length + start)
             return file.read(size)
     except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", REMEDY) from None
+        raise MachineError(f"{path} cannot be read: {error.strerror}", REMEDY) from None
     except (OddError, ValueError, TypeError, KeyError):
         raise ArtefactError(f"{path} is damaged at {name}", REMEDY) from None

@@ -18,18 +18,28 @@ from base_model.families import FAMILIES
 
 
 class HeadedModel(PreTrainedModel):
-    """An encoder of Hugging Face under its ``prefix``, and a linear head ``classifier`` on what it gives."""
+    """An encoder of Hugging Face under its ``prefix``, and a linear head ``classifier`` on what it gives.
+
+    ``layers``: what the module path of every linear in a layer has in it.
+    """
 
     config_class = PretrainedConfig
     _supports_sdpa = True
     prefix: str
+    layers: str
     classifier: nn.Linear
     _head = "classifier"
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
         """The linears of the encoder's layers by module path: what is quantised and adapted."""
-        raise NotImplementedError
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Linear)
+            and name.startswith(f"{self.prefix}.")
+            and self.layers in name
+        }
 
     def rename_head(self, name: str) -> None:
         """Call the head what a PEFT folder calls it. (P-5.1)"""
@@ -54,7 +64,7 @@ class EncoderClassifier(HeadedModel):
     ) -> None:
         super().__init__(config)
         self.pooling, self.family = pooling, FAMILIES[config.model_type]
-        self.prefix = self.family.prefix
+        self.prefix, self.layers = self.family.prefix, self.family.layers
         self.base_model_prefix = self.prefix
         self.config.num_labels = labels
         encoder = AutoModel.from_config(
@@ -66,11 +76,6 @@ class EncoderClassifier(HeadedModel):
         if self.family.activation and pooling == "pooler":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, labels)
-
-    @property
-    def linears(self) -> dict[str, nn.Linear]:
-        """See :class:`HeadedModel`."""
-        return linears_within(self, self.prefix, self.family.layers)
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -167,15 +172,6 @@ class EncoderClassifier(HeadedModel):
             return hidden.mean(1)
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-def linears_within(model: nn.Module, prefix: str, layers: str) -> dict[str, nn.Linear]:
-    """The linears under ``prefix`` whose path has ``layers`` in it, by path."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{prefix}.") and layers in name
-    }
 
 
 def word_embedding_std(model: EncoderClassifier) -> float:

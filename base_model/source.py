@@ -11,22 +11,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from base_model.checkpoint import as_float, read_checkpoint
+from base_model.checkpoint import read_checkpoint
 from base_model.encoder import EncoderClassifier
 from base_model.families import Family, family_of
+from base_model.headed_source import (
+    COMPLETE,
+    check_plain,
+    check_stated,
+    config_of,
+    fitted,
+    labels_of,
+    rows_of,
+    shapes_of,
+)
 from base_model.places import CONFIG, Place, check_texts, locate
 from base_model.pooling import Choice, Pooling, choose
-from base_model.source_files import check_classes, first_line, read_object
+from base_model.source_files import read_object
 from base_model.source_tokenizer import tokenizer_text
 from protocol.errors import ArtefactError
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
-COMPLETE = "fetch a complete checkpoint"
 # What shapes do not show, so that a default would go unnoticed; Hugging Face's names and DistilBERT's.
 STATED = (
     ("hidden_size", "dim"),
@@ -63,7 +71,7 @@ def load_source(source: str, *, pooling: str) -> Source:
     check_texts(place)
     encoder, outside = _apart(read_checkpoint(place.model), family)
     choice = choose(pooling, place, config, family, outside)
-    labels = _labels(source, config, outside[f"{family.out}.weight"]) if choice.head else None
+    labels = labels_of(source, config, outside[f"{family.out}.weight"]) if choice.head else None
     tensors = _tensors(source, config, family, choice, encoder, outside)
     rows = tensors[_embeddings(family)].shape[0]
     return Source(
@@ -86,12 +94,7 @@ def _config(place: Place) -> tuple[PretrainedConfig, Family]:
         raise ArtefactError(f"{path}: there is no `model_type`", "save the model with transformers")
     family = family_of(model_type, source=place.name)
     _check_document(place.name, document)
-    try:
-        config = AutoConfig.for_model(**document)
-    except Exception as error:  # its checks raise types of their own
-        raise ArtefactError(
-            f"{path}: transformers does not take it: {first_line(error)}", "correct it"
-        ) from None
+    config = config_of(path, document)
     pad = config.pad_token_id
     if family.counts_pads and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
         raise ArtefactError(
@@ -110,22 +113,8 @@ def _config(place: Place) -> tuple[PretrainedConfig, Family]:
 
 def _check_document(source: str, document: dict[str, Any]) -> None:
     """What would be guessed, ignored or asked for is refused. Raises ArtefactError."""
-    for names in STATED:
-        if not any(isinstance(document.get(name), int) for name in names):
-            raise ArtefactError(
-                f"{source}: {CONFIG} does not say `{names[0]}`, which would be guessed",
-                "take the config.json that belongs to the checkpoint",
-            )
-    check_classes(source, document)
-    if document.get("quantization_config") or document.get("compression_config"):
-        raise ArtefactError(
-            f"{source}: the checkpoint is quantised already",
-            "name the model as it was before; fedge quantises by itself",
-        )
-    if document.get("auto_map"):
-        raise ArtefactError(
-            f"{source}: it needs code of its own (`auto_map`)", "use a model that does not"
-        )
+    check_stated(source, document, STATED)
+    check_plain(source, document)
     if document.get("position_embedding_type", "absolute") != "absolute":
         raise ArtefactError(
             f"{source}: positions of the type {document['position_embedding_type']!r}",
@@ -167,61 +156,19 @@ def _tensors(
     for layer, path in layers:
         for kind in ("weight", "bias"):
             there[f"{path}.{kind}"] = outside[f"{layer}.{kind}"]
-    shapes = _shapes(source, config, choice, there.get("classifier.weight"))
+    head = there.get("classifier.weight")
+    labels = 2 if head is None else rows_of(head)
+    shapes = shapes_of(
+        source, lambda: EncoderClassifier(config, pooling=choice.pooling, labels=labels)
+    )
     if not choice.head:
         shapes = {k: v for k, v in shapes.items() if not k.startswith("classifier.")}
-    _check_names(source, shapes, there)
-    for name, shape in shapes.items():
-        if tuple(there[name].shape) != shape:
-            raise ArtefactError(
-                f"{source}: {name} is {tuple(there[name].shape)} in the checkpoint, and by "
-                f"{CONFIG} {shape}",
-                "take the config.json that belongs to the checkpoint",
-            )
-    return {name: as_float(name, there[name], source=source) for name in shapes}
+    return fitted(source, shapes, there, without=BUFFERS, lacking=_lacking)
 
 
-def _check_names(source: str, shapes: dict[str, tuple[int, ...]], there: dict[str, Tensor]) -> None:
-    if absent := sorted(set(shapes) - set(there)):
-        dense = all("pooler." in name for name in absent)
-        raise ArtefactError(
-            f"{source}: the checkpoint lacks {', '.join(absent[:3])} ({len(absent)} tensors in all)",
-            "pass --pooling mean or cls" if dense else COMPLETE,
-        )
-    odd = sorted(name for name in set(there) - set(shapes) if not name.endswith(BUFFERS))
-    if odd:
-        raise ArtefactError(
-            f"{source}: the checkpoint has {odd[0]}, for which its {CONFIG} has no place "
-            f"({len(odd)} tensors in all)",
-            "take the config.json that belongs to the checkpoint",
-        )
-
-
-def _shapes(
-    source: str, config: PretrainedConfig, choice: Choice, head: Tensor | None
-) -> dict[str, tuple[int, ...]]:
-    """The model's parameters; nothing is allocated."""
-    labels = 2 if head is None else head.shape[0]
-    try:
-        with torch.device("meta"):
-            model = EncoderClassifier(config, pooling=choice.pooling, labels=labels)
-    except Exception as error:  # whatever a config can make a constructor do
-        raise ArtefactError(
-            f"{source}: its {CONFIG} gives no model: {first_line(error)}", "correct it"
-        ) from None
-    return {name: tuple(value.shape) for name, value in model.named_parameters()}
-
-
-def _labels(source: str, config: PretrainedConfig, weight: Tensor) -> list[str]:
-    """Names of the head's labels in the order of the logits. Raises ArtefactError."""
-    names = dict(config.id2label or {})
-    count = weight.shape[0] if weight.ndim else 0
-    if sorted(names) != list(range(count)):
-        raise ArtefactError(
-            f"{source}: the head has {count} labels, {CONFIG} names {len(names)}",
-            "take the config.json that belongs to the checkpoint",
-        )
-    return [str(names[index]) for index in range(count)]
+def _lacking(absent: list[str]) -> str:
+    dense = all("pooler." in name for name in absent)
+    return "pass --pooling mean or cls" if dense else COMPLETE
 
 
 def _embeddings(family: Family) -> str:

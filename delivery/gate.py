@@ -320,10 +320,10 @@ def _verify_compared(case: _Case, report: Audited) -> None:
     if report.size <= max(case.leaf.adapter, case.index):
         raise _failed(f"it covers {report.size} leaves, not the release, leaf {case.index}")
     for index in range(case.index + 1, report.size):
-        own = decode_leaf(case.copy.entries[case.index])
         later = decode_leaf(case.copy.entries[index])
-        same_round = isinstance(later.leaf, Release) and later.leaf.round == case.leaf.round
-        if same_round and later.subjects != own.subjects:
+        if not isinstance(later.leaf, Release) or later.leaf.round != case.leaf.round:
+            continue
+        if later.subjects != decode_leaf(case.copy.entries[case.index]).subjects:
             raise _failed(
                 f"it compared leaf {index}, which replaced this release, leaf {case.index}"
             )

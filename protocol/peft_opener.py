@@ -115,9 +115,9 @@ def _from_within(members):
             narrow = member["feedforward_modules"]
             wide = [path for path in member["target_modules"] if path not in narrow]
             for place, paths, inputs in (("IA3", wide, []), ("NARROW", narrow, narrow)):
-                of_it = {"target_modules": paths, "feedforward_modules": inputs}
+                part = {"target_modules": paths, "feedforward_modules": inputs}
                 if paths:
-                    placed.append((order.index(place), number, {**member, **of_it}))
+                    placed.append((order.index(place), number, {**member, **part}))
         else:
             place = order.index(kind) if kind in order else len(order)
             placed.append((place, number, member))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from base_model.encoder import HeadedModel, linears_within
+from base_model.encoder import HeadedModel
 from base_model.images.families import FAMILIES
 
 
@@ -27,17 +27,13 @@ class ImageClassifier(HeadedModel):
         super().__init__(config)
         self.family = FAMILIES[config.model_type]
         self.prefix = self.base_model_prefix = self.family.prefix
+        self.layers = self.family.layers
         self.config.num_labels = labels
         encoder = AutoModel.from_config(
             config, attn_implementation=attention or "sdpa", add_pooling_layer=False
         )
         self.add_module(self.prefix, encoder)
         self.classifier = nn.Linear(config.hidden_size, labels)
-
-    @property
-    def linears(self) -> dict[str, nn.Linear]:
-        """See :class:`HeadedModel`."""
-        return linears_within(self, self.prefix, self.family.layers)
 
     def get_input_embeddings(self) -> nn.Module:
         """What makes vectors of patches."""

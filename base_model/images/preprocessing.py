@@ -1,7 +1,8 @@
 """What a source's ``preprocessor_config.json`` says becomes of an image. (P-1.15)
 
-What it leaves out would be guessed, as transformers does by the class that opens it, and what it does beyond
-this would be left out: both are refused, and classes that do something else.
+Numbers that it leaves out would be guessed, as transformers does by the class that opens it, and steps beyond
+these would be left out: both are refused, and classes that do something else. Stretching, scaling and
+normalising are done where it does not say so, as both classes do.
 """
 
 from __future__ import annotations

@@ -5,32 +5,40 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from base_model.checkpoint import as_float, read_checkpoint
+from base_model.checkpoint import read_checkpoint
+from base_model.headed_source import (
+    COMPLETE,
+    check_plain,
+    check_stated,
+    config_of,
+    fitted,
+    labels_of,
+    shapes_of,
+)
 from base_model.images.classifier import ImageClassifier
 from base_model.images.families import ImageFamily, image_family_of, sides
 from base_model.images.preprocessing import read_preprocessing
 from base_model.places import CONFIG, Place, check_texts, locate
-from base_model.source_files import check_classes, first_line, read_object
+from base_model.source_files import read_object
 from protocol.errors import ArtefactError
 from protocol.image_manifest import Pixels
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 # What shapes do not show, so that a default would go unnoticed.
 STATED = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("image_size", "patch_size", "num_channels"),
+    *(("hidden_size",), ("num_hidden_layers",), ("num_attention_heads",)),
+    ("num_channels",),
 )
+SIZES = (("image_size",), ("patch_size",))  # numbers, or pairs
 # Names in checkpoints to those of the model; transformers 5 still writes the old ones.
 RENAMED = (
     (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda found: f".attention.{found[1][0]}_proj."),
+    (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
@@ -68,12 +76,18 @@ def load_images(source: str) -> ImageSource:
     tensors = {f"{family.prefix}.{name}": value for name, value in encoder.items()}
     if has_head:
         tensors |= {name: outside[name] for name in ("classifier.weight", "classifier.bias")}
-    labels = _labels(place.name, config, tensors) if has_head else None
+    labels = None
+    if has_head:
+        labels = labels_of(place.name, config, tensors["classifier.weight"])
+    count = len(labels) if labels else 2
+    shapes = shapes_of(place.name, lambda: ImageClassifier(config, labels=count))
+    if not has_head:
+        shapes = {name: s for name, s in shapes.items() if not name.startswith("classifier.")}
     return ImageSource(
         name=source,
         config=config,
         family=family,
-        tensors=_checked(place.name, config, tensors, has_head),
+        tensors=fitted(place.name, shapes, tensors),
         labels=labels,
         pixels=pixels,
         reasons=(reason,),
@@ -94,13 +108,10 @@ def _config(place: Place) -> tuple[PretrainedConfig, ImageFamily]:
     path = place.model / CONFIG
     document = read_object(path)
     family = image_family_of(str(document.get("model_type")), source=place.name)
-    _check_document(path, document)
-    try:
-        config = AutoConfig.for_model(**document)
-    except Exception as error:  # its checks raise types of their own
-        raise ArtefactError(
-            f"{path}: transformers does not take it: {first_line(error)}", "correct it"
-        ) from None
+    check_stated(place.name, document, STATED)
+    check_stated(place.name, document, SIZES, kinds=(int, list))
+    check_plain(place.name, document)
+    config = config_of(path, document)
     try:
         image, patch = sides(config.image_size), sides(config.patch_size)
     except (ValueError, TypeError):
@@ -114,26 +125,6 @@ def _config(place: Place) -> tuple[PretrainedConfig, ImageFamily]:
             f"{path}: images of {config.num_channels} channels are not read", "use one with 1 or 3"
         )
     return config, family
-
-
-def _check_document(path: Path, document: dict[str, Any]) -> None:
-    """What would be guessed, or asked for, is refused. Raises ArtefactError."""
-    for name in STATED:
-        if name not in document:
-            raise ArtefactError(
-                f"{path}: it does not say `{name}`, which would be guessed",
-                "take the config.json that belongs to the checkpoint",
-            )
-    check_classes(str(path), document)
-    if document.get("quantization_config") or document.get("compression_config"):
-        raise ArtefactError(
-            f"{path}: the checkpoint is quantised already",
-            "name the model as it was before; fedge quantises by itself",
-        )
-    if document.get("auto_map"):
-        raise ArtefactError(
-            f"{path}: it needs code of its own (`auto_map`)", "use a model that does not"
-        )
 
 
 def _apart(
@@ -164,53 +155,10 @@ def _has_head(
             if tensor not in outside:
                 raise ArtefactError(
                     f"{name}: it is a {family.own}, and the checkpoint lacks {tensor}",
-                    "fetch a complete checkpoint, or pass the encoder alone",
+                    f"{COMPLETE}, or pass the encoder alone",
                 )
         return True, "the source's own head and the names of its labels are kept"
     if outside:
         kind = kinds[0] if kinds else "a model of unknown kind"
         return False, f"left out: {min(outside)} and what belongs to it ({kind})"
     return False, "the source has no head: adapters bring one"
-
-
-def _labels(name: str, config: PretrainedConfig, tensors: dict[str, Tensor]) -> list[str]:
-    """Names of the head's labels in the order of the logits. Raises ArtefactError."""
-    count, names = len(tensors["classifier.weight"]), dict(config.id2label or {})
-    if sorted(names) != list(range(count)):
-        raise ArtefactError(
-            f"{name}: the head has {count} labels, {CONFIG} names {len(names)}",
-            "take the config.json that belongs to the checkpoint",
-        )
-    return [str(names[index]) for index in range(count)]
-
-
-def _checked(
-    name: str, config: PretrainedConfig, tensors: dict[str, Tensor], has_head: bool
-) -> dict[str, Tensor]:
-    """The model's parameters, each there, of its shape, in float32. Raises ArtefactError."""
-    try:
-        with torch.device("meta"):
-            labels = len(tensors["classifier.weight"]) if has_head else 2
-            model = ImageClassifier(config, labels=labels)
-    except Exception as error:  # whatever a config can make a constructor do
-        raise ArtefactError(
-            f"{name}: its {CONFIG} gives no model: {first_line(error)}", "correct it"
-        ) from None
-    shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
-    if not has_head:
-        shapes = {key: s for key, s in shapes.items() if not key.startswith("classifier.")}
-    remedy = "take the config.json that belongs to the checkpoint"
-    if absent := sorted(shapes.keys() - tensors.keys()):
-        raise ArtefactError(
-            f"{name}: the checkpoint lacks {absent[0]} ({len(absent)} tensors in all)",
-            "fetch a complete checkpoint",
-        )
-    if odd := sorted(tensors.keys() - shapes.keys()):
-        raise ArtefactError(
-            f"{name}: the checkpoint has {odd[0]}, for which its {CONFIG} has no place", remedy
-        )
-    for key, shape in shapes.items():
-        if tuple(tensors[key].shape) != shape:
-            there = tuple(tensors[key].shape)
-            raise ArtefactError(f"{name}: {key} is {there}, and by {CONFIG} {shape}", remedy)
-    return {key: as_float(key, tensors[key], source=name) for key in shapes}

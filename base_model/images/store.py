@@ -58,9 +58,9 @@ def open_headed(
     matmul_dtype: torch.dtype | None = None,
 ) -> OpenBase | OpenImages:
     """A base whose answers are a head's, of texts or of images. Raises ArtefactError."""
-    images = isinstance(read_manifest(folder), ImageManifest)
-    open_one = open_images if images else open_base
-    return open_one(folder, labels=labels, verify=verify, matmul_dtype=matmul_dtype)
+    if isinstance(read_manifest(folder), ImageManifest):
+        return open_images(folder, labels=labels, verify=verify, matmul_dtype=matmul_dtype)
+    return open_base(folder, labels=labels, verify=verify, matmul_dtype=matmul_dtype)
 
 
 def _empty(config: Any, manifest: ImageManifest, labels: int) -> ImageClassifier:

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from protocol.decoder_manifest import WritingManifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.forms import SCALE, SHIFT, UP
 from protocol.frozen_linears import FrozenLinears
@@ -28,7 +27,7 @@ from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Constants, Free, Remark
 from protocol.methods.lora import LORA_A, LORA_B, A, B, PlainFactors, RankSettings, positive
-from protocol.methods.targets import slot_remarks, target_linears
+from protocol.methods.targets import scale_remarks, target_linears
 
 MAGNITUDE = "lora_magnitude_vector"
 END, GAIN, BIAS = f".{MAGNITUDE}", ".gain", ".bias"
@@ -74,16 +73,8 @@ class Dora(PlainFactors[DoraSettings]):
 
     def remarks(self, settings: DoraSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """Also a base without scales of linears, and targets that have none of outputs."""
-        if isinstance(manifest, WritingManifest):
-            cause = f"bases that write text have no scales, which `{self.name}` fills"
-            yield "error", "adapter.method", cause, "train `lora`"
+        if not (yield from scale_remarks(self.name, settings, manifest)):
             return
-        yield from slot_remarks(
-            settings,
-            manifest,
-            SCALE,
-            "build the base with `--scales`, in an experiment `base.scales = true`",
-        )
         yield from (
             said for said in super().remarks(settings, manifest) if said[1] == "adapter.rank"
         )

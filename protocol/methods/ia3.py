@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.decoder_manifest import WritingManifest
 from protocol.forms import SCALE
 from protocol.initial import ONES
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
 from protocol.methods.base import Constants, Free, Method, Remark
-from protocol.methods.targets import ChosenLinears, TargetSettings, slot_remarks, target_linears
+from protocol.methods.targets import ChosenLinears, TargetSettings, scale_remarks, target_linears
 
 PART = "ia3_l"
 END = f".{PART}"
@@ -56,17 +55,7 @@ class Ia3(Method[Ia3Settings]):
 
     def remarks(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base whose graph has no scales of linears."""
-        if isinstance(manifest, WritingManifest):
-            cause = f"bases that write text have no scales, which `{self.name}` fills"
-            remedy = "train an adapter of linears, such as `lora`"
-            yield "error", "adapter.method", cause, remedy
-            return
-        yield from slot_remarks(
-            settings,
-            manifest,
-            SCALE,
-            "build the base with `--scales`, in an experiment `base.scales = true`",
-        )
+        yield from scale_remarks(self.name, settings, manifest)
 
     def forms(self, tensors: Mapping[str, Any], constants: Constants) -> dict[str, Any]:
         """(features,) each."""

@@ -7,7 +7,9 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
+from protocol.decoder_manifest import WritingManifest
 from protocol.errors import PlanError
+from protocol.forms import SCALE
 from protocol.manifest import BaseManifest, Linear
 from protocol.methods.base import Remark, Settings, remark_of
 from protocol.section import Layers, Targets
@@ -143,6 +145,19 @@ def slot_remarks(
     if lacking and (all_of_them or len(lacking) == len(paths)):
         cause = f"the base's graph has no {end.removeprefix('.')} for {lacking[0]}"
         yield "error", "adapter.method", cause, remedy
+
+
+def scale_remarks(
+    method: str, settings: TargetSettings, manifest: BaseManifest
+) -> Generator[Remark, None, bool]:
+    """Of a method that fills scales of linears, on a base without them; whether the base may have some."""
+    if isinstance(manifest, WritingManifest):
+        cause = f"bases that write text have no scales, which `{method}` fills"
+        yield "error", "adapter.method", cause, "train an adapter of linears, such as `lora`"
+        return False
+    remedy = "build the base with `--scales`, in an experiment `base.scales = true`"
+    yield from slot_remarks(settings, manifest, SCALE, remedy)
+    return True
 
 
 def _adapted(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from base_model import source_files
-from base_model.images.preprocessing import read_preprocessing
 from client.control_variates import Correction
 from client.kept_controls import FileControls
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.sessions import FileSession
-from protocol.image_manifest import Pixels
 from protocol.recipe import Recipe
 from protocol.rows.conversations import (
     read_chats,
@@ -25,11 +21,8 @@ from protocol.rows.conversations import (
     read_plain,
     read_sources,
 )
-from protocol.rows.images import read_image_paths, read_image_rows, read_input, read_pixels
-from protocol.rows.read import any_label
 from protocol.secagg.session import Session
 from server.history import HISTORY, read_history
-from tests.image_models import preprocessing
 from tests.properties.decoders.rows import (
     Decoder,
     json_line,
@@ -41,7 +34,7 @@ from tests.unit.audit.runs import small_manifest
 
 
 def client(world: World) -> dict[str, Decoder]:
-    return _session(world) | _memories(world) | _files(world) | _rows(world)
+    return _session(world) | _memories(world) | _files(world) | _rows(world) | _conversations(world)
 
 
 def _session(world: World) -> dict[str, Decoder]:
@@ -119,24 +112,6 @@ def _files(world: World) -> dict[str, Decoder]:
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "there"}]
 
 
-PIXELS_OF_TESTS = Pixels(
-    channels=1,
-    resized=(4, 4),
-    resampling="bilinear",
-    height=4,
-    width=4,
-    scale=1 / 255,
-    mean=(0.5,),
-    std=(0.5,),
-)
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), 7).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _rows(world: World) -> dict[str, Decoder]:
     label = world.plan.task.labels[0]
     rows = json_line({"text": "hi", "label": label})
@@ -154,33 +129,11 @@ def _rows(world: World) -> dict[str, Decoder]:
             read=of_file(world.folder / "rows.parquet", lambda path: world.plan.task.rows(path)),
             seeds=(parquet({"text": ["hi"], "label": [label]}),),
         ),
-        "protocol.rows.images:read_image_rows": Decoder(
-            read=of_file(
-                world.folder / "images.jsonl",
-                lambda path: read_image_rows(path, image="i", target="l", check=any_label),
-            ),
-            seeds=(json_line({"i": "a.png", "l": "x"}),),
-        ),
-        "protocol.rows.images:read_image_paths": Decoder(
-            read=of_file(world.folder / "paths.jsonl", lambda path: read_image_paths(path, "i")),
-            seeds=(json_line({"i": "a.png"}),),
-        ),
-        "protocol.rows.images:read_pixels": Decoder(
-            read=lambda data: read_pixels(data, PIXELS_OF_TESTS, place="x"),
-            seeds=(png(),),
-        ),
-        "protocol.rows.images:read_input": Decoder(
-            read=lambda data: read_input([data], PIXELS_OF_TESTS), seeds=(png(),)
-        ),
-        "base_model.images.preprocessing:read_preprocessing": Decoder(
-            read=of_file(
-                world.folder / "preprocessor_config.json",
-                lambda path: read_preprocessing(
-                    path.parent, family="vit", channels=3, size=(12, 12)
-                ),
-            ),
-            seeds=(json_line(preprocessing()),),
-        ),
+    }
+
+
+def _conversations(world: World) -> dict[str, Decoder]:
+    return {
         "protocol.rows.conversations:read_chats": Decoder(
             read=of_file(world.folder / "chats.jsonl", lambda path: read_chats(path, "messages")),
             seeds=(json_line({"messages": CHAT}),),

@@ -10,13 +10,14 @@ from tests.properties.decoders.delivery import delivery
 from tests.properties.decoders.device import device
 from tests.properties.decoders.documents import documents
 from tests.properties.decoders.enrolment import enrolment
+from tests.properties.decoders.images import images
 from tests.properties.decoders.log import log
 from tests.properties.decoders.messages import messages
 from tests.properties.decoders.operations import operations
 from tests.properties.decoders.rows import Decoder
 from tests.properties.decoders.world import World
 
-TABLES = (documents, log, messages, enrolment, delivery, device, client, operations)
+TABLES = (documents, log, messages, enrolment, delivery, device, client, images, operations)
 
 
 def registry(world: World) -> dict[str, Decoder]:

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from audit.log_copy import Trust
+from audit.releases import UNREAD
 from audit.sources import Folder
 from audit.verify import audit
 from base_model.weights_file import tensor_entry
@@ -48,6 +49,15 @@ def test_without_a_base_it_is_left_open_by_name(run: Path) -> None:
     (left,) = report.rounds[-1].unverified
     assert "adapter.onnx_adapter: what `dora` does hangs on weights of the base" in left.what
     assert "--base" in left.what
+
+
+def test_a_base_without_weights_leaves_it_open_too(run: Path, tmp_path: Path) -> None:
+    """What an auditor has at home is no fault of the run."""
+    report = audit(Folder(run), Trust(), weights=tmp_path)
+    assert report.verdict == "ok"
+    (left,) = report.rounds[-1].unverified
+    assert "weights.safetensors cannot be read: No such file" in left.what
+    assert left.leaves == UNREAD
 
 
 def test_with_one_it_is_what_the_published_tensors_give(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from base_model.build import _model_of, build_base
+from base_model.build import build_base, model_of
 from base_model.checkpoint import read_checkpoint
 from base_model.families import REFUSED
 from base_model.source import load_source
@@ -75,11 +75,11 @@ def test_every_tensor_that_would_be_drawn_anew_is_named(tmp_path: Path, family: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tensor_that_nothing_brings_ends_the_conversion(tmp_path: Path, family: str) -> None:
     loaded = load_source(str(write_source(tmp_path / "source", family=family)), pooling="mean")
-    _model_of(loaded)
+    model_of(loaded)
     for name in loaded.tensors:
         rest = {key: value for key, value in loaded.tensors.items() if key != name}
         with pytest.raises(ArtefactError, match="no adapter would bring it") as refused:
-            _model_of(replace(loaded, tensors=rest))
+            model_of(replace(loaded, tensors=rest))
         assert name in refused.value.cause
 
 

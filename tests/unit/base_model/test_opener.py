@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from base_model.build import _model_of, build_base
+from base_model.build import build_base, model_of
 from base_model.peft_folder import read_note
 from base_model.release import edge_session, open_peft, release_adapter
 from base_model.source import load_source
@@ -102,7 +102,7 @@ def edge_logits(case: Case) -> np.ndarray:
 def float_logits(case: Case) -> np.ndarray:
     """The adapter on the source's own weights, by fedge."""
     opened = open_base(case.base, labels=3)
-    model = _model_of(load_source(str(case.source), pooling="auto"))
+    model = model_of(load_source(str(case.source), pooling="auto"))
     model.classifier = torch.nn.Linear(32, 3)
     opened.tokenizer.enable_truncation(16)
     encoded = opened.tokenizer.encode_batch(TEXTS)

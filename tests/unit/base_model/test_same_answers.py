@@ -37,13 +37,13 @@ TASK = "sequence-classification"
 
 def identity(source: str, *, pooling: str = "auto") -> dict[str, object]:
     """Everything that a fingerprint is made of, without exporting a graph."""
-    from base_model.build import _model_of
+    from base_model.build import model_of
     from base_model.quantised import config_text
     from base_model.source import load_source
 
     loaded = load_source(source, pooling=pooling)
     parts: dict[str, object] = {
-        name: value.numpy().tobytes() for name, value in _model_of(loaded).named_parameters()
+        name: value.numpy().tobytes() for name, value in model_of(loaded).named_parameters()
     }
     return parts | {
         "config": config_text(loaded.config, loaded.labels),
