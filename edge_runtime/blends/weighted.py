@@ -3,8 +3,9 @@
 A blend's low-rank change of a linear is the weighted sum of its parts' changes, its shifts are weighted sums
 and its scales ``1 + sum of weight * (scale - 1)``; units of bottlenecks stand side by side. What a part
 leaves out changes nothing, and counts so. A linear gives ``scale * (x W^T + bias + shift)``: two of them have
-no sum of that form, so where a linear has both, they are one part's, as it is. A head is a whole, no change
-of one; its weighted sum is on the parts' scale only where weights sum to 1.
+no sum of that form, so where a linear has both, they are one part's, as it is. One with fewer outputs than
+inputs scales what it reads, also what factors read: those of a part are scaled to read what they read there. A
+head is a whole, no change of one; its weighted sum is on the parts' scale only where weights sum to 1.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def blended(parts: Sequence[Weighted], linears: Sequence[Linear]) -> Tensors:
     tensors: Tensors = {}
     for linear in linears:
         pairs = [
-            (part.weight, part.tensors[linear.path + DOWN], part.tensors[linear.path + UP])
+            (part.weight, _down(part, parts, linear), part.tensors[linear.path + UP])
             for part in parts
             if linear.path + DOWN in part.tensors
         ]
@@ -75,6 +76,24 @@ def blended(parts: Sequence[Weighted], linears: Sequence[Linear]) -> Tensors:
         if not np.isfinite(value).all():
             raise ArtefactError(f"{name} of the blend is beyond float32", "give smaller weights")
     return tensors
+
+
+def _down(part: Weighted, parts: Sequence[Weighted], linear: Linear) -> Array:
+    """(in, r): a part's first factor, to read in the blend what it reads in that part. Raises DataError."""
+    name, down = linear.path + SCALE, part.tensors[linear.path + DOWN]
+    if not linear.narrows or not any(name in each.tensors for each in parts):
+        return down
+    own = part.tensors.get(name, np.ones(len(down), np.float32)).astype(np.float64)
+    whole = _sum(name, parts).astype(np.float64)
+    reads = own[:, None] * down
+    lost = (whole == 0) & reads.any(axis=1)
+    if lost.any():
+        raise DataError(
+            f"{part.source}: {linear.path} would read nothing of input {int(np.argmax(lost))}, which this "
+            "adapter reads",
+            "give the adapters with scales (`ia3`) other weights",
+        )
+    return _single(reads / np.where(whole == 0, 1.0, whole)[:, None])
 
 
 def low_rank_sum(pairs: Sequence[tuple[float, Array, Array]]) -> tuple[Array, Array]:

@@ -128,9 +128,12 @@ def outputs(linear: Linear, tensors: Tensors, rows: npt.NDArray[Any]) -> npt.NDA
     """What a linear without a bias, its weights ones, gives of ``rows`` (n, in). (P-1.11)"""
     scale, shift = tensors.get("a.scale", 1.0), tensors.get("a.shift", 0.0)
     ones = np.ones((linear.in_features, linear.out_features))
+    read = scale * rows if linear.narrows else rows
     result: npt.NDArray[Any] = (
-        (scale * rows) @ ones + shift if linear.narrows else scale * (rows @ ones + shift)
+        read @ ones + shift if linear.narrows else scale * (rows @ ones + shift)
     )
+    if "a.lora_A" in tensors:
+        result = result + read @ tensors["a.lora_A"].astype(np.float64) @ tensors["a.lora_B"]
     return result
 
 
@@ -162,6 +165,43 @@ def test_a_linear_with_scale_and_shift_is_summed_only_where_that_is_the_sum(
         return
     tensors = blended(parts, [linear])
     np.testing.assert_allclose(outputs(linear, tensors, rows), plain + change, atol=1e-4)
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_factors_read_in_a_blend_what_they_read_alone(data: st.DataObject, seed: int) -> None:
+    """Where inputs are scaled, by the part that has them, by another, by several; or it is refused."""
+    rng = np.random.default_rng(seed)
+    linear = Linear(path="a", in_features=5, out_features=3)
+    parts = []
+    for number in range(data.draw(st.integers(1, 3))):
+        tensors = {}
+        if data.draw(st.booleans()):
+            tensors["a.scale"] = rng.uniform(0.5, 2, 5).astype(np.float32)
+            if data.draw(st.booleans()):
+                tensors["a.scale"][2] = 0.0
+        if data.draw(st.booleans()):
+            tensors["a.lora_A"] = rng.normal(size=(5, 2)).astype(np.float32)
+            tensors["a.lora_B"] = rng.normal(size=(2, 3)).astype(np.float32)
+        weight = data.draw(st.sampled_from([1.0, 0.5, 0.25]))
+        parts.append(Weighted(source=f"part {number}", weight=weight, tensors=tensors))
+    rows = rng.normal(size=(4, 5))
+    plain = outputs(linear, {}, rows)
+    change = sum(part.weight * (outputs(linear, part.tensors, rows) - plain) for part in parts)
+    scales = [
+        part.weight * (part.tensors["a.scale"] - 1) for part in parts if "a.scale" in part.tensors
+    ]
+    if scales and np.float32(1 + sum(scales)[2]) == 0 and any(_reads(part, 2) for part in parts):
+        with pytest.raises(DataError, match="would read nothing of input 2"):
+            blended(parts, [linear])
+        return
+    tensors = blended(parts, [linear])
+    np.testing.assert_allclose(outputs(linear, tensors, rows), plain + change, atol=1e-3)
+
+
+def _reads(part: Weighted, row: int) -> bool:
+    """Whether a part's factors read an input."""
+    scale = part.tensors.get("a.scale", np.ones(5, np.float32))
+    return "a.lora_A" in part.tensors and bool(scale[row])
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
