@@ -4,8 +4,8 @@ A blend's low-rank change of a linear is the weighted sum of its parts' changes,
 and its scales ``1 + sum of weight * (scale - 1)``; units of bottlenecks stand side by side. What a part
 leaves out changes nothing, and counts so. A linear gives ``scale * (x W^T + bias + shift)``: two of them have
 no sum of that form, so where a linear has both, they are one part's, as it is. One with fewer outputs than
-inputs scales what it reads, also what factors read: those of a part are scaled to read what they read there. A
-head is a whole, no change of one; its weighted sum is on the parts' scale only where weights sum to 1.
+inputs scales what it reads, also what factors read: those of a part are scaled to read what they read there.
+A head is a whole, no change of one; its weighted sum is on the parts' scale only where weights sum to 1.
 """
 
 from __future__ import annotations
