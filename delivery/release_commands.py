@@ -14,6 +14,7 @@ from rich.console import Console
 from protocol.errors import ArtefactError, DataError, FedgeError
 from protocol.methods import method_of
 from protocol.plan import Plan
+from protocol.rows.measured import measured_rows
 from protocol.rows.read import Text
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _measure_and_log(
             store,
             plan,
             note.round,
-            rows=rows.read_bytes(),
+            rows=measured_rows(rows, held_out.texts),
             metrics={plan.task.QUALITY.name: quality},
             log_key=key,
             witnesses=cosigners,

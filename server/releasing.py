@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import ArtefactError, FedgeError, ProofError
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ParityError
 from protocol.plan import Plan
-from protocol.transparency.leaf_codec import decode_leaf, sha256
+from protocol.rows.measured import MeasuredRows
+from protocol.transparency.leaf_codec import decode_leaf
 from protocol.transparency.leaves import Adapter, Evaluation, Release
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import policy_of
@@ -42,7 +43,7 @@ def log_release(
     plan: Plan,
     number: int,
     *,
-    rows: bytes,
+    rows: MeasuredRows,
     metrics: Mapping[str, float],
     log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
@@ -50,10 +51,9 @@ def log_release(
     """Log round ``number``'s released files and how good they are; the path of the passport.
 
     ``store`` is held since before the files were written: no coordinator is at the run, and no auditor is
-    shown files for long that the log does not know. ``rows`` is the file they were measured on (only its
-    digest is logged), ``metrics`` are shares, ``log_key`` the log's where the run has none of its own. Raises
-    ArtefactError for a round that is not published or not released, ProofError without the plan's
-    quorum of witnesses.
+    shown files for long that the log does not know. ``rows`` are those that they were measured on,
+    ``metrics`` are shares, ``log_key`` is the log's where the run has none of its own. Raises ArtefactError
+    for a round that is not published or not released, ProofError without the plan's quorum of witnesses.
     """
     log = open_log(store, plan, log_key)
     folder = store.folder / "rounds" / f"{number:04d}" / ADAPTER
@@ -77,7 +77,7 @@ def log_release(
 
 
 def _release_leaf(
-    log: RunLog, folder: Path, number: int, rows: bytes, metrics: Mapping[str, float]
+    log: RunLog, folder: Path, number: int, rows: MeasuredRows, metrics: Mapping[str, float]
 ) -> int:
     """The index of the leaf about these very files; written when there is none, or none with metrics."""
     adapters = log.find(Adapter, round=number)
@@ -98,8 +98,8 @@ def _release_leaf(
     leaves, evaluation = [], next(reversed(log.find(Evaluation, round=number)), None)
     if metrics:
         thousandths = {name: round(1000 * value) for name, value in sorted(metrics.items())}
-        leaf = Evaluation(round=number, rows=rows.count(b"\n"), metrics=thousandths)
-        said = log.write(leaf, {"rows": sha256(rows)})
+        leaf = Evaluation(round=number, rows=rows.count, metrics=thousandths)
+        said = log.write(leaf, {"rows": rows.digest})
         if evaluation is None or log.entry(evaluation) != said:  # the same is not told twice
             leaves, evaluation = [said], log.size
     release = Release(round=number, adapter=adapters[-1], eval=evaluation)

@@ -15,6 +15,7 @@ from protocol.tasks.classification import Labelled
 from simulations.experiment import Experiment
 
 NAMED = 5  # labels that a line names
+NEAR = 0.005  # as a share is written
 
 
 def findings_of(
@@ -30,6 +31,13 @@ def _rows(experiment: Experiment, plan: Plan, train: Table, test: Table) -> Iter
     if isinstance(plan.task, Labelled):
         yield from _labels(plan.task.labels, train, test)
     asked, clients = plan.rounds * plan.cohort.size, experiment.population.clients
+    share = min(1.0, plan.cohort.size / clients)
+    if plan.local.scaffold and abs(plan.local.scaffold - share) > NEAR:
+        yield _warning(
+            "plan.local.scaffold",
+            f"it is {plan.local.scaffold:g}, and a round asks {share:.3g} of all clients",
+            f"write {share:.3g}: it is the share that a round asks",
+        )
     if asked < clients:
         yield _warning(
             "plan.cohort.size",

@@ -27,6 +27,7 @@ from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.rows.measured import measured_rows
 from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
 from server.releasing import log_release, note_refusal
@@ -278,7 +279,7 @@ def _release_round(
             store,
             plan,
             number,
-            rows=prepared.test_file.read_bytes(),
+            rows=measured_rows(prepared.test_file, rows.texts),
             metrics={**({name: measured[number]} if number in measured else {}), **beside},
         )
 

@@ -82,7 +82,7 @@ def read_pixels(picture: Picture, pixels: Pixels, *, place: str) -> Bytes:
     """
     if isinstance(picture, RowImage):
         return read_pixels(picture.path, pixels, place=picture.place)
-    data = picture if isinstance(picture, bytes) else _file(picture, place)
+    data = picture if isinstance(picture, bytes) else image_bytes(picture, place=place)
     if len(data) > MOST_FILE:
         raise _odd(place, f"its image has more than {MOST_FILE} bytes")
     pillow = load_pillow()
@@ -135,7 +135,8 @@ def verify_pictures(items: Sequence[object]) -> None:
         )
 
 
-def _file(path: Path, place: str) -> bytes:
+def image_bytes(path: Path, *, place: str) -> bytes:
+    """An image's file; ``place`` is where a row names it. Raises DataError."""
     try:
         return read_regular(path, most=MOST_FILE)
     except OSError as error:

@@ -35,7 +35,7 @@ from server.rounds import deal_groups
 from server.store import RunStore
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.runs import ONE_ROW, Sites, make_run, small_plan
 from tests.unit.audit.test_order import Local
 
 MONTH = 31 * DAY_S
@@ -73,7 +73,7 @@ def release(run: Path, number: int, metrics: dict[str, float]) -> None:
     (folder / RELEASE_FILE).write_text(json.dumps(note, indent=1) + "\n")
     store = RunStore(run)
     try:
-        log_release(store, plan, number, rows=b"\n", metrics=metrics)
+        log_release(store, plan, number, rows=ONE_ROW, metrics=metrics)
     finally:
         store.close()
 

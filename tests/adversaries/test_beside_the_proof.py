@@ -42,7 +42,7 @@ from server.releasing import log_release
 from server.store import RunStore
 from tests.adversaries.forger import Forger
 from tests.methods import CORES
-from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.runs import ONE_ROW, Sites, make_run, small_plan
 
 FOLDER = "rounds/0002/adapter"
 
@@ -88,7 +88,7 @@ def release(run: Path, *, scale: float = 1.0, parity: float = 0.0) -> None:
     (folder / RELEASE_FILE).write_text(json.dumps(note))
     store = RunStore(run)
     try:
-        log_release(store, plan, 2, rows=b"\n", metrics={})
+        log_release(store, plan, 2, rows=ONE_ROW, metrics={})
     finally:
         store.close()
 

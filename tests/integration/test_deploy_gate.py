@@ -35,6 +35,7 @@ from simulations.run import simulate
 from tests.adversaries.forger import Forger
 from tests.delivery_world import refused
 from tests.gate_world import ROUND, SETTINGS, Publisher, fedge
+from tests.unit.audit.runs import ONE_ROW
 from tests.unit.audit.withdrawing import withdraw
 
 
@@ -264,7 +265,7 @@ def log_again(run: Path, factor: float) -> None:
     metrics = {name: value / 1000 for name, value in measured.metrics.items()}
     store = RunStore(run)
     try:
-        log_release(store, plan, 2, rows=b"\n", metrics=metrics)
+        log_release(store, plan, 2, rows=ONE_ROW, metrics=metrics)
     finally:
         store.close()
 

@@ -27,7 +27,7 @@ from server.releasing import log_release
 from server.store import RunStore
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
+from tests.unit.audit.runs import ONE_ROW, Sites, go_on, make_run, small_plan
 from tests.unit.audit.withdrawing import stopped_after, withdraw
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
@@ -309,6 +309,6 @@ def release(run: Path) -> None:
     (folder / RELEASE_FILE).write_text(json.dumps(note))
     store = RunStore(run)
     try:
-        log_release(store, plan, note["round"], rows=b"\n", metrics={})
+        log_release(store, plan, note["round"], rows=ONE_ROW, metrics={})
     finally:
         store.close()

@@ -51,13 +51,17 @@ from protocol.manifest import (
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
+from protocol.rows.measured import MeasuredRows
 from protocol.secagg.session import Session
 from protocol.seq2seq_manifest import SEQ2SEQ, TAG, Seq2SeqManifest
+from protocol.transparency.leaf_codec import sha256
 from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness
 from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
+
+ONE_ROW = MeasuredRows(count=1, digest=sha256(b"\n"))  # that releases were measured on
 
 Lost = Callable[[int, int, Phase, int], bool]  # round, attempt, phase, site
 PLAN: dict[str, Any] = {

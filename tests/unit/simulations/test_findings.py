@@ -49,6 +49,14 @@ def test_clients_that_are_never_asked_are_counted() -> None:
     assert "plan.cohort.size" not in warned(experiment(rounds=4), ["a", "b"], ["a"])
 
 
+def test_a_share_that_a_round_does_not_ask_is_named() -> None:
+    """An experiment knows how many clients there are, which a plan does not."""
+    other = warned(experiment(local={"scaffold": 1.0}), ["a", "b"], ["a"])
+    assert "a round asks 0.25 of all clients" in other["plan.local.scaffold"]
+    for right in ({"scaffold": 0.25}, {}):
+        assert "plan.local.scaffold" not in warned(experiment(local=right), ["a", "b"], ["a"])
+
+
 def test_a_finding_survives_the_run_folder() -> None:
     found = experiment()
     plan = found.plan_for(fingerprint="0" * 64, labels=["a", "b"])
