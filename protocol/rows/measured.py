@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.regular import sha256_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRows:
-    """``digest``: SHA-256 of their file, and behind it of every image that the file names, 64 hex digits."""
+    """``digest``: SHA-256, 64 hex digits: of texts their file's; of images over its and each image's digest."""
 
     count: int
     digest: str
@@ -24,9 +26,10 @@ def measured_rows(path: Path, items: Iterable[Any]) -> MeasuredRows:
     """
     from protocol.rows.images import image_bytes  # of what may be none
 
-    hasher, count = hashlib.sha256(path.read_bytes()), 0
+    digest, count = sha256_of(path), 0
+    images = hashlib.sha256(bytes.fromhex(digest))
     for count, item in enumerate(items, 1):
         if isinstance(item, Path):
-            data = image_bytes(item, place=f"image {count}")
-            hasher.update(hashlib.sha256(data).digest())
-    return MeasuredRows(count=count, digest=hasher.hexdigest())
+            images.update(hashlib.sha256(image_bytes(item, place=f"image {count}")).digest())
+            digest = images.hexdigest()
+    return MeasuredRows(count=count, digest=digest)

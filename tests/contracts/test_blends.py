@@ -44,16 +44,24 @@ assert set(SUMMED) | set(WRITTEN) | SOFT | MIXED | WHOLE == set(METHODS)
 
 
 def by_definition(manifest: BaseManifest, parts: list[tuple[float, Tensors]]) -> dict[str, Any]:
-    """Whole matrices as changes of linears, beside the identity: nothing of factors is left."""
+    """Whole matrices as changes of linears, beside the identity: nothing of factors is left.
+
+    A linear that scales its input gives a part's change the input of that part, not the sum's.
+    """
     tensors: dict[str, Any] = {}
     for linear in manifest.linears:
-        down, up = linear.path + ".lora_A", linear.path + ".lora_B"
+        down, up, scale = (linear.path + end for end in (".lora_A", ".lora_B", ".scale"))
         if not any(down in part for _, part in parts):
             continue
         change = np.zeros((linear.in_features, linear.out_features))
         for weight, part in parts:
             if down in part:
-                change += weight * (part[down].astype(np.float64) @ part[up].astype(np.float64))
+                own = part[down].astype(np.float64) @ part[up].astype(np.float64)
+                reads = part.get(scale, 1.0) if linear.narrows else 1.0
+                change += weight * (np.diag(np.broadcast_to(reads, len(own))) @ own)
+        if linear.narrows:
+            sums = 1 + sum(w * (part[scale] - 1.0) for w, part in parts if scale in part)
+            change = change / np.broadcast_to(sums, len(change))[:, None]
         wide = linear.out_features > linear.in_features
         tensors[down] = np.eye(linear.in_features) if wide else change
         tensors[up] = change if wide else np.eye(linear.out_features)

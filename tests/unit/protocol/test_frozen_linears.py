@@ -15,7 +15,7 @@ from base_model.frozen_linears import stored_linears
 from base_model.store import open_base
 from base_model.verify import read_manifest
 from protocol.codes import quantise
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, MachineError
 from protocol.frozen_linears import StoredLinears
 from protocol.manifest import Linear
 from tests.unit.audit.runs import small_manifest
@@ -87,7 +87,7 @@ def test_publisher_and_auditor_get_the_same_bits(tiny_base: Path) -> None:
 def test_an_auditor_takes_no_other_weights(tiny_base: Path, tmp_path: Path) -> None:
     manifest = read_manifest(tiny_base)
     path = manifest.linears[0].path
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(MachineError, match="cannot be read"):
         linears_at(tmp_path / "none", manifest).lengths(path)
     file = tmp_path / "weights.safetensors"
     shutil.copy(tiny_base / "weights.safetensors", file)

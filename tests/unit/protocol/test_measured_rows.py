@@ -26,9 +26,9 @@ def test_of_images_what_they_show_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"image": image.name}) + "\n" for image in images))
     before = measured_rows(path, images)
-    inner = b"".join(hashlib.sha256(image.read_bytes()).digest() for image in images)
+    whole = b"".join(hashlib.sha256(each.read_bytes()).digest() for each in (path, *images))
     assert before.count == 2
-    assert before.digest == hashlib.sha256(path.read_bytes() + inner).hexdigest()
+    assert before.digest == hashlib.sha256(whole).hexdigest()
     images[1].write_bytes(b"another")
     assert measured_rows(path, images).digest != before.digest
     images[1].unlink()
