@@ -13,7 +13,7 @@ from storage.regular import sha256_of
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRows:
-    """``digest``: SHA-256, 64 hex digits: of texts their file's; of images over its and each image's digest."""
+    """``digest``: SHA-256, 64 hex digits: of texts the file's; of images over its and each image."""
 
     count: int
     digest: str
