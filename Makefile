@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED = 1
 # Tests start hundreds of processes: without bytecode each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-chat devices test test-slow test-bases test-machines check bench clean
+.PHONY: demo demo-chat devices test test-slow test-bases test-attacks test-machines check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,8 +62,9 @@ devices: $(VENV)/demo.stamp
 	@rm -rf runs/devices
 	@$(BIN)/python -m operations.rehearsal --out runs/devices
 
+# By folders, so that none of the files of few, long tests is the last.
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/dev.stamp
 	$(PIP) -e '.[dev,ray]'
@@ -72,6 +73,10 @@ test-slow: $(VENV)/dev.stamp
 # Every family, container, pooling and method: each case builds a base or runs rounds.
 test-bases: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/client/test_images.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py tests/integration/test_image_runs.py
+
+# Liars with the log's key, coordinators that try every order, kills, all kinds of runs before the second verifier.
+test-attacks: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/interop tests/unit/audit tests/integration/test_kill_resume.py
 
 # Whole consortiums as processes, with kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp

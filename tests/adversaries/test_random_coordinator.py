@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from protocol.errors import RoundError, SecrecyError
 from protocol.exchange import Phase
 from tests.adversaries.world import MODES, RUNS, Try, World, adapter_of
+from tests.tiers import one_by_default
 
 MEMORY = Path("/dev/shm")  # its files are forgotten with the machine, and need no disk
 SEEN: Counter[str] = Counter()
@@ -187,7 +188,7 @@ def run_machine(mode: str, examples: int, *, derandomize: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("mode", one_by_default("signatures", list(MODES)))
 def test_no_order_of_messages_opens_more(mode: str) -> None:
     run_machine(mode, EXAMPLES, derandomize=True)
     # The machine is worth something while it gets far: sums are opened, and second ones refused.
@@ -197,6 +198,7 @@ def test_no_order_of_messages_opens_more(mode: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", list(MODES))
 def test_nor_does_any_other(mode: str) -> None:
     """Other steps every time."""

@@ -31,6 +31,7 @@ from protocol.transparency.tiles import pack_entries
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.adversaries.rich_runs import KINDS
 from tests.adversaries.silent import audit_fails, named_in
+from tests.tiers import EXHAUSTIVE
 
 Path_ = tuple[str | int, ...]
 
@@ -128,7 +129,10 @@ def files_of(run: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("kind", "whole"),
-    [("secret", False), *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in KINDS)],
+    [
+        pytest.param("secret", False, marks=pytest.mark.slow),
+        *(pytest.param(kind, True, marks=EXHAUSTIVE) for kind in KINDS),
+    ],
 )
 def test_every_field_of_every_kind_of_leaf(
     kind: str, whole: bool, kinds: Callable[[str], Path], tmp_path: Path
@@ -150,7 +154,7 @@ def test_every_field_of_every_kind_of_leaf(
 
 @pytest.mark.parametrize(
     "kind",
-    ["secret", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "secret")],
+    ["secret", *(pytest.param(kind, marks=EXHAUSTIVE) for kind in KINDS if kind != "secret")],
 )
 def test_what_every_statement_is_about(
     kind: str, kinds: Callable[[str], Path], tmp_path: Path
@@ -185,7 +189,7 @@ def test_what_every_statement_is_about(
 
 @pytest.mark.parametrize(
     "kind",
-    ["secret", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "secret")],
+    ["secret", *(pytest.param(kind, marks=EXHAUSTIVE) for kind in KINDS if kind != "secret")],
 )
 def test_every_kind_of_leaf_told_twice(
     kind: str, kinds: Callable[[str], Path], tmp_path: Path
@@ -258,8 +262,8 @@ def published_lie(honest: Path, folder: Path, name: str, data: bytes | None) -> 
 @pytest.mark.parametrize(
     ("kind", "rounds", "depth"),
     [
-        ("secret", "2", 1),
-        *(pytest.param(kind, "0123", 3, marks=pytest.mark.slow) for kind in KINDS),
+        pytest.param("secret", "2", 1, marks=pytest.mark.slow),
+        *(pytest.param(kind, "0123", 3, marks=EXHAUSTIVE) for kind in KINDS),
     ],
 )
 def test_every_file_of_a_run(

@@ -115,6 +115,7 @@ def test_three_kills_change_no_bit(experiment_file: Path) -> None:
     assert_equal_runs(folder)
 
 
+@pytest.mark.slow
 def test_kills_under_secure_aggregation_change_no_bit(experiment_file: Path) -> None:
     """Killed in any phase, the round is asked again under a new number: the sum is the same."""
     secret = experiment_file.with_name("secret.toml")
@@ -132,6 +133,7 @@ def test_kills_under_secure_aggregation_change_no_bit(experiment_file: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ten_kills_change_no_bit(experiment_file: Path) -> None:
     folder = experiment_file.parent / "ten-kills"
     result = run_with_kills(experiment_file, folder, 10)

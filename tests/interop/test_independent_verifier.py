@@ -27,9 +27,14 @@ from tests.adversaries.forger import Forger, kind_of, linked
 from tests.interop import verifier
 from tests.interop.runs import CONTINUED, FOUR, KINDS, WITHDRAWN, made
 from tests.interop.verifier.run import verify_run
+from tests.tiers import some_by_default
 from tests.unit.audit.runs import make_run
 
 FAULTS = (AssertionError, InvalidSignature, InvalidTag, KeyError, ValueError, OSError, TypeError)
+DEFAULT = {
+    "hybrid keys with losses",
+    "groups with losses",
+}  # the others are for `make test-attacks`
 MUTATED = {  # kinds of runs and the kinds of leaves that are changed there
     "hybrid keys with losses": "advert shares vector plan roster cohort round-open alive reveal "
     "aggregate adapter release",
@@ -53,7 +58,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return run
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *CONTINUED, WITHDRAWN])
+@pytest.mark.parametrize("kind", some_by_default(DEFAULT, [*KINDS, *CONTINUED, WITHDRAWN]))
 def test_a_run_is_verified_from_the_text_alone(kind: str, run_of: Made) -> None:
     void = {3} if "void" in kind else set()
     planned = json.loads((run_of(kind) / "plan.json").read_text())["rounds"]
@@ -77,7 +82,10 @@ def published(run: Path) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("kind", ["hybrid keys with losses", "noise in groups of cores", "prompt"])
+@pytest.mark.parametrize(
+    "kind",
+    some_by_default(DEFAULT, ["hybrid keys with losses", "noise in groups of cores", "prompt"]),
+)
 def test_a_bit_of_any_published_file_is_not(kind: str, run_of: Made, tmp_path: Path) -> None:
     run = linked(run_of(kind), tmp_path / "run")
     names = list(published(run))
@@ -160,7 +168,7 @@ def other(value: Any) -> Any:
     return (value[:-1] + ("0" if value[-1] != "0" else "1")) if digits else value + "x"
 
 
-@pytest.mark.parametrize("kind", MUTATED)
+@pytest.mark.parametrize("kind", some_by_default(DEFAULT, MUTATED))
 def test_a_leaf_that_says_anything_else_is_not_believed(
     kind: str, run_of: Made, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from protocol.rules import RULES
 from protocol.step.optimizers import Moments
 from protocol.step.state import State
 from server.starting import Beginning, read_beginning
+from tests.tiers import some_by_default
 from tests.unit.audit.continuing import (
     CENTRAL,
     FOUR,
@@ -41,20 +42,10 @@ from tests.unit.audit.continuing import (
 )
 from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
 
-DEFAULT = {
-    "alternating",
-    "root",
-    "spent",
-    "settings",
-}  # the others take part in the slow tests
+DEFAULT = {"alternating", "root", "spent", "settings"}
 
 
-def some(names: Iterable[str]) -> list[Any]:
-    """All of them; those beside the default ones are slow."""
-    return [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in names]
-
-
-@pytest.mark.parametrize("rule", some(RULES))
+@pytest.mark.parametrize("rule", some_by_default(DEFAULT, RULES))
 def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_path: Path) -> None:
     """Turns, seeds and cohorts go on where the earlier run stopped."""
     sections = PLAIN | {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}} | of_rule(rule)
@@ -67,7 +58,7 @@ def test_three_rounds_and_two_are_five_to_the_last_bit_in_clear(rule: str, tmp_p
     assert not audited(second, first).failed
 
 
-@pytest.mark.parametrize("rule", some(RULES))
+@pytest.mark.parametrize("rule", some_by_default(DEFAULT, RULES))
 def test_summed_in_secret_one_round_and_another_are_two_but_for_the_rounding(
     rule: str, tmp_path: Path
 ) -> None:
@@ -278,7 +269,7 @@ LIES: dict[str, Lie] = {
 }
 
 
-@pytest.mark.parametrize("field", some(LIES))
+@pytest.mark.parametrize("field", some_by_default(DEFAULT, LIES))
 def test_a_plan_that_lies_of_the_run_before_is_found(
     field: str, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

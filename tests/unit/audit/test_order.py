@@ -170,6 +170,7 @@ def test_a_run_under_witnesses_is_in_order(witnessed: Path) -> None:
     assert [(one.verdict, one.faults) for one in report.rounds] == [("ok", ())] * 3
 
 
+@pytest.mark.slow
 def test_neighbours_exchanged_under_witnesses(witnessed: Path, forge: Made) -> None:
     """The alive set off its place is what witnesses are there against."""
     kinds = [kind_of(entry) for entry in forge(witnessed).entries]

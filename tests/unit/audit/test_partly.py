@@ -53,6 +53,7 @@ def sampled(run: Path, *blocks: int, vectors: bool = True) -> Report:
     return audit(Folder(run), Trust(), effort=effort)
 
 
+@pytest.mark.slow
 def test_a_sample_says_that_it_is_one(large: Path) -> None:
     report = sampled(large, 0, 2)
     assert [one.verdict for one in report.rounds] == ["ok", "ok-sampled"]
@@ -65,6 +66,7 @@ def test_a_sample_says_that_it_is_one(large: Path) -> None:
     assert [one.verdict for one in again.rounds] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_sample_finds_what_it_meets_and_nothing_else(large: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(large, tmp_path / "copy"))
     vector = min((run / "rounds/0001/vectors/0").glob("?" * 32))
@@ -78,6 +80,7 @@ def test_a_sample_finds_what_it_meets_and_nothing_else(large: Path, tmp_path: Pa
     assert vector.name in fault
 
 
+@pytest.mark.slow
 def test_a_list_of_pieces_that_nobody_signed(large: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(large, tmp_path / "copy"))
     chunks = min((run / "rounds/0001/vectors/0").glob("*.chunks"))
@@ -91,6 +94,7 @@ def test_a_list_of_pieces_that_nobody_signed(large: Path, tmp_path: Path) -> Non
         assert report.rounds[1].verdict == "failed"
 
 
+@pytest.mark.slow
 def test_without_vectors_a_sample_is_no_better(large: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(large, tmp_path / "copy"))
     shutil.rmtree(run / "rounds/0001/vectors")

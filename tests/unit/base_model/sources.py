@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -216,22 +215,3 @@ CONTAINERS: dict[str, Callable[[Path], str]] = {
     "snapshot": as_snapshot,
     "repository": as_repository,
 }
-
-
-def each_once(some: Sequence[object], others: Sequence[object]) -> list[Any]:
-    """All pairs as parameters; those beyond the first with each member are for `make test-slow`."""
-    pairs = []
-    for at, one in enumerate(some):
-        for place, other in enumerate(others):
-            longer = max(len(some), len(others))
-            first = any(n % len(some) == at and n % len(others) == place for n in range(longer))
-            pairs.append(pytest.param(one, other, marks=[] if first else pytest.mark.exhaustive))
-    return pairs
-
-
-def one_by_default(chosen: object, members: Iterable[object]) -> list[Any]:
-    """All members as parameters; those but ``chosen`` are for `make test-bases`, since each builds a base."""
-    return [
-        member if member == chosen else pytest.param(member, marks=pytest.mark.slow)
-        for member in members
-    ]

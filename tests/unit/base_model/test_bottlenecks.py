@@ -38,7 +38,8 @@ from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
 from tests.conftest import TEXTS
-from tests.unit.base_model.sources import FAMILIES, one_by_default, write_source
+from tests.tiers import one_by_default
+from tests.unit.base_model.sources import FAMILIES, write_source
 
 PLACES = ("houlsby", "pfeiffer", "parallel", "embeddings")
 VARIANTS = [(p, g) for p in PLACES for g in (False, True)]

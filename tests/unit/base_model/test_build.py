@@ -17,7 +17,7 @@ from base_model.store import open_base
 from base_model.verify import read_manifest, verify_base
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, FedgeError
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import some_by_default
 
 TASK = "sequence-classification"
 
@@ -115,7 +115,7 @@ def test_an_incomplete_checkpoint_is_no_base(tiny_source: Path, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("bits", one_by_default(8, [8, 16, 32]))
+@pytest.mark.parametrize("bits", some_by_default((), [8, 16, 32]))
 def test_other_widths_agree_with_their_graph(tiny_source: Path, tmp_path: Path, bits: int) -> None:
     from base_model.release import edge_session
     from edge_runtime.edge_adapter import write_edge_adapter

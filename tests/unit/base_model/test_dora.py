@@ -31,6 +31,7 @@ from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from tests.conftest import TEXTS, write_tiny_source
 from tests.methods import adapter_of, slots_on
+from tests.tiers import one_by_default
 from tests.unit.audit.runs import small_manifest
 from tests.unit.client.test_programs import agree
 
@@ -118,11 +119,14 @@ def test_slots_compute_what_peft_computes_and_rows_have_the_length_that_is_train
 
 @pytest.mark.parametrize(
     "parts",
-    [
-        {"lora_B", "lora_magnitude_vector"},
-        {"lora_A"},
+    one_by_default(
         {"lora_A", "lora_B", "lora_magnitude_vector"},
-    ],
+        [
+            {"lora_B", "lora_magnitude_vector"},
+            {"lora_A"},
+            {"lora_A", "lora_B", "lora_magnitude_vector"},
+        ],
+    ),
     ids=len,
 )
 def test_gradients_are_pefts_where_there_are_biases(biased: Path, parts: set[str]) -> None:

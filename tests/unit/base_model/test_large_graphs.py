@@ -37,6 +37,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return folder / "whole", folder / "parted", folder / "sibling"
 
 
+@pytest.mark.slow
 def test_beyond_the_bound_tensors_lie_beside_the_graph(pair: tuple[Path, Path, Path]) -> None:
     whole, parted, _ = map(verify_base, pair)
     assert GRAPH_DATA not in whole.files
@@ -53,6 +54,7 @@ def test_beyond_the_bound_tensors_lie_beside_the_graph(pair: tuple[Path, Path, P
     }
 
 
+@pytest.mark.slow
 def test_devices_open_it_and_answer_alike(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     whole, parted, _ = pair
     expected = edge_logits(EdgeBase.open(whole), TEXTS)
@@ -64,6 +66,7 @@ def test_devices_open_it_and_answer_alike(pair: tuple[Path, Path, Path], tmp_pat
     assert len([path for path in folder.iterdir() if (path / "made.json").is_file()]) == 1
 
 
+@pytest.mark.slow
 def test_a_mapped_copy_is_of_the_tensors_too(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """Two bases of one form have the same `graph.onnx`; what differs lies beside it."""
     _, parted, sibling = pair
@@ -73,6 +76,7 @@ def test_a_mapped_copy_is_of_the_tensors_too(pair: tuple[Path, Path, Path], tmp_
         assert np.abs(edge_logits(mapped, TEXTS) - expected).max() <= 1e-6
 
 
+@pytest.mark.slow
 def test_damage_in_the_tensors_is_noticed(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(pair[1], tmp_path / "base")
     data = bytearray((copy / GRAPH_DATA).read_bytes())
@@ -92,6 +96,7 @@ def test_damage_in_the_tensors_is_noticed(pair: tuple[Path, Path, Path], tmp_pat
             reader(copy)
 
 
+@pytest.mark.slow
 def test_it_is_fetched_like_any_base(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     manifest = verify_base(pair[1])
     copy = fetch_base(manifest.fingerprint, mirrors=[str(pair[1])], cache=tmp_path / "bases")
@@ -99,6 +104,7 @@ def test_it_is_fetched_like_any_base(pair: tuple[Path, Path, Path], tmp_path: Pa
     assert EdgeBase.open(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "other weights", "no data"])
 def test_a_graph_that_does_not_answer_like_the_model_is_no_base(
     pair: tuple[Path, Path, Path], tmp_path: Path, fault: str
@@ -118,6 +124,7 @@ def test_a_graph_that_does_not_answer_like_the_model_is_no_base(
         check_graph(copy / "graph.onnx", model, slots=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [

@@ -27,7 +27,8 @@ from protocol.manifest import TYPE_IDS
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from tests.methods import adapter_of
-from tests.unit.base_model.sources import FAMILIES, one_by_default, write_source
+from tests.tiers import some_by_default
+from tests.unit.base_model.sources import FAMILIES, write_source
 
 PAIRS = [
     ("turn on the light", "play music"),
@@ -51,7 +52,7 @@ class Case:
 
 
 @pytest.fixture(
-    scope="module", params=["bert", *one_by_default("roberta", sorted(set(FAMILIES) - {"bert"}))]
+    scope="module", params=["bert", *some_by_default((), sorted(set(FAMILIES) - {"bert"}))]
 )
 def case(request: Any, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if request.param == "bert":

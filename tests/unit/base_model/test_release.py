@@ -19,8 +19,9 @@ from base_model.store import open_base
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.peft_format import EDGE_FILE, ParityError
+from tests.tiers import one_by_default, some_by_default
 from tests.unit.base_model.sources import TEXTS as SPECIAL_TEXTS
-from tests.unit.base_model.sources import one_by_default, write_source
+from tests.unit.base_model.sources import write_source
 
 TEXTS = ["turn on the light", "play music"]
 
@@ -34,7 +35,7 @@ def test_lora_and_prompt_reach_parity_on_every_row(released: dict[str, Path], na
     assert parity.label_agreement == 1.0
 
 
-@pytest.mark.parametrize("family", one_by_default("roberta", sorted(set(FAMILIES) - {"bert"})))
+@pytest.mark.parametrize("family", some_by_default((), sorted(set(FAMILIES) - {"bert"})))
 def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family: str) -> None:
     source = write_source(tmp_path / "source", family=family, pooling="mean")
     build_base(str(source), task="sequence-classification", bits=4, out=tmp_path / "base")
@@ -117,7 +118,7 @@ def test_another_base_and_a_truncated_file_are_refused(
         release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
 
 
-@pytest.mark.parametrize("family", ["distilbert", "roberta"])
+@pytest.mark.parametrize("family", one_by_default("roberta", ["distilbert", "roberta"]))
 def test_a_base_with_its_sources_head_releases_with_pads_in_texts(
     write_adapter: Any, tmp_path: Path, family: str
 ) -> None:

@@ -19,6 +19,7 @@ from base_model.store import open_base
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, FedgeError
+from tests.tiers import each_once, one_by_default, some_by_default
 from tests.unit.base_model.sources import (
     CONTAINERS,
     FAMILIES,
@@ -27,8 +28,6 @@ from tests.unit.base_model.sources import (
     WORDS_64,
     add_pooling,
     as_cache,
-    each_once,
-    one_by_default,
     write_source,
 )
 
@@ -158,7 +157,7 @@ def test_a_hub_id_is_the_folder(
     assert refused.value.exit_code in (5, 8)
 
 
-@pytest.mark.parametrize("family", one_by_default("distilbert", ["distilbert", "roberta"]))
+@pytest.mark.parametrize("family", some_by_default((), ["distilbert", "roberta"]))
 def test_an_encoder_with_a_pooling_gives_transformers_features(tmp_path: Path, family: str) -> None:
     source = write_source(tmp_path / "source", family=family, pooling="mean")
     manifest = build_base(str(source), task=TASK, bits=32, out=tmp_path / "base")
@@ -292,7 +291,7 @@ PADS = [("roberta", 4), ("xlm-roberta", 0)]  # 1 is what the classifiers above h
 
 
 @pytest.fixture(
-    scope="module", params=one_by_default(PADS[0], PADS), ids=lambda pad: f"{pad[0]} {pad[1]}"
+    scope="module", params=some_by_default((), PADS), ids=lambda pad: f"{pad[0]} {pad[1]}"
 )
 def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """A source whose positions are counted from its padding id, its base, and both opened."""

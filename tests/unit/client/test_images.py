@@ -20,7 +20,7 @@ from protocol.legality import check
 from protocol.plan import Plan, plan_from
 from tests.image_models import LABELS, write_images
 from tests.methods import SORTING, adapter_of
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import one_by_default
 
 SIDE_BY_SIDE = {
     "method": "hybrid",

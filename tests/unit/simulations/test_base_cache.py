@@ -30,6 +30,7 @@ def ready(source: BaseSource, folder: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_it_is_built_once_and_pinned_by_its_weights(tiny_source: Path, tmp_path: Path) -> None:
     weights = hashlib.sha256((tiny_source / "model.safetensors").read_bytes()).hexdigest()
     with pytest.raises(ArtefactError, match="not the pinned one"):

@@ -39,7 +39,7 @@ from tests.image_models import (
     write_images,
     write_images_source,
 )
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import one_by_default
 
 Build = Callable[..., Path]
 
