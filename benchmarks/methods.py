@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, str]] = {
     "lora-sb": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
     "vera": {"adapter.rank": "64", "local.learning_rate": "1e-2"},
     "adalora": {"adapter.target_rank": "4"},
+    "sparse": {},
     "dora": {},
     "dylora": {},
     "loha": {"adapter.rank": "4", "adapter.alpha": "8.0"},

@@ -97,7 +97,16 @@ def verify_legal(plan: Plan, manifest: AnyManifest | None = None) -> None:
 def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     method = method_of(plan.adapter)
     phases, exact = rule.phases(method), rule.exact(method)
-    turns, count = len(head_turns(plan.head)), turns_together(len(phases), plan.head)
+    opening, turns = rule.opening(method), len(head_turns(plan.head))
+    again = len(phases) - opening
+    count = opening + turns_together(again, plan.head)
+    if not rule.takes(method):
+        yield _error(
+            "rule.name",
+            f"method `{method.name}` learns in a first round what it trains in the others, and rule "
+            f"`{rule.name}` trains the same in all",
+            "use `alternating`",
+        )
     if count > MOST_PHASES:
         yield _error(
             "head.directions.turns",
@@ -112,10 +121,10 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
             + (f" and every turn of the head, {turns}" if turns > 1 else ""),
             f"plan at least {count} rounds",
         )
-    if len(phases) > 1 and exact:
+    if again > 1 and exact:
         yield _note(
             "rule.name",
-            f"rule `{rule.name}` trains each factor in one round of {len(phases)}",
+            f"rule `{rule.name}` trains each factor in one round of {again}",
             "with few rounds and no privacy noise `mean` gets further (docs/results.md)",
         )
     if bent := rule.trained(method) & method.nonlinear:
@@ -146,6 +155,12 @@ def _terms(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
             "local.l2_sp",
             "clients are sent what the run goes on from in every round, to be pulled to it",
             "twice the bytes down",
+        )
+    if local.l2_sp and method.opening:
+        yield _error(
+            "local.l2_sp",
+            f"it pulls to round 0, which method `{method.name}` leaves for good after its first rounds",
+            "leave it out, or take `proximal_mu`, which pulls to what a round began with",
         )
     yield from (_finding(*row) for row in said_of_controls(plan))
     trained = rule.trained(method) & method.free.keys()

@@ -32,7 +32,7 @@ from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Constants, Dimensions, Method, Remark
 from protocol.plan import Plan
-from protocol.rules import AggregationRule, Parts, rule_named
+from protocol.rules import AggregationRule, Parts, phase_of, rule_named
 
 LARGEST = 64.0  # magnitude of a coordinate that clients train on (P-4.2)
 
@@ -85,10 +85,15 @@ class Recipe:
     def phases(self) -> tuple[Parts, ...]:
         """Parts that the plan's rounds train, by turns; its first round may come later in them."""
         adapter, head = self.rule.phases(self.method), head_turns(self.plan.head)
+        again = turns_together(len(adapter) - self._opening, self.plan.head)
         return tuple(
-            adapter[turn % len(adapter)] | head[turn % len(head)]
-            for turn in range(turns_together(len(adapter), self.plan.head))
+            self.rule.parts(self.method, turn) | head[(turn - 1) % len(head)]
+            for turn in range(1, self._opening + again + 1)
         )
+
+    @property
+    def _opening(self) -> int:
+        return self.rule.opening(self.method)
 
     def parts(self, number: int) -> Parts:
         """Parts that round ``number`` of the plan trains and sends."""
@@ -96,7 +101,7 @@ class Recipe:
 
     def parts_of_turn(self, turn: int) -> Parts:
         """The same of a round by its number over the runs before as well."""
-        return self.phases[(turn - 1) % len(self.phases)]
+        return self.phases[phase_of(turn, count=len(self.phases), opening=self._opening)]
 
     def round_layout(self, number: int) -> Layout:
         """An update's in round ``number``."""

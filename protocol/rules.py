@@ -40,7 +40,7 @@ class AggregationRule:
     schedule: Literal["all", "turns", "first"]
 
     def phases(self, method: Method[Any]) -> tuple[Parts, ...]:
-        """Parts trained and sent, the head included; round t (from 1) has ``phases[(t - 1) % len]``."""
+        """Parts that are trained and sent together, the head included: of :meth:`opening`, then in turn."""
         match self.schedule:
             case "all":
                 trained = [frozenset[str]().union(*method.turns)]
@@ -53,7 +53,15 @@ class AggregationRule:
     def parts(self, method: Method[Any], turn: int) -> Parts:
         """Parts trained and sent in round ``turn`` (from 1), the head included."""
         phases = self.phases(method)
-        return phases[(turn - 1) % len(phases)]
+        return phases[phase_of(turn, count=len(phases), opening=self.opening(method))]
+
+    def takes(self, method: Method[Any]) -> bool:
+        """Whether a method that learns in its first rounds what it trains in others can do so."""
+        return self.schedule == "turns" or not method.opening
+
+    def opening(self, method: Method[Any]) -> int:
+        """How many of the phases come once, before the others go round."""
+        return method.opening if self.schedule == "turns" else 0
 
     def trained(self, method: Method[Any]) -> Parts:
         """Parts that some round trains; tensors of any other keep their values of round 0."""
@@ -90,6 +98,13 @@ RULES: dict[str, AggregationRule] = {
         ),
     )
 }
+
+
+def phase_of(turn: int, *, count: int, opening: int) -> int:
+    """Place of round ``turn`` (from 1) among ``count`` phases: ``opening`` come once, the others go round."""
+    if turn <= opening:
+        return turn - 1
+    return opening + (turn - 1 - opening) % (count - opening)
 
 
 def exact_instead(method: Method[Any]) -> str:

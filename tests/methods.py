@@ -19,6 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora-sb": {"rank": 4, "alpha": 8.0},
     "vera": {"rank": 4, "alpha": 8.0},
     "adalora": {"rank": 4, "alpha": 8.0, "target_rank": 2},
+    "sparse": {"rank": 4, "alpha": 8.0},
     "loha": {"rank": 2, "alpha": 4.0},
     "lokr": {"rank": 1, "alpha": 2.0},
     "ia3": {},

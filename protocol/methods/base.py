@@ -60,6 +60,7 @@ class Method(ABC, Generic[S]):
     peft_type: ClassVar[str]
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
+    opening: ClassVar[int] = 0  # of the turns the first ones, which are taken once and never again
     nonlinear: ClassVar[frozenset[str]] = frozenset()
     free: ClassVar[Free]
     scales: ClassVar[bool] = False  # whether linears' scales are filled

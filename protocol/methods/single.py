@@ -21,6 +21,7 @@ from protocol.methods.lora_sb import LoraSb
 from protocol.methods.norm import Norm
 from protocol.methods.prefix import Prefix
 from protocol.methods.prompt import Prompt
+from protocol.methods.sparse import Sparse
 from protocol.methods.vera import Vera
 from protocol.variants import variants
 
@@ -33,6 +34,7 @@ SINGLE: dict[str, Method[Any]] = {
         LoraSb(),
         Vera(),
         Adalora(),
+        Sparse(),
         Loha(),
         Lokr(),
         Ia3(),
@@ -44,12 +46,13 @@ SINGLE: dict[str, Method[Any]] = {
         Head(),
     )
 }
-# What a hybrid may have of them: a head is in every adapter, steps that cut ranks would cut everybody's, and
-# forms that hang on the base's weights would be blind to what others do to the same linears.
+# What a hybrid may have of them: a head is in every adapter, steps that cut ranks would cut everybody's,
+# forms that hang on the base's weights would be blind to what others do to the same linears, and a first
+# round of one member's own would be none of the others'.
 MEMBERS = {
     name: method
     for name, method in SINGLE.items()
-    if method.free and not method.nested and not method.reads_base
+    if method.free and not (method.nested or method.reads_base or method.opening)
 }
 
 if TYPE_CHECKING:

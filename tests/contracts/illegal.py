@@ -15,6 +15,7 @@ from protocol.errors import PlanError
 from protocol.legality import verify_legal
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
+from protocol.rules import RULES
 from tests.contracts.matrix import SORTS, TASKS, Reasons
 from tests.methods import adapter_of
 
@@ -122,6 +123,10 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
             refused = "task.max_length" if key == "tokens" else f"adapter.{key}"
             words = f"method `{method}`, {words}"
             yield Mix(words=words, refused=refused, task=task, sections={"adapter": adapter})
+        for rule in (rule for rule in RULES.values() if not rule.takes(contract)):
+            ruled = {"adapter": adapter_of(method), "rule": {"name": rule.name}}
+            words = f"method `{method}`, rule `{rule.name}`"
+            yield Mix(words=words, refused="rule.name", task=task, sections=ruled)
         if "encoder_width" in keys:
             adapter = adapter_of(method) | {"encoder": "mlp"}
             controlled: dict[str, Any] = {"adapter": adapter, "local": {"scaffold": 1.0}}

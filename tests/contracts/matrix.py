@@ -80,9 +80,14 @@ def plan_of(base: Path, task: str, method: str, **sections: Any) -> Plan:
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": TASKS[task],
         "adapter": adapter_of(method, targets="all-linear"),
-        "rule": {"name": "mean"},
+        "rule": {"name": rule_of(method)},
     }
     return plan_from(document | sections, source="the matrix")
+
+
+def rule_of(method: str) -> str:
+    """The rule that trains most of it in a round."""
+    return next(name for name in ("mean", "alternating") if RULES[name].takes(METHODS[method]))
 
 
 def reason_of(base: Path, task: str, method: str) -> str:
@@ -123,9 +128,12 @@ def _rules() -> str:
         "|---" * (len(RULES) + 1) + "|",
     ]
     for name, method in METHODS.items():
-        cells = ["exact" if rule.exact(method) else "not exact" for rule in RULES.values()]
+        cells = [
+            "no" if not rule.takes(method) else "exact" if rule.exact(method) else "not exact"
+            for rule in RULES.values()
+        ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return f"## Methods and rules\n\nEach is legal under secure aggregation, which sums.\n\n{_joined(lines)}"
+    return f"## Methods and rules\n\nWhat is legal is so under secure aggregation, which sums.\n\n{_joined(lines)}"
 
 
 def _refused() -> str:

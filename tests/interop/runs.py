@@ -119,6 +119,8 @@ KINDS: dict[str, dict[str, Any]] = {
     | {"rounds": 2, "adapter": {"method": "dora", "rank": 3, "targets": ["query"]}},
     "ranks that answer alone": LOSSY
     | {"rounds": 2, "adapter": {"method": "dylora", "rank": 3, "targets": ["query"]}},
+    "rows that are found": LOSSY
+    | {"rounds": 3, "adapter": {"method": "sparse", "rank": 2, "targets": "all-linear"}},
     "ranks that are found": LOSSY
     | {
         "rounds": 4,

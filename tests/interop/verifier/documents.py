@@ -21,6 +21,7 @@ TURNS: dict[
     "lora-sb": (("lora_R",),),
     "vera": (("vera_b",), ("vera_d",)),
     "adalora": (("lora_E",), ("lora_B",), ("lora_A",)),
+    "sparse": (("lora_B",), ("lora_A",)),
     "lokr": (("lokr_w1_a",), ("lokr_w2_a",), ("lokr_w1_b",), ("lokr_w2_b",)),
     "loha": (("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",)),
     "ia3": (("ia3_l",),),
@@ -128,6 +129,9 @@ class Documents:
         else:
             assert self.plan["rule"]["name"] == "alternating"
         turn = number + self.plan.get("start", {"rounds": 0})["rounds"]
+        if self.plan["adapter"]["method"] == "sparse":  # P-2.2
+            assert self.plan["rule"]["name"] == "alternating"
+            turns = turns[:1] if turn == 1 else turns[1:]
         wanted = (*turns[(turn - 1) % len(turns)], "head")
         head = self.plan.get("head", {"trained": True})
         shared = head.get("directions", {"turns": 1})["turns"]  # P-2.7

@@ -87,7 +87,28 @@ def stepped(documents: Documents, before: State, number: int, mean: Vector) -> S
             }
             terms = fewer_terms(member, own, number)
             after.adapter |= {start + name: x for name, x in terms.items()}
+    if documents.plan["adapter"]["method"] == "sparse":
+        after.adapter |= chosen_rows(documents, after.adapter)
     return after
+
+
+def chosen_rows(documents: Documents, adapter: Tensors) -> Tensors:
+    """P-4.7: every B that is no selection becomes that of its largest rows, its A zeros."""
+    changed: Tensors = {}
+    for name in adapter:
+        if not name.endswith(".lora_B"):
+            continue
+        out, r = documents.shapes[name]
+        scout = adapter[name].reshape(out, r).astype(np.float64)
+        norms = [(-halved(row * row), at) for at, row in enumerate(scout)]
+        rows = sorted(at for _, at in sorted(norms)[:r])
+        chosen = np.zeros((out, r), "<f4")
+        for column, row in enumerate(rows):
+            chosen[row, column] = 1
+        if not np.array_equal(chosen, adapter[name].reshape(out, r)):
+            factor = name.removesuffix("lora_B") + "lora_A"
+            changed |= {name: chosen.reshape(-1), factor: np.zeros_like(adapter[factor])}
+    return changed
 
 
 def fewer_terms(documents: Documents, adapter: Tensors, number: int) -> Tensors:
