@@ -82,7 +82,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "trimmed groups with losses": GROUPS
-    | {"lost": two_are_lost, "secrecy": {"groups": 3, "combination": "trimmed-mean"}, "rounds": 1},
+    | {
+        "lost": two_are_lost,
+        "secrecy": {"groups": 3, "combination": "trimmed-mean"},
+        "server": {"learning_rate": 0.7},
+        "rounds": 1,
+    },
     "a failed attempt and a void round": LOSSY | {"rounds": 4, "lost": an_attempt_fails},
     "noise": LOSSY | {"rounds": 1, "rule": {"name": "first"}, "privacy": NOISE},
     "hardly any noise": LOSSY

@@ -176,8 +176,8 @@ def check_round(
         about |= releases[-1].about
     for name, digest in about.items():
         assert sha256((documents.run / name).read_bytes()) == digest, name
-    given = json.loads((documents.run / folder / "adapter/adapter_config.json").read_text())
-    assert given == config(documents)
+    spelled = json.dumps(config(documents), indent=1, sort_keys=True) + "\n"  # P-8.4
+    assert (documents.run / folder / "adapter/adapter_config.json").read_text() == spelled
     check_release_note(documents, leaf, metrics, about)
     if releases:
         data = (documents.run / folder / "adapter" / EDGE).read_bytes()
