@@ -23,8 +23,8 @@ from audit.report import Findings, RoundVerdict, Verdict
 from audit.sums import Effort, OpenedSum, open_sum
 from protocol.encoding import vector_digest
 from protocol.errors import ProofError
-from protocol.image_opener import opener_of
 from protocol.layout import Tensors
+from protocol.openers import opener_of
 from protocol.peft_format import (
     CARD_FILE,
     CONFIG_FILE,

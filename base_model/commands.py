@@ -25,7 +25,7 @@ from rich.table import Table
 
 from protocol.decoder_manifest import WritingManifest
 from protocol.errors import ArtefactError, PlanError, printable
-from protocol.manifest import IMAGES
+from protocol.media import MEDIA
 from storage.regular import read_settings_text
 
 app = typer.Typer(
@@ -47,7 +47,8 @@ Task = Annotated[
     typer.Option(
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
-        "for one that turns a text into another; image-classification, as a vision transformer's folder is",
+        "for one that turns a text into another; image-classification or audio-classification, as the folder "
+        "of a vision transformer or of Whisper is",
     ),
 ]
 EmbeddingBits = Annotated[
@@ -115,13 +116,13 @@ def build(
                     "--pooling and --scales are for bases that sort texts", "leave them out"
                 )
             manifest: Any = _built_writer(task, source, out, bits, decoders, tell, reasons.append)
-        elif task == IMAGES:
+        elif task in MEDIA:
             decoders.verify_unused(source)
             if pooling != "auto":
                 raise PlanError("--pooling is for bases that sort texts", "leave it out")
-            from base_model.images.build import build_images
+            from base_model.media_build import builder_of
 
-            manifest = build_images(
+            manifest = builder_of(task)(
                 source, bits=bits, out=out, scales=scales, progress=tell, explain=reasons.append
             )
         else:
@@ -174,9 +175,9 @@ def _usual_task(source: str) -> str:
     """What a source is built for where nobody says."""
     if _is_gguf(source):
         return "causal-lm"
-    from base_model.images.source import sorts_images
+    from base_model.media_read import task_of_folder
 
-    return IMAGES if sorts_images(source) else "sequence-classification"
+    return task_of_folder(source) or "sequence-classification"
 
 
 def _is_gguf(source: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from base_model.decoder.families import FAMILIES as DECODERS
 from base_model.images.families import FAMILIES as IMAGES
 from base_model.seq2seq.families import FAMILIES as SEQ2SEQ
+from base_model.sounds.families import FAMILIES as SOUNDS
 from protocol.errors import ArtefactError, PlanError
 
 
@@ -105,7 +106,7 @@ TASKS = {
     "causal-lm": True,
     "seq2seq": False,
     "image-classification": True,
-    "audio-classification": False,
+    "audio-classification": True,
 }
 
 
@@ -126,6 +127,7 @@ def family_of(model_type: str, *, source: str) -> Family:
             ("causal-lm", DECODERS, "writes texts"),
             ("seq2seq-lm", SEQ2SEQ, "writes texts"),
             ("image-classification", IMAGES, "reads images"),
+            ("audio-classification", SOUNDS, "reads sounds"),
         ):
             if model_type in families:
                 raise ArtefactError(

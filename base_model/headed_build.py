@@ -1,4 +1,4 @@
-"""What building a base with a head is, whatever it reads: texts (P-1.3) or images (P-1.15)."""
+"""What building a base with a head is, whatever it reads: texts (P-1.3) or other media (P-1.15, P-1.16)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = {"classifier.weight", "classifier.bias"}  # what a checkpoint may lack
 
 
 class HeadedSource(Protocol):
-    """A loaded source, of texts or of images."""
+    """A loaded source, of texts or of another medium."""
 
     @property
     def name(self) -> str:
@@ -149,7 +149,9 @@ def described(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "linears": written.linears,
         "head": Head(
-            path="classifier", in_features=config.hidden_size, labels=model.config.num_labels
+            path="classifier",
+            in_features=model.classifier.in_features,
+            labels=model.config.num_labels,
         ),
         "graph": Graph(
             file=GRAPH,

@@ -120,3 +120,30 @@ def fitted(
                 OWN_CONFIG,
             )
     return {name: as_float(name, tensors[name], source=source) for name in shapes}
+
+
+def own_head(
+    name: str,
+    config: PretrainedConfig,
+    own: str,
+    outside: dict[str, Tensor],
+    needed: Iterable[str],
+) -> tuple[bool, str]:
+    """Whether the source's head means here what it means there, and a sentence for the publisher.
+
+    ``own``: the class of which it does; ``outside``: tensors that are not the encoder's, of which such a head
+    has ``needed``. Raises ArtefactError where it lacks one.
+    """
+    kinds = list(config.architectures or ())
+    if kinds[:1] == [own]:
+        for tensor in needed:
+            if tensor not in outside:
+                raise ArtefactError(
+                    f"{name}: it is a {own}, and the checkpoint lacks {tensor}",
+                    f"{COMPLETE}, or pass the encoder alone",
+                )
+        return True, "the source's own head and the names of its labels are kept"
+    if outside:
+        kind = kinds[0] if kinds else "a model of unknown kind"
+        return False, f"left out: {min(outside)} and what belongs to it ({kind})"
+    return False, "the source has no head: adapters bring one"

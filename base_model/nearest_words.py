@@ -22,7 +22,7 @@ from base_model.weights_file import DTYPES, WEIGHTS, places_of
 from edge_runtime.base import read_any_manifest
 from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import ArtefactError
-from protocol.image_manifest import ImageManifest
+from protocol.media_manifest import MediaManifest
 from protocol.seq2seq_manifest import Seq2SeqManifest
 
 PIECE = 2**20  # numbers of the table that are looked at together
@@ -90,7 +90,7 @@ def _directions(rows: Floats) -> tuple[Similarities, Similarities]:
 def _pieces(base: Path) -> Iterator[tuple[int, Floats]]:
     """The table of words: (id of the first row, rows)."""
     manifest = read_any_manifest(base)
-    if isinstance(manifest, Seq2SeqManifest | ImageManifest):
+    if isinstance(manifest, Seq2SeqManifest | MediaManifest):
         raise ArtefactError(f"{base}: its graph takes no soft prompt", "name another base")
     step = max(1, PIECE // manifest.embedding_size)
     if isinstance(manifest, DecoderManifest):

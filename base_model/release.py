@@ -20,7 +20,7 @@ import torch
 from base_model.bottlenecks import open_bottlenecks
 from base_model.frozen_linears import stored_linears
 from base_model.hybrid import open_hybrid
-from base_model.images.store import OpenImages, open_headed
+from base_model.media_store import OpenMedia, open_headed
 from base_model.parity import Bounds, compare
 from base_model.peft_folder import published_of, read_note, read_peft
 from base_model.quant_linear import refuse_merge
@@ -31,7 +31,6 @@ from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import DecoderManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
-from protocol.image_manifest import PIXELS
 from protocol.manifest import TYPE_IDS
 from protocol.methods.hybrid import Hybrid
 from protocol.peft_format import (
@@ -44,7 +43,7 @@ from protocol.peft_format import (
     render_release,
     to_edge,
 )
-from protocol.rows.images import read_input
+from protocol.rows.media import codec_of, read_input
 from protocol.rows.read import Text
 from protocol.seq2seq_manifest import Seq2SeqManifest
 from storage.regular import sha256_of
@@ -145,7 +144,7 @@ def check_adapter(adapter: Path, note: ReleaseNote) -> None:
         raise ArtefactError(f"{adapter}: NaN or infinity", "release an earlier round")
 
 
-def open_peft(opened: OpenBase | OpenImages, adapter: Path) -> Any:
+def open_peft(opened: OpenBase | OpenMedia, adapter: Path) -> Any:
     """``PeftModel.from_pretrained`` on the opened base, in eval mode; merging is refused.
 
     Of a type that peft has not, ours in its place.
@@ -168,7 +167,7 @@ def open_peft(opened: OpenBase | OpenImages, adapter: Path) -> Any:
 
 
 def measure_parity(
-    opened: OpenBase | OpenImages,
+    opened: OpenBase | OpenMedia,
     adapter: Path,
     edge_adapter: Path,
     note: ReleaseNote,
@@ -203,13 +202,15 @@ def edge_session(base: Path, edge_adapter: Path) -> tuple[Any, Any, Any]:
 
 
 def _batches(
-    opened: OpenBase | OpenImages, texts: Sequence[Any], max_length: int
+    opened: OpenBase | OpenMedia, texts: Sequence[Any], max_length: int
 ) -> list[dict[str, Array]]:
     """What the graph reads of rows, as ``client.batches`` and the device read it."""
-    if isinstance(opened, OpenImages):
-        starts = range(0, len(texts), ROWS)
-        pixels = opened.manifest.pixels
-        return [{PIXELS: read_input(texts[at : at + ROWS], pixels, first=at + 1)} for at in starts]
+    if isinstance(opened, OpenMedia):
+        starts, codec = range(0, len(texts), ROWS), codec_of(opened.manifest)
+        return [
+            {opened.manifest.INPUT: read_input(texts[at : at + ROWS], codec, first=at + 1)}
+            for at in starts
+        ]
     return _batches_of_texts(opened, texts, max_length)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from base_model.images.families import sides
+from base_model.media_read import reads
 from base_model.source_files import read_object
 from base_model.weights_file import REBUILD, WEIGHTS, tensor_entries
 from protocol.errors import ArtefactError
-from protocol.image_manifest import ImageManifest
 from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, Manifest, parse_manifest
 from protocol.manifests import AnyManifest, parse_any_manifest
+from protocol.media_manifest import MediaManifest
 from protocol.panics import tokenizing
 from storage.regular import read_regular_text, sha256_of
 
@@ -77,20 +77,20 @@ def _verify(folder: Path, manifest: AnyManifest) -> None:
     if extra:
         raise ArtefactError(f"{folder / extra[0]} is not in the manifest", "remove it, or rebuild")
     verify_tensors(folder / WEIGHTS, manifest)
-    if isinstance(manifest, ImageManifest):
-        _verify_pixels(folder / CONFIG, manifest)
+    if isinstance(manifest, MediaManifest):
+        _verify_read(folder / CONFIG, manifest)
 
 
-def _verify_pixels(path: Path, manifest: ImageManifest) -> None:
-    """The model of ``config.json`` reads the images that the manifest makes. Raises ArtefactError."""
-    config, made = read_object(path), manifest.pixels.shape
+def _verify_read(path: Path, manifest: MediaManifest) -> None:
+    """The model of ``config.json`` reads the files that the manifest makes. Raises ArtefactError."""
+    config, made, what = read_object(path), manifest.shape, manifest.MEDIUM.plural
     try:
-        read = (config["num_channels"], *sides(config["image_size"]))
+        read = reads(config, manifest)
     except (KeyError, TypeError, ValueError):
-        raise ArtefactError(f"{path} does not say what images are read", REBUILD) from None
+        raise ArtefactError(f"{path} does not say what {what} are read", REBUILD) from None
     if read != made:
         raise ArtefactError(
-            f"{path}: the model reads images of {_by(read)}, and the manifest makes {_by(made)}",
+            f"{path}: the model reads {what} of {_by(read)}, and the manifest makes {_by(made)}",
             "do not use this base",
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from protocol.rows.images import RowImage
+from protocol.rows.media import RowFile
 from protocol.rows.places import Places
 from protocol.tasks import Task
 
@@ -43,9 +43,9 @@ class Rows:
         return f"{place.unit} {place.number}"
 
     def questions(self) -> list[Any]:
-        """What is asked in each row: its text, or its image with where it stands."""
+        """What is asked in each row: its text, or its file with where it stands."""
         return [
-            RowImage(text, self.place(row)) if isinstance(text, Path) else text
+            RowFile(text, self.place(row)) if isinstance(text, Path) else text
             for row, text in enumerate(self.texts)
         ]
 

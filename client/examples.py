@@ -1,17 +1,18 @@
-"""Rows as an engine reads them, whatever they are of: what training asks of texts and of images alike."""
+"""Rows as an engine reads them, whatever they are of: what training asks of texts and other media alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.image_manifest import PIXELS, Pixels
-from protocol.rows.images import Bytes, as_input
+from protocol.audio_manifest import AudioManifest
+from protocol.image_manifest import ImageManifest
+from protocol.rows.media import Codec, Values, codec_of
 
 Index = npt.NDArray[np.int64]
 Targets = npt.NDArray[Any]
@@ -86,29 +87,31 @@ def stamp_of(path: Path) -> Stamp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageBatch:
-    """``pixels`` (rows, channels, height, width) float32; ``targets`` (rows,)."""
+class MediaBatch:
+    """``name``: of the graph's input; ``values`` (rows, *shape) float32; ``targets`` (rows,)."""
 
-    pixels: npt.NDArray[np.float32]
+    name: str
+    values: npt.NDArray[np.float32]
     targets: Targets
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
         """See :class:`RowBatch`."""
-        return {PIXELS: self.pixels}
+        return {self.name: self.values}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """Images in memory, a byte a channel and pixel: four times less than what the graph reads of them.
+class MediaRows:
+    """Files of a medium in memory, as their codec keeps them.
 
-    ``pixels`` (rows, channels, height, width) uint8; ``targets`` (rows,); ``settings``: how they are scaled;
-    ``positions``: tokens that the model makes of an image; ``files``: their files, when they were read.
+    ``values`` (rows, *shape); ``targets`` (rows,); ``name``: of the graph's input; ``positions``: tokens that
+    the model makes of a file; ``files``: their files, when they were read.
     """
 
-    pixels: Bytes
+    values: Values
     targets: Targets
-    settings: Pixels
+    codec: Codec
+    name: str
     positions: int
     files: tuple[Stamp, ...] = ()
     by_token: bool = False
@@ -129,24 +132,31 @@ class Images:
     @property
     def held(self) -> int:
         """See :class:`Examples`."""
-        return -(-self.pixels.nbytes // 4)
+        return -(-self.values.nbytes // 4)
 
     @property
     def is_current(self) -> bool:
         """See :class:`Examples`."""
         return all(stamp_of(Path(path)) == (path, *stamp) for path, *stamp in self.files)
 
-    def take(self, index: Index) -> Images:
+    def take(self, index: Index) -> MediaRows:
         """See :class:`Examples`."""
-        return Images(
-            pixels=self.pixels[index],
-            targets=self.targets[index],
-            settings=self.settings,
-            positions=self.positions,
-        )
+        return replace(self, values=self.values[index], targets=self.targets[index], files=())
 
-    def batch(self, index: Index) -> ImageBatch:
+    def batch(self, index: Index) -> MediaBatch:
         """See :class:`Examples`."""
-        return ImageBatch(
-            pixels=as_input(self.pixels[index], self.settings), targets=self.targets[index]
-        )
+        values = self.codec.inputs(self.values[index])
+        return MediaBatch(name=self.name, values=values, targets=self.targets[index])
+
+
+def media_rows(
+    manifest: ImageManifest | AudioManifest, values: Values, targets: Targets
+) -> MediaRows:
+    """Of a base, what its codec has kept of files."""
+    return MediaRows(
+        values=values,
+        targets=targets,
+        codec=codec_of(manifest),
+        name=manifest.INPUT,
+        positions=manifest.max_positions,
+    )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RowsCache:
     """Encoded rows of files that have not changed; those not used for longest go first.
 
-    ``budget`` bounds the tokens kept (4 bytes each, also of images), whatever the number of clients.
+    ``budget`` bounds the tokens kept (4 bytes each, also of other media), whatever the number of clients.
     """
 
     def __init__(self, budget: int = 2**24) -> None:

@@ -2,7 +2,7 @@
 
 A text becomes ids the way training did it: the base's tokenizer with its special tokens, cut to the
 adapter's ``max_length``, of a pair the longer text first, padded on the right with the tokenizer's own
-padding id. An image becomes pixels the same way, as the manifest says. (P-1.15)
+padding id. An image or a sound becomes an array the same way, as the manifest says. (P-1.15, P-1.16)
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
-from edge_runtime.reading import Feeds, ImageReader, Reader, TextReader
+from edge_runtime.reading import Feeds, MediaReader, Reader, TextReader
 from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
-from protocol.image_manifest import PIXELS, ImageManifest
 from protocol.manifest import (
     CONFIG,
     GRAPH_DATA,
@@ -29,10 +28,10 @@ from protocol.manifest import (
     TYPES_SHAPE,
     BaseManifest,
     HeadManifest,
-    Manifest,
     Slot,
 )
-from protocol.manifests import AnyManifest, parse_any_manifest
+from protocol.manifests import AnyManifest, SortingManifest, parse_any_manifest
+from protocol.media_manifest import MediaManifest
 from protocol.panics import tokenizing
 from storage.regular import open_regular, read_regular_text, sha256_of
 
@@ -45,7 +44,7 @@ class EdgeBase:
     """A base that was checked and opened. One session serves many threads."""
 
     folder: Path
-    manifest: Manifest | ImageManifest
+    manifest: SortingManifest
     session: Any
     reader: Reader
 
@@ -72,8 +71,8 @@ class EdgeBase:
         else:
             session = open_session(ready, threads=threads, optimise=False)
         _check_slots(session, manifest, folder)
-        if isinstance(manifest, ImageManifest):
-            _check_pixels(session, manifest, folder)
+        if isinstance(manifest, MediaManifest):
+            _check_input(session, manifest, folder)
         return cls(folder=folder, manifest=manifest, session=session, reader=reader)
 
     def own_labels(self) -> list[str]:
@@ -99,10 +98,10 @@ class EdgeBase:
         return self.reader.feeds(items, max_length=max_length)
 
 
-def _reader(folder: Path, manifest: Manifest | ImageManifest, *, verify: bool) -> Reader:
+def _reader(folder: Path, manifest: SortingManifest, *, verify: bool) -> Reader:
     """What reads this base's questions. Raises ArtefactError."""
-    if isinstance(manifest, ImageManifest):
-        return ImageReader(manifest.pixels)
+    if isinstance(manifest, MediaManifest):
+        return MediaReader(manifest)
     path, entry = folder / TOKENIZER, manifest.files[TOKENIZER]
     check_file(path, entry.sha256, size=entry.bytes, verify=verify)
     typed = TYPE_IDS in manifest.graph.inputs
@@ -130,7 +129,7 @@ def read_any_manifest(folder: Path) -> AnyManifest:
     return parse_any_manifest(manifest_text(folder), source=str(folder / MANIFEST_NAME))
 
 
-def read_manifest(folder: Path) -> Manifest | ImageManifest:
+def read_manifest(folder: Path) -> SortingManifest:
     """The manifest of a folder whose base answers with labels or numbers. Raises ArtefactError."""
     manifest = read_any_manifest(folder)
     if isinstance(manifest, WritingManifest):
@@ -199,16 +198,17 @@ def _check_slots(session: Any, manifest: HeadManifest, folder: Path) -> None:
     verify_slots(session, manifest.input_slots(manifest.graph), folder, others)
 
 
-def _check_pixels(session: Any, manifest: ImageManifest, folder: Path) -> None:
-    """The graph reads rows of the images that the manifest makes. Raises ArtefactError."""
-    shape = [str(dim) for dim in manifest.pixels.shape]
+def _check_input(session: Any, manifest: MediaManifest, folder: Path) -> None:
+    """The graph reads rows of what the manifest makes of files. Raises ArtefactError."""
+    shape = [str(dim) for dim in manifest.shape]
     inputs = [
         (value.name, value.type, [str(dim) for dim in value.shape[1:]])
         for value in session.get_inputs()
     ]
-    if inputs != [(PIXELS, "tensor(float)", shape)]:
+    if inputs != [(manifest.INPUT, "tensor(float)", shape)]:
         raise ArtefactError(
-            f"{folder}: the graph does not read `{PIXELS}` of {' x '.join(shape)}, as its manifest says",
+            f"{folder}: the graph does not read `{manifest.INPUT}` of {' x '.join(shape)}, as its manifest "
+            "says",
             REFETCH,
         )
 

@@ -21,7 +21,7 @@ from edge_runtime.base import EdgeBase, open_session
 from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.reading import Feeds
 from protocol.forms import DOWN, UP
-from protocol.image_manifest import PIXELS, ImageManifest
+from protocol.media_manifest import MediaManifest
 
 WARM_UP = 3
 
@@ -119,10 +119,10 @@ def _timing(name: str, values: Any, reference: Any) -> Timing:
 
 
 def _feeds(base: EdgeBase, batch: int, length: int, rng: np.random.Generator) -> Feeds:
-    """Rows of chance: of an image ``length`` says nothing."""
+    """Rows of chance: of other media than texts ``length`` says nothing."""
     manifest = base.manifest
-    if isinstance(manifest, ImageManifest):
-        return {PIXELS: rng.normal(size=(batch, *manifest.pixels.shape)).astype(np.float32)}
+    if isinstance(manifest, MediaManifest):
+        return {manifest.INPUT: rng.normal(size=(batch, *manifest.shape)).astype(np.float32)}
     return {
         "input_ids": rng.integers(0, manifest.vocab_size, (batch, length)).astype(np.int64),
         "attention_mask": np.ones((batch, length), np.int64),

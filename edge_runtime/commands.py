@@ -15,6 +15,7 @@ from edge_runtime.blends.commands import blend
 from edge_runtime.decoder import commands as decoder_commands
 from edge_runtime.decoder.http.commands import serve_text
 from protocol.errors import DataError, printable
+from protocol.media import MEDIA, Medium
 from protocol.rows.read import read_texts
 from protocol.section import MOST_THREADS
 
@@ -47,7 +48,7 @@ Threads = Annotated[
 def infer(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="texts to answer; of a base of images: files"),
+        typer.Argument(help="texts to answer; of a base of images or sounds: files"),
     ] = None,
     pairs: Annotated[
         list[str] | None,
@@ -66,7 +67,7 @@ def infer(
         typer.Option("--file", help="one text per line; or JSONL, CSV, Parquet with --column"),
     ] = None,
     column: Annotated[
-        str, typer.Option("--column", help="of a file with columns; text, or image")
+        str, typer.Option("--column", help="of a file with columns; text, image or audio")
     ] = "",
     pair_column: Annotated[str, typer.Option("--pair-column", help="of second texts")] = "",
     threads: Threads = 0,
@@ -91,17 +92,18 @@ def infer(
         service = _by_device(device)
     from edge_runtime.answer_options import AnswerOptions
 
-    images = service.runtime.base.reader.ITEM == "image"
-    rows = _rows(texts or [], pairs, file, column, pair_column, images=images)
+    medium = MEDIA.get(service.runtime.base.manifest.task)
+    rows = _rows(texts or [], pairs, file, column, pair_column, medium)
     options = AnswerOptions(top=top, reject_below=reject_below)
     predictions = service.classify(rows, options).predictions
+    named = [_named(row, medium) for row in rows]
     if as_json:
         answers: list[dict[str, Any]] = [
-            _named(text) | p.form(options) for text, p in zip(rows, predictions, strict=True)
+            row | p.form(options) for row, p in zip(named, predictions, strict=True)
         ]
         typer.echo(json.dumps(answers))
         return
-    _print(rows, predictions, options)
+    _print(named, predictions, options)
 
 
 def _rows(
@@ -110,38 +112,43 @@ def _rows(
     file: Path | None,
     column: str,
     pair_column: str,
-    *,
-    images: bool,
+    medium: Medium | None,
 ) -> list[Any]:
-    """Texts, pairs or paths of images, those of a file behind the others. Raises DataError."""
-    if not images:
+    """Texts, pairs or paths of a medium, those of a file behind the others. Raises DataError."""
+    if medium is None:
         rows: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
         return rows + (read_texts(file, column or "text", pair_column) if file else [])
     if pairs or pair_column:
-        raise DataError("the base answers images, and an image has no second text", "leave it out")
-    from protocol.rows.images import read_image_paths
+        raise DataError(
+            f"the base answers {medium.plural}, and {medium.single} has no second text",
+            "leave it out",
+        )
+    from protocol.rows.media import read_media_paths
 
-    column = column or "image"
-    return [Path(text) for text in texts] + (read_image_paths(file, column) if file else [])
+    column = column or medium.column
+    return [Path(text) for text in texts] + (read_media_paths(file, column) if file else [])
 
 
-def _named(text: Any) -> dict[str, str]:
-    """A text, a pair or an image by the keys of a row."""
+def _named(text: Any, medium: Medium | None) -> dict[str, str]:
+    """A text, a pair or a file by the keys of a row."""
     if isinstance(text, str):
         return {"text": text}
     if isinstance(text, tuple):
         return dict(zip(("text", "text_pair"), text, strict=True))
-    return {"image": str(text if isinstance(text, Path) else text.path)}
+    assert medium is not None
+    return {medium.column: str(text if isinstance(text, Path) else text.path)}
 
 
-def _print(rows: Sequence[Any], predictions: Sequence[Prediction], options: AnswerOptions) -> None:
+def _print(
+    rows: Sequence[dict[str, str]], predictions: Sequence[Prediction], options: AnswerOptions
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
     answers = [answer.cells(options) for answer in predictions]
-    table = Table(*_named(rows[0]), *answers[0])
-    for text, cells in zip(rows, answers, strict=True):
-        table.add_row(*map(printable, (*_named(text).values(), *cells.values())))
+    table = Table(*rows[0], *answers[0])
+    for row, cells in zip(rows, answers, strict=True):
+        table.add_row(*map(printable, (*row.values(), *cells.values())))
     Console(markup=False, emoji=False).print(table)
 
 

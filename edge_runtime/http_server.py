@@ -43,6 +43,7 @@ Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
 
 
 Words = Annotated[str, Field(max_length=20_000)]
+Files = Annotated[list[str], Field(min_length=1, max_length=256)] | None  # base64
 
 
 class Question(BaseModel):
@@ -50,29 +51,31 @@ class Question(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     texts: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
-    images: Annotated[list[str], Field(min_length=1, max_length=256)] | None = None
+    images: Files = None
+    sounds: Files = None
     text_pairs: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Question:
-        if (self.texts is None) == (self.images is None):
-            raise ValueError("a question has either texts or images")
+        if [self.texts, self.images, self.sounds].count(None) != 2:
+            raise ValueError("a question has either texts, or images, or sounds")
         if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
             raise ValueError("text_pairs: as many as there are texts")
-        for number, image in enumerate(self.images or (), 1):
-            try:
-                base64_bytes(image)
-            except ValueError:
-                raise ValueError(f"images: {number} is no base64") from None
+        for name in ("images", "sounds"):
+            for number, file in enumerate(getattr(self, name) or (), 1):
+                try:
+                    base64_bytes(file)
+                except ValueError:
+                    raise ValueError(f"{name}: {number} is no base64") from None
         return self
 
     @property
     def items(self) -> list[Any]:
-        """The texts, the pairs, or what would be in files of images."""
+        """The texts, the pairs, or what would be in files."""
         if self.texts is None:
-            return [base64_bytes(image) for image in self.images or ()]
+            return [base64_bytes(file) for file in self.images or self.sounds or ()]
         return list(
             zip(self.texts, self.text_pairs, strict=True) if self.text_pairs else self.texts
         )
@@ -137,8 +140,8 @@ class QuietServer(Server):
 class App:
     """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
-    A base of images is asked ``{"images": [...]}``, each a file's bytes in base64. A question may have
-    ``top`` and ``reject_below``; else ``options`` has them.
+    A base of images is asked ``{"images": [...]}``, one of sounds ``{"sounds": [...]}``, each a file's bytes
+    in base64. A question may have ``top`` and ``reject_below``; else ``options`` has them.
     """
 
     def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:

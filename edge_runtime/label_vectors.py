@@ -13,7 +13,7 @@ from edge_runtime.base import EdgeBase
 from protocol.errors import PlanError
 from protocol.forms import HEAD
 from protocol.head import HeadStart, head_of
-from protocol.image_manifest import ImageManifest
+from protocol.media_manifest import MediaManifest
 
 ROWS = 32  # texts at once
 
@@ -30,9 +30,10 @@ def label_vectors(base: EdgeBase, labels: Sequence[str]) -> npt.NDArray[np.float
 
 def text_vectors(base: EdgeBase, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """What the head reads (texts, in), cut to the base's positions: a head that hands on what it reads."""
-    if isinstance(base.manifest, ImageManifest):
+    if isinstance(base.manifest, MediaManifest):
         raise PlanError(
-            "the base reads images, and names of labels are texts", "leave the head to be learnt"
+            f"the base reads {base.manifest.MEDIUM.plural}, and names of labels are texts",
+            "leave the head to be learnt",
         )
     width = base.manifest.head.in_features
     plain: dict[str, npt.NDArray[Any]] = {f"{HEAD}.weight": np.eye(width, dtype=np.float32)}

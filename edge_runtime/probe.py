@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DataError, DeliveryError, MachineError, ProofError
+from protocol.media import MEDIA
 from protocol.rows.labels import verify_unlike
 from protocol.rows.read import Text, any_label, checked_text, number_within, read_rows
 from storage.regular import read_settings_text
@@ -29,6 +30,7 @@ TRIES = 3
 MOST_BYTES = 2**26  # of probe.json
 MOST_TOKENS = 64  # of a text that is written for a row, unless the probe says otherwise
 MOST_TIMED = 50  # rows of a further try
+COLUMNS = tuple(medium.column for medium in MEDIA.values())  # keys of rows that name files
 Clock = Callable[[], float]
 REMEDY = "what is in use stays in use; the report names the release"
 
@@ -54,15 +56,20 @@ def _path(text: str) -> str:
     return text
 
 
+NamedFile = Annotated[
+    Annotated[str, AfterValidator(_path)] | None,
+    Field(description="path of a file, from the probe's folder on"),
+]
+
+
 class Golden(_Form):
-    """A text (a pair, a chat) or an image, and what it must get: a label, a number, what it ``contains``."""
+    """A text (a pair, a chat) or a file, and what it must get: a label, a number, what it ``contains``."""
 
     text: str | None = None
     text_pair: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=100)] | None = None
-    image: Annotated[str, AfterValidator(_path)] | None = Field(
-        default=None, description="of a file, from the probe's folder on"
-    )
+    image: NamedFile = None
+    audio: NamedFile = None
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     contains: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
@@ -71,15 +78,20 @@ class Golden(_Form):
     def _has_one(self) -> Golden:
         if [self.label, self.value, self.contains].count(None) != 2:
             raise ValueError("a row has either a label or a value, or what an answer contains")
-        if [self.text, self.messages, self.image].count(None) != 2:
-            raise ValueError("a row has either a text or messages, or an image")
+        if [self.text, self.messages, self.image, self.audio].count(None) != 3:
+            raise ValueError("a row has either a text or messages, or an image, or audio")
         if self.contains is None and self.messages is not None:
             raise ValueError("only a row with `contains` has messages")
         if self.text_pair is not None and (self.kind == "texts" or self.text is None):
-            raise ValueError("a row with `contains`, or an image, has no second text")
-        if self.image is not None and self.kind != "labels":
-            raise ValueError("a row with an image has a label")
+            raise ValueError("a row with `contains`, or a file, has no second text")
+        if self.medium and self.kind != "labels":
+            raise ValueError(f"a row with `{self.medium}` has a label")
         return self
+
+    @property
+    def medium(self) -> str:
+        """The key that names a file; empty where there is none."""
+        return next((key for key in COLUMNS if getattr(self, key) is not None), "")
 
     @property
     def kind(self) -> Kind:
@@ -90,9 +102,9 @@ class Golden(_Form):
 
     @property
     def question(self) -> Text | Path:
-        """The text, the pair or the image of a row that gets a label or a number."""
-        if self.image is not None:
-            return Path(self.image)
+        """The text, the pair or the file of a row that gets a label or a number."""
+        if self.medium:
+            return Path(getattr(self, self.medium))
         assert self.text is not None
         return self.text if self.text_pair is None else (self.text, self.text_pair)
 
@@ -107,6 +119,7 @@ class File(_Form):
 
     file: str
     image: str = Field(default="", description="column with paths of images, in the place of texts")
+    audio: str = Field(default="", description="column with paths of sounds, in the place of texts")
     text: str = "text"
     text_pair: str = Field(default="", description="column with second texts")
     label: str = "label"
@@ -136,8 +149,8 @@ class Probe(_Form):
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
         kinds = sorted({row.kind for row in self.rows})
-        if len({row.image is None for row in self.rows}) > 1:
-            raise ValueError("some rows have images and some have texts")
+        if len({row.medium for row in self.rows}) > 1:
+            raise ValueError("some rows have files and some have texts, or files of another medium")
         if len({row.text_pair is None for row in self.rows}) > 1:
             raise ValueError("some rows are pairs and some are not")
         if len(kinds) > 1:
@@ -206,9 +219,11 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     path = folder / rows.file
     if rows.value and rows.contains:
         raise OddError("`value` and `contains` of a file are not for the same probe")
-    if rows.image and (rows.text_pair or "text" in rows.model_fields_set):
+    named = [key for key in COLUMNS if getattr(rows, key)]
+    texts = bool(rows.text_pair) or "text" in rows.model_fields_set
+    if len(named) + texts > 1:
         raise OddError(
-            "a file has a column of images or of texts: leave `text` and `text_pair` out"
+            "a file has a column of images, of sounds or of texts: name one, and leave the others out"
         )
     if rows.value:
         check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
@@ -216,28 +231,30 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
         check, column, key = checked_text, rows.contains, "contains"
     else:
         check, column, key = any_label, rows.label, "label"
-    if rows.image:
-        from protocol.rows.images import read_image_rows
+    if named:
+        from protocol.rows.media import read_media_rows
 
-        table = read_image_rows(path, image=rows.image, target=column, check=check)
+        files = getattr(rows, named[0])
+        table = read_media_rows(path, column=files, target=column, check=check)
     else:
         table = read_rows(path, text=rows.text, pair=rows.text_pair, target=column, check=check)
     if key == "label":
         verify_unlike(table.targets, str(path))
     return [
-        _texts_of(text) | {key: target}
+        _asked(text, *named) | {key: target}
         for text, target in zip(table.texts, table.targets, strict=True)
     ]
 
 
 def _beside(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A row whose image lies where its path says from ``folder`` on."""
-    return row if row["image"] is None else row | {"image": str(folder / row["image"])}
+    """A row whose file lies where its path says from ``folder`` on."""
+    return row | {key: str(folder / row[key]) for key in COLUMNS if row[key] is not None}
 
 
-def _texts_of(text: Text | Path) -> dict[str, Any]:
+def _asked(text: Text | Path, key: str = "") -> dict[str, Any]:
+    """What is asked in a row; ``key`` is that of a file."""
     if isinstance(text, Path):
-        return {"image": str(text)}
+        return {key: str(text)}
     return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
 
 

@@ -1,10 +1,9 @@
-"""What a device makes of a question before the graph: ids of texts, pixels of images."""
+"""What a device makes of a question before the graph: ids of texts, arrays of files of other media."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +11,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edge_runtime.answer_options import verify_texts
+from protocol.audio_manifest import AudioManifest
 from protocol.errors import DataError
-from protocol.image_manifest import PIXELS, Pixels
+from protocol.image_manifest import ImageManifest
 from protocol.manifest import TYPE_IDS
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
-DECODERS = 2  # images at a time: one of the largest takes some 300 MB until it is stretched
+DECODERS = 2  # files at a time: one of the largest images takes some 300 MB until it is stretched
 Feeds = dict[str, npt.NDArray[Any]]
 
 
@@ -59,8 +59,8 @@ class TextReader:
         """See :class:`Reader`."""
         if not all(isinstance(item, str | tuple) for item in items):
             raise DataError(
-                "the base in use answers texts, and images were given",
-                "give texts, or take a base that was built from images",
+                "the base in use answers texts, and files were given",
+                "give texts, or take a base that was built from images or sounds",
             )
         verify_texts(items, pairs=pairs)
         return list(items)
@@ -87,47 +87,39 @@ class TextReader:
         return ("probe", "probe") if pairs else "probe"
 
 
-class ImageReader:
-    """Images, as files or as what would be in one, in the pixels that the base asks for."""
+class MediaReader:
+    """Files of a medium, or what would be in one, as the base asks for them."""
 
-    ITEM = "image"
+    def __init__(self, manifest: ImageManifest | AudioManifest) -> None:
+        """Raises MachineError where nothing decodes them: before a question comes, not by one."""
+        from protocol.rows.media import codec_of  # decoders load where needed
 
-    def __init__(self, pixels: Pixels) -> None:
-        """Raises MachineError where nothing decodes images: before a question comes, not by one."""
-        from protocol.rows.images import load_pillow  # decoders load where needed
-
-        load_pillow()
-        self._pixels = pixels
+        self._codec, self._name = codec_of(manifest), manifest.INPUT
+        self._codec.load()
+        self.ITEM = manifest.MEDIUM.noun
         self._decoding = threading.Semaphore(DECODERS)
 
     def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
-        """See :class:`Reader`; prepared images are (channels, height, width) uint8."""
-        from protocol.rows.images import read_pixels, verify_pictures
+        """See :class:`Reader`; prepared files are arrays, as the codec keeps them."""
+        from protocol.rows.media import read_file, verify_files
 
-        verify_pictures(items)
+        verify_files(items, self._codec.medium)
         values = []
         for number, item in enumerate(items, 1):
             with self._decoding:
-                values.append(read_pixels(item, self._pixels, place=f"image {number}"))
+                values.append(read_file(item, self._codec, place=f"{self.ITEM} {number}"))
         return values
 
     def feeds(self, items: Sequence[Any], *, max_length: int) -> Feeds:
-        """float32 (rows, channels, height, width)."""
-        from protocol.rows.images import as_input
-
+        """float32 (rows, *shape)."""
         read = all(isinstance(item, np.ndarray) for item in items)
         values = items if read else self.prepared(items, pairs=False)
-        return {PIXELS: as_input(np.stack(values), self._pixels)}
+        return {self._name: self._codec.inputs(np.stack(values))}
 
     def size(self, item: Any) -> int:
         """All are of one."""
         return 0
 
-    def example(self, *, pairs: bool) -> npt.NDArray[np.uint8]:
-        """An image of grey."""
-        return np.full(self._pixels.shape, 127, np.uint8)
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file's name is one of an image."""
-    return path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    def example(self, *, pairs: bool) -> npt.NDArray[Any]:
+        """See :class:`Reader`."""
+        return self._codec.example()

@@ -29,7 +29,7 @@ ROWS = 32  # per run: texts of like length together
 
 
 class EdgeRuntime:
-    """Answers texts or images with a base and, once activated, an adapter. Many threads may use it."""
+    """Answers texts or files with a base and, once activated, an adapter. Many threads may use it."""
 
     def __init__(self, base: EdgeBase, policy: Policy | None = None) -> None:
         """``policy``: what it trusts; then only adapters with a passport become active. (P-8.15)"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
+from protocol.audio_manifest import AudioManifest
 from protocol.documents import OddError, parse_toml
 from protocol.image_manifest import ImageManifest
 from protocol.legality import Finding, check
@@ -186,16 +187,13 @@ def _invented(worker: Worker, plan: Plan, tokens: int) -> Examples:
     import numpy as np
 
     from client.batches import Encoded
-    from client.examples import Images
+    from client.examples import media_rows
+    from protocol.rows.media import codec_of
 
     manifest, batch = worker.manifest, plan.local.batch_size
-    if isinstance(manifest, ImageManifest):
-        return Images(
-            pixels=np.full((batch, *manifest.pixels.shape), 127, np.uint8),
-            targets=np.zeros(batch, np.int64),
-            settings=manifest.pixels,
-            positions=manifest.max_positions,
-        )
+    if isinstance(manifest, ImageManifest | AudioManifest):
+        values = np.stack([codec_of(manifest).example()] * batch)
+        return media_rows(manifest, values, np.zeros(batch, np.int64))
     length = min(tokens, plan.task.longest)
     by_token = plan.task.ANSWERS == "text"
     kind = np.float32 if plan.task.ANSWERS == "range" else np.int64

@@ -13,14 +13,13 @@ from rich.table import Table
 
 from fedge.plans import Base, Json, read_manifest, read_plan
 from protocol.decoder_manifest import DECODER
-from protocol.image_manifest import ImageManifest
 from protocol.legality import check
 from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
+from protocol.media_manifest import MediaManifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
-from protocol.tasks.image_classification import ImageClassification
 
 KIB = 1024
 PlanFile = Annotated[
@@ -96,8 +95,8 @@ def _plain_plan(manifest: AnyManifest) -> Plan:
     if isinstance(manifest, HeadManifest):
         count = max(2, manifest.head.labels)
         task: dict[str, Any] = {"labels": [f"label-{number}" for number in range(count)]}
-        if isinstance(manifest, ImageManifest):
-            task["kind"] = ImageClassification.KIND
+        if isinstance(manifest, MediaManifest):
+            task["kind"] = manifest.MEDIUM.task
         else:
             task["max_length"] = min(128, manifest.max_positions // 2)
     else:

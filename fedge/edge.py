@@ -24,7 +24,7 @@ NEEDED = ("onnx", "safetensors", "google")  # packages beside those that a devic
 
 Data = Annotated[Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")]
 Text = Annotated[
-    str | None, typer.Option("--text", help="column with the text, or with an image's path")
+    str | None, typer.Option("--text", help="column with the text, or with a file's path")
 ]
 Pair = Annotated[
     str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")

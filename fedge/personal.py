@@ -24,7 +24,7 @@ from client.data import Rows, load_rows
 from client.engine.onnx_engine import OnnxEngine
 from client.examples import Examples
 from client.tasks import OUTPUT_TASKS
-from client.tasks.image_classification import images_of
+from client.tasks.media import encoded_files
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_note, read_tensors
@@ -38,19 +38,21 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import Installed, Personal, Store, read_state, release_folder
 from edge_runtime.tasks import task_named as edge_task
+from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import WritingManifest
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.image_manifest import ImageManifest
 from protocol.layout import Layout, Tensors
-from protocol.manifest import TYPE_IDS, Manifest
+from protocol.manifest import TYPE_IDS
+from protocol.manifests import SortingManifest
+from protocol.media import MEDIA
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
 from protocol.plan import validated
 from protocol.plan_sections import Local
-from protocol.tasks import TASKS, Task
+from protocol.tasks import MEDIA_TASKS, TASKS, Task
 from protocol.tasks.base import Quality
 from protocol.tasks.classification import Classification
-from protocol.tasks.image_classification import ImageClassification
 from protocol.tasks.regression import Regression
 from storage.regular import sha256_of
 from storage.whole import PRIVATE, write_whole
@@ -62,7 +64,7 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to train on, and how. ``text`` is the column of texts or images, None: as the task calls it.
+    """What to train on, and how. ``text`` is the column of texts or files, None: as the task calls it.
     ``column`` has the answers, ``pair`` second texts, empty: as the task calls them.
 
     ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows.
@@ -184,7 +186,7 @@ def _current(device: Device) -> tuple[str, Path, Installed]:
     return state.current, folder, installed
 
 
-def _trainable(base: Path) -> Manifest | ImageManifest:
+def _trainable(base: Path) -> SortingManifest:
     """The manifest of a whole base: a device that only answers may lack the weights."""
     if not (base / WEIGHTS).is_file() and WEIGHTS in read_manifest(base).files:
         raise ArtefactError(
@@ -225,10 +227,11 @@ def _task(note: ReleaseNote, request: Request) -> Task:
     if bool(pair) != note.pairs:
         raise DataError("the release in use answers single texts", "leave --pair-column out")
     options = "the options of `edge train`, for the release in use"
-    if note.task == ImageClassification.KIND:
-        images: dict[str, Any] = {"kind": note.task, "labels": note.labels}
-        images |= {"image": _named(request.text, "image"), "label": column or "label"}
-        return validated(ImageClassification, images, source=options)
+    if note.task in MEDIA:
+        name = MEDIA[note.task].column
+        files: dict[str, Any] = {"kind": note.task, "labels": note.labels}
+        files |= {name: _named(request.text, name), "label": column or "label"}
+        return validated(MEDIA_TASKS[note.task], files, source=options)
     rows: dict[str, Any] = {"text": _named(request.text, "text"), "text_pair": pair}
     rows["max_length"] = note.max_length
     if note.range is None:
@@ -260,12 +263,10 @@ def _train(
         raise _diverged("the loss is not finite") from None
 
 
-def _encoded(
-    rows: Rows, note: ReleaseNote, manifest: Manifest | ImageManifest, base: Path
-) -> Examples:
+def _encoded(rows: Rows, note: ReleaseNote, manifest: SortingManifest, base: Path) -> Examples:
     """What the base reads of the device's rows. Raises DataError."""
-    if isinstance(manifest, ImageManifest):
-        return images_of(rows, manifest)
+    if isinstance(manifest, ImageManifest | AudioManifest):
+        return encoded_files(rows, manifest)
     targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
     typed = note.pairs and TYPE_IDS in manifest.graph.inputs
     return encode(

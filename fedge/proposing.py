@@ -14,10 +14,9 @@ from fedge.plan_files import write_new, write_plan
 from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
 from protocol.errors import PlanError
-from protocol.image_manifest import ImageManifest
 from protocol.manifests import AnyManifest
+from protocol.media_manifest import MediaManifest
 from protocol.plan import plan_from
-from protocol.tasks.image_classification import ImageClassification
 
 
 def init(
@@ -75,12 +74,13 @@ def init(
 
 
 def _verify_texts(manifest: AnyManifest) -> None:
-    """Rows of a base are texts. Raises PlanError for one of images."""
-    if isinstance(manifest, ImageManifest):
+    """Rows of a base are texts. Raises PlanError for one of another medium."""
+    if isinstance(manifest, MediaManifest):
+        medium = manifest.MEDIUM
         raise PlanError(
-            "a plan is not proposed for images",
+            f"a plan is not proposed for {medium.plural}",
             'write one: `fedge init` without --base, then its fingerprint, and of [task] nothing but kind = "'
-            f'{ImageClassification.KIND}", image, label and labels',
+            f'{medium.task}", {medium.column}, label and labels',
         )
 
 

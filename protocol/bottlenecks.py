@@ -17,12 +17,13 @@ ATTENTION_OUTPUTS = (
     "attention.attn.o",
     "attention.dense",
     "attention.o_proj",
+    "self_attn.out_proj",
 )
 FEED_FORWARDS = (
     ("intermediate.dense", "output.dense"),
     ("ffn.lin1", "ffn.lin2"),
     ("ffn", "ffn_output"),
-    ("mlp.fc1", "mlp.fc2"),
+    ("fc1", "fc2"),
 )
 
 

@@ -6,14 +6,13 @@ do, and gives ``logits`` (rows, labels).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.documents import OddError, json_as
-from protocol.encoding import canonical_json, digest
-from protocol.errors import ArtefactError
-from protocol.manifest import CONFIG, IMAGES, HeadManifest, Record, task_of, verify_named
+from protocol.manifest import Record
+from protocol.media import IMAGE, Medium
+from protocol.media_manifest import MediaManifest, parse_media_manifest
 
 FORMAT: Literal[1] = 1
 PIXELS = "pixel_values"
@@ -47,62 +46,34 @@ class Pixels(Record):
         return self.channels, self.height, self.width
 
 
-class ImageManifest(HeadManifest):
+class ImageManifest(MediaManifest):
     """``manifest.json`` of a base of images; ``max_positions``: its patches and what stands before them."""
+
+    MEDIUM: ClassVar[Medium] = IMAGE
+    INPUT: ClassVar[str] = PIXELS
+    SETTINGS: ClassVar[str] = "pixels"
+    TAG: ClassVar[str] = "image"
 
     format: Literal[1] = FORMAT
     task: Literal["image-classification"]
     pooling: Literal["cls"]
     pixels: Pixels
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See :class:`MediaManifest`."""
+        return self.pixels.shape
 
-def image_fingerprint_of(manifest: ImageManifest) -> str:
-    """The identity of the numbers, what they compute and of which pixels. Raises KeyError."""
-    body = {
-        "tensors": {name: entry.model_dump() for name, entry in manifest.tensors.items()},
-        "architecture": {
-            "family": manifest.family,
-            "pooling": manifest.pooling,
-            "bits": manifest.bits,
-            "block": manifest.block,
-            "config": manifest.files[CONFIG].sha256,
-        },
-        "pixels": manifest.pixels.model_dump(),
-    }
-    return digest("image", canonical_json(body))
+    def odd(self) -> str:
+        """See :class:`MediaManifest`."""
+        pixels = self.pixels
+        if not len(pixels.mean) == len(pixels.std) == pixels.channels:
+            return "pixels: mean and std are one number for each channel"
+        if pixels.height > pixels.resized[0] or pixels.width > pixels.resized[1]:
+            return "pixels: what is kept of an image is larger than what it is stretched to"
+        return ""
 
 
 def parse_image_manifest(text: str, *, source: str) -> ImageManifest:
     """Read ``manifest.json`` of a base of images. Raises ArtefactError."""
-    try:
-        manifest = json_as(ImageManifest, text)
-    except OddError as odd:
-        raise ArtefactError(
-            f"{source}: {odd}", "build the base again or fetch an intact copy"
-        ) from None
-    verify_named(manifest.files, manifest.graph, source=source)
-    if odd_pixels := _odd(manifest):
-        raise ArtefactError(f"{source}: {odd_pixels}", "do not use this base")
-    if CONFIG not in manifest.files or image_fingerprint_of(manifest) != manifest.fingerprint:
-        raise ArtefactError(
-            f"{source}: the fingerprint is not that of what the manifest lists",
-            "do not use this base",
-        )
-    return manifest
-
-
-def _odd(manifest: ImageManifest) -> str:
-    """What of its pixels contradicts itself."""
-    pixels = manifest.pixels
-    if not len(pixels.mean) == len(pixels.std) == pixels.channels:
-        return "pixels: mean and std are one number for each channel"
-    if pixels.height > pixels.resized[0] or pixels.width > pixels.resized[1]:
-        return "pixels: what is kept of an image is larger than what it is stretched to"
-    if manifest.graph.inputs != [PIXELS]:
-        return f"the graph does not read {PIXELS} alone"
-    return ""
-
-
-def is_image(text: str) -> bool:
-    """Whether a ``manifest.json`` says that it is of a base of images, whatever else is in it."""
-    return task_of(text) == IMAGES
+    return parse_media_manifest(ImageManifest, text, source=source)

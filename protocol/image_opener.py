@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from protocol.image_manifest import ImageManifest
-from protocol.manifests import AnyManifest
-from protocol.peft_opener import OPENER, OPENER_MODULE, SHARED
+from protocol.media_opener import preface
+from protocol.peft_opener import SHARED
 
-IMAGE_OPENER = f'''"""Opens the adapter in this folder by torch, transformers and peft; written by fedge.
-
-    from {OPENER_MODULE} import load, pixels
-
-    model = load("FOLDER", "BASE")
-    inputs = pixels("BASE")(["an image.png"])
-    model.config.id2label[int(model(**inputs).logits.argmax())]
-
-BASE is the folder of the base that the adapter was trained on (its codes: the answers are the trained
-ones), or the Hugging Face model that the base was built from, as a folder or an id. There the weights
-are not rounded to codes: the answers are near, not equal.
-"""
-
-import json
-import warnings
-from pathlib import Path
-
-import numpy as np
-import torch
-from peft import PeftModel, get_peft_config, get_peft_model, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutput
-
+IMPORTS = """from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput"""
+IMAGE_OPENER = f'''{preface(reader="pixels", example="an image.png", imports=IMPORTS)}
 
 def load(folder, base):
     """The adapter in `folder` on `base`, ready to answer."""
@@ -110,8 +86,3 @@ class Classifier(PreTrainedModel):
         hidden = self.get_submodule(self.prefix)(pixel_values=pixel_values).last_hidden_state
         return ImageClassifierOutput(logits=self.get_submodule(self.path_of_head)(hidden[:, 0]))
 '''
-
-
-def opener_of(manifest: AnyManifest) -> str:
-    """The text of ``open_adapter.py`` for an adapter of a base with a head."""
-    return IMAGE_OPENER if isinstance(manifest, ImageManifest) else OPENER

@@ -19,6 +19,7 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 from protocol.forms import SCALE, SHIFT
+from protocol.media import MEDIA
 from protocol.section import PositiveReal
 
 FORMAT: Literal[3] = (
@@ -26,7 +27,6 @@ FORMAT: Literal[3] = (
 )
 GRAPH_DATA = "graph.data"  # tensors of a graph that is too large for one file (P-1.8)
 
-IMAGES: Literal["image-classification"] = "image-classification"  # the task of a base of images
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 MANIFEST_NAME = "manifest.json"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -118,7 +118,7 @@ Bits = Literal[4, 8, 16, 32]
 class BaseManifest(Record):
     """What ``manifest.json`` says of every base, whatever it reads and answers with.
 
-    ``max_positions``: tokens that a text may have, or positions of an image.
+    ``max_positions``: tokens that a text may have, or positions of a file of another medium.
     """
 
     fingerprint: Sha256
@@ -169,7 +169,7 @@ class TextManifest(BaseManifest):
 class HeadManifest(BaseManifest):
     """What manifests have of a base with a head, which answers with labels or numbers."""
 
-    pooling: Literal["mean", "cls", "pooler"]
+    pooling: Literal["mean", "cls", "pooler", "projected"]
     head: Head
 
 
@@ -178,6 +178,7 @@ class Manifest(HeadManifest, TextManifest):
 
     format: Literal[3] = FORMAT
     task: Literal["sequence-classification"]
+    pooling: Literal["mean", "cls", "pooler"]
 
 
 def fingerprint(
@@ -238,6 +239,12 @@ def verify_named(files: Mapping[str, FileEntry], graph: Graph, *, source: str) -
         raise ArtefactError(f"{source}: the slot {odd_slot}", "do not use this base")
 
 
+def media_of(manifest: BaseManifest) -> str:
+    """What a base of another medium than texts reads, for people."""
+    medium = MEDIA.get(manifest.task)
+    return medium.plural if medium else "texts"
+
+
 def task_of(text: str) -> str:
     """The task that a ``manifest.json`` names, whatever else is in it; "" where it names none."""
     try:
@@ -266,9 +273,9 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
                 f"{source}: this base writes texts, and one that sorts them is needed",
                 "name a base that was built with --task sequence-classification",
             ) from None
-        if task_of(text) == IMAGES:
+        if medium := MEDIA.get(task_of(text)):
             raise ArtefactError(
-                f"{source}: this base sorts images, and one that sorts texts is needed",
+                f"{source}: this base sorts {medium.plural}, and one that sorts texts is needed",
                 "name a base that was built with --task sequence-classification",
             ) from None
         if str(odd).startswith("format:"):

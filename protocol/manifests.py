@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 
+from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
-from protocol.image_manifest import ImageManifest, is_image, parse_image_manifest
+from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest, parse_manifest
+from protocol.media_manifest import is_of, parse_media_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 
-# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15)
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15, P-1.16)
 COVERED = {
     *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
-    *("embedding_bits", "affine", "tied", "pixels"),
+    *("embedding_bits", "affine", "tied", "pixels", "log_mel"),
 }
+OF_MEDIA: tuple[type[ImageManifest] | type[AudioManifest], ...] = (ImageManifest, AudioManifest)
 
-AnyManifest = Manifest | ImageManifest | DecoderManifest | Seq2SeqManifest
+AnyManifest = Manifest | ImageManifest | AudioManifest | DecoderManifest | Seq2SeqManifest
+SortingManifest = Manifest | ImageManifest | AudioManifest
 
 
 def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
@@ -24,8 +28,9 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
         return parse_decoder_manifest(text, source=source)
     if is_seq2seq(text):
         return parse_seq2seq_manifest(text, source=source)
-    if is_image(text):
-        return parse_image_manifest(text, source=source)
+    for kind in OF_MEDIA:
+        if is_of(kind, text):
+            return parse_media_manifest(kind, text, source=source)
     return parse_manifest(text, source=source)
 
 

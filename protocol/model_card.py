@@ -7,15 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.decoder_manifest import WritingManifest
-from protocol.image_manifest import ImageManifest
 from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
+from protocol.media import IMAGE, SOUND, Medium
+from protocol.media_manifest import MediaManifest
 from protocol.methods import method_of
 from protocol.methods.base import Method
 from protocol.peft_format import fits_ordinary_class
 from protocol.peft_opener import OPENER_FILE, OPENER_MODULE
 from protocol.plan import Plan
 from protocol.tasks.base import OutputTask
+
+# By medium: what in a folder's module reads files, an example, and what that needs.
+OPENING: dict[Medium, tuple[str, str, str]] = {
+    IMAGE: ("pixels", "an image.png", "torch, transformers, peft and Pillow"),
+    SOUND: ("features", "a sound.wav", "torch, transformers and peft"),
+}
+ORDINARY = {
+    IMAGE: "AutoModelForImageClassification",
+    SOUND: "AutoModelForAudioClassification",
+}
 
 
 def model_card(
@@ -34,8 +45,8 @@ def model_card(
     match manifest:
         case WritingManifest():
             use = _writing(plan)
-        case ImageManifest():
-            use = _of_images(plan, manifest)
+        case MediaManifest():
+            use = _of_files(plan, manifest)
         case _:
             use = _sorting(plan, manifest)
     return f"""---
@@ -89,19 +100,20 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 MODEL is that model; there the weights are not rounded, and the answers are near, not equal."""
 
 
-def _of_images(plan: Plan, manifest: ImageManifest) -> str:
-    """How an adapter of a base of images is opened; the sentences are those of texts."""
+def _of_files(plan: Plan, manifest: MediaManifest) -> str:
+    """How an adapter of a base of images or sounds is opened; the sentences are those of texts."""
+    reader, example, needed = OPENING[manifest.MEDIUM]
     return f"""{_ordinary(manifest, method_of(plan.adapter))} `{OPENER_FILE}` in this folder opens it, \
-with torch, transformers, peft and Pillow alone:
+with {needed} alone:
 
 ```python
 import sys
 
 sys.path.append("FOLDER")  # this one
-from {OPENER_MODULE} import load, pixels
+from {OPENER_MODULE} import load, {reader}
 
 model = load("FOLDER", "BASE")
-inputs = pixels("BASE")(["an image.png"])
+inputs = {reader}("BASE")(["{example}"])
 print(model.config.id2label[int(model(**inputs).logits.argmax())])
 ```
 
@@ -134,8 +146,8 @@ and the answers are near, not equal."""
 
 def _ordinary(manifest: HeadManifest, method: Method[Any]) -> str:
     ordinary = "AutoModelForSequenceClassification"
-    if isinstance(manifest, ImageManifest):
-        ordinary = "AutoModelForImageClassification"
+    if isinstance(manifest, MediaManifest):
+        ordinary = ORDINARY[manifest.MEDIUM]
     if not method.of_peft:
         return f"peft has no adapters of type {method.peft_type}, and refuses this folder with a KeyError."
     if method.own_opener:
@@ -149,7 +161,7 @@ def _ordinary(manifest: HeadManifest, method: Method[Any]) -> str:
             f"`{ordinary}` works."
         )
     return (
-        "`AutoModelForSequenceClassification` has another layer before the head or pools otherwise than "
+        f"`{ordinary}` has another layer before the head or pools otherwise than "
         f"this base ({manifest.pooling}), and would answer nonsense: so there is no head of that class's "
         "name in here, and peft refuses it with a KeyError."
     )

@@ -49,7 +49,12 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
 
     DistilBERT's and RoBERTa's classes have a layer before the head whose name peft takes for the head.
     """
-    return (family, pooling) in (("bert", "pooler"), ("vit", "cls"), ("deit", "cls"))
+    return (family, pooling) in (
+        ("bert", "pooler"),
+        ("vit", "cls"),
+        ("deit", "cls"),
+        ("whisper", "projected"),
+    )
 
 
 def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
@@ -69,6 +74,7 @@ def has_opener(manifest: AnyManifest, method: Method[Any]) -> bool:
     return isinstance(manifest, HeadManifest) or method.own_opener
 
 
+REFUSING = "SEQ_CLS"  # of other types peft leaves out a head that it does not find, without a word
 # Keys of an adapter_config.json that no folder of ours has, but for those that a method is known by.
 CHANGING = ("use_dora", "alpha_pattern", "rank_pattern", "rank_dropout", "module_dropout")
 
@@ -138,7 +144,7 @@ def from_peft(tensors: Tensors, *, method: Method[Any]) -> Tensors:
     named: Tensors = {}
     for key, value in tensors.items():
         name = re.sub(
-            rf"^{re.escape(method.saved_prefix)}(head_on_(mean|cls|pooler)|{HEAD})\.",
+            rf"^{re.escape(method.saved_prefix)}(head_on_(mean|cls|pooler|projected)|{HEAD})\.",
             f"{HEAD}.",
             key,
         )
@@ -166,7 +172,10 @@ def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
         "inference_mode": True,
     }
     if isinstance(manifest, HeadManifest):
-        config["modules_to_save"] = [folder_head(manifest, recipe.method)]
+        head = folder_head(manifest, recipe.method)
+        if head != manifest.head.path:  # of this type peft insists on a head of an ordinary name
+            config["task_type"] = REFUSING
+        config["modules_to_save"] = [head]
         config["auto_mapping"] = {
             "base_model_class": "Classifier",
             "parent_library": OPENER_MODULE,

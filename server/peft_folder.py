@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from protocol.image_opener import opener_of
 from protocol.layout import Tensors
 from protocol.model_card import model_card
+from protocol.openers import opener_of
 from protocol.peft_format import (
     CARD_FILE,
     CONFIG_FILE,

@@ -19,13 +19,14 @@ from base_model.build import build_base
 from base_model.decoder.build import build_decoder
 from base_model.decoder.calibration import default_text
 from base_model.decoder.sources import decoder_source
-from base_model.images.build import build_images
+from base_model.media_build import builder_of
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest, verify_base
 from protocol.decoder_manifest import DECODER
 from protocol.errors import ArtefactError
-from protocol.manifest import IMAGES, MANIFEST_NAME
+from protocol.manifest import MANIFEST_NAME
+from protocol.media import MEDIA
 from protocol.seq2seq_manifest import SEQ2SEQ
 from simulations.base_origin import Origin, origin_of
 from simulations.experiment import BaseSource, expanded
@@ -97,8 +98,8 @@ def _build(
         )
         return
     text = expanded(source.source)
-    if task == IMAGES:
-        build_images(
+    if task in MEDIA:
+        builder_of(task)(
             str(folder / text) if (folder / text).is_dir() else text,
             bits=source.bits,
             out=target,

@@ -13,8 +13,8 @@ from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
 from protocol.plan import Plan
 from protocol.rows.formats import read_columns
-from protocol.rows.images import read_image_rows
 from protocol.rows.read import Table, any_label, read_rows
+from protocol.tasks.media import MediaLabelled
 from simulations.experiment import Experiment, resolve_source
 from simulations.tasks import task_named
 
@@ -66,10 +66,8 @@ def _test_column(experiment: Experiment) -> str:
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
     task = plan.task
-    if task.kind == "image-classification" and not experiment.lists_labels:
-        return read_image_rows(
-            path, image=task.image, target=task.column, check=any_label, group=column
-        )
+    if isinstance(task, MediaLabelled) and not experiment.lists_labels:
+        return task.rows_checked(path, any_label, group=column)
     if experiment.lists_labels or task.kind != "classification":
         return task.rows(path, group=column)
     return read_rows(

@@ -18,13 +18,13 @@ from protocol.errors import MachineError, PlanError
 from protocol.head import HeadStart
 from protocol.layout import HEAD_TURNS
 from protocol.legality import verify_legal
+from protocol.media import MEDIA
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
-from protocol.tasks.image_classification import ImageClassification
 from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
 from simulations.overrides import override_all
 from storage.regular import read_settings_text
@@ -203,7 +203,7 @@ class Experiment(Section):
     @property
     def has_texts(self) -> bool:
         """Whether rows are texts."""
-        return self.base_task != ImageClassification.BASE
+        return self.base_task not in MEDIA
 
     @property
     def base_task(self) -> str:

@@ -241,6 +241,18 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 base of a random two-layer Whisper encoder, with every slot that a method may fill."""
+    from base_model.sounds.build import build_sounds
+    from tests.sound_models import write_sounds_source
+
+    folder = tmp_path_factory.mktemp("sounds")
+    source = write_sounds_source(folder / "source", head="own")
+    build_sounds(str(source), bits=4, out=folder / "base", scales=True)
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     """Writes a PEFT folder with random values, as the coordinator does; returns the folder."""
     import numpy as np

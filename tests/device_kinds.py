@@ -20,11 +20,13 @@ from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.probe import Probe
 from protocol.chat.messages import chat_from
 from protocol.layout import Tensors
+from protocol.media import MEDIA
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
-KINDS = ("encoder", "images", "decoder", "seq2seq")
+KINDS = ("encoder", "images", "sounds", "decoder", "seq2seq")
+SORTS = {"encoder": "text", "images": "image", "sounds": "sound"}  # with labels, and of what
 TOKENS = 12
 
 
@@ -109,24 +111,45 @@ def told_apart(base: Path, good: Path, bad: Path, words: Sequence[str]) -> list[
 
 def images_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
     """On a base of images; rows are files that two releases sort otherwise."""
-    from base_model.release import release_adapter
     from tests.image_models import LABELS, write_images
 
     task = {"kind": "image-classification", "labels": LABELS}
-    images = write_images(folder / "images", 24, seed=1)
+    return _files_kind("images", folder, base, write_adapter, task, write_images)
+
+
+def sounds_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
+    """The same on a base of sounds."""
+    from tests.sound_models import LABELS, write_sounds
+
+    task = {"kind": "audio-classification", "labels": LABELS}
+    return _files_kind("sounds", folder, base, write_adapter, task, write_sounds)
+
+
+def _files_kind(
+    kind: str,
+    folder: Path,
+    base: Path,
+    write_adapter: Callable[..., Path],
+    task: dict[str, Any],
+    write: Callable[..., list[Path]],
+) -> DeviceKind:
+    from base_model.release import release_adapter
+
+    files = write(folder / kind, 24, seed=1)
     backend, said, adapters = open_encoder(base, threads=1), [], {}
     for seed, name in enumerate(("good", "bad"), 1):
         adapters[name] = write_adapter(folder / name, base=base, task=task, seed=seed)
-        release_adapter(adapters[name], base, texts=images[:4], bound=1e-4)
+        release_adapter(adapters[name], base, texts=files[:4], bound=1e-4)
         loaded = backend.load(adapters[name])
-        said.append([answer.answer for answer in backend.runtime.infer(images, loaded)])
+        said.append([answer.answer for answer in backend.runtime.infer(files, loaded)])
+    column = MEDIA[task["kind"]].column
     rows = [
-        {"image": str(image), "label": meant}
-        for image, meant, other in zip(images, *said, strict=True)
+        {column: str(file), "label": meant}
+        for file, meant, other in zip(files, *said, strict=True)
         if meant != other
     ]
     assert len(rows) >= 4
-    return DeviceKind(name="images", base=base, adapters=adapters, rows=rows[:4])
+    return DeviceKind(name=kind, base=base, adapters=adapters, rows=rows[:4])
 
 
 def decoder_kind(folder: Path) -> DeviceKind:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from base_model.encoder import HeadedModel
 from base_model.images.families import FAMILIES
+from base_model.media_build import MediaModel
 
 
-class ImageClassifier(HeadedModel):
+class ImageClassifier(MediaModel):
     """Images (rows, channels, height, width) float32 to logits (rows, labels)."""
 
     main_input_name = "pixel_values"
@@ -27,7 +27,7 @@ class ImageClassifier(HeadedModel):
         super().__init__(config)
         self.family = FAMILIES[config.model_type]
         self.prefix = self.base_model_prefix = self.family.prefix
-        self.layers = self.family.layers
+        self.layers, self.key = self.family.layers, self.family.key
         self.config.num_labels = labels
         encoder = AutoModel.from_config(
             config, attn_implementation=attention or "sdpa", add_pooling_layer=False
@@ -49,8 +49,8 @@ class ImageClassifier(HeadedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
-    def features(self, pixel_values: Tensor) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
         """What the head reads, (rows, hidden)."""
-        encoded = self.get_submodule(self.prefix)(pixel_values=pixel_values)
+        encoded = self.get_submodule(self.prefix)(pixel_values=inputs)
         features: Tensor = encoded.last_hidden_state[:, 0]
         return features

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from base_model.export import adapt_linears, attach_head, exported, finished_graph
-from base_model.graph_data import ONE_FILE
-from base_model.graph_linears import Codes
+from base_model.export import exported
 from base_model.images.classifier import ImageClassifier
 from protocol.image_manifest import PIXELS
-from protocol.manifest import Linear, Slot
 
 
 class _Features(nn.Module):
@@ -71,42 +67,8 @@ def _as_products(model: ImageClassifier) -> Iterator[None]:
         embeddings.patch_embeddings = before
 
 
-def export_images(
-    model: ImageClassifier,
-    linears: Iterable[Linear],
-    codes: Codes,
-    *,
-    path: Path,
-    shape: tuple[int, int, int],
-    bits: int,
-    block: int,
-    accuracy_level: int,
-    scales: bool = False,
-    most: int = ONE_FILE,
-) -> list[Slot]:
-    """Write ``graph.onnx`` and return its slots; images are ``shape`` (channels, height, width).
-
-    The others as :func:`base_model.export.export_graph`.
-    """
-    graph_model = _exported(model, shape)
-    graph = graph_model.graph
-    adapt_linears(
-        graph,
-        linears,
-        codes,
-        bits=bits,
-        block=block,
-        accuracy_level=accuracy_level,
-        unshifted=model.family.key,
-        slots=True,
-        scales=scales,
-        hidden=model.config.hidden_size,
-    )
-    attach_head(graph, model.classifier, slots=True)
-    return finished_graph(graph_model, path, quantised=bool(codes), most=most)
-
-
-def _exported(model: ImageClassifier, shape: tuple[int, int, int]) -> onnx.ModelProto:
+def exported_images(model: ImageClassifier, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Features of images of ``shape`` (channels, height, width) in ONNX."""
     example = (torch.zeros(2, *shape),)
     with _as_products(model):
         return exported(_Features(model), example, [PIXELS], ({0: torch.export.Dim("batch")},))

@@ -7,17 +7,16 @@ normalising are done where it does not say so, as both classes do.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from base_model.images.families import sides
+from base_model.preprocessor_file import FILE, shown, verify_known
 from base_model.source_files import read_object
 from protocol.documents import OddError, value_as
-from protocol.errors import ArtefactError, shortened
+from protocol.errors import ArtefactError
 from protocol.image_manifest import Pixels
 
-FILE = "preprocessor_config.json"
 REMEDY = (
     "take the file that belongs to the checkpoint, of a ViTImageProcessor or DeiTImageProcessor"
 )
@@ -82,15 +81,14 @@ def _pixels(document: dict[str, Any], family: str, channels: int, size: tuple[in
 
 def _verify_steps(document: dict[str, Any], family: str, channels: int) -> bool:
     """Whether the middle is cut out; every other step is the one here. Raises ValueError, KeyError."""
-    if unknown := sorted(document.keys() - READ - WITHOUT_EFFECT):
-        raise ValueError(f"`{unknown[0]}` is not known here, and may change what a model sees")
+    verify_known(document, READ | WITHOUT_EFFECT)
     names = [document[key] for key in CLASS if document.get(key) is not None]
     for name in names:
         if not isinstance(name, str) or name not in CLASSES:
-            raise ValueError(f"a processor {_shown(name)} is not known here")
+            raise ValueError(f"a processor {shown(name)} is not known here")
     for step in STEPS:
         if document.get(step, True) is not True:
-            raise ValueError(f"`{step}` is {_shown(document[step])}; it is always done here")
+            raise ValueError(f"`{step}` is {shown(document[step])}; it is always done here")
     for step in ("do_pad", "do_reduce_labels"):
         if document.get(step):
             raise ValueError(f"`{step}` is not done here")
@@ -111,14 +109,14 @@ def _crops(document: dict[str, Any], *, uncropped: bool) -> bool:
         return False
     crops = document["do_center_crop"]
     if type(crops) is not bool:
-        raise ValueError(f"`do_center_crop` is {_shown(crops)}, neither true nor false")
+        raise ValueError(f"`do_center_crop` is {shown(crops)}, neither true nor false")
     return crops
 
 
 def _resampling(document: dict[str, Any]) -> str:
     number = document["resample"]
     if type(number) is not int or not 0 <= number < len(RESAMPLING):
-        raise ValueError(f"`resample` is {_shown(number)}, no kind of resampling that is known")
+        raise ValueError(f"`resample` is {shown(number)}, no kind of resampling that is known")
     return RESAMPLING[number]
 
 
@@ -149,16 +147,11 @@ def _of_channels(name: str, document: dict[str, Any], channels: int) -> tuple[fl
 
 def _number(name: str, value: object) -> float:
     if type(value) not in (int, float):
-        raise ValueError(f"`{name}` is {_shown(value)}, no number")
+        raise ValueError(f"`{name}` is {shown(value)}, no number")
     try:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:
         raise ValueError(f"`{name}` is beyond all numbers") from None
-
-
-def _shown(value: object) -> str:
-    """A value as its file has it."""
-    return shortened(json.dumps(value), 60)
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import transformers
 from torch import Tensor
@@ -12,12 +12,12 @@ from transformers import PretrainedConfig
 
 from base_model.checkpoint import read_checkpoint
 from base_model.headed_source import (
-    COMPLETE,
     check_plain,
     check_stated,
     config_of,
     fitted,
     labels_of,
+    own_head,
     shapes_of,
 )
 from base_model.images.classifier import ImageClassifier
@@ -43,6 +43,7 @@ RENAMED = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 )  # fmt: skip
+HEAD = ("classifier.weight", "classifier.bias")
 TOPS = ("embeddings.", "encoder.", "layers.", "layernorm.", "pooler.")
 UNUSED = ("pooler.", "embeddings.mask_token")  # of the encoder, for what no head here reads
 
@@ -59,6 +60,20 @@ class ImageSource:
     pixels: Pixels
     reasons: tuple[str, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`MediaSource`."""
+        return self.pixels.shape
+
+    def own_fields(self) -> dict[str, Any]:
+        """See :class:`MediaSource`."""
+        return {
+            "family": self.family.model_type,
+            "pooling": "cls",
+            "pixels": self.pixels,
+            "max_positions": self.family.positions(self.config),
+        }
+
 
 def load_images(source: str) -> ImageSource:
     """Load encoder, head and preprocessing. Raises ArtefactError or MachineError for what is no base."""
@@ -72,10 +87,10 @@ def load_images(source: str) -> ImageSource:
         size=sides(config.image_size),
     )
     encoder, outside = _apart(read_checkpoint(place.model), family)
-    has_head, reason = _has_head(place.name, config, family, outside)
+    has_head, reason = own_head(place.name, config, family.own, outside, HEAD)
     tensors = {f"{family.prefix}.{name}": value for name, value in encoder.items()}
     if has_head:
-        tensors |= {name: outside[name] for name in ("classifier.weight", "classifier.bias")}
+        tensors |= {name: outside[name] for name in HEAD}
     labels = None
     if has_head:
         labels = labels_of(place.name, config, tensors["classifier.weight"])
@@ -92,16 +107,6 @@ def load_images(source: str) -> ImageSource:
         pixels=pixels,
         reasons=(reason,),
     )
-
-
-def sorts_images(source: str) -> bool:
-    """Whether a folder's ``config.json`` is of a model that reads images; False where it cannot be read."""
-    try:
-        document = read_object(Path(source).expanduser() / CONFIG)
-        image_family_of(str(document.get("model_type")), source=source)
-    except ArtefactError:
-        return False
-    return True
 
 
 def _config(place: Place) -> tuple[PretrainedConfig, ImageFamily]:
@@ -143,22 +148,3 @@ def _modern(name: str) -> str:
     for old, new in RENAMED:
         name = re.sub(old, new, name)
     return name
-
-
-def _has_head(
-    name: str, config: PretrainedConfig, family: ImageFamily, outside: dict[str, Tensor]
-) -> tuple[bool, str]:
-    """Whether the source's head means here what it means there, and a sentence for the publisher."""
-    kinds = list(config.architectures or ())
-    if kinds[:1] == [family.own]:
-        for tensor in ("classifier.weight", "classifier.bias"):
-            if tensor not in outside:
-                raise ArtefactError(
-                    f"{name}: it is a {family.own}, and the checkpoint lacks {tensor}",
-                    f"{COMPLETE}, or pass the encoder alone",
-                )
-        return True, "the source's own head and the names of its labels are kept"
-    if outside:
-        kind = kinds[0] if kinds else "a model of unknown kind"
-        return False, f"left out: {min(outside)} and what belongs to it ({kind})"
-    return False, "the source has no head: adapters bring one"

@@ -1,4 +1,4 @@
-"""Programs of encoders, of texts or images: which slots an adapter fills, and the task's loss. (P-2, P-11)"""
+"""Programs of bases with a head: which slots an adapter fills, and the task's loss. (P-2, P-11)"""
 
 from __future__ import annotations
 

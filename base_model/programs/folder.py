@@ -44,7 +44,8 @@ from protocol import forms, frozen_linears, methods
 from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import IMAGES, TYPE_IDS, BaseManifest
+from protocol.manifest import TYPE_IDS, BaseManifest
+from protocol.media import MEDIA
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -57,7 +58,7 @@ log = logging.getLogger("fedge.program")
 Derive = Callable[[Path, Recipe, Iterable[frozenset[str]]], list[onnx.ModelProto]]
 DERIVE: dict[str, Derive] = {  # by what a base was built for
     "sequence-classification": classifier_graphs,
-    IMAGES: classifier_graphs,
+    **dict.fromkeys(MEDIA, classifier_graphs),
     DECODER: language_graphs,
     SEQ2SEQ: seq2seq_graphs,
 }

@@ -34,6 +34,8 @@ class OutputTask(ProgramTask, Protocol):
 OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
-    "image-classification": classification,  # a loss of labels, whatever they are of
+    # a loss of labels, whatever they are of
+    "image-classification": classification,
+    "audio-classification": classification,
 }
 TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm, "seq2seq-lm": causal_lm}

@@ -25,7 +25,7 @@ from protocol.peft_format import peft_config
 from protocol.recipe import Recipe
 
 if TYPE_CHECKING:
-    from base_model.images.store import OpenImages
+    from base_model.media_store import OpenMedia
     from base_model.store import OpenBase
 
 # Methods that peft lacks: what is done to the nearest that it has.
@@ -36,7 +36,7 @@ NAME = "trained"  # not "lora…": peft looks for that in names
 class AdapterModel:
     """The adapter of ``recipe`` on ``base``, which it wraps: one adapter per opened base."""
 
-    def __init__(self, base: OpenBase | OpenImages, recipe: Recipe) -> None:
+    def __init__(self, base: OpenBase | OpenMedia, recipe: Recipe) -> None:
         """Wrap ``base``, opened with the plan's number of labels. Raises TypeError for another."""
         self.base, self.recipe = base, recipe
         self.layout: Layout = recipe.layout

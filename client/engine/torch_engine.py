@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from base_model.images.store import open_headed
+from base_model.media_store import open_headed
 from base_model.tasks import OUTPUT_TASKS
 from client.engine.adapter_model import AdapterModel
 from client.engine.device import choose_device, matmul_dtype

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import causal_lm, classification, image_classification, regression, seq2seq_lm
+from client.tasks import causal_lm, classification, media, regression, seq2seq_lm
 from protocol.rows.read import Table
+from protocol.tasks import MEDIA_TASKS
 
 if TYPE_CHECKING:
     from client.data import Rows
@@ -59,7 +60,7 @@ class OutputTask(ClientTask, Protocol):
 OUTPUT_TASKS: dict[str, OutputTask] = {
     "classification": classification,
     "regression": regression,
-    "image-classification": image_classification,
+    **dict.fromkeys(MEDIA_TASKS, media),
 }
 TASKS: dict[str, ClientTask] = {
     **OUTPUT_TASKS,

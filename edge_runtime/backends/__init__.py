@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.base import read_any_manifest
 from edge_runtime.store import GRAPH
+from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import DecoderManifest, WritingManifest
 from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest
@@ -62,6 +63,7 @@ class Backend(Protocol[Adapter]):
 OPENERS: dict[type[AnyManifest], tuple[str, str]] = {
     Manifest: ("encoder", "open_encoder"),
     ImageManifest: ("encoder", "open_encoder"),
+    AudioManifest: ("encoder", "open_encoder"),
     DecoderManifest: ("writing", "open_writing"),
     Seq2SeqManifest: ("writing", "open_writing"),
 }

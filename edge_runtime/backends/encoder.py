@@ -42,7 +42,7 @@ class EncoderBackend:
         return self.runtime.admitted(folder, policy=policy)
 
     def questions(self, probe: Probe) -> Sequence[Any]:
-        """As `Backend.questions`: texts or pairs, or pixels of images."""
+        """As `Backend.questions`: texts or pairs, or arrays of files."""
         if probe.kind == "texts":
             raise unreadable("its rows have `contains`, and the base writes no text")
         try:

@@ -67,7 +67,9 @@ class EdgeTask(Protocol):
 TASKS: dict[str, EdgeTask] = {
     "classification": classification,
     "regression": regression,
-    "image-classification": classification,  # answered alike
+    # answered alike
+    "image-classification": classification,
+    "audio-classification": classification,
 }
 
 

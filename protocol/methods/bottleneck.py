@@ -25,7 +25,7 @@ from protocol.errors import PlanError
 from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLENECK_UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import BaseManifest, HeadManifest, TextManifest
+from protocol.manifest import BaseManifest, HeadManifest, TextManifest, media_of
 from protocol.methods.base import Constants, Free, Method, Remark, Settings, remark_of
 from protocol.methods.lora import positive
 from protocol.section import PositiveReal, Rank
@@ -114,7 +114,7 @@ class Bottleneck(Method[BottleneckSettings]):
         if settings.places == EMBEDDINGS:
             if not isinstance(manifest, TextManifest):
                 raise PlanError(
-                    "`adapter.places`: a base of images has no word embeddings",
+                    f"`adapter.places`: a base of {media_of(manifest)} has no word embeddings",
                     "choose another place, such as `houlsby`",
                 )
             ends = WORDS + BOTTLENECK_DOWN

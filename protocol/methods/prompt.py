@@ -15,7 +15,7 @@ from protocol.errors import PlanError
 from protocol.forms import SOFT_PROMPT
 from protocol.initial import Law
 from protocol.layout import TensorSpec
-from protocol.manifest import BaseManifest, TextManifest
+from protocol.manifest import BaseManifest, TextManifest, media_of
 from protocol.methods.base import Constants, Free, Remark, remark_of
 from protocol.methods.encoder import EncoderSettings, Rows
 from protocol.section import Rank
@@ -108,8 +108,9 @@ def _of_words(manifest: BaseManifest) -> TextManifest:
     """The manifest of a base with words to put a prompt before. Raises PlanError for another."""
     if isinstance(manifest, TextManifest):
         return manifest
+    read = media_of(manifest)
     raise PlanError(
-        "`adapter.method`: a base of images has no words to put a prompt before, and peft no way to",
+        f"`adapter.method`: a base of {read} has no words to put a prompt before, and peft no way to",
         "train an adapter of linears, such as `lora`",
     )
 

@@ -1,6 +1,5 @@
-"""Images of a file of rows: where they lie, and their pixels as a base asks for them. (P-1.15)
+"""Images as a base asks for their pixels. (P-1.15)
 
-Whoever reads an image reads it here, so that a client, a release and a device compute of the same numbers.
 Pillow decodes and stretches: PNG and JPEG of a bounded size, one frame, at most eight bits a channel. Nothing
 that an image shows is in a message.
 """
@@ -9,21 +8,17 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import DataError, MachineError
 from protocol.image_manifest import Pixels
-from protocol.rows.formats import Place, read_values
-from protocol.rows.read import Check, Table, checked_text, group_name
-from storage.regular import read_regular
+from protocol.media import IMAGE, Medium
+from protocol.rows.media import Values
 
-MOST_FILE = 2**25  # bytes of an image's file
 MOST_PIXELS = 2**25  # of an image, before it is stretched
 LONGEST_SIDE = 2**14  # pixels: what stretching a row costs in memory grows with its length alone
 FORMATS = ("PNG", "JPEG")
@@ -36,55 +31,40 @@ Bytes = npt.NDArray[np.uint8]  # (rows, channels, height, width)
 
 
 @dataclass(frozen=True, slots=True)
-class RowImage:
-    """An image's file, and where the row stands that names it."""
+class ImageCodec:
+    """Images as ``pixels`` has them, a byte a channel and pixel: four times less than the graph reads."""
 
-    path: Path
-    place: str
+    pixels: Pixels
+    medium: ClassVar[Medium] = IMAGE
+    kept: ClassVar[npt.DTypeLike] = np.uint8
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Codec`: (channels, height, width)."""
+        return self.pixels.shape
 
-Picture = Path | RowImage | bytes  # an image: its file, or what would be in one
+    def load(self) -> None:
+        """See :class:`Codec`."""
+        load_pillow()
 
+    def values(self, data: bytes, *, place: str) -> Bytes:
+        """See :class:`Codec`."""
+        return read_pixels(data, self.pixels, place=place)
 
-def read_image_rows(path: Path, *, image: str, target: str, check: Check, group: str = "") -> Table:
-    """Rows of ``.jsonl``, ``.csv`` or ``.parquet``: paths of images, from the file's folder on, and targets.
+    def inputs(self, values: Values) -> npt.NDArray[np.float32]:
+        """See :class:`Codec`."""
+        return as_input(values, self.pixels)
 
-    No image is opened. Raises DataError for the first row that does not fit, MachineError where Parquet
-    cannot be read.
-    """
-    columns, table = [image, target, *filter(None, [group])], Table()
-    for place, values in read_values(path, columns):
-        table.texts.append(_there(values[0], place, image))
-        table.targets.append(check(values[1], place, target))
-        table.places.append(place)
-        if group:
-            table.groups.append(group_name(values[-1], place, group))
-    return table
-
-
-def read_image_paths(path: Path, column: str) -> list[RowImage]:
-    """The paths of a column alone, each with its row's place. Raises as read_image_rows."""
-    return [
-        RowImage(_there(row[0], place, column), str(place))
-        for place, row in read_values(path, [column])
-    ]
+    def example(self) -> Bytes:
+        """See :class:`Codec`: grey."""
+        return np.full(self.shape, 127, np.uint8)
 
 
-def _there(value: object, place: Place, column: str) -> Path:
-    return place.path.parent / checked_text(value, place, column)
-
-
-def read_pixels(picture: Picture, pixels: Pixels, *, place: str) -> Bytes:
+def read_pixels(data: bytes, pixels: Pixels, *, place: str) -> Bytes:
     """(channels, height, width) of one image, before they are scaled; ``place`` is where a row names it.
 
-    An image with a place of its own is said to be there. Raises DataError for a file that is none,
-    MachineError without Pillow or the memory.
+    Raises DataError for bytes that are none, MachineError without Pillow or the memory.
     """
-    if isinstance(picture, RowImage):
-        return read_pixels(picture.path, pixels, place=picture.place)
-    data = picture if isinstance(picture, bytes) else image_bytes(picture, place=place)
-    if len(data) > MOST_FILE:
-        raise _odd(place, f"its image has more than {MOST_FILE} bytes")
     pillow = load_pillow()
     try:
         with warnings.catch_warnings():
@@ -113,38 +93,6 @@ def as_input(values: Bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
     mean, std = (np.array(x, np.float32).reshape(-1, 1, 1) for x in (pixels.mean, pixels.std))
     result: npt.NDArray[np.float32] = (scaled - mean) / std
     return result
-
-
-def read_input(
-    pictures: Sequence[Picture], pixels: Pixels, *, first: int = 1
-) -> npt.NDArray[np.float32]:
-    """What the graph reads of images; those without a place are numbered from ``first`` on.
-
-    Raises as read_pixels.
-    """
-    rows = [read_pixels(p, pixels, place=f"image {at}") for at, p in enumerate(pictures, first)]
-    return as_input(np.stack(rows), pixels)
-
-
-def verify_pictures(items: Sequence[object]) -> None:
-    """Raises DataError for what is no image, such as a text."""
-    if not all(isinstance(item, Path | RowImage | bytes) for item in items):
-        raise DataError(
-            "the base in use answers images, and texts were given",
-            "name files of images, or take a base that was built from texts",
-        )
-
-
-def image_bytes(path: Path, *, place: str) -> bytes:
-    """An image's file; ``place`` is where a row names it. Raises DataError."""
-    try:
-        return read_regular(path, most=MOST_FILE)
-    except OSError as error:
-        raise DataError(
-            f"{place}: its image cannot be read: {error.strerror}",
-            f"name a file of at most {MOST_FILE} bytes; paths of rows begin at the folder of the rows",
-            public="an image cannot be read",
-        ) from None
 
 
 def _refused(image: Any) -> str:

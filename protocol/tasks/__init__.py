@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from protocol.misspelling import nearest
+from protocol.tasks.audio_classification import AudioClassification
 from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
 from protocol.tasks.image_classification import ImageClassification
@@ -22,24 +23,39 @@ TASKS: dict[
     str,
     type[Classification]
     | type[ImageClassification]
+    | type[AudioClassification]
     | type[Regression]
     | type[CausalLm]
     | type[Seq2SeqLm],
 ] = {
     task.KIND: task
-    for task in (Classification, Regression, ImageClassification, CausalLm, Seq2SeqLm)
+    for task in (
+        *(Classification, Regression, ImageClassification, AudioClassification),
+        *(CausalLm, Seq2SeqLm),
+    )
+}
+MEDIA_TASKS: dict[str, type[ImageClassification] | type[AudioClassification]] = {
+    task.KIND: task for task in (ImageClassification, AudioClassification)
 }
 # What people may call them.
 OTHER_NAMES = {
     "sequence-classification": "classification",
     "vision": "image-classification",
+    **dict.fromkeys(("audio", "speech-classification"), "audio-classification"),
     **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
     **dict.fromkeys(("translation", "summarization", "seq2seq", "text2text"), "seq2seq-lm"),
 }
 
 
 if TYPE_CHECKING:
-    Task = Classification | Regression | ImageClassification | CausalLm | Seq2SeqLm
+    Task = (
+        Classification
+        | Regression
+        | ImageClassification
+        | AudioClassification
+        | CausalLm
+        | Seq2SeqLm
+    )
 else:
     Task = variants("kind", TASKS, default=Classification.KIND)
 

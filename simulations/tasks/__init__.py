@@ -70,7 +70,9 @@ class SimulatedTask(Protocol):
 TASKS: dict[str, SimulatedTask] = {
     "classification": classification,
     "regression": regression,
-    "image-classification": classification,  # judged alike
+    # judged alike
+    "image-classification": classification,
+    "audio-classification": classification,
     "causal-lm": causal_lm,
     "seq2seq-lm": causal_lm,  # judged alike
 }

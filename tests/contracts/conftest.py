@@ -17,6 +17,7 @@ from tests.device_kinds import (
     decoder_kind,
     images_kind,
     seq2seq_kind,
+    sounds_kind,
 )
 
 
@@ -27,6 +28,7 @@ def kinds(
     released: dict[str, Path],
     delivery_rows: list[dict[str, str]],
     tiny_images: Path,
+    tiny_sounds: Path,
     write_adapter: Callable[..., Path],
 ) -> dict[str, DeviceKind]:
     adapters = {"good": released["a"], "bad": released["b"]}
@@ -35,6 +37,7 @@ def kinds(
     return {
         "encoder": encoder,
         "images": images_kind(tmp_path_factory.mktemp("images"), tiny_images, write_adapter),
+        "sounds": sounds_kind(tmp_path_factory.mktemp("sounds"), tiny_sounds, write_adapter),
         "decoder": decoder,
         "seq2seq": seq2seq_kind(tmp_path_factory.mktemp("seq2seq")),
     }

@@ -16,26 +16,28 @@ from typing import Any
 from base_model.build import build_base
 from base_model.decoder.build import build_decoder
 from base_model.decoder.sources import decoder_source
-from base_model.images.build import build_images
+from base_model.media_build import builder_of
 from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest
 from protocol.legality import check
+from protocol.media import IMAGE, MEDIA, SOUND
 from protocol.methods import METHODS, REFUSED
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from tests.image_models import write_images_source
 from tests.methods import adapter_of
+from tests.sound_models import write_sounds_source
 
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"labels": ["a", "b", "c"], "max_length": 16},
     "regression": {"kind": "regression", "low": 0.0, "high": 1.0, "max_length": 16},
-    "image-classification": {"kind": "image-classification", "labels": ["a", "b", "c"]},
+    **{task: {"kind": task, "labels": ["a", "b", "c"]} for task in MEDIA},
     "causal-lm": {"kind": "causal-lm", "form": "text", "max_length": 16},
     "seq2seq-lm": {"kind": "seq2seq-lm", "max_length": 16},
 }
 SORTS = ("classification", "regression")  # on one base
-IMAGES = "image-classification"
+SOURCES = {IMAGE.task: write_images_source, SOUND.task: write_sounds_source}
 BITS = (4, 8, 16, 32)
 Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is legal
 
@@ -46,7 +48,7 @@ every cell (`tests/contracts/test_matrix.py`): one round of steps moves each ten
 peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
 behind every other on one opened base, which answers as
 before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,
-`test_text_runs.py`, `test_seq2seq_runs.py` and `test_image_runs.py`.
+`test_text_runs.py`, `test_seq2seq_runs.py`, `test_image_runs.py` and `test_sound_runs.py`.
 
 """
 
@@ -60,9 +62,9 @@ def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
     if task in SORTS:
         about = {"task": "sequence-classification", "scales": True}
         build_base(str(encoder_source), bits=bits, out=out, **about)
-    elif task == IMAGES:
-        images = write_images_source(folder / f"images-{bits}")
-        build_images(str(images), bits=bits, out=out, scales=True)
+    elif task in MEDIA:
+        source = SOURCES[task](folder / f"{task}-{bits}-source")
+        builder_of(task)(str(source), bits=bits, out=out, scales=True)
     elif task == "causal-lm":
         source = write_decoder(folder / f"decoder-{bits}", "llama")
         build_decoder(decoder_source(str(source)), bits=bits, out=out)

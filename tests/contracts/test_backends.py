@@ -24,6 +24,7 @@ from protocol.peft_format import EDGE_FILE
 from tests.delivery_world import World, passport
 from tests.device_kinds import (
     KINDS,
+    SORTS,
     DeviceKind,
     changed_note,
     overwritten,
@@ -37,9 +38,8 @@ def test_every_kind_of_base_has_a_backend(kinds: Kinds) -> None:
 
 
 def test_a_base_opens_as_what_its_manifest_says(kind: DeviceKind, backend: Backend[Any]) -> None:
-    assert writes_text(kind.base) == (kind.name not in ("encoder", "images"))
-    items = {"encoder": "text", "images": "image"}
-    assert items.get(kind.name, "token") == backend.ITEM
+    assert writes_text(kind.base) == (kind.name not in SORTS)
+    assert SORTS.get(kind.name, "token") == backend.ITEM
 
 
 def test_facts_name_every_graph(kind: DeviceKind) -> None:
@@ -90,7 +90,7 @@ def test_a_busy_moment_fails_no_release(kind: DeviceKind, backend: Backend[Any])
 
 
 def test_rows_of_another_kind_are_refused(kind: DeviceKind, backend: Backend[Any]) -> None:
-    sorts = kind.name in ("encoder", "images")
+    sorts = kind.name in SORTS
     other = {"contains": "x"} if sorts else {"label": "x"}
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     probe = Probe.model_validate({"rows": [{"text": "rain", **other}], **limits})
@@ -107,7 +107,7 @@ def test_rows_of_another_kind_are_refused(kind: DeviceKind, backend: Backend[Any
 def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
     kind: DeviceKind, backend: Backend[Any]
 ) -> None:
-    if kind.name in ("encoder", "images"):
+    if kind.name in SORTS:
         pytest.skip("what is too long is cut")
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     rows = [kind.rows[0], {"text": "secret " * 60, "contains": "x"}]
@@ -117,19 +117,25 @@ def test_a_row_that_a_base_cannot_read_is_named_by_its_number(
     assert "secret" not in caught.value.cause
 
 
-def test_an_image_that_cannot_be_read_is_named_by_its_number(kinds: Kinds, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "odd"), [("images", "is no PNG or JPEG"), ("sounds", "is not read: it is no WAV file")]
+)
+def test_a_file_that_cannot_be_read_is_named_by_its_number(
+    kinds: Kinds, tmp_path: Path, name: str, odd: str
+) -> None:
     """Nothing of it is told; nor does a text become a path."""
-    kind = kinds["images"]
+    kind, noun = kinds[name], SORTS[name]
+    (key,) = kind.rows[0].keys() - {"label"}
     broken = tmp_path / "secret.png"
     broken.write_bytes(b"secret")
     backend = open_backend(kind.base, threads=1)
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
     for row, reason in (
-        ({"image": str(broken)}, "image 2: its image is no PNG or JPEG"),
-        ({"image": str(tmp_path / "secret-gone.png")}, "image 2: its image cannot be read"),
-        ({"text": str(kind.rows[0]["image"])}, "answers images, and texts were given"),
+        ({key: str(broken)}, f"{noun} 2: its {noun} {odd}"),
+        ({key: str(tmp_path / "secret-gone.png")}, f"{noun} 2: its {noun} cannot be read"),
+        ({"text": str(kind.rows[0][key])}, f"answers {name}, and texts were given"),
     ):
-        first = kind.rows[:1] if "image" in row else []
+        first = kind.rows[:1] if key in row else []
         rows = [*first, {**row, "label": "light"}]
         probe = Probe.model_validate({"rows": rows, **limits})
         with pytest.raises(DataError, match=reason) as caught:

@@ -19,11 +19,13 @@ from edge_runtime.backends import open_backend
 from edge_runtime.backends.writing import WritingBackend
 from edge_runtime.decoder.generation import Request
 from protocol.errors import PlanError
+from protocol.media import IMAGE, SOUND
 from protocol.methods import METHODS
 from tests.conftest import TEXTS
 from tests.contracts.illegal import page, plan_of_mix, refusals
-from tests.contracts.matrix import BITS, IMAGES, SORTS, TASKS, build, document, plan_of, reason_of
+from tests.contracts.matrix import BITS, SORTS, TASKS, build, document, plan_of, reason_of
 from tests.image_models import write_images
+from tests.sound_models import write_sounds
 from tests.unit.base_model.sources import WORDS_64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,10 +34,13 @@ SENTENCES = [" ".join(WORDS_64[at : at + 5]) for at in range(0, 30, 5)]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "classification": [{"text": text, "label": "abc"[n % 3]} for n, text in enumerate(TEXTS[:4])],
     "regression": [{"text": text, "target": n / 4} for n, text in enumerate(TEXTS[:4])],
-    IMAGES: [{"image": f"images/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
+    IMAGE.task: [{"image": f"files/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
+    SOUND.task: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
     "causal-lm": [{"text": text} for text in SENTENCES],
     "seq2seq-lm": [{"source": text, "target": text} for text in SENTENCES],
 }
+
+FILES = {IMAGE.task: write_images, SOUND.task: write_sounds}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +80,8 @@ def test_every_cell(
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
     texts: list[Any] = list(TEXTS if task in SORTS else SENTENCES)
-    if task == IMAGES:
-        texts = list(write_images(tmp_path / "images", 5))
+    if task in FILES:
+        texts = list(FILES[task](tmp_path / "files", 5))
     backend, first = open_backend(base, threads=1), None
     for seed, method in enumerate(METHODS):  # of one seed, lora and dylora have the same numbers
         if reason_of(base, task, method):

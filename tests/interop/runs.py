@@ -211,6 +211,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "image-classification", "labels": ["a", "b", "c"]},
         "evaluation": {"holdout": 0.2},
     },
+    "sounds": LOSSY
+    | {
+        "task": {"kind": "audio-classification", "labels": ["a", "b", "c"]},
+        "evaluation": {"holdout": 0.2},
+    },
     "images, norms": LOSSY
     | {
         "rounds": 1,

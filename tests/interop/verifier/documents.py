@@ -41,6 +41,7 @@ TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.
     "causal-lm": "decoder",
     "seq2seq-lm": "seq2seq",
     "image-classification": "image",
+    "audio-classification": "audio",
 }
 FACTORS = (
     "lora_A",
@@ -182,13 +183,14 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
     tag = TAGS[manifest["task"]]
-    sorts = tag in ("base", "image")
+    becomes = {"image": "pixels", "audio": "log_mel"}.get(tag)  # of a file
+    sorts = tag == "base" or becomes
     own = ("pooling",) if sorts else ("embedding_bits", "affine", "tied")
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
     body = {"tensors": tensors, "architecture": architecture}
-    if tag == "image":
-        body["pixels"] = manifest["pixels"]
+    if becomes:
+        body[becomes] = manifest[becomes]
     else:
         body["tokenizer"] = manifest["files"]["tokenizer.json"]["sha256"]
     return named_hash(tag, canonical(body)).hex()
@@ -312,7 +314,7 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         ("intermediate.dense", "output.dense"),
         ("ffn.lin1", "ffn.lin2"),
         ("ffn", "ffn_output"),
-        ("mlp.fc1", "mlp.fc2"),
+        ("fc1", "fc2"),
     ):
         for path in paths:
             other = path[: len(path) - len(first)] + second

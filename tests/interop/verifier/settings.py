@@ -10,7 +10,8 @@ from .documents import Documents, adapted, role_of, standing
 def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
-    ordinary = (manifest["family"], manifest["pooling"]) == ("bert", "pooler")
+    pooled = (manifest["family"], manifest["pooling"])
+    ordinary = pooled in (("bert", "pooler"), ("whisper", "projected"))
     ordinary = ordinary or manifest["task"] == "image-classification"
     if ordinary and method not in ("norm", "bottleneck", "dora", "hybrid"):
         return str(manifest["head"]["path"])
@@ -21,8 +22,10 @@ def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
     manifest = documents.manifest
     writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
+    files = {"pixels", "log_mel"} & manifest.keys()
+    other = not files or folder_head(documents) != manifest["head"]["path"]
     both = {
-        "task_type": None if "pixels" in manifest else writes or "SEQ_CLS",
+        "task_type": writes or ("SEQ_CLS" if other else None),
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
     }

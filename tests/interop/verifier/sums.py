@@ -22,6 +22,7 @@ MEASURED = {  # P-3.2
     "classification": ["eval_correct"],
     "regression": ["eval_error"],
     "image-classification": ["eval_correct"],
+    "audio-classification": ["eval_correct"],
     "causal-lm": OF_TOKENS,
     "seq2seq-lm": OF_TOKENS,
 }

@@ -13,6 +13,7 @@ from base_model.programs.document import (
     parse_program,
 )
 from edge_runtime.base import read_manifest
+from protocol.audio_manifest import AudioManifest, parse_audio_manifest
 from protocol.chunks import CHUNKS, chunks_of, parse_chunks
 from protocol.decoder_manifest import (
     DecoderManifest,
@@ -21,8 +22,9 @@ from protocol.decoder_manifest import (
 )
 from protocol.documents import parse_json, parse_toml
 from protocol.encoding import parse_canonical
-from protocol.image_manifest import ImageManifest, image_fingerprint_of, parse_image_manifest
-from protocol.manifest import IMAGES, FileEntry, parse_manifest
+from protocol.image_manifest import ImageManifest, parse_image_manifest
+from protocol.manifest import FileEntry, parse_manifest
+from protocol.media import IMAGE, SOUND
 from protocol.plan import parse_plan, plan_from_text
 from protocol.privacy.ledger import parse_entries
 from protocol.recipe import Recipe
@@ -39,6 +41,7 @@ from tests.properties.decoders.rows import (
     of_text,
     refusing,
 )
+from tests.properties.decoders.sounds import SOUNDS_OF_TESTS
 from tests.properties.decoders.world import ENTRY, World
 from tests.unit.base_model.gguf.files import write_gguf
 
@@ -125,6 +128,10 @@ def _bases(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: parse_image_manifest(text, source="m")),
             seeds=(image_manifest(json.loads(manifest)).encode(),),
         ),
+        "protocol.audio_manifest:parse_audio_manifest": Decoder(
+            read=of_text(lambda text: parse_audio_manifest(text, source="m")),
+            seeds=(audio_manifest(json.loads(manifest)).encode(),),
+        ),
         "edge_runtime.base:read_manifest": Decoder(
             read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
             seeds=(manifest,),
@@ -197,9 +204,20 @@ def image_manifest(encoder: dict[str, Any]) -> str:
         **{"scale": 1 / 255, "mean": (0.5,), "std": (0.5,)},
     }
     graph = encoder["graph"] | {"inputs": ["pixel_values"]}
-    own = {"format": 1, "task": IMAGES, "pooling": "cls", "pixels": pixels, "graph": graph}
+    own = {"format": 1, "task": IMAGE.task, "pooling": "cls", "pixels": pixels, "graph": graph}
     manifest = ImageManifest.model_validate(shared | own)
-    return manifest.model_copy(update={"fingerprint": image_fingerprint_of(manifest)}).to_json()
+    return manifest.fingerprinted().to_json()
+
+
+def audio_manifest(encoder: dict[str, Any]) -> str:
+    """One of sounds, with files and tensors as an encoder's lists them."""
+    shared = {key: value for key, value in encoder.items() if key in AudioManifest.model_fields}
+    graph = encoder["graph"] | {"inputs": ["input_features"]}
+    own = {"format": 1, "task": SOUND.task, "pooling": "mean", "graph": graph}
+    log_mel = SOUNDS_OF_TESTS.model_dump()
+    return (
+        AudioManifest.model_validate(shared | own | {"log_mel": log_mel}).fingerprinted().to_json()
+    )
 
 
 def decoder_manifest(encoder: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from base_model.images.preprocessing import read_preprocessing
 from protocol.image_manifest import Pixels
-from protocol.rows.images import read_image_paths, read_image_rows, read_input, read_pixels
+from protocol.rows.images import ImageCodec, read_pixels
+from protocol.rows.media import read_input, read_media_paths, read_media_rows
 from protocol.rows.read import any_label
 from tests.image_models import preprocessing
 from tests.properties.decoders.rows import Decoder, json_line, of_file
@@ -34,23 +35,23 @@ def png() -> bytes:
 
 def images(world: World) -> dict[str, Decoder]:
     return {
-        "protocol.rows.images:read_image_rows": Decoder(
+        "protocol.rows.media:read_media_rows": Decoder(
             read=of_file(
                 world.folder / "images.jsonl",
-                lambda path: read_image_rows(path, image="i", target="l", check=any_label),
+                lambda path: read_media_rows(path, column="i", target="l", check=any_label),
             ),
             seeds=(json_line({"i": "a.png", "l": "x"}),),
         ),
-        "protocol.rows.images:read_image_paths": Decoder(
-            read=of_file(world.folder / "paths.jsonl", lambda path: read_image_paths(path, "i")),
+        "protocol.rows.media:read_media_paths": Decoder(
+            read=of_file(world.folder / "paths.jsonl", lambda path: read_media_paths(path, "i")),
             seeds=(json_line({"i": "a.png"}),),
         ),
         "protocol.rows.images:read_pixels": Decoder(
             read=lambda data: read_pixels(data, PIXELS_OF_TESTS, place="x"),
             seeds=(png(),),
         ),
-        "protocol.rows.images:read_input": Decoder(
-            read=lambda data: read_input([data], PIXELS_OF_TESTS), seeds=(png(),)
+        "protocol.rows.media:read_input": Decoder(
+            read=lambda data: read_input([data], ImageCodec(PIXELS_OF_TESTS)), seeds=(png(),)
         ),
         "base_model.images.preprocessing:read_preprocessing": Decoder(
             read=of_file(

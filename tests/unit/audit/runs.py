@@ -24,6 +24,7 @@ from client.openings import FileOpenings
 from client.receipts import Receipts
 from client.secret import Member, first_digest
 from protocol import PROTOCOL_VERSION, wire
+from protocol.audio_manifest import FEATURES, AudioManifest
 from protocol.decoder_manifest import (
     CHAT_TEMPLATE,
     DECODER,
@@ -34,9 +35,8 @@ from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.forms import BOTTLENECK, SOFT_PROMPT
-from protocol.image_manifest import PIXELS, ImageManifest, image_fingerprint_of
+from protocol.image_manifest import PIXELS, ImageManifest
 from protocol.manifest import (
-    IMAGES,
     FileEntry,
     Graph,
     Head,
@@ -49,6 +49,7 @@ from protocol.manifest import (
     fingerprint_of,
 )
 from protocol.manifests import AnyManifest
+from protocol.media import IMAGE, MEDIA
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rows.measured import MeasuredRows
@@ -152,23 +153,26 @@ def small_layered() -> Manifest:
     return manifest.model_copy(update={"linears": linears, "graph": graph})
 
 
-def small_images(linears: int = 2) -> ImageManifest:
-    """The same of a base of images."""
+def small_media(task: str, linears: int = 2) -> ImageManifest | AudioManifest:
+    """The same of a base of images or sounds."""
     shared = small_manifest(linears)
-    pixels = {
-        **{"channels": 1, "resized": (9, 8), "resampling": "bicubic", "height": 8, "width": 8},
-        **{"scale": 1 / 255, "mean": (0.25,), "std": (0.3,)},
-    }
-    graph = shared.graph.model_copy(
-        update={
-            "inputs": [PIXELS],
-            "slots": [slot for slot in shared.graph.slots if slot.name != SOFT_PROMPT],
+    fields = {name: getattr(shared, name) for name in HeadManifest.model_fields} | {"task": task}
+    slots = [slot for slot in shared.graph.slots if slot.name != SOFT_PROMPT]
+    if task == IMAGE.task:
+        pixels = {
+            **{"channels": 1, "resized": (9, 8), "resampling": "bicubic", "height": 8, "width": 8},
+            **{"scale": 1 / 255, "mean": (0.25,), "std": (0.3,)},
         }
-    )
-    fields = {name: getattr(shared, name) for name in HeadManifest.model_fields}
-    other = {"task": IMAGES, "family": "vit", "pooling": "cls", "graph": graph, "pixels": pixels}
-    manifest = ImageManifest(**(fields | other))
-    return manifest.model_copy(update={"fingerprint": image_fingerprint_of(manifest)})
+        graph = shared.graph.model_copy(update={"inputs": [PIXELS], "slots": slots})
+        own = {"family": "vit", "pooling": "cls", "graph": graph, "pixels": pixels}
+        return ImageManifest(**(fields | own)).fingerprinted()
+    log_mel = {
+        **{"kind": "whisper-log-mel", "rate": 8000, "seconds": 1, "window": 200, "hop": 80},
+        **{"bands": 8, "frames": 100, "highest": 8000},
+    }
+    graph = shared.graph.model_copy(update={"inputs": [FEATURES], "slots": slots})
+    own = {"family": "whisper", "pooling": "projected", "graph": graph, "log_mel": log_mel}
+    return AudioManifest(**(fields | own)).fingerprinted()
 
 
 def small_writing(linears: int = 2, *, task: str = DECODER) -> DecoderManifest | Seq2SeqManifest:
@@ -302,8 +306,8 @@ def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     task = sections.get("task", {}).get("kind", "")
     writes = task in (DECODER, SEQ2SEQ)
     manifest: AnyManifest = small_writing(linears, task=task) if writes else small_manifest(linears)
-    if task == IMAGES:
-        manifest = small_images(linears)
+    if task in MEDIA:
+        manifest = small_media(task, linears)
     if sections.get("adapter", {}).get("method") == "bottleneck":
         manifest = small_layered()
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}

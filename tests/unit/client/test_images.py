@@ -11,9 +11,9 @@ import pytest
 
 from base_model.verify import read_manifest
 from client.data import load_rows
-from client.examples import Images
+from client.examples import MediaRows
 from client.rows_cache import RowsCache
-from client.tasks import image_classification
+from client.tasks import media
 from client.worker import Worker
 from protocol.errors import DataError, PlanError
 from protocol.legality import check
@@ -57,14 +57,14 @@ def worker(tiny_images: Path) -> Worker:
 
 def test_rows_become_pixels(worker: Worker, rows_file: Path) -> None:
     encoded = worker.encode(load_rows(rows_file, worker.plan.task))
-    assert isinstance(encoded, Images)
-    assert (encoded.pixels.shape, encoded.pixels.dtype) == ((8, 3, 12, 12), np.uint8)
+    assert isinstance(encoded, MediaRows)
+    assert (encoded.values.shape, encoded.values.dtype) == ((8, 3, 12, 12), np.uint8)
     assert encoded.targets.tolist() == [0, 1, 2, 3] * 2
     assert encoded.lengths.tolist() == [10] * 8  # nine patches, and the first token
     taken = encoded.take(np.array([5, 2]))
     assert taken.targets.tolist() == [1, 2]
     batch = taken.batch(np.array([1]))
-    assert np.array_equal(batch.inputs["pixel_values"], encoded.batch(np.array([2])).pixels)
+    assert np.array_equal(batch.inputs["pixel_values"], encoded.batch(np.array([2])).values)
     assert batch.targets.tolist() == [2]
 
 
@@ -126,8 +126,8 @@ def test_a_file_that_is_no_image_is_named_by_line(
 def test_more_images_than_are_held_are_refused(
     worker: Worker, rows_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_classification, "MOST_HELD", 8 * 3 * 12 * 12 - 1)
-    with pytest.raises(DataError, match="8 images are 3,456 bytes of pixels"):
+    monkeypatch.setattr(media, "MOST_HELD", 8 * 3 * 12 * 12 - 1)
+    with pytest.raises(DataError, match="8 images take 3,456 bytes"):
         worker.encode(load_rows(rows_file, worker.plan.task))
 
 
@@ -148,11 +148,11 @@ def test_an_image_that_has_changed_is_read_again(worker: Worker, tmp_path: Path)
     path.write_text(json.dumps({"image": image.name, "label": "light"}) + "\n")
     cache = RowsCache()
     first = cache.get(path, worker)
-    assert isinstance(first, Images)
+    assert isinstance(first, MediaRows)
     write_images(tmp_path, 1, seed=5)
     again = cache.get(path, worker)
-    assert isinstance(again, Images)
-    assert not np.array_equal(first.pixels, again.pixels)
+    assert isinstance(again, MediaRows)
+    assert not np.array_equal(first.values, again.values)
     assert len(cache) == 1
 
 

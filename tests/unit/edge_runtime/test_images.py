@@ -13,27 +13,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_runtime.base import EdgeBase
+from edge_runtime.base import EdgeBase, read_manifest
 from edge_runtime.commands import app as commands
 from edge_runtime.http_server import App
-from edge_runtime.reading import DECODERS, ImageReader
+from edge_runtime.reading import DECODERS, MediaReader
 from edge_runtime.single import SingleService
 from protocol.errors import DataError, MachineError
 from protocol.image_manifest import Pixels
 from protocol.rows import images
 from tests.asgi import asked
 from tests.image_models import write_images
-
-PIXELS = Pixels(
-    channels=1,
-    resized=(2, 2),
-    resampling="nearest",
-    height=2,
-    width=2,
-    scale=1.0,
-    mean=(0.0,),
-    std=(1.0,),
-)
 
 
 def test_a_device_without_a_decoder_does_not_start(
@@ -57,10 +46,12 @@ def test_what_a_machine_lacks_later_is_an_answer(
     assert "Pillow" in document["error"]["cause"]
 
 
-def test_few_images_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, running, most = ImageReader(PIXELS), set[int](), list[int]()
+def test_few_images_are_decoded_at_a_time(
+    tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, running, most = MediaReader(read_manifest(tiny_images)), set[int](), list[int]()
 
-    def slow(_picture: object, _pixels: Pixels, *, place: str) -> images.Bytes:
+    def slow(_data: bytes, _pixels: Pixels, *, place: str) -> images.Bytes:
         running.add(threading.get_ident())
         most.append(len(running))
         time.sleep(0.01)  # in which any other thread would begin

@@ -165,21 +165,31 @@ def test_max_tokens_are_of_texts_and_kinds_are_not_mixed(tmp_path: Path) -> None
         ([{"image": " ", "label": "b"}], "names no file"),
         ([{"image": "a\0.png", "label": "b"}], "names no file"),
         ([{"image": "a.png", "label": "b"}, {"text": "a", "label": "b"}], "some have texts"),
-        ({"file": "rows.jsonl", "image": "photo", "text_pair": "second"}, "images or of texts"),
-        ({"file": "rows.jsonl", "image": "photo", "text": "text"}, "images or of texts"),
+        (
+            {"file": "rows.jsonl", "image": "photo", "text_pair": "second"},
+            "of images, of sounds or of texts",
+        ),
+        (
+            {"file": "rows.jsonl", "image": "photo", "text": "text"},
+            "of images, of sounds or of texts",
+        ),
         ({"file": "rows.jsonl", "image": "photo", "contains": "label"}, "has a label"),
+        ({"file": "rows.jsonl", "image": "photo", "audio": "photo"}, "of images, of sounds"),
+        ([{"image": "a.png", "audio": "a.wav", "label": "b"}], "or an image, or audio"),
+        ([{"image": "a", "label": "b"}, {"audio": "a", "label": "b"}], "files of another medium"),
+        ([{"audio": "a.wav", "text_pair": "b", "label": "b"}], "no second text"),
+        ([{"audio": "a.wav", "contains": "b"}], "has a label"),
+        ([{"audio": "a\0", "label": "b"}], "names no file"),
     ],
 )
-def test_what_is_no_probe_of_images(tmp_path: Path, rows: Any, reason: str) -> None:
+def test_what_is_no_probe_of_files(tmp_path: Path, rows: Any, reason: str) -> None:
     (tmp_path / "rows.jsonl").write_text('{"photo": "a.png", "label": "b", "second": "c"}\n')
     path = tmp_path / "probe.json"
     limits = {"least_correct": 1, "most_latency_ms": 10, "most_memory_mb": 10}
-    for good in (
-        [{"image": "a.png", "label": "b"}],
-        {"file": "rows.jsonl", "image": "photo"},
-    ):
-        path.write_text(json.dumps({"rows": good, **limits}))
-        assert read_probe(path).rows[0].image == str(tmp_path / "a.png")
+    for key in ("image", "audio"):
+        for good in ([{key: "a.png", "label": "b"}], {"file": "rows.jsonl", key: "photo"}):
+            path.write_text(json.dumps({"rows": good, **limits}))
+            assert read_probe(path).rows[0].question == tmp_path / "a.png"
     path.write_text(json.dumps({"rows": rows, **limits}))
     with pytest.raises(ArtefactError, match=reason):
         read_probe(path)

@@ -16,14 +16,9 @@ from PIL import Image, ImageOps
 
 from protocol.errors import DataError, MachineError
 from protocol.image_manifest import Pixels
-from protocol.rows import images
-from protocol.rows.images import (
-    as_input,
-    read_image_paths,
-    read_image_rows,
-    read_input,
-    read_pixels,
-)
+from protocol.rows import images, media
+from protocol.rows.images import ImageCodec, as_input, read_pixels
+from protocol.rows.media import read_file, read_input, read_media_paths, read_media_rows
 from protocol.rows.read import any_label
 
 
@@ -108,8 +103,9 @@ def test_what_is_no_such_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert "several frames" in refused(frames).cause
     monkeypatch.setattr(images, "MOST_PIXELS", 29)
     assert "5 by 6 pixels, more than 29" in refused(whole).cause
-    monkeypatch.setattr(images, "MOST_FILE", len(whole) - 1)
-    assert "bytes" in refused(whole).cause
+    monkeypatch.setattr(media, "MOST_FILE", len(whole) - 1)
+    with pytest.raises(DataError, match="x: its image has more than"):
+        read_file(whole, ImageCodec(GREY), place="x")
 
 
 def deep_png(colour: int, *, before: bytes = b"") -> bytes:
@@ -155,15 +151,15 @@ def test_want_of_memory_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch)
 def test_an_image_says_where_its_row_stands(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("image\na.png\nb.png\n")
-    rows = read_image_paths(path, "image")
+    rows = read_media_paths(path, "image")
     assert [row.path for row in rows] == [tmp_path / "a.png", tmp_path / "b.png"]
     (tmp_path / "a.png").write_bytes(encoded(noise()))
     (tmp_path / "b.png").write_bytes(b"a text")
     with pytest.raises(DataError) as caught:
-        read_input(rows, pixels())
+        read_input(rows, ImageCodec(pixels()))
     assert caught.value.cause.startswith(f"{path}: line 3: its image is no PNG")
     with pytest.raises(DataError, match="image 66: its image"):
-        read_input([row.path for row in rows], pixels(), first=65)
+        read_input([row.path for row in rows], ImageCodec(pixels()), first=65)
 
 
 @given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 120))
@@ -184,10 +180,10 @@ def test_rows_name_files_from_their_folder_on(tmp_path: Path) -> None:
     (tmp_path / "inner" / "a.png").write_bytes(encoded(noise()))
     path = tmp_path / "rows.jsonl"
     path.write_text('{"image": "inner/a.png", "label": "x", "whose": 7}\n')
-    table = read_image_rows(path, image="image", target="label", check=any_label, group="whose")
+    table = read_media_rows(path, column="image", target="label", check=any_label, group="whose")
     assert table.texts == [tmp_path / "inner" / "a.png"]
     assert (table.targets, table.groups) == (["x"], ["7"])
-    assert read_input(table.texts, pixels()).shape == (1, 3, 6, 5)
+    assert read_input(table.texts, ImageCodec(pixels())).shape == (1, 3, 6, 5)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +200,7 @@ def test_a_row_without_a_path_is_named(tmp_path: Path, line: str, cause: str) ->
     path = tmp_path / "rows.jsonl"
     path.write_text('{"image": "a.png", "label": "x"}\n' + line + "\n")
     with pytest.raises(DataError) as caught:
-        read_image_rows(path, image="image", target="label", check=any_label)
+        read_media_rows(path, column="image", target="label", check=any_label)
     assert caught.value.cause.startswith(f"{path}: line 2")
     assert cause in caught.value.cause
 

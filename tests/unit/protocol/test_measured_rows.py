@@ -32,5 +32,5 @@ def test_of_images_what_they_show_too(tmp_path: Path) -> None:
     images[1].write_bytes(b"another")
     assert measured_rows(path, images).digest != before.digest
     images[1].unlink()
-    with pytest.raises(DataError, match="image 2: its image cannot be read"):
+    with pytest.raises(DataError, match="row 2: its file cannot be read"):
         measured_rows(path, images)

@@ -21,15 +21,17 @@ from base_model.commands import app
 from base_model.images.build import build_images
 from base_model.images.preprocessing import read_preprocessing
 from base_model.images.source import load_images
-from base_model.images.store import open_images
+from base_model.media_store import open_media
 from base_model.programs.checks import OPERATORS
 from base_model.slot_check import verify_slots
 from base_model.verify import read_manifest, verify_base
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from protocol.errors import ArtefactError, PlanError
-from protocol.image_manifest import ImageManifest, image_fingerprint_of, parse_image_manifest
-from protocol.rows.images import read_input
+from protocol.image_manifest import ImageManifest, parse_image_manifest
+from protocol.media_manifest import media_fingerprint_of
+from protocol.rows.images import ImageCodec
+from protocol.rows.media import read_input
 from tests.image_models import (
     FAMILIES,
     HEADED,
@@ -73,11 +75,11 @@ def test_a_base_answers_as_transformers_own_class(
     verify_slots(base, manifest)
     images = write_images(tmp_path, 5)
     own = HEADED[family].from_pretrained(base.parent / family).eval()
-    opened = open_images(base)
+    opened = open_media(base)
     for linear in manifest.linears:
         weight = opened.model.get_submodule(linear.path).weight
         own.get_submodule(linear.path).weight.data = torch.as_tensor(weight).detach().clone()
-    pixels = torch.from_numpy(read_input(images, manifest.pixels))
+    pixels = torch.from_numpy(read_input(images, ImageCodec(manifest.pixels)))
     with torch.no_grad():
         expected = own(pixel_values=pixels).logits.numpy()
         torch.testing.assert_close(
@@ -156,7 +158,9 @@ def test_what_is_taken_is_what_transformers_does(tmp_path: Path, others: dict[st
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(images[-1])
     own = AutoImageProcessor.from_pretrained(tmp_path)
     expected = own([Image.open(image) for image in images], return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(read_input(images, pixels), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        read_input(images, ImageCodec(pixels)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_steps_that_are_unsaid_are_done(tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_what_becomes_of_an_image_is_part_of_a_fingerprint(
     for others in ({}, {"resample": 3}, {"image_mean": [0.25, 0.4, 0.3]}, cut):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing(3, **others)))
         pixels = read_preprocessing(tmp_path, family="vit", channels=3, size=(12, 12))
-        prints.add(image_fingerprint_of(manifest.model_copy(update={"pixels": pixels})))
+        prints.add(media_fingerprint_of(manifest.model_copy(update={"pixels": pixels})))
     assert len(prints) == 4
     assert manifest.fingerprint in prints
     assert (pixels.resized, pixels.shape) == ((16, 16), (3, 12, 12))
@@ -340,7 +344,7 @@ def test_a_manifest_of_other_pixels_does_not_fit(
     assert isinstance(manifest, ImageManifest)
     pixels = manifest.pixels.model_copy(update=change)
     other = manifest.model_copy(update={"pixels": pixels})
-    other = other.model_copy(update={"fingerprint": image_fingerprint_of(other)})
+    other = other.model_copy(update={"fingerprint": media_fingerprint_of(other)})
     (folder / "manifest.json").write_text(other.to_json())
     with pytest.raises(ArtefactError, match="the model reads images of 3 x 12 x 12"):
         verify_base(folder)

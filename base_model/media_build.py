@@ -1,0 +1,224 @@
+"""What building a base of a medium is: images (P-1.15) or sounds (P-1.16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import onnx
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from base_model.encoder import HeadedModel
+from base_model.export import ONE_FILE, adapt_linears, attach_head, finished_graph
+from base_model.graph_check import verify_features
+from base_model.headed_build import (
+    ACCURACY_LEVEL,
+    Written,
+    build_folder,
+    described,
+    filled,
+    write_numbers,
+)
+from base_model.quantised import BLOCK, Progress
+from base_model.store import GRAPH
+from protocol.audio_manifest import AudioManifest
+from protocol.image_manifest import ImageManifest
+from protocol.manifest import Slot
+from protocol.media import IMAGE, SOUND
+from protocol.media_manifest import MediaManifest
+
+BUILDERS = {  # modules and functions, by task
+    IMAGE.task: ("base_model.images.build", "build_images"),
+    SOUND.task: ("base_model.sounds.build", "build_sounds"),
+}
+
+
+class MediaModel(HeadedModel):
+    """One whose features come of one array for each file."""
+
+    key: str  # last path component of the linears that give keys
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the head reads, (rows, width), of (rows, *shape)."""
+        raise NotImplementedError
+
+
+class MediaSource(Protocol):
+    """A loaded source of a base of a medium, as :class:`base_model.headed_build.HeadedSource`."""
+
+    @property
+    def name(self) -> str:
+        """As the publisher wrote it."""
+        ...
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Its ``config.json``."""
+        ...
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Of the base's model, by its names."""
+        ...
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of its own head's, where that is kept."""
+        ...
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What was chosen, and why."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the graph reads of one file."""
+        ...
+
+    def own_fields(self) -> dict[str, Any]:
+        """What the manifest has that those of other media have not, but its format."""
+        ...
+
+
+S = TypeVar("S", bound=MediaSource)
+M = TypeVar("M", bound=MediaManifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaBuild(Generic[S, M]):
+    """A medium: its manifest, how a source is loaded, its model of so many labels, and that in ONNX."""
+
+    manifest: type[M]
+    load: Callable[[str], S]
+    model: Callable[[S, int], MediaModel]
+    export: Callable[[Any, tuple[int, ...]], onnx.ModelProto]
+
+
+class Builder(Protocol):
+    """What builds a base of a medium."""
+
+    def __call__(
+        self,
+        source: str,
+        *,
+        bits: int,
+        out: Path,
+        scales: bool = False,
+        progress: Progress | None = None,
+        explain: Callable[[str], None] | None = None,
+    ) -> ImageManifest | AudioManifest:
+        """See :func:`build_media`."""
+        ...
+
+
+def builder_of(task: str) -> Builder:
+    """What builds a base for the task of a medium."""
+    module, name = BUILDERS[task]
+    return cast(Builder, getattr(import_module(module), name))
+
+
+def build_media(
+    kind: MediaBuild[S, M],
+    source: str,
+    *,
+    bits: int,
+    out: Path,
+    scales: bool = False,
+    one_file: int = ONE_FILE,
+    progress: Progress | None = None,
+    explain: Callable[[str], None] | None = None,
+) -> M:
+    """Build the folder ``out`` from ``source``, as :func:`base_model.build.build_base` does of texts.
+
+    Raises PlanError for bits that are not offered, ArtefactError for the source or out, MachineError for
+    what this machine lacks.
+    """
+    return build_folder(
+        out,
+        bits=bits,
+        load=lambda: kind.load(source),
+        fill=lambda folder, loaded, tell: _fill(
+            kind, folder, loaded, bits=bits, scales=scales, one_file=one_file, tell=tell
+        ),
+        progress=progress,
+        explain=explain,
+    )
+
+
+def _fill(
+    kind: MediaBuild[S, M],
+    folder: Path,
+    source: S,
+    *,
+    bits: int,
+    scales: bool,
+    one_file: int,
+    tell: Progress,
+) -> M:
+    """Every file of a base but its manifest, in the order of what is made from what."""
+    model = filled(kind.model(source, len(source.labels) if source.labels else 2), source)
+    written = write_numbers(folder, model, source, bits, tell)
+    tell("exporting the edge graph", 0.6)
+    slots = write_graph(
+        kind.export(model, source.shape),
+        model,
+        written,
+        path=folder / GRAPH,
+        bits=bits,
+        scales=scales,
+        most=one_file,
+    )
+    tell("opening the edge graph", 0.9)
+    check_media(folder / GRAPH, kind.manifest.INPUT, model, source.shape)
+    tell("describing", 0.95)
+    manifest = kind.manifest(
+        fingerprint="0" * 64,
+        task=kind.manifest.MEDIUM.task,
+        **source.own_fields(),
+        **described(
+            folder, model, source, written, bits=bits, inputs=[kind.manifest.INPUT], slots=slots
+        ),
+    )
+    return manifest.fingerprinted()
+
+
+def write_graph(
+    exported: onnx.ModelProto,
+    model: MediaModel,
+    written: Written,
+    *,
+    path: Path,
+    bits: int,
+    scales: bool = False,
+    most: int = ONE_FILE,
+) -> list[Slot]:
+    """Write ``graph.onnx`` and return its slots, as :func:`base_model.export.export_graph`."""
+    graph = exported.graph
+    adapt_linears(
+        graph,
+        written.linears,
+        written.codes,
+        bits=bits,
+        block=BLOCK,
+        accuracy_level=ACCURACY_LEVEL,
+        unshifted=model.key,
+        slots=True,
+        scales=scales,
+        hidden=model.config.hidden_size,
+    )
+    attach_head(graph, model.classifier, slots=True)
+    return finished_graph(exported, path, quantised=bool(written.codes), most=most)
+
+
+def check_media(path: Path, name: str, model: MediaModel, shape: tuple[int, ...]) -> None:
+    """``path`` opens in ONNX Runtime and gives ``model``'s features of its input. Raises ArtefactError."""
+    inputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = model.features(inputs).numpy()
+    verify_features(path, {name: inputs.numpy()}, features)

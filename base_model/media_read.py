@@ -1,0 +1,37 @@
+"""What a ``config.json`` says that its model reads, of another medium than texts; no torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from base_model.images.families import FAMILIES as IMAGES
+from base_model.images.families import sides
+from base_model.sounds.families import FAMILIES as SOUNDS
+from base_model.source_files import read_object
+from protocol.errors import ArtefactError
+from protocol.image_manifest import ImageManifest
+from protocol.manifest import CONFIG
+from protocol.media import IMAGE, SOUND
+from protocol.media_manifest import MediaManifest
+
+STRIDES = 2  # frames that Whisper makes one position of
+
+
+def reads(config: Mapping[str, Any], manifest: MediaManifest) -> tuple[int, ...]:
+    """The shape of one file's array. Raises KeyError, TypeError, ValueError where it is not said."""
+    if isinstance(manifest, ImageManifest):
+        return (config["num_channels"], *sides(config["image_size"]))
+    return config["num_mel_bins"], STRIDES * config["max_source_positions"]
+
+
+def task_of_folder(source: str) -> str:
+    """The task of the medium that a folder's model reads; empty of another, or one that cannot be read."""
+    try:
+        kind = read_object(Path(source).expanduser() / CONFIG).get("model_type")
+    except ArtefactError:
+        return ""
+    if kind in IMAGES:
+        return IMAGE.task
+    return SOUND.task if kind in SOUNDS else ""

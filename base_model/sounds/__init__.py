@@ -1,0 +1,1 @@
+"""Bases that sort sounds: encoders of speech. (docs/adr/0080)"""

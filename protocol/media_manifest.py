@@ -1,0 +1,87 @@
+"""What manifests have of a base that sorts files of a medium: images (P-1.15) or sounds (P-1.16)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self, TypeVar
+
+from protocol.documents import OddError, json_as
+from protocol.encoding import canonical_json, digest
+from protocol.errors import ArtefactError
+from protocol.manifest import CONFIG, HeadManifest, Record, task_of, verify_named
+from protocol.media import Medium
+
+
+class MediaManifest(HeadManifest, ABC):
+    """The graph reads one array of a fixed shape for each file; there is no tokenizer, and no length."""
+
+    MEDIUM: ClassVar[Medium]
+    INPUT: ClassVar[str]  # of the graph, float32, (rows, *shape)
+    SETTINGS: ClassVar[str]  # the key that says what becomes of a file
+    TAG: ClassVar[str]  # of the fingerprint
+
+    @property
+    def settings(self) -> Record:
+        """What becomes of a file before the graph."""
+        settings: Record = getattr(self, self.SETTINGS)
+        return settings
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of what the graph reads of one file."""
+
+    @abstractmethod
+    def odd(self) -> str:
+        """What in its settings contradicts itself; empty where nothing does."""
+
+    def fingerprinted(self) -> Self:
+        """The same under the identity of the numbers, what they compute and of what. Raises KeyError."""
+        return self.model_copy(update={"fingerprint": media_fingerprint_of(self)})
+
+
+M = TypeVar("M", bound=MediaManifest)
+
+
+def media_fingerprint_of(manifest: MediaManifest) -> str:
+    """The identity that what the manifest lists gives. Raises KeyError without its files."""
+    body: dict[str, Any] = {
+        "tensors": {name: entry.model_dump() for name, entry in manifest.tensors.items()},
+        "architecture": {
+            "family": manifest.family,
+            "pooling": manifest.pooling,
+            "bits": manifest.bits,
+            "block": manifest.block,
+            "config": manifest.files[CONFIG].sha256,
+        },
+        manifest.SETTINGS: manifest.settings.model_dump(),
+    }
+    return digest(manifest.TAG, canonical_json(body))
+
+
+def parse_media_manifest(kind: type[M], text: str, *, source: str) -> M:
+    """Read ``manifest.json`` of a base of this kind. Raises ArtefactError."""
+    try:
+        manifest = json_as(kind, text)
+    except OddError as odd:
+        raise ArtefactError(
+            f"{source}: {odd}", "build the base again or fetch an intact copy"
+        ) from None
+    verify_named(manifest.files, manifest.graph, source=source)
+    if odd_settings := manifest.odd():
+        raise ArtefactError(f"{source}: {odd_settings}", "do not use this base")
+    if manifest.graph.inputs != [manifest.INPUT]:
+        raise ArtefactError(
+            f"{source}: the graph does not read {manifest.INPUT} alone", "do not use this base"
+        )
+    if CONFIG not in manifest.files or media_fingerprint_of(manifest) != manifest.fingerprint:
+        raise ArtefactError(
+            f"{source}: the fingerprint is not that of what the manifest lists",
+            "do not use this base",
+        )
+    return manifest
+
+
+def is_of(kind: type[MediaManifest], text: str) -> bool:
+    """Whether a ``manifest.json`` says that it is of a base of this kind, whatever else is in it."""
+    return task_of(text) == kind.MEDIUM.task
