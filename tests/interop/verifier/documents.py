@@ -308,6 +308,7 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "attention.attn.o",
         "attention.dense",
         "attention.o_proj",
+        "self_attn.out_proj",
     )
     pairs = {}
     for first, second in (

@@ -19,7 +19,7 @@ from protocol.methods import METHODS
 from tests.image_models import LABELS, write_images
 from tests.methods import SORTING
 from tests.sound_models import write_sounds
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import one_by_default
 
 ORDINARY = {"pixels": AutoModelForImageClassification, "features": AutoModelForAudioClassification}
 FITTING = [name for name in SORTING if name not in ("prompt", "hybrid")]

@@ -21,7 +21,7 @@ from protocol.plan import Plan, plan_from
 from protocol.tasks.audio_classification import AudioClassification
 from tests.methods import SORTING, adapter_of
 from tests.sound_models import LABELS, RATE, tone, wav, write_sounds
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import one_by_default
 
 SIDE_BY_SIDE = {
     "method": "hybrid",

@@ -10,10 +10,12 @@ from base_model.decoder.families import FAMILIES, REFUSED
 from base_model.gguf.architecture import ARCHITECTURES
 from base_model.images import families as images
 from base_model.seq2seq import families as seq2seq
+from base_model.sounds import families as sounds
 from tests.unit.base_model.decoder.test_programs import UNTRAINED
 
 DOCUMENT = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text()
 WRITING, SORTING = DOCUMENT.split("## Models that sort texts")
+WRITING, HEARING = WRITING.split("## Models that sort sounds")
 WRITING, SEEING = WRITING.split("## Models that sort images")
 WRITING, TURNING = WRITING.split("## Models that turn a text into another")
 
@@ -40,6 +42,13 @@ def test_models_that_sort_images_are_named() -> None:
     rows = dict(re.findall(r"^\| `(\S+)` \| yes \| (yes) \|", listed, re.M))
     assert list(rows) == list(images.FAMILIES)
     assert set(re.findall(r"`(\w+)`", refused.partition("and every")[0])) == set(images.REFUSED)
+
+
+def test_models_that_sort_sounds_are_named() -> None:
+    listed, refused = HEARING.split("Refused by name:")
+    rows = dict(re.findall(r"^\| `(\S+)` \| yes \| (yes) \|", listed, re.M))
+    assert list(rows) == list(sounds.FAMILIES)
+    assert set(re.findall(r"`([\w-]+)`", refused.partition("and every")[0])) == set(sounds.REFUSED)
 
 
 def test_encoders_are_named() -> None:

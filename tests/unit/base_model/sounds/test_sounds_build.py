@@ -42,7 +42,7 @@ from tests.sound_models import (
     write_sounds,
     write_sounds_source,
 )
-from tests.unit.base_model.sources import one_by_default
+from tests.tiers import one_by_default
 from tests.unit.client.test_sounds import plan_of
 
 FRAMES = RATE // HOP
