@@ -315,10 +315,10 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _positions(recipe: Recipe) -> Iterator[Finding]:
-    """Texts, and the prompt before them, fit the base."""
+    """Texts, and the prompt before them, fit the base; of other media it is the base that says how long."""
     plan, positions = recipe.plan, recipe.manifest.max_positions
     most = positions - recipe.tokens
-    if plan.task.longest > most:
+    if plan.task.longest and plan.task.longest > most:
         prompt = f" and a prompt of {recipe.tokens}" if recipe.tokens else ""
         yield _error(
             "task.max_length",

@@ -150,6 +150,7 @@ def test_a_sound_that_has_changed_is_read_again(worker: Worker, tmp_path: Path) 
 def test_methods_of_words_are_refused_with_the_reason(tiny_sounds: Path) -> None:
     for settings, field, reason in (
         (adapter_of("prompt"), "method", "a base of sounds has no words to put a prompt before"),
+        ({"method": "prompt", "tokens": 500}, "method", "a base of sounds has no words"),
         (adapter_of("prefix"), "method", "writes text"),
         (
             {"method": "bottleneck", "places": "embeddings", "width": 4},
