@@ -26,8 +26,6 @@ from base_model.headed_build import (
 )
 from base_model.quantised import BLOCK, Progress
 from base_model.store import GRAPH
-from protocol.audio_manifest import AudioManifest
-from protocol.image_manifest import ImageManifest
 from protocol.manifest import Slot
 from protocol.media import IMAGE, SOUND
 from protocol.media_manifest import MediaManifest
@@ -112,7 +110,7 @@ class Builder(Protocol):
         scales: bool = False,
         progress: Progress | None = None,
         explain: Callable[[str], None] | None = None,
-    ) -> ImageManifest | AudioManifest:
+    ) -> MediaManifest:
         """See :func:`build_media`."""
         ...
 

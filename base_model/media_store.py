@@ -26,7 +26,7 @@ class OpenMedia:
     """An opened base of a medium, as :class:`base_model.store.OpenBase`."""
 
     folder: Path
-    manifest: ImageManifest | AudioManifest
+    manifest: MediaManifest
     model: MediaModel
 
 
@@ -53,7 +53,7 @@ def open_media(
 ) -> OpenMedia:
     """As :func:`base_model.store.open_base`. Raises ArtefactError."""
     manifest = verify_base(folder) if verify else read_manifest(folder)
-    if not isinstance(manifest, ImageManifest | AudioManifest):
+    if not isinstance(manifest, MediaManifest):
         raise ArtefactError(f"{folder} is a base of texts", "name one that sorts images or sounds")
 
     def empty(config: Any, count: int) -> MediaModel:

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.audio_manifest import AudioManifest
-from protocol.image_manifest import ImageManifest
+from protocol.media_manifest import MediaManifest
 from protocol.rows.media import Codec, Values, codec_of
 
 Index = npt.NDArray[np.int64]
@@ -149,9 +148,7 @@ class MediaRows:
         return MediaBatch(name=self.name, values=values, targets=self.targets[index])
 
 
-def media_rows(
-    manifest: ImageManifest | AudioManifest, values: Values, targets: Targets
-) -> MediaRows:
+def media_rows(manifest: MediaManifest, values: Values, targets: Targets) -> MediaRows:
     """Of a base, what its codec has kept of files."""
     return MediaRows(
         values=values,

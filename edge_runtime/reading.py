@@ -11,10 +11,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edge_runtime.answer_options import verify_texts
-from protocol.audio_manifest import AudioManifest
 from protocol.errors import DataError
-from protocol.image_manifest import ImageManifest
 from protocol.manifest import TYPE_IDS
+from protocol.media_manifest import MediaManifest
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
@@ -90,7 +89,7 @@ class TextReader:
 class MediaReader:
     """Files of a medium, or what would be in one, as the base asks for them."""
 
-    def __init__(self, manifest: ImageManifest | AudioManifest) -> None:
+    def __init__(self, manifest: MediaManifest) -> None:
         """Raises MachineError where nothing decodes them: before a question comes, not by one."""
         from protocol.rows.media import codec_of  # decoders load where needed
 

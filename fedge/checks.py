@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedge.forecast import Forecast, forecast
 from fedge.plans import read_manifest
-from protocol.audio_manifest import AudioManifest
 from protocol.documents import OddError, parse_toml
-from protocol.image_manifest import ImageManifest
 from protocol.legality import Finding, check
 from protocol.manifests import AnyManifest
+from protocol.media_manifest import MediaManifest
 from protocol.plan import Plan
 from simulations.experiment import Experiment, experiment_path, load_experiment
 from storage.regular import read_settings_text
@@ -191,7 +190,7 @@ def _invented(worker: Worker, plan: Plan, tokens: int) -> Examples:
     from protocol.rows.media import codec_of
 
     manifest, batch = worker.manifest, plan.local.batch_size
-    if isinstance(manifest, ImageManifest | AudioManifest):
+    if isinstance(manifest, MediaManifest):
         values = np.stack([codec_of(manifest).example()] * batch)
         return media_rows(manifest, values, np.zeros(batch, np.int64))
     length = min(tokens, plan.task.longest)

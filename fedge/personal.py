@@ -38,15 +38,14 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.settings import Device
 from edge_runtime.store import Installed, Personal, Store, read_state, release_folder
 from edge_runtime.tasks import task_named as edge_task
-from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import WritingManifest
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
-from protocol.image_manifest import ImageManifest
 from protocol.layout import Layout, Tensors
 from protocol.manifest import TYPE_IDS
 from protocol.manifests import SortingManifest
 from protocol.media import MEDIA
+from protocol.media_manifest import MediaManifest
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
 from protocol.plan import validated
 from protocol.plan_sections import Local
@@ -265,7 +264,7 @@ def _train(
 
 def _encoded(rows: Rows, note: ReleaseNote, manifest: SortingManifest, base: Path) -> Examples:
     """What the base reads of the device's rows. Raises DataError."""
-    if isinstance(manifest, ImageManifest | AudioManifest):
+    if isinstance(manifest, MediaManifest):
         return encoded_files(rows, manifest)
     targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
     typed = note.pairs and TYPE_IDS in manifest.graph.inputs

@@ -21,7 +21,7 @@ from protocol.errors import ArtefactError
 from protocol.forms import HEAD
 from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Tensors
-from protocol.manifest import HeadManifest, Word
+from protocol.manifest import BaseManifest, HeadManifest, Word
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
@@ -57,7 +57,7 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
     )
 
 
-def folder_head(manifest: AnyManifest, method: Method[Any]) -> str:
+def folder_head(manifest: BaseManifest, method: Method[Any]) -> str:
     """The head's name in a PEFT folder: one that no ordinary class has, where that computes otherwise.
 
     "" of a base whose own output layer answers.

@@ -12,9 +12,8 @@ from client.examples import MediaRows, media_rows, stamp_of
 from client.opened_base import OpenedBase
 from client.tasks.classification import TARGETS as TARGETS
 from client.tasks.classification import score as score
-from protocol.audio_manifest import AudioManifest
 from protocol.errors import DataError
-from protocol.image_manifest import ImageManifest
+from protocol.media_manifest import MediaManifest
 from protocol.recipe import Recipe
 from protocol.rows.media import codec_of, read_file
 from protocol.rows.read import Table
@@ -31,11 +30,11 @@ def targets(table: Table, task: MediaLabelled) -> list[int]:
 
 def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> MediaRows:
     """Every file, decoded. Raises DataError for the first that cannot be read."""
-    assert isinstance(recipe.manifest, ImageManifest | AudioManifest)
+    assert isinstance(recipe.manifest, MediaManifest)
     return encoded_files(rows, recipe.manifest)
 
 
-def encoded_files(rows: Rows, manifest: ImageManifest | AudioManifest) -> MediaRows:
+def encoded_files(rows: Rows, manifest: MediaManifest) -> MediaRows:
     """The same for a base. Raises DataError."""
     codec, plural = codec_of(manifest), manifest.MEDIUM.plural
     shape = (len(rows), *codec.shape)

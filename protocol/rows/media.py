@@ -18,6 +18,7 @@ from protocol.audio_manifest import AudioManifest
 from protocol.errors import DataError
 from protocol.image_manifest import ImageManifest
 from protocol.media import Medium
+from protocol.media_manifest import MediaManifest
 from protocol.rows.formats import Place, read_values
 from protocol.rows.read import Check, Table, checked_text, group_name
 from storage.regular import read_regular
@@ -73,7 +74,7 @@ class Codec(Protocol):
         ...
 
 
-def codec_of(manifest: ImageManifest | AudioManifest) -> Codec:
+def codec_of(manifest: MediaManifest) -> Codec:
     """How a base reads files."""
     if isinstance(manifest, ImageManifest):
         from protocol.rows.images import ImageCodec
@@ -81,6 +82,7 @@ def codec_of(manifest: ImageManifest | AudioManifest) -> Codec:
         return ImageCodec(manifest.pixels)
     from protocol.rows.sounds import SoundCodec
 
+    assert isinstance(manifest, AudioManifest)
     return SoundCodec(manifest.log_mel)
 
 
