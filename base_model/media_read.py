@@ -29,7 +29,7 @@ def reads(config: Mapping[str, Any], manifest: MediaManifest) -> tuple[int, ...]
 def task_of_folder(source: str) -> str:
     """The task of the medium that a folder's model reads; empty of another, or one that cannot be read."""
     try:
-        kind = read_object(Path(source).expanduser() / CONFIG).get("model_type")
+        kind = str(read_object(Path(source).expanduser() / CONFIG).get("model_type"))
     except ArtefactError:
         return ""
     if kind in IMAGES:

@@ -17,6 +17,7 @@ from transformers import AutoFeatureExtractor, WhisperForAudioClassification
 from typer.testing import CliRunner
 
 from base_model.commands import app
+from base_model.media_read import task_of_folder
 from base_model.media_store import open_media
 from base_model.programs.checks import OPERATORS
 from base_model.programs.folder import make_program
@@ -49,15 +50,19 @@ FRAMES = RATE // HOP
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sounds_source(tmp_path_factory.mktemp("source") / "own", head="own")
+def source(tiny_sounds: Path) -> Path:
+    """What ``tiny_sounds`` was built from."""
+    return tiny_sounds.parent / "source"
 
 
 @pytest.mark.parametrize("bits", one_by_default(4, (4, 8, 16, 32)))
-def test_a_base_answers_as_transformers_own_class(source: Path, tmp_path: Path, bits: int) -> None:
+def test_a_base_answers_as_transformers_own_class(
+    tiny_sounds: Path, source: Path, tmp_path: Path, bits: int
+) -> None:
     """With the source's head and its labels' names, on the values that the codes stand for."""
-    base = tmp_path / "base"
-    build_sounds(str(source), bits=bits, out=base, scales=True)
+    base = tiny_sounds if bits == 4 else tmp_path / "base"
+    if bits != 4:
+        build_sounds(str(source), bits=bits, out=base, scales=True)
     manifest = verify_base(base)
     assert isinstance(manifest, AudioManifest)
     assert (manifest.pooling, manifest.head.in_features) == ("projected", 24)
@@ -100,7 +105,7 @@ def test_a_program_holds_no_weights_of_its_own(tiny_sounds: Path) -> None:
         assert max(len(t.raw_data) for t in held if t.name not in outside) < 1024
 
 
-@pytest.mark.parametrize("head", ["", "other"])
+@pytest.mark.parametrize("head", one_by_default("other", ["", "other"]))
 def test_an_encoder_alone_is_averaged(tmp_path: Path, head: str) -> None:
     """Of a Whisper that writes, or of no head: no layer stands before the head that adapters bring."""
     source = write_sounds_source(tmp_path / "source", head=head)
@@ -296,6 +301,14 @@ def test_a_manifest_of_other_sounds_does_not_fit(tiny_sounds: Path, tmp_path: Pa
             EdgeBase.open(folder, threads=1)
 
 
+def test_a_folder_says_what_it_is_for(source: Path, tmp_path: Path) -> None:
+    assert task_of_folder(str(source)) == "audio-classification"
+    assert task_of_folder(str(tmp_path)) == ""
+    (tmp_path / "config.json").write_text('{"model_type": ["whisper"]}')
+    assert task_of_folder(str(tmp_path)) == ""
+
+
+@pytest.mark.slow
 def test_the_command_sees_what_a_folder_holds(source: Path, tmp_path: Path) -> None:
     arguments = ["build", str(source), "--out", str(tmp_path / "base"), "--json"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
