@@ -38,17 +38,23 @@ Kinds = dict[str, DeviceKind]
 BROKEN = ["unreadable", "missing", "kind", "machine"]
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize(
+    ("name", "key", "fault"),
+    [
+        *(("images", "image", fault) for fault in BROKEN),
+        *(("sounds", "audio", fault) for fault in BROKEN if fault != "machine"),
+    ],
+)
 def test_a_fault_of_the_device_marks_no_release(
-    kinds: Kinds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    kinds: Kinds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, fault: str
 ) -> None:
     """Its rows, or a package that it lacks: every release would be failed for good."""
-    world = kinds["images"].world(tmp_path / "world")
+    world = kinds[name].world(tmp_path / "world")
     device, path = world.device(), world.folder / "probe.json"
     good, broken = path.read_text(), tmp_path / "secret.png"
     rows = {
-        "unreadable": [{"image": str(broken), "label": "light"}],
-        "missing": [{"image": "secret-gone.png", "label": "light"}],
+        "unreadable": [{key: str(broken), "label": "light"}],
+        "missing": [{key: "secret-gone.png", "label": "light"}],
         "kind": [{"text": "secret", "label": "light"}],
     }
     broken.write_bytes(b"secret")

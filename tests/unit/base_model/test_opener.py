@@ -119,7 +119,14 @@ def check(cases: list[Case], folder: Path) -> None:
     jobs += [(f"{c.name}-source", str(c.adapter), str(c.source)) for c in cases]
     arguments = [json.dumps(OURS), json.dumps(jobs), json.dumps(TEXTS), str(folder / "out.npz")]
     result = subprocess.run(
-        [sys.executable, "-I", "-c", PROGRAM, *arguments],
+        [
+            sys.executable,
+            "-I",
+            "-B",
+            "-c",
+            PROGRAM,
+            *arguments,
+        ],  # releases of others stay as they are
         cwd=folder,
         capture_output=True,
         text=True,
