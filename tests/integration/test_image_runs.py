@@ -148,7 +148,7 @@ def test_a_device_answers_files_and_requests(finished: tuple[Path, Summary]) -> 
         ({"images": ["AAAA"]}, "image 1: its image is no PNG"),
         ({"images": ["%"]}, "1 is no base64"),
         ({"texts": [str(images[0])]}, "answers images, and texts were given"),
-        ({}, "either texts or images"),
+        ({}, "either texts, or images, or sounds"),
     ):
         status, document = asked(app, odd)
         assert status == 422
