@@ -102,6 +102,15 @@ def method_cell(data: str, method: str, seed: int, out: Path, *, pooled: bool) -
     }
 
 
+def build_base(data: str, out: Path) -> None:
+    """The base of all cells, in a round that is no cell: its memory would be the first one's."""
+    if not (folder := out / f"{data}-base").exists():
+        command = [sys.executable, "-m", "fedge", "simulate", data, "--out", str(folder), "--json"]
+        for setting in ("plan.rounds=1", "plan.adapter.method=head", "yardsticks.pooled=false"):
+            command += ["--set", setting]
+        measured(command)
+
+
 def full_cell(data: str, seed: int, out: Path, *, pooled: bool) -> Cell:
     """All weights, on the same devices' rows."""
     run = out / f"{data}-lora-{seed}"
@@ -173,6 +182,7 @@ def main() -> None:
     methods = ["lora", *(name for name in arguments.methods if name != "lora")]
     everything: dict[str, dict[str, list[Cell]]] = {}
     for data in arguments.data:
+        build_base(data, out)
         with ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = {}
             for method in methods:
