@@ -14,8 +14,10 @@ from base_model.checkpoint import as_float
 from base_model.places import CONFIG
 from base_model.source_files import check_classes, first_line
 from protocol.errors import ArtefactError
+from protocol.manifest import MOST_LAYERS
 
 Shapes = dict[str, tuple[int, ...]]
+LAYERS = ("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers")
 COMPLETE = "fetch a complete checkpoint"
 OWN_CONFIG = "take the config.json that belongs to the checkpoint"
 
@@ -50,6 +52,10 @@ def check_plain(source: str, document: dict[str, Any]) -> None:
 
 def config_of(path: Path, document: dict[str, Any]) -> PretrainedConfig:
     """What transformers makes of a ``config.json``. Raises ArtefactError."""
+    for name in LAYERS:  # all of them would be laid out before a tensor is looked at
+        count = document.get(name)
+        if isinstance(count, int) and not 1 <= count <= MOST_LAYERS:
+            raise ArtefactError(f"{path}: `{name}` is not from 1 to {MOST_LAYERS}", OWN_CONFIG)
     try:
         config: PretrainedConfig = AutoConfig.for_model(**document)
     except Exception as error:  # its checks raise types of their own

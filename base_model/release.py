@@ -206,10 +206,10 @@ def _batches(
 ) -> list[dict[str, Array]]:
     """What the graph reads of rows, as ``client.batches`` and the device read it."""
     if isinstance(opened, OpenMedia):
-        starts, codec = range(0, len(texts), ROWS), codec_of(opened.manifest)
+        rows, codec = opened.manifest.together(ROWS), codec_of(opened.manifest)
         return [
-            {opened.manifest.INPUT: read_input(texts[at : at + ROWS], codec, first=at + 1)}
-            for at in starts
+            {opened.manifest.INPUT: read_input(texts[at : at + rows], codec, first=at + 1)}
+            for at in range(0, len(texts), rows)
         ]
     return _batches_of_texts(opened, texts, max_length)
 

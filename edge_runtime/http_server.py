@@ -27,6 +27,7 @@ from edge_runtime.service import Answer
 from protocol.documents import OddError, json_as
 from protocol.encoding import base64_bytes
 from protocol.errors import DataError, DeliveryError, MachineError
+from protocol.media import IMAGE, SOUND
 from protocol.section import MOST_LABELS
 
 HOST = "127.0.0.1"
@@ -45,6 +46,9 @@ Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
 Words = Annotated[str, Field(max_length=20_000)]
 Files = Annotated[list[str], Field(min_length=1, max_length=256)] | None  # base64
 
+# Features of a sound take up to a megabyte, however short it is.
+Sounds = Annotated[list[str], Field(min_length=1, max_length=64)] | None
+
 
 class Question(BaseModel):
     """The body of ``POST /v1/classify`` and ``/v1/predict``."""
@@ -52,7 +56,7 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     texts: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     images: Files = None
-    sounds: Files = None
+    sounds: Sounds = None
     text_pairs: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -74,8 +78,12 @@ class Question(BaseModel):
     @property
     def items(self) -> list[Any]:
         """The texts, the pairs, or what would be in files."""
+        from protocol.rows.media import SentFile  # of what may be none
+
         if self.texts is None:
-            return [base64_bytes(file) for file in self.images or self.sounds or ()]
+            medium = IMAGE if self.images else SOUND
+            files = self.images or self.sounds or ()
+            return [SentFile(base64_bytes(file), medium) for file in files]
         return list(
             zip(self.texts, self.text_pairs, strict=True) if self.text_pairs else self.texts
         )

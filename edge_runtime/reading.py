@@ -17,6 +17,7 @@ from protocol.media_manifest import MediaManifest
 from protocol.panics import tokenizing
 from protocol.rows.read import Text
 
+ROWS = 32  # per run: texts of like length together
 DECODERS = 2  # files at a time: one of the largest images takes some 300 MB until it is stretched
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -25,6 +26,7 @@ class Reader(Protocol):
     """Of an opened base; safe to use from many threads."""
 
     ITEM: str  # what it reads
+    together: int  # most questions that one run of the graph has
 
     def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
         """The same, read as far as a question can be at fault. Raises DataError, which is the asker's."""
@@ -47,6 +49,7 @@ class TextReader:
     """Texts, or pairs of them, by the base's tokenizer."""
 
     ITEM = "text"
+    together = ROWS
 
     def __init__(self, tokenizer: Tokenizer, *, typed: bool, source: str, remedy: str) -> None:
         """``typed``: whether the graph is told which of a pair's texts a token is of."""
@@ -95,7 +98,7 @@ class MediaReader:
 
         self._codec, self._name = codec_of(manifest), manifest.INPUT
         self._codec.load()
-        self.ITEM = manifest.MEDIUM.noun
+        self.ITEM, self.together = manifest.MEDIUM.noun, manifest.together(ROWS)
         self._decoding = threading.Semaphore(DECODERS)
 
     def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Logits = npt.NDArray[np.float32]  # (rows, labels)
 BASE_MAX_LENGTH = 128  # tokens, where no adapter says how long texts may be
-ROWS = 32  # per run: texts of like length together
 
 
 class EdgeRuntime:
@@ -120,8 +119,9 @@ class EdgeRuntime:
         options = adapter.run_options if adapter else None
         order = sorted(range(len(texts)), key=lambda i: self.base.reader.size(texts[i]))
         parts: dict[int, Logits] = {}
-        for start in range(0, len(order), ROWS):
-            chosen = order[start : start + ROWS]
+        rows = self.base.reader.together
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
             feeds = self.base.batch([texts[i] for i in chosen], max_length=longest)
             (logits,) = self.base.session.run([self.base.manifest.graph.output], feeds, options)
             parts.update(zip(chosen, logits, strict=True))

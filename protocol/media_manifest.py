@@ -11,6 +11,8 @@ from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG, HeadManifest, Record, task_of, verify_named
 from protocol.media import Medium
 
+ATTENTION = 512**2  # pairs of positions, which a run's memory grows with
+
 
 class MediaManifest(HeadManifest, ABC):
     """The graph reads one array of a fixed shape for each file; there is no tokenizer, and no length."""
@@ -34,6 +36,10 @@ class MediaManifest(HeadManifest, ABC):
     @abstractmethod
     def odd(self) -> str:
         """What in its settings contradicts itself; empty where nothing does."""
+
+    def together(self, most: int) -> int:
+        """Files of one run of the graph: no more attention than ``most`` of 512 positions, one at least."""
+        return max(1, min(most, most * ATTENTION // self.max_positions**2))
 
     def fingerprinted(self) -> Self:
         """The same under the identity of the numbers, what they compute and of what. Raises KeyError."""

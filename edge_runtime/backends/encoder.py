@@ -23,6 +23,7 @@ from edge_runtime.probe import (
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.tasks import Prediction, task_named
 from protocol.errors import DataError, DeliveryError, shortened
+from protocol.media import MEDIA
 
 if TYPE_CHECKING:
     from protocol.transparency.policy import Policy
@@ -45,6 +46,9 @@ class EncoderBackend:
         """As `Backend.questions`: texts or pairs, or arrays of files."""
         if probe.kind == "texts":
             raise unreadable("its rows have `contains`, and the base writes no text")
+        medium, column = MEDIA.get(self.runtime.base.manifest.task), probe.rows[0].medium
+        if medium and column and column != medium.column:
+            raise unreadable(f"its rows have `{column}`, and the base answers {medium.plural}")
         try:
             return self.runtime.base.reader.prepared(
                 [row.question for row in probe.rows], pairs=probe.pairs

@@ -36,7 +36,15 @@ class RowFile:
     place: str
 
 
-Item = Path | RowFile | bytes  # a file, or what would be in one
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """What would be in a file, and of which medium its sender says that it is."""
+
+    data: bytes
+    medium: Medium
+
+
+Item = Path | RowFile | SentFile | bytes  # a file, or what would be in one
 
 
 class Codec(Protocol):
@@ -123,6 +131,8 @@ def read_file(item: Item, codec: Codec, *, place: str) -> Values:
     """
     if isinstance(item, RowFile):
         return read_file(item.path, codec, place=item.place)
+    if isinstance(item, SentFile):
+        return read_file(item.data, codec, place=place)
     noun = codec.medium.noun
     data = item if isinstance(item, bytes) else file_bytes(item, place=place, noun=noun)
     if len(data) > MOST_FILE:
@@ -145,12 +155,19 @@ def read_input(items: Sequence[Item], codec: Codec, *, first: int = 1) -> Inputs
 
 
 def verify_files(items: Sequence[object], medium: Medium) -> None:
-    """Raises DataError for what is no file, such as a text."""
-    if not all(isinstance(item, Path | RowFile | bytes) for item in items):
-        raise DataError(
-            f"the base in use answers {medium.plural}, and texts were given",
-            f"name files of {medium.plural}, or take a base that was built from texts",
-        )
+    """Raises DataError for what is no file, such as a text, or is said to be of another medium."""
+    for item in items:
+        if isinstance(item, SentFile) and item.medium != medium:
+            raise _another(medium, item.medium.plural)
+        if not isinstance(item, Path | RowFile | SentFile | bytes):
+            raise _another(medium, "texts")
+
+
+def _another(medium: Medium, others: str) -> DataError:
+    return DataError(
+        f"the base in use answers {medium.plural}, and {others} were given",
+        f"give {medium.plural}, or take a base that was built from {others}",
+    )
 
 
 def file_bytes(path: Path, *, place: str, noun: str) -> bytes:

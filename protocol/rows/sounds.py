@@ -99,17 +99,17 @@ def _chunks(data: bytes) -> tuple[bytes, memoryview]:
 
 def _each_chunk(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Name and body of every chunk; of none is more believed than the file has. Raises ValueError."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE" or len(data) < 20:
         raise ValueError("it is no WAV file")
     whole, at = memoryview(data), 12
     for _ in range(MOST_CHUNKS):
-        if at + 8 > len(data):  # a byte or two of padding may follow
-            return
         name, size = struct.unpack_from("<4sI", data, at)
         if size > len(data) - at - 8:
             raise ValueError("it is cut off, or claims more than it has")
         yield name, whole[at + 8 : at + 8 + size]
         at += 8 + size + size % 2
+        if at + 8 > len(data):  # a byte or two of padding may follow
+            return
     raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
 
 
@@ -121,7 +121,9 @@ def _verify_described(described: bytes, rate: int) -> None:
     plain = kind == PCM or (kind == EXTENSIBLE and described[24:40] == SUBFORMAT)
     if not plain or bits != 16:
         raise ValueError(f"it is no PCM of 16 bits (format {kind}, {bits} bits)")
-    if channels != 1 or align != 2:
+    if channels != 1:
         raise ValueError(f"it has {channels} channels, and one is heard")
+    if align != 2:
+        raise ValueError(f"its samples lie {align} bytes apart, where they have two")
     if own != rate:
         raise ValueError(f"it has {own} samples a second, and the base hears {rate}")

@@ -130,7 +130,9 @@ def test_a_file_that_cannot_be_read_is_named_by_its_number(
     broken.write_bytes(b"secret")
     backend = open_backend(kind.base, threads=1)
     limits = {"least_correct": 1, "most_latency_ms": 5000, "most_memory_mb": 500}
+    other = {"image": "audio", "audio": "image"}[key]
     for row, reason in (
+        ({other: str(kind.rows[0][key])}, f"have `{other}`, and the base answers {name}"),
         ({key: str(broken)}, f"{noun} 2: its {noun} {odd}"),
         ({key: str(tmp_path / "secret-gone.png")}, f"{noun} 2: its {noun} cannot be read"),
         ({"text": str(kind.rows[0][key])}, f"answers {name}, and texts were given"),

@@ -47,11 +47,15 @@ def test_questions_of_another_medium_are_the_askers_fault(
     """And Pillow is no part of a device of sounds."""
     (image,) = write_images(tmp_path, 1)
     png, heard = (base64.b64encode(d).decode() for d in (image.read_bytes(), wav(tone(300.0))))
+    short = base64.b64encode(wav(np.zeros(1, np.int16))).decode()
     ears, eyes = (App(SingleService(base, None, threads=1)) for base in (tiny_sounds, tiny_images))
     assert asked(ears, {"sounds": [heard]})[0] == 200
     for app, question, reason in (
         (ears, {"sounds": [png]}, "no WAV file"),
         (ears, {"sounds": [heard], "text_pairs": ["a"]}, "text_pairs"),
+        (ears, {"sounds": [short] * 65}, "sounds"),
+        (ears, {"images": [heard]}, "answers sounds, and images were given"),
+        (eyes, {"sounds": [png]}, "answers images, and sounds were given"),
         (ears, {"sounds": []}, "sounds"),
         (ears, {"texts": ["a"]}, "answers sounds, and texts were given"),
         (eyes, {"images": [heard]}, "no PNG or JPEG"),

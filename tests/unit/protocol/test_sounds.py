@@ -24,6 +24,7 @@ from protocol.rows import media, sounds
 from protocol.rows.media import read_file, read_input, read_media_paths
 from protocol.rows.sounds import SUBFORMAT, SoundCodec, read_wav
 from tests.sound_models import RATE, riff, tone, wav
+from tests.unit.audit.runs import small_media
 
 SHORT: dict[str, Any] = {
     **{"kind": "whisper-log-mel", "rate": RATE, "seconds": 1, "window": 400, "hop": 160},
@@ -166,13 +167,28 @@ def refused(data: bytes) -> str:
         (riff((b"fmt ", EXTENDED[1].replace(b"\1\0\0\0", b"\3\0\0\0")), DATA), "format 65534"),
         (riff((b"fmt ", described(channels=2, align=4)), DATA), "2 channels"),
         (riff((b"fmt ", described(channels=0)), DATA), "0 channels"),
-        (riff((b"fmt ", described(align=4)), DATA), "1 channels"),
+        (riff((b"fmt ", described(align=4)), DATA), "lie 4 bytes apart"),
         (riff((b"fmt ", described(rate=44_100)), DATA), "44100 samples a second, and the base"),
-        (riff(FMT, *[(b"junk", b"")] * 1000, DATA), "more than 1000 chunks"),
+        (riff(FMT, *[(b"junk", b"")] * 999, DATA), "more than 1000 chunks"),
     ],
 )
 def test_what_is_no_such_sound_is_refused(data: bytes, cause: str) -> None:
     assert cause in refused(data)
+
+
+def test_a_thousand_chunks_are_heard() -> None:
+    """(P-1.16) So many, and not one fewer: a second reader by the text takes the same files."""
+    assert len(read_wav(riff(FMT, *[(b"junk", b"")] * 998, DATA), rate=RATE, place="x"))
+
+
+def test_long_sounds_are_answered_a_few_at_a_time() -> None:
+    """Memory of attention grows with the square of positions: 30 seconds of Whisper's are 1,500."""
+    manifest = small_media("audio-classification")
+    few = {
+        positions: manifest.model_copy(update={"max_positions": positions}).together(32)
+        for positions in (1, 197, 512, 513, 1500, 100_000)
+    }
+    assert few == {1: 32, 197: 32, 512: 32, 513: 31, 1500: 3, 100_000: 1}
 
 
 def test_bytes_and_seconds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

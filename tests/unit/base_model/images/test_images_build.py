@@ -295,6 +295,7 @@ def changed_config(source: Path, **fields: Any) -> None:
         ({"architectures": [5]}, "`architectures` is no list of names"),
         ({"num_hidden_layers": 3}, "the checkpoint lacks vit.layers.2"),
         ({"num_hidden_layers": 1}, "for which its config.json has no place"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers` is not from 1 to 1024"),
         ({"intermediate_size": 40}, "by config.json"),
     ],
 )

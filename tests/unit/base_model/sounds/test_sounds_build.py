@@ -246,6 +246,7 @@ def test_a_source_of_odd_preprocessing_is_no_base(tmp_path: Path) -> None:
         ({"architectures": 5}, "`architectures` is no list of names"),
         ({"encoder_layers": 3}, "the checkpoint lacks encoder.layers.2"),
         ({"encoder_layers": 1}, "for which its config.json has no place"),
+        ({"encoder_layers": 1025}, "`encoder_layers` is not from 1 to 1024"),
         ({"encoder_ffn_dim": 40}, "by config.json"),
         ({"classifier_proj_size": 20}, "by config.json"),
     ],
