@@ -252,6 +252,8 @@ KINDS: dict[str, dict[str, Any]] = {
 FOUR: dict[str, Any] = {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}, "count": 4}
 CONTINUED: dict[str, dict[str, Any]] = {  # runs that go on from one of a round alike
     "goes on": FOUR | {"rounds": 2},
+    "goes on in rows that were found": FOUR
+    | {"adapter": {"method": "sparse", "rank": 2, "targets": "all-linear"}, "rounds": 2},
     "goes on with noise in cores": FOUR | {"adapter": CORES, "privacy": NOISE, "rounds": 1},
 }
 
