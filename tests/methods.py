@@ -47,6 +47,11 @@ def adapter_of(method: str, **others: Any) -> dict[str, Any]:
     return {"method": method} | SETTINGS[method] | {k: v for k, v in others.items() if k in known}
 
 
+def rule_of(method: str) -> str:
+    """The rule that trains most of it in a round."""
+    return next(name for name in ("mean", "alternating") if RULES[name].takes(METHODS[method]))
+
+
 def slots_on(base: Path, recipe: Recipe, tensors: Tensors) -> Tensors:
     """What an adapter that was trained on ``base`` puts into the answering graph's slots."""
     linears = stored_linears(base, recipe.manifest)

@@ -26,7 +26,7 @@ from protocol.methods import METHODS, REFUSED
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from tests.image_models import write_images_source
-from tests.methods import adapter_of
+from tests.methods import adapter_of, rule_of
 from tests.sound_models import write_sounds_source
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -85,11 +85,6 @@ def plan_of(base: Path, task: str, method: str, **sections: Any) -> Plan:
         "rule": {"name": rule_of(method)},
     }
     return plan_from(document | sections, source="the matrix")
-
-
-def rule_of(method: str) -> str:
-    """The rule that trains most of it in a round."""
-    return next(name for name in ("mean", "alternating") if RULES[name].takes(METHODS[method]))
 
 
 def reason_of(base: Path, task: str, method: str) -> str:

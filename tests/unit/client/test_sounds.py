@@ -19,7 +19,7 @@ from protocol.errors import DataError, PlanError
 from protocol.legality import check
 from protocol.plan import Plan, plan_from
 from protocol.tasks.audio_classification import AudioClassification
-from tests.methods import SORTING, adapter_of
+from tests.methods import SORTING, adapter_of, rule_of
 from tests.sound_models import LABELS, RATE, tone, wav, write_sounds
 from tests.tiers import one_by_default
 
@@ -37,7 +37,7 @@ def plan_of(base: Path, method: str = "lora", **sections: Any) -> Plan:
         "base": {"fingerprint": read_manifest(base).fingerprint},
         "task": TASK,
         "adapter": SIDE_BY_SIDE if method == "hybrid" else adapter_of(method, targets="all-linear"),
-        "rule": {"name": "mean"},
+        "rule": {"name": rule_of(method)},
     }
     return plan_from(document | sections, source="test")
 
@@ -76,14 +76,15 @@ def test_gradients_are_torchs(tiny_sounds: Path, rows_file: Path, method: str) -
     for spec in onnx.recipe.layout.specs:  # of a start of zeros, half the gradients are
         start[spec.name] = start[spec.name] + rng.normal(0, 0.05, spec.shape).astype(np.float32)
     encoded = onnx.encode(load_rows(rows_file, onnx.plan.task))
-    batch, parts = encoded.batch(np.arange(6)), onnx.recipe.parts(1)
-    loss, ours = onnx.engine.gradients(start, batch, parts)
-    expected, theirs = torch.engine.gradients(start, batch, parts)
-    assert loss == pytest.approx(expected, rel=1e-4)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert np.abs(value).max() > 0
-        assert np.abs(ours[name] - value).max() <= 1e-4 * np.abs(value).max(), name
+    batch = encoded.batch(np.arange(6))
+    for parts in onnx.recipe.phases:
+        loss, ours = onnx.engine.gradients(start, batch, parts)
+        expected, theirs = torch.engine.gradients(start, batch, parts)
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert np.abs(value).max() > 0
+            assert np.abs(ours[name] - value).max() <= 1e-4 * np.abs(value).max(), name
     outputs = torch.engine.outputs(start, batch)
     assert np.abs(onnx.engine.outputs(start, batch) - outputs).max() <= 1e-4 * np.abs(outputs).max()
 
