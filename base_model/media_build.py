@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,13 +12,13 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import onnx
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from base_model.encoder import HeadedModel
 from base_model.export import ONE_FILE, adapt_linears, attach_head, finished_graph
 from base_model.graph_check import verify_features
 from base_model.headed_build import (
     ACCURACY_LEVEL,
+    HeadedSource,
     Written,
     build_folder,
     described,
@@ -36,43 +37,18 @@ BUILDERS = {  # modules and functions, by task
 }
 
 
-class MediaModel(HeadedModel):
+class MediaModel(HeadedModel, ABC):
     """One whose features come of one array for each file."""
 
     key: str  # last path component of the linears that give keys
 
+    @abstractmethod
     def features(self, inputs: Tensor) -> Tensor:
         """What the head reads, (rows, width), of (rows, *shape)."""
-        raise NotImplementedError
 
 
-class MediaSource(Protocol):
-    """A loaded source of a base of a medium, as :class:`base_model.headed_build.HeadedSource`."""
-
-    @property
-    def name(self) -> str:
-        """As the publisher wrote it."""
-        ...
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """Its ``config.json``."""
-        ...
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Of the base's model, by its names."""
-        ...
-
-    @property
-    def labels(self) -> list[str] | None:
-        """Names of its own head's, where that is kept."""
-        ...
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """What was chosen, and why."""
-        ...
+class MediaSource(HeadedSource, Protocol):
+    """A loaded source of a base of a medium."""
 
     @property
     def shape(self) -> tuple[int, ...]:
