@@ -135,9 +135,13 @@ def _check_revealed(run: Run, part: Round, abort: Placed[Abort]) -> None:
     if len(set(everybody)) != len(everybody):
         raise _bad(f"leaf {abort.index}: a client is in two sums of attempt {leaf.seq}")
     for asked in leaf.revealed:
-        strange = [name for name in asked.clients if bytes.fromhex(name) not in members.names]
-        if asked.clients != sorted(asked.clients) or strange:
+        names = [members.names.get(bytes.fromhex(client)) for client in asked.clients]
+        if asked.clients != sorted(asked.clients) or None in names:
             raise _bad(f"leaf {abort.index}: `revealed` lists clients out of order or of no roster")
+        if strange := [name for name in names if name and not run.plan.cohort.takes(name)]:
+            raise _bad(
+                f"leaf {abort.index}: `revealed` lists {strange[0]}, whom the plan does not name"
+            )
         if run.plan.witnessed:
             witnessed = [
                 (each.leaf.rid, each.leaf.clients)

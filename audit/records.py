@@ -183,6 +183,8 @@ class RecordCheck:
             raise _bad(f"{name} does not say who was asked, used and dropped") from None
         if not fits or not set(self._advertised()) <= set(expected):
             raise _bad(f"{name}: who was used and dropped are not those who were asked")
+        if unnamed := [client for client in expected if not self._run.plan.cohort.takes(client)]:
+            raise _bad(f"{name}: {unnamed[0]} was asked, whom `cohort.clients` does not name")
         if self._is_secret and self._robust is not None:
             self._check_groups(name, record.get("groups"), self._robust)
 

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from audit.collected import Round, Sum
-from audit.published import REMEDY, Run
+from audit.order import advert_head
+from audit.published import REMEDY, Members, Run
 from audit.report import Findings
 from audit.sources import MissingError
 from protocol.encoding import canonical_json, parse_canonical
@@ -127,6 +128,7 @@ def open_sum(
     _check_graph(run, leaves)
     _check_subjects(found, leaves)
     _check_signers(run, leaves)
+    _check_named(run, leaves, members)
     encoding = verify_terms(run, found, instruction)
     transcript = transcript_of(
         leaves,
@@ -181,6 +183,14 @@ def _check_signers(run: Run, leaves: SumLeaves) -> None:
         raise _bad("`alive` holds signatures, where witnesses stand for them")
     if not all(signatures.values()) or not set(signatures) <= set(leaves.alive.clients):
         raise _bad("`alive` holds a signature that is empty, or of somebody who is not in it")
+
+
+def _check_named(run: Run, leaves: SumLeaves, members: Members) -> None:
+    """(P-4.1) Nobody advertised whom the plan leaves out."""
+    for advert in leaves.adverts:
+        name = members.names.get(bytes.fromhex(advert_head(advert)[1]))
+        if name is not None and not run.plan.cohort.takes(name):
+            raise _bad(f"{name} is in it, whom `cohort.clients` of the plan does not name")
 
 
 class _Adding:

@@ -128,6 +128,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     """One phase of secure aggregation; nothing leaves before the session after it is kept."""
     import os
 
+    from client.instructed import verify_named
     from client.ledger import FileLedger
     from client.openings import FileOpenings
     from client.receipts import Receipts
@@ -139,6 +140,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     plan = plan_of(context)
     manifest = manifest_of(context)
     name, roster = client_name(context), roster_of(context)
+    verify_named(plan, name)
     key = read_identity(identity_path(context))
     if roster.get(name) != key.public_key().public_bytes_raw():
         raise MachineError(
@@ -193,7 +195,9 @@ def _mask(message: Message, context: Context) -> RecordDict:
         return _in_secret(Phase.MASK, message, context)
     plan = plan_of(context)
     from client.budget import verify_limit
+    from client.instructed import verify_named
 
+    verify_named(plan, client_name(context))
     if plan.secrecy.exchange != "plain":  # nobody talks a client out of its plan
         raise SecrecyError(
             "exchange.plain",

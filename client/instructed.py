@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.encoding import vector_digest
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, PlanError
 from protocol.layout import Tensors, Vector
 from protocol.legality import verify_legal
+from protocol.plan import Plan
 from protocol.recipe import Recipe, verify_magnitude
 from protocol.wire import Instruction
 
@@ -24,6 +25,15 @@ class Received:
 
     adapter: Tensors
     round_0: Tensors | None
+
+
+def verify_named(plan: Plan, client: str) -> None:
+    """Raises PlanError where the plan names clients and this one is not among them. (P-4.1)"""
+    if not plan.cohort.takes(client):
+        raise PlanError(
+            f"`cohort.clients` of the plan does not name {client}",
+            "give this client the plan of its own cluster, or the name by which the plan knows it",
+        )
 
 
 def check_instruction(

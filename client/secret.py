@@ -83,7 +83,8 @@ class Member:
     @property
     def policy(self) -> core.Policy:
         """What it insists on."""
-        keys = {client_id(key): key for key in self.roster.values()}
+        cohort = self.plan.cohort
+        keys = {client_id(key): key for name, key in self.roster.items() if cohort.takes(name)}
         trust = policy_of(self.plan.audit).render() if self.plan.witnessed else ""
         minimum = max(LEAST_SUMMANDS, self.plan.least_sum)
         return core.Policy(roster=keys, minimum=minimum, log_policy=trust)

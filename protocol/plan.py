@@ -146,6 +146,7 @@ class Plan(Section):
         if self.head is not None:
             unsaid["head"] = self.head.unsaid
         unsaid |= {
+            "cohort": self.cohort.unsaid,
             "local": self.local.unsaid,
             "adapter": self.adapter.unsaid,
             "secrecy": self.secrecy.unsaid,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,7 @@ from protocol.section import (
     MOST_STEPS,
     MOST_TRIM,
     MOST_WITNESSES,
+    ClientName,
     Fraction,
     Hex64,
     Hex64OrNone,
@@ -67,12 +69,29 @@ class Cohort(Section):
     weighting: Literal["uniform", "examples"] = Field(
         default="uniform", description="examples: by their rows, which only `plain` may know"
     )
+    clients: Annotated[list[ClientName], Field(max_length=MOST_CLIENTS)] = Field(
+        default=[], description="who may take part, names in rising order; none: everybody"
+    )
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> Cohort:
         if self.quorum > self.size:
             raise ValueError(f"quorum {self.quorum} is above size {self.size}")
+        if self.clients != sorted(set(self.clients)):
+            raise ValueError("clients are not in rising order, each once")
+        if 0 < len(self.clients) < self.quorum:
+            raise ValueError(f"quorum {self.quorum} is above the {len(self.clients)} clients named")
         return self
+
+    @property
+    def unsaid(self) -> set[str]:
+        """See :class:`protocol.section.Section`."""
+        return set() if self.clients else {"clients"}
+
+    def takes(self, client: str) -> bool:
+        """Whether a client of this name may take part. (P-4.1)"""
+        place = bisect_left(self.clients, client)
+        return not self.clients or self.clients[place : place + 1] == [client]
 
     @property
     def max_weight(self) -> int:

@@ -35,6 +35,8 @@ VerifierText = Annotated[str, Field(max_length=400)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+# A client's, as its node says it.
+ClientName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 Unsaid = set[str] | dict[str, Any]  # of a table in a table, by its key

@@ -107,7 +107,8 @@ class Attempt:
 
     def _absent(self) -> dict[str, str]:
         """Who is enrolled and not there, or is there and was kept out; and why."""
-        absent = dict.fromkeys(self._setting.roster_keys, "not connected")
+        named = [name for name in self._setting.roster_keys if self._plan.cohort.takes(name)]
+        absent = dict.fromkeys(named, "not connected")
         said = absent | dict(self._roster.kept_out)
         return {name: why for name, why in said.items() if name not in self._roster.nodes}
 

@@ -38,7 +38,7 @@ from server.publishing import (
     spent_leaves,
     start_leaves,
 )
-from server.roster import Roster, call_roll
+from server.roster import Roster, call_roll, without_unnamed
 from server.rounds import NO_SUM, Complete, choose_among, naming
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
@@ -191,9 +191,10 @@ class _Run:
         nodes = frozenset(self._setting.grid.get_node_ids())
         if self._roster is None or nodes != self._called:
             self._called, self._called_at = nodes, self._setting.clock.now()
-            self._roster = call_roll(
+            there = call_roll(
                 self._setting.grid, self._setting.clock, base=self._manifest.fingerprint
             )
+            self._roster = without_unnamed(there, self._plan.cohort)
         return without_withdrawn(self._roster, self._setting.log, self._setting.roster_keys)
 
     def _round(self, number: int, state: State, digest: str) -> tuple[State, Record]:

@@ -5,13 +5,14 @@ Flower's node ids are random; names are what cohorts, records and seeds are made
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from protocol import PROTOCOL_VERSION, wire
 from protocol.errors import ArtefactError
+from protocol.plan_sections import Cohort
 from server.clock import Clock
 
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
@@ -54,6 +55,12 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
         if not replies:
             clock.sleep(POLL_S)
     return _sorted_out(answers, unsent + [node_of[asked] for asked in waiting], base)
+
+
+def without_unnamed(roster: Roster, cohort: Cohort) -> Roster:
+    """``roster`` of those whom the plan names; who else is there is no concern of the run's. (P-4.1)"""
+    nodes = {name: node for name, node in roster.nodes.items() if cohort.takes(name)}
+    return replace(roster, nodes=nodes)
 
 
 def push(grid: Grid, messages: list[Message]) -> list[str | None]:

@@ -108,6 +108,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "privacy": NOISE | {"allow_groups": True},
         "lost": two_are_lost,
     },
+    "a cluster": {"count": 7, "cohort": EIGHT | {"clients": [f"site-{n}" for n in (1, 3, 4, 6)]}},
     "cores": {"adapter": CORES},
     "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,

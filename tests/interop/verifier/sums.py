@@ -114,6 +114,8 @@ class Sum:
             body, one = data[:end], data[40:56]
             assert body[:40] == self.actx
             assert not self.adverts or one > max(self.adverts)
+            named = self.documents.plan["cohort"].get("clients")
+            assert named is None or self.roster.names[one] in named  # P-4.1
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies += body

@@ -14,6 +14,7 @@ from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
 from protocol.exchange import Phase
+from protocol.plan_sections import Cohort
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import make_run
@@ -127,3 +128,20 @@ def test_the_privacy_ledger_is_computed_again(
     assert report.privacy.epsilon is not None
     assert 0 < report.privacy.epsilon < 20
     assert "nobody spent more than epsilon 20" in report.verified
+
+
+@pytest.mark.parametrize("exchange", ["plain", "secagg"])
+def test_a_client_that_the_plan_does_not_name_is_a_fault_wherever_it_took_part(
+    exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = EIGHT | {"clients": ["site-0", "site-1", "site-2", "site-3", "site-4"]}
+    with monkeypatch.context() as heedless:  # neither the coordinator nor clients heed the plan
+        heedless.setattr(Cohort, "takes", lambda _cohort, _client: True)
+        run = make_run(tmp_path / "run", cohort=cohort, secrecy={"exchange": exchange})
+    report = verified(run)
+    assert report.verdict == "failed"
+    for one in report.rounds[1:]:
+        said = " ".join(one.faults)
+        assert "site-5" in said
+        assert "`cohort.clients`" in said
+    assert verified(make_run(tmp_path / "heeded", cohort=cohort)).faults == ()

@@ -28,6 +28,7 @@ from protocol.exchange.plain import decode
 from protocol.layout import Vector
 from protocol.plan import Plan
 from protocol.recipe import Recipe
+from protocol.secagg.roster import render_roster
 from protocol.tasks.classification import METRICS
 from protocol.wire import Hello, Instruction, Refusal, from_record
 from simulations.grid import FIRST_NODE, InProcessGrid
@@ -316,3 +317,24 @@ def test_the_rows_kept_are_bounded(
     assert len(small) == 2
     assert small.get(paths[2], worker) is kept[2]
     assert small.get(paths[0], worker) is not kept[0]
+
+
+@pytest.mark.parametrize("exchange", ["plain", "secagg"])
+def test_a_client_that_the_plan_does_not_name_reads_no_row(
+    folder: Path, run_config: dict[str, Any], make_plan: Make, instruct: Instruct, exchange: str
+) -> None:
+    cohort = {"size": 3, "quorum": 3, "clients": ["client-0001", "client-0002", "client-0003"]}
+    plan = make_plan(cohort=cohort, secrecy={"exchange": exchange})
+    (folder / "plan.json").write_text(plan.model_dump_json())
+    (folder / "client-0000.jsonl").unlink()
+    sent = content(*instruct(plan))
+    kind = "train.mask"
+    if exchange == "secagg":
+        names = ("client-0000", *cohort["clients"])
+        roster = {name: bytes([number] * 32) for number, name in enumerate(names)}
+        (folder / "roster.json").write_text(render_roster(roster))
+        run_config |= {"roster": str(folder / "roster.json")}
+        sent[wire.SECAGG] = ArrayRecord({"message": Array(np.zeros(1, np.uint8))})
+        kind = "train.advertise"
+    said = refusal(ask(run_config, sent, kind)[0])
+    assert (said.kind, "does not name client-0000" in said.cause) == ("plan", True)

@@ -317,3 +317,14 @@ def test_the_forecast_of_bytes_is_what_a_client_sends(coordinator: Coordinator) 
     mean = sum(sent.values()) / len(sent) - early
     assert upload_bytes(coordinator.plan, SIZE) == mean
     assert download_bytes(coordinator.plan, 0) == sum(received.values()) / len(received)
+
+
+def test_a_client_that_the_plan_does_not_name_is_a_stranger_to_the_others(tmp_path: Path) -> None:
+    """The coordinator asks it all the same, and it answers."""
+    cohort = {"size": 5, "quorum": 3, "clients": [f"site-{number}" for number in range(4)]}
+    coordinator = Coordinator(tmp_path, cohort=cohort)
+    advertised = coordinator.advertise()
+    for one in coordinator.ids:
+        if coordinator.members[one].name in cohort["clients"]:
+            with pytest.raises(SecrecyError, match=r"cohort\.unknown-client"):
+                coordinator.ask(one, Phase.SHARE, advertised)

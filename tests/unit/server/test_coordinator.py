@@ -109,6 +109,16 @@ def test_names_that_appear_twice_take_no_part(
     assert found["kept_out"] == {"bo": "two nodes have this name"}
 
 
+def test_whom_the_plan_does_not_name_nobody_asks(
+    make_plan: MakePlan, populate: Any, run: Any, tmp_path: Path
+) -> None:
+    plan = make_plan(cohort={"size": 6, "quorum": 2, "clients": ["bo", "eve", "zoe"]})
+    run(populate(plan), tmp_path / "r")
+    for number in (1, 2, 3):
+        asked = record(tmp_path / "r", number)
+        assert (asked["expected"], asked["kept_out"]) == (["bo", "eve"], {})
+
+
 class Kill(BaseException):
     """The process dies here."""
 
