@@ -78,9 +78,9 @@ test-bases: $(VENV)/dev.stamp
 test-attacks: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/interop tests/unit/audit tests/integration/test_kill_resume.py
 
-# Whole consortiums as processes, with kills, a slow link and a sleeper, and the walkthrough's commands.
+# Whole consortiums as processes, with clusters, kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_consortium.py tests/integration/test_walkthrough.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_consortium.py tests/integration/test_clusters.py tests/integration/test_walkthrough.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
