@@ -106,7 +106,7 @@ def check_experiment(
     experiment = load_experiment(experiment_path(argument), overrides)
     if measure:
         return _measured(experiment, assumed)
-    from simulations.data import experiment_rows
+    from simulations.data import experiment_rows, verify_files
     from simulations.findings import findings_of, labels_of
     from simulations.prepare import split
     from simulations.starts import start_for
@@ -116,6 +116,8 @@ def check_experiment(
         experiment.folder / experiment.base.folder if experiment.base.folder else None
     )
     manifest = read_manifest(folder) if folder else None
+    if manifest is not None:
+        verify_files(rows, manifest)
     labels = labels_of(experiment, rows)
     plan = experiment.plan_for(
         fingerprint=manifest.fingerprint if manifest else UNKNOWN,

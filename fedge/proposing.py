@@ -13,8 +13,7 @@ from rich.console import Console
 from fedge.plan_files import write_new, write_plan
 from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
-from protocol.errors import PlanError
-from protocol.manifests import AnyManifest
+from protocol.media import MEDIA, Medium
 from protocol.media_manifest import MediaManifest
 from protocol.plan import plan_from
 
@@ -51,15 +50,15 @@ def init(
         raise typer.BadParameter("--test belongs to --experiment")
     if data is not None and base is None:
         raise typer.BadParameter("--data needs --base: what can be learnt of rows hangs on it")
-    fingerprint = "0" * 64
+    fingerprint, medium = "0" * 64, _medium_of(base)
     if base is not None:
-        _verify_texts(manifest := read_manifest(base))
-        fingerprint = manifest.fingerprint
+        fingerprint = read_manifest(base).fingerprint
     out = out or Path("plan.toml")
     if base is None or data is None:
-        write_plan(out, plan_to_start_from(fingerprint))
+        write_plan(out, plan_to_start_from(fingerprint, medium))
         body: dict[str, Any] = {}
-        left = "labels, text and label of [task], size and quorum of [cohort]"
+        column = medium.column if medium else "text"
+        left = f"labels, {column} and label of [task], size and quorum of [cohort]"
     else:
         document, body = _planned(data, base)
         write_plan(out, plan_from(document, source="the proposed plan"))
@@ -73,15 +72,10 @@ def init(
     )
 
 
-def _verify_texts(manifest: AnyManifest) -> None:
-    """Rows of a base are texts. Raises PlanError for one of another medium."""
-    if isinstance(manifest, MediaManifest):
-        medium = manifest.MEDIUM
-        raise PlanError(
-            f"a plan is not proposed for {medium.plural}",
-            'write one: `fedge init` without --base, then its fingerprint, and of [task] nothing but kind = "'
-            f'{medium.task}", {medium.column}, label and labels',
-        )
+def _medium_of(base: Path | None) -> Medium | None:
+    """What rows of a base are files of, where they are no texts."""
+    manifest = read_manifest(base) if base is not None else None
+    return manifest.MEDIUM if isinstance(manifest, MediaManifest) else None
 
 
 def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,16 +89,14 @@ def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return texts.plan(name, manifest.fingerprint), asdict(texts)
     from simulations.proposal import propose
 
-    seen = propose(data)
-    task = {"labels": seen.labels, "text": seen.text, "label": seen.label}
+    seen = propose(data, medium=_medium_of(base))
+    task = {"labels": seen.labels, **seen.columns}
     return {"name": name, "base": {"fingerprint": manifest.fingerprint}, "task": task}, asdict(seen)
 
 
 def _init_experiment(
     rows: Path, test: Path | None, base: Path | None, out: Path, as_json: bool
 ) -> None:
-    if base is not None:
-        _verify_texts(read_manifest(base))
     if base is not None and isinstance(read_manifest(base), WritingManifest):
         from simulations.text_experiment import render_texts
         from simulations.text_proposal import propose_texts
@@ -114,7 +106,7 @@ def _init_experiment(
     else:
         from simulations.proposal import propose, render
 
-        seen = propose(rows, test)
+        seen = propose(rows, test, medium=_medium_of(base))
         text, body = render(seen, rows, test, out, base=base), asdict(seen)
     write_new(out, text)
     if as_json:
@@ -130,8 +122,9 @@ def _lines(rows: Path, body: dict[str, Any], *, site: bool = False) -> list[str]
     owners = f"one per value of `{column}`" if column else "no column says whose"
     devices = "" if site else f", {body['clients']} devices ({owners})"
     if "labels" in body:
+        read = MEDIA[body["kind"]].noun if body["kind"] in MEDIA else "text"
         return [
-            f"{rows}: {body['rows']} rows; text `{body['text']}`, label `{body['label']}` "
+            f"{rows}: {body['rows']} rows; {read} `{body['text']}`, label `{body['label']}` "
             f"({len(body['labels'])} labels){devices}"
         ]
     task = body["task"]

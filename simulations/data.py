@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import numpy as np
 from protocol.chat.messages import chat_from
 from protocol.encoding import seed_from
 from protocol.errors import DataError, PlanError
+from protocol.manifests import AnyManifest
+from protocol.media_manifest import MediaManifest
 from protocol.plan import Plan
 from protocol.rows.formats import read_columns
+from protocol.rows.media import codec_of, read_file
 from protocol.rows.read import Table, any_label, read_rows
 from protocol.tasks.media import MediaLabelled
 from simulations.experiment import Experiment, resolve_source
@@ -30,6 +33,17 @@ def experiment_rows(experiment: Experiment) -> tuple[Table, Table]:
         return train, _read(experiment, plan, data.test, _test_column(experiment))
     strata = task_named(plan.task.kind).strata(train.targets)
     return divided(train, strata, data.holdout, plan.seed)
+
+
+def verify_files(rows: Iterable[Table], manifest: AnyManifest) -> None:
+    """Every file that rows name is one that the base reads. Raises DataError for the first that is not."""
+    if not isinstance(manifest, MediaManifest):
+        return
+    codec = codec_of(manifest)
+    codec.load()
+    for table in rows:
+        for row, path in enumerate(table.texts):
+            read_file(path, codec, place=str(table.places[row]))
 
 
 def divided(rows: Table, strata: Sequence[str], share: float, seed: int) -> tuple[Table, Table]:

