@@ -22,28 +22,35 @@ def freeze_factors(model: nn.Module, adapter: str) -> None:
         layer.lora_B[adapter].weight.requires_grad_(False)
 
 
-def insert_sequence(model: nn.Module, adapter: str, method: Factors[Any]) -> None:
+def insert_sequence(
+    model: nn.Module, adapter: str, method: Factors[Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Put what a method trains in a row as one module where peft expects B.
 
-    What has two dimensions is a linear of the rank, what has one scales features. peft's forward calls that
+    What has two dimensions is a linear of the rank, what has three one of each group of features, what has
+    one scales features; ``shapes`` are those of the adapter's tensors. peft's forward calls that
     module and does no more with it; whatever else of peft reads ``lora_B[name].weight`` (merging, saving)
     fails instead of leaving something out.
     """
+    inner = {
+        name.rpartition(".")[2]: shape for name, shape in shapes.items()
+    }  # alike in all linears
     at = method.sequence.index(B)
     for layer in _layers(model, adapter):
         outer = layer.lora_B[adapter]
         modules: list[nn.Module] = []
         for place, part in enumerate(method.sequence):
-            size = outer.in_features if place < at else outer.out_features
-            modules.append(outer if part == B else _module(len(method.free[part]), size, outer))
+            shape = inner[part] if place < at else (outer.out_features,)
+            modules.append(outer if part == B else _module(shape, outer.weight.device))
         layer.lora_B[adapter] = nn.Sequential(*modules)
 
 
-def _module(dimensions: int, size: int, beside: nn.Linear) -> nn.Module:
-    device = beside.weight.device
-    if dimensions == 1:
-        return _Scale(size, device)
-    return nn.Linear(size, size, bias=False, device=device)
+def _module(shape: tuple[int, ...], device: torch.device) -> nn.Module:
+    if len(shape) == 1:
+        return _Scale(shape[0], device)
+    if len(shape) == 3:
+        return _Blocks(shape, device)
+    return nn.Linear(shape[1], shape[0], bias=False, device=device)
 
 
 class MixedHead(nn.Module):
@@ -62,6 +69,18 @@ class MixedHead(nn.Module):
         """(rows, in) to (rows, labels)."""
         tensors = whole_head({f"{HEAD}.{name}": own for name, own in self.named_parameters()})
         return nn.functional.linear(x, tensors[WEIGHT], tensors[BIAS])
+
+
+class _Blocks(nn.Module):
+    """Groups of features, each through a linear of its own: what one with blocks on its diagonal does."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        groups = x.unflatten(-1, self.weight.shape[::2])
+        return torch.einsum("...hi,hoi->...ho", groups, self.weight).flatten(-2)
 
 
 class _Scale(nn.Module):

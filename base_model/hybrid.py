@@ -71,7 +71,7 @@ class HybridModel:
         for number, method in enumerate(hybrid.members):
             relate(model, _name(number))
             if isinstance(method, Factors) and len(method.sequence) > 1:
-                insert_sequence(model, _name(number), method)
+                insert_sequence(model, _name(number), method, of_member(number, shapes))
         self.outer.requires_grad_(False)
         named = _named(model, self.outer, len(members))
         self.parameters = {name: named[_key(name, hybrid)] for name in shapes}

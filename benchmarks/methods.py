@@ -28,6 +28,7 @@ FULL = "full"
 METHODS: dict[str, dict[str, str]] = {
     "lora": {},
     "lora-sb": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
+    "ravan": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
     "vera": {"adapter.rank": "64", "local.learning_rate": "1e-2"},
     "adalora": {"adapter.target_rank": "4"},
     "sparse": {},

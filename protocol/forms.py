@@ -40,6 +40,17 @@ def ordered_product(left: Any, right: Any) -> Any:
     return product.astype(np.float32)
 
 
+def blockwise_products(left: Any, blocks: Any, count: int) -> Any:
+    """(n, count * r) and (count, r, r) to (n, count * r): ``count`` groups of columns, each times its block.
+
+    The arguments are arrays, or symbols of a program, which know how to write it.
+    """
+    if isinstance(left, np.ndarray):
+        groups = left.reshape(len(left), count, -1).transpose(1, 0, 2)
+        return (groups @ blocks).transpose(1, 0, 2).reshape(len(left), -1)
+    return left.blockwise_products(blocks, count)
+
+
 def columnwise_products(left: Any, right: Any) -> Any:
     """(n, r) and (n, s) to (n, r * s): each column of ``left`` times each of ``right``, elementwise.
 

@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dora": {"rank": 4, "alpha": 8.0},
     "dylora": {"rank": 4, "alpha": 8.0},
     "lora-sb": {"rank": 4, "alpha": 8.0},
+    "ravan": {"rank": 2, "heads": 3, "alpha": 12.0},
     "vera": {"rank": 4, "alpha": 8.0},
     "adalora": {"rank": 4, "alpha": 8.0, "target_rank": 2},
     "sparse": {"rank": 4, "alpha": 8.0},

@@ -85,6 +85,11 @@ class Symbol:
         """As numpy's, also with one -1."""
         return self._new("Reshape", self.name, self.tape.axes(*sizes))
 
+    def blockwise_products(self, blocks: Symbol, count: int) -> Symbol:
+        """See :func:`protocol.forms.blockwise_products`; but for ``count`` sizes stay free."""
+        groups = self._new("Transpose", self.reshape(0, count, -1).name, perm=[1, 0, 2])
+        return self._new("Transpose", (groups @ blocks).name, perm=[1, 0, 2]).reshape(0, -1)
+
     def columnwise_products(self, right: Symbol) -> Symbol:
         """See :func:`protocol.forms.columnwise_products`; sizes stay free."""
         left, other = (

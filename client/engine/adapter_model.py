@@ -65,7 +65,8 @@ class AdapterModel:
         if recipe.method.name in BEYOND_PEFT:
             BEYOND_PEFT[recipe.method.name](base.model, NAME)
         if isinstance(recipe.method, Factors) and len(recipe.method.sequence) > 1:
-            insert_sequence(base.model, NAME, recipe.method)
+            shapes = {spec.name: spec.shape for spec in self.layout.specs}
+            insert_sequence(base.model, NAME, recipe.method, shapes)
         if not recipe.method.of_peft:
             own = ((s.name, s.shape) for s in self.layout.specs if s.part not in HEAD_PARTS)
             insert_bottlenecks(base.model, own, recipe.constants["scaling"], NAME)

@@ -175,8 +175,10 @@ class Method(ABC, Generic[S]):
 
 
 def _identity(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """What leaves a factor as it is: a matrix, or a vector of ones for what scales."""
-    return np.eye(shape[0], dtype=np.float32) if len(shape) == 2 else np.ones(shape, np.float32)
+    """What leaves a factor as it is: one matrix or several, or a vector of ones for what scales."""
+    if len(shape) == 1:
+        return np.ones(shape, np.float32)
+    return np.broadcast_to(np.eye(shape[-1], dtype=np.float32), shape).copy()
 
 
 def remark_of(error: PlanError) -> Remark:

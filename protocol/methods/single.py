@@ -21,6 +21,7 @@ from protocol.methods.lora_sb import LoraSb
 from protocol.methods.norm import Norm
 from protocol.methods.prefix import Prefix
 from protocol.methods.prompt import Prompt
+from protocol.methods.ravan import Ravan
 from protocol.methods.sparse import Sparse
 from protocol.methods.vera import Vera
 from protocol.variants import variants
@@ -32,6 +33,7 @@ SINGLE: dict[str, Method[Any]] = {
         Dora(),
         Dylora(),
         LoraSb(),
+        Ravan(),
         Vera(),
         Adalora(),
         Sparse(),

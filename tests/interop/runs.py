@@ -110,6 +110,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "a cluster": {"count": 7, "cohort": EIGHT | {"clients": [f"site-{n}" for n in (1, 3, 4, 6)]}},
     "cores": {"adapter": CORES},
+    "cores of several heads": LOSSY
+    | {"rounds": 2, "adapter": {"method": "ravan", "rank": 2, "heads": 2, "targets": ["query"]}},
     "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY

@@ -19,6 +19,7 @@ TURNS: dict[
     "dora": (("lora_B", "lora_magnitude_vector"), ("lora_A",)),
     "dylora": (("lora_B",), ("lora_A",)),
     "lora-sb": (("lora_R",),),
+    "ravan": (("lora_R",),),
     "vera": (("vera_b",), ("vera_d",)),
     "adalora": (("lora_E",), ("lora_B",), ("lora_A",)),
     "sparse": (("lora_B",), ("lora_A",)),
@@ -270,10 +271,12 @@ def of_linear(adapter: dict[str, Any], path: str, width: int, out: int) -> Shape
             yield f"{path}.lokr_w{number}_a", (high, r)
             yield f"{path}.lokr_w{number}_b", (r, wide)
     else:
-        yield f"{path}.lora_A", (r, width)
-        yield f"{path}.lora_B", (out, r)
+        heads = adapter.get("heads", 1)
+        yield f"{path}.lora_A", (heads * r, width)
+        yield f"{path}.lora_B", (out, heads * r)
         inner = {
             "lora-sb": {"lora_R": (r, r)},
+            "ravan": {"lora_R": (heads, r, r)},
             "adalora": {"lora_E": (r,)},
             "dora": {"lora_magnitude_vector": (out,)},
             "vera": {"vera_d": (r,), "vera_b": (out,)},

@@ -103,8 +103,10 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
             plain[factor] = (matrix * numbers).reshape(-1)
             continue
         b_name = name.removesuffix("lora_R") + "lora_B"
-        b = adapter[b_name].reshape(documents.shapes[b_name])
-        plain[b_name] = in_order(b, adapter[name].reshape(documents.shapes[name])).reshape(-1)
+        b, r = adapter[b_name].reshape(documents.shapes[b_name]), documents.shapes[name][-1]
+        cores = adapter[name].reshape(-1, r, r)
+        each = [in_order(b[:, n * r : n * r + r], core) for n, core in enumerate(cores)]
+        plain[b_name] = np.concatenate(each, axis=1).reshape(-1)
     return plain
 
 
@@ -326,7 +328,7 @@ def under_scales(
 def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int, ...], bytes]]:
     """P-5.2: what is put into slots."""
     adapter = documents.plan["adapter"]
-    rank = adapter.get("rank", 1)
+    rank = adapter.get("rank", 1) * adapter.get("heads", 1)
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
     s = np.float32(adapter.get("scaling", adapter.get("alpha", 1.0) / root))
     expected: dict[str, tuple[tuple[int, ...], bytes]] = {}

@@ -132,7 +132,7 @@ def low_rank(documents: Documents) -> dict[str, Any]:
     alone = adapter["method"] in ("head", "bias")
     keys = {
         "peft_type": "LORA",
-        "r": 1 if alone else adapter["rank"],
+        "r": 1 if alone else adapter["rank"] * adapter.get("heads", 1),
         "lora_alpha": 1.0 if alone else adapter["alpha"],
         "lora_dropout": 0.0,
         "bias": "none",

@@ -65,7 +65,7 @@ def round_0(documents: Documents) -> Tensors:
         owner, own_name = documents.owner(name)
         adapter = owner.plan["adapter"]
         method, gated = adapter["method"], adapter.get("gated", False)
-        cores = method in ("lora-sb", "adalora")
+        cores = method in ("lora-sb", "ravan", "adalora")
         named, role = seed("initial", documents.plan["seed"], name), role_of(own_name)
         values = np.zeros(math.prod(shape))
         if role == "lora_A" and cores:
