@@ -52,6 +52,7 @@ COMPOSED: dict[str, Members] = {
         adapter_of("lora-sb", targets=["query"]),
         adapter_of("vera", targets=["value"]),
         adapter_of("adalora", targets=["key"]),
+        adapter_of("ravan", targets=["intermediate.dense"]),
     ],
     "products and biases": [
         adapter_of("loha", targets=["query"]),
