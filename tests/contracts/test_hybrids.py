@@ -124,7 +124,7 @@ def test_a_turn_is_one_of_every_member(tiny_base: Path) -> None:
     recipe = Recipe(plan=plan_of(tiny_base, members), manifest=read_manifest(tiny_base))
     alternating = RULES["alternating"].phases(recipe.method)
     assert [sorted(parts - {HEAD_PART}) for parts in alternating] == [
-        ["0.lora_R", f"1.vera_{vector}", f"2.lora_{factor}"]
+        ["0.lora_R", f"1.vera_{vector}", f"2.lora_{factor}", "3.lora_R"]
         for vector, factor in zip("bdbdbd", "EBAEBA", strict=True)
     ]
     assert RULES["first"].exact(recipe.method)
