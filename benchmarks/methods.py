@@ -28,7 +28,11 @@ FULL = "full"
 METHODS: dict[str, dict[str, str]] = {
     "lora": {},
     "lora-sb": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
-    "ravan": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
+    "ravan": {
+        "adapter.targets": "all-linear",
+        "adapter.rank": "4",
+        "local.learning_rate": "1e-2",
+    },
     "vera": {"adapter.rank": "64", "local.learning_rate": "1e-2"},
     "adalora": {"adapter.target_rank": "4"},
     "sparse": {},
