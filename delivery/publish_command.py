@@ -85,6 +85,8 @@ def publish(
     """
     if channel != CANARY:
         raise PlanError(f"nothing is published to {channel}", "publish to canary, then promote")
+    from delivery.releases import sent_bytes
+
     number, name = _round(run, round_number), _delivery_name(run, name)
     repository, ring = opened(repo), key_ring(keys)
     with repository.locked():
@@ -98,13 +100,18 @@ def publish(
             return _verdict(run, number, about, base, bar, trust, audit, before or [])
 
         offer, checks = _offer(repository, ring, name, run, number, verdict, rollout)
+        sent = sent_bytes(repository, CANARY, name, offer)
     document = {
         "release": release_name(name, offer.seq),
         "id": offer.id,
         "channel": CANARY,
+        "sent_bytes": sent,
         "checks": {check.name: check.detail for check in checks},
     }
-    print_either(document, f"{document['release']} is on offer to the canaries", as_json)
+    line = f"{document['release']} is on offer to the canaries"
+    if sent < (size := offer.files.adapter.length):
+        line += f"; of the adapter's {size:,} bytes {sent:,} are sent to a device"
+    print_either(document, line, as_json)
 
 
 def _offer(

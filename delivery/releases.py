@@ -15,6 +15,7 @@ from tuf.api.metadata import TargetFile, Targets
 
 from delivery.keys import KeyRing
 from delivery.repository import Repository
+from protocol.bitmap_form import encode_bitmap
 from protocol.delivery import (
     CANARY,
     MOST_CURRENT,
@@ -26,6 +27,7 @@ from protocol.delivery import (
     Files,
     Offer,
     Withdrawn,
+    bitmap_name,
     current_name,
     decode,
     release_name,
@@ -69,6 +71,13 @@ def read_facts(repository: Repository, channel: str, offer: Offer) -> Facts:
     return decode(Facts, json.dumps(custom).encode(), source=path)
 
 
+def sent_bytes(repository: Repository, channel: str, name: str, offer: Offer) -> int:
+    """What a device fetches of an offered adapter: its bitmap form, where there is one. (P-9.10)"""
+    path = f"{channel}/{bitmap_name(name, offer.seq)}"
+    form = repository.roles[channel].signed.targets.get(path)
+    return offer.files.adapter.length if form is None else int(form.length)
+
+
 def names(repository: Repository) -> list[str]:
     """Every name that a channel offers something under."""
     suffix = current_name("")
@@ -109,6 +118,7 @@ def publish(
             "release.known", "this very release was published before", "release another round"
         )
     content = {named[kind]: data for kind, data in bundle.files.items()}
+    content |= _bitmap_form(bundle.name, offer, content)
     _commit(
         repository,
         _with(current, offer),
@@ -147,6 +157,7 @@ def promote(
         file.name: repository.target(CANARY, file.name)
         for file in (found.files.adapter, found.files.release, found.files.passport)
     }
+    content |= _bitmap_form(name, offer, content)
     custom = {found.files.adapter.name: facts.model_dump(mode="json")}
     _commit(repository, _with(stable, offer), custom, content, keys, now, evidence=evidence)
     return offer
@@ -224,16 +235,28 @@ def _commit(
         if listed is not None:
             targets.targets[path].unrecognized_fields["custom"] = dict(listed)
     kept = {
-        f"{channel}/{file.name}"
+        f"{channel}/{file}"
         for one in current.releases
-        for file in (one.files.adapter, one.files.release, one.files.passport)
+        for file in (
+            one.files.adapter.name,
+            one.files.release.name,
+            one.files.passport.name,
+            bitmap_name(current.name, one.seq),
+        )
     }
     of_name = re.compile(
-        rf"{channel}/{re.escape(current.name)}-r[0-9]+\.(onnx_adapter|release\.json|tlog-proof)"
+        rf"{channel}/{re.escape(current.name)}-r[0-9]+\.(onnx_adapter(\.bitmap)?|release\.json|tlog-proof)"
     )
     for path in [p for p in targets.targets if of_name.fullmatch(p) and p not in kept]:
         del targets.targets[path]
     repository.commit({channel: targets}, files, keys, now, evidence=evidence)
+
+
+def _bitmap_form(name: str, offer: Offer, content: Mapping[str, bytes]) -> dict[str, bytes]:
+    """An adapter's bitmap form by its name, where it is shorter than the file. (P-9.10)"""
+    adapter = content[offer.files.adapter.name]
+    form = encode_bitmap(adapter)
+    return {bitmap_name(name, offer.seq): form} if len(form) < len(adapter) else {}
 
 
 def _with(current: Current, offer: Offer) -> Current:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from delivery.releases import names, read_current, read_facts
+from delivery.releases import names, read_current, read_facts, sent_bytes
 from delivery.repository import EVIDENCE, Repository
 from protocol.delivery import CHANNELS, DeviceReport, decode, release_name
 from protocol.errors import DeliveryError
@@ -84,6 +84,8 @@ def _releases(
                     "log_index": facts.log_index,
                     "metrics": facts.metrics,
                     "epsilon_milli": facts.epsilon_milli,
+                    "adapter_bytes": offer.files.adapter.length,
+                    "sent_bytes": sent_bytes(repository, channel, name, offer),
                     "evidence": _evidence(repository.folder, name, offer.seq, channel),
                 }
             )

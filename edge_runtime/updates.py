@@ -4,7 +4,8 @@
 2. ``<channel>/<name>.current.json``: what is withdrawn is left at once; the newest release for which this
    device is in the rollout, and which has not failed here, is wanted.
 3. Its facts fit this base, this graph, this log, this version, before anything is downloaded.
-4. The files, resumable, each with TUF's digest and length.
+4. The files, resumable, each with TUF's digest and length; of the adapter its bitmap form, where there is a
+   shorter one, which has to give the very file. (P-9.10)
 5. The passport: the files are a release in the log that the device trusts, at the place the facts name.
 
 Then it is installed as the candidate; the probe and the switch are :mod:`edge_runtime.agent`'s.
@@ -36,6 +37,7 @@ from edge_runtime.fetching import Fetcher, WebPageError
 from edge_runtime.passport import read_policy, verify_passport
 from edge_runtime.settings import Device
 from edge_runtime.store import METADATA, Installed, State, Store, release_folder
+from protocol.bitmap_form import decode_bitmap
 from protocol.delivery import (
     DEVICE_VERSION,
     MOST_CURRENT,
@@ -45,6 +47,7 @@ from protocol.delivery import (
     Facts,
     File,
     Offer,
+    bitmap_name,
     current_name,
     decode,
     in_rollout,
@@ -53,10 +56,13 @@ from protocol.delivery import (
 from protocol.errors import ArtefactError, DeliveryError, ProofError
 from protocol.manifests import graphs_digest
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE
+from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.offline import MOST_BYTES as MOST_PASSPORT
 from protocol.web_page import REMEDY as WEB_PAGE
 from storage.regular import read_regular
+from storage.whole import remove, write_whole
 
+BITMAP = "adapter.bitmap"  # in a staging folder alone
 KINDS = {"adapter": EDGE_FILE, "release": RELEASE_FILE, "passport": PASSPORT_FILE}
 BACKWARDS = timedelta(days=1)  # a clock further behind than this is wrong, not slow
 ELSEWHERE = (
@@ -97,7 +103,8 @@ def fetch(device: Device, store: Store, now: datetime) -> str | None:
         _check_facts(facts, offer, device)
         folder = store.staging(offer.id)
         for kind, file in offer.files.by_kind().items():
-            remote.download(file, folder / KINDS[kind], most=_most(kind, device))
+            if kind != "adapter" or not remote.expand(offer, folder):
+                remote.download(file, folder / KINDS[kind], most=_most(kind, device))
     _check_passport(folder, facts, device)
     files = {KINDS[kind]: file.sha256 for kind, file in offer.files.by_kind().items()}
     store.install(offer.id, Installed(seq=offer.seq, files=files))
@@ -184,9 +191,28 @@ class _Remote:
 
     def download(self, file: File, part: Path, *, most: int) -> None:
         """Fetch a file into ``part``, going on where an earlier try ended. Verified when it returns."""
-        target = self._target(file.name)
-        if target.length > most:
-            raise _refused("release.size", f"{file.name} has {target.length} bytes of {most}")
+        _check_size(file.name, file.length, most)
+        self._download(self._target(file.name), part)
+
+    def expand(self, offer: Offer, folder: Path) -> bool:
+        """Whether the adapter lies in ``folder``, by its bitmap form, which is fetched where it is shorter.
+
+        Raises DeliveryError `release.bitmap` for one that does not give the adapter. (P-9.10)
+        """
+        file, most = offer.files.adapter, self._device.most_bytes
+        name = bitmap_name(self._device.name, offer.seq)
+        form, whole = folder / BITMAP, folder / EDGE_FILE
+        target = self._updater.get_targetinfo(f"{self._device.channel}/{name}")
+        if shorter := target is not None and target.length < file.length:
+            _check_size(file.name, file.length, most)
+            if not _is_there(whole, file):  # an earlier try may have ended behind it
+                self._download(target, form)
+                write_whole(whole, _expanded(form, file, name))
+        remove(form)
+        return shorter
+
+    def _download(self, target: TargetFile, part: Path) -> None:
+        """Also of a target that no file of an offer names."""
         for _ in range(2):  # once more from the start, when what lay there was not its beginning
             start = part.stat().st_size if part.exists() else 0
             if start < target.length or not part.exists():
@@ -200,7 +226,7 @@ class _Remote:
                     raise
             else:
                 return
-        raise _refused("repository.refused", f"{file.name} is not what TUF names")
+        raise _refused("repository.refused", f"{target.path} is not what TUF names")
 
     def _append(self, target: TargetFile, part: Path, start: int) -> None:
         size = start
@@ -271,6 +297,30 @@ def _check_passport(folder: Path, facts: Facts, device: Device) -> None:
     origin = proof.checkpoint.partition("\n")[0]
     if (proof.index, origin, note.round) != (facts.log_index, facts.log_origin, facts.round):
         raise _refused("release.passport", "it is of another leaf than the channel names")
+
+
+def _is_there(path: Path, file: File) -> bool:
+    try:
+        check_file(path, file.sha256)
+    except ArtefactError:
+        return False
+    return True
+
+
+def _expanded(form: Path, file: File, name: str) -> bytes:
+    """The adapter that the bitmap form of this name gives. Raises DeliveryError `release.bitmap`."""
+    try:
+        data = decode_bitmap(read_regular(form, most=file.length), length=file.length, source=name)
+    except ArtefactError as error:
+        raise _refused("release.bitmap", error.cause) from None
+    if sha256(data) != file.sha256:
+        raise _refused("release.bitmap", f"{name} gives another file than {file.name}")
+    return data
+
+
+def _check_size(name: str, length: int, most: int) -> None:
+    if length > most:
+        raise _refused("release.size", f"{name} has {length} bytes of {most}")
 
 
 def _most(kind: str, device: Device) -> int:

@@ -191,6 +191,11 @@ def target_names(name: str, seq: int) -> dict[str, str]:
     }
 
 
+def bitmap_name(name: str, seq: int) -> str:
+    """The file name of an adapter's bitmap form, which is offered where it is shorter. (P-9.10)"""
+    return f"{target_names(name, seq)['adapter']}.bitmap"
+
+
 def current_name(name: str) -> str:
     """The one name a device knows beforehand."""
     return f"{name}.current.json"

@@ -16,6 +16,7 @@ from protocol.head_tensors import MOST_PHASES, head_turns, turns_together
 from protocol.initial import ONES
 from protocol.legality_of_controls import said_of_controls, said_of_controls_on
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
+from protocol.legality_of_release import said_of_release, said_of_release_on
 from protocol.legality_of_start import said_of_start
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
@@ -38,7 +39,6 @@ from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
 LEAST_TEXT = 3  # tokens
-LOOSE_PARITY = 0.01  # logits: further apart two engines are not one model any more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +70,9 @@ def check(plan: Plan, manifest: AnyManifest | None = None) -> list[Finding]:
         *_exposure(plan, rule),
         *_witnesses(plan),
     ]
-    findings += [*_terms(plan, rule), *_release(plan), *_engine(plan)]
-    findings += [_finding(*row) for row in (*said_of_head(plan), *said_of_start(plan))]
+    findings += [*_terms(plan, rule), *_engine(plan)]
+    said = (*said_of_head(plan), *said_of_release(plan), *said_of_start(plan))
+    findings += [_finding(*row) for row in said]
     if manifest is None:
         findings.append(
             _note("base", "the base was not looked at", "pass --base DIR to check it too")
@@ -192,15 +193,6 @@ def _memory(plan: Plan, manifest: AnyManifest) -> Iterator[Finding]:
         )
 
 
-def _release(plan: Plan) -> Iterator[Finding]:
-    if plan.release.parity_max_absolute > LOOSE_PARITY:
-        yield _warning(
-            "release.parity_max_absolute",
-            f"logits that are {plan.release.parity_max_absolute:g} away pass, and may give other labels",
-            f"leave it at 0, which follows the rows, or take at most {LOOSE_PARITY:g}",
-        )
-
-
 def _exposure(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
     if plan.secrecy.exchange == "plain":
         yield _warning(
@@ -301,6 +293,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         return  # a target that is not there: said already
     yield from (_finding(*row) for row in said_of_round_0(recipe))
     yield from (_finding(*row) for row in said_of_controls_on(recipe))
+    yield from (_finding(*row) for row in said_of_release_on(recipe))
     if plan.local.weight_decay and any(spec.law == ONES for spec in specs):
         yield _warning(
             "local.weight_decay",

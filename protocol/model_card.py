@@ -61,8 +61,17 @@ It belongs to the base with fingerprint `{manifest.fingerprint}` and computes no
 
 {use}
 
-{seen} {_spent(privacy)}
+{seen} {_spent(privacy)}{_kept(plan)}
 """
+
+
+def _kept(plan: Plan) -> str:
+    if plan.release.keep == 1:
+        return ""
+    return (
+        f"\n\nOf each tensor but the head's the share {plan.release.keep:g} of the largest magnitudes is in "
+        "here; the other numbers are 0."
+    )
 
 
 def _writing(plan: Plan) -> str:

@@ -149,6 +149,7 @@ class Plan(Section):
             "cohort": self.cohort.unsaid,
             "local": self.local.unsaid,
             "adapter": self.adapter.unsaid,
+            "release": self.release.unsaid,
             "secrecy": self.secrecy.unsaid,
         }
         return self.model_dump(mode="json", exclude=unsaid)

@@ -26,6 +26,7 @@ from protocol.section import (
     PositiveReal,
     Seconds,
     Section,
+    Share,
     VerifierText,
 )
 
@@ -193,6 +194,16 @@ class Release(Section):
         description="absolute difference of logits that passes in any row; 0 = the bound above "
         "times the median over rows of a row's largest logit",
     )
+    keep: Share = Field(
+        default=1.0,
+        description="share of each tensor's numbers that is published: the largest in magnitude; the others "
+        "are 0, and not sent to devices; the head stays whole",
+    )
+
+    @property
+    def unsaid(self) -> set[str]:
+        """See :class:`protocol.section.Section`."""
+        return {"keep"} if self.keep == 1 else set()
 
 
 class Secrecy(Section):

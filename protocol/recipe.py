@@ -27,6 +27,7 @@ from protocol.head_tensors import (
     with_whole_head,
 )
 from protocol.layout import HEAD_PARTS, Layout, Tensors, TensorSpec, Vector
+from protocol.magnitude import pruned
 from protocol.manifest import TYPE_IDS, HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
@@ -201,8 +202,18 @@ class Recipe:
                 raise PlanError(f"`{field}`: {cause}", remedy)
 
     def published(self, tensors: Tensors) -> Tensors:
-        """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1)"""
-        return self.method.published(whole_head(tensors), self.published_layout.specs)
+        """The adapter as every PEFT reader computes it; its digest is the release's. (P-5.1, P-5.6)
+
+        It is the coordinator's, cut down: rounds go on from ``tensors``.
+        """
+        plain = self.method.published(whole_head(tensors), self.published_layout.specs)
+        names = [spec.name for spec in self.prunable]
+        return pruned(plain, names, self.plan.release.keep)
+
+    @cached_property
+    def prunable(self) -> tuple[TensorSpec, ...]:
+        """What is published beside the head, which stays whole. (P-5.6)"""
+        return tuple(spec for spec in self.published_layout.specs if spec.part not in HEAD_PARTS)
 
     @cached_property
     def published_layout(self) -> Layout:

@@ -34,6 +34,7 @@ Layers = Annotated[list[Annotated[int, Field(ge=0, le=MOST_LAYER)]], Field(max_l
 Targets = Annotated[list[Column], Field(min_length=1, max_length=MOST_TARGETS)]
 VerifierText = Annotated[str, Field(max_length=400)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 # A client's, as its node says it.

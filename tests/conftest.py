@@ -276,6 +276,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
         task: dict[str, object] | None = None,
         deviation: float = 0.3,
         adapter: dict[str, object] | None = None,
+        keep: float = 1.0,
     ) -> Path:
         manifest = read_manifest(base)
         sizes = {} if rank is None else {"rank": rank}
@@ -286,6 +287,7 @@ def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
                 "base": {"fingerprint": manifest.fingerprint},
                 "adapter": adapter,
                 "rule": {"name": "mean"},
+                "release": {"keep": keep},
                 "task": task or {"labels": list(labels), "max_length": 16},
             },
             source="test",

@@ -12,12 +12,15 @@ from typing import Any
 
 from base_model.verify import read_manifest
 from protocol.errors import PlanError
+from protocol.initial import ONES
 from protocol.legality import verify_legal
 from protocol.methods import METHODS
+from protocol.methods.base import Method
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from tests.contracts.matrix import SORTS, TASKS, Reasons
 from tests.methods import adapter_of
+from tests.unit.audit.runs import small_layered
 
 CODES_OF_TINY = f"{'AQID' * 10}AQI="  # as many as the tiny encoder's vectors have numbers, 32
 WIDE, FAR, LONG = 4000, 900, 5000  # a rank, a layer and a length that no tiny base has
@@ -127,6 +130,10 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
             ruled = {"adapter": adapter_of(method), "rule": {"name": rule.name}}
             words = f"method `{method}`, rule `{rule.name}`"
             yield Mix(words=words, refused="rule.name", task=task, sections=ruled)
+        if not reasons[method, SORTS[0]] and _stays_whole(contract, adapter_of(method)):
+            cut: dict[str, Any] = {"adapter": adapter_of(method), "release": {"keep": 0.5}}
+            words = f"method `{method}`, half of it published"
+            yield Mix(words=words, refused="release.keep", sections=cut)
         if "encoder_width" in keys:
             adapter = adapter_of(method) | {"encoder": "mlp"}
             controlled: dict[str, Any] = {"adapter": adapter, "local": {"scaffold": 1.0}}
@@ -144,6 +151,14 @@ def _settings_of_methods(reasons: Reasons) -> Iterator[Mix]:
         adapter = adapter_of(method) | {foreign: 4}
         words = f"method `{method}`, another's key `{foreign}`"
         yield Mix(words=words, refused=f"adapter.{foreign}", sections={"adapter": adapter})
+
+
+def _stays_whole(method: Method[Any], adapter: dict[str, Any]) -> bool:
+    """It publishes a head alone, or factors of which 1 leaves the base as it is, and 0 nothing."""
+    manifest = small_layered()
+    settings = method.settings.model_validate(adapter)
+    specs = list(method.published_specs(list(method.specs(settings, manifest)), manifest))
+    return not specs or any(spec.law == ONES for spec in specs)
 
 
 def _members_of_hybrids() -> Iterator[Mix]:

@@ -38,6 +38,7 @@ from protocol.forms import BOTTLENECK, SOFT_PROMPT
 from protocol.initial import ONES
 from protocol.layout import HEAD_PART
 from protocol.legality import check
+from protocol.magnitude import kept_count
 from protocol.manifest import MANIFEST_NAME, FileEntry
 from protocol.methods import METHODS, REFUSED
 from protocol.model_card import model_card
@@ -189,6 +190,34 @@ def test_names_are_one_to_one(
     )
     with pytest.raises(ArtefactError, match="is not known"):
         from_peft(saved | {"other": np.zeros(1, np.float32)}, method=recipe.method)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_share_of_it_is_published_or_refused(
+    tiny_base: Path, name: str, random_tensors: Callable[[Recipe], dict[str, Any]]
+) -> None:
+    """Where 0 means nothing, and there is more than a head; what was published is published again."""
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(tiny_base, name, release={"keep": 0.3})
+    recipe, whole = Recipe(plan=plan, manifest=manifest), recipe_of(tiny_base, name)
+    specs = [spec for spec in recipe.published_layout.specs if spec.part != HEAD_PART]
+    errors = [f for f in check(plan, manifest) if f.severity == "error"]
+    if not specs or any(spec.law == ONES for spec in specs):
+        assert [f.field for f in errors] == ["release.keep"]
+        assert name in ("ia3", "norm", "head")
+        return
+    assert not errors
+    tensors = random_tensors(recipe)
+    plain, cut = whole.published(tensors), recipe.published(tensors)
+    for spec in recipe.published_layout.specs:
+        kept, before = cut[spec.name], plain[spec.name]
+        share = 1.0 if spec.part == HEAD_PART else 0.3
+        stated = np.flatnonzero(kept)
+        assert len(stated) == min(np.count_nonzero(before), kept_count(spec.size, share))
+        assert kept.reshape(-1)[stated].tobytes() == before.reshape(-1)[stated].tobytes()
+    again = recipe.published(recipe.resumed(cut))
+    flat = recipe.published_layout.flatten
+    assert flat(again).tobytes() == flat(cut).tobytes()
 
 
 @pytest.mark.parametrize("name", NAMES)

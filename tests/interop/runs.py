@@ -112,6 +112,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "cores": {"adapter": CORES},
     "cores of several heads": LOSSY
     | {"rounds": 2, "adapter": {"method": "ravan", "rank": 2, "heads": 2, "targets": ["query"]}},
+    "half of it is published": LOSSY | {"rounds": 2, "release": {"keep": 0.5}},
+    "a tenth of a hybrid is published": LOSSY
+    | {
+        "rounds": 1,
+        "release": {"keep": 0.1},
+        "adapter": {"method": "hybrid", "members": [CORES, {"method": "prompt", "tokens": 3}]},
+    },
     "a named program": {"rounds": 1, "base": {"program": "5" * 64}},
     "prompt": PROMPT | LOSSY,
     "an elementwise product": LOSSY

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.encoding import canonical_json
 from protocol.frozen_linears import StoredLinears
+from protocol.magnitude import largest_alone
 from protocol.methods import METHODS
 from protocol.peft_format import Published, to_edge
 from protocol.plan_sections import Secrecy
@@ -21,9 +22,10 @@ from protocol.secagg.packing import pack
 from protocol.secagg.ring import Ring
 from protocol.step.robust import robust_mean
 from tests.interop.verifier.basics import canonical
+from tests.interop.verifier.documents import Documents
 from tests.interop.verifier.masks import unpack
 from tests.interop.verifier.noise import Noise
-from tests.interop.verifier.published import edge_tensors, scales_of
+from tests.interop.verifier.published import cut_down, edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
 from tests.interop.verifier.step import combined
 from tests.unit.audit.runs import small_manifest
@@ -179,3 +181,16 @@ def test_lengths_of_rows_are_the_same_bits(rank: int, seed: int) -> None:
     mine = scales_of(*values, 0.7)
     for end, value in zip(("scale", "shift"), mine, strict=True):
         assert value.tobytes() == slots[f"{path}.{end}"].tobytes()
+
+
+@given(
+    st.lists(st.floats(-9, 9, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0]), min_size=1),
+    st.floats(1e-3, 0.999),
+)
+def test_what_is_kept_of_an_adapter(numbers: list[float], keep: float) -> None:
+    plan = {"adapter": {"method": "lora"}, "release": {"keep": keep}}
+    documents = Documents(Path(), plan, manifest={}, digest="", sid=b"", shapes={})
+    values = np.array(numbers, np.float32)
+    mine = cut_down(documents, {"m.lora_A": values, "classifier.bias": values})
+    assert mine["m.lora_A"].tobytes() == largest_alone(values, keep).tobytes()
+    assert mine["classifier.bias"].tobytes() == values.tobytes()

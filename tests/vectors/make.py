@@ -33,6 +33,7 @@ from protocol.recipe import initial_adapter  # noqa: E402
 from protocol.tasks.classification import METRICS  # noqa: E402
 from tests.vectors.ring import ring  # noqa: E402
 from tests.vectors.secagg import attempt  # noqa: E402
+from tests.vectors.sparsity import bitmap, magnitude  # noqa: E402
 
 PLAN = """
 name = "vector"
@@ -236,6 +237,8 @@ FILES = {
     "start.json": start,
     "ring.json": ring,
     "secagg.json": attempt,
+    "magnitude.json": magnitude,
+    "bitmap.json": bitmap,
 }
 
 

@@ -110,6 +110,22 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
     return plain
 
 
+def cut_down(documents: Documents, plain: Tensors) -> Tensors:
+    """P-5.6: of each tensor but the head's the share with the largest magnitudes."""
+    keep = documents.plan["release"].get("keep", 1)
+    assert keep < 1 or "keep" not in documents.plan["release"]  # P-1.2
+    cut = dict(plain)
+    for name, value in plain.items():
+        if keep == 1 or role_of(documents.owner(name)[1]) == "head":
+            continue
+        count = math.ceil(keep * value.size)
+        places = sorted(range(value.size), key=lambda at: (-abs(float(value[at])), at))[:count]
+        cut[name] = np.zeros_like(value)
+        for at in places:
+            cut[name][at] = value[at]
+    return cut
+
+
 def in_order(left: Any, right: Any) -> Any:
     """P-5.1: a product whose terms are added in float64, one after the other."""
     total = np.zeros((len(left), right.shape[1]))
@@ -166,7 +182,7 @@ def check_round(
     data = checkpoint(documents, number, state)
     assert leaf.about[f"{folder}/checkpoint.safetensors"] == sha256(data)
     assert leaf["adapter_out"] == adapter_digest(state.adapter)
-    plain = plain_form(documents, state.adapter)
+    plain = cut_down(documents, plain_form(documents, state.adapter))
     assert leaf["published"] == adapter_digest(plain)
     about = dict(leaf.about)
     weights = f"{folder}/adapter/adapter_model.safetensors"

@@ -76,6 +76,14 @@ def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None
             "secrecy.trim",
         ),
         ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
+        *(
+            ({"release": {"keep": 0.5}, "adapter": adapter}, "release.keep")
+            for adapter in (
+                {"method": "norm"},
+                {"method": "head"},
+                {"method": "hybrid", "members": [{"method": "bias"}, {"method": "norm"}]},
+            )
+        ),
         ({"local": {"scaffold": 1.0}, "server": {"optimizer": "fedavgm"}}, "local.scaffold"),
         ({"local": {"scaffold": 1.0}, "adapter": {"method": "dylora"}}, "local.scaffold"),
         (
@@ -121,6 +129,16 @@ def test_a_parity_that_passes_anything_is_warned_of(
     plan = plan_of(manifest, release={"parity_max_absolute": absolute})
     fields = [finding.field for finding in warnings_of(plan, manifest)]
     assert fields.count("release.parity_max_absolute") == warned
+
+
+@pytest.mark.parametrize(("keep", "said"), [(1.0, 0), (0.5, 1)])
+def test_what_is_measured_between_rounds_is_said_to_be_whole(
+    tiny_base: Path, keep: float, said: int
+) -> None:
+    manifest = read_manifest(tiny_base)
+    plan = plan_of(manifest, release={"keep": keep})
+    notes = [f for f in check(plan, manifest) if f.field == "release.keep"]
+    assert [f.severity for f in notes] == ["note"] * said
 
 
 def test_secrecy_is_the_default(tiny_base: Path) -> None:
