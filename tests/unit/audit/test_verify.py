@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from audit.sources import Folder
 from audit.sums import Effort
 from audit.verify import audit
 from protocol.exchange import Phase
+from protocol.magnitude import pruned
 from protocol.plan_sections import Cohort
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
@@ -40,6 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "cores": {"adapter": CORES},
     "prompt": {"adapter": {"method": "prompt", "tokens": 3}},
+    "a share of cores": {"adapter": CORES, "release": {"keep": 0.3}},
     "odd width, optimiser": {
         "secrecy": {"bits": 20, "suite": "chacha20"},
         "server": {"optimizer": "fedyogi", "learning_rate": 0.1},
@@ -58,6 +61,34 @@ def test_an_honest_secret_run_is_proven(kind: str, tmp_path: Path) -> None:
     assert all(not one.faults for one in report.rounds)
     assert report.rounds[0].clients == 0
     assert report.rounds[1].clients > 2
+
+
+@pytest.mark.parametrize("others", [0.25, 0.6, 1.0])
+def test_another_share_than_the_plans_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float
+) -> None:
+    """The coordinator publishes more of the adapter than the plan says, or less; sums and steps hold."""
+    with monkeypatch.context() as lying:
+        lying.setattr("protocol.recipe.pruned", lambda t, names, keep: pruned(t, names, others))
+        run = make_run(tmp_path / "run", rounds=1, release={"keep": 0.5})
+    report = verified(run)
+    assert [one.verdict for one in report.rounds] == ["failed"] * 2
+    for one in report.rounds:
+        assert len(one.faults) == 1
+        assert "the digest of the published adapter" in one.faults[0]
+
+
+def test_rounds_go_on_from_the_whole_adapter(tmp_path: Path) -> None:
+    """Whatever is published of it: the checkpoints, and with them all sums, are the same."""
+    plans: list[dict[str, Any]] = [{}, {"release": {"keep": 0.1}}]
+    digests = []
+    for number, sections in enumerate(plans):
+        run = make_run(tmp_path / str(number), secrecy={"exchange": "plain"}, **sections)
+        records = [json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/record.json"))]
+        digests.append([(one["adapter_out"], one["adapter_published"]) for one in records])
+    assert [out for out, _ in digests[0]] == [out for out, _ in digests[1]]
+    assert all(out == published for out, published in digests[0])
+    assert all(out != published for out, published in digests[1])
 
 
 def test_a_plain_run_is_checked_but_not_proven(tmp_path: Path) -> None:
