@@ -84,7 +84,9 @@ def test_rounds_go_on_from_the_whole_adapter(tmp_path: Path) -> None:
     digests = []
     for number, sections in enumerate(plans):
         run = make_run(tmp_path / str(number), secrecy={"exchange": "plain"}, **sections)
-        records = [json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/record.json"))]
+        records = [
+            json.loads(path.read_text()) for path in sorted(run.glob("rounds/*/record.json"))
+        ]
         digests.append([(one["adapter_out"], one["adapter_published"]) for one in records])
     assert [out for out, _ in digests[0]] == [out for out, _ in digests[1]]
     assert all(out == published for out, published in digests[0])
