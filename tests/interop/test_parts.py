@@ -25,8 +25,9 @@ from tests.interop.verifier.basics import canonical
 from tests.interop.verifier.documents import Documents
 from tests.interop.verifier.masks import unpack
 from tests.interop.verifier.noise import Noise
-from tests.interop.verifier.published import cut_down, edge_tensors, scales_of
+from tests.interop.verifier.published import edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
+from tests.interop.verifier.shares import cut_down
 from tests.interop.verifier.step import combined
 from tests.unit.audit.runs import small_manifest
 

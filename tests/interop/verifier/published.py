@@ -18,6 +18,7 @@ from .basics import Tensors, octets, sha256
 from .documents import Documents, adapter_digest, role_of
 from .log import Key, Leaf, path_root, read_note, tree_root
 from .settings import config, folder_head
+from .shares import cut_down
 from .step import State
 
 EDGE, RELEASE = "adapter.onnx_adapter", "release.json"
@@ -108,22 +109,6 @@ def plain_form(documents: Documents, adapter: Tensors) -> Tensors:
         each = [in_order(b[:, n * r : n * r + r], core) for n, core in enumerate(cores)]
         plain[b_name] = np.concatenate(each, axis=1).reshape(-1)
     return plain
-
-
-def cut_down(documents: Documents, plain: Tensors) -> Tensors:
-    """P-5.6: of each tensor but the head's the share with the largest magnitudes."""
-    keep = documents.plan["release"].get("keep", 1)
-    assert keep < 1 or "keep" not in documents.plan["release"]  # P-1.2
-    cut = dict(plain)
-    for name, value in plain.items():
-        if keep == 1 or role_of(documents.owner(name)[1]) == "head":
-            continue
-        count = math.ceil(keep * value.size)
-        places = sorted(range(value.size), key=lambda at: (-abs(float(value[at])), at))[:count]
-        cut[name] = np.zeros_like(value)
-        for at in places:
-            cut[name][at] = value[at]
-    return cut
 
 
 def in_order(left: Any, right: Any) -> Any:
