@@ -24,7 +24,7 @@ from base_model.quantised import BLOCK, Progress
 from base_model.source import Source, load_source
 from base_model.store import GRAPH
 from protocol.errors import PlanError
-from protocol.manifest import CONFIG, TOKENIZER, TYPE_IDS, Manifest, fingerprint
+from protocol.manifest import BOXES, DOCUMENTS, TOKENIZER, TYPE_IDS, Manifest
 
 
 def build_base(
@@ -44,7 +44,7 @@ def build_base(
 
     Args:
         source: a Hugging Face folder or Hub id, or ``package:module/folder``.
-        task: ``sequence-classification``.
+        task: ``sequence-classification``, or ``document-classification`` of words with their boxes.
         bits: 4 or 8 for codes, 16 or 32 for float weights (16: rounded to float16 values).
         out: a folder that does not exist yet, or is empty.
         pooling: auto (what the source says), mean, cls or pooler.
@@ -58,12 +58,12 @@ def build_base(
     MachineError for what this machine lacks: a package, the Hub, room.
     """
     check_task(task)
-    if task != "sequence-classification":
+    if task not in ("sequence-classification", DOCUMENTS):
         raise PlanError(f"task `{task}` is not built here", "use the builder of that task")
     return build_folder(
         out,
         bits=bits,
-        load=lambda: load_source(source, pooling=pooling),
+        load=lambda: load_source(source, pooling=pooling, task=task),
         fill=lambda folder, loaded, tell: _fill(
             folder, loaded, bits=bits, slots=slots, scales=scales, one_file=one_file, tell=tell
         ),
@@ -103,6 +103,7 @@ def _fill(
     check_graph(folder / GRAPH, model, slots=slots)
     tell("describing", 0.95)
     inputs = [*INPUTS, *([] if model.type_table is None else [TYPE_IDS])]
+    inputs += [BOXES] if source.family.boxed else []
     fields = described(folder, model, source, written, bits=bits, inputs=inputs, slots=declared)
     return _manifest(source, model, fields)
 
@@ -118,21 +119,10 @@ def model_of(source: Source) -> EncoderClassifier:
 
 
 def _manifest(source: Source, model: EncoderClassifier, fields: dict[str, Any]) -> Manifest:
-    config, files = source.config, fields["files"]
-    architecture = {
-        "family": source.family.model_type,
-        "pooling": source.pooling,
-        "bits": fields["bits"],
-        "block": BLOCK,
-        "config": files[CONFIG].sha256,
-    }
-    return Manifest(
-        fingerprint=fingerprint(
-            tensors=fields["tensors"],
-            architecture=architecture,
-            tokenizer_sha256=files[TOKENIZER].sha256,
-        ),
-        task="sequence-classification",
+    config = source.config
+    manifest = Manifest(
+        fingerprint="0" * 64,
+        task=DOCUMENTS if source.family.boxed else "sequence-classification",
         family=source.family.model_type,
         pooling=source.pooling,
         embedding_size=getattr(config, source.family.embedding),
@@ -141,3 +131,4 @@ def _manifest(source: Source, model: EncoderClassifier, fields: dict[str, Any]) 
         embedding_std=word_embedding_std(model),
         **fields,
     )
+    return manifest.fingerprinted()

@@ -47,8 +47,8 @@ Task = Annotated[
     typer.Option(
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
-        "for one that turns a text into another; image-classification or audio-classification, as the folder "
-        "of a vision transformer or of Whisper is",
+        "for one that turns a text into another; image-classification, audio-classification or "
+        "document-classification, as the folder of a vision transformer, of Whisper or of LayoutLM is",
     ),
 ]
 EmbeddingBits = Annotated[

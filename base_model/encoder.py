@@ -15,6 +15,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from base_model.families import FAMILIES
+from protocol.manifest import BOXES
 
 
 class HeadedModel(PreTrainedModel):
@@ -67,11 +68,14 @@ class EncoderClassifier(HeadedModel):
         self.prefix, self.layers = self.family.prefix, self.family.layers
         self.base_model_prefix = self.prefix
         self.config.num_labels = labels
+        fixed = self.family.boxed or self.family.activation
         encoder = AutoModel.from_config(
             config,
             attn_implementation=attention or self.family.attention,
-            **({} if self.family.activation else {"add_pooling_layer": pooling == "pooler"}),
+            **({} if fixed else {"add_pooling_layer": pooling == "pooler"}),
         )
+        if self.family.boxed and pooling != "pooler":
+            encoder.pooler = nn.Identity()
         self.add_module(self.prefix, encoder)
         if self.family.activation and pooling == "pooler":
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
@@ -94,16 +98,18 @@ class EncoderClassifier(HeadedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         segments: Tensor | None = None,
+        bbox: Tensor | None = None,
         **_ignored: Any,
     ) -> SequenceClassifierOutput:
         """Logits (rows, labels) of ids or embeddings (rows, tokens[, hidden]).
 
         ``segments`` (rows, words) are token types by a name that peft hands on behind a prompt, whose
-        positions are of type 0; where there are none, and in families without, so are all.
+        positions are of type 0; where there are none, and in families without, so are all. ``bbox``
+        (rows, words, 4): where words stand, of a family that reads it; a prompt stands at zeros.
         """
         head = self.get_submodule(self._head)
         types = token_type_ids if segments is None else segments
-        logits = head(self.features(input_ids, attention_mask, inputs_embeds, types))
+        logits = head(self.features(input_ids, attention_mask, inputs_embeds, types, bbox))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -113,27 +119,36 @@ class EncoderClassifier(HeadedModel):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None = None,
         types: Tensor | None = None,
+        boxes: Tensor | None = None,
     ) -> Tensor:
         """What the head reads, (rows, hidden)."""
         encoder = self.get_submodule(self.prefix)
-        typed = {}
+        further = {}
         if types is not None and self.type_table is not None:
             width = types.shape[1] if inputs_embeds is None else inputs_embeds.shape[1]
-            typed = {"token_type_ids": nn.functional.pad(types, (width - types.shape[1], 0))}
+            further["token_type_ids"] = nn.functional.pad(types, (width - types.shape[1], 0))
+        if boxes is not None and self.family.boxed:
+            width = boxes.shape[1] if inputs_embeds is None else inputs_embeds.shape[1]
+            further[BOXES] = nn.functional.pad(boxes, (0, 0, width - boxes.shape[1], 0))
         if inputs_embeds is None:
-            encoded = encoder(input_ids=input_ids, attention_mask=attention_mask, **typed)
+            encoded = encoder(input_ids=input_ids, attention_mask=attention_mask, **further)
         else:
             encoded = encoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 **self.positions(self._seen_pads(inputs_embeds)),
-                **typed,
+                **further,
             )
         return self._pool(encoded, attention_mask)
 
     @property
     def type_table(self) -> Tensor | None:
-        """Embeddings of token types (types, width of word embeddings); None where there are not two."""
+        """Embeddings of token types (types, width of word embeddings); None where rows are no pairs.
+
+        So are those of a table of less than two types, and of documents.
+        """
+        if self.family.boxed:
+            return None
         table = getattr(self.get_submodule(self.prefix).embeddings, "token_type_embeddings", None)
         if not isinstance(table, nn.Embedding) or table.num_embeddings < 2:
             return None

@@ -38,7 +38,7 @@ from base_model.graph_linears import (
 )
 from protocol.bottlenecks import bottleneck_places, feed_forwards
 from protocol.forms import SOFT_PROMPT
-from protocol.manifest import GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
+from protocol.manifest import BOXES, GRAPH_DATA, TYPE_IDS, TYPES_SHAPE, Linear, Slot
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 FEATURES = "features"
@@ -48,7 +48,8 @@ class _Features(nn.Module):
     """Ids, mask and soft prompt (n, width of word embeddings) to pooled features (rows, hidden).
 
     The prompt goes in front of the word embeddings and its positions are counted and pooled like
-    words: what peft's prompt tuning does in torch.
+    words: what peft's prompt tuning does in torch. What stands beside ids and mask are token types or, of a
+    family that reads them, boxes (rows, tokens, 4), which are zeros of a prompt.
     """
 
     def __init__(self, model: EncoderClassifier) -> None:
@@ -60,13 +61,13 @@ class _Features(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         soft_prompt: Tensor,
-        token_type_ids: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         words = self.model.get_input_embeddings()(input_ids)
         table = self.model.type_table
-        if token_type_ids is not None and table is not None:
+        if beside is not None and table is not None:
             # the encoder adds type 0 to every position; type 0 then adds exactly nothing here
-            words = words + (table - table[:1])[token_type_ids]
+            words = words + (table - table[:1])[beside]
         rows = words.shape[0]
         prompt = soft_prompt.unsqueeze(0).expand(rows, -1, -1)
         ones = torch.ones_like(prompt[..., 0], dtype=attention_mask.dtype)
@@ -74,10 +75,15 @@ class _Features(nn.Module):
         encoder = self.model.get_submodule(self.model.prefix)
         pad = self.model.config.pad_token_id
         counted = torch.cat([ones, (input_ids != (-1 if pad is None else pad)).to(ones.dtype)], 1)
+        placed = {}
+        if beside is not None and self.model.family.boxed:
+            nowhere = torch.zeros_like(ones).unsqueeze(-1).expand(-1, -1, beside.shape[-1])
+            placed[BOXES] = torch.cat([nowhere, beside], 1)
         encoded = encoder(
             inputs_embeds=torch.cat([prompt, words], 1),
             attention_mask=mask,
             **self.model.positions(counted),
+            **placed,
         )
         return self.model._pool(encoded, mask)
 
@@ -251,6 +257,10 @@ def _exported(model: EncoderClassifier) -> onnx.ModelProto:
     if model.type_table is not None:
         example, shapes = (*example, torch.zeros_like(ids)), (*shapes, {0: rows, 1: tokens})
         names.append(TYPE_IDS)
+    if model.family.boxed:
+        boxes = torch.zeros(*ids.shape, 4, dtype=torch.int64)
+        example, shapes = (*example, boxes), (*shapes, {0: rows, 1: tokens})
+        names.append(BOXES)
     return exported(_Features(model), example, names, shapes)
 
 

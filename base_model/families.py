@@ -14,6 +14,7 @@ from base_model.images.families import FAMILIES as IMAGES
 from base_model.seq2seq.families import FAMILIES as SEQ2SEQ
 from base_model.sounds.families import FAMILIES as SOUNDS
 from protocol.errors import ArtefactError, PlanError
+from protocol.manifest import DOCUMENTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Family:
     every linear in a layer has in it. ``embedding``: the key of ``config.json`` with the width of word
     embeddings. ``attention``: what transformers' class computes attention with. ``activation``: behind
     ``dense`` where the encoder has no pooler of its own. ``pad``: the only padding id its code works with.
+    ``boxed``: it reads where words stand on a page, and has its pooler whatever is asked.
     """
 
     model_type: str
@@ -43,6 +45,7 @@ class Family:
     attention: Literal["sdpa", "eager"] = "sdpa"
     activation: Literal["relu", "gelu"] | None = None
     pad: int | None = None
+    boxed: bool = False
 
     def positions(self, config: Any) -> int:
         """How many tokens a text may have by the position table."""
@@ -93,12 +96,17 @@ FAMILIES = {
             layers=".albert_layers.",
             embedding="embedding_size",
         ),
+        Family(model_type="layoutlm", prefix="layoutlm", default_pooling="pooler", boxed=True),
     )
 }
 REFUSED = {
     "deberta": "its queries, keys and values lie in one matrix, in which an adapter cannot tell them apart",
     "deberta-v2": "its linears also read a table of distances, whose rows are not those of the texts",
     "modernbert": "its feed-forward is gated, and its queries, keys and values lie in one matrix",
+    "layoutlmv2": "it reads the page's image as well, by convolutions of a package of its own",
+    "layoutlmv3": "it reads the page's image as well, and its attention adds tables of distances",
+    "lilt": "words and boxes have an encoder each, which read each other's attention",
+    "bros": "its attention adds a product with the distances between boxes",
 }
 
 TASKS = {
@@ -107,6 +115,7 @@ TASKS = {
     "seq2seq": False,
     "image-classification": True,
     "audio-classification": True,
+    DOCUMENTS: True,
 }
 
 
@@ -118,12 +127,14 @@ def check_task(task: str) -> None:
         raise PlanError(f"task `{task}` {state}", f"use one of: {built}")
 
 
-def family_of(model_type: str, *, source: str) -> Family:
-    """The family. Raises ArtefactError that names the ones that work."""
+def family_of(model_type: str, *, source: str, task: str = "sequence-classification") -> Family:
+    """The family, for a base of texts or of documents. Raises ArtefactError that names the ones that work."""
+    boxed = task == DOCUMENTS
+    able = [name for name, family in FAMILIES.items() if family.boxed == boxed]
     try:
-        return FAMILIES[model_type]
+        family = FAMILIES[model_type]
     except KeyError:
-        for task, families, does in (
+        for other, families, does in (
             ("causal-lm", DECODERS, "writes texts"),
             ("seq2seq-lm", SEQ2SEQ, "writes texts"),
             ("image-classification", IMAGES, "reads images"),
@@ -131,12 +142,26 @@ def family_of(model_type: str, *, source: str) -> Family:
         ):
             if model_type in families:
                 raise ArtefactError(
-                    f"{source}: model type `{model_type}` {does}, and a base that sorts texts was "
-                    "asked for",
-                    f"add --task {task}, or name an encoder",
+                    f"{source}: model type `{model_type}` {does}, and a base that sorts "
+                    f"{'documents' if boxed else 'texts'} was asked for",
+                    f"add --task {other}, or name an encoder",
                 ) from None
         why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
         raise ArtefactError(
-            f"{source}: model type `{model_type}` cannot be a base for sequence classification{why}",
-            f"use an encoder of: {', '.join(FAMILIES)}",
+            f"{source}: model type `{model_type}` cannot be a base for "
+            f"{'document' if boxed else 'sequence'} classification{why}",
+            f"use an encoder of: {', '.join(able)}",
         ) from None
+    if family.boxed and not boxed:
+        raise ArtefactError(
+            f"{source}: model type `{model_type}` reads where words stand on a page, and a base that sorts "
+            "texts was asked for",
+            f"add --task {DOCUMENTS}, or use an encoder of: {', '.join(able)}",
+        )
+    if boxed and not family.boxed:
+        raise ArtefactError(
+            f"{source}: model type `{model_type}` does not read where words stand, and a base that sorts "
+            "documents was asked for",
+            f"leave --task out, or use an encoder of: {', '.join(able)}",
+        )
+    return family

@@ -18,7 +18,8 @@ import torch
 from base_model.encoder import EncoderClassifier
 from base_model.source_files import first_line
 from protocol.errors import ArtefactError
-from protocol.manifest import TYPE_IDS
+from protocol.manifest import BOXES, TYPE_IDS
+from protocol.rows.pages import EDGE
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 BOUND = 1e-3  # of the largest feature; rounding makes some 1e-6
@@ -36,12 +37,17 @@ def check_graph(path: Path, model: EncoderClassifier, *, slots: bool) -> None:
     mask = np.ones_like(ids)
     mask[1, tokens // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    types = None
+    types = boxes = None
+    if model.family.boxed:
+        corners = rng.integers(0, EDGE + 1, (2, 2, tokens, 2))
+        inputs[BOXES] = np.concatenate([corners.min(0), corners.max(0)], -1)
+        boxes = torch.from_numpy(inputs[BOXES])
     if slots and model.type_table is not None:
         inputs[TYPE_IDS] = (np.arange(tokens) >= tokens // 2).astype(np.int64) + np.zeros_like(ids)
         types = torch.from_numpy(inputs[TYPE_IDS])
     with torch.no_grad():
-        features = model.features(torch.from_numpy(ids), torch.from_numpy(mask), types=types)
+        texts = torch.from_numpy(ids), torch.from_numpy(mask)
+        features = model.features(*texts, types=types, boxes=boxes)
         expected = (features if slots else model.classifier(features)).numpy()
     if slots:
         verify_features(path, inputs, expected)

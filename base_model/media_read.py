@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from base_model.families import FAMILIES
 from base_model.images.families import FAMILIES as IMAGES
 from base_model.images.families import sides
 from base_model.sounds.families import FAMILIES as SOUNDS
 from base_model.source_files import read_object
 from protocol.errors import ArtefactError
 from protocol.image_manifest import ImageManifest
-from protocol.manifest import CONFIG
+from protocol.manifest import CONFIG, DOCUMENTS
 from protocol.media import IMAGE, SOUND
 from protocol.media_manifest import MediaManifest
 
@@ -27,11 +28,13 @@ def reads(config: Mapping[str, Any], manifest: MediaManifest) -> tuple[int, ...]
 
 
 def task_of_folder(source: str) -> str:
-    """The task of the medium that a folder's model reads; empty of another, or one that cannot be read."""
+    """The task of what a folder's model reads, of another than texts; empty of one that cannot be read."""
     try:
         kind = str(read_object(Path(source).expanduser() / CONFIG).get("model_type"))
     except ArtefactError:
         return ""
     if kind in IMAGES:
         return IMAGE.task
+    if kind in FAMILIES:
+        return DOCUMENTS if FAMILIES[kind].boxed else ""
     return SOUND.task if kind in SOUNDS else ""

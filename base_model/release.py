@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,9 @@ from protocol.peft_format import (
     to_edge,
 )
 from protocol.rows.media import codec_of, read_input
+from protocol.rows.pages import Page, page_encodings, page_feeds
 from protocol.rows.read import Text
+from protocol.rows.tokens import padded, text_feeds
 from protocol.seq2seq_manifest import Seq2SeqManifest
 from storage.regular import sha256_of
 from storage.whole import file_that_appears, write_whole
@@ -62,7 +64,7 @@ def release_adapter(
         adapter: a PEFT folder with the ``release.json`` the coordinator wrote.
         base: the base folder it was trained on.
         texts: rows to compare on, at least one: texts or pairs, or for a base that writes text chats too,
-            or images.
+            or images, or pages.
         bound: largest ``|torch - onnx| / |torch|`` of a row's logits that is accepted.
         absolute: difference that is accepted in any row; 0 derives it (:class:`Bounds`).
 
@@ -215,21 +217,23 @@ def _batches(
 
 
 def _batches_of_texts(
-    opened: OpenBase, texts: Sequence[Text], max_length: int
+    opened: OpenBase, texts: Sequence[Text | Page], max_length: int
 ) -> list[dict[str, Array]]:
     """Padded inputs, int64, longest rows together."""
-    tokenizer = opened.tokenizer
+    tokenizer, boxed = opened.tokenizer, opened.manifest.boxed
     tokenizer.enable_truncation(max_length)
-    encoded = sorted(tokenizer.encode_batch(list(texts)), key=lambda e: sum(e.attention_mask))
+    whole = (
+        page_encodings(tokenizer, cast(Sequence[Page], texts))
+        if boxed
+        else tokenizer.encode_batch(list(texts))
+    )
+    encoded = sorted(zip(whole, texts, strict=True), key=lambda row: sum(row[0].attention_mask))
     typed = TYPE_IDS in opened.manifest.graph.inputs and not isinstance(texts[0], str)
-    batches = []
+    batches: list[dict[str, Array]] = []
     for start in range(0, len(encoded), ROWS):
-        chunk = encoded[start : start + ROWS]
-        width = max(sum(e.attention_mask) for e in chunk)
-        ids = np.array([e.ids[:width] for e in chunk], np.int64)
-        mask = np.array([e.attention_mask[:width] for e in chunk], np.int64)
-        feeds = {"input_ids": ids, "attention_mask": mask}
+        chunk, items = zip(*encoded[start : start + ROWS], strict=True)
+        feeds: dict[str, Array] = dict(page_feeds(chunk, items) if boxed else text_feeds(chunk))
         if typed:
-            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in chunk], np.int64)
+            feeds[TYPE_IDS] = padded([e.type_ids for e in chunk], chunk)
         batches.append(feeds)
     return batches

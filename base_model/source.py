@@ -33,6 +33,7 @@ from base_model.pooling import Choice, Pooling, choose
 from base_model.source_files import read_object
 from base_model.source_tokenizer import tokenizer_text
 from protocol.errors import ArtefactError
+from protocol.rows.pages import EDGE
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 # What shapes do not show, so that a default would go unnoticed; Hugging Face's names and DistilBERT's.
@@ -64,10 +65,10 @@ class Source:
     reasons: tuple[str, ...]
 
 
-def load_source(source: str, *, pooling: str) -> Source:
+def load_source(source: str, *, pooling: str, task: str = "sequence-classification") -> Source:
     """Load encoder, head and tokenizer. Raises ArtefactError or MachineError for what is no base."""
     place = locate(source)
-    config, family = _config(place)
+    config, family = _config(place, task)
     check_texts(place)
     encoder, outside = _apart(read_checkpoint(place.model), family)
     choice = choose(pooling, place, config, family, outside)
@@ -86,13 +87,13 @@ def load_source(source: str, *, pooling: str) -> Source:
     )
 
 
-def _config(place: Place) -> tuple[PretrainedConfig, Family]:
+def _config(place: Place, task: str) -> tuple[PretrainedConfig, Family]:
     path = place.model / CONFIG
     document = read_object(path)
     model_type = document.get("model_type")
     if not isinstance(model_type, str):
         raise ArtefactError(f"{path}: there is no `model_type`", "save the model with transformers")
-    family = family_of(model_type, source=place.name)
+    family = family_of(model_type, source=place.name, task=task)
     _check_document(place.name, document)
     config = config_of(path, document)
     pad = config.pad_token_id
@@ -108,6 +109,12 @@ def _config(place: Place) -> tuple[PretrainedConfig, Family]:
         )
     if family.positions(config) < 1:
         raise ArtefactError(f"{path}: its {CONFIG} leaves no position for a text", "correct it")
+    if family.boxed and not config.max_2d_position_embeddings > EDGE:
+        raise ArtefactError(
+            f"{path}: `max_2d_position_embeddings` is {config.max_2d_position_embeddings}, and boxes go up "
+            f"to {EDGE}",
+            "take a model whose tables have a row for each",
+        )
     return config, family
 
 

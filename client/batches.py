@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 
 from protocol.encoding import seed_from
 from protocol.errors import DataError
-from protocol.manifest import TYPE_IDS
+from protocol.manifest import BOXES, TYPE_IDS
 from protocol.panics import tokenizing
+from protocol.rows.pages import Page, boxes_of, page_encodings
 from protocol.rows.read import Text
 
 Index = npt.NDArray[np.int64]
@@ -36,6 +37,7 @@ class Encoded:
 
     ``ids`` (tokens,) int32; row i is ``ids[offsets[i]:offsets[i + 1]]``, with special tokens;
     ``types`` (tokens,) int8 says which of a pair's texts a token is of, None where that is not asked for;
+    ``boxes`` (tokens, 4) int16 where it stands on a page, None of texts;
     ``offsets`` (rows + 1,) int64; ``targets`` (rows,): int64 labels, or float32 numbers; or of text that
     follows text (tokens,) int64: the token that follows each, -1 where that does not count; or of what a text
     becomes the tokens of that, row i being ``targets[target_offsets[i]:target_offsets[i + 1]]``.
@@ -43,6 +45,7 @@ class Encoded:
 
     ids: npt.NDArray[np.int32]
     types: npt.NDArray[np.int8] | None = None
+    boxes: npt.NDArray[np.int16] | None = None
     offsets: Index
     targets: Targets
     pad_id: int
@@ -72,8 +75,8 @@ class Encoded:
 
     @property
     def held(self) -> int:
-        """Numbers of four bytes: its tokens."""
-        return len(self.ids)
+        """Numbers of four bytes: its tokens, and two for the box of each."""
+        return len(self.ids) * (1 if self.boxes is None else 3)
 
     @property
     def is_current(self) -> bool:
@@ -91,6 +94,7 @@ class Encoded:
         return Encoded(
             ids=self.ids[tokens],
             types=None if self.types is None else self.types[tokens],
+            boxes=None if self.boxes is None else self.boxes[tokens],
             offsets=_taken(self.offsets, index),
             targets=self.targets[wanted if self.by_token else index],
             pad_id=self.pad_id,
@@ -112,40 +116,47 @@ def _taken(offsets: Index, index: Index) -> Index:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """``ids``, ``mask``, ``types`` (rows, longest) int64; ``targets`` as in :class:`Encoded`, (rows,) or, of
-    tokens, (rows, longest)."""
+    """``ids``, ``mask``, ``types`` (rows, longest) int64, ``boxes`` (rows, longest, 4); ``targets`` as in
+    :class:`Encoded`, (rows,) or, of tokens, (rows, longest)."""
 
     ids: npt.NDArray[np.int64]
     types: npt.NDArray[np.int64] | None = None
+    boxes: npt.NDArray[np.int64] | None = None
     mask: npt.NDArray[np.int64]
     targets: Targets
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
         """By the names of the answering graph's inputs."""
-        types = {} if self.types is None else {TYPE_IDS: self.types}
-        return {"input_ids": self.ids, "attention_mask": self.mask, **types}
+        further = {TYPE_IDS: self.types, BOXES: self.boxes}
+        return {"input_ids": self.ids, "attention_mask": self.mask} | {
+            name: values for name, values in further.items() if values is not None
+        }
 
 
 def encode(
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Sequence[Text | Page],
     targets: ArrayLike,
     max_length: int,
     *,
     typed: bool = False,
+    boxed: bool = False,
     place: Callable[[int], str] = lambda row: f"text {row + 1}",
 ) -> Encoded:
     """Tokenise with special tokens, cut to ``max_length`` tokens, of a pair the longer text first.
 
     ``tokenizer`` is a ``tokenizers.Tokenizer``; its own truncation and padding are put back as
-    they were. ``typed``: keep which of a pair's texts a token is of. ``place``: where a text stands, for
-    messages. Raises DataError for a text that gives no token at all, ArtefactError for a tokenizer that
-    fails.
+    they were. ``typed``: keep which of a pair's texts a token is of. ``boxed``: they are pages, of which it
+    is kept where each token stands. ``place``: where a text stands, for messages. Raises DataError for a text
+    that gives no token at all, ArtefactError for a tokenizer that fails.
     """
     fails = tokenizing("the base's tokenizer fails", "fetch the base again", private=True)
     with settings_of(tokenizer, max_length) as pad_id, fails:
-        encodings = tokenizer.encode_batch_fast(list(texts))
+        if boxed:
+            encodings = page_encodings(tokenizer, cast(Sequence[Page], texts))
+        else:
+            encodings = tokenizer.encode_batch_fast(list(texts))
     rows = [encoding.ids for encoding in encodings]
     for number, row in enumerate(rows):
         if not row:
@@ -161,8 +172,18 @@ def encode(
     if typed:
         flat = (kind for encoding in encodings for kind in encoding.type_ids)
         types = np.fromiter(flat, np.int8, int(offsets[-1]))
+    boxes = None
+    if boxed:
+        placed = zip(encodings, cast(Sequence[Page], texts), strict=True)
+        flat_boxes = [box for encoding, page in placed for box in boxes_of(encoding, page)]
+        boxes = np.array(flat_boxes, np.int16).reshape(-1, 4)
     return Encoded(
-        ids=ids, types=types, offsets=offsets, targets=np.asarray(targets), pad_id=pad_id
+        ids=ids,
+        types=types,
+        boxes=boxes,
+        offsets=offsets,
+        targets=np.asarray(targets),
+        pad_id=pad_id,
     )
 
 
@@ -252,14 +273,17 @@ def collate(rows: Encoded, index: Index) -> Batch:
     lengths = rows.offsets[index + 1] - rows.offsets[index]
     ids = np.full((len(index), int(lengths.max())), rows.pad_id, np.int64)
     types = None if rows.types is None else np.zeros_like(ids)
+    boxes = None if rows.boxes is None else np.zeros((*ids.shape, 4), np.int64)
     for at, row in enumerate(index):
         start, stop = rows.offsets[row], rows.offsets[row + 1]
         ids[at, : stop - start] = rows.ids[start:stop]
         if types is not None and rows.types is not None:
             types[at, : stop - start] = rows.types[start:stop]
+        if boxes is not None and rows.boxes is not None:
+            boxes[at, : stop - start] = rows.boxes[start:stop]
     mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
     if not rows.by_token:
-        return Batch(ids=ids, types=types, mask=mask, targets=rows.targets[index])
+        return Batch(ids=ids, types=types, boxes=boxes, mask=mask, targets=rows.targets[index])
     ends = rows.offsets if rows.target_offsets is None else rows.target_offsets
     targets = np.full((len(index), int(np.diff(ends)[index].max())), -1, np.int64)
     for at, row in enumerate(index):

@@ -20,7 +20,7 @@ from protocol.tasks import Task
 class Rows:
     """A client's data: ``targets[i]`` is what the loss compares the outputs of ``texts[i]`` with.
 
-    A text, a pair of texts, or a chat; of text that follows text the targets are the reference answers.
+    A text, a pair of texts, a page, or a chat; of text that follows text targets are the reference answers.
     ``places[i]`` is where row i stands; rows behind the last of them are of no file.
     """
 

@@ -2,7 +2,8 @@
 
 A text becomes ids the way training did it: the base's tokenizer with its special tokens, cut to the
 adapter's ``max_length``, of a pair the longer text first, padded on the right with the tokenizer's own
-padding id. An image or a sound becomes an array the same way, as the manifest says. (P-1.15, P-1.16)
+padding id; of a page the tokens of each word get its box (P-1.17). An image or a sound becomes an array
+the same way, as the manifest says. (P-1.15, P-1.16)
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from edge_runtime.graph_bounds import verify_graph
-from edge_runtime.reading import Feeds, MediaReader, Reader, TextReader
+from edge_runtime.reading import Feeds, MediaReader, PageReader, Reader, TextReader
 from protocol.decoder_manifest import WritingManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import (
+    BOXES,
     CONFIG,
     GRAPH_DATA,
     MANIFEST_NAME,
@@ -73,6 +75,8 @@ class EdgeBase:
         _check_slots(session, manifest, folder)
         if isinstance(manifest, MediaManifest):
             _check_input(session, manifest, folder)
+        elif manifest.boxed:
+            _check_boxes(session, folder)
         return cls(folder=folder, manifest=manifest, session=session, reader=reader)
 
     def own_labels(self) -> list[str]:
@@ -104,8 +108,11 @@ def _reader(folder: Path, manifest: SortingManifest, *, verify: bool) -> Reader:
         return MediaReader(manifest)
     path, entry = folder / TOKENIZER, manifest.files[TOKENIZER]
     check_file(path, entry.sha256, size=entry.bytes, verify=verify)
+    tokenizer = open_tokenizer(path)
+    if manifest.boxed:
+        return PageReader(tokenizer, source=str(path), remedy=REFETCH)
     typed = TYPE_IDS in manifest.graph.inputs
-    return TextReader(open_tokenizer(path), typed=typed, source=str(path), remedy=REFETCH)
+    return TextReader(tokenizer, typed=typed, source=str(path), remedy=REFETCH)
 
 
 def numbered_labels(count: int) -> list[str]:
@@ -211,6 +218,13 @@ def _check_input(session: Any, manifest: MediaManifest, folder: Path) -> None:
             "says",
             REFETCH,
         )
+
+
+def _check_boxes(session: Any, folder: Path) -> None:
+    """The graph reads four whole numbers of each token. Raises ArtefactError."""
+    read = {value.name: (value.type, value.shape[2:]) for value in session.get_inputs()}
+    if read.get(BOXES) != ("tensor(int64)", [4]):
+        raise ArtefactError(f"{folder}: the graph does not read `{BOXES}` of four numbers", REFETCH)
 
 
 def verify_slots(

@@ -21,7 +21,9 @@ from edge_runtime.base import EdgeBase, open_session
 from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.reading import Feeds
 from protocol.forms import DOWN, UP
+from protocol.manifest import BOXES
 from protocol.media_manifest import MediaManifest
+from protocol.rows.pages import EDGE
 
 WARM_UP = 3
 
@@ -123,7 +125,9 @@ def _feeds(base: EdgeBase, batch: int, length: int, rng: np.random.Generator) ->
     manifest = base.manifest
     if isinstance(manifest, MediaManifest):
         return {manifest.INPUT: rng.normal(size=(batch, *manifest.shape)).astype(np.float32)}
-    return {
+    corners = np.sort(rng.integers(0, EDGE + 1, (batch, length, 2, 2)), 2)
+    boxes = {BOXES: corners.reshape(batch, length, 4).astype(np.int64)} if manifest.boxed else {}
+    return boxes | {
         "input_ids": rng.integers(0, manifest.vocab_size, (batch, length)).astype(np.int64),
         "attention_mask": np.ones((batch, length), np.int64),
     }

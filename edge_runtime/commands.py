@@ -15,6 +15,7 @@ from edge_runtime.blends.commands import blend
 from edge_runtime.decoder import commands as decoder_commands
 from edge_runtime.decoder.http.commands import serve_text
 from protocol.errors import DataError, printable
+from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA, Medium
 from protocol.rows.read import read_texts
 from protocol.section import MOST_THREADS
@@ -48,7 +49,9 @@ Threads = Annotated[
 def infer(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="texts to answer; of a base of images or sounds: files"),
+        typer.Argument(
+            help="texts to answer; of another base files: images, sounds, pages as JSON"
+        ),
     ] = None,
     pairs: Annotated[
         list[str] | None,
@@ -64,7 +67,9 @@ def infer(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="one text per line; or JSONL, CSV, Parquet with --column"),
+        typer.Option(
+            "--file", help="one text per line; or JSONL, CSV, Parquet with --column or pages"
+        ),
     ] = None,
     column: Annotated[
         str, typer.Option("--column", help="of a file with columns; text, image or audio")
@@ -92,11 +97,16 @@ def infer(
         service = _by_device(device)
     from edge_runtime.answer_options import AnswerOptions
 
-    medium = MEDIA.get(service.runtime.base.manifest.task)
-    rows = _rows(texts or [], pairs, file, column, pair_column, medium)
+    manifest = service.runtime.base.manifest
+    medium = MEDIA.get(manifest.task)
     options = AnswerOptions(top=top, reject_below=reject_below)
+    if manifest.task == DOCUMENTS:
+        _verify_single("documents", "a page", pairs or pair_column)
+        rows, named = _pages(texts or [], file, column)
+    else:
+        rows = _rows(texts or [], pairs, file, column, pair_column, medium)
+        named = [_named(row, medium) for row in rows]
     predictions = service.classify(rows, options).predictions
-    named = [_named(row, medium) for row in rows]
     if as_json:
         answers: list[dict[str, Any]] = [
             row | p.form(options) for row, p in zip(named, predictions, strict=True)
@@ -118,15 +128,36 @@ def _rows(
     if medium is None:
         rows: list[Any] = list(zip(texts, pairs, strict=True)) if pairs else list(texts)
         return rows + (read_texts(file, column or "text", pair_column) if file else [])
-    if pairs or pair_column:
-        raise DataError(
-            f"the base answers {medium.plural}, and {medium.single} has no second text",
-            "leave it out",
-        )
+    _verify_single(medium.plural, medium.single, pairs or pair_column)
     from protocol.rows.media import read_media_paths
 
     column = column or medium.column
     return [Path(text) for text in texts] + (read_media_paths(file, column) if file else [])
+
+
+def _verify_single(plural: str, single: str, pairs: object) -> None:
+    """Raises DataError for second texts of what has none."""
+    if pairs:
+        raise DataError(
+            f"the base answers {plural}, and {single} has no second text", "leave it out"
+        )
+
+
+def _pages(
+    paths: list[str], file: Path | None, column: str
+) -> tuple[list[Any], list[dict[str, str]]]:
+    """Pages of JSON files, and those of a file of rows, and what each is called. Raises DataError."""
+    from protocol.rows.pages import BOXES, WORDS, read_page, read_placed_pages
+
+    if column:
+        raise DataError(
+            f"pages are read of the columns `{WORDS}` and `{BOXES}`, not of one",
+            "leave --column out",
+        )
+    rows: list[Any] = [read_page(Path(path)) for path in paths]
+    placed = read_placed_pages(file) if file else []
+    names = [*paths, *(str(place) for place, _ in placed)]
+    return [*rows, *(page for _, page in placed)], [{"page": name} for name in names]
 
 
 def _named(text: Any, medium: Medium | None) -> dict[str, str]:

@@ -28,6 +28,7 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import base64_bytes
 from protocol.errors import DataError, DeliveryError, MachineError
 from protocol.media import IMAGE, SOUND
+from protocol.rows.pages import MOST_WORDS, page_of
 from protocol.section import MOST_LABELS
 
 HOST = "127.0.0.1"
@@ -50,6 +51,14 @@ Files = Annotated[list[str], Field(min_length=1, max_length=256)] | None  # base
 Sounds = Annotated[list[str], Field(min_length=1, max_length=64)] | None
 
 
+class SentPage(BaseModel):
+    """Words, and where each stands: [x0, y0, x1, y1] in thousandths of the page. (P-1.17)"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+    words: Annotated[list[str], Field(min_length=1, max_length=MOST_WORDS)]
+    boxes: Annotated[list[list[int]], Field(min_length=1, max_length=MOST_WORDS)]
+
+
 class Question(BaseModel):
     """The body of ``POST /v1/classify`` and ``/v1/predict``."""
 
@@ -57,14 +66,15 @@ class Question(BaseModel):
     texts: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     images: Files = None
     sounds: Sounds = None
+    pages: Annotated[list[SentPage], Field(min_length=1, max_length=64)] | None = None
     text_pairs: Annotated[list[Words], Field(min_length=1, max_length=256)] | None = None
     top: Annotated[int, Field(ge=1, le=MOST_LABELS)] | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Question:
-        if [self.texts, self.images, self.sounds].count(None) != 2:
-            raise ValueError("a question has either texts, or images, or sounds")
+        if [self.texts, self.images, self.sounds, self.pages].count(None) != 3:
+            raise ValueError("a question has either texts, or images, or sounds, or pages")
         if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
             raise ValueError("text_pairs: as many as there are texts")
         for name in ("images", "sounds"):
@@ -77,7 +87,12 @@ class Question(BaseModel):
 
     @property
     def items(self) -> list[Any]:
-        """The texts, the pairs, or what would be in files."""
+        """The texts, the pairs, the pages, or what would be in files. Raises DataError for no page."""
+        if self.pages is not None:
+            return [
+                page_of(page.words, page.boxes, place=f"page {number}")
+                for number, page in enumerate(self.pages, 1)
+            ]
         from protocol.rows.media import SentFile  # of what may be none
 
         if self.texts is None:
@@ -149,7 +164,8 @@ class App:
     """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
 
     A base of images is asked ``{"images": [...]}``, one of sounds ``{"sounds": [...]}``, each a file's bytes
-    in base64. A question may have ``top`` and ``reject_below``; else ``options`` has them.
+    in base64, one of documents ``{"pages": [{"words": [...], "boxes": [...]}]}``. A question may have ``top``
+    and ``reject_below``; else ``options`` has them.
     """
 
     def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:

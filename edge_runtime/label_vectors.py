@@ -13,7 +13,7 @@ from edge_runtime.base import EdgeBase
 from protocol.errors import PlanError
 from protocol.forms import HEAD
 from protocol.head import HeadStart, head_of
-from protocol.media_manifest import MediaManifest
+from protocol.manifest import media_of
 
 ROWS = 32  # texts at once
 
@@ -30,10 +30,9 @@ def label_vectors(base: EdgeBase, labels: Sequence[str]) -> npt.NDArray[np.float
 
 def text_vectors(base: EdgeBase, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """What the head reads (texts, in), cut to the base's positions: a head that hands on what it reads."""
-    if isinstance(base.manifest, MediaManifest):
+    if (read := media_of(base.manifest)) != "texts":
         raise PlanError(
-            f"the base reads {base.manifest.MEDIUM.plural}, and names of labels are texts",
-            "leave the head to be learnt",
+            f"the base reads {read}, and names of labels are texts", "leave the head to be learnt"
         )
     width = base.manifest.head.in_features
     plain: dict[str, npt.NDArray[Any]] = {f"{HEAD}.weight": np.eye(width, dtype=np.float32)}

@@ -20,6 +20,7 @@ from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DataError, DeliveryError, MachineError, ProofError
 from protocol.media import MEDIA
 from protocol.rows.labels import verify_unlike
+from protocol.rows.pages import BOXES, MOST_WORDS, WORDS, Page, page_of, read_pages
 from protocol.rows.read import Text, any_label, checked_text, number_within, read_rows
 from storage.regular import read_settings_text
 
@@ -63,13 +64,15 @@ NamedFile = Annotated[
 
 
 class Golden(_Form):
-    """A text (a pair, a chat) or a file, and what it must get: a label, a number, what it ``contains``."""
+    """A text, pair, chat, page or file, and what it must get: a label, a number, what it ``contains``."""
 
     text: str | None = None
     text_pair: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1, max_length=100)] | None = None
     image: NamedFile = None
     audio: NamedFile = None
+    words: Annotated[list[str], Field(min_length=1, max_length=MOST_WORDS)] | None = None
+    boxes: Annotated[list[list[int]], Field(min_length=1, max_length=MOST_WORDS)] | None = None
     label: str | None = None
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     contains: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
@@ -78,14 +81,21 @@ class Golden(_Form):
     def _has_one(self) -> Golden:
         if [self.label, self.value, self.contains].count(None) != 2:
             raise ValueError("a row has either a label or a value, or what an answer contains")
-        if [self.text, self.messages, self.image, self.audio].count(None) != 3:
-            raise ValueError("a row has either a text or messages, or an image, or audio")
+        if [self.text, self.messages, self.image, self.audio, self.words].count(None) != 4:
+            raise ValueError("a row has either a text or messages, or an image, or audio, or words")
+        if (self.words is None) != (self.boxes is None):
+            raise ValueError("`words` and `boxes`, where they stand, belong together")
         if self.contains is None and self.messages is not None:
             raise ValueError("only a row with `contains` has messages")
         if self.text_pair is not None and (self.kind == "texts" or self.text is None):
             raise ValueError("a row with `contains`, or a file, has no second text")
-        if self.medium and self.kind != "labels":
-            raise ValueError(f"a row with `{self.medium}` has a label")
+        if (self.medium or self.words) and self.kind != "labels":
+            raise ValueError(f"a row with `{self.medium or WORDS}` has a label")
+        if self.words is not None:
+            try:
+                page_of(self.words, self.boxes, place="a row")
+            except DataError as error:
+                raise ValueError(error.cause) from None
         return self
 
     @property
@@ -101,10 +111,12 @@ class Golden(_Form):
         return "values" if self.label is None else "labels"
 
     @property
-    def question(self) -> Text | Path:
-        """The text, the pair or the file of a row that gets a label or a number."""
+    def question(self) -> Text | Path | Page:
+        """The text, the pair, the page or the file of a row that gets a label or a number."""
         if self.medium:
             return Path(getattr(self, self.medium))
+        if self.words is not None:
+            return page_of(self.words, self.boxes, place="a row")
         assert self.text is not None
         return self.text if self.text_pair is None else (self.text, self.text_pair)
 
@@ -120,6 +132,8 @@ class File(_Form):
     file: str
     image: str = Field(default="", description="column with paths of images, in the place of texts")
     audio: str = Field(default="", description="column with paths of sounds, in the place of texts")
+    words: str = Field(default="", description="column with words of pages, in the place of texts")
+    boxes: str = Field(default=BOXES, description="column with their boxes")
     text: str = "text"
     text_pair: str = Field(default="", description="column with second texts")
     label: str = "label"
@@ -149,8 +163,10 @@ class Probe(_Form):
         if self.least_correct > len(self.rows):
             raise ValueError("least_correct is above the number of rows: every release would fail")
         kinds = sorted({row.kind for row in self.rows})
-        if len({row.medium for row in self.rows}) > 1:
-            raise ValueError("some rows have files and some have texts, or files of another medium")
+        if len({row.medium or bool(row.words) for row in self.rows}) > 1:
+            raise ValueError(
+                "some rows have files or pages and some have texts, or files of another medium"
+            )
         if len({row.text_pair is None for row in self.rows}) > 1:
             raise ValueError("some rows are pairs and some are not")
         if len(kinds) > 1:
@@ -219,11 +235,11 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
     path = folder / rows.file
     if rows.value and rows.contains:
         raise OddError("`value` and `contains` of a file are not for the same probe")
-    named = [key for key in COLUMNS if getattr(rows, key)]
+    named = [key for key in (*COLUMNS, WORDS) if getattr(rows, key)]
     texts = bool(rows.text_pair) or "text" in rows.model_fields_set
     if len(named) + texts > 1:
         raise OddError(
-            "a file has a column of images, of sounds or of texts: name one, and leave the others out"
+            "a file has a column of images, of sounds, of words or of texts: name one, leave the others out"
         )
     if rows.value:
         check, column, key = number_within(-math.inf, math.inf), rows.value, "value"
@@ -231,7 +247,10 @@ def _golden(rows: list[Golden] | File, folder: Path) -> list[dict[str, Any]]:
         check, column, key = checked_text, rows.contains, "contains"
     else:
         check, column, key = any_label, rows.label, "label"
-    if named:
+    if rows.words:
+        columns = (rows.words, rows.boxes)
+        table = read_pages(path, columns=columns, target=column, check=check)
+    elif named:
         from protocol.rows.media import read_media_rows
 
         files = getattr(rows, named[0])
@@ -251,8 +270,10 @@ def _beside(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     return row | {key: str(folder / row[key]) for key in COLUMNS if row[key] is not None}
 
 
-def _asked(text: Text | Path, key: str = "") -> dict[str, Any]:
+def _asked(text: Text | Path | Page, key: str = "") -> dict[str, Any]:
     """What is asked in a row; ``key`` is that of a file."""
+    if isinstance(text, Page):
+        return {WORDS: list(text.words), BOXES: [list(box) for box in text.boxes]}
     if isinstance(text, Path):
         return {key: str(text)}
     return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}

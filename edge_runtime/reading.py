@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,9 @@ from protocol.errors import DataError
 from protocol.manifest import TYPE_IDS
 from protocol.media_manifest import MediaManifest
 from protocol.panics import tokenizing
+from protocol.rows.pages import EDGE, FIRST, Page, page_encodings, page_feeds
 from protocol.rows.read import Text
+from protocol.rows.tokens import padded, text_feeds
 
 ROWS = 32  # per run: texts of like length together
 DECODERS = 2  # files at a time: one of the largest images takes some 300 MB until it is stretched
@@ -45,39 +48,51 @@ class Reader(Protocol):
         ...
 
 
-class TextReader:
-    """Texts, or pairs of them, by the base's tokenizer."""
+class TokenReader:
+    """What readers share that go by the base's tokenizer."""
+
+    together = ROWS
+
+    def __init__(self, tokenizer: Tokenizer, *, source: str, remedy: str) -> None:
+        """``source``, ``remedy``: of the tokenizer, for errors."""
+        self._tokenizer, self._source, self._remedy = tokenizer, source, remedy
+        self._truncation = threading.Lock()  # it is a setting of the shared tokenizer
+
+    @contextmanager
+    def _cut(self, max_length: int) -> Iterator[Tokenizer]:
+        """The tokenizer, as it cuts to so many tokens."""
+        with self._truncation, tokenizing(f"{self._source} fails", self._remedy):
+            self._tokenizer.enable_truncation(max_length)
+            yield self._tokenizer
+
+
+class TextReader(TokenReader):
+    """Texts, or pairs of them."""
 
     ITEM = "text"
-    together = ROWS
 
     def __init__(self, tokenizer: Tokenizer, *, typed: bool, source: str, remedy: str) -> None:
         """``typed``: whether the graph is told which of a pair's texts a token is of."""
-        self._tokenizer, self._typed = tokenizer, typed
-        self._source, self._remedy = source, remedy
-        self._truncation = threading.Lock()  # it is a setting of the shared tokenizer
+        super().__init__(tokenizer, source=source, remedy=remedy)
+        self._typed = typed
 
     def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
         """See :class:`Reader`."""
         if not all(isinstance(item, str | tuple) for item in items):
             raise DataError(
-                "the base in use answers texts, and files were given",
-                "give texts, or take a base that was built from images or sounds",
+                "the base in use answers texts, and files or pages were given",
+                "give texts, or take a base that was built from images, sounds or documents",
             )
         verify_texts(items, pairs=pairs)
         return list(items)
 
     def feeds(self, items: Sequence[Text], *, max_length: int) -> Feeds:
         """int64 (rows, longest row): ids, mask and, of pairs, token types if the graph has some."""
-        with self._truncation, tokenizing(f"{self._source} fails", self._remedy):
-            self._tokenizer.enable_truncation(max_length)
-            encoded = self._tokenizer.encode_batch(list(items))
-        width = max(sum(e.attention_mask) for e in encoded)
-        ids = np.array([e.ids[:width] for e in encoded], np.int64)
-        mask = np.array([e.attention_mask[:width] for e in encoded], np.int64)
-        feeds: Feeds = {"input_ids": ids, "attention_mask": mask}
+        with self._cut(max_length) as tokenizer:
+            encoded = tokenizer.encode_batch(list(items))
+        feeds: Feeds = dict(text_feeds(encoded))
         if self._typed and not isinstance(items[0], str):
-            feeds[TYPE_IDS] = np.array([e.type_ids[:width] for e in encoded], np.int64)
+            feeds[TYPE_IDS] = padded([e.type_ids for e in encoded], encoded)
         return feeds
 
     def size(self, item: Text) -> int:
@@ -87,6 +102,34 @@ class TextReader:
     def example(self, *, pairs: bool) -> Text:
         """See :class:`Reader`."""
         return ("probe", "probe") if pairs else "probe"
+
+
+class PageReader(TokenReader):
+    """Words and where they stand on a page. (P-1.17)"""
+
+    ITEM = "page"
+
+    def prepared(self, items: Sequence[Any], *, pairs: bool) -> list[Any]:
+        """See :class:`Reader`; whoever makes a page of what a question holds has looked at it."""
+        if not all(isinstance(item, Page) for item in items):
+            raise DataError(
+                "the base in use answers pages of words with their boxes, and something else was given",
+                "give words and boxes, or take a base that was built from texts, images or sounds",
+            )
+        return list(items)
+
+    def feeds(self, items: Sequence[Page], *, max_length: int) -> Feeds:
+        """int64 (rows, longest row): ids, mask and boxes (rows, longest row, 4)."""
+        with self._cut(max_length) as tokenizer:
+            return dict(page_feeds(page_encodings(tokenizer, items), items))
+
+    def size(self, item: Page) -> int:
+        """Its letters."""
+        return item.letters
+
+    def example(self, *, pairs: bool) -> Page:
+        """See :class:`Reader`: a word that fills the page, and one in its corner."""
+        return Page(("probe", "probe"), ((0, 0, EDGE, EDGE), FIRST))
 
 
 class MediaReader:

@@ -204,6 +204,7 @@ def _invented(worker: Worker, plan: Plan, tokens: int) -> Examples:
         targets=np.zeros(batch * length if by_token else batch, kind),
         by_token=by_token,
         types=np.zeros(batch * length, np.int8) if worker.recipe.typed else None,
+        boxes=np.zeros((batch * length, 4), np.int16) if worker.recipe.boxed else None,
         pad_id=0,
     )
 

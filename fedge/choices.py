@@ -14,7 +14,7 @@ from rich.table import Table
 from fedge.plans import Base, Json, read_manifest, read_plan
 from protocol.decoder_manifest import DECODER
 from protocol.legality import check
-from protocol.manifest import HeadManifest
+from protocol.manifest import DOCUMENTS, HeadManifest, Manifest
 from protocol.manifests import AnyManifest
 from protocol.media_manifest import MediaManifest
 from protocol.methods import METHODS
@@ -99,6 +99,8 @@ def _plain_plan(manifest: AnyManifest) -> Plan:
             task["kind"] = manifest.MEDIUM.task
         else:
             task["max_length"] = min(128, manifest.max_positions // 2)
+            if isinstance(manifest, Manifest) and manifest.boxed:
+                task["kind"] = DOCUMENTS
     else:
         task = {"kind": "causal-lm" if manifest.task == DECODER else "seq2seq-lm"}
         task["max_length"] = min(128, manifest.max_positions // 2)

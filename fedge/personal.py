@@ -42,7 +42,7 @@ from protocol.decoder_manifest import WritingManifest
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
-from protocol.manifest import TYPE_IDS
+from protocol.manifest import DOCUMENTS, TYPE_IDS
 from protocol.manifests import SortingManifest
 from protocol.media import MEDIA
 from protocol.media_manifest import MediaManifest
@@ -52,6 +52,7 @@ from protocol.plan_sections import Local
 from protocol.tasks import MEDIA_TASKS, TASKS, Task
 from protocol.tasks.base import Quality
 from protocol.tasks.classification import Classification
+from protocol.tasks.document_classification import DocumentClassification
 from protocol.tasks.regression import Regression
 from storage.regular import sha256_of
 from storage.whole import PRIVATE, write_whole
@@ -231,6 +232,11 @@ def _task(note: ReleaseNote, request: Request) -> Task:
         files: dict[str, Any] = {"kind": note.task, "labels": note.labels}
         files |= {name: _named(request.text, name), "label": column or "label"}
         return validated(MEDIA_TASKS[note.task], files, source=options)
+    if note.task == DOCUMENTS:
+        pages: dict[str, Any] = {"kind": note.task, "labels": note.labels}
+        pages |= {"words": _named(request.text, "words"), "label": column or "label"}
+        pages["max_length"] = note.max_length
+        return validated(DocumentClassification, pages, source=options)
     rows: dict[str, Any] = {"text": _named(request.text, "text"), "text_pair": pair}
     rows["max_length"] = note.max_length
     if note.range is None:
@@ -267,9 +273,14 @@ def _encoded(rows: Rows, note: ReleaseNote, manifest: SortingManifest, base: Pat
     if isinstance(manifest, MediaManifest):
         return encoded_files(rows, manifest)
     targets = np.array(rows.targets, OUTPUT_TASKS[note.task].TARGETS)
-    typed = note.pairs and TYPE_IDS in manifest.graph.inputs
     return encode(
-        open_tokenizer(base), rows.texts, targets, note.max_length, typed=typed, place=rows.place
+        open_tokenizer(base),
+        rows.texts,
+        targets,
+        note.max_length,
+        typed=note.pairs and TYPE_IDS in manifest.graph.inputs,
+        boxed=manifest.boxed,
+        place=rows.place,
     )
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,6 +81,10 @@ class Head(Record):
     in_features: Count
     labels: Count
 
+
+# What a base is built for that reads words and where they stand on a page, and the input of these. (P-1.17)
+DOCUMENTS: Literal["document-classification"] = "document-classification"
+BOXES = "bbox"
 
 # The input that says which of a pair's texts a token is of; without it all are of the first.
 TYPE_IDS = "token_type_ids"
@@ -174,11 +178,20 @@ class HeadManifest(BaseManifest):
 
 
 class Manifest(HeadManifest, TextManifest):
-    """``manifest.json`` of an encoder's folder."""
+    """``manifest.json`` of an encoder's folder: of texts, or of documents, which are words with boxes."""
 
     format: Literal[3] = FORMAT
-    task: Literal["sequence-classification"]
+    task: Literal["sequence-classification", "document-classification"]
     pooling: Literal["mean", "cls", "pooler"]
+
+    @property
+    def boxed(self) -> bool:
+        """Whether its graph reads where words stand. (P-1.17)"""
+        return self.task == DOCUMENTS
+
+    def fingerprinted(self) -> Self:
+        """The same under the identity of the numbers and what they compute. Raises KeyError."""
+        return self.model_copy(update={"fingerprint": fingerprint_of(self)})
 
 
 def fingerprint(
@@ -190,7 +203,7 @@ def fingerprint(
     """The base's identity from the digests of its tensors, its architecture and its tokenizer.
 
     ``architecture`` holds what changes the function the tensors compute: family, pooling, bits,
-    block and the sha256 of config.json.
+    block, the sha256 of config.json and, of documents alone, that boxes are read.
     """
     body = {
         "tensors": {name: entry.model_dump() for name, entry in tensors.items()},
@@ -210,6 +223,7 @@ def fingerprint_of(manifest: Manifest) -> str:
             "bits": manifest.bits,
             "block": manifest.block,
             "config": manifest.files[CONFIG].sha256,
+            **({"boxes": True} if manifest.boxed else {}),
         },
         tokenizer_sha256=manifest.files[TOKENIZER].sha256,
     )
@@ -240,9 +254,11 @@ def verify_named(files: Mapping[str, FileEntry], graph: Graph, *, source: str) -
 
 
 def media_of(manifest: BaseManifest) -> str:
-    """What a base of another medium than texts reads, for people."""
+    """What a base reads, for people."""
     medium = MEDIA.get(manifest.task)
-    return medium.plural if medium else "texts"
+    if medium is not None:
+        return medium.plural
+    return "documents" if manifest.task == DOCUMENTS else "texts"
 
 
 def task_of(text: str) -> str:
@@ -286,6 +302,12 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     if "format" not in manifest.model_fields_set:
         raise other_format
     verify_named(manifest.files, manifest.graph, source=source)
+    if manifest.boxed != (BOXES in manifest.graph.inputs):
+        raise ArtefactError(
+            f"{source}: its graph {'does not read' if manifest.boxed else 'reads'} `{BOXES}`, and it was "
+            f"built for {manifest.task}",
+            "do not use this base",
+        )
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):

@@ -11,7 +11,7 @@ from protocol.manifest import Manifest, parse_manifest
 from protocol.media_manifest import is_of, parse_media_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 
-# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15, P-1.16)
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15 to P-1.17)
 COVERED = {
     *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
     *("embedding_bits", "affine", "tied", "pixels", "log_mel"),

@@ -1,18 +1,18 @@
-"""The file ``open_adapter.py`` of a PEFT folder of a base of a medium. (P-5.1)"""
+"""The file ``open_adapter.py`` of a PEFT folder of a base that reads files. (P-5.1)"""
 
 from __future__ import annotations
 
 from protocol.peft_opener import OPENER_MODULE
 
 
-def preface(*, reader: str, example: str, imports: str) -> str:
-    """What it says of itself, and what it needs; ``reader``: its function that reads files."""
+def preface(*, reader: str, example: str, imports: str, of: str = '"BASE"') -> str:
+    """What it says of itself, and what it needs; ``reader``: its function that reads files, ``of`` what."""
     return f'''"""Opens the adapter in this folder by torch, transformers and peft; written by fedge.
 
     from {OPENER_MODULE} import load, {reader}
 
     model = load("FOLDER", "BASE")
-    inputs = {reader}("BASE")(["{example}"])
+    inputs = {reader}({of})(["{example}"])
     model.config.id2label[int(model(**inputs).logits.argmax())]
 
 BASE is the folder of the base that the adapter was trained on (its codes: the answers are the trained

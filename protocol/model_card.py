@@ -23,6 +23,7 @@ OPENING: dict[Medium, tuple[str, str, str]] = {
     IMAGE: ("pixels", "an image.png", "torch, transformers, peft and Pillow"),
     SOUND: ("features", "a sound.wav", "torch, transformers and peft"),
 }
+PAGES = ("pages", "a page.json", "torch, transformers and peft")
 ORDINARY = {
     IMAGE: "AutoModelForImageClassification",
     SOUND: "AutoModelForAudioClassification",
@@ -48,7 +49,7 @@ def model_card(
         case MediaManifest():
             use = _of_files(plan, manifest)
         case _:
-            use = _sorting(plan, manifest)
+            use = _of_pages(plan, manifest) if manifest.boxed else _sorting(plan, manifest)
     return f"""---
 library_name: peft
 base_model: {json.dumps(manifest.source)}
@@ -111,7 +112,22 @@ MODEL is that model; there the weights are not rounded, and the answers are near
 
 def _of_files(plan: Plan, manifest: MediaManifest) -> str:
     """How an adapter of a base of images or sounds is opened; the sentences are those of texts."""
-    reader, example, needed = OPENING[manifest.MEDIUM]
+    return _read(plan, manifest, OPENING[manifest.MEDIUM], '"BASE"')
+
+
+def _of_pages(plan: Plan, manifest: HeadManifest) -> str:
+    """The same of documents, of which pages are cut as in training."""
+    text = _read(plan, manifest, PAGES, '"FOLDER", "BASE"')
+    if not (tokens := method_of(plan.adapter).tokens(plan.adapter)):
+        return text
+    more = (
+        f"The ordinary class wants boxes for the prompt as well: {tokens} of zeros before a page's."
+    )
+    return f"{text}\n\n{more}"
+
+
+def _read(plan: Plan, manifest: HeadManifest, opening: tuple[str, str, str], arguments: str) -> str:
+    reader, example, needed = opening
     return f"""{_ordinary(manifest, method_of(plan.adapter))} `{OPENER_FILE}` in this folder opens it, \
 with {needed} alone:
 
@@ -122,7 +138,7 @@ sys.path.append("FOLDER")  # this one
 from {OPENER_MODULE} import load, {reader}
 
 model = load("FOLDER", "BASE")
-inputs = {reader}("BASE")(["{example}"])
+inputs = {reader}({arguments})(["{example}"])
 print(model.config.id2label[int(model(**inputs).logits.argmax())])
 ```
 

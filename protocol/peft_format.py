@@ -54,6 +54,7 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
         ("vit", "cls"),
         ("deit", "cls"),
         ("whisper", "projected"),
+        ("layoutlm", "pooler"),
     )
 
 

@@ -28,7 +28,7 @@ from protocol.head_tensors import (
 )
 from protocol.layout import HEAD_PARTS, Layout, Tensors, TensorSpec, Vector
 from protocol.magnitude import pruned
-from protocol.manifest import TYPE_IDS, HeadManifest
+from protocol.manifest import TYPE_IDS, HeadManifest, Manifest
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import Constants, Dimensions, Method, Remark
@@ -76,6 +76,11 @@ class Recipe:
     def typed(self) -> bool:
         """Whether rows are pairs, and the base tells the first text's tokens from the second's. (P-1.12)"""
         return self.plan.task.pairs and TYPE_IDS in self.manifest.graph.inputs
+
+    @property
+    def boxed(self) -> bool:
+        """Whether rows are words with their boxes. (P-1.17)"""
+        return isinstance(self.manifest, Manifest) and self.manifest.boxed
 
     @property
     def ends(self) -> list[int]:

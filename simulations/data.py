@@ -16,8 +16,8 @@ from protocol.media_manifest import MediaManifest
 from protocol.plan import Plan
 from protocol.rows.formats import read_columns
 from protocol.rows.media import codec_of, read_file
-from protocol.rows.read import Table, any_label, read_rows
-from protocol.tasks.media import MediaLabelled
+from protocol.rows.read import Table, any_label
+from protocol.tasks.classification import Labelled
 from simulations.experiment import Experiment, resolve_source
 from simulations.tasks import task_named
 
@@ -80,18 +80,9 @@ def _test_column(experiment: Experiment) -> str:
 def _read(experiment: Experiment, plan: Plan, source: str, column: str) -> Table:
     path: Path = resolve_source(source, folder=experiment.folder)
     task = plan.task
-    if isinstance(task, MediaLabelled) and not experiment.lists_labels:
+    if isinstance(task, Labelled) and not experiment.lists_labels:
         return task.rows_checked(path, any_label, group=column)
-    if experiment.lists_labels or task.kind != "classification":
-        return task.rows(path, group=column)
-    return read_rows(
-        path,
-        text=task.text,
-        pair=task.text_pair,
-        target=task.column,
-        check=any_label,
-        group=column,
-    )
+    return task.rows(path, group=column)
 
 
 def _generated(experiment: Experiment, plan: Plan) -> tuple[Table, Table]:

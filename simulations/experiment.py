@@ -13,15 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from protocol.decoder_manifest import DECODER
 from protocol.documents import MOST_TOML, OddError, parse_toml
 from protocol.errors import MachineError, PlanError
 from protocol.head import HeadStart
 from protocol.layout import HEAD_TURNS
 from protocol.legality import verify_legal
+from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
+from protocol.seq2seq_manifest import SEQ2SEQ
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
@@ -203,7 +206,7 @@ class Experiment(Section):
     @property
     def has_texts(self) -> bool:
         """Whether rows are texts."""
-        return self.base_task not in MEDIA
+        return self.base_task not in {*MEDIA, DOCUMENTS}
 
     @property
     def base_task(self) -> str:
@@ -313,7 +316,7 @@ def _verify_scales(experiment: Experiment, plan: Plan, path: Path) -> None:
             f"{path}: method `{plan.adapter.method}` fills scales of linears, which this base would not have",
             "set base.scales = true",
         )
-    if experiment.base.scales and experiment.base_task != Classification.BASE:
+    if experiment.base.scales and experiment.base_task in (DECODER, SEQ2SEQ):
         raise PlanError(
             f"{path}: `base.scales`: bases that write text have no scales", "leave it out"
         )

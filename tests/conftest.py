@@ -253,6 +253,19 @@ def tiny_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 base of a random two-layer LayoutLM, with every slot that a method may fill."""
+    from base_model.build import build_base
+    from tests.page_models import write_pages_source
+
+    folder = tmp_path_factory.mktemp("pages")
+    source = write_pages_source(folder / "source", head="own")
+    task = "document-classification"
+    build_base(str(source), task=task, bits=4, out=folder / "base", scales=True)
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def write_adapter(tiny_base: Path):  # type: ignore[no-untyped-def]
     """Writes a PEFT folder with random values, as the coordinator does; returns the folder."""
     import numpy as np

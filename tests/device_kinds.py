@@ -25,8 +25,13 @@ from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_re
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
-KINDS = ("encoder", "images", "sounds", "decoder", "seq2seq")
-SORTS = {"encoder": "text", "images": "image", "sounds": "sound"}  # with labels, and of what
+KINDS = ("encoder", "images", "sounds", "documents", "decoder", "seq2seq")
+SORTS = {
+    "encoder": "text",
+    "images": "image",
+    "sounds": "sound",
+    "documents": "page",
+}  # with labels, and of what
 TOKENS = 12
 
 
@@ -125,6 +130,41 @@ def sounds_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) ->
     return _files_kind("sounds", folder, base, write_adapter, task, write_sounds)
 
 
+def documents_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
+    """The same on a base of documents; rows are pages."""
+    from tests.page_models import LABELS, pages, row_of
+
+    several = pages(24, seed=1)
+    task = {"kind": "document-classification", "labels": LABELS, "max_length": 16}
+    adapters, said = _two_releases(folder, base, write_adapter, task, several)
+    rows = [
+        row_of(page, meant)
+        for page, meant, other in zip(several, *said, strict=True)
+        if meant != other
+    ]
+    assert len(rows) >= 4
+    return DeviceKind(name="documents", base=base, adapters=adapters, rows=rows[:4])
+
+
+def _two_releases(
+    folder: Path,
+    base: Path,
+    write_adapter: Callable[..., Path],
+    task: dict[str, Any],
+    questions: list[Any],
+) -> tuple[dict[str, Path], list[list[Any]]]:
+    """Adapters that were released, and what each answers."""
+    from base_model.release import release_adapter
+
+    backend, said, adapters = open_encoder(base, threads=1), [], {}
+    for seed, name in enumerate(("good", "bad"), 1):
+        adapters[name] = write_adapter(folder / name, base=base, task=task, seed=seed)
+        release_adapter(adapters[name], base, texts=questions[:4], bound=1e-4)
+        loaded = backend.load(adapters[name])
+        said.append([answer.answer for answer in backend.runtime.infer(questions, loaded)])
+    return adapters, said
+
+
 def _files_kind(
     kind: str,
     folder: Path,
@@ -133,15 +173,8 @@ def _files_kind(
     task: dict[str, Any],
     write: Callable[..., list[Path]],
 ) -> DeviceKind:
-    from base_model.release import release_adapter
-
     files = write(folder / kind, 24, seed=1)
-    backend, said, adapters = open_encoder(base, threads=1), [], {}
-    for seed, name in enumerate(("good", "bad"), 1):
-        adapters[name] = write_adapter(folder / name, base=base, task=task, seed=seed)
-        release_adapter(adapters[name], base, texts=files[:4], bound=1e-4)
-        loaded = backend.load(adapters[name])
-        said.append([answer.answer for answer in backend.runtime.infer(files, loaded)])
+    adapters, said = _two_releases(folder, base, write_adapter, task, list(files))
     column = MEDIA[task["kind"]].column
     rows = [
         {column: str(file), "label": meant}

@@ -19,7 +19,7 @@ from base_model.programs.tape import MICROSOFT
 from base_model.tasks import TASKS
 from base_model.weights_file import WEIGHTS
 from protocol.errors import ArtefactError
-from protocol.manifest import TYPE_IDS
+from protocol.manifest import BOXES, TYPE_IDS
 
 MOST_BYTES, MOST_NODES, MOST_INSIDE = 2**26, 200_000, 2**24
 STANDARD = """
@@ -42,7 +42,7 @@ BITS = {
     TensorProto.UINT8: 8, TensorProto.BOOL: 8,
 }  # fmt: skip
 INTEGER_TARGETS = {task.TARGET for task in TASKS.values() if task.ELEMENT == TensorProto.INT64}
-INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, *INTEGER_TARGETS}
+INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, BOXES, *INTEGER_TARGETS}
 
 
 def verify_graph(data: bytes, entry: GraphEntry, *, weights: int, source: str) -> None:

@@ -44,7 +44,7 @@ from protocol import forms, frozen_linears, methods
 from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
-from protocol.manifest import TYPE_IDS, BaseManifest
+from protocol.manifest import DOCUMENTS, TYPE_IDS, BaseManifest
 from protocol.media import MEDIA
 from protocol.plan import Plan
 from protocol.recipe import Recipe
@@ -57,7 +57,7 @@ from storage.whole import remove
 log = logging.getLogger("fedge.program")
 Derive = Callable[[Path, Recipe, Iterable[frozenset[str]]], list[onnx.ModelProto]]
 DERIVE: dict[str, Derive] = {  # by what a base was built for
-    "sequence-classification": classifier_graphs,
+    **dict.fromkeys(("sequence-classification", DOCUMENTS), classifier_graphs),
     **dict.fromkeys(MEDIA, classifier_graphs),
     DECODER: language_graphs,
     SEQ2SEQ: seq2seq_graphs,

@@ -37,5 +37,6 @@ OUTPUT_TASKS: dict[str, OutputTask] = {
     # a loss of labels, whatever they are of
     "image-classification": classification,
     "audio-classification": classification,
+    "document-classification": classification,
 }
 TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm, "seq2seq-lm": causal_lm}

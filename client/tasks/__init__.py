@@ -58,7 +58,7 @@ class OutputTask(ClientTask, Protocol):
 
 
 OUTPUT_TASKS: dict[str, OutputTask] = {
-    "classification": classification,
+    **dict.fromkeys(("classification", "document-classification"), classification),
     "regression": regression,
     **dict.fromkeys(MEDIA_TASKS, media),
 }

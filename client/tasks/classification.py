@@ -13,7 +13,7 @@ from client.opened_base import OpenedBase
 from client.tasks.outputs import encode_outputs
 from protocol.recipe import Recipe
 from protocol.rows.read import Table
-from protocol.tasks.classification import Classification
+from protocol.tasks.classification import Labelled
 
 TARGETS = np.int64
 
@@ -37,14 +37,14 @@ class Score:
         return self.correct / self.examples if self.examples else 0.0
 
 
-def targets(table: Table, task: Classification) -> list[int]:
+def targets(table: Table, task: Labelled) -> list[int]:
     """The index in ``task.labels`` of each row's label."""
     index = {label: at for at, label in enumerate(task.labels)}
     return [index[label] for label in table.targets]
 
 
 def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> Encoded:
-    """Texts with special tokens, cut to the plan's length."""
+    """Texts or pages with special tokens, cut to the plan's length."""
     return encode_outputs(rows, recipe, base, TARGETS)
 
 

@@ -12,20 +12,13 @@ from client.examples import MediaRows, media_rows, stamp_of
 from client.opened_base import OpenedBase
 from client.tasks.classification import TARGETS as TARGETS
 from client.tasks.classification import score as score
+from client.tasks.classification import targets as targets
 from protocol.errors import DataError
 from protocol.media_manifest import MediaManifest
 from protocol.recipe import Recipe
 from protocol.rows.media import codec_of, read_file
-from protocol.rows.read import Table
-from protocol.tasks.media import MediaLabelled
 
 MOST_HELD = 2**31  # bytes of one client's rows, which are kept as they were read
-
-
-def targets(table: Table, task: MediaLabelled) -> list[int]:
-    """The index in ``task.labels`` of each row's label."""
-    index = {label: at for at, label in enumerate(task.labels)}
-    return [index[label] for label in table.targets]
 
 
 def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> MediaRows:

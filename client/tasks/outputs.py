@@ -1,4 +1,4 @@
-"""What tasks share that a head answers: one target for each text, or pair of them."""
+"""What tasks share that a head answers: one target for each text, pair of them, or page."""
 
 from __future__ import annotations
 
@@ -18,5 +18,6 @@ def encode_outputs(rows: Rows, recipe: Recipe, base: OpenedBase, kind: type[np.g
         np.array(rows.targets, kind),
         recipe.plan.task.longest,
         typed=recipe.typed,
+        boxed=recipe.boxed,
         place=rows.place,
     )

@@ -43,7 +43,7 @@ class EncoderBackend:
         return self.runtime.admitted(folder, policy=policy)
 
     def questions(self, probe: Probe) -> Sequence[Any]:
-        """As `Backend.questions`: texts or pairs, or arrays of files."""
+        """As `Backend.questions`: texts, pairs or pages, or arrays of files."""
         if probe.kind == "texts":
             raise unreadable("its rows have `contains`, and the base writes no text")
         medium, column = MEDIA.get(self.runtime.base.manifest.task), probe.rows[0].medium

@@ -70,6 +70,7 @@ TASKS: dict[str, EdgeTask] = {
     # answered alike
     "image-classification": classification,
     "audio-classification": classification,
+    "document-classification": classification,
 }
 
 

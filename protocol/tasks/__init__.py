@@ -14,6 +14,7 @@ from protocol.misspelling import nearest
 from protocol.tasks.audio_classification import AudioClassification
 from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
+from protocol.tasks.document_classification import DocumentClassification
 from protocol.tasks.image_classification import ImageClassification
 from protocol.tasks.regression import Regression
 from protocol.tasks.seq2seq_lm import Seq2SeqLm
@@ -24,6 +25,7 @@ TASKS: dict[
     type[Classification]
     | type[ImageClassification]
     | type[AudioClassification]
+    | type[DocumentClassification]
     | type[Regression]
     | type[CausalLm]
     | type[Seq2SeqLm],
@@ -31,7 +33,7 @@ TASKS: dict[
     task.KIND: task
     for task in (
         *(Classification, Regression, ImageClassification, AudioClassification),
-        *(CausalLm, Seq2SeqLm),
+        *(DocumentClassification, CausalLm, Seq2SeqLm),
     )
 }
 MEDIA_TASKS: dict[str, type[ImageClassification] | type[AudioClassification]] = {
@@ -42,6 +44,7 @@ OTHER_NAMES = {
     "sequence-classification": "classification",
     "vision": "image-classification",
     **dict.fromkeys(("audio", "speech-classification"), "audio-classification"),
+    **dict.fromkeys(("document", "layout"), "document-classification"),
     **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
     **dict.fromkeys(("translation", "summarization", "seq2seq", "text2text"), "seq2seq-lm"),
 }
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         | Regression
         | ImageClassification
         | AudioClassification
+        | DocumentClassification
         | CausalLm
         | Seq2SeqLm
     )

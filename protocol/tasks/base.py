@@ -186,12 +186,16 @@ class OutputTask(TextSection, ABC):
 
     def rows(self, path: Path, *, group: str = "") -> Table:
         """See :class:`TaskSection`."""
+        return self.rows_checked(path, self.check(), group=group)
+
+    def rows_checked(self, path: Path, check: Check, *, group: str = "") -> Table:
+        """The same where ``check`` says what a value of that column has to be."""
         return read_rows(
             path,
             text=self.text,
             pair=self.text_pair,
             target=self.column,
-            check=self.check(),
+            check=check,
             group=group,
         )
 

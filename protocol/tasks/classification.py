@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from protocol.rows.read import Check, one_of
+from protocol.rows.read import Check, Table, one_of
 from protocol.section import MOST_LABELS, Column, Label
 from protocol.tasks.base import Metric, OutputTask, Quality, TaskSection, metrics_with
 
@@ -50,6 +51,14 @@ class Labelled(TaskSection, ABC):
         """One of the labels."""
         return one_of(self.labels)
 
+    def rows(self, path: Path, *, group: str = "") -> Table:
+        """See :class:`TaskSection`."""
+        return self.rows_checked(path, self.check(), group=group)
+
+    @abstractmethod
+    def rows_checked(self, path: Path, check: Check, *, group: str = "") -> Table:
+        """The same where ``check`` says what a label has to be."""
+
     @property
     def said(self) -> str:
         """How many labels."""
@@ -70,6 +79,10 @@ class Classification(Labelled, OutputTask):
     kind: Literal["classification"] = Field(
         default="classification", description="one label of several for each text"
     )
+
+    def rows_checked(self, path: Path, check: Check, *, group: str = "") -> Table:
+        """See :class:`Labelled`."""
+        return OutputTask.rows_checked(self, path, check, group=group)
 
     @property
     def meaning(self) -> dict[str, Any]:

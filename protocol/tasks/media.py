@@ -30,12 +30,8 @@ class MediaLabelled(Labelled, ABC):
             raise ValueError(f"{self.MEDIUM.column} and label are one column")
         return self
 
-    def rows(self, path: Path, *, group: str = "") -> Table:
-        """See :class:`TaskSection`; in the place of texts are paths, of which none is opened."""
-        return self.rows_checked(path, self.check(), group=group)
-
     def rows_checked(self, path: Path, check: Check, *, group: str = "") -> Table:
-        """The same where ``check`` says what a label has to be."""
+        """See :class:`Labelled`; in the place of texts are paths, of which none is opened."""
         from protocol.rows.media import read_media_rows
 
         return read_media_rows(

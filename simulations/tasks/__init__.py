@@ -73,6 +73,7 @@ TASKS: dict[str, SimulatedTask] = {
     # judged alike
     "image-classification": classification,
     "audio-classification": classification,
+    "document-classification": classification,
     "causal-lm": causal_lm,
     "seq2seq-lm": causal_lm,  # judged alike
 }

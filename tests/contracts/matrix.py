@@ -21,18 +21,21 @@ from base_model.seq2seq.build import build_seq2seq
 from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest
 from protocol.legality import check
+from protocol.manifest import DOCUMENTS
 from protocol.media import IMAGE, MEDIA, SOUND
 from protocol.methods import METHODS, REFUSED
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from tests.image_models import write_images_source
 from tests.methods import adapter_of, rule_of
+from tests.page_models import write_pages_source
 from tests.sound_models import write_sounds_source
 
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"labels": ["a", "b", "c"], "max_length": 16},
     "regression": {"kind": "regression", "low": 0.0, "high": 1.0, "max_length": 16},
     **{task: {"kind": task, "labels": ["a", "b", "c"]} for task in MEDIA},
+    DOCUMENTS: {"kind": DOCUMENTS, "labels": ["a", "b", "c"], "max_length": 16},
     "causal-lm": {"kind": "causal-lm", "form": "text", "max_length": 16},
     "seq2seq-lm": {"kind": "seq2seq-lm", "max_length": 16},
 }
@@ -48,7 +51,7 @@ every cell (`tests/contracts/test_matrix.py`): one round of steps moves each ten
 peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
 behind every other on one opened base, which answers as
 before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,
-`test_text_runs.py`, `test_seq2seq_runs.py`, `test_image_runs.py` and `test_sound_runs.py`.
+`test_text_runs.py`, `test_seq2seq_runs.py`, `test_image_runs.py`, `test_sound_runs.py` and `test_document_runs.py`.
 
 """
 
@@ -62,6 +65,9 @@ def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
     if task in SORTS:
         about = {"task": "sequence-classification", "scales": True}
         build_base(str(encoder_source), bits=bits, out=out, **about)
+    elif task == DOCUMENTS:
+        source = write_pages_source(folder / f"{task}-{bits}-source")
+        build_base(str(source), task=task, bits=bits, out=out, scales=True)
     elif task in MEDIA:
         source = SOURCES[task](folder / f"{task}-{bits}-source")
         builder_of(task)(str(source), bits=bits, out=out, scales=True)

@@ -19,12 +19,14 @@ from edge_runtime.backends import open_backend
 from edge_runtime.backends.writing import WritingBackend
 from edge_runtime.decoder.generation import Request
 from protocol.errors import PlanError
+from protocol.manifest import DOCUMENTS
 from protocol.media import IMAGE, SOUND
 from protocol.methods import METHODS
 from tests.conftest import TEXTS
 from tests.contracts.illegal import page, plan_of_mix, refusals
 from tests.contracts.matrix import BITS, SORTS, TASKS, build, document, plan_of, reason_of
 from tests.image_models import write_images
+from tests.page_models import pages, row_of
 from tests.sound_models import write_sounds
 from tests.unit.base_model.sources import WORDS_64
 
@@ -36,6 +38,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "regression": [{"text": text, "target": n / 4} for n, text in enumerate(TEXTS[:4])],
     IMAGE.task: [{"image": f"files/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
     SOUND.task: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
+    DOCUMENTS: [row_of(page, "abc"[n % 3]) for n, page in enumerate(pages(4))],
     "causal-lm": [{"text": text} for text in SENTENCES],
     "seq2seq-lm": [{"source": text, "target": text} for text in SENTENCES],
 }
@@ -82,6 +85,8 @@ def test_every_cell(
     texts: list[Any] = list(TEXTS if task in SORTS else SENTENCES)
     if task in FILES:
         texts = list(FILES[task](tmp_path / "files", 5))
+    elif task == DOCUMENTS:
+        texts = list(pages(5, seed=9))
     backend, first = open_backend(base, threads=1), None
     for seed, method in enumerate(METHODS):  # of one seed, lora and dylora have the same numbers
         if reason_of(base, task, method):

@@ -226,6 +226,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "audio-classification", "labels": ["a", "b", "c"]},
         "evaluation": {"holdout": 0.2},
     },
+    "documents": LOSSY
+    | {
+        "task": {"kind": "document-classification", "labels": ["a", "b", "c"]},
+        "evaluation": {"holdout": 0.2},
+    },
     "images, norms": LOSSY
     | {
         "rounds": 1,

@@ -37,8 +37,9 @@ TURNS: dict[
     "prefix": (("prefix",),),
     "head": ((),),
 }
-TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.15)
+TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.17)
     "sequence-classification": "base",
+    "document-classification": "base",
     "causal-lm": "decoder",
     "seq2seq-lm": "seq2seq",
     "image-classification": "image",
@@ -189,6 +190,11 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     own = ("pooling",) if sorts else ("embedding_bits", "affine", "tied")
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
+    boxed = manifest["task"] == "document-classification"
+    if tag == "base":  # P-1.17
+        assert boxed == ("bbox" in manifest["graph"]["inputs"])
+    if boxed:
+        architecture["boxes"] = True
     body = {"tensors": tensors, "architecture": architecture}
     if becomes:
         body[becomes] = manifest[becomes]

@@ -11,7 +11,7 @@ def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
     pooled = (manifest["family"], manifest["pooling"])
-    ordinary = pooled in (("bert", "pooler"), ("whisper", "projected"))
+    ordinary = pooled in (("bert", "pooler"), ("whisper", "projected"), ("layoutlm", "pooler"))
     ordinary = ordinary or manifest["task"] == "image-classification"
     if ordinary and method not in ("norm", "bottleneck", "dora", "hybrid"):
         return str(manifest["head"]["path"])

@@ -23,6 +23,7 @@ MEASURED = {  # P-3.2
     "regression": ["eval_error"],
     "image-classification": ["eval_correct"],
     "audio-classification": ["eval_correct"],
+    "document-classification": ["eval_correct"],
     "causal-lm": OF_TOKENS,
     "seq2seq-lm": OF_TOKENS,
 }

@@ -14,11 +14,15 @@ from tests.properties.decoders.images import images
 from tests.properties.decoders.log import log
 from tests.properties.decoders.messages import messages
 from tests.properties.decoders.operations import operations
+from tests.properties.decoders.pages import pages
 from tests.properties.decoders.rows import Decoder
 from tests.properties.decoders.sounds import sounds
 from tests.properties.decoders.world import World
 
-TABLES = (documents, log, messages, enrolment, delivery, device, client, images, sounds, operations)
+TABLES = (
+    *(documents, log, messages, enrolment, delivery, device, client, images, sounds),
+    *(pages, operations),
+)
 
 
 def registry(world: World) -> dict[str, Decoder]:

@@ -37,6 +37,8 @@ from protocol.exchange.plain import PlainClient
 from protocol.forms import BOTTLENECK, SOFT_PROMPT
 from protocol.image_manifest import PIXELS, ImageManifest
 from protocol.manifest import (
+    BOXES,
+    DOCUMENTS,
     FileEntry,
     Graph,
     Head,
@@ -151,6 +153,14 @@ def small_layered() -> Manifest:
         ]
     graph = manifest.graph.model_copy(update={"slots": slots})
     return manifest.model_copy(update={"linears": linears, "graph": graph})
+
+
+def small_documents(linears: int = 2) -> Manifest:
+    """The same of a base of documents."""
+    shared = small_manifest(linears)
+    graph = shared.graph.model_copy(update={"inputs": [*shared.graph.inputs, BOXES]})
+    own = {"task": DOCUMENTS, "family": "layoutlm", "pooling": "pooler", "graph": graph}
+    return shared.model_copy(update=own).fingerprinted()
 
 
 def small_media(task: str, linears: int = 2) -> ImageManifest | AudioManifest:
@@ -308,6 +318,8 @@ def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
     manifest: AnyManifest = small_writing(linears, task=task) if writes else small_manifest(linears)
     if task in MEDIA:
         manifest = small_media(task, linears)
+    if task == DOCUMENTS:
+        manifest = small_documents(linears)
     if sections.get("adapter", {}).get("method") == "bottleneck":
         manifest = small_layered()
     named = sections.get("base", {}) | {"fingerprint": manifest.fingerprint}
