@@ -87,6 +87,7 @@ class Classifier(PreTrainedModel):
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"
+    _supports_sdpa = True
 
     def __init__(self, encoder, pooling, head, labels):
         super().__init__(encoder.config)
