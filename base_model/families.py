@@ -103,6 +103,8 @@ REFUSED = {
     "deberta": "its queries, keys and values lie in one matrix, in which an adapter cannot tell them apart",
     "deberta-v2": "its linears also read a table of distances, whose rows are not those of the texts",
     "modernbert": "its feed-forward is gated, and its queries, keys and values lie in one matrix",
+}
+REFUSED_OF_DOCUMENTS = {
     "layoutlmv2": "it reads the page's image as well, by convolutions of a package of its own",
     "layoutlmv3": "it reads the page's image as well, and its attention adds tables of distances",
     "lilt": "words and boxes have an encoder each, which read each other's attention",
@@ -146,7 +148,8 @@ def family_of(model_type: str, *, source: str, task: str = "sequence-classificat
                     f"{'documents' if boxed else 'texts'} was asked for",
                     f"add --task {other}, or name an encoder",
                 ) from None
-        why = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
+        reasons = REFUSED | REFUSED_OF_DOCUMENTS
+        why = f": {reasons[model_type]}" if model_type in reasons else ""
         raise ArtefactError(
             f"{source}: model type `{model_type}` cannot be a base for "
             f"{'document' if boxed else 'sequence'} classification{why}",

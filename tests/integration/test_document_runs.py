@@ -52,24 +52,20 @@ evaluation.holdout = 0.2
 
 
 def write_rows(folder: Path, name: str, count: int, seed: int, *, placed: bool = True) -> Path:
-    """Five words anywhere and a sum at one of three heights, which alone is the label; in any order."""
+    """Two words anywhere and a sum at one of three heights, which alone is the label; in any order."""
     rng, lines = np.random.default_rng(seed), []
     for number in range(count):
         label = list(HEIGHTS)[number % 3]
-        words = [str(word) for word in rng.choice([w for w in WORDS if w != "sum"], 5)]
-        places = [
-            (x, y)
-            for x, y in zip(
-                rng.choice([50, 450, 850], 5), rng.choice([100, 500, 900], 5), strict=True
-            )
-        ]
-        at = int(rng.integers(6))
-        words.insert(at, "sum")
-        places.insert(at, (rng.choice([50, 450, 850]), HEIGHTS[label]))
-        boxes = [[int(x), int(y), int(x) + 100, int(y) + 50] for x, y in places]
+        others = [word for word in WORDS if word != "sum"]
+        words = ["sum", *map(str, rng.choice(others, 2))]
+        down = [HEIGHTS[label], *rng.choice(list(HEIGHTS.values()), 2).tolist()]
+        across = rng.choice([50, 450, 850], 3).tolist()
+        boxes = [[x, y, x + 100, y + 50] for x, y in zip(across, down, strict=True)]
+        order = rng.permutation(3).tolist()
+        words, boxes = [words[at] for at in order], [boxes[at] for at in order]
         row = {
             "words": words,
-            "boxes": boxes if placed else [[0, 0, 0, 0]] * 6,
+            "boxes": boxes if placed else [[0, 0, 0, 0]] * 3,
             "label": label,
             "whose": number % 5,
         }

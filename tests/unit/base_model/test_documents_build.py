@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from base_model.build import build_base
 from base_model.commands import app
-from base_model.families import FAMILIES, REFUSED
+from base_model.families import FAMILIES, REFUSED_OF_DOCUMENTS
 from base_model.media_read import task_of_folder
 from base_model.programs.checks import OPERATORS
 from base_model.programs.folder import make_program
@@ -162,10 +162,7 @@ def test_other_heads_are_left_out(tmp_path: Path, head: str) -> None:
         ({"max_2d_position_embeddings": 1024}, "by config.json"),
         ({"model_type": "bert"}, "does not read where words stand"),
         ({"model_type": "vit"}, "reads images, and a base that sorts documents"),
-        *(
-            ({"model_type": name}, REFUSED[name])
-            for name in ("layoutlmv2", "layoutlmv3", "lilt", "bros")
-        ),
+        *(({"model_type": name}, reason) for name, reason in REFUSED_OF_DOCUMENTS.items()),
         ({"auto_map": {"AutoModel": "x"}}, "code of its own"),
         ({"num_hidden_layers": 3}, "the checkpoint lacks layoutlm.encoder.layer.2"),
         ({"num_hidden_layers": 1}, "for which its config.json has no place"),

@@ -15,6 +15,7 @@ from tests.unit.base_model.decoder.test_programs import UNTRAINED
 
 DOCUMENT = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text()
 WRITING, SORTING = DOCUMENT.split("## Models that sort texts")
+WRITING, PLACING = WRITING.split("## Models that sort documents")
 WRITING, HEARING = WRITING.split("## Models that sort sounds")
 WRITING, SEEING = WRITING.split("## Models that sort images")
 WRITING, TURNING = WRITING.split("## Models that turn a text into another")
@@ -53,8 +54,17 @@ def test_models_that_sort_sounds_are_named() -> None:
 
 def test_encoders_are_named() -> None:
     listed, refused = SORTING.split("Refused with the")
-    assert set(re.findall(r"`([\w-]+)`", listed)) == set(encoders.FAMILIES)
+    of_texts = {name for name, family in encoders.FAMILIES.items() if not family.boxed}
+    assert set(re.findall(r"`([\w-]+)`", listed)) == of_texts
     assert set(re.findall(r"`([\w-]+)`", refused)) == set(encoders.REFUSED)
+
+
+def test_models_that_sort_documents_are_named() -> None:
+    listed, refused = PLACING.split("Refused by name:")
+    rows = dict(re.findall(r"^\| `(\S+)` \| yes \| (yes) \|", listed, re.M))
+    assert list(rows) == [name for name, family in encoders.FAMILIES.items() if family.boxed]
+    named = set(re.findall(r"`([\w-]+)`", refused.partition("and every")[0]))
+    assert named == set(encoders.REFUSED_OF_DOCUMENTS)
 
 
 def test_architectures_of_gguf_files_are_named() -> None:
