@@ -132,39 +132,34 @@ def check_task(task: str) -> None:
 def family_of(model_type: str, *, source: str, task: str = "sequence-classification") -> Family:
     """The family, for a base of texts or of documents. Raises ArtefactError that names the ones that work."""
     boxed = task == DOCUMENTS
-    able = [name for name, family in FAMILIES.items() if family.boxed == boxed]
-    try:
-        family = FAMILIES[model_type]
-    except KeyError:
-        for other, families, does in (
-            ("causal-lm", DECODERS, "writes texts"),
-            ("seq2seq-lm", SEQ2SEQ, "writes texts"),
-            ("image-classification", IMAGES, "reads images"),
-            ("audio-classification", SOUNDS, "reads sounds"),
-        ):
-            if model_type in families:
-                raise ArtefactError(
-                    f"{source}: model type `{model_type}` {does}, and a base that sorts "
-                    f"{'documents' if boxed else 'texts'} was asked for",
-                    f"add --task {other}, or name an encoder",
-                ) from None
-        reasons = REFUSED | REFUSED_OF_DOCUMENTS
-        why = f": {reasons[model_type]}" if model_type in reasons else ""
-        raise ArtefactError(
-            f"{source}: model type `{model_type}` cannot be a base for "
-            f"{'document' if boxed else 'sequence'} classification{why}",
-            f"use an encoder of: {', '.join(able)}",
-        ) from None
-    if family.boxed and not boxed:
-        raise ArtefactError(
-            f"{source}: model type `{model_type}` reads where words stand on a page, and a base that sorts "
-            "texts was asked for",
-            f"add --task {DOCUMENTS}, or use an encoder of: {', '.join(able)}",
+    family = FAMILIES.get(model_type)
+    if family is not None and family.boxed == boxed:
+        return family
+    named = f"{source}: model type `{model_type}`"
+    able = ", ".join(name for name, other in FAMILIES.items() if other.boxed == boxed)
+    asked = f"a base that sorts {'documents' if boxed else 'texts'} was asked for"
+    if family is not None:
+        reads, instead = (
+            ("does not read where words stand", "leave --task out")
+            if boxed
+            else ("reads where words stand on a page", f"add --task {DOCUMENTS}")
         )
-    if boxed and not family.boxed:
         raise ArtefactError(
-            f"{source}: model type `{model_type}` does not read where words stand, and a base that sorts "
-            "documents was asked for",
-            f"leave --task out, or use an encoder of: {', '.join(able)}",
+            f"{named} {reads}, and {asked}", f"{instead}, or use an encoder of: {able}"
         )
-    return family
+    for other_task, families, does in (
+        ("causal-lm", DECODERS, "writes texts"),
+        ("seq2seq-lm", SEQ2SEQ, "writes texts"),
+        ("image-classification", IMAGES, "reads images"),
+        ("audio-classification", SOUNDS, "reads sounds"),
+    ):
+        if model_type in families:
+            raise ArtefactError(
+                f"{named} {does}, and {asked}", f"add --task {other_task}, or name an encoder"
+            )
+    reasons = REFUSED | REFUSED_OF_DOCUMENTS
+    why = f": {reasons[model_type]}" if model_type in reasons else ""
+    kind = "document" if boxed else "sequence"
+    raise ArtefactError(
+        f"{named} cannot be a base for {kind} classification{why}", f"use an encoder of: {able}"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from base_model.families import FAMILIES
+from base_model.families import FAMILIES, REFUSED_OF_DOCUMENTS
 from base_model.images.families import FAMILIES as IMAGES
 from base_model.images.families import sides
 from base_model.sounds.families import FAMILIES as SOUNDS
@@ -35,6 +35,6 @@ def task_of_folder(source: str) -> str:
         return ""
     if kind in IMAGES:
         return IMAGE.task
-    if kind in FAMILIES:
-        return DOCUMENTS if FAMILIES[kind].boxed else ""
+    if kind in REFUSED_OF_DOCUMENTS or (kind in FAMILIES and FAMILIES[kind].boxed):
+        return DOCUMENTS
     return SOUND.task if kind in SOUNDS else ""

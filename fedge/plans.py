@@ -17,8 +17,8 @@ from fedge.plan_files import show_cost, show_findings
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
-from protocol.media import Medium
 from protocol.plan import Plan, plan_from, plan_from_text
+from protocol.tasks.classification import Classification
 from simulations.progress import duration
 from storage.regular import read_regular_text, read_settings_text
 
@@ -36,13 +36,12 @@ Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Base = Annotated[Path | None, typer.Option("--base", help="folder of the base the plan names")]
 
 
-def plan_to_start_from(fingerprint: str, medium: Medium | None = None) -> Plan:
-    """A plan of defaults, with a stand-in for what has none; ``medium``: of rows that are no texts."""
-    kind = {"kind": medium.task} if medium else {}
+def plan_to_start_from(fingerprint: str, kind: str = Classification.KIND) -> Plan:
+    """A plan of defaults, with a stand-in for what has none; ``kind``: of its task."""
     document = {
         "name": "my-plan",
         "base": {"fingerprint": fingerprint},
-        "task": {"labels": ["no", "yes"], **kind},
+        "task": {"labels": ["no", "yes"], "kind": kind},
     }
     return plan_from(document, source="the plan to start from")
 

@@ -13,9 +13,11 @@ from rich.console import Console
 from fedge.plan_files import write_new, write_plan
 from fedge.plans import Base, Json, plan_to_start_from, read_manifest
 from protocol.decoder_manifest import WritingManifest
-from protocol.media import MEDIA, Medium
-from protocol.media_manifest import MediaManifest
+from protocol.manifest import DOCUMENTS
+from protocol.media import MEDIA
 from protocol.plan import plan_from
+from protocol.tasks.classification import Classification
+from simulations.columns import read_columns_of
 
 
 def init(
@@ -50,15 +52,14 @@ def init(
         raise typer.BadParameter("--test belongs to --experiment")
     if data is not None and base is None:
         raise typer.BadParameter("--data needs --base: what can be learnt of rows hangs on it")
-    fingerprint, medium = "0" * 64, _medium_of(base)
+    fingerprint, kind = "0" * 64, _kind_of(base)
     if base is not None:
         fingerprint = read_manifest(base).fingerprint
     out = out or Path("plan.toml")
     if base is None or data is None:
-        write_plan(out, plan_to_start_from(fingerprint, medium))
+        write_plan(out, plan_to_start_from(fingerprint, kind))
         body: dict[str, Any] = {}
-        column = medium.column if medium else "text"
-        left = f"labels, {column} and label of [task], size and quorum of [cohort]"
+        left = f"labels, {', '.join(read_columns_of(kind))} and label of [task], size and quorum of [cohort]"
     else:
         document, body = _planned(data, base)
         write_plan(out, plan_from(document, source="the proposed plan"))
@@ -72,10 +73,10 @@ def init(
     )
 
 
-def _medium_of(base: Path | None) -> Medium | None:
-    """What rows of a base are files of, where they are no texts."""
-    manifest = read_manifest(base) if base is not None else None
-    return manifest.MEDIUM if isinstance(manifest, MediaManifest) else None
+def _kind_of(base: Path | None) -> str:
+    """The task whose rows a base reads, of those with labels."""
+    task = read_manifest(base).task if base is not None else ""
+    return task if task in (*MEDIA, DOCUMENTS) else Classification.KIND
 
 
 def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,7 +90,7 @@ def _planned(data: Path, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return texts.plan(name, manifest.fingerprint), asdict(texts)
     from simulations.proposal import propose
 
-    seen = propose(data, medium=_medium_of(base))
+    seen = propose(data, kind=_kind_of(base))
     task = {"labels": seen.labels, **seen.columns}
     return {"name": name, "base": {"fingerprint": manifest.fingerprint}, "task": task}, asdict(seen)
 
@@ -106,7 +107,7 @@ def _init_experiment(
     else:
         from simulations.proposal import propose, render
 
-        seen = propose(rows, test, medium=_medium_of(base))
+        seen = propose(rows, test, kind=_kind_of(base))
         text, body = render(seen, rows, test, out, base=base), asdict(seen)
     write_new(out, text)
     if as_json:
@@ -122,7 +123,9 @@ def _lines(rows: Path, body: dict[str, Any], *, site: bool = False) -> list[str]
     owners = f"one per value of `{column}`" if column else "no column says whose"
     devices = "" if site else f", {body['clients']} devices ({owners})"
     if "labels" in body:
-        read = MEDIA[body["kind"]].noun if body["kind"] in MEDIA else "text"
+        read = (
+            MEDIA[body["kind"]].noun if body["kind"] in MEDIA else read_columns_of(body["kind"])[0]
+        )
         return [
             f"{rows}: {body['rows']} rows; {read} `{body['text']}`, label `{body['label']}` "
             f"({len(body['labels'])} labels){devices}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from protocol.errors import DataError
+from protocol.manifest import DOCUMENTS
+from protocol.media import MEDIA
 from protocol.rows.formats import read_columns, read_values, shown
 
 TEXTS = (
@@ -19,7 +21,16 @@ OWNERS = (
     *("room", "ward", "hospital", "store", "shop", "branch", "team", "school", "city", "account"),
 )
 LEAST: Final = 3  # devices
+# Names of columns with words of pages, and with their boxes.
+WORDS, BOXES = ("words", "tokens"), ("boxes", "bboxes", "bbox", "bounding_boxes")
 Columns = dict[str, list[object]]
+
+
+def read_columns_of(kind: str) -> tuple[str, ...]:
+    """Keys of ``[task]`` for what rows of a kind are read by, beside the label."""
+    if kind == DOCUMENTS:
+        return "words", "boxes"
+    return (MEDIA[kind].column,) if kind in MEDIA else ("text",)
 
 
 def column_values(path: Path) -> Columns:
@@ -61,6 +72,11 @@ def owner_column(counts: dict[str, int]) -> str:
 def all_text(values: Iterable[object]) -> bool:
     """Whether all are texts with something in them."""
     return all(type(value) is str and bool(value.strip()) for value in values)
+
+
+def all_lists(values: Iterable[object]) -> bool:
+    """Whether all are lists with something in them."""
+    return all(isinstance(value, list) and bool(value) for value in values)
 
 
 def first_named(columns: Iterable[str], names: Sequence[str]) -> str | None:

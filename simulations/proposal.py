@@ -10,14 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import DataError
+from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA, Medium
 from protocol.rows.formats import type_name
 from protocol.rows.labels import verify_distinct
-from protocol.rows.read import LONGEST_LABEL, any_label, read_rows
+from protocol.rows.pages import read_pages
+from protocol.rows.read import LONGEST_LABEL, Table, any_label, read_rows
+from protocol.tasks.classification import Classification
 from simulations.columns import (
+    BOXES,
     OWNERS,
     TEXTS,
+    WORDS,
     Columns,
+    all_lists,
     all_text,
     column_values,
     first_named,
@@ -25,6 +31,7 @@ from simulations.columns import (
     listed,
     owner_column,
     owner_columns,
+    read_columns_of,
 )
 from simulations.experiment_text import (
     cohort_lines,
@@ -45,7 +52,10 @@ OTHERWISE = ['partition = "dirichlet"  # no column says whose a row is', "alpha 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposal:
-    """What was seen in the file; ``text``: the column that is read, of texts or of paths."""
+    """What was seen in the file; ``text``: the column that is read, of texts, of paths or of pages' words.
+
+    ``boxes``: of pages, that of where these stand.
+    """
 
     text: str
     label: str
@@ -54,30 +64,34 @@ class Proposal:
     labels: list[str]
     clients: int
     others: dict[str, int] = field(default_factory=dict)  # columns that could make devices: values
-    kind: str = "classification"
+    kind: str = Classification.KIND
+    boxes: str = ""
 
     @property
     def columns(self) -> dict[str, str]:
         """The keys of ``[task]`` that name columns, and the kind where it is not the usual one."""
-        if medium := MEDIA.get(self.kind):
-            return {"kind": self.kind, medium.column: self.text, "label": self.label}
-        return {"text": self.text, "label": self.label}
+        kind = {} if self.kind == Classification.KIND else {"kind": self.kind}
+        read = zip(read_columns_of(self.kind), (self.text, self.boxes), strict=False)
+        return kind | dict(read) | {"label": self.label}
 
 
-def propose(path: Path, test: Path | None = None, *, medium: Medium | None = None) -> Proposal:
-    """Read the whole file, of texts or, with ``medium``, of paths.
+def propose(path: Path, test: Path | None = None, *, kind: str = Classification.KIND) -> Proposal:
+    """Read the whole file, of what a task of this ``kind`` reads.
 
-    Raises DataError when it has none of these or no labels, or a row does not fit.
+    Raises DataError when it has none of that or no labels, or a row does not fit.
     """
-    columns = column_values(path)
-    text = _paths(path, columns, medium) if medium else _text(path, columns)
+    columns, boxes = column_values(path), ""
+    if kind == DOCUMENTS:
+        text, boxes = (_lists(path, columns, names) for names in (WORDS, BOXES))
+    else:
+        text = _paths(path, columns, MEDIA[kind]) if kind in MEDIA else _text(path, columns)
     label = _label(path, columns, text)
     owners = owner_columns(columns, {text, label})
     column = owner_column(owners)
-    table = read_rows(path, text=text, target=label, check=any_label, group=column)
+    table = _rows(path, (text, boxes), label, column)
     labels = list(table.targets)
     if test is not None:
-        labels += read_rows(test, text=text, target=label, check=any_label).targets
+        labels += _rows(test, (text, boxes), label).targets
     return Proposal(
         text=text,
         label=label,
@@ -86,8 +100,16 @@ def propose(path: Path, test: Path | None = None, *, medium: Medium | None = Non
         labels=verify_distinct(labels, str(path)),
         clients=len(set(table.groups)) if column else usual_clients(len(table)),
         others={name: count for name, count in owners.items() if name != column},
-        kind=medium.task if medium else "classification",
+        kind=kind,
+        boxes=boxes,
     )
+
+
+def _rows(path: Path, columns: tuple[str, str], label: str, group: str = "") -> Table:
+    """Of texts or paths by the first of ``columns``, of pages by both."""
+    if columns[1]:
+        return read_pages(path, columns=columns, target=label, check=any_label, group=group)
+    return read_rows(path, text=columns[0], target=label, check=any_label, group=group)
 
 
 def render(
@@ -135,6 +157,17 @@ def _paths(path: Path, columns: Columns, medium: Medium) -> str:
         raise DataError(
             f"{path}: no column names {medium.plural} in every row",
             f"call the one with their paths `{medium.column}`; {listed(columns)}",
+        )
+    return column
+
+
+def _lists(path: Path, columns: Columns, names: tuple[str, ...]) -> str:
+    """The column of lists with one of these names."""
+    column = first_named((name for name, values in columns.items() if all_lists(values)), names)
+    if column is None:
+        raise DataError(
+            f"{path}: no column `{names[0]}` holds a list in every row",
+            f"call it so, and write rows as JSONL or Parquet; {listed(columns)}",
         )
     return column
 
