@@ -1,8 +1,8 @@
 """Sorting papers by where their words stand: documents, a LayoutLM that has seen other kinds, and the experiment.
 
     python benchmarks/papers.py OUT
-    fedge simulate OUT/papers.toml --seeds 0
-    fedge simulate OUT/papers.toml --seeds 0 data.train=nowhere-train.jsonl data.test=nowhere-test.jsonl
+    fedge simulate OUT/papers.toml
+    fedge simulate OUT/papers.toml --set data.train=nowhere-train.jsonl --set data.test=nowhere-test.jsonl
 
 A paper has six blocks of words (a sender, a recipient, a date, a table, a text and a signature), each drawn from
 words of its own; its kind is which block stands in which of eight regions of the page, and nothing else. Blocks come
@@ -34,7 +34,7 @@ WORDS_EACH, MOST_TOKENS = 12, 64
 REGIONS = [(60 + 460 * column, 60 + 225 * row) for row in range(4) for column in range(2)]
 WIDTH, HEIGHT = 420, 190
 SEEN, LEFT_OUT = 40, 5
-SITES, ROWS, TEST_ROWS = 6, 120, 600
+SITES, ROWS, TEST_ROWS = 6, 40, 600
 EPOCHS, BATCH, LEARNING_RATE = 12, 32, 1e-3
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = [f"{block}{number}" for block in BLOCKS for number in range(WORDS_EACH)]
@@ -192,7 +192,7 @@ def main() -> None:
     write_tokenizer(out / "model", ids)
     rows, test = list[tuple[Paper, str]](), list[tuple[Paper, str]]()
     for site in range(SITES):
-        lies, shares = scanner(rng), rng.dirichlet([0.5] * LEFT_OUT)
+        lies, shares = scanner(rng), rng.dirichlet([0.3] * LEFT_OUT)
         own = SEEN + rng.choice(LEFT_OUT, ROWS, p=shares)
         rows += [(paper(rng, kind, places[kind], lies), f"site-{site}") for kind in own.tolist()]
         for number in range(TEST_ROWS // SITES):

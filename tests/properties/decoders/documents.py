@@ -43,6 +43,7 @@ from tests.properties.decoders.rows import (
 )
 from tests.properties.decoders.sounds import SOUNDS_OF_TESTS
 from tests.properties.decoders.world import ENTRY, World
+from tests.unit.audit.runs import small_documents
 from tests.unit.base_model.gguf.files import write_gguf
 
 
@@ -110,7 +111,8 @@ def _bases(world: World) -> dict[str, Decoder]:
     }
     return {
         "protocol.manifest:parse_manifest": Decoder(
-            read=of_text(lambda text: parse_manifest(text, source="m")), seeds=(manifest,)
+            read=of_text(lambda text: parse_manifest(text, source="m")),
+            seeds=(manifest, small_documents().to_json().encode()),
         ),
         "base_model.gguf.read:read_gguf": Decoder(
             read=of_file(world.folder / "m.gguf", read_gguf),
