@@ -129,7 +129,7 @@ class PageReader(TokenReader):
 
     def example(self, *, pairs: bool) -> Page:
         """See :class:`Reader`: a word that fills the page, and one in its corner."""
-        return Page(("probe", "probe"), ((0, 0, EDGE, EDGE), FIRST))
+        return Page.of(("probe", "probe"), ((0, 0, EDGE, EDGE), FIRST))
 
 
 class MediaReader:

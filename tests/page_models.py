@@ -88,7 +88,7 @@ def pages(count: int, *, seed: int = 0, most: int = 12) -> list[Page]:
         words = rng.choice(
             [*WORDS, "dated", "numbers", "Payer", "Zebra"], rng.integers(1, most + 1)
         )
-        several.append(Page(tuple(map(str, words)), tuple(box_at(rng) for _ in words)))
+        several.append(Page.of(map(str, words), [box_at(rng) for _ in words]))
     return several
 
 

@@ -6,8 +6,10 @@ Messages say where a row stands and which of its words or boxes it is, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,23 @@ LISTS = "write rows as JSONL or Parquet: a field of CSV holds no list"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``boxes[i]`` is where ``words[i]`` stands."""
+    """Words and where each stands; of the latter 8 bytes a word, since a site has all its pages in memory."""
 
     words: tuple[str, ...]
-    boxes: tuple[Box, ...]
+    edges: bytes
+
+    @classmethod
+    def of(cls, words: Iterable[str], boxes: Iterable[Box]) -> Page:
+        """``boxes[i]`` is where ``words[i]`` stands."""
+        return cls(tuple(words), array("h", chain.from_iterable(boxes)).tobytes())
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """One for each word."""
+        edges = array("h")
+        edges.frombytes(self.edges)
+        each = iter(edges.tolist())
+        return tuple(zip(each, each, each, each, strict=True))
 
     @property
     def letters(self) -> int:
@@ -52,13 +67,13 @@ def page_of(
 ) -> Page:
     """A page of lists that somebody else wrote; ``place`` and ``columns`` are where. Raises DataError."""
     named = [f"{place}: `{column}`" for column in columns]
-    page = Page(_words(words, named[0]), _boxes(boxes, named[1]))
-    if len(page.words) != len(page.boxes):
+    each, places = _words(words, named[0]), _boxes(boxes, named[1])
+    if len(each) != len(places):
         raise _odd(
-            f"{place}: {len(page.words)} `{columns[0]}` and {len(page.boxes)} `{columns[1]}`",
+            f"{place}: {len(each)} `{columns[0]}` and {len(places)} `{columns[1]}`",
             "give each word one box",
         )
-    return page
+    return Page.of(each, places)
 
 
 def _words(value: object, place: str) -> tuple[str, ...]:
@@ -181,10 +196,10 @@ def page_feeds(encodings: Sequence[Any], pages: Sequence[Page]) -> dict[str, Int
 
 def boxes_of(encoding: Any, page: Page) -> list[Box]:
     """Of each token of a page's encoding: its word's, or what stands for a token that is no word's."""
-    boxes = []
+    boxes, places = [], page.boxes
     for at, (word, seen) in enumerate(zip(encoding.word_ids, encoding.attention_mask, strict=True)):
         if word is not None:
-            boxes.append(page.boxes[word])
+            boxes.append(places[word])
         else:
             boxes.append(LAST if at and seen else FIRST)
     return boxes

@@ -167,11 +167,11 @@ def test_max_tokens_are_of_texts_and_kinds_are_not_mixed(tmp_path: Path) -> None
         ([{"image": "a.png", "label": "b"}, {"text": "a", "label": "b"}], "some have texts"),
         (
             {"file": "rows.jsonl", "image": "photo", "text_pair": "second"},
-            "of images, of sounds or of texts",
+            "of images, of sounds, of words or of texts",
         ),
         (
             {"file": "rows.jsonl", "image": "photo", "text": "text"},
-            "of images, of sounds or of texts",
+            "of images, of sounds, of words or of texts",
         ),
         ({"file": "rows.jsonl", "image": "photo", "contains": "label"}, "has a label"),
         ({"file": "rows.jsonl", "image": "photo", "audio": "photo"}, "of images, of sounds"),

@@ -82,7 +82,7 @@ def test_what_is_no_page_is_refused(words: Any, boxes: Any, cause: str) -> None:
 def test_bounds_are_of_pages_that_are_read() -> None:
     most = page_of(["s" * 16] * MOST_WORDS, [[0, 0, EDGE, EDGE]] * MOST_WORDS, place="x")
     assert most.letters == MOST_LETTERS
-    assert page_of(["New York"], [[5, 5, 5, 5]], place="x") == Page(("New York",), ((5, 5, 5, 5),))
+    assert page_of(["New York"], [[5, 5, 5, 5]], place="x") == Page.of(["New York"], [(5, 5, 5, 5)])
 
 
 BOXES = st.lists(st.integers(0, EDGE), min_size=4, max_size=4).map(
@@ -126,7 +126,7 @@ def test_every_token_stands_where_its_word_does(
 def test_a_file_holds_one_page_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "page.json"
     path.write_text(json.dumps({"words": ["a"], "boxes": [BOX]}, indent=1))
-    assert read_page(path) == Page(("a",), (tuple(BOX),))  # type: ignore[arg-type]
+    assert read_page(path) == Page.of(["a"], [(1, 2, 3, 4)])
     for text, cause in (
         ('{"words": ["secret"]}', "not an object of `words` and `boxes` alone"),
         ('{"words": ["a"], "boxes": [[1, 2, 3, 4]], "secret": 1}', "alone"),
