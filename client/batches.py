@@ -158,13 +158,7 @@ def encode(
         else:
             encodings = tokenizer.encode_batch_fast(list(texts))
     rows = [encoding.ids for encoding in encodings]
-    for number, row in enumerate(rows):
-        if not row:
-            raise DataError(
-                f"{place(number)}: its text has no tokens",
-                "remove the row or mend its text",
-                public="a text has no tokens",
-            )
+    _verify_tokens(rows, place)
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
@@ -172,19 +166,31 @@ def encode(
     if typed:
         flat = (kind for encoding in encodings for kind in encoding.type_ids)
         types = np.fromiter(flat, np.int8, int(offsets[-1]))
-    boxes = None
-    if boxed:
-        placed = zip(encodings, cast(Sequence[Page], texts), strict=True)
-        flat_boxes = [box for encoding, page in placed for box in boxes_of(encoding, page)]
-        boxes = np.array(flat_boxes, np.int16).reshape(-1, 4)
     return Encoded(
         ids=ids,
         types=types,
-        boxes=boxes,
+        boxes=_boxes(encodings, cast(Sequence[Page], texts)) if boxed else None,
         offsets=offsets,
         targets=np.asarray(targets),
         pad_id=pad_id,
     )
+
+
+def _verify_tokens(rows: Sequence[Sequence[int]], place: Callable[[int], str]) -> None:
+    for number, row in enumerate(rows):
+        if not row:
+            raise DataError(
+                f"{place(number)}: its text has no tokens",
+                "remove the row or mend its text",
+                public="a text has no tokens",
+            )
+
+
+def _boxes(encodings: Sequence[Any], pages: Sequence[Page]) -> npt.NDArray[np.int16]:
+    """Where each token of pages stands, (tokens, 4)."""
+    placed = zip(encodings, pages, strict=True)
+    boxes = [box for encoding, page in placed for box in boxes_of(encoding, page)]
+    return np.array(boxes, np.int16).reshape(-1, 4)
 
 
 @contextmanager

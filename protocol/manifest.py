@@ -271,6 +271,16 @@ def task_of(text: str) -> str:
     return task if isinstance(task, str) else ""
 
 
+def _verify_boxes(manifest: Manifest, *, source: str) -> None:
+    """The graph reads boxes where its base was built for documents. Raises ArtefactError."""
+    if manifest.boxed != (BOXES in manifest.graph.inputs):
+        raise ArtefactError(
+            f"{source}: its graph {'does not read' if manifest.boxed else 'reads'} `{BOXES}`, and it was "
+            f"built for {manifest.task}",
+            "do not use this base",
+        )
+
+
 def parse_manifest(text: str, *, source: str) -> Manifest:
     """Read ``manifest.json``. Raises ArtefactError; file names that leave the folder are refused.
 
@@ -302,12 +312,7 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
     if "format" not in manifest.model_fields_set:
         raise other_format
     verify_named(manifest.files, manifest.graph, source=source)
-    if manifest.boxed != (BOXES in manifest.graph.inputs):
-        raise ArtefactError(
-            f"{source}: its graph {'does not read' if manifest.boxed else 'reads'} `{BOXES}`, and it was "
-            f"built for {manifest.task}",
-            "do not use this base",
-        )
+    _verify_boxes(manifest, source=source)
     if not {CONFIG, TOKENIZER} <= set(manifest.files) or (
         fingerprint_of(manifest) != manifest.fingerprint
     ):
