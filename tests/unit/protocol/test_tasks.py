@@ -35,7 +35,7 @@ def plan(task: Any, **sections: Any) -> Plan:
             "`classification`",
         ),
         ({"kind": "sequence-classification"}, "`task.kind`", "is called `classification`"),
-        ({"kind": "token-labels"}, "`task.kind`", "known kinds"),
+        ({"kind": "ner"}, "`task.kind`", "known kinds"),
         ({"kind": "chat"}, "`task.kind`", "is called `causal-lm`"),
         ({"kind": 5}, "`task.kind`: there is no kind 5", "known kinds"),
         (LABELS | {"low": 0.0}, "unknown key `task.low`", "key of `regression`"),
