@@ -48,7 +48,8 @@ Task = Annotated[
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
         "for one that turns a text into another; image-classification, audio-classification or "
-        "document-classification, as the folder of a vision transformer, of Whisper or of LayoutLM is",
+        "document-classification, as the folder of a vision transformer, of Whisper or wav2vec 2.0, or of "
+        "LayoutLM is",
     ),
 ]
 EmbeddingBits = Annotated[
@@ -83,6 +84,15 @@ Scales = Annotated[
     typer.Option("--scales", help="for methods that scale linears; answers take 2 to 3 % longer"),
 ]
 
+Seconds = Annotated[
+    int,
+    typer.Option(
+        "--seconds",
+        min=0,
+        help="of bases that hear samples, as wav2vec 2.0's: of a sound; longer ones are cut",
+    ),
+]
+
 
 @app.command()
 def build(
@@ -98,11 +108,14 @@ def build(
     calibration: Calibration = "",
     pooling: Annotated[str, typer.Option("--pooling", help="auto, mean, cls or pooler")] = "auto",
     scales: Scales = False,
+    seconds: Seconds = 0,
     as_json: Json = False,
 ) -> None:
     """Quantise a model once and export its edge graph."""
     reasons: list[str] = []
     task = task or _usual_task(source)
+    if seconds and task not in MEDIA:
+        raise PlanError("--seconds is for bases of sounds", "leave it out")
     decoders = Decoders(
         embedding_bits=embedding_bits,
         activation_bits=activation_bits,
@@ -123,7 +136,13 @@ def build(
             from base_model.media_build import builder_of
 
             manifest = builder_of(task)(
-                source, bits=bits, out=out, scales=scales, progress=tell, explain=reasons.append
+                source,
+                bits=bits,
+                out=out,
+                scales=scales,
+                seconds=seconds,
+                progress=tell,
+                explain=reasons.append,
             )
         else:
             decoders.verify_unused(source)

@@ -149,10 +149,12 @@ def adapt_linears(
     slots: bool,
     scales: bool,
     hidden: int,
+    front: tuple[str, ...] = (),
 ) -> None:
     """Put codes into the linears of an exported graph, have it run by rows and, with ``slots``, add these.
 
-    ``unshifted``: last path component of linears that get no shift.
+    ``unshifted``: last path component of linears that get no shift. ``front``: what paths of norms begin with
+    that get nothing, since no gradient goes so far.
     """
     nodes = linear_nodes(graph)
     adapted = [(linear, node) for linear in linears for node in nodes[linear.path]]
@@ -168,7 +170,7 @@ def adapt_linears(
         output = add_linear_slots(graph, node, linear, shifted=name != unshifted, scaled=scales)
         outputs[linear.path].append((source, output))
     _add_bottlenecks(graph, hidden, outputs)
-    add_norm_slots(graph)
+    add_norm_slots(graph, front)
 
 
 def finished_graph(

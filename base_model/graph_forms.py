@@ -110,13 +110,17 @@ def add_bottleneck(graph: onnx.GraphProto, path: str, source: str, output: str, 
     )
 
 
-def add_norm_slots(graph: onnx.GraphProto) -> None:
+def add_norm_slots(graph: onnx.GraphProto, front: tuple[str, ...] = ()) -> None:
     """``scale * (norm(x) + shift)`` of every LayerNormalization, in its weight and bias.
+
+    But of those whose path begins with one of ``front``.
 
     A norm is known by its module: where two have equal numbers, the exporter keeps these once.
     """
     for node in [node for node in graph.node if node.op_type == "LayerNormalization"]:
         path = module_of(node)
+        if path.startswith(front):
+            continue
         weight = next(t for t in graph.initializer if t.name == node.input[1])
         size = weight.dims[0]
         add_slot(graph, path + SCALE, [size], np.ones(size, np.float32))

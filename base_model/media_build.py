@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,18 +36,29 @@ BUILDERS = {  # modules and functions, by task
 }
 
 
-class MediaModel(HeadedModel, ABC):
-    """One whose features come of one array for each file."""
+class MediaModel(HeadedModel):
+    """One whose features come of one array for each file, and of masks of its shape.
+
+    ``features``: what the head reads, (rows, width), of ``inputs`` in their order, each (rows, *shape).
+    """
 
     key: str  # last path component of the linears that give keys
+    features: Callable[..., Tensor]
+    front: tuple[str, ...] = ()  # what paths of norms begin with before which nothing is adapted
 
-    @abstractmethod
-    def features(self, inputs: Tensor) -> Tensor:
-        """What the head reads, (rows, width), of (rows, *shape)."""
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs: what it reads, and its masks."""
+        return [self.main_input_name]
 
 
 class MediaSource(HeadedSource, Protocol):
     """A loaded source of a base of a medium."""
+
+    @property
+    def MANIFEST(self) -> type[MediaManifest]:  # noqa: N802  # a constant of every class
+        """Of bases that are built from it."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,15 +71,16 @@ class MediaSource(HeadedSource, Protocol):
 
 
 S = TypeVar("S", bound=MediaSource)
-M = TypeVar("M", bound=MediaManifest)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaBuild(Generic[S, M]):
-    """A medium: its manifest, how a source is loaded, its model of so many labels, and that in ONNX."""
+class MediaBuild(Generic[S]):
+    """A medium: how a source is loaded, its model of so many labels, and that in ONNX.
 
-    manifest: type[M]
-    load: Callable[[str], S]
+    A source is loaded with the seconds that it is to hear, 0 where nobody says.
+    """
+
+    load: Callable[[str, int], S]
     model: Callable[[S, int], MediaModel]
     export: Callable[[Any, tuple[int, ...]], onnx.ModelProto]
 
@@ -84,6 +95,7 @@ class Builder(Protocol):
         bits: int,
         out: Path,
         scales: bool = False,
+        seconds: int = 0,
         progress: Progress | None = None,
         explain: Callable[[str], None] | None = None,
     ) -> MediaManifest:
@@ -98,25 +110,27 @@ def builder_of(task: str) -> Builder:
 
 
 def build_media(
-    kind: MediaBuild[S, M],
+    kind: MediaBuild[S],
     source: str,
     *,
     bits: int,
     out: Path,
     scales: bool = False,
+    seconds: int = 0,
     one_file: int = ONE_FILE,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
-) -> M:
+) -> MediaManifest:
     """Build the folder ``out`` from ``source``, as :func:`base_model.build.build_base` does of texts.
 
-    Raises PlanError for bits that are not offered, ArtefactError for the source or out, MachineError for
-    what this machine lacks.
+    ``seconds``: of a sound, where the source does not say how many it hears. Raises PlanError for bits that
+    are not offered and for seconds that are lacking or said, ArtefactError for the source or out, and
+    MachineError for what this machine lacks.
     """
     return build_folder(
         out,
         bits=bits,
-        load=lambda: kind.load(source),
+        load=lambda: kind.load(source, seconds),
         fill=lambda folder, loaded, tell: _fill(
             kind, folder, loaded, bits=bits, scales=scales, one_file=one_file, tell=tell
         ),
@@ -126,7 +140,7 @@ def build_media(
 
 
 def _fill(
-    kind: MediaBuild[S, M],
+    kind: MediaBuild[S],
     folder: Path,
     source: S,
     *,
@@ -134,7 +148,7 @@ def _fill(
     scales: bool,
     one_file: int,
     tell: Progress,
-) -> M:
+) -> MediaManifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     model = filled(kind.model(source, len(source.labels) if source.labels else 2), source)
     written = write_numbers(folder, model, source, bits, tell)
@@ -149,15 +163,13 @@ def _fill(
         most=one_file,
     )
     tell("opening the edge graph", 0.9)
-    check_media(folder / GRAPH, kind.manifest.INPUT, model, source.shape)
+    check_media(folder / GRAPH, model, source.shape)
     tell("describing", 0.95)
-    manifest = kind.manifest(
+    manifest = source.MANIFEST(
         fingerprint="0" * 64,
-        task=kind.manifest.MEDIUM.task,
+        task=source.MANIFEST.MEDIUM.task,
         **source.own_fields(),
-        **described(
-            folder, model, source, written, bits=bits, inputs=[kind.manifest.INPUT], slots=slots
-        ),
+        **described(folder, model, source, written, bits=bits, inputs=model.inputs, slots=slots),
     )
     return manifest.fingerprinted()
 
@@ -185,14 +197,20 @@ def write_graph(
         slots=True,
         scales=scales,
         hidden=model.config.hidden_size,
+        front=model.front,
     )
     attach_head(graph, model.classifier, slots=True)
     return finished_graph(exported, path, quantised=bool(written.codes), most=most)
 
 
-def check_media(path: Path, name: str, model: MediaModel, shape: tuple[int, ...]) -> None:
-    """``path`` opens in ONNX Runtime and gives ``model``'s features of its input. Raises ArtefactError."""
-    inputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+def check_media(path: Path, model: MediaModel, shape: tuple[int, ...]) -> None:
+    """``path`` opens in ONNX Runtime and gives ``model``'s features of its inputs. Raises ArtefactError."""
+    whole = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    # of files that fill what is read, and of smaller ones
+    part = torch.arange(shape[-1]) < torch.tensor([1.0, 0.6, 0.0])[:, None] * shape[-1]
+    masks = [part.long() for _ in model.inputs[1:]]
+    inputs = [whole, *masks]
     with torch.no_grad():
-        features = model.features(inputs).numpy()
-    verify_features(path, {name: inputs.numpy()}, features)
+        features = model.features(*inputs).numpy()
+    feeds = {name: value.numpy() for name, value in zip(model.inputs, inputs, strict=True)}
+    verify_features(path, feeds, features)

@@ -10,12 +10,14 @@ from base_model.families import FAMILIES, REFUSED_OF_DOCUMENTS
 from base_model.images.families import FAMILIES as IMAGES
 from base_model.images.families import sides
 from base_model.sounds.families import FAMILIES as SOUNDS
+from base_model.sounds.frames import frames_of
 from base_model.source_files import read_object
 from protocol.errors import ArtefactError
 from protocol.image_manifest import ImageManifest
 from protocol.manifest import CONFIG, DOCUMENTS
 from protocol.media import IMAGE, SOUND
 from protocol.media_manifest import MediaManifest
+from protocol.waveform_manifest import WaveformManifest
 
 STRIDES = 2  # frames that Whisper makes one position of
 
@@ -24,6 +26,10 @@ def reads(config: Mapping[str, Any], manifest: MediaManifest) -> tuple[int, ...]
     """The shape of one file's array. Raises KeyError, TypeError, ValueError where it is not said."""
     if isinstance(manifest, ImageManifest):
         return (config["num_channels"], *sides(config["image_size"]))
+    if isinstance(manifest, WaveformManifest):  # a model hears any number of samples
+        if frames_of(config).of(manifest.waveform.samples) != manifest.max_positions:
+            raise ValueError("the manifest has other positions than its model makes")
+        return manifest.shape
     return config["num_mel_bins"], STRIDES * config["max_source_positions"]
 
 

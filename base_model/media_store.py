@@ -13,12 +13,14 @@ from base_model.images.classifier import ImageClassifier
 from base_model.media_build import MediaModel
 from base_model.media_read import reads
 from base_model.sounds.classifier import SoundClassifier
+from base_model.sounds.waveform_classifier import WaveformClassifier
 from base_model.store import OpenBase, filled_model, open_base
 from base_model.verify import read_manifest, verify_base
 from protocol.audio_manifest import AudioManifest
 from protocol.errors import ArtefactError
 from protocol.image_manifest import ImageManifest
 from protocol.media_manifest import MediaManifest
+from protocol.waveform_manifest import WaveformManifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,15 @@ def _sound_model(config: Any, manifest: Any, labels: int) -> MediaModel:
     return SoundClassifier(config, labels=labels, projected=manifest.pooling == "projected")
 
 
+def _waveform_model(config: Any, manifest: Any, labels: int) -> MediaModel:
+    projected, masked = manifest.pooling == "projected", manifest.waveform.masked
+    return WaveformClassifier(config, labels=labels, projected=projected, masked=masked)
+
+
 MODELS: dict[type[MediaManifest], Callable[[Any, Any, int], MediaModel]] = {
     ImageManifest: _image_model,
     AudioManifest: _sound_model,
+    WaveformManifest: _waveform_model,
 }
 
 

@@ -43,7 +43,7 @@ from protocol.peft_format import (
     render_release,
     to_edge,
 )
-from protocol.rows.media import codec_of, read_input
+from protocol.rows.media import codec_of, read_inputs
 from protocol.rows.pages import Page, page_encodings, page_feeds
 from protocol.rows.read import Text
 from protocol.rows.tokens import padded, text_feeds
@@ -210,7 +210,7 @@ def _batches(
     if isinstance(opened, OpenMedia):
         rows, codec = opened.manifest.together(ROWS), codec_of(opened.manifest)
         return [
-            {opened.manifest.INPUT: read_input(texts[at : at + rows], codec, first=at + 1)}
+            read_inputs(texts[at : at + rows], codec, first=at + 1)
             for at in range(0, len(texts), rows)
         ]
     return _batches_of_texts(opened, texts, max_length)

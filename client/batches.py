@@ -74,6 +74,11 @@ class Encoded:
         return self.offsets if self.target_offsets is None else self.target_offsets
 
     @property
+    def together(self) -> int:
+        """All: texts are bounded by their tokens."""
+        return len(self)
+
+    @property
     def held(self) -> int:
         """Numbers of four bytes: its tokens, and two for the box of each."""
         return len(self.ids) * (1 if self.boxes is None else 3)
@@ -258,8 +263,8 @@ def by_length(lengths: Index, *, batch_size: int) -> list[Index]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def micro_batches(lengths: Index, index: Index, *, most: int) -> list[Index]:
-    """The rows of a step in pieces of at most ``most`` padded tokens each, at least one row in each.
+def micro_batches(lengths: Index, index: Index, *, most: int, rows: int) -> list[Index]:
+    """The rows of a step in pieces of at most ``rows``, and ``most`` padded tokens, at least one row in each.
 
     ``lengths`` are those of ``index``. A program's loss is a sum, so the gradients of pieces add up to the
     step's: what bounds the memory of a step changes nothing but roundings.
@@ -268,7 +273,7 @@ def micro_batches(lengths: Index, index: Index, *, most: int) -> list[Index]:
     start = longest = 0
     for at, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
-        if at > start and longest * (at - start + 1) > most:
+        if at > start and (at - start >= rows or longest * (at - start + 1) > most):
             pieces.append(index[start:at])
             start, longest = at, length
     return [*pieces, index[start:]]

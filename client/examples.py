@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.media_manifest import MediaManifest
-from protocol.rows.media import Codec, Values, codec_of
+from protocol.rows.media import Codec, Feeds, Values, codec_of
 
+AT_ONCE = 64  # rows of one call of an engine
 Index = npt.NDArray[np.int64]
 Targets = npt.NDArray[Any]
 Stamp = tuple[str, int, int]  # path, mtime in ns, bytes
@@ -56,6 +57,11 @@ class Examples(Protocol):
         ...
 
     @property
+    def together(self) -> int:
+        """Most rows that an engine is given at once, however few positions they take."""
+        ...
+
+    @property
     def held(self) -> int:
         """What the rows take of memory, in numbers of four bytes."""
         ...
@@ -87,31 +93,25 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaBatch:
-    """``name``: of the graph's input; ``values`` (rows, *shape) float32; ``targets`` (rows,)."""
+    """``inputs`` of the graph by name, (rows, …); ``targets`` (rows,)."""
 
-    name: str
-    values: npt.NDArray[np.float32]
+    inputs: Feeds
     targets: Targets
-
-    @property
-    def inputs(self) -> dict[str, npt.NDArray[Any]]:
-        """See :class:`RowBatch`."""
-        return {self.name: self.values}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaRows:
     """Files of a medium in memory, as their codec keeps them.
 
-    ``values`` (rows, *shape); ``targets`` (rows,); ``name``: of the graph's input; ``positions``: tokens that
-    the model makes of a file; ``files``: their files, when they were read.
+    ``values`` (rows, *shape); ``targets`` (rows,); ``positions``: tokens that the model makes of a file;
+    ``together``: files that are computed at once; ``files``: their files, when they were read.
     """
 
     values: Values
     targets: Targets
     codec: Codec
-    name: str
     positions: int
+    together: int
     files: tuple[Stamp, ...] = ()
     by_token: bool = False
 
@@ -144,8 +144,8 @@ class MediaRows:
 
     def batch(self, index: Index) -> MediaBatch:
         """See :class:`Examples`."""
-        values = self.codec.inputs(self.values[index])
-        return MediaBatch(name=self.name, values=values, targets=self.targets[index])
+        inputs = self.codec.inputs(self.values[index])
+        return MediaBatch(inputs=inputs, targets=self.targets[index])
 
 
 def media_rows(manifest: MediaManifest, values: Values, targets: Targets) -> MediaRows:
@@ -154,6 +154,6 @@ def media_rows(manifest: MediaManifest, values: Values, targets: Targets) -> Med
         values=values,
         targets=targets,
         codec=codec_of(manifest),
-        name=manifest.INPUT,
         positions=manifest.max_positions,
+        together=manifest.together(AT_ONCE),
     )

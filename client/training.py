@@ -172,7 +172,7 @@ class _Step:
         gradient, total = np.zeros_like(self.weights), 0.0
         most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS
         most = min(most, self._engine.most or most)
-        for piece in micro_batches(rows.lengths[index], index, most=most):
+        for piece in micro_batches(rows.lengths[index], index, most=most, rows=rows.together):
             loss, parts = self._engine.gradients(tensors, rows.batch(piece), self._parts)
             gradient += self._layout.flatten(parts)
             total += loss
@@ -245,7 +245,7 @@ def predict(
     pieces = [
         piece
         for index in by_length(rows.lengths, batch_size=batch_size)
-        for piece in micro_batches(rows.lengths[index], index, most=most)
+        for piece in micro_batches(rows.lengths[index], index, most=most, rows=rows.together)
     ]
     answers = [engine.outputs(tensors, rows.batch(index)) for index in pieces]
     outputs = np.zeros((len(rows), answers[0].shape[1] if answers else 0), np.float32)

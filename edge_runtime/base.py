@@ -206,13 +206,17 @@ def _check_slots(session: Any, manifest: HeadManifest, folder: Path) -> None:
 
 
 def _check_input(session: Any, manifest: MediaManifest, folder: Path) -> None:
-    """The graph reads rows of what the manifest makes of files. Raises ArtefactError."""
+    """The graph reads rows of what the manifest makes of files. Raises ArtefactError.
+
+    What it reads besides are masks, of the same shape.
+    """
     shape = [str(dim) for dim in manifest.shape]
+    kinds = {manifest.INPUT: "tensor(float)"}
     inputs = [
         (value.name, value.type, [str(dim) for dim in value.shape[1:]])
         for value in session.get_inputs()
     ]
-    if inputs != [(manifest.INPUT, "tensor(float)", shape)]:
+    if inputs != [(name, kinds.get(name, "tensor(int64)"), shape) for name in manifest.inputs]:
         raise ArtefactError(
             f"{folder}: the graph does not read `{manifest.INPUT}` of {' x '.join(shape)}, as its manifest "
             "says",

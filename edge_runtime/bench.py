@@ -124,7 +124,9 @@ def _feeds(base: EdgeBase, batch: int, length: int, rng: np.random.Generator) ->
     """Rows of chance: of other media than texts ``length`` says nothing."""
     manifest = base.manifest
     if isinstance(manifest, MediaManifest):
-        return {manifest.INPUT: rng.normal(size=(batch, *manifest.shape)).astype(np.float32)}
+        shape = (batch, *manifest.shape)
+        whole = {name: np.ones(shape, np.int64) for name in manifest.inputs}  # masks, if any
+        return whole | {manifest.INPUT: rng.normal(size=shape).astype(np.float32)}
     corners = np.sort(rng.integers(0, EDGE + 1, (batch, length, 2, 2)), 2)
     boxes = {BOXES: corners.reshape(batch, length, 4).astype(np.int64)} if manifest.boxed else {}
     return boxes | {

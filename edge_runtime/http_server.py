@@ -47,7 +47,7 @@ Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
 Words = Annotated[str, Field(max_length=20_000)]
 Files = Annotated[list[str], Field(min_length=1, max_length=256)] | None  # base64
 
-# Features of a sound take up to a megabyte, however short it is.
+# However short a sound is, its features take a megabyte, its samples four at most.
 Sounds = Annotated[list[str], Field(min_length=1, max_length=64)] | None
 
 

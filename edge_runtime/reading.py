@@ -139,7 +139,7 @@ class MediaReader:
         """Raises MachineError where nothing decodes them: before a question comes, not by one."""
         from protocol.rows.media import codec_of  # decoders load where needed
 
-        self._codec, self._name = codec_of(manifest), manifest.INPUT
+        self._codec = codec_of(manifest)
         self._codec.load()
         self.ITEM, self.together = manifest.MEDIUM.noun, manifest.together(ROWS)
         self._decoding = threading.Semaphore(DECODERS)
@@ -156,10 +156,10 @@ class MediaReader:
         return values
 
     def feeds(self, items: Sequence[Any], *, max_length: int) -> Feeds:
-        """float32 (rows, *shape)."""
+        """float32 (rows, *shape) and, of some, int64: which of it is a file's own."""
         read = all(isinstance(item, np.ndarray) for item in items)
         values = items if read else self.prepared(items, pairs=False)
-        return {self._name: self._codec.inputs(np.stack(values))}
+        return self._codec.inputs(np.stack(values))
 
     def size(self, item: Any) -> int:
         """All are of one."""

@@ -18,12 +18,14 @@ ATTENTION_OUTPUTS = (
     "attention.dense",
     "attention.o_proj",
     "self_attn.out_proj",
+    "attention.out_proj",
 )
 FEED_FORWARDS = (
     ("intermediate.dense", "output.dense"),
     ("ffn.lin1", "ffn.lin2"),
     ("ffn", "ffn_output"),
     ("fc1", "fc2"),
+    ("feed_forward.intermediate_dense", "feed_forward.output_dense"),
 )
 
 

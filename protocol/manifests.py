@@ -8,18 +8,20 @@ from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
 from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest, parse_manifest
-from protocol.media_manifest import is_of, parse_media_manifest
+from protocol.media_manifest import kind_in, parse_media_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
+from protocol.waveform_manifest import WaveformManifest
 
 # What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15 to P-1.17)
 COVERED = {
     *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
-    *("embedding_bits", "affine", "tied", "pixels", "log_mel"),
+    *("embedding_bits", "affine", "tied", "pixels", "log_mel", "waveform"),
 }
-OF_MEDIA: tuple[type[ImageManifest] | type[AudioManifest], ...] = (ImageManifest, AudioManifest)
+OfMedium = ImageManifest | AudioManifest | WaveformManifest
+OF_MEDIA: tuple[type[OfMedium], ...] = (ImageManifest, AudioManifest, WaveformManifest)
 
-AnyManifest = Manifest | ImageManifest | AudioManifest | DecoderManifest | Seq2SeqManifest
-SortingManifest = Manifest | ImageManifest | AudioManifest
+AnyManifest = Manifest | OfMedium | DecoderManifest | Seq2SeqManifest
+SortingManifest = Manifest | OfMedium
 
 
 def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
@@ -28,9 +30,8 @@ def parse_any_manifest(text: str, *, source: str) -> AnyManifest:
         return parse_decoder_manifest(text, source=source)
     if is_seq2seq(text):
         return parse_seq2seq_manifest(text, source=source)
-    for kind in OF_MEDIA:
-        if is_of(kind, text):
-            return parse_media_manifest(kind, text, source=source)
+    if kind := kind_in(text, OF_MEDIA):
+        return parse_media_manifest(kind, text, source=source)
     return parse_manifest(text, source=source)
 
 

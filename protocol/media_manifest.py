@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self, TypeVar
 
 from protocol.documents import OddError, json_as
@@ -32,6 +34,11 @@ class MediaManifest(HeadManifest, ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of what the graph reads of one file."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """What the graph reads of rows, in its order."""
+        return [self.INPUT]
 
     @abstractmethod
     def odd(self) -> str:
@@ -76,9 +83,10 @@ def parse_media_manifest(kind: type[M], text: str, *, source: str) -> M:
     verify_named(manifest.files, manifest.graph, source=source)
     if odd_settings := manifest.odd():
         raise ArtefactError(f"{source}: {odd_settings}", "do not use this base")
-    if manifest.graph.inputs != [manifest.INPUT]:
+    if manifest.graph.inputs != manifest.inputs:
         raise ArtefactError(
-            f"{source}: the graph does not read {manifest.INPUT} alone", "do not use this base"
+            f"{source}: the graph does not read {' and '.join(manifest.inputs)} alone",
+            "do not use this base",
         )
     if CONFIG not in manifest.files or media_fingerprint_of(manifest) != manifest.fingerprint:
         raise ArtefactError(
@@ -88,6 +96,14 @@ def parse_media_manifest(kind: type[M], text: str, *, source: str) -> M:
     return manifest
 
 
-def is_of(kind: type[MediaManifest], text: str) -> bool:
-    """Whether a ``manifest.json`` says that it is of a base of this kind, whatever else is in it."""
-    return task_of(text) == kind.MEDIUM.task
+def kind_in(text: str, kinds: Iterable[type[M]]) -> type[M] | None:
+    """The kind that a ``manifest.json`` says it is of, whatever else is in it; None of no medium.
+
+    Kinds of one medium differ in the key that says what becomes of a file; without any it is the first one.
+    """
+    task = task_of(text)
+    fitting = [kind for kind in kinds if kind.MEDIUM.task == task]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    keys = json.loads(text)  # an object: it names a task
+    return next((kind for kind in fitting if kind.SETTINGS in keys), fitting[0])

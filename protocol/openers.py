@@ -10,12 +10,20 @@ from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.page_opener import PAGE_OPENER
 from protocol.peft_opener import OPENER
+from protocol.waveform_manifest import WaveformManifest
+from protocol.waveform_opener import WAVEFORM_OPENER
 
 
 def opener_of(manifest: AnyManifest) -> str:
     """The text for an adapter of a base with a head, or of one that writes and needs it."""
-    if isinstance(manifest, ImageManifest):
-        return IMAGE_OPENER
-    if isinstance(manifest, Manifest) and manifest.boxed:
-        return PAGE_OPENER
-    return AUDIO_OPENER if isinstance(manifest, AudioManifest) else OPENER
+    match manifest:
+        case ImageManifest():
+            return IMAGE_OPENER
+        case AudioManifest():
+            return AUDIO_OPENER
+        case WaveformManifest():
+            return WAVEFORM_OPENER
+        case Manifest() if manifest.boxed:
+            return PAGE_OPENER
+        case _:
+            return OPENER

@@ -29,6 +29,7 @@ from protocol.peft_opener import OPENER_MODULE
 from protocol.section import MOST_LABELS, MOST_TOKENS, MOST_VALUE, Label
 from protocol.tasks import TASKS
 from protocol.tasks.base import TextSection
+from protocol.waveform_manifest import WaveformManifest
 
 if TYPE_CHECKING:  # a device reads no plan
     from protocol.plan import Plan
@@ -54,6 +55,8 @@ def fits_ordinary_class(family: str, pooling: str) -> bool:
         ("vit", "cls"),
         ("deit", "cls"),
         ("whisper", "projected"),
+        ("wav2vec2", "projected"),
+        ("hubert", "projected"),
         ("layoutlm", "pooler"),
     )
 
@@ -183,6 +186,8 @@ def peft_config(recipe: Recipe, *, base_name: str) -> dict[str, Any]:
             "pooling": manifest.pooling,
             "how": f"{OPENER_MODULE}.load(folder, base)",
         }
+    if isinstance(manifest, WaveformManifest):  # the source does not say how long it hears
+        config["auto_mapping"]["seconds"] = manifest.waveform.seconds
     return config | recipe.method.peft_config(recipe.plan.adapter, manifest)
 
 

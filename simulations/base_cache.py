@@ -63,7 +63,8 @@ def ready_base(
     _check_pin(source, origin)
     # Of a local folder only its own name: where it lies is nobody else's business.
     name = re.sub(r"[^A-Za-z0-9]+", "-", origin.shown).strip("-")[-40:]
-    parts = (origin.digest, source.bits, source.pooling, source.scales, source.context, task)
+    options = (source.bits, source.pooling, source.scales, source.context, source.seconds)
+    parts = (origin.digest, *options, task)
     settings = f"{' '.join(map(str, parts))} {_builder()}"
     target = cache / f"{name}-int{source.bits}-{_text_digest(settings)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,7 @@ def _build(
             bits=source.bits,
             out=target,
             scales=source.scales,
+            seconds=source.seconds,
             progress=tell,
         )
         return

@@ -20,7 +20,7 @@ from protocol.head import HeadStart
 from protocol.layout import HEAD_TURNS
 from protocol.legality import verify_legal
 from protocol.manifest import DOCUMENTS
-from protocol.media import MEDIA
+from protocol.media import MEDIA, SOUND
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
 from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
@@ -54,6 +54,9 @@ class BaseSource(Section):
     )
     context: Natural = Field(
         default=0, description="positions of a base that writes text; 0: 32768, or what it has"
+    )
+    seconds: Natural = Field(
+        default=0, description="of a sound, of a base that hears samples, as wav2vec 2.0's"
     )
     sha256: str = Field(
         default="",
@@ -328,6 +331,10 @@ def _verify_of_task(experiment: Experiment, plan: Plan, path: Path) -> None:
         raise PlanError(
             f"{path}: `head` is for a classification of texts, no other task has labels that a base reads",
             "leave it out",
+        )
+    if experiment.base.seconds and experiment.base_task != SOUND.task:
+        raise PlanError(
+            f"{path}: `base.seconds` is for a base of sounds", "leave it out, or correct plan.task"
         )
     if experiment.yardsticks.personal_parts == "head" and not plan.task.outputs:
         raise PlanError(

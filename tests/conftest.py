@@ -253,6 +253,18 @@ def tiny_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 base of a random two-layer wav2vec 2.0 with a mask, with every slot that a method may fill."""
+    from base_model.sounds.build import build_sounds
+    from tests.waveform_models import SECONDS, write_waveform_source
+
+    folder = tmp_path_factory.mktemp("samples")
+    source = write_waveform_source(folder / "source", "wav2vec2-large", head="own", seed=1)
+    build_sounds(str(source), bits=4, out=folder / "base", scales=True, seconds=SECONDS)
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def tiny_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The int4 base of a random two-layer LayoutLM, with every slot that a method may fill."""
     from base_model.build import build_base

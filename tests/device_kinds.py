@@ -25,11 +25,12 @@ from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_re
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
-KINDS = ("encoder", "images", "sounds", "documents", "decoder", "seq2seq")
+KINDS = ("encoder", "images", "sounds", "samples", "documents", "decoder", "seq2seq")
 SORTS = {
     "encoder": "text",
     "images": "image",
     "sounds": "sound",
+    "samples": "sound",
     "documents": "page",
 }  # with labels, and of what
 TOKENS = 12
@@ -128,6 +129,14 @@ def sounds_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) ->
 
     task = {"kind": "audio-classification", "labels": LABELS}
     return _files_kind("sounds", folder, base, write_adapter, task, write_sounds)
+
+
+def samples_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
+    """The same on one that hears samples."""
+    from tests.sound_models import LABELS, write_sounds
+
+    task = {"kind": "audio-classification", "labels": LABELS}
+    return _files_kind("samples", folder, base, write_adapter, task, write_sounds)
 
 
 def documents_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:

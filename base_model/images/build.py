@@ -8,10 +8,8 @@ from base_model.images.classifier import ImageClassifier
 from base_model.images.export import exported_images
 from base_model.images.source import load_images
 from base_model.media_build import MediaBuild, build_media
-from protocol.image_manifest import ImageManifest
 
 KIND = MediaBuild(
-    manifest=ImageManifest,
     load=load_images,
     # eager attention exports to plain matrix products
     model=lambda source, labels: ImageClassifier(source.config, labels=labels, attention="eager"),

@@ -25,8 +25,8 @@ from base_model.images.families import ImageFamily, image_family_of, sides
 from base_model.images.preprocessing import read_preprocessing
 from base_model.places import CONFIG, Place, check_texts, locate
 from base_model.source_files import read_object
-from protocol.errors import ArtefactError
-from protocol.image_manifest import Pixels
+from protocol.errors import ArtefactError, PlanError
+from protocol.image_manifest import ImageManifest, Pixels
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 # What shapes do not show, so that a default would go unnoticed.
@@ -60,6 +60,8 @@ class ImageSource:
     pixels: Pixels
     reasons: tuple[str, ...]
 
+    MANIFEST = ImageManifest
+
     @property
     def shape(self) -> tuple[int, ...]:
         """See :class:`MediaSource`."""
@@ -75,8 +77,13 @@ class ImageSource:
         }
 
 
-def load_images(source: str) -> ImageSource:
-    """Load encoder, head and preprocessing. Raises ArtefactError or MachineError for what is no base."""
+def load_images(source: str, seconds: int) -> ImageSource:
+    """Load encoder, head and preprocessing. Raises ArtefactError or MachineError for what is no base.
+
+    And PlanError for ``seconds``, which an image has not.
+    """
+    if seconds:
+        raise PlanError("--seconds is for bases of sounds", "leave it out")
     place = locate(source)
     config, family = _config(place)
     check_texts(place)

@@ -11,7 +11,7 @@ import math
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, helper
 
 from base_model.programs.build import OPSET
 from base_model.programs.document import REMEDY, GraphEntry
@@ -22,8 +22,10 @@ from protocol.errors import ArtefactError
 from protocol.manifest import BOXES, TYPE_IDS
 
 MOST_BYTES, MOST_NODES, MOST_INSIDE = 2**26, 200_000, 2**24
+MOST_CONVOLVED = 4096  # taps, stride, groups of a convolution
+SIZES = {"kernel_shape": 1, "strides": 1, "pads": 2, "group": 1}
 STANDARD = """
-Abs Add And Cast Clip Concat Constant ConstantOfShape CumSum Div Equal Erf Exp Expand
+Abs Add And Cast Clip Concat Constant ConstantOfShape Conv CumSum Div Equal Erf Exp Expand
 Flatten Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual Identity LayerNormalization Less
 LessOrEqual Log LogSoftmax MatMul Max Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax
 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Shape Sigmoid Sign
@@ -96,6 +98,8 @@ def _verify_node(node: onnx.NodeProto) -> int:
     domain = "" if node.domain == "ai.onnx" else node.domain
     if (domain, node.op_type) not in OPERATORS or node.overload:
         raise ValueError(f"the operator {node.domain}:{node.op_type} has no place in a program")
+    if node.op_type == "Conv":
+        _verify_convolution(node)
     for attribute in node.attribute:
         if attribute.type not in PLAIN or attribute.ref_attr_name:
             raise ValueError(f"{node.op_type} has a graph within, or another odd attribute")
@@ -104,6 +108,20 @@ def _verify_node(node: onnx.NodeProto) -> int:
                 raise ValueError("a constant lies outside")
             _verify_tensor(attribute.t, 0)
     return sum(attribute.ByteSize() for attribute in node.attribute)
+
+
+def _verify_convolution(node: onnx.NodeProto) -> None:
+    """Along one axis and without gaps; each size is said, and no more is put around than a kernel sees."""
+    said = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    fixed = said.pop("auto_pad", None), said.pop("dilations", None)
+    sizes = {name: [said.pop(name, 0)] if name == "group" else said.pop(name, []) for name in SIZES}
+    if said or fixed != (b"NOTSET", [1]) or any(len(sizes[n]) != SIZES[n] for n in SIZES):
+        raise ValueError("a convolution that is not along one axis, or has gaps")
+    most = {"pads": sizes["kernel_shape"][0]}
+    for name, values in sizes.items():
+        least = 0 if name == "pads" else 1
+        if not all(least <= value <= most.get(name, MOST_CONVOLVED) for value in values):
+            raise ValueError(f"a convolution's {name} is out of bounds")
 
 
 def _verify_tensor(tensor: onnx.TensorProto, weights: int) -> int:

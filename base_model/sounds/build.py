@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from functools import partial
 
-from base_model.media_build import MediaBuild, build_media
+import onnx
+
+from base_model.media_build import MediaBuild, MediaModel, build_media
 from base_model.sounds.classifier import SoundClassifier
 from base_model.sounds.export import exported_sounds
 from base_model.sounds.source import SoundSource, load_sounds
-from protocol.audio_manifest import AudioManifest
+from base_model.sounds.waveform_classifier import WaveformClassifier
+from base_model.sounds.waveform_export import exported_waveforms
+from base_model.sounds.waveform_source import WaveformSource
 
 
-def _model(source: SoundSource, labels: int) -> SoundClassifier:
+def _model(source: SoundSource | WaveformSource, labels: int) -> MediaModel:
     """Eager attention exports to plain matrix products."""
-    return SoundClassifier(
-        source.config, labels=labels, projected=source.projected, attention="eager"
+    if isinstance(source, SoundSource):
+        return SoundClassifier(
+            source.config, labels=labels, projected=source.projected, attention="eager"
+        )
+    return WaveformClassifier(
+        source.config,
+        labels=labels,
+        projected=source.projected,
+        masked=source.waveform.masked,
+        attention="eager",
     )
 
 
-KIND = MediaBuild(manifest=AudioManifest, load=load_sounds, model=_model, export=exported_sounds)
+def _exported(model: MediaModel, shape: tuple[int, ...]) -> onnx.ModelProto:
+    if isinstance(model, WaveformClassifier):
+        return exported_waveforms(model, shape)
+    assert isinstance(model, SoundClassifier)
+    return exported_sounds(model, shape)
+
+
+KIND = MediaBuild(load=load_sounds, model=_model, export=_exported)
 build_sounds = partial(build_media, KIND)

@@ -1,4 +1,4 @@
-"""Families of models that read sounds: a family is a row. (docs/adr/0045, 0080)"""
+"""Families of models that read sounds: a family is a row. (docs/adr/0045, 0080, 0084)"""
 
 from __future__ import annotations
 
@@ -13,31 +13,44 @@ class SoundFamily:
 
     ``own``: Hugging Face's class whose head means here what it means there. ``prefix``: attribute of the
     encoder in it. ``around``: what stands before the encoder's names in checkpoints of other classes.
-    ``layers``: what the module path of every linear in a layer has in it. ``key``: last path component of the
-    linears that give keys.
+    ``samples``: whether it hears these, and not features of them. ``layers``: what the module path of every
+    linear in a layer has in it. ``key``: last path component of the linears that give keys.
     """
 
     model_type: str
     own: str
     prefix: str = "encoder"
-    around: str = "model."
+    around: str = ""
+    samples: bool = False
     layers: str = ".layers."
     key: str = "k_proj"
 
 
 FAMILIES = {
     family.model_type: family
-    for family in (SoundFamily(model_type="whisper", own="WhisperForAudioClassification"),)
+    for family in (
+        SoundFamily(model_type="whisper", own="WhisperForAudioClassification", around="model."),
+        SoundFamily(
+            model_type="wav2vec2",
+            own="Wav2Vec2ForSequenceClassification",
+            prefix="wav2vec2",
+            samples=True,
+        ),
+        SoundFamily(
+            model_type="hubert",
+            own="HubertForSequenceClassification",
+            prefix="hubert",
+            samples=True,
+        ),
+    )
 }
-WAVES = "it reads samples, and has norms over time before its layers and positions by convolution"
+BIASED = "the scores of its attention hang on how far apart positions are, by numbers of its own"
 REFUSED = {
-    "wav2vec2": WAVES,
-    "hubert": WAVES,
-    "wavlm": WAVES,
-    "data2vec-audio": WAVES,
-    "unispeech": WAVES,
-    "unispeech-sat": WAVES,
-    "sew": WAVES,
+    "wavlm": BIASED,
+    "data2vec-audio": "its positions are several convolutions with norms between them",
+    "unispeech": "nobody has compared its answers",
+    "unispeech-sat": "nobody has compared its answers",
+    "sew": "it makes fewer positions, and as many again behind its layers",
     "wav2vec2-bert": "its layers have convolutions between their linears",
     "wav2vec2-conformer": "its layers have convolutions between their linears",
     "audio-spectrogram-transformer": "its features are Kaldi's, which are not computed here",

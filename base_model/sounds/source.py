@@ -24,9 +24,10 @@ from base_model.places import CONFIG, Place, check_texts, locate
 from base_model.sounds.classifier import SoundClassifier
 from base_model.sounds.families import SoundFamily, sound_family_of
 from base_model.sounds.preprocessing import read_preprocessing
+from base_model.sounds.waveform_source import WaveformSource, load_waveform
 from base_model.source_files import read_object
-from protocol.audio_manifest import LogMel
-from protocol.errors import ArtefactError
+from protocol.audio_manifest import AudioManifest, LogMel
+from protocol.errors import ArtefactError, PlanError
 
 transformers.utils.logging.disable_progress_bar()  # the commands draw their own
 # What shapes do not show, so that a default would go unnoticed.
@@ -54,6 +55,8 @@ class SoundSource:
     log_mel: LogMel
     reasons: tuple[str, ...]
 
+    MANIFEST = AudioManifest
+
     @property
     def shape(self) -> tuple[int, ...]:
         """See :class:`MediaSource`."""
@@ -69,10 +72,26 @@ class SoundSource:
         }
 
 
-def load_sounds(source: str) -> SoundSource:
-    """Load encoder, head and preprocessing. Raises ArtefactError or MachineError for what is no base."""
+def load_sounds(source: str, seconds: int) -> SoundSource | WaveformSource:
+    """Load encoder, head and preprocessing; ``seconds``: of a sound that hears samples, else 0.
+
+    Raises ArtefactError or MachineError for what is no base, PlanError for seconds where they are said.
+    """
     place = locate(source)
-    config, family = _config(place)
+    document = read_object(place.model / CONFIG)
+    family = sound_family_of(str(document.get("model_type")), source=place.name)
+    if family.samples:
+        return load_waveform(place, family, seconds)
+    if seconds:
+        raise PlanError(
+            f"{place.name}: its positions say how long a sound a model of {family.model_type} hears",
+            "leave --seconds out",
+        )
+    return _load_features(place, family)
+
+
+def _load_features(place: Place, family: SoundFamily) -> SoundSource:
+    config = _config(place)
     check_texts(place)
     log_mel = read_preprocessing(
         place.model, bands=config.num_mel_bins, frames=STRIDES * config.max_source_positions
@@ -90,7 +109,7 @@ def load_sounds(source: str) -> SoundSource:
     if not has_head:
         shapes = {name: s for name, s in shapes.items() if name not in HEAD}
     return SoundSource(
-        name=source,
+        name=place.name,
         config=config,
         family=family,
         tensors=fitted(place.name, shapes, tensors),
@@ -101,10 +120,9 @@ def load_sounds(source: str) -> SoundSource:
     )
 
 
-def _config(place: Place) -> tuple[PretrainedConfig, SoundFamily]:
+def _config(place: Place) -> PretrainedConfig:
     path = place.model / CONFIG
     document = read_object(path)
-    family = sound_family_of(str(document.get("model_type")), source=place.name)
     check_stated(place.name, document, STATED)
     check_stated(place.name, document, (("activation_function",),), kinds=(str,))
     check_plain(place.name, document)
@@ -115,7 +133,7 @@ def _config(place: Place) -> tuple[PretrainedConfig, SoundFamily]:
             "needed",
             "use a model without it, or pass the encoder alone",
         )
-    return config, family
+    return config
 
 
 def _apart(

@@ -18,6 +18,7 @@ from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
 from protocol.seq2seq_manifest import Seq2SeqManifest
+from protocol.waveform_manifest import WaveformManifest
 
 if TYPE_CHECKING:
     from edge_runtime.probe import Clock, Examined, Probe
@@ -64,6 +65,7 @@ OPENERS: dict[type[AnyManifest], tuple[str, str]] = {
     Manifest: ("encoder", "open_encoder"),
     ImageManifest: ("encoder", "open_encoder"),
     AudioManifest: ("encoder", "open_encoder"),
+    WaveformManifest: ("encoder", "open_encoder"),
     DecoderManifest: ("writing", "open_writing"),
     Seq2SeqManifest: ("writing", "open_writing"),
 }

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import DataError, MachineError
-from protocol.image_manifest import Pixels
+from protocol.image_manifest import PIXELS, Pixels
 from protocol.media import IMAGE, Medium
-from protocol.rows.media import Values
+from protocol.rows.media import Feeds, Values
 
 MOST_PIXELS = 2**25  # of an image, before it is stretched
 LONGEST_SIDE = 2**14  # pixels: what stretching a row costs in memory grows with its length alone
@@ -51,9 +51,9 @@ class ImageCodec:
         """See :class:`Codec`."""
         return read_pixels(data, self.pixels, place=place)
 
-    def inputs(self, values: Values) -> npt.NDArray[np.float32]:
+    def inputs(self, values: Values) -> Feeds:
         """See :class:`Codec`."""
-        return as_input(values, self.pixels)
+        return {PIXELS: as_input(values, self.pixels)}
 
     def example(self) -> Bytes:
         """See :class:`Codec`: grey."""

@@ -21,11 +21,12 @@ from protocol.media import Medium
 from protocol.media_manifest import MediaManifest
 from protocol.rows.formats import Place, read_values
 from protocol.rows.read import Check, Table, checked_text, group_name
+from protocol.waveform_manifest import WaveformManifest
 from storage.regular import read_regular
 
 MOST_FILE = 2**25  # bytes of one file
 Values = npt.NDArray[Any]
-Inputs = npt.NDArray[np.float32]
+Feeds = dict[str, npt.NDArray[Any]]  # what a graph reads of rows, by the names of its inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Codec(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what is kept, and of what the graph reads."""
+        """Of what is kept of a file."""
         ...
 
     def load(self) -> None:
@@ -73,7 +74,7 @@ class Codec(Protocol):
         """What is kept of a file; ``place`` is where a row names it. Raises DataError, MachineError."""
         ...
 
-    def inputs(self, values: Values) -> Inputs:
+    def inputs(self, values: Values) -> Feeds:
         """What the graph reads of (rows, *shape) that was kept."""
         ...
 
@@ -88,8 +89,10 @@ def codec_of(manifest: MediaManifest) -> Codec:
         from protocol.rows.images import ImageCodec
 
         return ImageCodec(manifest.pixels)
-    from protocol.rows.sounds import SoundCodec
+    from protocol.rows.sounds import SoundCodec, WaveformCodec
 
+    if isinstance(manifest, WaveformManifest):
+        return WaveformCodec(manifest.waveform)
     assert isinstance(manifest, AudioManifest)
     return SoundCodec(manifest.log_mel)
 
@@ -144,7 +147,7 @@ def read_file(item: Item, codec: Codec, *, place: str) -> Values:
     return codec.values(data, place=place)
 
 
-def read_input(items: Sequence[Item], codec: Codec, *, first: int = 1) -> Inputs:
+def read_inputs(items: Sequence[Item], codec: Codec, *, first: int = 1) -> Feeds:
     """What the graph reads of files; those without a place are numbered from ``first`` on.
 
     Raises as read_file.

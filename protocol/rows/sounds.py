@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.audio_manifest import LogMel
+from protocol.audio_manifest import FEATURES, LogMel
 from protocol.errors import DataError, MachineError
 from protocol.log_mel import log_mel
 from protocol.media import SOUND, Medium
-from protocol.rows.media import Values
+from protocol.rows.media import Feeds, Values
+from protocol.waveform import waveform
+from protocol.waveform_manifest import MASK, VALUES, Waveform
 
 PCM, EXTENSIBLE = 1, 0xFFFE
 SUBFORMAT = struct.pack("<H", PCM) + bytes.fromhex("000000001000800000aa00389b71")  # its GUID
@@ -46,20 +49,70 @@ class SoundCodec:
     def values(self, data: bytes, *, place: str) -> npt.NDArray[np.float32]:
         """See :class:`Codec`."""
         samples = read_wav(data, rate=self.asked.rate, place=place)
-        try:
+        with _enough_memory(place):
             return log_mel(samples, self.asked)
-        except MemoryError:
-            raise MachineError(
-                f"{place}: not enough memory for its sound", "free some, or use a larger machine"
-            ) from None
 
-    def inputs(self, values: Values) -> npt.NDArray[np.float32]:
+    def inputs(self, values: Values) -> Feeds:
         """See :class:`Codec`."""
-        return np.asarray(values, np.float32)
+        return {FEATURES: np.asarray(values, np.float32)}
 
     def example(self) -> npt.NDArray[np.float32]:
         """See :class:`Codec`: silence."""
         return log_mel(np.zeros(1, np.int16), self.asked)
+
+
+@dataclass(frozen=True, slots=True)
+class WaveformCodec:
+    """Sounds as ``asked`` has them: samples as the graph reads them.
+
+    Of one that is told which are a sound's own, their number stands behind them: float32 is exact up to 2^24.
+    """
+
+    asked: Waveform
+    medium: ClassVar[Medium] = SOUND
+    kept: ClassVar[npt.DTypeLike] = np.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Codec`."""
+        return (self.asked.samples + self.asked.masked,)
+
+    def load(self) -> None:
+        """See :class:`Codec`: nothing is needed."""
+
+    def values(self, data: bytes, *, place: str) -> npt.NDArray[np.float32]:
+        """See :class:`Codec`."""
+        samples = read_wav(data, rate=self.asked.rate, place=place)
+        with _enough_memory(place):
+            return self._kept(samples)
+
+    def inputs(self, values: Values) -> Feeds:
+        """See :class:`Codec`."""
+        heard = np.asarray(values[:, : self.asked.samples], np.float32)
+        if not self.asked.masked:
+            return {VALUES: heard}
+        own = np.arange(self.asked.samples) < values[:, self.asked.samples :]
+        return {VALUES: heard, MASK: own.astype(np.int64)}
+
+    def example(self) -> npt.NDArray[np.float32]:
+        """See :class:`Codec`: silence."""
+        return self._kept(np.zeros(1, np.int16))
+
+    def _kept(self, samples: Samples) -> npt.NDArray[np.float32]:
+        heard = waveform(samples, self.asked)
+        count = min(len(samples), self.asked.samples)
+        return np.append(heard, np.float32(count)) if self.asked.masked else heard
+
+
+@contextmanager
+def _enough_memory(place: str) -> Iterator[None]:
+    """Raises MachineError where there is none."""
+    try:
+        yield
+    except MemoryError:
+        raise MachineError(
+            f"{place}: not enough memory for its sound", "free some, or use a larger machine"
+        ) from None
 
 
 def read_wav(data: bytes, *, rate: int, place: str) -> Samples:

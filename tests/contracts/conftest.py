@@ -17,6 +17,7 @@ from tests.device_kinds import (
     decoder_kind,
     documents_kind,
     images_kind,
+    samples_kind,
     seq2seq_kind,
     sounds_kind,
 )
@@ -30,6 +31,7 @@ def kinds(
     delivery_rows: list[dict[str, str]],
     tiny_images: Path,
     tiny_sounds: Path,
+    tiny_samples: Path,
     tiny_pages: Path,
     write_adapter: Callable[..., Path],
 ) -> dict[str, DeviceKind]:
@@ -40,6 +42,7 @@ def kinds(
         "encoder": encoder,
         "images": images_kind(tmp_path_factory.mktemp("images"), tiny_images, write_adapter),
         "sounds": sounds_kind(tmp_path_factory.mktemp("sounds"), tiny_sounds, write_adapter),
+        "samples": samples_kind(tmp_path_factory.mktemp("samples"), tiny_samples, write_adapter),
         "documents": documents_kind(tmp_path_factory.mktemp("pages"), tiny_pages, write_adapter),
         "decoder": decoder,
         "seq2seq": seq2seq_kind(tmp_path_factory.mktemp("seq2seq")),

@@ -18,7 +18,7 @@ from protocol.methods import METHODS
 from protocol.methods.base import Method
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
-from tests.contracts.matrix import SORTS, TASKS, Reasons
+from tests.contracts.matrix import COLUMNS, SORTS, TASKS, Reasons
 from tests.methods import adapter_of
 from tests.unit.audit.runs import small_layered
 
@@ -57,7 +57,7 @@ def plan_of_mix(mix: Mix, base: Path) -> Plan:
     document = {
         "name": "mix",
         "base": {"fingerprint": read_manifest(base).fingerprint},
-        "task": TASKS[mix.task],
+        "task": COLUMNS[mix.task],
     }
     return plan_from(document | mix.sections, source="the mix")
 

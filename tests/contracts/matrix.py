@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from tests.image_models import write_images_source
 from tests.methods import adapter_of, rule_of
 from tests.page_models import write_pages_source
 from tests.sound_models import write_sounds_source
+from tests.waveform_models import SECONDS, write_waveform_source
 
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"labels": ["a", "b", "c"], "max_length": 16},
@@ -39,8 +41,18 @@ TASKS: dict[str, dict[str, Any]] = {
     "causal-lm": {"kind": "causal-lm", "form": "text", "max_length": 16},
     "seq2seq-lm": {"kind": "seq2seq-lm", "max_length": 16},
 }
+SAMPLES = f"{SOUND.task}, samples"
+COLUMNS: dict[str, dict[str, Any]] = {  # of bases: sounds are heard in two ways
+    name: TASKS[SOUND.task if name == SAMPLES else name]
+    for task in TASKS
+    for name in ((task, SAMPLES) if task == SOUND.task else (task,))
+}
 SORTS = ("classification", "regression")  # on one base
-SOURCES = {IMAGE.task: write_images_source, SOUND.task: write_sounds_source}
+SOURCES = {
+    IMAGE.task: write_images_source,
+    SOUND.task: write_sounds_source,
+    SAMPLES: partial(write_waveform_source, kind="wav2vec2-large"),
+}
 BITS = (4, 8, 16, 32)
 Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is legal
 
@@ -68,9 +80,10 @@ def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
     elif task == DOCUMENTS:
         source = write_pages_source(folder / f"{task}-{bits}-source")
         build_base(str(source), task=task, bits=bits, out=out, scales=True)
-    elif task in MEDIA:
-        source = SOURCES[task](folder / f"{task}-{bits}-source")
-        builder_of(task)(str(source), bits=bits, out=out, scales=True)
+    elif task in SOURCES:
+        source, kind = SOURCES[task](folder / f"{task}-{bits}-source"), COLUMNS[task]["kind"]
+        seconds = SECONDS if task == SAMPLES else 0
+        builder_of(kind)(str(source), bits=bits, out=out, scales=True, seconds=seconds)
     elif task == "causal-lm":
         source = write_decoder(folder / f"decoder-{bits}", "llama")
         build_decoder(decoder_source(str(source)), bits=bits, out=out)
@@ -86,7 +99,7 @@ def plan_of(base: Path, task: str, method: str, **sections: Any) -> Plan:
         "name": "matrix",
         "seed": 3,
         "base": {"fingerprint": read_manifest(base).fingerprint},
-        "task": TASKS[task],
+        "task": COLUMNS[task],
         "adapter": adapter_of(method, targets="all-linear"),
         "rule": {"name": rule_of(method)},
     }
@@ -103,12 +116,12 @@ def document(reasons: Reasons, refused: str) -> str:
     """The page; ``refused`` is its last section."""
     widths, notes = " ".join(map(str, BITS)), list[str]()
     lines = [
-        f"| method | {' | '.join(f'`{task}`' for task in TASKS)} |",
-        "|---" * (len(TASKS) + 1) + "|",
+        f"| method | {' | '.join(f'`{task}`' for task in COLUMNS)} |",
+        "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for method in METHODS:
         cells = []
-        for task in TASKS:
+        for task in COLUMNS:
             if not (reason := reasons[method, task]):
                 cells.append(widths)
                 continue
@@ -118,7 +131,7 @@ def document(reasons: Reasons, refused: str) -> str:
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     text = (
         HEAD
-        + f"A cell has the widths of the base's linears, in bits. `hybrid` is tried with `lora` and `prompt`, its defaults; what it may be\non a base, and whether that is exact, hangs on its members.\n\n{_joined(lines)}"
+        + f"A cell has the widths of the base's linears, in bits. `hybrid` is tried with `lora` and `prompt`, its defaults; what it may be\non a base, and whether that is exact, hangs on its members. Of sounds there are two columns: on a base that hears features (Whisper's encoder), and\non one that hears samples (wav2vec 2.0).\n\n{_joined(lines)}"
     )
     text += "\n" + "".join(f"\n{number}. {note}" for number, note in enumerate(notes, 1))
     return f"{text}\n\n{_rules()}\n\n{_refused()}\n\n{refused}\n"
@@ -156,12 +169,12 @@ def main() -> None:
 
     with TemporaryDirectory() as folder:
         source = write_tiny_source(Path(folder) / "source")
-        bases = {task: build(task, 4, Path(folder), source) for task in TASKS if task != SORTS[1]}
+        bases = {task: build(task, 4, Path(folder), source) for task in COLUMNS if task != SORTS[1]}
         bases[SORTS[1]] = bases[SORTS[0]]
         reasons = {
             (method, task): reason_of(bases[task], task, method)
             for method in METHODS
-            for task in TASKS
+            for task in COLUMNS
         }
         refused = page(refusals(reasons, bases.__getitem__))
     sys.stdout.write(document(reasons, refused))

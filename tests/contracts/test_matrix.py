@@ -24,7 +24,16 @@ from protocol.media import IMAGE, SOUND
 from protocol.methods import METHODS
 from tests.conftest import TEXTS
 from tests.contracts.illegal import page, plan_of_mix, refusals
-from tests.contracts.matrix import BITS, SORTS, TASKS, build, document, plan_of, reason_of
+from tests.contracts.matrix import (
+    BITS,
+    COLUMNS,
+    SAMPLES,
+    SORTS,
+    build,
+    document,
+    plan_of,
+    reason_of,
+)
 from tests.image_models import write_images
 from tests.page_models import pages, row_of
 from tests.sound_models import write_sounds
@@ -38,12 +47,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "regression": [{"text": text, "target": n / 4} for n, text in enumerate(TEXTS[:4])],
     IMAGE.task: [{"image": f"files/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
     SOUND.task: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
+    SAMPLES: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
     DOCUMENTS: [row_of(page, "abc"[n % 3]) for n, page in enumerate(pages(4))],
     "causal-lm": [{"text": text} for text in SENTENCES],
     "seq2seq-lm": [{"source": text, "target": text} for text in SENTENCES],
 }
 
-FILES = {IMAGE.task: write_images, SOUND.task: write_sounds}
+FILES = {IMAGE.task: write_images, SOUND.task: write_sounds, SAMPLES: write_sounds}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def answers(backend: Any, adapter: Any, rows: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", COLUMNS)
 def test_every_cell(
     bases: Callable[[str, int], Path],
     write_adapter: Callable[..., Path],
@@ -95,7 +105,12 @@ def test_every_cell(
             continue
         moves(Worker(plan_of(base, task, method), base, threads=1), path)
         folder = write_adapter(
-            tmp_path / method, method=method, base=base, task=TASKS[task], deviation=0.1, seed=seed
+            tmp_path / method,
+            method=method,
+            base=base,
+            task=COLUMNS[task],
+            deviation=0.1,
+            seed=seed,
         )
         loose = "lm" in task and bits == 8  # products of whole numbers, in two parts
         note = release_adapter(folder, base, texts=texts, bound=1e-3 if loose else 1e-4)
@@ -130,7 +145,7 @@ def test_the_page_is_what_is_legal(bases: Callable[[str, int], Path]) -> None:
         bits: {
             (method, task): reason_of(bases(task, bits), task, method)
             for method in METHODS
-            for task in TASKS
+            for task in COLUMNS
         }
         for bits in BITS
     }
@@ -142,7 +157,7 @@ def test_the_page_is_what_is_legal(bases: Callable[[str, int], Path]) -> None:
 
 def test_a_mix_that_is_refused_stops_a_client(bases: Callable[[str, int], Path]) -> None:
     """One of each field; what nobody can even read is left out."""
-    reasons = {(m, t): reason_of(bases(t, 4), t, m) for m in METHODS for t in TASKS}
+    reasons = {(m, t): reason_of(bases(t, 4), t, m) for m in METHODS for t in COLUMNS}
     tried = set()
     for mix, error in refusals(reasons, lambda task: bases(task, 4)):
         if error.cause.startswith("the mix: ") or mix.refused in tried:

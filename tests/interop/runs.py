@@ -226,6 +226,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "audio-classification", "labels": ["a", "b", "c"]},
         "evaluation": {"holdout": 0.2},
     },
+    "samples of sounds": LOSSY
+    | {
+        "samples": True,
+        "task": {"kind": "audio-classification", "labels": ["a", "b", "c"]},
+        "evaluation": {"holdout": 0.2},
+    },
     "documents": LOSSY
     | {
         "task": {"kind": "document-classification", "labels": ["a", "b", "c"]},

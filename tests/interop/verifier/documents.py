@@ -185,7 +185,9 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
     tag = TAGS[manifest["task"]]
-    becomes = {"image": "pixels", "audio": "log_mel"}.get(tag)  # of a file
+    hears = "waveform" if "waveform" in manifest else "log_mel"
+    assert not {"waveform", "log_mel"} <= manifest.keys()
+    becomes = {"image": "pixels", "audio": hears}.get(tag)  # of a file
     sorts = tag == "base" or becomes
     own = ("pooling",) if sorts else ("embedding_bits", "affine", "tied")
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
@@ -318,6 +320,7 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         "attention.dense",
         "attention.o_proj",
         "self_attn.out_proj",
+        "attention.out_proj",
     )
     pairs = {}
     for first, second in (
@@ -325,6 +328,7 @@ def standing(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, str]:
         ("ffn.lin1", "ffn.lin2"),
         ("ffn", "ffn_output"),
         ("fc1", "fc2"),
+        ("feed_forward.intermediate_dense", "feed_forward.output_dense"),
     ):
         for path in paths:
             other = path[: len(path) - len(first)] + second

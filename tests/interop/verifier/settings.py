@@ -11,7 +11,8 @@ def folder_head(documents: Documents) -> str:
     """The head's name in the folder."""
     manifest, method = documents.manifest, documents.plan["adapter"]["method"]
     pooled = (manifest["family"], manifest["pooling"])
-    ordinary = pooled in (("bert", "pooler"), ("whisper", "projected"), ("layoutlm", "pooler"))
+    ordinary = pooled in (("bert", "pooler"), ("layoutlm", "pooler"))
+    ordinary = ordinary or manifest["pooling"] == "projected"
     ordinary = ordinary or manifest["task"] == "image-classification"
     if ordinary and method not in ("norm", "bottleneck", "dora", "hybrid"):
         return str(manifest["head"]["path"])
@@ -22,7 +23,7 @@ def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
     manifest = documents.manifest
     writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
-    files = {"pixels", "log_mel"} & manifest.keys()
+    files = {"pixels", "log_mel", "waveform"} & manifest.keys()
     other = not files or folder_head(documents) != manifest["head"]["path"]
     both = {
         "task_type": writes or ("SEQ_CLS" if other else None),
@@ -39,6 +40,8 @@ def config(documents: Documents) -> dict[str, Any]:
                 "how": "open_adapter.load(folder, base)",
             },
         }
+    if "waveform" in manifest:
+        both["auto_mapping"]["seconds"] = manifest["waveform"]["seconds"]
     return both | of_method(documents)
 
 

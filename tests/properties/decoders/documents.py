@@ -33,6 +33,7 @@ from protocol.seq2seq_manifest import TAG, Seq2SeqManifest, parse_seq2seq_manife
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.policy import policy_of
+from protocol.waveform_manifest import WaveformManifest, parse_waveform_manifest
 from simulations.experiment import experiment_path, load_experiment
 from tests.properties.decoders.rows import (
     Decoder,
@@ -41,7 +42,7 @@ from tests.properties.decoders.rows import (
     of_text,
     refusing,
 )
-from tests.properties.decoders.sounds import SOUNDS_OF_TESTS
+from tests.properties.decoders.sounds import SAMPLES_OF_TESTS, SOUNDS_OF_TESTS
 from tests.properties.decoders.world import ENTRY, World
 from tests.unit.audit.runs import small_documents
 from tests.unit.base_model.gguf.files import write_gguf
@@ -134,6 +135,10 @@ def _bases(world: World) -> dict[str, Decoder]:
             read=of_text(lambda text: parse_audio_manifest(text, source="m")),
             seeds=(audio_manifest(json.loads(manifest)).encode(),),
         ),
+        "protocol.waveform_manifest:parse_waveform_manifest": Decoder(
+            read=of_text(lambda text: parse_waveform_manifest(text, source="m")),
+            seeds=(waveform_manifest(json.loads(manifest)).encode(),),
+        ),
         "edge_runtime.base:read_manifest": Decoder(
             read=of_file(base / "manifest.json", lambda path: read_manifest(path.parent)),
             seeds=(manifest,),
@@ -219,6 +224,19 @@ def audio_manifest(encoder: dict[str, Any]) -> str:
     log_mel = SOUNDS_OF_TESTS.model_dump()
     return (
         AudioManifest.model_validate(shared | own | {"log_mel": log_mel}).fingerprinted().to_json()
+    )
+
+
+def waveform_manifest(encoder: dict[str, Any]) -> str:
+    """One that hears samples of sounds."""
+    shared = {k: value for k, value in encoder.items() if k in WaveformManifest.model_fields}
+    graph = encoder["graph"] | {"inputs": ["input_values", "attention_mask"]}
+    own = {"format": 1, "task": SOUND.task, "pooling": "mean", "graph": graph}
+    waveform = SAMPLES_OF_TESTS.model_dump()
+    return (
+        WaveformManifest.model_validate(shared | own | {"waveform": waveform})
+        .fingerprinted()
+        .to_json()
     )
 
 

@@ -12,7 +12,7 @@ ELSEWHERE = {
     "base_model.gguf.blocks:decode": "read_gguf",
     "base_model.gguf.container:read_container": "read_gguf",
     "edge_runtime.base:read_any_manifest": "read_manifest, and those of bases that write",
-    "protocol.media_manifest:parse_media_manifest": "parse_image_manifest, parse_audio_manifest",
+    "protocol.media_manifest:parse_media_manifest": "parse_image_manifest, parse_audio_manifest, parse_waveform_manifest",
     "protocol.manifests:parse_any_manifest": "parse_manifest, and those of bases that write",
     "base_model.verify:read_manifest": "parse_manifest, parse_decoder_manifest",
     "base_model.verify:read_encoder_manifest": "parse_manifest",

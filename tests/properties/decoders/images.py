@@ -9,7 +9,7 @@ from PIL import Image
 from base_model.images.preprocessing import read_preprocessing
 from protocol.image_manifest import Pixels
 from protocol.rows.images import ImageCodec, read_pixels
-from protocol.rows.media import read_input, read_media_paths, read_media_rows
+from protocol.rows.media import read_inputs, read_media_paths, read_media_rows
 from protocol.rows.read import any_label
 from tests.image_models import preprocessing
 from tests.properties.decoders.rows import Decoder, json_line, of_file
@@ -50,8 +50,8 @@ def images(world: World) -> dict[str, Decoder]:
             read=lambda data: read_pixels(data, PIXELS_OF_TESTS, place="x"),
             seeds=(png(),),
         ),
-        "protocol.rows.media:read_input": Decoder(
-            read=lambda data: read_input([data], ImageCodec(PIXELS_OF_TESTS)), seeds=(png(),)
+        "protocol.rows.media:read_inputs": Decoder(
+            read=lambda data: read_inputs([data], ImageCodec(PIXELS_OF_TESTS)), seeds=(png(),)
         ),
         "base_model.images.preprocessing:read_preprocessing": Decoder(
             read=of_file(

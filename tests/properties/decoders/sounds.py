@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from base_model.sounds.preprocessing import read_preprocessing
+from base_model.sounds.waveform_preprocessing import read_waveform
 from protocol.audio_manifest import LogMel
 from protocol.rows.media import read_file
 from protocol.rows.sounds import SoundCodec, read_wav
+from protocol.waveform_manifest import Waveform
 from tests.properties.decoders.rows import Decoder, json_line, of_file
 from tests.properties.decoders.world import World
 from tests.sound_models import BANDS, HOP, RATE, preprocessing, wav
+from tests.waveform_models import waveform_preprocessing
 
 SOUNDS_OF_TESTS = LogMel(
     kind="whisper-log-mel",
@@ -21,6 +24,10 @@ SOUNDS_OF_TESTS = LogMel(
     bands=4,
     frames=10,
     highest=8000,
+)
+
+SAMPLES_OF_TESTS = Waveform(
+    kind="wav2vec2-samples", rate=1000, seconds=1, normalised=True, masked=True
 )
 
 
@@ -40,5 +47,12 @@ def sounds(world: World) -> dict[str, Decoder]:
                 lambda path: read_preprocessing(path.parent, bands=BANDS, frames=RATE // HOP),
             ),
             seeds=(json_line(preprocessing()),),
+        ),
+        "base_model.sounds.waveform_preprocessing:read_waveform": Decoder(
+            read=of_file(
+                world.folder / "preprocessor_config.json",
+                lambda path: read_waveform(path.parent, seconds=1),
+            ),
+            seeds=(json_line(waveform_preprocessing()),),
         ),
     }

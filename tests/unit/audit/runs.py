@@ -50,7 +50,7 @@ from protocol.manifest import (
     TextManifest,
     fingerprint_of,
 )
-from protocol.manifests import AnyManifest
+from protocol.manifests import AnyManifest, OfMedium
 from protocol.media import IMAGE, MEDIA
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
@@ -58,6 +58,7 @@ from protocol.rows.measured import MeasuredRows
 from protocol.secagg.session import Session
 from protocol.seq2seq_manifest import SEQ2SEQ, TAG, Seq2SeqManifest
 from protocol.transparency.leaf_codec import sha256
+from protocol.waveform_manifest import MASK, VALUES, WaveformManifest
 from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness
@@ -137,6 +138,11 @@ def small_layered() -> Manifest:
         ("attention.out_lin", "ffn.lin1", "ffn.lin2"),
         ("attention.attn.o", "intermediate.dense", "output.dense"),
         ("attention.dense", "ffn", "ffn_output"),
+        (
+            "attention.out_proj",
+            "feed_forward.intermediate_dense",
+            "feed_forward.output_dense",
+        ),
     )
     sizes, slots = ((5, 5), (5, 7), (7, 5)), manifest.graph.slots
     linears = manifest.linears + [
@@ -163,8 +169,8 @@ def small_documents(linears: int = 2) -> Manifest:
     return shared.model_copy(update=own).fingerprinted()
 
 
-def small_media(task: str, linears: int = 2) -> ImageManifest | AudioManifest:
-    """The same of a base of images or sounds."""
+def small_media(task: str, linears: int = 2, *, samples: bool = False) -> OfMedium:
+    """The same of a base of images or sounds, or of one that hears ``samples`` of these."""
     shared = small_manifest(linears)
     fields = {name: getattr(shared, name) for name in HeadManifest.model_fields} | {"task": task}
     slots = [slot for slot in shared.graph.slots if slot.name != SOFT_PROMPT]
@@ -176,6 +182,19 @@ def small_media(task: str, linears: int = 2) -> ImageManifest | AudioManifest:
         graph = shared.graph.model_copy(update={"inputs": [PIXELS], "slots": slots})
         own = {"family": "vit", "pooling": "cls", "graph": graph, "pixels": pixels}
         return ImageManifest(**(fields | own)).fingerprinted()
+    if samples:
+        waveform = {
+            **{"kind": "wav2vec2-samples", "rate": 8000, "seconds": 2},
+            **{"normalised": True, "masked": True},
+        }
+        graph = shared.graph.model_copy(update={"inputs": [VALUES, MASK], "slots": slots})
+        own = {
+            "family": "wav2vec2",
+            "pooling": "projected",
+            "graph": graph,
+            "waveform": waveform,
+        }
+        return WaveformManifest(**(fields | own)).fingerprinted()
     log_mel = {
         **{"kind": "whisper-log-mel", "rate": 8000, "seconds": 1, "window": 200, "hop": 80},
         **{"bands": 8, "frames": 100, "highest": 8000},
@@ -311,13 +330,15 @@ class Sites:
         return Contribution(update=update, weight=1, metrics=metrics)
 
 
-def small_plan(linears: int = 2, **sections: Any) -> tuple[Plan, AnyManifest]:
-    """A plan and its base; ``sections`` beside :data:`PLAN`."""
+def small_plan(
+    linears: int = 2, *, samples: bool = False, **sections: Any
+) -> tuple[Plan, AnyManifest]:
+    """A plan and its base, of sounds one that hears ``samples``; ``sections`` beside :data:`PLAN`."""
     task = sections.get("task", {}).get("kind", "")
     writes = task in (DECODER, SEQ2SEQ)
     manifest: AnyManifest = small_writing(linears, task=task) if writes else small_manifest(linears)
     if task in MEDIA:
-        manifest = small_media(task, linears)
+        manifest = small_media(task, linears, samples=samples)
     if task == DOCUMENTS:
         manifest = small_documents(linears)
     if sections.get("adapter", {}).get("method") == "bottleneck":
@@ -333,6 +354,7 @@ def make_run(
     count: int = 6,
     lost: Lost = nobody,
     linears: int = 2,
+    samples: bool = False,
     sites: Sites | None = None,
     log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
@@ -340,7 +362,7 @@ def make_run(
     **sections: Any,
 ) -> Path:
     """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`."""
-    plan, manifest = small_plan(linears, **sections)
+    plan, manifest = small_plan(linears, samples=samples, **sections)
     sites = sites or Sites(plan, manifest, folder.parent / f"{folder.name}-sites", count)
     sites.lost = lost
     clock = VirtualClock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,21 +22,23 @@ from tests.methods import SORTING
 from tests.sound_models import write_sounds
 from tests.tiers import one_by_default
 
-ORDINARY = {"pixels": AutoModelForImageClassification, "features": AutoModelForAudioClassification}
+BASES = ("tiny_images", "tiny_sounds", "tiny_samples")
 FITTING = [name for name in SORTING if name not in ("prompt", "hybrid")]
 
 
 @pytest.mark.parametrize("method", one_by_default("norm", FITTING))
-@pytest.mark.parametrize("reader", ["pixels", "features"])
+@pytest.mark.parametrize("fixture", BASES)
 def test_a_folder_opens_as_it_is_meant_or_not_at_all(
     request: pytest.FixtureRequest,
     write_adapter: Callable[..., Path],
     tmp_path: Path,
     method: str,
-    reader: str,
+    fixture: str,
 ) -> None:
-    images = reader == "pixels"
-    base: Path = request.getfixturevalue("tiny_images" if images else "tiny_sounds")
+    images = fixture == "tiny_images"
+    reader = "pixels" if images else "features"
+    kind: Any = AutoModelForImageClassification if images else AutoModelForAudioClassification
+    base: Path = request.getfixturevalue(fixture)
     files = (write_images if images else write_sounds)(tmp_path / "files", 4)
     task = {"kind": (IMAGE if images else SOUND).task, "labels": LABELS}
     adapter = write_adapter(tmp_path / "adapter", base=base, task=task, method=method, seed=1)
@@ -48,7 +51,7 @@ def test_a_folder_opens_as_it_is_meant_or_not_at_all(
     with torch.no_grad():
         found = opener["load"](adapter, base)(**inputs).logits.numpy()
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-    ordinary = ORDINARY[reader].from_pretrained(base.parent / "source")
+    ordinary = kind.from_pretrained(base.parent / "source")
     if METHODS[method].own_opener or not METHODS[method].of_peft:
         with pytest.raises((KeyError, ValueError)):
             PeftModel.from_pretrained(ordinary, str(adapter))

@@ -64,7 +64,9 @@ def test_rows_become_pixels(worker: Worker, rows_file: Path) -> None:
     taken = encoded.take(np.array([5, 2]))
     assert taken.targets.tolist() == [1, 2]
     batch = taken.batch(np.array([1]))
-    assert np.array_equal(batch.inputs["pixel_values"], encoded.batch(np.array([2])).values)
+    assert np.array_equal(
+        batch.inputs["pixel_values"], encoded.batch(np.array([2])).inputs["pixel_values"]
+    )
     assert batch.targets.tolist() == [2]
 
 

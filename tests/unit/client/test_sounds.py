@@ -67,11 +67,34 @@ def test_rows_become_features(worker: Worker, rows_file: Path) -> None:
     assert batch.targets.tolist() == [2]
 
 
+def test_rows_become_samples(tiny_samples: Path, rows_file: Path) -> None:
+    """What is a sound's own is told for each batch; sounds of 0.3 to 1.3 seconds are cut at one."""
+    site = Worker(plan_of(tiny_samples), tiny_samples, threads=1)
+    encoded = site.encode(load_rows(rows_file, site.plan.task))
+    assert isinstance(encoded, MediaRows)
+    assert (encoded.values.shape, encoded.values.dtype) == ((8, RATE + 1), np.float32)
+    assert encoded.lengths.tolist() == [49] * 8
+    inputs = encoded.batch(np.array([5, 2])).inputs
+    values, mask = inputs["input_values"], inputs["attention_mask"]
+    assert (values.shape, mask.shape, mask.dtype) == ((2, RATE), (2, RATE), np.int64)
+    for row, own in zip(values, mask, strict=True):
+        count = int(own.sum())
+        assert 0.3 * RATE <= count <= RATE
+        assert own[:count].all()
+        assert not row[count:].any()
+        assert abs(float(row[:count].mean())) < 1e-5
+        assert float(row[:count].std()) == pytest.approx(1.0, abs=1e-4)
+
+
 @pytest.mark.parametrize("method", one_by_default("lora", [n for n in SORTING if n != "prompt"]))
-def test_gradients_are_torchs(tiny_sounds: Path, rows_file: Path, method: str) -> None:
+@pytest.mark.parametrize("hears", ["tiny_sounds", "tiny_samples"])
+def test_gradients_are_torchs(
+    request: pytest.FixtureRequest, rows_file: Path, method: str, hears: str
+) -> None:
     """Loss, every gradient and the outputs, 1e-4 of the largest, by peft on transformers' model."""
-    onnx = Worker(plan_of(tiny_sounds, method), tiny_sounds, threads=1)
-    torch = Worker(plan_of(tiny_sounds, method, local={"engine": "torch"}), tiny_sounds, threads=1)
+    base: Path = request.getfixturevalue(hears)
+    onnx = Worker(plan_of(base, method), base, threads=1)
+    torch = Worker(plan_of(base, method, local={"engine": "torch"}), base, threads=1)
     rng, start = np.random.default_rng(0), dict(onnx.recipe.start())
     for spec in onnx.recipe.layout.specs:  # of a start of zeros, half the gradients are
         start[spec.name] = start[spec.name] + rng.normal(0, 0.05, spec.shape).astype(np.float32)

@@ -65,13 +65,23 @@ def test_questions_of_another_medium_are_the_askers_fault(
         assert reason in json.dumps(document)
 
 
+@pytest.mark.parametrize(
+    ("fixture", "shapes"),
+    [
+        ("tiny_sounds", {"input_features": (2, 8, 20)}),
+        ("tiny_samples", {"input_values": (2, 16_000), "attention_mask": (2, 16_000)}),
+    ],
+)
 def test_nothing_that_decodes_images_is_needed(
-    tiny_sounds: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    fixture: str,
+    shapes: dict[str, tuple[int, ...]],
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    base = EdgeBase.open(tiny_sounds, threads=1)
+    base = EdgeBase.open(request.getfixturevalue(fixture), threads=1)
     feeds = base.batch([wav(tone(300.0)), wav(np.zeros(1, np.int16))], max_length=0)
-    assert feeds["input_features"].shape == (2, 8, 20)
+    assert {name: value.shape for name, value in feeds.items()} == shapes
 
 
 def test_what_is_of_texts_alone_is_refused(tiny_sounds: Path) -> None:
@@ -82,6 +92,11 @@ def test_what_is_of_texts_alone_is_refused(tiny_sounds: Path) -> None:
         parse_manifest(text, source="m")
 
 
-def test_what_an_adapter_costs_is_measured_of_sounds_too(tiny_sounds: Path) -> None:
-    timings = bench(tiny_sounds, None, batch=2, length=9, repeats=1, threads=1).timings
+@pytest.mark.parametrize("fixture", ["tiny_sounds", "tiny_samples"])
+def test_what_an_adapter_costs_is_measured_of_sounds_too(
+    request: pytest.FixtureRequest, fixture: str
+) -> None:
+    timings = bench(
+        request.getfixturevalue(fixture), None, batch=2, length=9, repeats=1, threads=1
+    ).timings
     assert [timing.name for timing in timings] == ["adapter off", "adapter on"]

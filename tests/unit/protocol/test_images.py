@@ -18,7 +18,7 @@ from protocol.errors import DataError, MachineError
 from protocol.image_manifest import Pixels
 from protocol.rows import images, media
 from protocol.rows.images import ImageCodec, as_input, read_pixels
-from protocol.rows.media import read_file, read_input, read_media_paths, read_media_rows
+from protocol.rows.media import read_file, read_inputs, read_media_paths, read_media_rows
 from protocol.rows.read import any_label
 
 
@@ -156,10 +156,10 @@ def test_an_image_says_where_its_row_stands(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise()))
     (tmp_path / "b.png").write_bytes(b"a text")
     with pytest.raises(DataError) as caught:
-        read_input(rows, ImageCodec(pixels()))
+        read_inputs(rows, ImageCodec(pixels()))
     assert caught.value.cause.startswith(f"{path}: line 3: its image is no PNG")
     with pytest.raises(DataError, match="image 66: its image"):
-        read_input([row.path for row in rows], ImageCodec(pixels()), first=65)
+        read_inputs([row.path for row in rows], ImageCodec(pixels()), first=65)
 
 
 @given(st.binary(max_size=200), st.integers(0, 120), st.integers(0, 120))
@@ -183,7 +183,7 @@ def test_rows_name_files_from_their_folder_on(tmp_path: Path) -> None:
     table = read_media_rows(path, column="image", target="label", check=any_label, group="whose")
     assert table.texts == [tmp_path / "inner" / "a.png"]
     assert (table.targets, table.groups) == (["x"], ["7"])
-    assert read_input(table.texts, ImageCodec(pixels())).shape == (1, 3, 6, 5)
+    assert read_inputs(table.texts, ImageCodec(pixels()))["pixel_values"].shape == (1, 3, 6, 5)
 
 
 @pytest.mark.parametrize(

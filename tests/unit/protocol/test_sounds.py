@@ -21,7 +21,7 @@ from protocol.documents import OddError, value_as
 from protocol.errors import DataError, MachineError
 from protocol.log_mel import log_mel
 from protocol.rows import media, sounds
-from protocol.rows.media import read_file, read_input, read_media_paths
+from protocol.rows.media import read_file, read_inputs, read_media_paths
 from protocol.rows.sounds import SUBFORMAT, SoundCodec, read_wav
 from tests.sound_models import RATE, riff, tone, wav
 from tests.unit.audit.runs import small_media
@@ -216,14 +216,14 @@ def test_a_sound_says_where_its_row_stands(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(tone(300.0)))
     (tmp_path / "b.wav").write_bytes(b"secret")
     with pytest.raises(DataError) as caught:
-        read_input(rows, codec)
+        read_inputs(rows, codec)
     assert caught.value.cause.startswith(f"{path}: line 3: its sound is not read")
     assert "secret" not in str(caught.value)
     with pytest.raises(DataError, match="sound 66: its sound"):
-        read_input([row.path for row in rows], codec, first=65)
+        read_inputs([row.path for row in rows], codec, first=65)
     (tmp_path / "b.wav").unlink()
     with pytest.raises(DataError, match="line 3: its sound cannot be read: No such file"):
-        read_input(rows, codec)
+        read_inputs(rows, codec)
 
 
 @given(st.binary(max_size=120), st.integers(0, 60), st.integers(0, 60))

@@ -90,6 +90,11 @@ def test_scales_that_a_base_would_lack_are_asked_for_before_it_is_built(file: Pa
     load_experiment(file, ["plan.adapter.method=ia3", "base.scales=true"])
 
 
+def test_seconds_are_of_a_base_of_sounds(file: Path) -> None:
+    with pytest.raises(PlanError, match=r"`base\.seconds` is for a base of sounds"):
+        load_experiment(file, ["base.seconds=2"])
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

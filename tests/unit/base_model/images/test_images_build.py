@@ -31,7 +31,7 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.image_manifest import ImageManifest, parse_image_manifest
 from protocol.media_manifest import media_fingerprint_of
 from protocol.rows.images import ImageCodec
-from protocol.rows.media import read_input
+from protocol.rows.media import read_inputs
 from tests.image_models import (
     FAMILIES,
     HEADED,
@@ -79,7 +79,7 @@ def test_a_base_answers_as_transformers_own_class(
     for linear in manifest.linears:
         weight = opened.model.get_submodule(linear.path).weight
         own.get_submodule(linear.path).weight.data = torch.as_tensor(weight).detach().clone()
-    pixels = torch.from_numpy(read_input(images, ImageCodec(manifest.pixels)))
+    pixels = torch.from_numpy(read_inputs(images, ImageCodec(manifest.pixels))["pixel_values"])
     with torch.no_grad():
         expected = own(pixel_values=pixels).logits.numpy()
         torch.testing.assert_close(
@@ -113,7 +113,7 @@ def test_names_of_old_and_new_checkpoints_are_one_base(tmp_path: Path) -> None:
         load_file(new / "model.safetensors").keys()
         != load_file(source / "model.safetensors").keys()
     )
-    old, modern = (load_images(str(folder)).tensors for folder in (source, new))
+    old, modern = (load_images(str(folder), 0).tensors for folder in (source, new))
     assert old.keys() == modern.keys()
     assert all(torch.equal(old[name], modern[name]) for name in old)
 
@@ -121,12 +121,12 @@ def test_names_of_old_and_new_checkpoints_are_one_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", one_by_default("vit", FAMILIES))
 def test_a_head_of_another_class_is_left_out(tmp_path: Path, family: str) -> None:
     source = write_images_source(tmp_path / "source", family=family, head="other")
-    loaded = load_images(str(source))
+    loaded = load_images(str(source), 0)
     assert loaded.labels is None
     assert not [name for name in loaded.tensors if "classifier" in name]
     assert "left out" in loaded.reasons[0]
     encoder = write_images_source(tmp_path / "encoder", family=family)
-    assert "no head" in load_images(str(encoder)).reasons[0]
+    assert "no head" in load_images(str(encoder), 0).reasons[0]
 
 
 DEIT = {"image_processor_type": "DeiTImageProcessor"}
@@ -159,7 +159,7 @@ def test_what_is_taken_is_what_transformers_does(tmp_path: Path, others: dict[st
     own = AutoImageProcessor.from_pretrained(tmp_path)
     expected = own([Image.open(image) for image in images], return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(
-        read_input(images, ImageCodec(pixels)), expected, rtol=1e-5, atol=1e-5
+        read_inputs(images, ImageCodec(pixels))["pixel_values"], expected, rtol=1e-5, atol=1e-5
     )
 
 

@@ -114,7 +114,37 @@ def with_sparse(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.add()
 
 
+CONVOLUTION = {
+    **{"kernel_shape": [3], "strides": [1], "pads": [1, 1], "dilations": [1], "group": 1},
+    "auto_pad": "NOTSET",
+}
+
+
+def with_convolution(**others: object) -> Change:
+    """One as exporters write it but for ``others``, of which None is left out."""
+    said = {name: value for name, value in (CONVOLUTION | others).items() if value is not None}
+    return add_node("Conv", "x", "w", **said)
+
+
+ODD_CONVOLUTIONS: dict[str, tuple[dict[str, object], str]] = {
+    "in a plane": ({"kernel_shape": [3, 3], "pads": [1] * 4}, "not along one axis"),
+    "with gaps": ({"dilations": [2]}, "has gaps"),
+    "padded as it likes": ({"auto_pad": "SAME_UPPER"}, "not along one axis"),
+    "that says no stride": ({"strides": None}, "not along one axis"),
+    "that says no groups": ({"group": None}, "group is out of bounds"),
+    "with more than it has": ({"alpha": 1.0}, "not along one axis"),
+    "far beyond its rows": ({"pads": [4, 0]}, "pads is out of bounds"),
+    "before its rows": ({"pads": [-1, 0]}, "pads is out of bounds"),
+    "of no stride": ({"strides": [0]}, "strides is out of bounds"),
+    "of no kernel": ({"kernel_shape": [0], "pads": [0, 0]}, "kernel_shape is out of bounds"),
+    "of a huge kernel": ({"kernel_shape": [4097]}, "kernel_shape is out of bounds"),
+    "of no groups": ({"group": 0}, "group is out of bounds"),
+}
 HOSTILE: dict[str, tuple[Change, str]] = {
+    **{
+        f"a convolution {name}": (with_convolution(**others), reason)
+        for name, (others, reason) in ODD_CONVOLUTIONS.items()
+    },
     "a loop": (with_loop, "Loop has no place"),
     "a branch": (add_node("If", "x"), "If has no place"),
     "random numbers": (add_node("RandomNormal", shape=[1]), "RandomNormal has no place"),

@@ -32,7 +32,7 @@ from edge_runtime.runtime import EdgeRuntime
 from protocol.audio_manifest import AudioManifest, parse_audio_manifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.recipe import Recipe
-from protocol.rows.media import read_input
+from protocol.rows.media import read_inputs
 from protocol.rows.sounds import SoundCodec, read_wav
 from tests.sound_models import (
     BANDS,
@@ -73,7 +73,7 @@ def test_a_base_answers_as_transformers_own_class(
     for linear in manifest.linears:
         weight = opened.model.get_submodule(linear.path).weight
         own.get_submodule(linear.path).weight.data = torch.as_tensor(weight).detach().clone()
-    heard = torch.from_numpy(read_input(sounds, SoundCodec(manifest.log_mel)))
+    heard = torch.from_numpy(read_inputs(sounds, SoundCodec(manifest.log_mel))["input_features"])
     with torch.no_grad():
         expected = own(heard).logits.numpy()
         found = opened.model(input_features=heard).logits.numpy()
@@ -109,7 +109,7 @@ def test_a_program_holds_no_weights_of_its_own(tiny_sounds: Path) -> None:
 def test_an_encoder_alone_is_averaged(tmp_path: Path, head: str) -> None:
     """Of a Whisper that writes, or of no head: no layer stands before the head that adapters bring."""
     source = write_sounds_source(tmp_path / "source", head=head)
-    loaded = load_sounds(str(source))
+    loaded = load_sounds(str(source), 0)
     assert (loaded.labels, loaded.projected) == (None, False)
     assert not [name for name in loaded.tensors if not name.startswith("encoder.")]
     assert "left out: " in loaded.reasons[0]
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_the_encoder_alone_has_no_head(tmp_path: Path) -> None:
     path = source / "model.safetensors"
     encoder = {k: v for k, v in load_file(path).items() if k.startswith("encoder.")}
     save_file(encoder, path)
-    assert "no head" in load_sounds(str(source)).reasons[0]
+    assert "no head" in load_sounds(str(source), 0).reasons[0]
 
 
 @pytest.mark.parametrize("lacking", ["projector.bias", "classifier.weight"])
@@ -139,7 +139,7 @@ def test_a_head_that_is_not_whole_is_refused(tmp_path: Path, lacking: str) -> No
     del tensors[lacking]
     save_file(tensors, path)
     with pytest.raises(ArtefactError, match=f"the checkpoint lacks {lacking}"):
-        load_sounds(str(source))
+        load_sounds(str(source), 0)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +314,13 @@ def test_the_command_sees_what_a_folder_holds(source: Path, tmp_path: Path) -> N
     arguments = ["build", str(source), "--out", str(tmp_path / "base"), "--json"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert json.loads(done.stdout)["task"] == "audio-classification"
+    timed = [*arguments[:3], str(tmp_path / "timed"), "--seconds", "2"]
+    with pytest.raises(PlanError, match="its positions say how long a sound"):
+        CliRunner().invoke(app, timed, catch_exceptions=False)
     with pytest.raises(PlanError, match="--pooling"):
         CliRunner().invoke(app, [*arguments, "--pooling", "cls"], catch_exceptions=False)
     again = [*arguments, "--task", "sequence-classification", "--out", str(tmp_path / "other")]
     with pytest.raises(ArtefactError, match="reads sounds, and a base that sorts texts"):
         CliRunner().invoke(app, again, catch_exceptions=False)
+    with pytest.raises(PlanError, match="--seconds is for bases of sounds"):
+        CliRunner().invoke(app, [*again, "--seconds", "2"], catch_exceptions=False)
