@@ -8,6 +8,7 @@ from audit.verify import audit
 from delivery.evidence import verify_evidence
 from delivery.gate import read_audit
 from delivery.status import read_reports
+from protocol.bitmap_form import decode_bitmap, encode_bitmap
 from protocol.delivery import (
     GATE,
     Current,
@@ -66,7 +67,12 @@ def delivery(world: World) -> dict[str, Decoder]:
 
     evidence = sign_statement(GATE, {"passed": True}, {"a": "0" * 64}, world.key)
     summary = audit(Folder(world.run), Trust()).to_dict()
+    sparse = bytes(400) + b"abcd" * 5 + b"e"
     return {
+        "protocol.bitmap_form:decode_bitmap": Decoder(
+            read=lambda data: decode_bitmap(data, length=len(sparse), source="x"),
+            seeds=(encode_bitmap(sparse),),
+        ),
         "protocol.delivery:decode": Decoder(
             read=form, seeds=tuple(map(encode, (current, report, facts)))
         ),
