@@ -25,6 +25,7 @@ from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_re
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
+BY_DEFAULT = ("encoder", "images", "decoder", "seq2seq")  # the others are for `make test-bases`
 KINDS = ("encoder", "images", "sounds", "samples", "documents", "decoder", "seq2seq")
 SORTS = {
     "encoder": "text",

@@ -12,6 +12,7 @@ import pytest
 from edge_runtime.backends import Backend, open_backend
 from tests.delivery_world import World
 from tests.device_kinds import (
+    BY_DEFAULT,
     KINDS,
     DeviceKind,
     decoder_kind,
@@ -21,36 +22,55 @@ from tests.device_kinds import (
     seq2seq_kind,
     sounds_kind,
 )
+from tests.tiers import some_by_default
+
+WRITING = {"decoder": decoder_kind, "seq2seq": seq2seq_kind}
+ON_BASES = {
+    "images": (images_kind, "tiny_images"),
+    "sounds": (sounds_kind, "tiny_sounds"),
+    "samples": (samples_kind, "tiny_samples"),
+    "documents": (documents_kind, "tiny_pages"),
+}
+
+
+class Kinds(dict[str, DeviceKind]):
+    """By name, each made when somebody first asks for it."""
+
+    def __init__(self, make: Callable[[str], DeviceKind]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> DeviceKind:
+        self[name] = self._make(name)
+        return self[name]
 
 
 @pytest.fixture(scope="session")
 def kinds(
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    tiny_base: Path,
-    released: dict[str, Path],
-    delivery_rows: list[dict[str, str]],
-    tiny_images: Path,
-    tiny_sounds: Path,
-    tiny_samples: Path,
-    tiny_pages: Path,
     write_adapter: Callable[..., Path],
-) -> dict[str, DeviceKind]:
-    adapters = {"good": released["a"], "bad": released["b"]}
-    encoder = DeviceKind(name="encoder", base=tiny_base, adapters=adapters, rows=delivery_rows)
-    decoder = decoder_kind(tmp_path_factory.mktemp("decoder"))
-    return {
-        "encoder": encoder,
-        "images": images_kind(tmp_path_factory.mktemp("images"), tiny_images, write_adapter),
-        "sounds": sounds_kind(tmp_path_factory.mktemp("sounds"), tiny_sounds, write_adapter),
-        "samples": samples_kind(tmp_path_factory.mktemp("samples"), tiny_samples, write_adapter),
-        "documents": documents_kind(tmp_path_factory.mktemp("pages"), tiny_pages, write_adapter),
-        "decoder": decoder,
-        "seq2seq": seq2seq_kind(tmp_path_factory.mktemp("seq2seq")),
-    }
+) -> Kinds:
+    def made(name: str) -> DeviceKind:
+        if name == "encoder":
+            released = request.getfixturevalue("released")
+            return DeviceKind(
+                name="encoder",
+                base=request.getfixturevalue("tiny_base"),
+                adapters={"good": released["a"], "bad": released["b"]},
+                rows=request.getfixturevalue("delivery_rows"),
+            )
+        folder = tmp_path_factory.mktemp(name)
+        if name in WRITING:
+            return WRITING[name](folder)
+        maker, base = ON_BASES[name]
+        return maker(folder, request.getfixturevalue(base), write_adapter)
+
+    return Kinds(made)
 
 
-@pytest.fixture(scope="session", params=KINDS)
-def kind(request: pytest.FixtureRequest, kinds: dict[str, DeviceKind]) -> DeviceKind:
+@pytest.fixture(scope="session", params=some_by_default(BY_DEFAULT, KINDS))
+def kind(request: pytest.FixtureRequest, kinds: Kinds) -> DeviceKind:
     return kinds[request.param]
 
 

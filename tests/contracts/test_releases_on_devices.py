@@ -42,7 +42,11 @@ BROKEN = ["unreadable", "missing", "kind", "machine"]
     ("name", "key", "fault"),
     [
         *(("images", "image", fault) for fault in BROKEN),
-        *(("sounds", "audio", fault) for fault in BROKEN if fault != "machine"),
+        *(
+            pytest.param("sounds", "audio", fault, marks=pytest.mark.slow)
+            for fault in BROKEN
+            if fault != "machine"
+        ),
     ],
 )
 def test_a_fault_of_the_device_marks_no_release(
