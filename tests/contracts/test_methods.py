@@ -56,8 +56,11 @@ from protocol.rules import RULES
 from storage.regular import sha256_of
 from tests.conftest import TEXTS
 from tests.methods import SORTING, adapter_of, slots_on
+from tests.tiers import some_by_default
 
 NAMES = SORTING
+# Plain factors, folded ones, those that hang on the base, products, shifts, an opener of its own, a prompt, several.
+ONE_OF_A_KIND = ("lora", "ravan", "dora", "lokr", "bias", "bottleneck", "prompt", "hybrid")
 
 
 def plan_of(base: Path, method: str, **sections: Any) -> Plan:
@@ -220,7 +223,7 @@ def test_a_share_of_it_is_published_or_refused(
     assert flat(again).tobytes() == flat(cut).tobytes()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some_by_default(ONE_OF_A_KIND, NAMES))
 def test_what_is_published_answers_on_torch_and_on_a_device(
     tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path], name: str
 ) -> None:
