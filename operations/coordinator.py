@@ -155,8 +155,8 @@ class Coordinator:
             raise ArtefactError(f"{path} is too large", "restore it")
         return verify_roster(path.read_bytes(), self._operator(), least=1, source=str(path))
 
-    def write_roster(self) -> int:
-        """Make ``roster.json`` what the signed roster says; how many sites it lists."""
+    def write_roster(self) -> list[str]:
+        """Make ``roster.json`` what the signed roster says; the names of the sites that it lists."""
         with self.turn():
             return self._write_roster()
 
@@ -168,13 +168,13 @@ class Coordinator:
                 raise MachineError(f"{self.folder}: another command is at work", "wait for it")
             yield
 
-    def _write_roster(self) -> int:
+    def _write_roster(self) -> list[str]:
         roster = self.roster()
         if text := roster.render():
             write_whole(self.roster_file, text.encode())
         else:
             self.roster_file.unlink(missing_ok=True)
-        return len(roster.sites)
+        return [site.name for site in roster.sites]
 
     @property
     def address(self) -> str:

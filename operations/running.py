@@ -25,8 +25,9 @@ from operations.waiting import (
     missed_in,
     not_begun,
     said_of_doubled,
+    verify_enough,
 )
-from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
+from protocol.errors import ArtefactError, FedgeError, MachineError, RoundError
 from protocol.legality import verify_legal
 from protocol.plan import Plan
 from protocol.tasks import quality_in
@@ -71,12 +72,7 @@ def order(
     verify_legal(plan, manifest)
     out = (folder or coordinator.folder / "runs" / plan.name).resolve()
     if plan.secrecy.exchange == "secagg":
-        enrolled = coordinator.write_roster()
-        if enrolled < plan.cohort.quorum:
-            raise PlanError(
-                f"{enrolled} sites are enrolled, the plan's quorum is {plan.cohort.quorum}",
-                "admit more sites, or lower the quorum",
-            )
+        verify_enough(plan.cohort, coordinator.write_roster())
     if published(out) and not resume:
         raise ArtefactError(f"{out} holds a run already", "add --resume, or name another folder")
     if not published(out):
@@ -96,7 +92,7 @@ def run_to_the_end(coordinator: Coordinator, order: Order, report: Report) -> di
     control = control_of(coordinator)
     try:
         outcome = _Watch(coordinator, control, order, report).until_it_ends()
-        twice = [] if outcome["finished"] else doubled(coordinator, control)
+        twice = [] if outcome["finished"] else doubled(coordinator, control, order.plan.cohort)
     finally:
         control.close()
     if twice:  # others are blamed for what two sites of one name did
@@ -197,9 +193,9 @@ class _Watch:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
+        cohort = self._order.plan.cohort
         with suppress(MachineError):  # the SuperLink is being started again
-            online, missing = away(self._coordinator, self._control)
-            cohort = self._order.plan.cohort
+            online, missing = away(self._coordinator, self._control, cohort)
             if (online < cohort.quorum) != self._short:
                 self._short = not self._short
                 then = f"waiting up to {cohort.deadline_s:g} s" if self._short else "going on"
@@ -208,7 +204,7 @@ class _Watch:
                     self._reached,
                     f"{online} sites are on line, the quorum is {cohort.quorum}: {then}{names}",
                 )
-        twice = doubled(self._coordinator, self._control)
+        twice = doubled(self._coordinator, self._control, cohort)
         if twice and twice != self._twice:
             self._report(self._reached, said_of_doubled(twice))
         self._twice = twice

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from operations.coordinator import Coordinator
 from operations.supervisor import processes_of
 from protocol.documents import parse_json
-from protocol.errors import MachineError
+from protocol.errors import MachineError, PlanError
+from protocol.plan_sections import Cohort
 from server.control import Control
 from storage.regular import read_regular
 
@@ -52,22 +53,47 @@ def not_begun(coordinator: Coordinator, control: Control, run: int, seconds: flo
     return cause
 
 
-def away(coordinator: Coordinator, control: Control) -> tuple[int, str]:
-    """How many sites are on line, and who of the roster is not. Raises MachineError without an answer."""
+def verify_enough(cohort: Cohort, enrolled: Sequence[str]) -> None:
+    """Raises PlanError where fewer sites are enrolled that a plan takes than its quorum. (P-4.1)"""
+    taken = [name for name in enrolled if cohort.takes(name)]
+    if len(taken) >= cohort.quorum:
+        return
+    if not cohort.clients:
+        raise PlanError(
+            f"{len(taken)} sites are enrolled, the plan's quorum is {cohort.quorum}",
+            "admit more sites, or lower the quorum",
+        )
+    absent = [name for name in cohort.clients if name not in taken]
+    raise PlanError(
+        f"{len(taken)} of the {len(cohort.clients)} sites in the plan's `cohort.clients` are enrolled, its "
+        f"quorum is {cohort.quorum}; missing: {listed(absent)}",
+        "admit them, or correct the names in the plan",
+    )
+
+
+def away(coordinator: Coordinator, control: Control, cohort: Cohort) -> tuple[int, str]:
+    """How many sites that a plan takes are on line, and who of them in the roster is not.
+
+    Raises MachineError without an answer.
+    """
     status = {node.key: node.status for node in control.nodes()}
-    online = sum(state == "online" for state in status.values())
-    roster = coordinator.roster().sites
-    missing = [site.name for site in roster if status.get(site.node_key_pem) != "online"]
-    return online, listed(missing)
+    names = {
+        site.name: status.get(site.node_key_pem)
+        for site in coordinator.roster().sites
+        if cohort.takes(site.name)
+    }
+    missing = [name for name, state in names.items() if state != "online"]
+    return len(names) - len(missing), listed(missing)
 
 
-def doubled(coordinator: Coordinator, control: Control) -> list[str]:
-    """Names of sites that are on line twice, as far as the SuperLink can be asked."""
+def doubled(coordinator: Coordinator, control: Control, cohort: Cohort) -> list[str]:
+    """Names of sites that a plan takes and that are on line twice, as far as the SuperLink can be asked."""
     try:
         keys = set(control.doubled())
     except MachineError:
         return []
-    return [site.name for site in coordinator.roster().sites if site.node_key_pem in keys]
+    taken = [site for site in coordinator.roster().sites if cohort.takes(site.name)]
+    return [site.name for site in taken if site.node_key_pem in keys]
 
 
 def said_of_doubled(names: list[str]) -> str:

@@ -39,6 +39,7 @@ from operations.site import Site, Work, make_site, read_invitation, read_node_ke
 from operations.supervisor import processes_of
 from operations.waiting import away, doubled, not_begun, said_of_doubled
 from protocol.errors import MachineError
+from protocol.plan_sections import Cohort
 from tests.unit.fedge.test_command_line import fedge
 
 PROTOBUF = {"content-type": "application/protobuf", "accept": "application/protobuf"}
@@ -289,7 +290,9 @@ def test_a_copied_folder_is_named_and_only_the_copy_is_refused(
     assert "on line twice" in shown
     control = control_of(coordinator)
     try:
-        assert said_of_doubled(doubled(coordinator, control)).startswith("ward-twice is on line")
+        assert said_of_doubled(doubled(coordinator, control, Cohort())).startswith(
+            "ward-twice is on line"
+        )
     finally:
         control.close()
 
@@ -307,7 +310,7 @@ def test_a_run_says_what_it_waits_for(coordinator: Coordinator) -> None:
         assert "`superexec`, which starts it, is up" in said
         with pytest.raises(MachineError, match="has not begun"):
             not_begun(coordinator, control, run, 301)
-        online, missing = away(coordinator, control)
+        online, missing = away(coordinator, control, Cohort())
         assert online == 0
         assert all(site.name in missing for site in coordinator.roster().sites[:8])
         control.stop_run(run)

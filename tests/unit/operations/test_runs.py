@@ -15,9 +15,11 @@ from operations.folders import free_port
 from operations.overview import known_runs, note_run, run_view
 from operations.running import _error, order, round_line, run_to_the_end
 from operations.site import Work, make_site, read_invitation
-from operations.waiting import Words, failures, missed_in
+from operations.waiting import Words, away, doubled, failures, missed_in
 from protocol.errors import ArtefactError, FedgeError, MachineError, PlanError, RoundError
+from protocol.plan_sections import Cohort
 from server.app import note_outcome
+from server.control import Control, NodeState
 from storage.locks import locked
 from tests.unit.fedge.test_command_line import fedge
 
@@ -78,6 +80,37 @@ def test_a_run_is_checked_before_it_is_submitted(
     assert order(coordinator, plan_file(), tiny_base, tmp_path / "run", resume=True).resume
     with pytest.raises(MachineError, match="does not answer"):
         run_to_the_end(coordinator, made, lambda rounds, text: None)
+
+
+class Answering(Control):
+    """A SuperLink by which nodes of these keys are on line."""
+
+    def __init__(self, online: list[bytes]) -> None:
+        self.online = online
+
+    def nodes(self) -> list[NodeState]:
+        return [NodeState(key=key, status="online", last_activated_at="") for key in self.online]
+
+    def doubled(self) -> list[bytes]:
+        return self.online
+
+
+def test_sites_of_another_cluster_are_not_counted(
+    coordinator: Coordinator, plan_file: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    admit(coordinator, tmp_path, 4)
+    named: dict[str, object] = {"size": 3, "quorum": 3}
+    named["clients"] = ["ward-1", "ward-2", "ward-7", "ward-8"]
+    with pytest.raises(PlanError, match=r"2 of the 4 sites in .*missing: ward-7, ward-8"):
+        order(coordinator, plan_file(cohort=named), tiny_base, None, resume=False)
+    named["clients"] = ["ward-1", "ward-2", "ward-3"]
+    assert order(coordinator, plan_file(cohort=named), tiny_base, None, resume=False)
+    cohort = Cohort(size=3, quorum=3, clients=["ward-1", "ward-2", "ward-3"])
+    control = Answering([site.node_key_pem for site in coordinator.roster().sites[:3]])
+    assert away(coordinator, control, cohort) == (2, "ward-3")
+    assert away(coordinator, control, Cohort()) == (3, "ward-3")
+    assert doubled(coordinator, control, cohort) == ["ward-1", "ward-2"]
+    assert doubled(coordinator, control, Cohort()) == ["ward-0", "ward-1", "ward-2"]
 
 
 def test_the_commands_exit_codes(
