@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from protocol.plan_sections import Cohort
 from protocol.rows.read import Table
 from simulations.partitions import Partition
 
@@ -15,6 +16,11 @@ Json = dict[str, Any]
 def client_name(partition: int) -> str:
     """The name of the client that holds ``partition``; the same as ``client.app`` gives itself."""
     return f"client-{partition:04d}"
+
+
+def taken(cohort: Cohort, clients: int) -> int:
+    """How many of so many clients a plan takes. (P-4.1)"""
+    return sum(cohort.takes(client_name(number)) for number in range(clients))
 
 
 def list_clients(rows: Table, parts: Partition, column: str, *, labels: bool = True) -> Json:

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from protocol.decoder_manifest import DECODER
 from protocol.documents import MOST_TOML, OddError, parse_toml
-from protocol.errors import MachineError, PlanError
+from protocol.errors import MachineError, PlanError, shortened
 from protocol.head import HeadStart
 from protocol.layout import HEAD_TURNS
 from protocol.legality import verify_legal
@@ -23,11 +23,13 @@ from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA, SOUND
 from protocol.methods import method_of
 from protocol.plan import Plan, plan_from, validated
+from protocol.plan_sections import Cohort
 from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
 from protocol.seq2seq_manifest import SEQ2SEQ
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
+from simulations.clients import client_name
 from simulations.experiment_measures import Memorisation, Natural, Samples, Yardsticks
 from simulations.overrides import override_all
 from storage.regular import read_settings_text
@@ -291,13 +293,26 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     verify_legal(plan)
     _verify_scales(experiment, plan, path)
     _verify_of_task(experiment, plan, path)
-    if plan.cohort.size > experiment.population.clients:
-        raise PlanError(
-            f"{path}: `plan.cohort.size` is {plan.cohort.size}, but there are "
-            f"{experiment.population.clients} clients",
-            "lower plan.cohort.size or raise population.clients",
-        )
+    _verify_cohort(plan.cohort, experiment.population.clients, path)
     return experiment
+
+
+def _verify_cohort(cohort: Cohort, clients: int, path: Path) -> None:
+    """Whom a plan names are there, and as many as a round asks. Raises PlanError."""
+    there = {client_name(number) for number in range(clients)}
+    if absent := [name for name in cohort.clients if name not in there]:
+        raise PlanError(
+            f"{path}: `plan.cohort.clients` names {shortened(absent[0], 100)}, and the {clients} clients are "
+            f"{client_name(0)} to {client_name(clients - 1)}",
+            "correct the name or raise population.clients",
+        )
+    if cohort.size > (some := len(cohort.clients) or clients):
+        raise PlanError(
+            f"{path}: `plan.cohort.size` is {cohort.size}, but there are {some} clients"
+            + (" named in `plan.cohort.clients`" if cohort.clients else ""),
+            "lower plan.cohort.size, or "
+            + ("name more clients" if cohort.clients else "raise population.clients"),
+        )
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from protocol.rows.formats import shown
 from protocol.rows.labels import verify_distinct, verify_several
 from protocol.rows.read import Table
 from protocol.tasks.classification import Labelled
+from simulations.clients import taken
 from simulations.experiment import Experiment
 
 NAMED = 5  # labels that a line names
@@ -30,7 +31,8 @@ def findings_of(
 def _rows(experiment: Experiment, plan: Plan, train: Table, test: Table) -> Iterator[Finding]:
     if isinstance(plan.task, Labelled):
         yield from _labels(plan.task.labels, train, test)
-    asked, clients = plan.rounds * plan.cohort.size, experiment.population.clients
+    asked = plan.rounds * plan.cohort.size
+    clients = taken(plan.cohort, experiment.population.clients)
     share = min(1.0, plan.cohort.size / clients)
     if plan.local.scaffold and abs(plan.local.scaffold - share) > NEAR:
         yield _warning(

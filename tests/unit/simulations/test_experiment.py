@@ -51,6 +51,13 @@ def test_a_personal_head_is_for_bases_that_have_one(file: Path) -> None:
         load_experiment(file, [head, 'plan.task={kind = "causal-lm"}', "plan.rule.name=mean"])
 
 
+def test_a_round_asks_no_more_than_the_clients_named(file: Path) -> None:
+    named = 'plan.cohort.clients=["client-0001","client-0002","client-0003"]'
+    assert load_experiment(file, [named]).plan["cohort"]["size"] == 3
+    with pytest.raises(PlanError, match="size` is 4, but there are 3 clients named"):
+        load_experiment(file, [named, "plan.cohort.size=4"])
+
+
 def test_labels_of_the_experiment_win(file: Path) -> None:
     experiment = load_experiment(file, ['plan.task.labels=["q", "r"]'])
     assert experiment.plan_for(fingerprint="a" * 64, labels=["x", "y"]).task.labels == ["q", "r"]
@@ -103,6 +110,7 @@ def test_seconds_are_of_a_base_of_sounds(file: Path) -> None:
         ("plan.cohort.sise=3", "did you mean `size`"),
         ("population.clients=many", "population.clients"),
         ("plan.cohort.size=9", "4 clients"),
+        ('plan.cohort.clients=["client-0001","client-0002","client-0004"]', "client-0004"),
         ("plan.base.fingerprint=abc", "plan.base"),
         ("faults.dropout=1.5", "faults.dropout"),
         ("data.generator=home-commands", "either train and test, or a generator"),

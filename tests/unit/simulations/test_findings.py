@@ -57,6 +57,13 @@ def test_a_share_that_a_round_does_not_ask_is_named() -> None:
         assert "plan.local.scaffold" not in warned(experiment(local=right), ["a", "b"], ["a"])
 
 
+def test_shares_are_of_the_clients_that_a_plan_names() -> None:
+    cohort = {"size": 10, "quorum": 8, "clients": [f"client-{n:04d}" for n in range(20)]}
+    said = warned(experiment(local={"scaffold": 0.25}, cohort=cohort), ["a", "b"], ["a"])
+    assert "a round asks 0.5 of all clients" in said["plan.local.scaffold"]
+    assert "plan.cohort.size" not in said  # 20 are asked, of 20
+
+
 def test_a_finding_survives_the_run_folder() -> None:
     found = experiment()
     plan = found.plan_for(fingerprint="0" * 64, labels=["a", "b"])
