@@ -23,6 +23,7 @@ from storage.regular import read_regular
 MOST_BYTES = 2**31 - 1  # of a file of rows; it is read whole
 LONGEST_SHOWN = 40  # characters; a longer "label" may be a text in the wrong column
 MOST_NAMED = 20  # columns in a message
+SLICE = 256  # rows of Parquet that are Python objects at once
 MARK = "\ufeff"
 
 Values = tuple[object, ...]  # of the columns asked for, in their order
@@ -234,20 +235,28 @@ def _stray_quote(path: Path, begins: int, stops: int, fault: str) -> DataError:
 
 def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> Iterator[Numbered]:
     file = _opened(path, data)
-    import pyarrow as pa  # which is there now
-
     schema = file.schema_arrow
     _verify_there(schema.names, columns, str(path))
     _verify_once(schema.names, columns, str(path), "column")
+    names, before = _class_names(schema.metadata or {}), 0
+    for part in _slices(path, file, columns):
+        values = [
+            _named(_python(path, part.column(name), before), names.get(name)) for name in columns
+        ]
+        yield from enumerate(zip(*values, strict=True), start=before + 1)
+        before += part.num_rows
+
+
+def _slices(path: Path, file: Any, columns: Sequence[str]) -> Iterator[Any]:
+    """Record batches of these columns, short ones: Python's objects are many times Arrow's bytes."""
+    import pyarrow as pa  # which is there now
+
     try:
         # No column of the file but those that are named. And without threads: one of Arrow's pool may be the
         # last to let go of `data` and ask for the GIL when the interpreter ends, which aborts the process.
-        table = file.read(columns=list(columns), use_threads=False)
+        yield from file.iter_batches(SLICE, columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
-    names = _class_names(schema.metadata or {})
-    values = [_named(_python(path, table.column(name)), names.get(name)) for name in columns]
-    yield from enumerate(zip(*values, strict=True), start=1)
 
 
 def _opened(path: Path, data: bytes) -> Any:
@@ -273,11 +282,12 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-def _python(path: Path, column: Any) -> list[object]:
+def _python(path: Path, column: Any, before: int) -> list[object]:
+    """The values of a slice that has ``before`` rows in front of it."""
     try:
         found: list[object] = column.to_pylist()
     except UnicodeDecodeError:
-        for number, value in enumerate(column, start=1):
+        for number, value in enumerate(column, start=before + 1):
             try:
                 value.as_py()
             except UnicodeDecodeError:

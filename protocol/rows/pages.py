@@ -33,7 +33,7 @@ Box = tuple[int, int, int, int]  # left, upper, right and lower edge
 FIRST: Box = (0, 0, 0, 0)  # of the token in front of all words, and of pads
 LAST: Box = (EDGE, EDGE, EDGE, EDGE)  # of other tokens that are no word's
 MEANT = "give each word its left, upper, right and lower edge in thousandths of the page's width and height"
-LISTS = "write rows as JSONL or Parquet: a field of CSV holds no list"
+LISTS = "write a list there, in a row of JSONL or Parquet: a field of CSV holds none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from client.data import Rows, load_rows
 from protocol.errors import DataError
+from protocol.rows.formats import SLICE, read_values
 from protocol.tasks.classification import Classification
 
 TASK = Classification(labels=["01", "transfer", "card"], text="utterance", label="intent")
@@ -195,6 +197,30 @@ def test_parquet_with_bytes_that_are_no_utf8_names_the_row(tmp_path: Path) -> No
     pq.write_table(pa.table({"utterance": texts, "intent": ["card", "card"]}), path)
     with pytest.raises(DataError, match="row 2: not valid UTF-8"):
         load_rows(path, TASK)
+
+
+def test_rows_of_parquet_become_python_objects_some_at_a_time(tmp_path: Path) -> None:
+    """And the place of a row is counted over the whole file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, path = 20 * SLICE, tmp_path / "pages.parquet"
+    boxes = [[[row % 1000 + n for n in range(4)]] * 9 for row in range(rows)]
+    texts = pa.array(["a"] * (rows - 1) + [b"\xff"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), rows, texts.buffers())
+    pq.write_table(pa.table({"boxes": boxes, "text": texts}), path)
+    places = [place.number for place, _ in read_values(path, ["boxes"])]
+    assert places == list(range(1, rows + 1))
+    tracemalloc.start()
+    assert sum(1 for _ in read_values(path, ["boxes"])) == rows
+    most = tracemalloc.get_traced_memory()[1]
+    kept = [values for _, values in read_values(path, ["boxes"])]
+    whole = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert [value for (value,) in kept] == boxes
+    assert most < whole / 4
+    with pytest.raises(DataError, match=f"row {rows}: not valid UTF-8"):
+        list(read_values(path, ["text"]))
 
 
 @pytest.mark.parametrize(
