@@ -5,7 +5,7 @@ Flower's node ids are random; names are what cohorts, records and seeds are made
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -18,6 +18,7 @@ from server.clock import Clock
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
 POLL_S = 0.2
 DETAIL = 500  # characters of somebody else's text that a record keeps
+NODE = "node "  # and its number: one whose name is not known
 NAME_BYTES = 64  # quoted, a name is a file name: three times as long at most
 
 
@@ -58,9 +59,17 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
 
 
 def without_unnamed(roster: Roster, cohort: Cohort) -> Roster:
-    """``roster`` of those whom the plan names; who else is there is no concern of the run's. (P-4.1)"""
+    """``roster`` of those whom the plan names; who else is there is no concern of the run's. (P-4.1)
+
+    Nodes that were kept out before they said their name may be anybody's, and stay.
+    """
     nodes = {name: node for name, node in roster.nodes.items() if cohort.takes(name)}
-    return replace(roster, nodes=nodes)
+    kept_out = {
+        name: why
+        for name, why in roster.kept_out.items()
+        if cohort.takes(name) or name.startswith(NODE)
+    }
+    return Roster(nodes=nodes, kept_out=kept_out)
 
 
 def push(grid: Grid, messages: list[Message]) -> list[str | None]:
@@ -92,11 +101,11 @@ def _hello(reply: Message, enrolled: str) -> wire.Hello | str:
 
 def _sorted_out(answers: dict[int, wire.Hello | str], silent: list[int], base: str) -> Roster:
     nodes: dict[str, int] = {}
-    kept_out = {f"node {node}": "did not say its name" for node in silent}
+    kept_out = {f"{NODE}{node}": "did not say its name" for node in silent}
     twice: set[str] = set()
     for node, answer in sorted(answers.items()):
         if isinstance(answer, str):
-            kept_out[f"node {node}"] = " ".join(answer.split())[:DETAIL]
+            kept_out[f"{NODE}{node}"] = " ".join(answer.split())[:DETAIL]
         elif answer.protocol != PROTOCOL_VERSION:
             kept_out[answer.client] = f"speaks protocol version {answer.protocol}"
         elif answer.base != base:

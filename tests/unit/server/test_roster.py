@@ -10,8 +10,9 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
 from protocol import PROTOCOL_VERSION, wire
+from protocol.plan_sections import Cohort
 from server.clock import SystemClock
-from server.roster import DETAIL, call_roll
+from server.roster import DETAIL, Roster, call_roll, without_unnamed
 from simulations.grid import FIRST_NODE, InProcessGrid
 
 BASE = "b" * 64
@@ -75,3 +76,13 @@ def test_a_nodes_own_words_are_cut() -> None:
     kept_out = call_roll(InProcessGrid(made, 2), SystemClock(), base=BASE).kept_out
     assert len(kept_out) == 2
     assert all(0 < len(why) <= DETAIL and "\n" not in why for why in kept_out.values())
+
+
+def test_a_cluster_is_told_of_its_own_alone() -> None:
+    """Why a site of another cluster was kept out is no part of this run's records."""
+    out = {"bo": "holds another base", "ward-2": "two nodes have this name", "node 7": "failed"}
+    roster = Roster(nodes={"ann": 1, "ward-3": 2}, kept_out=out)
+    assert without_unnamed(roster, Cohort()) == roster
+    cluster = without_unnamed(roster, Cohort(size=2, quorum=2, clients=["ann", "bo"]))
+    assert cluster.nodes == {"ann": 1}
+    assert cluster.kept_out == {"bo": "holds another base", "node 7": "failed"}
