@@ -20,6 +20,7 @@ from protocol.image_manifest import ImageManifest
 from protocol.media import Medium
 from protocol.media_manifest import MediaManifest
 from protocol.rows.formats import Place, read_values
+from protocol.rows.pages import Page
 from protocol.rows.read import Check, Table, checked_text, group_name
 from protocol.waveform_manifest import WaveformManifest
 from storage.regular import read_regular
@@ -163,7 +164,7 @@ def verify_files(items: Sequence[object], medium: Medium) -> None:
         if isinstance(item, SentFile) and item.medium != medium:
             raise _another(medium, item.medium.plural)
         if not isinstance(item, Path | RowFile | SentFile | bytes):
-            raise _another(medium, "texts")
+            raise _another(medium, "documents" if isinstance(item, Page) else "texts")
 
 
 def _another(medium: Medium, others: str) -> DataError:

@@ -33,6 +33,9 @@ Box = tuple[int, int, int, int]  # left, upper, right and lower edge
 FIRST: Box = (0, 0, 0, 0)  # of the token in front of all words, and of pads
 LAST: Box = (EDGE, EDGE, EDGE, EDGE)  # of other tokens that are no word's
 MEANT = "give each word its left, upper, right and lower edge in thousandths of the page's width and height"
+ALONE = (
+    'name a JSON file of one page, {"words": [...], "boxes": [...]}; files of rows go with --file'
+)
 LISTS = "write a list there, in a row of JSONL or Parquet: a field of CSV holds none"
 
 
@@ -167,16 +170,11 @@ def read_page(path: Path) -> Page:
     try:
         document = parse_json(read_regular(path, most=MOST_FILE), most=MOST_FILE)
     except OSError as error:
-        raise _odd(
-            f"{path}: cannot be read: {error.strerror}", f"name a file of at most {MOST_FILE} bytes"
-        ) from None
+        raise _odd(f"{path}: cannot be read: {error.strerror}", ALONE) from None
     except OddError as odd:
-        raise _odd(f"{path}: {odd}", 'write {"words": [...], "boxes": [...]}') from None
+        raise _odd(f"{path}: {odd}", ALONE) from None
     if not isinstance(document, dict) or document.keys() != {WORDS, BOXES}:
-        raise _odd(
-            f"{path}: not an object of `{WORDS}` and `{BOXES}` alone",
-            'write {"words": [...], "boxes": [...]}',
-        )
+        raise _odd(f"{path}: not an object of `{WORDS}` and `{BOXES}` alone", ALONE)
     return page_of(document[WORDS], document[BOXES], place=str(path))
 
 

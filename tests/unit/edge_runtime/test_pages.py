@@ -84,7 +84,10 @@ def test_requests_have_words_and_boxes(
         assert status == 422
         assert reason in json.dumps(document)
         assert "secret" not in json.dumps(document)
-    for base, reason in ((tiny_base, "answers texts"), (tiny_sounds, "answers sounds")):
+    for base, reason in (
+        (tiny_base, "answers texts, and files or pages were given"),
+        (tiny_sounds, "answers sounds, and documents were given"),
+    ):
         status, document = asked(App(SingleService(base, None, threads=1)), {"pages": [page()]})
         assert status == 422
         assert reason in json.dumps(document)
