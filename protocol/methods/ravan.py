@@ -80,7 +80,7 @@ class Ravan(Factors[RavanSettings]):
 
     def remarks(self, settings: RavanSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """Also one head, which is another method's."""
-        yield from rank_remarks(settings, manifest, rank=settings.whole, low_rank=settings.whole)
+        yield from rank_remarks(settings, manifest, rank=settings.rank, low_rank=settings.whole)
         if settings.heads == 1:
             yield "note", "adapter.heads", "one core is `lora-sb`", "more heads, or that method"
 

@@ -126,8 +126,9 @@ def rank_remarks(
     linears = yield from _adapted(settings, manifest)
     smallest = min((min(x.in_features, x.out_features) for x in linears), default=low_rank)
     if low_rank > smallest:
-        power = f" squared, {low_rank}," if low_rank != rank else ""
-        cause = f"rank {rank}{power} exceeds a layer's {smallest} features"
+        how = " squared" if low_rank == rank * rank else f" in {low_rank // rank} heads"
+        product = f"{how}, {low_rank}," if low_rank != rank else ""
+        cause = f"rank {rank}{product} exceeds a layer's {smallest} features"
         yield "error", "adapter.rank", cause, "lower it"
 
 

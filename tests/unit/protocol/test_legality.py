@@ -31,6 +31,22 @@ def plan_of(manifest: Manifest, **sections: Any) -> Plan:
     return plan_from(document | sections, source="test")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ({"rank": 400}, "rank 400 exceeds"),
+        ({"method": "loha", "rank": 6}, "rank 6 squared, 36, exceeds"),
+        ({"method": "ravan", "rank": 16, "heads": 5}, "rank 16 in 5 heads, 80, exceeds"),
+    ],
+)
+def test_a_rank_that_is_too_high_is_the_one_that_was_written(
+    tiny_base: Path, adapter: dict[str, Any], says: str
+) -> None:
+    manifest = read_manifest(tiny_base)
+    said = {f.cause for f in check(plan_of(manifest, adapter=adapter), manifest)}
+    assert any(cause.startswith(f"{says} a layer's") for cause in said)
+
+
 def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
     plan = plan_of(manifest)
