@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # No plan needs more, and whoever reads one does not pay for a number that somebody has typed. (P-1.2)
 MOST_ROUNDS, MOST_CLIENTS, MOST_ATTEMPTS = 100_000, 65_536, 1000
@@ -14,6 +14,7 @@ MOST_MEMORY = 2**24  # MiB
 MOST_TARGETS, MOST_WITNESSES, MOST_LAYER = 256, 64, 1023
 MOST_TRIM = 511  # of 1024 groups
 MOST_HEADS = 64  # of a linear
+NAME_BYTES = 64  # of a client's name; quoted, it is a file name: three times as long at most
 
 MOST_THREADS = (
     1024  # of a session: ONNX Runtime starts as many as it is told, until the machine has none
@@ -37,8 +38,24 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=1e-3, le=1, allow_inf_nan=False)]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex64OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
-# A client's, as its node says it.
-ClientName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+
+def is_client_name(text: str) -> bool:
+    """Whether a node may call itself so: printable, of 1 to 64 bytes in UTF-8. (P-4.1)"""
+    return text.isprintable() and 0 < len(text.encode()) <= NAME_BYTES
+
+
+def _client_name(text: str) -> str:
+    if not is_client_name(text):
+        raise ValueError(
+            f"no client can have this name: not printable or longer than {NAME_BYTES} bytes"
+        )
+    return text
+
+
+ClientName = Annotated[
+    str, Field(min_length=1, max_length=NAME_BYTES), AfterValidator(_client_name)
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 Unsaid = set[str] | dict[str, Any]  # of a table in a table, by its key

@@ -13,13 +13,13 @@ from flwr.serverapp import Grid
 from protocol import PROTOCOL_VERSION, wire
 from protocol.errors import ArtefactError
 from protocol.plan_sections import Cohort
+from protocol.section import NAME_BYTES, is_client_name
 from server.clock import Clock
 
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
 POLL_S = 0.2
 DETAIL = 500  # characters of somebody else's text that a record keeps
 NODE = "node "  # and its number: one whose name is not known
-NAME_BYTES = 64  # quoted, a name is a file name: three times as long at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _hello(reply: Message, enrolled: str) -> wire.Hello | str:
         hello = wire.from_record(wire.Hello, answer)
     except (KeyError, ArtefactError):
         return "answered with something else than its name"
-    if not hello.client.isprintable() or not 0 < len(hello.client.encode()) <= NAME_BYTES:
+    if not is_client_name(hello.client):
         return f"its name is empty, not printable or longer than {NAME_BYTES} bytes"
     if enrolled and hello.client != enrolled:
         return f"calls itself {hello.client}, and is enrolled as {enrolled}"
