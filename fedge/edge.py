@@ -24,11 +24,13 @@ NEEDED = ("onnx", "safetensors", "google")  # packages beside those that a devic
 
 Data = Annotated[Path, typer.Option("--data", help="rows that stay here: JSONL, CSV or Parquet")]
 Text = Annotated[
-    str | None, typer.Option("--text", help="column with the text, or with a file's path")
+    str | None,
+    typer.Option("--text", help="column with the text, a page's words, or a file's path"),
 ]
 Pair = Annotated[
     str, typer.Option("--pair-column", help="of pairs: the second text's; `text_pair`")
 ]
+Boxes = Annotated[str, typer.Option("--boxes", help="of documents: the column with boxes; `boxes`")]
 Column = Annotated[
     str, typer.Option("--label", help="column with the label, or number; `label` or `target`")
 ]
@@ -49,6 +51,7 @@ def train(
     data: Data,
     text: Text = None,
     pair: Pair = "",
+    boxes: Boxes = "",
     column: Column = "",
     epochs: Epochs = 5,
     steps: Steps = 0,
@@ -71,7 +74,15 @@ def train(
     from simulations.bars import watched
 
     local = _local(epochs=epochs, max_steps=steps, learning_rate=rate, head_learning_rate=rate)
-    request = Request(data=data, text=text, pair=pair, column=column, local=local, holdout=holdout)
+    request = Request(
+        data=data,
+        text=text,
+        pair=pair,
+        boxes=boxes,
+        column=column,
+        local=local,
+        holdout=holdout,
+    )
     with watched(quiet=as_json) as progress:
         outcome = adapt(
             device,

@@ -65,7 +65,8 @@ OnStep = Callable[[int, int], None]  # steps done, of all
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to train on, and how. ``text`` is the column of texts or files, None: as the task calls it.
-    ``column`` has the answers, ``pair`` second texts, empty: as the task calls them.
+    ``column`` has the answers, ``pair`` second texts, ``boxes`` those of pages' words, empty: as the task
+    calls them.
 
     ``holdout``: share of rows to measure on; None: HOLDOUT of ENOUGH rows.
     """
@@ -76,6 +77,7 @@ class Request:
     column: str
     local: Local
     holdout: float | None
+    boxes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +228,8 @@ def _task(note: ReleaseNote, request: Request) -> Task:
     column, pair = request.column, request.pair or ("text_pair" if note.pairs else "")
     if bool(pair) != note.pairs:
         raise DataError("the release in use answers single texts", "leave --pair-column out")
+    if request.boxes and note.task != DOCUMENTS:
+        raise DataError("the release in use answers no documents", "leave --boxes out")
     options = "the options of `edge train`, for the release in use"
     if note.task in MEDIA:
         name = MEDIA[note.task].column
@@ -235,7 +239,7 @@ def _task(note: ReleaseNote, request: Request) -> Task:
     if note.task == DOCUMENTS:
         pages: dict[str, Any] = {"kind": note.task, "labels": note.labels}
         pages |= {"words": _named(request.text, "words"), "label": column or "label"}
-        pages["max_length"] = note.max_length
+        pages |= {"boxes": request.boxes or "boxes", "max_length": note.max_length}
         return validated(DocumentClassification, pages, source=options)
     rows: dict[str, Any] = {"text": _named(request.text, "text"), "text_pair": pair}
     rows["max_length"] = note.max_length
