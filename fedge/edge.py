@@ -75,13 +75,7 @@ def train(
 
     local = _local(epochs=epochs, max_steps=steps, learning_rate=rate, head_learning_rate=rate)
     request = Request(
-        data=data,
-        text=text,
-        pair=pair,
-        boxes=boxes,
-        column=column,
-        local=local,
-        holdout=holdout,
+        data=data, text=text, pair=pair, boxes=boxes, column=column, local=local, holdout=holdout
     )
     with watched(quiet=as_json) as progress:
         outcome = adapt(
