@@ -63,7 +63,7 @@ def verify_enough(cohort: Cohort, enrolled: Sequence[str]) -> None:
             f"{len(taken)} sites are enrolled, the plan's quorum is {cohort.quorum}",
             "admit more sites, or lower the quorum",
         )
-    absent = [name for name in cohort.clients if name not in taken]
+    absent = sorted(set(cohort.clients).difference(taken))
     raise PlanError(
         f"{len(taken)} of the {len(cohort.clients)} sites in the plan's `cohort.clients` are enrolled, its "
         f"quorum is {cohort.quorum}; missing: {listed(absent)}",
