@@ -15,6 +15,7 @@ from audit.records import same
 from audit.report import Findings
 from audit.sources import MissingError
 from audit.tiles import check_tiles
+from protocol.bitmap_form import sent_size
 from protocol.errors import FedgeError, ProofError
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, parse_release
 from protocol.privacy.ledger import parse_entries
@@ -112,7 +113,9 @@ def _meant(run: Run) -> dict[str, Any]:
         if note.parity is not None:
             meant["parity_max_relative"] = note.parity.max_relative
             meant["parity_label_agreement"] = note.parity.label_agreement
-            meant["adapter_bytes"] = len(run.source.read(adapter_path(last.round, EDGE_FILE)))
+            adapter = run.source.read(adapter_path(last.round, EDGE_FILE))
+            meant["adapter_bytes"] = len(adapter)
+            meant["adapter_sent_bytes"] = sent_size(adapter)
     except FedgeError:
         pass  # its round says so
     return meant

@@ -25,6 +25,11 @@ def encode_bitmap(data: bytes) -> bytes:
     return b"".join([head, bitmap.tobytes(), words[stated].tobytes()])
 
 
+def sent_size(data: bytes) -> int:
+    """Bytes that a device fetches of a file: those of its form, where that is shorter."""
+    return min(len(data), len(encode_bitmap(data)))
+
+
 def decode_bitmap(form: bytes, *, length: int, source: str) -> bytes:
     """The file of ``length`` bytes, which somebody has signed, in whose form it is.
 

@@ -145,6 +145,12 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
 def _cohort(plan: Plan) -> Iterator[Finding]:
     if plan.cohort.quorum == 1:
         yield _warning("cohort.quorum", "one update alone may become the model", "raise the quorum")
+    if 0 < len(plan.cohort.clients) < plan.cohort.size:
+        yield _warning(
+            "cohort.size",
+            f"no round has {plan.cohort.size} clients: `cohort.clients` names {len(plan.cohort.clients)}",
+            f"size = {len(plan.cohort.clients)}, or name more",
+        )
     yield from (_warning(*row) for row in said_of_steps(plan))
 
 

@@ -55,6 +55,7 @@ FIGURES = {
     "upload_bytes_per_client_round": "bytes up per client and round",
     "download_bytes_per_client_round": "bytes down per client and round",
     "adapter_bytes": "bytes of the adapter on a device",
+    "adapter_sent_bytes": "of these sent to a device",
     "epsilon": "epsilon spent by a device",
     "seconds": "seconds",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.report import Report
+from protocol.bitmap_form import sent_size
 from protocol.errors import FedgeError
 from protocol.peft_format import EDGE_FILE, ParityError, ReleaseNote
 from protocol.section import Section
@@ -108,6 +109,7 @@ class Summary(Section):
     seconds_pooled: float
     seconds_alone: float
     adapter_bytes: int | None
+    adapter_sent_bytes: int | None
     upload_bytes_per_client_round: int
     download_bytes_per_client_round: int
     parity_max_relative: float | None
@@ -251,8 +253,10 @@ def _durations(prepared: Prepared, timings: Timings) -> dict[str, Any]:
 def _traffic(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Bytes of the adapter in ``folder``, and of a client's round."""
     edge = folder / EDGE_FILE
+    adapter = edge.read_bytes() if edge.is_file() else None
     return {
-        "adapter_bytes": edge.stat().st_size if edge.is_file() else None,
+        "adapter_bytes": None if adapter is None else len(adapter),
+        "adapter_sent_bytes": None if adapter is None else sent_size(adapter),
         "upload_bytes_per_client_round": _mean(records, "bytes_up_per_client"),
         "download_bytes_per_client_round": _mean(records, "bytes_down_per_client"),
     }

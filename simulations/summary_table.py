@@ -89,6 +89,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if summary.parity_tokens is not None:
         alike, written = summary.parity_tokens
         facts.insert(5, ("parity, tokens written alike", f"{alike} of {written}"))
+    sent = summary.adapter_sent_bytes
+    if sent is not None and sent != summary.adapter_bytes:
+        facts.insert(3, ("of it sent to a device", _size(sent)))
     if summary.perplexity_before is not None:
         facts.insert(0, ("perplexity before", f"{summary.perplexity_before:.2f}"))
     facts += _personal(summary)

@@ -234,7 +234,7 @@ def _row(cell: Cell) -> Json:
     figures: Json = {}
     for name in (*QUALITIES, "loss"):
         figures |= _figure(name, [s.get(f"{name}_federated") for s in summaries.values()])
-    for name in ("upload_bytes_per_client_round", "adapter_bytes", "seconds"):
+    for name in ("upload_bytes_per_client_round", "adapter_sent_bytes", "seconds"):
         figures |= _figure(name, [s.get(name) for s in summaries.values()])
     return {
         "settings": dict(cell.settings),

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 LONGEST_NAME = 34  # of a row of the plot
 COSTS = {
     "upload_bytes_per_client_round": "bytes up",
-    "adapter_bytes": "bytes of the adapter",
+    "adapter_sent_bytes": "bytes to a device",
     "seconds": "seconds",
 }
 

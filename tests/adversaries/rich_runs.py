@@ -10,6 +10,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_runtime.edge_adapter import write_edge_adapter
+from protocol.bitmap_form import sent_size
 from protocol.exchange import Phase
 from protocol.peft_format import (
     EDGE_FILE,
@@ -201,7 +202,8 @@ def tell(run: Path) -> None:
     if number == last["round"]:
         summary["parity_max_relative"] = note["parity"]["max_relative"]
         summary["parity_label_agreement"] = note["parity"]["label_agreement"]
-        summary["adapter_bytes"] = (released / EDGE_FILE).stat().st_size
+        adapter = (released / EDGE_FILE).read_bytes()
+        summary["adapter_bytes"], summary["adapter_sent_bytes"] = len(adapter), sent_size(adapter)
     (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (run / "evaluations.json").write_text(json.dumps({"test": evaluations}, indent=1) + "\n")
 

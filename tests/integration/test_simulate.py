@@ -35,6 +35,7 @@ KEYS = {
     "seconds_pooled",
     "seconds_alone",
     "adapter_bytes",
+    "adapter_sent_bytes",
     "upload_bytes_per_client_round",
     "download_bytes_per_client_round",
     "parity_max_relative",

@@ -137,6 +137,16 @@ def test_a_legal_plan_still_says_what_is_insecure(tiny_base: Path) -> None:
     assert any("INSECURE" in finding.cause for finding in findings)
 
 
+@pytest.mark.parametrize(("size", "warned"), [(3, False), (4, True)])
+def test_a_round_of_more_clients_than_are_named_is_warned_of(
+    tiny_base: Path, size: int, warned: bool
+) -> None:
+    manifest = read_manifest(tiny_base)
+    cohort = {"size": size, "quorum": 3, "clients": ["a", "b", "c"]}
+    said = [f.cause for f in check(plan_of(manifest, cohort=cohort)) if f.field == "cohort.size"]
+    assert said == [f"no round has {size} clients: `cohort.clients` names 3"] * warned
+
+
 @pytest.mark.parametrize(("absolute", "warned"), [(0.0, 0), (0.01, 0), (0.02, 1), (1e3, 1)])
 def test_a_parity_that_passes_anything_is_warned_of(
     tiny_base: Path, absolute: float, warned: int
