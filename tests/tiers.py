@@ -31,3 +31,16 @@ def each_once(some: Sequence[object], others: Sequence[object]) -> list[Any]:
             first = any(n % len(some) == at and n % len(others) == place for n in range(longer))
             pairs.append(pytest.param(one, other, marks=[] if first else pytest.mark.exhaustive))
     return pairs
+
+
+def first_and_another(some: Sequence[object], others: Sequence[object]) -> list[Any]:
+    """All pairs as parameters; beyond the first of ``others`` and one more, in turn, for `make test-slow`."""
+    return [
+        pytest.param(
+            one,
+            other,
+            marks=[] if place in (0, 1 + at % (len(others) - 1)) else pytest.mark.exhaustive,
+        )
+        for at, one in enumerate(some)
+        for place, other in enumerate(others)
+    ]

@@ -59,7 +59,7 @@ Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is
 HEAD = """# Every method on every kind of base
 
 Written by `python -m tests.contracts.matrix > docs/methods.md`; `make test-bases` compares it with the registries and tries
-every cell (`tests/contracts/test_matrix.py`): one round of steps moves each tensor that the method trains, the release answers as torch and
+each column at 4 bits and at one other width, `make test-slow` every cell (`tests/contracts/test_matrix.py`): one round of steps moves each tensor that the method trains, the release answers as torch and
 peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
 behind every other on one opened base, which answers as
 before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,

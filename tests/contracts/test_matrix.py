@@ -37,6 +37,7 @@ from tests.contracts.matrix import (
 from tests.image_models import write_images
 from tests.page_models import pages, row_of
 from tests.sound_models import write_sounds
+from tests.tiers import first_and_another
 from tests.unit.base_model.sources import WORDS_64
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,8 +81,7 @@ def answers(backend: Any, adapter: Any, rows: list[Any]) -> list[Any]:
     return list(backend.runtime.infer(rows, adapter))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("task", COLUMNS)
+@pytest.mark.parametrize(("task", "bits"), first_and_another(list(COLUMNS), BITS))
 def test_every_cell(
     bases: Callable[[str, int], Path],
     write_adapter: Callable[..., Path],
