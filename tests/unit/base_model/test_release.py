@@ -35,7 +35,11 @@ def test_lora_and_prompt_reach_parity_on_every_row(released: dict[str, Path], na
     assert parity.label_agreement == 1.0
 
 
-@pytest.mark.parametrize("family", some_by_default((), sorted(set(FAMILIES) - {"bert"})))
+# Of texts; that of documents has a column of the matrix.
+OTHERS = sorted(name for name, row in FAMILIES.items() if name != "bert" and not row.boxed)
+
+
+@pytest.mark.parametrize("family", some_by_default((), OTHERS))
 def test_every_family_reaches_parity(write_adapter: Any, tmp_path: Path, family: str) -> None:
     source = write_source(tmp_path / "source", family=family, pooling="mean")
     build_base(str(source), task="sequence-classification", bits=4, out=tmp_path / "base")
