@@ -350,6 +350,7 @@ def test_a_method_of_bases_that_write_is_refused_for_one_that_sorts(
         Worker(plan, tiny_base)
 
 
+@pytest.mark.slow
 def test_a_base_without_scales_is_refused_for_what_fills_them_and_serves_the_others(
     tiny_source: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from simulations.summary import Summary
+from tests.tiers import one_by_default
 
 ROUNDS, CLIENTS = 3, 4
 
@@ -32,7 +33,7 @@ def run(file: Path, name: str, exchange: str, scaffold: float, *, resume: bool =
     return simulate(experiment, file.parent / name, resume=resume, progress=NoProgress())
 
 
-@pytest.mark.parametrize("exchange", ["plain", "secagg"])
+@pytest.mark.parametrize("exchange", one_by_default("secagg", ["plain", "secagg"]))
 def test_a_round_that_is_asked_for_again_is_corrected_as_before(
     experiment_file: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

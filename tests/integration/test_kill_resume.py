@@ -108,6 +108,7 @@ def assert_equal_runs(folder: Path) -> None:
         assert summaries[0][key] == summaries[1][key], key
 
 
+@pytest.mark.slow
 def test_three_kills_change_no_bit(experiment_file: Path) -> None:
     folder = experiment_file.parent / "three-kills"
     result = run_with_kills(experiment_file, folder, 3)

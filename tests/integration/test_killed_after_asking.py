@@ -20,6 +20,7 @@ from protocol.exchange import Phase
 from server.rounds import deal_groups
 from server.secret_sum import SecretSum
 from server.store import RunStore
+from tests.tiers import one_by_default
 from tests.unit.audit.runs import Lost, Sites, make_run, nobody, small_plan
 
 SIX = {"size": 6, "quorum": 3, "deadline_s": 30.0}
@@ -66,7 +67,7 @@ def verify(run: Path) -> None:
 
 
 @pytest.mark.parametrize("reached", [False, True])
-@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("groups", one_by_default(True, [False, True]))
 def test_a_site_is_gone_when_it_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool, groups: bool
 ) -> None:
@@ -82,7 +83,7 @@ def test_a_site_is_gone_when_it_comes_back(
 
 
 @pytest.mark.parametrize("reached", [False, True])
-@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("groups", one_by_default(True, [False, True]))
 def test_a_site_is_back_that_was_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool, groups: bool
 ) -> None:

@@ -146,6 +146,7 @@ def test_gradients_and_releases_of_other_widths(
     release_adapter(folder, base, texts=TEXTS, bound=1e-4)
 
 
+@pytest.mark.slow
 def test_releases_and_merged_models_answer_alike(
     biased: Path, write_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
