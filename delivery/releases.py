@@ -50,8 +50,8 @@ class Bundle:
 def next_seq(repository: Repository, name: str) -> int:
     """The number of the next release under ``name``: one above every one ever published."""
     current = read_current(repository, CANARY, name)
-    known = [0, *(one.seq for one in current.releases), *(one.seq for one in current.revoked)]
-    return max(known) + 1
+    on_offer = [release.seq for release in current.releases]
+    return max([0, *on_offer, *(withdrawn.seq for withdrawn in current.revoked)]) + 1
 
 
 def read_current(repository: Repository, channel: str, name: str) -> Current:
@@ -112,8 +112,9 @@ def publish(
         files=files,
     )
     current = read_current(repository, CANARY, bundle.name)
-    known = {one.id for one in current.releases} | {one.release for one in current.revoked}
-    if offer.id in known:
+    published = {release.id for release in current.releases}
+    published |= {withdrawn.release for withdrawn in current.revoked}
+    if offer.id in published:
         raise DeliveryError(
             "release.known", "this very release was published before", "release another round"
         )
@@ -142,23 +143,23 @@ def promote(
     evidence: Mapping[str, bytes] | None = None,
 ) -> Offer:
     """Sign the canaries' bytes for `stable`, or change the share of devices there. Raises DeliveryError."""
-    found = find(repository, CANARY, name, seq)
-    offer = found.model_copy(update={"rollout_permille": rollout_permille})
-    facts = read_facts(repository, CANARY, found)
+    canary = find(repository, CANARY, name, seq)
+    offer = canary.model_copy(update={"rollout_permille": rollout_permille})
+    facts = read_facts(repository, CANARY, canary)
     stable = read_current(repository, STABLE, name)
-    known = [one for one in stable.releases if one.seq == seq]
-    if known and known[0].rollout_permille > rollout_permille:
+    promoted = [release for release in stable.releases if release.seq == seq]
+    if promoted and promoted[0].rollout_permille > rollout_permille:
         raise DeliveryError(
             "release.rollout",
-            f"{release_name(name, seq)} is out for {known[0].rollout_permille} permille already",
+            f"{release_name(name, seq)} is out for {promoted[0].rollout_permille} permille already",
             "a rollout only grows; revoke the release instead",
         )
     content = {
         file.name: repository.target(CANARY, file.name)
-        for file in (found.files.adapter, found.files.release, found.files.passport)
+        for file in (canary.files.adapter, canary.files.release, canary.files.passport)
     }
     content |= _bitmap_form(name, offer, content)
-    custom = {found.files.adapter.name: facts.model_dump(mode="json")}
+    custom = {canary.files.adapter.name: facts.model_dump(mode="json")}
     _commit(repository, _with(stable, offer), custom, content, keys, now, evidence=evidence)
     return offer
 
@@ -180,12 +181,12 @@ def revoke(
     for channel in (STABLE, CANARY):
         current = read_current(repository, channel, name)
         gone = _offered_once(repository, channel, name, seq)
-        if gone is None or gone in {one.release for one in current.revoked}:
+        if gone is None or gone in {withdrawn.release for withdrawn in current.revoked}:
             continue
         withdrawn = Withdrawn(seq=seq, release=gone, reason=reason)
         changed = current.model_copy(
             update={
-                "releases": [one for one in current.releases if one.seq != seq],
+                "releases": [release for release in current.releases if release.seq != seq],
                 "revoked": [*current.revoked, withdrawn][-MOST_REVOKED:],
             }
         )
@@ -236,12 +237,12 @@ def _commit(
             targets.targets[path].unrecognized_fields["custom"] = dict(listed)
     kept = {
         f"{channel}/{file}"
-        for one in current.releases
+        for release in current.releases
         for file in (
-            one.files.adapter.name,
-            one.files.release.name,
-            one.files.passport.name,
-            bitmap_name(current.name, one.seq),
+            release.files.adapter.name,
+            release.files.release.name,
+            release.files.passport.name,
+            bitmap_name(current.name, release.seq),
         )
     }
     of_name = re.compile(
@@ -261,18 +262,18 @@ def _bitmap_form(name: str, offer: Offer, content: Mapping[str, bytes]) -> dict[
 
 def _with(current: Current, offer: Offer) -> Current:
     """``offer`` among the others, newest first; the oldest fall off the end."""
-    others = [one for one in current.releases if one.seq != offer.seq]
-    ordered = sorted([*others, offer], key=lambda one: -one.seq)
+    others = [release for release in current.releases if release.seq != offer.seq]
+    ordered = sorted([*others, offer], key=lambda release: -release.seq)
     return current.model_copy(update={"releases": ordered[:MOST_OFFERS]})
 
 
 def _fitting(current: Current) -> Current:
     """As devices take it: of too much, the reasons of the oldest withdrawals are left out."""
     revoked = list(current.revoked)
-    for place, one in enumerate(revoked):
+    for place, withdrawn in enumerate(revoked):
         if len(current.encode()) <= MOST_CURRENT:
             break
-        revoked[place] = one.model_copy(update={"reason": ""})
+        revoked[place] = withdrawn.model_copy(update={"reason": ""})
         current = current.model_copy(update={"revoked": list(revoked)})
     return current
 

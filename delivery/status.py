@@ -25,17 +25,17 @@ def read_reports(folder: Path) -> tuple[list[DeviceReport], list[str]]:
             "reports.missing", f"{folder} is no folder", "name the one where reports are collected"
         )
     newest: dict[str, DeviceReport] = {}
-    odd = []
+    unreadable = []
     for path in sorted(folder.glob("*.json")):
         try:
             report = decode(DeviceReport, read_regular(path, most=MOST_REPORT), source=path.name)
         except (OSError, DeliveryError):
-            odd.append(path.name)
+            unreadable.append(path.name)
             continue
-        known = newest.get(report.device)
-        if known is None or known.time <= report.time:
+        earlier = newest.get(report.device)
+        if earlier is None or earlier.time <= report.time:
             newest[report.device] = report
-    return [newest[device] for device in sorted(newest)], odd
+    return [newest[device] for device in sorted(newest)], unreadable
 
 
 def faults_of(reports: list[DeviceReport], release: str) -> dict[str, str]:
@@ -91,11 +91,11 @@ def _releases(
             )
         rows += [
             {
-                **_row(name, channel, one.seq, one.release, reports),
+                **_row(name, channel, withdrawn.seq, withdrawn.release, reports),
                 "state": "revoked",
-                "reason": one.reason,
+                "reason": withdrawn.reason,
             }
-            for one in current.revoked
+            for withdrawn in current.revoked
         ]
     return rows
 
@@ -103,15 +103,15 @@ def _releases(
 def _row(
     name: str, channel: str, seq: int, release: str, reports: list[DeviceReport]
 ) -> dict[str, Any]:
-    mine = [one for one in reports if (one.name, one.channel) == (name, channel)]
+    of_channel = [r for r in reports if (r.name, r.channel) == (name, channel)]
     return {
         "release": release_name(name, seq),
         "id": release,
         "channel": channel,
         "running": sorted(
-            one.device for one in mine if one.current and one.current.release == release
+            r.device for r in of_channel if r.current and r.current.release == release
         ),
-        "failed": faults_of(mine, release),
+        "failed": faults_of(of_channel, release),
     }
 
 
