@@ -7,19 +7,16 @@ the same registry.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from base_model.programs.answering import take_out_unfilled
 from base_model.programs.commands import app as programs
 from base_model.release import (
     open_peft,
@@ -30,17 +27,15 @@ from base_model.release import (
 )
 from base_model.store import GRAPH, open_base
 from base_model.verify import read_manifest
-from client.worker import Worker
 from edge_runtime.adapter import check_tensors, load_adapter, read_tensors
 from edge_runtime.base import EdgeBase
 from protocol.errors import ArtefactError, PlanError
-from protocol.forms import BOTTLENECK, SOFT_PROMPT
+from protocol.forms import SOFT_PROMPT
 from protocol.initial import ONES
 from protocol.layout import HEAD_PART
 from protocol.legality import check
 from protocol.magnitude import kept_count
-from protocol.manifest import MANIFEST_NAME, FileEntry
-from protocol.methods import METHODS, REFUSED
+from protocol.methods import METHODS
 from protocol.model_card import model_card
 from protocol.peft_format import (
     EDGE_FILE,
@@ -53,7 +48,6 @@ from protocol.peft_format import (
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
-from storage.regular import sha256_of
 from tests.conftest import TEXTS
 from tests.methods import SORTING, adapter_of, slots_on
 from tests.tiers import some_by_default
@@ -316,101 +310,6 @@ def test_a_device_takes_slots_of_several_methods_at_once(tiny_base: Path, tmp_pa
     check_tensors(
         read_tensors(tmp_path / EDGE_FILE), EdgeBase.open(tiny_base), labels=3, source="t"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [
-        *REFUSED.items(),
-        ("lorra", "did you mean `lora`?"),
-        ("zzzz", "known methods: lora"),
-        ("OFT", "full rank"),
-        ("PET", '`places = "embeddings"`'),
-        ("HRA", "not there yet"),
-        ("LoRA", "did you mean `lora`?"),
-    ],
-)
-def test_another_method_is_refused_with_the_reason_or_the_nearest(
-    tiny_base: Path, name: str, remedy: str
-) -> None:
-    with pytest.raises(PlanError, match=r"`adapter\.method`: there is no method") as refused:
-        plan_of(tiny_base, "head", adapter={"method": name})
-    assert remedy in refused.value.remedy
-
-
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.writes])
-def test_a_method_of_bases_that_write_is_refused_for_one_that_sorts(
-    tiny_base: Path, name: str
-) -> None:
-    plan = plan_of(tiny_base, name)
-    errors = [f for f in check(plan, read_manifest(tiny_base)) if f.severity == "error"]
-    assert [finding.field for finding in errors] == ["adapter.method"]
-    assert "only a base that writes text" in errors[0].cause
-    with pytest.raises(PlanError, match="only a base that writes text"):
-        Worker(plan, tiny_base)
-
-
-@pytest.mark.slow
-def test_a_base_without_scales_is_refused_for_what_fills_them_and_serves_the_others(
-    tiny_source: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    from base_model.build import build_base
-
-    base = tmp_path / "base"
-    build_base(str(tiny_source), task="sequence-classification", bits=4, out=base)
-    manifest = read_manifest(base)
-    for name in NAMES:
-        errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
-        assert [f.field for f in errors] == (["adapter.method"] if METHODS[name].scales else [])
-        if METHODS[name].scales:
-            assert "--scales" in errors[0].remedy
-            with pytest.raises(
-                PlanError, match="no scale"
-            ) as refused:  # the fingerprint is the same
-                Worker(plan_of(base, name), base)
-            assert "--scales" in refused.value.remedy
-    filled = {
-        slot.name: np.ones(slot.shape, np.float32)
-        for slot in read_manifest(tiny_base).graph.slots
-        if slot.name.endswith("query.scale")
-    }
-    with pytest.raises(ArtefactError, match="no slot") as unknown:
-        check_tensors(filled, EdgeBase.open(base), labels=2, source="a")
-    assert "--scales" in unknown.value.remedy
-
-
-def test_a_base_of_before_is_refused_for_bottlenecks_alone(
-    tiny_base: Path, tmp_path: Path, write_adapter: Callable[..., Path]
-) -> None:
-    """Its graph has no such slots; the fingerprint is the same."""
-    base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
-    whole, model = read_manifest(base), onnx.load(str(base / GRAPH))
-    kept = [slot for slot in whole.graph.slots if not slot.name.endswith(BOTTLENECK)]
-    assert 0 < len(kept) < len(whole.graph.slots)
-    take_out_unfilled(model.graph, {slot.name for slot in kept})
-    for values in (model.graph.input, model.graph.initializer):
-        for value in [value for value in values if value.name.endswith(BOTTLENECK)]:
-            values.remove(value)
-    onnx.save(model, str(base / GRAPH))
-    graph = whole.graph.model_copy(update={"slots": kept})
-    entry = FileEntry(sha256=sha256_of(base / GRAPH), bytes=(base / GRAPH).stat().st_size)
-    files = whole.files | {GRAPH: entry}
-    old = whole.model_copy(update={"graph": graph, "files": files})
-    (base / MANIFEST_NAME).write_text(old.to_json())
-    manifest = read_manifest(base)
-    for name in NAMES:
-        errors = [f for f in check(plan_of(base, name), manifest) if f.severity == "error"]
-        assert [f.field for f in errors] == (["adapter.method"] if name == "bottleneck" else [])
-        assert not errors or "build the base again" in errors[0].remedy
-    with pytest.raises(PlanError, match="has no bottleneck_down") as refused:
-        Worker(plan_of(base, "bottleneck"), base)
-    assert "build the base again" in refused.value.remedy
-    folder = write_adapter(tmp_path / "adapter", method="bottleneck")
-    release_adapter(folder, tiny_base, texts=TEXTS, bound=1e-4)
-    with pytest.raises(ArtefactError, match=r"no slot .*bottleneck_") as unknown:
-        load_adapter(folder, EdgeBase.open(base))
-    assert "as it is built now" in unknown.value.remedy
 
 
 @pytest.fixture(scope="module")
