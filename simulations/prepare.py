@@ -6,6 +6,7 @@ prepares again, and a run that is resumed with another experiment is refused.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from base_model.places import locate, locate_file
 from base_model.verify import read_manifest
 from client.data import Rows
 from protocol.decoder_manifest import DECODER
+from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError, PlanError
 from protocol.head import HeadStart
 from protocol.legality import Finding, verify_legal
@@ -33,8 +35,7 @@ from server.starting import read_beginning, round_of
 from simulations.canaries import planted
 from simulations.clients import client_name, list_clients
 from simulations.data import experiment_rows
-from simulations.experiment import Experiment, LabelHead, expanded
-from simulations.experiment_measures import Yardsticks
+from simulations.experiment import Experiment, expanded
 from simulations.files import read_json, write_json, write_jsonl, write_text
 from simulations.findings import finding_of, findings_of, labels_of
 from simulations.identity import Identities
@@ -316,13 +317,9 @@ def _lines(rows: Table, plan: Plan, column: str = "") -> list[dict[str, Any]]:
 
 
 def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prepared:
-    # A run that an earlier fedge began has no keys that came later.
-    defaults = {"start": "", "head": LabelHead().model_dump(mode="json")}
-    later = {"yardsticks": Yardsticks().model_dump(mode="json")}
+    began = _began_with(marker, out)
     for key, value in experiment.model_dump(mode="json").items():
-        stored = marker.get(key, defaults.get(key))
-        if key in later and isinstance(stored, dict):
-            stored = later[key] | stored
+        stored = began[key]
         if stored != value:
             if key == "plan" and _other_rounds(marker.get(key), value):
                 raise PlanError(
@@ -352,6 +349,18 @@ def _reopened(experiment: Experiment, out: Path, marker: dict[str, Any]) -> Prep
         warnings=tuple(map(finding_of, marker.get("warnings", []))),
         rows=(int(marker["rows"]["train"]), int(marker["rows"]["test"])),
     )
+
+
+def _began_with(marker: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The experiment of a run; keys that an earlier fedge had not have their defaults."""
+    content = {key: marker[key] for key in Experiment.model_fields if key in marker}
+    try:
+        return json_as(Experiment, json.dumps(content)).model_dump(mode="json")
+    except OddError as error:
+        raise ArtefactError(
+            f"{out / MARKER}: {error}",
+            "resume with the fedge that began it, or start in another folder",
+        ) from None
 
 
 def _other_rounds(before: object, now: object) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import PlanError
+from protocol.errors import ArtefactError, PlanError
 from simulations.evaluation import Evaluator
-from simulations.experiment import load_experiment
+from simulations.experiment import Experiment, load_experiment
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
 from simulations.records import published_adapter
@@ -118,13 +118,24 @@ def test_a_run_begun_before_these_keys_were_there_goes_on(experiment_file: Path)
     experiment = load_experiment(experiment_file, settings)
     prepare(experiment, out, resume=False, progress=NoProgress())
     marker = read(out / "experiment.json")
-    for key in ("personal", "personal_epochs", "personal_rate", "personal_parts"):
-        del marker["yardsticks"][key]
+    for name, section in Experiment.model_fields.items():
+        if isinstance(content := marker[name], dict) and name != "plan":
+            for key, field in section.annotation.model_fields.items():
+                if not field.is_required() and content[key] == field.default:
+                    del content[key]
+            if not content and not section.is_required():
+                del marker[name]
+    assert "seconds" not in marker["base"]
+    assert "personal" not in marker["yardsticks"]
     (out / "experiment.json").write_text(json.dumps(marker))
     prepare(experiment, out, resume=True, progress=NoProgress())
     asked = load_experiment(experiment_file, [*settings, "yardsticks.personal=2"])
     with pytest.raises(PlanError, match="`yardsticks` differs"):
         prepare(asked, out, resume=True, progress=NoProgress())
+    marker["base"]["later"] = 1
+    (out / "experiment.json").write_text(json.dumps(marker))
+    with pytest.raises(ArtefactError, match=r"experiment\.json: base\.later"):
+        prepare(experiment, out, resume=True, progress=NoProgress())
 
 
 class Warnings(NoProgress):
