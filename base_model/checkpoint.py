@@ -6,6 +6,7 @@ expect, and has more than one opinion of what belongs to a model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,12 @@ FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights, sorted; the index before its shards. Raises ArtefactError."""
-    for name in CONTAINERS:
+def weight_files(folder: Path, containers: Sequence[str] = CONTAINERS) -> list[Path]:
+    """The files with the weights, sorted; the index before its shards. Raises ArtefactError.
+
+    ``containers``: names that they may have, the preferred one first.
+    """
+    for name in containers:
         if (folder / name).exists():
             return [folder / name]
         if (folder / (name + INDEX)).exists():
@@ -47,16 +51,18 @@ def weight_files(folder: Path) -> list[Path]:
     raise ArtefactError(
         f"{folder}: there are no weights"
         + (f", only {', '.join(there[:3])}, which are not read" if there else ""),
-        f"fetch {CONTAINERS[0]}, or save the model with transformers' save_pretrained",
+        f"fetch {containers[0]}, or save the model with its library's save_pretrained",
     )
 
 
-def read_checkpoint(folder: Path) -> dict[str, Tensor]:
+def read_checkpoint(
+    folder: Path, containers: Sequence[str] = CONTAINERS
+) -> dict[str, Tensor]:
     """Every tensor by its name in the checkpoint, in the type that it is stored in.
 
-    Raises ArtefactError for a file that is missing, cut or of another kind, and for a name twice.
+    ``containers``: as :func:`weight_files` has them. Raises ArtefactError for a file that is missing, cut or of another kind, and for a name twice.
     """
-    index, *shards = weight_files(folder)
+    index, *shards = weight_files(folder, containers)
     if not shards:
         return _renamed(index, _tensors(index))
     listed = _weight_map(index)

@@ -27,12 +27,13 @@ from base_model.headed_build import (
 from base_model.quantised import BLOCK, Progress
 from base_model.store import GRAPH
 from protocol.manifest import Slot
-from protocol.media import IMAGE, SOUND
+from protocol.media import DRAWN, IMAGE, SOUND
 from protocol.media_manifest import MediaManifest
 
 BUILDERS = {  # modules and functions, by task
     IMAGE.task: ("base_model.images.build", "build_images"),
     SOUND.task: ("base_model.sounds.build", "build_sounds"),
+    DRAWN.task: ("base_model.denoisers.build", "build_denoiser"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.manifest import Record
+from protocol.manifest import HeadManifest, Record
 from protocol.media import SOUND, Medium
 from protocol.media_manifest import MediaManifest, parse_media_manifest
 
@@ -59,7 +59,7 @@ class LogMel(Record):
         return ""
 
 
-class AudioManifest(MediaManifest):
+class AudioManifest(MediaManifest, HeadManifest):
     """``manifest.json`` of a base of sounds.
 
     ``max_positions``: what its encoder makes of the frames. ``pooling``: what the head reads, the mean of the

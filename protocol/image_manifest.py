@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.manifest import Record
+from protocol.manifest import HeadManifest, Record
 from protocol.media import IMAGE, Medium
 from protocol.media_manifest import MediaManifest, parse_media_manifest
 
@@ -46,7 +46,7 @@ class Pixels(Record):
         return self.channels, self.height, self.width
 
 
-class ImageManifest(MediaManifest):
+class ImageManifest(MediaManifest, HeadManifest):
     """``manifest.json`` of a base of images; ``max_positions``: its patches and what stands before them."""
 
     MEDIUM: ClassVar[Medium] = IMAGE

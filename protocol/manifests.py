@@ -6,21 +6,26 @@ import hashlib
 
 from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import DecoderManifest, is_decoder, parse_decoder_manifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest, parse_manifest
 from protocol.media_manifest import kind_in, parse_media_manifest
 from protocol.seq2seq_manifest import Seq2SeqManifest, is_seq2seq, parse_seq2seq_manifest
 from protocol.waveform_manifest import WaveformManifest
 
-# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15 to P-1.17)
+# What a fingerprint covers beside config.json and tokenizer.json. (P-1.3, P-1.13, P-1.15 to P-1.18)
 COVERED = {
     *("fingerprint", "tensors", "family", "pooling", "bits", "block"),
     *("embedding_bits", "affine", "tied", "pixels", "log_mel", "waveform"),
+    *("schedule", "classes"),
 }
 OfMedium = ImageManifest | AudioManifest | WaveformManifest
-OF_MEDIA: tuple[type[OfMedium], ...] = (ImageManifest, AudioManifest, WaveformManifest)
+OF_MEDIA: tuple[type[OfMedium | DenoiserManifest], ...] = (
+    *(ImageManifest, AudioManifest, WaveformManifest),
+    DenoiserManifest,
+)
 
-AnyManifest = Manifest | OfMedium | DecoderManifest | Seq2SeqManifest
+AnyManifest = Manifest | OfMedium | DecoderManifest | Seq2SeqManifest | DenoiserManifest
 SortingManifest = Manifest | OfMedium
 
 

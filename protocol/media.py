@@ -25,4 +25,5 @@ class Medium:
 
 IMAGE = Medium(task="image-classification", noun="image", plural="images", column="image")
 SOUND = Medium(task="audio-classification", noun="sound", plural="sounds", column="audio")
-MEDIA = {medium.task: medium for medium in (IMAGE, SOUND)}
+DRAWN = Medium(task="image-generation", noun="image", plural="images", column="image")
+MEDIA = {medium.task: medium for medium in (IMAGE, SOUND, DRAWN)}

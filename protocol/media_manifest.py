@@ -1,4 +1,4 @@
-"""What manifests have of a base that sorts files of a medium: images (P-1.15) or sounds (P-1.16)."""
+"""What manifests have of a base that reads files of a medium: images (P-1.15, P-1.18) or sounds (P-1.16)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Self, TypeVar
 from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
-from protocol.manifest import CONFIG, HeadManifest, Record, task_of, verify_named
+from protocol.manifest import CONFIG, BaseManifest, HeadManifest, Record, task_of, verify_named
 from protocol.media import Medium
 
 ATTENTION = 512**2  # pairs of positions, which a run's memory grows with
 
 
-class MediaManifest(HeadManifest, ABC):
+class MediaManifest(BaseManifest, ABC):
     """The graph reads one array of a fixed shape for each file; there is no tokenizer, and no length."""
 
     MEDIUM: ClassVar[Medium]
@@ -29,6 +29,11 @@ class MediaManifest(HeadManifest, ABC):
         """What becomes of a file before the graph."""
         settings: Record = getattr(self, self.SETTINGS)
         return settings
+
+    @property
+    def covered(self) -> dict[str, Any]:
+        """What the fingerprint covers beside tensors and architecture."""
+        return {self.SETTINGS: self.settings.model_dump()}
 
     @property
     @abstractmethod
@@ -62,12 +67,12 @@ def media_fingerprint_of(manifest: MediaManifest) -> str:
         "tensors": {name: entry.model_dump() for name, entry in manifest.tensors.items()},
         "architecture": {
             "family": manifest.family,
-            "pooling": manifest.pooling,
+            **({"pooling": manifest.pooling} if isinstance(manifest, HeadManifest) else {}),
             "bits": manifest.bits,
             "block": manifest.block,
             "config": manifest.files[CONFIG].sha256,
         },
-        manifest.SETTINGS: manifest.settings.model_dump(),
+        **manifest.covered,
     }
     return digest(manifest.TAG, canonical_json(body))
 

@@ -23,6 +23,7 @@ from protocol.frozen_linears import FrozenLinears
 from protocol.layout import Tensors
 from protocol.manifest import BaseManifest, HeadManifest, Word
 from protocol.manifests import AnyManifest
+from protocol.media import DRAWN
 from protocol.methods import method_of, reader_for, reader_of
 from protocol.methods.base import Constants, Method, Settings
 from protocol.peft_opener import OPENER_MODULE
@@ -271,7 +272,7 @@ def verify_answers(kind: str, labels: Sequence[str], limits: tuple[float, float]
         raise ValueError(f"the range goes beyond {MOST_VALUE:g}")
     task = TASKS.get(kind)  # a newer one is the device's to refuse, by its name
     answers = "labels" if labels else "text" if limits is None else "range"
-    if task is not None and answers != task.ANSWERS:
+    if task is not None and answers != {"images": "labels"}.get(task.ANSWERS, task.ANSWERS):
         raise ValueError(f"task {kind} has {task.ANSWERS}, and here are {answers}")
 
 
@@ -324,8 +325,15 @@ class ReleaseNote(BaseModel):
         return self
 
     @property
+    def draws(self) -> bool:
+        """Whether what it answers are images of its labels."""
+        return self.task == DRAWN.task
+
+    @property
     def outputs(self) -> int:
-        """Rows of the head; 0 of a text."""
+        """Rows of the head; 0 of a text, or of an image."""
+        if self.draws:
+            return 0
         return len(self.labels) or int(self.range is not None)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.audio_manifest import AudioManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.errors import DataError
 from protocol.image_manifest import ImageManifest
 from protocol.media import Medium
@@ -86,7 +87,7 @@ class Codec(Protocol):
 
 def codec_of(manifest: MediaManifest) -> Codec:
     """How a base reads files."""
-    if isinstance(manifest, ImageManifest):
+    if isinstance(manifest, ImageManifest | DenoiserManifest):
         from protocol.rows.images import ImageCodec
 
         return ImageCodec(manifest.pixels)

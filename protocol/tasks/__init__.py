@@ -16,6 +16,7 @@ from protocol.tasks.causal_lm import CausalLm
 from protocol.tasks.classification import Classification
 from protocol.tasks.document_classification import DocumentClassification
 from protocol.tasks.image_classification import ImageClassification
+from protocol.tasks.image_generation import ImageGeneration
 from protocol.tasks.regression import Regression
 from protocol.tasks.seq2seq_lm import Seq2SeqLm
 from protocol.variants import variants
@@ -27,15 +28,17 @@ TASKS: dict[
     | type[AudioClassification]
     | type[DocumentClassification]
     | type[Regression]
+    | type[ImageGeneration]
     | type[CausalLm]
     | type[Seq2SeqLm],
 ] = {
     task.KIND: task
     for task in (
         *(Classification, Regression, ImageClassification, AudioClassification),
-        *(DocumentClassification, CausalLm, Seq2SeqLm),
+        *(DocumentClassification, ImageGeneration, CausalLm, Seq2SeqLm),
     )
 }
+# Of labels for files.
 MEDIA_TASKS: dict[str, type[ImageClassification] | type[AudioClassification]] = {
     task.KIND: task for task in (ImageClassification, AudioClassification)
 }
@@ -43,6 +46,7 @@ MEDIA_TASKS: dict[str, type[ImageClassification] | type[AudioClassification]] = 
 OTHER_NAMES = {
     "sequence-classification": "classification",
     "vision": "image-classification",
+    **dict.fromkeys(("text-to-image", "diffusion", "drawing"), "image-generation"),
     **dict.fromkeys(("audio", "speech-classification"), "audio-classification"),
     **dict.fromkeys(("document", "layout"), "document-classification"),
     **dict.fromkeys(("language", "language-modeling", "text-generation", "chat"), "causal-lm"),
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
         | ImageClassification
         | AudioClassification
         | DocumentClassification
+        | ImageGeneration
         | CausalLm
         | Seq2SeqLm
     )

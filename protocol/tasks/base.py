@@ -87,7 +87,7 @@ class TaskSection(Section, ABC):
     kind: str = Field(description="what is learnt of a row")
 
     KIND: ClassVar[str]
-    ANSWERS: ClassVar[Literal["labels", "range", "text"]]  # what a release has of it
+    ANSWERS: ClassVar[Literal["labels", "range", "text", "images"]]  # what a release has of it
     BASE: ClassVar[str]  # what a base has to be built for
     PEFT_TASK: ClassVar[str | None]
     METRICS: ClassVar[Mapping[str, Metric]]

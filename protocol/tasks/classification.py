@@ -21,7 +21,7 @@ METRICS = metrics_with(eval_correct=Metric(of="eval_examples"))
 class Labelled(TaskSection, ABC):
     """What is learnt is one label of several, whatever it is of."""
 
-    ANSWERS: ClassVar[Literal["labels"]] = "labels"
+    ANSWERS: ClassVar[Literal["labels", "images"]] = "labels"
     METRICS: ClassVar[Mapping[str, Metric]] = METRICS
     QUALITY: ClassVar[Quality] = Quality(name="accuracy", title="accuracy", higher_is_better=True)
 

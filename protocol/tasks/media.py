@@ -1,4 +1,4 @@
-"""One label of several for each file of a medium: what image and audio classification share."""
+"""A label and a file of a medium in each row: what image and audio classification and drawing share."""
 
 from __future__ import annotations
 

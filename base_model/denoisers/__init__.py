@@ -1,0 +1,1 @@
+"""Bases that draw images: diffusion transformers on pixels. (docs/adr/0087)"""
