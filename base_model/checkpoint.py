@@ -55,12 +55,11 @@ def weight_files(folder: Path, containers: Sequence[str] = CONTAINERS) -> list[P
     )
 
 
-def read_checkpoint(
-    folder: Path, containers: Sequence[str] = CONTAINERS
-) -> dict[str, Tensor]:
+def read_checkpoint(folder: Path, containers: Sequence[str] = CONTAINERS) -> dict[str, Tensor]:
     """Every tensor by its name in the checkpoint, in the type that it is stored in.
 
-    ``containers``: as :func:`weight_files` has them. Raises ArtefactError for a file that is missing, cut or of another kind, and for a name twice.
+    ``containers``: as :func:`weight_files` has them. Raises ArtefactError for a file that is missing, cut or
+    of another kind, and for a name twice.
     """
     index, *shards = weight_files(folder, containers)
     if not shards:

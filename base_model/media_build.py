@@ -28,7 +28,7 @@ from base_model.quantised import BLOCK, Progress
 from base_model.store import GRAPH
 from protocol.manifest import Slot
 from protocol.media import DRAWN, IMAGE, SOUND
-from protocol.media_manifest import MediaManifest
+from protocol.media_manifest import MediaManifest, SortingMediaManifest
 
 BUILDERS = {  # modules and functions, by task
     IMAGE.task: ("base_model.images.build", "build_images"),
@@ -57,7 +57,7 @@ class MediaSource(HeadedSource, Protocol):
     """A loaded source of a base of a medium."""
 
     @property
-    def MANIFEST(self) -> type[MediaManifest]:  # noqa: N802  # a constant of every class
+    def MANIFEST(self) -> type[SortingMediaManifest]:  # noqa: N802  # a constant of every class
         """Of bases that are built from it."""
         ...
 
@@ -87,7 +87,7 @@ class MediaBuild(Generic[S]):
 
 
 class Builder(Protocol):
-    """What builds a base of a medium."""
+    """What builds a base of a medium, also one that draws."""
 
     def __call__(
         self,
@@ -121,7 +121,7 @@ def build_media(
     one_file: int = ONE_FILE,
     progress: Progress | None = None,
     explain: Callable[[str], None] | None = None,
-) -> MediaManifest:
+) -> SortingMediaManifest:
     """Build the folder ``out`` from ``source``, as :func:`base_model.build.build_base` does of texts.
 
     ``seconds``: of a sound, where the source does not say how many it hears. Raises PlanError for bits that
@@ -149,7 +149,7 @@ def _fill(
     scales: bool,
     one_file: int,
     tell: Progress,
-) -> MediaManifest:
+) -> SortingMediaManifest:
     """Every file of a base but its manifest, in the order of what is made from what."""
     model = filled(kind.model(source, len(source.labels) if source.labels else 2), source)
     written = write_numbers(folder, model, source, bits, tell)

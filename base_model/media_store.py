@@ -19,7 +19,7 @@ from base_model.verify import read_manifest, verify_base
 from protocol.audio_manifest import AudioManifest
 from protocol.errors import ArtefactError
 from protocol.image_manifest import ImageManifest
-from protocol.media_manifest import MediaManifest
+from protocol.media_manifest import SortingMediaManifest
 from protocol.waveform_manifest import WaveformManifest
 
 
@@ -28,7 +28,7 @@ class OpenMedia:
     """An opened base of a medium, as :class:`base_model.store.OpenBase`."""
 
     folder: Path
-    manifest: MediaManifest
+    manifest: SortingMediaManifest
     model: MediaModel
 
 
@@ -45,7 +45,7 @@ def _waveform_model(config: Any, manifest: Any, labels: int) -> MediaModel:
     return WaveformClassifier(config, labels=labels, projected=projected, masked=masked)
 
 
-MODELS: dict[type[MediaManifest], Callable[[Any, Any, int], MediaModel]] = {
+MODELS: dict[type[SortingMediaManifest], Callable[[Any, Any, int], MediaModel]] = {
     ImageManifest: _image_model,
     AudioManifest: _sound_model,
     WaveformManifest: _waveform_model,
@@ -61,8 +61,10 @@ def open_media(
 ) -> OpenMedia:
     """As :func:`base_model.store.open_base`. Raises ArtefactError."""
     manifest = verify_base(folder) if verify else read_manifest(folder)
-    if not isinstance(manifest, MediaManifest):
-        raise ArtefactError(f"{folder} is a base of texts", "name one that sorts images or sounds")
+    if not isinstance(manifest, SortingMediaManifest):
+        raise ArtefactError(
+            f"{folder} is a base of another kind", "name one that sorts images or sounds"
+        )
 
     def empty(config: Any, count: int) -> MediaModel:
         """Without memory behind its parameters. Raises ValueError for another shape than the manifest's."""
@@ -88,6 +90,6 @@ def open_headed(
     matmul_dtype: torch.dtype | None = None,
 ) -> OpenBase | OpenMedia:
     """A base whose answers are a head's, of texts or of another medium. Raises ArtefactError."""
-    if isinstance(read_manifest(folder), MediaManifest):
+    if isinstance(read_manifest(folder), SortingMediaManifest):
         return open_media(folder, labels=labels, verify=verify, matmul_dtype=matmul_dtype)
     return open_base(folder, labels=labels, verify=verify, matmul_dtype=matmul_dtype)

@@ -29,6 +29,7 @@ from base_model.store import GRAPH, OpenBase
 from base_model.verify import read_manifest, verify_base
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import DecoderManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError
 from protocol.manifest import TYPE_IDS
@@ -121,6 +122,11 @@ def _parity(
             from base_model.seq2seq.parity import seq2seq_parity
 
             return seq2seq_parity(base, adapter, edge_adapter, texts, bounds)
+        case DenoiserManifest():
+            from base_model.denoisers.parity import denoiser_parity
+
+            labels = len(note.labels)
+            return denoiser_parity(base, adapter, edge_adapter, texts, labels, bounds)
     opened = open_headed(base, labels=note.outputs, verify=False)
     return measure_parity(opened, adapter, edge_adapter, note, texts, bounds)
 

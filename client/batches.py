@@ -84,6 +84,15 @@ class Encoded:
         return len(self.ids) * (1 if self.boxes is None else 3)
 
     @property
+    def measured(self) -> Encoded:
+        """Themselves."""
+        return self
+
+    def drawn(self, seed: int) -> Encoded:
+        """Nothing is drawn of texts."""
+        return self
+
+    @property
     def is_current(self) -> bool:
         """All of a text lies in the file of the rows."""
         return True

@@ -24,7 +24,7 @@ class RowBatch(Protocol):
 
     @property
     def targets(self) -> Targets:
-        """What the loss compares with, (rows,) or, of tokens, (rows, longest)."""
+        """What the loss compares with, (rows,) or, of tokens, (rows, longest), or of noise as images."""
         ...
 
     @property
@@ -71,7 +71,16 @@ class Examples(Protocol):
         """Whether what their file names is still what was read of it."""
         ...
 
+    @property
+    def measured(self) -> Examples:
+        """What an adapter is measured on: these, or where something is drawn of them, fixed draws of each."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def drawn(self, seed: int) -> Examples:
+        """The same for one optimiser step, with what is drawn of rows; these, where nothing is."""
+        ...
 
     def take(self, index: Index) -> Examples:
         """The rows at ``index``, in that order."""
@@ -93,7 +102,7 @@ def stamp_of(path: Path) -> Stamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaBatch:
-    """``inputs`` of the graph by name, (rows, …); ``targets`` (rows,)."""
+    """``inputs`` of the graph by name, (rows, …); ``targets`` (rows,), or noise of the images' shape."""
 
     inputs: Feeds
     targets: Targets
@@ -132,6 +141,15 @@ class MediaRows:
     def held(self) -> int:
         """See :class:`Examples`."""
         return -(-self.values.nbytes // 4)
+
+    @property
+    def measured(self) -> MediaRows:
+        """See :class:`Examples`."""
+        return self
+
+    def drawn(self, seed: int) -> MediaRows:
+        """See :class:`Examples`."""
+        return self
 
     @property
     def is_current(self) -> bool:

@@ -96,7 +96,7 @@ def train(
         for epoch, index in batches():
             if epoch != current:  # one that diverged goes on: how long it takes would tell (P-4.4)
                 current, seen, total = epoch, 0, 0.0
-            total += step(rows, index)
+            total += step(rows.drawn(seed_from("draws", seed, steps)), index)
             if share is not None:
                 step.weights += share
             seen += int(counted[index].sum())
@@ -239,7 +239,11 @@ def _step(engine: Engine, start: Values, settings: _Settings) -> _Step:
 def predict(
     engine: Engine, tensors: Values, rows: Examples, *, batch_size: int = EVALUATION_BATCH
 ) -> npt.NDArray[np.float32]:
-    """The engine's outputs (rows, outputs) float32, in the order of ``rows``."""
+    """The engine's outputs (rows, outputs) float32, in the order of ``rows``.
+
+    Of rows of which something is drawn, those of :attr:`client.examples.Examples.measured`.
+    """
+    rows = rows.measured
     most = MOST_OF_TEXTS if rows.by_token else MOST_TOKENS * batch_size
     most = min(most, engine.most or most)
     pieces = [

@@ -108,8 +108,8 @@ def _measure_and_log(
             bound=plan.release.parity_max_relative,
             absolute=plan.release.parity_max_absolute,
         )
-        if plan.task.ANSWERS == "text":
-            note, quality = read_note(adapter), _quality_of_texts(plan, adapter, base, held_out)
+        if not plan.task.outputs:
+            note, quality = read_note(adapter), _quality_by_client(plan, adapter, base, held_out)
         else:
             note, quality = calibrate_release(adapter, base, held_out.questions(), held_out.targets)
         log_release(
@@ -129,7 +129,7 @@ def _measure_and_log(
     return note, quality
 
 
-def _quality_of_texts(plan: Plan, adapter: Path, base: Path, rows: Rows) -> float:
+def _quality_by_client(plan: Plan, adapter: Path, base: Path, rows: Rows) -> float:
     """The adapter's quality on rows as a client measures it. Raises DataError."""
     from base_model.peft_folder import read_peft
     from client.worker import Worker
@@ -138,7 +138,7 @@ def _quality_of_texts(plan: Plan, adapter: Path, base: Path, rows: Rows) -> floa
     score = worker.score(worker.recipe.resumed(read_peft(adapter)), worker.encode(rows))
     quality = plan.task.quality_of(score.metrics)
     if quality is None:
-        raise DataError("no token of the rows counts", "name other rows")
+        raise DataError("nothing of the rows counts", "name other rows")
     return quality
 
 

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from edge_runtime.graph_bounds import verify_graph
 from edge_runtime.reading import Feeds, MediaReader, PageReader, Reader, TextReader
 from protocol.decoder_manifest import WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.documents import OddError, parse_json
 from protocol.errors import ArtefactError
 from protocol.manifest import (
@@ -143,6 +144,11 @@ def read_manifest(folder: Path) -> SortingManifest:
         raise ArtefactError(
             f"{folder} is a base that writes text; it answers with no labels or numbers",
             "use `fedge edge generate` or `serve-text`, or `fedge edge chat` where it knows chats",
+        )
+    if isinstance(manifest, DenoiserManifest):
+        raise ArtefactError(
+            f"{folder} is a base that draws images; it answers with no labels or numbers",
+            "use `fedge edge draw`",
         )
     return manifest
 

@@ -189,11 +189,15 @@ def _invented(worker: Worker, plan: Plan, tokens: int) -> Examples:
 
     from client.batches import Encoded
     from client.examples import media_rows
+    from client.noisy_images import NoisyImages
+    from protocol.denoiser_manifest import DenoiserManifest
     from protocol.rows.media import codec_of
 
     manifest, batch = worker.manifest, plan.local.batch_size
     if isinstance(manifest, MediaManifest):
         values = np.stack([codec_of(manifest).example()] * batch)
+        if isinstance(manifest, DenoiserManifest):
+            return NoisyImages.of(manifest, values, np.zeros(batch, np.int64))
         return media_rows(manifest, values, np.zeros(batch, np.int64))
     length = min(tokens, plan.task.longest)
     by_token = plan.task.ANSWERS == "text"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedge.plans import Base, Json, read_manifest, read_plan
 from protocol.decoder_manifest import DECODER
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.legality import check
 from protocol.manifest import DOCUMENTS, HeadManifest, Manifest
 from protocol.manifests import AnyManifest
@@ -20,6 +21,7 @@ from protocol.media_manifest import MediaManifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
+from protocol.section import MOST_LABELS
 
 KIB = 1024
 PlanFile = Annotated[
@@ -101,6 +103,10 @@ def _plain_plan(manifest: AnyManifest) -> Plan:
             task["max_length"] = min(128, manifest.max_positions // 2)
             if isinstance(manifest, Manifest) and manifest.boxed:
                 task["kind"] = DOCUMENTS
+    elif isinstance(manifest, DenoiserManifest):
+        count = min(max(2, manifest.classes), MOST_LABELS)
+        labels = [f"label-{number}" for number in range(count)]
+        task = {"kind": manifest.MEDIUM.task, "labels": labels}
     else:
         task = {"kind": "causal-lm" if manifest.task == DECODER else "seq2seq-lm"}
         task["max_length"] = min(128, manifest.max_positions // 2)

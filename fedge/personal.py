@@ -39,6 +39,7 @@ from edge_runtime.settings import Device
 from edge_runtime.store import Installed, Personal, Store, read_state, release_folder
 from edge_runtime.tasks import task_named as edge_task
 from protocol.decoder_manifest import WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import ArtefactError, DataError, DeliveryError, UpdateError
 from protocol.layout import Layout, Tensors
@@ -196,7 +197,8 @@ def _trainable(base: Path) -> SortingManifest:
             f"copy this file of the base to the device; {STAYS}",
         )
     manifest = verify_base(base)
-    assert not isinstance(manifest, WritingManifest)  # which was looked at before
+    # which was looked at before
+    assert not isinstance(manifest, WritingManifest | DenoiserManifest)
     return manifest
 
 

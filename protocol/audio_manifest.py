@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.manifest import HeadManifest, Record
+from protocol.manifest import Record
 from protocol.media import SOUND, Medium
-from protocol.media_manifest import MediaManifest, parse_media_manifest
+from protocol.media_manifest import SortingMediaManifest, parse_media_manifest
 
 FORMAT: Literal[1] = 1
 FEATURES = "input_features"
@@ -59,7 +59,7 @@ class LogMel(Record):
         return ""
 
 
-class AudioManifest(MediaManifest, HeadManifest):
+class AudioManifest(SortingMediaManifest):
     """``manifest.json`` of a base of sounds.
 
     ``max_positions``: what its encoder makes of the frames. ``pooling``: what the head reads, the mean of the

@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.manifest import HeadManifest, Record
+from protocol.manifest import Record
 from protocol.media import IMAGE, Medium
-from protocol.media_manifest import MediaManifest, parse_media_manifest
+from protocol.media_manifest import SortingMediaManifest, parse_media_manifest
 
 FORMAT: Literal[1] = 1
 PIXELS = "pixel_values"
@@ -46,7 +46,7 @@ class Pixels(Record):
         return self.channels, self.height, self.width
 
 
-class ImageManifest(MediaManifest, HeadManifest):
+class ImageManifest(SortingMediaManifest):
     """``manifest.json`` of a base of images; ``max_positions``: its patches and what stands before them."""
 
     MEDIUM: ClassVar[Medium] = IMAGE

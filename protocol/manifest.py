@@ -19,7 +19,7 @@ from protocol.documents import OddError, json_as
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError
 from protocol.forms import SCALE, SHIFT
-from protocol.media import MEDIA
+from protocol.media import DRAWN, MEDIA, Medium
 from protocol.section import PositiveReal
 
 FORMAT: Literal[3] = (
@@ -261,6 +261,17 @@ def media_of(manifest: BaseManifest) -> str:
     return "documents" if manifest.task == DOCUMENTS else "texts"
 
 
+def does(manifest: BaseManifest) -> str:
+    """What a base does, for people."""
+    if isinstance(manifest, HeadManifest):
+        return f"sort {media_of(manifest)}"
+    return "draw images" if manifest.task == DRAWN.task else "write text"
+
+
+def _verb(medium: Medium) -> str:
+    return "draws" if medium == DRAWN else "sorts"
+
+
 def task_of(text: str) -> str:
     """The task that a ``manifest.json`` names, whatever else is in it; "" where it names none."""
     try:
@@ -301,7 +312,7 @@ def parse_manifest(text: str, *, source: str) -> Manifest:
             ) from None
         if medium := MEDIA.get(task_of(text)):
             raise ArtefactError(
-                f"{source}: this base sorts {medium.plural}, and one that sorts texts is needed",
+                f"{source}: this base {_verb(medium)} {medium.plural}, and one that sorts texts is needed",
                 "name a base that was built with --task sequence-classification",
             ) from None
         if str(odd).startswith("format:"):

@@ -58,6 +58,10 @@ class MediaManifest(BaseManifest, ABC):
         return self.model_copy(update={"fingerprint": media_fingerprint_of(self)})
 
 
+class SortingMediaManifest(MediaManifest, HeadManifest, ABC):
+    """Of a base that sorts files."""
+
+
 M = TypeVar("M", bound=MediaManifest)
 
 

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.decoder_manifest import WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
 from protocol.media import IMAGE, SOUND, Medium
-from protocol.media_manifest import MediaManifest
+from protocol.media_manifest import SortingMediaManifest
 from protocol.methods import method_of
 from protocol.methods.base import Method
 from protocol.peft_format import fits_ordinary_class
 from protocol.peft_opener import OPENER_FILE, OPENER_MODULE
 from protocol.plan import Plan
 from protocol.tasks.base import OutputTask
+from protocol.tasks.image_generation import ImageGeneration
 
 # By medium: what in a folder's module reads files, an example, and what that needs.
 OPENING: dict[Medium, tuple[str, str, str]] = {
@@ -46,8 +48,10 @@ def model_card(
     match manifest:
         case WritingManifest():
             use = _writing(plan)
-        case MediaManifest():
+        case SortingMediaManifest():
             use = _of_files(plan, manifest)
+        case DenoiserManifest():
+            use = _drawing(plan, manifest)
         case _:
             use = _of_pages(plan, manifest) if manifest.boxed else _sorting(plan, manifest)
     return f"""---
@@ -110,7 +114,30 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 MODEL is that model; there the weights are not rounded, and the answers are near, not equal."""
 
 
-def _of_files(plan: Plan, manifest: MediaManifest) -> str:
+def _drawing(plan: Plan, manifest: DenoiserManifest) -> str:
+    """How an adapter of a base that draws is opened: by diffusers' class, which has its module paths."""
+    assert isinstance(plan.task, ImageGeneration)
+    labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in plan.task.labels[:20])
+    more = ", …" if len(plan.task.labels) > 20 else ""
+    return f"""It draws images of: {labels}{more}; a label's place in that list is its class.
+
+A model that draws may draw images that it was trained on, or parts of them.
+
+It opens on the model that the base was built from, with torch, diffusers and peft:
+
+```python
+from diffusers import DiTTransformer2DModel
+from peft import PeftModel
+
+model = DiTTransformer2DModel.from_pretrained("MODEL", subfolder="transformer")
+model = PeftModel.from_pretrained(model, "FOLDER")  # this one
+noise = model(images, timestep=steps, class_labels=classes).sample[:, :{manifest.pixels.channels}]
+```
+
+MODEL is that model's folder; there the weights are not rounded, and the noise is near, not equal."""
+
+
+def _of_files(plan: Plan, manifest: SortingMediaManifest) -> str:
     """How an adapter of a base of images or sounds is opened; the sentences are those of texts."""
     return _read(plan, manifest, OPENING[manifest.MEDIUM], '"BASE"')
 
@@ -171,7 +198,7 @@ and the answers are near, not equal."""
 
 def _ordinary(manifest: HeadManifest, method: Method[Any]) -> str:
     ordinary = "AutoModelForSequenceClassification"
-    if isinstance(manifest, MediaManifest):
+    if isinstance(manifest, SortingMediaManifest):
         ordinary = ORDINARY[manifest.MEDIUM]
     if not method.of_peft:
         return f"peft has no adapters of type {method.peft_type}, and refuses this folder with a KeyError."

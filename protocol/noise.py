@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ PAIRS = 4  # of a step and a noise, that a row is measured by
 Shares = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]  # (rows, channels, height, width)
 Steps = npt.NDArray[np.int64]
+Shape = tuple[int, ...]  # (channels, height, width)
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -55,7 +57,7 @@ class Schedule(Record):
 
 @lru_cache(maxsize=8)
 def _alphas(schedule: Schedule) -> Shares:
-    shares: Shares = np.cumprod(1.0 - _betas(schedule))
+    shares: Shares = np.asarray(np.cumprod(1.0 - _betas(schedule)), np.float64)
     shares.flags.writeable = False
     return shares
 
@@ -64,9 +66,8 @@ def _betas(schedule: Schedule) -> Shares:
     steps = schedule.steps
     if schedule.start is None or schedule.end is None:
         ends = [_cosine(step / steps) for step in range(steps + 1)]
-        return np.array(
-            [min(1 - after / before, LARGEST_BETA) for before, after in zip(ends, ends[1:], strict=False)]
-        )
+        falls = (1 - after / before for before, after in pairwise(ends))
+        return np.array([min(fall, LARGEST_BETA) for fall in falls])
     if schedule.betas == "scaled_linear":
         return np.linspace(math.sqrt(schedule.start), math.sqrt(schedule.end), steps) ** 2
     return np.linspace(schedule.start, schedule.end, steps)
@@ -93,34 +94,38 @@ class Draws:
     noise: Images
 
 
-def training_draws(seed: int, rows: npt.NDArray[np.int64], schedule: Schedule, shape: Any) -> Draws:
+def training_draws(
+    seed: int, rows: npt.NDArray[np.int64], schedule: Schedule, shape: Shape
+) -> Draws:
     """For the rows of these numbers: each by a stream of its own, in whatever pieces they are computed.
 
-    Steps are uniform over the schedule. ``seed``: of one optimiser step. ``shape``: (channels, height, width).
+    Steps are uniform over the schedule. ``seed``: of one optimiser step.
     """
     return _draws([seed_from("noise", seed, row) for row in rows.tolist()], schedule, shape)
 
 
-def measuring_draws(
-    rows: npt.NDArray[np.int64], pair: int, schedule: Schedule, shape: Any
-) -> Draws:
-    """The ``pair``-th of :data:`PAIRS` for the rows of these numbers, for ever the same.
+def measuring_draws(places: npt.NDArray[np.int64], schedule: Schedule, shape: Shape) -> Draws:
+    """For ever the same, :data:`PAIRS` for each row: place ``PAIRS * row + pair`` is the ``pair``-th of them.
 
     Its step is of the ``pair``-th of as many equal parts of the schedule, so that every row is seen under
     little noise and much.
     """
-    seeds = [seed_from("measured-noise", row, pair) for row in rows.tolist()]
-    return _draws(seeds, schedule, shape, part=pair, parts=PAIRS)
+    seeds = [seed_from("measured-noise", place) for place in places.tolist()]
+    return _draws(seeds, schedule, shape, (places % PAIRS).tolist())
 
 
 def _draws(
-    seeds: list[int], schedule: Schedule, shape: Any, *, part: int = 0, parts: int = 1
+    seeds: list[int], schedule: Schedule, shape: Shape, parts: list[int] | None = None
 ) -> Draws:
+    """``parts``: of which of :data:`PAIRS` equal parts of the schedule each step is; without, of all."""
     steps = np.empty(len(seeds), np.int64)
     noise = np.empty((len(seeds), *shape), np.float32)
     for at, seed in enumerate(seeds):
         generator = np.random.default_rng(seed)
-        steps[at] = int(schedule.steps * (part + generator.random()) / parts)
+        share = generator.random()
+        if parts is not None:
+            share = (parts[at] + share) / PAIRS
+        steps[at] = int(schedule.steps * share)
         noise[at] = generator.standard_normal(shape, np.float32)
     return Draws(steps=steps, noise=noise)
 
@@ -139,7 +144,6 @@ def step_back(images: Images, noise: Images, step: int, before: int, schedule: S
     shares = schedule.alphas()
     here, there = float(shares[step]), 1.0 if before < 0 else float(shares[before])
     clean = (images - np.float32(math.sqrt(1 - here)) * noise) / np.float32(math.sqrt(here))
-    clean = np.clip(clean, -1.0, 1.0)
-    result: Images = np.float32(math.sqrt(there)) * clean
-    result += np.float32(math.sqrt(1 - there)) * noise
+    kept, added = np.float32(math.sqrt(there)), np.float32(math.sqrt(1 - there))
+    result: Images = np.asarray(kept * np.clip(clean, -1.0, 1.0) + added * noise, np.float32)
     return result

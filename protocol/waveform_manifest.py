@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.manifest import HeadManifest, Record
+from protocol.manifest import Record
 from protocol.media import SOUND, Medium
-from protocol.media_manifest import MediaManifest, parse_media_manifest
+from protocol.media_manifest import SortingMediaManifest, parse_media_manifest
 
 FORMAT: Literal[1] = 1
 VALUES, MASK = "input_values", "attention_mask"
@@ -46,7 +46,7 @@ class Waveform(Record):
         return f"more than {MOST_SAMPLES} samples are heard" if self.samples > MOST_SAMPLES else ""
 
 
-class WaveformManifest(MediaManifest, HeadManifest):
+class WaveformManifest(SortingMediaManifest):
     """``manifest.json`` of a base that hears samples.
 
     ``max_positions``: what its convolutions make of them. ``pooling``: what the head reads, the mean of the

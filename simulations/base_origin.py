@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base_model.decoder.sources import is_file
+from base_model.denoisers.source import source_digests
 from base_model.places import PACKAGE, Place, locate, locate_file
 from protocol.decoder_manifest import DECODER
+from protocol.media import DRAWN
 from simulations.experiment import BaseSource, expanded
 from storage.regular import sha256_of
 
@@ -28,6 +30,10 @@ def origin_of(source: BaseSource, task: str, folder: Path) -> Origin:
         path = locate_file(text, beside=folder)
         digest = sha256_of(path)
         return Origin(shown=path.stem, digest=digest, weights=digest)
+    if task == DRAWN.task:
+        root = folder / Path(text).expanduser()
+        digests = source_digests(root)
+        return Origin(shown=root.resolve().name, digest=digests[0], weights=digests[1])
     place = locate(text, beside=folder)
     return Origin(shown=_shown(text, place), digest=place.digest(), weights=place.weights_digest())
 

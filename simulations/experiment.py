@@ -202,7 +202,7 @@ class Experiment(Section):
     def has_labels(self) -> bool:
         """Whether rows have labels."""
         task = TASKS.get(self._kind)
-        return task is not None and task.ANSWERS == "labels"
+        return task is not None and task.ANSWERS in ("labels", "images")
 
     @property
     def has_texts(self) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.decoder.sources import is_file
+from base_model.denoisers.source import source_digests
 from base_model.places import locate, locate_file
 from base_model.verify import read_manifest
 from client.data import Rows
@@ -26,6 +27,7 @@ from protocol.errors import ArtefactError, PlanError
 from protocol.head import HeadStart
 from protocol.legality import Finding, verify_legal
 from protocol.manifests import AnyManifest
+from protocol.media import DRAWN
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rows.read import Table
@@ -162,6 +164,8 @@ def verify_there(source: str, task: str, *, beside: Path) -> None:
     """Raises MachineError or ArtefactError for a source that is not on this machine."""
     if task == DECODER and is_file(source):
         locate_file(source, beside=beside)
+    elif task == DRAWN.task:
+        source_digests(beside / Path(source).expanduser())
     else:
         locate(source, beside=beside)
 

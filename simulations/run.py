@@ -111,7 +111,7 @@ def _measured(
     prepared: Prepared, evaluator: Evaluator, timings: Timings, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What the adapter is measured beside (the yardsticks), and metrics of its memory for the log."""
-    if prepared.plan.task.ANSWERS == "text":
+    if not prepared.plan.task.outputs:
         with timings.part("evaluation"):
             measure_before(prepared, evaluator, progress)
     yardsticks = run_yardsticks(prepared, evaluator, timings=timings, progress=progress)
@@ -271,7 +271,7 @@ def _release_round(
             absolute=plan.release.parity_max_absolute,
         )
     if not (folder / PASSPORT_FILE).is_file():
-        if note.calibration is None and plan.task.ANSWERS != "text":
+        if note.calibration is None and plan.task.outputs:
             note, _ = calibrate_release(folder, prepared.base, rows.questions(), rows.targets)
         name = plan.task.QUALITY.name
         measured = {e["round"]: e[name] for e in load_evaluations(prepared.out)}

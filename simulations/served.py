@@ -25,7 +25,7 @@ def measure_clients(
         return known
     plan, worker = prepared.plan, evaluator.worker
     served: dict[str, float] = {}
-    if plan.task.ANSWERS == "text" and plan.evaluation.holdout > 0:
+    if not plan.task.outputs and plan.evaluation.holdout > 0:
         adapter = finished_tensors(worker, published_adapter(prepared.out, plan.rounds))
         clients = prepared.experiment.population.clients
         for partition in range(clients):

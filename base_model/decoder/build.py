@@ -35,12 +35,11 @@ from protocol.decoder_manifest import (
     LOGITS,
     MASK,
     DecoderManifest,
-    WritingManifest,
     parse_decoder_manifest,
 )
 from protocol.errors import ArtefactError
 from protocol.joined import rank_inputs
-from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, TensorEntry
+from protocol.manifest import CONFIG, MANIFEST_NAME, TOKENIZER, BaseManifest, TensorEntry
 
 GRAPH = "graph.onnx"
 # What differs between versions and machines, and does not change the function.
@@ -49,7 +48,7 @@ IRRELEVANT = (
     *("id2label", "label2id", "use_cache"),
 )
 Progress = Callable[[str, float], None]
-M = TypeVar("M", bound=WritingManifest)
+M = TypeVar("M", bound=BaseManifest)
 
 
 def build_decoder(

@@ -12,7 +12,7 @@ from base_model.decoder.families import shape_of
 from base_model.decoder.products import BLOCK, Stored
 from base_model.decoder.shape import DecoderShape
 from base_model.decoder.source import CodedWeight
-from base_model.decoder.stored import StoredShape
+from base_model.decoder.stored import StoredTensors
 from base_model.source_files import read_object
 from base_model.weights_file import DTYPES, WEIGHTS, places_of
 from protocol.manifest import CONFIG
@@ -40,7 +40,7 @@ def opened_decoder(folder: Path) -> tuple[DecoderShape, dict[str, Stored]]:
     return shape, opened_tensors(folder, shape)
 
 
-def opened_tensors(folder: Path, shape: StoredShape) -> dict[str, Stored]:
+def opened_tensors(folder: Path, shape: StoredTensors) -> dict[str, Stored]:
     """Tensors by Hugging Face's names of a verified base of that shape."""
     with safe_open(folder / WEIGHTS, "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -48,7 +48,7 @@ def opened_tensors(folder: Path, shape: StoredShape) -> dict[str, Stored]:
 
 
 def stored_tensors(
-    shape: StoredShape, tensors: dict[str, npt.NDArray[np.generic]]
+    shape: StoredTensors, tensors: dict[str, npt.NDArray[np.generic]]
 ) -> dict[str, Stored]:
     """The inverse of :func:`base_model.decoder.stored.file_tensors`."""
     stored: dict[str, Stored] = {}

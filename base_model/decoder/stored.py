@@ -25,7 +25,19 @@ BUFFERS = (
 Progress = Callable[[str, float], None]
 
 
-class StoredShape(Protocol):
+class StoredTensors(Protocol):
+    """The tensors of a model by name: those that may be in codes, and those that stay in floats."""
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every matrix that may be in codes, by its module's path."""
+        ...
+
+    def vectors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what stays in floats, by the tensors' names."""
+        ...
+
+
+class StoredShape(StoredTensors, Protocol):
     """Which tensors a model has, by Hugging Face's names.
 
     ``embeddings`` and ``head``: paths of the table of words and of the output layer's matrix, which may be

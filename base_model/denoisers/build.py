@@ -98,7 +98,7 @@ def _fill(
     (folder / CHUNKS).write_text(chunks_text(folder), "utf-8")
     manifest = DenoiserManifest(
         fingerprint="0" * 64,
-        task=DenoiserManifest.MEDIUM.task,
+        task="image-generation",
         family=FAMILY,
         pixels=drawn_pixels(shape.channels, shape.side),
         schedule=loaded.schedule,

@@ -1,4 +1,4 @@
-"""Configs of models that draw, as diffusers writes them: what is taken, and what is refused, with its reason."""
+"""Configs of models that draw, as diffusers writes them: what is taken, and what is refused, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRANSFORMER = "DiTTransformer2DModel"
 REFUSED = {
     "UNet2DModel": "it has convolutions where adapters have linears",
     "UNet2DConditionModel": "it draws what a text says, by convolutions where adapters have linears",
-    "Transformer2DModel": "it is a part of another model, or a DiT as an older diffusers wrote it: save it anew",
+    "Transformer2DModel": "a DiT that an older diffusers wrote has this name: save it anew",
     "PixArtTransformer2DModel": "it draws what a text says",
     "SD3Transformer2DModel": "it draws what a text says",
     "FluxTransformer2DModel": "it draws what a text says",
@@ -103,15 +103,21 @@ def _shape(config: dict[str, Any]) -> DenoiserShape:
         )
     outputs = config.get("out_channels") or channels
     if outputs not in (channels, 2 * channels):
-        raise ValueError(f"`out_channels` is {shown(outputs)}: {channels} or {2 * channels} are noise")
+        raise ValueError(
+            f"`out_channels` is {shown(outputs)}: {channels} or {2 * channels} are noise"
+        )
     if side % patch or side > MOST_SIDE or sizes["num_layers"] > MOST_LAYERS:
-        raise ValueError(f"images of {side} by {side} pixels, in patches of {patch}, cannot be read")
+        raise ValueError(
+            f"images of {side} by {side} pixels, in patches of {patch}, cannot be read"
+        )
     epsilon, bias = config.get("norm_eps", 1e-5), config.get("attention_bias", True)
     if type(epsilon) is not float or not 0 < epsilon < 1 or type(bias) is not bool:
         raise ValueError("`norm_eps` or `attention_bias` is of another type")
     heads, head_size = sizes["num_attention_heads"], sizes["attention_head_dim"]
     if heads * head_size % 4:
-        raise ValueError(f"{heads * head_size} hidden numbers cannot hold places, which take four each")
+        raise ValueError(
+            f"{heads * head_size} hidden numbers cannot hold places, which take four each"
+        )
     return DenoiserShape(
         channels=cast(Any, channels),
         outputs=outputs,
@@ -148,7 +154,9 @@ def _schedule(config: dict[str, Any]) -> Schedule:
             raise ValueError(f"`{key}` is {shown(config[key])}: {what} are not computed here")
     steps, betas, prediction = (config[key] for key in NOISE)
     if prediction != "epsilon":
-        raise ValueError(f"`prediction_type` is {shown(prediction)}, and only the noise is asked for here")
+        raise ValueError(
+            f"`prediction_type` is {shown(prediction)}, and only the noise is asked for here"
+        )
     own = betas == "squaredcos_cap_v2"
     bounds = (None, None) if own else (config["beta_start"], config["beta_end"])
     fields = {"steps": steps, "betas": betas, "start": bounds[0], "end": bounds[1]}

@@ -148,7 +148,9 @@ def _block(building: Building, layer: int, stream: str, condition: str) -> str:
     nodes, path = building.nodes, block_path(layer)
     parts = [f"{path}/part/{number}" for number in range(PARTS)]
     nodes.split(linear(building, f"{path}.norm1.linear", condition), parts)
-    deep = [nodes.add("Unsqueeze", [part, nodes.numbers("one", [1])], f"{part}/deep") for part in parts]
+    deep = [
+        nodes.add("Unsqueeze", [part, nodes.numbers("one", [1])], f"{part}/deep") for part in parts
+    ]
     rows = _modulated(building, f"{path}.norm1", stream, deep[0], deep[1], NORM_EPSILON)
     added = _tokens(building, _attention(building, f"{path}.attn1", rows), f"{path}/attention")
     gated = nodes.add("Mul", [added, deep[2]], f"{path}/attention/gated")
@@ -189,7 +191,9 @@ def _attention(building: Building, path: str, rows: str) -> str:
     queries, keys, values = heads
     scores = nodes.add("MatMul", [queries, keys], f"{path}/products")
     root = nodes.number("heads/scale", shape.head_size**-0.5)
-    shares = nodes.add("Softmax", [nodes.add("Mul", [scores, root], f"{path}/scores")], f"{path}/shares", axis=-1)
+    shares = nodes.add(
+        "Softmax", [nodes.add("Mul", [scores, root], f"{path}/scores")], f"{path}/shares", axis=-1
+    )
     mixed = nodes.add("MatMul", [shares, values], f"{path}/mixed")
     turned = nodes.add("Transpose", [mixed], f"{path}/mixed/turned", perm=[0, 2, 1, 3])
     flat = nodes.add("Reshape", [turned, row_shape(nodes, shape.hidden)], f"{path}/mixed/rows")
@@ -201,8 +205,10 @@ def _image(building: Building, stream: str, condition: str) -> str:
     nodes, shape = building.nodes, building.shape
     halves = ["out/shift", "out/scale"]
     nodes.split(_dense(building, "proj_out_1", condition, "out/parts"), halves)
-    deep = [nodes.add("Unsqueeze", [half, nodes.numbers("one", [1])], f"{half}/deep") for half in halves]
-    rows = _modulated(building, "norm_out", stream, *deep, NORM_EPSILON)
+    shift, scale = (
+        nodes.add("Unsqueeze", [half, nodes.numbers("one", [1])], f"{half}/deep") for half in halves
+    )
+    rows = _modulated(building, "norm_out", stream, shift, scale, NORM_EPSILON)
     values = _dense(building, "proj_out_2", rows, "out/values")
     patch, across = shape.patch, shape.across
     cut = nodes.numbers("out/cut", [-1, across, across, patch, patch, shape.outputs])
@@ -212,5 +218,8 @@ def _image(building: Building, stream: str, condition: str) -> str:
     image = nodes.add("Reshape", [turned, whole], "out/image")
     if shape.outputs == shape.channels:
         return image
-    ends = [nodes.numbers(f"out/{key}", [at]) for key, at in (("start", 0), ("end", shape.channels), ("axis", 1))]
+    ends = [
+        nodes.numbers(f"out/{key}", [at])
+        for key, at in (("start", 0), ("end", shape.channels), ("axis", 1))
+    ]
     return nodes.add("Slice", [image, *ends], "out/noise")

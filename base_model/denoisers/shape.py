@@ -9,7 +9,9 @@ from protocol.manifest import Linear
 
 SINUSOID = 256  # numbers that a step becomes
 PERIOD = 10_000.0
-PARTS = 6  # that a block's modulation has: shift, scale and gate, of attention and of the feed-forward
+PARTS = (
+    6  # that a block's modulation has: shift, scale and gate, of attention and of the feed-forward
+)
 WIDER = 4  # times the hidden states, within a feed-forward
 NORM_EPSILON = 1e-6  # of all norms but the one before a feed-forward
 

@@ -1,14 +1,15 @@
-"""The source of a base that draws: a folder as diffusers saves a pipeline of a transformer and a scheduler."""
+"""The source of a base that draws: a pipeline's folder, with a transformer and a scheduler."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from base_model.checkpoint import as_float, read_checkpoint
+from base_model.checkpoint import as_float, read_checkpoint, weight_files
 from base_model.decoder.source import Floats
 from base_model.denoisers.families import (
     PARTS,
@@ -18,10 +19,11 @@ from base_model.denoisers.families import (
     shape_of,
 )
 from base_model.denoisers.shape import DenoiserShape
-from base_model.source_files import FETCH, read_object
+from base_model.source_files import FETCH, check_file, read_object
 from protocol.errors import ArtefactError
 from protocol.manifest import CONFIG
 from protocol.noise import Schedule
+from storage.regular import sha256_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VAE = "vae"
@@ -63,6 +65,21 @@ def denoiser_source(source: str) -> DenoiserSource:
         schedule=schedule_of(read_object(scheduler), source=scheduler),
         tensors=_tensors(root / PARTS[0], shape),
     )
+
+
+def source_digests(root: Path) -> tuple[str, str]:
+    """(of all that a base can depend on, of the weights alone), hex. Raises ArtefactError."""
+    transformer = root / PARTS[0]
+    index, *shards = weight_files(transformer, (WEIGHTS,))
+    weights = shards or [index]
+    files = [transformer / CONFIG, root / SCHEDULER_CONFIG, index, *shards]
+    for path in files:
+        check_file(path)
+    lines = {path: f"{path.relative_to(root)} {sha256_of(path)}\n" for path in files}
+    whole, part = ("".join(lines[path] for path in some) for some in (files, weights))
+    if len(weights) == 1:
+        return hashlib.sha256(whole.encode()).hexdigest(), sha256_of(weights[0])
+    return hashlib.sha256(whole.encode()).hexdigest(), hashlib.sha256(part.encode()).hexdigest()
 
 
 def _verify_pixels(root: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Denoiser(nn.Module):
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
         self.shape = shape
-        self.pos_embed = _Module(
+        self.pos_embed: Any = _Module(
             proj=nn.Conv2d(shape.channels, shape.hidden, shape.patch, stride=shape.patch)
         )
         self.transformer_blocks = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
@@ -66,11 +67,12 @@ class _Module(nn.Module):
 class _Condition(nn.Module):
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
-        self.timestep_embedder = _Module(
-            linear_1=nn.Linear(SINUSOID, shape.hidden), linear_2=nn.Linear(shape.hidden, shape.hidden)
+        self.timestep_embedder: Any = _Module(
+            linear_1=nn.Linear(SINUSOID, shape.hidden),
+            linear_2=nn.Linear(shape.hidden, shape.hidden),
         )
         table = nn.Embedding(shape.classes + 1, shape.hidden)
-        self.class_embedder = _Module(embedding_table=table)
+        self.class_embedder: Any = _Module(embedding_table=table)
         self.frequencies = torch.from_numpy(step_frequencies())
 
     def forward(self, steps: Tensor, classes: Tensor) -> Tensor:
@@ -85,11 +87,16 @@ class _Block(nn.Module):
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
         hidden, self.shape = shape.hidden, shape
-        self.norm1 = _Module(emb=_Condition(shape), linear=nn.Linear(hidden, PARTS * hidden))
-        read = {name: nn.Linear(hidden, hidden, bias=shape.bias) for name in ("to_q", "to_k", "to_v")}
-        self.attn1 = _Module(**read, to_out=nn.ModuleList([nn.Linear(hidden, hidden)]))
-        first, last = _Module(proj=nn.Linear(hidden, WIDER * hidden)), nn.Linear(WIDER * hidden, hidden)
-        self.ff = _Module(net=nn.ModuleList([first, nn.Identity(), last]))
+        self.norm1: Any = _Module(emb=_Condition(shape), linear=nn.Linear(hidden, PARTS * hidden))
+        read = {
+            name: nn.Linear(hidden, hidden, bias=shape.bias) for name in ("to_q", "to_k", "to_v")
+        }
+        self.attn1: Any = _Module(**read, to_out=nn.ModuleList([nn.Linear(hidden, hidden)]))
+        first, last = (
+            _Module(proj=nn.Linear(hidden, WIDER * hidden)),
+            nn.Linear(WIDER * hidden, hidden),
+        )
+        self.ff: Any = _Module(net=nn.ModuleList([first, nn.Identity(), last]))
 
     def forward(self, stream: Tensor, steps: Tensor, classes: Tensor) -> Tensor:
         parts = self.norm1.linear(silu(self.norm1.emb(steps, classes))).chunk(PARTS, dim=1)

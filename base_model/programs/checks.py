@@ -18,6 +18,7 @@ from base_model.programs.document import REMEDY, GraphEntry
 from base_model.programs.tape import MICROSOFT
 from base_model.tasks import TASKS
 from base_model.weights_file import WEIGHTS
+from protocol.denoiser_manifest import CLASSES, STEPS
 from protocol.errors import ArtefactError
 from protocol.manifest import BOXES, TYPE_IDS
 
@@ -44,7 +45,7 @@ BITS = {
     TensorProto.UINT8: 8, TensorProto.BOOL: 8,
 }  # fmt: skip
 INTEGER_TARGETS = {task.TARGET for task in TASKS.values() if task.ELEMENT == TensorProto.INT64}
-INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, BOXES, *INTEGER_TARGETS}
+INTEGERS = {"input_ids", "attention_mask", TYPE_IDS, BOXES, STEPS, CLASSES, *INTEGER_TARGETS}
 
 
 def verify_graph(data: bytes, entry: GraphEntry, *, weights: int, source: str) -> None:

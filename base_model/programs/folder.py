@@ -24,6 +24,7 @@ from base_model.files import folder_that_appears, writing
 from base_model.programs.build import OPSET
 from base_model.programs.checks import MOST_BYTES, verify_graph
 from base_model.programs.classifier import classifier_graphs
+from base_model.programs.denoising import denoising_graphs
 from base_model.programs.document import (
     PROGRAM,
     REMEDY,
@@ -42,10 +43,11 @@ from base_model.tasks import TASKS
 from base_model.weights_file import REBUILD, WEIGHTS
 from protocol import forms, frozen_linears, methods
 from protocol.decoder_manifest import DECODER, IDS, MASK, WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.encoding import canonical_json, digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.manifest import DOCUMENTS, TYPE_IDS, BaseManifest
-from protocol.media import MEDIA
+from protocol.media import DRAWN, MEDIA
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from protocol.rules import Parts
@@ -58,9 +60,10 @@ log = logging.getLogger("fedge.program")
 Derive = Callable[[Path, Recipe, Iterable[frozenset[str]]], list[onnx.ModelProto]]
 DERIVE: dict[str, Derive] = {  # by what a base was built for
     **dict.fromkeys(("sequence-classification", DOCUMENTS), classifier_graphs),
-    **dict.fromkeys(MEDIA, classifier_graphs),
+    **dict.fromkeys(MEDIA.keys() - {DRAWN.task}, classifier_graphs),
     DECODER: language_graphs,
     SEQ2SEQ: seq2seq_graphs,
+    DRAWN.task: denoising_graphs,
 }
 
 
@@ -205,6 +208,8 @@ def _rows_and_answer(manifest: BaseManifest, *, pairs: bool) -> tuple[list[str],
     """(inputs that are rows, the output of the program that answers)."""
     if isinstance(manifest, WritingManifest):
         return [IDS, MASK], SCORES  # whole texts: no cache goes in or out
+    if isinstance(manifest, DenoiserManifest):
+        return manifest.graph.inputs, SCORES
     rows = [name for name in manifest.graph.inputs if pairs or name != TYPE_IDS]
     return rows, manifest.graph.output
 

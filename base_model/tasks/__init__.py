@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from base_model.programs.tape import Tape
-from base_model.tasks import causal_lm, classification, regression
+from base_model.tasks import causal_lm, classification, denoising, regression
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,4 +39,9 @@ OUTPUT_TASKS: dict[str, OutputTask] = {
     "audio-classification": classification,
     "document-classification": classification,
 }
-TASKS: dict[str, ProgramTask] = {**OUTPUT_TASKS, "causal-lm": causal_lm, "seq2seq-lm": causal_lm}
+TASKS: dict[str, ProgramTask] = {
+    **OUTPUT_TASKS,
+    "causal-lm": causal_lm,
+    "seq2seq-lm": causal_lm,
+    "image-generation": denoising,
+}

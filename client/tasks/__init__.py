@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.tasks import causal_lm, classification, media, regression, seq2seq_lm
+from client.tasks import causal_lm, classification, generation, media, regression, seq2seq_lm
 from protocol.rows.read import Table
 from protocol.tasks import MEDIA_TASKS
 
@@ -66,6 +66,7 @@ TASKS: dict[str, ClientTask] = {
     **OUTPUT_TASKS,
     "causal-lm": causal_lm,
     "seq2seq-lm": seq2seq_lm,
+    "image-generation": generation,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from client.data import Rows
-from client.examples import MediaRows, media_rows, stamp_of
+from client.examples import MediaRows, Stamp, media_rows, stamp_of
 from client.opened_base import OpenedBase
 from client.tasks.classification import TARGETS as TARGETS
 from client.tasks.classification import score as score
@@ -16,7 +16,7 @@ from client.tasks.classification import targets as targets
 from protocol.errors import DataError
 from protocol.media_manifest import MediaManifest
 from protocol.recipe import Recipe
-from protocol.rows.media import codec_of, read_file
+from protocol.rows.media import Values, codec_of, read_file
 
 MOST_HELD = 2**31  # bytes of one client's rows, which are kept as they were read
 
@@ -29,6 +29,12 @@ def encode(rows: Rows, recipe: Recipe, base: OpenedBase) -> MediaRows:
 
 def encoded_files(rows: Rows, manifest: MediaManifest) -> MediaRows:
     """The same for a base. Raises DataError."""
+    values, files = files_in_memory(rows, manifest)
+    return replace(media_rows(manifest, values, np.array(rows.targets, TARGETS)), files=files)
+
+
+def files_in_memory(rows: Rows, manifest: MediaManifest) -> tuple[Values, tuple[Stamp, ...]]:
+    """What is kept of every file, and what these were. Raises DataError."""
     codec, plural = codec_of(manifest), manifest.MEDIUM.plural
     shape = (len(rows), *codec.shape)
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(codec.kept).itemsize
@@ -42,4 +48,4 @@ def encoded_files(rows: Rows, manifest: MediaManifest) -> MediaRows:
     values = np.empty(shape, codec.kept)
     for row, item in enumerate(rows.texts):
         values[row] = read_file(item, codec, place=rows.place(row))
-    return replace(media_rows(manifest, values, np.array(rows.targets, TARGETS)), files=files)
+    return values, files

@@ -25,7 +25,7 @@ from protocol.errors import PlanError
 from protocol.forms import BOTTLENECK, BOTTLENECK_BIAS, BOTTLENECK_DOWN, BOTTLENECK_UP
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
-from protocol.manifest import BaseManifest, HeadManifest, TextManifest, media_of
+from protocol.manifest import BaseManifest, HeadManifest, TextManifest, does, media_of
 from protocol.methods.base import Constants, Free, Method, Remark, Settings, remark_of
 from protocol.methods.lora import positive
 from protocol.section import PositiveReal, Rank
@@ -107,7 +107,7 @@ class Bottleneck(Method[BottleneckSettings]):
         """Where they stand. Raises PlanError for a base that has no such place."""
         if not isinstance(manifest, HeadManifest):
             raise PlanError(
-                "`adapter.method`: bases that write text have no bottlenecks",
+                f"`adapter.method`: bases that {does(manifest)} have no bottlenecks",
                 "train an adapter of linears, such as `lora`",
             )
         slots = manifest.graph.slot_names

@@ -7,9 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.decoder_manifest import WritingManifest
 from protocol.layout import TensorSpec
-from protocol.manifest import BaseManifest
+from protocol.manifest import BaseManifest, HeadManifest
 from protocol.methods.base import Constants, Free, Method, Remark, Settings
 from protocol.methods.lora import lora_config
 
@@ -38,7 +37,7 @@ class Head(Method[HeadSettings]):
 
     def remarks(self, settings: HeadSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """A base whose own output layer answers."""
-        if isinstance(manifest, WritingManifest):
+        if not isinstance(manifest, HeadManifest):
             cause, remedy = "this base has no head to train", "train an adapter, such as `lora`"
             yield "error", "adapter.method", cause, remedy
 

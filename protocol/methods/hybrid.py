@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from protocol.bottlenecks import WORDS
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.forms import PREFIX, SCALE, SHIFT, SOFT_PROMPT
 from protocol.layout import HEAD_PARTS, Tensors, TensorSpec
@@ -125,6 +126,10 @@ class Hybrid(Method[HybridSettings]):
 
     def remarks(self, settings: HybridSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """The members', and slots that two of them would fill."""
+        if isinstance(manifest, DenoiserManifest):
+            cause = "a base that draws takes no hybrid: diffusers and peft alone open its adapters"
+            yield "error", "adapter.method", cause, "train one adapter of linears, such as `lora`"
+            return
         fits = True
         for n, (member, own) in enumerate(self._with(settings)):
             for severity, field, cause, remedy in member.remarks(own, manifest):

@@ -7,10 +7,9 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
-from protocol.decoder_manifest import WritingManifest
 from protocol.errors import PlanError
 from protocol.forms import SCALE
-from protocol.manifest import BaseManifest, Linear
+from protocol.manifest import BaseManifest, HeadManifest, Linear, does
 from protocol.methods.base import Remark, Settings, remark_of
 from protocol.section import Layers, Targets
 
@@ -20,6 +19,7 @@ QUERY_VALUE: Final = "query-value"
 QUERIES_AND_VALUES = frozenset(
     {
         *("query", "value", "q_lin", "v_lin", "q", "v", "q_proj", "v_proj"),
+        *("to_q", "to_v"),
         *("c_attn", "query_key_value", "qkv_proj"),
     }
 )
@@ -152,8 +152,8 @@ def scale_remarks(
     method: str, settings: TargetSettings, manifest: BaseManifest
 ) -> Generator[Remark, None, bool]:
     """Of a method that fills scales of linears, on a base without them; whether the base may have some."""
-    if isinstance(manifest, WritingManifest):
-        cause = f"bases that write text have no scales, which `{method}` fills"
+    if not isinstance(manifest, HeadManifest):
+        cause = f"bases that {does(manifest)} have no scales, which `{method}` fills"
         yield "error", "adapter.method", cause, "train an adapter of linears, such as `lora`"
         return False
     remedy = "build the base with `--scales`, in an experiment `base.scales = true`"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from simulations.tasks import causal_lm, classification, regression
+from simulations.tasks import causal_lm, classification, generation, regression
 
 
 class Scores(Protocol):
@@ -76,6 +76,7 @@ TASKS: dict[str, SimulatedTask] = {
     "document-classification": classification,
     "causal-lm": causal_lm,
     "seq2seq-lm": causal_lm,  # judged alike
+    "image-generation": generation,
 }
 
 

@@ -1,0 +1,1 @@
+"""Bases that draw images, on a device. (P-1.18)"""
