@@ -38,7 +38,8 @@ Floor = Annotated[
         "--floor",
         min=0,
         max=1,
-        help="least accuracy; of numbers, most NRMSE is 1 less this; of texts, most perplexity 1 over this",
+        help="least accuracy; of numbers, most NRMSE is 1 less this; of texts, most perplexity 1 over this; "
+        "of images that are drawn, most noise error 1 less this",
     ),
 ]
 Margin = Annotated[

@@ -168,7 +168,7 @@ def _agreement(note: ReleaseNote) -> str:
     if note.parity.tokens is not None:
         alike, written = note.parity.tokens
         return f"{alike} of {written} tokens written alike; "
-    return f"labels agree on {note.parity.label_agreement:.2%}; " if note.labels else ""
+    return f"labels agree on {note.parity.label_agreement:.2%}; " if note.outputs > 1 else ""
 
 
 def _folders(kinds: list[Kind], out: Path) -> dict[Kind, Path]:

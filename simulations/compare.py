@@ -25,6 +25,10 @@ FIGURES = {
     "perplexity_federated": "perplexity, federated",
     "perplexity_pooled": "perplexity, all data in one place",
     "perplexity_alone_mean": "perplexity, devices alone (mean)",
+    "noise_error_before": "noise error before",
+    "noise_error_federated": "noise error, federated",
+    "noise_error_pooled": "noise error, all data in one place",
+    "noise_error_alone_mean": "noise error, devices alone (mean)",
     "token_accuracy_federated": "tokens foreseen, federated",
     "token_accuracy_pooled": "tokens foreseen, all data in one place",
     "token_accuracy_alone_mean": "tokens foreseen, devices alone (mean)",
@@ -43,9 +47,13 @@ FIGURES = {
     "perplexity_global_on_own_mean": "perplexity on own test rows, federated (mean)",
     "perplexity_personal_mean": "perplexity on own test rows, personal (mean)",
     "perplexity_alone_on_own_mean": "perplexity on own test rows, alone (mean)",
+    "noise_error_global_on_own_mean": "noise error on own test rows, federated (mean)",
+    "noise_error_personal_mean": "noise error on own test rows, personal (mean)",
+    "noise_error_alone_on_own_mean": "noise error on own test rows, alone (mean)",
     "accuracy_forgotten_mean": "accuracy lost on test rows of runs before (mean)",
     "nrmse_forgotten_mean": "NRMSE lost on test rows of runs before (mean)",
     "perplexity_forgotten_mean": "perplexity lost on test rows of runs before (mean)",
+    "noise_error_forgotten_mean": "noise error lost on test rows of runs before (mean)",
     "exact_match_federated": "answers that are the same, federated, %",
     "chrf_federated": "chrF, federated, %",
     "bleu_federated": "BLEU, federated, %",
@@ -61,7 +69,7 @@ FIGURES = {
 }
 
 
-CURVES = ("accuracy", "nrmse", "perplexity", "loss")  # by round
+CURVES = ("accuracy", "nrmse", "perplexity", "noise_error", "loss")  # by round
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +193,7 @@ def shown_figure(key: str, figure: Json | None) -> str:
     unit = ""
     if key.startswith(("accuracy", "macro", "nrmse", "token")):
         scale, unit = 100.0, " %"
-    elif key.startswith("loss"):
+    elif key.startswith(("loss", "noise_error")):
         digits = 4
     spread = figure["spread"]
     text = f"{scale * figure['mean']:,.{digits}f}"

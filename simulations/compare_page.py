@@ -19,6 +19,7 @@ CURVES = (  # the figure's key, its section, its chart, by how much it is multip
     ("accuracy", "Accuracy per round", "Test accuracy", 100.0, " %"),
     ("nrmse", "NRMSE per round", "Test NRMSE: lower is better", 100.0, " %"),
     ("perplexity", "Perplexity per round", "Test perplexity: lower is better", 1.0, ""),
+    ("noise_error", "Noise error per round", "Test noise error: lower is better", 1.0, ""),
     ("loss", "Loss per round", "Test loss a row: lower is better", 1.0, ""),
 )
 

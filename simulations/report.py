@@ -184,6 +184,8 @@ def _figure(key: str, value: Any) -> str:
         return f"{value:.3f}"
     if key.startswith("perplexity"):
         return f"{value:.2f}"
+    if key.startswith("noise_error"):
+        return f"{value:.4f}"
     return (
         f"{value:.1%}" if key.startswith(("accuracy", "macro", "nrmse")) else number(float(value))
     )

@@ -24,9 +24,11 @@ def about(plan: Json, summary: Json, timings: Json) -> list[str]:
         f"{server.get('optimizer', 'unknown')}, seed {plan.get('seed', 0)}, {plan.get('rounds')} rounds."
     ]
     if summary.get("rows_test"):
-        numbers = (
-            "the tokens that follow" if summary.get("perplexity_federated") else "a number of each"
-        )
+        numbers = "a number of each"
+        if summary.get("perplexity_federated"):
+            numbers = "the tokens that follow"
+        elif summary.get("noise_error_federated"):
+            numbers = "images for labels"
         learnt = f"{summary['labels']} labels" if summary["labels"] else numbers
         lines.append(
             f"{summary['clients']:,} clients with {summary['rows_train']:,} rows to train on; "

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from protocol.tasks.base import Quality
+from protocol.tasks.image_generation import NoiseError
 from simulations.page import render
 from simulations.plots import Band, Line, line_chart
 
@@ -143,6 +144,8 @@ def _three(measure: Quality, figures: Json) -> list[str]:
 
 
 def _exact(measure: Quality, value: float) -> str:
+    if isinstance(measure, NoiseError):
+        return measure.figure(value)
     return f"{measure.drawn(value):.2f}{measure.UNIT.replace(' %', '%')}"
 
 
@@ -180,8 +183,9 @@ def by_label(per_label: Json | None) -> Json | None:
 
 def _how(measure: Quality) -> str:
     """On which rows clients are measured."""
-    if measure.name == "perplexity":
-        return "Perplexity of the rows that each client kept out of its training."
+    if measure.name in ("perplexity", "noise_error"):
+        title = f"{measure.title[0].upper()}{measure.title[1:]}"
+        return f"{title} of the rows that each client kept out of its training."
     return "Accuracy on the test rows, each label as often as among the client's own rows."
 
 

@@ -24,12 +24,14 @@ from simulations.tasks import task_named
 from simulations.timings import Timings
 from simulations.yardsticks import DIVERGED, diverged
 
+QUALITIES = ("accuracy", "nrmse", "perplexity", "noise_error")  # of which a task has one
 OWN = {"personal": "personal", "federated": "global_on_own", "alone": "alone_on_own"}
 
 
 class Summary(Section):
     """``accuracy`` and ``macro_f1`` are shares of the test rows, ``nrmse`` is one of the values' range,
-    ``perplexity`` and ``token_accuracy`` are of the tokens that count.
+    ``perplexity`` and ``token_accuracy`` are of the tokens that count, ``noise_error`` is the mean square of
+    the noise that a model which draws does not find.
 
     Losses are the task's, of a row or a token. ``None`` where none was asked for, or the task has no such
     figure. ``exposure`` (bits) and ``membership_auc``: see :mod:`simulations.memorisation`.
@@ -69,6 +71,10 @@ class Summary(Section):
     perplexity_federated: float | None
     perplexity_alone_mean: float | None
     perplexity_pooled: float | None
+    noise_error_before: float | None
+    noise_error_federated: float | None
+    noise_error_alone_mean: float | None
+    noise_error_pooled: float | None
     token_accuracy_federated: float | None
     token_accuracy_alone_mean: float | None
     token_accuracy_pooled: float | None
@@ -87,10 +93,14 @@ class Summary(Section):
     perplexity_personal_mean: float | None
     perplexity_global_on_own_mean: float | None
     perplexity_alone_on_own_mean: float | None
+    noise_error_personal_mean: float | None
+    noise_error_global_on_own_mean: float | None
+    noise_error_alone_on_own_mean: float | None
     forgetting: list[dict[str, Any]]
     accuracy_forgotten_mean: float | None
     nrmse_forgotten_mean: float | None
     perplexity_forgotten_mean: float | None
+    noise_error_forgotten_mean: float | None
     exact_match_before: float | None
     exact_match_federated: float | None
     chrf_before: float | None
@@ -210,16 +220,19 @@ def _quality(
     return {
         **{
             f"{figure}_{name}": figures.get(figure)
-            for figure in ("accuracy", "nrmse", "perplexity", "token_accuracy", "loss", "macro_f1")
+            for figure in (*QUALITIES, "token_accuracy", "loss", "macro_f1")
             for name, figures in trainings.items()
         },
         **{
             f"{figure}_{name}_mean": personal["mean"].get(key) if figure == quality else None
-            for figure in ("accuracy", "nrmse", "perplexity")
+            for figure in QUALITIES
             for key, name in OWN.items()
         },
         **_forgetting(load_forgetting(prepared.out), quality),
-        "perplexity_before": yardsticks.get("before", {}).get("perplexity"),
+        **{
+            f"{figure}_before": yardsticks.get("before", {}).get(figure)
+            for figure in ("perplexity", "noise_error")
+        },
         **scores_of(read_json(prepared.out / SAMPLES)),
         **{name: memorised.get(name) for name in ("exposure", "membership_auc")},
         "per_label": per_label,
@@ -231,8 +244,7 @@ def _forgetting(entries: list[dict[str, Any]], quality: str) -> dict[str, Any]:
     lost = [entry["forgotten"] for entry in entries if "forgotten" in entry]
     mean = sum(lost) / len(lost) if lost else None
     return {"forgetting": entries} | {
-        f"{figure}_forgotten_mean": mean if figure == quality else None
-        for figure in ("accuracy", "nrmse", "perplexity")
+        f"{figure}_forgotten_mean": mean if figure == quality else None for figure in QUALITIES
     }
 
 

@@ -49,6 +49,7 @@ def summary_table(summary: Summary) -> Table:
         ("macro-F1", "macro_f1", "{:.1%}"),
         ("NRMSE", "nrmse", "{:.1%}"),
         ("perplexity", "perplexity", "{:.2f}"),
+        ("noise error", "noise_error", "{:.4f}"),
         ("token accuracy", "token_accuracy", "{:.1%}"),
         ("loss", "loss", "{:.3f}"),
     ):
@@ -92,8 +93,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     sent = summary.adapter_sent_bytes
     if sent is not None and sent != summary.adapter_bytes:
         facts.insert(3, ("of it sent to a device", _size(sent)))
-    if summary.perplexity_before is not None:
-        facts.insert(0, ("perplexity before", f"{summary.perplexity_before:.2f}"))
+    for quality in QUALITIES:
+        before = getattr(summary, f"{quality.name}_before", None)
+        if before is not None:
+            facts.insert(0, (f"{quality.title} before", quality.figure(before)))
     facts += _personal(summary)
     served = [
         (entry["federated"], name, entry["value"])
@@ -101,11 +104,19 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         if "federated" in entry
     ]
     if served:
-        texts = summary.perplexity_federated is not None  # of which the largest is the worst
-        ordered = sorted(served, key=lambda each: (-each[0] if texts else each[0], each[1]))
-        quality, name, value = ordered[0]
+        measure = next(
+            (
+                quality
+                for quality in QUALITIES
+                if getattr(summary, f"{quality.name}_federated") is not None
+            ),
+            None,
+        )
+        lower = measure is not None and not measure.higher_is_better  # the largest is the worst
+        ordered = sorted(served, key=lambda each: (-each[0] if lower else each[0], each[1]))
+        worst, name, value = ordered[0]
         who = name if value is None else f"{name} ({value})"
-        figure = f"perplexity {quality:.2f}" if texts else f"{quality:.1%}"
+        figure = measure.said(worst) if measure is not None and lower else f"{worst:.1%}"
         facts.insert(0, ("client served worst", printable(f"{who}: {figure}")))
     return facts
 

@@ -60,9 +60,10 @@ def write_denoiser_source(
         name: torch.randn(value.shape, generator=generator) * 0.15
         for name, value in model.state_dict().items()
     }
-    for name, values in (("transformer/config.json", document), (
-        "scheduler/scheduler_config.json", SCHEDULER | (scheduler or {})
-    )):
+    for name, values in (
+        ("transformer/config.json", document),
+        ("scheduler/scheduler_config.json", SCHEDULER | (scheduler or {})),
+    ):
         path = folder / name
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values, indent=1))
