@@ -14,6 +14,7 @@ from edge_runtime import device_commands
 from edge_runtime.blends.commands import blend
 from edge_runtime.decoder import commands as decoder_commands
 from edge_runtime.decoder.http.commands import serve_text
+from edge_runtime.drawing.commands import draw
 from protocol.errors import DataError, printable
 from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA, Medium
@@ -35,6 +36,7 @@ for _command in ("generate", "chat"):
     app.command()(getattr(decoder_commands, _command))
 app.command("serve-text")(serve_text)
 app.command()(blend)
+app.command()(draw)
 Base = Annotated[Path, typer.Option("--base", help="folder of a base")]
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", help="folder of a released adapter, or of a blend")

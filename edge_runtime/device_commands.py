@@ -115,7 +115,8 @@ def serve(
     """Answer HTTP on 127.0.0.1: POST /v1/classify {"texts": [...]}, GET /health, until Ctrl-C.
 
     With DEVICE.toml it swaps while it runs; with --base it answers by one adapter, or by the base alone. A
-    device whose base writes text is asked as `serve-text` is, and its release in use is the one model.
+    device whose base writes text is asked as `serve-text` is, and its release in use is the one model. A base
+    that draws is asked POST /v1/draw {"label": ...}.
     """
     if (file is None) == (base is None):
         raise typer.BadParameter("give either DEVICE.toml or --base")
@@ -129,6 +130,15 @@ def serve(
         from edge_runtime.decoder.http.commands import serve_device
 
         serve_device(device, port, as_json=as_json)
+        return
+    from edge_runtime.backends import draws
+
+    if draws(base if device is None else device.base):  # type: ignore[arg-type]
+        from edge_runtime.drawing.commands import serve_drawing
+
+        if top != 1 or reject_below or rank:
+            raise typer.BadParameter("--top, --reject-below and --rank are not of images")
+        serve_drawing(device, base, adapter, trust, threads, port, as_json=as_json)
         return
     from edge_runtime.answer_options import AnswerOptions
     from edge_runtime.http_server import serve as run

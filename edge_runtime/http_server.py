@@ -14,7 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import h11
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,6 +42,7 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Reply = tuple[int, dict[str, Any]]  # status, JSON
 Route = Callable[[Mapping[bytes, str], Receive], Awaitable[Reply]]
+Q = TypeVar("Q", bound=BaseModel)
 
 
 Words = Annotated[str, Field(max_length=20_000)]
@@ -160,21 +161,11 @@ class QuietServer(Server):
         self.should_exit = True
 
 
-class App:
-    """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
+class Routes:
+    """An application of a few paths, each with its method, that answers JSON. (ASGI 3)"""
 
-    A base of images is asked ``{"images": [...]}``, one of sounds ``{"sounds": [...]}``, each a file's bytes
-    in base64, one of documents ``{"pages": [{"words": [...], "boxes": [...]}]}``. A question may have ``top``
-    and ``reject_below``; else ``options`` has them.
-    """
-
-    def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:
-        self._service, self._options = service, options
-        self._routes: dict[str, tuple[str, Route | None]] = {
-            "/v1/classify": ("POST", partial(self._answer, labels=True)),
-            "/v1/predict": ("POST", partial(self._answer, labels=False)),
-            "/health": ("GET", self._health),
-        }
+    def __init__(self, routes: dict[str, tuple[str, Route | None]]) -> None:
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -191,27 +182,54 @@ class App:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         # A web page that resolves its own name to this address is another host.
         if headers.get(b"host", "").partition(":")[0].lower() not in (HOST, "localhost"):
-            return _error(400, "request.host", f"ask {HOST} or localhost")
+            return error_reply(400, "request.host", f"ask {HOST} or localhost")
         method, answer = self._routes.get(scope["path"], ("", None))
         if answer is None:
-            return _error(404, "request.path", "POST /v1/classify, POST /v1/predict or GET /health")
+            *first, last = [f"{method} {path}" for path, (method, _) in self._routes.items()]
+            return error_reply(404, "request.path", f"{', '.join(first)} or {last}")
         if scope["method"] != method:
-            return _error(405, "request.method", f"{method} {scope['path']}")
+            return error_reply(405, "request.method", f"{method} {scope['path']}")
         return await answer(headers, receive)
+
+
+async def json_question(kind: type[Q], headers: Mapping[bytes, str], receive: Receive) -> Q | Reply:
+    """A request's body as a ``kind``, or what to reply where it is none."""
+    sent = headers.get(b"content-type", "").partition(";")[0].strip()
+    if sent.lower() != "application/json":
+        return error_reply(415, "request.type", "send application/json")
+    body = await body_of(receive)
+    if body is None:
+        return error_reply(413, "request.size", f"at most {MOST_BYTES} bytes")
+    try:
+        return json_as(kind, body)
+    except OddError as odd:
+        return error_reply(422, "request.form", str(odd))
+
+
+class App(Routes):
+    """``POST /v1/classify {"texts": [...]}``, for numbers ``/v1/predict``, and ``GET /health``. (ASGI 3)
+
+    A base of images is asked ``{"images": [...]}``, one of sounds ``{"sounds": [...]}``, each a file's bytes
+    in base64, one of documents ``{"pages": [{"words": [...], "boxes": [...]}]}``. A question may have ``top``
+    and ``reject_below``; else ``options`` has them.
+    """
+
+    def __init__(self, service: Answering, options: AnswerOptions = LIKELIEST) -> None:
+        self._service, self._options = service, options
+        super().__init__(
+            {
+                "/v1/classify": ("POST", partial(self._answer, labels=True)),
+                "/v1/predict": ("POST", partial(self._answer, labels=False)),
+                "/health": ("GET", self._health),
+            }
+        )
 
     async def _answer(
         self, headers: Mapping[bytes, str], receive: Receive, *, labels: bool
     ) -> Reply:
-        kind = headers.get(b"content-type", "").partition(";")[0].strip()
-        if kind.lower() != "application/json":
-            return _error(415, "request.type", "send application/json")
-        body = await body_of(receive)
-        if body is None:
-            return _error(413, "request.size", f"at most {MOST_BYTES} bytes")
-        try:
-            question = json_as(Question, body)
-        except OddError as odd:
-            return _error(422, "request.form", str(odd))
+        question = await json_question(Question, headers, receive)
+        if not isinstance(question, Question):
+            return question
         top, least = question.top, question.reject_below
         options = AnswerOptions(
             top=self._options.top if top is None else top,
@@ -220,14 +238,14 @@ class App:
         try:
             answer = await asyncio.to_thread(self._service.classify, question.items, options)
         except DeliveryError as error:
-            return _error(503, error.code, error.cause)
+            return error_reply(503, error.code, error.cause)
         except DataError as error:
-            return _error(422, "request.form", error.cause)
+            return error_reply(422, "request.form", error.cause)
         except MachineError as error:
-            return _error(503, "serve.machine", error.cause)
+            return error_reply(503, "serve.machine", error.cause)
         if labels != answer.has_labels:
             right = "/v1/classify" if answer.has_labels else "/v1/predict"
-            return _error(409, "request.task", f"what is in use answers POST {right}")
+            return error_reply(409, "request.task", f"what is in use answers POST {right}")
         answers = [prediction.form(options) for prediction in answer.predictions]
         document: dict[str, Any] = {
             "release": answer.release,
@@ -302,5 +320,6 @@ async def body_of(receive: Receive) -> bytes | None:
     return body
 
 
-def _error(status: int, code: str, cause: str) -> Reply:
+def error_reply(status: int, code: str, cause: str) -> Reply:
+    """What is said of a request that is not answered."""
     return status, {"error": {"code": code, "cause": cause}}

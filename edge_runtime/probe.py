@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from protocol.documents import OddError, json_as, value_as
 from protocol.errors import ArtefactError, DataError, DeliveryError, MachineError, ProofError
-from protocol.media import MEDIA
+from protocol.media import IMAGE, MEDIA
 from protocol.rows.labels import verify_unlike
 from protocol.rows.pages import BOXES, MOST_WORDS, WORDS, Page, page_of, read_pages
 from protocol.rows.read import Text, any_label, checked_text, number_within, read_rows
@@ -31,7 +31,9 @@ TRIES = 3
 MOST_BYTES = 2**26  # of probe.json
 MOST_TOKENS = 64  # of a text that is written for a row, unless the probe says otherwise
 MOST_TIMED = 50  # rows of a further try
-COLUMNS = tuple(medium.column for medium in MEDIA.values())  # keys of rows that name files
+COLUMNS = tuple(
+    dict.fromkeys(medium.column for medium in MEDIA.values())
+)  # keys of rows that name files
 Clock = Callable[[], float]
 REMEDY = "what is in use stays in use; the report names the release"
 
@@ -144,16 +146,18 @@ class File(_Form):
 class Probe(_Form):
     """``probe.json``. ``least_correct`` of the rows must be right; a number may be off by ``within``.
 
-    A text is written of the likeliest tokens, ``max_tokens`` at most. Latency is the median over the rows,
-    each alone, measured again when it is too long; where texts are written it is a token's, with its share of
-    the prompt. Memory is what loading and answering add to the process's own, without pages of mapped files:
-    those are the base's, and the system may drop them.
+    A text is written of the likeliest tokens, ``max_tokens`` at most. Of a base that draws a row is an image
+    with its label, and right where the noise error of it is at most ``most_error``. Latency is the median over
+    the rows, each alone, measured again when it is too long; where texts are written it is a token's, with its
+    share of the prompt, where images are drawn a step's. Memory is what loading and answering add to the
+    process's own, without pages of mapped files: those are the base's, and the system may drop them.
     """
 
     format: Literal[1] = 1
     rows: Annotated[list[Golden], Field(min_length=1, max_length=1000)]
     within: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    most_error: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)] | None = None
     least_correct: Annotated[int, Field(ge=1)]
     most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
     most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
@@ -175,6 +179,8 @@ class Probe(_Form):
             raise ValueError("values and `within`, how far off they may be, belong together")
         if self.max_tokens is not None and self.kind != "texts":
             raise ValueError("`max_tokens` is of texts that are written")
+        if self.most_error is not None and self.rows[0].medium != IMAGE.column:
+            raise ValueError("`most_error` is of images with labels, which a base draws")
         return self
 
     @property
@@ -195,6 +201,7 @@ class _Written(_Form):
     rows: list[Golden] | File
     within: Annotated[float, Field(strict=False)] | None = None
     max_tokens: int | None = None
+    most_error: Annotated[float, Field(strict=False)] | None = None
     least_correct: int
     most_latency_ms: Annotated[float, Field(strict=False)]
     most_memory_mb: Annotated[float, Field(strict=False)]

@@ -14,6 +14,7 @@ from edge_runtime.base import read_any_manifest
 from edge_runtime.store import GRAPH
 from protocol.audio_manifest import AudioManifest
 from protocol.decoder_manifest import DecoderManifest, WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.image_manifest import ImageManifest
 from protocol.manifest import Manifest
 from protocol.manifests import AnyManifest
@@ -68,6 +69,7 @@ OPENERS: dict[type[AnyManifest], tuple[str, str]] = {
     WaveformManifest: ("encoder", "open_encoder"),
     DecoderManifest: ("writing", "open_writing"),
     Seq2SeqManifest: ("writing", "open_writing"),
+    DenoiserManifest: ("drawing", "open_drawing"),
 }
 
 
@@ -84,6 +86,11 @@ def open_backend(base: Path, *, threads: int, cache: Path | None = None) -> Back
 def open_device(device: Device) -> Backend[Any]:
     """The base of a device. Raises ArtefactError."""
     return open_backend(device.base, threads=device.threads, cache=device.store / GRAPH)
+
+
+def draws(base: Path) -> bool:
+    """Whether a base draws images. Raises ArtefactError for a folder that is no base."""
+    return isinstance(read_any_manifest(base), DenoiserManifest)
 
 
 def writes_text(base: Path) -> bool:

@@ -46,6 +46,8 @@ class EncoderBackend:
         """As `Backend.questions`: texts, pairs or pages, or arrays of files."""
         if probe.kind == "texts":
             raise unreadable("its rows have `contains`, and the base writes no text")
+        if probe.most_error is not None:
+            raise unreadable("it has `most_error`, and the base draws nothing")
         medium, column = MEDIA.get(self.runtime.base.manifest.task), probe.rows[0].medium
         if medium and column and column != medium.column:
             raise unreadable(f"its rows have `{column}`, and the base answers {medium.plural}")

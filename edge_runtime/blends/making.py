@@ -25,6 +25,7 @@ from edge_runtime.blends.weighted import Weighted, blended
 from edge_runtime.edge_adapter import write_edge_adapter
 from edge_runtime.tasks import task_named
 from protocol.decoder_manifest import WritingManifest
+from protocol.denoiser_manifest import DenoiserManifest
 from protocol.errors import ArtefactError, DataError, MachineError
 from protocol.manifest import HeadManifest
 from protocol.manifests import AnyManifest
@@ -128,6 +129,13 @@ def _read(share: Share, manifest: AnyManifest, policy: Policy | None) -> _Part:
     if isinstance(manifest, HeadManifest):
         task_named(note.task)
         check_answering(tensors, manifest, labels=note.outputs, source=str(path))
+    elif isinstance(manifest, DenoiserManifest):
+        if not note.draws:
+            raise ArtefactError(
+                f"{folder} answers task `{note.task}`, and the base draws images",
+                "name releases of this base",
+            )
+        check_slots(tensors, manifest, source=str(path))
     else:
         assert isinstance(manifest, WritingManifest)
         if note.outputs:

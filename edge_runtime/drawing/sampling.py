@@ -1,0 +1,110 @@
+"""From noise to images: DDIM that draws nothing on its way, so that a seed is an image. (P-1.18)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.drawing.adapters import DrawingAdapter
+from edge_runtime.drawing.base import DrawingBase, Images
+from protocol.denoiser_manifest import CLASSES, IMAGES, STEPS
+from protocol.draws import normal
+from protocol.encoding import seed_from
+from protocol.errors import DataError
+from protocol.noise import step_back, steps_down
+
+MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE = 250, 16, 20.0
+USUAL_STEPS = 50
+MOST_SEED = 2**63 - 1
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be drawn: so many ``images`` of a ``label``, each in so many ``steps``.
+
+    ``seed``: the same one gives the same images. ``guidance``: above 1 the noise is that of the class and as
+    much more as it differs from that of no class, which takes a second pass a step.
+    """
+
+    label: str
+    images: int = 1
+    steps: int = USUAL_STEPS
+    seed: int = 0
+    guidance: float = 1.0
+
+
+def verify_wish(wish: Wish, most_steps: int) -> None:
+    """Within the bounds of a device, and of a schedule of ``most_steps``. Raises DataError."""
+    for name, value, least, most in (
+        ("images", wish.images, 1, MOST_IMAGES),
+        ("steps", wish.steps, 1, min(MOST_STEPS, most_steps)),
+        ("seed", wish.seed, 0, MOST_SEED),
+        ("guidance", wish.guidance, 1.0, MOST_GUIDANCE),
+    ):
+        if not least <= value <= most:
+            raise DataError(f"{name} is {value:g}", f"give a number from {least:g} to {most:g}")
+
+
+def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Bytes:
+    """(images, channels, height, width) uint8. Without an adapter a label is a class, by its number.
+
+    Raises DataError for a wish that cannot be met, ArithmeticError where an image is no numbers.
+    """
+    manifest = base.manifest
+    verify_wish(wish, manifest.schedule.steps)
+    kind = _class_of(base, adapter, wish.label)
+    values = adapter.values if adapter else {}
+    parts = []
+    together = manifest.together(MOST_IMAGES)
+    for start in range(0, wish.images, together):
+        numbers = range(start, min(start + together, wish.images))
+        seeds = [seed_from("drawing", wish.seed, number) for number in numbers]
+        first = np.stack([normal(seed, manifest.shape) for seed in seeds]).astype(np.float32)
+        parts.append(_cleared(base, values, first, kind, wish))
+    images = np.concatenate(parts)
+    if not np.isfinite(images).all():
+        raise ArithmeticError("what was drawn is not finite")
+    return np.round((images + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def _class_of(base: DrawingBase, adapter: DrawingAdapter | None, label: str) -> int:
+    if adapter is not None and adapter.labels:
+        return adapter.class_of(label)
+    classes = base.manifest.classes
+    if label.isascii() and label.isdigit() and len(label) < 10 and int(label) < classes:
+        return int(label)
+    raise DataError(
+        f"{label[:60]!r} is no class of the base",
+        f"name one from 0 to {classes - 1}, or a released adapter with --adapter, which has labels",
+    )
+
+
+def _cleared(
+    base: DrawingBase, values: Mapping[str, Any], images: Images, kind: int, wish: Wish
+) -> Images:
+    schedule = base.manifest.schedule
+    steps = steps_down(schedule, wish.steps).tolist()
+    for step, before in zip(steps, [*steps[1:], -1], strict=True):
+        noise = _noise(base, values, images, step, kind)
+        if wish.guidance > 1:
+            plain = _noise(base, values, images, step, base.manifest.no_class)
+            noise = plain + np.float32(wish.guidance) * (noise - plain)
+        images = step_back(images, noise, step, before, schedule)
+    return images
+
+
+def _noise(
+    base: DrawingBase, values: Mapping[str, Any], images: Images, step: int, kind: int
+) -> Images:
+    rows = len(images)
+    feeds = {
+        IMAGES: images,
+        STEPS: np.full(rows, step, np.int64),
+        CLASSES: np.full(rows, kind, np.int64),
+    }
+    return base.noise(feeds, values)
