@@ -147,8 +147,8 @@ class Probe(_Form):
     """``probe.json``. ``least_correct`` of the rows must be right; a number may be off by ``within``.
 
     A text is written of the likeliest tokens, ``max_tokens`` at most. Of a base that draws a row is an image
-    with its label, and right where the noise error of it is at most ``most_error``. Latency is the median over
-    the rows, each alone, measured again when it is too long; where texts are written it is a token's, with its
+    with its label, and right where its noise error is at most ``most_error``. Latency is the median over the
+    rows, each alone, measured again when it is too long; where texts are written it is a token's, with its
     share of the prompt, where images are drawn a step's. Memory is what loading and answering add to the
     process's own, without pages of mapped files: those are the base's, and the system may drop them.
     """

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edge_runtime.drawing.service import Drawing
     from edge_runtime.settings import Device
 
-USUAL_STEPS = 50  # as edge_runtime.drawing.sampling, which this module does not load to be listed
-
 
 def draw(
     label: Annotated[str, typer.Argument(help="what to draw: a label of the adapter")],
@@ -36,7 +34,10 @@ def draw(
         Path | None, typer.Option("--device", help="device.toml: what is in use on the device")
     ] = None,
     images: Annotated[int, typer.Option("--images", help="how many")] = 1,
-    steps: Annotated[int, typer.Option("--steps", help="from noise to an image")] = USUAL_STEPS,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="from noise to an image; 50, or all that there are"),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="the same one gives the same images")] = 0,
     guidance: Annotated[
         float,

@@ -15,7 +15,6 @@ from edge_runtime.drawing.sampling import (
     MOST_IMAGES,
     MOST_SEED,
     MOST_STEPS,
-    USUAL_STEPS,
     Wish,
 )
 from edge_runtime.drawing.service import Drawing
@@ -29,7 +28,7 @@ class DrawQuestion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
     label: Annotated[str, Field(min_length=1, max_length=1000)]
     images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
-    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = USUAL_STEPS
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     guidance: Annotated[float, Field(ge=1, le=MOST_GUIDANCE, strict=False)] = 1.0
 

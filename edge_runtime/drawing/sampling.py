@@ -27,27 +27,29 @@ Bytes = npt.NDArray[np.uint8]
 class Wish:
     """What is to be drawn: so many ``images`` of a ``label``, each in so many ``steps``.
 
-    ``seed``: the same one gives the same images. ``guidance``: above 1 the noise is that of the class and as
+    Without a number these are 50, or all that the schedule has. ``seed``: the same one gives the same images. ``guidance``: above 1 the noise is that of the class and as
     much more as it differs from that of no class, which takes a second pass a step.
     """
 
     label: str
     images: int = 1
-    steps: int = USUAL_STEPS
+    steps: int | None = None
     seed: int = 0
     guidance: float = 1.0
 
 
-def verify_wish(wish: Wish, most_steps: int) -> None:
-    """Within the bounds of a device, and of a schedule of ``most_steps``. Raises DataError."""
+def verify_wish(wish: Wish, most_steps: int) -> int:
+    """Its steps, within the bounds of a device, and of a schedule of ``most_steps``. Raises DataError."""
+    steps = min(USUAL_STEPS, most_steps) if wish.steps is None else wish.steps
     for name, value, least, most in (
         ("images", wish.images, 1, MOST_IMAGES),
-        ("steps", wish.steps, 1, min(MOST_STEPS, most_steps)),
+        ("steps", steps, 1, min(MOST_STEPS, most_steps)),
         ("seed", wish.seed, 0, MOST_SEED),
         ("guidance", wish.guidance, 1.0, MOST_GUIDANCE),
     ):
         if not least <= value <= most:
             raise DataError(f"{name} is {value:g}", f"give a number from {least:g} to {most:g}")
+    return steps
 
 
 def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Bytes:
@@ -56,7 +58,7 @@ def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Byte
     Raises DataError for a wish that cannot be met, ArithmeticError where an image is no numbers.
     """
     manifest = base.manifest
-    verify_wish(wish, manifest.schedule.steps)
+    steps = steps_down(manifest.schedule, verify_wish(wish, manifest.schedule.steps)).tolist()
     kind = _class_of(base, adapter, wish.label)
     values = adapter.values if adapter else {}
     parts = []
@@ -65,7 +67,7 @@ def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Byte
         numbers = range(start, min(start + together, wish.images))
         seeds = [seed_from("drawing", wish.seed, number) for number in numbers]
         first = np.stack([normal(seed, manifest.shape) for seed in seeds]).astype(np.float32)
-        parts.append(_cleared(base, values, first, kind, wish))
+        parts.append(_cleared(base, values, first, kind, steps, wish.guidance))
     images = np.concatenate(parts)
     if not np.isfinite(images).all():
         raise ArithmeticError("what was drawn is not finite")
@@ -85,15 +87,19 @@ def _class_of(base: DrawingBase, adapter: DrawingAdapter | None, label: str) -> 
 
 
 def _cleared(
-    base: DrawingBase, values: Mapping[str, Any], images: Images, kind: int, wish: Wish
+    base: DrawingBase,
+    values: Mapping[str, Any],
+    images: Images,
+    kind: int,
+    steps: list[int],
+    guidance: float,
 ) -> Images:
     schedule = base.manifest.schedule
-    steps = steps_down(schedule, wish.steps).tolist()
     for step, before in zip(steps, [*steps[1:], -1], strict=True):
         noise = _noise(base, values, images, step, kind)
-        if wish.guidance > 1:
+        if guidance > 1:
             plain = _noise(base, values, images, step, base.manifest.no_class)
-            noise = plain + np.float32(wish.guidance) * (noise - plain)
+            noise = plain + np.float32(guidance) * (noise - plain)
         images = step_back(images, noise, step, before, schedule)
     return images
 
