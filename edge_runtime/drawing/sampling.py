@@ -27,8 +27,9 @@ Bytes = npt.NDArray[np.uint8]
 class Wish:
     """What is to be drawn: so many ``images`` of a ``label``, each in so many ``steps``.
 
-    Without a number these are 50, or all that the schedule has. ``seed``: the same one gives the same images. ``guidance``: above 1 the noise is that of the class and as
-    much more as it differs from that of no class, which takes a second pass a step.
+    Without a number these are 50, or all that the schedule has. ``seed``: the same one gives the same images.
+    ``guidance``: above 1 the noise is that of no class and as often what that of the class differs from it,
+    which takes a second pass a step.
     """
 
     label: str

@@ -237,6 +237,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "task": {"kind": "document-classification", "labels": ["a", "b", "c"]},
         "evaluation": {"holdout": 0.2},
     },
+    "drawings": LOSSY
+    | {
+        "task": {"kind": "image-generation", "labels": ["a", "b", "c"]},
+        "evaluation": {"holdout": 0.2},
+    },
     "images, norms": LOSSY
     | {
         "rounds": 1,

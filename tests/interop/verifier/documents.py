@@ -37,13 +37,14 @@ TURNS: dict[
     "prefix": (("prefix",),),
     "head": ((),),
 }
-TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.17)
+TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.18)
     "sequence-classification": "base",
     "document-classification": "base",
     "causal-lm": "decoder",
     "seq2seq-lm": "seq2seq",
     "image-classification": "image",
     "audio-classification": "audio",
+    "image-generation": "denoiser",
 }
 FACTORS = (
     "lora_A",
@@ -181,15 +182,19 @@ def read_documents(run: Path, first: Leaf) -> Documents:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """P-1.3, P-1.13 to P-1.15."""
+    """P-1.3, P-1.13 to P-1.15, P-1.18."""
     tensors = manifest["tensors"]
     assert all(sorted(entry) == ["dtype", "sha256", "shape"] for entry in tensors.values())
     tag = TAGS[manifest["task"]]
     hears = "waveform" if "waveform" in manifest else "log_mel"
     assert not {"waveform", "log_mel"} <= manifest.keys()
-    becomes = {"image": "pixels", "audio": hears}.get(tag)  # of a file
-    sorts = tag == "base" or becomes
-    own = ("pooling",) if sorts else ("embedding_bits", "affine", "tied")
+    becomes = {"image": "pixels", "audio": hears, "denoiser": "pixels"}.get(tag)  # of a file
+    own: tuple[str, ...] = ("embedding_bits", "affine", "tied")
+    if tag in ("base", "image", "audio"):
+        own = ("pooling",)
+    elif tag == "denoiser":  # P-1.18
+        own = ()
+        assert manifest["graph"]["inputs"] == ["hidden_states", "timestep", "class_labels"]
     architecture = {name: manifest[name] for name in ("family", "bits", "block", *own)}
     architecture["config"] = manifest["files"]["config.json"]["sha256"]
     boxed = manifest["task"] == "document-classification"
@@ -200,6 +205,8 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     body = {"tensors": tensors, "architecture": architecture}
     if becomes:
         body[becomes] = manifest[becomes]
+        if tag == "denoiser":
+            body |= {name: manifest[name] for name in ("schedule", "classes")}
     else:
         body["tokenizer"] = manifest["files"]["tokenizer.json"]["sha256"]
     return named_hash(tag, canonical(body)).hex()
@@ -210,7 +217,7 @@ def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[i
     targets, layers = plan["adapter"]["targets"], plan["adapter"].get("layers")
     if targets == "query-value":
         targets = ["query", "value", "q_lin", "v_lin", "q", "v", "q_proj", "v_proj"]
-        targets += ["c_attn", "query_key_value", "qkv_proj"]
+        targets += ["c_attn", "query_key_value", "qkv_proj", "to_q", "to_v"]
     narrow = plan["adapter"]["method"] != "dora"
     return {
         one["path"]: (one["in_features"], one["out_features"])

@@ -23,14 +23,15 @@ def config(documents: Documents) -> dict[str, Any]:
     """adapter_config.json."""
     manifest = documents.manifest
     writes = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}.get(manifest["task"])
+    draws = manifest["task"] == "image-generation"
     files = {"pixels", "log_mel", "waveform"} & manifest.keys()
-    other = not files or folder_head(documents) != manifest["head"]["path"]
+    other = not draws and (not files or folder_head(documents) != manifest["head"]["path"])
     both = {
         "task_type": writes or ("SEQ_CLS" if other else None),
         "base_model_name_or_path": manifest["source"],
         "inference_mode": True,
     }
-    if not writes:
+    if not writes and not draws:
         both |= {
             "modules_to_save": [folder_head(documents)],
             "auto_mapping": {

@@ -26,11 +26,13 @@ MEASURED = {  # P-3.2
     "document-classification": ["eval_correct"],
     "causal-lm": OF_TOKENS,
     "seq2seq-lm": OF_TOKENS,
+    "image-generation": ["eval_noise"],
 }
 SCALES = {  # of the others 1
     "loss_sum": 2**12,
     "eval_error": 2**16,
     "eval_loss": 2**10,
+    "eval_noise": 2**16,
     "train_seconds": 1000,
 }
 

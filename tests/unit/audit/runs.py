@@ -31,6 +31,14 @@ from protocol.decoder_manifest import (
     DecoderManifest,
     decoder_fingerprint_of,
 )
+from protocol.denoiser_manifest import (
+    CLASSES,
+    IMAGES,
+    NOISE,
+    STEPS,
+    DenoiserManifest,
+    drawn_pixels,
+)
 from protocol.encoding import seed_from
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
@@ -39,6 +47,7 @@ from protocol.image_manifest import PIXELS, ImageManifest
 from protocol.manifest import (
     BOXES,
     DOCUMENTS,
+    BaseManifest,
     FileEntry,
     Graph,
     Head,
@@ -51,7 +60,8 @@ from protocol.manifest import (
     fingerprint_of,
 )
 from protocol.manifests import AnyManifest, OfMedium
-from protocol.media import IMAGE, MEDIA
+from protocol.media import DRAWN, IMAGE, MEDIA
+from protocol.noise import Schedule
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rows.measured import MeasuredRows
@@ -169,8 +179,27 @@ def small_documents(linears: int = 2) -> Manifest:
     return shared.model_copy(update=own).fingerprinted()
 
 
-def small_media(task: str, linears: int = 2, *, samples: bool = False) -> OfMedium:
-    """The same of a base of images or sounds, or of one that hears ``samples`` of these."""
+def small_denoiser(linears: int = 2) -> DenoiserManifest:
+    """The same of a base that draws."""
+    shared = small_manifest(linears)
+    fields = {name: getattr(shared, name) for name in BaseManifest.model_fields}
+    graph = shared.graph.model_copy(
+        update={"inputs": [IMAGES, STEPS, CLASSES], "output": NOISE, "slots": []}
+    )
+    own = {
+        **{"task": DRAWN.task, "family": "dit", "graph": graph, "classes": 5},
+        "pixels": drawn_pixels(1, 8),
+        "schedule": Schedule(steps=40, betas="linear", start=0.001, end=0.2),
+    }
+    return DenoiserManifest(**(fields | own)).fingerprinted()
+
+
+def small_media(
+    task: str, linears: int = 2, *, samples: bool = False
+) -> OfMedium | DenoiserManifest:
+    """The same of a base of images or sounds, or of one that hears ``samples`` of these, or draws."""
+    if task == DRAWN.task:
+        return small_denoiser(linears)
     shared = small_manifest(linears)
     fields = {name: getattr(shared, name) for name in HeadManifest.model_fields} | {"task": task}
     slots = [slot for slot in shared.graph.slots if slot.name != SOFT_PROMPT]
