@@ -229,6 +229,18 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 base of a random two-layer DiT on images of 8 by 8 pixels."""
+    from base_model.denoisers.build import build_denoiser
+    from tests.denoiser_models import write_denoiser_source
+
+    folder = tmp_path_factory.mktemp("denoiser")
+    source = write_denoiser_source(folder / "source")
+    build_denoiser(str(source), bits=4, out=folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The int4 base of a random two-layer ViT, with every slot that a method may fill."""
     from base_model.images.build import build_images

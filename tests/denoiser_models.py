@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from base_model.denoisers.families import shape_of
@@ -47,6 +49,22 @@ SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
     "variance_type": "fixed_small",
 }
+
+
+LABELS = ["a", "b", "c"]
+
+
+def write_drawings(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
+    """Grey images with a bright pair of columns, by their label: of number n the label n % 3."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(seed), []
+    for number in range(count):
+        values = np.zeros((SIDE, SIDE), np.uint8)
+        at = 2 * (number % len(LABELS))
+        values[:, at : at + 2] = 200 + rng.integers(0, 56, (SIDE, 2))
+        paths.append(folder / f"{number}.png")
+        Image.fromarray(values).save(paths[-1])
+    return paths
 
 
 def write_denoiser_source(

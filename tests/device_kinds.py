@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_runtime.backends.drawing import open_drawing
 from edge_runtime.backends.encoder import open_encoder
 from edge_runtime.backends.writing import WritingBackend, open_writing
 from edge_runtime.base import read_any_manifest
@@ -22,18 +23,20 @@ from protocol.chat.messages import chat_from
 from protocol.layout import Tensors
 from protocol.media import MEDIA
 from protocol.peft_format import EDGE_FILE, RELEASE_FILE, ReleaseNote, render_release
+from protocol.rows.media import codec_of, read_file
 from tests.delivery_world import World
 from tests.tiny_decoder import lora, write_tiny_decoder
 
 BY_DEFAULT = ("encoder", "images", "decoder", "seq2seq")  # the others are for `make test-bases`
-KINDS = ("encoder", "images", "sounds", "samples", "documents", "decoder", "seq2seq")
+KINDS = ("encoder", "images", "sounds", "samples", "documents", "drawings", "decoder", "seq2seq")
 SORTS = {
     "encoder": "text",
     "images": "image",
     "sounds": "sound",
     "samples": "sound",
     "documents": "page",
-}  # with labels, and of what
+    "drawings": "step",
+}  # with labels, and of what a latency is measured
 TOKENS = 12
 
 
@@ -193,6 +196,35 @@ def _files_kind(
     ]
     assert len(rows) >= 4
     return DeviceKind(name=kind, base=base, adapters=adapters, rows=rows[:4])
+
+
+def drawings_kind(folder: Path, base: Path, write_adapter: Callable[..., Path]) -> DeviceKind:
+    """On a base that draws; rows are images on which one release finds more of the noise."""
+    from base_model.release import release_adapter
+    from tests.denoiser_models import LABELS, write_drawings
+
+    files, backend = write_drawings(folder / "drawings", 4, seed=1), open_drawing(base, threads=1)
+    task, adapters, errors = {"kind": "image-generation", "labels": LABELS}, {}, {}
+    codec = codec_of(backend.base.manifest)
+    for name, seed, deviation in (("good", 1, 0.01), ("bad", 2, 1.0)):
+        adapters[name] = write_adapter(
+            folder / name, base=base, task=task, seed=seed, deviation=deviation
+        )
+        release_adapter(adapters[name], base, texts=files, bound=1e-4)
+        loaded = backend.load(adapters[name])
+        errors[name] = [
+            backend.errors(loaded, read_file(file, codec, place="a test"), at % len(LABELS)).mean()
+            for at, file in enumerate(files)
+        ]
+    between = float(max(errors["good"]) + min(errors["bad"])) / 2
+    assert 1.02 * max(errors["good"]) < between
+    rows = [
+        {"image": str(file), "label": LABELS[at % len(LABELS)]} for at, file in enumerate(files)
+    ]
+    settings = {"most_error": between}
+    return DeviceKind(
+        name="drawings", base=base, adapters=adapters, rows=rows, probe_settings=settings
+    )
 
 
 def decoder_kind(folder: Path) -> DeviceKind:

@@ -45,6 +45,8 @@ class DrawingBackend:
 
     def questions(self, probe: Probe) -> Sequence[Any]:
         """As `Backend.questions`: images, decoded."""
+        if probe.kind == "texts":
+            raise unreadable("its rows have `contains`, and the base writes no text")
         if probe.most_error is None:
             raise unreadable("it has no `most_error`, and the base draws images")
         codec = codec_of(self.base.manifest)

@@ -128,7 +128,7 @@ class Hybrid(Method[HybridSettings]):
         """The members', and slots that two of them would fill."""
         if isinstance(manifest, DenoiserManifest):
             cause = "a base that draws takes no hybrid: diffusers and peft alone open its adapters"
-            yield "error", "adapter.method", cause, "train one adapter of linears, such as `lora`"
+            yield "error", "adapter.members", cause, "train one adapter of linears, such as `lora`"
             return
         fits = True
         for n, (member, own) in enumerate(self._with(settings)):

@@ -17,6 +17,7 @@ from tests.device_kinds import (
     DeviceKind,
     decoder_kind,
     documents_kind,
+    drawings_kind,
     images_kind,
     samples_kind,
     seq2seq_kind,
@@ -30,6 +31,7 @@ ON_BASES = {
     "sounds": (sounds_kind, "tiny_sounds"),
     "samples": (samples_kind, "tiny_samples"),
     "documents": (documents_kind, "tiny_pages"),
+    "drawings": (drawings_kind, "tiny_denoiser"),
 }
 
 

@@ -23,10 +23,11 @@ from base_model.seq2seq.folder import seq2seq_source
 from base_model.verify import read_manifest
 from protocol.legality import check
 from protocol.manifest import DOCUMENTS
-from protocol.media import IMAGE, MEDIA, SOUND
+from protocol.media import DRAWN, IMAGE, MEDIA, SOUND
 from protocol.methods import METHODS, REFUSED
 from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
+from tests.denoiser_models import write_denoiser_source
 from tests.image_models import write_images_source
 from tests.methods import adapter_of, rule_of
 from tests.page_models import write_pages_source
@@ -52,6 +53,7 @@ SOURCES = {
     IMAGE.task: write_images_source,
     SOUND.task: write_sounds_source,
     SAMPLES: partial(write_waveform_source, kind="wav2vec2-large"),
+    DRAWN.task: write_denoiser_source,
 }
 BITS = (4, 8, 16, 32)
 Reasons = Mapping[tuple[str, str], str]  # by method and task; empty where it is legal
@@ -63,7 +65,7 @@ each column at 4 bits and at one other width, `make test-slow` every cell (`test
 peft answer, 1e-4 relative (1e-3 where a base that writes text has 8 bits: its products are of whole numbers), and every release is loaded
 behind every other on one opened base, which answers as
 before when the first comes back. Sums in secret, audits and devices are those of `tests/integration/test_every_method.py`,
-`test_text_runs.py`, `test_seq2seq_runs.py`, `test_image_runs.py`, `test_sound_runs.py` and `test_document_runs.py`.
+`test_text_runs.py`, `test_seq2seq_runs.py`, `test_image_runs.py`, `test_sound_runs.py`, `test_document_runs.py` and `test_drawing_runs.py`.
 
 """
 
@@ -83,7 +85,8 @@ def build(task: str, bits: int, folder: Path, encoder_source: Path) -> Path:
     elif task in SOURCES:
         source, kind = SOURCES[task](folder / f"{task}-{bits}-source"), COLUMNS[task]["kind"]
         seconds = SECONDS if task == SAMPLES else 0
-        builder_of(kind)(str(source), bits=bits, out=out, scales=True, seconds=seconds)
+        scales = kind != DRAWN.task  # of which bases that draw have none
+        builder_of(kind)(str(source), bits=bits, out=out, scales=scales, seconds=seconds)
     elif task == "causal-lm":
         source = write_decoder(folder / f"decoder-{bits}", "llama")
         build_decoder(decoder_source(str(source)), bits=bits, out=out)

@@ -16,11 +16,13 @@ from client.data import load_rows
 from client.training import train
 from client.worker import Worker
 from edge_runtime.backends import open_backend
+from edge_runtime.backends.drawing import DrawingBackend
 from edge_runtime.backends.writing import WritingBackend
 from edge_runtime.decoder.generation import Request
+from edge_runtime.drawing.sampling import Wish, drawn
 from protocol.errors import PlanError
 from protocol.manifest import DOCUMENTS
-from protocol.media import IMAGE, SOUND
+from protocol.media import DRAWN, IMAGE, SOUND
 from protocol.methods import METHODS
 from tests.conftest import TEXTS
 from tests.contracts.illegal import page, plan_of_mix, refusals
@@ -48,13 +50,19 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "regression": [{"text": text, "target": n / 4} for n, text in enumerate(TEXTS[:4])],
     IMAGE.task: [{"image": f"files/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
     SOUND.task: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
+    DRAWN.task: [{"image": f"files/{n}.png", "label": "abc"[n % 3]} for n in range(4)],
     SAMPLES: [{"audio": f"files/{n}.wav", "label": "abc"[n % 3]} for n in range(4)],
     DOCUMENTS: [row_of(page, "abc"[n % 3]) for n, page in enumerate(pages(4))],
     "causal-lm": [{"text": text} for text in SENTENCES],
     "seq2seq-lm": [{"source": text, "target": text} for text in SENTENCES],
 }
 
-FILES = {IMAGE.task: write_images, SOUND.task: write_sounds, SAMPLES: write_sounds}
+FILES = {
+    IMAGE.task: write_images,
+    DRAWN.task: write_images,
+    SOUND.task: write_sounds,
+    SAMPLES: write_sounds,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,8 @@ def answers(backend: Any, adapter: Any, rows: list[Any]) -> list[Any]:
         prompt = backend.writer.base.prompt(SENTENCES[0])
         steps = backend.writer.text(prompt, Request(max_tokens=6, logprobs=0), adapter).steps
         return [(step.token, step.logprob) for step in steps if step is not None]
+    if isinstance(backend, DrawingBackend):
+        return [drawn(backend.base, adapter, Wish(label="b", steps=4)).tobytes()]
     return list(backend.runtime.infer(rows, adapter))
 
 
