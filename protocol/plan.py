@@ -76,6 +76,8 @@ class Plan(Section):
     def _head_fits_task(self) -> Plan:
         if self.head is not None:
             labels = self.task.labels if isinstance(self.task, Labelled) else []
+            if labels and not self.task.outputs:
+                raise ValueError(f"head: task `{self.task.kind}` has none, the base itself answers")
             if len(labels) != len(self.head.rows):
                 raise ValueError(
                     f"head: it has {len(self.head.rows)} rows, the task {len(labels)} labels"
