@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from protocol.draws import normal, uniform
 from protocol.encoding import seed_from
 from protocol.manifest import Record
 
@@ -101,33 +102,30 @@ def training_draws(
 
     Steps are uniform over the schedule. ``seed``: of one optimiser step.
     """
-    return _draws([seed_from("noise", seed, row) for row in rows.tolist()], schedule, shape)
+    draws = _empty(len(rows), shape)
+    for at, row in enumerate(rows.tolist()):
+        generator = np.random.default_rng(seed_from("noise", seed, row))
+        draws.steps[at] = generator.integers(schedule.steps)
+        draws.noise[at] = generator.standard_normal(shape, np.float32)
+    return draws
 
 
 def measuring_draws(places: npt.NDArray[np.int64], schedule: Schedule, shape: Shape) -> Draws:
     """For ever the same, :data:`PAIRS` for each row: place ``PAIRS * row + pair`` is the ``pair``-th of them.
 
     Its step is of the ``pair``-th of as many equal parts of the schedule, so that every row is seen under
-    little noise and much.
+    little noise and much. Both are of :mod:`protocol.draws`, which no version of a library changes.
     """
-    seeds = [seed_from("measured-noise", place) for place in places.tolist()]
-    return _draws(seeds, schedule, shape, (places % PAIRS).tolist())
+    draws = _empty(len(places), shape)
+    for at, place in enumerate(places.tolist()):
+        share = (1 + float(uniform(seed_from("measured-step", place), (1,))[0])) / 2
+        draws.steps[at] = int(schedule.steps * (place % PAIRS + share) / PAIRS)
+        draws.noise[at] = normal(seed_from("measured-noise", place), shape)
+    return draws
 
 
-def _draws(
-    seeds: list[int], schedule: Schedule, shape: Shape, parts: list[int] | None = None
-) -> Draws:
-    """``parts``: of which of :data:`PAIRS` equal parts of the schedule each step is; without, of all."""
-    steps = np.empty(len(seeds), np.int64)
-    noise = np.empty((len(seeds), *shape), np.float32)
-    for at, seed in enumerate(seeds):
-        generator = np.random.default_rng(seed)
-        share = generator.random()
-        if parts is not None:
-            share = (parts[at] + share) / PAIRS
-        steps[at] = int(schedule.steps * share)
-        noise[at] = generator.standard_normal(shape, np.float32)
-    return Draws(steps=steps, noise=noise)
+def _empty(rows: int, shape: Shape) -> Draws:
+    return Draws(steps=np.empty(rows, np.int64), noise=np.empty((rows, *shape), np.float32))
 
 
 def steps_down(schedule: Schedule, count: int) -> Steps:
