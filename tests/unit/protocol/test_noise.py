@@ -89,7 +89,7 @@ def test_what_is_no_schedule_is_refused(other: dict[str, Any], said: str) -> Non
 def test_less_is_left_at_every_step(made: Schedule) -> None:
     shares = made.alphas()
     assert shares.shape == (made.steps,)
-    assert 0 < shares[-1]
+    assert shares[-1] > 0
     assert shares[0] < 1
     assert (np.diff(shares) < 0).all()
 
