@@ -276,6 +276,11 @@ def verify_answers(kind: str, labels: Sequence[str], limits: tuple[float, float]
         raise ValueError(f"task {kind} has {task.ANSWERS}, and here are {answers}")
 
 
+def head_rows(kind: str, labels: Sequence[str], limits: tuple[float, float] | None) -> int:
+    """Rows of the head of an adapter that answers so; 0 where the base itself does."""
+    return 0 if kind == DRAWN.task else len(labels) or int(limits is not None)
+
+
 def verify_length(kind: str, max_length: int) -> None:
     """Texts have a length, and nothing else has. Raises ValueError."""
     task = TASKS.get(kind)
@@ -332,9 +337,7 @@ class ReleaseNote(BaseModel):
     @property
     def outputs(self) -> int:
         """Rows of the head; 0 of a text, or of an image."""
-        if self.draws:
-            return 0
-        return len(self.labels) or int(self.range is not None)
+        return head_rows(self.task, self.labels, self.range)
 
 
 def render_config(config: dict[str, Any]) -> bytes:

@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from edge_runtime.http_server import App
+from edge_runtime.http_server import Routes
 
 
-def asked(app: App, document: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def asked(
+    app: Routes, document: Mapping[str, Any], *, path: str = "/v1/classify"
+) -> tuple[int, dict[str, Any]]:
     """One request, by ASGI itself."""
     sent: list[Mapping[str, Any]] = []
 
@@ -21,6 +23,6 @@ def asked(app: App, document: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         sent.append(message)
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "path": "/v1/classify", "method": "POST", "headers": headers}
+    scope = {"type": "http", "path": path, "method": "POST", "headers": headers}
     asyncio.run(app(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"])

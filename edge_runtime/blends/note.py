@@ -19,6 +19,7 @@ from protocol.peft_format import (
     Count,
     Real,
     ReleaseNote,
+    head_rows,
     verify_answers,
 )
 from protocol.section import MOST_LABELS, MOST_TOKENS, Label
@@ -71,8 +72,8 @@ class BlendNote(Record):
 
     @property
     def outputs(self) -> int:
-        """Rows of the head; 0 of a text."""
-        return len(self.labels) or int(self.range is not None)
+        """Rows of the head; 0 of a text, or of an image."""
+        return head_rows(self.task, self.labels, self.range)
 
     @property
     def caution(self) -> str:
