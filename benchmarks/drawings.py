@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from PIL.Image import Resampling
 from safetensors.torch import save_file
 
 from base_model.denoisers.families import shape_of
@@ -34,20 +35,25 @@ from protocol.denoiser_manifest import drawn_pixels
 from protocol.noise import Schedule, noisy
 from protocol.rows.images import as_input
 
-SIDE, DIGITS = 28, 10
-EPOCHS, RATE, WITHOUT_CLASS = 30, 1e-3, 0.1
+SIDE, DIGITS = 14, 10  # pixels: half of what the files have
+EPOCHS, RATE, WITHOUT_CLASS = 40, 2e-3, 0.1
 CONFIG = {
     **{"_class_name": "DiTTransformer2DModel", "activation_fn": "gelu-approximate"},
     **{"attention_bias": True, "attention_head_dim": 16, "num_attention_heads": 4},
     **{"in_channels": 1, "out_channels": 1, "num_layers": 4, "norm_type": "ada_norm_zero"},
     **{"norm_elementwise_affine": False, "norm_eps": 1e-5, "num_embeds_ada_norm": DIGITS},
-    **{"patch_size": 4, "sample_size": SIDE, "upcast_attention": False},
+    **{"patch_size": 2, "sample_size": SIDE, "upcast_attention": False},
 }
 SCHEDULER = {
-    **{"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear"},
-    **{"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"},
+    **{
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+    },
+    **{"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"},
 }
-SCHEDULE = Schedule(steps=1000, betas="linear", start=1e-4, end=0.02)
+PIXELS = drawn_pixels(1, SIDE)
+SCHEDULE = Schedule(steps=1000, betas="scaled_linear", start=0.00085, end=0.012)
 
 
 def train(images: Bytes, labels: Bytes) -> Denoiser:
@@ -62,7 +68,8 @@ def train(images: Bytes, labels: Bytes) -> Denoiser:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     count = EPOCHS * -(-len(images) // 64)
     falling = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, count)
-    clean = as_input(images[:, None], drawn_pixels(1, SIDE))
+    small = [Image.fromarray(image).resize((SIDE, SIDE), Resampling.BICUBIC) for image in images]
+    clean = as_input(np.stack([np.asarray(image) for image in small])[:, None], PIXELS)
     for _ in range(EPOCHS):
         for index in batches(len(images), rng):
             noise = rng.standard_normal(clean[index].shape, np.float32)

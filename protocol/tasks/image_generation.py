@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from protocol.media import DRAWN, Medium
-from protocol.section import Column
+from protocol.section import MOST_LABELS, Column, Label
 from protocol.tasks.base import Metric, Quality, metrics_with
 from protocol.tasks.media import MediaLabelled
 
@@ -48,6 +48,11 @@ class ImageGeneration(MediaLabelled):
     )
 
     kind: Literal["image-generation"] = Field(description="an image for a label")
+    labels: list[Label] = Field(
+        min_length=2,
+        max_length=MOST_LABELS,
+        description="what is drawn: a label's place in the list is its class of the base",
+    )
     image: Column = Field(
         default="image", description="column with an image's path, from the folder of the rows on"
     )
