@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.decoder_manifest import CHAT_TEMPLATE, DecoderManifest, WritingManifest
-from protocol.denoiser_manifest import DenoiserManifest
+from protocol.decoder_manifest import DecoderManifest
 from protocol.errors import PlanError, ProofError
 from protocol.head_tensors import MOST_PHASES, head_turns, turns_together
 from protocol.initial import ONES
 from protocol.legality_of_controls import said_of_controls, said_of_controls_on
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
+from protocol.legality_of_kind import said_of_kind
 from protocol.legality_of_release import said_of_release, said_of_release_on
 from protocol.legality_of_start import said_of_start
-from protocol.manifest import HeadManifest, does
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import rank_axis
@@ -38,7 +37,6 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.step_sizes import said_of_steps
-from protocol.tasks.image_generation import ImageGeneration
 from protocol.transparency.policy import policy_of
 
 LEAST_TEXT = 3  # tokens
@@ -292,9 +290,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
             f"fedge base build SOURCE --task {plan.task.BASE}",
         )
         return  # nothing else of it would mean anything
-    yield from _alone(recipe)
-    yield from _writing(recipe)
-    yield from _drawing(recipe)
+    yield from (_finding(*row) for row in said_of_kind(recipe))
     yield from _positions(recipe)
     yield from (_finding(*row) for row in recipe.remarks())
     yield from (_finding(*row) for row in said_of_head_on(recipe))
@@ -328,49 +324,6 @@ def _positions(recipe: Recipe) -> Iterator[Finding]:
             "task.max_length",
             f"{plan.task.longest} tokens{prompt} exceed the base's {positions} positions",
             f"at most {most}" if most >= LEAST_TEXT else "shorten the prompt: adapter.tokens",
-        )
-
-
-def _alone(recipe: Recipe) -> Iterator[Finding]:
-    """Bases that torch does not train."""
-    if recipe.plan.local.engine == "torch" and not isinstance(recipe.manifest, HeadManifest):
-        yield _error(
-            "local.engine",
-            f"bases that {does(recipe.manifest)} are trained by ONNX Runtime alone",
-            'leave it out, or use engine = "onnx"',
-        )
-
-
-def _drawing(recipe: Recipe) -> Iterator[Finding]:
-    """What a base that draws asks of a plan."""
-    task, manifest = recipe.plan.task, recipe.manifest
-    if not isinstance(manifest, DenoiserManifest) or not isinstance(task, ImageGeneration):
-        return
-    if len(task.labels) > manifest.classes:
-        yield _error(
-            "task.labels",
-            f"there are {len(task.labels)} labels, and the base draws {manifest.classes} classes",
-            "name fewer, or take a base with more: a label's place in the list is its class",
-        )
-    elif not recipe.plan.private:
-        yield _note(
-            "privacy",
-            "a model that draws may draw images that it was trained on, or parts of them",
-            "look at what it draws before it is released; noise on updates bounds what is learnt of a client",
-        )
-
-
-def _writing(recipe: Recipe) -> Iterator[Finding]:
-    """What a base that writes text asks of a plan."""
-    plan, manifest = recipe.plan, recipe.manifest
-    if not isinstance(manifest, WritingManifest):
-        return
-    chats = plan.task.kind == "causal-lm" and plan.task.form == "messages"
-    if chats and CHAT_TEMPLATE not in manifest.files:
-        yield _error(
-            "task.form",
-            "the base has no chat template, so it knows no chats",
-            'use form = "prompt" or "text", or a base that was trained to chat',
         )
 
 
