@@ -77,8 +77,8 @@ def train(images: Bytes, labels: Bytes) -> Denoiser:
             classes = labels[index].astype(np.int64)
             classes[rng.random(len(index)) < WITHOUT_CLASS] = DIGITS
             seen = noisy(clean[index], noise, steps, SCHEDULE)
-            found = model(*(torch.from_numpy(x) for x in (seen, steps, classes)))
-            loss = ((found - torch.from_numpy(noise)) ** 2).mean()
+            noise_of_model = model(*(torch.from_numpy(x) for x in (seen, steps, classes)))
+            loss = ((noise_of_model - torch.from_numpy(noise)) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,8 +103,8 @@ def save(model: Denoiser, folder: Path) -> None:
 
 def sheet(run: Path) -> npt.NDArray[np.uint8]:
     """Of each digit four images by the base, and four by the last adapter: (height, width)."""
-    found = json.loads((run / "experiment.json").read_text())["base_folder"]
-    base = DrawingBase.open((run / found).resolve(), threads=1)
+    base_folder = json.loads((run / "experiment.json").read_text())["base_folder"]
+    base = DrawingBase.open((run / base_folder).resolve(), threads=1)
     last = max((run / "rounds").glob("[0-9]*")) / "adapter"
     columns = []
     for digit in range(DIGITS):

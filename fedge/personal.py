@@ -28,7 +28,7 @@ from client.tasks.media import encoded_files
 from client.training import Trained, train
 from edge_runtime import agent
 from edge_runtime.adapter import read_note, read_tensors
-from edge_runtime.backends import writes_text
+from edge_runtime.backends import draws, writes_text
 from edge_runtime.backends.encoder import EncoderBackend
 from edge_runtime.base import check_file, read_manifest
 from edge_runtime.calibrating import calibrate_adapter
@@ -174,6 +174,12 @@ def _verify_trains(device: Device) -> None:
         raise DeliveryError(
             "personal.text",
             f"the base of {device.id} writes text: on a device such a base is not trained",
+            f"train in rounds, by a plan of its task; {STAYS}",
+        )
+    if draws(device.base):
+        raise DeliveryError(
+            "personal.drawing",
+            f"the base of {device.id} draws images: on a device such a base is not trained",
             f"train in rounds, by a plan of its task; {STAYS}",
         )
 

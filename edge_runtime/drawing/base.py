@@ -60,9 +60,9 @@ def _check_inputs(session: Any, manifest: DenoiserManifest, folder: Path) -> Non
     """The graph reads images of the manifest's size, steps and classes. Raises ArtefactError."""
     image = ("tensor(float)", list(manifest.shape))
     wanted = {name: image if name == IMAGES else ("tensor(int64)", []) for name in manifest.inputs}
-    read = {value.name: (value.type, value.shape[1:]) for value in session.get_inputs()}
-    given = {value.name: (value.type, value.shape[1:]) for value in session.get_outputs()}
-    if read != wanted or given != {NOISE: image}:
+    inputs = {value.name: (value.type, value.shape[1:]) for value in session.get_inputs()}
+    outputs = {value.name: (value.type, value.shape[1:]) for value in session.get_outputs()}
+    if inputs != wanted or outputs != {NOISE: image}:
         raise ArtefactError(
             f"{folder}: the graph does not find noise on images of {' x '.join(map(str, manifest.shape))}, "
             "as its manifest says",

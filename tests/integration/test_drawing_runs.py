@@ -19,14 +19,16 @@ from edge_runtime.drawing.adapters import load_drawing_adapter
 from edge_runtime.drawing.base import DrawingBase
 from edge_runtime.drawing.http_app import DrawApp
 from edge_runtime.drawing.service import FollowingDrawing
+from fedge.personal import Request, adapt
 from protocol.denoiser_manifest import CLASSES, IMAGES, STEPS
 from protocol.errors import ArtefactError, DeliveryError
+from protocol.plan_sections import Local
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from simulations.summary import Summary
 from tests.asgi import asked
-from tests.delivery_world import World, update
+from tests.delivery_world import World, now, update
 from tests.denoiser_models import LABELS, SIDE, write_denoiser_source, write_drawings
 
 pytestmark = pytest.mark.slow
@@ -122,8 +124,8 @@ def test_peft_opens_it_on_diffusers_own_class(finished: tuple[Path, Summary]) ->
         CLASSES: np.array([0, 1, 2, 3, 4, 5]),
     }
     expected = noise_of(opened_by_diffusers(out, released(out)), feeds)
-    found = device.noise(feeds, load_drawing_adapter(released(out), device).values)
-    assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
+    noise = device.noise(feeds, load_drawing_adapter(released(out), device).values)
+    assert np.abs(noise - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
     plain = noise_of(opened_by_diffusers(out, None), feeds)
     assert np.abs(device.noise(feeds) - plain).max() <= 1e-4
     assert np.abs(expected - plain).max() > 0.05
@@ -172,6 +174,14 @@ def test_a_device_takes_releases_and_draws(finished: tuple[Path, Summary], tmp_p
     assert len(document["images"]) == 1
     backend = open_backend(base_of(out), threads=1)
     assert backend.ITEM == "step"
+    own = Request(
+        data=out.parent / "train.jsonl",
+        **{"text": None, "pair": "", "column": ""},
+        local=Local(),
+        holdout=0.2,
+    )
+    with pytest.raises(DeliveryError, match=r"personal\.drawing"):
+        adapt(device, own, now(), lambda done, total: None)
     strict = World.make(
         tmp_path / "strict", base_of(out), {"good": released(out)}, golden, most_error=1e-3
     )

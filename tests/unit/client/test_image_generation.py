@@ -224,8 +224,8 @@ def test_what_a_base_that_draws_does_not_take_is_refused(
     tiny_denoiser: Path, sections: dict[str, Any], field: str, said: str
 ) -> None:
     plan = plan_of(tiny_denoiser, **sections)
-    found = [f for f in check(plan, read_manifest(tiny_denoiser)) if f.severity == "error"]
-    assert found[0].field == field
+    errors = [f for f in check(plan, read_manifest(tiny_denoiser)) if f.severity == "error"]
+    assert errors[0].field == field
     with pytest.raises(PlanError, match=said):
         Worker(plan, tiny_denoiser)
 
@@ -233,7 +233,7 @@ def test_what_a_base_that_draws_does_not_take_is_refused(
 def test_a_plan_is_told_that_images_may_be_remembered(tiny_denoiser: Path) -> None:
     manifest = read_manifest(tiny_denoiser)
     assert any(
-        "may draw images" in found.cause for found in check(plan_of(tiny_denoiser), manifest)
+        "may draw images" in finding.cause for finding in check(plan_of(tiny_denoiser), manifest)
     )
 
 

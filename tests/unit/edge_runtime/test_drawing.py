@@ -53,9 +53,9 @@ def folder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A release."""
-    made = tmp_path_factory.mktemp("drawing")
-    adapter = write_adapter(made / "adapter", base=tiny_denoiser, task=TASK, deviation=0.1)
-    release_adapter(adapter, tiny_denoiser, texts=write_drawings(made / "images", 2), bound=1e-4)
+    parent = tmp_path_factory.mktemp("drawing")
+    adapter = write_adapter(parent / "adapter", base=tiny_denoiser, task=TASK, deviation=0.1)
+    release_adapter(adapter, tiny_denoiser, texts=write_drawings(parent / "images", 2), bound=1e-4)
     return adapter
 
 
@@ -113,8 +113,8 @@ def test_an_image_is_made_step_by_step(
         whole = noise[1] + np.float32(guidance) * (noise[0] - noise[1])
         image = step_back(image, noise[0] if guidance == 1 else whole, step, before, schedule)
     wanted = np.round((image + 1) * 127.5).clip(0, 255).astype(np.uint8)
-    made = drawn(base, adapter, Wish(label="c", steps=2, seed=3, guidance=guidance))
-    assert np.array_equal(made, wanted)
+    image = drawn(base, adapter, Wish(label="c", steps=2, seed=3, guidance=guidance))
+    assert np.array_equal(image, wanted)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ COSINE: dict[str, Any] = {"steps": 40, "betas": "squaredcos_cap_v2", "start": No
 SHAPE = (1, 3, 2)
 
 
-def schedule(**other: Any) -> Schedule:
+def schedule_of(**other: Any) -> Schedule:
     return json_as(Schedule, json.dumps(LINEAR | other))
 
 
@@ -82,13 +82,13 @@ def test_shares_are_what_is_left_behind_each_beta() -> None:
 )
 def test_what_is_no_schedule_is_refused(other: dict[str, Any], said: str) -> None:
     with pytest.raises(OddError, match=said):
-        schedule(**other)
+        schedule_of(**other)
 
 
 @given(schedules())
-def test_less_is_left_at_every_step(made: Schedule) -> None:
-    shares = made.alphas()
-    assert shares.shape == (made.steps,)
+def test_less_is_left_at_every_step(schedule: Schedule) -> None:
+    shares = schedule.alphas()
+    assert shares.shape == (schedule.steps,)
     assert shares[-1] > 0
     assert shares[0] < 1
     assert (np.diff(shares) < 0).all()
@@ -96,32 +96,32 @@ def test_less_is_left_at_every_step(made: Schedule) -> None:
 
 @given(schedules(), st.integers(0, 2**32), st.data())
 @settings(max_examples=40)
-def test_who_knows_the_noise_finds_the_image(made: Schedule, seed: int, data: Any) -> None:
+def test_who_knows_the_noise_finds_the_image(schedule: Schedule, seed: int, data: Any) -> None:
     """From any step to any before it: the image under as much noise as there; in the end without any."""
     generator = np.random.default_rng(seed)
     image = generator.uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
     noise = generator.standard_normal((1, *SHAPE), np.float32)
-    step = data.draw(st.integers(0, made.steps - 1))
+    step = data.draw(st.integers(0, schedule.steps - 1))
     before = data.draw(st.integers(-1, step))
-    seen = noisy(image, noise, np.array([step]), made)
-    back = step_back(seen, noise, step, before, made)
-    wanted = image if before < 0 else noisy(image, noise, np.array([before]), made)
+    seen = noisy(image, noise, np.array([step]), schedule)
+    back = step_back(seen, noise, step, before, schedule)
+    wanted = image if before < 0 else noisy(image, noise, np.array([before]), schedule)
     assert back.dtype == np.float32
     # what is left of an image is multiplied by the root of its share again
-    assert np.abs(back - wanted).max() < 1e-5 / math.sqrt(made.alphas()[step]) + 1e-5
+    assert np.abs(back - wanted).max() < 1e-5 / math.sqrt(schedule.alphas()[step]) + 1e-5
 
 
 def test_an_image_that_is_found_beyond_its_range_is_cut() -> None:
-    made = schedule()
+    schedule = schedule_of()
     seen = np.full((1, *SHAPE), 9.0, np.float32)
-    back = step_back(seen, np.zeros_like(seen), 39, -1, made)
+    back = step_back(seen, np.zeros_like(seen), 39, -1, schedule)
     assert (back == 1).all()
 
 
 @given(st.integers(2, 400), st.data())
 def test_steps_fall_from_the_last_one_on(steps: int, data: Any) -> None:
     count = data.draw(st.integers(1, steps))
-    down = steps_down(schedule(steps=steps), count)
+    down = steps_down(schedule_of(steps=steps), count)
     assert len(down) == count
     assert down[0] == steps - 1
     assert down[-1] >= 0
@@ -131,20 +131,20 @@ def test_steps_fall_from_the_last_one_on(steps: int, data: Any) -> None:
 
 
 def test_what_is_drawn_hangs_on_seed_and_row_alone() -> None:
-    made, rows = schedule(), np.array([5, 2, 9])
-    whole = training_draws(7, rows, made, SHAPE)
+    schedule, rows = schedule_of(), np.array([5, 2, 9])
+    whole = training_draws(7, rows, schedule, SHAPE)
     for at, row in enumerate(rows):
-        alone = training_draws(7, np.array([row]), made, SHAPE)
+        alone = training_draws(7, np.array([row]), schedule, SHAPE)
         assert alone.noise.tobytes() == whole.noise[at].tobytes()
         assert alone.steps[0] == whole.steps[at]
-    other = training_draws(8, rows, made, SHAPE)
+    other = training_draws(8, rows, schedule, SHAPE)
     assert other.noise.tobytes() != whole.noise.tobytes()
     assert whole.noise.dtype == np.float32
 
 
 def test_draws_are_standard_normal_over_all_steps() -> None:
-    made = schedule()
-    draws = training_draws(1, np.arange(3000), made, SHAPE)
+    schedule = schedule_of()
+    draws = training_draws(1, np.arange(3000), schedule, SHAPE)
     assert abs(float(draws.noise.mean())) < 0.03
     assert abs(float(draws.noise.std()) - 1) < 0.02
     counts = np.bincount(draws.steps, minlength=40)
@@ -154,12 +154,12 @@ def test_draws_are_standard_normal_over_all_steps() -> None:
 
 def test_what_is_measured_stays_for_ever() -> None:
     """Each of a row's pairs has its part of the schedule; the bytes are pinned."""
-    made = schedule()
-    draws = measuring_draws(np.arange(400), made, SHAPE)
+    schedule = schedule_of()
+    draws = measuring_draws(np.arange(400), schedule, SHAPE)
     part = np.arange(400) % PAIRS
     assert (draws.steps * PAIRS // 40 == part).all()
-    told = hashlib.sha256(draws.steps.tobytes() + draws.noise.tobytes()).hexdigest()
-    assert told == PINNED
+    digest = hashlib.sha256(draws.steps.tobytes() + draws.noise.tobytes()).hexdigest()
+    assert digest == PINNED
 
 
 PINNED = "afb5e7282fbf34bdff23f3add04e845be403453bca3c46a0c908db14523a16b4"

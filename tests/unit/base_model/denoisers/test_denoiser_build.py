@@ -95,8 +95,8 @@ def test_the_noise_is_that_of_diffusers_own_class(
     own.load_state_dict(dict(state_of(shape, opened_tensors(tmp_path / "base", shape))))
     inputs = inputs_of(shape.channels)
     with torch.no_grad():
-        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        expected = own.eval()(**given).sample[:, : shape.channels].numpy()
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        expected = own.eval()(**tensors).sample[:, : shape.channels].numpy()
     assert np.abs(expected).max() > 0.1
     assert np.abs(graph_noise(tmp_path / "base", inputs) - expected).max() < 1e-4
     assert np.abs(torch_noise(tmp_path / "base", inputs) - expected).max() < 1e-4
@@ -108,23 +108,23 @@ def test_noise_grows_and_goes_as_diffusers_schedulers_have_it(betas: str) -> Non
     from diffusers import DDIMScheduler, DDPMScheduler
 
     config = SCHEDULER | {"beta_schedule": betas}
-    made = schedule_of(config, source=Path("a test"))
+    schedule = schedule_of(config, source=Path("a test"))
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     forward = DDPMScheduler(**known)
-    assert made.alphas() == pytest.approx(forward.alphas_cumprod.numpy(), rel=1e-5, abs=1e-7)
+    assert schedule.alphas() == pytest.approx(forward.alphas_cumprod.numpy(), rel=1e-5, abs=1e-7)
     rng = np.random.default_rng(1)
     image, noise = rng.standard_normal((2, 3, 1, 4, 4), np.float32)
     steps = np.array([0, 17, 39])
     added = forward.add_noise(*(torch.from_numpy(x) for x in (image, noise, steps))).numpy()
-    assert np.abs(noisy(image, noise, steps, made) - added).max() < 1e-5
+    assert np.abs(noisy(image, noise, steps, schedule) - added).max() < 1e-5
     known.pop("variance_type")
     back = DDIMScheduler(**known, timestep_spacing="trailing")
     back.set_timesteps(10)
-    down = steps_down(made, 10)
+    down = steps_down(schedule, 10)
     assert back.timesteps.tolist() == down.tolist()
     for step, before in zip(down.tolist(), [*down[1:].tolist(), -1], strict=True):
         their = back.step(torch.from_numpy(noise), step, torch.from_numpy(image)).prev_sample
-        ours = step_back(image, noise, step, before, made)
+        ours = step_back(image, noise, step, before, schedule)
         assert np.abs(ours - their.numpy()).max() < 1e-4
 
 
