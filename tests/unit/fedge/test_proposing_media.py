@@ -12,18 +12,24 @@ import pytest
 from fedge.checks import Assumed, check_experiment
 from fedge.main import cli
 from protocol.errors import DataError
-from protocol.media import IMAGE, MEDIA, SOUND, Medium
+from protocol.media import DRAWN, IMAGE, MEDIA, SOUND, Medium
 from protocol.plan import parse_plan
+from tests.denoiser_models import write_drawings
 from tests.image_models import write_images
 from tests.sound_models import write_sounds
 
-WRITERS: dict[Medium, Callable[..., list[Path]]] = {IMAGE: write_images, SOUND: write_sounds}
+WRITERS: dict[Medium, Callable[..., list[Path]]] = {
+    IMAGE: write_images,
+    SOUND: write_sounds,
+    DRAWN: write_drawings,
+}
+BASES = {IMAGE: "tiny_images", SOUND: "tiny_sounds", DRAWN: "tiny_denoiser"}
 Base = Callable[[Medium], Path]
 
 
 @pytest.fixture
 def base_of(request: pytest.FixtureRequest) -> Base:
-    return lambda medium: Path(request.getfixturevalue(f"tiny_{medium.plural}"))
+    return lambda medium: Path(request.getfixturevalue(BASES[medium]))
 
 
 def ran(*arguments: object) -> None:
