@@ -1,14 +1,14 @@
 """A small diffusion transformer for the experiment `drawings`: trained in the clear on digits that no site has.
 
-    python benchmarks/drawings.py OUT
+    python -m benchmarks.drawings OUT
 
 writes ``OUT/model``, a pipeline's folder as diffusers saves one, whose transformer has seen the digits 0 to 4 of
 ``mnist_10k`` and no other, and ``OUT/train.jsonl`` and ``OUT/test.jsonl`` with PNG files beside them: the digits 5 to
 9. The experiment is beside them: ``fedge simulate OUT/drawings.toml``. Of a run
 
-    python benchmarks/drawings.py OUT RUN
+    python -m benchmarks.drawings OUT RUN
 
-writes ``OUT/sheet.png``: what a device draws of each digit, by the base alone above, and by the run's adapter below.
+writes ``OUT/sheet.png``: what a device draws of each digit, by the base alone above, by the run's adapter below.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def sheet(run: Path) -> npt.NDArray[np.uint8]:
     last = max((run / "rounds").glob("[0-9]*")) / "adapter"
     columns = []
     for digit in range(DIGITS):
-        wish = Wish(label=str(digit), images=4, guidance=2.0)
+        wish = Wish(label=str(digit), images=4)
         parts = [drawn(base, each, wish) for each in (None, load_drawing_adapter(last, base))]
         columns.append(np.concatenate([image[0] for part in parts for image in part]))
     return np.concatenate(columns, 1)
