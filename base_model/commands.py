@@ -39,6 +39,7 @@ OF_A_TASK = (
     *("pooling", "max_positions"),
     *("embedding_bits", "affine", "tied", "encoder_layers", "layers", "vocab_size"),
     *("begin", "start", "ends"),
+    "classes",
 )
 WRITERS = ("causal-lm", "seq2seq-lm")  # tasks of bases that write
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -47,9 +48,9 @@ Task = Annotated[
     typer.Option(
         "--task",
         help="sequence-classification; causal-lm for one that writes, as a .gguf file does; seq2seq-lm "
-        "for one that turns a text into another; image-classification, audio-classification or "
-        "document-classification, as the folder of a vision transformer, of Whisper or wav2vec 2.0, or of "
-        "LayoutLM is",
+        "for one that turns a text into another; image-classification, audio-classification, "
+        "document-classification or image-generation, as the folder of a vision transformer, of Whisper or "
+        "wav2vec 2.0, of LayoutLM, or of a diffusers pipeline that draws pixels is",
     ),
 ]
 EmbeddingBits = Annotated[

@@ -9,6 +9,7 @@ from tests.properties.decoders.client import client
 from tests.properties.decoders.delivery import delivery
 from tests.properties.decoders.device import device
 from tests.properties.decoders.documents import documents
+from tests.properties.decoders.drawings import drawings
 from tests.properties.decoders.enrolment import enrolment
 from tests.properties.decoders.images import images
 from tests.properties.decoders.log import log
@@ -21,7 +22,7 @@ from tests.properties.decoders.world import World
 
 TABLES = (
     *(documents, log, messages, enrolment, delivery, device, client, images, sounds),
-    *(pages, operations),
+    *(pages, drawings, operations),
 )
 
 

@@ -17,13 +17,17 @@ from base_model.denoisers.families import schedule_of, shape_of
 from base_model.denoisers.source import denoiser_source
 from base_model.denoisers.torch_model import opened_denoiser, state_of
 from base_model.media_read import task_of_folder
+from base_model.programs.folder import make_program
 from base_model.slot_check import verify_slots
 from base_model.source_files import read_object
 from base_model.verify import read_manifest, verify_base
+from edge_runtime.drawing.base import DrawingBase
 from protocol.denoiser_manifest import CLASSES, IMAGES, NOISE, STEPS, DenoiserManifest
 from protocol.errors import ArtefactError, PlanError
 from protocol.manifests import parse_any_manifest
 from protocol.noise import noisy, step_back, steps_down
+from protocol.plan import plan_from
+from protocol.recipe import Recipe
 from tests.denoiser_models import CLASSES as COUNT
 from tests.denoiser_models import CONFIG, SCHEDULER, SIDE, write_denoiser_source
 
@@ -69,6 +73,25 @@ def test_a_base_is_whole_and_says_what_it_is(tiny_denoiser: Path) -> None:
     inputs = inputs_of()
     apart = np.abs(graph_noise(tiny_denoiser, inputs) - torch_noise(tiny_denoiser, inputs)).max()
     assert apart < 1e-5
+
+
+def test_a_graph_may_have_its_tensors_in_a_file_beside_it(tmp_path: Path) -> None:
+    """Devices open it, and programs are made of it."""
+    source = write_denoiser_source(tmp_path / "source")
+    build_denoiser(str(source), bits=8, out=tmp_path / "base", one_file=0)
+    assert (tmp_path / "base" / "graph.data").is_file()
+    manifest = verify_base(tmp_path / "base")
+    inputs = inputs_of()
+    noise = DrawingBase.open(tmp_path / "base", threads=1).noise(inputs)
+    assert np.abs(noise - torch_noise(tmp_path / "base", inputs)).max() < 1e-5
+    document = {
+        "name": "apart",
+        "base": {"fingerprint": manifest.fingerprint},
+        "task": {"kind": "image-generation", "labels": ["a", "b"]},
+    }
+    plan = plan_from(document, source="a test")
+    program = make_program(tmp_path / "base", Recipe(plan=plan, manifest=manifest))
+    assert max(len(data) for data in program.graphs.values()) < 200_000  # no weights are in it
 
 
 @pytest.mark.slow
