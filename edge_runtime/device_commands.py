@@ -133,7 +133,9 @@ def serve(
         return
     from edge_runtime.backends import draws
 
-    if draws(base if device is None else device.base):  # type: ignore[arg-type]
+    opened = base if device is None else device.base
+    assert opened is not None
+    if draws(opened):
         from edge_runtime.drawing.commands import serve_drawing
 
         if top != 1 or reject_below or rank:

@@ -98,27 +98,28 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         if before is not None:
             facts.insert(0, (f"{quality.title} before", quality.figure(before)))
     facts += _personal(summary)
+    if worst := _served_worst(summary):
+        facts.insert(0, worst)
+    return facts
+
+
+def _served_worst(summary: Summary) -> tuple[str, str] | None:
+    """The client that the adapter does worst for, where clients were measured."""
     served = [
         (entry["federated"], name, entry["value"])
         for name, entry in summary.per_client.items()
         if "federated" in entry
     ]
-    if served:
-        measure = next(
-            (
-                quality
-                for quality in QUALITIES
-                if getattr(summary, f"{quality.name}_federated") is not None
-            ),
-            None,
-        )
-        lower = measure is not None and not measure.higher_is_better  # the largest is the worst
-        ordered = sorted(served, key=lambda each: (-each[0] if lower else each[0], each[1]))
-        worst, name, value = ordered[0]
-        who = name if value is None else f"{name} ({value})"
-        figure = measure.said(worst) if measure is not None and lower else f"{worst:.1%}"
-        facts.insert(0, ("client served worst", printable(f"{who}: {figure}")))
-    return facts
+    if not served:
+        return None
+    measured = (q for q in QUALITIES if getattr(summary, f"{q.name}_federated") is not None)
+    measure = next(measured, None)
+    lower = measure is not None and not measure.higher_is_better  # the largest is the worst
+    ordered = sorted(served, key=lambda each: (-each[0] if lower else each[0], each[1]))
+    worst, name, value = ordered[0]
+    who = name if value is None else f"{name} ({value})"
+    figure = measure.said(worst) if measure is not None and lower else f"{worst:.1%}"
+    return "client served worst", printable(f"{who}: {figure}")
 
 
 def _personal(summary: Summary) -> list[tuple[str, str]]:

@@ -86,34 +86,17 @@ def shape_of(config: Mapping[str, Any], *, source: str) -> DenoiserShape:
 
 
 def _shape(config: dict[str, Any]) -> DenoiserShape:
-    known = {*FIXED, *SIZES, *ABOUT, "out_channels", "attention_bias", "norm_eps"}
-    if unknown := sorted(config.keys() - known):
-        raise ValueError(f"`{unknown[0]}` is not known here, and may change what is computed")
-    for key, value in FIXED.items():
-        if value is not None and config.get(key, value) != value:
-            raise ValueError(f"`{key}` is {shown(config[key])}, and only {shown(value)} is here")
-    sizes = {key: int_of(key, config) for key in SIZES}
-    for key, value in sizes.items():
-        if not 1 <= value <= 2**20:
-            raise ValueError(f"`{key}` is {value}, which is no size")
-    channels, side, patch = sizes["in_channels"], sizes["sample_size"], sizes["patch_size"]
-    if channels not in (1, 3):
-        raise ValueError(
-            f"it reads {channels} channels, as of latents; images have 1 or 3: a model of pixels is needed"
-        )
+    sizes = _sizes(config)
+    channels, heads = sizes["in_channels"], sizes["num_attention_heads"]
+    head_size = sizes["attention_head_dim"]
     outputs = config.get("out_channels") or channels
     if outputs not in (channels, 2 * channels):
         raise ValueError(
             f"`out_channels` is {shown(outputs)}: {channels} or {2 * channels} are noise"
         )
-    if side % patch or side > MOST_SIDE or sizes["num_layers"] > MOST_LAYERS:
-        raise ValueError(
-            f"images of {side} by {side} pixels, in patches of {patch}, cannot be read"
-        )
     epsilon, bias = config.get("norm_eps", 1e-5), config.get("attention_bias", True)
     if type(epsilon) is not float or not 0 < epsilon < 1 or type(bias) is not bool:
         raise ValueError("`norm_eps` or `attention_bias` is of another type")
-    heads, head_size = sizes["num_attention_heads"], sizes["attention_head_dim"]
     if heads * head_size % 4:
         raise ValueError(
             f"{heads * head_size} hidden numbers cannot hold places, which take four each"
@@ -121,8 +104,8 @@ def _shape(config: dict[str, Any]) -> DenoiserShape:
     return DenoiserShape(
         channels=cast(Any, channels),
         outputs=outputs,
-        side=side,
-        patch=patch,
+        side=sizes["sample_size"],
+        patch=sizes["patch_size"],
         layers=sizes["num_layers"],
         heads=heads,
         head_size=head_size,
@@ -130,6 +113,30 @@ def _shape(config: dict[str, Any]) -> DenoiserShape:
         epsilon=epsilon,
         bias=bias,
     )
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, int]:
+    """By key, of a model that computes what is computed here. Raises ValueError, KeyError."""
+    known = {*FIXED, *SIZES, *ABOUT, "out_channels", "attention_bias", "norm_eps"}
+    if unknown := sorted(config.keys() - known):
+        raise ValueError(f"`{unknown[0]}` is not known here, and may change what is computed")
+    for key, value in FIXED.items():
+        if value is not None and config.get(key, value) != value:
+            raise ValueError(f"`{key}` is {shown(config[key])}, and only {shown(value)} is here")
+    sizes = {key: int_of(key, config) for key in SIZES}
+    for key, size in sizes.items():
+        if not 1 <= size <= 2**20:
+            raise ValueError(f"`{key}` is {size}, which is no size")
+    channels, side, patch = (sizes[key] for key in ("in_channels", "sample_size", "patch_size"))
+    if channels not in (1, 3):
+        raise ValueError(
+            f"it reads {channels} channels, as of latents; images have 1 or 3: a model of pixels is needed"
+        )
+    if side % patch or side > MOST_SIDE or sizes["num_layers"] > MOST_LAYERS:
+        raise ValueError(
+            f"images of {side} by {side} pixels, in patches of {patch}, cannot be read"
+        )
+    return sizes
 
 
 def schedule_of(config: Mapping[str, Any], *, source: Path) -> Schedule:

@@ -7,7 +7,7 @@ and frozen tensors are read from the base's ``weights.safetensors`` where they l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,9 @@ OPSET = 21
 IR_VERSION = 10
 LOSS, GRADIENT = "loss", "gradient."
 Symbols = Mapping[str, Symbol]
-Targets = Mapping[str, tuple[int, list[str]]]  # inputs by name: ONNX element type and dimensions
+Targets = Mapping[
+    str, tuple[int, Sequence[str | int]]
+]  # inputs by name: ONNX element type and dimensions
 NO_TARGETS: Targets = {}
 Forms = Callable[[Symbols], Mapping[str, Symbol]]  # trained tensors -> slots of the answering graph
 

@@ -53,7 +53,7 @@ class DrawingBackend:
         codec.load()
         try:
             return [
-                read_file(row.question, codec, place=f"row {at}")  # type: ignore[arg-type]
+                read_file(Path(str(row.image)), codec, place=f"row {at}")
                 for at, row in enumerate(probe.rows, 1)
             ]
         except DataError as error:
