@@ -45,12 +45,10 @@ SIZES = (
 )
 # What says who wrote a file, or how others draw with it: here images are drawn as P-1.18 says.
 ABOUT = {CLASS_NAME, "_diffusers_version", "_name_or_path", "_use_default_values"}
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 OTHERS_WAYS = {
     *("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset", "timestep_spacing"),
     *("variance_type", "sample_max_value", "dynamic_thresholding_ratio", "skip_prk_steps"),
-    *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final"),
-    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
-    *("use_flow_sigmas", "flow_shift", "final_sigmas_type", "lambda_min_clipped"),
 }
 NOISE = ("num_train_timesteps", "beta_schedule", "prediction_type")
 UNLESS_FALSY = {
@@ -148,11 +146,14 @@ def schedule_of(config: Mapping[str, Any], *, source: Path) -> Schedule:
     except (ValueError, OddError) as error:
         reason = str(error)
     raise ArtefactError(
-        f"{source}: {reason}", "take the scheduler that belongs to the checkpoint, of DDPM or DDIM"
+        f"{source}: {reason}",
+        f"take the one that belongs to the checkpoint, of: {', '.join(SCHEDULERS)}",
     )
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:
+    if (name := config.get(CLASS_NAME)) not in SCHEDULERS:
+        raise ValueError(f"a scheduler {shown(name)} is not known here")
     known = {*NOISE, *UNLESS_FALSY, *OTHERS_WAYS, *ABOUT, "beta_start", "beta_end"}
     if unknown := sorted(config.keys() - known):
         raise ValueError(f"`{unknown[0]}` is not known here, and may change how noise grows")

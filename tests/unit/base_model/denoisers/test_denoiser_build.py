@@ -200,6 +200,8 @@ def test_what_is_not_said_is_not_guessed(key: str) -> None:
         ({"num_train_timesteps": 10**6}, "steps"),
         ({"beta_start": 0.5}, "noise grows"),
         ({"shift": 3.0}, "`shift` is not known here"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch.* is not known here"),
+        ({"_class_name": ["DDPMScheduler"]}, "is not known here"),
     ],
 )
 def test_other_schedulers_are_refused(config: dict[str, Any], said: str) -> None:
