@@ -30,9 +30,8 @@ from protocol.secagg.messages import NO_INDEX
 from protocol.secagg.packing import BLOCK
 from protocol.secagg.primitives import Word, word_type
 from protocol.secagg.task import Exact, Noisy, encoding_for, terms_for
-from protocol.secagg.transcript import (
-    PairBox,
-    Transcript,
+from protocol.secagg.transcript import PairBox, Transcript
+from protocol.secagg.verification import (
     verify_transcript,
     verify_transcript_part,
     verify_without_vectors,
@@ -150,7 +149,7 @@ def _check_graph(run: Run, leaves: SumLeaves) -> None:
     cohort, count = leaves.cohort, len(leaves.adverts)
     if count > COMPLETE_UP_TO:
         raise _bad(f"{count} clients in one graph, which needs public randomness")
-    near = degree(count, count)
+    near = degree(count)
     if (cohort.degree, cohort.threshold, cohort.graph_seed) != (
         near,
         threshold(near),

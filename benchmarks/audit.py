@@ -32,7 +32,8 @@ from protocol.secagg import client
 from protocol.secagg.coordinator import Attempt, Parameters
 from protocol.secagg.packing import block_count, packed_size
 from protocol.secagg.primitives import Suite, Word, client_id, signature_is_valid, word_type
-from protocol.secagg.transcript import Transcript, verify_transcript, verify_transcript_part
+from protocol.secagg.transcript import Transcript
+from protocol.secagg.verification import verify_transcript, verify_transcript_part
 
 SID, SEQ, SPOT = bytes(range(32)), 1, 3
 
@@ -80,12 +81,14 @@ class Published:
             attempt.receive_alive(one, signed)
         signatures = attempt.close_alive()
         for one, state in agreed.items():
-            attempt.receive_unmask(one, client.unmask(state, signatures, policy=self._policy))
+            attempt.receive_unmask(
+                one, client.unmask(state, signatures, policy=self._policy, random=os.urandom)
+            )
         return attempt.unmask()
 
     def _mask(self, state: Any, message: bytes, one: bytes) -> Any:
         words = np.full(self._count, 7, word_type(self._bits))
-        opened = client.open_shares(state, message, {"round": 1})
+        opened = client.open_shares(state, message, {"round": 1}, policy=self._policy)
         masked, reply = client.mask(
             opened, words, bits=self._bits, suite=Suite.AES_256_CTR, key=self._keys[one]
         )

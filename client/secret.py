@@ -190,7 +190,7 @@ class Member:
         """The agreed alive set and the shares of it: by signatures, or by its place in the log."""
         if not self.plan.witnessed:
             state = part(session.agreed)
-            return state, core.unmask(state, request, policy=self.policy)
+            return state, core.unmask(state, request, policy=self.policy, random=self.random)
         self._keep_receipt(log_text, instruction, session)
         state = agree_by_log(part(session.masked), request, policy=self.policy)
         self._verify_opening(instruction, session.sid, alive_digest(state.alive))
@@ -349,7 +349,7 @@ class Member:
         members, _ = decode_round(request)
         encoding = encoding_for(self.plan, instruction, size=self.size, clients=len(members))
         terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
-        opened = core.open_shares(state, request, terms)
+        opened = core.open_shares(state, request, terms, policy=self.policy)
         words = self._words(encoding, instruction, contribute)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)

@@ -17,7 +17,7 @@ from protocol.plan import Plan
 from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.recipe import Recipe
 from protocol.secagg.agreement import Keys
-from protocol.secagg.graph import DEFAULT_DEGREE, degree
+from protocol.secagg.graph import CHOICE_BYTES, degree, is_complete
 from protocol.secagg.messages import COHORT_HEAD, COUNT, REVEAL_BYTES, advert_bytes
 from protocol.secagg.packing import packed_size
 from protocol.secagg.primitives import ID_BYTES
@@ -62,10 +62,11 @@ def upload_bytes(plan: Plan, size: int) -> int:
     if plan.secrecy.exchange == "plain":
         return HEADER.size + FLOAT * size
     encoding = encoding_for(plan, NO_INSTRUCTION, size=size, clients=plan.largest_sum)
-    near = degree(plan.largest_sum, DEFAULT_DEGREE)
+    near = degree(plan.largest_sum)
+    choice = 0 if is_complete(plan.largest_sum) else CHOICE_BYTES
     vector = packed_size(encoding.count, encoding.bits) + ROOT + LENGTH + SIGNATURE
     advert = advert_bytes(Keys(plan.secrecy.keys))
-    boxes = _box_bytes(plan, near)
+    boxes = choice + _box_bytes(plan)
     return advert + boxes + SIGNATURE + vector + SIGNATURE + near * REVEAL_BYTES
 
 
@@ -74,17 +75,21 @@ def download_bytes(plan: Plan, size: int) -> int:
     if plan.secrecy.exchange == "plain":
         return FLOAT * size
     clients = plan.largest_sum
-    near = degree(clients, DEFAULT_DEGREE)
-    cohort = COHORT_HEAD.size + clients * advert_bytes(Keys(plan.secrecy.keys))
-    members = COUNT.size + clients * ID_BYTES + _box_bytes(plan, near)
+    advert = advert_bytes(Keys(plan.secrecy.keys))
+    cohort = COHORT_HEAD.size + clients * advert
+    senders = 0 if is_complete(clients) else COUNT.size + degree(clients) * advert
+    members = COUNT.size + clients * ID_BYTES + senders + _box_bytes(plan)
     agreed = clients * ID_BYTES + clients * (ID_BYTES + SIGNATURE)
     return OPENING + cohort + members + agreed + FLOAT * size
 
 
-def _box_bytes(plan: Plan, near: int) -> int:
-    """Sealed shares for, or of, ``near`` neighbours; half of them have a higher id."""
-    keys, low, high = Keys(plan.secrecy.keys), bytes(ID_BYTES), b"\xff" * ID_BYTES
-    return near * (keys.box_bytes(low, high) + keys.box_bytes(high, low)) // 2
+def _box_bytes(plan: Plan) -> int:
+    """Sealed shares for, or of, one client's holders; in a small cohort half of them hold a pair's seed."""
+    keys, near = Keys(plan.secrecy.keys), degree(plan.largest_sum)
+    full = keys.box_bytes(seed=True)
+    if not is_complete(plan.largest_sum):
+        return near * full
+    return near * (full + keys.box_bytes(seed=False)) // 2
 
 
 def _client_bytes(recipe: Recipe, tokens_per_row: int) -> int:

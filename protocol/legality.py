@@ -30,7 +30,6 @@ from protocol.recipe import Recipe
 from protocol.rules import AggregationRule, exact_instead, rule_named
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
-    DEFAULT_DEGREE,
     LEAST_SUMMANDS,
     alive_quorum,
     degree,
@@ -249,7 +248,7 @@ def _secret(plan: Plan) -> Iterator[Finding]:
             'keys = "x25519+ml-kem-768" withstands that',
         )
     size = plan.largest_sum
-    k = degree(size, DEFAULT_DEGREE)
+    k = degree(size)
     spare = min(k - threshold(k), size - alive_quorum(size))
     if size - plan.least_sum > spare:
         yield _warning(

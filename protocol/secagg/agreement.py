@@ -4,8 +4,8 @@ An :class:`End` is one client's side of all its agreements in an attempt: it sea
 shares to its neighbours, opens theirs, and knows the secret that the masks of a pair come from. The
 coordinator has the end of a lost client whose mask seed was rebuilt: its pairs, never its boxes.
 
-In the hybrid form the lower id of a pair derives the pair's secret from its own mask seed and seals
-it to the other's mask key, so that either one's seed is enough to find it again.
+In the hybrid form one of a pair derives the pair's secret from its own mask seed and seals it to the other's
+mask key, so that either one's seed is enough to find it again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from protocol.secagg import shamir
 from protocol.secagg.kem import CIPHERTEXT_BYTES, KEM_KEY_BYTES, KEM_SEED_BYTES, HybridKey
 from protocol.secagg.kem import check_public as check_hybrid
@@ -23,6 +25,7 @@ from protocol.secagg.primitives import (
     RandomBytes,
     agree,
     kdf,
+    opened_secret,
     public_of,
     seal,
     tagged_hash,
@@ -53,11 +56,11 @@ class Keys(StrEnum):
         """Of each public key in an advert: X25519 first."""
         return X25519_BYTES + (KEM_KEY_BYTES if self is Keys.HYBRID else 0)
 
-    def box_bytes(self, sender: bytes, receiver: bytes) -> int:
-        """Of what ``sender`` has for ``receiver``: sealed shares, and a pair's seed to a higher id."""
+    def box_bytes(self, *, seed: bool) -> int:
+        """Of a box: sealed shares, and with ``seed`` that of the pair."""
         if self is Keys.X25519:
             return SHARES_BYTES
-        return HYBRID_SHARES_BYTES + (HYBRID_SEED_BYTES if sender < receiver else 0)
+        return HYBRID_SHARES_BYTES + (HYBRID_SEED_BYTES if seed else 0)
 
     def public_of(self, secret: bytes) -> bytes:
         """The public key of a channel or mask secret."""
@@ -72,7 +75,7 @@ class Keys(StrEnum):
 
     def check_public(self, key: bytes) -> None:
         """Raises SecrecyError for a key that would make everybody else refuse."""
-        agree(PROBE, key[:X25519_BYTES])
+        agree(opened_secret(PROBE), key[:X25519_BYTES])
         if self is Keys.HYBRID:
             check_hybrid(key[X25519_BYTES:])
 
@@ -116,21 +119,34 @@ class End(ABC):
 
     @abstractmethod
     def seal_to(
-        self, other: bytes, channel_key: bytes, mask_key: bytes, plain: bytes, random: RandomBytes
+        self,
+        other: bytes,
+        channel_key: bytes,
+        mask_key: bytes,
+        plain: bytes,
+        random: RandomBytes,
+        *,
+        seed: bool,
     ) -> tuple[bytes, bytes]:
-        """The box for ``other`` with ``plain`` in it, and what to keep for opening its box."""
+        """The box for ``other`` with ``plain`` in it, and with ``seed`` that of their pair; its opener."""
 
     @abstractmethod
-    def open_from(self, other: bytes, kept: bytes, box: bytes) -> bytes | None:
-        """What ``other`` sealed, or None. ``kept`` is what :meth:`seal_to` gave."""
+    def opener(self, other: bytes, channel_key: bytes) -> bytes:
+        """What to keep for opening boxes of ``other``."""
 
     @abstractmethod
-    def pair_secret(self, other: bytes, mask_key: bytes, box: bytes | None) -> bytes | None:
+    def open_from(self, other: bytes, opener: bytes, box: bytes) -> bytes | None:
+        """What ``other`` sealed, or None. ``opener`` is what :meth:`opener` gave."""
+
+    @abstractmethod
+    def pair_secret(
+        self, other: bytes, mask_key: bytes, box: bytes | None, *, own: bool
+    ) -> bytes | None:
         """What this pair's masks come from; None when ``box`` is not that of this pair.
 
-        ``box`` is the lower id's to the higher. A client of the lower id needs none for itself; a
-        coordinator that rebuilt its seed gives it, to see that the other one was told the same. Of
-        the other's key the X25519 part is enough.
+        ``own``: this client's seed it is, and ``box`` its own to the other: a client needs none for itself, a
+        coordinator that rebuilt its seed gives it, to see that the other one was told the same. Otherwise it
+        is the other's, in its box. Of the other's key the X25519 part is enough.
         """
 
 
@@ -138,60 +154,87 @@ class X25519End(End):
     """One Diffie-Hellman secret for a pair's channel, one for its masks."""
 
     def seal_to(
-        self, other: bytes, channel_key: bytes, mask_key: bytes, plain: bytes, random: RandomBytes
+        self,
+        other: bytes,
+        channel_key: bytes,
+        mask_key: bytes,
+        plain: bytes,
+        random: RandomBytes,
+        *,
+        seed: bool,
     ) -> tuple[bytes, bytes]:
-        """Under the channel of the pair, whose key is kept."""
-        secret = agree(self.channel_secret, channel_key)
-        channel = kdf(secret, "chan", self.xid + pair_label(self.client, other))
+        """Under the channel of the pair."""
+        channel = self.opener(other, channel_key)
         return seal(channel, plain, self.xid + self.client + other, random), channel
 
-    def open_from(self, other: bytes, kept: bytes, box: bytes) -> bytes | None:
-        """Under the same channel."""
-        return unseal(kept, box, self.xid + other + self.client)
+    def opener(self, other: bytes, channel_key: bytes) -> bytes:
+        """The channel's key."""
+        secret = agree(self._channel, channel_key)
+        return kdf(secret, "chan", self.xid + pair_label(self.client, other))
 
-    def pair_secret(self, other: bytes, mask_key: bytes, box: bytes | None) -> bytes | None:
+    def open_from(self, other: bytes, opener: bytes, box: bytes) -> bytes | None:
+        """Under the same channel."""
+        return unseal(opener, box, self.xid + other + self.client)
+
+    def pair_secret(
+        self, other: bytes, mask_key: bytes, box: bytes | None, *, own: bool
+    ) -> bytes | None:
         """The Diffie-Hellman secret of the mask keys."""
-        return agree(self._mask_secret, mask_key)
+        return agree(self._mask, mask_key)
 
     @cached_property
-    def _mask_secret(self) -> bytes:
-        return Keys.X25519.mask_secret(self.mask_seed, self.attempt)
+    def _channel(self) -> X25519PrivateKey:
+        return opened_secret(self.channel_secret)
+
+    @cached_property
+    def _mask(self) -> X25519PrivateKey:
+        return opened_secret(Keys.X25519.mask_secret(self.mask_seed, self.attempt))
 
 
 class HybridEnd(End):
-    """A fresh encapsulation for every box; the lower id chooses the pair's secret. (P-6.15)"""
+    """A fresh encapsulation for every box; one of a pair chooses the pair's secret. (P-6.15)"""
 
     def seal_to(
-        self, other: bytes, channel_key: bytes, mask_key: bytes, plain: bytes, random: RandomBytes
+        self,
+        other: bytes,
+        channel_key: bytes,
+        mask_key: bytes,
+        plain: bytes,
+        random: RandomBytes,
+        *,
+        seed: bool,
     ) -> tuple[bytes, bytes]:
-        """The shares to the channel key; to a higher id, the pair's seed to the mask key.
-
-        What is kept is the X25519 part of the other's channel key.
-        """
+        """The shares to the channel key; behind them the pair's seed to the mask key."""
         way = self.xid + self.client + other
         box = self._channel_key.seal_to(channel_key, "chan-hybrid", way, b"", plain, random)
-        kept = channel_key[:X25519_BYTES]
-        if self.client > other:
-            return box, kept
-        seed = self._pair_seed(other)
-        commit = tagged_hash("pair-commit", way + seed)
-        sealed = self._mask_key.seal_to(mask_key, "pair-box", way, commit, seed, random)
-        return box + sealed + commit, kept
+        opener = self.opener(other, channel_key)
+        if not seed:
+            return box, opener
+        pair_seed = self._pair_seed(other)
+        commit = tagged_hash("pair-commit", way + pair_seed)
+        sealed = self._mask_key.seal_to(mask_key, "pair-box", way, commit, pair_seed, random)
+        return box + sealed + commit, opener
 
-    def open_from(self, other: bytes, kept: bytes, box: bytes) -> bytes | None:
+    def opener(self, other: bytes, channel_key: bytes) -> bytes:
+        """The X25519 part of its channel key."""
+        return channel_key[:X25519_BYTES]
+
+    def open_from(self, other: bytes, opener: bytes, box: bytes) -> bytes | None:
         """The shares; a pair's seed behind them is left alone."""
         way = self.xid + other + self.client
         shares = box[:HYBRID_SHARES_BYTES]
-        return self._channel_key.open_from(kept, "chan-hybrid", way, b"", shares)
+        return self._channel_key.open_from(opener, "chan-hybrid", way, b"", shares)
 
-    def pair_secret(self, other: bytes, mask_key: bytes, box: bytes | None) -> bytes | None:
-        """Derived by the lower id, unsealed by the higher; the box's commitment has to fit."""
-        way = self.xid + pair_label(self.client, other)
-        seed = self._pair_seed(other) if self.client < other else None
+    def pair_secret(
+        self, other: bytes, mask_key: bytes, box: bytes | None, *, own: bool
+    ) -> bytes | None:
+        """Derived by whose it is, unsealed by the other; the box's commitment has to fit."""
+        way = self.xid + (self.client + other if own else other + self.client)
+        seed = self._pair_seed(other) if own else None
         if box is None:
             return seed
         sealed, commit = box[HYBRID_SHARES_BYTES:-COMMIT_BYTES], box[-COMMIT_BYTES:]
-        if self.client > other:
+        if not own:
             seed = self._mask_key.open_from(mask_key, "pair-box", way, commit, sealed)
         fits = seed is not None and commit == tagged_hash("pair-commit", way + seed)
         return seed if fits else None

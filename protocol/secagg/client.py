@@ -8,38 +8,35 @@ was and reveals nothing. :mod:`protocol.secagg.session` makes each phase happen 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import SecrecyError
 from protocol.merkle import merkle_root
 from protocol.secagg import shamir
-from protocol.secagg.agreement import X25519_BYTES, End, Keys, pair_key
-from protocol.secagg.contexts import attempt_context, round_id, share_context
+from protocol.secagg.agreement import X25519_BYTES, Keys, pair_key
+from protocol.secagg.cohort_checks import check_advert, check_cohort
+from protocol.secagg.contexts import attempt_context, share_context
 from protocol.secagg.graph import (
-    COMPLETE_UP_TO,
-    NO_SEED,
+    CHOICE_BYTES,
+    SIGNATURES_CHECKED,
     alive_quorum,
-    degree,
-    graph_seed,
-    neighbours,
-    threshold,
+    carries_seed,
+    chosen_holders,
+    drawn,
+    is_complete,
 )
 from protocol.secagg.messages import (
     MASK_KEY,
-    NO_INDEX,
     NO_PROOF,
     SELF_MASK,
     Advert,
-    Cohort,
     decode_cohort,
     decode_ids,
-    decode_round,
     decode_signatures,
     encode_masked_tail,
-    split_boxes,
 )
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import pack
@@ -54,6 +51,7 @@ from protocol.secagg.primitives import (
     signature_is_valid,
     tagged_hash,
 )
+from protocol.secagg.received import open_shares
 from protocol.secagg.states import (
     STOP,
     Advertised,
@@ -127,16 +125,6 @@ def commitment(self_seed: int, context: bytes, client: bytes) -> bytes:
     return tagged_hash("bcommit", context + client + shamir.to_bytes(self_seed))
 
 
-def _end(state: Advertised, xid: bytes) -> End:
-    return state.keys.end(
-        client=state.client,
-        attempt=attempt_context(state.sid, state.seq),
-        xid=xid,
-        mask_seed=state.mask_seed,
-        channel_secret=state.channel_secret,
-    )
-
-
 def share(
     state: Advertised,
     message: bytes,
@@ -145,130 +133,49 @@ def share(
     policy: Policy,
     random: RandomBytes,
 ) -> tuple[Shared, bytes]:
-    """Check the cohort and share both seeds with the neighbours; reply: sealed shares, signed."""
+    """Check the cohort and share both seeds with the holders; reply: sealed shares, signed.
+
+    In a large cohort this client draws its holders here, once the cohort is fixed, and says which. (P-6.3)
+    """
     cohort = decode_cohort(message, state.keys)
-    _check_cohort(state, cohort, policy)
-    own = state.client
-    adverts = {advert.client: advert for advert in cohort.adverts}
-    near = neighbours(tuple(adverts), cohort.degree, cohort.graph_seed)
+    check_cohort(state, cohort, policy)
+    own, complete = state.client, is_complete(len(cohort.ids))
     xid = share_context(attempt_context(state.sid, state.seq), cohort)
-    places = range(1, len(near[own]) + 1)
+    choice = b"" if complete else random(CHOICE_BYTES)
+    holders = (
+        tuple(one for one in cohort.ids if one != own)
+        if complete
+        else chosen_holders(cohort.ids, own, xid, choice)
+    )
+    adverts = {one: cohort.adverts[bisect_left(cohort.ids, one)] for one in holders}
+    for advert in adverts.values():
+        check_advert(advert, state, policy)
+    places = range(1, len(holders) + 1)
     shares = [
-        shamir.split(seed, places, cohort.threshold, random)
-        for seed in (state.self_seed, state.mask_seed)
+        shamir.split(secret, places, cohort.threshold, random)
+        for secret in (state.self_seed, state.mask_seed)
     ]
-    end = _end(state, xid)
+    end = state.end(xid)
     sealed, channels = [], {}
-    for other, *parts in zip(near[own], *shares, strict=True):
+    for other, *parts in zip(holders, *shares, strict=True):
         to, plain = adverts[other], b"".join(map(shamir.to_bytes, parts))
-        box, channels[other] = end.seal_to(other, to.channel_key, to.mask_key, plain, random)
+        seed = carries_seed(own, other, complete=complete)
+        box, channels[other] = end.seal_to(
+            other, to.channel_key, to.mask_key, plain, random, seed=seed
+        )
         sealed.append(box)
-    signature = sign(key, "shares", xid + own + merkle_root(sealed))
+    signature = sign(key, "shares", xid + own + merkle_root(sealed) + choice)
     after = Shared(
         before=state,
         xid=xid,
-        clients=tuple(adverts),
-        neighbours=near[own],
+        clients=cohort.ids,
+        neighbours=holders,
         threshold=cohort.threshold,
         alive_index=cohort.alive_index,
         channel_keys=channels,
-        mask_keys={other: adverts[other].mask_key[:X25519_BYTES] for other in near[own]},
+        mask_keys={one: adverts[one].mask_key[:X25519_BYTES] for one in holders},
     )
-    return after, b"".join(sealed) + signature
-
-
-def _check_cohort(state: Advertised, cohort: Cohort, policy: Policy) -> None:
-    ids = [advert.client for advert in cohort.adverts]
-    if ids != sorted(set(ids)):
-        raise SecrecyError("cohort.duplicate", "a client is listed twice or out of order", STOP)
-    if len(ids) < policy.minimum:
-        raise SecrecyError(
-            "cohort.too-small", f"{len(ids)} clients, this one asks for {policy.minimum}", STOP
-        )
-    own = {advert.client: advert for advert in cohort.adverts}.get(state.client)
-    if own is None or own.encode() != state.advert:
-        raise SecrecyError("cohort.own-advert", "this client's advert is altered or missing", STOP)
-    for advert in cohort.adverts:
-        _check_advert(advert, state, policy)
-    k = degree(len(ids), policy.degree)
-    if len(ids) > COMPLETE_UP_TO and policy.beacon is None:
-        raise SecrecyError(
-            "cohort.too-large", f"{len(ids)} clients and no public randomness for their graph", STOP
-        )
-    seed = NO_SEED if len(ids) <= COMPLETE_UP_TO else graph_seed(cohort.root, policy.beacon or b"")
-    if cohort.degree != k or cohort.graph_seed != seed:
-        raise SecrecyError("cohort.graph", f"the graph is not the plan's (k = {k})", STOP)
-    if cohort.threshold != threshold(k):
-        raise SecrecyError(
-            "cohort.threshold", f"threshold {cohort.threshold}, the rule gives {threshold(k)}", STOP
-        )
-    if (cohort.alive_index == NO_INDEX) == bool(policy.log_policy):
-        raise SecrecyError(
-            "cohort.mode",
-            "an alive set from a witnessed log where the plan asks for signatures, or the reverse",
-            STOP,
-        )
-
-
-def _check_advert(advert: Advert, state: Advertised, policy: Policy) -> None:
-    name = advert.client.hex()
-    public = policy.roster.get(advert.client)
-    if public is None:
-        raise SecrecyError("cohort.unknown-client", f"{name} is not in the roster", STOP)
-    if (advert.sid, advert.seq) != (state.sid, state.seq):
-        raise SecrecyError("advert.other-attempt", f"{name}'s advert is of another attempt", STOP)
-    if not signature_is_valid(public, "advert", advert.body, advert.signature):
-        raise SecrecyError("advert.signature", f"{name}'s advert is not signed by it", STOP)
-
-
-def open_shares(state: Shared, message: bytes, terms: dict[str, Any]) -> Opened:
-    """Check U2 and open the neighbours' shares; training starts only after this."""
-    members, boxes = decode_round(message)
-    own = state.before.client
-    if not set(members) <= set(state.clients):
-        raise SecrecyError("round.unknown-client", "a member did not advertise", STOP)
-    if own not in members:
-        raise SecrecyError("round.own-missing", "this client is not a member", STOP)
-    senders = [other for other in state.neighbours if other in set(members)]
-    if len(senders) < state.threshold:
-        raise SecrecyError(
-            "round.too-few-neighbours", f"{len(senders)}, needed {state.threshold}", STOP
-        )
-    sizes = [state.before.keys.box_bytes(sender, own) for sender in senders]
-    if (sealed := split_boxes(boxes, sizes)) is None:
-        raise SecrecyError(
-            "round.shares", f"{len(boxes)} bytes of shares of {len(senders)} neighbours", STOP
-        )
-    end, by = _end(state.before, state.xid), dict(zip(senders, sealed, strict=True))
-    held = {sender: _opened(state, end, sender, box) for sender, box in by.items()}
-    pairs = {sender: _pair(state, end, sender, box) for sender, box in by.items()}
-    rid = round_id(state.xid, b"".join(members), terms)
-    return Opened(before=state, rid=rid, members=members, held=held, pairs=pairs)
-
-
-def _pair(state: Shared, end: End, other: bytes, box: bytes) -> bytes:
-    sent = box if other < end.client else None  # a pair's secret comes from its lower id
-    if (secret := end.pair_secret(other, state.mask_keys[other], sent)) is None:
-        raise SecrecyError(
-            "pair.unreadable",
-            f"the pair secret of {other.hex()} does not open in this context",
-            "that client or the coordinator is faulty; nothing was revealed",
-        )
-    return secret
-
-
-def _opened(state: Shared, end: End, sender: bytes, box: bytes) -> tuple[int, int]:
-    plain = end.open_from(sender, state.channel_keys[sender], box)
-    halves = (
-        None if plain is None else (shamir.from_bytes(plain[:32]), shamir.from_bytes(plain[32:]))
-    )
-    if halves is None or halves[0] is None or halves[1] is None:
-        raise SecrecyError(
-            "share.unreadable",
-            f"the shares of {sender.hex()} do not open in this context",
-            "that client or the coordinator is faulty; nothing was revealed",
-        )
-    return halves[0], halves[1]
+    return after, choice + b"".join(sealed) + signature
 
 
 def mask(
@@ -293,6 +200,7 @@ def mask(
         alive_index=shared.alive_index,
         rid=state.rid,
         held=state.held,
+        holders=shared.neighbours,
     )
     statement = vector_statement(state.rid, own, root, NO_PROOF)
     return after, packed + encode_masked_tail(root, NO_PROOF, sign(key, "vector", statement))
@@ -334,21 +242,21 @@ def check_alive(state: Masked, alive: tuple[bytes, ...], policy: Policy) -> None
         raise SecrecyError(
             "alive.too-small", f"{len(alive)} clients, this one asks for {policy.minimum}", STOP
         )
-    near = set(state.held) & set(alive)
+    near = set(state.holders or state.held) & set(alive)
     if len(near) < state.threshold:
         raise SecrecyError(
             "alive.too-few-neighbours", f"{len(near)}, needed {state.threshold}", STOP
         )
 
 
-def unmask(state: Agreed, message: bytes, *, policy: Policy) -> bytes:
+def unmask(state: Agreed, message: bytes, *, policy: Policy, random: RandomBytes) -> bytes:
     """The shares, against a quorum of signatures on the very alive set that this client signed."""
-    _check_quorum(state, decode_signatures(message), policy.roster)
+    _check_quorum(state, decode_signatures(message), policy.roster, random)
     return reveal(state)
 
 
 def reveal(state: Agreed) -> bytes:
-    """One share per neighbour in U2: of its self mask if it is alive, of its mask key if not.
+    """One share per member that gave shares: of its self mask if it is alive, of its mask key if not.
 
     The caller deletes the state before it sends the reply.
     """
@@ -361,16 +269,26 @@ def reveal(state: Agreed) -> bytes:
 
 
 def _check_quorum(
-    state: Agreed, signatures: Mapping[bytes, bytes], roster: Mapping[bytes, bytes]
+    state: Agreed,
+    signatures: Mapping[bytes, bytes],
+    roster: Mapping[bytes, bytes],
+    random: RandomBytes,
 ) -> None:
+    """Of a large cohort's signatures those that this client draws, so that nobody knows which. (P-6.7)"""
     clients = set(state.before.clients)
     statement = state.before.rid + alive_digest(state.alive)
-    for signer, signature in signatures.items():
-        known = signer in clients and signer in roster
-        if not known or not signature_is_valid(roster[signer], "alive", statement, signature):
+    for signer in signatures:
+        if signer not in clients or signer not in roster:
+            raise SecrecyError("alive.signature", f"{signer.hex()} is not in the cohort", STOP)
+    signers = list(signatures)
+    if not is_complete(len(clients)) and len(signers) > SIGNATURES_CHECKED:
+        numbers = drawn(random(CHOICE_BYTES), len(signers), SIGNATURES_CHECKED)
+        signers = [signers[number] for number in numbers]
+    for signer in signers:
+        if not signature_is_valid(roster[signer], "alive", statement, signatures[signer]):
             raise SecrecyError(
                 "alive.signature", f"{signer.hex()} did not sign this alive set", STOP
             )
-    signers = set(signatures) | {state.before.client}
-    if len(signers) < (needed := alive_quorum(len(clients))):
-        raise SecrecyError("alive.quorum", f"{len(signers)} signers, needed {needed}", STOP)
+    count = len(set(signatures) | {state.before.client})
+    if count < (needed := alive_quorum(len(clients))):
+        raise SecrecyError("alive.quorum", f"{count} signers, needed {needed}", STOP)

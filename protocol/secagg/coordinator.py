@@ -25,12 +25,15 @@ from protocol.secagg.client import (
 )
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import (
-    COMPLETE_UP_TO,
+    CHOICE_BYTES,
     NO_SEED,
+    Graph,
     alive_quorum,
+    carries_seed,
+    chosen_holders,
+    complete_graph,
     degree,
-    graph_seed,
-    neighbours,
+    is_complete,
     threshold,
 )
 from protocol.secagg.messages import (
@@ -80,7 +83,6 @@ class Parameters:
     bits: int
     suite: Suite = Suite.AES_256_CTR
     keys: Keys = Keys.X25519
-    degree: int = 64
 
 
 class Attempt:
@@ -93,7 +95,8 @@ class Attempt:
         self.lost: dict[bytes, Phase] = {}
         self._adverts: dict[bytes, Advert] = {}
         self._cohort: Cohort | None = None
-        self._near: dict[bytes, tuple[bytes, ...]] = {}
+        self._graph = Graph({})
+        self._choices: dict[bytes, bytes] = {}  # of a large cohort
         self._sealed: dict[bytes, dict[bytes, bytes]] = {}  # sender -> receiver -> bytes
         self.rid = b""
         self.members: tuple[bytes, ...] = ()  # U2
@@ -126,67 +129,72 @@ class Attempt:
         """Whether the client's advert is here."""
         return client in self._adverts
 
-    def close_adverts(
-        self, asked: Iterable[bytes], *, beacon: bytes = b"", alive_index: int = NO_INDEX
-    ) -> bytes:
-        """Fix U1; the message every member of it gets. ``beacon``: for more than 128 clients.
+    def close_adverts(self, asked: Iterable[bytes], *, alive_index: int = NO_INDEX) -> bytes:
+        """Fix U1; the message every member of it gets.
 
         ``alive_index``: under witnesses, the place in the log that the alive set will have.
         """
         self._lose(asked, self._adverts)
         ids = sorted(self._adverts)
         self._enough(len(ids), "advertised")
-        k = degree(len(ids), self._p.degree)
-        cohort = Cohort(
+        k = degree(len(ids))
+        self._cohort = Cohort(
             degree=k,
             threshold=threshold(k),
             alive_index=alive_index,
             graph_seed=NO_SEED,
             adverts=tuple(self._adverts[client] for client in ids),
         )
-        if len(ids) > COMPLETE_UP_TO:
-            seed = graph_seed(cohort.root, beacon)
-            cohort = Cohort(
-                degree=k,
-                threshold=cohort.threshold,
-                alive_index=alive_index,
-                graph_seed=seed,
-                adverts=cohort.adverts,
-            )
-        self._cohort = cohort
-        self._near = neighbours(tuple(ids), k, cohort.graph_seed)
-        self._xid = share_context(self._context, cohort)
+        self._graph = complete_graph(ids) if self._is_complete else Graph({})
+        self._xid = share_context(self._context, self._cohort)
         self.phase = Phase.SHARE
-        return cohort.encode()
+        return self._cohort.encode()
+
+    @property
+    def _is_complete(self) -> bool:
+        return is_complete(len(self._known_cohort().ids))
 
     def receive_shares(self, client: bytes, message: bytes) -> None:
-        """Sealed shares for every neighbour of the client."""
+        """Sealed shares for every holder of the client: in a large cohort, for those that it drew."""
         self._expect(Phase.SHARE, client, self._adverts, self._sealed)
-        near = self._near[client]
-        sizes = [self._p.keys.box_bytes(client, neighbour) for neighbour in near]
-        sealed = split_boxes(message[:-SIGNATURE_BYTES], sizes)
-        signature = message[-SIGNATURE_BYTES:]
+        complete, ids = self._is_complete, self._known_cohort().ids
+        choice = b"" if complete else message[:CHOICE_BYTES]
+        if len(message) < len(choice) + SIGNATURE_BYTES or (
+            not complete and len(choice) < CHOICE_BYTES
+        ):
+            raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
+        holders = (
+            self._graph.holders[client]
+            if complete
+            else chosen_holders(ids, client, self._xid, choice)
+        )
+        sizes = [
+            self._p.keys.box_bytes(seed=carries_seed(client, holder, complete=complete))
+            for holder in holders
+        ]
+        sealed = split_boxes(message[len(choice) : -SIGNATURE_BYTES], sizes)
         if sealed is None:
             raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
-        statement = self._xid + client + merkle_root(sealed)
+        signature = message[-SIGNATURE_BYTES:]
+        statement = self._xid + client + merkle_root(sealed) + choice
         if not signature_is_valid(self._p.roster[client], "shares", statement, signature):
             raise _bad("shares.signature", client, "its signature is not valid")
-        self._sealed[client] = dict(zip(near, sealed, strict=True))
-        self._shares_signed[client] = signature
+        self._sealed[client] = dict(zip(holders, sealed, strict=True))
+        self._choices[client], self._shares_signed[client] = choice, signature
 
     def fix_members(self) -> tuple[bytes, ...]:
-        """Fix U2: those who shared and have enough neighbours that did."""
+        """Fix U2: those who shared and have enough holders that did."""
         self._lose(self._adverts, self._sealed)
-        members = set(self._sealed)
-        needed = self._known_cohort().threshold
-        # Whoever has too few neighbours left would refuse; leaving it out may starve others.
+        members, needed = set(self._sealed), self._known_cohort().threshold
+        # Whoever has too few holders left would refuse; leaving it out may starve others.
         while starved := {
-            client for client in members if len(members.intersection(self._near[client])) < needed
+            client for client in members if len(members & self._sealed[client].keys()) < needed
         }:
             members -= starved
             self.lost.update(dict.fromkeys(starved, Phase.SHARE))
         self._enough(len(members), "shared")
         self.members = tuple(sorted(members))
+        self._graph = Graph({client: tuple(self._sealed[client]) for client in self.members})
         return self.members
 
     def close_shares(self, terms: dict[str, Any], *, count: int) -> dict[bytes, bytes]:
@@ -194,22 +202,17 @@ class Attempt:
 
         ``count`` is the number of words of a masked vector, fixed by the ring, hence by U2.
         """
-        members = set(self.members)
         self._sum = np.zeros(count, word_type(self._p.bits))
         self.rid = round_id(self._xid, b"".join(self.members), terms)
         self._terms = dict(terms)
         self.phase = Phase.MASK
-        return {
-            client: encode_round(
-                self.members,
-                {
-                    neighbour: self._sealed[neighbour][client]
-                    for neighbour in self._near[client]
-                    if neighbour in members
-                },
-            )
-            for client in self.members
-        }
+        return {client: self._round_for(client) for client in self.members}
+
+    def _round_for(self, client: bytes) -> bytes:
+        senders = self._graph.owners.get(client, ())
+        adverts = None if self._is_complete else [self._adverts[sender] for sender in senders]
+        sealed = {sender: self._sealed[sender][client] for sender in senders}
+        return encode_round(self.members, sealed, adverts)
 
     def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
         """Add a masked vector to the sum. A late one is refused: the phase is over."""
@@ -273,21 +276,20 @@ class Attempt:
         return encode_signatures(self.signatures)
 
     def receive_unmask(self, client: bytes, message: bytes) -> None:
-        """One share per neighbour in U2, of the kind that its state allows."""
+        """One share per member that gave it some, of the kind that its state allows."""
         self._expect(Phase.UNMASK, client, self.alive, self._revealed)
-        members, alive = set(self.members), set(self.alive)
-        neighbours = [neighbour for neighbour in self._near[client] if neighbour in members]
-        pairs = decode_reveals(message, len(neighbours))
+        owners = self._graph.owners.get(client, ())
+        pairs = decode_reveals(message, len(owners))
         shares = {}
-        for neighbour, (kind, data) in zip(neighbours, pairs, strict=True):
+        for owner, (kind, data) in zip(owners, pairs, strict=True):
             value = shamir.from_bytes(data)
-            if (kind == SELF_MASK) != (neighbour in alive) or value is None:
+            if (kind == SELF_MASK) != (owner in self.masked) or value is None:
                 raise _bad(
-                    "unmask.kind", client, f"a share of {neighbour.hex()} that was not asked for"
+                    "unmask.kind", client, f"a share of {owner.hex()} that was not asked for"
                 )
-            shares[neighbour] = (kind, value)
-        for neighbour, share in shares.items():
-            self._reveals.setdefault(neighbour, {})[client] = share
+            shares[owner] = (kind, value)
+        for owner, share in shares.items():
+            self._reveals.setdefault(owner, {})[client] = share
         self._revealed.add(client)
 
     def unmask(self) -> Word:
@@ -297,7 +299,7 @@ class Attempt:
         # All secrets first: a sum is computed from all of them or not at all.
         rebuilder = Rebuilder(
             adverts=self._adverts,
-            near=self._near,
+            holders=self._graph.holders,
             threshold=self._known_cohort().threshold,
             keys=self._p.keys,
             context=self._context,
@@ -348,22 +350,24 @@ class Attempt:
             vector_signature=signature.hex(),
             alive_signature=self.signatures.get(client, b"").hex(),
             seed=shamir.to_bytes(self._seeds[client]).hex() if client in self._seeds else "",
+            choice=self._choices[client].hex() if member else "",
         )
 
     def _boxes(self) -> list[PairBox]:
-        return pair_boxes(self.members, self.alive, near=self._near, sealed=self._sealed)
+        return pair_boxes(self.members, self.alive, graph=self._graph, sealed=self._sealed)
 
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
         """The masks that were meant to cancel with those of ``lost``: their keys and signs."""
         end = self._p.keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
         masks = []
-        for neighbour in (client for client in self._near[lost] if client in self.masked):
-            lower, higher = sorted((lost, neighbour))
-            box, public = self._sealed[lower][higher], self._adverts[neighbour].mask_key
-            if (secret := end.pair_secret(neighbour, public, box)) is None:
-                self.liars.add(lower)
+        for neighbour in (client for client in self._graph.near(lost) if client in self.masked):
+            source = self._graph.source(lost, neighbour)
+            other = neighbour if source == lost else lost
+            box, public = self._sealed[source][other], self._adverts[neighbour].mask_key
+            if (secret := end.pair_secret(neighbour, public, box, own=source == lost)) is None:
+                self.liars.add(source)
                 raise RoundError(
-                    f"what {lower.hex()} sealed for {higher.hex()} is not the secret of their pair",
+                    f"what {source.hex()} sealed for {other.hex()} is not the secret of their pair",
                     RETRY,
                 )
             key = pair_key(secret, self.rid, lost, neighbour)

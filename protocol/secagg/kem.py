@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import (
 )
 
 from protocol.errors import SecrecyError
-from protocol.secagg.primitives import RandomBytes, agree, kdf, public_of, seal, unseal
+from protocol.secagg.primitives import RandomBytes, agree, kdf, opened_secret, seal, unseal
 
 KEM_KEY_BYTES, KEM_SEED_BYTES, CIPHERTEXT_BYTES = 1184, 64, 1088
 X25519_BYTES = 32
@@ -23,9 +23,10 @@ class HybridKey:
     """A key pair of 96 secret bytes: X25519, then the ML-KEM seed. The public key likewise."""
 
     def __init__(self, secret: bytes) -> None:
-        self._x25519 = secret[:X25519_BYTES]
+        self._x25519 = opened_secret(secret[:X25519_BYTES])
         self._kem = MLKEM768PrivateKey.from_seed_bytes(secret[X25519_BYTES:])
-        self.public = public_of(self._x25519) + self._kem.public_key().public_bytes_raw()
+        own = self._x25519.public_key().public_bytes_raw()
+        self.public = own + self._kem.public_key().public_bytes_raw()
 
     def seal_to(
         self,

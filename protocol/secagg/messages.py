@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 from protocol.errors import SecrecyError
@@ -86,7 +86,7 @@ def _check_adverts(data: bytes, start: int, count: int, keys: Keys, what: str) -
     _exactly(data, start + count * advert_bytes(keys), what)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Cohort:
     """All adverts of an attempt in the order of their ids, and the graph's parameters."""
 
@@ -103,7 +103,12 @@ class Cohort:
         )
         return head + b"".join(advert.encode() for advert in self.adverts)
 
-    @property
+    @cached_property
+    def ids(self) -> tuple[bytes, ...]:
+        """Whose adverts these are, in their order."""
+        return tuple(advert.client for advert in self.adverts)
+
+    @cached_property
     def root(self) -> bytes:
         """SHA-256 over the tagged advert bodies: the identity of U1."""
         return tagged_hash("u1", b"".join(advert.body for advert in self.adverts))
@@ -132,6 +137,7 @@ def encode_ids(ids: Sequence[bytes]) -> bytes:
     return b"".join(sorted(ids))
 
 
+@lru_cache(maxsize=4)  # of public data; a process that serves many clients reads each list once
 def decode_ids(data: bytes, what: str) -> tuple[bytes, ...]:
     """Raises SecrecyError unless the ids are whole, sorted and distinct."""
     if len(data) % ID_BYTES:
@@ -142,20 +148,45 @@ def decode_ids(data: bytes, what: str) -> tuple[bytes, ...]:
     return ids
 
 
-def encode_round(members: Sequence[bytes], sealed: Mapping[bytes, bytes]) -> bytes:
-    """U2, then the sealed shares for one client in the order of their senders."""
+def encode_round(
+    members: Sequence[bytes], sealed: Mapping[bytes, bytes], adverts: Sequence[Advert] | None = None
+) -> bytes:
+    """U2, then the sealed shares for one client in the order of their senders.
+
+    ``adverts``: in a cohort whose clients draw their holders, those of the senders, in the same order.
+    """
     head = COUNT.pack(len(members)) + encode_ids(members)
+    if adverts is not None:
+        head += COUNT.pack(len(adverts)) + b"".join(advert.encode() for advert in adverts)
     return head + b"".join(sealed[sender] for sender in sorted(sealed))
 
 
 def decode_round(data: bytes) -> tuple[tuple[bytes, ...], bytes]:
-    """(U2, the boxes in the order of their senders: :func:`split_boxes`)."""
+    """(U2, the boxes in the order of their senders: :func:`split_boxes`).
+
+    In a cohort whose clients draw their holders :func:`split_senders` comes first.
+    """
     if len(data) < COUNT.size:
         raise _malformed("round", f"{len(data)} bytes")
     end = COUNT.size + COUNT.unpack_from(data)[0] * ID_BYTES
     if len(data) < end:
         raise _malformed("round", f"{len(data)} bytes")
     return decode_ids(data[COUNT.size : end], "round"), data[end:]
+
+
+def split_senders(data: bytes, keys: Keys) -> tuple[tuple[Advert, ...], bytes]:
+    """(the adverts of those who sent boxes, by id; the boxes). Raises SecrecyError."""
+    count = COUNT.unpack_from(data)[0] if len(data) >= COUNT.size else 0
+    size = advert_bytes(keys)
+    end = COUNT.size + count * size
+    if len(data) < end:
+        raise _malformed("round", f"{len(data)} bytes of adverts and boxes")
+    _check_adverts(data[:end], COUNT.size, count, keys, "round")
+    adverts = tuple(
+        decode_advert(data[at : at + size], keys) for at in range(COUNT.size, end, size)
+    )
+    decode_ids(b"".join(advert.client for advert in adverts), "round")
+    return adverts, data[end:]
 
 
 def split_boxes(data: bytes, sizes: Sequence[int]) -> list[bytes] | None:

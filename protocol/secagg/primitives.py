@@ -73,15 +73,21 @@ def signature_is_valid(public_key: bytes, tag: str, message: bytes, signature: b
 
 def public_of(secret: bytes) -> bytes:
     """The X25519 public key of a 32-byte secret."""
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+    return opened_secret(secret).public_key().public_bytes_raw()
 
 
-def agree(secret: bytes, public: bytes) -> bytes:
-    """X25519. Raises SecrecyError for a public key of low order, whose result would be zero."""
+def opened_secret(secret: bytes) -> X25519PrivateKey:
+    """An X25519 secret of 32 bytes, to agree with."""
+    return X25519PrivateKey.from_private_bytes(secret)
+
+
+def agree(secret: X25519PrivateKey, public: bytes) -> bytes:
+    """X25519. Raises SecrecyError for a public key of low order, whose result would be zero.
+
+    A secret is opened once for many pairs: to open it costs as much as to agree.
+    """
     try:
-        return X25519PrivateKey.from_private_bytes(secret).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return secret.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise SecrecyError(
             "key.low-order", "a public key gives an all-zero secret", "leave that client out"

@@ -1,4 +1,4 @@
-"""A client's seed from its neighbours' shares, checked against what its advert commits to. (P-6.8)"""
+"""A client's seed from its holders' shares, checked against what its advert commits to. (P-6.8)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rebuilder:
     """``reveals``: of whom -> by whom -> (kind, share). Who gave a wrong one is added to ``liars``."""
 
     adverts: Mapping[bytes, Advert]
-    near: Mapping[bytes, tuple[bytes, ...]]
+    holders: Mapping[bytes, tuple[bytes, ...]]
     threshold: int
     keys: Keys
     context: bytes
@@ -30,7 +30,7 @@ class Rebuilder:
 
     def seed(self, client: bytes, *, alive: bool) -> int:
         """The client's self seed when it is alive, its mask seed else. Raises RoundError."""
-        places = {other: place for place, other in enumerate(self.near[client], 1)}
+        places = {other: place for place, other in enumerate(self.holders[client], 1)}
         shares = {
             places[holder]: value
             for holder, (_, value) in self.reveals.get(client, {}).items()

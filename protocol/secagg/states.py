@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from protocol.secagg.agreement import Keys
+from protocol.secagg.agreement import End, Keys
+from protocol.secagg.contexts import attempt_context
 
 STOP = "the coordinator is faulty or dishonest: nothing was revealed; ask its operator"
 
@@ -12,9 +13,7 @@ STOP = "the coordinator is faulty or dishonest: nothing was revealed; ask its op
 class Policy(BaseModel):
     """What this client insists on, whatever the coordinator says.
 
-    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be
-    revealed; ``degree`` is k above 128 clients, and ``beacon`` the public randomness their graph comes
-    from: without one, larger cohorts are refused, because whoever picks the graph picks neighbours.
+    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be revealed.
     ``log_policy`` (C2SP tlog-policy) makes it insist on alive sets in a witnessed log; empty: on signatures.
     """
 
@@ -22,8 +21,6 @@ class Policy(BaseModel):
 
     roster: dict[bytes, bytes]
     minimum: int
-    degree: int = 64
-    beacon: bytes | None = None
     log_policy: str = ""
 
 
@@ -53,11 +50,21 @@ class Advertised(State):
     channel_secret: bytes
     advert: bytes
 
+    def end(self, xid: bytes) -> End:
+        """This client's end of its agreements in a cohort."""
+        return self.keys.end(
+            client=self.client,
+            attempt=attempt_context(self.sid, self.seq),
+            xid=xid,
+            mask_seed=self.mask_seed,
+            channel_secret=self.channel_secret,
+        )
+
 
 class Shared(State):
-    """The seeds are shared with the neighbours.
+    """The seeds are shared with the neighbours: those that hold this client's shares.
 
-    ``channel_keys`` open what each of them sealed (:meth:`protocol.secagg.agreement.End.seal_to`);
+    ``channel_keys`` open what each of them sealed (:meth:`protocol.secagg.agreement.End.opener`);
     of their public mask keys the X25519 part is kept.
     """
 
@@ -72,9 +79,9 @@ class Shared(State):
 
 
 class Opened(State):
-    """The neighbours' shares are open; ``held`` are those of (self seed, mask seed).
+    """The shares that others gave are open; ``held`` are those of (self seed, mask seed).
 
-    ``pairs`` are the secrets that masks with each of them come from.
+    ``pairs`` are the secrets that masks with each neighbour come from.
     """
 
     before: Shared
@@ -94,6 +101,9 @@ class Masked(State):
     alive_index: int
     rid: bytes
     held: dict[bytes, tuple[int, int]]
+    holders: tuple[
+        bytes, ...
+    ] = ()  # of its own shares; of a state that an earlier fedge kept: see held
 
 
 class Agreed(State):

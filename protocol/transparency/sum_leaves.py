@@ -1,7 +1,7 @@
 """A sum's transcript as leaves of the log, and back. (P-8.8)
 
 Both directions hold the same facts: what the coordinator publishes is exactly what an auditor's
-:func:`protocol.secagg.transcript.verify_transcript` starts from.
+:func:`protocol.secagg.verification.verify_transcript` starts from.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def transcripts(trials: int) -> Iterator[tuple[np.ndarray[Any, Any], list[Any], 
         sent = int(rng.integers(2))
         state = cohort.states[one]
         assert isinstance(state, client.Shared)
-        opened = client.open_shares(state, messages[one], TERMS)
+        opened = client.open_shares(state, messages[one], TERMS, policy=cohort.policy)
         _, reply = client.mask(
             opened,
             candidates[sent].copy(),

@@ -161,6 +161,22 @@ def test_an_attempt_of_secure_aggregation_step_by_step() -> None:
     assert len(sid) == 32
 
 
+def test_the_holders_that_a_choice_draws() -> None:
+    """P-6.3, by the document alone."""
+    case = load("holders.json")
+    ids = [bytes.fromhex(one) for one in case["ids"]]
+    for entry in case["cases"]:
+        own = bytes.fromhex(entry["own"])
+        message = bytes.fromhex(case["xid"]) + own + bytes.fromhex(entry["choice"])
+        stream = hashlib.shake_256(hashlib.sha256(b"fedge/holders/v1\x00" + message).digest())
+        others = [one for one in ids if one != own]
+        holders: list[bytes] = []
+        for (word,) in struct.iter_unpack(">Q", stream.digest(8 * 1000)):
+            if (one := others[word * len(others) // 2**64]) not in holders:
+                holders.append(one)
+        assert [ids.index(one) for one in sorted(holders[:80])] == entry["holders"]
+
+
 def test_every_kind_of_lie_has_its_own_refusal() -> None:
     """What must be refused is in the vectors with its code; regenerating them refuses it again."""
     case = load("secagg.json")

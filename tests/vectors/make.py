@@ -32,7 +32,7 @@ from protocol.plan import parse_plan  # noqa: E402
 from protocol.recipe import initial_adapter  # noqa: E402
 from protocol.tasks.classification import METRICS  # noqa: E402
 from tests.vectors.ring import ring  # noqa: E402
-from tests.vectors.secagg import attempt  # noqa: E402
+from tests.vectors.secagg import attempt, holders  # noqa: E402
 from tests.vectors.sparsity import bitmap, magnitude  # noqa: E402
 
 PLAN = """
@@ -237,6 +237,7 @@ FILES = {
     "start.json": start,
     "ring.json": ring,
     "secagg.json": attempt,
+    "holders.json": holders,
     "magnitude.json": magnitude,
     "bitmap.json": bitmap,
 }

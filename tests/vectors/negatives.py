@@ -56,7 +56,12 @@ def refusals(
             ),
         )
     for what, message in _rounds(box, shared).items():
-        note("mask", what, message, lambda m=message: client.open_shares(shared, m, terms))
+        note(
+            "mask",
+            what,
+            message,
+            lambda m=message: client.open_shares(shared, m, terms, policy=policy),
+        )
     for what, message in _alive(alive, masked).items():
         note(
             "alive",
@@ -65,7 +70,12 @@ def refusals(
             lambda m=message: client.agree_on_alive(masked, m, key=key, policy=policy),
         )
     for what, message in _signatures(signatures).items():
-        note("unmask", what, message, lambda m=message: client.unmask(agreed, m, policy=policy))
+        note(
+            "unmask",
+            what,
+            message,
+            lambda m=message: client.unmask(agreed, m, policy=policy, random=random),
+        )
     return found
 
 

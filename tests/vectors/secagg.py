@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.coordinator import Attempt, Parameters
+from protocol.secagg.graph import chosen_holders
 from protocol.secagg.primitives import Suite, client_id
 from tests.vectors.negatives import refusals
 
@@ -32,6 +33,24 @@ def stream(label: str) -> Callable[[int], bytes]:
         return data[:size]
 
     return read
+
+
+def holders() -> dict[str, Any]:
+    """P-6.3: the holders that two clients of 130 draw."""
+    ids = sorted(client_id(f"client {number}".encode()) for number in range(130))
+    xid = stream("xid")(32)
+    cases = []
+    for own in (ids[0], ids[77]):
+        choice = stream(own.hex())(32)
+        chosen = chosen_holders(ids, own, xid, choice)
+        cases.append(
+            {
+                "own": own.hex(),
+                "choice": choice.hex(),
+                "holders": [ids.index(holder) for holder in chosen],
+            }
+        )
+    return {"ids": [one.hex() for one in ids], "xid": xid.hex(), "cases": cases}
 
 
 def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
     masked = {}
     for one in present:
         message = down("mask", one, boxes[one])
-        opened = client.open_shares(shared[one][0], message, TERMS)
+        opened = client.open_shares(shared[one][0], message, TERMS, policy=policy)
         masked[one], reply = client.mask(
             opened, vectors[one].copy(), bits=BITS, suite=Suite.AES_256_CTR, key=keys[one]
         )
@@ -89,7 +108,7 @@ def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
         server.receive_alive(one, up("alive", one, message))
     signatures = down("unmask", None, server.close_alive())
     for one, (state, _) in agreed.items():
-        reply = client.unmask(state, signatures, policy=policy)
+        reply = client.unmask(state, signatures, policy=policy, random=random[one])
         server.receive_unmask(one, up("unmask", one, reply))
     total = server.unmask()
     one, other = present[0], present[1]

@@ -27,7 +27,6 @@ class Cohort:
     count: int = 50
     bits: int = 16
     minimum: int = 2
-    degree: int = 64
     suite: Suite = Suite.AES_256_CTR
     keys_form: Keys = Keys.X25519
     lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -38,9 +37,7 @@ class Cohort:
         self.keys = dict(sorted(named.items()))
         self.ids = list(self.keys)
         self.roster = {i: key.public_key().public_bytes_raw() for i, key in self.keys.items()}
-        self.policy = client.Policy(
-            roster=self.roster, minimum=self.minimum, degree=self.degree, beacon=b"beacon"
-        )
+        self.policy = client.Policy(roster=self.roster, minimum=self.minimum)
         self.attempt = Attempt(
             Parameters(
                 sid=bytes(range(32)),
@@ -50,7 +47,6 @@ class Cohort:
                 bits=self.bits,
                 suite=self.suite,
                 keys=self.keys_form,
-                degree=self.degree,
             )
         )
         self.states: dict[bytes, client.State] = {}
@@ -87,7 +83,7 @@ class Cohort:
             )
             self.states[i] = self.drawn[i] = state
             self.attempt.receive_advert(i, message)
-        return self.attempt.close_adverts(self.ids, beacon=b"beacon")
+        return self.attempt.close_adverts(self.ids)
 
     def share(self, message: bytes) -> dict[bytes, bytes]:
         for i in self.here("share"):
@@ -105,7 +101,7 @@ class Cohort:
         for i in self.here("mask", messages):
             state = self.states[i]
             assert isinstance(state, client.Shared)
-            opened = client.open_shares(state, messages[i], TERMS)
+            opened = client.open_shares(state, messages[i], TERMS, policy=self.policy)
             words = rng.integers(0, 2**self.bits, self.count, np.uint64)
             self.total += words
             self.states[i], reply = client.mask(
@@ -132,7 +128,9 @@ class Cohort:
         for i in self.here("unmask", self.attempt.alive):
             state = self.states[i]
             assert isinstance(state, client.Agreed)
-            self.attempt.receive_unmask(i, client.unmask(state, message, policy=self.policy))
+            self.attempt.receive_unmask(
+                i, client.unmask(state, message, policy=self.policy, random=os.urandom)
+            )
         return self.attempt.unmask()
 
     def run(self) -> np.ndarray:  # type: ignore[type-arg]

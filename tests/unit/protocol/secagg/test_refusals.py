@@ -96,7 +96,7 @@ def test_members_that_lie(cohort: Make, members: Any, code: str) -> None:
     ids = members(made.ids)
     changed = len(ids).to_bytes(2, "big") + encode_ids(ids) + message[2 + 6 * 16 :]
     with refused(code):
-        client.open_shares(made.states[made.ids[0]], changed, {})
+        client.open_shares(made.states[made.ids[0]], changed, {}, policy=made.policy)
 
 
 def test_shares_of_another_pair_or_cohort_do_not_open(cohort: Make) -> None:
@@ -104,14 +104,14 @@ def test_shares_of_another_pair_or_cohort_do_not_open(cohort: Make) -> None:
     messages = made.share(made.advertise())
     own, other = made.ids[:2]
     with refused("share.unreadable"):  # what was sealed for somebody else
-        client.open_shares(made.states[own], messages[other], {})
+        client.open_shares(made.states[own], messages[other], {}, policy=made.policy)
     message = messages[own]
     at = 2 + 6 * 16
     swapped = (
         message[:at] + message[at + 92 : at + 184] + message[at : at + 92] + message[at + 184 :]
     )
     with refused("share.unreadable"):
-        client.open_shares(made.states[own], swapped, {})
+        client.open_shares(made.states[own], swapped, {}, policy=made.policy)
 
 
 def test_other_terms_give_other_masks(cohort: Make) -> None:
@@ -119,8 +119,10 @@ def test_other_terms_give_other_masks(cohort: Make) -> None:
     made = cohort(size=4)
     messages = made.share(made.advertise())
     own = made.ids[0]
-    here = client.open_shares(made.states[own], messages[own], {"adapter": "a"})
-    there = client.open_shares(made.states[own], messages[own], {"adapter": "b"})
+    here = client.open_shares(made.states[own], messages[own], {"adapter": "a"}, policy=made.policy)
+    there = client.open_shares(
+        made.states[own], messages[own], {"adapter": "b"}, policy=made.policy
+    )
     assert here.rid != there.rid
 
 
@@ -165,7 +167,7 @@ def test_without_a_quorum_on_one_set_nothing_is_unmasked(cohort: Make) -> None:
     own = made.ids[0]
     few = {one: signatures[one] for one in made.ids[:3]}
     with refused("alive.quorum"):
-        client.unmask(states[own], encode_signatures(few), policy=made.policy)
+        client.unmask(states[own], encode_signatures(few), policy=made.policy, random=os.urandom)
     # Signatures on another set of the same members: the split view.
     other = encode_ids(made.ids[:5])
     for one in made.ids[1:5]:
@@ -173,14 +175,16 @@ def test_without_a_quorum_on_one_set_nothing_is_unmasked(cohort: Make) -> None:
             made.states[one], other, key=made.keys[one], policy=made.policy
         )
     with refused("alive.signature"):
-        client.unmask(states[own], encode_signatures(signatures), policy=made.policy)
+        client.unmask(
+            states[own], encode_signatures(signatures), policy=made.policy, random=os.urandom
+        )
 
 
 def test_one_kind_of_share_per_neighbour(cohort: Make) -> None:
     made = cohort(size=6, lost={"mask": (5,)})
     message = made.agree(made.mask(made.share(made.advertise())))
     state = made.states[made.ids[0]]
-    reply = client.unmask(state, message, policy=made.policy)
+    reply = client.unmask(state, message, policy=made.policy, random=os.urandom)
     kinds = [reply[at] for at in range(0, len(reply), 33)]
     assert kinds == [0, 0, 0, 0, 1]
     assert len(reply) == 5 * 33
@@ -191,7 +195,9 @@ def test_a_coordinator_refuses_what_is_late_repeated_or_forged(cohort: Make) -> 
     messages = made.share(made.advertise())
     with refused("phase.late"):
         made.attempt.receive_shares(made.ids[0], b"")
-    late = client.open_shares(made.states[made.ids[4]], messages[made.ids[4]], {"round": 1})
+    late = client.open_shares(
+        made.states[made.ids[4]], messages[made.ids[4]], {"round": 1}, policy=made.policy
+    )
     with refused("masked.malformed"):
         made.attempt.receive_masked(made.ids[0], b"")
     forged_vector = bytes(2 * made.count + 32 + 4 + 64)
@@ -223,23 +229,6 @@ def test_an_advert_has_216_bytes(cohort: Make) -> None:
     state = made.states[made.ids[0]]
     assert len(state.advert) == 216
     assert isinstance(decode_cohort(made.attempt._cohort.encode()).adverts[0], Advert)
-
-
-def test_a_large_cohort_needs_public_randomness_that_the_client_knows(cohort: Make) -> None:
-    """Whoever may choose the graph's seed chooses a client's neighbours."""
-    made = cohort(size=140, degree=20)
-    honest = decode_cohort(made.advertise())
-    own = made.ids[0]
-    ground = replace(honest, graph_seed=os.urandom(32)).encode()
-    blind = made.policy.model_copy(update={"beacon": None})
-    for message, policy, code in (
-        (ground, made.policy, "cohort.graph"),
-        (honest.encode(), blind, "cohort.too-large"),
-    ):
-        with refused(code):
-            client.share(
-                made.states[own], message, key=made.keys[own], policy=policy, random=os.urandom
-            )
 
 
 def test_a_key_of_low_order_is_refused_at_the_door(cohort: Make) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import RoundError
 from protocol.secagg import packing, shamir
-from protocol.secagg.graph import alive_quorum, neighbours, threshold
+from protocol.secagg.graph import alive_quorum, threshold
 from protocol.secagg.primitives import Suite, add_mask, word_type
 from protocol.secagg.ring import Ring
 
@@ -28,11 +28,6 @@ Make = Callable[..., Any]
         (20, {"advertise": (0,), "share": (1,), "mask": (2,), "alive": (3,), "unmask": (4,)}),
         (30, {"mask": (5, 6, 7, 8)}),
         (100, {"share": (0, 50), "mask": (3, 99), "alive": (7,), "unmask": (20, 21)}),
-        pytest.param(
-            1000,
-            {"share": (0, 500), "mask": tuple(range(10, 60)), "unmask": (900, 999)},
-            marks=pytest.mark.slow,
-        ),
     ],
 )
 def test_the_sum_is_exact_and_losses_are_named(cohort: Make, size: int, lost: Any) -> None:
@@ -49,11 +44,6 @@ def test_the_sum_is_exact_and_losses_are_named(cohort: Make, size: int, lost: An
 def test_other_rings_and_the_second_suite(cohort: Make, bits: int, suite: Suite) -> None:
     made = cohort(size=5, bits=bits, suite=suite, lost={"mask": (1,)})
     assert (made.run() == (made.total % 2**bits).astype(word_type(bits))).all()
-
-
-def test_a_sparse_graph(cohort: Make) -> None:
-    made = cohort(size=140, degree=20, lost={"share": (3,), "mask": (10, 90), "unmask": (7,)})
-    assert (made.run() == made.total.astype(np.uint16)).all()
 
 
 @pytest.mark.parametrize("phase", ["advertise", "share", "mask", "alive", "unmask"])
@@ -109,15 +99,6 @@ def test_streams_are_seekable_and_undo_themselves(suite: Suite) -> None:
     assert (part == words[200_007:201_007]).all()
     add_mask(words, bytes(32), sign=-1, suite=suite)
     assert not words.any()
-
-
-@given(st.integers(129, 200), st.integers(2, 30), st.binary(min_size=32, max_size=32))
-@settings(max_examples=30)
-def test_the_sparse_graph_is_regular_and_symmetric(size: int, half: int, seed: bytes) -> None:
-    near = neighbours(tuple(bytes([0, i]) for i in range(size)), 2 * half, seed)
-    for one, others in near.items():
-        assert len(set(others) - {one}) == 2 * half
-        assert all(one in near[other] for other in others)
 
 
 @given(st.integers(3, 400))

@@ -11,7 +11,8 @@ import pytest
 
 from protocol.errors import FedgeError
 from protocol.secagg.agreement import Keys
-from protocol.secagg.transcript import Transcript, verify_transcript
+from protocol.secagg.transcript import Transcript
+from protocol.secagg.verification import verify_transcript
 
 Make = Callable[..., Any]
 LOST = {"share": (1,), "mask": (3,), "alive": (5,)}

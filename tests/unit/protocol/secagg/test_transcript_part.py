@@ -16,9 +16,8 @@ from protocol.secagg.agreement import Keys
 from protocol.secagg.client import CHUNK
 from protocol.secagg.packing import BLOCK, block_count, block_place, pack, packed_size, unpack
 from protocol.secagg.primitives import Suite, Word
-from protocol.secagg.transcript import (
-    Transcript,
-    sum_digest,
+from protocol.secagg.transcript import Transcript, sum_digest
+from protocol.secagg.verification import (
     verify_transcript,
     verify_transcript_part,
     verify_without_vectors,

@@ -73,7 +73,7 @@ class Witnessed(Cohort):
 
     def advertise(self) -> bytes:
         close = self.attempt.close_adverts
-        self.attempt.close_adverts = lambda asked, beacon: close(asked, alive_index=INDEX)  # type: ignore[method-assign,assignment,misc]
+        self.attempt.close_adverts = lambda asked: close(asked, alive_index=INDEX)  # type: ignore[method-assign,assignment,misc]
         return super().advertise()
 
     def masked(self) -> None:

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ProofError
 from protocol.secagg.agreement import Keys
-from protocol.secagg.transcript import Transcript, verify_transcript
+from protocol.secagg.transcript import Transcript
+from protocol.secagg.verification import verify_transcript
 from protocol.transparency.leaf_codec import decode_leaf, encode_statement
 from protocol.transparency.leaves import (
     Advert,
