@@ -148,7 +148,7 @@ def _check_graph(run: Run, leaves: SumLeaves) -> None:
     """(P-6.3) Who masks with whom, and how many reveal, follows from how many advertised."""
     cohort, count = leaves.cohort, len(leaves.adverts)
     if count > COMPLETE_UP_TO:
-        raise _bad(f"{count} clients in one graph, which needs public randomness")
+        raise _bad(f"{count} clients in one sum, for which a log has no form yet")
     near = degree(count)
     if (cohort.degree, cohort.threshold, cohort.graph_seed) != (
         near,

@@ -28,7 +28,7 @@ import numpy as np
 from protocol.secagg import packing, shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import commitment
-from protocol.secagg.primitives import Suite, add_mask, agree, kdf, public_of
+from protocol.secagg.primitives import Suite, add_mask, agree, kdf, opened_secret, public_of
 
 NEIGHBOURS, CLIENTS, LOST, THRESHOLD, BITS = 32, 100, 10, 22, 16
 FLOWER_RANGE = 2**32  # its default mod range
@@ -40,11 +40,14 @@ def ours_client(count: int) -> Callable[[], Any]:
     """Key agreement, 33 masks, packing."""
     rng = np.random.default_rng(0)
     update = rng.integers(0, 600, count).astype(np.uint16)
-    secret, publics = os.urandom(32), [public_of(os.urandom(32)) for _ in range(NEIGHBOURS)]
+    secret, publics = (
+        opened_secret(os.urandom(32)),
+        [public_of(os.urandom(32)) for _ in range(NEIGHBOURS)],
+    )
 
     def run() -> bytes:
         words = update.copy()
-        add_mask(words, kdf(secret, "self", RID), sign=1, suite=Suite.AES_256_CTR)
+        add_mask(words, kdf(bytes(32), "self", RID), sign=1, suite=Suite.AES_256_CTR)
         for public in publics:
             key = pair_key(agree(secret, public), RID, ONE, OTHER)
             add_mask(words, key, sign=1, suite=Suite.AES_256_CTR)
@@ -76,8 +79,9 @@ def ours_server(count: int) -> Callable[[], Any]:
                 key = kdf(shamir.to_bytes(seed), "self", RID)
                 add_mask(total, key, sign=-1, suite=Suite.AES_256_CTR)
                 continue
-            secret = Keys.X25519.mask_secret(seed, ACTX)
-            public_of(secret)
+            raw = Keys.X25519.mask_secret(seed, ACTX)
+            public_of(raw)
+            secret = opened_secret(raw)
             for _ in range(LIVE):
                 key = pair_key(agree(secret, public), RID, ONE, OTHER)
                 add_mask(total, key, sign=1, suite=Suite.AES_256_CTR)

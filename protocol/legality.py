@@ -39,6 +39,7 @@ from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
 LEAST_TEXT = 3  # tokens
+CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,9 +238,16 @@ def _secret(plan: Plan) -> Iterator[Finding]:
     if plan.largest_sum > COMPLETE_UP_TO:
         yield _error(
             "cohort.size",
-            f"a sum of more than {COMPLETE_UP_TO} clients needs public randomness for its graph, which "
-            "no plan can name yet",
+            f"a run's log has no form yet for a sum of more than {COMPLETE_UP_TO} clients",
             f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
+        )
+    room = (LEAF_ROOM - GROUP_BYTES * plan.secrecy.groups) // CLIENT_BYTES
+    if plan.cohort.size > room:
+        yield _error(
+            "cohort.size",
+            f"one leaf of the run's log names all clients of an attempt that failed: {room} in "
+            f"{plan.secrecy.groups} groups",
+            "fewer groups or clients, or several plans, each with `cohort.clients` of its own",
         )
     if plan.secrecy.keys == "x25519":
         yield _note(

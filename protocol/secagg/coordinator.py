@@ -43,6 +43,7 @@ from protocol.secagg.messages import (
     SIGNATURE_BYTES,
     Advert,
     Cohort,
+    RoundMessages,
     decode_advert,
     decode_masked_tail,
     decode_reveals,
@@ -197,8 +198,8 @@ class Attempt:
         self._graph = Graph({client: tuple(self._sealed[client]) for client in self.members})
         return self.members
 
-    def close_shares(self, terms: dict[str, Any], *, count: int) -> dict[bytes, bytes]:
-        """What each member gets. ``terms`` are those every client computes for itself.
+    def close_shares(self, terms: dict[str, Any], *, count: int) -> Mapping[bytes, bytes]:
+        """What each member gets, made when it is asked for. ``terms`` are those every client computes itself.
 
         ``count`` is the number of words of a masked vector, fixed by the ring, hence by U2.
         """
@@ -206,7 +207,7 @@ class Attempt:
         self.rid = round_id(self._xid, b"".join(self.members), terms)
         self._terms = dict(terms)
         self.phase = Phase.MASK
-        return {client: self._round_for(client) for client in self.members}
+        return RoundMessages(self.members, self._round_for)
 
     def _round_for(self, client: bytes) -> bytes:
         senders = self._graph.owners.get(client, ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
@@ -155,10 +155,31 @@ def encode_round(
 
     ``adverts``: in a cohort whose clients draw their holders, those of the senders, in the same order.
     """
-    head = COUNT.pack(len(members)) + encode_ids(members)
+    head = _members_head(tuple(members))
     if adverts is not None:
         head += COUNT.pack(len(adverts)) + b"".join(advert.encode() for advert in adverts)
     return head + b"".join(sealed[sender] for sender in sorted(sealed))
+
+
+@lru_cache(maxsize=2)  # the same for every member
+def _members_head(members: tuple[bytes, ...]) -> bytes:
+    return COUNT.pack(len(members)) + encode_ids(members)
+
+
+class RoundMessages(Mapping[bytes, bytes]):
+    """A message per member; those of thousands of clients would not fit into memory together."""
+
+    def __init__(self, members: tuple[bytes, ...], message: Callable[[bytes], bytes]) -> None:
+        self._members, self._message = members, message
+
+    def __getitem__(self, client: bytes) -> bytes:
+        return self._message(client)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
 
 
 def decode_round(data: bytes) -> tuple[tuple[bytes, ...], bytes]:

@@ -217,6 +217,11 @@ def _secrecy() -> Iterator[Mix]:
             {"cohort": {"size": 500, "quorum": 400}},
         ),
         (
+            "secret sums of 100 clients in 20 groups, beyond the log's leaf",
+            "cohort.size",
+            {"secrecy": {"groups": 20}, "cohort": {"size": 2000, "quorum": 1600}},
+        ),
+        (
             "two groups",
             "secrecy.groups",
             {"secrecy": {"groups": 2}, "cohort": {"size": 20, "quorum": 16}},

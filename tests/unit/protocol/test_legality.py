@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.verify import read_manifest
 from fedge.forecast import forecast
@@ -17,6 +19,8 @@ from protocol.plan import Plan, plan_from
 from protocol.privacy.planned import round_sizes
 from protocol.recipe import Recipe
 from protocol.rules import RULES, rule_named
+from protocol.transparency.leaf_codec import MOST_BYTES, encode_statement
+from protocol.transparency.leaves import Abort, AskedSum
 
 PLAIN = {"secrecy": {"exchange": "plain"}}
 
@@ -233,6 +237,30 @@ def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
     refused = next(f for f in check(plan_of(manifest, cohort=cohort)) if f.severity == "error")
     assert "secrecy.groups = 4" in refused.remedy
     verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
+
+
+@pytest.mark.parametrize("groups", [11, 40, 150])
+def test_all_clients_of_a_failed_attempt_fit_into_a_leaf(tiny_base: Path, groups: int) -> None:
+    """As many as a plan may ask: what an aborted attempt had asked for is one leaf of the log. (P-8.7)"""
+    manifest = read_manifest(tiny_base)
+    assert isinstance(manifest, Manifest)
+
+    def refused(size: int) -> bool:
+        cohort = {"size": size, "quorum": size}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": groups})
+        return any("one leaf" in finding.cause for finding in check(plan, manifest))
+
+    size = bisect_left(range(1500), True, lo=3 * groups, key=refused) - 1
+    each = -(-size // groups)
+    revealed = [
+        AskedSum(group=number, rid="f" * 64, clients=["f" * 32] * each) for number in range(groups)
+    ]
+    revealed[-1] = revealed[-1].model_copy(
+        update={"clients": ["f" * 32] * (each - groups * each + size)}
+    )
+    leaf = Abort(seq=2**50, group=None, round=2**50, attempt=2**50, revealed=revealed)
+    key = Ed25519PrivateKey.generate()
+    assert 60_000 < len(encode_statement(leaf, {"plan": "f" * 64}, key)) < MOST_BYTES
 
 
 @pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])

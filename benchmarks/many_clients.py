@@ -1,0 +1,193 @@
+"""A secret sum of thousands of clients: right to the last bit, and what it costs the coordinator and a client.
+
+    python benchmarks/many_clients.py [--clients 1000 10000] [--coordinates 100000] [--lost 0.05] [--json]
+
+The protocol's own two sides in two processes: the coordinator here, so that its processor time and peak memory are
+its own, all clients in the other, which keeps what each of them keeps between phases. A share of the clients is lost
+after it has shared, another that size after it has masked. The sum is compared with the one that the clients know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol.secagg import client
+from protocol.secagg.coordinator import Attempt, Parameters
+from protocol.secagg.primitives import Suite, client_id
+
+SID, BITS, TERMS = bytes(32), 16, {"round": 1}
+
+
+class Clients:
+    """All clients of an attempt: keys, states, and the sum of what they masked."""
+
+    def __init__(self, count: int, coordinates: int) -> None:
+        keys = [Ed25519PrivateKey.generate() for _ in range(count)]
+        self.keys = {client_id(key.public_key().public_bytes_raw()): key for key in keys}
+        self.roster = {one: key.public_key().public_bytes_raw() for one, key in self.keys.items()}
+        self.policy = client.Policy(roster=self.roster, minimum=3)
+        self.states: dict[bytes, Any] = {}
+        self.vectors: dict[bytes, bytes] = {}
+        self.rng, self.coordinates = np.random.default_rng(0), coordinates
+
+    def advertise(self, one: bytes, _: bytes) -> bytes:
+        self.states[one], reply = client.advertise(
+            self.keys[one], sid=SID, seq=1, random=os.urandom
+        )
+        return reply
+
+    def share(self, one: bytes, message: bytes) -> bytes:
+        self.states[one], reply = client.share(
+            self.states[one], message, key=self.keys[one], policy=self.policy, random=os.urandom
+        )
+        return reply
+
+    def mask(self, one: bytes, message: bytes) -> bytes:
+        opened = client.open_shares(self.states[one], message, TERMS, policy=self.policy)
+        words = np.full(self.coordinates, int(self.rng.integers(2**BITS)), np.uint16)
+        words += np.arange(self.coordinates, dtype=np.uint16)
+        self.vectors[one] = words[:1].tobytes()
+        key, suite = self.keys[one], Suite.AES_256_CTR
+        self.states[one], reply = client.mask(opened, words, bits=BITS, suite=suite, key=key)
+        return reply
+
+    def agree(self, one: bytes, message: bytes) -> bytes:
+        self.states[one], reply = client.agree_on_alive(
+            self.states[one], message, key=self.keys[one], policy=self.policy
+        )
+        return reply
+
+    def unmask(self, one: bytes, message: bytes) -> bytes:
+        state = self.states.pop(one)
+        return client.unmask(state, message, policy=self.policy, random=os.urandom)
+
+    def total(self, alive: Iterable[bytes]) -> np.ndarray[Any, Any]:
+        """The sum of what these clients had."""
+        each = np.arange(self.coordinates, dtype=np.uint16)
+        total = np.zeros(self.coordinates, np.uint16)
+        for one in alive:
+            total += each + np.frombuffer(self.vectors[one], np.uint16)
+        return total
+
+
+def serve(pipe: Connection, count: int, coordinates: int) -> None:
+    """The clients' process: (phase, client, message or None for the one before) to replies."""
+    clients = Clients(count, coordinates)
+    pipe.send(clients.roster)
+    common = b""
+    while request := pipe.recv():
+        phase, one, message = request
+        if phase == "total":
+            pipe.send(clients.total(message))
+            continue
+        common = common if message is None else message
+        pipe.send(getattr(clients, phase)(one, common))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    pipe.send((usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
+
+
+class Asked:
+    """Clients behind a pipe, and how many bytes went each way per client."""
+
+    def __init__(self, count: int, coordinates: int) -> None:
+        self.pipe, other = multiprocessing.Pipe()
+        arguments = (other, count, coordinates)
+        multiprocessing.get_context("spawn").Process(
+            target=serve, args=arguments, daemon=True
+        ).start()
+        self.roster: dict[bytes, bytes] = self.pipe.recv()
+        self.up, self.down = dict.fromkeys(self.roster, 0), dict.fromkeys(self.roster, 0)
+
+    def ask(self, phase: str, one: bytes, message: bytes, *, again: bool = False) -> bytes:
+        self.pipe.send((phase, one, None if again else message))
+        reply: bytes = self.pipe.recv()
+        self.down[one] += len(message)
+        self.up[one] += len(reply)
+        return reply
+
+
+def summed(count: int, coordinates: int, lost: float) -> dict[str, Any]:
+    """One attempt; figures of it."""
+    asked, start = Asked(count, coordinates), time.process_time()
+    parameters = Parameters(sid=SID, seq=1, roster=asked.roster, minimum=3, bits=BITS)
+    attempt, ids = Attempt(parameters), sorted(asked.roster)
+    for one in ids:
+        attempt.receive_advert(one, asked.ask("advertise", one, b""))
+    message = attempt.close_adverts(ids)
+    for number, one in enumerate(ids):
+        attempt.receive_shares(one, asked.ask("share", one, message, again=number > 0))
+    attempt.fix_members()
+    gone = set(ids[:: round(1 / lost)]) if lost else set()
+    for one, message in attempt.close_shares(TERMS, count=coordinates).items():
+        if one not in gone:
+            attempt.receive_masked(one, asked.ask("mask", one, message))
+    message = attempt.close_masked()
+    for number, one in enumerate(attempt.alive):
+        attempt.receive_alive(one, asked.ask("agree", one, message, again=number > 0))
+    message, late = attempt.close_alive(), set(ids[1 :: round(1 / lost)]) if lost else set()
+    revealing = [one for one in attempt.alive if one not in late]
+    for number, one in enumerate(revealing):
+        attempt.receive_unmask(one, asked.ask("unmask", one, message, again=number > 0))
+    words = attempt.unmask()
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    asked.pipe.send(("total", b"", list(attempt.alive)))
+    assert (words == asked.pipe.recv()).all(), "the sum is another"
+    asked.pipe.send(None)
+    clients_seconds, clients_peak = asked.pipe.recv()
+    one = revealing[0]
+    return {
+        "clients": count,
+        "coordinates": coordinates,
+        "in_sum": len(attempt.alive),
+        "lost_before_masks": len(attempt.members) - len(attempt.alive),
+        "lost_after_masks": len(late - gone),
+        "coordinator_cpu_s": round(seconds, 2),
+        "coordinator_peak_bytes": peak,
+        "client_cpu_s": round(clients_seconds / count, 4),
+        "clients_peak_bytes": clients_peak,
+        "up_bytes": asked.up[one],
+        "up_beyond_vector_bytes": asked.up[one] - 2 * coordinates,
+        "down_bytes": asked.down[one],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--coordinates", type=int, default=100_000)
+    parser.add_argument("--lost", type=float, default=0.05)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    counts, rows = arguments.clients, []
+    if len(counts) == 1:
+        rows.append(summed(counts[0], arguments.coordinates, arguments.lost))
+    else:  # a process each: a peak is of one attempt
+        rest = ("--coordinates", arguments.coordinates, "--lost", arguments.lost, "--json")
+        for count in counts:
+            command = [sys.executable, __file__, "--clients", count, *rest]
+            output = subprocess.run(
+                [str(part) for part in command], check=True, stdout=subprocess.PIPE
+            ).stdout
+            rows += json.loads(output)["sums"]
+    print(json.dumps({"sums": rows}, indent=None if arguments.json else 1))
+
+
+if __name__ == "__main__":
+    main()
