@@ -118,11 +118,11 @@ def _check_sums(run: Run, round_: Round) -> None:
         leaf = group_sum.leaves().opened
         alive = group_sum.of(Alive)[0]
         entry = lines.get((group_sum.seq, group_sum.group, leaf.round, leaf.attempt))
-        _check_participants(run, group_sum.group, alive.index, alive.leaf.clients, entry)
+        _check_participants(run, group_sum.group, alive.index, alive.leaf.ids, entry)
     for abort in round_.aborts:
         for revealed in abort.leaf.revealed:
             key = (abort.leaf.seq, revealed.group, abort.leaf.round, abort.leaf.attempt)
-            _check_participants(run, revealed.group, abort.index, revealed.clients, lines.get(key))
+            _check_participants(run, revealed.group, abort.index, revealed.ids, lines.get(key))
 
 
 def _check_participants(

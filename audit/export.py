@@ -7,16 +7,18 @@ there with the right digest is not copied again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from audit.log_copy import LogCopy, tile_names
 from audit.published import POLICY, Run, adapter_path
 from audit.sources import OWN, MissingError, Source, check_name
-from protocol.errors import ArtefactError
+from protocol.errors import ArtefactError, ProofError
 from protocol.peft_format import PASSPORT_FILE
 from protocol.secagg.client import vector_root
-from protocol.transparency.leaf_codec import sha256
+from protocol.transparency.leaf_codec import decode_leaf, sha256
+from protocol.transparency.lists import digests_in, list_path
 from protocol.transparency.sum_leaves import boxes_path, sum_path, vector_path
 from storage.whole import write_whole
 
@@ -94,7 +96,16 @@ def _named(run: Run, *, vectors: bool) -> Iterator[Published]:
                 name = vector_path(number, group_sum.group, leaf.client)
                 yield Published(name=name, fits=_with_root(leaf.root), optional=True)
                 yield Published(name=f"{name}.chunks", optional=True)
+    yield from _lists(run.copy)
     yield from _log_files(run.copy)
+
+
+def _lists(copy: LogCopy) -> Iterator[Published]:
+    """What leaves have no room for."""
+    for entry in copy.entries:
+        with suppress(ProofError):  # no leaf: the audit says so
+            for digest in digests_in(decode_leaf(entry).leaf):
+                yield _with(list_path(digest), digest)
 
 
 def _log_files(copy: LogCopy) -> Iterator[Published]:

@@ -82,7 +82,7 @@ def sums_asked(run: Run) -> Iterator[Asked]:
                     seq=opened.seq,
                     group=opened.group,
                     adapter=incoming.adapter_out,
-                    clients=frozenset(alive[0].leaf.clients),
+                    clients=frozenset(alive[0].leaf.ids),
                     opened=True,
                 )
         for abort in part.aborts:
@@ -92,7 +92,7 @@ def sums_asked(run: Run) -> Iterator[Asked]:
                     seq=abort.leaf.seq,
                     group=asked.group,
                     adapter=incoming.adapter_out,
-                    clients=frozenset(asked.clients),
+                    clients=frozenset(asked.ids),
                     opened=False,
                 )
 
@@ -127,7 +127,7 @@ def _check_limits(run: Run) -> None:
 
 def _check_revealed(run: Run, part: Round, abort: Placed[Abort]) -> None:
     """Known clients in order, each in one sum; under witnesses what was witnessed."""
-    leaf, everybody = abort.leaf, [c for asked in abort.leaf.revealed for c in asked.clients]
+    leaf, everybody = abort.leaf, [c for asked in abort.leaf.revealed for c in asked.ids]
     _, members = run.members(abort.index)
     groups = [asked.group for asked in leaf.revealed]
     if groups != sorted(set(groups)) or (leaf.group is not None and {*groups} - {leaf.group}):
@@ -135,8 +135,8 @@ def _check_revealed(run: Run, part: Round, abort: Placed[Abort]) -> None:
     if len(set(everybody)) != len(everybody):
         raise _bad(f"leaf {abort.index}: a client is in two sums of attempt {leaf.seq}")
     for asked in leaf.revealed:
-        names = [members.names.get(bytes.fromhex(client)) for client in asked.clients]
-        if asked.clients != sorted(asked.clients) or None in names:
+        names = [members.names.get(bytes.fromhex(client)) for client in asked.ids]
+        if asked.ids != sorted(asked.ids) or None in names:
             raise _bad(f"leaf {abort.index}: `revealed` lists clients out of order or of no roster")
         if strange := [name for name in names if name and not run.plan.cohort.takes(name)]:
             raise _bad(
@@ -144,12 +144,12 @@ def _check_revealed(run: Run, part: Round, abort: Placed[Abort]) -> None:
             )
         if run.plan.witnessed:
             witnessed = [
-                (each.leaf.rid, each.leaf.clients)
+                (each.leaf.rid, each.leaf.ids)
                 for unopened in part.unopened
                 if (unopened.seq, unopened.group) == (leaf.seq, asked.group)
                 for each in unopened.of(Alive)
             ]
-            if witnessed != [(asked.rid, asked.clients)]:
+            if witnessed != [(asked.rid, asked.ids)]:
                 raise _bad(f"leaf {abort.index}: `revealed` is not what was witnessed")
 
 

@@ -36,6 +36,7 @@ from protocol.transparency.leaves import (
     Vector,
     Withdrawal,
 )
+from protocol.transparency.lists import Fetch, whole
 
 SumLeaf = Advert | Cohort | Shares | RoundOpen | Vector | Alive | Reveal | Aggregate
 MANY = (Advert, Shares, Vector)
@@ -43,13 +44,17 @@ Place = tuple[int, int, int]  # part of the attempt, group, stage
 AFTER_SUMS: Place = (3, 0, 0)
 
 
-def collect(entries: Sequence[bytes], *, log_key: bytes, witnessed: bool) -> Collected:
+def collect(
+    entries: Sequence[bytes], *, log_key: bytes, witnessed: bool, fetch: Fetch
+) -> Collected:
     """Sort all leaves. ``log_key`` is the raw Ed25519 key that statements are signed with.
+
+    ``fetch`` gives lists that are in files.
 
     ``witnessed``: leaves of an attempt may be seen before it is complete. Raises ProofError for a log
     that does not begin as P-8.8 says.
     """
-    return _Collector(log_key, witnessed).over(entries)
+    return _Collector(log_key, witnessed, fetch).over(entries)
 
 
 def parse_first(entries: Sequence[bytes], log_key: bytes) -> Placed[PlanLeaf]:
@@ -64,8 +69,8 @@ def parse_first(entries: Sequence[bytes], log_key: bytes) -> Placed[PlanLeaf]:
 
 
 class _Collector:
-    def __init__(self, log_key: bytes, witnessed: bool) -> None:
-        self._log_key, self._witnessed = log_key, witnessed
+    def __init__(self, log_key: bytes, witnessed: bool, fetch: Fetch) -> None:
+        self._log_key, self._witnessed, self._fetch = log_key, witnessed, fetch
         self._sums: dict[int, Sum] = {}  # of the attempt that is going on, by group
         self._by_name: dict[str, Sum] = {}  # the same by xid and rid
         self._seq = 0  # the attempt's number, or that of the last one
@@ -81,7 +86,8 @@ class _Collector:
             try:
                 read = decode_leaf(entry)
                 verify_author(read, self._log_key)
-                self._take(Placed(index=index, leaf=read.leaf, subjects=read.subjects))
+                leaf = whole(read.leaf, self._fetch)
+                self._take(Placed(index=index, leaf=leaf, subjects=read.subjects))
             except ProofError as error:
                 self._fault(f"leaf {index}: {error.cause}")
         if not self._collected.rounds or self._collected.rounds[0].number != 0:

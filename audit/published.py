@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from audit.collected import Collected, Placed
 from audit.coverage import Coverage, Watched
 from audit.log_copy import LogCopy
-from audit.sources import Source
+from audit.sources import Source, fetch_list
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.frozen_linears import FrozenLinears
@@ -32,6 +32,7 @@ from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaf_codec import Read, decode_leaf, sha256
 from protocol.transparency.leaves import Adapter, PlanLeaf, Roster
+from protocol.transparency.lists import whole
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 
@@ -67,7 +68,9 @@ class Run:
         readable = []
         for index, entry in enumerate(self.copy.entries):
             with suppress(ProofError):
-                readable.append((index, decode_leaf(entry)))
+                read = decode_leaf(entry)
+                leaf = whole(read.leaf, partial(fetch_list, self.source))
+                readable.append((index, read.model_copy(update={"leaf": leaf})))
         return readable
 
     @property

@@ -59,7 +59,7 @@ def _seeds(run: Run) -> dict[tuple[str, int], list[tuple[int | None, str]]]:
     """(round, seed) by client and attempt."""
     found: dict[tuple[str, int], list[tuple[int | None, str]]] = {}
     for number, leaf in _leaves(run, Reveal):
-        for client, seed in leaf.seeds.items():
+        for client, seed in leaf.by_id.items():
             found.setdefault((client, leaf.seq), []).append((number, seed))
     return found
 

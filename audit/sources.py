@@ -15,6 +15,7 @@ from typing import Protocol
 
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
+from protocol.transparency.lists import list_path
 from protocol.web_page import REMEDY as WEB_PAGE
 from storage.downloads import CutError, PageError, opened
 from storage.regular import open_regular
@@ -22,6 +23,7 @@ from storage.regular import open_regular
 MOST_BYTES = 2**31  # of one file: a masked vector of 500 million coordinates in 32 bits
 MOST_OF = (  # of those that have to be small, in bytes
     (re.compile(r"log/(key|policy|checkpoint)"), 2**20),
+    (re.compile(r"log/lists/.*"), 2**23),
     (re.compile(r"log/tile/entries/.*"), 256 * (2 + 65_535)),
     (re.compile(r"log/tile/.*"), 256 * 32),
     (re.compile(r".*\.(json|jsonl|chunks|tlog-proof)"), 2**26),
@@ -33,7 +35,7 @@ REMEDY = "fetch the run again, or ask its coordinator for the file"
 _ROUND = r"rounds/[0-9]{4,9}"
 PUBLISHED = re.compile(
     r"plan\.json|manifest\.json|rosters/[0-9a-f]{64}\.json"
-    r"|log/(key|policy|checkpoint|log\.batch)"
+    r"|log/(key|policy|checkpoint|log\.batch)|log/lists/[0-9a-f]{64}"
     r"|log/tile/([0-9]{1,2}|entries)/(x[0-9]{3}/){0,6}[0-9]{3}(\.p/[0-9]{1,3})?"
     rf"|{_ROUND}/(log\.batch|checkpoint\.safetensors)"
     rf"|{_ROUND}/adapter/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}"
@@ -47,6 +49,14 @@ OWN = re.compile(rf"privacy\.jsonl|summary\.json|evaluations\.json|{_ROUND}/reco
 
 class MissingError(ArtefactError):
     """A published file that is not there."""
+
+
+def fetch_list(source: Source, digest: str) -> bytes:
+    """A list that a leaf has no room for. Raises ProofError when it is not there. (P-8.19)"""
+    try:
+        return source.read(list_path(digest))
+    except MissingError:
+        raise ProofError(f"{list_path(digest)} is not there", REMEDY) from None
 
 
 class Source(Protocol):

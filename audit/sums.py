@@ -25,7 +25,7 @@ from protocol.errors import ProofError
 from protocol.layout import Vector
 from protocol.secagg.agreement import Keys
 from protocol.secagg.client import CHUNK, vector_root
-from protocol.secagg.graph import COMPLETE_UP_TO, NO_SEED, degree, threshold
+from protocol.secagg.graph import NO_SEED, degree, threshold
 from protocol.secagg.messages import NO_INDEX
 from protocol.secagg.packing import BLOCK
 from protocol.secagg.primitives import Word, word_type
@@ -101,7 +101,7 @@ def verify_terms(run: Run, found: Sum, instruction: Instruction) -> Exact | Nois
     """(P-6.11) `round-open` binds masks to what plan, base, roster and instruction give; the encoding."""
     leaf = found.of(RoundOpen)[0].leaf
     size = run.recipe.round_layout(leaf.round).size
-    encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.members))
+    encoding = encoding_for(run.plan, instruction, size=size, clients=len(leaf.ids))
     roster, _ = run.members(found.of(Advert)[0].index)
     terms = terms_for(run.plan, instruction, encoding, bytes.fromhex(roster.root))
     if canonical_json(terms) != canonical_json(leaf.terms) or leaf.count != encoding.count:
@@ -140,15 +140,13 @@ def open_sum(
     adding = _Adding(run, found, leaves, transcript, members.keys)
     words, proof = adding.words(effort, findings)
     mean, metrics = encoding.opened(words, len(leaves.vectors))
-    names = tuple(sorted(members.names[bytes.fromhex(client)] for client in leaves.alive.clients))
+    names = tuple(sorted(members.names[bytes.fromhex(client)] for client in leaves.alive.ids))
     return OpenedSum(group=found.group, clients=names, mean=mean, metrics=metrics, proof=proof)
 
 
 def _check_graph(run: Run, leaves: SumLeaves) -> None:
     """(P-6.3) Who masks with whom, and how many reveal, follows from how many advertised."""
     cohort, count = leaves.cohort, len(leaves.adverts)
-    if count > COMPLETE_UP_TO:
-        raise _bad(f"{count} clients in one sum, for which a log has no form yet")
     near = degree(count)
     if (cohort.degree, cohort.threshold, cohort.graph_seed) != (
         near,
@@ -177,10 +175,10 @@ def _check_subjects(found: Sum, leaves: SumLeaves) -> None:
 
 def _check_signers(run: Run, leaves: SumLeaves) -> None:
     """(P-8.7) Who signed the alive set is in it; under witnesses its place stands for signatures."""
-    signatures = leaves.alive.signatures
+    signatures = leaves.alive.signed
     if run.plan.witnessed and signatures:
         raise _bad("`alive` holds signatures, where witnesses stand for them")
-    if not all(signatures.values()) or not set(signatures) <= set(leaves.alive.clients):
+    if not all(signatures.values()) or not set(signatures) <= set(leaves.alive.ids):
         raise _bad("`alive` holds a signature that is empty, or of somebody who is not in it")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from audit.repeats import repeats
 from audit.report import Findings, Report, RoundVerdict, Spending, Unproven
 from audit.rounds import RoundCheck
 from audit.seeds import both_seeds
-from audit.sources import Source
+from audit.sources import Source, fetch_list
 from audit.sums import Effort
 from audit.weights import linears_at
 from audit.withdrawals import check_withdrawals, withdrawn
@@ -51,7 +52,12 @@ def load_run(source: Source, trust: Trust) -> Run:
     plan = read_plan(source, first)
     if first.leaf.origin != copy.checkpoint.origin:
         raise ProofError("leaf 0 is of another log than the checkpoint", REMEDY)
-    collected = collect(copy.entries, log_key=copy.key.public, witnessed=plan.witnessed)
+    collected = collect(
+        copy.entries,
+        log_key=copy.key.public,
+        witnessed=plan.witnessed,
+        fetch=partial(fetch_list, source),
+    )
     return open_run(source, copy, collected)
 
 

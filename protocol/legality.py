@@ -18,28 +18,20 @@ from protocol.legality_of_controls import said_of_controls, said_of_controls_on
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_kind import said_of_kind
 from protocol.legality_of_release import said_of_release, said_of_release_on
+from protocol.legality_of_secrecy import said_of_groups, said_of_secrecy
 from protocol.legality_of_start import said_of_start
 from protocol.manifests import AnyManifest
 from protocol.methods import method_of
 from protocol.methods.base import rank_axis
 from protocol.plan import Plan
-from protocol.plan_sections import Secrecy
 from protocol.privacy.legality import said_of, said_with_sizes
 from protocol.privacy.planned import round_sizes
 from protocol.recipe import Recipe
 from protocol.rules import AggregationRule, exact_instead, rule_named
-from protocol.secagg.graph import (
-    COMPLETE_UP_TO,
-    LEAST_SUMMANDS,
-    alive_quorum,
-    degree,
-    threshold,
-)
 from protocol.step_sizes import said_of_steps
 from protocol.transparency.policy import policy_of
 
 LEAST_TEXT = 3  # tokens
-CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,76 +202,9 @@ def _exposure(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
         if plan.secrecy.groups > 1:
             yield _error("secrecy.groups", "groups are for secret sums", "use groups = 1")
     else:
-        yield from _secret(plan)
-    yield from _combination(plan.secrecy)
+        yield from (_finding(*row) for row in said_of_secrecy(plan))
+    yield from (_finding(*row) for row in said_of_groups(plan.secrecy))
     yield from (_finding(*row) for row in said_of(plan, rule))
-
-
-def _secret(plan: Plan) -> Iterator[Finding]:
-    """What secure aggregation asks of a plan."""
-    if plan.cohort.weighting != "uniform":
-        yield _error(
-            "cohort.weighting",
-            "under secure aggregation every client counts alike: weights are private",
-            'use weighting = "uniform"',
-        )
-    if plan.least_sum < LEAST_SUMMANDS:
-        yield _error(
-            "cohort.quorum",
-            f"a sum of fewer than {LEAST_SUMMANDS} updates is no secret",
-            f"at least {LEAST_SUMMANDS}" + (" for each group" if plan.secrecy.groups > 1 else ""),
-        )
-    if plan.secrecy.groups == 2:
-        yield _error(
-            "secrecy.groups",
-            "of two groups nobody can tell which one is wrong",
-            "at least 3, or 1",
-        )
-    if plan.largest_sum > COMPLETE_UP_TO:
-        yield _error(
-            "cohort.size",
-            f"a run's log has no form yet for a sum of more than {COMPLETE_UP_TO} clients",
-            f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
-        )
-    room = (LEAF_ROOM - GROUP_BYTES * plan.secrecy.groups) // CLIENT_BYTES
-    if plan.cohort.size > room:
-        yield _error(
-            "cohort.size",
-            f"one leaf of the run's log names all clients of an attempt that failed: {room} in "
-            f"{plan.secrecy.groups} groups",
-            "fewer groups or clients, or several plans, each with `cohort.clients` of its own",
-        )
-    if plan.secrecy.keys == "x25519":
-        yield _note(
-            "secrecy.keys",
-            "who records the messages and breaks X25519 one day reads single updates",
-            'keys = "x25519+ml-kem-768" withstands that',
-        )
-    size = plan.largest_sum
-    k = degree(size)
-    spare = min(k - threshold(k), size - alive_quorum(size))
-    if size - plan.least_sum > spare:
-        yield _warning(
-            "cohort.quorum",
-            f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost",
-            f"below {size - spare} of them it is never enough",
-        )
-
-
-def _combination(secrecy: Secrecy) -> Iterator[Finding]:
-    """How groups become one update."""
-    if secrecy.combination == "geometric-median" and secrecy.trim != 1:
-        yield _error(
-            "secrecy.trim",
-            "the geometric median trims nothing: it leaves out groups that are far",
-            'leave it out, or use combination = "trimmed-mean"',
-        )
-    if secrecy.combination == "trimmed-mean" and secrecy.groups <= 2 * secrecy.trim:
-        yield _error(
-            "secrecy.trim",
-            f"of {secrecy.groups} group(s) nothing is left without {secrecy.trim} at either end",
-            f"groups = {2 * secrecy.trim + 1} at least, or trim less",
-        )
 
 
 def _base(recipe: Recipe) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from typing import TypeVar
 from protocol.errors import RoundError
 from protocol.secagg.openings import far_apart
 from protocol.secagg.primitives import client_id
-from protocol.transparency.leaf_codec import decode_leaf
 from protocol.transparency.leaves import Abort, Aggregate, Alive, Leaf
 from server.log import RunLog
 from server.store import RunStore
@@ -51,10 +50,10 @@ def asked_clients(
     """
     for each in (number, *_rounds_before(store, number, digest)):
         for leaf in _read(log, Abort, log.find(Abort, round=each)):
-            yield from (frozenset(asked.clients) for asked in leaf.revealed)
+            yield from (frozenset(asked.ids) for asked in leaf.revealed)
         for ended in _read(log, Aggregate, log.find(Aggregate, round=each)):
             found = _read(log, Alive, log.find(Alive, rid=ended.rid))
-            yield from (frozenset(leaf.clients) for leaf in found)
+            yield from (frozenset(leaf.ids) for leaf in found)
 
 
 def verify_apart(
@@ -86,6 +85,6 @@ def _rounds_before(store: RunStore, number: int, digest: str) -> list[int]:
 
 def _read(log: RunLog, kind: type[L], indices: Iterable[int]) -> Iterator[L]:
     for at in indices:
-        leaf = decode_leaf(log.entry(at)).leaf
+        leaf = log.whole(at).leaf
         assert isinstance(leaf, kind)
         yield leaf

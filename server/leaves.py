@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from protocol.transparency.leaf_codec import decode_leaf
+from protocol.transparency.leaf_codec import Read, decode_leaf
 from protocol.transparency.leaves import Leaf
+from protocol.transparency.lists import Fetch, whole
 
 
 class Leaves:
-    """The leaves of the log with this ``origin``, in its order."""
+    """The leaves of the log with this ``origin``, in its order; ``fetch_list`` reads what is in files."""
 
-    def __init__(self, origin: str) -> None:
-        self.origin = origin
+    def __init__(self, origin: str, fetch_list: Fetch) -> None:
+        self.origin, self.fetch_list = origin, fetch_list
         self._entries: list[bytes] = []
         self._kinds: dict[type[Leaf], list[int]] = {}
 
@@ -24,6 +25,11 @@ class Leaves:
     def entry(self, index: int) -> bytes:
         """A leaf's bytes."""
         return self._entries[index]
+
+    def whole(self, index: int) -> Read:
+        """A leaf with its lists in it. Raises ProofError for a list that is not there."""
+        read = decode_leaf(self.entry(index))
+        return read.model_copy(update={"leaf": whole(read.leaf, self.fetch_list)})
 
     def find(self, kind: type[Leaf], *, since: int = 0, **fields: object) -> list[int]:
         """Indices, from ``since`` on, of the leaves of ``kind`` whose fields have these values."""
@@ -53,7 +59,7 @@ class Draft(Leaves):
     """
 
     def __init__(self, log: Leaves) -> None:
-        super().__init__(log.origin)
+        super().__init__(log.origin, log.fetch_list)
         self._entries = log._entries.copy()
         self._kinds = {kind: indices.copy() for kind, indices in log._kinds.items()}
         self._start = log.size

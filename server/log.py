@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from protocol.merkle import leaf_hash
 from protocol.plan import Plan
 from protocol.transparency.leaf_codec import encode_statement
 from protocol.transparency.leaves import Leaf
+from protocol.transparency.lists import list_path
 from protocol.transparency.note import (
     Checkpoint,
     KeyType,
@@ -62,7 +63,7 @@ class Published(Leaves):
 
     def __init__(self, folder: Path, verifier: VerifierKey) -> None:
         """Read it; empty where there is no checkpoint yet. Raises ArtefactError for a log that is damaged."""
-        super().__init__(verifier.name)
+        super().__init__(verifier.name, partial(_list_of, folder.parent))
         self.folder, self.verifier = folder, verifier
         self._tree = Tree()
         self.note = ""
@@ -99,6 +100,15 @@ class Published(Leaves):
         return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
 
 
+def _list_of(run: Path, digest: str) -> bytes:
+    """A list of a leaf. Raises ProofError when it cannot be read."""
+    try:
+        return (run / list_path(digest)).read_bytes()
+    except OSError as error:
+        cause = f"{list_path(digest)} cannot be read ({type(error).__name__})"
+        raise ProofError(cause, REMEDY) from None
+
+
 class RunLog(Published):
     """The log in ``folder/log``; whoever opens it holds the run folder's lock."""
 
@@ -127,6 +137,14 @@ class RunLog(Published):
     def write(self, leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
         """A statement signed by the log's key."""
         return encode_statement(leaf, subjects, self._key)
+
+    def keep_list(self, data: bytes) -> str:
+        """Put a list that a leaf has no room for where it is published; its SHA-256. (P-8.19)"""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.folder.parent / list_path(digest)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, data)
+        return digest
 
     def receipt(self, receipt: Receipt) -> str:
         """A receipt signed by the log's key. (P-8.9)"""

@@ -11,6 +11,7 @@ from protocol.errors import ProofError
 from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.plan import Plan
+from protocol.secagg.witnessed import encode_by_log
 from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.leaves import (
     Abort,
@@ -26,6 +27,7 @@ from protocol.transparency.leaves import (
     Spent,
     Vector,
 )
+from protocol.transparency.lists import of_asked
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import policy_of
 from protocol.transparency.sum_leaves import SumPlace, after_alive, alive_leaf, before_alive
@@ -74,10 +76,14 @@ def sum_leaves(
     transcript, boxes = secret_sum.core.transcript(), _boxes(secret_sum)
     place = _place(secret_sum, number, attempt, sha256(boxes) if boxes else "")
     rid = secret_sum.core.rid.hex()
-    last = after_alive(transcript, place, rid, log.write)
+    last = after_alive(transcript, place, rid, log.write, log.keep_list)
     if witnessed:
         return last
-    return [*before_alive(transcript, place, log.write), _alive(log, secret_sum), *last]
+    return [
+        *before_alive(transcript, place, log.write, log.keep_list),
+        _alive(log, secret_sum),
+        *last,
+    ]
 
 
 def _place(secret_sum: SecretSum, number: int, attempt: int, boxes: str = "") -> SumPlace:
@@ -93,6 +99,7 @@ def _alive(log: RunLog, secret_sum: SecretSum) -> bytes:
         rid=secret_sum.core.rid,
         alive=secret_sum.core.alive,
         signatures=secret_sum.core.signatures,
+        keep=log.keep_list,
     )
     return log.write(leaf, {"round": secret_sum.core.rid.hex()})
 
@@ -110,7 +117,9 @@ def log_alive_sets(
     leaves = [pad if secret_sum.failure else _alive(log, secret_sum) for secret_sum in sums]
     for secret_sum in possible:
         transcript = secret_sum.core.transcript()
-        leaves += before_alive(transcript, _place(secret_sum, number, attempt), log.write)
+        leaves += before_alive(
+            transcript, _place(secret_sum, number, attempt), log.write, log.keep_list
+        )
     start = log.append(leaves)
     policy = policy_of(plan.audit)
     note, faults = cosigned_by(setting.witnesses, log, policy)
@@ -120,17 +129,15 @@ def log_alive_sets(
         why = "; ".join(faults) or "none answered"
         raise ProofError(f"{error.cause} ({why})", "start the witnesses, then resume") from None
     log.cosigned(note)
-    return {
-        secret_sum.group: OfflineProof(
-            index=start + secret_sum.group,
-            path=tuple(log.tree.inclusion(start + secret_sum.group)),
-            checkpoint=note,
-            extra=log.entry(start + secret_sum.group),
-        )
-        .encode()
-        .encode()
-        for secret_sum in possible
-    }
+    return {each.group: _opening(log, each, note, start + each.group) for each in possible}
+
+
+def _opening(log: RunLog, secret_sum: SecretSum, note: str, index: int) -> bytes:
+    """What lets members of a sum see its alive set at ``index`` under the checkpoint of ``note``."""
+    path = tuple(log.tree.inclusion(index))
+    proof = OfflineProof(index=index, path=path, checkpoint=note, extra=log.entry(index))
+    core = secret_sum.core
+    return encode_by_log(proof.encode().encode(), core.alive, complete=core.is_complete)
 
 
 def start_leaves(
@@ -184,7 +191,7 @@ def abort_leaf(
         group=group,
         round=number.round,
         attempt=number.attempt,
-        revealed=list(revealed),
+        revealed=of_asked(revealed, log.keep_list),
     )
     return log.write(leaf, {"plan": plan_digest})
 

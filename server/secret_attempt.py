@@ -120,7 +120,7 @@ class SecretAttempt(SecretOutcome):
             # Killed after it had asked: of this round clients open the very same sums, or none.
             names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
             sums = [
-                [names.get(client, client) for client in revealed.clients]
+                [names.get(client, client) for client in revealed.ids]
                 for revealed in revealing[max(revealing)]
             ]
             return self._as_they_were(sums, connected)

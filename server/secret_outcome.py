@@ -78,7 +78,7 @@ class SecretOutcome(Attempt):
         """Over whom sums of this round were asked for, by name."""
         names = {client_id(key).hex(): name for name, key in self._setting.roster_keys.items()}
         asked = {
-            tuple(sorted(names.get(client, client) for client in each.clients))
+            tuple(sorted(names.get(client, client) for client in each.ids))
             for sums in self._store.revealing(self._number).values()
             for each in sums
         }

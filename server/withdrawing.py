@@ -46,7 +46,7 @@ def verify_withdraws(log: Leaves, request: Request, public: bytes) -> None:
 def effect(log: Leaves, client: str) -> Effect:
     """What ``client`` (its id in hex) is in, by the whole log."""
     indices = sorted(index for kind in TELLING for index in log.find(kind))
-    return effect_of(((index, decode_leaf(log.entry(index))) for index in indices), {client})
+    return effect_of(((index, log.whole(index)) for index in indices), {client})
 
 
 def withdrawn(log: Leaves) -> dict[str, int]:

@@ -73,7 +73,7 @@ def _members(log: Run, one: Round) -> dict[int, list[str]]:
                 _, members = log.members(placed.index)
             except FedgeError:
                 continue  # the audit says so
-            ids = map(bytes.fromhex, placed.leaf.clients)
+            ids = map(bytes.fromhex, placed.leaf.ids)
             found[each.group] = sorted(members.names.get(one, one.hex()) for one in ids)
     return found
 

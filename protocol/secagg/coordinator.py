@@ -146,24 +146,21 @@ class Attempt:
             graph_seed=NO_SEED,
             adverts=tuple(self._adverts[client] for client in ids),
         )
-        self._graph = complete_graph(ids) if self._is_complete else Graph({})
+        self._graph = complete_graph(ids) if self.is_complete else Graph({})
         self._xid = share_context(self._context, self._cohort)
         self.phase = Phase.SHARE
         return self._cohort.encode()
 
     @property
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether everybody is everybody's neighbour."""
         return is_complete(len(self._known_cohort().ids))
 
     def receive_shares(self, client: bytes, message: bytes) -> None:
         """Sealed shares for every holder of the client: in a large cohort, for those that it drew."""
         self._expect(Phase.SHARE, client, self._adverts, self._sealed)
-        complete, ids = self._is_complete, self._known_cohort().ids
+        complete, ids = self.is_complete, self._known_cohort().ids
         choice = b"" if complete else message[:CHOICE_BYTES]
-        if len(message) < len(choice) + SIGNATURE_BYTES or (
-            not complete and len(choice) < CHOICE_BYTES
-        ):
-            raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
         holders = (
             self._graph.holders[client]
             if complete
@@ -211,7 +208,7 @@ class Attempt:
 
     def _round_for(self, client: bytes) -> bytes:
         senders = self._graph.owners.get(client, ())
-        adverts = None if self._is_complete else [self._adverts[sender] for sender in senders]
+        adverts = None if self.is_complete else [self._adverts[sender] for sender in senders]
         sealed = {sender: self._sealed[sender][client] for sender in senders}
         return encode_round(self.members, sealed, adverts)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from protocol.privacy.ledger import Entry
 
@@ -18,6 +18,13 @@ Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ClientId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Clients = list[ClientId] | Sha256  # or the digest of a file with them: see lists (P-8.19)
+
+
+def listed(clients: list[str] | str) -> list[str]:
+    """Of a leaf that is whole: its lists are in it."""
+    assert isinstance(clients, list)
+    return clients
 
 
 class Leaf(BaseModel):
@@ -36,13 +43,19 @@ class Advert(Leaf):
 
 
 class Shares(Leaf):
-    """A client's signed root over the shares it sealed."""
+    """A client's signed root over the shares it sealed; in a large cohort with its choice of holders."""
 
     kind: ClassVar[str] = "shares"
     client: ClientId
     xid: Sha256
     root: Sha256
     signature: Hex
+    choice: Literal[""] | Sha256 = ""
+
+    @model_serializer(mode="wrap")
+    def _without_no_choice(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return values if self.choice else {k: v for k, v in values.items() if k != "choice"}
 
 
 class Vector(Leaf):
@@ -109,10 +122,15 @@ class RoundOpen(Leaf):
     attempt: Count
     rid: Sha256
     xid: Sha256
-    members: Annotated[list[ClientId], Field(min_length=1)]
+    members: Annotated[list[ClientId], Field(min_length=1)] | Sha256
     terms: dict[str, Any]
     count: Count
     code: Sha256
+
+    @property
+    def ids(self) -> list[str]:
+        """U2, of a leaf that is whole."""
+        return listed(self.members)
 
 
 class Alive(Leaf):
@@ -122,8 +140,19 @@ class Alive(Leaf):
     seq: Count
     group: Count
     rid: Sha256
-    clients: list[ClientId]
-    signatures: dict[ClientId, Hex]
+    clients: Clients
+    signatures: dict[ClientId, Hex] | Sha256
+
+    @property
+    def ids(self) -> list[str]:
+        """U3, of a leaf that is whole."""
+        return listed(self.clients)
+
+    @property
+    def signed(self) -> dict[str, str]:
+        """Signatures by id, of a leaf that is whole."""
+        assert isinstance(self.signatures, dict)
+        return self.signatures
 
 
 class Reveal(Leaf):
@@ -133,8 +162,14 @@ class Reveal(Leaf):
     seq: Count
     group: Count
     rid: Sha256
-    seeds: dict[ClientId, Sha256]
+    seeds: dict[ClientId, Sha256] | Sha256
     boxes: Hex  # SHA-256 of the file, or empty
+
+    @property
+    def by_id(self) -> dict[str, str]:
+        """Seeds by id, of a leaf that is whole."""
+        assert isinstance(self.seeds, dict)
+        return self.seeds
 
 
 class Aggregate(Leaf):
@@ -190,7 +225,12 @@ class AskedSum(Leaf):
     kind: ClassVar[str] = ""
     group: Count
     rid: Sha256
-    clients: Annotated[list[ClientId], Field(min_length=1)]
+    clients: Annotated[list[ClientId], Field(min_length=1)] | Sha256
+
+    @property
+    def ids(self) -> list[str]:
+        """U3, of a leaf that is whole."""
+        return listed(self.clients)
 
 
 class Abort(Leaf):

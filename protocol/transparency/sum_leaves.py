@@ -32,6 +32,7 @@ from protocol.transparency.leaves import (
     Shares,
     Vector,
 )
+from protocol.transparency.lists import Keep, by_client, of_clients
 
 T = TypeVar("T", Shares, Vector)
 Sign = Callable[[Leaf, Mapping[str, str]], bytes]
@@ -63,8 +64,8 @@ def vector_path(number: int, group: int, client: str) -> str:
     return f"rounds/{number:04d}/vectors/{group}/{client}"
 
 
-def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[bytes]:
-    """Adverts, cohort, shares, round-open and vectors."""
+def before_alive(transcript: Transcript, place: SumPlace, write: Sign, keep: Keep) -> list[bytes]:
+    """Adverts, cohort, shares, round-open and vectors; ``keep`` puts away what has no room in a leaf."""
     message = _cohort_of(transcript)
     ids = [advert.client.hex() for advert in message.adverts]
     context = attempt_context(bytes.fromhex(transcript.sid), transcript.seq)
@@ -89,7 +90,7 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[b
         attempt=place.attempt,
         rid=rid,
         xid=xid.hex(),
-        members=members,
+        members=of_clients(members, keep),
         terms=transcript.terms,
         count=transcript.count,
         code=place.code,
@@ -108,6 +109,7 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[b
                     xid=xid.hex(),
                     root=parties[client].shares_root,
                     signature=parties[client].shares_signature,
+                    choice=parties[client].choice,
                 )
             )
             for client in members
@@ -130,19 +132,29 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign) -> list[b
 
 
 def alive_leaf(
-    *, seq: int, group: int, rid: bytes, alive: Sequence[bytes], signatures: Mapping[bytes, bytes]
+    *,
+    seq: int,
+    group: int,
+    rid: bytes,
+    alive: Sequence[bytes],
+    signatures: Mapping[bytes, bytes],
+    keep: Keep,
 ) -> Alive:
     """The alive set of a sum; without signatures under witnesses."""
     return Alive(
         seq=seq,
         group=group,
         rid=rid.hex(),
-        clients=[client.hex() for client in alive],
-        signatures={client.hex(): signature.hex() for client, signature in signatures.items()},
+        clients=of_clients([client.hex() for client in alive], keep),
+        signatures=by_client(
+            {client.hex(): signature.hex() for client, signature in signatures.items()}, keep
+        ),
     )
 
 
-def after_alive(transcript: Transcript, place: SumPlace, rid: str, write: Sign) -> list[bytes]:
+def after_alive(
+    transcript: Transcript, place: SumPlace, rid: str, write: Sign, keep: Keep
+) -> list[bytes]:
     """Reveal and aggregate."""
     ids = [advert.client.hex() for advert in _cohort_of(transcript).adverts]
     parties = dict(zip(ids, transcript.parties, strict=True))
@@ -150,7 +162,9 @@ def after_alive(transcript: Transcript, place: SumPlace, rid: str, write: Sign) 
         seq=transcript.seq,
         group=place.group,
         rid=rid,
-        seeds={client: party.seed for client, party in parties.items() if party.seed},
+        seeds=by_client(
+            {client: party.seed for client, party in parties.items() if party.seed}, keep
+        ),
         boxes=place.boxes,
     )
     aggregate = Aggregate(
@@ -167,7 +181,7 @@ def after_alive(transcript: Transcript, place: SumPlace, rid: str, write: Sign) 
 
 @dataclass(frozen=True, kw_only=True)
 class SumLeaves:
-    """The leaves of one sum, as an auditor collected them."""
+    """The leaves of one sum, whole, as an auditor collected them."""
 
     adverts: tuple[Advert, ...]
     cohort: Cohort
@@ -198,8 +212,9 @@ def transcript_of(
             shares_signature=shares[client].signature if client in shares else "",
             vector_root=vectors[client].root if client in vectors else "",
             vector_signature=vectors[client].signature if client in vectors else "",
-            alive_signature=leaves.alive.signatures.get(client, ""),
-            seed=leaves.reveal.seeds.get(client, ""),
+            alive_signature=leaves.alive.signed.get(client, ""),
+            seed=leaves.reveal.by_id.get(client, ""),
+            choice=shares[client].choice if client in shares else "",
         )
         for client, leaf in zip(ids, leaves.adverts, strict=True)
     ]
@@ -228,7 +243,7 @@ def transcript_of(
     xid = share_context(context, message)
     if (message.root.hex(), xid.hex()) != (leaves.cohort.u1_root, leaves.cohort.xid):
         raise _bad("`cohort` does not name its adverts")
-    members = bytes.fromhex("".join(leaves.opened.members))
+    members = bytes.fromhex("".join(leaves.opened.ids))
     if round_id(xid, members, transcript.terms).hex() != leaves.opened.rid:
         raise _bad("`round-open` does not name its members and terms")
     if any(
@@ -243,13 +258,13 @@ def transcript_of(
 def _check_clients(leaves: SumLeaves, ids: Sequence[str]) -> None:
     """All leaves are of one cohort and one round, and of the very clients these list."""
     for name, clients, listed in (
-        ("shares", [leaf.client for leaf in leaves.shares], leaves.opened.members),
-        ("vector", [leaf.client for leaf in leaves.vectors], leaves.alive.clients),
-        ("reveal", leaves.reveal.seeds, leaves.opened.members),
+        ("shares", [leaf.client for leaf in leaves.shares], leaves.opened.ids),
+        ("vector", [leaf.client for leaf in leaves.vectors], leaves.alive.ids),
+        ("reveal", leaves.reveal.by_id, leaves.opened.ids),
     ):
         if sorted(clients) != listed:
             raise _bad(f"`{name}` is not of the very clients that the sum lists")
-    if not set(ids) >= {*leaves.opened.members, *leaves.alive.signatures}:
+    if not set(ids) >= {*leaves.opened.ids, *leaves.alive.signed}:
         raise _bad("a member, or a signer of the alive set, without an advert")
     if {leaves.opened.xid, *(leaf.xid for leaf in leaves.shares)} != {leaves.cohort.xid}:
         raise _bad("`shares` or `round-open` of another cohort")

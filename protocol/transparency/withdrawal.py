@@ -116,10 +116,10 @@ def effect_of(leaves: Iterable[tuple[int, Read]], clients: AbstractSet[str]) -> 
     before: RoundAdapter | None = None
     for index, read in leaves:
         leaf = read.leaf
-        if isinstance(leaf, Alive) and not clients.isdisjoint(leaf.clients):
+        if isinstance(leaf, Alive) and not clients.isdisjoint(leaf.ids):
             held.add(leaf.rid)
         elif isinstance(leaf, Abort):
-            holding = [asked_sum for asked_sum in leaf.revealed if clients & set(asked_sum.clients)]
+            holding = [asked_sum for asked_sum in leaf.revealed if clients & set(asked_sum.ids)]
             asked += _held(leaf, holding)
         elif isinstance(leaf, Adapter):
             sums += _held(leaf, [opened for opened in leaf.sums if opened.rid in held])
@@ -171,7 +171,7 @@ def takes_part(read: Read, client: str) -> bool:
     if isinstance(leaf, Shares | Vector):
         return leaf.client == client
     if isinstance(leaf, Alive):
-        return client in leaf.clients
+        return client in leaf.ids
     if isinstance(leaf, Abort):
-        return any(client in asked.clients for asked in leaf.revealed)
+        return any(client in asked.ids for asked in leaf.revealed)
     return False
