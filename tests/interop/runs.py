@@ -44,6 +44,20 @@ GROUPS: dict[str, Any] = {
 }
 
 
+LARGE: dict[str, Any] = {"count": 136, "cohort": EIGHT | {"size": 136, "quorum": 110}}
+
+
+def some_of_many_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """A few in each phase of round 1."""
+    phases = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.AGREE, Phase.UNMASK)
+    return number == 1 and site in (10, 11, 40, 41, 90) and phase is phases[site % 5]
+
+
+def many_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """Too many to open the sum that was asked for in round 1."""
+    return number == 1 and phase is Phase.UNMASK and site % 2 == 0
+
+
 def two_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
     """In round 1 two sites before they mask, whichever groups they are in."""
     return phase is Phase.MASK and (number, site) in {(1, 2), (1, 7)}
@@ -74,6 +88,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid keys with losses": LOSSY | {"secrecy": {"keys": "x25519+ml-kem-768"}},
     "hybrid keys, chacha20, 20 bits": LOSSY
     | {"secrecy": {"keys": "x25519+ml-kem-768", "suite": "chacha20", "bits": 20}},
+    "a large cohort with losses": LARGE | {"lost": some_of_many_are_lost, "rounds": 2},
+    "a large cohort, hybrid keys": LARGE
+    | {
+        "lost": some_of_many_are_lost,
+        "secrecy": {"keys": "x25519+ml-kem-768"},
+        "rounds": 1,
+    },
+    "a large cohort and a void round": LARGE | {"lost": many_are_lost, "rounds": 2},
     "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {

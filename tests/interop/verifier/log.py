@@ -100,6 +100,8 @@ def read_log(run: Path) -> tuple[Key, list[Leaf]]:
     check_tiles(run, hashes)
     assert (run / "log/policy").read_text() == f"log {key.text}\nquorum none\n"
     leaves = [parse_leaf(index, entry, key.raw) for index, entry in enumerate(entries)]
+    for leaf in leaves:
+        put_lists(run, leaf)
     assert leaves[0].kind == "plan"
     assert leaves[0]["origin"] == key.name
     return key, leaves
@@ -160,13 +162,35 @@ def read_entries(run: Path, size: int) -> list[bytes]:
     return entries
 
 
+def put_lists(run: Path, leaf: Leaf) -> None:
+    """P-8.19: what a leaf has no room for, in its place."""
+    sizes = {"members": 0, "clients": 0, "signatures": 64, "seeds": 32}
+    holders = leaf["revealed"] if leaf.kind == "abort" else [leaf.fields]
+    for fields in holders if leaf.kind in ("round-open", "alive", "reveal", "abort") else []:
+        for name in sizes.keys() & fields.keys():
+            value, size = fields[name], 16 + sizes[name]
+            if isinstance(value, list | dict):
+                assert len(value) <= 128
+                continue
+            data = (run / "log/lists" / value).read_bytes()
+            assert sha256(data) == value
+            rows = [data[at : at + size].hex() for at in range(0, len(data), size)]
+            assert len(data) == len(rows) * size
+            ids = [row[:32] for row in rows]
+            assert ids == sorted(set(ids))
+            assert len(ids) > 128
+            fields[name] = {row[:32]: row[32:] for row in rows} if sizes[name] else ids
+
+
 def parse_leaf(index: int, entry: bytes, log_key: bytes) -> Leaf:
     """P-8.5: exactly one spelling, exactly the fields of its kind, signed by whom it has to be."""
     value = json.loads(entry)
     assert canonical(value) == entry
     if "kind" in value:
         kind = value.pop("kind")
-        assert sorted(value) == sorted(MESSAGES[kind].split())
+        drawn = kind == "shares" and "choice" in value  # P-6.3
+        assert sorted(value) == sorted([*MESSAGES[kind].split(), *(["choice"] if drawn else [])])
+        assert not drawn or len(bytes.fromhex(value["choice"])) == 32
         return Leaf(kind, index, value, {}, entry)
     assert sorted(value) == ["payload", "payloadType", "signatures"]
     payload = octets(value["payload"])

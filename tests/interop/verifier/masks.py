@@ -79,12 +79,14 @@ class Lost:
         assert not self._hybrid
         return self._secret.exchange(X25519PublicKey.from_public_bytes(mask_key))
 
-    def pair_seed(self, other: bytes, mask_key: bytes, xid: bytes, box: bytes) -> bytes:
-        """r of P-6.15; ``box`` is the lower id's for the higher."""
+    def pair_seed(
+        self, other: bytes, mask_key: bytes, xid: bytes, box: bytes, *, own: bool
+    ) -> bytes:
+        """r of P-6.15; ``box`` is this client's for the other where it is ``own``."""
         sealed, commit = box[SHARES_BOX:-32], box[-32:]
         assert len(sealed) == PAIR_BOX - 32
-        way = xid + min(self.client, other) + max(self.client, other)
-        if self.client < other:
+        way = xid + (self.client + other if own else other + self.client)
+        if own:
             r = derived(self._seed, "pair-seed", self._actx + other)
         else:
             r = self._opened(sealed, mask_key, way, commit)
@@ -101,7 +103,7 @@ class Lost:
 
 
 def checked_box(entry: dict[str, Any], near: list[bytes], shares_root: str) -> bytes:
-    """A box of P-8.4, which the sender's signed root covers; ``near`` are the sender's sorted neighbours."""
+    """A box of P-8.4, which the sender's signed root covers; ``near`` are the sender's sorted holders."""
     assert sorted(entry) == ["box", "path", "receiver", "sender"]
     box, path = bytes.fromhex(entry["box"]), [bytes.fromhex(node) for node in entry["path"]]
     assert len(box) == SHARES_BOX + PAIR_BOX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -122,8 +123,7 @@ class Sum:
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies += body
-        assert len(self.adverts) <= 128
-        k = len(self.adverts) - 1
+        k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1
         root = named_hash("u1", bodies)
         names = ("u1_root", "degree", "threshold", "graph_seed", "alive_index")
@@ -137,10 +137,12 @@ class Sum:
         """U2, each of whom signed the root of the shares it sealed; what all masks are bound to."""
         opened = self.only("round-open")
         self.roots = {}
+        self.holders: dict[bytes, list[bytes]] = {}
         for leaf in self.leaves["shares"]:
-            one = bytes.fromhex(leaf["client"])
+            one, choice = bytes.fromhex(leaf["client"]), leaf.fields.get("choice", "")
             assert leaf["xid"] == opened["xid"] == self.xid.hex()
-            message = self.xid + one + bytes.fromhex(leaf["root"])
+            self.holders[one] = self._holders(one, bytes.fromhex(choice))
+            message = self.xid + one + bytes.fromhex(leaf["root"] + choice)
             check_signature(self.roster.keys[one], "shares", message, _signature(leaf))
             self.roots[one] = leaf["root"]
         self.members = [bytes.fromhex(one) for one in opened["members"]]
@@ -152,6 +154,21 @@ class Sum:
         self.rid = named_hash("round", self.xid + members + canonical(self.terms))
         assert self.rid.hex() == opened["rid"]
         assert opened.about == {"round": opened["rid"]}
+
+    def _holders(self, one: bytes, choice: bytes) -> list[bytes]:
+        """P-6.3: everybody else, or the eighty that a client draws."""
+        others = [other for other in self.adverts if other != one]
+        if len(self.adverts) <= 128:
+            assert not choice
+            return others
+        assert len(choice) == 32
+        seed = named_hash("holders", self.xid + one + choice)
+        drawn: dict[bytes, None] = {}
+        for (word,) in struct.iter_unpack(">Q", hashlib.shake_256(seed).digest(8 * 20_000)):
+            drawn[others[word * len(others) >> 64]] = None
+            if len(drawn) == 80:
+                break
+        return sorted(drawn)
 
     def _check_terms(self, number: int, adapter_in: str) -> None:
         """P-6.11, P-7.4: nothing of them is the coordinator's to choose."""
@@ -272,9 +289,13 @@ class Sum:
             assert lost.public == mask_key
             for other in self.alive:
                 pair = min(one, other) + max(one, other)
-                theirs = self.adverts[other][0]
+                theirs, lower, higher = self.adverts[other][0], *sorted((one, other))
+                drew = [a for a, b in ((lower, higher), (higher, lower)) if b in self.holders[a]]
+                if not drew:
+                    continue
                 if self.hybrid:
-                    secret = lost.pair_seed(other, theirs, self.xid, boxes.pop(pair))
+                    own, way = drew[0] == one, pair if drew[0] == lower else higher + lower
+                    secret = lost.pair_seed(other, theirs, self.xid, boxes.pop(way), own=own)
                 else:
                     secret = lost.secret_with(other, theirs)
                 # What the other one added has to go, what it took away comes back.
@@ -282,7 +303,7 @@ class Sum:
         assert not boxes
 
     def _boxes(self) -> dict[bytes, bytes]:
-        """The boxes of P-8.4 by lower and higher id."""
+        """The boxes of P-8.4 by sender and receiver."""
         opened, digest = self.only("round-open"), self.only("reveal")["boxes"]
         if not digest:
             return {}
@@ -293,8 +314,7 @@ class Sum:
         found = {}
         for entry in entries:
             sender, receiver = (bytes.fromhex(entry[name]) for name in ("sender", "receiver"))
-            near = [one for one in self.adverts if one != sender]
-            found[sender + receiver] = checked_box(entry, near, self.roots[sender])
+            found[sender + receiver] = checked_box(entry, self.holders[sender], self.roots[sender])
         assert len(found) == len(entries)
         return found
 

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ProofError
 from protocol.secagg.agreement import Keys
+from protocol.secagg.openings import alive_digest
 from protocol.secagg.transcript import Transcript
 from protocol.secagg.verification import verify_transcript
-from protocol.transparency.leaf_codec import decode_leaf, encode_statement
+from protocol.transparency.leaf_codec import decode_leaf, encode_statement, sha256
 from protocol.transparency.leaves import (
     Advert,
     Aggregate,
@@ -24,6 +25,7 @@ from protocol.transparency.leaves import (
     Shares,
     Vector,
 )
+from protocol.transparency.lists import whole
 from protocol.transparency.sum_leaves import (
     SumLeaves,
     SumPlace,
@@ -36,6 +38,20 @@ from tests.unit.protocol.secagg.conftest import Cohort as Clients
 
 KEY = Ed25519PrivateKey.generate()
 PLACE = SumPlace(group=0, round=1, attempt=1, code="0" * 64)
+
+
+LISTS: dict[str, bytes] = {}
+
+
+def keep(data: bytes) -> str:
+    LISTS[digest := sha256(data)] = data
+    return digest
+
+
+def fetch(digest: str) -> bytes:
+    if digest not in LISTS:
+        raise ProofError(f"no list {digest}", "")
+    return LISTS[digest]
 
 
 def write(leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
@@ -58,7 +74,7 @@ def opened(**changes: Any) -> tuple[Clients, Transcript, dict[bytes, bytes]]:
 
 
 def collected(made: Clients, transcript: Transcript) -> SumLeaves:
-    first = before_alive(transcript, PLACE, write)
+    first = before_alive(transcript, PLACE, write, keep)
     rid = next(leaf.rid for leaf in map(read, first) if isinstance(leaf, RoundOpen))
     signatures = {
         one: bytes.fromhex(party.alive_signature)
@@ -71,13 +87,14 @@ def collected(made: Clients, transcript: Transcript) -> SumLeaves:
         rid=bytes.fromhex(rid),
         alive=made.attempt.alive,
         signatures=signatures,
+        keep=keep,
     )
     found = [
         read(data)
         for data in (
             *first,
             write(alive, {"round": rid}),
-            *after_alive(transcript, PLACE, rid, write),
+            *after_alive(transcript, PLACE, rid, write, keep),
         )
     ]
 
@@ -97,7 +114,7 @@ def collected(made: Clients, transcript: Transcript) -> SumLeaves:
 
 
 def read(data: bytes) -> Leaf:
-    return decode_leaf(data).leaf
+    return whole(decode_leaf(data).leaf, fetch)
 
 
 def again(leaves: SumLeaves, transcript: Transcript) -> Transcript:
@@ -115,6 +132,21 @@ def again(leaves: SumLeaves, transcript: Transcript) -> Transcript:
 def test_the_way_there_and_back(keys: Keys) -> None:
     made, transcript, vectors = opened(keys_form=keys)
     rebuilt = again(collected(made, transcript), transcript)
+    assert rebuilt == transcript
+    verify_transcript(rebuilt, made.roster, vectors.__getitem__, minimum=3)
+
+
+def test_of_a_large_cohort_lists_are_in_files() -> None:
+    made, transcript, vectors = opened(
+        size=133, lost={"share": (1,), "mask": (3,), "alive": (5,)}, count=20
+    )
+    LISTS.clear()
+    leaves = collected(made, transcript)
+    # Members, alive set; seeds and signatures with their ids.
+    sizes = [131 * 16, 132 * 16, 132 * (16 + 32), 130 * (16 + 64)]
+    assert sorted(map(len, LISTS.values())) == sizes
+    assert alive_digest(made.attempt.alive).hex() in LISTS
+    rebuilt = again(leaves, transcript)
     assert rebuilt == transcript
     verify_transcript(rebuilt, made.roster, vectors.__getitem__, minimum=3)
 
