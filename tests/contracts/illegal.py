@@ -212,9 +212,18 @@ def _secrecy() -> Iterator[Mix]:
         ),
         ("secret sums of two", "cohort.quorum", {"cohort": {"size": 10, "quorum": 2}}),
         (
-            "secret sums of more than 128",
+            "secret sums of more than 2,000",
             "cohort.size",
-            {"cohort": {"size": 500, "quorum": 400}},
+            {"cohort": {"size": 5000, "quorum": 4000}},
+        ),
+        (
+            "a sum of 500 with noise",
+            "cohort.size",
+            {
+                "cohort": {"size": 500, "quorum": 400},
+                "rule": {"name": "first"},
+                "privacy": {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0},
+            },
         ),
         (
             "secret sums of 100 clients in 20 groups, beyond the log's leaf",

@@ -30,7 +30,15 @@ from tests.interop.verifier.run import verify_run
 from tests.tiers import some_by_default
 from tests.unit.audit.runs import make_run
 
-FAULTS = (AssertionError, InvalidSignature, InvalidTag, KeyError, ValueError, OSError, TypeError)
+FAULTS = (
+    AssertionError,
+    InvalidSignature,
+    InvalidTag,
+    LookupError,
+    ValueError,
+    OSError,
+    TypeError,
+)
 DEFAULT = {
     "hybrid keys with losses",
     "groups with losses",

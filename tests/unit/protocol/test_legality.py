@@ -95,7 +95,7 @@ def test_what_the_default_targets_are_on_a_base_is_said(tiny_base: Path) -> None
             },
             "secrecy.trim",
         ),
-        ({"cohort": {"size": 500, "quorum": 400}}, "cohort.size"),
+        ({"cohort": {"size": 5000, "quorum": 4000}}, "cohort.size"),
         *(
             ({"release": {"keep": 0.5}, "adapter": adapter}, "release.keep")
             for adapter in (
@@ -233,10 +233,11 @@ def test_noise_that_drowns_the_update_is_warned_of(tiny_base: Path) -> None:
 
 def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
     manifest = read_manifest(tiny_base)
-    cohort = {"size": 500, "quorum": 400}
+    cohort = {"size": 7000, "quorum": 6000}
     refused = next(f for f in check(plan_of(manifest, cohort=cohort)) if f.severity == "error")
     assert "secrecy.groups = 4" in refused.remedy
     verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
+    verify_legal(plan_of(manifest, cohort={"size": 2000, "quorum": 1600}), manifest)
 
 
 @pytest.mark.parametrize("groups", [11, 40, 150])
@@ -250,7 +251,7 @@ def test_all_clients_of_a_failed_attempt_fit_into_a_leaf(tiny_base: Path, groups
         plan = plan_of(manifest, cohort=cohort, secrecy={"groups": groups})
         return any("one leaf" in finding.cause for finding in check(plan, manifest))
 
-    size = bisect_left(range(1500), True, lo=3 * groups, key=refused) - 1
+    size = bisect_left(range(128 * groups + 1), True, lo=3 * groups, key=refused) - 1
     each = -(-size // groups)
     revealed = [
         AskedSum(group=number, rid="f" * 64, clients=["f" * 32] * each) for number in range(groups)

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.errors import SecrecyError
 from protocol.merkle import leaf_hash
 from protocol.secagg import client
-from protocol.secagg.witnessed import agree_by_log
-from protocol.transparency.leaf_codec import encode_statement
+from protocol.secagg.witnessed import agree_by_log, encode_by_log
+from protocol.transparency.leaf_codec import encode_statement, sha256
 from protocol.transparency.leaves import Abort, Alive
+from protocol.transparency.lists import of_clients
 from protocol.transparency.note import Checkpoint, KeyType, VerifierKey, cosign, sign_note
 from protocol.transparency.offline import OfflineProof
 from protocol.transparency.policy import simple_policy
@@ -172,3 +173,24 @@ def test_a_cohort_in_the_other_mode_is_refused() -> None:
     plain.policy = plain.policy.model_copy(update={"log_policy": POLICY})
     with pytest.raises(SecrecyError, match=r"cohort\.mode"):
         plain.share(plain.advertise())
+
+
+def test_a_large_alive_set_comes_beside_the_leaf_that_has_its_digest() -> None:
+    made = Witnessed(size=132, count=5, lost={"mask": (2,)})
+    made.masked()
+    alive, one = made.attempt.alive, made.attempt.alive[0]
+    leaf = made.leaf(clients=of_clients([each.hex() for each in alive], sha256))
+    proof = Log(leaf).proof()
+
+    def refused(code: str, message: bytes) -> None:
+        with pytest.raises(SecrecyError, match=f"^{code}"):
+            made.agreed(one, message)
+
+    assert made.agreed(one, encode_by_log(proof, alive, complete=False)).alive == alive
+    refused("alive.other-set", encode_by_log(proof, alive[:-1], complete=False))
+    refused("alive.order", encode_by_log(proof, alive, complete=False) + alive[0])
+    refused("alive.malformed", b"")
+    refused("alive", encode_by_log(proof, alive, complete=True))
+    # A leaf with all of them in it is not the form of so many: its list is none of a file.
+    named = Log(made.leaf()).proof()
+    refused("alive.other-set", encode_by_log(named, alive, complete=False))
