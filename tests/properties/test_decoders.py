@@ -256,7 +256,11 @@ def bytes_mutant(seed: bytes, rng: random.Random) -> bytes:
 
 
 def is_json(seed: bytes) -> bool:
-    return seed.lstrip()[:1] in (b"{", b"[")
+    """Not of random bytes that happen to begin with a bracket."""
+    try:
+        return seed.decode().lstrip()[:1] in ("{", "[")
+    except UnicodeDecodeError:
+        return False
 
 
 def is_toml(seed: bytes) -> bool:

@@ -19,9 +19,13 @@ from protocol.secagg.messages import (
     decode_reveals,
     decode_round,
     decode_signatures,
+    split_senders,
     split_unmask,
 )
 from protocol.tasks.classification import METRICS
+from protocol.transparency.leaf_codec import sha256
+from protocol.transparency.leaves import Alive
+from protocol.transparency.lists import whole
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from tests.properties.decoders.rows import (
     Decoder,
@@ -29,6 +33,11 @@ from tests.properties.decoders.rows import (
     json_value,
 )
 from tests.properties.decoders.world import World
+
+
+def listed_alive(digest: str) -> Alive:
+    """A leaf whose clients are in a file."""
+    return Alive(seq=1, group=0, rid="0" * 64, clients=digest, signatures={})
 
 
 def messages(world: World) -> dict[str, Decoder]:
@@ -55,6 +64,14 @@ def _secret(world: World) -> dict[str, Decoder]:
             read=lambda data: decode_ids(data, "x"), seeds=(bytes(15) + b"\x01",)
         ),
         "protocol.secagg.messages:decode_round": Decoder(read=decode_round, seeds=(members,)),
+        "protocol.secagg.messages:split_senders": Decoder(
+            read=lambda data: split_senders(data, Keys.X25519),
+            seeds=(b"\x00\x01" + advert + bytes(92),),
+        ),
+        "protocol.transparency.lists:whole": Decoder(
+            read=lambda data: whole(listed_alive(sha256(data)), lambda _: data),
+            seeds=(b"".join(number.to_bytes(16, "big") for number in range(130)),),
+        ),
         "protocol.secagg.messages:decode_masked_tail": Decoder(
             read=decode_masked_tail, seeds=(bytes(32 + 4 + 64),)
         ),
