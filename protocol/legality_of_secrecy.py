@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from protocol.plan import Plan
 from protocol.plan_sections import Secrecy
 from protocol.privacy.legality import Said
-from protocol.secagg.graph import COMPLETE_UP_TO, LEAST_SUMMANDS, alive_quorum, degree, threshold
+from protocol.secagg.graph import (
+    COMPLETE_UP_TO,
+    LEAST_SUMMANDS,
+    alive_quorum,
+    degree,
+    is_complete,
+    threshold,
+)
 
 MOST_IN_SUM = 2000
+LIKELY_LOSSES = 18  # of a hundred: above that some client's holders are too few in most sums
 CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
 
 
@@ -59,15 +67,28 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
             "who records the messages and breaks X25519 one day reads single updates",
             'keys = "x25519+ml-kem-768" withstands that',
         )
-    size = plan.largest_sum
-    k = degree(size)
+    yield from _losses(plan)
+
+
+def _losses(plan: Plan) -> Iterator[Said]:
+    """How many clients may be lost before no sum opens, and what the quorum expects. (P-6.8)"""
+    size, k = plan.largest_sum, degree(plan.largest_sum)
+    missing = size - plan.least_sum
     spare = min(k - threshold(k), size - alive_quorum(size))
-    if size - plan.least_sum > spare:
+    if is_complete(size) and missing > spare:
         yield (
             "warning",
             "cohort.quorum",
             f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost",
             f"below {size - spare} of them it is never enough",
+        )
+    elif not is_complete(size) and missing > (likely := size * LIKELY_LOSSES // 100):
+        yield (
+            "warning",
+            "cohort.quorum",
+            f"each of {size} clients needs {threshold(k)} of the {k} holders that it draws: with more than "
+            f"{likely} lost most sums do not open",
+            f"a quorum of {size - likely} fails such a round at once",
         )
 
 

@@ -238,6 +238,9 @@ def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
     assert "secrecy.groups = 4" in refused.remedy
     verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
     verify_legal(plan_of(manifest, cohort={"size": 2000, "quorum": 1600}), manifest)
+    for quorum, warned in ((1700, False), (1600, True)):
+        large = plan_of(manifest, cohort={"size": 2000, "quorum": quorum})
+        assert any("holders" in finding.cause for finding in warnings_of(large, manifest)) == warned
 
 
 @pytest.mark.parametrize("groups", [11, 40, 150])
