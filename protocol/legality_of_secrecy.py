@@ -17,7 +17,7 @@ from protocol.secagg.graph import (
 )
 
 MOST_IN_SUM = 2000
-LIKELY_LOSSES = 18  # of a hundred: above that some client's holders are too few in most sums
+LIKELY_LOSSES = 18  # of a hundred: above that some client's holders are too few in many sums
 CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
 
 
@@ -87,7 +87,7 @@ def _losses(plan: Plan) -> Iterator[Said]:
             "warning",
             "cohort.quorum",
             f"each of {size} clients needs {threshold(k)} of the {k} holders that it draws: with more than "
-            f"{likely} lost most sums do not open",
+            f"{likely} lost many sums do not open",
             f"a quorum of {size - likely} fails such a round at once",
         )
 
