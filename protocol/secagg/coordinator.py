@@ -7,9 +7,10 @@ gives what the next phase sends. Whoever is missing is named in :attr:`Attempt.l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,7 @@ from protocol.errors import RoundError, SecrecyError
 from protocol.merkle import merkle_root
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
-from protocol.secagg.client import (
-    pair_sign,
-    vector_root,
-    vector_statement,
-)
+from protocol.secagg.client import pair_sign, vector_root, vector_statement
 from protocol.secagg.contexts import attempt_context, round_id, share_context
 from protocol.secagg.graph import (
     CHOICE_BYTES,
@@ -48,6 +45,7 @@ from protocol.secagg.messages import (
     decode_masked_tail,
     decode_reveals,
     encode_ids,
+    encode_members,
     encode_round,
     encode_signatures,
     split_boxes,
@@ -204,17 +202,17 @@ class Attempt:
         self.rid = round_id(self._xid, b"".join(self.members), terms)
         self._terms = dict(terms)
         self.phase = Phase.MASK
-        return RoundMessages(self.members, self._round_for)
+        return RoundMessages(self.members, partial(self._round_for, encode_members(self.members)))
 
-    def _round_for(self, client: bytes) -> bytes:
+    def _round_for(self, head: bytes, client: bytes) -> bytes:
         senders = self._graph.owners.get(client, ())
         adverts = None if self.is_complete else [self._adverts[sender] for sender in senders]
         sealed = {sender: self._sealed[sender][client] for sender in senders}
-        return encode_round(self.members, sealed, adverts)
+        return encode_round(head, sealed, adverts)
 
     def receive_masked(self, client: bytes, message: bytes | memoryview) -> None:
         """Add a masked vector to the sum. A late one is refused: the phase is over."""
-        self._expect(Phase.MASK, client, self.members, self.masked)
+        self._expect(Phase.MASK, client, self._graph.holders, self.masked)
         size = self.vector_bytes
         packed, tail = memoryview(message)[:size], bytes(message[size:])
         try:
@@ -252,7 +250,7 @@ class Attempt:
 
     def receive_alive(self, client: bytes, signature: bytes) -> None:
         """A signature on the alive set."""
-        self._expect(Phase.ALIVE, client, self.alive, self.signatures)
+        self._expect(Phase.ALIVE, client, self.masked, self.signatures)
         statement = self.rid + alive_digest(self.alive)
         if not signature_is_valid(self._p.roster[client], "alive", statement, signature):
             raise _bad("alive.signature", client, "not a signature on the alive set")
@@ -275,7 +273,7 @@ class Attempt:
 
     def receive_unmask(self, client: bytes, message: bytes) -> None:
         """One share per member that gave it some, of the kind that its state allows."""
-        self._expect(Phase.UNMASK, client, self.alive, self._revealed)
+        self._expect(Phase.UNMASK, client, self.masked, self._revealed)
         owners = self._graph.owners.get(client, ())
         pairs = decode_reveals(message, len(owners))
         shares = {}
@@ -373,7 +371,7 @@ class Attempt:
         return masks
 
     def _expect(
-        self, phase: Phase, client: bytes, allowed: Iterable[bytes], answered: Iterable[bytes]
+        self, phase: Phase, client: bytes, allowed: Container[bytes], answered: Container[bytes]
     ) -> None:
         if self.phase is not phase:
             raise _bad("phase.late", client, f"a message of {phase.name.lower()}, which is over")

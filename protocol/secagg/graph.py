@@ -7,6 +7,7 @@ randomness and after the cohort is fixed: nobody, the coordinator least, can cho
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,10 +63,10 @@ def drawn(seed: bytes, among: int, count: int) -> list[int]:
 def chosen_holders(
     ids: Sequence[bytes], own: bytes, xid: bytes, choice: bytes
 ) -> tuple[bytes, ...]:
-    """The holders that a client's ``choice`` (32 bytes) draws among the other, sorted ``ids``; sorted."""
-    others = [one for one in ids if one != own]
-    seed = tagged_hash("holders", xid + own + choice)
-    return tuple(sorted(others[number] for number in drawn(seed, len(others), CHOSEN_HOLDERS)))
+    """The holders that a client's ``choice`` (32 bytes) draws among the other ``ids``, all of them sorted."""
+    seed, rank = tagged_hash("holders", xid + own + choice), bisect_left(ids, own)
+    numbers = sorted(drawn(seed, len(ids) - 1, CHOSEN_HOLDERS))
+    return tuple(ids[number + (number >= rank)] for number in numbers)
 
 
 def carries_seed(sender: bytes, receiver: bytes, *, complete: bool) -> bool:

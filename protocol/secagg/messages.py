@@ -148,22 +148,22 @@ def decode_ids(data: bytes, what: str) -> tuple[bytes, ...]:
     return ids
 
 
+def encode_members(members: Sequence[bytes]) -> bytes:
+    """U2: the beginning of every member's round."""
+    return COUNT.pack(len(members)) + encode_ids(members)
+
+
 def encode_round(
-    members: Sequence[bytes], sealed: Mapping[bytes, bytes], adverts: Sequence[Advert] | None = None
+    members: bytes, sealed: Mapping[bytes, bytes], adverts: Sequence[Advert] | None = None
 ) -> bytes:
-    """U2, then the sealed shares for one client in the order of their senders.
+    """U2 as :func:`encode_members` has it, then the sealed shares for one client by sender.
 
     ``adverts``: in a cohort whose clients draw their holders, those of the senders, in the same order.
     """
-    head = _members_head(tuple(members))
+    head = members
     if adverts is not None:
         head += COUNT.pack(len(adverts)) + b"".join(advert.encode() for advert in adverts)
     return head + b"".join(sealed[sender] for sender in sorted(sealed))
-
-
-@lru_cache(maxsize=2)  # the same for every member
-def _members_head(members: tuple[bytes, ...]) -> bytes:
-    return COUNT.pack(len(members)) + encode_ids(members)
 
 
 class RoundMessages(Mapping[bytes, bytes]):
