@@ -24,16 +24,16 @@ from simulations.own_rows import load_own_rows
 from simulations.prepare import LISTED, Prepared
 from simulations.records import published_adapter
 from simulations.tasks import task_named
-from simulations.yardstick_training import all_parts, rows_of, trained
+from simulations.yardstick_training import all_parts, participants, rows_of, trained
 
 Json = dict[str, Any]
 
 
 def sampled(prepared: Prepared) -> list[int]:
-    """All devices in the seeded order in which yardsticks take them."""
+    """All devices that take part in the seeded order in which yardsticks take them."""
     rng = np.random.default_rng(seed_from("alone", prepared.plan.seed))
     order: list[int] = rng.permutation(prepared.experiment.population.clients).tolist()
-    return order
+    return [partition for partition in order if partition in participants(prepared)]
 
 
 def personal_devices(prepared: Prepared) -> list[int]:

@@ -11,19 +11,36 @@ from client.worker import Worker
 from protocol.layout import Tensors
 from protocol.recipe import Recipe
 from protocol.rules import Parts
+from simulations.clients import client_name
 from simulations.prepare import Prepared
 
 
-def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
-    """How often the federated run passes over a row of these devices (all of them without).
+def participants(prepared: Prepared) -> list[int]:
+    """The devices that the plan takes: yardsticks are of the rows that its rounds have. (P-4.1)"""
+    clients = range(prepared.experiment.population.clients)
+    return [number for number in clients if prepared.plan.cohort.takes(client_name(number))]
 
-    ``rounds * cohort.size / clients * local.epochs``, less what ``local.max_steps`` cuts off.
+
+def pooled_rows(prepared: Prepared) -> Rows:
+    """All rows of the participants in one place."""
+    parts = [rows_of(prepared, partition) for partition in participants(prepared)]
+    return Rows(
+        texts=[text for part in parts for text in part.texts],
+        targets=[target for part in parts for target in part.targets],
+    )
+
+
+def passes(prepared: Prepared, partitions: Sequence[int] | None = None) -> float:
+    """How often the federated run passes over a row of these devices (of all participants without).
+
+    ``rounds * cohort.size / participants * local.epochs``, less what ``local.max_steps`` cuts off.
     """
-    plan, clients = prepared.plan, prepared.experiment.population.clients
-    counts = [len(rows_of(prepared, partition)) for partition in partitions or range(clients)]
+    plan, everybody = prepared.plan, participants(prepared)
+    counts = [len(rows_of(prepared, partition)) for partition in partitions or everybody]
     bound = plan.local.max_steps * plan.local.batch_size or math.inf
     passed = sum(min(plan.local.epochs * count, bound) for count in counts)
-    return plan.rounds * plan.cohort.size / clients * passed / sum(counts)
+    asked = min(plan.cohort.size, len(everybody)) / len(everybody)
+    return plan.rounds * asked * passed / sum(counts)
 
 
 def all_parts(prepared: Prepared) -> Parts:

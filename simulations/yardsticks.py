@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from client.data import Rows
 from protocol.encoding import seed_from
 from protocol.errors import UpdateError
 from protocol.layout import Tensors
@@ -30,7 +29,7 @@ from simulations.records import published_adapter
 from simulations.scores import load_scores, save_scores, verify_finite
 from simulations.tasks import Scores
 from simulations.timings import Timings
-from simulations.yardstick_training import passes, rows_of, trained
+from simulations.yardstick_training import participants, passes, pooled_rows, rows_of, trained
 
 Json = dict[str, Any]
 YARDSTICKS, POOLED = "yardsticks.json", "all data in one place"
@@ -55,7 +54,7 @@ def run_yardsticks(
     for done, job in enumerate(jobs, 1):
         job()
         progress.update("yardsticks", done, len(jobs))
-    asked = min(prepared.experiment.yardsticks.personal, prepared.experiment.population.clients)
+    asked = min(prepared.experiment.yardsticks.personal, len(participants(prepared)))
     if len(personal) < asked:
         progress.warn(f"only {len(personal)} of {asked} devices have test rows of their own")
     return run.known
@@ -199,13 +198,7 @@ def load_yardsticks(prepared: Prepared) -> Json:
 
 
 def _pooled(prepared: Prepared, evaluator: Evaluator) -> Json:
-    clients = prepared.experiment.population.clients
-    parts = [rows_of(prepared, partition) for partition in range(clients)]
-    rows = Rows(
-        texts=[text for part in parts for text in part.texts],
-        targets=[target for part in parts for target in part.targets],
-    )
-    times = passes(prepared)
+    rows, times = pooled_rows(prepared), passes(prepared)
     seed = seed_from("yardstick", prepared.plan.seed, "pooled")
     scores = evaluator.measure(trained(prepared, rows, seed=seed, epochs=times))
     save_scores(prepared.out, "pooled", scores)

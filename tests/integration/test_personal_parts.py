@@ -12,11 +12,13 @@ import pytest
 from protocol.errors import ArtefactError, PlanError
 from simulations.evaluation import Evaluator
 from simulations.experiment import Experiment, load_experiment
+from simulations.personal import sampled
 from simulations.prepare import prepare
 from simulations.progress import NoProgress
 from simulations.records import published_adapter
 from simulations.run import simulate
 from simulations.summary import Summary
+from simulations.yardstick_training import participants, passes, pooled_rows
 
 QUICK = ["yardsticks.pooled=false", "plan.rounds=2", "plan.local.max_steps=3"]
 PERSONAL = [*QUICK, "yardsticks.alone=1", "yardsticks.personal=3"]
@@ -136,6 +138,24 @@ def test_a_run_begun_before_these_keys_were_there_goes_on(experiment_file: Path)
     (out / "experiment.json").write_text(json.dumps(marker))
     with pytest.raises(ArtefactError, match=r"experiment\.json: base\.later"):
         prepare(experiment, out, resume=True, progress=NoProgress())
+
+
+def test_yardsticks_of_a_cluster_are_of_its_own_rows(experiment_file: Path) -> None:
+    named = ["client-0001", "client-0002", "client-0004"]
+    settings = [
+        f"plan.cohort.clients={json.dumps(named)}",
+        "plan.cohort.size=3",
+        "plan.local.max_steps=0",
+    ]
+    experiment = load_experiment(experiment_file, [*QUICK, "plan.cohort.quorum=3", *settings])
+    out = experiment_file.parent / "cluster"
+    prepared = prepare(experiment, out, resume=False, progress=NoProgress())
+    assert participants(prepared) == sorted(sampled(prepared)) == [1, 2, 4]
+    files = [out / "clients" / f"{name}.jsonl" for name in named]
+    rows = sum(len(file.read_text().splitlines()) for file in files)
+    assert len(pooled_rows(prepared)) == rows
+    local = prepared.plan.local
+    assert passes(prepared) == prepared.plan.rounds * local.epochs  # all of them, in every round
 
 
 class Warnings(NoProgress):
