@@ -282,11 +282,12 @@ class SecretAttempt(SecretOutcome):
         if phase is Phase.MASK:
             common.update(self._adapters())
         addressees: dict[str, tuple[SecretSum, bytes]] = {}
-        contents = {}
+        contents, last, data = {}, b"", Array(np.zeros(0, np.uint8))
         for secret in self._sums:
             for client, message in (secret.guarded(partial(prepare, secret)) or {}).items():
                 name = secret.names[client]
-                data = Array(np.frombuffer(message, np.uint8))
+                if message is not last:  # most phases have one for all: a cohort's is long
+                    last, data = message, Array(np.frombuffer(message, np.uint8))
                 contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
                 contents[name].update(self._clients_log.beside(phase, secret, client))
                 addressees[name] = secret, client
