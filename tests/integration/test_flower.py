@@ -114,7 +114,7 @@ def test_superlink_and_supernodes_give_the_same_adapter(
     experiment = load_experiment(experiment_file, [*common, *OVERRIDES[exchange]])
     summary = simulate(experiment, here, resume=False, progress=NoProgress())
     base = (here / json.loads((here / "experiment.json").read_text())["base_folder"]).resolve()
-    for memory in (here / "clients").glob("*.opened.jsonl"):
+    for memory in (here / "clients").glob("*.openings.jsonl"):
         memory.unlink()  # the simulated sites opened these very rounds, and would not do so again
     link, out = f"127.0.0.1:{free_port()}", tmp_path / "run"
     with ExitStack() as stack:
