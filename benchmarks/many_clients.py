@@ -83,7 +83,7 @@ class Clients:
 
     def unmask(self, one: bytes, message: bytes) -> bytes:
         state = self.states.pop(one)
-        return client.unmask(state, message, policy=self.policy, random=os.urandom)
+        return client.unmask(state, message, policy=self.policy)
 
     def total(self, alive: Iterable[bytes]) -> np.ndarray[Any, Any]:
         """The sum of what these clients had."""

@@ -190,7 +190,7 @@ class Member:
         """The agreed alive set and the shares of it: by signatures, or by its place in the log."""
         if not self.plan.witnessed:
             state = part(session.agreed)
-            return state, core.unmask(state, request, policy=self.policy, random=self.random)
+            return state, core.unmask(state, request, policy=self.policy)
         self._keep_receipt(log_text, instruction, session)
         state = agree_by_log(part(session.masked), request, policy=self.policy)
         self._verify_opening(instruction, session.sid, alive_digest(state.alive))

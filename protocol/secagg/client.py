@@ -20,12 +20,9 @@ from protocol.secagg.agreement import X25519_BYTES, Keys, pair_key
 from protocol.secagg.cohort_checks import check_advert, check_cohort
 from protocol.secagg.contexts import attempt_context, share_context
 from protocol.secagg.graph import (
-    CHOICE_BYTES,
-    SIGNATURES_CHECKED,
     alive_quorum,
     carries_seed,
     chosen_holders,
-    drawn,
     is_complete,
 )
 from protocol.secagg.messages import (
@@ -141,7 +138,8 @@ def share(
     check_cohort(state, cohort, policy)
     own, complete = state.client, is_complete(len(cohort.ids))
     xid = share_context(attempt_context(state.sid, state.seq), cohort)
-    choice = b"" if complete else random(CHOICE_BYTES)
+    # One choice for one cohort: a coordinator that is refused and asks again draws nothing anew.
+    choice = b"" if complete else kdf(state.channel_secret, "choice", xid)
     holders = (
         tuple(one for one in cohort.ids if one != own)
         if complete
@@ -249,9 +247,9 @@ def check_alive(state: Masked, alive: tuple[bytes, ...], policy: Policy) -> None
         )
 
 
-def unmask(state: Agreed, message: bytes, *, policy: Policy, random: RandomBytes) -> bytes:
+def unmask(state: Agreed, message: bytes, *, policy: Policy) -> bytes:
     """The shares, against a quorum of signatures on the very alive set that this client signed."""
-    _check_quorum(state, decode_signatures(message), policy.roster, random)
+    _check_quorum(state, decode_signatures(message), policy.roster)
     return reveal(state)
 
 
@@ -269,23 +267,15 @@ def reveal(state: Agreed) -> bytes:
 
 
 def _check_quorum(
-    state: Agreed,
-    signatures: Mapping[bytes, bytes],
-    roster: Mapping[bytes, bytes],
-    random: RandomBytes,
+    state: Agreed, signatures: Mapping[bytes, bytes], roster: Mapping[bytes, bytes]
 ) -> None:
-    """Of a large cohort's signatures those that this client draws, so that nobody knows which. (P-6.7)"""
+    """All of them: of a sample, which a refused coordinator asks for again, false ones would slip past."""
     clients = set(state.before.clients)
     statement = state.before.rid + alive_digest(state.alive)
-    for signer in signatures:
+    for signer, signature in signatures.items():
         if signer not in clients or signer not in roster:
             raise SecrecyError("alive.signature", f"{signer.hex()} is not in the cohort", STOP)
-    signers = list(signatures)
-    if not is_complete(len(clients)) and len(signers) > SIGNATURES_CHECKED:
-        numbers = drawn(random(CHOICE_BYTES), len(signers), SIGNATURES_CHECKED)
-        signers = [signers[number] for number in numbers]
-    for signer in signers:
-        if not signature_is_valid(roster[signer], "alive", statement, signatures[signer]):
+        if not signature_is_valid(roster[signer], "alive", statement, signature):
             raise SecrecyError(
                 "alive.signature", f"{signer.hex()} did not sign this alive set", STOP
             )

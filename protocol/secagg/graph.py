@@ -19,7 +19,6 @@ CHOSEN_HOLDERS = 80  # above that
 CHOICE_BYTES = 32
 LEAST_SUMMANDS = 3  # below which a sum is no secret
 NO_SEED = bytes(32)  # the place of a graph's seed in a cohort: no graph has one
-SIGNATURES_CHECKED = 128  # of a larger quorum, drawn by each client for itself
 
 
 def is_complete(clients: int) -> bool:

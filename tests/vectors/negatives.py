@@ -74,7 +74,7 @@ def refusals(
             "unmask",
             what,
             message,
-            lambda m=message: client.unmask(agreed, m, policy=policy, random=random),
+            lambda m=message: client.unmask(agreed, m, policy=policy),
         )
     return found
 

@@ -108,7 +108,7 @@ def attempt(form: Keys = Keys.X25519) -> dict[str, Any]:
         server.receive_alive(one, up("alive", one, message))
     signatures = down("unmask", None, server.close_alive())
     for one, (state, _) in agreed.items():
-        reply = client.unmask(state, signatures, policy=policy, random=random[one])
+        reply = client.unmask(state, signatures, policy=policy)
         server.receive_unmask(one, up("unmask", one, reply))
     total = server.unmask()
     one, other = present[0], present[1]

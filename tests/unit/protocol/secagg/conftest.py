@@ -128,9 +128,7 @@ class Cohort:
         for i in self.here("unmask", self.attempt.alive):
             state = self.states[i]
             assert isinstance(state, client.Agreed)
-            self.attempt.receive_unmask(
-                i, client.unmask(state, message, policy=self.policy, random=os.urandom)
-            )
+            self.attempt.receive_unmask(i, client.unmask(state, message, policy=self.policy))
         return self.attempt.unmask()
 
     def run(self) -> np.ndarray:  # type: ignore[type-arg]

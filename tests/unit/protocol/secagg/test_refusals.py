@@ -167,7 +167,7 @@ def test_without_a_quorum_on_one_set_nothing_is_unmasked(cohort: Make) -> None:
     own = made.ids[0]
     few = {one: signatures[one] for one in made.ids[:3]}
     with refused("alive.quorum"):
-        client.unmask(states[own], encode_signatures(few), policy=made.policy, random=os.urandom)
+        client.unmask(states[own], encode_signatures(few), policy=made.policy)
     # Signatures on another set of the same members: the split view.
     other = encode_ids(made.ids[:5])
     for one in made.ids[1:5]:
@@ -175,16 +175,14 @@ def test_without_a_quorum_on_one_set_nothing_is_unmasked(cohort: Make) -> None:
             made.states[one], other, key=made.keys[one], policy=made.policy
         )
     with refused("alive.signature"):
-        client.unmask(
-            states[own], encode_signatures(signatures), policy=made.policy, random=os.urandom
-        )
+        client.unmask(states[own], encode_signatures(signatures), policy=made.policy)
 
 
 def test_one_kind_of_share_per_neighbour(cohort: Make) -> None:
     made = cohort(size=6, lost={"mask": (5,)})
     message = made.agree(made.mask(made.share(made.advertise())))
     state = made.states[made.ids[0]]
-    reply = client.unmask(state, message, policy=made.policy, random=os.urandom)
+    reply = client.unmask(state, message, policy=made.policy)
     kinds = [reply[at] for at in range(0, len(reply), 33)]
     assert kinds == [0, 0, 0, 0, 1]
     assert len(reply) == 5 * 33
