@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from math import exp, lgamma
 
 from protocol.plan import Plan
 from protocol.plan_sections import Secrecy
@@ -15,10 +17,12 @@ from protocol.secagg.graph import (
     is_complete,
     threshold,
 )
+from protocol.transparency.lists import INLINE_UP_TO
 
 MOST_IN_SUM = 2000
-LIKELY_LOSSES = 18  # of a hundred: above that some client's holders are too few in many sums
 CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
+DIGEST_CLIENTS = 2  # room of as many has the digest of a list (P-8.19)
+SELDOM = 0.01  # of the sums may be in vain
 
 
 def said_of_secrecy(plan: Plan) -> Iterator[Said]:
@@ -51,15 +55,14 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
             f"a sum of more than {MOST_IN_SUM} clients: nobody has measured whether it ends",
             f"secrecy.groups = {max(3, -(-plan.cohort.size // MOST_IN_SUM))} makes small enough sums",
         )
-    elif plan.largest_sum <= COMPLETE_UP_TO:
-        yield from _room(plan)
-    elif plan.privacy.mechanism == "distributed":
+    elif plan.largest_sum > COMPLETE_UP_TO and plan.privacy.mechanism == "distributed":
         yield (
             "error",
             "cohort.size",
             f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
             f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
         )
+    yield from _room(plan)
     if plan.secrecy.keys == "x25519":
         yield (
             "note",
@@ -71,37 +74,65 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
 
 
 def _losses(plan: Plan) -> Iterator[Said]:
-    """How many clients may be lost before no sum opens, and what the quorum expects. (P-6.8)"""
+    """Whether sums over as few clients as the quorum asks for open at all. (P-6.8)"""
     size, k = plan.largest_sum, degree(plan.largest_sum)
-    missing = size - plan.least_sum
-    spare = min(k - threshold(k), size - alive_quorum(size))
-    if is_complete(size) and missing > spare:
-        yield (
-            "warning",
-            "cohort.quorum",
-            f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost",
-            f"below {size - spare} of them it is never enough",
-        )
-    elif not is_complete(size) and missing > (likely := size * LIKELY_LOSSES // 100):
+    spare = most_lost(size)
+    if size - plan.least_sum <= spare:
+        return
+    if is_complete(size):
+        cause = f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost"
+        yield "warning", "cohort.quorum", cause, f"below {size - spare} of them it is never enough"
+    else:
         yield (
             "warning",
             "cohort.quorum",
             f"each of {size} clients needs {threshold(k)} of the {k} holders that it draws: with more than "
-            f"{likely} lost many sums do not open",
-            f"a quorum of {size - likely} fails such a round at once",
+            f"{spare} lost one sum in {1 / SELDOM:.0f} does not open, soon many",
+            f"a quorum of {size - spare} fails such a round at once",
         )
 
 
+def most_lost(clients: int) -> int:
+    """Of so many how many may be lost after they shared, and the sum opens all the same.
+
+    In a large cohort it depends on who: of so many lost at random, fewer than ``SELDOM`` of the sums are in
+    vain, for any client's having fewer than a threshold of its holders left (the union bound of
+    hypergeometric tails).
+    """
+    k = degree(clients)
+    spare, most = k - threshold(k), clients - alive_quorum(clients)
+    if is_complete(clients):
+        return min(spare, most)
+
+    def in_vain(lost: int) -> bool:
+        others = clients - 1
+        tail = sum(
+            exp(_choose(lost, at) + _choose(others - lost, k - at) - _choose(others, k))
+            for at in range(max(spare + 1, k - others + lost), min(k, lost) + 1)
+        )
+        return clients * tail > SELDOM
+
+    return bisect_left(range(most + 1), True, key=in_vain) - 1
+
+
+def _choose(total: int, part: int) -> float:
+    """Logarithm of the binomial coefficient."""
+    return lgamma(total + 1) - lgamma(part + 1) - lgamma(total - part + 1)
+
+
 def _room(plan: Plan) -> Iterator[Said]:
-    """Clients of small sums are named in leaves, those of a failed attempt all in one. (P-8.7)"""
-    room = (LEAF_ROOM - GROUP_BYTES * plan.secrecy.groups) // CLIENT_BYTES
-    if plan.cohort.size > room:
+    """Sums of up to 128 clients are named in leaves, those of a failed attempt all in one. (P-8.7)"""
+    groups = plan.secrecy.groups
+    room = (LEAF_ROOM - GROUP_BYTES * groups) // CLIENT_BYTES
+    each = INLINE_UP_TO if plan.least_sum <= INLINE_UP_TO else DIGEST_CLIENTS
+    if min(plan.cohort.size, groups * each) > room:
         yield (
             "error",
             "cohort.size",
             f"one leaf of the run's log names all clients of an attempt that failed: {room} in "
             f"{plan.secrecy.groups} groups",
-            "groups of more than 128 clients, or several plans, each with `cohort.clients` of its own",
+            f"fewer groups, each with a quorum above {INLINE_UP_TO}, or several plans, each with "
+            "`cohort.clients` of its own",
         )
 
 

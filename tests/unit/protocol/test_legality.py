@@ -13,6 +13,7 @@ from fedge.forecast import forecast
 from protocol.errors import PlanError
 from protocol.exchange.plain import HEADER
 from protocol.legality import check, verify_legal, warnings_of
+from protocol.legality_of_secrecy import most_lost
 from protocol.manifest import Manifest
 from protocol.methods import METHODS
 from protocol.plan import Plan, plan_from
@@ -238,7 +239,7 @@ def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
     assert "secrecy.groups = 4" in refused.remedy
     verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
     verify_legal(plan_of(manifest, cohort={"size": 2000, "quorum": 1600}), manifest)
-    for quorum, warned in ((1700, False), (1600, True)):
+    for quorum, warned in ((1720, False), (1600, True)):
         large = plan_of(manifest, cohort={"size": 2000, "quorum": quorum})
         assert any("holders" in finding.cause for finding in warnings_of(large, manifest)) == warned
 
@@ -265,6 +266,38 @@ def test_all_clients_of_a_failed_attempt_fit_into_a_leaf(tiny_base: Path, groups
     leaf = Abort(seq=2**50, group=None, round=2**50, attempt=2**50, revealed=revealed)
     key = Ed25519PrivateKey.generate()
     assert 60_000 < len(encode_statement(leaf, {"plan": "f" * 64}, key)) < MOST_BYTES
+
+
+def test_large_groups_whose_losses_make_them_small_fit_too(tiny_base: Path) -> None:
+    """Of a sum of more than 128 that has lost some, a leaf names all: only the quorum keeps it above."""
+    manifest = read_manifest(tiny_base)
+
+    def refused(size: int, quorum: int, groups: int) -> bool:
+        cohort = {"size": size, "quorum": quorum}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": groups})
+        return any("one leaf" in finding.cause for finding in check(plan, manifest))
+
+    assert refused(20 * 140, 20 * 128, 20)
+    assert not refused(20 * 140, 20 * 129, 20)
+    assert refused(12 * 128 + 1, 12 * 100, 12)
+    assert not refused(10 * 200, 10 * 100, 10)
+
+
+@pytest.mark.parametrize(("size", "most"), [(5, 1), (128, 42), (129, 29), (2000, 283)])
+def test_a_quorum_below_which_sums_do_not_open_is_warned_of(
+    tiny_base: Path, size: int, most: int
+) -> None:
+    manifest = read_manifest(tiny_base)
+    assert most_lost(size) == most
+
+    def warned(quorum: int) -> bool:
+        plan = plan_of(manifest, cohort={"size": size, "quorum": quorum})
+        return any(
+            finding.severity == "warning" and "lost" in finding.cause for finding in check(plan)
+        )
+
+    assert not warned(size - most)
+    assert warned(size - most - 1)
 
 
 @pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])
