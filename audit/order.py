@@ -36,7 +36,7 @@ from protocol.transparency.leaves import (
     Vector,
     Withdrawal,
 )
-from protocol.transparency.lists import Fetch, whole
+from protocol.transparency.lists import Lists
 
 SumLeaf = Advert | Cohort | Shares | RoundOpen | Vector | Alive | Reveal | Aggregate
 MANY = (Advert, Shares, Vector)
@@ -45,16 +45,16 @@ AFTER_SUMS: Place = (3, 0, 0)
 
 
 def collect(
-    entries: Sequence[bytes], *, log_key: bytes, witnessed: bool, fetch: Fetch
+    entries: Sequence[bytes], *, log_key: bytes, witnessed: bool, lists: Lists
 ) -> Collected:
     """Sort all leaves. ``log_key`` is the raw Ed25519 key that statements are signed with.
 
-    ``fetch`` gives lists that are in files.
+    ``lists`` are those that are in files.
 
     ``witnessed``: leaves of an attempt may be seen before it is complete. Raises ProofError for a log
     that does not begin as P-8.8 says.
     """
-    return _Collector(log_key, witnessed, fetch).over(entries)
+    return _Collector(log_key, witnessed, lists).over(entries)
 
 
 def parse_first(entries: Sequence[bytes], log_key: bytes) -> Placed[PlanLeaf]:
@@ -69,8 +69,8 @@ def parse_first(entries: Sequence[bytes], log_key: bytes) -> Placed[PlanLeaf]:
 
 
 class _Collector:
-    def __init__(self, log_key: bytes, witnessed: bool, fetch: Fetch) -> None:
-        self._log_key, self._witnessed, self._fetch = log_key, witnessed, fetch
+    def __init__(self, log_key: bytes, witnessed: bool, lists: Lists) -> None:
+        self._log_key, self._witnessed, self._lists = log_key, witnessed, lists
         self._sums: dict[int, Sum] = {}  # of the attempt that is going on, by group
         self._by_name: dict[str, Sum] = {}  # the same by xid and rid
         self._seq = 0  # the attempt's number, or that of the last one
@@ -86,7 +86,7 @@ class _Collector:
             try:
                 read = decode_leaf(entry)
                 verify_author(read, self._log_key)
-                leaf = whole(read.leaf, self._fetch)
+                leaf = self._lists.whole(read.leaf)
                 self._take(Placed(index=index, leaf=leaf, subjects=read.subjects))
             except ProofError as error:
                 self._fault(f"leaf {index}: {error.cause}")

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from audit.collected import Collected, Placed
 from audit.coverage import Coverage, Watched
 from audit.log_copy import LogCopy
-from audit.sources import Source, fetch_list
+from audit.sources import Source
 from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, ProofError
 from protocol.frozen_linears import FrozenLinears
@@ -32,7 +32,7 @@ from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaf_codec import Read, decode_leaf, sha256
 from protocol.transparency.leaves import Adapter, PlanLeaf, Roster
-from protocol.transparency.lists import whole
+from protocol.transparency.lists import Lists
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
 
@@ -55,6 +55,7 @@ class Run:
     source: Watched
     copy: LogCopy
     log: Collected
+    lists: Lists
     recipe: Recipe
     plan_digest: str
     coverage: Coverage = field(default_factory=Coverage)
@@ -69,7 +70,7 @@ class Run:
         for index, entry in enumerate(self.copy.entries):
             with suppress(ProofError):
                 read = decode_leaf(entry)
-                leaf = whole(read.leaf, partial(fetch_list, self.source))
+                leaf = self.lists.whole(read.leaf)
                 readable.append((index, read.model_copy(update={"leaf": leaf})))
         return readable
 
@@ -153,7 +154,7 @@ class Run:
         return state
 
 
-def open_run(source: Watched, copy: LogCopy, collected: Collected) -> Run:
+def open_run(source: Watched, copy: LogCopy, collected: Collected, lists: Lists) -> Run:
     """The plan and the base's manifest, against leaf 0. Raises ProofError, ArtefactError, PlanError."""
     placed = collected.plan
     plan = read_plan(source, placed)
@@ -165,6 +166,7 @@ def open_run(source: Watched, copy: LogCopy, collected: Collected) -> Run:
         source=source,
         copy=copy,
         log=collected,
+        lists=lists,
         recipe=Recipe(plan=plan, manifest=manifest),
         plan_digest=plan.digest,
     )

@@ -52,11 +52,11 @@ class MissingError(ArtefactError):
 
 
 def fetch_list(source: Source, digest: str) -> bytes:
-    """A list that a leaf has no room for. Raises ProofError when it is not there. (P-8.19)"""
+    """A list that a leaf has no room for. Raises ProofError when it cannot be read. (P-8.19)"""
     try:
         return source.read(list_path(digest))
-    except MissingError:
-        raise ProofError(f"{list_path(digest)} is not there", REMEDY) from None
+    except ArtefactError as error:  # a fault of its leaf, not the end of the audit
+        raise ProofError(error.cause, error.remedy) from None
 
 
 class Source(Protocol):

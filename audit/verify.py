@@ -38,6 +38,7 @@ from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.transparency.dsse import key_id
 from protocol.transparency.leaves import Evaluation, Release
+from protocol.transparency.lists import Lists
 from protocol.transparency.note import parse_key
 
 Progress = Callable[[str, int, int], None]
@@ -52,13 +53,11 @@ def load_run(source: Source, trust: Trust) -> Run:
     plan = read_plan(source, first)
     if first.leaf.origin != copy.checkpoint.origin:
         raise ProofError("leaf 0 is of another log than the checkpoint", REMEDY)
+    lists = Lists(partial(fetch_list, source))
     collected = collect(
-        copy.entries,
-        log_key=copy.key.public,
-        witnessed=plan.witnessed,
-        fetch=partial(fetch_list, source),
+        copy.entries, log_key=copy.key.public, witnessed=plan.witnessed, lists=lists
     )
-    return open_run(source, copy, collected)
+    return open_run(source, copy, collected, lists)
 
 
 def audit(

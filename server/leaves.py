@@ -6,7 +6,7 @@ from bisect import bisect_left
 
 from protocol.transparency.leaf_codec import Read, decode_leaf
 from protocol.transparency.leaves import Leaf
-from protocol.transparency.lists import Fetch, whole
+from protocol.transparency.lists import Fetch, Lists
 
 
 class Leaves:
@@ -29,7 +29,7 @@ class Leaves:
     def whole(self, index: int) -> Read:
         """A leaf with its lists in it. Raises ProofError for a list that is not there."""
         read = decode_leaf(self.entry(index))
-        return read.model_copy(update={"leaf": whole(read.leaf, self.fetch_list)})
+        return read.model_copy(update={"leaf": Lists(self.fetch_list).whole(read.leaf)})
 
     def find(self, kind: type[Leaf], *, since: int = 0, **fields: object) -> list[int]:
         """Indices, from ``since`` on, of the leaves of ``kind`` whose fields have these values."""

@@ -178,7 +178,7 @@ def put_lists(run: Path, leaf: Leaf) -> None:
             assert len(data) == len(rows) * size
             ids = [row[:32] for row in rows]
             assert ids == sorted(set(ids))
-            assert len(ids) > 128
+            assert 128 < len(ids) <= 65_535
             fields[name] = {row[:32]: row[32:] for row in rows} if sizes[name] else ids
 
 

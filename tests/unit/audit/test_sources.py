@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from audit import sources
-from audit.sources import Folder, MissingError, Web, check_name, open_source
+from audit.sources import Folder, MissingError, Web, check_name, fetch_list, open_source
 from protocol.errors import ArtefactError, ProofError
 
 NAME = "rounds/0001/sums/0.sum"
@@ -146,3 +146,25 @@ def test_addresses_of_other_kinds_and_nobody_there() -> None:
             open_source(address)
     with pytest.raises(ArtefactError, match="cannot be fetched"):
         Web("http://127.0.0.1:9", timeout_s=1.0).read("plan.json")
+
+
+def test_a_list_that_cannot_be_read_is_a_fault_of_its_leaf(tmp_path: Path) -> None:
+    """Whatever lies in its place: an audit goes on behind it."""
+    folder, digest = tmp_path / "log/lists", "a" * 64
+    folder.mkdir(parents=True)
+    for lay in (
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: os.mkfifo(path),
+        lambda path: (path.touch(), os.truncate(path, 2**23 + 1)),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path.name),
+    ):
+        path = folder / digest
+        lay(path)
+        with pytest.raises(ProofError, match=digest):
+            fetch_list(Folder(tmp_path), digest)
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)

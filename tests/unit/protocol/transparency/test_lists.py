@@ -14,12 +14,13 @@ from protocol.transparency.leaf_codec import decode_leaf, encode_message, sha256
 from protocol.transparency.leaves import Abort, Alive, AskedSum, Pad, Reveal, RoundOpen, Shares
 from protocol.transparency.lists import (
     INLINE_UP_TO,
+    MOST_CLIENTS,
+    Lists,
     by_client,
     digests_in,
     list_path,
     of_asked,
     of_clients,
-    whole,
 )
 
 
@@ -55,7 +56,7 @@ def test_a_leaf_comes_back_whole(count: int, signed: int) -> None:
     leaf = alive(of_clients(clients, files.keep), by_client(signatures, files.keep))
     assert isinstance(leaf.clients, str) == (count > INLINE_UP_TO)
     assert sorted(digests_in(leaf)) == sorted(files)
-    again = whole(leaf, files.fetch)
+    again = Lists(files.fetch).whole(leaf)
     assert (again.ids, again.signed) == (clients, signatures)
     if count > INLINE_UP_TO:  # the very thing that members of an alive set sign
         assert leaf.clients == sha256(bytes.fromhex("".join(clients)))
@@ -76,11 +77,11 @@ def test_every_leaf_with_lists_is_known() -> None:
     reveal = Reveal(**common, seeds=by_client(seeds, files.keep), boxes="")
     abort = Abort(seq=1, group=None, round=1, attempt=1, revealed=of_asked(asked, files.keep))
     assert len(files) == 2  # members and an alive set of the same clients are one file
-    assert whole(opened, files.fetch).ids == clients
-    assert whole(reveal, files.fetch).by_id == seeds
-    assert [one.ids for one in whole(abort, files.fetch).revealed] == [clients, clients[:5]]
+    assert Lists(files.fetch).whole(opened).ids == clients
+    assert Lists(files.fetch).whole(reveal).by_id == seeds
+    assert [one.ids for one in Lists(files.fetch).whole(abort).revealed] == [clients, clients[:5]]
     assert [*digests_in(opened), *digests_in(abort)] == [opened.members, opened.members]
-    assert whole(Pad(), files.fetch) == Pad()
+    assert Lists(files.fetch).whole(Pad()) == Pad()
     assert list(digests_in(Pad())) == []
 
 
@@ -95,12 +96,28 @@ ROWS = bytes.fromhex("".join(ids(200)))
         (ROWS[16:32] + ROWS[:16] + ROWS[32:], "no list"),
         (ROWS[: INLINE_UP_TO * 16], "no list"),  # such a list has room in its leaf
         (b"", "no list"),
+        (b"".join(number.to_bytes(16, "big") for number in range(MOST_CLIENTS + 1)), "no list"),
     ],
 )
 def test_other_lists_are_refused(data: bytes, cause: str) -> None:
     files = Files()
     with pytest.raises(ProofError, match=cause):
-        whole(alive(files.keep(data), {}), files.fetch)
+        Lists(files.fetch).whole(alive(files.keep(data), {}))
+
+
+def test_a_list_is_read_once_however_many_leaves_name_it() -> None:
+    files, read = Files(), []
+
+    def fetch(digest: str) -> bytes:
+        read.append(digest)
+        return files.fetch(digest)
+
+    asked = AskedSum(group=0, rid="0" * 64, clients=of_clients(ids(200), files.keep))
+    abort = Abort(seq=1, group=None, round=1, attempt=1, revealed=[asked] * 300)
+    lists = Lists(fetch)
+    first, second = lists.whole(abort), lists.whole(abort.model_copy(update={"seq": 2}))
+    assert len(read) == 1
+    assert len({id(each.clients) for leaf in (first, second) for each in leaf.revealed}) == 1
 
 
 def test_a_list_that_is_another_or_missing_or_had_room_is_refused() -> None:
@@ -108,13 +125,13 @@ def test_a_list_that_is_another_or_missing_or_had_room_is_refused() -> None:
     digest = files.keep(ROWS)
     files[digest] = ROWS[16:]
     with pytest.raises(ProofError, match="other bytes"):
-        whole(alive(digest, {}), files.fetch)
+        Lists(files.fetch).whole(alive(digest, {}))
     with pytest.raises(ProofError, match="not there"):
-        whole(alive("0" * 64, {}), files.fetch)
+        Lists(files.fetch).whole(alive("0" * 64, {}))
     with pytest.raises(ProofError, match="names 200 clients"):
-        whole(alive(ids(200), {}), files.fetch)
+        Lists(files.fetch).whole(alive(ids(200), {}))
     with pytest.raises(ProofError, match="values"):
-        whole(alive([], dict.fromkeys(ids(200), "ab" * 64)), files.fetch)
+        Lists(files.fetch).whole(alive([], dict.fromkeys(ids(200), "ab" * 64)))
 
 
 def test_shares_say_their_choice_where_there_is_one() -> None:

@@ -25,7 +25,7 @@ from protocol.transparency.leaves import (
     Shares,
     Vector,
 )
-from protocol.transparency.lists import whole
+from protocol.transparency.lists import Lists
 from protocol.transparency.sum_leaves import (
     SumLeaves,
     SumPlace,
@@ -114,7 +114,7 @@ def collected(made: Clients, transcript: Transcript) -> SumLeaves:
 
 
 def read(data: bytes) -> Leaf:
-    return whole(decode_leaf(data).leaf, fetch)
+    return Lists(fetch).whole(decode_leaf(data).leaf)
 
 
 def again(leaves: SumLeaves, transcript: Transcript) -> Transcript:
