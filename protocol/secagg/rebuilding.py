@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
 
@@ -11,8 +11,9 @@ from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys
 from protocol.secagg.client import commitment
 from protocol.secagg.messages import Advert
+from protocol.secagg.wrong_shares import wrong_places
 
-SUBSETS_TRIED = 2_000  # of shares, when one or two of them are wrong
+SUBSETS_TRIED = 4_096  # more than leave out one or two of 128 holders' (P-6.3)
 RETRY = "check the clients that were lost; the model is unchanged and the next attempt starts"
 
 
@@ -41,19 +42,29 @@ class Rebuilder:
                 f"{len(shares)} shares of a secret of {client.hex()}, needed {self.threshold}",
                 RETRY,
             )
-        for number, subset in enumerate(_subsets(sorted(shares), self.threshold)):
+        for number, subset in enumerate(_subsets(shares, self.threshold)):
             chosen = {place: shares[place] for place in subset}
             seed = shamir.combine(chosen)
             if not self._fits(client, seed, alive=alive):
                 continue
-            if number:  # somebody's share was wrong: whose does not lie on the polynomial?
-                self.liars.update(
-                    other
-                    for other, place in places.items()
-                    if place in shares and shamir.combine(chosen, at=place) != shares[place]
-                )
+            if number:  # somebody's share was wrong
+                self._blame(shares, chosen, self.holders[client])
             return seed
         raise RoundError(f"the shares of a secret of {client.hex()} contradict its advert", RETRY)
+
+    def _blame(
+        self, shares: Mapping[int, int], chosen: Mapping[int, int], holders: Sequence[bytes]
+    ) -> None:
+        """Whose share is off the polynomial through those ``chosen``.
+
+        Nobody, where as few others can have made it so: they lay another polynomial with this secret through
+        their shares and ``threshold - 2`` honest ones.
+        """
+        off = [
+            place for place, share in shares.items() if shamir.combine(chosen, at=place) != share
+        ]
+        if 2 * len(off) <= len(shares) - self.threshold + 1:
+            self.liars.update(holders[place - 1] for place in off)
 
     def _fits(self, client: bytes, seed: int, *, alive: bool) -> bool:
         advert = self.adverts[client]
@@ -62,10 +73,14 @@ class Rebuilder:
         return self.keys.public_of(self.keys.mask_secret(seed, self.context)) == advert.mask_key
 
 
-def _subsets(places: list[int], needed: int) -> Iterator[list[int]]:
-    """Subsets of ``needed`` places that leave out nobody, any one, any two: up to a bound."""
-    out = chain.from_iterable(combinations(places, gone) for gone in range(3))
-    for gone in islice(out, SUBSETS_TRIED):
-        rest = [place for place in places if place not in gone]
+def _subsets(shares: Mapping[int, int], needed: int) -> Iterator[list[int]]:
+    """Subsets of ``needed`` places: the first, those that agree, and the first without any one or two."""
+    places = sorted(shares)
+    yield places[:needed]
+    # With few to spare nothing but the advert tells which are right.
+    pairs = (combinations(places[: needed + gone], gone) for gone in (1, 2))
+    wrong = wrong_places(shares, needed) or ()
+    for out in chain([wrong], islice(chain.from_iterable(pairs), SUBSETS_TRIED)):
+        rest = [place for place in places if place not in out]
         if len(rest) >= needed:
             yield rest[:needed]

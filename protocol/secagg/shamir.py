@@ -34,7 +34,7 @@ def split(secret: int, places: Sequence[int], threshold: int, random: RandomByte
     if not 1 <= threshold <= len(places):
         raise ValueError("the threshold is between 1 and the number of places")
     coefficients = [secret, *(random_element(random) for _ in range(threshold - 1))]
-    return [_evaluate(coefficients, place) for place in places]
+    return [evaluate(coefficients, place) for place in places]
 
 
 def combine(shares: Mapping[int, int], *, at: int = 0) -> int:
@@ -80,7 +80,8 @@ def from_bytes(data: bytes) -> int | None:
     return value if len(data) == ELEMENT_BYTES and value < PRIME else None
 
 
-def _evaluate(coefficients: Sequence[int], place: int) -> int:
+def evaluate(coefficients: Sequence[int], place: int) -> int:
+    """The polynomial with these coefficients, the lowest first, at ``place``."""
     value = 0
     for coefficient in reversed(coefficients):
         value = (value * place + coefficient) % PRIME
