@@ -82,7 +82,7 @@ class Published:
         signatures = attempt.close_alive()
         for one, state in agreed.items():
             attempt.receive_unmask(
-                one, client.unmask(state, signatures, policy=self._policy, random=os.urandom)
+                one, client.unmask(state, signatures, policy=self._policy)
             )
         return attempt.unmask()
 

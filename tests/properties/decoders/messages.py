@@ -25,7 +25,7 @@ from protocol.secagg.messages import (
 from protocol.tasks.classification import METRICS
 from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.leaves import Alive
-from protocol.transparency.lists import whole
+from protocol.transparency.lists import Lists
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from tests.properties.decoders.rows import (
     Decoder,
@@ -68,8 +68,8 @@ def _secret(world: World) -> dict[str, Decoder]:
             read=lambda data: split_senders(data, Keys.X25519),
             seeds=(b"\x00\x01" + advert + bytes(92),),
         ),
-        "protocol.transparency.lists:whole": Decoder(
-            read=lambda data: whole(listed_alive(sha256(data)), lambda _: data),
+        "protocol.transparency.lists:Lists.whole": Decoder(
+            read=lambda data: Lists(lambda _: data).whole(listed_alive(sha256(data))),
             seeds=(b"".join(number.to_bytes(16, "big") for number in range(130)),),
         ),
         "protocol.secagg.messages:decode_masked_tail": Decoder(
