@@ -81,9 +81,7 @@ class Published:
             attempt.receive_alive(one, signed)
         signatures = attempt.close_alive()
         for one, state in agreed.items():
-            attempt.receive_unmask(
-                one, client.unmask(state, signatures, policy=self._policy)
-            )
+            attempt.receive_unmask(one, client.unmask(state, signatures, policy=self._policy))
         return attempt.unmask()
 
     def _mask(self, state: Any, message: bytes, one: bytes) -> Any:

@@ -47,7 +47,7 @@ from protocol.transparency.tiles import (
 )
 from protocol.transparency.tree import Tree
 from server.leaves import Leaves
-from storage.regular import read_regular_text, sha256_of
+from storage.regular import read_regular, read_regular_text, sha256_of
 from storage.whole import PRIVATE, sync, write_whole
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Published(Leaves):
 def _list_of(run: Path, digest: str) -> bytes:
     """A list of a leaf. Raises ProofError when it cannot be read."""
     try:
-        return (run / list_path(digest)).read_bytes()
+        return read_regular(run / list_path(digest))
     except OSError as error:
         cause = f"{list_path(digest)} cannot be read ({type(error).__name__})"
         raise ProofError(cause, REMEDY) from None
@@ -142,7 +142,9 @@ class RunLog(Published):
         """Put a list that a leaf has no room for where it is published; its SHA-256. (P-8.19)"""
         digest = hashlib.sha256(data).hexdigest()
         path = self.folder.parent / list_path(digest)
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir()
+            sync(self.folder)  # a leaf outlives a failure of power: so must the folder of its lists
         write_whole(path, data)
         return digest
 
