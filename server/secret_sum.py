@@ -45,7 +45,7 @@ class SecretSum:
 
     @property
     def liars(self) -> list[str]:
-        """Who sent wrong shares."""
+        """Who sent wrong shares, or was given them."""
         return sorted(self.names[one] for one in self.core.liars)
 
     def guarded(self, work: Callable[[], T]) -> T | None:

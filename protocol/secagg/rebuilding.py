@@ -31,12 +31,11 @@ class Rebuilder:
 
     def seed(self, client: bytes, *, alive: bool) -> int:
         """The client's self seed when it is alive, its mask seed else. Raises RoundError."""
-        places = {other: place for place, other in enumerate(self.holders[client], 1)}
-        shares = {
-            places[holder]: value
-            for holder, (_, value) in self.reveals.get(client, {}).items()
-            if holder not in self.liars
-        }
+        reveals = self.reveals.get(client, {})
+        holders = [(place, one) for place, one in enumerate(self.holders[client], 1)]
+        # Those that are named come last: not left out, for an owner may have had honest ones named.
+        holders.sort(key=lambda each: each[1] in self.liars)
+        shares = {place: reveals[one][1] for place, one in holders if one in reveals}
         if len(shares) < self.threshold:
             raise RoundError(
                 f"{len(shares)} shares of a secret of {client.hex()}, needed {self.threshold}",
@@ -75,7 +74,7 @@ class Rebuilder:
 
 def _subsets(shares: Mapping[int, int], needed: int) -> Iterator[list[int]]:
     """Subsets of ``needed`` places: the first, those that agree, and the first without any one or two."""
-    places = sorted(shares)
+    places = list(shares)
     yield places[:needed]
     # With few to spare nothing but the advert tells which are right.
     pairs = (combinations(places[: needed + gone], gone) for gone in (1, 2))

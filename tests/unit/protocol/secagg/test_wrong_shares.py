@@ -50,6 +50,7 @@ def rebuilt(
     there: int,
     wrong: Collection[int],
     by: Callable[[int], int] = lambda at: at + 1,
+    named: Collection[int] = (),
 ) -> set[int]:
     """Of ``there`` shares those at ``wrong`` are false by so much: ranks of the holders that are named."""
     needed, secret = threshold(holders), shamir.random_element(os.urandom)
@@ -67,7 +68,7 @@ def rebuilt(
         mask_key=b"",
         commitment=commitment(secret, CONTEXT, OWNER),
     )
-    liars: set[bytes] = set()
+    liars = {ids[at] for at in named}
     rebuilder = Rebuilder(
         adverts={OWNER: advert},
         holders={OWNER: ids},
@@ -94,6 +95,16 @@ def rebuilt(
 )
 def test_who_sent_a_wrong_share_is_named(holders: int, there: int, wrong: Collection[int]) -> None:
     assert rebuilt(holders=holders, there=there, wrong=wrong) == set(wrong)
+
+
+def test_whom_a_secrets_owner_had_named_is_not_left_out() -> None:
+    """Three owners give 13 honest holders each a wrong share: all their secrets, and others', are found."""
+    named: set[int] = set()
+    for owner in range(3):
+        wrong = range(13 * owner, 13 * owner + 13)
+        named = rebuilt(holders=80, there=80, wrong=wrong, named=named)
+    assert named == set(range(39))
+    assert rebuilt(holders=80, there=80, wrong=[], named=named) == named
 
 
 def test_two_who_agree_name_nobody_else() -> None:
