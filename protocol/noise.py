@@ -23,6 +23,7 @@ from protocol.manifest import Record
 
 MOST_STEPS = 10_000
 LARGEST_BETA = 0.999  # of squaredcos_cap_v2
+LEAST_SHARE = 2.0**-200  # what is left of an image at last: its root divides, in float32
 PAIRS = 4  # of a step and a noise, that a row is measured by
 Shares = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]  # (rows, channels, height, width)
@@ -49,6 +50,8 @@ class Schedule(Record):
             raise ValueError(f"betas `{self.betas}` and their bounds do not go together")
         if self.start is not None and self.end is not None and self.start > self.end:
             raise ValueError("noise grows: start is above end")
+        if self.alphas()[-1] < LEAST_SHARE:
+            raise ValueError("noise grows until nothing is left of an image")
         return self
 
     def alphas(self) -> Shares:

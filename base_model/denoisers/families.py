@@ -51,11 +51,13 @@ OTHERS_WAYS = {
     *("variance_type", "sample_max_value", "dynamic_thresholding_ratio", "skip_prk_steps"),
 }
 NOISE = ("num_train_timesteps", "beta_schedule", "prediction_type")
+FIELDS = {"steps": NOISE[0], "betas": NOISE[1], "start": "beta_start", "end": "beta_end"}
 UNLESS_FALSY = {
     "trained_betas": "betas of its own",
     "thresholding": "values that are cut by their quantile",
     "rescale_betas_zero_snr": "betas that are rescaled",
 }
+MOST_PATCHES = 2**14  # of an image: its attention has a number for each two of them, in every head
 OWN = "take the config.json that belongs to the checkpoint"
 
 
@@ -87,8 +89,9 @@ def _shape(config: dict[str, Any]) -> DenoiserShape:
     sizes = _sizes(config)
     channels, heads = sizes["in_channels"], sizes["num_attention_heads"]
     head_size = sizes["attention_head_dim"]
-    outputs = config.get("out_channels") or channels
-    if outputs not in (channels, 2 * channels):
+    said = config.get("out_channels")
+    outputs = channels if said is None else said
+    if type(outputs) is not int or outputs not in (channels, 2 * channels):
         raise ValueError(
             f"`out_channels` is {shown(outputs)}: {channels} or {2 * channels} are noise"
         )
@@ -125,14 +128,20 @@ def _sizes(config: dict[str, Any]) -> dict[str, int]:
     for key, size in sizes.items():
         if not 1 <= size <= 2**20:
             raise ValueError(f"`{key}` is {size}, which is no size")
+    if sizes["num_layers"] > MOST_LAYERS:
+        raise ValueError(f"`num_layers` is {sizes['num_layers']}, more than {MOST_LAYERS}")
     channels, side, patch = (sizes[key] for key in ("in_channels", "sample_size", "patch_size"))
     if channels not in (1, 3):
         raise ValueError(
             f"it reads {channels} channels, as of latents; images have 1 or 3: a model of pixels is needed"
         )
-    if side % patch or side > MOST_SIDE or sizes["num_layers"] > MOST_LAYERS:
+    if side % patch or side > MOST_SIDE:
         raise ValueError(
             f"images of {side} by {side} pixels, in patches of {patch}, cannot be read"
+        )
+    if (side // patch) ** 2 > MOST_PATCHES:
+        raise ValueError(
+            f"an image has {(side // patch) ** 2} patches, more than {MOST_PATCHES}: each looks at all"
         )
     return sizes
 
@@ -143,7 +152,10 @@ def schedule_of(config: Mapping[str, Any], *, source: Path) -> Schedule:
         return _schedule(dict(config))
     except KeyError as error:
         reason = f"it does not say `{error.args[0]}`, which would be guessed"
-    except (ValueError, OddError) as error:
+    except OddError as odd:  # begins with a field
+        field, _, fault = str(odd).partition(": ")
+        reason = f"`{FIELDS[field]}`: {fault}" if field in FIELDS else fault
+    except ValueError as error:
         reason = str(error)
     raise ArtefactError(
         f"{source}: {reason}",
