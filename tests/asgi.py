@@ -15,8 +15,13 @@ def asked(
 ) -> tuple[int, dict[str, Any]]:
     """One request, by ASGI itself."""
     sent: list[Mapping[str, Any]] = []
+    asked_already = False
 
     async def receive() -> Mapping[str, Any]:
+        nonlocal asked_already
+        if asked_already:
+            await asyncio.Event().wait()  # the client stays
+        asked_already = True
         return {"type": "http.request", "body": json.dumps(document).encode()}
 
     async def send(message: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,8 +19,15 @@ from edge_runtime.drawing.sampling import (
     MOST_STEPS,
     Wish,
 )
-from edge_runtime.drawing.service import Drawing
-from edge_runtime.http_server import Receive, Reply, Routes, error_reply, json_question
+from edge_runtime.drawing.service import WAITING, AbandonedError, Drawing, Drawn
+from edge_runtime.http_server import (
+    ClientGoneError,
+    Receive,
+    Reply,
+    Routes,
+    error_reply,
+    json_question,
+)
 from protocol.errors import DataError, DeliveryError
 
 
@@ -30,7 +39,7 @@ class DrawQuestion(BaseModel):
     images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
-    guidance: Annotated[float, Field(ge=1, le=MOST_GUIDANCE, strict=False)] = 1.0
+    guidance: Annotated[float, Field(ge=1, le=MOST_GUIDANCE)] = 1.0
 
 
 class DrawApp(Routes):
@@ -41,6 +50,8 @@ class DrawApp(Routes):
 
     def __init__(self, service: Drawing) -> None:
         self._service = service
+        # One for each wish that is let in, and one to say that no more are, whatever cores there are.
+        self._threads = ThreadPoolExecutor(WAITING + 2, "draw")
         super().__init__({"/v1/draw": ("POST", self._draw), "/health": ("GET", self._health)})
 
     async def _draw(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
@@ -49,14 +60,39 @@ class DrawApp(Routes):
             return question
         wish = Wish(**question.model_dump())
         try:
-            drawn = await asyncio.to_thread(self._service.draw, wish)
+            drawn, images = await self._drawn(wish, receive)
+        except AbandonedError:
+            raise ClientGoneError from None
         except DeliveryError as error:
             return error_reply(503, error.code, error.cause)
         except DataError as error:
             return error_reply(422, "request.form", error.cause)
-        images = [base64.b64encode(png(image)).decode() for image in drawn.images]
         document: dict[str, Any] = {"release": drawn.release, "seq": drawn.seq}
         return 200, document | question.model_dump() | {"images": images}
+
+    async def _drawn(self, wish: Wish, receive: Receive) -> tuple[Drawn, list[str]]:
+        """What is drawn, and its files, for as long as the client is there and the process is to live."""
+        gone = threading.Event()
+
+        def look() -> None:
+            if gone.is_set():
+                raise AbandonedError
+
+        def draw() -> tuple[Drawn, list[str]]:
+            drawn = self._service.draw(wish, look)
+            return drawn, [base64.b64encode(png(image)).decode() for image in drawn.images]
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, draw)
+        finally:
+            gone.set()
+            watching.cancel()
 
     async def _health(self, headers: Mapping[bytes, str], receive: Receive) -> Reply:
         health = self._service.health()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ from edge_runtime.drawing.base import DrawingBase, Images
 from protocol.denoiser_manifest import CLASSES, IMAGES, STEPS
 from protocol.draws import normal
 from protocol.encoding import seed_from
-from protocol.errors import DataError
+from protocol.errors import DataError, shortened
 from protocol.noise import step_back, steps_down
 
 MOST_STEPS, MOST_IMAGES, MOST_GUIDANCE = 250, 16, 20.0
 USUAL_STEPS = 50
 MOST_SEED = 2**63 - 1
 Bytes = npt.NDArray[np.uint8]
+OnStep = Callable[[], None]  # what it raises ends the drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,21 @@ def verify_wish(wish: Wish, most_steps: int) -> int:
         ("guidance", wish.guidance, 1.0, MOST_GUIDANCE),
     ):
         if not least <= value <= most:
-            raise DataError(f"{name} is {value:g}", f"give a number from {least:g} to {most:g}")
+            raise DataError(
+                f"{name} is {shortened(str(value), 60)}", f"give a number from {least} to {most}"
+            )
     return steps
 
 
-def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Bytes:
+def drawn(
+    base: DrawingBase,
+    adapter: DrawingAdapter | None,
+    wish: Wish,
+    on_step: OnStep | None = None,
+) -> Bytes:
     """(images, channels, height, width) uint8. Without an adapter a label is a class, by its number.
 
+    ``on_step`` is called before every step of images that are drawn together; what it raises is raised.
     Raises DataError for a wish that cannot be met, ArithmeticError where an image is no numbers.
     """
     manifest = base.manifest
@@ -68,7 +77,7 @@ def drawn(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> Byte
         numbers = range(start, min(start + together, wish.images))
         seeds = [seed_from("drawing", wish.seed, number) for number in numbers]
         first = np.stack([normal(seed, manifest.shape) for seed in seeds]).astype(np.float32)
-        parts.append(_cleared(base, values, first, kind, steps, wish.guidance))
+        parts.append(_cleared(base, values, first, kind, steps, wish.guidance, on_step))
     images = np.concatenate(parts)
     if not np.isfinite(images).all():
         raise ArithmeticError("what was drawn is not finite")
@@ -94,9 +103,12 @@ def _cleared(
     kind: int,
     steps: list[int],
     guidance: float,
+    on_step: OnStep | None,
 ) -> Images:
     schedule = base.manifest.schedule
     for step, before in zip(steps, [*steps[1:], -1], strict=True):
+        if on_step is not None:
+            on_step()
         noise = _noise(base, values, images, step, kind)
         if guidance > 1:
             plain = _noise(base, values, images, step, base.manifest.no_class)

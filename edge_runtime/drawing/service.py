@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.backends.drawing import open_drawing
 from edge_runtime.drawing.adapters import DrawingAdapter
-from edge_runtime.drawing.sampling import Bytes, Wish, drawn
+from edge_runtime.drawing.sampling import Bytes, OnStep, Wish, drawn
 from edge_runtime.following import Follower
 from edge_runtime.settings import Device
 from protocol.errors import DataError, DeliveryError
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 WAITING = (
     4  # wishes beside the one that is drawn: an image takes seconds, and nobody waits for ever
 )
+LOOK_S = 0.1  # after which one that waits looks whether it is wanted still
+T = TypeVar("T")
+
+
+class AbandonedError(Exception):
+    """Nobody waits any more for what is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +44,11 @@ class Drawn:
 class Drawing(Protocol):
     """What draws, asked from many threads."""
 
-    def draw(self, wish: Wish) -> Drawn:
-        """Raises DeliveryError, DataError."""
+    def draw(self, wish: Wish, on_step: OnStep | None = None) -> Drawn:
+        """``on_step`` is called while it waits and before every step; AbandonedError of it ends both.
+
+        Raises DeliveryError, DataError.
+        """
         ...
 
     def health(self) -> dict[str, Any]:
@@ -54,13 +63,21 @@ class Turns:
         self._room = threading.BoundedSemaphore(WAITING + 1)
         self._turn = threading.Lock()
 
-    def take(self, draw: Callable[[], Bytes]) -> Bytes:
-        """Raises DeliveryError `serve.busy` where too many wait."""
+    def take(self, draw: Callable[[], T], on_wait: OnStep | None = None) -> T:
+        """``on_wait`` is called while it waits, and what it raises ends that.
+
+        Raises DeliveryError `serve.busy` where too many wait.
+        """
         if not self._room.acquire(blocking=False):
             raise DeliveryError("serve.busy", f"{WAITING} wishes wait already", "ask again later")
         try:
-            with self._turn:
+            while not self._turn.acquire(timeout=LOOK_S):
+                if on_wait is not None:
+                    on_wait()
+            try:
                 return draw()
+            finally:
+                self._turn.release()
         finally:
             self._room.release()
 
@@ -85,11 +102,13 @@ class SingleDrawing:
         if adapter is not None and (adapter / RELEASE_FILE).is_file():
             self._release = hashlib.sha256(read_regular(adapter / RELEASE_FILE)).hexdigest()
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish, on_step: OnStep | None = None) -> Drawn:
         """See :class:`Drawing`. Raises DeliveryError `serve.failed`, `serve.busy`."""
         try:
-            images = self._turns.take(lambda: drawn(self.base, self._adapter, wish))
-        except (DataError, DeliveryError):
+            images = self._turns.take(
+                lambda: drawn(self.base, self._adapter, wish, on_step), on_step
+            )
+        except (AbandonedError, DataError, DeliveryError):
             raise
         except Exception as error:  # ONNX Runtime raises types of its own
             raise DeliveryError(
@@ -112,12 +131,18 @@ class FollowingDrawing(Follower[DrawingAdapter]):
         self.base, self._turns = backend.base, Turns()
         super().__init__(device, backend.load, clock=clock)
 
-    def draw(self, wish: Wish) -> Drawn:
-        """See :class:`Drawing`. Raises DeliveryError `serve.empty`, `serve.failed`, `serve.busy`."""
+    def draw(self, wish: Wish, on_step: OnStep | None = None) -> Drawn:
+        """See :class:`Drawing`. Raises DeliveryError `serve.empty`, `serve.failed`, `serve.busy`.
+
+        What draws is what is in use when its turn has come: a release may be withdrawn while it waits.
+        """
+        return self._turns.take(lambda: self._drawn(wish, on_step), on_step)
+
+    def _drawn(self, wish: Wish, on_step: OnStep | None) -> Drawn:
         serving = self.serving
         try:
-            images = self._turns.take(lambda: drawn(self.base, serving.adapter, wish))
-        except (DataError, DeliveryError):
+            images = drawn(self.base, serving.adapter, wish, on_step)
+        except (AbandonedError, DataError):
             raise
         except Exception as error:  # whatever ORT raises counts against the release
             self.failed(serving, error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +128,9 @@ def test_an_image_is_made_step_by_step(
         ({"steps": 0}, "steps is 0"),
         ({"steps": 41}, "steps is 41"),  # there are 40
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**63}, "seed is"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"seed": 10**400}, "seed is 10000"),
+        ({"images": -(10**400)}, "images is -1000"),
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": float("nan")}, "guidance is nan"),
     ],
@@ -225,14 +229,72 @@ def test_a_program_asks_over_http(base: DrawingBase, folder: Path) -> None:
         ({"label": "c", "steps": 41}, "steps is 41"),
         ({"label": "c", "images": 17}, "images"),
         ({"label": "c", "guidance": 21}, "guidance"),
+        ({"label": "c", "guidance": True}, "guidance"),
+        ({"label": "c", "guidance": "2"}, "guidance"),
         ({"label": "c", "seed": -1}, "seed"),
         ({"label": "c", "prompt": "x"}, "prompt"),
     ):
         status, document = asked(draw, odd, path="/v1/draw")
         assert status == 422
         assert said in document["error"]["cause"]
+    assert asked(draw, {"label": "c", "steps": 2, "guidance": 2}, path="/v1/draw")[0] == 200
     status, document = asked(draw, {"texts": ["x"]}, path="/v1/classify")
     assert (status, document["error"]["cause"]) == (404, "POST /v1/draw or GET /health")
+
+
+@pytest.mark.parametrize("how", ["left", "ended"])
+def test_what_nobody_waits_for_is_not_drawn_on(base: DrawingBase, how: str) -> None:
+    """Neither what is drawn nor what waits, where the client leaves, or the process is told to end."""
+    service = SingleDrawing(base.folder, None, threads=1)
+    app, steps, replies = DrawApp(service), [0], list[Any]()
+    noise = service.base.noise
+    body = json.dumps({"label": "1", "steps": 40, "images": 16}).encode()
+
+    async def asking() -> None:
+        leaving = [asyncio.Event(), asyncio.Event()]
+        loop = asyncio.get_running_loop()
+
+        def slow(*arguments: Any) -> Any:
+            """Held at the second step until nobody is there any more."""
+            steps[0] += 1
+            if steps[0] == 2:
+                loop.call_soon_threadsafe(begun.set)
+                assert end.wait(30)
+            return noise(*arguments)
+
+        begun, end = asyncio.Event(), threading.Event()
+        object.__setattr__(service.base, "noise", slow)
+
+        async def one(leave: asyncio.Event) -> None:
+            sent = False
+
+            async def receive() -> dict[str, Any]:
+                nonlocal sent
+                if sent:
+                    await leave.wait()
+                    return {"type": "http.disconnect"}
+                sent = True
+                return {"type": "http.request", "body": body}
+
+            async def send(message: Any) -> None:
+                replies.append(message)
+
+            headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+            scope = {"path": "/v1/draw", "method": "POST", "headers": headers}
+            await app(scope, receive, send)
+
+        tasks = [asyncio.create_task(one(leave)) for leave in leaving]
+        await asyncio.wait_for(begun.wait(), 30)
+        for leave, task in zip(leaving, tasks, strict=True):
+            leave.set() if how == "left" else task.cancel()
+        await asyncio.sleep(0.01)  # what was told is heard
+        end.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(asking())
+    assert service.draw(Wish(label="1", steps=1)).images.size == SIDE**2  # its turn is free
+    assert steps[0] == 3
+    assert replies == []
 
 
 def test_no_more_wait_than_are_let_in() -> None:
