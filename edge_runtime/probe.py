@@ -155,12 +155,12 @@ class Probe(_Form):
 
     format: Literal[1] = 1
     rows: Annotated[list[Golden], Field(min_length=1, max_length=1000)]
-    within: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)] | None = None
+    within: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    most_error: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)] | None = None
+    most_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     least_correct: Annotated[int, Field(ge=1)]
-    most_latency_ms: Annotated[float, Field(gt=0, strict=False)]
-    most_memory_mb: Annotated[float, Field(gt=0, strict=False)]
+    most_latency_ms: Annotated[float, Field(gt=0)]
+    most_memory_mb: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
     def _passable(self) -> Probe:
@@ -199,12 +199,12 @@ class _Written(_Form):
 
     format: Literal[1] = 1
     rows: list[Golden] | File
-    within: Annotated[float, Field(strict=False)] | None = None
+    within: float | None = None
     max_tokens: int | None = None
-    most_error: Annotated[float, Field(strict=False)] | None = None
+    most_error: float | None = None
     least_correct: int
-    most_latency_ms: Annotated[float, Field(strict=False)]
-    most_memory_mb: Annotated[float, Field(strict=False)]
+    most_latency_ms: float
+    most_memory_mb: float
 
 
 @dataclass(frozen=True, kw_only=True)

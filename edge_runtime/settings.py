@@ -41,10 +41,10 @@ class Device(BaseModel):
         default=True, description="whether an adapter that was trained here may answer here"
     )
     threads: Annotated[int, Field(ge=0, le=256)] = 1
-    deadline_s: Annotated[float, Field(gt=0, strict=False)] = 300.0
+    deadline_s: Annotated[float, Field(gt=0)] = 300.0
     most_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     faults: Annotated[int, Field(gt=0, description="failed answers that mean a rollback")] = 5
-    window_s: Annotated[float, Field(gt=0, strict=False)] = 60.0
+    window_s: Annotated[float, Field(gt=0)] = 60.0
 
 
 def read_device(path: Path) -> Device:

@@ -130,7 +130,8 @@ def open_writing(base: Path, *, threads: int, cache: Path | None = None) -> Writ
     if not isinstance(manifest, WritingManifest):
         raise ArtefactError(
             f"{base} is not a base that writes text",
-            "take one that was built from a decoder; `fedge edge infer` answers with others",
+            "take one that was built from a decoder; `fedge edge infer` answers with others, and `fedge edge "
+            "draw` with one that draws",
         )
     opener = DecoderBase if isinstance(manifest, DecoderManifest) else Seq2SeqBase
     return WritingBackend(writer_of(opener.open(base, threads=threads)))

@@ -32,7 +32,8 @@ def blend(
 ) -> None:
     """Add adapters of one base up, by weights, as one adapter. It is no release: no log vouches for it.
 
-    `infer`, `serve`, `generate`, `chat` and `serve-text` take its folder as --adapter, without --trust.
+    `infer`, `serve`, `draw`, `generate`, `chat` and `serve-text` take its folder as --adapter, without
+    --trust.
     Weights of adapters with a head have to sum to 1. Soft prompts and prefixes cannot be blended.
     """
     shares = [_share(text) for text in adapter or []]

@@ -136,7 +136,8 @@ def read_decoder_manifest(folder: Path) -> DecoderManifest:
     if not is_decoder(text):
         raise ArtefactError(
             f"{folder} is not a base that writes text",
-            "take one that was built from a decoder; `fedge edge infer` answers with others",
+            "take one that was built from a decoder; `fedge edge infer` answers with others, and `fedge edge "
+            "draw` with one that draws",
         )
     return parse_decoder_manifest(text, source=str(folder / MANIFEST_NAME))
 

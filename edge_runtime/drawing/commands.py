@@ -55,6 +55,8 @@ def draw(
         raise typer.BadParameter("--adapter, --trust and --threads go with --base")
     if out.suffix.lower() != ".png":
         raise DataError(f"{out}: images are written as PNG", "name a file that ends in .png")
+    if not out.parent.is_dir():  # said before anything is drawn
+        raise MachineError(f"{out} cannot be written: its folder is not there", "make it")
     from edge_runtime.drawing.png import png
     from edge_runtime.drawing.sampling import Wish
 

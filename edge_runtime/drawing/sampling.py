@@ -56,6 +56,12 @@ def verify_wish(wish: Wish, most_steps: int) -> int:
     return steps
 
 
+def verify_drawable(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wish) -> None:
+    """That :func:`drawn` can meet the wish. Raises DataError."""
+    verify_wish(wish, base.manifest.schedule.steps)
+    _class_of(base, adapter, wish.label)
+
+
 def drawn(
     base: DrawingBase,
     adapter: DrawingAdapter | None,

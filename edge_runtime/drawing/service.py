@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.backends.drawing import open_drawing
 from edge_runtime.drawing.adapters import DrawingAdapter
-from edge_runtime.drawing.sampling import Bytes, OnStep, Wish, drawn
+from edge_runtime.drawing.sampling import Bytes, OnStep, Wish, drawn, verify_drawable
 from edge_runtime.following import Follower
 from edge_runtime.settings import Device
 from protocol.errors import DataError, DeliveryError
@@ -104,6 +104,7 @@ class SingleDrawing:
 
     def draw(self, wish: Wish, on_step: OnStep | None = None) -> Drawn:
         """See :class:`Drawing`. Raises DeliveryError `serve.failed`, `serve.busy`."""
+        verify_drawable(self.base, self._adapter, wish)  # before it waits
         try:
             images = self._turns.take(
                 lambda: drawn(self.base, self._adapter, wish, on_step), on_step
@@ -136,6 +137,7 @@ class FollowingDrawing(Follower[DrawingAdapter]):
 
         What draws is what is in use when its turn has come: a release may be withdrawn while it waits.
         """
+        verify_drawable(self.base, self.serving.adapter, wish)
         return self._turns.take(lambda: self._drawn(wish, on_step), on_step)
 
     def _drawn(self, wish: Wish, on_step: OnStep | None) -> Drawn:

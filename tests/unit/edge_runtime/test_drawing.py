@@ -297,7 +297,7 @@ def test_what_nobody_waits_for_is_not_drawn_on(base: DrawingBase, how: str) -> N
     assert replies == []
 
 
-def test_no_more_wait_than_are_let_in() -> None:
+def test_no_more_wait_than_are_let_in(base: DrawingBase) -> None:
     turns, begun, end = Turns(), threading.Event(), threading.Event()
 
     def slow() -> Any:
@@ -317,6 +317,12 @@ def test_no_more_wait_than_are_let_in() -> None:
         end.wait(0.001)
     with pytest.raises(DeliveryError, match=r"serve\.busy"):
         turns.take(slow)
+    service = SingleDrawing(base.folder, None, threads=1)
+    service._turns = turns
+    with pytest.raises(DeliveryError, match=r"serve\.busy"):
+        service.draw(Wish(label="1"))
+    with pytest.raises(DataError, match="no class of the base"):  # waits for nobody
+        service.draw(Wish(label="x"))
     end.set()
     for thread in threads:
         thread.join(30)

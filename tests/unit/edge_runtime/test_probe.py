@@ -103,7 +103,15 @@ def test_memory_has_a_bound(
 
 @pytest.mark.parametrize(
     "change",
-    [{"rows": []}, {"least_correct": 2}, {"most_latency_ms": 0}, {"format": 2}, {"more": 1}],
+    [
+        {"rows": []},
+        {"least_correct": 2},
+        {"most_latency_ms": 0},
+        {"most_latency_ms": True},
+        {"most_memory_mb": "10"},
+        {"format": 2},
+        {"more": 1},
+    ],
 )
 def test_what_is_no_probe(tmp_path: Path, change: dict[str, Any]) -> None:
     good = {"format": 1, "rows": [{"text": "a", "label": "b"}], "least_correct": 1}

@@ -47,6 +47,8 @@ def test_a_folder_of_a_repository_starts_at_the_settings(tmp_path: Path) -> None
         ('store = "store"', "", "store"),
         ('store = "store"', 'store = "store"\nsurprise = 1', "surprise"),
         ('store = "store"', 'store = "store"\ndeadline_s = 0', "deadline_s"),
+        ('store = "store"', 'store = "store"\nwindow_s = "60"', "window_s"),
+        ('store = "store"', 'store = "store"\ndeadline_s = true', "deadline_s"),
         ('store = "store"', "store = ", "not valid TOML"),
     ],
 )
