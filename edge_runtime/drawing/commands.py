@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,12 +58,15 @@ def draw(
     if not out.parent.is_dir():  # said before anything is drawn
         raise MachineError(f"{out} cannot be written: its folder is not there", "make it")
     from edge_runtime.drawing.png import png
-    from edge_runtime.drawing.sampling import Wish
+    from edge_runtime.drawing.sampling import Wish, calls_of
 
     settings = _settings(device) if device else None
     wish = Wish(label=label, images=images, steps=steps, seed=seed, guidance=guidance)
-    with drawing(settings, base, adapter, trust, threads) as service:
-        answer = service.draw(wish)
+    with (
+        drawing(settings, base, adapter, trust, threads) as service,
+        _bar(calls_of(service.base, wish), shown=not as_json) as on_step,
+    ):
+        answer = service.draw(wish, on_step)
     files = _names(out, len(answer.images))
     for path, image in zip(files, answer.images, strict=True):
         try:
@@ -132,6 +135,16 @@ def drawing(
     finally:
         service.stop()
         follower.join()
+
+
+@contextmanager
+def _bar(calls: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """What is called before every step, and shows people how far it is."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with typer.progressbar(length=calls, label="drawing", file=sys.stderr) as bar:
+        yield lambda: bar.update(1)
 
 
 def _settings(device: Path) -> Device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,12 @@ def verify_drawable(base: DrawingBase, adapter: DrawingAdapter | None, wish: Wis
     """That :func:`drawn` can meet the wish. Raises DataError."""
     verify_wish(wish, base.manifest.schedule.steps)
     _class_of(base, adapter, wish.label)
+
+
+def calls_of(base: DrawingBase, wish: Wish) -> int:
+    """How often :func:`drawn` calls its ``on_step`` for a wish. Raises DataError."""
+    steps = verify_wish(wish, base.manifest.schedule.steps)
+    return steps * math.ceil(wish.images / base.manifest.together(MOST_IMAGES))
 
 
 def drawn(

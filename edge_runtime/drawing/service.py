@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.backends.drawing import open_drawing
 from edge_runtime.drawing.adapters import DrawingAdapter
+from edge_runtime.drawing.base import DrawingBase
 from edge_runtime.drawing.sampling import Bytes, OnStep, Wish, drawn, verify_drawable
 from edge_runtime.following import Follower
 from edge_runtime.settings import Device
@@ -42,7 +43,9 @@ class Drawn:
 
 
 class Drawing(Protocol):
-    """What draws, asked from many threads."""
+    """What draws, asked from many threads. ``base``: with what."""
+
+    base: DrawingBase
 
     def draw(self, wish: Wish, on_step: OnStep | None = None) -> Drawn:
         """``on_step`` is called while it waits and before every step; AbandonedError of it ends both.

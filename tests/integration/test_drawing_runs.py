@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_runtime.backends import open_backend
 from edge_runtime.drawing.adapters import load_drawing_adapter
 from edge_runtime.drawing.base import DrawingBase
 from edge_runtime.drawing.http_app import DrawApp
+from edge_runtime.drawing.sampling import Wish
 from edge_runtime.drawing.service import FollowingDrawing
 from fedge.personal import Request, adapt
 from protocol.denoiser_manifest import CLASSES, IMAGES, STEPS
@@ -172,6 +174,7 @@ def test_a_device_takes_releases_and_draws(finished: tuple[Path, Summary], tmp_p
     assert status == 200
     assert (document["release"], document["seq"]) == (said["release"], 1)
     assert len(document["images"]) == 1
+    while_one_waits_nothing_is_in_use(service)
     backend = open_backend(base_of(out), threads=1)
     assert backend.ITEM == "step"
     own = Request(
@@ -188,6 +191,25 @@ def test_a_device_takes_releases_and_draws(finished: tuple[Path, Summary], tmp_p
     strict.publish()
     with pytest.raises(DeliveryError, match=r"probe\.labels.*a noise error of"):
         update(strict.device())
+
+
+def while_one_waits_nothing_is_in_use(service: FollowingDrawing) -> None:
+    """What has been withdrawn since a wish began to wait does not draw it."""
+    waited, errors = threading.Event(), list[DeliveryError]()
+
+    def wait() -> None:
+        try:
+            service.draw(Wish(label="a", steps=1), waited.set)
+        except DeliveryError as error:
+            errors.append(error)
+
+    with service._turns._turn:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waited.wait(30)
+        service._serving = None
+    thread.join(30)
+    assert [error.code for error in errors] == ["serve.empty"]
 
 
 def test_a_run_is_released_again_by_hand(finished: tuple[Path, Summary], tmp_path: Path) -> None:

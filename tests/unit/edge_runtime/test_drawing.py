@@ -28,7 +28,7 @@ from edge_runtime.drawing.adapters import DrawingAdapter, load_drawing_adapter
 from edge_runtime.drawing.base import DrawingBase
 from edge_runtime.drawing.http_app import DrawApp
 from edge_runtime.drawing.png import png
-from edge_runtime.drawing.sampling import MOST_IMAGES, Wish, drawn
+from edge_runtime.drawing.sampling import MOST_IMAGES, Wish, calls_of, drawn
 from edge_runtime.drawing.service import WAITING, SingleDrawing, Turns
 from protocol.denoiser_manifest import CLASSES, IMAGES, STEPS
 from protocol.draws import normal
@@ -83,7 +83,9 @@ def test_pillow_reads_the_same_image(image: np.ndarray[Any, Any]) -> None:
 def test_a_seed_is_an_image(base: DrawingBase, adapter: DrawingAdapter) -> None:
     """Also of several that are drawn together; another seed, label or adapter is another image."""
     wish = Wish(label="b", images=3, steps=5, seed=7)
-    images = drawn(base, adapter, wish)
+    calls: list[int] = []
+    images = drawn(base, adapter, wish, lambda: calls.append(1))
+    assert len(calls) == calls_of(base, wish) == 5
     assert (images.shape, images.dtype) == ((3, 1, SIDE, SIDE), np.uint8)
     assert drawn(base, adapter, wish).tobytes() == images.tobytes()
     alone = drawn(base, adapter, Wish(label="b", images=1, steps=5, seed=7))
