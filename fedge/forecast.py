@@ -13,6 +13,7 @@ from protocol.decoder_manifest import DecoderManifest
 from protocol.exchange.plain import HEADER
 from protocol.layout import HEAD_PART
 from protocol.manifests import AnyManifest
+from protocol.media_manifest import MediaManifest
 from protocol.plan import Plan
 from protocol.privacy.planned import noise_to_signal, planned_epsilon
 from protocol.recipe import Recipe
@@ -123,8 +124,11 @@ def forecast(
 
     Client memory: :func:`_client_bytes`; the coordinator holds the adapter
     four times and two sums of 8 bytes per coordinate. A round takes as long as one client takes
-    for its rows: clients work side by side. Simulations run them one after the other.
+    for its rows: clients work side by side. Simulations run them one after the other. Where rows are files
+    a base makes as many positions of each, whatever ``tokens_per_row`` is.
     """
+    if isinstance(manifest, MediaManifest):
+        tokens_per_row = manifest.max_positions
     recipe = Recipe(plan=plan, manifest=manifest)
     layout = recipe.layout
     phases = {

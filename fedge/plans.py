@@ -61,7 +61,7 @@ def check_command(
     rows: Annotated[
         int, typer.Option("--rows", min=1, help="rows per client, for the forecast of a plan")
     ] = 200,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens per row")] = 16,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens per row, of texts")] = 16,
     speed: Annotated[
         int, typer.Option("--speed", min=1, help="tokens a client trains per second")
     ] = 2000,

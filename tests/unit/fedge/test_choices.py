@@ -102,3 +102,18 @@ def test_a_plan_alone_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     done = CliRunner().invoke(app, ["methods", "--plan", str(plan)])
     assert done.exit_code == 2
     assert "--plan needs --base" in done.output
+
+
+def test_files_are_forecast_with_the_positions_that_the_base_makes_of_each(
+    tiny_denoiser: Path,
+) -> None:
+    """Whatever is assumed of texts."""
+    manifest = read_manifest(tiny_denoiser)
+    document = {
+        "name": "p",
+        "base": {"fingerprint": manifest.fingerprint},
+        "task": {"kind": "image-generation", "labels": ["a", "b"]},
+    }
+    plan = plan_from(document, source="test")
+    assert forecast(plan, manifest).assumed_tokens_per_row == manifest.max_positions == 4
+    assert forecast(plan, manifest, tokens_per_row=99) == forecast(plan, manifest)
