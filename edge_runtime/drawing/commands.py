@@ -58,7 +58,7 @@ def draw(
     if not out.parent.is_dir():  # said before anything is drawn
         raise MachineError(f"{out} cannot be written: its folder is not there", "make it")
     from edge_runtime.drawing.png import png
-    from edge_runtime.drawing.sampling import Wish, calls_of
+    from edge_runtime.drawing.sampling import Wish, calls_of, verify_wish
 
     settings = _settings(device) if device else None
     wish = Wish(label=label, images=images, steps=steps, seed=seed, guidance=guidance)
@@ -67,6 +67,7 @@ def draw(
         _bar(calls_of(service.base, wish), shown=not as_json) as on_step,
     ):
         answer = service.draw(wish, on_step)
+        taken = verify_wish(wish, service.base.manifest.schedule.steps)
     files = _names(out, len(answer.images))
     for path, image in zip(files, answer.images, strict=True):
         try:
@@ -77,6 +78,7 @@ def draw(
             ) from None
     if as_json:
         named = {"files": [str(path) for path in files], "label": label, "seed": seed}
+        named |= {"steps": taken, "guidance": guidance}
         typer.echo(json.dumps({"release": answer.release, "seq": answer.seq} | named))
         return
     for path in files:

@@ -18,6 +18,7 @@ from edge_runtime.drawing.sampling import (
     MOST_SEED,
     MOST_STEPS,
     Wish,
+    verify_wish,
 )
 from edge_runtime.drawing.service import WAITING, AbandonedError, Drawing, Drawn
 from edge_runtime.http_server import (
@@ -45,7 +46,8 @@ class DrawQuestion(BaseModel):
 class DrawApp(Routes):
     """``POST /v1/draw {"label": "3", "seed": 7}`` and ``GET /health``.
 
-    An answer has the release's identity as other answers have it, and ``images``: PNG files in base64.
+    An answer has the release's identity as other answers have it, what was wished, also what nobody said, and
+    ``images``: PNG files in base64.
     """
 
     def __init__(self, service: Drawing) -> None:
@@ -68,7 +70,8 @@ class DrawApp(Routes):
         except DataError as error:
             return error_reply(422, "request.form", error.cause)
         document: dict[str, Any] = {"release": drawn.release, "seq": drawn.seq}
-        return 200, document | question.model_dump() | {"images": images}
+        steps = verify_wish(wish, self._service.base.manifest.schedule.steps)
+        return 200, document | question.model_dump() | {"steps": steps, "images": images}
 
     async def _drawn(self, wish: Wish, receive: Receive) -> tuple[Drawn, list[str]]:
         """What is drawn, and its files, for as long as the client is there and the process is to live."""

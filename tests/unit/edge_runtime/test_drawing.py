@@ -239,7 +239,8 @@ def test_a_program_asks_over_http(base: DrawingBase, folder: Path) -> None:
         status, document = asked(draw, odd, path="/v1/draw")
         assert status == 422
         assert said in document["error"]["cause"]
-    assert asked(draw, {"label": "c", "steps": 2, "guidance": 2}, path="/v1/draw")[0] == 200
+    status, document = asked(draw, {"label": "c", "guidance": 2}, path="/v1/draw")
+    assert (status, document["steps"], document["guidance"]) == (200, 40, 2.0)  # all that there are
     status, document = asked(draw, {"texts": ["x"]}, path="/v1/classify")
     assert (status, document["error"]["cause"]) == (404, "POST /v1/draw or GET /health")
 
