@@ -18,7 +18,7 @@ from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.decoder_manifest import CHAT_TEMPLATE, IDS, LOGITS, MASK, DecoderManifest
 from protocol.errors import ArtefactError
 from protocol.forms import PREFIX, SOFT_PROMPT
-from protocol.manifest import TOKENIZER
+from protocol.manifest import TOKENIZER, does
 from protocol.peft_format import EDGE_FILE
 from storage.regular import read_regular_text
 
@@ -102,7 +102,10 @@ def _write_inputs(adapter: Path, manifest: DecoderManifest, out: Path) -> None:
 def _base_of(adapter: Path, base: Path) -> DecoderManifest:
     manifest, note = read_manifest(base), read_note(adapter)
     if not isinstance(manifest, DecoderManifest):
-        raise ArtefactError(f"{base} sorts texts", "name a base that writes text")
+        raise ArtefactError(
+            f"{base} is of the bases that {does(manifest)}, and one that was built from a decoder is needed",
+            "name one that was built with --task causal-lm",
+        )
     if manifest.fingerprint != note.base_fingerprint:
         raise ArtefactError(
             f"{adapter} belongs to base {note.base_fingerprint[:12]}…, {base} is "

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from typer.testing import CliRunner
 
+from base_model.decoder.exports import export_gguf
 from base_model.release import release_adapter
 from edge_runtime.adapter import read_any_note
 from edge_runtime.backends import draws
@@ -168,6 +169,8 @@ def test_other_bases_are_refused_with_what_answers_them(
     assert not draws(tiny_base)
     with pytest.raises(ArtefactError, match="not a base that draws images"):
         DrawingBase.open(tiny_base)
+    with pytest.raises(ArtefactError, match="of the bases that draw images"):
+        export_gguf(folder, tiny_denoiser, folder / "no.gguf")
     done = CliRunner().invoke(app, ["infer", "x.png", "--base", str(tiny_denoiser)])
     assert isinstance(done.exception, ArtefactError)
     assert done.exception.remedy == "use `fedge edge draw`"
