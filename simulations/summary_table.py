@@ -62,12 +62,14 @@ def summary_table(summary: Summary) -> Table:
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     expected = sum(summary.seconds_forecast.values())
+    choices = summary.nrmse_federated is None and summary.noise_error_federated is None
+    same = summary.parity_label_agreement if choices else None  # a number is no answer of several
     facts = [
         ("up per client and round", _size(summary.upload_bytes_per_client_round)),
         ("down per client and round", _size(summary.download_bytes_per_client_round)),
         ("adapter on the device", _known(summary.adapter_bytes, _size)),
         ("parity, largest relative", _known(summary.parity_max_relative, "{:.1e}".format)),
-        ("parity, same answers", _known(summary.parity_label_agreement, "{:.1%}".format)),
+        ("parity, same answers", _known(same, "{:.1%}".format)),
         ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
         ("epsilon spent by a device", _epsilon(summary)),
         ("rounds an auditor verifies", f"{summary.rounds_verified} of {summary.rounds}"),
