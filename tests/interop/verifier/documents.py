@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import cos, lcm, pi, prod
+from math import lcm, prod
 from pathlib import Path
 from typing import Any
 
 from .basics import Tensors, canonical, named_hash, sha256
+from .drawings import left_at_last
 from .log import Leaf
 
 TURNS: dict[
@@ -211,22 +212,6 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     else:
         body["tokenizer"] = manifest["files"]["tokenizer.json"]["sha256"]
     return named_hash(tag, canonical(body)).hex()
-
-
-def left_at_last(schedule: dict[str, Any]) -> float:
-    """P-1.18: a(T - 1)."""
-    steps, kind, start, end = (schedule[key] for key in ("steps", "betas", "start", "end"))
-    left = 1.0
-    for t in range(steps):
-        if kind == "squaredcos_cap_v2":
-            ends = [cos(((t + i) / steps + 0.008) / 1.008 * pi / 2) ** 2 for i in (0, 1)]
-            beta = min(0.999, 1 - ends[1] / ends[0])
-        else:
-            power = {"linear": 1, "scaled_linear": 2}[kind]
-            first, last = start ** (1 / power), end ** (1 / power)
-            beta = (first + (last - first) * t / (steps - 1)) ** power
-        left *= 1 - beta
-    return left
 
 
 def adapted(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -23,6 +23,7 @@ OTHERS = {
     "mpnet": ["q", "v"],
     "phi3": ["qkv_proj"],
     **{family: ["query", "value"] for family in ("camembert", "ernie", "albert")},
+    "dit": ["to_q", "to_v"],
     **{family: ["q_proj", "v_proj"] for family in ("granite", "smollm3", "olmo2", "olmo3")},
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from base_model import families as encoders
 from base_model.decoder.families import FAMILIES, REFUSED
+from base_model.denoisers import families as denoisers
 from base_model.gguf.architecture import ARCHITECTURES
 from base_model.images import families as images
 from base_model.seq2seq import families as seq2seq
@@ -15,6 +16,7 @@ from tests.unit.base_model.decoder.test_programs import UNTRAINED
 
 DOCUMENT = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text()
 WRITING, SORTING = DOCUMENT.split("## Models that sort texts")
+WRITING, DRAWING = WRITING.split("## Models that draw images")
 WRITING, PLACING = WRITING.split("## Models that sort documents")
 WRITING, HEARING = WRITING.split("## Models that sort sounds")
 WRITING, SEEING = WRITING.split("## Models that sort images")
@@ -65,6 +67,13 @@ def test_models_that_sort_documents_are_named() -> None:
     assert list(rows) == [name for name, family in encoders.FAMILIES.items() if family.boxed]
     named = set(re.findall(r"`([\w-]+)`", refused.partition("and every")[0]))
     assert named == set(encoders.REFUSED_OF_DOCUMENTS)
+
+
+def test_models_that_draw_are_named() -> None:
+    listed, refused = DRAWING.split("Refused by name:")
+    assert re.findall(r"^\| `(\S+)` \| yes \| yes \|", listed, re.M) == [denoisers.FAMILY]
+    named = set(re.findall(r"`(\w+)`", refused.partition("and every")[0])) - {"vae"}
+    assert named == set(denoisers.REFUSED)
 
 
 def test_architectures_of_gguf_files_are_named() -> None:
