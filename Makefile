@@ -76,7 +76,7 @@ test-bases: $(VENV)/dev.stamp
 
 # Liars with the log's key, coordinators that try every order, kills, all kinds of runs before the second verifier.
 test-attacks: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/interop tests/unit/audit tests/integration/test_flower.py tests/integration/test_kill_resume.py tests/integration/test_killed_after_asking.py tests/integration/test_control_variates.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/interop tests/unit/audit tests/unit/protocol/secagg tests/unit/protocol/transparency tests/integration/test_flower.py tests/integration/test_kill_resume.py tests/integration/test_killed_after_asking.py tests/integration/test_control_variates.py
 
 # Whole consortiums as processes, with clusters, kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp

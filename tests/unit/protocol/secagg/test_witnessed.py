@@ -175,6 +175,7 @@ def test_a_cohort_in_the_other_mode_is_refused() -> None:
         plain.share(plain.advertise())
 
 
+@pytest.mark.slow
 def test_a_large_alive_set_comes_beside_the_leaf_that_has_its_digest() -> None:
     made = Witnessed(size=132, count=5, lost={"mask": (2,)})
     made.masked()

@@ -136,6 +136,7 @@ def test_the_way_there_and_back(keys: Keys) -> None:
     verify_transcript(rebuilt, made.roster, vectors.__getitem__, minimum=3)
 
 
+@pytest.mark.slow
 def test_of_a_large_cohort_lists_are_in_files() -> None:
     made, transcript, vectors = opened(
         size=133, lost={"share": (1,), "mask": (3,), "alive": (5,)}, count=20
