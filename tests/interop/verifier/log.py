@@ -167,6 +167,7 @@ def put_lists(run: Path, leaf: Leaf) -> None:
     sizes = {"members": 0, "clients": 0, "signatures": 64, "seeds": 32}
     holders = leaf["revealed"] if leaf.kind == "abort" else [leaf.fields]
     for fields in holders if leaf.kind in ("round-open", "alive", "reveal", "abort") else []:
+        assert isinstance(fields, dict)
         for name in sizes.keys() & fields.keys():
             value, size = fields[name], 16 + sizes[name]
             if isinstance(value, list | dict):
