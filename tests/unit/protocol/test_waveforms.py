@@ -77,9 +77,10 @@ def test_how_loud_a_sound_is_says_nothing(samples: npt.NDArray[np.int16]) -> Non
     if samples.std() < 300:
         return
     plain = waveform(samples, asked())
+    largest = max(1.0, float(np.abs(plain).max()))  # what float32 rounds is of that
     assert np.abs(waveform(samples + np.int16(2**14), asked()) - plain).max() <= 1e-5
     assert np.abs(waveform(-samples, asked()) + plain).max() <= 1e-5
-    assert np.abs(waveform(2 * samples, asked()) - plain).max() <= 1e-2
+    assert np.abs(waveform(2 * samples, asked()) - plain).max() <= 1e-2 * largest
     assert abs(float(plain[: len(samples)].mean())) <= 1e-5
 
 
