@@ -147,6 +147,8 @@ def open_sum(
 def _check_graph(run: Run, leaves: SumLeaves) -> None:
     """(P-6.3) Who masks with whom, and how many reveal, follows from how many advertised."""
     cohort, count = leaves.cohort, len(leaves.adverts)
+    if count > run.plan.largest_sum:
+        raise _bad(f"{count} clients, the plan has {run.plan.largest_sum} in a sum")
     near = degree(count)
     if (cohort.degree, cohort.threshold, cohort.graph_seed) != (
         near,

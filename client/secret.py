@@ -87,7 +87,9 @@ class Member:
         keys = {client_id(key): key for name, key in self.roster.items() if cohort.takes(name)}
         trust = policy_of(self.plan.audit).render() if self.plan.witnessed else ""
         minimum = max(LEAST_SUMMANDS, self.plan.least_sum)
-        return core.Policy(roster=keys, minimum=minimum, log_policy=trust)
+        return core.Policy(
+            roster=keys, minimum=minimum, maximum=self.plan.largest_sum, log_policy=trust
+        )
 
     def answer(
         self,

@@ -24,6 +24,10 @@ def check_cohort(state: Advertised, cohort: Cohort, policy: Policy) -> None:
         raise SecrecyError(
             "cohort.too-small", f"{len(ids)} clients, this one asks for {policy.minimum}", STOP
         )
+    if len(ids) > policy.maximum:
+        raise SecrecyError(
+            "cohort.too-large", f"{len(ids)} clients, the plan has {policy.maximum} in a sum", STOP
+        )
     at = bisect_left(ids, state.client)
     if ids[at : at + 1] != (state.client,) or cohort.adverts[at].encode() != state.advert:
         raise SecrecyError("cohort.own-advert", "this client's advert is altered or missing", STOP)

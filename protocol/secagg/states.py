@@ -13,7 +13,8 @@ STOP = "the coordinator is faulty or dishonest: nothing was revealed; ask its op
 class Policy(BaseModel):
     """What this client insists on, whatever the coordinator says.
 
-    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be revealed.
+    ``roster`` maps ids to raw Ed25519 public keys; ``minimum`` is the smallest sum that may be revealed,
+    ``maximum`` the largest cohort: what a plan rests on holds for no larger one.
     ``log_policy`` (C2SP tlog-policy) makes it insist on alive sets in a witnessed log; empty: on signatures.
     """
 
@@ -21,6 +22,7 @@ class Policy(BaseModel):
 
     roster: dict[bytes, bytes]
     minimum: int
+    maximum: int = 2**16 - 1  # all that a cohort's head can count (P-6.5)
     log_policy: str = ""
 
 

@@ -123,6 +123,8 @@ class Sum:
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies += body
+        most = -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
+        assert len(self.adverts) <= most
         k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1
         root = named_hash("u1", bodies)

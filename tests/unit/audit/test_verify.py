@@ -16,6 +16,7 @@ from audit.sums import Effort
 from audit.verify import audit
 from protocol.exchange import Phase
 from protocol.magnitude import pruned
+from protocol.plan import Plan
 from protocol.plan_sections import Cohort
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
@@ -178,3 +179,13 @@ def test_a_client_that_the_plan_does_not_name_is_a_fault_wherever_it_took_part(
         assert "site-5" in said
         assert "`cohort.clients`" in said
     assert verified(make_run(tmp_path / "heeded", cohort=cohort)).faults == ()
+
+
+def test_a_cohort_of_more_clients_than_the_plan_asks_is_a_fault(
+    lossy_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very run, whose eight advertised, under a plan that would have seven in a sum."""
+    monkeypatch.setattr(Plan, "largest_sum", 7)
+    report = audit(Folder(lossy_run), Trust())
+    assert report.verdict == "failed"
+    assert any("8 clients, the plan has 7 in a sum" in str(each.faults) for each in report.rounds)

@@ -71,6 +71,20 @@ def test_a_cohort_that_lies_gets_no_share(cohort: Make, code: str) -> None:
         )
 
 
+def test_a_cohort_of_more_clients_than_planned_gets_no_share(cohort: Make) -> None:
+    """What a plan rests on, its noise above all, is reckoned for its own size."""
+    made = cohort(size=6, minimum=3)
+    message, own = made.advertise(), made.ids[0]
+    for maximum in (5, 6):
+        policy = made.policy.model_copy(update={"maximum": maximum})
+        arguments = {"key": made.keys[own], "policy": policy, "random": os.urandom}
+        if maximum == 6:
+            assert client.share(made.states[own], message, **arguments)
+            continue
+        with refused("cohort.too-large"):
+            client.share(made.states[own], message, **arguments)
+
+
 def test_an_own_advert_that_is_altered(cohort: Make) -> None:
     made = cohort(size=6)
     message = forged(decode_cohort(made.advertise()), 0, channel_key=os.urandom(32)).encode()
