@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from client.tasks.generation import score as client_score
+from simulations.tasks.errors import ErrorScores
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """``rows``, and the sum of their mean squares: ``error`` of such as are cut, ``loss`` as they are."""
+class Scores(ErrorScores):
+    """The mean of the squared error of the noise, over rows."""
 
-    rows: int
-    error: float
-    loss: float
+    figure: ClassVar[str] = "noise_error"
 
     @property
     def quality(self) -> float:
         """The mean over rows."""
-        return self.error / max(1, self.rows)
-
-    @property
-    def mean_loss(self) -> float:
-        """Of a row."""
-        return self.loss / max(1, self.rows)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The two that stand for all test rows."""
-        return {"noise_error": self.quality, "loss": self.mean_loss}
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the answers were numbers."""
-        return math.isfinite(self.loss)
-
-    def by_label(self, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """None: an error is of a step and a noise more than of a label."""
-        return {}
-
-    def for_mix(self, labels: Sequence[str], mix: Mapping[str, int]) -> float | None:
-        """None, for the same reason."""
-        return None
-
-    def to_list(self) -> list[list[float]]:
-        """One row: ``[rows, error, loss]``."""
-        return [[float(value) for value in astuple(self)]]
+        return self.mean_error
 
 
 def scores_from(rows: Sequence[Sequence[float]]) -> Scores:
