@@ -190,16 +190,12 @@ def _answering(
             typer.echo(f"warning: {single.warning}", err=True)
         yield single
         return
+    from edge_runtime.following import followed
     from edge_runtime.service import Service
 
     assert device is not None
-    service = Service(device, clock=time.monotonic)
-    follower = service.run()
-    try:
+    with followed(Service(device, clock=time.monotonic)) as service:
         yield service
-    finally:
-        service.stop()
-        follower.join()
 
 
 def _device(file: Path, report: Path | None) -> Any:

@@ -10,7 +10,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,3 +193,17 @@ class Follower(Generic[Adapter]):
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_ino
+
+
+Followed = TypeVar("Followed", bound="Follower[Any]")
+
+
+@contextmanager
+def followed(service: Followed) -> Iterator[Followed]:
+    """``service``, which follows its store meanwhile."""
+    thread = service.run()
+    try:
+        yield service
+    finally:
+        service.stop()
+        thread.join()

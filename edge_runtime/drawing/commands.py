@@ -16,6 +16,7 @@ from protocol.errors import DataError, MachineError, printable
 from protocol.section import MOST_THREADS
 
 if TYPE_CHECKING:
+    from edge_runtime.drawing.sampling import Bytes
     from edge_runtime.drawing.service import Drawing
     from edge_runtime.settings import Device
 
@@ -53,11 +54,7 @@ def draw(
         raise typer.BadParameter("give either --base or --device")
     if device is not None and (adapter or trust or threads):
         raise typer.BadParameter("--adapter, --trust and --threads go with --base")
-    if out.suffix.lower() != ".png":
-        raise DataError(f"{out}: images are written as PNG", "name a file that ends in .png")
-    if not out.parent.is_dir():  # said before anything is drawn
-        raise MachineError(f"{out} cannot be written: its folder is not there", "make it")
-    from edge_runtime.drawing.png import png
+    _verify_writable(out)
     from edge_runtime.drawing.sampling import Wish, calls_of, verify_wish
 
     settings = _settings(device) if device else None
@@ -68,14 +65,7 @@ def draw(
     ):
         answer = service.draw(wish, on_step)
         taken = verify_wish(wish, service.base.manifest.schedule.steps)
-    files = _names(out, len(answer.images))
-    for path, image in zip(files, answer.images, strict=True):
-        try:
-            path.write_bytes(png(image))
-        except OSError as error:
-            raise MachineError(
-                f"{path} cannot be written: {error.strerror}", "name another file"
-            ) from None
+    files = _written(out, answer.images)
     if as_json:
         named = {"files": [str(path) for path in files], "label": label, "seed": seed}
         named |= {"steps": taken, "guidance": guidance}
@@ -83,6 +73,30 @@ def draw(
         return
     for path in files:
         typer.echo(printable(str(path)))
+
+
+def _verify_writable(out: Path) -> None:
+    """Before anything is drawn."""
+    if out.suffix.lower() != ".png":
+        raise DataError(f"{out}: images are written as PNG", "name a file that ends in .png")
+    if not out.parent.is_dir():
+        raise MachineError(f"{out} cannot be written: its folder is not there", "make it")
+
+
+def _written(out: Path, images: Bytes) -> list[Path]:
+    """A file for each, whole or not at all. Raises MachineError."""
+    from edge_runtime.drawing.png import png
+    from storage.whole import write_whole
+
+    files = _names(out, len(images))
+    for path, image in zip(files, images, strict=True):
+        try:
+            write_whole(path, png(image))
+        except OSError as error:
+            raise MachineError(
+                f"{path} cannot be written: {error.strerror}", "name another file"
+            ) from None
+    return files
 
 
 def serve_drawing(
@@ -119,6 +133,7 @@ def drawing(
 ) -> Iterator[Drawing]:
     """What draws: of a device, whose store is followed, or of a base with an adapter."""
     from edge_runtime.drawing.service import FollowingDrawing, SingleDrawing
+    from edge_runtime.following import followed
 
     if base is not None:
         from edge_runtime.passport import read_policy
@@ -130,13 +145,8 @@ def drawing(
         yield single
         return
     assert device is not None
-    service = FollowingDrawing(device, clock=time.monotonic)
-    follower = service.run()
-    try:
+    with followed(FollowingDrawing(device, clock=time.monotonic)) as service:
         yield service
-    finally:
-        service.stop()
-        follower.join()
 
 
 @contextmanager
