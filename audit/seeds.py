@@ -26,8 +26,8 @@ MOST = 64  # adverts and seeds of one client and attempt that are tried on each 
 def both_seeds(run: Run) -> Iterator[Fault]:
     """Clients of whom two seeds of different kinds are anywhere in the log."""
     adverts, seeds = _adverts(run), _seeds(run)
-    for (client, seq), found in seeds.items():
-        different = list(dict.fromkeys(seed for _, seed in found))
+    for (client, seq), revealed in seeds.items():
+        different = list(dict.fromkeys(seed for _, seed in revealed))
         if len(different) < 2:
             continue
         kinds = {
@@ -36,7 +36,7 @@ def both_seeds(run: Run) -> Iterator[Fault]:
             for seed in different[:MOST]
             for kind in _kinds(run, advert, seq, seed)
         }
-        number = next((n for n, _ in reversed(found) if n is not None), None)
+        number = next((n for n, _ in reversed(revealed) if n is not None), None)
         what = f"two seeds of client {client} in attempt {seq} are in the log"
         if len(kinds) == 2:
             what = (
@@ -47,9 +47,9 @@ def both_seeds(run: Run) -> Iterator[Fault]:
 
 def _leaves(run: Run, kind: type[L]) -> Iterator[tuple[int | None, L]]:
     """(round, leaf) of a kind, the repeated and the misplaced too."""
-    for one in run.log.all_rounds:
-        for found in (*one.sums, *one.unopened):
-            yield from ((one.number, placed.leaf) for placed in found.of(kind))
+    for part in run.log.all_rounds:
+        for group_sum in (*part.sums, *part.unopened):
+            yield from ((part.number, placed.leaf) for placed in group_sum.of(kind))
     for stray in run.log.strays:
         if isinstance(stray.leaf, kind):
             yield None, stray.leaf
@@ -57,22 +57,22 @@ def _leaves(run: Run, kind: type[L]) -> Iterator[tuple[int | None, L]]:
 
 def _seeds(run: Run) -> dict[tuple[str, int], list[tuple[int | None, str]]]:
     """(round, seed) by client and attempt."""
-    found: dict[tuple[str, int], list[tuple[int | None, str]]] = {}
+    seeds: dict[tuple[str, int], list[tuple[int | None, str]]] = {}
     for number, leaf in _leaves(run, Reveal):
         for client, seed in leaf.by_id.items():
-            found.setdefault((client, leaf.seq), []).append((number, seed))
-    return found
+            seeds.setdefault((client, leaf.seq), []).append((number, seed))
+    return seeds
 
 
 def _adverts(run: Run) -> dict[tuple[str, int], list[AdvertMessage]]:
-    found: dict[tuple[str, int], list[AdvertMessage]] = {}
+    adverts: dict[tuple[str, int], list[AdvertMessage]] = {}
     for _, leaf in _leaves(run, Advert):
         try:
             advert = decode_advert(bytes.fromhex(leaf.advert), Keys(run.plan.secrecy.keys))
         except FedgeError:
             continue  # its own sum says so
-        found.setdefault((advert.client.hex(), advert.seq), []).append(advert)
-    return found
+        adverts.setdefault((advert.client.hex(), advert.seq), []).append(advert)
+    return adverts
 
 
 def _kinds(run: Run, advert: AdvertMessage, seq: int, seed: str) -> Iterator[str]:

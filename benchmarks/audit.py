@@ -43,8 +43,10 @@ class Published:
 
     def __init__(self, folder: Path, *, clients: int, lost: int, count: int, bits: int) -> None:
         self.folder, self.minimum = folder, clients // 2
-        made = [Ed25519PrivateKey.generate() for _ in range(clients)]
-        self._keys = dict(sorted((client_id(k.public_key().public_bytes_raw()), k) for k in made))
+        secrets = [Ed25519PrivateKey.generate() for _ in range(clients)]
+        self._keys = dict(
+            sorted((client_id(k.public_key().public_bytes_raw()), k) for k in secrets)
+        )
         self.roster = {i: k.public_key().public_bytes_raw() for i, k in self._keys.items()}
         self._ids, self._bits, self._count = list(self._keys), bits, count
         self._policy = client.Policy(roster=self.roster, minimum=self.minimum)
@@ -57,55 +59,57 @@ class Published:
 
     def _run(self, alive: list[bytes]) -> Word:
         attempt, states = self._attempt, {}
-        for one in self._ids:
-            states[one], advert = client.advertise(
-                self._keys[one], sid=SID, seq=SEQ, random=os.urandom
+        for member in self._ids:
+            states[member], advert = client.advertise(
+                self._keys[member], sid=SID, seq=SEQ, random=os.urandom
             )
-            attempt.receive_advert(one, advert)
+            attempt.receive_advert(member, advert)
         cohort = attempt.close_adverts(self._ids)
         shared = {}
-        for one, state in states.items():
-            shared[one], shares = client.share(
-                state, cohort, key=self._keys[one], policy=self._policy, random=os.urandom
+        for member, state in states.items():
+            shared[member], shares = client.share(
+                state, cohort, key=self._keys[member], policy=self._policy, random=os.urandom
             )
-            attempt.receive_shares(one, shares)
+            attempt.receive_shares(member, shares)
         attempt.fix_members()
         rounds = attempt.close_shares({"round": 1}, count=self._count)
-        masked = {one: self._mask(shared.pop(one), rounds[one], one) for one in alive}
+        masked = {
+            member: self._mask(shared.pop(member), rounds[member], member) for member in alive
+        }
         message = attempt.close_masked()
         agreed = {}
-        for one, state in masked.items():
-            agreed[one], signed = client.agree_on_alive(
-                state, message, key=self._keys[one], policy=self._policy
+        for member, state in masked.items():
+            agreed[member], signed = client.agree_on_alive(
+                state, message, key=self._keys[member], policy=self._policy
             )
-            attempt.receive_alive(one, signed)
+            attempt.receive_alive(member, signed)
         signatures = attempt.close_alive()
-        for one, state in agreed.items():
-            attempt.receive_unmask(one, client.unmask(state, signatures, policy=self._policy))
+        for member, state in agreed.items():
+            attempt.receive_unmask(member, client.unmask(state, signatures, policy=self._policy))
         return attempt.unmask()
 
-    def _mask(self, state: Any, message: bytes, one: bytes) -> Any:
+    def _mask(self, state: Any, message: bytes, member: bytes) -> Any:
         words = np.full(self._count, 7, word_type(self._bits))
         opened = client.open_shares(state, message, {"round": 1}, policy=self._policy)
         masked, reply = client.mask(
-            opened, words, bits=self._bits, suite=Suite.AES_256_CTR, key=self._keys[one]
+            opened, words, bits=self._bits, suite=Suite.AES_256_CTR, key=self._keys[member]
         )
-        self._attempt.receive_masked(one, reply)
+        self._attempt.receive_masked(member, reply)
         packed = reply[: packed_size(self._count, self._bits)]
-        (self.folder / one.hex()).write_bytes(packed)
+        (self.folder / member.hex()).write_bytes(packed)
         pieces = (packed[at : at + client.CHUNK] for at in range(0, len(packed), client.CHUNK))
-        (self.folder / f"{one.hex()}.chunks").write_bytes(b"".join(map(leaf_hash, pieces)))
+        (self.folder / f"{member.hex()}.chunks").write_bytes(b"".join(map(leaf_hash, pieces)))
         return masked
 
-    def vector(self, one: bytes) -> bytes:
-        return (self.folder / one.hex()).read_bytes()
+    def vector(self, member: bytes) -> bytes:
+        return (self.folder / member.hex()).read_bytes()
 
-    def hashes(self, one: bytes) -> list[bytes]:
-        data = (self.folder / f"{one.hex()}.chunks").read_bytes()
+    def hashes(self, member: bytes) -> list[bytes]:
+        data = (self.folder / f"{member.hex()}.chunks").read_bytes()
         return [data[at : at + 32] for at in range(0, len(data), 32)]
 
-    def piece(self, one: bytes, number: int) -> bytes:
-        with (self.folder / one.hex()).open("rb") as file:
+    def piece(self, member: bytes, number: int) -> bytes:
+        with (self.folder / member.hex()).open("rb") as file:
             file.seek(number * client.CHUNK)
             return file.read(client.CHUNK)
 

@@ -43,54 +43,60 @@ class Clients:
     def __init__(self, count: int, coordinates: int) -> None:
         keys = [Ed25519PrivateKey.generate() for _ in range(count)]
         self.keys = {client_id(key.public_key().public_bytes_raw()): key for key in keys}
-        self.roster = {one: key.public_key().public_bytes_raw() for one, key in self.keys.items()}
+        self.roster = {
+            member: key.public_key().public_bytes_raw() for member, key in self.keys.items()
+        }
         self.policy = client.Policy(roster=self.roster, minimum=3)
         self.states: dict[bytes, Any] = {}
         self.vectors: dict[bytes, bytes] = {}
         self.rng, self.coordinates = np.random.default_rng(0), coordinates
 
-    def advertise(self, one: bytes, _: bytes) -> bytes:
-        self.states[one], reply = client.advertise(
-            self.keys[one], sid=SID, seq=1, random=os.urandom
+    def advertise(self, member: bytes, _: bytes) -> bytes:
+        self.states[member], reply = client.advertise(
+            self.keys[member], sid=SID, seq=1, random=os.urandom
         )
         return reply
 
-    def share(self, one: bytes, message: bytes) -> bytes:
-        self.states[one], reply = client.share(
-            self.states[one], message, key=self.keys[one], policy=self.policy, random=os.urandom
+    def share(self, member: bytes, message: bytes) -> bytes:
+        self.states[member], reply = client.share(
+            self.states[member],
+            message,
+            key=self.keys[member],
+            policy=self.policy,
+            random=os.urandom,
         )
         return reply
 
-    def mask(self, one: bytes, message: bytes) -> bytes:
-        opened = client.open_shares(self.states[one], message, TERMS, policy=self.policy)
+    def mask(self, member: bytes, message: bytes) -> bytes:
+        opened = client.open_shares(self.states[member], message, TERMS, policy=self.policy)
         words = np.full(self.coordinates, int(self.rng.integers(2**BITS)), np.uint16)
         words += np.arange(self.coordinates, dtype=np.uint16)
-        self.vectors[one] = words[:1].tobytes()
-        key, suite = self.keys[one], Suite.AES_256_CTR
-        self.states[one], reply = client.mask(opened, words, bits=BITS, suite=suite, key=key)
+        self.vectors[member] = words[:1].tobytes()
+        key, suite = self.keys[member], Suite.AES_256_CTR
+        self.states[member], reply = client.mask(opened, words, bits=BITS, suite=suite, key=key)
         return reply
 
-    def reveal(self, one: bytes, message: bytes) -> bytes:
-        state, alive = self.states.pop(one), decode_ids(message, "alive")
+    def reveal(self, member: bytes, message: bytes) -> bytes:
+        state, alive = self.states.pop(member), decode_ids(message, "alive")
         check_alive(state, alive, self.policy)
         return client.reveal(client.Agreed(before=state, alive=alive))
 
-    def agree(self, one: bytes, message: bytes) -> bytes:
-        self.states[one], reply = client.agree_on_alive(
-            self.states[one], message, key=self.keys[one], policy=self.policy
+    def agree(self, member: bytes, message: bytes) -> bytes:
+        self.states[member], reply = client.agree_on_alive(
+            self.states[member], message, key=self.keys[member], policy=self.policy
         )
         return reply
 
-    def unmask(self, one: bytes, message: bytes) -> bytes:
-        state = self.states.pop(one)
+    def unmask(self, member: bytes, message: bytes) -> bytes:
+        state = self.states.pop(member)
         return client.unmask(state, message, policy=self.policy)
 
     def total(self, alive: Iterable[bytes]) -> np.ndarray[Any, Any]:
         """The sum of what these clients had."""
         each = np.arange(self.coordinates, dtype=np.uint16)
         total = np.zeros(self.coordinates, np.uint16)
-        for one in alive:
-            total += each + np.frombuffer(self.vectors[one], np.uint16)
+        for member in alive:
+            total += each + np.frombuffer(self.vectors[member], np.uint16)
         return total
 
 
@@ -100,12 +106,12 @@ def serve(pipe: Connection, count: int, coordinates: int) -> None:
     pipe.send(clients.roster)
     common = b""
     while request := pipe.recv():
-        phase, one, message = request
+        phase, member, message = request
         if phase == "total":
             pipe.send(clients.total(message))
             continue
         common = common if message is None else message
-        pipe.send(getattr(clients, phase)(one, common))
+        pipe.send(getattr(clients, phase)(member, common))
     usage = resource.getrusage(resource.RUSAGE_SELF)
     pipe.send((usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
 
@@ -122,11 +128,11 @@ class Asked:
         self.roster: dict[bytes, bytes] = self.pipe.recv()
         self.up, self.down = dict.fromkeys(self.roster, 0), dict.fromkeys(self.roster, 0)
 
-    def ask(self, phase: str, one: bytes, message: bytes, *, again: bool = False) -> bytes:
-        self.pipe.send((phase, one, None if again else message))
+    def ask(self, phase: str, member: bytes, message: bytes, *, again: bool = False) -> bytes:
+        self.pipe.send((phase, member, None if again else message))
         reply: bytes = self.pipe.recv()
-        self.down[one] += len(message)
-        self.up[one] += len(reply)
+        self.down[member] += len(message)
+        self.up[member] += len(reply)
         return reply
 
 
@@ -135,28 +141,28 @@ def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]
     asked, start = Asked(count, coordinates), time.process_time()
     parameters = Parameters(sid=SID, seq=1, roster=asked.roster, minimum=3, bits=BITS)
     attempt, ids = Attempt(parameters), sorted(asked.roster)
-    for one in ids:
-        attempt.receive_advert(one, asked.ask("advertise", one, b""))
+    for member in ids:
+        attempt.receive_advert(member, asked.ask("advertise", member, b""))
     message = attempt.close_adverts(ids)
-    for number, one in enumerate(ids):
-        attempt.receive_shares(one, asked.ask("share", one, message, again=number > 0))
+    for number, member in enumerate(ids):
+        attempt.receive_shares(member, asked.ask("share", member, message, again=number > 0))
     attempt.fix_members()
     gone = set(ids[:: round(1 / lost)]) if lost else set()
-    for one, message in attempt.close_shares(TERMS, count=coordinates).items():
-        if one not in gone:
-            attempt.receive_masked(one, asked.ask("mask", one, message))
+    for member, message in attempt.close_shares(TERMS, count=coordinates).items():
+        if member not in gone:
+            attempt.receive_masked(member, asked.ask("mask", member, message))
     message = attempt.close_masked()
     if by == "log":
         attempt.agreed_by_log()
     else:
-        for number, one in enumerate(attempt.alive):
-            attempt.receive_alive(one, asked.ask("agree", one, message, again=number > 0))
+        for number, member in enumerate(attempt.alive):
+            attempt.receive_alive(member, asked.ask("agree", member, message, again=number > 0))
         message = attempt.close_alive()
     late = set(ids[1 :: round(1 / lost)]) if lost else set()
-    revealing = [one for one in attempt.alive if one not in late]
+    revealing = [member for member in attempt.alive if member not in late]
     phase = "reveal" if by == "log" else "unmask"
-    for number, one in enumerate(revealing):
-        attempt.receive_unmask(one, asked.ask(phase, one, message, again=number > 0))
+    for number, member in enumerate(revealing):
+        attempt.receive_unmask(member, asked.ask(phase, member, message, again=number > 0))
     words = attempt.unmask()
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -164,7 +170,7 @@ def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]
     assert (words == asked.pipe.recv()).all(), "the sum is another"
     asked.pipe.send(None)
     clients_seconds, clients_peak = asked.pipe.recv()
-    one = revealing[0]
+    member = revealing[0]
     return {
         "clients": count,
         "by": by,
@@ -176,9 +182,9 @@ def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]
         "coordinator_peak_bytes": peak,
         "client_cpu_s": round(clients_seconds / count, 4),
         "clients_peak_bytes": clients_peak,
-        "up_bytes": asked.up[one],
-        "up_beyond_vector_bytes": asked.up[one] - 2 * coordinates,
-        "down_bytes": asked.down[one],
+        "up_bytes": asked.up[member],
+        "up_beyond_vector_bytes": asked.up[member] - 2 * coordinates,
+        "down_bytes": asked.down[member],
     }
 
 

@@ -87,11 +87,11 @@ def verify_transcript_part(
     again = _Again.checked(transcript, roster, minimum, alive_at)
     if words.shape != (transcript.count,) or sum_digest(words) != transcript.sum:
         raise _bad("the sum", "its words are not the published ones")
-    known = {one: again.checked_hashes(one, hashes(one)) for one in again.alive}
+    leaf_hashes = {client: again.checked_hashes(client, hashes(client)) for client in again.alive}
     masks = again.masks()
     for block in blocks:
-        place, found = again.added_block(block, known, pieces, masks)
-        if not np.array_equal(found, words[place]):
+        place, repeated = again.added_block(block, leaf_hashes, pieces, masks)
+        if not np.array_equal(repeated, words[place]):
             raise _bad(f"the sum, block {block}", "vectors and masks add up to something else")
 
 
@@ -147,60 +147,65 @@ class _Again:
             adverts=tuple(adverts),
         )
         self._xid = share_context(self._context, cohort)
-        self.members = [one for one in ids if self._party[one].shares_root]
+        self.members = [client for client in ids if self._party[client].shares_root]
         if cohort.degree != degree(len(ids)) or cohort.graph_seed != NO_SEED:
             raise _bad("the graph", f"it is not that of {len(ids)} clients")
         self._graph = self._drawn(ids)
-        self.alive = [one for one in ids if self._party[one].vector_root]
+        self.alive = [client for client in ids if self._party[client].vector_root]
+        self._among, self._summed = frozenset(self.members), frozenset(self.alive)
         self._rid = round_id(self._xid, b"".join(self.members), transcript.terms)
 
     def _drawn(self, ids: list[bytes]) -> Graph:
         """Members' neighbours: everybody, or those that its choice draws."""
         complete = is_complete(len(ids))
-        for one in ids:
-            drew = one in self.members and not complete
-            if len(self._party[one].choice) != (2 * CHOICE_BYTES if drew else 0):
+        for client in ids:
+            drew = bool(self._party[client].shares_root) and not complete
+            if len(self._party[client].choice) != (2 * CHOICE_BYTES if drew else 0):
                 raise _bad(
-                    one.hex(), "its choice of holders is missing, or there is one that nobody needs"
+                    client.hex(),
+                    "its choice of holders is missing, or there is one that nobody needs",
                 )
         if complete:
             return complete_graph(ids)
-        choices = {one: bytes.fromhex(self._party[one].choice) for one in self.members}
+        choices = {client: bytes.fromhex(self._party[client].choice) for client in self.members}
         return Graph(
-            {one: chosen_holders(ids, one, self._xid, choice) for one, choice in choices.items()}
+            {
+                client: chosen_holders(ids, client, self._xid, choice)
+                for client, choice in choices.items()
+            }
         )
 
     def check_parties(self) -> None:
         """Adverts, shares and vectors are signed by those they are of, for this attempt."""
-        for one, advert in self._adverts.items():
-            party, name = self._party[one], one.hex()
+        for client, advert in self._adverts.items():
+            party, name = self._party[client], client.hex()
             if (advert.sid, advert.seq) != (self._sid, self._t.seq):
                 raise _bad(name, "its advert is of another attempt")
-            self._check(one, "advert", advert.body, advert.signature)
-            if bool(party.seed) != (one in self.members):
+            self._check(client, "advert", advert.body, advert.signature)
+            if bool(party.seed) != (client in self._among):
                 raise _bad(name, "a seed is missing, or there is one that nobody needs")
-            if one in self.members:
+            if client in self._among:
                 root = bytes.fromhex(party.shares_root)
                 signature = bytes.fromhex(party.shares_signature)
-                statement = self._xid + one + root + bytes.fromhex(party.choice)
-                self._check(one, "shares", statement, signature)
-            if one in self.alive:
+                statement = self._xid + client + root + bytes.fromhex(party.choice)
+                self._check(client, "shares", statement, signature)
+            if client in self._summed:
                 root = bytes.fromhex(party.vector_root)
-                statement = vector_statement(self._rid, one, root, NO_PROOF)
-                self._check(one, "vector", statement, bytes.fromhex(party.vector_signature))
+                statement = vector_statement(self._rid, client, root, NO_PROOF)
+                self._check(client, "vector", statement, bytes.fromhex(party.vector_signature))
 
     def check_alive(self, minimum: int) -> None:
         """Enough clients are in the sum, all of them members; a quorum has signed the set, if it must."""
-        if not set(self.alive) <= set(self.members):
+        if not self._summed <= self._among:
             raise _bad("the alive set", "somebody in it is no member")
         if len(self.alive) < minimum:
             raise _bad("the alive set", f"{len(self.alive)} clients, at least {minimum}")
         if self._t.alive_index != NO_INDEX:
             return  # its place in the log is what everybody agreed on
         statement, signers = self._rid + alive_digest(tuple(self.alive)), 0
-        for one in self._adverts:
-            if signature := bytes.fromhex(self._party[one].alive_signature):
-                self._check(one, "alive", statement, signature)
+        for client in self._adverts:
+            if signature := bytes.fromhex(self._party[client].alive_signature):
+                self._check(client, "alive", statement, signature)
                 signers += 1
         if signers < (needed := alive_quorum(len(self._adverts))):
             raise _bad("the alive set", f"{signers} signatures, needed {needed}")
@@ -226,7 +231,11 @@ class _Again:
         return self._in_ring(total)
 
     def added_block(
-        self, block: int, known: Mapping[bytes, Sequence[bytes]], pieces: Pieces, masks: list[Mask]
+        self,
+        block: int,
+        leaf_hashes: Mapping[bytes, Sequence[bytes]],
+        pieces: Pieces,
+        masks: list[Mask],
     ) -> tuple[slice, Word]:
         """(where it is, the same words) of one block, from the pieces that hold it."""
         coordinates, octets = block_place(block, self._t.count, self._t.bits)
@@ -234,35 +243,42 @@ class _Again:
         total = self._zeros(size)
         numbers = range(octets.start // CHUNK, -(-octets.stop // CHUNK))
         before = numbers.start * CHUNK
-        for one in self.alive:
-            data = b"".join(self._piece(one, number, known[one], pieces) for number in numbers)
+        for client in self.alive:
+            data = b"".join(
+                self._piece(client, number, leaf_hashes[client], pieces) for number in numbers
+            )
             packed = data[octets.start - before : octets.stop - before]
             total += unpack(packed, size, self._t.bits)
         self._add_masks(total, masks, start=coordinates.start)
         return coordinates, self._in_ring(total)
 
-    def checked_hashes(self, one: bytes, hashes: Sequence[bytes]) -> Sequence[bytes]:
+    def checked_hashes(self, client: bytes, hashes: Sequence[bytes]) -> Sequence[bytes]:
         """The leaf hashes of a client's vector, whose root it signed."""
         if len(hashes) != -(-packed_size(self._t.count, self._t.bits) // CHUNK):
-            raise _bad(one.hex(), f"{len(hashes)} hashes of its vector's pieces")
-        odd = any(len(each) != HASH_BYTES for each in hashes)
-        if odd or tree_root(hashes).hex() != self._party[one].vector_root:
-            raise _bad(one.hex(), "the hashes of its vector's pieces are not what it signed")
+            raise _bad(client.hex(), f"{len(hashes)} hashes of its vector's pieces")
+        misshapen = any(len(each) != HASH_BYTES for each in hashes)
+        if misshapen or tree_root(hashes).hex() != self._party[client].vector_root:
+            raise _bad(client.hex(), "the hashes of its vector's pieces are not what it signed")
         return hashes
 
-    def _piece(self, one: bytes, number: int, known: Sequence[bytes], pieces: Pieces) -> bytes:
-        whole, piece = packed_size(self._t.count, self._t.bits), pieces(one, number)
-        if len(piece) != min(CHUNK, whole - number * CHUNK) or leaf_hash(piece) != known[number]:
-            raise _bad(one.hex(), f"piece {number} of its vector is not the one it signed")
+    def _piece(
+        self, client: bytes, number: int, leaf_hashes: Sequence[bytes], pieces: Pieces
+    ) -> bytes:
+        whole, piece = packed_size(self._t.count, self._t.bits), pieces(client, number)
+        if (
+            len(piece) != min(CHUNK, whole - number * CHUNK)
+            or leaf_hash(piece) != leaf_hashes[number]
+        ):
+            raise _bad(client.hex(), f"piece {number} of its vector is not the one it signed")
         return bytes(piece)
 
     def _add_vectors(self, total: Word, clients: Sequence[bytes], vectors: Vectors) -> None:
-        for one in clients:
-            packed = vectors(one)
+        for client in clients:
+            packed = vectors(client)
             if len(packed) != packed_size(self._t.count, self._t.bits):
-                raise _bad(one.hex(), f"its vector has {len(packed)} bytes")
-            if vector_root(packed).hex() != self._party[one].vector_root:
-                raise _bad(one.hex(), "its vector is not the one it signed")
+                raise _bad(client.hex(), f"its vector has {len(packed)} bytes")
+            if vector_root(packed).hex() != self._party[client].vector_root:
+                raise _bad(client.hex(), "its vector is not the one it signed")
             total += unpack(packed, self._t.count, self._t.bits)
 
     def _add_masks(self, total: Word, masks: Sequence[Mask], *, start: int = 0) -> None:
@@ -279,31 +295,31 @@ class _Again:
 
     def masks(self) -> list[Mask]:
         """(key, sign) of every mask that is taken off the sum."""
-        found = []
-        for one in self.members:
-            seed = shamir.from_bytes(bytes.fromhex(self._party[one].seed))
+        masks = []
+        for client in self.members:
+            seed = shamir.from_bytes(bytes.fromhex(self._party[client].seed))
             if seed is None:
-                raise _bad(one.hex(), "its seed is no field element")
-            if one in self.alive:
-                if commitment(seed, self._context, one) != self._adverts[one].commitment:
-                    raise _bad(one.hex(), "its seed is not the one it committed to")
-                found.append((kdf(shamir.to_bytes(seed), "self", self._rid), -1))
+                raise _bad(client.hex(), "its seed is no field element")
+            if client in self._summed:
+                if commitment(seed, self._context, client) != self._adverts[client].commitment:
+                    raise _bad(client.hex(), "its seed is not the one it committed to")
+                masks.append((kdf(shamir.to_bytes(seed), "self", self._rid), -1))
                 continue
             secret = self._keys.mask_secret(seed, self._context)
-            if self._keys.public_of(secret) != self._adverts[one].mask_key:
-                raise _bad(one.hex(), "its seed does not give the key of its advert")
-            found += self._pair_masks(one, seed)
+            if self._keys.public_of(secret) != self._adverts[client].mask_key:
+                raise _bad(client.hex(), "its seed does not give the key of its advert")
+            masks += self._pair_masks(client, seed)
         pairs = self._graph.lost_pairs(self.members, self.alive)
         needed = pairs if self._keys is Keys.HYBRID else []
         if self._boxes.keys() != {(sender.hex(), receiver.hex()) for sender, receiver in needed}:
             raise _bad("the boxes", "there are others than those of lost pairs")
-        return found
+        return masks
 
     def _pair_masks(self, lost: bytes, seed: int) -> list[Mask]:
         end = self._keys.end(client=lost, attempt=self._context, xid=self._xid, mask_seed=seed)
-        found, alive = [], set(self.alive)
+        masks = []
         for other in self._graph.near(lost):
-            if other not in alive:
+            if other not in self._summed:
                 continue
             source = self._graph.source(lost, other)
             receiver = other if source == lost else lost
@@ -312,8 +328,8 @@ class _Again:
             secret = end.pair_secret(other, public, box, own=source == lost)
             if secret is None:
                 raise _bad(source.hex(), f"its box for {receiver.hex()} is false")
-            found.append((pair_key(secret, self._rid, lost, other), pair_sign(lost, other)))
-        return found
+            masks.append((pair_key(secret, self._rid, lost, other), pair_sign(lost, other)))
+        return masks
 
     def _box(self, sender: bytes, receiver: bytes) -> bytes:
         """A box that the sender's signed shares root covers."""
@@ -330,12 +346,12 @@ class _Again:
         )
         return box
 
-    def _check(self, one: bytes, what: str, statement: bytes, signature: bytes) -> None:
-        public = self._roster.get(one)
+    def _check(self, client: bytes, what: str, statement: bytes, signature: bytes) -> None:
+        public = self._roster.get(client)
         if public is None:
-            raise _bad(one.hex(), "it is not in the roster")
+            raise _bad(client.hex(), "it is not in the roster")
         if not signature_is_valid(public, what, statement, signature):
-            raise _bad(one.hex(), f"its signature on its {what} is not valid")
+            raise _bad(client.hex(), f"its signature on its {what} is not valid")
 
 
 def _bad(what: str, fault: str) -> ProofError:
