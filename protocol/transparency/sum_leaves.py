@@ -6,7 +6,7 @@ Both directions hold the same facts: what the coordinator publishes is exactly w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -95,40 +95,44 @@ def before_alive(transcript: Transcript, place: SumPlace, write: Sign, keep: Kee
         count=transcript.count,
         code=place.code,
     )
-    length = packed_size(transcript.count, transcript.bits)
     return [
         *(
             encode_message(Advert(group=place.group, advert=parties[client].advert))
             for client in ids
         ),
         write(cohort, {"attempt": xid.hex()}),
-        *(
-            encode_message(
-                Shares(
-                    client=client,
-                    xid=xid.hex(),
-                    root=parties[client].shares_root,
-                    signature=parties[client].shares_signature,
-                    choice=parties[client].choice,
-                )
-            )
-            for client in members
-        ),
+        *(_shares_leaf(client, parties[client], xid.hex()) for client in members),
         write(opened, {"round": rid}),
-        *(
-            encode_message(
-                Vector(
-                    client=client,
-                    rid=rid,
-                    root=parties[client].vector_root,
-                    length=length,
-                    signature=parties[client].vector_signature,
-                )
-            )
-            for client in members
-            if parties[client].vector_root
-        ),
+        *_vector_leaves(transcript, {client: parties[client] for client in members}, rid),
     ]
+
+
+def _shares_leaf(client: str, party: Party, xid: str) -> bytes:
+    shares = Shares(
+        client=client,
+        xid=xid,
+        root=party.shares_root,
+        signature=party.shares_signature,
+        choice=party.choice,
+    )
+    return encode_message(shares)
+
+
+def _vector_leaves(
+    transcript: Transcript, members: Mapping[str, Party], rid: str
+) -> Iterator[bytes]:
+    """Of those members whose vectors are in the sum."""
+    length = packed_size(transcript.count, transcript.bits)
+    for client, party in members.items():
+        if party.vector_root:
+            vector = Vector(
+                client=client,
+                rid=rid,
+                root=party.vector_root,
+                length=length,
+                signature=party.vector_signature,
+            )
+            yield encode_message(vector)
 
 
 def alive_leaf(
